@@ -1,0 +1,97 @@
+"""What an embedder or the command line can set, with the defaults the contract promises.
+
+What belongs here: values and their validation. Durations are integer nanoseconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import attrs
+
+from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.timers import NS_PER_SECOND
+
+_PORTS = {"ws": 80, "wss": 443}
+
+
+@attrs.frozen
+class UpstreamUrl:
+    """Where the upstream's WebSocket listens, taken apart. Build with ``parse``."""
+
+    host: str
+    port: int
+    tls: bool
+    target: str  # path and query, as the upgrade request sends them
+    authority: str  # the Host header's value
+
+    @classmethod
+    def parse(cls, url: str) -> UpstreamUrl:
+        """Take ``ws://host[:port]/path`` or ``wss://...`` apart.
+
+        Raises:
+            ValueError: what is wrong with ``url``, in one sentence.
+        """
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as exc:
+            raise ValueError(f"upstream URL {url!r}: {exc}") from None
+        if parts.scheme not in _PORTS:
+            raise ValueError(f"upstream URL {url!r} must begin with ws:// or wss://")
+        if not parts.hostname:
+            raise ValueError(f"upstream URL {url!r} names no host")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("upstream URL must not carry credentials: clients send their own")
+        if parts.fragment:
+            raise ValueError(f"upstream URL {url!r} must not have a fragment (RFC 6455, section 3)")
+        if any(c <= " " or c >= "\x7f" for c in url):
+            raise ValueError(f"upstream URL {url!r} has characters that a URL cannot have")
+        if port == 0:
+            raise ValueError(f"upstream URL {url!r}: port must be 1 to 65535")
+        target = parts.path or "/"
+        if parts.query:
+            target += "?" + parts.query
+        return cls(
+            host=parts.hostname,
+            port=port if port is not None else _PORTS[parts.scheme],
+            tls=parts.scheme == "wss",
+            target=target,
+            authority=parts.netloc,
+        )
+
+
+def _seconds(count: int) -> int:
+    return count * NS_PER_SECOND
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Everything an ``Endpoint`` is told. Names and defaults are those of the command line."""
+
+    upstream: UpstreamUrl
+    policy: Policy = DEFAULT
+
+    connect_timeout: int = _seconds(10)  # TCP, TLS and upgrade together
+    created_timeout: int = _seconds(60)  # frame sent to response.created
+    idle_timeout: int = _seconds(300)  # between upstream events of a turn
+    turn_timeout: int = _seconds(3600)  # a whole turn, replays and waits included
+    head_timeout: int = _seconds(15)  # holding back the answer's head for an early failure
+    keepalive: int = _seconds(15)  # silence towards a client before something is sent
+    upstream_lifetime: int = _seconds(3300)  # age at which a socket is replaced between turns
+    session_idle: int = _seconds(900)  # idle conversations give up their socket
+    drain_timeout: int = _seconds(30)  # from the first signal to the end
+    header_timeout: int = _seconds(10)  # a request head must be complete
+    body_timeout: int = _seconds(60)  # a request body must be complete
+
+    max_header: int = 65_536  # bytes of a request head
+    max_body: int = 64 * 1024 * 1024  # bytes of a request body
+    max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
+
+    # Not settings of the command line: mechanics that every upstream known so far agrees with.
+    ping_interval: int = _seconds(20)  # quiet time before an upstream socket is pinged
+    ping_timeout: int = _seconds(20)  # how late a pong may be
+    close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
+    max_sessions: int = 10_000  # conversations with state; idle ones make room
+    max_waiting: int = 64  # turns that wait for one conversation's socket
+    max_aliases: int = 200_000  # response ids remembered, least recently used first to go

@@ -1,0 +1,443 @@
+"""The rules of a session: everything that affects its state machine lives here.
+
+Theory of operation. A session is in one ``Phase``, which is derived from its state and never kept
+beside it. An event (or a deadline that passed) meets exactly one rule, found by (phase, event
+type). A rule moves the draft and nothing else: it neither reads a clock nor calls anybody. Rules
+are the mechanics, the same for everyone: sockets, generations, timers, queues. What to do about a
+*loss* is not decided here but in the policy's table, which ``Draft.recover`` reads.
+
+Three things are settled before a rule is looked up, because they hold in every phase:
+
+* an event of an old connection generation is ignored by name (invariant 42);
+* a deadline that is not due is ignored by name (invariant 44);
+* a deadline that is due is cleared first, so it cannot fire again (invariant 29).
+
+Every (phase, event type) pair is ruled: handled, ignored with a named reason, or illegal. Illegal
+means that the caller did what it must not do (``LocalProtocolError``) and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, get_args
+
+import attrs
+
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.draft import REFUSALS, Draft
+from bridgecore.recovery.effects import Effect
+from bridgecore.recovery.errors import LocalProtocolError
+from bridgecore.recovery.events import Event
+from bridgecore.recovery.failure import Evidence, FailureKind, TimedOut, classify
+from bridgecore.recovery.policy import Policy, Situation
+from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
+from bridgecore.recovery.timers import Timer
+
+EventKey: TypeAlias = type[Event] | Timer
+E = TypeVar("E")
+
+
+class Handling(enum.Enum):
+    """What a rule is: it does something, it names a benign race, or it is the caller's error."""
+
+    HANDLED = "handled"
+    IGNORED = "ignored"
+    ILLEGAL = "illegal"
+
+
+@attrs.frozen(eq=False)
+class Rule:
+    """One rule. ``doc``: one line. ``apply`` is None for ignored and illegal ones."""
+
+    id: str
+    phases: tuple[Phase, ...]
+    on: EventKey
+    handling: Handling
+    doc: str
+    apply: Callable[[Draft, Any], None] | None
+
+
+@attrs.frozen
+class Transition:
+    """What ``step`` returns: the new state, what to do, and by which rule."""
+
+    state: SessionState
+    effects: tuple[Effect, ...]
+    rule: str
+
+
+RULES: dict[tuple[Phase, EventKey], Rule] = {}
+
+# The timers that a session has; the others, below them, are the endpoint's.
+SESSION_TIMERS = tuple(list(Timer)[: list(Timer).index(Timer.EXPIRY) + 1])
+EVENT_KEYS: tuple[EventKey, ...] = (*get_args(Event)[:-1], *SESSION_TIMERS)
+# Rules that hold in every phase, before the table is looked at.
+STALE_GENERATION = "stale-generation"
+SPURIOUS_DEADLINE = "spurious-deadline"
+
+
+def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """Take in ``event`` at ``now`` (ns, monotonic): the new state and what to do.
+
+    Raises:
+        LocalProtocolError: the event cannot happen in this state; nothing has changed.
+    """
+    key: EventKey
+    if isinstance(event, ev.DeadlineReached):
+        key = event.timer
+        due = state.timers.get(event.timer)
+        if due is None or due > now:
+            return Transition(state, (fx.Ignored("the deadline is not due"),), SPURIOUS_DEADLINE)
+        state = attrs.evolve(state, timers=state.timers.clear(event.timer))
+    else:
+        key = type(event)
+        generation = getattr(event, "generation", state.generation)
+        if generation > state.generation:
+            raise LocalProtocolError(
+                f"{key.__name__} of generation {generation}, but the latest connection is "
+                f"{state.generation}"
+            )
+        if generation < state.generation:
+            return Transition(state, (fx.Ignored("its connection is gone"),), STALE_GENERATION)
+    rule = RULES[state.phase, key]
+    if rule.handling is Handling.IGNORED:
+        return Transition(state, (fx.Ignored(rule.doc),), rule.id)
+    if rule.apply is None:
+        name = key.value if isinstance(key, Timer) else key.__name__
+        raise LocalProtocolError(f"{name} in phase {state.phase.value}: {rule.doc}")
+    draft = Draft(policy, state, now)
+    rule.apply(draft, event)
+    return Transition(draft.state, tuple(draft.effects), rule.id)
+
+
+# ---------------------------------------------------------------- registration
+
+
+def _register(rule: Rule) -> None:
+    for phase in rule.phases:
+        if (phase, rule.on) in RULES:
+            raise ValueError(f"{rule.id} and {RULES[phase, rule.on].id} rule the same pair")
+        RULES[phase, rule.on] = rule
+
+
+def _rule(
+    rule_id: str, on: type[E] | Timer, *phases: Phase
+) -> Callable[[Callable[[Draft, E], None]], Callable[[Draft, E], None]]:
+    def register(apply: Callable[[Draft, E], None]) -> Callable[[Draft, E], None]:
+        doc = (apply.__doc__ or "").split("\n")[0]
+        key: Any = on
+        _register(Rule(rule_id, phases, key, Handling.HANDLED, doc, apply))
+        return apply
+
+    return register
+
+
+def _ignore(rule_id: str, on: EventKey, doc: str, *phases: Phase) -> None:
+    _register(Rule(rule_id, phases, on, Handling.IGNORED, doc, None))
+
+
+def _illegal(rule_id: str, on: EventKey, doc: str, *phases: Phase) -> None:
+    _register(Rule(rule_id, phases, on, Handling.ILLEGAL, doc, None))
+
+
+_P = Phase
+_USABLE = (_P.OPEN, _P.SEND_SKIPPED)
+_IN_FLIGHT = (_P.SENDING, _P.SENT, _P.CREATED, _P.OUTPUT)
+_IDLE = (_P.CLOSED, *_USABLE)
+_BUSY = (_P.RECONNECTING, *_IN_FLIGHT)
+
+# ---------------------------------------------------------------- turns
+
+
+@_rule("submit", ev.TurnSubmitted, *_IDLE)
+def _submit(draft: Draft, event: ev.TurnSubmitted) -> None:
+    """Without a socket: connect first, then the turn goes on (seed row 1); else send it, unless
+    the socket cannot know its anchor."""
+    draft.accept(event.turn)
+    draft.start()
+
+
+@_rule("submit-busy", ev.TurnSubmitted, *_BUSY)
+def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
+    """Turns never overlap on a connection: wait, within the turn's own budget."""
+    taken = {waiting.turn.id for waiting in draft.state.waiting} | {draft.running.turn.id}
+    if event.turn.id in taken:
+        raise LocalProtocolError(f"turn {event.turn.id} was submitted before")
+    draft.queue(event.turn)
+
+
+_ignore("abandon-idle", ev.TurnAbandoned, "the turn is over already", *_IDLE)
+
+
+@_rule("abandon", ev.TurnAbandoned, *_BUSY)
+def _abandon(draft: Draft, event: ev.TurnAbandoned) -> None:
+    """The client left mid-turn: drop the socket, so its slot is never reused (invariant 24).
+
+    A connect that is under way serves the next turn, and a waiting turn just leaves the queue.
+    """
+    if draft.drop_waiting(event.turn):
+        return
+    if draft.running.turn.id != event.turn:
+        draft.emit(fx.Ignored("the turn is over already"))
+        return
+    if draft.state.phase is not _P.RECONNECTING or not draft.state.waiting:
+        draft.close()
+    draft.release()
+
+
+# ---------------------------------------------------------------- connecting
+
+
+@_rule("connection-opened", ev.ConnectionOpened, _P.RECONNECTING)
+def _connection_opened(draft: Draft, event: ev.ConnectionOpened) -> None:
+    """The socket is there: the waiting turn goes on, if the socket can carry it."""
+    draft.state = attrs.evolve(draft.state, lifecycle=Lifecycle.OPEN)
+    draft.clear_timer(Timer.CONNECT)
+    draft.set_timer(Timer.LIFETIME, draft.policy.timeouts.lifetime)
+    draft.dispatch()
+
+
+_ignore("opened-unwanted", ev.ConnectionOpened, "the connect was given up", _P.CLOSED)
+_illegal("opened-twice", ev.ConnectionOpened, "no connect is under way", *_USABLE, *_IN_FLIGHT)
+
+
+@_rule("connect-deadline", Timer.CONNECT, _P.RECONNECTING)
+def _connect_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+    """The connect took too long: it is given up as if it had failed."""
+    draft.close()
+    _give_up_connect(draft, TimedOut(Timer.CONNECT))
+
+
+def _give_up_connect(draft: Draft, cause: Evidence) -> None:
+    failure = classify(cause)
+    if draft.state.remote:
+        situation = Situation.OWNER_LOST  # seed row 7
+    elif failure.kind is FailureKind.REJECTED:
+        situation = Situation.UPGRADE_REJECTED
+    else:
+        situation = Situation.CONNECT_FAILED
+    draft.disconnected()
+    draft.recover(situation, failure)
+
+
+# ---------------------------------------------------------------- losing the socket
+
+_ignore("lost-closed", ev.ConnectionLost, "the socket was closed before", _P.CLOSED)
+
+
+@_rule("lost-idle", ev.ConnectionLost, *_USABLE)
+def _lost_idle(draft: Draft, event: ev.ConnectionLost) -> None:
+    """Closed between turns: nobody is told, the next turn reconnects (seed row 1)."""
+    draft.disconnected()
+
+
+@_rule("lost-connecting", ev.ConnectionLost, _P.RECONNECTING)
+def _lost_connecting(draft: Draft, event: ev.ConnectionLost) -> None:
+    """No socket could be had: the policy says what the turn is told (seed row 2)."""
+    _give_up_connect(draft, event.cause)
+
+
+def _loss(state: SessionState) -> Situation:
+    """What a lost socket means for the turn in flight: by how far it had come (rows 3, 4, 5), or,
+    where the socket leads to another replica, by what the client has seen (rows 7, 8)."""
+    if state.remote:
+        begun = state.phase in (Phase.CREATED, Phase.OUTPUT)
+        return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
+    return _LOST[state.phase]
+
+
+_LOST = {
+    Phase.SENDING: Situation.LOST_SENDING,
+    Phase.SENT: Situation.LOST_SENT,
+    Phase.CREATED: Situation.LOST_CREATED,
+    Phase.OUTPUT: Situation.LOST_OUTPUT,
+}
+
+
+@_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
+def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
+    """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5)."""
+    situation = _loss(draft.state)
+    draft.disconnected()
+    draft.recover(situation, classify(event.cause))
+
+
+# ---------------------------------------------------------------- sending and answering
+
+
+@_rule("frame-sent", ev.FrameSent, _P.SENDING)
+def _frame_sent(draft: Draft, event: ev.FrameSent) -> None:
+    """The frame is with the operating system: response.created is due from now."""
+    draft.advance(AttemptPhase.SENT)
+    draft.set_timer(Timer.CREATED, draft.policy.timeouts.created)
+
+
+_LATER = (*_IDLE, _P.RECONNECTING, *_IN_FLIGHT[1:])
+_ignore("frame-sent-late", ev.FrameSent, "the attempt is further already", *_LATER)
+
+
+@_rule("created", ev.ResponseCreated, _P.SENDING, _P.SENT)
+def _created(draft: Draft, event: ev.ResponseCreated) -> None:
+    """The upstream accepted the turn: from here on nothing is replayed."""
+    _accepted(draft, AttemptPhase.CREATED)
+
+
+@_rule("output-uncreated", ev.OutputReceived, _P.SENDING, _P.SENT)
+def _output_uncreated(draft: Draft, event: ev.OutputReceived) -> None:
+    """Output from an upstream that left response.created out: accepted all the same."""
+    _accepted(draft, AttemptPhase.OUTPUT)
+
+
+def _accepted(draft: Draft, phase: AttemptPhase) -> None:
+    draft.state = attrs.evolve(draft.state, refused_anchor=None, refusals=0)
+    draft.advance(phase)
+    draft.clear_timer(Timer.CREATED)
+    draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
+    draft.emit(fx.DeliverEvent(draft.running.turn.id))
+
+
+_ONE_CREATED = "a turn has one response.created (invariant 14)"
+_ignore("created-twice", ev.ResponseCreated, _ONE_CREATED, *_IN_FLIGHT[2:])
+
+
+@_rule("output", ev.OutputReceived, _P.CREATED, _P.OUTPUT)
+def _output(draft: Draft, event: ev.OutputReceived) -> None:
+    """Output goes to the turn that caused it; the upstream is alive."""
+    paused = draft.running.paused
+    draft.advance(AttemptPhase.OUTPUT, paused=paused)
+    if not paused:
+        draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
+    draft.emit(fx.DeliverEvent(draft.running.turn.id))
+
+
+@_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
+def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
+    """The terminal event: the turn is complete; only a completed response becomes an anchor."""
+    completed = event.outcome is ev.Outcome.COMPLETED
+    anchor = event.response if completed else None
+    draft.state = attrs.evolve(draft.state, live_anchor=anchor, refused_anchor=None, refusals=0)
+    if draft.running.phase is AttemptPhase.SENDING:
+        # An answer before the whole frame was sent: what is left of the frame would be next.
+        draft.close()
+    draft.complete()
+
+
+_UNMATCHED = "no turn runs that could have caused it (invariant 27)"
+for _event in (ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded):
+    _ignore(f"unmatched-{_event.__name__}", _event, _UNMATCHED, *_IDLE, _P.RECONNECTING)
+_ignore("unmatched-UpstreamRefused", ev.UpstreamRefused, _UNMATCHED, _P.CLOSED, _P.RECONNECTING)
+
+
+@_rule("refused", ev.UpstreamRefused, _P.SENDING, _P.SENT)
+def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
+    """The upstream refused the turn before generating: the policy may try another way."""
+    failure = classify(event.cause)
+    situation = REFUSALS.get(failure.kind, Situation.REFUSED)
+    draft.forget_anchor()
+    if situation is Situation.CONNECTION_LIMIT or draft.running.phase is AttemptPhase.SENDING:
+        draft.close()
+    draft.recover(situation, failure)
+
+
+@_rule("refused-answering", ev.UpstreamRefused, _P.CREATED, _P.OUTPUT)
+def _refused_answering(draft: Draft, event: ev.UpstreamRefused) -> None:
+    """An error frame in mid-answer ends the turn; whether more would come, nobody knows."""
+    draft.close()
+    draft.fail(fx.Answer.UPSTREAM_ERROR, classify(event.cause))
+
+
+@_rule("refused-idle", ev.UpstreamRefused, *_USABLE)
+def _refused_idle(draft: Draft, event: ev.UpstreamRefused) -> None:
+    """An error frame between turns is nobody's; a socket that is too old is closed."""
+    if classify(event.cause).kind is FailureKind.CONNECTION_LIMIT:
+        draft.close()
+    else:
+        draft.emit(fx.Ignored(_UNMATCHED))
+
+
+# ---------------------------------------------------------------- silence and slow readers
+
+
+@_rule("created-deadline", Timer.CREATED, _P.SENDING, _P.SENT)
+def _created_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+    """No response.created in time: the socket is dropped, whatever becomes of the turn (row 4)."""
+    loss = _loss(draft.state)
+    situation = Situation.SILENT if loss is Situation.LOST_SENT else loss
+    draft.close()
+    draft.recover(situation, classify(TimedOut(Timer.CREATED)))
+
+
+@_rule("idle-deadline", Timer.IDLE, _P.CREATED, _P.OUTPUT)
+def _idle_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+    """The upstream fell silent in mid-answer: as if the socket were lost."""
+    situation = _loss(draft.state)
+    draft.close()
+    draft.recover(situation, classify(TimedOut(Timer.IDLE)))
+
+
+@_rule("relay-paused", ev.RelayPaused, _P.CREATED, _P.OUTPUT)
+def _relay_paused(draft: Draft, event: ev.RelayPaused) -> None:
+    """A slow reader is not a silent upstream: nothing is due while upstream is not read."""
+    if draft.running.turn.id != event.turn:
+        draft.emit(fx.Ignored("the turn is over already"))
+        return
+    draft.advance(draft.running.phase, paused=event.paused)
+    if event.paused:
+        draft.clear_timer(Timer.IDLE)
+    else:
+        draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
+
+
+_NOTHING_RELAYED = (*_IDLE, *_BUSY[:3])
+_ignore("paused-unmatched", ev.RelayPaused, "nothing is being relayed", *_NOTHING_RELAYED)
+
+# ---------------------------------------------------------------- budgets and ages
+
+
+@_rule("turn-deadline", Timer.TURN, *_BUSY)
+def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+    """The whole budget of a turn is used up, waits and replays included."""
+    failure = classify(TimedOut(Timer.TURN))
+    for waiting in draft.state.waiting:
+        if waiting.deadline <= draft.now:
+            draft.drop_waiting(waiting.turn.id)
+            draft.emit(fx.FailTurn(waiting.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
+    if draft.running.deadline > draft.now:
+        draft.set_turn_timer()
+        return
+    draft.close()
+    draft.fail(fx.Answer.REQUEST_TIMEOUT, failure)
+
+
+@_rule("lifetime-idle", Timer.LIFETIME, *_USABLE)
+def _lifetime_idle(draft: Draft, event: ev.DeadlineReached) -> None:
+    """The socket is old and no turn runs: close it before the upstream does (invariant 32)."""
+    draft.close()
+
+
+@_rule("lifetime-busy", Timer.LIFETIME, *_IN_FLIGHT)
+def _lifetime_busy(draft: Draft, event: ev.DeadlineReached) -> None:
+    """The socket is old but a turn runs: it is replaced when the turn is over."""
+    draft.state = attrs.evolve(draft.state, worn=True)
+
+
+@_rule("expiry", Timer.EXPIRY, *_IDLE)
+def _expiry(draft: Draft, event: ev.DeadlineReached) -> None:
+    """Nobody used the conversation for long: give up its socket and its state."""
+    draft.retire()
+
+
+@_rule("evict-idle", ev.EvictionRequested, *_IDLE)
+def _evict_idle(draft: Draft, event: ev.EvictionRequested) -> None:
+    """Room is needed and no turn runs or waits: give up the socket and the state."""
+    draft.retire()
+
+
+_ignore("evict-busy", ev.EvictionRequested, "a turn runs or waits (invariant 19)", *_BUSY)
+
+_NEVER_DUE = "the deadline is never set in this phase"
+for _timer in SESSION_TIMERS:
+    _unset = [phase for phase in Phase if (phase, _timer) not in RULES]
+    _illegal(f"{_timer.value}-never-due", _timer, _NEVER_DUE, *_unset)

@@ -1,0 +1,95 @@
+"""A session with a memory: the thin mutable facade over ``step``.
+
+What belongs here: keeping the state between calls, clamping a clock that goes backwards, folding
+the events of a running answer together, and telling what led to a broken invariant. No decision.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from bridgecore.recovery.effects import Effect
+from bridgecore.recovery.errors import InternalError
+from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived
+from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.rules import Transition, step
+from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.recovery.timers import Deadline
+
+_TRACE = 16  # transitions kept for the text of an InternalError
+
+
+class Session:
+    """The decisions for one conversation's upstream continuity.
+
+    Give it what happens with ``handle``; carry out the effects it returns, in order; call
+    ``handle_timeout`` when ``next_timeout`` has come. Times are integer ns of a monotonic clock.
+    """
+
+    __slots__ = ("_now", "_touched", "_trace", "policy", "rule", "state")
+
+    def __init__(self, policy: Policy = DEFAULT, state: SessionState | None = None) -> None:
+        self.policy = policy
+        self.state = state if state is not None else SessionState()
+        self.rule = ""  # the id of the rule that ruled last
+        self._now = 0
+        self._touched: int | None = None
+        self._trace: deque[tuple[str, str]] = deque(maxlen=_TRACE)
+
+    def handle(self, event: Event, now: int) -> tuple[Effect, ...]:
+        """Take in ``event``; what to do about it, in order.
+
+        Raises:
+            LocalProtocolError: the event cannot happen now; nothing has changed.
+            InternalError: a bug in bridgecore; the text has the rule and the last transitions.
+        """
+        now = self._clamp(now)
+        self._fold()
+        return self._step(event, now).effects
+
+    def touch(self, now: int) -> None:
+        """More output of the running answer came at ``now``: what ``OutputReceived`` says once
+        a turn is in its output, without the cost of a transition for every delta."""
+        self._touched = self._clamp(now)
+
+    def next_timeout(self) -> Deadline | None:
+        """The earliest deadline. It may turn out early (see ``touch``): then nothing happens."""
+        return self.state.timers.next()
+
+    def handle_timeout(self, now: int) -> tuple[Effect, ...]:
+        """Let every deadline that is due at ``now`` pass, in the order of their times."""
+        now = self._clamp(now)
+        self._fold()
+        effects: list[Effect] = []
+        while (deadline := self.state.timers.next()) is not None and deadline.at <= now:
+            transition = self._step(DeadlineReached(deadline.reason), now)
+            effects.extend(transition.effects)
+        return tuple(effects)
+
+    def _clamp(self, now: int) -> int:
+        self._now = max(self._now, now)
+        return self._now
+
+    def _fold(self) -> None:
+        """Let the state know of the output that ``touch`` told of, as of the time it came."""
+        touched, self._touched = self._touched, None
+        if touched is not None and self.state.phase is Phase.OUTPUT:
+            self._step(OutputReceived(self.state.generation), touched)
+
+    def _step(self, event: Event, now: int) -> Transition:
+        transition = step(self.policy, self.state, event, now)
+        self._trace.append((transition.rule, repr(event)))
+        self.rule = transition.rule
+        self.state = transition.state
+        deadline = self.state.timers.next()
+        if deadline is not None and deadline.at <= now and self._overdue_is_new(event, deadline):
+            raise InternalError(
+                f"rule {transition.rule!r} set {deadline.reason.value} in the past "
+                f"(invariant 29); last: {list(self._trace)}"
+            )
+        return transition
+
+    @staticmethod
+    def _overdue_is_new(event: Event, deadline: Deadline) -> bool:
+        # Another deadline may be due at the same time; the one just handled may not be.
+        return isinstance(event, DeadlineReached) and event.timer is deadline.reason

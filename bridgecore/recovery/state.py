@@ -1,0 +1,111 @@
+"""What a session is: frozen, hashable values.
+
+What belongs here: the state that ``step`` takes and returns. No behaviour beyond deriving one
+thing from another.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+from bridgecore.recovery.effects import Answer, Form
+from bridgecore.recovery.events import Turn
+from bridgecore.recovery.failure import FailureKind
+from bridgecore.recovery.timers import Timers
+
+
+class Lifecycle(enum.Enum):
+    """The life of a session's socket."""
+
+    OPEN = "open"  # the socket is usable
+    CLOSED = "closed"  # no socket
+    RECONNECTING = "reconnecting"  # a connect is under way for a waiting turn
+    SEND_SKIPPED = "send_skipped"  # a usable socket that did not know the last turn's anchor
+
+
+class AttemptPhase(enum.Enum):
+    """How far one physical send has come. Monotone; a new attempt starts again at UNSENT."""
+
+    UNSENT = "unsent"
+    SENDING = "sending"
+    SENT = "sent"
+    CREATED = "created"
+    OUTPUT = "output"
+
+
+class Phase(enum.Enum):
+    """Where a session stands: the key, with the event's type, by which rules are found."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    SEND_SKIPPED = "send_skipped"
+    RECONNECTING = "reconnecting"
+    SENDING = "sending"
+    SENT = "sent"
+    CREATED = "created"
+    OUTPUT = "output"
+
+
+@attrs.frozen
+class Running:
+    """The turn that has the session, and what was tried for it."""
+
+    turn: Turn
+    deadline: int  # ns: the end of the turn's whole budget
+    phase: AttemptPhase = AttemptPhase.UNSENT
+    form: Form | None = None  # how it goes upstream next, once that is decided
+    replays: int = 0  # resends after a loss, over all paths together (invariant 12)
+    recovered: frozenset[FailureKind] = frozenset()  # upstream refusals recovered so far
+    fallback: Answer | None = None  # what to say if the recovery under way fails, too
+    paused: bool = False  # its client reads too slowly
+
+
+@attrs.frozen
+class Waiting:
+    """A turn that waits for the session."""
+
+    turn: Turn
+    deadline: int  # ns
+
+
+_NO_TIMERS = Timers()
+
+
+@attrs.frozen
+class SessionState:
+    """One conversation's upstream continuity."""
+
+    lifecycle: Lifecycle = Lifecycle.CLOSED
+    generation: int = 0  # of the latest connect; grows, never reused
+    live_anchor: str | None = None  # the response that the present socket remembers
+    running: Running | None = None
+    waiting: tuple[Waiting, ...] = ()
+    refused_anchor: str | None = None  # the anchor that ``refusals`` counts for
+    refusals: int = 0  # bounded refusals used up for that anchor
+    worn: bool = False  # the socket is to be replaced as soon as no turn runs
+    remote: bool = False  # another replica owns the session: its socket leads there
+    timers: Timers = _NO_TIMERS
+
+    @property
+    def phase(self) -> Phase:
+        """The key by which rules are found."""
+        running = self.running
+        if running is None or self.lifecycle is Lifecycle.RECONNECTING:
+            return _OF_LIFECYCLE[self.lifecycle]
+        return _OF_ATTEMPT[running.phase]
+
+    @property
+    def idle(self) -> bool:
+        """No turn runs or waits."""
+        return self.running is None and not self.waiting
+
+
+_OF_LIFECYCLE = {lifecycle: Phase(lifecycle.value) for lifecycle in Lifecycle}
+_OF_ATTEMPT = {
+    AttemptPhase.SENDING: Phase.SENDING,
+    AttemptPhase.SENT: Phase.SENT,
+    AttemptPhase.CREATED: Phase.CREATED,
+    AttemptPhase.OUTPUT: Phase.OUTPUT,
+}

@@ -1,0 +1,84 @@
+"""Named deadlines: when something is to happen if nothing else happens first.
+
+What belongs here: the names of every timer in the project, one "When to ..." line each, and the
+small value types that hold them. What a timer *does* is a rule (rules.py) for the timers of a
+session, and the endpoint's for those of a socket.
+
+Times are integer nanoseconds of one monotonic clock that the caller reads. A deadline is kept in
+state and cleared there; nothing is ever "armed" outside, so a timer can neither be lost nor fire
+twice: after handling at t, the next deadline is later than t (invariant 29).
+"""
+
+from __future__ import annotations
+
+import enum
+
+import attrs
+
+NS_PER_SECOND = 1_000_000_000
+
+
+class Timer(enum.Enum):
+    """Every named deadline. The value is the reason that logs and answers carry."""
+
+    # Of a session: see recovery/rules.py.
+    CONNECT = "connect"  # When to give up on TCP, TLS and the WebSocket upgrade.
+    CREATED = "created"  # When to stop waiting for response.created after a send.
+    IDLE = "idle"  # When a turn whose upstream says nothing more is lost.
+    TURN = "turn"  # When a turn has used up its whole budget, waits and replays included.
+    LIFETIME = "lifetime"  # When to replace a socket, between turns, before upstream closes it.
+    EXPIRY = "expiry"  # When a conversation that nobody uses gives up its socket.
+
+    # Of an upstream socket.
+    PING = "ping"  # When to ping a quiet upstream socket, and when to miss the pong.
+    CLOSE_HANDSHAKE = "close_handshake"  # When to stop waiting for the peer's close.
+
+    # Of a client's connection.
+    HEADER = "header"  # When a request head that is not complete is too late.
+    BODY = "body"  # When a request body that is not complete is too late.
+    HEAD = "head"  # When the answer's head can no longer be held back for an early failure.
+    KEEPALIVE = "keepalive"  # When to say something to a client that has heard nothing.
+
+    # Of the whole endpoint.
+    DRAIN = "drain"  # When a drain ends, whatever still runs.
+
+
+@attrs.frozen
+class Deadline:
+    """A time to call back at: ``at`` in ns, and the timer that is due then."""
+
+    at: int
+    reason: Timer
+
+
+@attrs.frozen
+class Timers:
+    """A table of deadlines: frozen, hashable, at most one deadline per timer."""
+
+    entries: tuple[tuple[Timer, int], ...] = ()
+
+    def set(self, timer: Timer, at: int) -> Timers:
+        """The same table with ``timer`` due at ``at`` ns."""
+        kept = [entry for entry in self.entries if entry[0] is not timer]
+        return Timers((*kept, (timer, at)))
+
+    def clear(self, *timers: Timer) -> Timers:
+        """The same table without ``timers``."""
+        return Timers(tuple(entry for entry in self.entries if entry[0] not in timers))
+
+    def get(self, timer: Timer) -> int | None:
+        """When ``timer`` is due, in ns; None when it is not set."""
+        for name, at in self.entries:
+            if name is timer:
+                return at
+        return None
+
+    def next(self) -> Deadline | None:
+        """The earliest deadline; of equal ones the first in the order of ``Timer``."""
+        if not self.entries:
+            return None
+        timer, at = min(self.entries, key=lambda entry: (entry[1], _ORDER[entry[0]]))
+        return Deadline(at, timer)
+
+
+_ORDER = {timer: index for index, timer in enumerate(Timer)}
