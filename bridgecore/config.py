@@ -91,6 +91,7 @@ class Config:
     # Not settings of the command line: mechanics that every upstream known so far agrees with.
     ping_interval: int = _seconds(20)  # quiet time before an upstream socket is pinged
     ping_timeout: int = _seconds(20)  # how late a pong may be
+    client_idle: int = _seconds(300)  # how long a kept client connection may be unused
     close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
     max_sessions: int = 10_000  # conversations with state; idle ones make room
     max_waiting: int = 64  # turns that wait for one conversation's socket

@@ -91,9 +91,11 @@ class ResponseCreated:
 
 @attrs.frozen
 class OutputReceived:
-    """An output-bearing event came. Further ones may be folded into ``Session.touch``."""
+    """An event of a running answer came; ``bearing``: one that bears output. While a turn is in
+    its output, further ones may be folded into ``Session.touch``."""
 
     generation: int
+    bearing: bool = True
 
 
 @attrs.frozen

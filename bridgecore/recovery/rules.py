@@ -305,18 +305,17 @@ _ignore("created-twice", ev.ResponseCreated, _ONE_CREATED, *_IN_FLIGHT[2:])
 @_rule("output", ev.OutputReceived, _P.CREATED, _P.OUTPUT)
 def _output(draft: Draft, event: ev.OutputReceived) -> None:
     """Output goes to the turn that caused it; the upstream is alive."""
-    paused = draft.running.paused
-    draft.advance(AttemptPhase.OUTPUT, paused=paused)
-    if not paused:
+    running = draft.running
+    draft.advance(AttemptPhase.OUTPUT if event.bearing else running.phase, paused=running.paused)
+    if not running.paused:
         draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-    draft.emit(fx.DeliverEvent(draft.running.turn.id))
+    draft.emit(fx.DeliverEvent(running.turn.id))
 
 
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     """The terminal event: the turn is complete; only a completed response becomes an anchor."""
-    completed = event.outcome is ev.Outcome.COMPLETED
-    anchor = event.response if completed else None
+    anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
     draft.state = attrs.evolve(draft.state, live_anchor=anchor, refused_anchor=None, refusals=0)
     if draft.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.

@@ -34,6 +34,7 @@ class Timer(enum.Enum):
     CLOSE_HANDSHAKE = "close_handshake"  # When to stop waiting for the peer's close.
 
     # Of a client's connection.
+    CLIENT_IDLE = "client_idle"  # When to close a connection on which no request comes.
     HEADER = "header"  # When a request head that is not complete is too late.
     BODY = "body"  # When a request body that is not complete is too late.
     HEAD = "head"  # When the answer's head can no longer be held back for an early failure.

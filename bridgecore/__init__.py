@@ -1,0 +1,41 @@
+"""A sans-IO core for bridges between HTTP clients and Responses WebSocket sessions.
+
+Three doors: ``Session`` (just the decisions), ``Bridge`` (messages) and ``Endpoint`` (bytes). The
+events and effects of each are in ``bridgecore.recovery.events`` and ``.effects``, in
+``bridgecore.bridge`` and in ``bridgecore.wire.transport``.
+"""
+
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.recovery.errors import BridgecoreError, InternalError, LocalProtocolError
+from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Policy
+from bridgecore.recovery.rules import RULES, Transition, step
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.tables import render_rst, render_rules
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT",
+    "POLICIES",
+    "PR397",
+    "RULES",
+    "V1_12",
+    "Bridge",
+    "BridgecoreError",
+    "Config",
+    "Deadline",
+    "Endpoint",
+    "InternalError",
+    "LocalProtocolError",
+    "Policy",
+    "Session",
+    "Timer",
+    "Transition",
+    "UpstreamUrl",
+    "render_rst",
+    "render_rules",
+    "step",
+]

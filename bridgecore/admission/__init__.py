@@ -1,0 +1,1 @@
+"""HOW MUCH, and where: which conversation a turn goes to. Values, not locks."""

@@ -1,0 +1,644 @@
+"""Who is who: turns, conversations and links. Messages in, effects out.
+
+What belongs here: the second door for embedders. A ``Bridge`` gives each turn to a conversation,
+each conversation a ``Session`` (which decides), each connection generation of it a link, and
+carries what the session decides to the one turn and the one link it is meant for. It knows JSON
+events, but no bytes of HTTP or WebSocket, and it decides nothing about a loss.
+
+A driver reports what happens to turns and links; the effects name them by number. A turn's number
+is the driver's; a link's comes with ``OpenLink``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import TypeAlias, assert_never
+
+import attrs
+
+from bridgecore.admission.placement import Placement, place
+from bridgecore.config import Config
+from bridgecore.continuity.aliases import Alias, Aliases, credential_scope
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed
+from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import Phase
+from bridgecore.recovery.timers import Deadline
+from bridgecore.rendering import HttpError, http_error, render_answer
+from bridgecore.schedule import Schedule
+from bridgecore.wire.responses import (
+    CreateRequest,
+    EventKind,
+    UpstreamEvent,
+    outcome_of,
+    read_error,
+    read_event,
+    response_id,
+)
+from bridgecore.wire.transport import Log, LogLevel
+
+# ---------------------------------------------------------------- events
+
+
+@attrs.define
+class TurnReceived:
+    """A client wants a turn. ``headers``: the client's, names in lower case."""
+
+    turn: int
+    request: CreateRequest
+    headers: list[tuple[bytes, bytes]]
+
+
+@attrs.define
+class TurnLeft:
+    """The client of ``turn`` is gone before its answer was complete."""
+
+    turn: int
+
+
+@attrs.define
+class TurnBlocked:
+    """The client of ``turn`` reads too slowly; or, ``blocked`` being False, it reads again."""
+
+    turn: int
+    blocked: bool
+
+
+@attrs.define
+class LinkOpened:
+    """The link is upgraded and usable."""
+
+    link: int
+
+
+@attrs.define
+class LinkLost:
+    """The link is gone or never came to be. ``error``: the upstream's words, if it had any."""
+
+    link: int
+    cause: Evidence
+    error: ErrorFrame | None = None
+
+
+@attrs.define
+class LinkFrameSent:
+    """The frame of the last ``SendFrame`` was handed to the operating system."""
+
+    link: int
+
+
+@attrs.define
+class MessagesReceived:
+    """Complete text messages came on the link, in order."""
+
+    link: int
+    messages: list[bytes]
+
+
+@attrs.define
+class LinksEvicted:
+    """No new turn will come: conversations without a turn give up their links."""
+
+
+@attrs.define
+class BridgeTimeout:
+    """The time that ``next_timeout`` named has come."""
+
+
+BridgeEvent: TypeAlias = (
+    TurnReceived
+    | TurnLeft
+    | TurnBlocked
+    | LinkOpened
+    | LinkLost
+    | LinkFrameSent
+    | MessagesReceived
+    | LinksEvicted
+    | BridgeTimeout
+)
+
+# ---------------------------------------------------------------- effects
+
+
+@attrs.define
+class OpenLink:
+    """Connect and upgrade; the upgrade request carries ``headers``."""
+
+    link: int
+    headers: list[tuple[bytes, bytes]]
+
+
+@attrs.define
+class CloseLink:
+    """Close the link, or stop opening it. Nothing more of it is to be reported."""
+
+    link: int
+
+
+@attrs.define
+class SendFrame:
+    """Send ``data`` as one text message; report ``LinkFrameSent``."""
+
+    link: int
+    data: bytes
+
+
+@attrs.define
+class PauseLink:
+    """Stop reading from the link; or, ``paused`` being False, read again."""
+
+    link: int
+    paused: bool
+
+
+@attrs.define
+class AnswerEvents:
+    """Pass ``events`` on to the client of ``turn``. The terminal one, if there, is the last."""
+
+    turn: int
+    events: list[UpstreamEvent]
+
+
+@attrs.define
+class AnswerError:
+    """End the answer of ``turn`` with ``error``: a status before the head, a failed event after."""
+
+    turn: int
+    error: HttpError
+
+
+BridgeEffect: TypeAlias = (
+    OpenLink | CloseLink | SendFrame | PauseLink | AnswerEvents | AnswerError | Log
+)
+
+# ---------------------------------------------------------------- the bridge
+
+# What of a client's head goes upstream. Everything else stays here: hop-by-hop headers, cookies
+# and whatever a proxy put in must not leak to another host.
+_UPSTREAM_HEADERS = frozenset(
+    {
+        b"authorization",
+        b"openai-organization",
+        b"openai-project",
+        b"openai-beta",
+        b"chatgpt-account-id",
+        b"originator",
+        b"session-id",
+        b"thread-id",
+        b"user-agent",
+        b"x-client-request-id",
+    }
+)
+# Events that came before response.created wait for it: a client helper insists that it be first.
+_MAX_EARLY = 64
+
+
+@attrs.define(eq=False)
+class _Turn:
+    """A turn and what the bridge has to remember of it."""
+
+    id: int
+    request: CreateRequest
+    standing: ev.Standing
+    conversation: _Conversation
+    error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
+    response: str | None = None  # the id of its response, once created
+
+
+@attrs.define(eq=False)
+class _Conversation:
+    """A session and what it stands for: one client's chain of responses."""
+
+    id: int
+    scope: str
+    session: Session
+    headers: list[tuple[bytes, bytes]]
+    link: int | None = None  # of the present generation
+    blocked: bool = False  # its link is not read: the client is too slow
+    early: list[UpstreamEvent] = attrs.Factory(list)
+    unmatched: int = 0  # upstream events that no turn caused (invariant 27)
+
+
+@attrs.define(eq=False)
+class _Link:
+    conversation: _Conversation
+    generation: int
+
+
+class Bridge:
+    """Turns to sessions to links. See ``Config`` for what it is told."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._policy: Policy = attrs.evolve(
+            config.policy,
+            timeouts=Timeouts(
+                connect=config.connect_timeout,
+                created=config.created_timeout,
+                idle=config.idle_timeout,
+                turn=config.turn_timeout,
+                lifetime=config.upstream_lifetime,
+                expiry=config.session_idle,
+            ),
+            budgets=attrs.evolve(config.policy.budgets, waiting=config.max_waiting),
+        )
+        self._turns: dict[int, _Turn] = {}
+        self._links: dict[int, _Link] = {}
+        self._conversations: OrderedDict[int, _Conversation] = OrderedDict()
+        self._aliases = Aliases(config.max_aliases)
+        self._schedule: Schedule[int] = Schedule()
+        self._serial = 0
+        self._out: list[BridgeEffect] = []
+
+    # ------------------------------------------------------------ what an observer may ask
+
+    @property
+    def turns(self) -> int:
+        """How many turns run or wait."""
+        return len(self._turns)
+
+    @property
+    def conversations(self) -> int:
+        """How many conversations have a session."""
+        return len(self._conversations)
+
+    @property
+    def links(self) -> int:
+        """How many links are open or being opened."""
+        return len(self._links)
+
+    def next_timeout(self) -> Deadline | None:
+        """When ``BridgeTimeout`` is to be reported if nothing else happens first."""
+        first = self._schedule.next()
+        if first is None:
+            return None
+        deadline = self._conversations[first[1]].session.next_timeout()
+        return None if deadline is None else Deadline(first[0], deadline.reason)
+
+    # ------------------------------------------------------------ events
+
+    def handle(self, event: BridgeEvent, now: int) -> list[BridgeEffect]:
+        """Take in what happened at ``now`` (ns); what to do about it, in order."""
+        if isinstance(event, MessagesReceived):
+            self._messages_received(event, now)
+        elif isinstance(event, TurnReceived):
+            self._turn_received(event, now)
+        elif isinstance(event, TurnLeft):
+            turn = self._turns.pop(event.turn, None)
+            if turn is not None:
+                self._step(turn.conversation, ev.TurnAbandoned(turn.id), now)
+                self._log(LogLevel.INFO, "turn.abandoned", turn.conversation, turn=turn.id)
+        elif isinstance(event, TurnBlocked):
+            self._turn_blocked(event, now)
+        elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
+            self._link_event(event, now)
+        elif isinstance(event, LinksEvicted):
+            for conversation in list(self._conversations.values()):
+                self._step(conversation, ev.EvictionRequested(), now)
+        elif isinstance(event, BridgeTimeout):
+            for key in self._schedule.due(now):
+                conversation = self._conversations[key]
+                before = conversation.session.state
+                effects = conversation.session.handle_timeout(now)
+                if conversation.session.state is not before:
+                    self._log(LogLevel.DEBUG, "session.deadline", conversation)
+                self._carry_out(conversation, effects, now, None)
+        else:
+            assert_never(event)
+        out, self._out = self._out, []
+        return out
+
+    def _turn_received(self, event: TurnReceived, now: int) -> None:
+        request = event.request
+        scope = credential_scope(event.headers)
+        headers = [header for header in event.headers if header[0] in _UPSTREAM_HEADERS]
+        anchor = request.previous_response_id
+        alias = self._aliases.get(scope, anchor) if anchor is not None else None
+        if anchor is None:
+            standing = ev.Standing.UNANCHORED
+        else:
+            standing = alias.standing if alias is not None else ev.Standing.UNKNOWN
+        conversation = self._place(anchor, standing, alias)
+        if conversation is None:
+            if not self._make_room(now):
+                message = "The bridge has as many conversations as it can hold. Retry later."
+                error = http_error(503, fx.Answer.OVERLOADED.value, message)
+                self._out.append(AnswerError(event.turn, error))
+                return
+            conversation = self._new_conversation(scope, headers)
+        elif conversation.session.state.running is None:
+            conversation.headers = headers
+        if anchor is not None and (alias is None or alias.conversation not in self._conversations):
+            self._aliases.put(scope, anchor, Alias(conversation.id, standing))
+        self._conversations.move_to_end(conversation.id)
+        turn = _Turn(event.turn, request, standing, conversation)
+        self._turns[turn.id] = turn
+        self._log(
+            LogLevel.DEBUG, "turn.received", conversation, turn=turn.id, standing=standing.value
+        )
+        self._step(conversation, ev.TurnSubmitted(ev.Turn(turn.id, standing, anchor)), now)
+
+    def _place(
+        self, anchor: str | None, standing: ev.Standing, alias: Alias | None
+    ) -> _Conversation | None:
+        """The conversation that the turn joins; None for one of its own."""
+        found = self._conversations.get(alias.conversation) if alias is not None else None
+        if found is None:
+            return None
+        state = found.session.state
+        placement = place(
+            standing,
+            known=True,
+            idle=state.running is None and not state.waiting,
+            displaces=state.live_anchor is not None and state.live_anchor != anchor,
+        )
+        return found if placement is Placement.JOIN else None
+
+    def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> _Conversation:
+        self._serial += 1
+        conversation = _Conversation(self._serial, scope, Session(self._policy), headers)
+        self._conversations[conversation.id] = conversation
+        return conversation
+
+    def _make_room(self, now: int) -> bool:
+        """Evict the idle conversation that was used longest ago, if there are too many."""
+        if len(self._conversations) < self._config.max_sessions:
+            return True
+        for conversation in self._conversations.values():
+            state = conversation.session.state
+            if state.running is None and not state.waiting:
+                self._step(conversation, ev.EvictionRequested(), now)
+                return True
+        return False
+
+    def _turn_blocked(self, event: TurnBlocked, now: int) -> None:
+        turn = self._turns.get(event.turn)
+        if turn is None:
+            return
+        conversation = turn.conversation
+        running = conversation.session.state.running
+        if running is None or running.turn.id != turn.id:
+            return  # it waits: nothing of it is being relayed
+        self._step(conversation, ev.RelayPaused(turn.id, event.blocked), now)
+        self._block(conversation, event.blocked)
+
+    def _block(self, conversation: _Conversation, blocked: bool) -> None:
+        if conversation.blocked is not blocked and conversation.link is not None:
+            conversation.blocked = blocked
+            self._out.append(PauseLink(conversation.link, blocked))
+
+    def _link_event(self, event: LinkOpened | LinkLost | LinkFrameSent, now: int) -> None:
+        link = self._links.get(event.link)
+        if link is None:
+            return  # it was closed before this was reported
+        conversation = link.conversation
+        if isinstance(event, LinkOpened):
+            self._step(conversation, ev.ConnectionOpened(link.generation), now)
+        elif isinstance(event, LinkFrameSent):
+            self._step(conversation, ev.FrameSent(link.generation), now)
+        else:
+            self._forget_link(event.link)
+            turn = self._running(conversation)
+            if turn is not None and event.error is not None:
+                turn.error = event.error
+            self._step(conversation, ev.ConnectionLost(link.generation, event.cause), now)
+            self._log(LogLevel.INFO, "session.connection_lost", conversation)
+
+    def _forget_link(self, number: int) -> None:
+        link = self._links.pop(number, None)
+        if link is not None and link.conversation.link == number:
+            link.conversation.link = None
+            link.conversation.blocked = False
+            link.conversation.early.clear()
+
+    # ------------------------------------------------------------ upstream messages
+
+    def _messages_received(self, event: MessagesReceived, now: int) -> None:
+        """Pass on what one read brought. The hot path: a delta in mid-output meets no rule."""
+        link = self._links.get(event.link)
+        if link is None:
+            return
+        conversation, generation = link.conversation, link.generation
+        session = conversation.session
+        plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
+        for message in event.messages:
+            upstream = read_event(message)
+            if upstream is None:
+                self._flush(conversation, plain, now)
+                self._out.append(CloseLink(event.link))
+                self._link_event(LinkLost(event.link, Malformed("unreadable message")), now)
+                return
+            kind = upstream.kind
+            if session.state.phase is Phase.OUTPUT and kind in _PLAIN:
+                plain.append(upstream)
+                continue
+            self._flush(conversation, plain, now)
+            self._upstream_event(conversation, generation, upstream, now)
+            if event.link not in self._links:
+                return  # what this read brought beyond it belongs to nobody
+        self._flush(conversation, plain, now)
+
+    def _flush(self, conversation: _Conversation, plain: list[UpstreamEvent], now: int) -> None:
+        if plain:
+            conversation.session.touch(now)
+            turn = self._running(conversation)
+            if turn is not None:
+                self._answer(turn, plain.copy())
+            plain.clear()
+
+    def _upstream_event(
+        self, conversation: _Conversation, generation: int, upstream: UpstreamEvent, now: int
+    ) -> None:
+        kind = upstream.kind
+        phase = conversation.session.state.phase
+        turn = self._running(conversation)
+        accepted = phase in (Phase.CREATED, Phase.OUTPUT)
+        event: ev.Event
+        if kind is EventKind.CREATED:
+            if turn is not None and turn.response is None:
+                turn.response = response_id(upstream)
+            event = ev.ResponseCreated(generation)
+        elif kind is EventKind.ENDED and (accepted or upstream.type != b"response.failed"):
+            if turn is not None and upstream.type == b"response.failed":
+                turn.error = read_error(upstream.data)
+            event = ev.ResponseEnded(generation, outcome_of(upstream), response_id(upstream))
+        elif kind is EventKind.ERROR or kind is EventKind.ENDED:
+            # A response that failed before it was created is a refusal by another name.
+            error = read_error(upstream.data)
+            if turn is not None:
+                turn.error = error
+            event = ev.UpstreamRefused(generation, error)
+        elif kind is EventKind.OUTPUT or accepted:
+            event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT)
+        else:
+            if turn is not None and len(conversation.early) < _MAX_EARLY:
+                conversation.early.append(upstream)
+            else:
+                conversation.unmatched += 1
+            return
+        self._step(conversation, event, now, upstream)
+
+    # ------------------------------------------------------------ what the session decides
+
+    def _step(
+        self,
+        conversation: _Conversation,
+        event: ev.Event,
+        now: int,
+        upstream: UpstreamEvent | None = None,
+    ) -> None:
+        effects = conversation.session.handle(event, now)
+        self._carry_out(conversation, effects, now, upstream)
+
+    def _carry_out(
+        self,
+        conversation: _Conversation,
+        effects: tuple[fx.Effect, ...],
+        now: int,
+        upstream: UpstreamEvent | None,
+    ) -> None:
+        for effect in effects:
+            if isinstance(effect, fx.DeliverEvent):
+                self._deliver(conversation, effect.turn, upstream)
+            elif isinstance(effect, fx.CompleteTurn):
+                self._deliver(conversation, effect.turn, upstream)
+                self._complete(conversation, effect.turn, upstream)
+            elif isinstance(effect, fx.FailTurn):
+                self._fail(conversation, effect)
+            elif isinstance(effect, fx.SendTurn):
+                self._send(conversation, effect)
+            elif isinstance(effect, fx.OpenConnection):
+                self._serial += 1
+                conversation.link = self._serial
+                self._links[self._serial] = _Link(conversation, effect.generation)
+                self._out.append(OpenLink(self._serial, conversation.headers))
+                self._log(LogLevel.INFO, "session.connect", conversation)
+            elif isinstance(effect, fx.CloseConnection):
+                if conversation.link is not None:
+                    self._out.append(CloseLink(conversation.link))
+                    self._forget_link(conversation.link)
+                    self._log(LogLevel.INFO, "session.close", conversation)
+            elif isinstance(effect, fx.RetireSession):
+                self._conversations.pop(conversation.id, None)
+                self._log(LogLevel.DEBUG, "session.retired", conversation)
+            elif isinstance(effect, fx.Ignored):
+                conversation.unmatched += upstream is not None
+                self._log(LogLevel.DEBUG, "session.ignored", conversation, reason=effect.reason)
+            elif isinstance(effect, fx.RebindSession):
+                self._log(LogLevel.INFO, "session.rebound", conversation)
+            else:
+                assert_never(effect)
+        if conversation.id in self._conversations:
+            deadline = conversation.session.next_timeout()
+            self._schedule.set(conversation.id, None if deadline is None else deadline.at)
+        else:
+            self._schedule.set(conversation.id, None)
+
+    def _running(self, conversation: _Conversation) -> _Turn | None:
+        running = conversation.session.state.running
+        return None if running is None else self._turns.get(running.turn.id)
+
+    def _deliver(
+        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None
+    ) -> None:
+        turn = self._turns.get(number)
+        if turn is None or upstream is None:
+            return
+        events = [upstream]
+        if conversation.early:
+            # What came before response.created follows it; a terminal event stays the last.
+            if upstream.kind is EventKind.ENDED:
+                events = [*conversation.early, upstream]
+            else:
+                events = [upstream, *conversation.early]
+            conversation.early.clear()
+        self._answer(turn, events)
+
+    def _answer(self, turn: _Turn, events: list[UpstreamEvent]) -> None:
+        last = self._out[-1] if self._out else None
+        if isinstance(last, AnswerEvents) and last.turn == turn.id:
+            last.events.extend(events)
+        else:
+            self._out.append(AnswerEvents(turn.id, events))
+
+    def _complete(
+        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None
+    ) -> None:
+        turn = self._turns.pop(number, None)
+        if turn is None or upstream is None:
+            return
+        response = response_id(upstream) or turn.response
+        if response is not None and upstream.type == b"response.completed":
+            stored = turn.request.store
+            standing = ev.Standing.STORED if stored else ev.Standing.BOUND
+            self._aliases.put(conversation.scope, response, Alias(conversation.id, standing))
+        self._block(conversation, False)
+        self._log(
+            LogLevel.INFO,
+            "turn.completed",
+            conversation,
+            turn=turn.id,
+            outcome=outcome_of(upstream).value,
+            response=_hashed(response),
+        )
+
+    def _fail(self, conversation: _Conversation, effect: fx.FailTurn) -> None:
+        turn = self._turns.pop(effect.turn, None)
+        if turn is None:
+            return
+        anchor = turn.request.previous_response_id
+        error = render_answer(effect.answer, effect.failure, turn.error, anchor)
+        self._out.append(AnswerError(turn.id, error))
+        self._block(conversation, False)
+        self._log(
+            LogLevel.WARNING,
+            "turn.refused",
+            conversation,
+            turn=turn.id,
+            standing=turn.standing.value,
+            status=error.status,
+            code=effect.answer.value,
+            cause=effect.failure.detail if effect.failure is not None else "none",
+            anchor=_hashed(anchor),
+        )
+
+    def _send(self, conversation: _Conversation, effect: fx.SendTurn) -> None:
+        turn = self._turns.get(effect.turn)
+        if turn is None or conversation.link is None:
+            return
+        turn.error = None  # each attempt starts with a clean slate (invariant 16)
+        turn.response = None
+        conversation.early.clear()
+        self._out.append(SendFrame(conversation.link, turn.request.frame))
+        self._log(
+            LogLevel.INFO,
+            "turn.sent",
+            conversation,
+            turn=turn.id,
+            standing=turn.standing.value,
+            form=effect.form.value,
+            bytes=len(turn.request.frame),
+            anchor=_hashed(turn.request.previous_response_id),
+        )
+
+    def _log(
+        self, level: LogLevel, event: str, conversation: _Conversation, **fields: str | int
+    ) -> None:
+        session = conversation.session
+        common: dict[str, str | int] = {
+            "session": conversation.id,
+            "generation": session.state.generation,
+            "rule": session.rule,
+        }
+        self._out.append(Log(level, event, {**fields, **common}))
+
+
+_PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
+
+
+def _hashed(response: str | None) -> str:
+    """An id as logs show it: comparable, not usable."""
+    return "-" if response is None else hashlib.sha256(response.encode()).hexdigest()[:12]

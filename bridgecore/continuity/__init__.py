@@ -1,0 +1,1 @@
+"""WHAT WE KNOW: which response ids the bridge has seen, and what they can be continued with."""

@@ -1,0 +1,287 @@
+"""One client connection: requests in, answers out, what is due when.
+
+What belongs here: the life of an HTTP exchange as its client sees it: routing, holding the head
+back, stream or JSON, keepalives, deadlines for slow clients. It is the endpoint's: it hands bytes
+back and never touches a socket. Which turn fails and with what answer is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from bridgecore.bridge import TurnReceived
+from bridgecore.config import Config
+from bridgecore.recovery.timers import Timer
+from bridgecore.rendering import HttpError, http_error, render_failed_response
+from bridgecore.wire.http import (
+    BadRequest,
+    HttpLimits,
+    HttpPhase,
+    HttpServer,
+    RequestBody,
+    RequestHead,
+)
+from bridgecore.wire.responses import (
+    CreateRequest,
+    EventKind,
+    InvalidBody,
+    UpstreamEvent,
+    failed_event,
+    final_response,
+    keepalive_event,
+    parse_create,
+    read_error,
+    sequence_number,
+)
+from bridgecore.wire.sse import COMMENT, encode_event
+
+_JSON = (b"content-type", b"application/json")
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_EXPECTED = {
+    HttpPhase.IDLE: Timer.CLIENT_IDLE,
+    HttpPhase.HEAD: Timer.HEADER,
+    HttpPhase.BODY: Timer.BODY,
+}
+_ROUTES = {"/v1/responses": (b"POST",), "/livez": (b"GET", b"HEAD"), "/readyz": (b"GET", b"HEAD")}
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """The answer to one turn, as far as it went out."""
+
+    turn: int
+    stream: bool
+    begun: bool = False  # the head of the stream went out
+    created: bytes | None = None  # the response.created event that the client has seen
+    last: bytes | None = None  # the latest event that the client has seen
+    items: list[bytes] = attrs.Factory(list)  # finished output items, for a JSON answer
+
+
+class Front:
+    """One client connection. ``out`` collects what is to be sent to it, in order."""
+
+    def __init__(self, config: Config, now: int) -> None:
+        self._config = config
+        self._http = HttpServer(HttpLimits(config.max_header, config.max_body))
+        self._head: RequestHead | None = None
+        self._spoke = now  # when something was last sent to the client
+        self._read = False  # the request at hand is in completely
+        self.out: list[bytes] = []
+        self.answer: Exchange | None = None
+        self.deadlines: dict[Timer, int] = {Timer.CLIENT_IDLE: now + config.header_timeout}
+        self.closing = False  # nothing more is sent, nothing more is understood
+        # The client may still be sending what nobody will read: closing at once could destroy the
+        # answer on its way (RFC 9112, section 9.6).
+        self.lingering = False
+        self.blocked = False  # the client reads too slowly
+
+    # ------------------------------------------------------------ requests
+
+    def receive(self, data: bytes) -> None:
+        """Buffer input; ``next_turn`` makes sense of it."""
+        if not self.closing:
+            self._http.receive(data)
+
+    def next_turn(self, turn: int, now: int, *, draining: bool) -> TurnReceived | None:
+        """Answer what can be answered at once, up to the next turn, which is called ``turn``.
+
+        None: no request is complete, or a turn is being answered and others have to wait.
+        """
+        received = None
+        while received is None and not self.closing and self.answer is None:
+            event = self._http.next_event()
+            if event is None:
+                break
+            if isinstance(event, BadRequest):
+                self._read = False
+                self._respond(http_error(event.status, event.code, event.message), close=True)
+            elif isinstance(event, RequestHead):
+                self._head = event
+                self._read = False
+                error = self._route(event, draining=draining)
+                if error is not None:
+                    self._respond(*error, close=draining)
+                elif interim := self._http.wants_body():
+                    self.out.append(interim)
+            else:
+                received = self._request(event, turn, now, draining=draining)
+        self._expect(now)
+        return received
+
+    def _expect(self, now: int) -> None:
+        """Keep the one deadline for what the client has to send next."""
+        phase = HttpPhase.CLOSED if self.closing else self._http.phase
+        due = _EXPECTED.get(phase)
+        for timer in _EXPECTED.values():
+            if timer is not due:
+                self.deadlines.pop(timer, None)
+        if due is not None and due not in self.deadlines:
+            after = {
+                Timer.CLIENT_IDLE: self._config.client_idle,
+                Timer.HEADER: self._config.header_timeout,
+                Timer.BODY: self._config.body_timeout,
+            }[due]
+            self.deadlines[due] = now + after
+
+    def _route(
+        self, head: RequestHead, *, draining: bool
+    ) -> tuple[HttpError, list[tuple[bytes, bytes]]] | None:
+        """The refusal of a request that need not be read any further, and extra headers."""
+        methods = _ROUTES.get(head.path)
+        if methods is None:
+            message = f"Unknown path. This server has {', '.join(_ROUTES)}."
+            return http_error(404, "not_found", message), []
+        headers = dict(head.headers)
+        if head.method not in methods:
+            allow = [(b"allow", b", ".join(methods))]
+            if headers.get(b"upgrade", b"").lower() == b"websocket":
+                # Codex falls back to HTTP at once when it is told so.
+                message = "This server speaks HTTP here, not WebSocket. Use POST /v1/responses."
+                error = http_error(426, "upgrade_required", message)
+                return error, [*allow, (b"upgrade", b"HTTP/1.1")]
+            message = f"This path takes {b', '.join(methods).decode()}."
+            return http_error(405, "method_not_allowed", message), allow
+        if draining and head.path != "/livez":
+            return http_error(503, "server_shutting_down", "The server is shutting down."), []
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"", b"identity"):
+            message = "A request body must not be compressed (Content-Encoding: identity)."
+            return http_error(415, "unsupported_content_encoding", message), []
+        return None
+
+    def _request(
+        self, body: RequestBody, turn: int, now: int, *, draining: bool
+    ) -> TurnReceived | None:
+        head = self._head
+        assert head is not None, "a body follows its head"
+        self._read = True
+        if head.path != "/v1/responses":
+            self._finish(self._http.respond(200, [_JSON], b'{"status":"ok"}', close=draining))
+            return None
+        if draining:
+            self._respond(http_error(503, "server_shutting_down", "The server is shutting down."))
+            return None
+        try:
+            request: CreateRequest = parse_create(body.data)
+        except InvalidBody as exc:
+            self._respond(http_error(400, "invalid_request_body", exc.message, param=exc.param))
+            return None
+        self.answer = Exchange(turn, request.stream)
+        if request.stream:
+            self.deadlines[Timer.HEAD] = now + self._config.head_timeout
+        return TurnReceived(turn, request, head.headers)
+
+    # ------------------------------------------------------------ answers
+
+    def events(self, events: list[UpstreamEvent], now: int) -> None:
+        """Pass ``events`` on; a terminal one ends the answer. One chunk, whatever their number."""
+        answer = self.answer
+        if answer is None:
+            return
+        if not answer.stream:
+            self._collect(answer, events)
+            return
+        head = b"" if answer.begun else self._begin(answer, now)
+        if answer.created is None:
+            for event in events:
+                if event.kind is EventKind.CREATED:
+                    answer.created = event.data
+        answer.last = events[-1].data
+        self._spoke = now
+        payload = b"".join([encode_event(event) for event in events])
+        self.out.append(head + self._http.stream(payload))
+        if events[-1].kind is EventKind.ENDED:
+            self._finish(self._http.end_stream())
+
+    def _begin(self, answer: Exchange, now: int) -> bytes:
+        answer.begun = True
+        self.deadlines.pop(Timer.HEAD, None)
+        self.deadlines[Timer.KEEPALIVE] = now + self._config.keepalive
+        return self._http.start_stream(_STREAM_HEADERS)
+
+    def _collect(self, answer: Exchange, events: list[UpstreamEvent]) -> None:
+        """Assemble a JSON answer from the events that a stream would have."""
+        for event in events:
+            if event.type == b"response.output_item.done":
+                answer.items.append(event.data)
+            elif event.kind is EventKind.ENDED:
+                body = final_response(event, answer.items)
+                if event.type == b"response.failed":
+                    self._respond(render_failed_response(read_error(event.data)))
+                elif body is None:
+                    message = "The upstream ended its answer without a response."
+                    self._respond(http_error(502, "upstream_error", message))
+                else:
+                    self._finish(self._http.respond(200, [_JSON], body))
+
+    def error(self, error: HttpError, *, close: bool = False) -> None:
+        """End the answer with ``error``: a status before the head, ``response.failed`` after."""
+        answer = self.answer
+        if answer is None:
+            return
+        if not answer.begun:
+            self._respond(error, close=close)
+            return
+        sequence = max(0, sequence_number(answer.last) + 1) if answer.last is not None else 0
+        event = failed_event(
+            error.code, error.message, sequence, answer.created, f"resp_failed_{answer.turn}"
+        )
+        self.out.append(self._http.stream(encode_event(event)))
+        self._finish(self._http.end_stream(), close=close)
+
+    def _respond(
+        self,
+        error: HttpError,
+        headers: list[tuple[bytes, bytes]] | None = None,
+        *,
+        close: bool = False,
+    ) -> None:
+        fields = [_JSON, *(headers or [])]
+        if error.retry_after is not None:
+            fields.append((b"retry-after", b"%d" % error.retry_after))
+        self._finish(self._http.respond(error.status, fields, error.body, close=close))
+
+    def _finish(self, data: bytes, *, close: bool = False) -> None:
+        """The answer is complete with ``data``: on to the next request, or to the end."""
+        self.out.append(data)
+        self.answer = None
+        self.deadlines.clear()
+        if self._http.must_close or close:
+            self.closing = True
+            self.lingering = self._http.must_close and not self._read
+        else:
+            self._http.start_next()
+
+    # ------------------------------------------------------------ deadlines
+
+    def timeout(self, now: int) -> None:
+        """Let what is due at ``now`` happen."""
+        for timer in [timer for timer, at in self.deadlines.items() if at <= now]:
+            self.deadlines.pop(timer, None)
+            if timer is Timer.HEAD and self.answer is not None:
+                self.out.append(self._begin(self.answer, now) + self._http.stream(COMMENT))
+                self._spoke = now
+            elif timer is Timer.KEEPALIVE and self.answer is not None:
+                self._keepalive(self.answer, now)
+            elif timer is Timer.CLIENT_IDLE:
+                self.closing = True  # nothing was asked, so nothing is answered
+            elif timer in (Timer.HEADER, Timer.BODY):
+                part = "head" if timer is Timer.HEADER else "body"
+                message = f"The request's {part} was not complete in time."
+                self._respond(http_error(408, "request_timeout", message), close=True)
+
+    def _keepalive(self, answer: Exchange, now: int) -> None:
+        if self._spoke + self._config.keepalive <= now and not self.blocked:
+            if answer.created is None or answer.last is None:
+                text = COMMENT
+            else:
+                # It takes the number of the event before it: the upstream's go on from there.
+                text = encode_event(keepalive_event(max(0, sequence_number(answer.last))))
+            self.out.append(self._http.stream(text))
+            self._spoke = now
+        heard = now if self.blocked else self._spoke
+        self.deadlines[Timer.KEEPALIVE] = heard + self._config.keepalive

@@ -1,0 +1,127 @@
+"""How a decision looks on HTTP: status, code, words, ``Retry-After``.
+
+What belongs here: the one place where an ``Answer`` becomes something that a client reads. Nothing
+here is ever read back to choose a recovery.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import attrs
+
+from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.failure import NOT_FOUND_CODE, ErrorFrame, Failure, FailureKind, classify
+from bridgecore.wire.responses import error_body
+
+# Codex honours an integer Retry-After, and every SDK does: a second is enough for a reconnect.
+_RETRY_AFTER = 1
+_RETRIABLE = frozenset({429, 502, 503, 504})
+
+
+@attrs.frozen
+class HttpError:
+    """An error as a client sees it. ``retry_after``: seconds; None when no retry is asked for."""
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: int | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The JSON body, in OpenAI's error shape."""
+        return error_body(self.message, self.type, self.code, self.param)
+
+
+def http_error(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    type_: str | None = None,
+    param: str | None = None,
+    retry_after: int | None = None,
+) -> HttpError:
+    """An ``HttpError`` whose type and ``Retry-After`` follow from its status."""
+    if type_ is None:
+        type_ = _type_of(status)
+    if status in _RETRIABLE:
+        retry_after = max(retry_after or 0, _RETRY_AFTER)
+    else:
+        retry_after = None
+    return HttpError(status, type_, code, message, param, retry_after)
+
+
+def _type_of(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def render_answer(
+    answer: Answer, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
+) -> HttpError:
+    """What the client of a turn is told.
+
+    Args:
+        answer: the decision.
+        failure: what happened, if anything did.
+        error: the upstream's own words, when it is the upstream's answer.
+        anchor: the turn's ``previous_response_id``.
+    """
+    happened = f" ({failure.detail})" if failure is not None else ""
+    wait = failure.retry_after if failure is not None else None
+    if answer is Answer.UPSTREAM_UNAVAILABLE:
+        message = f"The upstream connection could not carry this turn{happened}. Retry as is."
+    elif answer is Answer.OWNER_UNREACHABLE:
+        message = f"The connection was lost while the turn was being sent{happened}. Retry as is."
+    elif answer is Answer.STREAM_INCOMPLETE:
+        message = f"The upstream connection was lost before the answer was complete{happened}."
+    elif answer is Answer.REQUEST_TIMEOUT:
+        message = f"The upstream did not answer in time{happened}. Retry as is."
+    elif answer is Answer.OVERLOADED:
+        message = "Too many turns wait for this conversation. Retry later."
+        return http_error(503, answer.value, message)
+    elif answer is Answer.NOT_FOUND:
+        message = f"Previous response with id '{anchor}' not found."
+        return http_error(400, NOT_FOUND_CODE, message, param="previous_response_id")
+    elif answer is Answer.UPSTREAM_ERROR:
+        return _render_upstream_error(failure, error or ErrorFrame(), anchor)
+    else:
+        assert_never(answer)
+    return http_error(502, answer.value, message, retry_after=wait)
+
+
+def render_failed_response(error: ErrorFrame) -> HttpError:
+    """A ``response.failed`` for a client that gets no stream: the status its error stands for."""
+    return _render_upstream_error(classify(error), error, None)
+
+
+def _render_upstream_error(
+    failure: Failure | None, error: ErrorFrame, anchor: str | None
+) -> HttpError:
+    """The upstream's own error: code and words kept, the status one that clients act upon."""
+    kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
+    if kind is FailureKind.NOT_FOUND:
+        # Whatever shape it came in, the client gets the one it knows.
+        return render_answer(Answer.NOT_FOUND, failure, None, anchor)
+    upstream = failure.status if failure is not None else None
+    if kind is FailureKind.RATE_LIMITED:
+        status = 429
+    elif kind in (FailureKind.INVALID, FailureKind.REJECTED) and upstream is not None:
+        status = upstream
+    else:
+        status = 502
+    code = error.code or error.type or Answer.UPSTREAM_ERROR.value
+    message = error.message or f"The upstream refused the turn ({code})."
+    wait = failure.retry_after if failure is not None else None
+    return http_error(
+        status, code, message, type_=error.type, param=error.param, retry_after=wait
+    )
