@@ -15,8 +15,6 @@ from bridgecore.recovery.session import Session
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.tables import render_rst, render_rules
 
-__version__ = "0.1.0"
-
 __all__ = [
     "DEFAULT",
     "POLICIES",

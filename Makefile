@@ -1,0 +1,83 @@
+# Everything a developer runs. `make` lists the targets; each does the set-up it needs, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Dependencies are pinned, the build backend with them; hence no isolated, unpinned build.
+INSTALL := $(PIP) install --constraint constraints.txt
+PINS := pyproject.toml constraints.txt
+
+.PHONY: help run test check format generate docs changelog clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
+	@echo "make test       run the tests (ARGS='tests/wire -k chunked' selects)"
+	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
+	@echo "make format     format the code and apply the linter's safe fixes"
+	@echo "make generate   write the files that are generated from the code"
+	@echo "make docs       build the documentation into docs/_build/html"
+	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
+	@echo "make clean      remove what builds, tools and tests left behind"
+
+# One simple command, so that make runs the bridge itself and signals reach it.
+run: $(VENV)/.ready-to-run
+	@$(BIN)/bridgecore serve $(ARGS)
+
+test: $(VENV)/.ready-to-develop
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready-to-develop
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+
+format: $(VENV)/.ready-to-develop
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(VENV)/.ready-to-develop
+	$(BIN)/python docs/generate.py
+
+docs: generate
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+
+changelog: $(VENV)/.ready-to-develop
+	$(BIN)/towncrier build --draft
+
+clean:
+	rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
+	find bridgecore adapters tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. The stamps are younger than the pins they were made from; progress goes to standard error
+# because the first line that `make run` prints on standard output is the bridge's.
+
+$(VENV)/.ready-to-run: $(PINS) | $(BIN)/python
+	@echo "setting up $(VENV) ..." >&2
+	@$(INSTALL) hatchling >&2
+	@$(INSTALL) --no-build-isolation --editable '.[cli]' >&2
+	@touch $@
+
+$(VENV)/.ready-to-develop: $(PINS) | $(BIN)/python
+	@echo "setting up $(VENV) for development ..." >&2
+	@$(INSTALL) hatchling >&2
+	@$(INSTALL) --no-build-isolation --editable '.[dev]' >&2
+	@touch $(VENV)/.ready-to-run $@
+
+# PYTHON=... names the interpreter to use, and then no other is tried.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        "$$python" -m venv --clear $(VENV) >&2 && exit 0; \
+	        rm -rf $(VENV); \
+	        echo "$$python could not make a virtual environment: is its venv module installed" \
+	            "(on Debian and Ubuntu the package python3-venv)?" >&2; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "bridgecore needs Python 3.11 or newer, tried: $(or $(PYTHON),python3 and python3.14 to" \
+	    "python3.11). To name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; \
+	exit 1
