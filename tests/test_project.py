@@ -501,8 +501,8 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ),
         (
             "bridgecore/admission/gates.py",
-            "from bridgecore.recovery.timers import Timer",
-            "bridgecore.recovery.timers",
+            "from bridgecore.wire.transport import Log",
+            "bridgecore.wire.transport",
         ),
     ],
 )
