@@ -87,7 +87,7 @@ MAX_LANES: Final = 32  # distinct named lanes of one connection
 MAX_REPEAT: Final = 100_000  # deltas that ``repeat`` can ask for
 
 _EPOCH: Final = 1_767_225_600  # Unix seconds at now=0: where the clock starts is not told
-_CLOSE_GRACE: Final = 2 * NS_PER_SECOND  # for a peer to answer a close frame
+_CLOSE_GRACE: Final = 2 * NS_PER_SECOND  # for a peer to take what is said last, and answer it
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _CALL_TOOL = re.compile(r"call tool ([A-Za-z0-9_.-]+)[ \t]*([^\n]*)")
 _REPEAT = re.compile(r"repeat ([0-9]{1,9})\b")
@@ -325,6 +325,8 @@ class Emulator:
     _creates: int = attrs.field(default=0, init=False)
     _now: int = attrs.field(default=0, init=False)
     _draining: bool = attrs.field(default=False, init=False)
+    _stop_at: int = attrs.field(default=0, init=False)  # ns, when a drain ends at the latest
+    _stopped: bool = attrs.field(default=False, init=False)
 
     @property
     def connections(self) -> int:
@@ -344,7 +346,10 @@ class Emulator:
 
     def next_timeout(self) -> Deadline | None:
         """When ``TimeoutReached`` is to be reported if nothing else happens first."""
-        return min(self._deadlines.values(), key=lambda d: d.at, default=None)
+        due = list(self._deadlines.values())
+        if self._draining and not self._stopped:
+            due.append(Deadline(self._stop_at, Timer.DRAIN))
+        return min(due, key=lambda d: d.at, default=None)
 
     def handle(self, event: TransportEvent, now: int) -> list[TransportEffect]:
         """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
@@ -372,7 +377,9 @@ class Emulator:
             if deadline.at <= self._now and number in self._connections:
                 self._due(self._connections[number])
         effects += self._flush()
-        if isinstance(event, DrainRequested):
+        drained = not self._connections or self._stop_at <= self._now
+        if self._draining and not self._stopped and drained:
+            self._stopped = True
             effects.append(Stop())
         return effects
 
@@ -389,7 +396,9 @@ class Emulator:
             self._act_before_upgrade(conn, fault.action)
 
     def _drain(self) -> None:
-        self._draining = True
+        if not self._draining:
+            self._draining = True
+            self._stop_at = self._now + _CLOSE_GRACE
         for conn in self._connections.values():
             if conn.end is None:
                 self._touched[conn.number] = conn
@@ -408,7 +417,7 @@ class Emulator:
                 if not conn.deaf and conn.end is None:
                     self._receive(conn, data)
             case EofReceived():
-                if conn.end is None:
+                if conn.end is None:  # a frozen connection too: its socket is not to be leaked
                     self._finish(conn, _End.CLOSE)
             case Disconnected():
                 self._finish(conn, _End.ENDED)
@@ -501,7 +510,6 @@ class Emulator:
             turn._steps.clear()
             if turn.outcome is Outcome.RUNNING:
                 turn.outcome = Outcome.LOST
-        conn.waiting.clear()
 
     def _freeze(self, conn: _Connection) -> None:
         conn.mute = conn.deaf = True
@@ -514,7 +522,7 @@ class Emulator:
     def _due(self, conn: _Connection) -> None:
         self._touched[conn.number] = conn
         if conn.close_at is not None and conn.close_at <= self._now:
-            self._finish(conn, _End.CLOSE)
+            self._finish(conn, _End.CLOSE if conn.end is None else _End.ABORT)
         elif conn.retire_at is not None and conn.retire_at <= self._now:
             self._close(conn, 1001, "the connection is past its lifetime")
         else:
@@ -527,7 +535,9 @@ class Emulator:
                 if conn.out:
                     abort = conn.end is _End.ABORT
                     effects.append(Send(number, bytes(conn.out), notify=abort))
-                    conn.end = _End.ABORTING if abort else conn.end
+                    if abort:
+                        conn.end = _End.ABORTING
+                        conn.close_at = self._now + _CLOSE_GRACE
                 if conn.pause:
                     effects.append(PauseReading(number))
                 if conn.end is _End.CLOSE:
@@ -548,7 +558,7 @@ class Emulator:
         return effects
 
     def _deadline(self, conn: _Connection) -> Deadline | None:
-        if conn.end is not None:
+        if conn.end not in (None, _End.ABORTING):
             return None
         if conn.close_at is not None:
             return Deadline(conn.close_at, Timer.CLOSE_HANDSHAKE)
@@ -568,6 +578,7 @@ class Emulator:
     def _message(self, conn: _Connection, raw: bytes) -> None:
         try:
             body = msgspec.json.decode(raw)
+            _encode([[[[[[[[body]]]]]]]])  # what is echoed later must not be nested too deeply
         except (msgspec.DecodeError, RecursionError):
             body = None
         if not isinstance(body, dict):
@@ -970,12 +981,13 @@ def _size(values: Sequence[object]) -> int:
     return sum(len(_encode(value)) for value in values)
 
 
-def _type(event: bytes) -> object:
+def _type(event: bytes) -> str | None:
     try:
         value = msgspec.json.decode(event)
     except (msgspec.DecodeError, RecursionError):
         return None
-    return value.get("type") if isinstance(value, dict) else None
+    kind = value.get("type") if isinstance(value, dict) else None
+    return kind if isinstance(kind, str) else None
 
 
 def _after_deltas(steps: Sequence[_Step], count: int) -> int:
@@ -1014,6 +1026,8 @@ def _invalid(body: Mapping[str, Any]) -> Error | None:
     if not isinstance(given, str | list) or not all(isinstance(item, dict) for item in items):
         message = "Invalid type for 'input': expected a string or a list of objects."
         return _bad("invalid_type", message, "input")
+    if not all(isinstance(item.get("call_id", ""), str) for item in items):
+        return _bad("invalid_type", "Invalid type for 'call_id': expected a string.", "input")
     return None
 
 

@@ -2,17 +2,30 @@
 
 What belongs here: a ``Network`` connects machines (``Endpoint``, ``Emulator``) and plain byte
 clients by loss-free in-memory connections in virtual time. It does what an adapter does, so a test
-can look at every byte and stop the clock between any two of them.
+can look at every byte and stop the clock between any two of them. What it models of real sockets:
+
+* a receiver that does not read: up to ``WINDOW`` bytes are with the operating system, then the
+  sender's writing is blocked, its marks (``DataSent``) and the end of a ``Close`` wait;
+* an orderly close is an end of stream for the peer, who learns that the connection is gone only
+  when it writes; a reset is known at once, and destroys what was not read;
+* with ``split``, what was written in one piece arrives in several.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import assert_never
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias, assert_never
 
 import attrs
 
 from bridgecore.wire import transport as tp
+
+WINDOW: Final = 65_536  # bytes in flight to a receiver that does not read
+
+_OnConnection: TypeAlias = (
+    tp.Send | tp.EndSending | tp.Close | tp.Abort | tp.PauseReading | tp.ResumeReading
+)
 
 
 @attrs.define(eq=False)
@@ -25,6 +38,9 @@ class _End:
     open: bool = True
     paused: bool = False
     held: deque[tp.TransportEvent] = attrs.Factory(deque)  # what came while reading was paused
+    unread: int = 0  # bytes of ``held``
+    waiting: list[tp.TransportEvent] = attrs.Factory(list)  # the owner's, once its data is out
+    blocked: bool = False  # the owner was told that its writing is
 
 
 class ByteClient:
@@ -46,8 +62,16 @@ class ByteClient:
         self._network.transmit(self._require(), tp.EofReceived(0))
 
     def abort(self) -> None:
-        """Go without a word."""
+        """Go without a word: a reset."""
         self._network.drop(self._require())
+
+    def pause(self) -> None:
+        """Stop reading."""
+        self._require().paused = True
+
+    def resume(self) -> None:
+        """Read what has come, and go on reading."""
+        self._network.resume(self._require())
 
     def take(self) -> bytes:
         """What came since the last call."""
@@ -66,14 +90,20 @@ class ByteClient:
 
 
 class Network:
-    """Virtual wires and a virtual clock (``now``, ns). Deterministic: first come, first served."""
+    """Virtual wires and a virtual clock (``now``, ns). Deterministic: first come, first served.
 
-    def __init__(self) -> None:
+    ``split`` cuts what is written into the pieces in which it arrives.
+    """
+
+    def __init__(self, split: Callable[[bytes], Iterable[bytes]] | None = None) -> None:
         self.now = 1_000_000_000
         self.logs: list[tp.Log] = []
         self.stopped: list[tp.Machine] = []
+        self.connects = 0  # that machines asked for
+        self._split = split
         self._machines: list[tp.Machine] = []
         self._listeners: dict[tuple[str, int], tp.Machine] = {}
+        self._mute: set[tuple[str, int]] = set()
         self._ends: dict[tuple[int, int], _End] = {}
         self._queue: deque[tuple[_End, tp.TransportEvent]] = deque()
         self._running = False
@@ -89,8 +119,16 @@ class Network:
         """Nobody listens there any more: connects are refused."""
         del self._listeners[host, port]
 
+    def swallow_connects(self, host: str, port: int) -> None:
+        """Connects there are neither refused nor answered."""
+        self._mute.add((host, port))
+
     def connect(self, host: str, port: int) -> ByteClient:
-        """A client connected to the machine that listens there."""
+        """A client connected to the machine that listens there.
+
+        Raises:
+            ConnectionRefusedError: nobody listens there.
+        """
         client = ByteClient(self)
         end = _End(client, 0)
         client.attach(end)
@@ -109,11 +147,20 @@ class Network:
         return sum(1 for end in self._ends.values() if end.owner is machine)
 
     def advance(self, duration: int) -> None:
-        """Let ``duration`` ns pass, and every deadline on the way."""
+        """Let ``duration`` ns pass, and every deadline on the way.
+
+        Raises:
+            AssertionError: after a deadline was handled it is still due (invariant 29).
+        """
         until = self.now + duration
         while (first := self._next_timeout()) is not None and first[0] <= until:
+            machine = first[1]
             self.now = max(self.now, first[0])
-            self.handle(first[1], tp.TimeoutReached())
+            self._carry_out(machine, machine.handle(tp.TimeoutReached(), self.now))
+            left = machine.next_timeout()
+            if left is not None and left.at <= self.now:
+                raise AssertionError(f"{left.reason} was handled at {self.now} and is due again")
+            self._run()
         self.now = until
 
     def next_deadline(self) -> int | None:
@@ -126,15 +173,61 @@ class Network:
     def transmit(self, end: _End, event: tp.TransportEvent) -> None:
         """Let ``event`` happen at the other side of ``end``."""
         if end.open and end.peer is not None:
-            self._queue.append((end.peer, event))
+            if isinstance(event, tp.DataReceived):
+                self._write(end, event.data)
+            else:
+                self._queue.append((end.peer, event))
             self._run()
 
     def drop(self, end: _End) -> None:
         """End the connection: the other side sees it lost."""
         self._forget(end)
-        if end.peer is not None and end.peer.open:
-            self._queue.append((end.peer, tp.Disconnected(end.peer.conn)))
-            self._run()
+        self._reset(end.peer)
+        self._run()
+
+    def resume(self, end: _End) -> None:
+        """Let the owner of ``end`` read again, what was held back first."""
+        end.paused = False
+        self._queue.extendleft((end, event) for event in reversed(end.held))
+        end.held.clear()
+        end.unread = 0
+        if end.peer is not None:
+            self._flushed(end.peer)
+        self._run()
+
+    def _reset(self, peer: _End | None) -> None:
+        if peer is not None and peer.open:
+            peer.paused = False
+            peer.held.clear()
+            self._queue.append((peer, tp.Disconnected(peer.conn)))
+
+    def _write(self, end: _End, data: bytes) -> None:
+        peer = end.peer
+        if peer is None or not peer.open:
+            if end.open:
+                self._queue.append((end, tp.Disconnected(end.conn)))
+            return
+        for piece in [data] if self._split is None else self._split(data):
+            self._queue.append((peer, tp.DataReceived(peer.conn, piece)))
+        if peer.paused:
+            peer.unread += len(data)
+            if peer.unread > WINDOW and not end.blocked:
+                end.blocked = True
+                self._queue.append((end, tp.WriteBlocked(end.conn)))
+
+    def _flushed(self, end: _End) -> None:
+        """Everything that ``end`` wrote is out."""
+        if end.blocked:
+            end.blocked = False
+            self._queue.append((end, tp.WriteUnblocked(end.conn)))
+        self._queue.extend((end, event) for event in end.waiting)
+        end.waiting.clear()
+
+    def _when_flushed(self, end: _End, event: tp.TransportEvent) -> None:
+        if end.blocked:
+            end.waiting.append(event)
+        else:
+            self._queue.append((end, event))
 
     def _forget(self, end: _End) -> None:
         end.open = False
@@ -161,6 +254,8 @@ class Network:
         self._queue.append((end, tp.Accepted(end.conn)))
         return True
 
+    # ------------------------------------------------------------ events and effects
+
     def _run(self) -> None:
         if self._running:
             return
@@ -168,7 +263,8 @@ class Network:
         try:
             while self._queue:
                 end, event = self._queue.popleft()
-                if end.paused and isinstance(event, tp.DataReceived | tp.EofReceived):
+                of_peer = isinstance(event, tp.DataReceived | tp.EofReceived)
+                if end.paused and (of_peer or isinstance(end.owner, ByteClient)):
                     end.held.append(event)
                 elif end.open:
                     self._deliver(end, event)
@@ -187,9 +283,7 @@ class Network:
             elif isinstance(event, tp.Disconnected):
                 owner.eof = owner.closed = True
             return
-        if isinstance(event, tp.DataReceived):
-            event = tp.DataReceived(end.conn, event.data)
-        elif isinstance(event, tp.EofReceived):
+        if isinstance(event, tp.EofReceived):
             event = tp.EofReceived(end.conn)
         self._carry_out(owner, owner.handle(event, self.now))
 
@@ -198,14 +292,7 @@ class Network:
             if isinstance(effect, tp.Log):
                 self.logs.append(effect)
             elif isinstance(effect, tp.Connect):
-                end = _End(machine, effect.conn)
-                self._ends[id(machine), effect.conn] = end
-                event: tp.TransportEvent = tp.Connected(effect.conn)
-                if not self._accept(end, effect.host, effect.port):
-                    event = tp.ConnectFailed(effect.conn, tp.ConnectError.REFUSED, "refused")
-                self._queue.append((end, event))
-                if isinstance(event, tp.ConnectFailed):
-                    self._ends.pop((id(machine), effect.conn), None)
+                self._connect(machine, effect)
             elif isinstance(effect, tp.StopListening):
                 for key in [k for k, m in self._listeners.items() if m is machine]:
                     del self._listeners[key]
@@ -216,36 +303,42 @@ class Network:
                 if found is not None:
                     self._on_connection(found, effect)
 
-    def _on_connection(
-        self,
-        end: _End,
-        effect: (
-            tp.Send | tp.EndSending | tp.Close | tp.Abort | tp.PauseReading | tp.ResumeReading
-        ),
-    ) -> None:
+    def _connect(self, machine: tp.Machine, effect: tp.Connect) -> None:
+        self.connects += 1
+        end = _End(machine, effect.conn)
+        self._ends[id(machine), effect.conn] = end
+        if (effect.host, effect.port) in self._mute:
+            return
+        if self._accept(end, effect.host, effect.port):
+            self._queue.append((end, tp.Connected(effect.conn)))
+        else:
+            del self._ends[id(machine), effect.conn]
+            failed = tp.ConnectFailed(effect.conn, tp.ConnectError.REFUSED, "nobody listens")
+            self._queue.append((end, failed))
+
+    def _on_connection(self, end: _End, effect: _OnConnection) -> None:
         peer = end.peer
         if isinstance(effect, tp.Send):
-            if peer is not None and effect.data:
-                self._queue.append((peer, tp.DataReceived(peer.conn, effect.data)))
+            if effect.data:
+                self._write(end, effect.data)
             if effect.notify:
-                self._queue.append((end, tp.DataSent(end.conn)))
+                self._when_flushed(end, tp.DataSent(end.conn))
         elif isinstance(effect, tp.EndSending):
             if peer is not None:
                 self._queue.append((peer, tp.EofReceived(peer.conn)))
         elif isinstance(effect, tp.Close):
             if peer is not None:
                 self._queue.append((peer, tp.EofReceived(peer.conn)))
-                self._queue.append((peer, tp.Disconnected(peer.conn)))
-            self._queue.append((end, tp.Disconnected(end.conn)))
+                if isinstance(peer.owner, ByteClient):
+                    self._queue.append((peer, tp.Disconnected(peer.conn)))
+            self._when_flushed(end, tp.Disconnected(end.conn))
         elif isinstance(effect, tp.Abort):
             self._forget(end)
-            if peer is not None:
-                self._queue.append((peer, tp.Disconnected(peer.conn)))
+            self._reset(peer)
         elif isinstance(effect, tp.PauseReading):
             end.paused = True
         elif isinstance(effect, tp.ResumeReading):
-            end.paused = False
-            self._queue.extendleft((end, event) for event in reversed(end.held))
-            end.held.clear()
+            if end.paused:
+                self.resume(end)
         else:
             assert_never(effect)

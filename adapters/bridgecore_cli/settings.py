@@ -1,0 +1,253 @@
+"""The settings of ``bridgecore serve``: one table, from which all three ways to set them follow.
+
+What belongs here: which settings there are, how their text is read, and which source wins (flag,
+then environment, then file, then default). Values that no source chose are not looked at, so a
+flag rescues a run from a bad environment. What a setting does is the business of
+``bridgecore.config`` and ``main``.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.timers import NS_PER_SECOND
+
+USAGE = 2  # exit code: a flag is wrong
+CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
+EMULATOR = "emulator"  # the upstream that needs no key
+PREFIX = "BRIDGECORE_"
+
+_LONGEST = 10**9  # seconds, some thirty years: beyond it a clock's arithmetic gets doubtful
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used. The message, one line, says what is wrong and where."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@attrs.frozen
+class Kind:
+    """How a setting's value is read, from text or from what TOML makes of it.
+
+    ``read`` raises ValueError with the rest of the sentence "VALUE ...".
+    """
+
+    metavar: str
+    read: Callable[[Any], Any]
+    show: Callable[[Any], str] = str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or not value.isprintable() or " " in value:
+        raise ValueError("is not a name without spaces")
+    return value
+
+
+def _one_of(*names: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError("is not one of " + ", ".join(names))
+        return value
+
+    return read
+
+
+def _whole_number(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,15}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _port(value: Any) -> int:
+    number = _whole_number(value)
+    if number is None or not 0 <= number <= 65535:
+        raise ValueError("is not a port (0 to 65535)")
+    return number
+
+
+def _size(value: Any) -> int:
+    number = _whole_number(value)
+    if number is None or not 1 <= number < 10**15:
+        raise ValueError("is not a size (a whole number of bytes, at least 1)")
+    return number
+
+
+def _seconds(value: Any) -> int:
+    """Seconds, as ns. Decimal throughout: 0.1 s is 100,000,000 ns and not one less."""
+    if isinstance(value, str):
+        number = Decimal(value) if _NUMBER.fullmatch(value) else Decimal("NaN")
+    elif isinstance(value, int | Decimal) and not isinstance(value, bool):
+        number = Decimal(value)
+    else:
+        number = Decimal("NaN")
+    if not number.is_finite() or not 0 < number <= _LONGEST:
+        raise ValueError(f"is not a time (seconds, more than 0, at most {_LONGEST})")
+    return max(1, int(number * NS_PER_SECOND))
+
+
+def _upstream(value: Any) -> UpstreamUrl | None:
+    """None for the emulator. What may be a secret in a URL is not repeated."""
+    if value == EMULATOR:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"is not a ws:// or wss:// URL or {EMULATOR!r}")
+    return UpstreamUrl.parse(value)
+
+
+def _show_seconds(value: int) -> str:
+    return f"{Decimal(value) / NS_PER_SECOND:f}"
+
+
+TEXT = Kind("NAME", _text)
+PORT = Kind("PORT", _port)
+URL = Kind("URL", _upstream, lambda _: EMULATOR)
+SECONDS = Kind("SECONDS", _seconds, _show_seconds)
+SIZE = Kind("BYTES", _size)
+
+
+def _choice(*names: str) -> Kind:
+    return Kind("|".join(names), _one_of(*names))
+
+
+@attrs.frozen
+class Setting:
+    """A row of the table: its name with ``--`` and hyphens is the flag, with the prefix and in
+    capitals the variable, as it is the TOML key, and, for most, the field of ``Config``."""
+
+    name: str
+    kind: Kind
+    default: Any  # as ``kind.read`` returns it
+    doc: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+
+def _of_config(name: str, kind: Kind, doc: str) -> Setting:
+    return Setting(name, kind, getattr(attrs.fields(Config), name).default, doc)
+
+
+CORE = (
+    _of_config("connect_timeout", SECONDS, "for TCP, TLS and upgrade together"),
+    _of_config("created_timeout", SECONDS, "from the frame sent to response.created"),
+    _of_config("idle_timeout", SECONDS, "between upstream events of a turn"),
+    _of_config("turn_timeout", SECONDS, "for a whole turn, retries and waits included"),
+    _of_config("head_timeout", SECONDS, "to hold the answer's head back for an early failure"),
+    _of_config("keepalive", SECONDS, "of silence towards a client before something is sent"),
+    _of_config("upstream_lifetime", SECONDS, "until a socket is replaced between turns"),
+    _of_config("session_idle", SECONDS, "until an idle conversation gives up its socket"),
+    _of_config("drain_timeout", SECONDS, "from the first signal to the end"),
+    _of_config("header_timeout", SECONDS, "for a request head to be complete"),
+    _of_config("body_timeout", SECONDS, "for a request body to be complete"),
+    _of_config("max_header", SIZE, "of a request head, at most"),
+    _of_config("max_body", SIZE, "of a request body, at most"),
+    _of_config("max_message", SIZE, "of one upstream message, at most"),
+)
+
+SETTINGS = (
+    Setting("host", TEXT, "127.0.0.1", "address to listen on"),
+    Setting("port", PORT, 8080, "port to listen on, 0 for any free one"),
+    Setting("upstream", URL, None, f"ws:// or wss:// URL, or {EMULATOR!r} for the embedded one"),
+    Setting("policy", _choice(*POLICIES), "default", "what to do about a lost socket"),
+    Setting("backend", _choice("asyncio", "trio"), "asyncio", "event loop"),
+    Setting(
+        "log_level", _choice("debug", "info", "warning", "error"), "info", "least severe log line"
+    ),
+    *CORE,
+)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """What ``bridgecore serve`` was told, checked. ``upstream`` is None for the emulator."""
+
+    host: str
+    port: int
+    upstream: UpstreamUrl | None
+    policy: str
+    backend: str
+    log_level: str
+    core: Mapping[str, int]  # the fields of Config by name, in ns and bytes
+
+    def config(self, upstream: UpstreamUrl) -> Config:
+        """The bridge's configuration, with ``upstream`` in place of the emulator."""
+        return Config(upstream=upstream, policy=POLICIES[self.policy], **self.core)
+
+
+def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
+    """Put flags, environment, file and defaults together; ``flags`` are by setting name.
+
+    Raises:
+        SettingsError: the first value that cannot be used, flags before the rest.
+    """
+    values = {setting.name: setting.default for setting in SETTINGS}
+    given = {s.name: s for s in SETTINGS if flags.get(s.name) is not None}
+    for name, setting in given.items():
+        values[name] = _read(setting, flags[name], setting.flag, USAGE)
+    path, path_from = flags.get("config"), "--config"
+    if path is None:
+        path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
+    file = {} if path is None else _read_file(path, path_from)
+    for setting in SETTINGS:
+        if setting.name in given:
+            continue
+        if (text := environ.get(setting.variable)) is not None:
+            values[setting.name] = _read(setting, text, setting.variable, CONFIGURATION)
+        elif setting.name in file:
+            where = f"{path}: {setting.name}"
+            values[setting.name] = _read(setting, file[setting.name], where, CONFIGURATION)
+    core = {setting.name: values.pop(setting.name) for setting in CORE}
+    return Settings(core=core, **values)
+
+
+def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
+    try:
+        return setting.kind.read(value)
+    except ValueError as exc:
+        if setting.kind is URL:  # its messages are whole sentences
+            raise SettingsError(f"{where}: {_without_secrets(exc, value)}", CONFIGURATION) from None
+        shown = repr(value) if isinstance(value, str | bool) else str(value)
+        raise SettingsError(f"{where}: {shown[:100]} {exc}", exit_code) from None
+
+
+def _without_secrets(exc: ValueError, url: object) -> str:
+    """The message, unless the URL has a place where people put keys: then only what is safe."""
+    if isinstance(url, str) and any(c in url for c in "@?#"):
+        return "not a ws:// or wss:// URL without credentials (it is not repeated here)"
+    return str(exc)
+
+
+def _read_file(path: str, where: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            table = tomllib.load(file, parse_float=Decimal)
+    except OSError as exc:
+        raise SettingsError(f"{where}: cannot read {path}: {exc.strerror}", CONFIGURATION) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{where}: {path} is not UTF-8", CONFIGURATION) from None
+    except (ValueError, ArithmeticError, RecursionError) as exc:
+        message = " ".join(str(exc).split())
+        raise SettingsError(f"{where}: {path} is not TOML: {message}", CONFIGURATION) from None
+    unknown = sorted(table.keys() - {setting.name for setting in SETTINGS})
+    if unknown:
+        names = ", ".join(map(repr, unknown))
+        raise SettingsError(f"{where}: {path} has unknown keys: {names}", CONFIGURATION)
+    return table

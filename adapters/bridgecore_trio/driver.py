@@ -1,0 +1,318 @@
+"""Drives a machine on trio: sockets, TLS and a clock, and no decision about the protocol.
+
+What belongs here: carrying out the effects of ``bridgecore.wire.transport`` and reporting its
+events. To be read beside ``bridgecore_asyncio/driver.py``: same names, same order.
+"""
+
+import contextlib
+import errno
+import math
+import os
+import socket
+import ssl
+import struct
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from bridgecore.config import Config
+from bridgecore.endpoint import Endpoint
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.wire import transport as wire
+
+HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
+BACKLOG = 2048  # connections that the OS may hold for us to accept
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
+LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EACCES, errno.EPERM)
+
+ToOne: TypeAlias = (
+    wire.Send | wire.EndSending | wire.Close | wire.Abort | wire.PauseReading | wire.ResumeReading
+)
+
+
+@contextlib.asynccontextmanager
+async def serve(
+    machine: Config | wire.Machine,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    upstream_ssl: ssl.SSLContext | None = None,
+    listener_ssl: ssl.SSLContext | None = None,
+    log: Callable[[wire.Log], None] | None = None,
+) -> AsyncIterator["Server"]:
+    """Listen on ``host``:``port`` (0: a free one) and drive ``machine``, or a bridge so configured.
+
+    ``upstream_ssl`` is for connections that the machine asks for (None: the system's trust store,
+    verified), ``listener_ssl`` makes the listener speak TLS. Leaving the context ends all at once;
+    for a clean end, ``request_drain()`` and ``wait_stopped()`` first. Raises OSError if it cannot
+    listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
+    """
+    machine = Endpoint(machine) if isinstance(machine, Config) else machine
+    server = Server(machine, upstream_ssl, listener_ssl, log)
+    try:
+        async with trio.open_nursery() as server._tasks:
+            await server._listen(host, port)
+            try:
+                yield server
+            finally:
+                server._shut_down()
+    except BaseExceptionGroup as group:
+        raise (group if len(group.exceptions) > 1 else group.exceptions[0]) from None
+
+
+@attrs.define(eq=False, repr=False)
+class Server:
+    """A machine that is being driven. Made by ``serve``."""
+
+    machine: wire.Machine
+    _upstream_ssl: ssl.SSLContext | None
+    _listener_ssl: ssl.SSLContext | None
+    _log: Callable[[wire.Log], None] | None
+    host: str = ""
+    port: int = 0
+    _connections: dict[int, "Connection"] = attrs.Factory(dict)  # that the machine knows
+    _alive: set["Connection"] = attrs.Factory(set)  # that have a socket, or try to get one
+    _events: deque[tuple[wire.TransportEvent, "Connection | None"]] = attrs.Factory(deque)
+    _busy: bool = False
+    _closed: bool = False
+    _stopped: trio.Event = attrs.Factory(trio.Event)
+    _token: trio.lowlevel.TrioToken = attrs.Factory(trio.lowlevel.current_trio_token)
+    _tasks: trio.Nursery = attrs.field(init=False)
+    _listening: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    _alarm: trio.CancelScope = attrs.Factory(trio.CancelScope)
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections, accepted or asked for, are not over yet."""
+        return len(self._alive)
+
+    def request_drain(self) -> None:
+        """Tell the machine to finish. Threads and signal handlers may call it, too."""
+        self._token.run_sync_soon(self._report, wire.DrainRequested())
+
+    async def wait_stopped(self) -> None:
+        """Wait until the machine says that it has drained, or the context is left."""
+        await self._stopped.wait()
+
+    async def _listen(self, host: str, port: int) -> None:
+        listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        self.host, self.port = listeners[0].socket.getsockname()[:2]
+        self._tasks.start_soon(self._accept, listeners)
+        self._tasks.start_soon(self._watch_clock)
+
+    async def _accept(self, listeners: list[trio.SocketListener]) -> None:
+        async def accept(tcp: trio.SocketStream) -> None:
+            await Connection(self).accept(tcp)
+
+        with self._listening:
+            await trio.serve_listeners(accept, listeners, handler_nursery=self._tasks)
+
+    async def _watch_clock(self) -> None:
+        while True:
+            self._set_alarm()
+            with self._alarm:
+                await trio.sleep_forever()
+            self._alarm = trio.CancelScope()
+            self._report(wire.TimeoutReached())
+
+    def _shut_down(self) -> None:
+        self._closed = True
+        self._stopped.set()
+        self._tasks.cancel_scope.cancel()
+
+    def _report(self, event: wire.TransportEvent, about: "Connection | None" = None) -> None:
+        self._events.append((event, about))
+        if self._busy or self._closed:
+            return  # what an effect causes comes after all effects are carried out
+        self._busy = True
+        try:
+            while self._events:
+                event, about = self._events.popleft()
+                if isinstance(event, wire.Accepted) and about is not None:
+                    event.conn = about.conn = self.machine.new_connection()
+                    self._connections[about.conn] = about
+                elif about is not None and about.conn not in self._connections:
+                    continue  # nothing follows an Abort
+                elif isinstance(event, wire.Disconnected | wire.ConnectFailed):
+                    del self._connections[event.conn]
+                now = round(trio.current_time() * NS_PER_SECOND)
+                for effect in self.machine.handle(event, now):
+                    self._carry_out(effect)
+            self._set_alarm()
+        except Exception as exc:
+            self._closed = True
+            self._tasks.start_soon(fail, exc)
+        self._busy = False
+
+    def _carry_out(self, effect: wire.TransportEffect) -> None:
+        match effect:
+            case wire.Log():
+                if self._log is not None:
+                    self._log(effect)
+            case wire.Connect():
+                connection = self._connections[effect.conn] = Connection(self, effect.conn)
+                self._tasks.start_soon(connection.connect, effect)
+            case wire.StopListening():
+                self._listening.cancel()
+            case wire.Stop():
+                self._stopped.set()
+            case _:
+                if (known := self._connections.get(effect.conn)) is not None:
+                    known.carry_out(effect)
+
+    def _set_alarm(self) -> None:
+        deadline = self.machine.next_timeout()
+        self._alarm.deadline = math.inf if deadline is None else deadline.at / NS_PER_SECOND
+
+
+class Connection:
+    """One socket, from the attempt to get it until it is closed."""
+
+    tcp: trio.SocketStream | None = None
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
+    up = paused = ending = closing = blocked = False  # up: reported as Accepted or Connected
+    marks = 0  # Sends with notify that wait until nothing waits to be written
+
+    def __init__(self, server: Server, conn: int = -1) -> None:
+        self.server, self.conn, self.scope = server, conn, trio.CancelScope()
+        self.outbox, self.sending = bytearray(), bytearray()
+        self.work, self.resumed = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        server._alive.add(self)
+
+    def report(self, event: wire.TransportEvent) -> None:
+        self.server._report(event, self)
+
+    async def connect(self, effect: wire.Connect) -> None:
+        with self.until_gone():
+            self.tcp = self.stream = tcp = await trio.open_tcp_stream(effect.host, effect.port)
+            if effect.tls:
+                self.server._upstream_ssl = (
+                    self.server._upstream_ssl or ssl.create_default_context()
+                )
+                self.stream = trio.SSLStream(
+                    tcp,
+                    self.server._upstream_ssl,
+                    server_hostname=effect.host,
+                    https_compatible=True,
+                )
+                await self.stream.do_handshake()
+            await self.run(wire.Connected(self.conn))
+
+    async def accept(self, tcp: trio.SocketStream) -> None:
+        with self.until_gone():
+            self.tcp = self.stream = tcp
+            if (context := self.server._listener_ssl) is not None:
+                self.stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
+            await self.run(wire.Accepted(self.conn))
+
+    @contextlib.contextmanager
+    def until_gone(self) -> Iterator[None]:
+        why: BaseException | None = None
+        try:
+            with self.scope:
+                yield
+        except* (OSError, ValueError, trio.BrokenResourceError) as group:
+            why = group
+        finally:
+            if self.tcp is not None:
+                if why is None and not self.closing:  # what Close left to the OS is to arrive
+                    self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                self.tcp.socket.close()
+            self.server._alive.discard(self)
+            self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, why))
+
+    async def run(self, event: wire.Accepted | wire.Connected) -> None:
+        self.up = True
+        self.report(event)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.read)
+            nursery.start_soon(self.write)
+
+    async def read(self) -> None:
+        data = b"."
+        while data:
+            data = bytes(await self.stream.receive_some(HIGH_WATER))
+            while self.paused:
+                await self.resumed.park()
+            if not self.closing:
+                event = wire.DataReceived(self.conn, data) if data else wire.EofReceived(self.conn)
+                self.report(event)
+
+    async def write(self) -> None:
+        while True:
+            while self.outbox:
+                self.sending, self.outbox = self.outbox, bytearray()
+                await self.stream.send_all(self.sending)
+                self.sending = bytearray()
+            if self.blocked:
+                self.blocked = False
+                self.report(wire.WriteUnblocked(self.conn))
+            while self.marks:
+                self.marks -= 1
+                self.report(wire.DataSent(self.conn))
+            if self.outbox:
+                continue
+            if self.ending and isinstance(self.stream, trio.SocketStream):
+                self.ending = False
+                await self.stream.send_eof()
+                continue
+            if self.closing:
+                self.scope.cancel()
+            await self.work.park()
+
+    def carry_out(self, effect: ToOne) -> None:
+        match effect:
+            case wire.Abort():
+                del self.server._connections[self.conn]
+                self.scope.cancel()
+            case _ if self.closing:
+                pass  # Disconnected is on its way
+            case wire.Send():
+                self.send(effect.data, effect.notify)
+            case wire.EndSending():
+                self.ending = True
+                self.work.unpark_all()
+            case wire.Close():
+                self.closing = True
+                self.work.unpark_all()
+            case wire.PauseReading():
+                self.paused = True
+            case wire.ResumeReading():
+                self.paused = False
+                self.resumed.unpark_all()
+
+    def send(self, data: bytes, notify: bool) -> None:
+        if not self.outbox and not self.sending and self.stream is self.tcp:
+            with contextlib.suppress(OSError):  # would block, or is broken: the writer sees to it
+                data = data[os.write(self.tcp.socket.fileno(), data) :]
+        if data:
+            self.outbox += data
+            self.work.unpark_all()
+        waiting = len(self.outbox) + len(self.sending)
+        if waiting > HIGH_WATER and not self.blocked:
+            self.blocked = True
+            self.report(wire.WriteBlocked(self.conn))
+        if notify and waiting:
+            self.marks += 1
+        elif notify:
+            self.report(wire.DataSent(self.conn))
+
+
+async def fail(why: Exception) -> None:
+    raise why
+
+
+def failed(conn: int, why: BaseException | None) -> wire.ConnectFailed:
+    while isinstance(why, BaseExceptionGroup) or (why is not None and why.__cause__ is not None):
+        why = why.exceptions[0] if isinstance(why, BaseExceptionGroup) else why.__cause__
+    error = wire.ConnectError.OTHER
+    if isinstance(why, ssl.SSLError):
+        error = wire.ConnectError.TLS
+    elif isinstance(why, socket.gaierror | UnicodeError):
+        error = wire.ConnectError.RESOLVE
+    elif isinstance(why, OSError) and why.errno not in LOCAL:
+        error = wire.ConnectError.REFUSED
+    return wire.ConnectFailed(conn, error, " ".join(str(why).split())[:200])

@@ -1,0 +1,466 @@
+"""Interaction scripts: what happens to a session, and what it does about it, as plain text.
+
+What belongs here: the command vocabulary, its reader and its printer. A scenario is a text of
+comments, settings and commands; under each command stands what the session did:
+
+    # Seed row 1: the socket is closed between turns.
+    policy pr397
+
+    submit 1
+    ----
+    closed -> reconnecting by submit
+      open connection 1
+    next: connect in 10s
+
+``replay`` runs such a text and returns it with what the session does today, so that a file that is
+up to date replays to itself. ``command_of`` writes an event as a command.
+
+Settings, which print nothing and stand before the first command:
+  ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``
+  ``remote``                       another replica owns the session
+Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
+  ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
+  ``opened``     ``sent``     ``created``     ``output``     ``progress`` (bears no output)
+  ``ended completed|incomplete|failed [RESPONSE]``
+  ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
+  ``lost timeout TIMER``
+  ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
+  ``evict``     ``deadline TIMER`` (reported whether it is due or not)
+And those that are no event:
+  ``advance DURATION``  let time pass (``250ms``, ``10s``); each deadline is reported when due
+  ``touch``             more output came, told by ``Session.touch``
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import assert_never
+
+import attrs
+
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.errors import BridgecoreError, LocalProtocolError
+from bridgecore.recovery.failure import (
+    Closed,
+    ErrorFrame,
+    Evidence,
+    Malformed,
+    TimedOut,
+    Unreachable,
+    UpgradeRefused,
+)
+from bridgecore.recovery.policy import POLICIES, Budgets, Policy
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import SessionState
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+
+SEPARATOR = "----"
+_UNITS = {"ms": NS_PER_SECOND // 1000, "s": NS_PER_SECOND}
+
+
+class ScenarioError(BridgecoreError):
+    """A scenario cannot be read. The text begins with ``file:line``."""
+
+
+@attrs.frozen
+class _Line:
+    """One command or setting: its words in order, and its ``key=value`` pairs."""
+
+    number: int
+    text: str
+    words: tuple[str, ...]
+    options: Mapping[str, str]
+
+
+# ---------------------------------------------------------------- running
+
+
+def replay(text: str, name: str = "<scenario>", policies: Mapping[str, Policy] = POLICIES) -> str:
+    """Run the scenario ``text`` and return it with the output of this run.
+
+    Args:
+        text: the scenario, with or without output.
+        name: the file's name, for errors.
+        policies: what ``policy NAME`` can name.
+
+    Raises:
+        ScenarioError: a line is no command, or says something that cannot be.
+    """
+    runner = _Runner(policies)
+    out: list[str] = []
+    printed: list[str] | None = None
+    for number, source in _without_output(text):
+        if printed is not None and source.strip():
+            out.append("")  # it ends the output above
+        printed = None
+        out.append(source)
+        if not source.strip() or source.startswith("#"):
+            continue
+        try:
+            printed = runner.run(_read(number, source))
+        except _UnreadableError as problem:
+            raise ScenarioError(f"{name}:{number}: {problem}: {source.strip()!r}") from None
+        if printed is not None:
+            out += [SEPARATOR, *printed]
+    return "\n".join(out).rstrip("\n") + "\n"
+
+
+def _without_output(text: str) -> Iterator[tuple[int, str]]:
+    """The lines that a person wrote, numbered. Output ends at an empty line or a comment."""
+    in_output = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line == SEPARATOR:
+            in_output = True
+        elif not line.strip() or line.startswith("#"):
+            in_output = False
+        if not in_output:
+            yield number, line.rstrip()
+
+
+class _UnreadableError(Exception):
+    """What is wrong with a line; ``replay`` adds where it is."""
+
+
+class _Runner:
+    def __init__(self, policies: Mapping[str, Policy]) -> None:
+        self.policies = policies
+        self.session = Session()
+        self.now = 0
+        self.begun = False
+
+    def run(self, line: _Line) -> list[str] | None:
+        """Carry out one line. What it prints; None for a setting."""
+        command = line.words[0]
+        if command in ("policy", "remote"):
+            if self.begun:
+                raise _UnreadableError("a setting stands before the first command")
+            self._set(line)
+            return None
+        self.begun = True
+        if command == "advance":
+            return [*self._advance(_duration(_only(line, 1)[0])), self._next()]
+        if command == "touch":
+            _only(line, 0)
+            self.session.touch(self.now)
+            return ["noted", self._next()]
+        return [*self._handle(_event(line, self.session.state.generation)), self._next()]
+
+    def _set(self, line: _Line) -> None:
+        if line.words[0] == "remote":
+            _only(line, 0)
+            self.session = Session(self.session.policy, SessionState(remote=True))
+            return
+        (name,) = _only(line, 1, *_SETTINGS)
+        if name not in self.policies:
+            raise _UnreadableError(f"no policy is named {name}")
+        policy = self.policies[name]
+        for key, value in line.options.items():
+            policy = _SETTINGS[key](policy, key, value)
+        self.session = Session(policy, self.session.state)
+
+    def _advance(self, duration: int) -> Iterator[str]:
+        begin = self.now
+        end = begin + duration
+        while (deadline := self.session.next_timeout()) is not None and deadline.at <= end:
+            self.now = max(self.now, deadline.at)
+            after = f"after {_seconds(self.now - begin)}, {deadline.reason.value}: "
+            yield from self._handle(ev.DeadlineReached(deadline.reason), after)
+        self.now = end
+
+    def _handle(self, event: ev.Event, prefix: str = "") -> Iterator[str]:
+        before = self.session.state.phase.value
+        try:
+            effects = self.session.handle(event, self.now)
+        except LocalProtocolError as error:
+            yield f"{prefix}misuse in {before}: {error}"
+            return
+        yield f"{prefix}{before} -> {self.session.state.phase.value} by {self.session.rule}"
+        for effect in effects:
+            yield f"  {_effect(effect)}"
+
+    def _next(self) -> str:
+        deadline = self.session.next_timeout()
+        if deadline is None:
+            text = "next: nothing"
+        else:
+            text = f"next: {deadline.reason.value} in {_seconds(deadline.at - self.now)}"
+        waiting = [str(waiting.turn.id) for waiting in self.session.state.waiting]
+        return f"{text}; waiting: {', '.join(waiting)}" if waiting else text
+
+
+# ---------------------------------------------------------------- reading
+
+_WORD = re.compile(r'(?:(?P<key>[a-z_]+)=)?(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+))(?:\s+|$)')
+
+
+def _read(number: int, text: str) -> _Line:
+    words: list[str] = []
+    options: dict[str, str] = {}
+    position = len(text) - len(text.lstrip())
+    while position < len(text):
+        match = _WORD.match(text, position)
+        if match is None:
+            raise _UnreadableError(f"cannot read from column {position + 1} on")
+        value = match["bare"] if match["quoted"] is None else match["quoted"]
+        if match["key"] is None:
+            words.append(value)
+        elif match["key"] in options:
+            raise _UnreadableError(f"{match['key']} is given twice")
+        else:
+            options[match["key"]] = value
+        position = match.end()
+    if not words:
+        raise _UnreadableError("no command")
+    return _Line(number, text, tuple(words), options)
+
+
+def _only(line: _Line, count: int, *options: str) -> tuple[str, ...]:
+    """The arguments of a line that has exactly ``count`` of them, and none but these options."""
+    unknown = sorted(set(line.options) - set(options))
+    if unknown:
+        raise _UnreadableError(f"unknown option {', '.join(unknown)}")
+    if len(line.words) - 1 != count:
+        raise _UnreadableError(f"{line.words[0]} takes {count} argument(s)")
+    return line.words[1:]
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _UnreadableError(f"{text} is no number")
+    return int(text)
+
+
+def _duration(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,9})(ms|s)", text)
+    if match is None:
+        raise _UnreadableError(f"{text} is no duration such as 250ms or 10s")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _timer(text: str) -> Timer:
+    try:
+        return Timer(text)
+    except ValueError:
+        raise _UnreadableError(f"no timer is named {text}") from None
+
+
+def _budget(policy: Policy, key: str, value: str) -> Policy:
+    number = _number(value)
+    if key == "reconnect_uses_replay":
+        budgets = attrs.evolve(policy.budgets, reconnect_uses_replay=number > 0)
+    else:
+        budgets = attrs.evolve(policy.budgets, **{key: number})
+    return attrs.evolve(policy, budgets=budgets)
+
+
+def _timeout(policy: Policy, key: str, value: str) -> Policy:
+    duration = _duration(value)
+    if duration == 0:
+        raise _UnreadableError(f"{key} must be more than 0")
+    return attrs.evolve(policy, timeouts=attrs.evolve(policy.timeouts, **{key: duration}))
+
+
+_SETTINGS: Mapping[str, Callable[[Policy, str, str], Policy]] = {
+    **{field.name: _budget for field in attrs.fields(Budgets)},
+    **{
+        timer.value: _timeout
+        for timer in (
+            Timer.CONNECT,
+            Timer.CREATED,
+            Timer.IDLE,
+            Timer.TURN,
+            Timer.LIFETIME,
+            Timer.EXPIRY,
+        )
+    },
+}
+
+
+def _event(line: _Line, latest: int) -> ev.Event:
+    """The event that ``line`` tells of; ``latest`` is the generation if it names none."""
+    command, arguments = line.words[0], line.words[1:]
+    if command == "submit":
+        return ev.TurnSubmitted(_turn(line))
+    if command == "evict":
+        _only(line, 0)
+        return ev.EvictionRequested()
+    if command == "deadline":
+        return ev.DeadlineReached(_timer(_only(line, 1)[0]))
+    if command in ("abandon", "pause", "resume"):
+        turn = _number(_only(line, 1)[0])
+        if command == "abandon":
+            return ev.TurnAbandoned(turn)
+        return ev.RelayPaused(turn, command == "pause")
+    generation = _number(line.options.get("generation", str(latest)))
+    if command == "lost":
+        return ev.ConnectionLost(generation, _cause(line))
+    if command == "refused":
+        _only(line, 0, "generation", *_FRAME_FIELDS)
+        return ev.UpstreamRefused(generation, _error_frame(line))
+    if command == "ended":
+        count = 2 if len(arguments) == 2 else 1
+        outcome, *response = _only(line, count, "generation")
+        if outcome not in {known.value for known in ev.Outcome}:
+            raise _UnreadableError(f"no response ends as {outcome}")
+        return ev.ResponseEnded(generation, ev.Outcome(outcome), *response)
+    if command in _PLAIN:
+        _only(line, 0, "generation")
+        return _PLAIN[command](generation)
+    raise _UnreadableError("unknown command")
+
+
+_PLAIN: Mapping[str, Callable[[int], ev.Event]] = {
+    "opened": ev.ConnectionOpened,
+    "sent": ev.FrameSent,
+    "created": ev.ResponseCreated,
+    "output": ev.OutputReceived,
+    "progress": lambda generation: ev.OutputReceived(generation, bearing=False),
+}
+
+
+def _turn(line: _Line) -> ev.Turn:
+    if len(line.words) == 2:
+        return ev.Turn(_number(_only(line, 1)[0]))
+    turn, standing, anchor = _only(line, 3)
+    if standing not in {known.value for known in ev.Standing} - {ev.Standing.UNANCHORED.value}:
+        raise _UnreadableError(f"no anchored turn is {standing}")
+    return ev.Turn(_number(turn), ev.Standing(standing), anchor)
+
+
+def _cause(line: _Line) -> Evidence:
+    kind, word = _only(line, 2, "generation", "retry_after")
+    wait = line.options.get("retry_after")
+    if wait is not None and kind != "upgrade":
+        raise _UnreadableError("retry_after is for an upgrade")
+    if kind == "close":
+        return Closed(_number(word))
+    if kind == "malformed":
+        return Malformed(word)
+    if kind == "unreachable":
+        return Unreachable(word)
+    if kind == "upgrade":
+        return UpgradeRefused(_number(word), None if wait is None else _number(wait))
+    if kind == "timeout":
+        return TimedOut(_timer(word))
+    raise _UnreadableError(f"no connection is lost by {kind}")
+
+
+_FRAME_FIELDS = tuple(field.name for field in attrs.fields(ErrorFrame))
+_NUMERIC = ("status", "retry_after")
+
+
+def _error_frame(line: _Line) -> ErrorFrame:
+    given = line.options
+    return ErrorFrame(
+        status=_number(given["status"]) if "status" in given else None,
+        code=given.get("code"),
+        type=given.get("type"),
+        message=given.get("message"),
+        param=given.get("param"),
+        retry_after=_number(given["retry_after"]) if "retry_after" in given else None,
+    )
+
+
+# ---------------------------------------------------------------- printing
+
+
+def command_of(event: ev.Event) -> str:
+    """``event`` as a command, its generation always given. Texts must not contain ``"``."""
+    text = _command_of(event)
+    generation = getattr(event, "generation", None)
+    return text if generation is None else f"{text} generation={generation}"
+
+
+def _command_of(event: ev.Event) -> str:
+    if isinstance(event, ev.TurnSubmitted):
+        turn = event.turn
+        if turn.anchor is None:
+            return f"submit {turn.id}"
+        return f"submit {turn.id} {turn.standing.value} {_quoted(turn.anchor)}"
+    if isinstance(event, ev.TurnAbandoned):
+        return f"abandon {event.turn}"
+    if isinstance(event, ev.ConnectionOpened):
+        return "opened"
+    if isinstance(event, ev.ConnectionLost):
+        return f"lost {_cause_of(event.cause)}"
+    if isinstance(event, ev.FrameSent):
+        return "sent"
+    if isinstance(event, ev.ResponseCreated):
+        return "created"
+    if isinstance(event, ev.OutputReceived):
+        return "output" if event.bearing else "progress"
+    if isinstance(event, ev.ResponseEnded):
+        response = "" if event.response is None else f" {_quoted(event.response)}"
+        return f"ended {event.outcome.value}{response}"
+    if isinstance(event, ev.UpstreamRefused):
+        return " ".join(["refused", *_options_of(event.cause)])
+    if isinstance(event, ev.RelayPaused):
+        return f"{'pause' if event.paused else 'resume'} {event.turn}"
+    if isinstance(event, ev.EvictionRequested):
+        return "evict"
+    if isinstance(event, ev.DeadlineReached):
+        return f"deadline {event.timer.value}"
+    assert_never(event)
+
+
+def _cause_of(cause: Evidence) -> str:
+    if isinstance(cause, Closed):
+        return f"close {cause.code}"
+    if isinstance(cause, Malformed):
+        return f"malformed {_quoted(cause.reason)}"
+    if isinstance(cause, Unreachable):
+        return f"unreachable {_quoted(cause.reason)}"
+    if isinstance(cause, UpgradeRefused):
+        wait = "" if cause.retry_after is None else f" retry_after={cause.retry_after}"
+        return f"upgrade {cause.status}{wait}"
+    if isinstance(cause, TimedOut):
+        return f"timeout {cause.timer.value}"
+    if isinstance(cause, ErrorFrame):
+        raise ValueError("an error frame refuses a turn, it does not lose the connection")
+    assert_never(cause)
+
+
+def _options_of(cause: Evidence) -> Iterator[str]:
+    if not isinstance(cause, ErrorFrame):
+        raise ValueError(f"a turn is refused by an error frame, not by {cause}")
+    for name in _FRAME_FIELDS:
+        value: str | int | None = getattr(cause, name)
+        if value is not None:
+            yield f"{name}={value if name in _NUMERIC else _quoted(str(value))}"
+
+
+def _quoted(text: str) -> str:
+    if '"' in text or "\n" in text:
+        raise ValueError(f"a scenario cannot say {text!r}")
+    return text if re.fullmatch(r"[^\s\"=#]+", text) else f'"{text}"'
+
+
+def _effect(effect: fx.Effect) -> str:
+    if isinstance(effect, fx.OpenConnection):
+        return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
+    if isinstance(effect, fx.CloseConnection):
+        return f"close connection {effect.generation}"
+    if isinstance(effect, fx.SendTurn):
+        return f"send turn {effect.turn} {effect.form.value} on connection {effect.generation}"
+    if isinstance(effect, fx.DeliverEvent):
+        return f"deliver to turn {effect.turn}"
+    if isinstance(effect, fx.CompleteTurn):
+        return f"complete turn {effect.turn}"
+    if isinstance(effect, fx.FailTurn):
+        failure = effect.failure
+        why = "" if failure is None else f" ({failure.kind.value}: {failure.detail})"
+        return f"fail turn {effect.turn}: {effect.answer.value}{why}"
+    if isinstance(effect, fx.RebindSession):
+        return "rebind session"
+    if isinstance(effect, fx.RetireSession):
+        return "retire session"
+    if isinstance(effect, fx.Ignored):
+        return f"ignore: {effect.reason}"
+    assert_never(effect)
+
+
+def _seconds(duration: int) -> str:
+    whole, rest = divmod(duration, NS_PER_SECOND)
+    return f"{whole}s" if not rest else f"{duration / NS_PER_SECOND:.3f}s"

@@ -1,0 +1,346 @@
+"""The table of settings: kinds, sources, precedence, and what is said about a wrong value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import attrs
+import pytest
+
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.recovery.policy import POLICIES
+from bridgecore_cli.settings import (
+    CONFIGURATION,
+    CORE,
+    SECONDS,
+    SETTINGS,
+    SIZE,
+    USAGE,
+    Settings,
+    SettingsError,
+    load,
+)
+
+URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
+S = 1_000_000_000
+
+# Names, and defaults in seconds and bytes, as users are promised them.
+PROMISED = {
+    "host": "127.0.0.1",
+    "port": 8080,
+    "upstream": None,
+    "policy": "default",
+    "backend": "asyncio",
+    "log_level": "info",
+    "connect_timeout": 10 * S,
+    "created_timeout": 60 * S,
+    "idle_timeout": 300 * S,
+    "turn_timeout": 3600 * S,
+    "head_timeout": 15 * S,
+    "keepalive": 15 * S,
+    "upstream_lifetime": 3300 * S,
+    "session_idle": 900 * S,
+    "drain_timeout": 30 * S,
+    "header_timeout": 10 * S,
+    "body_timeout": 60 * S,
+    "max_header": 65_536,
+    "max_body": 64 * 1024 * 1024,
+    "max_message": 16 * 1024 * 1024,
+}
+
+
+def effective(settings: Settings) -> dict[str, object]:
+    values = attrs.asdict(settings, recurse=False)
+    return {**values.pop("core"), **values}
+
+
+def error(
+    flags: Mapping[str, str | None] | None = None, environ: Mapping[str, str] | None = None
+) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        load(flags or {}, environ or {})
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_defaults_are_the_promised_ones() -> None:
+    assert effective(load({}, {})) == PROMISED
+    assert [setting.name for setting in SETTINGS] == list(PROMISED)
+
+
+def test_names_of_flags_and_variables_follow_from_the_name() -> None:
+    by_name = {setting.name: setting for setting in SETTINGS}
+    assert by_name["created_timeout"].flag == "--created-timeout"
+    assert by_name["created_timeout"].variable == "BRIDGECORE_CREATED_TIMEOUT"
+
+
+def test_every_setting_has_a_default_that_its_kind_can_show_and_read_back() -> None:
+    for setting in SETTINGS:
+        text = setting.kind.show(setting.default)
+        assert setting.kind.read(text) == setting.default, setting.name
+
+
+def test_the_configuration_gets_every_value() -> None:
+    flags = {setting.name: str(index) for index, setting in enumerate(CORE, start=1)}
+    config = load({**flags, "policy": "pr397"}, {}).config(URL)
+    assert config.upstream is URL
+    assert config.policy is POLICIES["pr397"]
+    for index, setting in enumerate(CORE, start=1):
+        unit = S if setting.kind is SECONDS else 1
+        assert getattr(config, setting.name) == index * unit, setting.name
+
+
+def test_every_promised_setting_of_the_core_is_a_field_of_its_configuration() -> None:
+    fields = {field.name: field.default for field in attrs.fields(Config)}
+    assert {setting.name: fields[setting.name] for setting in CORE} == {
+        setting.name: PROMISED[setting.name] for setting in CORE
+    }
+
+
+# ------------------------------------------------------------------ sources
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "bridge.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_flag_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    path = write(tmp_path, "port = 3\nkeepalive = 3\nidle_timeout = 3\n")
+    environ = {"BRIDGECORE_PORT": "2", "BRIDGECORE_KEEPALIVE": "2"}
+    settings = load({"port": "1", "config": path}, environ)
+    assert settings.port == 1
+    assert settings.core["keepalive"] == 2 * S
+    assert settings.core["idle_timeout"] == 3 * S
+    assert settings.core["turn_timeout"] == 3600 * S
+
+
+def test_the_environment_can_name_the_file_and_the_flag_wins(tmp_path: Path) -> None:
+    path = write(tmp_path, 'host = "::1"\n')
+    assert load({}, {"BRIDGECORE_CONFIG": path}).host == "::1"
+    missing = str(tmp_path / "missing.toml")
+    assert load({"config": path}, {"BRIDGECORE_CONFIG": missing}).host == "::1"
+
+
+def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
+    values = {
+        "host": "localhost",
+        "port": "9000",
+        "upstream": "wss://api.example.com/v1/responses?v=1",
+        "policy": "v1_12",
+        "backend": "trio",
+        "log_level": "debug",
+        **{setting.name: "7" for setting in CORE},
+    }
+    quoted = ("host", "upstream", "policy", "backend", "log_level")
+    lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
+    from_file = load({"config": write(tmp_path, "\n".join(lines))}, {})
+    from_flags = load(values, {})
+    from_environ = load({}, {f"BRIDGECORE_{k.upper()}": v for k, v in values.items()})
+    assert from_file == from_flags == from_environ
+    assert set(effective(from_flags)) == set(PROMISED)
+    for name, value in effective(from_flags).items():
+        assert value != PROMISED[name], name
+
+
+def test_other_variables_are_not_ours() -> None:
+    assert effective(load({}, {"PORT": "x", "BRIDGECORE": "x", "BRIDGE_PORT": "x"})) == PROMISED
+
+
+def test_a_value_that_is_not_used_is_not_looked_at() -> None:
+    """Kubernetes sets BRIDGECORE_PORT=tcp://... for a service of that name; a flag is a way out."""
+    environ = {"BRIDGECORE_PORT": "tcp://10.0.0.1:80"}
+    assert load({"port": "80"}, environ).port == 80
+    assert error({}, environ).exit_code == CONFIGURATION
+
+
+def test_the_emulator_is_no_url(tmp_path: Path) -> None:
+    assert load({"upstream": "emulator"}, {"BRIDGECORE_UPSTREAM": "ws://h/"}).upstream is None
+    upstream = load({}, {"BRIDGECORE_UPSTREAM": "wss://h:8443/x?y=1"}).upstream
+    assert upstream == UpstreamUrl.parse("wss://h:8443/x?y=1")
+
+
+# ------------------------------------------------------------------ kinds
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("1", S),
+        ("0.1", 100_000_000),
+        (".5", 500_000_000),
+        ("5.", 5 * S),
+        ("+2", 2 * S),
+        ("1e-3", 1_000_000),
+        ("1.000000001", S + 1),
+        ("0.29", 290_000_000),  # 289,999,999 by way of a float
+        ("1e-12", 1),
+        ("1000000000", 10**9 * S),
+    ],
+)
+def test_times(text: str, ns: int, tmp_path: Path) -> None:
+    assert load({"keepalive": text}, {}).core["keepalive"] == ns
+    if not text.startswith(".") and not text.endswith("."):  # which TOML does not know
+        path = write(tmp_path, f"keepalive = {text}\n")
+        assert load({"config": path}, {}).core["keepalive"] == ns
+
+
+BAD_TIMES = ["0", "-1", "-0.5", "nan", "inf", "-inf", "1e10", "1e999", "10s", "1_000", "", " 1"]
+BAD_SIZES = ["0", "-1", "1.5", "1k", "1_000", "", " 1", "1e3", "9" * 16, "9" * 5000, "\u0661"]
+BAD_PORTS = ["-1", "65536", "70000", "http", "", "80.0", "0x50", "\u0668\u0660"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("created_timeout", value) for value in BAD_TIMES),
+        *(("max_body", value) for value in BAD_SIZES),
+        *(("port", value) for value in BAD_PORTS),
+        ("policy", "nope"),
+        ("policy", "DEFAULT"),
+        ("backend", "curio"),
+        ("log_level", "loud"),
+        ("log_level", "INFO"),
+        ("host", ""),
+        ("host", "a b"),
+        ("host", "a\nb"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_source(name: str, value: str) -> None:
+    flag = "--" + name.replace("_", "-")
+    caught = error({name: value})
+    assert caught.exit_code == USAGE
+    assert str(caught).startswith(f"{flag}: ")
+    variable = f"BRIDGECORE_{name.upper()}"
+    caught = error({}, {variable: value})
+    assert caught.exit_code == CONFIGURATION
+    assert str(caught).startswith(f"{variable}: ")
+    assert len(str(caught)) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "literal"),
+    [
+        ("keepalive", "nan"),
+        ("keepalive", "inf"),
+        ("keepalive", "-1.5"),
+        ("keepalive", "0"),
+        ("keepalive", "true"),
+        ("keepalive", "[1]"),
+        ("keepalive", "1979-05-27"),
+        ("max_body", "0"),
+        ("max_body", "1.0"),
+        ("max_body", "true"),
+        ("port", "70000"),
+        ("port", "false"),
+        ("host", "1"),
+        ("policy", '"nope"'),
+        ("policy", "3"),
+        ("upstream", "3"),
+        ("upstream", '"http://h/"'),
+    ],
+)
+def test_a_wrong_value_in_the_file_is_named_with_file_and_key(
+    name: str, literal: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"{name} = {literal}\n")
+    caught = error({"config": path})
+    assert caught.exit_code == CONFIGURATION
+    assert str(caught).startswith(f"{path}: {name}: ")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h/", "h", "ws://", "ws://h:0/", "ws://h:99999/", "ws://h/#f", "", "Emulator"]
+)
+def test_a_bad_upstream_is_a_matter_of_configuration_wherever_it_came_from(url: str) -> None:
+    for caught, where in (
+        (error({"upstream": url}), "--upstream: "),
+        (error({}, {"BRIDGECORE_UPSTREAM": url}), "BRIDGECORE_UPSTREAM: "),
+    ):
+        assert caught.exit_code == CONFIGURATION
+        assert str(caught).startswith(where)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:hunter2@h/",
+        "ws://user:hunter2@h/",
+        "ws://user:pa/hunter2@h/",
+        "http://h/?key=hunter2",
+        "ws://h/#hunter2",
+        "user:hunter2@h",
+    ],
+)
+def test_what_may_be_a_secret_is_not_repeated(url: str) -> None:
+    assert "hunter2" not in str(error({"upstream": url}))
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "missing.toml")
+    for caught, where in (
+        (error({"config": path}), "--config: "),
+        (error({}, {"BRIDGECORE_CONFIG": path}), "BRIDGECORE_CONFIG: "),
+    ):
+        assert caught.exit_code == CONFIGURATION
+        assert str(caught).startswith(where)
+        assert path in str(caught)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    caught = error({"config": str(tmp_path)})
+    assert caught.exit_code == CONFIGURATION
+    assert str(tmp_path) in str(caught)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"port = ",
+        b"port 80",
+        b"\xff\xfe",
+        b"a = 1\na = 2",
+        b"keepalive = 1e99999999999999999999999",
+        b"x = " + b"[" * 20_000,
+    ],
+)
+def test_a_file_that_is_not_toml(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bridge.toml"
+    path.write_bytes(content)
+    caught = error({"config": str(path)})
+    assert caught.exit_code == CONFIGURATION
+    assert str(path) in str(caught)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("prot = 80", "prot"),
+        ("[server]\nport = 80", "server"),
+        ("created-timeout = 1", "created-timeout"),
+        ('config = "other.toml"', "config"),
+        ('"a\\nb" = 1', "a\nb"),
+    ],
+)
+def test_an_unknown_key_is_named_even_if_a_flag_was_given(
+    tmp_path: Path, content: str, key: str
+) -> None:
+    path = write(tmp_path, content)
+    caught = error({"config": path, "port": "80"})
+    assert caught.exit_code == CONFIGURATION
+    assert repr(key) in str(caught)
+    assert path in str(caught)
+
+
+def test_an_empty_file_is_fine(tmp_path: Path) -> None:
+    assert effective(load({"config": write(tmp_path, "")}, {})) == PROMISED
+
+
+def test_sizes_are_whole_bytes() -> None:
+    assert SIZE.read("1") == 1
+    assert SIZE.read(2) == 2

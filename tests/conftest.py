@@ -1,0 +1,246 @@
+"""What every test can ask for: a backend, and a plain socket to stand at the other end.
+
+What belongs here: the ``--backend`` option, and what asyncio and trio do not have in common.
+A test that takes ``backend`` runs once for each; its body is an async function that it hands to
+``backend.run``, and everything that the body awaits comes from ``backend`` or from a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+import pytest
+import trio
+
+import bridgecore_asyncio
+import bridgecore_trio
+
+T = TypeVar("T")
+TIME_LIMIT = 20.0  # seconds that a body, or one wait of a peer, may take
+
+
+class Event(Protocol):
+    """What ``asyncio.Event`` and ``trio.Event`` have in common."""
+
+    def set(self) -> object: ...
+    def is_set(self) -> bool: ...
+    async def wait(self) -> object: ...
+
+
+class Peer:
+    """The other end of a connection: a blocking socket, used from a thread.
+
+    It knows nothing of the code under test, and asyncio and trio meet the same one.
+    """
+
+    def __init__(self, backend: Backend, sock: socket.socket) -> None:
+        self.sock = sock
+        self._backend = backend
+        sock.settimeout(TIME_LIMIT)
+
+    async def send(self, data: bytes) -> None:
+        await self._backend.in_thread(self.sock.sendall, data)
+
+    async def receive(self, limit: int = 65536) -> bytes:
+        """Some bytes; none at the end of the stream."""
+        return await self._backend.in_thread(self.sock.recv, limit)
+
+    async def receive_exactly(self, count: int) -> bytes:
+        data = bytearray()
+        while len(data) < count:
+            chunk = await self.receive(count - len(data))
+            if not chunk:
+                raise EOFError(f"{len(data)} of {count} bytes came")
+            data += chunk
+        return bytes(data)
+
+    async def receive_all(self) -> bytes:
+        data = bytearray()
+        while chunk := await self.receive(1 << 20):
+            data += chunk
+        return bytes(data)
+
+    def end_sending(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close so that the other side is sent RST."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    async def __aenter__(self) -> Peer:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.sock.close()
+
+
+class Listener:
+    """A plain listening socket, for the code under test to connect to."""
+
+    def __init__(self, backend: Backend, context: ssl.SSLContext | None) -> None:
+        self._backend = backend
+        self._context = context
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.settimeout(TIME_LIMIT)
+        self.port: int = self.sock.getsockname()[1]
+
+    async def accept(self) -> Peer:
+        """The next connection; its TLS handshake, if there is one, is done."""
+
+        def accept() -> socket.socket:
+            sock, _ = self.sock.accept()
+            if self._context is None:
+                return sock
+            sock.settimeout(TIME_LIMIT)
+            try:
+                return self._context.wrap_socket(sock, server_side=True)
+            except BaseException:
+                sock.close()
+                raise
+
+        return Peer(self._backend, await self._backend.in_thread(accept))
+
+    async def __aenter__(self) -> Listener:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.sock.close()
+
+
+Served: TypeAlias = bridgecore_asyncio.Server | bridgecore_trio.Server
+
+
+class Backend:
+    """What a test body needs of its event loop, the same for each."""
+
+    name: str
+    serve: Callable[..., AbstractAsyncContextManager[Served]]
+
+    def run(self, body: Callable[..., Awaitable[T]], *args: object) -> T:
+        """Run ``body``; fail if it takes too long or leaves anything behind."""
+        raise NotImplementedError
+
+    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+        raise NotImplementedError
+
+    def event(self) -> Event:
+        raise NotImplementedError
+
+    async def gather(self, *functions: Callable[[], Awaitable[object]]) -> None:
+        """Run async functions side by side until all are done."""
+        raise NotImplementedError
+
+    async def connect(
+        self,
+        host: str,
+        port: int,
+        context: ssl.SSLContext | None = None,
+        server_hostname: str | None = None,
+    ) -> Peer:
+        def connect() -> socket.socket:
+            sock = socket.create_connection((host, port), timeout=TIME_LIMIT)
+            if context is None:
+                return sock
+            try:
+                return context.wrap_socket(sock, server_hostname=server_hostname or host)
+            except BaseException:
+                sock.close()
+                raise
+
+        return Peer(self, await self.in_thread(connect))
+
+    def listen(self, context: ssl.SSLContext | None = None) -> Listener:
+        return Listener(self, context)
+
+
+class AsyncioBackend(Backend):
+    name = "asyncio"
+    serve = staticmethod(bridgecore_asyncio.serve)
+
+    def run(self, body: Callable[..., Awaitable[T]], *args: object) -> T:
+        complaints: list[dict[str, Any]] = []
+
+        async def main() -> T:
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda _, context: complaints.append(context))
+            async with asyncio.timeout(TIME_LIMIT):
+                result = await body(*args)
+            assert asyncio.all_tasks() == {asyncio.current_task()}, "tasks left behind"
+            return result
+
+        result = asyncio.run(main())
+        gc.collect()  # so that what was not closed complains now
+        assert complaints == []
+        return result
+
+    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await asyncio.to_thread(function, *args)
+
+    def event(self) -> Event:
+        return asyncio.Event()
+
+    async def gather(self, *functions: Callable[[], Awaitable[object]]) -> None:
+        async def call(function: Callable[[], Awaitable[object]]) -> None:
+            await function()
+
+        async with asyncio.TaskGroup() as group:
+            for function in functions:
+                group.create_task(call(function))
+
+
+class TrioBackend(Backend):
+    name = "trio"
+    serve = staticmethod(bridgecore_trio.serve)
+
+    def run(self, body: Callable[..., Awaitable[T]], *args: object) -> T:
+        async def main() -> T:
+            with trio.fail_after(TIME_LIMIT):
+                return await body(*args)
+
+        result = trio.run(main)
+        gc.collect()
+        return result
+
+    async def in_thread(self, function: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(function, *args)
+
+    def event(self) -> Event:
+        return trio.Event()
+
+    async def gather(self, *functions: Callable[[], Awaitable[object]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for function in functions:
+                nursery.start_soon(function)
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"asyncio": AsyncioBackend, "trio": TrioBackend}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=(*BACKENDS, "both"),
+        default="both",
+        help="which event loop to run the tests that take one on",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("--backend")
+        names = list(BACKENDS) if chosen == "both" else [chosen]
+        metafunc.parametrize("backend", names, indirect=True)
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """One of the event loops that the adapters are written for."""
+    return BACKENDS[request.param]()
