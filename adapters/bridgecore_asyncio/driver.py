@@ -6,30 +6,20 @@ events. To be read beside ``bridgecore_trio/driver.py``: same names, same order.
 
 import asyncio
 import contextlib
-import errno
 import socket
 import ssl
 import struct
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import TypeAlias, cast
-
-import attrs
+from typing import cast
 
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire import transport as wire
+from bridgecore.wire.driver import BACKLOG, HIGH_WATER, LOCAL, Driver
 
-HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
-BACKLOG = 2048  # connections that the OS may hold for us to accept
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EACCES, errno.EPERM)
-
-ToOne: TypeAlias = (
-    wire.Send | wire.EndSending | wire.Close | wire.Abort | wire.PauseReading | wire.ResumeReading
-)
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +40,8 @@ async def serve(
     listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
     """
     machine = Endpoint(machine) if isinstance(machine, Config) else machine
-    server = Server(machine, upstream_ssl, listener_ssl, log)
+    server = Server(machine, log)
+    server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
     try:
         async with asyncio.TaskGroup() as server._tasks:
             await server._listen(host, port)
@@ -62,26 +53,21 @@ async def serve(
         raise (group if len(group.exceptions) > 1 else group.exceptions[0]) from None
 
 
-@attrs.define(eq=False, repr=False)
-class Server:
+class Server(Driver["Connection"]):
     """A machine that is being driven. Made by ``serve``."""
 
-    machine: wire.Machine
+    host, port = "", 0
     _upstream_ssl: ssl.SSLContext | None
     _listener_ssl: ssl.SSLContext | None
-    _log: Callable[[wire.Log], None] | None
-    host: str = ""
-    port: int = 0
-    _connections: dict[int, "Connection"] = attrs.Factory(dict)  # that the machine knows
-    _alive: set["Connection"] = attrs.Factory(set)  # that have a socket, or try to get one
-    _events: deque[tuple[wire.TransportEvent, "Connection | None"]] = attrs.Factory(deque)
-    _busy: bool = False
-    _closed: bool = False
-    _stopped: asyncio.Event = attrs.Factory(asyncio.Event)
-    _loop: asyncio.AbstractEventLoop = attrs.Factory(asyncio.get_running_loop)
-    _tasks: asyncio.TaskGroup = attrs.field(init=False)
-    _listener: asyncio.Server = attrs.field(init=False)
-    _alarm: asyncio.Handle = attrs.field(init=False)
+    _tasks: asyncio.TaskGroup
+    _listener: asyncio.Server
+    _alarm: asyncio.Handle
+
+    def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
+        self._stopped = asyncio.Event()
+        super().__init__(machine, log, self._stopped.set)
+        self._alive: set[Connection] = set()  # that have a socket, or try to get one
+        self._loop = asyncio.get_running_loop()
 
     @property
     def open_connections(self) -> int:
@@ -90,7 +76,7 @@ class Server:
 
     def request_drain(self) -> None:
         """Tell the machine to finish. Threads and signal handlers may call it, too."""
-        self._loop.call_soon_threadsafe(self._report, wire.DrainRequested())
+        self._loop.call_soon_threadsafe(self.report, wire.DrainRequested())
 
     async def wait_stopped(self) -> None:
         """Wait until the machine says that it has drained, or the context is left."""
@@ -101,7 +87,7 @@ class Server:
             lambda: Connection(self), host, port, backlog=BACKLOG
         )
         self.host, self.port = self._listener.sockets[0].getsockname()[:2]
-        self._alarm = self._loop.call_soon(self._set_alarm)
+        self._alarm = self._loop.call_soon(self._arm)
 
     async def _shut_down(self) -> None:
         self._closed = True
@@ -112,50 +98,25 @@ class Server:
             connection.abort()
         await asyncio.gather(*(connection.end for connection in alive))
 
-    def _report(self, event: wire.TransportEvent, about: "Connection | None" = None) -> None:
-        self._events.append((event, about))
-        if self._busy or self._closed:
-            return  # what an effect causes comes after all effects are carried out
-        self._busy = True
-        try:
-            while self._events:
-                event, about = self._events.popleft()
-                if isinstance(event, wire.Accepted) and about is not None:
-                    event.conn = about.conn = self.machine.new_connection()
-                    self._connections[about.conn] = about
-                elif about is not None and about.conn not in self._connections:
-                    continue  # nothing follows an Abort
-                elif isinstance(event, wire.Disconnected | wire.ConnectFailed):
-                    del self._connections[event.conn]
-                for effect in self.machine.handle(event, time.monotonic_ns()):
-                    self._carry_out(effect)
-            self._set_alarm()
-        except Exception as exc:
-            self._closed = True
-            self._tasks.create_task(fail(exc))
-        self._busy = False
+    def _clock(self) -> int:
+        return time.monotonic_ns()
 
-    def _carry_out(self, effect: wire.TransportEffect) -> None:
-        match effect:
-            case wire.Log():
-                if self._log is not None:
-                    self._log(effect)
-            case wire.Connect():
-                connection = self._connections[effect.conn] = Connection(self, effect.conn)
-                connection.task = self._tasks.create_task(connection.connect(effect))
-            case wire.StopListening():
-                self._listener.close()
-            case wire.Stop():
-                self._stopped.set()
-            case _:
-                if (known := self._connections.get(effect.conn)) is not None:
-                    known.carry_out(effect)
-
-    def _set_alarm(self) -> None:
+    def _set_alarm(self, at: int | None) -> None:
         self._alarm.cancel()
-        if (deadline := self.machine.next_timeout()) is not None:
-            at = deadline.at / NS_PER_SECOND
-            self._alarm = self._loop.call_at(at, self._report, wire.TimeoutReached())
+        if at is not None:
+            event = wire.TimeoutReached()
+            self._alarm = self._loop.call_at(at / NS_PER_SECOND, self.report, event)
+
+    def _connect(self, effect: wire.Connect) -> "Connection":
+        connection = Connection(self, effect.conn)
+        connection.task = self._tasks.create_task(connection.connect(effect))
+        return connection
+
+    def _stop_listening(self) -> None:
+        self._listener.close()
+
+    def _crashed(self, why: Exception) -> None:
+        self._tasks.create_task(fail(why))
 
 
 class Connection(asyncio.Protocol):
@@ -176,7 +137,7 @@ class Connection(asyncio.Protocol):
         server._alive.add(self)
 
     def report(self, event: wire.TransportEvent) -> None:
-        self.server._report(event, self)
+        self.server.report(event, self)
 
     async def connect(self, effect: wire.Connect) -> None:
         server, into = self.server, (self.incoming, self.outgoing)
@@ -268,9 +229,8 @@ class Connection(asyncio.Protocol):
             self.server._alive.discard(self)
             self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, self.why))
 
-    def carry_out(self, effect: ToOne) -> None:
+    def carry_out(self, effect: wire.ConnectionEffect) -> None:
         if isinstance(effect, wire.Abort):
-            del self.server._connections[self.conn]
             self.abort()
             return
         if self.transport is None or self.transport.is_closing():

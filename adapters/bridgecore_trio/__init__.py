@@ -1,7 +1,4 @@
-"""bridgecore on trio: ``serve`` drives a machine over real sockets.
-
-What belongs here: names to import. ``bridgecore_asyncio`` offers the same ones.
-"""
+"""bridgecore on trio: names to import. ``bridgecore_asyncio`` offers the same ones."""
 
 from bridgecore_trio.driver import Server, serve
 

@@ -5,32 +5,22 @@ events. To be read beside ``bridgecore_asyncio/driver.py``: same names, same ord
 """
 
 import contextlib
-import errno
 import math
 import os
 import socket
 import ssl
 import struct
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeAlias
 
-import attrs
 import trio
 
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire import transport as wire
+from bridgecore.wire.driver import BACKLOG, HIGH_WATER, LOCAL, Driver
 
-HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
-BACKLOG = 2048  # connections that the OS may hold for us to accept
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EACCES, errno.EPERM)
-
-ToOne: TypeAlias = (
-    wire.Send | wire.EndSending | wire.Close | wire.Abort | wire.PauseReading | wire.ResumeReading
-)
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +41,8 @@ async def serve(
     listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
     """
     machine = Endpoint(machine) if isinstance(machine, Config) else machine
-    server = Server(machine, upstream_ssl, listener_ssl, log)
+    server = Server(machine, log)
+    server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
     try:
         async with trio.open_nursery() as server._tasks:
             await server._listen(host, port)
@@ -63,26 +54,20 @@ async def serve(
         raise (group if len(group.exceptions) > 1 else group.exceptions[0]) from None
 
 
-@attrs.define(eq=False, repr=False)
-class Server:
+class Server(Driver["Connection"]):
     """A machine that is being driven. Made by ``serve``."""
 
-    machine: wire.Machine
+    host, port = "", 0
     _upstream_ssl: ssl.SSLContext | None
     _listener_ssl: ssl.SSLContext | None
-    _log: Callable[[wire.Log], None] | None
-    host: str = ""
-    port: int = 0
-    _connections: dict[int, "Connection"] = attrs.Factory(dict)  # that the machine knows
-    _alive: set["Connection"] = attrs.Factory(set)  # that have a socket, or try to get one
-    _events: deque[tuple[wire.TransportEvent, "Connection | None"]] = attrs.Factory(deque)
-    _busy: bool = False
-    _closed: bool = False
-    _stopped: trio.Event = attrs.Factory(trio.Event)
-    _token: trio.lowlevel.TrioToken = attrs.Factory(trio.lowlevel.current_trio_token)
-    _tasks: trio.Nursery = attrs.field(init=False)
-    _listening: trio.CancelScope = attrs.Factory(trio.CancelScope)
-    _alarm: trio.CancelScope = attrs.Factory(trio.CancelScope)
+    _tasks: trio.Nursery
+
+    def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
+        self._stopped = trio.Event()
+        super().__init__(machine, log, self._stopped.set)
+        self._alive: set[Connection] = set()  # that have a socket, or try to get one
+        self._token = trio.lowlevel.current_trio_token()
+        self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
 
     @property
     def open_connections(self) -> int:
@@ -91,7 +76,7 @@ class Server:
 
     def request_drain(self) -> None:
         """Tell the machine to finish. Threads and signal handlers may call it, too."""
-        self._token.run_sync_soon(self._report, wire.DrainRequested())
+        self._token.run_sync_soon(self.report, wire.DrainRequested())
 
     async def wait_stopped(self) -> None:
         """Wait until the machine says that it has drained, or the context is left."""
@@ -112,60 +97,33 @@ class Server:
 
     async def _watch_clock(self) -> None:
         while True:
-            self._set_alarm()
+            self._arm()
             with self._alarm:
                 await trio.sleep_forever()
             self._alarm = trio.CancelScope()
-            self._report(wire.TimeoutReached())
+            self.report(wire.TimeoutReached())
 
     def _shut_down(self) -> None:
         self._closed = True
         self._stopped.set()
         self._tasks.cancel_scope.cancel()
 
-    def _report(self, event: wire.TransportEvent, about: "Connection | None" = None) -> None:
-        self._events.append((event, about))
-        if self._busy or self._closed:
-            return  # what an effect causes comes after all effects are carried out
-        self._busy = True
-        try:
-            while self._events:
-                event, about = self._events.popleft()
-                if isinstance(event, wire.Accepted) and about is not None:
-                    event.conn = about.conn = self.machine.new_connection()
-                    self._connections[about.conn] = about
-                elif about is not None and about.conn not in self._connections:
-                    continue  # nothing follows an Abort
-                elif isinstance(event, wire.Disconnected | wire.ConnectFailed):
-                    del self._connections[event.conn]
-                now = round(trio.current_time() * NS_PER_SECOND)
-                for effect in self.machine.handle(event, now):
-                    self._carry_out(effect)
-            self._set_alarm()
-        except Exception as exc:
-            self._closed = True
-            self._tasks.start_soon(fail, exc)
-        self._busy = False
+    def _clock(self) -> int:
+        return round(trio.current_time() * NS_PER_SECOND)
 
-    def _carry_out(self, effect: wire.TransportEffect) -> None:
-        match effect:
-            case wire.Log():
-                if self._log is not None:
-                    self._log(effect)
-            case wire.Connect():
-                connection = self._connections[effect.conn] = Connection(self, effect.conn)
-                self._tasks.start_soon(connection.connect, effect)
-            case wire.StopListening():
-                self._listening.cancel()
-            case wire.Stop():
-                self._stopped.set()
-            case _:
-                if (known := self._connections.get(effect.conn)) is not None:
-                    known.carry_out(effect)
+    def _set_alarm(self, at: int | None) -> None:
+        self._alarm.deadline = math.inf if at is None else at / NS_PER_SECOND
 
-    def _set_alarm(self) -> None:
-        deadline = self.machine.next_timeout()
-        self._alarm.deadline = math.inf if deadline is None else deadline.at / NS_PER_SECOND
+    def _connect(self, effect: wire.Connect) -> "Connection":
+        connection = Connection(self, effect.conn)
+        self._tasks.start_soon(connection.connect, effect)
+        return connection
+
+    def _stop_listening(self) -> None:
+        self._listening.cancel()
+
+    def _crashed(self, why: Exception) -> None:
+        self._tasks.start_soon(fail, why)
 
 
 class Connection:
@@ -183,7 +141,7 @@ class Connection:
         server._alive.add(self)
 
     def report(self, event: wire.TransportEvent) -> None:
-        self.server._report(event, self)
+        self.server.report(event, self)
 
     async def connect(self, effect: wire.Connect) -> None:
         with self.until_gone():
@@ -263,10 +221,9 @@ class Connection:
                 self.scope.cancel()
             await self.work.park()
 
-    def carry_out(self, effect: ToOne) -> None:
+    def carry_out(self, effect: wire.ConnectionEffect) -> None:
         match effect:
             case wire.Abort():
-                del self.server._connections[self.conn]
                 self.scope.cancel()
             case _ if self.closing:
                 pass  # Disconnected is on its way

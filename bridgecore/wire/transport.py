@@ -155,7 +155,7 @@ class Send:
 
 @attrs.define
 class EndSending:
-    """Flush, then half-close (TLS: close_notify if the library can, else nothing): no more Sends."""
+    """Flush, then half-close (TLS: close_notify where the library can): no more Sends."""
 
     conn: int
 
@@ -216,6 +216,8 @@ class Log:
     event: str
     fields: dict[str, str | int]
 
+
+ConnectionEffect: TypeAlias = Send | EndSending | Close | Abort | PauseReading | ResumeReading
 
 TransportEffect: TypeAlias = (
     Connect
