@@ -58,6 +58,7 @@ PURE_STDLIB = frozenset(
         "decimal",
         "difflib",
         "enum",
+        "errno",
         "fractions",
         "functools",
         "hashlib",
