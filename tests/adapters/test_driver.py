@@ -941,13 +941,15 @@ def test_a_bug_anywhere_in_the_machine_ends_the_context(backend: Backend, where:
             return super().new_connection()
 
     async def body() -> None:
-        machine = Bad(backend)
-        with pytest.raises(BrokenError):
-            async with backend.serve(machine) as server:
+        async def serve_until_it_breaks() -> None:
+            async with backend.serve(Bad(backend)) as server:
                 with contextlib.suppress(ConnectionError):  # the end may be quicker than connect
                     async with await backend.connect(server.host, server.port):
                         await backend.event().wait()
                 await backend.event().wait()
+
+        with pytest.raises(BrokenError):
+            await serve_until_it_breaks()
 
     backend.run(body)
 
