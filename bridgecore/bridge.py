@@ -3,31 +3,48 @@
 What belongs here: the second door for embedders. A ``Bridge`` gives each turn to a conversation,
 each conversation a ``Session`` (which decides), each connection generation of it a link, and
 carries what the session decides to the one turn and the one link it is meant for. It knows JSON
-events, but no bytes of HTTP or WebSocket, and it decides nothing about a loss.
-
-A driver reports what happens to turns and links; the effects name them by number. A turn's number
-is the driver's; a link's comes with ``OpenLink``.
+events, but no bytes of HTTP or WebSocket, and it decides nothing about a loss. What a driver
+reports, and what it is told, is in ``bridgecore.messages``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import TypeAlias, assert_never
+from typing import assert_never
 
 import attrs
 
 from bridgecore.admission.placement import Placement, place
 from bridgecore.config import Config
 from bridgecore.continuity.aliases import Alias, Aliases, credential_scope
+from bridgecore.messages import (
+    AnswerError,
+    AnswerEvents,
+    BridgeEffect,
+    BridgeEvent,
+    BridgeTimeout,
+    CloseLink,
+    LinkFrameSent,
+    LinkLost,
+    LinkOpened,
+    LinksEvicted,
+    MessagesReceived,
+    OpenLink,
+    PauseLink,
+    SendFrame,
+    TurnBlocked,
+    TurnLeft,
+    TurnReceived,
+)
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed
+from bridgecore.recovery.failure import ErrorFrame, Malformed
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline
-from bridgecore.rendering import HttpError, http_error, render_answer
+from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.wire.responses import (
     CreateRequest,
@@ -39,142 +56,6 @@ from bridgecore.wire.responses import (
     response_id,
 )
 from bridgecore.wire.transport import Log, LogLevel
-
-# ---------------------------------------------------------------- events
-
-
-@attrs.define
-class TurnReceived:
-    """A client wants a turn. ``headers``: the client's, names in lower case."""
-
-    turn: int
-    request: CreateRequest
-    headers: list[tuple[bytes, bytes]]
-
-
-@attrs.define
-class TurnLeft:
-    """The client of ``turn`` is gone before its answer was complete."""
-
-    turn: int
-
-
-@attrs.define
-class TurnBlocked:
-    """The client of ``turn`` reads too slowly; or, ``blocked`` being False, it reads again."""
-
-    turn: int
-    blocked: bool
-
-
-@attrs.define
-class LinkOpened:
-    """The link is upgraded and usable."""
-
-    link: int
-
-
-@attrs.define
-class LinkLost:
-    """The link is gone or never came to be. ``error``: the upstream's words, if it had any."""
-
-    link: int
-    cause: Evidence
-    error: ErrorFrame | None = None
-
-
-@attrs.define
-class LinkFrameSent:
-    """The frame of the last ``SendFrame`` was handed to the operating system."""
-
-    link: int
-
-
-@attrs.define
-class MessagesReceived:
-    """Complete text messages came on the link, in order."""
-
-    link: int
-    messages: list[bytes]
-
-
-@attrs.define
-class LinksEvicted:
-    """No new turn will come: conversations without a turn give up their links."""
-
-
-@attrs.define
-class BridgeTimeout:
-    """The time that ``next_timeout`` named has come."""
-
-
-BridgeEvent: TypeAlias = (
-    TurnReceived
-    | TurnLeft
-    | TurnBlocked
-    | LinkOpened
-    | LinkLost
-    | LinkFrameSent
-    | MessagesReceived
-    | LinksEvicted
-    | BridgeTimeout
-)
-
-# ---------------------------------------------------------------- effects
-
-
-@attrs.define
-class OpenLink:
-    """Connect and upgrade; the upgrade request carries ``headers``."""
-
-    link: int
-    headers: list[tuple[bytes, bytes]]
-
-
-@attrs.define
-class CloseLink:
-    """Close the link, or stop opening it. Nothing more of it is to be reported."""
-
-    link: int
-
-
-@attrs.define
-class SendFrame:
-    """Send ``data`` as one text message; report ``LinkFrameSent``."""
-
-    link: int
-    data: bytes
-
-
-@attrs.define
-class PauseLink:
-    """Stop reading from the link; or, ``paused`` being False, read again."""
-
-    link: int
-    paused: bool
-
-
-@attrs.define
-class AnswerEvents:
-    """Pass ``events`` on to the client of ``turn``. The terminal one, if there, is the last."""
-
-    turn: int
-    events: list[UpstreamEvent]
-
-
-@attrs.define
-class AnswerError:
-    """End the answer of ``turn`` with ``error``: a status before the head, a failed event after."""
-
-    turn: int
-    error: HttpError
-
-
-BridgeEffect: TypeAlias = (
-    OpenLink | CloseLink | SendFrame | PauseLink | AnswerEvents | AnswerError | Log
-)
-
-# ---------------------------------------------------------------- the bridge
 
 # What of a client's head goes upstream. Everything else stays here: hop-by-hop headers, cookies
 # and whatever a proxy put in must not leak to another host.
@@ -193,7 +74,7 @@ _UPSTREAM_HEADERS = frozenset(
     }
 )
 # Events that came before response.created wait for it: a client helper insists that it be first.
-_MAX_EARLY = 64
+_MAX_EARLY = 256  # events
 
 
 @attrs.define(eq=False)
@@ -217,8 +98,10 @@ class _Conversation:
     session: Session
     headers: list[tuple[bytes, bytes]]
     link: int | None = None  # of the present generation
-    blocked: bool = False  # its link is not read: the client is too slow
+    blocked_by: int | None = None  # the turn whose client is too slow: its link is not read
+    sends: int = 0  # frames that were sent, on all links
     early: list[UpstreamEvent] = attrs.Factory(list)
+    early_size: int = 0  # bytes
     unmatched: int = 0  # upstream events that no turn caused (invariant 27)
 
 
@@ -379,16 +262,27 @@ class Bridge:
         if turn is None:
             return
         conversation = turn.conversation
-        running = conversation.session.state.running
-        if running is None or running.turn.id != turn.id:
-            return  # it waits: nothing of it is being relayed
-        self._step(conversation, ev.RelayPaused(turn.id, event.blocked), now)
-        self._block(conversation, event.blocked)
+        if not event.blocked:
+            self._unblock(conversation, turn.id, now)
+        elif (
+            # Before its answer begins nothing is relayed: not to read then would be to miss it.
+            conversation.session.state.phase in _ANSWERING
+            and self._running(conversation) is turn
+            and conversation.blocked_by is None
+            and conversation.link is not None
+        ):
+            conversation.blocked_by = turn.id
+            self._out.append(PauseLink(conversation.link, True))
+            self._step(conversation, ev.RelayPaused(turn.id, True), now)
 
-    def _block(self, conversation: _Conversation, blocked: bool) -> None:
-        if conversation.blocked is not blocked and conversation.link is not None:
-            conversation.blocked = blocked
-            self._out.append(PauseLink(conversation.link, blocked))
+    def _unblock(self, conversation: _Conversation, turn: int, now: int | None = None) -> None:
+        """Read the link again, if it was ``turn`` that had it paused; ``now``: it goes on."""
+        if conversation.blocked_by == turn:
+            conversation.blocked_by = None
+            if conversation.link is not None:
+                self._out.append(PauseLink(conversation.link, False))
+            if now is not None:
+                self._step(conversation, ev.RelayPaused(turn, False), now)
 
     def _link_event(self, event: LinkOpened | LinkLost | LinkFrameSent, now: int) -> None:
         link = self._links.get(event.link)
@@ -411,8 +305,8 @@ class Bridge:
         link = self._links.pop(number, None)
         if link is not None and link.conversation.link == number:
             link.conversation.link = None
-            link.conversation.blocked = False
-            link.conversation.early.clear()
+            link.conversation.blocked_by = None
+            self._forget_early(link.conversation)
 
     # ------------------------------------------------------------ upstream messages
 
@@ -424,7 +318,13 @@ class Bridge:
         conversation, generation = link.conversation, link.generation
         session = conversation.session
         plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
+        sends = conversation.sends
+        in_output = session.state.phase is Phase.OUTPUT  # looked up once, not for every delta
         for message in event.messages:
+            if conversation.sends != sends:
+                # A frame was sent because of this read: nothing in it can be an answer to that.
+                conversation.unmatched += 1
+                continue
             upstream = read_event(message)
             if upstream is None:
                 self._flush(conversation, plain, now)
@@ -432,11 +332,12 @@ class Bridge:
                 self._link_event(LinkLost(event.link, Malformed("unreadable message")), now)
                 return
             kind = upstream.kind
-            if session.state.phase is Phase.OUTPUT and kind in _PLAIN:
+            if in_output and kind in _PLAIN:
                 plain.append(upstream)
                 continue
             self._flush(conversation, plain, now)
             self._upstream_event(conversation, generation, upstream, now)
+            in_output = session.state.phase is Phase.OUTPUT
             if event.link not in self._links:
                 return  # what this read brought beyond it belongs to nobody
         self._flush(conversation, plain, now)
@@ -455,7 +356,7 @@ class Bridge:
         kind = upstream.kind
         phase = conversation.session.state.phase
         turn = self._running(conversation)
-        accepted = phase in (Phase.CREATED, Phase.OUTPUT)
+        accepted = phase in _ANSWERING
         event: ev.Event
         if kind is EventKind.CREATED:
             if turn is not None and turn.response is None:
@@ -474,12 +375,22 @@ class Bridge:
         elif kind is EventKind.OUTPUT or accepted:
             event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT)
         else:
-            if turn is not None and len(conversation.early) < _MAX_EARLY:
-                conversation.early.append(upstream)
-            else:
-                conversation.unmatched += 1
+            self._keep_early(conversation, upstream)
             return
         self._step(conversation, event, now, upstream)
+
+    def _keep_early(self, conversation: _Conversation, upstream: UpstreamEvent) -> None:
+        size = conversation.early_size + len(upstream.data)
+        full = len(conversation.early) >= _MAX_EARLY or size > self._config.max_message
+        if self._running(conversation) is None or full:
+            conversation.unmatched += 1
+        else:
+            conversation.early.append(upstream)
+            conversation.early_size = size
+
+    def _forget_early(self, conversation: _Conversation) -> None:
+        conversation.early.clear()
+        conversation.early_size = 0
 
     # ------------------------------------------------------------ what the session decides
 
@@ -554,7 +465,7 @@ class Bridge:
                 events = [*conversation.early, upstream]
             else:
                 events = [upstream, *conversation.early]
-            conversation.early.clear()
+            self._forget_early(conversation)
         self._answer(turn, events)
 
     def _answer(self, turn: _Turn, events: list[UpstreamEvent]) -> None:
@@ -575,7 +486,7 @@ class Bridge:
             stored = turn.request.store
             standing = ev.Standing.STORED if stored else ev.Standing.BOUND
             self._aliases.put(conversation.scope, response, Alias(conversation.id, standing))
-        self._block(conversation, False)
+        self._unblock(conversation, turn.id)
         self._log(
             LogLevel.INFO,
             "turn.completed",
@@ -592,7 +503,7 @@ class Bridge:
         anchor = turn.request.previous_response_id
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(AnswerError(turn.id, error))
-        self._block(conversation, False)
+        self._unblock(conversation, turn.id)
         self._log(
             LogLevel.WARNING,
             "turn.refused",
@@ -611,7 +522,8 @@ class Bridge:
             return
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
         turn.response = None
-        conversation.early.clear()
+        self._forget_early(conversation)
+        conversation.sends += 1
         self._out.append(SendFrame(conversation.link, turn.request.frame))
         self._log(
             LogLevel.INFO,
@@ -636,9 +548,32 @@ class Bridge:
         self._out.append(Log(level, event, {**fields, **common}))
 
 
+_ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 
 
 def _hashed(response: str | None) -> str:
     """An id as logs show it: comparable, not usable."""
     return "-" if response is None else hashlib.sha256(response.encode()).hexdigest()[:12]
+
+
+__all__ = [
+    "AnswerError",
+    "AnswerEvents",
+    "Bridge",
+    "BridgeEffect",
+    "BridgeEvent",
+    "BridgeTimeout",
+    "CloseLink",
+    "LinkFrameSent",
+    "LinkLost",
+    "LinkOpened",
+    "LinksEvicted",
+    "MessagesReceived",
+    "OpenLink",
+    "PauseLink",
+    "SendFrame",
+    "TurnBlocked",
+    "TurnLeft",
+    "TurnReceived",
+]

@@ -1,7 +1,7 @@
 """Bytes in, effects out: the bridge and the wire together. What an adapter drives.
 
 What belongs here: the third door for embedders. An ``Endpoint`` owns every connection, a client's
-(``Front``) or an upstream's (``_Upstream``), and carries bytes between them and the ``Bridge``. It
+(``Front``) or an upstream's (``Upstream``), and carries bytes between them and the ``Bridge``. It
 decides nothing about a loss; what it decides is when the process has drained.
 
 Who calls whom: an adapter reports a ``TransportEvent``; a front turns client bytes into turns, an
@@ -11,52 +11,30 @@ become ``TransportEffect``s.
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import assert_never
 
 import attrs
 
-from bridgecore import bridge as br
+from bridgecore import messages as msg
+from bridgecore.bridge import Bridge
 from bridgecore.config import Config
-from bridgecore.front import Front
+from bridgecore.front import SHUTTING_DOWN, Front
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
-from bridgecore.recovery.failure import Malformed as MalformedEvidence
-from bridgecore.recovery.failure import UpgradeRefused
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.rendering import http_error
 from bridgecore.schedule import Schedule
+from bridgecore.upstream import Heard, Stage, Upstream
 from bridgecore.wire import transport as tp
-from bridgecore.wire import websocket as ws
-from bridgecore.wire.responses import read_error_body
-
-
-class _Stage(enum.Enum):
-    CONNECTING = "connecting"
-    UPGRADING = "upgrading"
-    OPEN = "open"
-    CLOSING = "closing"  # we closed; the peer's close or the deadline comes next
-
-
-@attrs.define(eq=False)
-class _Upstream:
-    """An upstream connection: the socket of one link."""
-
-    link: int
-    socket: ws.WebSocketClient
-    stage: _Stage = _Stage.CONNECTING
-    seen: int = 0  # ns: when bytes came last
-    pinged: int | None = None  # ns: when the ping that is not answered yet was sent
-    paused: bool = False
-    deadline: int | None = None  # ns: of PING, or of CLOSE_HANDSHAKE when closing
 
 
 @attrs.define(eq=False)
 class _Client:
-    """A client connection, and the deadline for its end once the answer said close."""
+    """A client connection, and how far its end is."""
 
     front: Front
-    deadline: int | None = None  # ns: of CLOSE_HANDSHAKE
+    closing: tp.EndSending | tp.Close | None = None  # what was told to the adapter
+    deadline: int | None = None  # ns: of CLOSE_HANDSHAKE; when to stop being polite
+    linger_until: int = 0  # ns: when to stop listening to a client that still sends
 
 
 class Endpoint:
@@ -64,33 +42,32 @@ class Endpoint:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._bridge = br.Bridge(config)
+        self._bridge = Bridge(config)
         self._clients: dict[int, _Client] = {}
-        self._upstreams: dict[int, _Upstream] = {}
+        self._upstreams: dict[int, Upstream] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
         self._of_link: dict[int, int] = {}  # link -> upstream connection
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
         self._turn_serial = 0
         self._now = 0
-        self._draining = False
-        self._drain_deadline: int | None = None
+        self._drain_deadline: int | None = None  # ns; also: a drain was asked for
         self._leaving = False  # drained: only goodbyes are left
         self._stopped = False
         self._out: list[tp.TransportEffect] = []
-        self._pending: deque[br.BridgeEvent] = deque()
+        self._pending: deque[msg.BridgeEvent] = deque()
         self._driving = False
 
     # ------------------------------------------------------------ what an observer may ask
 
     @property
-    def bridge(self) -> br.Bridge:
+    def bridge(self) -> Bridge:
         """The bridge inside, for its counts."""
         return self._bridge
 
     @property
     def clients(self) -> int:
-        """How many client connections there are."""
+        """How many client connections there are, closing ones included."""
         return len(self._clients)
 
     @property
@@ -110,15 +87,14 @@ class Endpoint:
         if own is not None and (found is None or own[0] < found.at):
             found = Deadline(own[0], self._reason(own[1]))
         drain = self._drain_deadline
-        if drain is not None and (found is None or drain < found.at):
+        if drain is not None and not self._stopped and (found is None or drain < found.at):
             found = Deadline(drain, Timer.DRAIN)
         return found
 
     def _reason(self, conn: int) -> Timer:
         client = self._clients.get(conn)
         if client is None:
-            closing = self._upstreams[conn].stage is _Stage.CLOSING
-            return Timer.CLOSE_HANDSHAKE if closing else Timer.PING
+            return self._upstreams[conn].timer
         if client.deadline is not None:
             return Timer.CLOSE_HANDSHAKE
         return min(client.front.deadlines.items(), key=lambda item: item[1])[0]
@@ -130,47 +106,67 @@ class Endpoint:
         now = self._now = max(now, self._now)
         if isinstance(event, tp.DataReceived):
             if (upstream := self._upstreams.get(event.conn)) is not None:
-                self._upstream_data(event.conn, upstream, event.data)
+                self._heard(event.conn, upstream, upstream.receive(event.data, now))
             elif (client := self._clients.get(event.conn)) is not None:
-                client.front.receive(event.data)
-                self._serve(event.conn, client)
+                self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
-            self._clients[event.conn] = _Client(Front(self._config, now))
-            self._serve(event.conn, self._clients[event.conn])
+            self._accepted(event.conn)
         elif isinstance(event, tp.Connected):
-            self._connected(event.conn)
+            if (upstream := self._upstreams.get(event.conn)) is not None:
+                self._out.append(tp.Send(event.conn, upstream.connected()))
         elif isinstance(event, tp.ConnectFailed):
-            self._log_connect_failed(event)
-            self._lose(event.conn, Unreachable(event.error.value))
+            if event.conn in self._upstreams:
+                self._log_connect_failed(event)
+                self._lose(event.conn, Unreachable(event.error.value))
         elif isinstance(event, tp.EofReceived):
             self._eof(event.conn)
         elif isinstance(event, tp.Disconnected):
-            self._disconnected(event.conn)
+            if event.conn in self._clients:
+                self._forget_client(event.conn)
+            else:
+                self._lose(event.conn, Closed(1006))
         elif isinstance(event, tp.DataSent):
-            if (upstream := self._upstreams.get(event.conn)) is not None:
-                self._drive(br.LinkFrameSent(upstream.link))
+            self._data_sent(event.conn)
         elif isinstance(event, tp.WriteBlocked | tp.WriteUnblocked):
             self._write_blocked(event.conn, isinstance(event, tp.WriteBlocked))
         elif isinstance(event, tp.TimeoutReached):
             self._timeout(now)
         elif isinstance(event, tp.DrainRequested):
-            if not self._draining:
-                self._draining = True
+            if self._drain_deadline is None:
                 self._drain_deadline = now + self._config.drain_timeout
         else:
             assert_never(event)
-        if self._draining:
-            self._drain()
+        if self._drain_deadline is not None and not self._stopped:
+            self._drain(self._drain_deadline)
         out, self._out = self._out, []
         return out
 
+    @property
+    def _draining(self) -> bool:
+        return self._drain_deadline is not None
+
     # ------------------------------------------------------------ clients
+
+    def _accepted(self, conn: int) -> None:
+        if self._leaving:
+            self._out.append(tp.Abort(conn))  # it came while the listener was being closed
+            return
+        client = self._clients[conn] = _Client(Front(self._config, self._now))
+        self._tell(conn, client)
+
+    def _client_data(self, conn: int, client: _Client, data: bytes) -> None:
+        if client.closing is None:
+            client.front.receive(data)
+            self._serve(conn, client)
+        elif isinstance(client.closing, tp.EndSending):
+            # It still sends what nobody reads; as long as it does, it has not seen the answer.
+            client.deadline = min(self._now + self._config.close_timeout, client.linger_until)
+            self._schedule.set(conn, client.deadline)
 
     def _serve(self, conn: int, client: _Client) -> None:
         """Take the next turn of a client, if there is one, and send what is to be sent."""
-        front = client.front
         turn = self._turn_serial + 1
-        received = front.next_turn(turn, self._now, draining=self._draining)
+        received = client.front.next_turn(turn, self._now, draining=self._draining)
         if received is not None:
             self._turn_serial = turn
             self._of_turn[turn] = conn
@@ -181,16 +177,29 @@ class Endpoint:
     def _tell(self, conn: int, client: _Client) -> None:
         """Send what the front has to say, and keep its deadlines."""
         front = client.front
+        closes = front.closing and client.closing is None
         if front.out:
-            self._out.append(tp.Send(conn, b"".join(front.out)))
-            front.out.clear()
-        if front.closing and client.deadline is None:
-            self._out.append(tp.EndSending(conn) if front.lingering else tp.Close(conn))
-            client.deadline = self._now + self._config.close_timeout
+            self._out.append(tp.Send(conn, b"".join(front.out), notify=closes))
+        if closes:
+            client.closing = tp.EndSending(conn) if front.lingering else tp.Close(conn)
+            self._out.append(client.closing)
+            # Until the last answer is out, it is the client's reading that takes its time.
+            unread = bool(front.out) or front.blocked
+            patience = self._config.client_idle if unread else self._config.close_timeout
+            client.deadline = self._now + patience
+            client.linger_until = self._now + self._config.body_timeout
+        front.out.clear()
         at = client.deadline
         if at is None and front.deadlines:
             at = min(front.deadlines.values())
         self._schedule.set(conn, at)
+
+    def _data_sent(self, conn: int) -> None:
+        if (upstream := self._upstreams.get(conn)) is not None:
+            self._drive(msg.LinkFrameSent(upstream.link))
+        elif (client := self._clients.get(conn)) is not None:
+            client.deadline = self._now + self._config.close_timeout
+            self._schedule.set(conn, client.deadline)
 
     def _answered(self, turn: int, conn: int, client: _Client) -> None:
         """After something was said about ``turn``: if that was the end, the next one's turn."""
@@ -201,7 +210,8 @@ class Endpoint:
         else:
             self._tell(conn, client)
             if client.front.blocked:
-                self._drive(br.TurnBlocked(turn, True))
+                # It was blocked before this turn had anything to say.
+                self._drive(msg.TurnBlocked(turn, True))
 
     def _forget_client(self, conn: int) -> None:
         """The client is gone; a turn of its own has nobody to be answered to."""
@@ -210,150 +220,100 @@ class Endpoint:
         if client is not None and client.front.answer is not None:
             turn = client.front.answer.turn
             self._of_turn.pop(turn, None)
-            self._drive(br.TurnLeft(turn))
+            self._drive(msg.TurnLeft(turn))
+
+    def _client_eof(self, conn: int, client: _Client) -> None:
+        """A client that has said goodbye does not wait for an answer: nobody could tell one that
+        half-closed from one that left, and a turn that nobody reads costs money."""
+        if client.front.answer is not None:
+            self._out.append(tp.Abort(conn))
+            self._forget_client(conn)
+        elif not isinstance(client.closing, tp.Close):
+            # What was answered may still be on its way, so it is not dropped.
+            client.front.closing = True
+            client.front.lingering = False
+            client.closing = None
+            self._tell(conn, client)
 
     def _write_blocked(self, conn: int, blocked: bool) -> None:
         client = self._clients.get(conn)
         if client is not None:
             client.front.blocked = blocked
             if client.front.answer is not None:
-                self._drive(br.TurnBlocked(client.front.answer.turn, blocked))
+                self._drive(msg.TurnBlocked(client.front.answer.turn, blocked))
 
     # ------------------------------------------------------------ either
 
     def _eof(self, conn: int) -> None:
         if (client := self._clients.get(conn)) is not None:
-            # A client that has said goodbye does not wait for an answer: nobody could tell one
-            # that half-closed from one that left, and a turn that nobody reads costs money.
-            self._out.append(tp.Close(conn) if client.front.answer is None else tp.Abort(conn))
-            self._forget_client(conn)
+            self._client_eof(conn, client)
         elif (upstream := self._upstreams.get(conn)) is not None:
-            if upstream.stage is not _Stage.CLOSING:
-                self._upstream_events(conn, upstream, upstream.socket.receive_eof())
-            if conn in self._upstreams:
-                self._out.append(tp.Abort(conn))
-                self._lose(conn, Closed(1006))
-
-    def _disconnected(self, conn: int) -> None:
-        if conn in self._clients:
-            self._forget_client(conn)
-        else:
-            self._lose(conn, Closed(1006))
+            self._heard(conn, upstream, upstream.receive_eof(self._now))
 
     def _timeout(self, now: int) -> None:
         for conn in list(self._schedule.due(now)):
-            client = self._clients.get(conn)
-            upstream = self._upstreams.get(conn)
-            if client is not None and client.deadline is not None:
-                self._out.append(tp.Abort(conn))
-                self._forget_client(conn)
-            elif client is not None:
-                client.front.timeout(now)
-                self._serve(conn, client)
-            elif upstream is not None:
-                self._upstream_deadline(conn, upstream)
-        self._drive(br.BridgeTimeout())
+            if (client := self._clients.get(conn)) is not None:
+                if client.deadline is not None:
+                    self._out.append(tp.Abort(conn))
+                    self._forget_client(conn)
+                else:
+                    client.front.timeout(now)
+                    self._serve(conn, client)
+            elif (upstream := self._upstreams.get(conn)) is not None:
+                said = upstream.timeout(now)
+                if isinstance(said, TimedOut):
+                    self._out.append(tp.Abort(conn))
+                    self._lose(conn, said)
+                    continue
+                if said:
+                    self._out.append(tp.Send(conn, said))
+                self._schedule.set(conn, upstream.deadline)
+        self._drive(msg.BridgeTimeout())
 
     # ------------------------------------------------------------ upstreams
 
-    def _connected(self, conn: int) -> None:
-        upstream = self._upstreams.get(conn)
-        if upstream is not None:
-            upstream.stage = _Stage.UPGRADING
-            self._out.append(tp.Send(conn, upstream.socket.connect()))
-
-    def _upstream_data(self, conn: int, upstream: _Upstream, data: bytes) -> None:
-        upstream.seen = self._now
-        upstream.pinged = None
-        self._upstream_events(conn, upstream, upstream.socket.receive(data))
-
-    def _upstream_events(
-        self, conn: int, upstream: _Upstream, events: list[ws.WebSocketEvent]
-    ) -> None:
+    def _heard(self, conn: int, upstream: Upstream, heard: Heard) -> None:
         """Everything that one read brought: its messages go to the bridge together."""
-        messages: list[bytes] = []
-        end: tuple[Evidence, ErrorFrame | None] | None = None
-        closed = False
-        for event in events:
-            if isinstance(event, ws.MessageReceived):
-                messages.append(event.data)
-            elif isinstance(event, ws.Upgraded):
-                upstream.stage = _Stage.OPEN
-                self._set_deadline(conn, upstream, self._now + self._config.ping_interval)
-                self._drive(br.LinkOpened(upstream.link))
-            elif isinstance(event, ws.UpgradeRejected):
-                evidence = UpgradeRefused(event.status, _retry_after(event.headers))
-                end = evidence, read_error_body(event.body)
-            elif isinstance(event, ws.CloseReceived):
-                end, closed = (Closed(event.code), None), True
-            elif isinstance(event, ws.Failed):
-                end = MalformedEvidence(f"protocol error {event.code}"), None
-            elif isinstance(event, ws.PongReceived):
-                pass  # any byte proves life, see _upstream_data
-            elif isinstance(event, ws.UpgradeRequested):
-                raise AssertionError("a server cannot ask for an upgrade")
-            else:
-                assert_never(event)
-        reply = upstream.socket.data_to_send()
-        if reply:
-            self._out.append(tp.Send(conn, reply))
-        if messages and upstream.stage is _Stage.OPEN:
-            self._drive(br.MessagesReceived(upstream.link, messages))
-        if end is None or conn not in self._upstreams:
+        was_open = upstream.stage is not Stage.CLOSING
+        if heard.opened:
+            self._schedule.set(conn, upstream.deadline)
+            self._drive(msg.LinkOpened(upstream.link))
+        if heard.reply:
+            self._out.append(tp.Send(conn, heard.reply))
+        if heard.messages and was_open:
+            self._drive(msg.MessagesReceived(upstream.link, heard.messages))
+        loss = heard.loss
+        if loss is None or conn not in self._upstreams:
             return
-        if closed or reply:
+        if loss.goodbye:
             # Both sides have said close, or we told why we cannot go on: the TCP close is next.
             self._out.append(tp.Close(conn))
             self._part(conn, upstream)
-            self._drive(br.LinkLost(upstream.link, *end))
+            self._drive(msg.LinkLost(upstream.link, loss.cause, loss.error))
         else:
             self._out.append(tp.Abort(conn))
-            self._lose(conn, *end)
+            self._lose(conn, loss.cause, loss.error)
 
-    def _upstream_deadline(self, conn: int, upstream: _Upstream) -> None:
-        now, config = self._now, self._config
-        if upstream.stage is _Stage.CLOSING:
-            self._out.append(tp.Abort(conn))
-            self._forget_upstream(conn)
-        elif upstream.paused:
-            # Nothing is read, so nothing can be missed.
-            self._set_deadline(conn, upstream, now + config.ping_interval)
-        elif upstream.pinged is not None:
-            self._out.append(tp.Abort(conn))
-            self._lose(conn, TimedOut(Timer.PING))
-        elif upstream.seen + config.ping_interval > now:
-            self._set_deadline(conn, upstream, upstream.seen + config.ping_interval)
-        else:
-            upstream.pinged = now
-            self._out.append(tp.Send(conn, upstream.socket.ping()))
-            self._set_deadline(conn, upstream, now + config.ping_timeout)
-
-    def _set_deadline(self, conn: int, upstream: _Upstream, at: int) -> None:
-        upstream.deadline = at
-        self._schedule.set(conn, at)
-
-    def _part(self, conn: int, upstream: _Upstream) -> None:
-        """Our side is closed: give the peer its time, and hear nothing more of the link."""
-        upstream.stage = _Stage.CLOSING
+    def _part(self, conn: int, upstream: Upstream) -> None:
+        """Our side is closed: hear nothing more of the link."""
         self._of_link.pop(upstream.link, None)
         if upstream.paused:
-            upstream.paused = False
             self._out.append(tp.ResumeReading(conn))
-        self._set_deadline(conn, upstream, self._now + self._config.close_timeout)
+        upstream.part(self._now)
+        self._schedule.set(conn, upstream.deadline)
 
-    def _forget_upstream(self, conn: int) -> None:
+    def _lose(self, conn: int, cause: Evidence, error: ErrorFrame | None = None) -> None:
+        """The socket is gone; tell the bridge, unless the bridge had closed the link before."""
+        upstream = self._forget_upstream(conn)
+        if upstream is not None and upstream.stage is not Stage.CLOSING:
+            self._drive(msg.LinkLost(upstream.link, cause, error))
+
+    def _forget_upstream(self, conn: int) -> Upstream | None:
         upstream = self._upstreams.pop(conn, None)
         self._schedule.set(conn, None)
         if upstream is not None:
             self._of_link.pop(upstream.link, None)
-
-    def _lose(self, conn: int, cause: Evidence, error: ErrorFrame | None = None) -> None:
-        """The socket is gone; tell the bridge, unless the bridge had closed the link before."""
-        upstream = self._upstreams.get(conn)
-        if upstream is not None:
-            self._forget_upstream(conn)
-            if upstream.stage is not _Stage.CLOSING:
-                self._drive(br.LinkLost(upstream.link, cause, error))
+        return upstream
 
     def _log_connect_failed(self, event: tp.ConnectFailed) -> None:
         fields: dict[str, str | int] = {"error": event.error.value, "detail": event.detail}
@@ -361,7 +321,7 @@ class Endpoint:
 
     # ------------------------------------------------------------ the bridge
 
-    def _drive(self, event: br.BridgeEvent) -> None:
+    def _drive(self, event: msg.BridgeEvent) -> None:
         """Let the bridge handle ``event``; what comes of it is carried out before the next."""
         self._pending.append(event)
         if self._driving:
@@ -374,104 +334,79 @@ class Endpoint:
         finally:
             self._driving = False
 
-    def _carry_out(self, effect: br.BridgeEffect) -> None:
-        if isinstance(effect, br.AnswerEvents):
+    def _carry_out(self, effect: msg.BridgeEffect) -> None:
+        if isinstance(effect, msg.AnswerEvents | msg.AnswerError):
             conn = self._of_turn.get(effect.turn)
-            if conn is not None:
+            if conn is not None:  # else its client left a moment ago
                 client = self._clients[conn]
-                client.front.events(effect.events, self._now)
+                if isinstance(effect, msg.AnswerEvents):
+                    client.front.events(effect.events, self._now)
+                else:
+                    client.front.error(effect.error)
                 self._answered(effect.turn, conn, client)
-        elif isinstance(effect, br.AnswerError):
-            conn = self._of_turn.get(effect.turn)
-            if conn is not None:
-                client = self._clients[conn]
-                client.front.error(effect.error)
-                self._answered(effect.turn, conn, client)
-        elif isinstance(effect, br.SendFrame):
+        elif isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
-            data = self._upstreams[conn].socket.send_text(effect.data) if conn is not None else b""
+            data = self._upstreams[conn].send(effect.data) if conn is not None else b""
             if conn is not None and data:  # else the link is closing: its loss is on its way
                 self._out.append(tp.Send(conn, data, notify=True))
-        elif isinstance(effect, br.PauseLink):
-            self._pause(effect)
-        elif isinstance(effect, br.OpenLink):
-            self._open(effect)
-        elif isinstance(effect, br.CloseLink):
+        elif isinstance(effect, msg.PauseLink):
+            conn = self._of_link.get(effect.link)
+            if conn is not None:
+                self._upstreams[conn].paused = effect.paused
+                self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
+        elif isinstance(effect, msg.OpenLink):
+            conn = self.new_connection()
+            url = self._config.upstream
+            self._upstreams[conn] = Upstream(self._config, effect.link, effect.headers, self._now)
+            self._of_link[effect.link] = conn
+            self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
+        elif isinstance(effect, msg.CloseLink):
             self._close(effect.link)
         elif isinstance(effect, tp.Log):
             self._out.append(effect)
         else:
             assert_never(effect)
 
-    def _open(self, effect: br.OpenLink) -> None:
-        url = self._config.upstream
-        conn = self.new_connection()
-        socket = ws.WebSocketClient(
-            authority=url.authority,
-            target=url.target,
-            headers=effect.headers,
-            max_message=self._config.max_message,
-        )
-        self._upstreams[conn] = _Upstream(effect.link, socket, seen=self._now)
-        self._of_link[effect.link] = conn
-        self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
-
     def _close(self, link: int) -> None:
         conn = self._of_link.get(link)
         if conn is None:
             return
-        upstream = self._upstreams[conn]
-        if upstream.stage is _Stage.OPEN:
-            self._out.append(tp.Send(conn, upstream.socket.close(1000)))
-            self._part(conn, upstream)
+        goodbye = self._upstreams[conn].close()
+        if goodbye:
+            self._out.append(tp.Send(conn, goodbye))
+            self._part(conn, self._upstreams[conn])
         else:
             self._out.append(tp.Abort(conn))
             self._forget_upstream(conn)
 
-    def _pause(self, effect: br.PauseLink) -> None:
-        conn = self._of_link.get(effect.link)
-        if conn is None:
-            return
-        self._upstreams[conn].paused = effect.paused
-        self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
-
     # ------------------------------------------------------------ the end
 
-    def _drain(self) -> None:
+    def _drain(self, deadline: int) -> None:
         """First signal: what runs may finish, idle connections go; at the deadline all does."""
-        if self._stopped:
-            return
-        due = self._drain_deadline is not None and self._drain_deadline <= self._now
+        due = deadline <= self._now
         if due and not self._leaving:
-            for turn, conn in list(self._of_turn.items()):
-                self._of_turn.pop(turn)
+            # The latest first: a turn that waits must not be started by the end of another.
+            for turn, conn in reversed(list(self._of_turn.items())):
+                del self._of_turn[turn]
                 client = self._clients[conn]
-                message = "The server is shutting down."
-                client.front.error(http_error(503, "server_shutting_down", message), close=True)
+                client.front.error(SHUTTING_DOWN, close=True)
                 self._tell(conn, client)
-                self._drive(br.TurnLeft(turn))
+                self._drive(msg.TurnLeft(turn))
         if not self._of_turn and not self._leaving:
             self._leaving = True
-            self._drain_deadline = self._now + self._config.close_timeout
+            # A client that reads slowly has what is left of the time to take its answer.
+            self._drain_deadline = max(deadline, self._now + self._config.close_timeout)
             self._out.append(tp.StopListening())
             for conn, client in self._clients.items():
-                client.front.closing = True
+                client.front.shut()
                 self._tell(conn, client)
-            self._drive(br.LinksEvicted())
+            self._drive(msg.LinksEvicted())
         elif self._leaving and due:
             for conn in [*self._clients, *self._upstreams]:
                 self._out.append(tp.Abort(conn))
+                self._schedule.set(conn, None)
             self._clients.clear()
             self._upstreams.clear()
         if self._leaving and not self._clients and not self._upstreams:
             self._stopped = True
-            self._drain_deadline = None
             self._out.append(tp.Stop())
-
-
-def _retry_after(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """The seconds of a ``Retry-After`` header; a date, which no clock here could read, is none."""
-    for name, value in headers:
-        if name.lower() == b"retry-after" and value.strip().isdigit():
-            return int(value)
-    return None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import attrs
 
-from bridgecore.bridge import TurnReceived
 from bridgecore.config import Config
+from bridgecore.messages import TurnReceived
 from bridgecore.recovery.timers import Timer
 from bridgecore.rendering import HttpError, http_error, render_failed_response
 from bridgecore.wire.http import (
@@ -24,7 +24,7 @@ from bridgecore.wire.http import (
 from bridgecore.wire.responses import (
     CreateRequest,
     EventKind,
-    InvalidBody,
+    InvalidBodyError,
     UpstreamEvent,
     failed_event,
     final_response,
@@ -46,6 +46,7 @@ _EXPECTED = {
     HttpPhase.HEAD: Timer.HEADER,
     HttpPhase.BODY: Timer.BODY,
 }
+SHUTTING_DOWN = http_error(503, "server_shutting_down", "The server is shutting down.")
 _ROUTES = {"/v1/responses": (b"POST",), "/livez": (b"GET", b"HEAD"), "/readyz": (b"GET", b"HEAD")}
 
 
@@ -55,9 +56,10 @@ class Exchange:
 
     turn: int
     stream: bool
+    anchor: str | None = None  # the turn's previous_response_id
     begun: bool = False  # the head of the stream went out
     created: bytes | None = None  # the response.created event that the client has seen
-    last: bytes | None = None  # the latest event that the client has seen
+    last: bytes | None = None  # the latest event of the response that the client has seen
     items: list[bytes] = attrs.Factory(list)  # finished output items, for a JSON answer
 
 
@@ -146,7 +148,7 @@ class Front:
             message = f"This path takes {b', '.join(methods).decode()}."
             return http_error(405, "method_not_allowed", message), allow
         if draining and head.path != "/livez":
-            return http_error(503, "server_shutting_down", "The server is shutting down."), []
+            return SHUTTING_DOWN, []
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding not in (b"", b"identity"):
             message = "A request body must not be compressed (Content-Encoding: identity)."
@@ -163,14 +165,14 @@ class Front:
             self._finish(self._http.respond(200, [_JSON], b'{"status":"ok"}', close=draining))
             return None
         if draining:
-            self._respond(http_error(503, "server_shutting_down", "The server is shutting down."))
+            self._respond(SHUTTING_DOWN, close=True)
             return None
         try:
             request: CreateRequest = parse_create(body.data)
-        except InvalidBody as exc:
+        except InvalidBodyError as exc:
             self._respond(http_error(400, "invalid_request_body", exc.message, param=exc.param))
             return None
-        self.answer = Exchange(turn, request.stream)
+        self.answer = Exchange(turn, request.stream, request.previous_response_id)
         if request.stream:
             self.deadlines[Timer.HEAD] = now + self._config.head_timeout
         return TurnReceived(turn, request, head.headers)
@@ -190,7 +192,11 @@ class Front:
             for event in events:
                 if event.kind is EventKind.CREATED:
                     answer.created = event.data
-        answer.last = events[-1].data
+        # What is not of the response need not carry a sequence number.
+        for event in reversed(events):
+            if event.kind is not EventKind.OTHER:
+                answer.last = event.data
+                break
         self._spoke = now
         payload = b"".join([encode_event(event) for event in events])
         self.out.append(head + self._http.stream(payload))
@@ -211,7 +217,7 @@ class Front:
             elif event.kind is EventKind.ENDED:
                 body = final_response(event, answer.items)
                 if event.type == b"response.failed":
-                    self._respond(render_failed_response(read_error(event.data)))
+                    self._respond(render_failed_response(read_error(event.data), answer.anchor))
                 elif body is None:
                     message = "The upstream ended its answer without a response."
                     self._respond(http_error(502, "upstream_error", message))
@@ -255,6 +261,16 @@ class Front:
             self.lingering = self._http.must_close and not self._read
         else:
             self._http.start_next()
+            self._read = False
+
+    def shut(self) -> None:
+        """The server goes: take nothing more, and refuse what has begun to come in."""
+        if self.closing or self.answer is not None:
+            return
+        if self._http.phase in (HttpPhase.HEAD, HttpPhase.BODY):
+            self._respond(SHUTTING_DOWN, close=True)
+        else:
+            self.closing = True
 
     # ------------------------------------------------------------ deadlines
 
@@ -276,8 +292,8 @@ class Front:
 
     def _keepalive(self, answer: Exchange, now: int) -> None:
         if self._spoke + self._config.keepalive <= now and not self.blocked:
-            if answer.created is None or answer.last is None:
-                text = COMMENT
+            if answer.last is None:
+                text = COMMENT  # a client helper insists that response.created be the first event
             else:
                 # It takes the number of the event before it: the upstream's go on from there.
                 text = encode_event(keepalive_event(max(0, sequence_number(answer.last))))

@@ -48,11 +48,8 @@ def http_error(
     """An ``HttpError`` whose type and ``Retry-After`` follow from its status."""
     if type_ is None:
         type_ = _type_of(status)
-    if status in _RETRIABLE:
-        retry_after = max(retry_after or 0, _RETRY_AFTER)
-    else:
-        retry_after = None
-    return HttpError(status, type_, code, message, param, retry_after)
+    wait = max(retry_after or 0, _RETRY_AFTER) if status in _RETRIABLE else None
+    return HttpError(status, type_, code, message, param, wait)
 
 
 def _type_of(status: int) -> str:
@@ -99,9 +96,9 @@ def render_answer(
     return http_error(502, answer.value, message, retry_after=wait)
 
 
-def render_failed_response(error: ErrorFrame) -> HttpError:
+def render_failed_response(error: ErrorFrame, anchor: str | None) -> HttpError:
     """A ``response.failed`` for a client that gets no stream: the status its error stands for."""
-    return _render_upstream_error(classify(error), error, None)
+    return _render_upstream_error(classify(error), error, anchor)
 
 
 def _render_upstream_error(
@@ -122,6 +119,4 @@ def _render_upstream_error(
     code = error.code or error.type or Answer.UPSTREAM_ERROR.value
     message = error.message or f"The upstream refused the turn ({code})."
     wait = failure.retry_after if failure is not None else None
-    return http_error(
-        status, code, message, type_=error.type, param=error.param, retry_after=wait
-    )
+    return http_error(status, code, message, type_=error.type, param=error.param, retry_after=wait)

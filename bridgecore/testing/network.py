@@ -105,7 +105,7 @@ class Network:
         self._listeners: dict[tuple[str, int], tp.Machine] = {}
         self._mute: set[tuple[str, int]] = set()
         self._ends: dict[tuple[int, int], _End] = {}
-        self._queue: deque[tuple[_End, tp.TransportEvent]] = deque()
+        self._queue: deque[tuple[_End, tp.TransportEvent, bool]] = deque()
         self._running = False
 
     def add(self, machine: tp.Machine, host: str = "", port: int = 0) -> None:
@@ -176,7 +176,7 @@ class Network:
             if isinstance(event, tp.DataReceived):
                 self._write(end, event.data)
             else:
-                self._queue.append((end.peer, event))
+                self._post(end.peer, event)
             self._run()
 
     def drop(self, end: _End) -> None:
@@ -188,46 +188,49 @@ class Network:
     def resume(self, end: _End) -> None:
         """Let the owner of ``end`` read again, what was held back first."""
         end.paused = False
-        self._queue.extendleft((end, event) for event in reversed(end.held))
+        self._queue.extendleft((end, event, False) for event in reversed(end.held))
         end.held.clear()
         end.unread = 0
         if end.peer is not None:
             self._flushed(end.peer)
         self._run()
 
+    def _post(self, end: _End, event: tp.TransportEvent, *, when_flushed: bool = False) -> None:
+        """Let ``event`` happen at ``end``; ``when_flushed``: once all that it wrote is out."""
+        self._queue.append((end, event, when_flushed))
+
     def _reset(self, peer: _End | None) -> None:
         if peer is not None and peer.open:
             peer.paused = False
             peer.held.clear()
-            self._queue.append((peer, tp.Disconnected(peer.conn)))
+            self._post(peer, tp.Disconnected(peer.conn))
 
     def _write(self, end: _End, data: bytes) -> None:
         peer = end.peer
         if peer is None or not peer.open:
-            if end.open:
-                self._queue.append((end, tp.Disconnected(end.conn)))
+            self._post(end, tp.Disconnected(end.conn))
             return
         for piece in [data] if self._split is None else self._split(data):
-            self._queue.append((peer, tp.DataReceived(peer.conn, piece)))
-        if peer.paused:
-            peer.unread += len(data)
-            if peer.unread > WINDOW and not end.blocked:
-                end.blocked = True
-                self._queue.append((end, tp.WriteBlocked(end.conn)))
+            self._post(peer, tp.DataReceived(peer.conn, piece))
+
+    def _hold(self, end: _End, event: tp.TransportEvent) -> None:
+        """``end`` does not read: keep what came, and block its peer when it is too much."""
+        end.held.append(event)
+        if isinstance(event, tp.DataReceived):
+            end.unread += len(event.data)
+        peer = end.peer
+        if peer is not None and end.unread > WINDOW and not peer.blocked:
+            peer.blocked = True
+            self._post(peer, tp.WriteBlocked(peer.conn))
 
     def _flushed(self, end: _End) -> None:
         """Everything that ``end`` wrote is out."""
         if end.blocked:
             end.blocked = False
-            self._queue.append((end, tp.WriteUnblocked(end.conn)))
-        self._queue.extend((end, event) for event in end.waiting)
+            self._post(end, tp.WriteUnblocked(end.conn))
+        for event in end.waiting:
+            self._post(end, event)
         end.waiting.clear()
-
-    def _when_flushed(self, end: _End, event: tp.TransportEvent) -> None:
-        if end.blocked:
-            end.waiting.append(event)
-        else:
-            self._queue.append((end, event))
 
     def _forget(self, end: _End) -> None:
         end.open = False
@@ -251,7 +254,7 @@ class Network:
         end = _End(machine, machine.new_connection(), client)
         client.peer = end
         self._ends[id(machine), end.conn] = end
-        self._queue.append((end, tp.Accepted(end.conn)))
+        self._post(end, tp.Accepted(end.conn))
         return True
 
     # ------------------------------------------------------------ events and effects
@@ -262,10 +265,12 @@ class Network:
         self._running = True
         try:
             while self._queue:
-                end, event = self._queue.popleft()
+                end, event, when_flushed = self._queue.popleft()
                 of_peer = isinstance(event, tp.DataReceived | tp.EofReceived)
                 if end.paused and (of_peer or isinstance(end.owner, ByteClient)):
-                    end.held.append(event)
+                    self._hold(end, event)
+                elif end.blocked and when_flushed:
+                    end.waiting.append(event)
                 elif end.open:
                     self._deliver(end, event)
         finally:
@@ -310,11 +315,11 @@ class Network:
         if (effect.host, effect.port) in self._mute:
             return
         if self._accept(end, effect.host, effect.port):
-            self._queue.append((end, tp.Connected(effect.conn)))
+            self._post(end, tp.Connected(effect.conn))
         else:
             del self._ends[id(machine), effect.conn]
-            failed = tp.ConnectFailed(effect.conn, tp.ConnectError.REFUSED, "nobody listens")
-            self._queue.append((end, failed))
+            error = tp.ConnectError.REFUSED
+            self._post(end, tp.ConnectFailed(effect.conn, error, "nobody listens"))
 
     def _on_connection(self, end: _End, effect: _OnConnection) -> None:
         peer = end.peer
@@ -322,16 +327,16 @@ class Network:
             if effect.data:
                 self._write(end, effect.data)
             if effect.notify:
-                self._when_flushed(end, tp.DataSent(end.conn))
+                self._post(end, tp.DataSent(end.conn), when_flushed=True)
         elif isinstance(effect, tp.EndSending):
             if peer is not None:
-                self._queue.append((peer, tp.EofReceived(peer.conn)))
+                self._post(peer, tp.EofReceived(peer.conn))
         elif isinstance(effect, tp.Close):
             if peer is not None:
-                self._queue.append((peer, tp.EofReceived(peer.conn)))
+                self._post(peer, tp.EofReceived(peer.conn))
                 if isinstance(peer.owner, ByteClient):
-                    self._queue.append((peer, tp.Disconnected(peer.conn)))
-            self._when_flushed(end, tp.Disconnected(end.conn))
+                    self._post(peer, tp.Disconnected(peer.conn))
+            self._post(end, tp.Disconnected(end.conn), when_flushed=True)
         elif isinstance(effect, tp.Abort):
             self._forget(end)
             self._reset(peer)

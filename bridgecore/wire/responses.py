@@ -8,6 +8,7 @@ WebSocket mode; see docs, "Protocol notes".
 from __future__ import annotations
 
 import enum
+import re
 from typing import Any
 
 import attrs
@@ -19,7 +20,7 @@ from bridgecore.recovery.failure import ErrorFrame
 # ---------------------------------------------------------------- requests
 
 
-class InvalidBody(Exception):
+class InvalidBodyError(Exception):
     """A request body that cannot be a turn. ``message`` says what is wrong and what to do."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -50,22 +51,22 @@ def parse_create(body: bytes) -> CreateRequest:
     """Read a create body.
 
     Raises:
-        InvalidBody: not a JSON object, no string ``model``, or a routing field of a wrong type.
+        InvalidBodyError: no JSON object, no string ``model``, or a routing field of a wrong type.
     """
     try:
         members = _members.decode(body)
         body.decode()  # a WebSocket text message has to be UTF-8
     except msgspec.ValidationError:
-        raise InvalidBody("The request body must be a JSON object.") from None
+        raise InvalidBodyError("The request body must be a JSON object.") from None
     except msgspec.DecodeError as exc:
-        raise InvalidBody(f"The request body is not valid JSON: {_where(exc)}.") from None
+        raise InvalidBodyError(f"The request body is not valid JSON: {_where(exc)}.") from None
     except UnicodeDecodeError as exc:
-        raise InvalidBody(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
+        raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
     except RecursionError:
-        raise InvalidBody("The request body is nested too deeply.") from None
+        raise InvalidBodyError("The request body is nested too deeply.") from None
     model = _member(members, "model", str)
     if model is None:
-        raise InvalidBody("The request body must have a 'model' that is a string.", "model")
+        raise InvalidBodyError("The request body must have a 'model' that is a string.", "model")
     stream = _member(members, "stream", bool)
     store = _member(members, "store", bool)
     previous = _member(members, "previous_response_id", str)
@@ -96,7 +97,7 @@ def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
         return msgspec.json.decode(raw, type=kind | None)
     except (msgspec.DecodeError, UnicodeDecodeError):
         word = {str: "a string", bool: "a boolean"}[kind]
-        raise InvalidBody(f"'{name}' must be {word}.", name) from None
+        raise InvalidBodyError(f"'{name}' must be {word}.", name) from None
 
 
 # ---------------------------------------------------------------- events
@@ -136,7 +137,8 @@ _OUTCOMES = {
     b"response.failed": Outcome.FAILED,
     b"response.incomplete": Outcome.INCOMPLETE,
 }
-_PREFIX = b'{"type":"'
+# How every known upstream begins an event. Names of other characters are read with care.
+_BEGINNING = re.compile(rb'\{"type":"([-.:\w]{1,128})"[,}]', re.ASCII)
 
 
 class _Typed(msgspec.Struct):
@@ -151,18 +153,17 @@ def read_event(data: bytes) -> UpstreamEvent | None:
 
     A message that begins with its type, as every known upstream sends it, is not parsed further.
     """
-    if data.startswith(_PREFIX):
-        end = data.find(b'"', len(_PREFIX), 128)
-        name = data[len(_PREFIX) : end]
-        if end > 0 and data.endswith(b"}") and b"\\" not in name:
-            return UpstreamEvent(_kind(name), name, data)
+    match = _BEGINNING.match(data)
+    if match is not None and data.endswith(b"}"):
+        name = match[1]
+        return UpstreamEvent(_kind(name), name, data)
     try:
         text = _typed.decode(data).type
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     name = text.encode()
-    if b"\n" in name or b"\r" in name:
-        return None
+    if not text or not text.isprintable():
+        return None  # it would break out of its SSE field, or be none
     return UpstreamEvent(_kind(name), name, data)
 
 
@@ -256,16 +257,31 @@ def _retry_after(frame: dict[str, Any], fields: dict[str, Any]) -> int | None:
     headers = frame.get("headers")
     if isinstance(headers, dict):
         for name, value in headers.items():
-            if name.lower() == "retry-after" and isinstance(value, str) and value.isdecimal():
-                return int(value)
+            if name.lower() == "retry-after" and isinstance(value, str | int):
+                return read_seconds(str(value))
     for name in ("resets_in_seconds", "retry_after"):
         value = fields.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return -int(-value // 1)
+            return min(-int(-value // 1), _MAX_SECONDS)
     return None
 
 
+_MAX_SECONDS = 86_400  # longer waits are nobody's, and a number can have any length
+
+
+def read_seconds(text: str) -> int | None:
+    """The delay of a ``Retry-After``, at most a day; None if it is not a number of seconds."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdecimal()):
+        return None
+    significant = digits.lstrip("0") or "0"
+    return _MAX_SECONDS if len(significant) > 5 else min(int(significant), _MAX_SECONDS)
+
+
 # ---------------------------------------------------------------- answers
+
+
+_NOTHING = re.compile(rb"\s*(?:\[\s*\]|null)\s*")
 
 
 def final_response(terminal: UpstreamEvent, items: list[bytes]) -> bytes | None:
@@ -275,16 +291,19 @@ def final_response(terminal: UpstreamEvent, items: list[bytes]) -> bytes | None:
     events of the answer, fill it in, so that JSON and stream say the same.
     """
     try:
-        raw = msgspec.json.decode(terminal.data, type=dict[str, msgspec.Raw]).get("response")
+        raw = _members.decode(terminal.data).get("response")
         if raw is None:
             return None
         members = _members.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     output = members.get("output")
-    if not items or (output is not None and bytes(output).strip() not in (b"[]", b"null")):
+    if not items or (output is not None and _NOTHING.fullmatch(output) is None):
         return bytes(raw)
-    found = [msgspec.json.decode(item, type=dict[str, msgspec.Raw]).get("item") for item in items]
+    try:
+        found = [_members.decode(item).get("item") for item in items]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     members["output"] = msgspec.Raw(b"[" + b",".join(bytes(i) for i in found if i) + b"]")
     return msgspec.json.encode(members)
 

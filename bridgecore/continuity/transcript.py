@@ -1,0 +1,527 @@
+"""The tree of responses that the bridge holds, and the two ways to use it.
+
+What belongs here: which response continues which, with what items; how much of it is kept and what
+goes first; and the two questions a turn asks of it:
+
+* ``expand``: a turn that names a held response, as a request that needs no anchor (rehydration);
+* ``recognise``: a turn that repeats a held chain, as a place to anchor it at (reduction).
+
+A node is one completed response. It holds only its own items, so a conversation of n turns is held
+once, however often its client repeats it; the way up to the root gives the whole input. A node goes
+only when nothing hangs on it, so whatever is held is complete to the root, and what is gone is
+honestly unknown. Lists of items are found by chain digests (items.py): one per item, each made of
+the one before, so that a history is looked up in one pass over its items. Most items of a history
+were seen before in the same words, and those are compared as bytes instead.
+
+Everything is kept per credential scope: an id or a history of somebody else is a miss like any
+other (invariant 39). Times are integer nanoseconds of one monotonic clock, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+import attrs
+import msgspec
+
+from bridgecore.continuity.items import (
+    DIGEST_SIZE,
+    ROOT,
+    Prompt,
+    Proof,
+    chain_digest,
+    input_form,
+    prove,
+)
+
+# What a node costs besides its items, their digests and its id, and a scope besides its nodes.
+# Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
+NODE_OVERHEAD: Final = 1000  # bytes
+SCOPE_OVERHEAD: Final = 1400  # bytes
+
+_TRIES: Final = 64  # continuations of one response that are compared as bytes, latest first
+
+
+@attrs.define(eq=False, weakref_slot=False)
+class Node:
+    """One completed response: what it was asked, what it said, and what it continues.
+
+    ``own`` and ``out`` are the insides of JSON arrays: items with commas between them, the request's
+    own ones as they came and the response's in input form.
+    """
+
+    response_id: str
+    parent: Node | None
+    own: bytes
+    out: bytes
+    chain: bytes  # the chain digests after each item of own, then of out
+    end: bytes  # the last one, or the parent's if there are no items
+    heard: int  # how many items of own there are
+    settings: bytes
+    exact: bool  # the upstream's context is what the path says: no item of it had to be dropped
+    created: int  # ns
+    used: int  # ns
+    size: int  # bytes, as accounted
+    children: tuple[Node, ...] = ()
+    # How the client words ``out``, if in another way than ours: see Prompt.wording.
+    wording: bytes | None = None
+    held: bool = True
+
+    @property
+    def items(self) -> int:
+        """How many items the node itself has."""
+        return len(self.chain) // DIGEST_SIZE
+
+    def path(self) -> list[Node]:
+        """The node and all before it, from the root on."""
+        nodes = []
+        node: Node | None = self
+        while node is not None:
+            nodes.append(node)
+            node = node.parent
+        nodes.reverse()
+        return nodes
+
+    def text(self) -> bytes:
+        """Every item up to and with this response, as the inside of an ``input`` array."""
+        return _joined(part for node in self.path() for part in (node.own, node.out))
+
+
+def _joined(parts: Iterable[bytes]) -> bytes:
+    return b",".join(part for part in parts if part)
+
+
+@attrs.frozen
+class Expansion:
+    """A turn as a request of its own: the ``response.create`` frame, and what it rests on.
+
+    It is to be sent only if ``proof.self_contained`` (invariant 7).
+    """
+
+    frame: bytes
+    proof: Proof
+
+
+def expand(node: Node, prompt: Prompt) -> Expansion:
+    """The turn of ``prompt``, anchored at ``node``, without its anchor and with the whole input."""
+    text = _joined((node.text(), prompt.text))
+    return Expansion(prompt.frame(text, None), prove(text))
+
+
+@attrs.frozen
+class Match:
+    """A held chain that a request repeats: its first ``repeated`` items are the path of ``node``."""
+
+    node: Node
+    repeated: int
+
+
+def reduce(prompt: Prompt, match: Match) -> bytes:
+    """The ``response.create`` frame that says what ``prompt`` says, as a continuation."""
+    return prompt.frame(prompt.text_from(match.repeated), match.node.response_id)
+
+
+class Transcripts:
+    """What is held, for every credential.
+
+    Args:
+        max_bytes: of everything held, overhead included.
+        max_age_ns: how long a response is held after it, or one that continues it, was last used.
+        max_scope_bytes: of what is held for one credential.
+
+    ``now`` never goes backwards: an earlier time than the last one is taken for that.
+    """
+
+    def __init__(self, max_bytes: int, max_age_ns: int, max_scope_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._max_age = max_age_ns
+        self._max_scope = min(max_scope_bytes, max_bytes)
+        self._scopes: dict[str, _Scope] = {}
+        self._idlest: _Idlest[_Scope] = _Idlest()
+        self._bytes = 0
+        self._now = 0
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of everything held, overhead included."""
+        return self._bytes
+
+    def scope_bytes(self, scope: str) -> int:
+        """The bytes of everything held for ``scope``, overhead included."""
+        held = self._scopes.get(scope)
+        return 0 if held is None else held.size
+
+    def __len__(self) -> int:
+        """How many responses are held."""
+        return sum(len(scope.nodes) for scope in self._scopes.values())
+
+    # -------------------------------------------------------------- asking
+
+    def get(self, scope: str, response_id: str, now: int) -> Node | None:
+        """The held response of that id; asking for it is using it."""
+        self.expire(now)
+        held = self._scopes.get(scope)
+        node = None if held is None else held.nodes.get(response_id)
+        if node is not None:
+            node.used = self._now
+        return node
+
+    def recognise(self, scope: str, prompt: Prompt, now: int) -> Match | None:
+        """The held chain that an unanchored ``prompt`` repeats and adds to: the longest; or None.
+
+        It has to be beyond doubt that the upstream would see the same context (invariant 6) and
+        that no two conversations come to share an anchor (invariant 40). So there is none if
+
+        * the settings, the narrowing keys or the credential differ, or the request has context
+          besides its items;
+        * an item of the chain could not be put into input form, so that the upstream knows more
+          than any client can repeat;
+        * the response was continued already, in this or another conversation;
+        * two responses fit equally well.
+        """
+        self.expire(now)
+        held = self._scopes.get(scope)
+        if held is None or prompt.request.previous_response_id is not None or not prompt.whole:
+            return None
+        for repeated, nodes in reversed(held.prefixes(prompt)):
+            fitting = [
+                node
+                for node in nodes
+                if node.exact and not node.children and node.settings == prompt.settings
+            ]
+            if repeated < len(prompt.items) and fitting:
+                if len(fitting) > 1:
+                    return None
+                fitting[0].used = self._now
+                return Match(fitting[0], repeated)
+        return None
+
+    # -------------------------------------------------------------- holding
+
+    def put(
+        self,
+        scope: str,
+        response_id: str,
+        prompt: Prompt,
+        output: Sequence[msgspec.Raw | bytes],
+        now: int,
+    ) -> Node | None:
+        """Hold a completed response (invariant 9: no other) to ``prompt``, the client's own request.
+
+        It continues the response that ``prompt`` names; if it names none, the longest held chain
+        whose items it repeats, be it under other settings: those items are then held once.
+
+        Returns:
+            The node; None if the response cannot be held: what it continues is not held, the
+            request has context besides its items, or the conversation is larger than allowed.
+        """
+        self.expire(now)
+        held = self._scopes.get(scope)
+        anchor = prompt.request.previous_response_id
+        stale = None if held is None else held.nodes.get(response_id)
+        if stale is not None:
+            # An id that names two responses names none: what hung on it is unknown from now on.
+            self._drop_all(scope, stale)
+            held = self._scopes.get(scope)
+        if not prompt.whole:
+            return None
+        parent: Node | None = None
+        repeated = 0
+        if anchor is not None:
+            parent = None if held is None else held.nodes.get(anchor)
+            if parent is None:
+                return None
+        elif held is not None and (found := held.prefixes(prompt)):
+            repeated, nodes = found[-1]
+            parent = max(nodes, key=_last_use)
+        node = self._node(response_id, parent, prompt, repeated, output)
+        room = self._max_scope - SCOPE_OVERHEAD - node.size
+        if sum(each.size for each in (parent.path() if parent else ())) > room:
+            return None
+        if held is None:
+            held = self._scopes[scope] = _Scope(scope)
+            self._bytes += held.size
+        held.add(node)
+        self._bytes += node.size
+        if parent is not None:
+            parent.used = self._now
+        if len(held.nodes) == 1:
+            self._idlest.add(held)
+        while held.size > self._max_scope and (victim := held.idlest.first()) is not None:
+            self._drop(held, victim)
+        while self._bytes > self._max_bytes and (oldest := self._idlest.first()) is not None:
+            self._drop_idlest(oldest)
+        return node
+
+    def _node(
+        self,
+        response_id: str,
+        parent: Node | None,
+        prompt: Prompt,
+        repeated: int,
+        output: Sequence[msgspec.Raw | bytes],
+    ) -> Node:
+        forms = [input_form(item, stored=prompt.request.store) for item in output]
+        said = [form for form in forms if form is not None]
+        before = end = parent.end if parent is not None else ROOT
+        own = prompt.items[repeated:]
+        digests = []
+        if prompt.request.previous_response_id is None:
+            while len(prompt.chain) <= len(prompt.items):
+                prompt.extend_chain()
+            digests = prompt.chain[repeated + 1 :]
+            end = digests[-1] if digests else end
+        else:
+            for item in own:
+                end = chain_digest(end, item)
+                digests.append(end)
+        for form in said:
+            end = chain_digest(end, form)
+            digests.append(end)
+        settings = prompt.settings
+        if parent is not None and parent.settings == settings:
+            settings = parent.settings  # one object for a whole conversation
+        continues = parent is not None and prompt.request.previous_response_id is not None
+        chain = b"".join(digests)
+        own_text, out = prompt.text_from(repeated), b",".join(said)
+        return Node(
+            response_id=response_id,
+            parent=parent,
+            own=own_text,
+            out=out,
+            chain=chain,
+            end=end if digests else before,
+            heard=len(own),
+            settings=settings,
+            # What was sent unanchored is known to the item, whatever the chain is that it repeats.
+            exact=len(said) == len(forms) and not (continues and parent and not parent.exact),
+            created=self._now,
+            used=self._now,
+            size=NODE_OVERHEAD + len(own_text) + len(out) + len(chain) + 4 * len(response_id),
+        )
+
+    # -------------------------------------------------------------- letting go
+
+    def expire(self, now: int) -> int:
+        """Let go of what was not used for too long; how many responses that were."""
+        self._now = max(self._now, now)
+        count = 0
+        while (scope := self._idlest.first()) is not None:
+            if scope.used + self._max_age > self._now:
+                break
+            count += self._drop_idlest(scope)
+        return count
+
+    def next_expiry(self) -> int | None:
+        """When ``expire`` has something to do, in ns, if nothing is used until then."""
+        scope = self._idlest.first()
+        return None if scope is None else scope.used + self._max_age
+
+    def _drop_idlest(self, scope: _Scope) -> int:
+        node = scope.idlest.first()
+        if node is None:
+            return 0
+        self._drop(scope, node)
+        return 1
+
+    def _drop(self, scope: _Scope, node: Node) -> None:
+        """Let go of a node that nothing hangs on."""
+        scope.remove(node)
+        self._bytes -= node.size
+        if not scope.nodes:
+            del self._scopes[scope.name]
+            self._bytes -= scope.size
+
+    def _drop_all(self, scope: str, node: Node) -> None:
+        """Let go of ``node`` and everything that continues it."""
+        held = self._scopes[scope]
+        below = [node]
+        for each in below:
+            below += each.children
+        for each in reversed(below):
+            self._drop(held, each)
+        held.idlest.tidy()
+
+
+# ------------------------------------------------------------------ one credential
+
+
+def _last_use(node: Node) -> int:
+    return node.used
+
+
+@attrs.define(eq=False)
+class _Scope:
+    """What is held for one credential."""
+
+    name: str
+    nodes: dict[str, Node] = attrs.Factory(dict)
+    roots: tuple[Node, ...] = ()
+    ends: dict[bytes, tuple[Node, ...]] = attrs.Factory(dict)  # by chain digest
+    size: int = SCOPE_OVERHEAD
+    idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
+
+    @property
+    def held(self) -> bool:
+        return bool(self.nodes)
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return ()
+
+    @property
+    def used(self) -> int:
+        """When the idlest conversation was last used, in ns. Never goes backwards."""
+        node = self.idlest.first()
+        return 0 if node is None else node.used
+
+    def add(self, node: Node) -> None:
+        parent = node.parent
+        if parent is None:
+            self.roots += (node,)
+        else:
+            parent.children += (node,)
+        self.nodes[node.response_id] = node
+        self.ends[node.end] = (*self.ends.get(node.end, ()), node)
+        self.size += node.size
+        self.idlest.add(node)
+
+    def remove(self, node: Node) -> None:
+        parent = node.parent
+        if parent is None:
+            self.roots = _without(self.roots, node)
+        else:
+            parent.children = _without(parent.children, node)
+            parent.used = max(parent.used, node.used)  # using a response is using its path
+            if not parent.children:
+                self.idlest.add(parent)
+        node.held = False
+        del self.nodes[node.response_id]
+        if not (others := _without(self.ends[node.end], node)):
+            del self.ends[node.end]
+        else:
+            self.ends[node.end] = others
+        self.size -= node.size
+
+    def prefixes(self, prompt: Prompt) -> list[tuple[int, tuple[Node, ...]]]:
+        """Each number of items at the beginning of ``prompt`` that are a held path, rising; and
+        the responses that those paths lead to."""
+        found: list[tuple[int, tuple[Node, ...]]] = []
+        chain = prompt.chain
+        ends = self.ends
+        count = 0
+        next_up = self.roots
+        while count < len(prompt.items):
+            known = len(chain) - 1
+            if known == count and not self._leap(prompt, next_up):
+                prompt.extend_chain()
+            start, count = count, len(chain) - 1 if known == count else count + 1
+            leapt = count - start > 1
+            for here in range(start + 1, count + 1):
+                nodes = ends.get(chain[here])
+                if nodes is not None:
+                    found.append((here, nodes))
+            next_up = ()
+            if found and found[-1][0] == count:
+                nodes = found[-1][1]
+                next_up = tuple(child for node in nodes for child in node.children)
+                if not leapt:
+                    _learn(prompt, count, nodes)
+        return found
+
+    def _leap(self, prompt: Prompt, next_up: Sequence[Node]) -> bool:
+        """Take into the prompt's chain the items that a held response has in the same words."""
+        start = len(prompt.chain) - 1
+        best: Node | None = None
+        reach = start
+        for node in reversed(next_up[-_TRIES:]):
+            middle = prompt.repeats(node.own, start)
+            if middle is None:
+                continue
+            end = prompt.repeats(node.out, middle)
+            if end is None and node.wording is not None:
+                end = prompt.repeats_wording(node.wording, middle)
+            if (end or middle) > reach:
+                best, reach = node, end or middle
+            if end is not None:
+                break
+        if best is None:
+            return False
+        for at in range(0, (reach - start) * DIGEST_SIZE, DIGEST_SIZE):
+            prompt.chain.append(best.chain[at : at + DIGEST_SIZE])
+        return True
+
+
+def _learn(prompt: Prompt, count: int, nodes: Iterable[Node]) -> None:
+    """Remember how the client words what the responses said that its first ``count`` items end in."""
+    for node in nodes:
+        said = node.items - node.heard
+        if 0 < said <= count and prompt.repeats(node.out, count - said) is None:
+            node.wording = prompt.wording(count - said, count)
+
+
+def _without(nodes: tuple[Node, ...], node: Node) -> tuple[Node, ...]:
+    return tuple(each for each in nodes if each is not node)
+
+
+# ------------------------------------------------------------------ who goes first
+
+
+class _Usable(Protocol):
+    """What can be idle: ``used`` in ns, never going backwards."""
+
+    @property
+    def used(self) -> int: ...
+    @property
+    def held(self) -> bool: ...
+    @property
+    def children(self) -> tuple[Node, ...]: ...
+
+
+T = TypeVar("T", bound=_Usable)
+
+
+class _Idlest(Generic[T]):
+    """Which of the things that are held, and that nothing hangs on, was used longest ago.
+
+    A heap of when each was used when last looked at. Using a thing costs nothing: it is looked at
+    again when its turn seems to have come.
+    """
+
+    __slots__ = ("_entries", "_limit", "_serial")
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[int, int, T]] = []
+        self._limit = 64
+        self._serial = 0
+
+    def add(self, thing: T) -> None:
+        self._serial += 1
+        heapq.heappush(self._entries, (thing.used, self._serial, thing))
+        if len(self._entries) > self._limit:
+            self.tidy()
+
+    def first(self) -> T | None:
+        entries = self._entries
+        while entries:
+            used, serial, thing = entries[0]
+            if not thing.held or thing.children:
+                heapq.heappop(entries)
+            elif thing.used != used:
+                heapq.heapreplace(entries, (thing.used, serial, thing))
+            else:
+                return thing
+        return None
+
+    def tidy(self) -> None:
+        """Forget what is not to be looked at: memory follows what is held."""
+        latest = {thing: serial for _, serial, thing in self._entries}
+        self._entries = [
+            (thing.used, serial, thing)
+            for thing, serial in latest.items()
+            if thing.held and not thing.children
+        ]
+        heapq.heapify(self._entries)
+        self._limit = 64 + 4 * len(self._entries)

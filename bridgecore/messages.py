@@ -1,0 +1,153 @@
+"""What a driver reports about turns and links, and what it is told: the vocabulary of messages.
+
+What belongs here: the events and effects of ``Bridge``, the second door for embedders. Events are
+past tense and go in, effects are imperative and come out. A turn's number is the driver's; a
+link's comes with ``OpenLink``. Nothing here knows bytes of HTTP or WebSocket.
+
+These classes are built for every read, so they are plain slotted ones, not frozen.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from bridgecore.recovery.failure import ErrorFrame, Evidence
+from bridgecore.rendering import HttpError
+from bridgecore.wire.responses import CreateRequest, UpstreamEvent
+from bridgecore.wire.transport import Log
+
+# ---------------------------------------------------------------- events
+
+
+@attrs.define
+class TurnReceived:
+    """A client wants a turn. ``headers``: the client's, names in lower case."""
+
+    turn: int
+    request: CreateRequest
+    headers: list[tuple[bytes, bytes]]
+
+
+@attrs.define
+class TurnLeft:
+    """The client of ``turn`` is gone before its answer was complete."""
+
+    turn: int
+
+
+@attrs.define
+class TurnBlocked:
+    """The client of ``turn`` reads too slowly; or, ``blocked`` being False, it reads again."""
+
+    turn: int
+    blocked: bool
+
+
+@attrs.define
+class LinkOpened:
+    """The link is upgraded and usable."""
+
+    link: int
+
+
+@attrs.define
+class LinkLost:
+    """The link is gone or never came to be. ``error``: the upstream's words, if it had any."""
+
+    link: int
+    cause: Evidence
+    error: ErrorFrame | None = None
+
+
+@attrs.define
+class LinkFrameSent:
+    """The frame of the last ``SendFrame`` was handed to the operating system."""
+
+    link: int
+
+
+@attrs.define
+class MessagesReceived:
+    """Complete text messages came on the link, in order."""
+
+    link: int
+    messages: list[bytes]
+
+
+@attrs.define
+class LinksEvicted:
+    """No new turn will come: conversations without a turn give up their links."""
+
+
+@attrs.define
+class BridgeTimeout:
+    """The time that ``next_timeout`` named has come."""
+
+
+BridgeEvent: TypeAlias = (
+    TurnReceived
+    | TurnLeft
+    | TurnBlocked
+    | LinkOpened
+    | LinkLost
+    | LinkFrameSent
+    | MessagesReceived
+    | LinksEvicted
+    | BridgeTimeout
+)
+
+# ---------------------------------------------------------------- effects
+
+
+@attrs.define
+class OpenLink:
+    """Connect and upgrade; the upgrade request carries ``headers``."""
+
+    link: int
+    headers: list[tuple[bytes, bytes]]
+
+
+@attrs.define
+class CloseLink:
+    """Close the link, or stop opening it. Nothing more of it is to be reported."""
+
+    link: int
+
+
+@attrs.define
+class SendFrame:
+    """Send ``data`` as one text message; report ``LinkFrameSent``."""
+
+    link: int
+    data: bytes
+
+
+@attrs.define
+class PauseLink:
+    """Stop reading from the link; or, ``paused`` being False, read again."""
+
+    link: int
+    paused: bool
+
+
+@attrs.define
+class AnswerEvents:
+    """Pass ``events`` on to the client of ``turn``. The terminal one, if there, is the last."""
+
+    turn: int
+    events: list[UpstreamEvent]
+
+
+@attrs.define
+class AnswerError:
+    """End the answer of ``turn`` with ``error``: a status before the head, a failed event after."""
+
+    turn: int
+    error: HttpError
+
+
+BridgeEffect: TypeAlias = (
+    OpenLink | CloseLink | SendFrame | PauseLink | AnswerEvents | AnswerError | Log
+)

@@ -1,0 +1,178 @@
+"""One upstream connection: upgrade, messages, pings, goodbye, what is due when.
+
+What belongs here: the life of the socket of one link, the counterpart of ``Front``. It is the
+endpoint's: it hands bytes back and never touches a socket. It says *how* a socket was lost, as
+evidence; what that means for a turn is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import assert_never
+
+import attrs
+
+from bridgecore.config import Config
+from bridgecore.recovery.failure import (
+    Closed,
+    ErrorFrame,
+    Evidence,
+    Malformed,
+    TimedOut,
+    UpgradeRefused,
+)
+from bridgecore.recovery.timers import Timer
+from bridgecore.wire import websocket as ws
+from bridgecore.wire.responses import read_error_body, read_seconds
+
+
+class Stage(enum.Enum):
+    """How far an upstream connection is."""
+
+    CONNECTING = "connecting"
+    UPGRADING = "upgrading"
+    OPEN = "open"
+    CLOSING = "closing"  # the link is over; the peer's close or the deadline comes next
+
+
+@attrs.define
+class Loss:
+    """The link cannot go on. ``error``: the upstream's words, if it had any.
+
+    ``goodbye``: what ``Heard.reply`` holds is the last that is said, and worth arriving.
+    """
+
+    cause: Evidence
+    error: ErrorFrame | None = None
+    goodbye: bool = False
+
+
+@attrs.define
+class Heard:
+    """What one read brought, in this order."""
+
+    opened: bool = False
+    messages: list[bytes] = attrs.Factory(list)
+    reply: bytes = b""  # to be sent at once
+    loss: Loss | None = None
+
+
+class Upstream:
+    """The connection of ``link``. ``deadline``: when ``timeout`` is to be called, ns."""
+
+    def __init__(
+        self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int
+    ) -> None:
+        self._config = config
+        self._socket = ws.WebSocketClient(
+            authority=config.upstream.authority,
+            target=config.upstream.target,
+            headers=headers,
+            max_message=config.max_message,
+        )
+        self._seen = now  # when bytes came last
+        self._pinged = False  # and no byte has come since
+        self.link = link
+        self.stage = Stage.CONNECTING
+        self.paused = False  # it is not read: a client is too slow
+        self.deadline: int | None = None
+
+    @property
+    def timer(self) -> Timer:
+        """Which timer ``deadline`` is of."""
+        return Timer.CLOSE_HANDSHAKE if self.stage is Stage.CLOSING else Timer.PING
+
+    # ------------------------------------------------------------ input
+
+    def connected(self) -> bytes:
+        """The transport is up: what to send."""
+        self.stage = Stage.UPGRADING
+        return self._socket.connect()
+
+    def receive(self, data: bytes, now: int) -> Heard:
+        """Take in bytes."""
+        self._seen = now
+        self._pinged = False  # any byte proves life, a pong is just the one that was asked for
+        return self._read(self._socket.receive(data), now)
+
+    def receive_eof(self, now: int) -> Heard:
+        """The upstream will send no more; the link is lost, if it was not before."""
+        heard = self._read(self._socket.receive_eof(), now)
+        if heard.loss is None:
+            heard.loss = Loss(Closed(1006))
+        return heard
+
+    def _read(self, events: list[ws.WebSocketEvent], now: int) -> Heard:
+        heard = Heard()
+        for event in events:
+            if isinstance(event, ws.MessageReceived):
+                heard.messages.append(event.data)
+            elif isinstance(event, ws.Upgraded):
+                heard.opened = True
+                self.stage = Stage.OPEN
+                self.deadline = now + self._config.ping_interval
+            elif isinstance(event, ws.UpgradeRejected):
+                refused = UpgradeRefused(event.status, _retry_after(event.headers))
+                heard.loss = Loss(refused, read_error_body(event.body))
+            elif isinstance(event, ws.CloseReceived):
+                heard.loss = Loss(Closed(event.code), goodbye=True)
+            elif isinstance(event, ws.Failed):
+                heard.loss = Loss(_failure(event.code))
+            elif isinstance(event, ws.PongReceived):
+                pass
+            elif isinstance(event, ws.UpgradeRequested):
+                raise AssertionError("a server does not ask for an upgrade")
+            else:
+                assert_never(event)
+        heard.reply = self._socket.data_to_send()
+        if heard.loss is not None and heard.reply:
+            heard.loss.goodbye = True
+        return heard
+
+    # ------------------------------------------------------------ output
+
+    def send(self, text: bytes) -> bytes:
+        """The bytes of a text message; none if the link is closing."""
+        return self._socket.send_text(text)
+
+    def close(self) -> bytes:
+        """The bytes of our close frame; none if nobody could understand it."""
+        return self._socket.close(1000) if self.stage is Stage.OPEN else b""
+
+    def part(self, now: int) -> None:
+        """The last word is said: give the peer its time to close."""
+        self.stage = Stage.CLOSING
+        self.paused = False
+        self.deadline = now + self._config.close_timeout
+
+    def timeout(self, now: int) -> bytes | TimedOut:
+        """The deadline has come: what to send, or that nobody is there any more."""
+        config = self._config
+        if self.stage is Stage.CLOSING:
+            return TimedOut(Timer.CLOSE_HANDSHAKE)
+        if self.paused:
+            # Nothing is read, so a pong that came would not be seen.
+            self._pinged = False
+        elif self._pinged:
+            return TimedOut(Timer.PING)
+        elif self._seen + config.ping_interval > now:
+            self.deadline = self._seen + config.ping_interval
+            return b""
+        else:
+            self._pinged = True
+            self.deadline = now + config.ping_timeout
+            return self._socket.ping()
+        self.deadline = now + config.ping_interval
+        return b""
+
+
+def _failure(code: int) -> Evidence:
+    return Closed(code) if code == 1006 else Malformed(f"protocol error {code}")
+
+
+def _retry_after(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """The seconds of a ``Retry-After`` header; a date, which no clock here could read, is none."""
+    for name, value in headers:
+        if name.lower() == b"retry-after":
+            return read_seconds(value.decode("latin-1"))
+    return None

@@ -1,0 +1,257 @@
+"""Tests of bridge.py: the second door, messages in and effects out, without bytes."""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import pytest
+
+from bridgecore.bridge import (
+    AnswerError,
+    AnswerEvents,
+    Bridge,
+    BridgeEffect,
+    BridgeEvent,
+    BridgeTimeout,
+    CloseLink,
+    LinkFrameSent,
+    LinkLost,
+    LinkOpened,
+    LinksEvicted,
+    MessagesReceived,
+    OpenLink,
+    PauseLink,
+    SendFrame,
+    TurnBlocked,
+    TurnLeft,
+    TurnReceived,
+)
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
+from bridgecore.recovery.policy import DEFAULT, Action, Remedy, Situation
+from bridgecore.recovery.timers import Timer
+from bridgecore.wire.responses import parse_create
+from bridgecore.wire.transport import Log
+
+CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
+DELTA = b'{"type":"response.output_text.delta","delta":"x"}'
+DONE = b'{"type":"response.completed","response":{"id":"resp_1"}}'
+SECRET = (b"authorization", b"Bearer sk-secret")
+
+
+@attrs.define
+class Driver:
+    """A driver without a world: it reports what a test says and keeps what it is told."""
+
+    bridge: Bridge
+    now: int = 0
+    logs: list[Log] = attrs.Factory(list)
+
+    def tell(self, event: BridgeEvent) -> list[BridgeEffect]:
+        effects = self.bridge.handle(event, self.now)
+        self.logs += [effect for effect in effects if isinstance(effect, Log)]
+        return [effect for effect in effects if not isinstance(effect, Log)]
+
+    def submit(self, turn: int, **fields: object) -> list[BridgeEffect]:
+        body = json.dumps({"model": "m", "input": "the words", **fields}).encode()
+        return self.tell(TurnReceived(turn, parse_create(body), [SECRET, (b"cookie", b"c")]))
+
+    def send(self, turn: int = 1, **fields: object) -> int:
+        """Submit a turn of its own and let its frame be sent; its link."""
+        (opened,) = self.submit(turn, **fields)
+        assert isinstance(opened, OpenLink)
+        (sent,) = self.tell(LinkOpened(opened.link))
+        assert isinstance(sent, SendFrame)
+        assert self.tell(LinkFrameSent(opened.link)) == []
+        return opened.link
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), max_waiting=1)))
+
+
+def test_a_turn(driver: Driver) -> None:
+    (opened,) = driver.submit(1)
+    assert opened == OpenLink(opened.link, [SECRET]) if isinstance(opened, OpenLink) else False
+    assert isinstance(opened, OpenLink)
+    link = opened.link
+    frame = b'{"type":"response.create","model":"m","input":"the words"}'
+    assert driver.tell(LinkOpened(link)) == [SendFrame(link, frame)]
+    assert driver.tell(LinkFrameSent(link)) == []
+    # Everything that one read brought leaves in one effect, the terminal event last.
+    (answer,) = driver.tell(MessagesReceived(link, [CREATED, DELTA, DELTA, DONE]))
+    assert isinstance(answer, AnswerEvents)
+    assert [event.data for event in answer.events] == [CREATED, DELTA, DELTA, DONE]
+    assert (driver.bridge.turns, driver.bridge.links, driver.bridge.conversations) == (0, 1, 1)
+
+
+def test_a_delta_in_mid_output_meets_no_rule(driver: Driver) -> None:
+    link = driver.send()
+    driver.tell(MessagesReceived(link, [CREATED, DELTA]))
+    (conversation,) = driver.bridge._conversations.values()
+    before = conversation.session.state
+    (answer,) = driver.tell(MessagesReceived(link, [DELTA] * 100))
+    assert isinstance(answer, AnswerEvents)
+    assert len(answer.events) == 100
+    assert conversation.session.state is before
+
+
+def test_continuing(driver: Driver) -> None:
+    link = driver.send(store=False)
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    (sent,) = driver.submit(2, previous_response_id="resp_1", store=False)
+    assert isinstance(sent, SendFrame)
+    assert sent.link == link
+
+
+@pytest.mark.parametrize("end", ["incomplete", "failed"])
+def test_only_completion_makes_an_anchor(driver: Driver, end: str) -> None:
+    link = driver.send(store=False)
+    terminal = b'{"type":"response.%b","response":{"id":"resp_1"}}' % end.encode()
+    driver.tell(MessagesReceived(link, [CREATED, terminal]))
+    (opened,) = driver.submit(2, previous_response_id="resp_1", store=False)
+    assert isinstance(opened, OpenLink)
+
+
+def test_a_refused_upgrade(driver: Driver) -> None:
+    (opened,) = driver.submit(1)
+    assert isinstance(opened, OpenLink)
+    words = ErrorFrame(code="invalid_api_key", message="Wrong.")
+    (answer,) = driver.tell(LinkLost(opened.link, UpgradeRefused(401), words))
+    assert isinstance(answer, AnswerError)
+    assert (answer.turn, answer.error.status, answer.error.code) == (1, 401, "invalid_api_key")
+    assert (driver.bridge.turns, driver.bridge.links) == (0, 0)
+
+
+def test_a_lost_link(driver: Driver) -> None:
+    link = driver.send()
+    (answer,) = driver.tell(LinkLost(link, Closed(1006)))
+    assert isinstance(answer, AnswerError)
+    assert answer.error.code == "stream_incomplete"
+    assert driver.tell(MessagesReceived(link, [CREATED])) == []
+    assert driver.tell(LinkLost(link, Closed(1006))) == []
+    assert driver.tell(LinkOpened(link)) == []
+    assert driver.tell(LinkFrameSent(link)) == []
+
+
+def test_an_unreadable_message(driver: Driver) -> None:
+    link = driver.send()
+    effects = driver.tell(MessagesReceived(link, [CREATED, DELTA, b"garbage", DELTA]))
+    answers = [type(effect) for effect in effects]
+    assert answers == [AnswerEvents, CloseLink, AnswerError]
+
+
+def test_an_unreadable_message_between_turns(driver: Driver) -> None:
+    link = driver.send()
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    assert driver.tell(MessagesReceived(link, [b"garbage"])) == [CloseLink(link)]
+    assert driver.bridge.links == 0
+
+
+def test_unmatched_events_are_counted(driver: Driver) -> None:
+    link = driver.send()
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    assert driver.tell(MessagesReceived(link, [DELTA, CREATED, b'{"type":"x"}', DONE])) == []
+    (conversation,) = driver.bridge._conversations.values()
+    assert conversation.unmatched == 4
+
+
+def test_what_came_before_a_frame_was_sent_does_not_answer_it() -> None:
+    again = Remedy(Action.SEND, Answer.UPSTREAM_UNAVAILABLE)
+    policy = DEFAULT.with_cell(Situation.NOT_FOUND, Standing.UNANCHORED, again)
+    driver = Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), policy=policy)))
+    link = driver.send()
+    refusal = b'{"type":"error","error":{"code":"previous_response_not_found"}}'
+    (sent,) = driver.tell(MessagesReceived(link, [refusal, DELTA, DONE]))
+    assert isinstance(sent, SendFrame)
+    (answer,) = driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    assert isinstance(answer, AnswerEvents)
+    assert [event.data for event in answer.events] == [CREATED, DONE]
+
+
+def test_blocking(driver: Driver) -> None:
+    link = driver.send()
+    assert driver.tell(TurnBlocked(1, True)) == []  # nothing is relayed yet
+    driver.tell(MessagesReceived(link, [CREATED]))
+    assert driver.tell(TurnBlocked(1, True)) == [PauseLink(link, True)]
+    assert driver.tell(TurnBlocked(1, True)) == []
+    deadline = driver.bridge.next_timeout()
+    assert deadline is not None
+    assert deadline.reason is not Timer.IDLE
+    assert driver.tell(TurnBlocked(1, False)) == [PauseLink(link, False)]
+    assert driver.tell(TurnBlocked(1, False)) == []
+    deadline = driver.bridge.next_timeout()
+    assert deadline is not None
+    assert deadline.reason is Timer.IDLE
+    driver.tell(TurnBlocked(1, True))
+    effects = driver.tell(MessagesReceived(link, [DONE]))
+    assert PauseLink(link, False) in effects
+    assert driver.tell(TurnBlocked(1, True)) == []
+
+
+def test_waiting_turns(driver: Driver) -> None:
+    link = driver.send(store=False)
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    fields = {"previous_response_id": "resp_1", "store": False}
+    driver.submit(2, **fields)
+    driver.tell(MessagesReceived(link, [CREATED.replace(b"resp_1", b"resp_2")]))
+    driver.tell(TurnBlocked(2, True))
+    assert driver.submit(3, **fields) == []
+    (rejected,) = driver.submit(4, **fields)
+    assert isinstance(rejected, AnswerError)
+    assert rejected.error.code == "bridge_overloaded"
+    # Neither the one that was rejected nor one that leaves lets the blocked one's link run.
+    assert driver.tell(TurnBlocked(3, True)) == []
+    assert driver.tell(TurnBlocked(3, False)) == []
+    assert driver.tell(TurnLeft(3)) == []
+    assert driver.bridge.turns == 1
+
+
+def test_leaving(driver: Driver) -> None:
+    link = driver.send()
+    assert driver.tell(TurnLeft(1)) == [CloseLink(link)]
+    assert driver.tell(TurnLeft(1)) == []
+    assert (driver.bridge.turns, driver.bridge.links) == (0, 0)
+
+
+def test_eviction_spares_the_busy(driver: Driver) -> None:
+    idle = driver.send(1)
+    driver.tell(MessagesReceived(idle, [CREATED, DONE]))
+    busy = driver.send(2)
+    assert driver.tell(LinksEvicted()) == [CloseLink(idle)]
+    assert (driver.bridge.conversations, driver.bridge.turns) == (1, 1)
+    assert driver.tell(TurnLeft(2)) == [CloseLink(busy)]
+
+
+def test_deadlines(driver: Driver) -> None:
+    assert driver.bridge.next_timeout() is None
+    driver.send()
+    driver.tell(BridgeTimeout())  # a spurious one does nothing
+    deadline = driver.bridge.next_timeout()
+    assert deadline is not None
+    assert deadline.reason is Timer.CREATED
+    driver.now = deadline.at
+    effects = driver.tell(BridgeTimeout())
+    assert [type(effect) for effect in effects] == [CloseLink, AnswerError]
+    later = driver.bridge.next_timeout()
+    assert later is not None
+    assert later.at > driver.now
+    driver.now = later.at
+    driver.tell(BridgeTimeout())
+    assert driver.bridge.next_timeout() is None
+    assert driver.bridge.conversations == 0
+
+
+def test_logs(driver: Driver) -> None:
+    link = driver.send()
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    told = repr(driver.logs)
+    assert "turn.sent" in told
+    for secret in ("sk-secret", "the words", "resp_1"):
+        assert secret not in told
+    for log in driver.logs:
+        assert {"session", "generation", "rule"} <= set(log.fields)

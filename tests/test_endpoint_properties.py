@@ -1,0 +1,323 @@
+"""Properties of an endpoint that hold for any input: splits, faults, garbage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.testing import (
+    Abort,
+    CloseWith,
+    Error,
+    ErrorShape,
+    Fault,
+    Freeze,
+    Garbage,
+    Point,
+    Reject,
+    SendEvents,
+    Silence,
+)
+from bridgecore.testing.faults import Action
+from bridgecore.testing.network import ByteClient
+from bridgecore.wire import transport as tp
+from tests.endpoint_world import SECOND, World, read_answers, request
+
+ODD = b'{"type":"thing","x":[1,\n2]}'
+
+
+def conversation(split: Callable[[bytes], Iterable[bytes]] | None) -> list[object]:
+    """What a client sees of three turns, one of which fails, and of one that is malformed."""
+    world = World(split=split, policy="pr397")
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, SendEvents((ODD,))))
+    world.emulator.faults.add(2, Fault(Point.AFTER_CREATED, CloseWith(1011)))
+    world.emulator.faults.add(3, Fault(Point.BEFORE_CREATED, Error(429, "rate_limit_exceeded")))
+    client = world.client()
+    seen: list[object] = []
+    bodies = [
+        {"model": "m", "input": "a", "stream": True},
+        {"model": "m", "input": "b", "stream": True},
+        {"model": "m", "input": "c", "stream": True},
+        {"model": "m", "input": "d"},
+        {"input": "e"},
+    ]
+    data = b"".join(request(body) for body in bodies) + b"GET / HTTP/1.1\nbad"
+    pieces = [data] if split is None else split(data)
+    for piece in pieces:
+        client.send(piece)
+    for answer in read_answers(client.take()):
+        seen.append((answer.status, answer.headers, answer.body, answer.complete))
+    assert client.eof
+    client.half_close()
+    world.assert_empty()
+    return seen
+
+
+EXPECTED = conversation(None)
+
+
+def cut_at_random(seed: int, largest: int) -> Callable[[bytes], list[bytes]]:
+    rng = random.Random(seed)
+
+    def cut(data: bytes) -> list[bytes]:
+        pieces = []
+        while data:
+            size = rng.randint(1, largest)
+            pieces.append(data[:size])
+            data = data[size:]
+        return pieces
+
+    return cut
+
+
+def test_the_conversation_shows_something() -> None:
+    assert [answer[0] for answer in EXPECTED if isinstance(answer, tuple)] == [
+        200, 200, 429, 200, 400, 400,
+    ]  # fmt: skip
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**32), largest=st.sampled_from([2, 30, 500, 5000]))
+def test_splits_change_nothing(seed: int, largest: int) -> None:
+    assert conversation(cut_at_random(seed, largest)) == EXPECTED
+
+
+# ------------------------------------------------------------------ faults
+
+garbage = st.binary(min_size=1, max_size=40)
+texts = st.text(max_size=30).map(str.encode)
+objects = st.sampled_from(
+    [
+        ODD,
+        b'{"type":"error"}',
+        b'{"type":"error","status":400,"error":{"code":"previous_response_not_found"}}',
+        b'{"type":"error","error":{"code":"websocket_connection_limit_reached"}}',
+        b'{"type":"response.created","response":{"id":"resp_x"}}',
+        b'{"type":"response.created","response":7}',
+        b'{"type":"response.completed"}',
+        b'{"type":"response.completed","response":{"id":"%RESPONSE_ID%","output":[]}}',
+        b'{"type":"response.failed","response":{"error":null}}',
+        b'{"type":"response.failed"}',
+        b'{"type":"response.incomplete","response":{"id":7}}',
+        b'{"type":"response.output_item.done","item":nonsense}',
+        b'{"type":"response.output_text.delta","sequence_number":1e400}',
+        b'{"sequence_number":1,"type":"keepalive"}',
+        b'{"type":"x","a":"\\ud800"}',
+    ]
+)
+anywhere = st.one_of(
+    st.sampled_from([CloseWith(1001), CloseWith(1006), Abort(), Silence(), Freeze()]),
+    garbage.map(lambda data: Garbage(data, raw=True)),
+    texts.map(Garbage),
+)
+in_turns = st.one_of(
+    anywhere,
+    objects.map(lambda event: SendEvents((event,))),
+    st.builds(
+        Error,
+        status=st.sampled_from([200, 400, 401, 404, 429, 500, 503]),
+        code=st.sampled_from(
+            [None, "previous_response_not_found", "websocket_connection_limit_reached", "x"]
+        ),
+        shape=st.sampled_from(ErrorShape),
+    ),
+)
+OF_CONNECTIONS = [Point.ON_CONNECT, Point.ON_UPGRADE]
+faults = st.one_of(
+    st.builds(Fault, st.sampled_from(OF_CONNECTIONS), anywhere),
+    st.builds(
+        Fault,
+        st.just(Point.ON_UPGRADE),
+        st.builds(Reject, st.sampled_from([200, 301, 401, 404, 426, 429, 500, 503])),
+    ),
+    st.builds(Fault, st.sampled_from([p for p in Point if p not in OF_CONNECTIONS]), in_turns),
+)
+plans = st.lists(st.tuples(st.integers(1, 6), faults), max_size=8)
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(0, 15)),
+        st.tuples(st.just("wait"), st.sampled_from([0, 1, 5, 14, 16, 61, 301, 1000, 4000])),
+        st.tuples(st.just("leave"), st.integers(0, 9)),
+        st.tuples(st.just("abort"), st.integers(0, 9)),
+        st.tuples(st.just("pause"), st.integers(0, 9)),
+        st.tuples(st.just("resume"), st.integers(0, 9)),
+        st.tuples(st.just("garbage"), st.integers(0, 9)),
+    ),
+    max_size=15,
+)
+
+
+class Crowd:
+    """Clients that do what they are told, and remember what they were told."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clients: list[tuple[ByteClient, bool]] = []  # and whether it stayed to the end
+        self.ids: list[str] = []
+
+    def ask(self, kind: int) -> None:
+        body: dict[str, Any] = {"model": "m", "input": "x" * (100_000 if kind == 15 else 3)}
+        body["stream"] = bool(kind & 1)
+        body["store"] = bool(kind & 2)
+        if kind & 4:
+            body["previous_response_id"] = self.ids[kind % len(self.ids)] if self.ids else "resp_0"
+        client = self.world.client()
+        self.clients.append((client, True))
+        client.send(request(body))
+        self.ids = [self.world.emulator.response_id(n) for n in range(1, 8)]
+
+    def pick(self, number: int, *, stays: bool = True) -> ByteClient | None:
+        if not self.clients:
+            return None
+        number %= len(self.clients)
+        client, stayed = self.clients[number]
+        self.clients[number] = client, stayed and stays
+        return client
+
+    def move(self, what: str, number: int) -> None:
+        if what == "ask":
+            self.ask(number)
+        elif what == "wait":
+            self.world.advance(number)
+        elif what in ("leave", "abort", "garbage"):
+            client = self.pick(number, stays=False)
+            if client is None or client.closed:
+                return
+            if what == "leave":
+                client.half_close()
+            elif what == "abort":
+                client.abort()
+            else:
+                client.send(b"\xff\n\n")
+        elif (client := self.pick(number)) is not None:
+            client.pause() if what == "pause" else client.resume()
+
+    def finish(self) -> None:
+        """Whoever stayed has a whole answer; nobody has half of one without an end."""
+        for client, _ in self.clients:
+            client.resume()
+        self.world.settle()
+        for client, stayed in self.clients:
+            if not stayed:
+                continue
+            (answer,) = read_answers(bytes(client.received))
+            assert answer.complete
+            if answer.headers["content-type"] == "text/event-stream":
+                ends = {"response.completed", "response.failed", "response.incomplete"}
+                assert [name for name in answer.names if name in ends] == answer.names[-1:]
+            else:
+                assert answer.json
+            if answer.status in (429, 502, 503, 504):
+                assert int(answer.headers["retry-after"]) >= 1
+        self.world.assert_empty()
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    policy=st.sampled_from(["default", "pr397", "v1_12"]),
+    plan=plans,
+    moves=moves,
+    pace=st.sampled_from([0, SECOND]),
+    cut=st.booleans(),
+)
+def test_any_faults(
+    policy: str,
+    plan: list[tuple[int, Fault]],
+    moves: list[tuple[str, int]],
+    pace: int,
+    cut: bool,
+) -> None:
+    """Every turn ends once, deadlines move on (the network checks it), nothing is left."""
+    world = World(policy=policy, split=cut_at_random(1, 20_000) if cut else None)
+    world.emulator.delta_interval = pace
+    for nth, fault in plan:
+        world.emulator.faults.add(nth, fault)
+    crowd = Crowd(world)
+    for what, number in moves:
+        crowd.move(what, number)
+    crowd.finish()
+
+
+# ------------------------------------------------------------------ garbage
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.lists(st.binary(min_size=1, max_size=200), max_size=5), prefix=st.booleans())
+def test_garbage_from_a_client(data: list[bytes], prefix: bool) -> None:
+    world = World()
+    client = world.client()
+    if prefix:
+        client.send(request({"model": "m"})[:60])
+    for piece in data:
+        client.send(piece)
+    world.assert_empty()
+    assert client.closed
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.lists(st.binary(min_size=1, max_size=200), max_size=5), upgraded=st.booleans())
+def test_garbage_from_an_upstream(data: list[bytes], upgraded: bool) -> None:
+    world = World()
+    point = Point.BEFORE_CREATED if upgraded else Point.ON_CONNECT
+    world.emulator.faults.add(0, Fault(point, Garbage(b"".join(data) or b"\0", raw=True)))
+    client = world.start()
+    world.advance(100)
+    assert world.read(client).complete
+    client.half_close()
+    world.assert_empty()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3), st.integers(0, 100)), max_size=30))
+def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
+    """Events of connections that are gone, or never were, do nothing; a clock may go backwards."""
+    endpoint = Endpoint(Config(upstream=UpstreamUrl.parse("ws://up/")))
+    for kind, conn, now in strays:
+        events: list[tp.TransportEvent] = [
+            tp.Connected(conn),
+            tp.ConnectFailed(conn, tp.ConnectError.TLS, "x"),
+            tp.DataReceived(conn, b"x"),
+            tp.EofReceived(conn),
+            tp.Disconnected(conn),
+            tp.DataSent(conn),
+            tp.WriteBlocked(conn),
+            tp.WriteUnblocked(conn),
+            tp.TimeoutReached(),
+            tp.TimeoutReached(),
+            tp.TimeoutReached(),
+        ]
+        assert endpoint.handle(events[kind], now) == []
+        assert endpoint.next_timeout() is None
+
+
+def test_the_same_events_have_the_same_effects() -> None:
+    logs = []
+    for _ in range(2):
+        world = World(policy="pr397")
+        world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, CloseWith(1001)))
+        logs.append((world.ask().body, [repr(log) for log in world.net.logs]))
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_retrying_client_gets_through(seed: int) -> None:
+    """Liveness: with an upstream that recovers, a client that retries as told succeeds."""
+    rng = random.Random(seed)
+    world = World()
+    first = world.ask("a").response["id"]
+    actions: list[Action] = [CloseWith(1001), Abort(), Error(500), CloseWith(1012)]
+    for nth in range(2, 6):
+        world.emulator.faults.add(nth, Fault(Point.BEFORE_CREATED, rng.choice(actions)))
+    for _ in range(4):
+        answer = world.ask("b", previous_response_id=first)
+        assert answer.status == 502
+        world.advance(int(answer.headers["retry-after"]))
+    assert world.ask("b", previous_response_id=first).text == "turn 2: b"
+    world.assert_empty()

@@ -1,0 +1,186 @@
+"""Tests of front.py: what one client connection says, and when it is due to say something."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.front import Front
+from bridgecore.recovery.timers import Timer
+from bridgecore.rendering import http_error
+from bridgecore.wire.responses import UpstreamEvent, read_event
+from tests.endpoint_world import SECOND, Answer, read_answers, request
+
+CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
+ERROR = http_error(502, "stream_incomplete", "Lost.")
+
+
+def event(data: bytes) -> UpstreamEvent:
+    found = read_event(data)
+    assert found is not None
+    return found
+
+
+CREATED = event(b'{"type":"response.created","sequence_number":4,"response":{"id":"r"}}')
+DELTA = event(b'{"type":"response.output_text.delta","sequence_number":5}')
+OTHER = event(b'{"type":"other"}')
+DONE = event(b'{"type":"response.completed","sequence_number":6,"response":{"id":"r"}}')
+
+
+def front(**fields: object) -> Front:
+    """A front whose client has asked for turn 1."""
+    found = Front(CONFIG, 0)
+    found.receive(request({"model": "m", **fields}))
+    received = found.next_turn(1, 0, draining=False)
+    assert received is not None
+    assert received.turn == 1
+    return found
+
+
+def said(front: Front) -> Answer:
+    (answer,) = read_answers(b"".join(front.out))
+    return answer
+
+
+def test_a_stream() -> None:
+    stream = front(stream=True)
+    assert set(stream.deadlines) == {Timer.HEAD}
+    stream.events([CREATED, DELTA], 1)
+    assert len(stream.out) == 1  # head and events leave together
+    assert set(stream.deadlines) == {Timer.KEEPALIVE}
+    stream.events([DONE], 2)
+    assert said(stream).names == [
+        "response.created", "response.output_text.delta", "response.completed",
+    ]  # fmt: skip
+    assert stream.answer is None
+    assert not stream.closing
+    assert stream.next_turn(2, 3, draining=False) is None
+    assert stream.deadlines == {Timer.CLIENT_IDLE: 3 + CONFIG.client_idle}
+
+
+def test_a_whole_answer() -> None:
+    whole = front()
+    assert whole.deadlines == {}
+    whole.events([CREATED, DELTA], 1)
+    assert whole.out == []
+    whole.events([DONE], 2)
+    assert said(whole).body == b'{"id":"r"}'
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_error(begun: bool) -> None:
+    stream = front(stream=True)
+    if begun:
+        stream.events([CREATED, OTHER], 1)
+    stream.error(ERROR)
+    answer = said(stream)
+    assert answer.complete
+    if begun:
+        failed = answer.events[-1].json
+        assert failed["sequence_number"] == 5
+        assert (failed["response"]["id"], failed["response"]["status"]) == ("r", "failed")
+    else:
+        assert (answer.status, answer.headers["retry-after"]) == (502, "1")
+    assert stream.answer is None
+    stream.out.clear()
+    stream.error(ERROR)  # too late: nobody waits for it
+    stream.events([DELTA], 2)
+    assert stream.out == []
+
+
+def test_an_error_that_closes() -> None:
+    stream = front(stream=True)
+    stream.error(ERROR, close=True)
+    assert stream.closing
+    assert not stream.lingering
+    stream.receive(request({"model": "m"}))
+    assert stream.next_turn(2, 1, draining=False) is None
+
+
+def test_keepalives() -> None:
+    stream = front(stream=True)
+    now = stream.deadlines[Timer.HEAD]
+    stream.timeout(now - 1)
+    assert stream.out == []
+    stream.timeout(now)
+    assert said(stream).body == b": keepalive\n\n"
+    for _ in range(2):
+        now = stream.deadlines[Timer.KEEPALIVE]
+        stream.timeout(now)
+        assert stream.deadlines[Timer.KEEPALIVE] > now
+    assert said(stream).body == b": keepalive\n\n" * 3
+    stream.events([CREATED, DELTA, OTHER], now + SECOND)
+    stream.out.clear()
+    now = stream.deadlines[Timer.KEEPALIVE]
+    stream.timeout(now)  # something was said a while ago
+    assert stream.out == []
+    now = stream.deadlines[Timer.KEEPALIVE]
+    stream.timeout(now)
+    (chunk,) = stream.out
+    data = chunk.split(b"data: ")[1].split(b"\n")[0]
+    assert json.loads(data) == {"type": "keepalive", "sequence_number": 5}
+
+
+def test_no_keepalives_for_a_client_that_does_not_read() -> None:
+    stream = front(stream=True)
+    stream.events([CREATED], 0)
+    stream.out.clear()
+    stream.blocked = True
+    for _ in range(5):
+        now = stream.deadlines[Timer.KEEPALIVE]
+        stream.timeout(now)
+        assert stream.deadlines[Timer.KEEPALIVE] > now
+    assert stream.out == []
+
+
+def test_a_request_waits_for_the_answer_before_it() -> None:
+    stream = front(stream=True)
+    stream.receive(request({"model": "m"}))
+    assert stream.next_turn(2, 1, draining=False) is None
+    stream.error(ERROR)
+    received = stream.next_turn(2, 1, draining=False)
+    assert received is not None
+    assert received.turn == 2
+
+
+def test_draining() -> None:
+    found = Front(CONFIG, 0)
+    found.receive(request({"model": "m"}))
+    assert found.next_turn(1, 0, draining=True) is None
+    assert said(found).error["code"] == "server_shutting_down"
+    assert found.closing
+
+
+@pytest.mark.parametrize(("sent", "status"), [(b"", None), (b"GET", 503), (None, 503)])
+def test_shut(sent: bytes | None, status: int | None) -> None:
+    found = Front(CONFIG, 0)
+    found.receive(request({"model": "m"})[:-1] if sent is None else sent)
+    assert found.next_turn(1, 0, draining=False) is None
+    found.shut()
+    assert found.closing
+    assert (said(found).status if found.out else None) == status
+    assert found.lingering == (status is not None)
+    out = list(found.out)
+    found.shut()
+    assert found.out == out
+
+
+def test_shut_does_not_touch_a_running_turn() -> None:
+    stream = front(stream=True)
+    stream.shut()
+    assert not stream.closing
+    stream.events([CREATED, DONE], 1)
+    assert said(stream).complete
+
+
+def test_a_slow_head_is_told_once() -> None:
+    found = Front(CONFIG, 0)
+    assert found.deadlines == {Timer.CLIENT_IDLE: CONFIG.header_timeout}
+    found.receive(b"GET /")
+    found.next_turn(1, 5, draining=False)
+    assert found.deadlines == {Timer.HEADER: 5 + CONFIG.header_timeout}
+    found.timeout(5 + CONFIG.header_timeout)
+    assert said(found).status == 408
+    assert (found.closing, found.lingering, found.deadlines) == (True, True, {})

@@ -1,0 +1,205 @@
+"""Tests of testing/network.py: that its wires behave as sockets do, driven by small machines."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.testing.network import WINDOW, Network
+from bridgecore.wire import transport as tp
+
+
+@attrs.define(eq=False)
+class Recorder:
+    """A machine that writes down what happens, and does what it was told beforehand."""
+
+    events: list[tp.TransportEvent] = attrs.Factory(list)
+    on_accept: list[tp.TransportEffect] = attrs.Factory(list)
+    at: int | None = None
+    stuck: bool = False
+    numbers: int = 0
+
+    def new_connection(self) -> int:
+        self.numbers += 1
+        return self.numbers
+
+    def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
+        self.events.append(event)
+        if isinstance(event, tp.TimeoutReached) and not self.stuck:
+            self.at = None
+        return self.on_accept if isinstance(event, tp.Accepted) else []
+
+    def next_timeout(self) -> Deadline | None:
+        return None if self.at is None else Deadline(self.at, Timer.PING)
+
+
+@attrs.define
+class Told:
+    """An event that stands for effects, so that tests can say when they are carried out."""
+
+    network: Network
+    machine: Recorder
+
+    def do(self, *effects: tp.TransportEffect) -> None:
+        self.network._carry_out(self.machine, list(effects))
+        self.network._run()
+
+
+def pair() -> tuple[Network, Recorder, Told]:
+    network, machine = Network(), Recorder()
+    network.add(machine, "host", 80)
+    return network, machine, Told(network, machine)
+
+
+def test_bytes_both_ways() -> None:
+    network, machine, told = pair()
+    client = network.connect("host", 80)
+    client.send(b"there")
+    told.do(tp.Send(1, b"and "), tp.Send(1, b"back", notify=True))
+    client.half_close()
+    assert client.take() == b"and back"
+    assert client.take() == b""
+    assert machine.events == [
+        tp.Accepted(1), tp.DataReceived(1, b"there"), tp.DataSent(1), tp.EofReceived(1),
+    ]  # fmt: skip
+    assert network.open_connections(machine) == 1
+
+
+def test_nobody_listens() -> None:
+    network, machine, told = pair()
+    with pytest.raises(ConnectionRefusedError):
+        network.connect("host", 81)
+    told.do(tp.Connect(7, "host", 81, tls=False))
+    network.remove_listener("host", 80)
+    told.do(tp.Connect(8, "host", 80, tls=False))
+    refused = [e for e in machine.events if isinstance(e, tp.ConnectFailed)]
+    assert [(e.conn, e.error) for e in refused] == [
+        (7, tp.ConnectError.REFUSED),
+        (8, tp.ConnectError.REFUSED),
+    ]
+    assert network.open_connections(machine) == 0
+
+
+def test_machines_connect_and_lose_each_other() -> None:
+    network, server, _ = pair()
+    client = Recorder()
+    network.add(client)
+    told = Told(network, client)
+    told.do(tp.Connect(5, "host", 80, tls=False))
+    told.do(tp.Send(5, b"hello"))
+    Told(network, server).do(tp.Close(1))
+    # An orderly close is an end of stream; only writing tells that nobody is there.
+    assert client.events == [tp.Connected(5), tp.EofReceived(5)]
+    assert server.events[-1] == tp.Disconnected(1)
+    told.do(tp.Send(5, b"more"))
+    assert client.events[-1] == tp.Disconnected(5)
+    assert network.open_connections(client) == network.open_connections(server) == 0
+
+
+def test_a_connect_that_is_swallowed_and_aborted() -> None:
+    network, machine, told = pair()
+    network.swallow_connects("host", 80)
+    told.do(tp.Connect(5, "host", 80, tls=False))
+    assert network.open_connections(machine) == 1
+    told.do(tp.Abort(5))
+    assert network.open_connections(machine) == 0
+    assert machine.events == []
+
+
+def test_nothing_follows_an_abort() -> None:
+    network, machine, told = pair()
+    client = network.connect("host", 80)
+    told.do(tp.Send(1, b"x", notify=True), tp.Abort(1), tp.Send(1, b"y"))
+    assert machine.events == [tp.Accepted(1)]
+    assert client.closed
+
+
+def test_a_reset_is_known_at_once() -> None:
+    network, machine, _ = pair()
+    client = network.connect("host", 80)
+    client.abort()
+    assert machine.events[-1] == tp.Disconnected(1)
+    client.send(b"nobody")
+    assert len(machine.events) == 2
+
+
+def test_a_paused_machine_hears_later_and_in_order() -> None:
+    network, machine, told = pair()
+    client = network.connect("host", 80)
+    told.do(tp.PauseReading(1))
+    client.send(b"a")
+    client.send(b"b")
+    client.half_close()
+    assert machine.events == [tp.Accepted(1)]
+    told.do(tp.ResumeReading(1))
+    assert machine.events[1:] == [
+        tp.DataReceived(1, b"a"), tp.DataReceived(1, b"b"), tp.EofReceived(1),
+    ]  # fmt: skip
+
+
+def test_a_client_that_does_not_read_blocks_its_sender() -> None:
+    network, machine, told = pair()
+    client = network.connect("host", 80)
+    client.pause()
+    told.do(tp.Send(1, b"x" * WINDOW, notify=True))
+    assert machine.events[1:] == [tp.DataSent(1)]
+    told.do(tp.Send(1, b"y"))
+    assert machine.events[2:] == [tp.WriteBlocked(1)]
+    told.do(tp.Send(1, b"z", notify=True), tp.Close(1))
+    assert machine.events[3:] == []
+    client.resume()
+    assert machine.events[3:] == [tp.WriteUnblocked(1), tp.DataSent(1), tp.Disconnected(1)]
+    assert client.take() == b"x" * WINDOW + b"yz"
+    assert client.closed
+
+
+def test_an_abort_destroys_what_was_not_read() -> None:
+    network, _, told = pair()
+    client = network.connect("host", 80)
+    client.pause()
+    told.do(tp.Send(1, b"x" * 2 * WINDOW), tp.Close(1))
+    told.do(tp.Abort(1))
+    client.resume()
+    assert client.closed
+    assert client.take() == b""
+
+
+def test_splits() -> None:
+    network = Network(lambda data: [data[:1], data[1:]])
+    machine = Recorder(on_accept=[tp.Send(1, b"hello")])
+    network.add(machine, "host", 80)
+    client = network.connect("host", 80)
+    assert client.take() == b"hello"
+    client.send(b"there")
+    assert machine.events[1:] == [tp.DataReceived(1, b"t"), tp.DataReceived(1, b"here")]
+
+
+def test_time() -> None:
+    network, machine, _ = pair()
+    start = network.now
+    machine.at = start + 5
+    assert network.next_deadline() == start + 5
+    network.advance(4)
+    assert machine.events == []
+    network.advance(4)
+    assert machine.events == [tp.TimeoutReached()]
+    assert (network.now, network.next_deadline()) == (start + 8, None)
+
+
+def test_a_deadline_that_stays_is_an_error() -> None:
+    network, machine, _ = pair()
+    machine.at, machine.stuck = network.now + 5, True
+    with pytest.raises(AssertionError, match="due again"):
+        network.advance(10)
+
+
+def test_stop_logs_and_listeners() -> None:
+    network, machine, told = pair()
+    log = tp.Log(tp.LogLevel.INFO, "x", {})
+    told.do(log, tp.StopListening(), tp.Stop())
+    assert (network.logs, network.stopped) == ([log], [machine])
+    with pytest.raises(ConnectionRefusedError):
+        network.connect("host", 80)
+    network.handle(machine, tp.DrainRequested())
+    assert machine.events == [tp.DrainRequested()]

@@ -1,0 +1,328 @@
+"""Tests of wire/responses.py: what is read of requests and events, and what is left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgecore.recovery.events import Outcome
+from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.responses import (
+    EventKind,
+    InvalidBodyError,
+    UpstreamEvent,
+    error_body,
+    failed_event,
+    final_response,
+    keepalive_event,
+    outcome_of,
+    parse_create,
+    read_error,
+    read_error_body,
+    read_event,
+    read_seconds,
+    response_id,
+    sequence_number,
+)
+
+# ------------------------------------------------------------------ requests
+
+
+def test_a_create_body() -> None:
+    body = b' { "input" : [ 1.0, {"a" :1e5} ] ,"stream":true, "model":"m", "x\\u0041":"\\u00e9" } '
+    request = parse_create(body)
+    assert request.frame == (
+        b'{"type":"response.create","input":[ 1.0, {"a" :1e5} ],"model":"m","xA":"\\u00e9"}'
+    )
+    assert (request.model, request.stream, request.store) == ("m", True, True)
+    assert request.previous_response_id is None
+
+
+def test_its_own_type_is_replaced() -> None:
+    frame = parse_create(b'{"type":"other","model":"m"}').frame
+    assert frame == b'{"type":"response.create","model":"m"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "store"), [("true", True), ("false", False), ("null", True), (None, True)]
+)
+def test_store(text: str | None, store: bool) -> None:
+    member = "" if text is None else f',"store":{text}'
+    request = parse_create(f'{{"model":"m"{member}}}'.encode())
+    assert request.store is store
+    assert (b'"store"' in request.frame) == (text is not None)
+
+
+@pytest.mark.parametrize("member", ["stream", "store", "previous_response_id", "model"])
+@pytest.mark.parametrize("value", ["7", "[]", "{}", "1.5"])
+def test_wrong_types_are_named(member: str, value: str) -> None:
+    members = {"model": '"m"', member: value}
+    body = "{" + ",".join(f'"{name}":{text}' for name, text in members.items()) + "}"
+    with pytest.raises(InvalidBodyError) as caught:
+        parse_create(body.encode())
+    assert caught.value.param == member
+    assert member in caught.value.message
+
+
+@given(
+    st.dictionaries(
+        st.text(max_size=5),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+            lambda inner: (
+                st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
+            ),
+            max_leaves=5,
+        ),
+        max_size=4,
+    )
+)
+def test_members_pass_unchanged(members: dict[str, object]) -> None:
+    members = {**members, "model": "m"}
+    for name in ("type", "stream", "store", "previous_response_id"):
+        members.pop(name, None)
+    frame = json.loads(parse_create(json.dumps(members).encode()).frame)
+    assert frame == {**members, "type": "response.create"}
+
+
+@given(st.binary(max_size=60))
+def test_any_body_is_a_request_or_invalid(body: bytes) -> None:
+    with contextlib.suppress(InvalidBodyError):
+        request = parse_create(body)
+        assert json.loads(request.frame)["model"] == request.model
+
+
+def test_errors_do_not_repeat_the_body() -> None:
+    with pytest.raises(InvalidBodyError) as caught:
+        parse_create(b'{"model":"m","input":"secret words')
+    assert "secret" not in caught.value.message
+
+
+# ------------------------------------------------------------------ events
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "name"),
+    [
+        (b'{"type":"response.created","x":1}', EventKind.CREATED, b"response.created"),
+        (b'{"x":1,"type":"response.created"}', EventKind.CREATED, b"response.created"),
+        (b'{ "type":"response.queued"}', EventKind.PROGRESS, b"response.queued"),
+        (b'{"type":"response.in_progress"}', EventKind.PROGRESS, b"response.in_progress"),
+        (b'{"type":"response.new.thing"}\n', EventKind.OUTPUT, b"response.new.thing"),
+        (b'{"type":"response.completed"}', EventKind.ENDED, b"response.completed"),
+        (b'{"type":"response.failed"}', EventKind.ENDED, b"response.failed"),
+        (b'{"type":"response.incomplete"}', EventKind.ENDED, b"response.incomplete"),
+        (b'{"type":"error"}', EventKind.ERROR, b"error"),
+        (b'{"type":"thing"}', EventKind.OTHER, b"thing"),
+        (b'{"type":"th\\u0069ng"}', EventKind.OTHER, b"thing"),
+        (b'{"type":"two words"}', EventKind.OTHER, b"two words"),
+        ('{"type":"größe"}'.encode(), EventKind.OTHER, "größe".encode()),
+    ],
+)
+def test_events(data: bytes, kind: EventKind, name: bytes) -> None:
+    assert read_event(data) == UpstreamEvent(kind, name, data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage",
+        b"[]",
+        b'"response.created"',
+        b"{}",
+        b'{"type":7}',
+        b'{"type":null}',
+        b'{"type":""}',
+        b'{"type":"a\\nb"}',
+        b'{"type":"a\\rdata: x"}',
+        b'{"type":"a\nb","x":1}',
+        b'{"type":"a\\u2028b"}',
+        b'{"type":"response.created"',
+        b'{"type":"response.created"}}',
+        b'{"type":"thing","x":' + b"[" * 100_000,
+    ],
+    ids=lambda data: str(data[:40]),
+)
+def test_no_events(data: bytes) -> None:
+    event = read_event(data)
+    # A message that begins as an event and ends as an object is not looked at any further.
+    assert event is None or data == b'{"type":"response.created"}}'
+
+
+@given(st.text(max_size=20), st.booleans())
+def test_a_type_never_leaves_its_sse_field(name: str, first: bool) -> None:
+    data = json.dumps({"type": name} if first else {"x": 1, "type": name}).encode()
+    event = read_event(data)
+    if event is not None:
+        assert event.type.decode() == name
+        assert len(event.type.splitlines()) == 1
+
+
+def test_outcomes() -> None:
+    ends = [b"response.completed", b"response.incomplete", b"response.failed"]
+    found = [outcome_of(UpstreamEvent(EventKind.ENDED, end, b"")) for end in ends]
+    assert found == [Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.FAILED]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"response":{"id":"r"}}', "r"),
+        (b'{"response":{"id":7}}', None),
+        (b'{"response":{}}', None),
+        (b'{"response":null}', None),
+        (b"{}", None),
+        (b"nonsense", None),
+    ],
+)
+def test_response_ids(data: bytes, expected: str | None) -> None:
+    assert response_id(UpstreamEvent(EventKind.CREATED, b"response.created", data)) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b'{"sequence_number":7}', 7),
+        (b'{"sequence_number":true}', -1),
+        (b'{"sequence_number":"7"}', -1),
+        (b"{}", -1),
+        (b"[]", -1),
+        (b"nonsense", -1),
+    ],
+)
+def test_sequence_numbers(data: bytes, expected: int) -> None:
+    assert sequence_number(data) == expected
+
+
+# ------------------------------------------------------------------ errors
+
+WHOLE = ErrorFrame(400, "c", "t", "m", "p")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (
+            b'{"type":"error","status":400,'
+            b'"error":{"type":"t","code":"c","message":"m","param":"p"}}',
+            WHOLE,
+        ),
+        (b'{"type":"error","status_code":400,"error":{"code":"c"}}', ErrorFrame(400, "c")),
+        (b'{"type":"error","code":"c","message":"m"}', ErrorFrame(code="c", message="m")),
+        (b'{"type":"error","error":"m"}', ErrorFrame(message="m")),
+        (b'{"type":"error","status":true,"error":{"code":7}}', ErrorFrame()),
+        (b'{"type":"response.failed","response":{"error":{"code":"c"}}}', ErrorFrame(code="c")),
+        (b'{"type":"response.failed","response":{"error":null}}', ErrorFrame()),
+        (b'{"type":"response.failed"}', ErrorFrame()),
+        (b'{"error":{"resets_in_seconds":1.2}}', ErrorFrame(retry_after=2)),
+        (b'{"error":{"resets_in_seconds":1e300}}', ErrorFrame(retry_after=86_400)),
+        (b'{"error":{"resets_in_seconds":-1}}', ErrorFrame()),
+        (b'{"error":{"resets_in_seconds":true}}', ErrorFrame()),
+        (b'{"headers":{"retry-after":9},"error":{}}', ErrorFrame(retry_after=9)),
+        (b'{"headers":{"Retry-After":"soon"},"error":{}}', ErrorFrame()),
+        (b"nonsense", ErrorFrame()),
+        (b"[]", ErrorFrame()),
+    ],
+    ids=str,
+)
+def test_error_frames(data: bytes, expected: ErrorFrame) -> None:
+    assert read_error(data) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"error":{"code":"c","message":"m"}}', ErrorFrame(code="c", message="m")),
+        (b'{"error":"m"}', ErrorFrame(message="m")),
+        (b"<html>", ErrorFrame()),
+        (b"", ErrorFrame()),
+        (b'{"error":[]}', ErrorFrame()),
+    ],
+)
+def test_error_bodies(body: bytes, expected: ErrorFrame) -> None:
+    assert read_error_body(body) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("7", 7),
+        (" 7 ", 7),
+        ("0", 0),
+        ("007", 7),
+        ("0" * 5000 + "7", 7),
+        ("99999", 86_400),
+        ("9" * 5000, 86_400),
+        ("-1", None),
+        ("1.5", None),
+        ("", None),
+        ("\u0663", None),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", None),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_seconds(text: str, seconds: int | None) -> None:
+    assert read_seconds(text) == seconds
+
+
+# ------------------------------------------------------------------ answers
+
+
+def ended(data: bytes) -> UpstreamEvent:
+    return UpstreamEvent(EventKind.ENDED, b"response.completed", data)
+
+
+def test_final_response_is_as_it_came() -> None:
+    response = b'{ "output":[ {"a":1.0} ],"x" : "\\u00e9"}'
+    event = ended(b'{"type":"response.completed","response":' + response + b',"y":1}')
+    assert final_response(event, [b'{"item":1}']) == response
+
+
+@pytest.mark.parametrize("output", [b"", b'"output":[],', b'"output":null,', b'"output":[ ] ,'])
+def test_final_response_without_output(output: bytes) -> None:
+    event = ended(b'{"response":{' + output + b'"id":"r"}}')
+    found = final_response(event, [b'{"item":{"a":1.0}}', b'{"noitem":1}', b'{"item":2}'])
+    assert found is not None
+    assert b'[{"a":1.0},2]' in found
+    assert json.loads(found) == {"id": "r", "output": [{"a": 1.0}, 2]}
+
+
+@pytest.mark.parametrize(
+    "data", [b"{}", b'{"response":7}', b'{"response":null}', b"nonsense", b'{"response":{]}']
+)
+def test_no_final_response(data: bytes) -> None:
+    assert final_response(ended(data), []) is None
+
+
+def test_failed_event() -> None:
+    created = b'{"type":"response.created","response":{"id":"r","model":"m","status":"x"}}'
+    event = failed_event("c", "m", 7, created, "fallback")
+    assert (event.kind, event.type) == (EventKind.ENDED, b"response.failed")
+    value = json.loads(event.data)
+    assert (value["type"], value["sequence_number"]) == ("response.failed", 7)
+    response = value["response"]
+    assert (response["id"], response["model"], response["status"]) == ("r", "m", "failed")
+    assert response["error"] == {"code": "c", "message": "m"}
+
+
+@pytest.mark.parametrize("created", [None, b"nonsense", b'{"response":7}'])
+def test_failed_event_without_a_response(created: bytes | None) -> None:
+    response = json.loads(failed_event("c", "m", 0, created, "fallback").data)["response"]
+    assert (response["id"], response["status"]) == ("fallback", "failed")
+
+
+def test_keepalive_event() -> None:
+    event = keepalive_event(7)
+    assert event.type == b"keepalive"
+    assert json.loads(event.data) == {"type": "keepalive", "sequence_number": 7}
+
+
+def test_error_body() -> None:
+    assert json.loads(error_body("m", "t", None, "p")) == {
+        "error": {"message": "m", "type": "t", "code": None, "param": "p"}
+    }
