@@ -133,7 +133,8 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
         case ["recovery", *_]:
             return PURE_STDLIB | {"attrs"}, frozenset({"bridgecore.recovery"})
         case ["admission", *_]:  # it speaks of standings, which are recovery's
-            return PURE_STDLIB | {"attrs"}, frozenset({"bridgecore.admission", "bridgecore.recovery"})
+            own = frozenset({"bridgecore.admission", "bridgecore.recovery"})
+            return PURE_STDLIB | {"attrs"}, own
         case ["testing", "strategies.py"]:
             return PURE_STDLIB | CORE_LIBRARIES | {"hypothesis"}, frozenset({"bridgecore"})
         case _:

@@ -44,8 +44,8 @@ from bridgecore.recovery.rules import (
     step,
 )
 from bridgecore.recovery.state import Phase, Running, SessionState, Waiting
-from bridgecore.recovery.timers import Timer, Timers
-from bridgecore.verify.properties import Model, Property, Violation
+from bridgecore.recovery.timers import Timers
+from bridgecore.verify.properties import Model, Property, ViolationError
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -72,7 +72,7 @@ BOUNDS = {
 }
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class World:
     """A session's state and the books of the model that watches it. Times are relative to now."""
 
@@ -169,6 +169,24 @@ def moves(world: World, bounds: Bounds) -> Iterator[Move]:
         yield Move("stale created", ev.ResponseCreated(generation - 1))
 
 
+def _menu(world: World, bounds: Bounds, known: dict[object, tuple[Move, ...]]) -> tuple[Move, ...]:
+    """``moves``, once for all worlds that look alike to it."""
+    state = world.state
+    key = (
+        state.phase.value,
+        state.generation,
+        state.live_anchor is None,
+        state.running is None,
+        len(state.waiting),
+        tuple([(timer.value, at > 0) for timer, at in state.timers.entries]),
+        None if (first := state.timers.next()) is None else first.reason.value,
+    )
+    found = known.get(key)
+    if found is None:
+        found = known[key] = tuple(moves(world, bounds))
+    return found
+
+
 def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     running = state.running
     taken = [waiting.turn.id for waiting in state.waiting]
@@ -262,23 +280,7 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
         state.remote,
         Timers(tuple(entries)),
     )
-    watched = attrs.evolve(
-        model,
-        generation=generation,
-        cached=name(model.cached),
-        carried=None if model.carried is None else numbers.get(model.carried, 0),
-        turns=tuple(
-            sorted(
-                (
-                    attrs.evolve(t, id=numbers.get(t.id, 0), anchor=name(t.anchor))
-                    for t in model.turns
-                ),
-                key=lambda t: t.id,
-            )
-        ),
-        dead_ends=(name(model.dead_ends[0]), model.dead_ends[1]),
-        silences=(name(model.silences[0]), min(model.silences[1], model.bounded)),
-    )
+    watched = model.folded(generation, name, numbers)
     return World(folded, watched)
 
 
@@ -328,25 +330,27 @@ def explore(
     if bounds.remote:
         roots.append(World(SessionState(remote=True), attrs.evolve(model, remote=True)))
     came: dict[World, tuple[World, str] | None] = dict.fromkeys(roots)
+    menu: dict[object, tuple[Move, ...]] = {}
     broken: set[Property | None] = set()
     queue = deque(roots)
     while queue:
         if len(came) >= bounds.max_states:
             break
         world = queue.popleft()
-        for move in moves(world, bounds):
+        for move in _menu(world, bounds, menu):
             report.edges += 1
             try:
                 after = _happen(explored, world, move, stepper, report)
-            except Violation as violation:
+            except ViolationError as violation:
                 prop: Property | None = violation.prop
                 text = str(violation)
             except BridgecoreError as error:
                 prop, text = None, str(error)
             else:
-                if after is not None and after not in came:
-                    came[after] = (world, move.label)
-                    queue.append(after)
+                if after is not None:
+                    origin = (world, move.label)
+                    if came.setdefault(after, origin) is origin:
+                        queue.append(after)
                 continue
             if prop not in broken:
                 broken.add(prop)
@@ -372,18 +376,25 @@ def _happen(
         return canonical(state, world.model, 1)
     event = move.event
     transition = stepper(policy, state, event, 0)
-    report.rules_fired[transition.rule] += 1
-    ruled = transition.rule not in (STALE_GENERATION, SPURIOUS_DEADLINE)
-    if ruled:
+    rule = transition.rule
+    report.rules_fired[rule] += 1
+    ignored = rule in _IGNORED
+    if rule not in _BEFORE_THE_TABLE:
         key: EventKey = event.timer if isinstance(event, ev.DeadlineReached) else type(event)
         report.pairs_met.add((state.phase, key))
-    model = world.model.after(event, transition.effects, ruled=ruled)
+    model = world.model.after(event, transition.effects, ruled=not ignored)
     if transition.state is state and model is world.model:
         return None
     deadline = transition.state.timers.next()
     if deadline is not None and deadline.at < 0:
         raise BridgecoreError(f"{deadline.reason.value} is due before now")
     return canonical(transition.state, model, 0)
+
+
+_BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE})
+_IGNORED = _BEFORE_THE_TABLE | {
+    rule.id for rule in RULES.values() if rule.handling is Handling.IGNORED
+}
 
 
 def _path(came: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ Each property names the invariants (docs: "Guarantees and bounds") that it stand
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Mapping
 from typing import assert_never
 
 import attrs
@@ -54,7 +55,9 @@ class Property(enum.Enum):
     )
     DELIVERED_TO_ITS_TURN = "an upstream event reaches only the turn that caused it (24, 27)"
     ONE_END = "each turn has exactly one end, and nothing is done for it afterwards (25, 41)"
-    QUEUE_IS_BOUNDED = "turns wait in a bounded queue, in order; a full one rejects at once (21, 23)"
+    QUEUE_IS_BOUNDED = (
+        "turns wait in a bounded queue, in order; a full one rejects at once (21, 23)"
+    )
     NOTHING_IS_STRANDED = "no turn waits while the session is idle (18, 19)"
     LIVE_GENERATION = "no effect is for a dead generation; generations grow by one (42)"
     EVICTION_IS_IDLE = "a session is retired only when no turn runs or waits (19)"
@@ -66,7 +69,7 @@ class Property(enum.Enum):
     SPURIOUS_IS_NOTHING = "a stale or spurious event does nothing (42, 44)"
 
 
-class Violation(Exception):
+class ViolationError(Exception):
     """A property does not hold. ``prop`` is which, ``text`` why."""
 
     def __init__(self, prop: Property, text: str) -> None:
@@ -95,9 +98,12 @@ class _Turn:
     ambiguous: int = 0  # sends that nobody knows the fate of
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class Model:
-    """The books. Build one with the numbers of the policy that is being checked."""
+    """The books. Build one with the numbers of the policy that is being checked.
+
+    A value: ``after`` never changes the books it is called on.
+    """
 
     replays: int = 1  # ambiguous resends that the policy's budget allows at all
     strict: bool = True  # no ambiguous resend at all, whatever the budget
@@ -112,201 +118,248 @@ class Model:
     dead_ends: tuple[str | None, int] = (None, 0)  # the anchor refused last, how often
     silences: tuple[str | None, int] = (None, 0)  # the anchor that met silence last, how often
 
+    def folded(
+        self,
+        generation: int,
+        name: Callable[[str | None], str | None],
+        numbers: Mapping[int | None, int],
+    ) -> Model:
+        """The same books with turns, anchors and the generation named otherwise (turns that
+        ``numbers`` leaves out are called 0)."""
+        turns = [
+            _Turn(
+                numbers.get(turn.id, 0),
+                turn.standing,
+                name(turn.anchor),
+                turn.stage,
+                turn.sends,
+                turn.refused,
+                turn.refusals,
+                turn.ambiguous,
+            )
+            for turn in self.turns
+        ]
+        turns.sort(key=lambda turn: turn.id)
+        return Model(
+            self.replays,
+            self.strict,
+            self.bounded,
+            self.waiting,
+            self.remote,
+            generation,
+            self.socket,
+            name(self.cached),
+            None if self.carried is None else numbers.get(self.carried, 0),
+            tuple(turns),
+            (name(self.dead_ends[0]), self.dead_ends[1]),
+            (name(self.silences[0]), min(self.silences[1], self.bounded)),
+        )
+
+    def _copy(self) -> Model:
+        return Model(
+            self.replays,
+            self.strict,
+            self.bounded,
+            self.waiting,
+            self.remote,
+            self.generation,
+            self.socket,
+            self.cached,
+            self.carried,
+            self.turns,
+            self.dead_ends,
+            self.silences,
+        )
+
     # ------------------------------------------------------------ folding
 
     def after(self, event: Event, effects: tuple[Effect, ...], *, ruled: bool) -> Model:
         """The books after ``event`` led to ``effects``. ``ruled`` is False for an event that was
-        stale or spurious, which must have led to nothing.
+        stale, spurious or ignored, which must have led to nothing.
 
         Raises:
-            Violation: a property does not hold.
+            ViolationError: a property does not hold.
         """
         if not ruled:
-            if any(not isinstance(effect, fx.Ignored) for effect in effects):
-                raise Violation(Property.SPURIOUS_IS_NOTHING, f"{event} led to {effects}")
+            for effect in effects:
+                if not isinstance(effect, fx.Ignored):
+                    raise ViolationError(Property.SPURIOUS_IS_NOTHING, f"{event} led to {effects}")
             return self
-        model = self._learn(event)
+        model = self._copy()
+        model._learn(event)
         for effect in effects:
-            model = model._obey(effect, event)
-        if model.turns and not model._busy():
-            raise Violation(Property.NOTHING_IS_STRANDED, f"{model.turns} wait for nobody")
-        if _missed_deadline(event) and model.socket == self.socket == "open":
-            if model.generation == self.generation and self.carried is not None:
-                raise Violation(Property.SILENCE_DROPS_THE_SOCKET, "the socket is still open")
+            model._obey(effect, event)
+        if model.turns and model.carried is None and model.socket != "connecting":
+            raise ViolationError(Property.NOTHING_IS_STRANDED, f"{model.turns} wait for nobody")
+        if (
+            _missed_deadline(event)
+            and self.carried is not None
+            and model.socket == "open"
+            and model.generation == self.generation
+        ):
+            raise ViolationError(Property.SILENCE_DROPS_THE_SOCKET, "the socket is still open")
         return model
-
-    def _busy(self) -> bool:
-        return self.carried is not None or self.socket == "connecting"
 
     def _turn(self, number: int) -> _Turn:
         for turn in self.turns:
             if turn.id == number:
                 return turn
-        raise Violation(Property.ONE_END, f"turn {number} is over or was never there")
+        raise ViolationError(Property.ONE_END, f"turn {number} is over or was never there")
 
-    def _with(self, turn: _Turn) -> Model:
-        turns = tuple(turn if other.id == turn.id else other for other in self.turns)
-        return attrs.evolve(self, turns=turns)
+    def _put(self, turn: _Turn) -> None:
+        self.turns = tuple([turn if other.id == turn.id else other for other in self.turns])
 
-    def _without(self, number: int) -> Model:
-        turns = tuple(turn for turn in self.turns if turn.id != number)
-        return attrs.evolve(self, turns=turns)
+    def _end(self, number: int) -> None:
+        self.turns = tuple([turn for turn in self.turns if turn.id != number])
 
-    def _learn(self, event: Event) -> Model:
+    def _learn(self, event: Event) -> None:
         """What the event itself means, whatever the session does about it."""
         if isinstance(event, ev.TurnSubmitted):
-            turn = _Turn(event.turn.id, event.turn.standing, event.turn.anchor)
-            return attrs.evolve(self, turns=(*self.turns, turn))
-        if isinstance(event, ev.TurnAbandoned):
-            return self._without(event.turn)
-        if isinstance(event, ev.ConnectionOpened):
-            if self.socket != "connecting":
-                return self  # it came too late: the connect was given up
-            return attrs.evolve(self, socket="open", cached=None, carried=None)
-        if isinstance(event, ev.ConnectionLost):
-            return attrs.evolve(self, socket="none", cached=None, carried=None)
-        if isinstance(event, ev.UpstreamRefused):
-            return self._refused(event)
-        if isinstance(event, ev.ResponseCreated | ev.OutputReceived):
-            if self.carried is None:
-                return self
-            return attrs.evolve(self, dead_ends=(None, 0), silences=(None, 0))
-        if isinstance(event, ev.ResponseEnded):
-            if self.carried is None:
-                return self
-            completed = event.outcome is Outcome.COMPLETED
-            return attrs.evolve(
-                self,
-                cached=event.response if completed else None,
-                carried=None,
-                dead_ends=(None, 0),
-                silences=(None, 0),
-            )
-        return self
+            turn = event.turn
+            self.turns = (*self.turns, _Turn(turn.id, turn.standing, turn.anchor))
+        elif isinstance(event, ev.TurnAbandoned):
+            self._end(event.turn)
+        elif isinstance(event, ev.ConnectionOpened):
+            if self.socket == "connecting":  # else it came too late: the connect was given up
+                self.socket, self.cached, self.carried = "open", None, None
+        elif isinstance(event, ev.ConnectionLost):
+            self.socket, self.cached, self.carried = "none", None, None
+        elif self.carried is None:
+            pass
+        elif isinstance(event, ev.UpstreamRefused):
+            self._refused(event)
+        elif isinstance(event, ev.ResponseCreated | ev.OutputReceived):
+            self.dead_ends = self.silences = (None, 0)
+        elif isinstance(event, ev.ResponseEnded):
+            self.cached = event.response if event.outcome is Outcome.COMPLETED else None
+            self.carried = None
+            self.dead_ends = self.silences = (None, 0)
 
-    def _refused(self, event: ev.UpstreamRefused) -> Model:
-        if self.carried is None:
-            return self
-        model = self
+    def _refused(self, event: ev.UpstreamRefused) -> None:
         for turn in self.turns:
             if turn.id == self.carried and turn.stage is _Stage.SENT:
                 kind = _refusal(event)
                 if kind == "limit" and turn.sends > 3:
-                    raise Violation(Property.RECOVERY_IN_ONE_TRY, f"{turn.sends} frames")
-                evicted = turn.anchor == self.cached
-                model = model._with(
-                    attrs.evolve(turn, refused=True, refusals=turn.refusals | {kind})
-                )
-                model = attrs.evolve(model, cached=None if evicted else self.cached)
-        return attrs.evolve(model, carried=None)
+                    raise ViolationError(Property.RECOVERY_IN_ONE_TRY, f"{turn.sends} frames")
+                if turn.anchor == self.cached:
+                    self.cached = None  # a refusal evicts the id that it refers to
+                self._put(attrs.evolve(turn, refused=True, refusals=turn.refusals | {kind}))
+        self.carried = None
 
     # ------------------------------------------------------------ judging
 
-    def _obey(self, effect: Effect, event: Event) -> Model:
-        if isinstance(effect, fx.OpenConnection):
-            if self.socket != "none" or effect.generation != self.generation + 1:
-                raise Violation(Property.LIVE_GENERATION, f"{effect} beside {self.generation}")
-            return attrs.evolve(
-                self, socket="connecting", generation=effect.generation, remote=effect.remote
-            )
-        if isinstance(effect, fx.CloseConnection):
-            if effect.generation != self.generation or self.socket == "none":
-                raise Violation(Property.LIVE_GENERATION, f"{effect}, there is no such socket")
-            return attrs.evolve(self, socket="none", cached=None, carried=None)
-        if isinstance(effect, fx.SendTurn):
-            return self._sent(effect)
+    def _obey(self, effect: Effect, event: Event) -> None:
         if isinstance(effect, fx.DeliverEvent):
-            return self._delivered(effect, event)
-        if isinstance(effect, fx.CompleteTurn):
+            self._delivered(effect, event)
+        elif isinstance(effect, fx.SendTurn):
+            self._sent(effect)
+        elif isinstance(effect, fx.OpenConnection):
+            if self.socket != "none" or effect.generation != self.generation + 1:
+                raise ViolationError(Property.LIVE_GENERATION, f"{effect} beside {self.generation}")
+            self.socket, self.generation = "connecting", effect.generation
+            self.remote = effect.remote
+        elif isinstance(effect, fx.CloseConnection):
+            if effect.generation != self.generation or self.socket == "none":
+                raise ViolationError(Property.LIVE_GENERATION, f"{effect}, there is no such socket")
+            self.socket, self.cached, self.carried = "none", None, None
+        elif isinstance(effect, fx.CompleteTurn):
             self._turn(effect.turn)
             if not isinstance(event, ev.ResponseEnded):
-                raise Violation(Property.DELIVERED_TO_ITS_TURN, f"{event} completed a turn")
-            return self._without(effect.turn)
-        if isinstance(effect, fx.FailTurn):
-            return self._failed(effect, event)
-        if isinstance(effect, fx.RetireSession):
+                raise ViolationError(Property.DELIVERED_TO_ITS_TURN, f"{event} completed a turn")
+            self._end(effect.turn)
+        elif isinstance(effect, fx.FailTurn):
+            self._failed(effect, event)
+        elif isinstance(effect, fx.RetireSession):
             if self.turns or self.socket != "none":
-                raise Violation(Property.EVICTION_IS_IDLE, f"retired with {self.turns}")
-            return self
-        if isinstance(effect, fx.RebindSession):
-            return attrs.evolve(self, remote=False)
-        if isinstance(effect, fx.Ignored):
-            return self
-        assert_never(effect)
+                raise ViolationError(Property.EVICTION_IS_IDLE, f"retired with {self.turns}")
+        elif isinstance(effect, fx.RebindSession):
+            self.remote = False
+        elif isinstance(effect, fx.Ignored):
+            pass
+        else:
+            assert_never(effect)
 
-    def _sent(self, effect: fx.SendTurn) -> Model:
+    def _sent(self, effect: fx.SendTurn) -> None:
         turn = self._turn(effect.turn)
         if self.socket != "open" or effect.generation != self.generation:
-            raise Violation(Property.OPEN_IS_OPEN, f"{effect} on a socket that is {self.socket}")
+            raise ViolationError(Property.OPEN_IS_OPEN, f"{effect} on a socket that is {self.socket}")
         if self.carried is not None:
-            raise Violation(Property.ONE_AT_A_TIME, f"{effect} beside turn {self.carried}")
+            raise ViolationError(Property.ONE_AT_A_TIME, f"{effect} beside turn {self.carried}")
         if turn.stage is _Stage.ANSWERED:
-            raise Violation(Property.NO_REPLAY_AFTER_ANSWER, f"{effect}")
+            raise ViolationError(Property.NO_REPLAY_AFTER_ANSWER, f"{effect}")
         self._check_form(turn, effect.form)
         ambiguous = turn.ambiguous
         if turn.stage is _Stage.SENT and not turn.refused:
             ambiguous += 1
             if ambiguous > self.replays:
-                raise Violation(Property.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
+                raise ViolationError(Property.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
             if self.strict:
-                raise Violation(Property.NO_AMBIGUOUS_RESEND, f"{effect}")
+                raise ViolationError(Property.NO_AMBIGUOUS_RESEND, f"{effect}")
         if turn.sends >= 4:
-            raise Violation(Property.REPLAYS_ARE_BOUNDED, f"send {turn.sends + 1} of {turn.id}")
-        turn = attrs.evolve(
-            turn, stage=_Stage.SENT, sends=turn.sends + 1, refused=False, ambiguous=ambiguous
+            raise ViolationError(Property.REPLAYS_ARE_BOUNDED, f"send {turn.sends + 1} of {turn.id}")
+        self._put(
+            _Turn(
+                turn.id,
+                turn.standing,
+                turn.anchor,
+                _Stage.SENT,
+                turn.sends + 1,
+                False,
+                turn.refusals,
+                ambiguous,
+            )
         )
-        return attrs.evolve(self._with(turn), carried=turn.id)
+        self.carried = turn.id
 
     def _check_form(self, turn: _Turn, form: Form) -> None:
         if form is Form.AS_IS:
             anywhere = turn.standing in (Standing.STORED, Standing.UNKNOWN) or self.remote
             if turn.anchor is not None and turn.anchor != self.cached and not anywhere:
-                raise Violation(
+                raise ViolationError(
                     Property.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {self.cached} is known"
                 )
         elif form is Form.REHYDRATED:
             if turn.standing is not Standing.HELD:
-                raise Violation(Property.FORM_IS_POSSIBLE, f"nothing is held for {turn}")
+                raise ViolationError(Property.FORM_IS_POSSIBLE, f"nothing is held for {turn}")
         elif form is Form.CLIENT_FULL:
             if turn.standing is not Standing.INJECTED:
-                raise Violation(Property.FORM_IS_POSSIBLE, f"no full input came with {turn}")
+                raise ViolationError(Property.FORM_IS_POSSIBLE, f"no full input came with {turn}")
         else:
             assert_never(form)
 
-    def _delivered(self, effect: fx.DeliverEvent, event: Event) -> Model:
+    def _delivered(self, effect: fx.DeliverEvent, event: Event) -> None:
         turn = self._turn(effect.turn)
         if self.carried != turn.id:
-            raise Violation(Property.DELIVERED_TO_ITS_TURN, f"{event} went to turn {turn.id}")
+            raise ViolationError(Property.DELIVERED_TO_ITS_TURN, f"{event} went to turn {turn.id}")
         if isinstance(event, ev.ResponseCreated) and turn.stage is _Stage.ANSWERED:
-            raise Violation(Property.ONE_CREATED, f"another one went to turn {turn.id}")
-        return self._with(attrs.evolve(turn, stage=_Stage.ANSWERED))
+            raise ViolationError(Property.ONE_CREATED, f"another one went to turn {turn.id}")
+        if turn.stage is not _Stage.ANSWERED:
+            self._put(attrs.evolve(turn, stage=_Stage.ANSWERED))
 
-    def _failed(self, effect: fx.FailTurn, event: Event) -> Model:
+    def _failed(self, effect: fx.FailTurn, event: Event) -> None:
         turn = self._turn(effect.turn)
-        model = self._without(turn.id)
+        self._end(turn.id)
         if effect.answer is Answer.OVERLOADED:
-            if len(self.turns) - 1 <= self.waiting:
-                raise Violation(Property.QUEUE_IS_BOUNDED, f"{len(self.turns)} are no overload")
-            return model
+            if len(self.turns) <= self.waiting:
+                raise ViolationError(Property.QUEUE_IS_BOUNDED, f"{len(self.turns)} are no overload")
+            return
         surfaced = (
             effect.answer is Answer.UPSTREAM_ERROR
             and isinstance(event, ev.UpstreamRefused)
             and _refusal(event) == "not_found"
         )
         if effect.answer is Answer.NOT_FOUND or surfaced:
-            self._check_not_found(turn)
-            return model
-        return model._count(turn, event)
+            self._check_not_found(turn, surfaced)
+        else:
+            self._count(turn, event)
 
-    def _check_not_found(self, turn: _Turn) -> None:
+    def _check_not_found(self, turn: _Turn, surfaced: bool) -> None:
         if turn.standing is Standing.INJECTED:
-            raise Violation(Property.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
-        if turn.standing in (Standing.UNKNOWN, Standing.UNANCHORED):
-            if "not_found" in turn.refusals or self._used_up(turn.anchor):
-                return
-        elif self._used_up(turn.anchor):
+            raise ViolationError(Property.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
+        foreign = turn.standing in (Standing.UNKNOWN, Standing.UNANCHORED)
+        if (surfaced and foreign) or self._used_up(turn.anchor):
             return
-        raise Violation(
+        raise ViolationError(
             Property.NOT_FOUND_IS_EARNED,
             f"a {turn.standing.value} anchor, {self.dead_ends[1] + self.silences[1]} refusals",
         )
@@ -315,20 +368,18 @@ class Model:
         ends = sum(n for a, n in (self.dead_ends, self.silences) if a == anchor)
         return ends >= self.bounded
 
-    def _count(self, turn: _Turn, event: Event) -> Model:
+    def _count(self, turn: _Turn, event: Event) -> None:
         """A refusal that changes nothing for the next try is a dead end: count it."""
         if turn.anchor is None:
-            return self
+            return
         if _missed_deadline(event) and turn.sends:
-            return attrs.evolve(self, silences=_more(self.silences, turn.anchor))
-        if turn.sends == 0 and self.socket == "open" or "not_found" in turn.refusals:
-            model = attrs.evolve(self, dead_ends=_more(self.dead_ends, turn.anchor))
-            if model.dead_ends[1] > self.bounded + 1:
-                raise Violation(
-                    Property.REFUSALS_ARE_BOUNDED, f"{model.dead_ends[1]} times {turn.anchor}"
+            self.silences = _more(self.silences, turn.anchor)
+        elif (turn.sends == 0 and self.socket == "open") or "not_found" in turn.refusals:
+            self.dead_ends = _more(self.dead_ends, turn.anchor)
+            if self.dead_ends[1] > self.bounded:
+                raise ViolationError(
+                    Property.REFUSALS_ARE_BOUNDED, f"{self.dead_ends[1]} times {turn.anchor}"
                 )
-            return model
-        return self
 
 
 def _more(count: tuple[str | None, int], anchor: str) -> tuple[str | None, int]:
