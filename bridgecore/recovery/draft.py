@@ -17,15 +17,22 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.errors import InternalError
-from bridgecore.recovery.events import Turn
-from bridgecore.recovery.failure import Failure, FailureKind
+from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
 from bridgecore.recovery.timers import Timer
 
-# Situations in which the upstream may have the turn already: starting over is a replay.
-_AMBIGUOUS = frozenset({Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT})
-_USABLE = frozenset({Lifecycle.OPEN, Lifecycle.SEND_SKIPPED})
+_USABLE = (Lifecycle.OPEN, Lifecycle.SEND_SKIPPED)
+# Where the upstream may have the turn already: starting over is a replay, whatever the cell says.
+_UNANSWERED = {Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT}
+_ANSWERING = {Situation.LOST_CREATED, Situation.LOST_OUTPUT, Situation.OWNER_LOST_OUTPUT}
+_DISPATCHED = frozenset({*_UNANSWERED, *_ANSWERING, Situation.OWNER_LOST_DISPATCHED})
+_FORMS = {
+    Action.SEND: Form.AS_IS,
+    Action.REHYDRATE: Form.REHYDRATED,
+    Action.SEND_FULL: Form.CLIENT_FULL,
+}
+_ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest go first
 
 
 class Draft:
@@ -39,15 +46,12 @@ class Draft:
         self.now = now
         self.effects: list[Effect] = []
 
-    # ------------------------------------------------------------ small changes
-
     @property
     def running(self) -> Running:
         """The turn that has the session; only for rules of phases that have one."""
-        running = self.state.running
-        if running is None:
+        if self.state.running is None:
             raise InternalError("no turn runs")
-        return running
+        return self.state.running
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
@@ -65,55 +69,18 @@ class Draft:
     def clear_timer(self, *timers: Timer) -> None:
         self.state = attrs.evolve(self.state, timers=self.state.timers.clear(*timers))
 
-    def set_turn_timer(self) -> None:
-        """The turn deadline of a session is the earliest of all turns that it has."""
-        state = self.state
-        deadlines = [waiting.deadline for waiting in state.waiting]
-        if state.running is not None:
-            deadlines.append(state.running.deadline)
-        if deadlines:
-            timers = state.timers.set(Timer.TURN, min(deadlines))
-        else:
-            timers = state.timers.clear(Timer.TURN)
-        self.state = attrs.evolve(state, timers=timers)
-
-    # ------------------------------------------------------------ turns
-
-    def accept(self, turn: Turn) -> None:
-        """Give the session to ``turn``; its budget begins now."""
-        deadline = self.now + self.policy.timeouts.turn
-        self._run(Waiting(turn, deadline))
-
-    def queue(self, turn: Turn) -> None:
-        """Let ``turn`` wait for the session; a full queue rejects at once (invariant 23)."""
-        state = self.state
-        if len(state.waiting) >= self.policy.budgets.waiting:
-            self.emit(fx.FailTurn(turn.id, Answer.OVERLOADED, None))
-            return
-        waiting = Waiting(turn, self.now + self.policy.timeouts.turn)
-        self.state = attrs.evolve(state, waiting=(*state.waiting, waiting))
-        self.set_turn_timer()
-
     def drop_waiting(self, turn: int) -> bool:
         """Take ``turn`` out of the queue; False if it does not wait."""
-        state = self.state
-        kept = tuple(waiting for waiting in state.waiting if waiting.turn.id != turn)
-        if len(kept) == len(state.waiting):
-            return False
-        self.state = attrs.evolve(state, waiting=kept)
-        self.set_turn_timer()
-        return True
+        before = self.state.waiting
+        kept = tuple(waiting for waiting in before if waiting.turn.id != turn)
+        self.state = attrs.evolve(self.state, waiting=kept)
+        return len(kept) < len(before)
 
-    def _run(self, waiting: Waiting) -> None:
+    def run(self, waiting: Waiting) -> None:
+        """Give the session to the turn. Those behind it came later: their budgets end later."""
         running = Running(waiting.turn, waiting.deadline)
-        timers = self.state.timers.clear(Timer.EXPIRY)
+        timers = self.state.timers.clear(Timer.EXPIRY).set(Timer.TURN, waiting.deadline)
         self.state = attrs.evolve(self.state, running=running, timers=timers)
-        self.set_turn_timer()
-
-    def complete(self) -> None:
-        """The turn's answer is complete."""
-        self.emit(fx.CompleteTurn(self.running.turn.id))
-        self.release()
 
     def fail(self, answer: Answer, failure: Failure | None) -> None:
         """End the turn with ``answer``."""
@@ -122,27 +89,23 @@ class Draft:
 
     def release(self) -> None:
         """The session is free: rotate a worn socket, then take the next turn or begin to idle."""
-        timers = self.state.timers.clear(Timer.CREATED, Timer.IDLE)
-        self.state = attrs.evolve(self.state, running=None, timers=timers)
+        self.state = attrs.evolve(self.state, running=None)
+        self.clear_timer(Timer.CREATED, Timer.IDLE, Timer.TURN)
         if self.state.worn:
             self.close()
         if self.state.waiting:
             first, *rest = self.state.waiting
             self.state = attrs.evolve(self.state, waiting=tuple(rest))
-            self._run(first)
+            self.run(first)
             self.start()
         else:
-            self.set_turn_timer()
             self.set_timer(Timer.EXPIRY, self.policy.timeouts.expiry)
-
-    # ------------------------------------------------------------ the socket
 
     def disconnected(self) -> None:
         """There is no socket any more, and what it remembered went with it."""
-        timers = self.state.timers.clear(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
-        self.state = attrs.evolve(
-            self.state, lifecycle=Lifecycle.CLOSED, live_anchor=None, worn=False, timers=timers
-        )
+        lifecycle = Lifecycle.CLOSED
+        self.state = attrs.evolve(self.state, lifecycle=lifecycle, live_anchor=None, worn=False)
+        self.clear_timer(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
 
     def close(self) -> None:
         """Close the socket, or stop opening it; without one, do nothing."""
@@ -153,27 +116,22 @@ class Draft:
     def retire(self) -> None:
         """The session is over."""
         self.close()
-        self.state = attrs.evolve(self.state, timers=self.state.timers.clear(Timer.EXPIRY))
+        self.clear_timer(Timer.EXPIRY)
         self.emit(fx.RetireSession())
 
     def start(self) -> None:
-        """Begin the turn: on the socket at hand, on the one that is being opened, or on a new one."""
+        """Begin the turn: on the socket at hand or being opened, else on a new one."""
         if self.state.lifecycle in _USABLE:
             self.dispatch()
         elif self.state.lifecycle is Lifecycle.CLOSED:
             self._connect()
 
     def _connect(self) -> None:
-        state = self.state
-        running = attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
-        if self.policy.budgets.reconnect_uses_replay and state.generation > 0:
+        before, running = self.state, attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
+        if self.policy.budgets.reconnect_uses_replay and before.generation > 0:
             running = attrs.evolve(running, replays=max(running.replays, 1))
-        self.state = attrs.evolve(
-            state,
-            lifecycle=Lifecycle.RECONNECTING,
-            generation=state.generation + 1,
-            running=running,
-        )
+        self.state = attrs.evolve(before, generation=before.generation + 1, running=running)
+        self.state = attrs.evolve(self.state, lifecycle=Lifecycle.RECONNECTING)
         self.set_timer(Timer.CONNECT, self.policy.timeouts.connect)
         self.emit(fx.OpenConnection(self.state.generation, self.state.remote))
 
@@ -199,83 +157,63 @@ class Draft:
         self.set_timer(Timer.CREATED, self.policy.timeouts.created)
         self.emit(fx.SendTurn(self.state.generation, running.turn.id, form))
 
-    # ------------------------------------------------------------ recovery
-
     def recover(self, situation: Situation, failure: Failure | None) -> None:
         """Do for the running turn what the policy says about ``situation``."""
-        running = self.running
-        remedy = self.policy.remedy(situation, running.turn.standing)
+        remedy = self.policy.remedy(situation, self.running.turn.standing)
         action, answer = remedy.action, remedy.answer
-        if action is Action.SEND:
-            self._try_again(Form.AS_IS, situation, failure, answer)
-        elif action is Action.REHYDRATE:
-            self._try_again(Form.REHYDRATED, situation, failure, answer)
-        elif action is Action.SEND_FULL:
-            self._try_again(Form.CLIENT_FULL, situation, failure, answer)
-        elif action is Action.RESEND:
-            self._try_again(None, situation, failure, answer)
-        elif action is Action.REFUSE:
-            # When the reconnect for a resend fails, the client hears of the loss that began it.
-            if situation is Situation.CONNECT_FAILED and running.fallback is not None:
-                answer = running.fallback
-            self.fail(answer, failure)
-        elif action is Action.REFUSE_BOUNDED:
-            self._refuse_bounded(answer, failure)
-        elif action is Action.SURFACE:
-            self.fail(Answer.UPSTREAM_ERROR, failure)
-        elif action is Action.FAIL:
-            self.fail(answer, failure)
-        elif action is Action.REBIND:
+        if action is Action.REBIND:
             self.emit(fx.RebindSession())
             self.state = attrs.evolve(self.state, remote=False)
-            self._try_again(None, situation, failure, answer)
-        else:
-            assert_never(action)
+        match action:
+            case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:
+                self._try_again(_FORMS.get(action), situation, failure, answer)
+            case Action.REFUSE_BOUNDED:
+                self._refuse_bounded(answer, failure)
+            case Action.SURFACE:
+                self.fail(Answer.UPSTREAM_ERROR, failure)
+            case Action.REFUSE | Action.FAIL:
+                # When the reconnect for a resend fails, the client hears of the loss before it.
+                before = self.running.fallback if situation is Situation.CONNECT_FAILED else None
+                self.fail(before or answer, failure)
+            case _:
+                assert_never(action)
 
     def _try_again(
-        self,
-        form: Form | None,
-        situation: Situation,
-        failure: Failure | None,
-        answer: Answer,
+        self, form: Form | None, situation: Situation, failure: Failure | None, answer: Answer
     ) -> None:
         """Send once more, as ``form`` or as ``dispatch`` finds; out of budget, say ``answer``."""
         running = self.running
-        if situation in _AMBIGUOUS:
-            if running.replays >= self.policy.budgets.replays:
-                self.fail(answer, failure)
-                return
+        skipped = situation is Situation.SEND_SKIPPED
+        if situation in _DISPATCHED:
+            spent = running.replays >= self.policy.budgets.replays
             running = attrs.evolve(running, replays=running.replays + 1)
         elif failure is not None:
             # Each kind of refusal is recovered once a turn: a second one is the same wedge.
-            if failure.kind in running.recovered:
-                self.fail(answer, failure)
-                return
+            spent = failure.kind in running.recovered
             running = attrs.evolve(running, recovered=running.recovered | {failure.kind})
-        if situation is not Situation.SEND_SKIPPED:
-            running = attrs.evolve(running, fallback=answer)
-        self.state = attrs.evolve(self.state, running=attrs.evolve(running, form=form))
-        if form is not None and self.state.lifecycle in _USABLE:
-            self._send(form)
         else:
-            self.start()
+            # Starting over on the socket that was skipped would skip it again, for ever.
+            spent = skipped and form is None
+        if spent:
+            self.fail(answer, failure)
+            return
+        fallback = running.fallback if skipped else answer
+        running = attrs.evolve(running, form=form, fallback=fallback)
+        self.state = attrs.evolve(self.state, running=running)
+        self.start()
 
     def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:
         anchor = self.running.turn.anchor
-        used = self.state.refusals if self.state.refused_anchor == anchor else 0
+        used = dict(self.state.refusals).get(anchor, 0)
         if used >= self.policy.budgets.refusals:
             self.fail(Answer.NOT_FOUND, failure)
             return
-        self.state = attrs.evolve(self.state, refused_anchor=anchor, refusals=used + 1)
+        self.forgive(anchor)
+        refusals = (*self.state.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
+        self.state = attrs.evolve(self.state, refusals=refusals)
         self.fail(answer, failure)
 
-    def forget_anchor(self) -> None:
-        """An in-band refusal evicts the id it referred to from the socket's memory."""
-        if self.running.turn.anchor == self.state.live_anchor:
-            self.state = attrs.evolve(self.state, live_anchor=None)
-
-
-REFUSALS = {
-    FailureKind.NOT_FOUND: Situation.NOT_FOUND,
-    FailureKind.CONNECTION_LIMIT: Situation.CONNECTION_LIMIT,
-}
+    def forgive(self, anchor: str | None) -> None:
+        """Forget how often ``anchor`` was refused; the counts of other anchors stand."""
+        kept = tuple(entry for entry in self.state.refusals if entry[0] != anchor)
+        self.state = attrs.evolve(self.state, refusals=kept)

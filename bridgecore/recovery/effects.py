@@ -15,17 +15,15 @@ import attrs
 from bridgecore.recovery.failure import Failure
 
 
+# fmt: off
 class Form(enum.Enum):
     """In which form a turn goes upstream."""
-
     AS_IS = "as_is"  # as the client (or the reduction) made it, its anchor included
     REHYDRATED = "rehydrated"  # no anchor, the full input from the transcript
     CLIENT_FULL = "client_full"  # no anchor, the client's own full input
 
-
 class Answer(enum.Enum):
     """What a client is told when its turn cannot be answered."""
-
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OWNER_UNREACHABLE = "bridge_owner_unreachable"
     STREAM_INCOMPLETE = "stream_incomplete"
@@ -34,45 +32,34 @@ class Answer(enum.Enum):
     UPSTREAM_ERROR = "upstream_error"  # the upstream's own error, relayed
     OVERLOADED = "bridge_overloaded"
 
-
 @attrs.frozen
 class OpenConnection:
     """Connect upstream, or to the replica that owns the session if ``remote``; report
     ``ConnectionOpened`` or ``ConnectionLost`` of ``generation``."""
-
     generation: int
     remote: bool = False
-
 
 @attrs.frozen
 class CloseConnection:
     """Close (or stop opening) the socket of ``generation``. Nothing more of it is reported."""
-
     generation: int
-
 
 @attrs.frozen
 class SendTurn:
     """Send the turn's ``response.create`` in ``form``; report ``FrameSent``."""
-
     generation: int
     turn: int
     form: Form
 
-
 @attrs.frozen
 class DeliverEvent:
     """The event at hand belongs to ``turn``: pass it on to its client."""
-
     turn: int
-
 
 @attrs.frozen
 class CompleteTurn:
     """The event at hand was the terminal one of ``turn``: its answer is complete."""
-
     turn: int
-
 
 @attrs.frozen
 class FailTurn:
@@ -80,30 +67,23 @@ class FailTurn:
 
     ``failure`` is what happened; None when nothing did (a full queue).
     """
-
     turn: int
     answer: Answer
     failure: Failure | None
-
 
 @attrs.frozen
 class RebindSession:
     """The session's owner is gone: this replica is the owner from now on."""
 
-
 @attrs.frozen
 class RetireSession:
     """The session is over: forget it."""
 
-
 @attrs.frozen
 class Ignored:
     """A benign race; ``reason`` names it. Nothing is to be done."""
-
     reason: str
 
-
-# fmt: off
 Effect: TypeAlias = (
     OpenConnection | CloseConnection | SendTurn | DeliverEvent | CompleteTurn | FailTurn
     | RebindSession | RetireSession | Ignored

@@ -15,9 +15,9 @@ from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Timer
 
 
+# fmt: off
 class Standing(enum.Enum):
     """What the bridge has in hand for a turn if its socket does not know the turn's anchor."""
-
     UNANCHORED = "unanchored"  # no anchor: the turn needs no server-side state
     HELD = "held"  # the bridge holds the whole chain and can send it in full
     STORED = "stored"  # the response was made with store=true: any socket can continue it
@@ -25,117 +25,90 @@ class Standing(enum.Enum):
     UNKNOWN = "unknown"  # the bridge has never seen the id: only the upstream can tell
     INJECTED = "injected"  # the bridge put the anchor in place of history that the client sent
 
-
 @attrs.frozen
 class Turn:
-    """One turn as recovery sees it.
-
-    ``anchor`` is the response id the turn depends on, None for an unanchored turn.
-    """
-
+    """One turn as recovery sees it. ``anchor`` is the response id that it depends on: None for an
+    unanchored turn, and for no other, or ``ValueError``."""
     id: int
     standing: Standing = Standing.UNANCHORED
     anchor: str | None = None
 
+    def __attrs_post_init__(self) -> None:
+        if (self.anchor is None) is not (self.standing is Standing.UNANCHORED):
+            raise ValueError(f"a turn that is {self.standing.value}, with anchor {self.anchor}")
 
 class Outcome(enum.Enum):
     """How the upstream ended a response, by its terminal event."""
-
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
     FAILED = "failed"
 
-
 @attrs.frozen
 class TurnSubmitted:
     """A client's turn was routed to this session."""
-
     turn: Turn
-
 
 @attrs.frozen
 class TurnAbandoned:
     """The client of ``turn`` (its id) left before its answer was complete."""
-
     turn: int
-
 
 @attrs.frozen
 class ConnectionOpened:
     """The connect of ``generation`` succeeded: TCP, TLS and upgrade."""
-
     generation: int
-
 
 @attrs.frozen
 class ConnectionLost:
     """The socket of ``generation`` is gone, or could not be opened. ``cause`` tells how."""
-
     generation: int
     cause: Evidence
-
 
 @attrs.frozen
 class FrameSent:
     """The turn's frame was handed to the operating system completely."""
-
     generation: int
-
 
 @attrs.frozen
 class ResponseCreated:
     """``response.created`` came: the upstream has accepted the turn."""
-
     generation: int
-
 
 @attrs.frozen
 class OutputReceived:
     """An event of a running answer came; ``bearing``: one that bears output. While a turn is in
     its output, further ones may be folded into ``Session.touch``."""
-
     generation: int
     bearing: bool = True
-
 
 @attrs.frozen
 class ResponseEnded:
     """The terminal event came. ``response`` is the id of the response that ended."""
-
     generation: int
     outcome: Outcome
     response: str | None = None
 
-
 @attrs.frozen
 class UpstreamRefused:
     """An in-band error frame came."""
-
     generation: int
     cause: Evidence
-
 
 @attrs.frozen
 class RelayPaused:
     """The client of ``turn`` reads too slowly, so upstream is not read; or it reads again."""
-
     turn: int
     paused: bool
-
 
 @attrs.frozen
 class EvictionRequested:
     """Room is needed: an idle session gives up its socket and its state."""
 
-
 @attrs.frozen
 class DeadlineReached:
     """The deadline of ``timer`` passed."""
-
     timer: Timer
 
-
-# fmt: off
 Event: TypeAlias = (
     TurnSubmitted | TurnAbandoned | ConnectionOpened | ConnectionLost | FrameSent
     | ResponseCreated | OutputReceived | ResponseEnded | UpstreamRefused | RelayPaused

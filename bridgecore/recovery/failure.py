@@ -16,42 +16,32 @@ import attrs
 
 from bridgecore.recovery.timers import Timer
 
-# ---------------------------------------------------------------- evidence
 
-
+# fmt: off
 @attrs.frozen
 class Closed:
     """The socket is gone. ``code``: RFC 6455, section 7.4; 1006 when no close frame came."""
-
     code: int
-
 
 @attrs.frozen
 class Malformed:
     """The upstream broke the protocol: a frame, an upgrade or an event that nobody can read."""
-
     reason: str
-
 
 @attrs.frozen
 class Unreachable:
     """TCP or TLS could not be set up. ``reason``: a short word such as ``refused``."""
-
     reason: str
-
 
 @attrs.frozen
 class UpgradeRefused:
     """The WebSocket upgrade was answered with ``status``; ``retry_after`` in seconds."""
-
     status: int
     retry_after: int | None = None
-
 
 @attrs.frozen
 class ErrorFrame:
     """An in-band error, in any of the shapes that upstreams use; every field can be missing."""
-
     status: int | None = None
     code: str | None = None
     type: str | None = None
@@ -59,22 +49,15 @@ class ErrorFrame:
     param: str | None = None
     retry_after: int | None = None  # seconds
 
-
 @attrs.frozen
 class TimedOut:
     """A deadline passed. What failed is told by which one (invariant 31)."""
-
     timer: Timer
-
 
 Evidence: TypeAlias = Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut
 
-# ---------------------------------------------------------------- failures
-
-
 class FailureKind(enum.Enum):
     """The kinds of failure that recovery tells apart."""
-
     LOST = "lost"  # the socket is gone or useless
     TIMED_OUT = "timed_out"  # a deadline passed
     UNREACHABLE = "unreachable"  # no socket could be had
@@ -85,7 +68,6 @@ class FailureKind(enum.Enum):
     INVALID = "invalid"  # the upstream refused: the request (a 4xx)
     SERVER_ERROR = "server_error"  # the upstream refused: its own trouble, or no reason given
 
-
 @attrs.frozen
 class Failure:
     """A classified failure.
@@ -93,27 +75,22 @@ class Failure:
     ``detail`` is a short word for logs ("close 1006", "created deadline"), never upstream text.
     ``status`` is the HTTP status that the upstream gave, if any; ``retry_after`` its seconds.
     """
-
     kind: FailureKind
     detail: str
     status: int | None = None
     retry_after: int | None = None
+# fmt: on
 
 
 NOT_FOUND_CODE = "previous_response_not_found"
 _LIMIT_CODE = "websocket_connection_limit_reached"
-_RATE_CODES = frozenset(
-    {
-        "rate_limit_exceeded",
-        "rate_limit_error",
-        "rate_limit_reached",
-        "usage_limit_reached",
-        "usage_not_included",
-        "insufficient_quota",
-        "too_many_requests",
-        "websocket_stream_limit_reached",
-    }
-)
+# fmt: off
+_RATE_CODES = frozenset({
+    "rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", "usage_limit_reached",
+    "usage_not_included", "insufficient_quota", "too_many_requests",
+    "websocket_stream_limit_reached",
+})
+# fmt: on
 # The two texts by which upstreams say not-found without a code (protocol.md, section 1).
 _NOT_FOUND_TEXT = re.compile(
     r"\s*(?:Invalid `?previous_response_id`?|Previous response with id .{0,256} not found)\.?\s*",
@@ -134,9 +111,8 @@ def classify(evidence: Evidence) -> Failure:
     if isinstance(evidence, UpgradeRefused):
         # 401, 403 and 429 concern the client's credential or pace: it has to hear them. Anything
         # else (404 and 426 included) is a matter between the bridge and its upstream.
-        kind = (
-            FailureKind.REJECTED if evidence.status in (401, 403, 429) else FailureKind.UNREACHABLE
-        )
+        rejected = evidence.status in (401, 403, 429)
+        kind = FailureKind.REJECTED if rejected else FailureKind.UNREACHABLE
         return Failure(kind, f"upgrade {evidence.status}", evidence.status, evidence.retry_after)
     if isinstance(evidence, ErrorFrame):
         return _classify_error_frame(evidence)

@@ -5,7 +5,7 @@ What belongs here: the situations in which a turn needs a remedy, the remedies, 
 cells and budgets only; the mechanics (sockets, generations, timers, queues) are rules.py and the
 same for everyone.
 
-The table is consulted in one place, ``rules.recover``. An embedder overrides it cell by cell with
+The table is consulted in one place, ``Draft.recover``. An embedder overrides it cell by cell with
 ``Policy.with_cell``.
 """
 
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from functools import partial
+from typing import TypeAlias
 
 import attrs
 
@@ -21,9 +23,9 @@ from bridgecore.recovery.events import Standing
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 
+# fmt: off
 class Situation(enum.Enum):
     """What a turn is in when the table is asked. The value is the row's name."""
-
     SEND_SKIPPED = "socket is open but does not know the anchor"
     CONNECT_FAILED = "connect failed"
     UPGRADE_REJECTED = "upgrade rejected (401, 403, 429)"
@@ -39,10 +41,8 @@ class Situation(enum.Enum):
     OWNER_LOST_DISPATCHED = "owner unreachable, turn dispatched, nothing delivered"
     OWNER_LOST_OUTPUT = "owner failed after the answer began"
 
-
 class Action(enum.Enum):
     """What is done for the turn."""
-
     SEND = "send"  # as it is, its anchor included, on the socket at hand
     REHYDRATE = "rehydrate"  # the full input from the transcript, no anchor
     SEND_FULL = "send full"  # the client's own full input, no anchor
@@ -53,11 +53,9 @@ class Action(enum.Enum):
     FAIL = "fail"  # end the turn with ``answer``: its answer had begun
     REBIND = "rebind"  # own the session here, and start over
 
-
 @attrs.frozen
 class Remedy:
     """A cell. ``answer``: what the client is told, at once or if the action cannot be done."""
-
     action: Action
     answer: Answer
 
@@ -66,32 +64,33 @@ class Remedy:
             return "surface"
         return f"{self.action.value} ({self.answer.value})"
 
+_duration = partial(attrs.field, validator=attrs.validators.gt(0))
+_count = partial(attrs.field, validator=attrs.validators.ge(0))
 
 @attrs.frozen
 class Timeouts:
-    """Durations of a session's deadlines, ns."""
-
-    connect: int = 10 * NS_PER_SECOND
-    created: int = 60 * NS_PER_SECOND
-    idle: int = 300 * NS_PER_SECOND
-    turn: int = 3600 * NS_PER_SECOND
-    lifetime: int = 3300 * NS_PER_SECOND
-    expiry: int = 900 * NS_PER_SECOND
-
+    """Durations of a session's deadlines, ns; each more than 0, or ``ValueError``."""
+    connect: int = _duration(default=10 * NS_PER_SECOND)
+    created: int = _duration(default=60 * NS_PER_SECOND)
+    idle: int = _duration(default=300 * NS_PER_SECOND)
+    turn: int = _duration(default=3600 * NS_PER_SECOND)
+    lifetime: int = _duration(default=3300 * NS_PER_SECOND)
+    expiry: int = _duration(default=900 * NS_PER_SECOND)
 
 @attrs.frozen
 class Budgets:
-    """How often."""
-
-    replays: int = 1  # resends of one turn after a loss, over all paths together
-    refusals: int = 4  # bounded refusals of one anchor before the honest not-found
-    waiting: int = 64  # turns that may wait for one session
+    """How often; none below 0, or ``ValueError``."""
+    replays: int = _count(default=1)  # resends of a turn after a loss, over all paths together
+    refusals: int = _count(default=4)  # bounded refusals of an anchor before the honest not-found
+    waiting: int = _count(default=64)  # turns that may wait for one session
     reconnect_uses_replay: bool = False  # a reconnect without send counts as a replay
+# fmt: on
 
 
 @attrs.frozen(eq=False)
 class Policy:
-    """A named, total table from (situation, standing) to a remedy, with its budgets and times."""
+    """A named, total table from (situation, standing) to a remedy, with its budgets and times.
+    One that lacks a cell is a ``ValueError``."""
 
     name: str
     summary: str
@@ -100,13 +99,8 @@ class Policy:
     timeouts: Timeouts = Timeouts()
 
     def __attrs_post_init__(self) -> None:
-        missing = [
-            f"{situation.name}/{standing.name}"
-            for situation in Situation
-            for standing in Standing
-            if (situation, standing) not in self.cells
-        ]
-        if missing:
+        wanted = {(situation, standing) for situation in Situation for standing in Standing}
+        if missing := sorted(f"{row.name}/{cell.name}" for row, cell in wanted - set(self.cells)):
             raise ValueError(f"policy {self.name!r} has no remedy for {', '.join(missing)}")
 
     def remedy(self, situation: Situation, standing: Standing) -> Remedy:
@@ -118,113 +112,84 @@ class Policy:
         return attrs.evolve(self, cells={**self.cells, (situation, standing): remedy})
 
 
-_UNAVAILABLE = Answer.UPSTREAM_UNAVAILABLE
-_OWNER = Answer.OWNER_UNREACHABLE
-_INCOMPLETE = Answer.STREAM_INCOMPLETE
-_TIMEOUT = Answer.REQUEST_TIMEOUT
-_NOT_FOUND = Answer.NOT_FOUND
-
-_Row = tuple[Remedy, Remedy, Remedy, Remedy, Remedy, Remedy]
+_Row: TypeAlias = tuple[Remedy, ...]  # a remedy for each Standing, in their order
 
 
-def _refuse(answer: Answer) -> Remedy:
-    return Remedy(Action.REFUSE, answer)
-
-
-def _bounded(answer: Answer) -> Remedy:
-    return Remedy(Action.REFUSE_BOUNDED, answer)
-
-
-def _all(action: Action, answer: Answer) -> _Row:
-    cell = Remedy(action, answer)
-    return (cell, cell, cell, cell, cell, cell)
-
-
-def _anchored(unanchored: Remedy, anchored: Remedy) -> _Row:
-    return (unanchored, anchored, anchored, anchored, anchored, anchored)
+def _row(unanchored: Remedy, anchored: Remedy | None = None) -> _Row:
+    """A row with the same remedy in every column, or in every column but the first."""
+    return (unanchored, *[anchored or unanchored] * (len(Standing) - 1))
 
 
 def _table(rows: Mapping[Situation, _Row]) -> dict[tuple[Situation, Standing], Remedy]:
     return {
-        (situation, standing): cell
+        (situation, standing): remedy
         for situation, row in rows.items()
-        for standing, cell in zip(Standing, row, strict=True)
+        for standing, remedy in zip(Standing, row, strict=True)
     }
 
 
+_refuse = partial(Remedy, Action.REFUSE)
+_bounded = partial(Remedy, Action.REFUSE_BOUNDED)
+_resend = partial(Remedy, Action.RESEND)
+
+_UNAVAILABLE, _OWNER = Answer.UPSTREAM_UNAVAILABLE, Answer.OWNER_UNREACHABLE
+_INCOMPLETE, _TIMEOUT = Answer.STREAM_INCOMPLETE, Answer.REQUEST_TIMEOUT
 _SEND = Remedy(Action.SEND, _UNAVAILABLE)
 _REHYDRATE = Remedy(Action.REHYDRATE, _UNAVAILABLE)
 _FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
 _SURFACE = Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)
+_FAIL = Remedy(Action.FAIL, _INCOMPLETE)
 _LOST = _bounded(_UNAVAILABLE)
-_TOO_LATE = _refuse(_TIMEOUT)
-_SILENT = _bounded(_TIMEOUT)
-_LIE = _refuse(_NOT_FOUND)
+_TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
+_LIE, _LATE_LIE = _refuse(Answer.NOT_FOUND), Remedy(Action.FAIL, Answer.NOT_FOUND)
 
 # The columns, in the order of Standing: unanchored, held, stored, bound, unknown, injected.
 _DEFAULT_ROWS: dict[Situation, _Row] = {
     Situation.SEND_SKIPPED: (_SEND, _REHYDRATE, _SEND, _LOST, _SEND, _FULL),
-    Situation.CONNECT_FAILED: _all(Action.REFUSE, _UNAVAILABLE),
-    Situation.UPGRADE_REJECTED: _all(Action.SURFACE, Answer.UPSTREAM_ERROR),
+    Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE)),
+    Situation.UPGRADE_REJECTED: _row(_SURFACE),
     # From SENDING on the upstream may have the turn: a resend could run it twice (invariant 11).
-    Situation.LOST_SENDING: _all(Action.REFUSE, _INCOMPLETE),
-    Situation.LOST_SENT: _all(Action.REFUSE, _INCOMPLETE),
+    Situation.LOST_SENDING: _row(_refuse(_INCOMPLETE)),
+    Situation.LOST_SENT: _row(_refuse(_INCOMPLETE)),
     # A silent upstream is the wedge that never ends by itself: what the next try would send just
     # so again is refused a bounded number of times only (invariant 5).
     Situation.SILENT: (_TOO_LATE, _TOO_LATE, _SILENT, _SILENT, _SILENT, _TOO_LATE),
     Situation.NOT_FOUND: (_SURFACE, _REHYDRATE, _LOST, _LOST, _SURFACE, _FULL),
     # The upstream refused before generating, so a second send is safe; on the fresh socket the
     # row SEND_SKIPPED decides.
-    Situation.CONNECTION_LIMIT: _all(Action.RESEND, _UNAVAILABLE),
-    Situation.REFUSED: _all(Action.SURFACE, Answer.UPSTREAM_ERROR),
-    Situation.LOST_CREATED: _all(Action.FAIL, _INCOMPLETE),
-    Situation.LOST_OUTPUT: _all(Action.FAIL, _INCOMPLETE),
-    Situation.OWNER_LOST: _all(Action.REBIND, _OWNER),
-    Situation.OWNER_LOST_DISPATCHED: _all(Action.REFUSE, _OWNER),
-    Situation.OWNER_LOST_OUTPUT: _all(Action.FAIL, _INCOMPLETE),
+    Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
+    Situation.REFUSED: _row(_SURFACE),
+    Situation.LOST_CREATED: _row(_FAIL),
+    Situation.LOST_OUTPUT: _row(_FAIL),
+    Situation.OWNER_LOST: _row(Remedy(Action.REBIND, _OWNER)),
+    Situation.OWNER_LOST_DISPATCHED: _row(_refuse(_OWNER)),
+    Situation.OWNER_LOST_OUTPUT: _row(_FAIL),
 }
-
-
-def _replay_once(answer: Answer, anchored: Remedy) -> _Row:
-    return _anchored(Remedy(Action.RESEND, answer), anchored)
-
-
 # The seed's rows (docs: "Recovery"), fixed points that the safe policy is measured against.
 _PR397_ROWS: dict[Situation, _Row] = {
     **_DEFAULT_ROWS,
-    Situation.LOST_SENDING: _replay_once(_OWNER, _refuse(_OWNER)),
-    Situation.LOST_SENT: _replay_once(_INCOMPLETE, _refuse(_INCOMPLETE)),
-    Situation.SILENT: _replay_once(_TIMEOUT, _TOO_LATE),
-    Situation.OWNER_LOST_DISPATCHED: _all(Action.REBIND, _OWNER),
+    Situation.LOST_SENDING: _row(_resend(_OWNER), _refuse(_OWNER)),
+    Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _refuse(_INCOMPLETE)),
+    Situation.SILENT: _row(_resend(_TIMEOUT), _TOO_LATE),
+    Situation.OWNER_LOST_DISPATCHED: _row(Remedy(Action.REBIND, _OWNER)),
 }
-_FAIL = Remedy(Action.FAIL, _INCOMPLETE)
 _V1_12_ROWS: dict[Situation, _Row] = {
     **_PR397_ROWS,
     Situation.SEND_SKIPPED: (_SEND, _LIE, _SEND, _LIE, _SEND, _FULL),
-    Situation.CONNECT_FAILED: _anchored(_refuse(_UNAVAILABLE), _LIE),
-    Situation.LOST_SENDING: _replay_once(_OWNER, _LIE),
-    Situation.LOST_SENT: _replay_once(_INCOMPLETE, _LIE),
-    Situation.SILENT: _replay_once(_TIMEOUT, _LIE),
-    Situation.NOT_FOUND: _all(Action.SURFACE, Answer.UPSTREAM_ERROR),
-    Situation.LOST_CREATED: _anchored(_FAIL, Remedy(Action.FAIL, _NOT_FOUND)),
-    Situation.LOST_OUTPUT: _anchored(_FAIL, Remedy(Action.FAIL, _NOT_FOUND)),
+    Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE), _LIE),
+    Situation.LOST_SENDING: _row(_resend(_OWNER), _LIE),
+    Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _LIE),
+    Situation.SILENT: _row(_resend(_TIMEOUT), _LIE),
+    Situation.NOT_FOUND: _row(_SURFACE),
+    Situation.LOST_CREATED: _row(_FAIL, _LATE_LIE),
+    Situation.LOST_OUTPUT: _row(_FAIL, _LATE_LIE),
 }
 
-DEFAULT = Policy(
-    "default",
-    "The safe one: nothing ambiguous is sent twice, no chain is given up before its time.",
-    _table(_DEFAULT_ROWS),
-)
-PR397 = Policy(
-    "pr397",
-    "The seed's rules as they were: an unanchored turn is replayed once.",
-    _table(_PR397_ROWS),
-    Budgets(reconnect_uses_replay=True),
-)
-V1_12 = Policy(
-    "v1_12",
-    "The broken one, to demonstrate: losses are answered with previous_response_not_found.",
-    _table(_V1_12_ROWS),
-    Budgets(reconnect_uses_replay=True),
-)
+_SAFE = "The safe one: nothing ambiguous is sent twice, no chain is given up before its time."
+_SEED = "The seed's rules as they were: an unanchored turn is replayed once."
+_BROKEN = "The broken one, to demonstrate: losses are answered with previous_response_not_found."
+_OLD_BUDGETS = Budgets(reconnect_uses_replay=True)
+DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
+PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
+V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}

@@ -26,13 +26,13 @@ import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.draft import REFUSALS, Draft
+from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.errors import LocalProtocolError
 from bridgecore.recovery.events import Event
 from bridgecore.recovery.failure import Evidence, FailureKind, TimedOut, classify
 from bridgecore.recovery.policy import Policy, Situation
-from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
+from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Timer
 
 EventKey: TypeAlias = type[Event] | Timer
@@ -49,7 +49,7 @@ class Handling(enum.Enum):
 
 @attrs.frozen(eq=False)
 class Rule:
-    """One rule. ``doc``: one line. ``apply`` is None for ignored and illegal ones."""
+    """One rule. ``doc``: one sentence. ``apply`` is None for ignored and illegal ones."""
 
     id: str
     phases: tuple[Phase, ...]
@@ -95,18 +95,14 @@ def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transit
         key = type(event)
         generation = getattr(event, "generation", state.generation)
         if generation > state.generation:
-            raise LocalProtocolError(
-                f"{key.__name__} of generation {generation}, but the latest connection is "
-                f"{state.generation}"
-            )
+            raise LocalProtocolError(f"{event}, but the latest generation is {state.generation}")
         if generation < state.generation:
             return Transition(state, (fx.Ignored("its connection is gone"),), STALE_GENERATION)
     rule = RULES[state.phase, key]
     if rule.handling is Handling.IGNORED:
         return Transition(state, (fx.Ignored(rule.doc),), rule.id)
     if rule.apply is None:
-        name = key.value if isinstance(key, Timer) else key.__name__
-        raise LocalProtocolError(f"{name} in phase {state.phase.value}: {rule.doc}")
+        raise LocalProtocolError(f"{event} in phase {state.phase.value}: {rule.doc}")
     draft = Draft(policy, state, now)
     rule.apply(draft, event)
     return Transition(draft.state, tuple(draft.effects), rule.id)
@@ -126,7 +122,7 @@ def _rule(
     rule_id: str, on: type[E] | Timer, *phases: Phase
 ) -> Callable[[Callable[[Draft, E], None]], Callable[[Draft, E], None]]:
     def register(apply: Callable[[Draft, E], None]) -> Callable[[Draft, E], None]:
-        doc = (apply.__doc__ or "").split("\n")[0]
+        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())  # its first paragraph
         key: Any = on
         _register(Rule(rule_id, phases, key, Handling.HANDLED, doc, apply))
         return apply
@@ -144,31 +140,36 @@ def _illegal(rule_id: str, on: EventKey, doc: str, *phases: Phase) -> None:
 
 _P = Phase
 _USABLE = (_P.OPEN, _P.SEND_SKIPPED)
-_IN_FLIGHT = (_P.SENDING, _P.SENT, _P.CREATED, _P.OUTPUT)
+_UNANSWERED = (_P.SENDING, _P.SENT)
+_ANSWERING = (_P.CREATED, _P.OUTPUT)
+_IN_FLIGHT = (*_UNANSWERED, *_ANSWERING)
 _IDLE = (_P.CLOSED, *_USABLE)
 _BUSY = (_P.RECONNECTING, *_IN_FLIGHT)
+_TURN_OVER = "the turn is over already"
+_UNMATCHED = "no turn runs that could have caused it (invariant 27)"
 
-# ---------------------------------------------------------------- turns
+# ---------------------------------------------------------------- the rules
 
 
 @_rule("submit", ev.TurnSubmitted, *_IDLE)
 def _submit(draft: Draft, event: ev.TurnSubmitted) -> None:
-    """Without a socket: connect first, then the turn goes on (seed row 1); else send it, unless
-    the socket cannot know its anchor."""
-    draft.accept(event.turn)
+    """Connect first if there is no socket (row 1); send unless it cannot know the anchor."""
+    draft.run(Waiting(event.turn, draft.now + draft.policy.timeouts.turn))
     draft.start()
 
 
 @_rule("submit-busy", ev.TurnSubmitted, *_BUSY)
 def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
-    """Turns never overlap on a connection: wait, within the turn's own budget."""
-    taken = {waiting.turn.id for waiting in draft.state.waiting} | {draft.running.turn.id}
-    if event.turn.id in taken:
+    """Turns never overlap on a connection: wait, within the turn's own budget; a full queue
+    rejects at once (invariant 23)."""
+    queue = draft.state.waiting
+    if event.turn.id in {draft.running.turn.id, *(waiting.turn.id for waiting in queue)}:
         raise LocalProtocolError(f"turn {event.turn.id} was submitted before")
-    draft.queue(event.turn)
-
-
-_ignore("abandon-idle", ev.TurnAbandoned, "the turn is over already", *_IDLE)
+    if len(queue) >= draft.policy.budgets.waiting:
+        draft.emit(fx.FailTurn(event.turn.id, fx.Answer.OVERLOADED, None))
+        return
+    waiting = Waiting(event.turn, draft.now + draft.policy.timeouts.turn)
+    draft.state = attrs.evolve(draft.state, waiting=(*queue, waiting))
 
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
@@ -180,14 +181,11 @@ def _abandon(draft: Draft, event: ev.TurnAbandoned) -> None:
     if draft.drop_waiting(event.turn):
         return
     if draft.running.turn.id != event.turn:
-        draft.emit(fx.Ignored("the turn is over already"))
+        draft.emit(fx.Ignored(_TURN_OVER))
         return
     if draft.state.phase is not _P.RECONNECTING or not draft.state.waiting:
         draft.close()
     draft.release()
-
-
-# ---------------------------------------------------------------- connecting
 
 
 @_rule("connection-opened", ev.ConnectionOpened, _P.RECONNECTING)
@@ -199,10 +197,6 @@ def _connection_opened(draft: Draft, event: ev.ConnectionOpened) -> None:
     draft.dispatch()
 
 
-_ignore("opened-unwanted", ev.ConnectionOpened, "the connect was given up", _P.CLOSED)
-_illegal("opened-twice", ev.ConnectionOpened, "no connect is under way", *_USABLE, *_IN_FLIGHT)
-
-
 @_rule("connect-deadline", Timer.CONNECT, _P.RECONNECTING)
 def _connect_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """The connect took too long: it is given up as if it had failed."""
@@ -210,61 +204,53 @@ def _connect_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     _give_up_connect(draft, TimedOut(Timer.CONNECT))
 
 
+@_rule("lost-connecting", ev.ConnectionLost, _P.RECONNECTING)
+def _lost_connecting(draft: Draft, event: ev.ConnectionLost) -> None:
+    """No socket could be had: the policy says what the turn is told (row 2)."""
+    draft.disconnected()
+    _give_up_connect(draft, event.cause)
+
+
 def _give_up_connect(draft: Draft, cause: Evidence) -> None:
     failure = classify(cause)
     if draft.state.remote:
-        situation = Situation.OWNER_LOST  # seed row 7
+        situation = Situation.OWNER_LOST  # row 7
     elif failure.kind is FailureKind.REJECTED:
         situation = Situation.UPGRADE_REJECTED
     else:
         situation = Situation.CONNECT_FAILED
-    draft.disconnected()
     draft.recover(situation, failure)
-
-
-# ---------------------------------------------------------------- losing the socket
-
-_ignore("lost-closed", ev.ConnectionLost, "the socket was closed before", _P.CLOSED)
 
 
 @_rule("lost-idle", ev.ConnectionLost, *_USABLE)
 def _lost_idle(draft: Draft, event: ev.ConnectionLost) -> None:
-    """Closed between turns: nobody is told, the next turn reconnects (seed row 1)."""
+    """Closed between turns: nobody is told, the next turn reconnects (row 1)."""
     draft.disconnected()
 
 
-@_rule("lost-connecting", ev.ConnectionLost, _P.RECONNECTING)
-def _lost_connecting(draft: Draft, event: ev.ConnectionLost) -> None:
-    """No socket could be had: the policy says what the turn is told (seed row 2)."""
-    _give_up_connect(draft, event.cause)
-
-
-def _loss(state: SessionState) -> Situation:
-    """What a lost socket means for the turn in flight: by how far it had come (rows 3, 4, 5), or,
-    where the socket leads to another replica, by what the client has seen (rows 7, 8)."""
-    if state.remote:
-        begun = state.phase in (Phase.CREATED, Phase.OUTPUT)
-        return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
-    return _LOST[state.phase]
-
-
 _LOST = {
-    Phase.SENDING: Situation.LOST_SENDING,
-    Phase.SENT: Situation.LOST_SENT,
-    Phase.CREATED: Situation.LOST_CREATED,
-    Phase.OUTPUT: Situation.LOST_OUTPUT,
+    _P.SENDING: Situation.LOST_SENDING,
+    _P.SENT: Situation.LOST_SENT,
+    _P.CREATED: Situation.LOST_CREATED,
+    _P.OUTPUT: Situation.LOST_OUTPUT,
 }
+
+
+def _loss(state: SessionState, mine: Situation) -> Situation:
+    """What a loss means for the turn in flight: ``mine``, or, where the socket leads to another
+    replica, what the client has seen of the answer tells (rows 7, 8)."""
+    if not state.remote:
+        return mine
+    begun = state.phase in _ANSWERING
+    return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
 
 
 @_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
 def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
     """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5)."""
-    situation = _loss(draft.state)
+    situation = _loss(draft.state, _LOST[draft.state.phase])
     draft.disconnected()
     draft.recover(situation, classify(event.cause))
-
-
-# ---------------------------------------------------------------- sending and answering
 
 
 @_rule("frame-sent", ev.FrameSent, _P.SENDING)
@@ -274,35 +260,27 @@ def _frame_sent(draft: Draft, event: ev.FrameSent) -> None:
     draft.set_timer(Timer.CREATED, draft.policy.timeouts.created)
 
 
-_LATER = (*_IDLE, _P.RECONNECTING, *_IN_FLIGHT[1:])
-_ignore("frame-sent-late", ev.FrameSent, "the attempt is further already", *_LATER)
-
-
-@_rule("created", ev.ResponseCreated, _P.SENDING, _P.SENT)
+@_rule("created", ev.ResponseCreated, *_UNANSWERED)
 def _created(draft: Draft, event: ev.ResponseCreated) -> None:
     """The upstream accepted the turn: from here on nothing is replayed."""
     _accepted(draft, AttemptPhase.CREATED)
 
 
-@_rule("output-uncreated", ev.OutputReceived, _P.SENDING, _P.SENT)
+@_rule("output-uncreated", ev.OutputReceived, *_UNANSWERED)
 def _output_uncreated(draft: Draft, event: ev.OutputReceived) -> None:
-    """Output from an upstream that left response.created out: accepted all the same."""
-    _accepted(draft, AttemptPhase.OUTPUT)
+    """An answer from an upstream that left response.created out: accepted all the same."""
+    _accepted(draft, AttemptPhase.OUTPUT if event.bearing else AttemptPhase.CREATED)
 
 
 def _accepted(draft: Draft, phase: AttemptPhase) -> None:
-    draft.state = attrs.evolve(draft.state, refused_anchor=None, refusals=0)
+    draft.forgive(draft.running.turn.anchor)
     draft.advance(phase)
     draft.clear_timer(Timer.CREATED)
     draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
     draft.emit(fx.DeliverEvent(draft.running.turn.id))
 
 
-_ONE_CREATED = "a turn has one response.created (invariant 14)"
-_ignore("created-twice", ev.ResponseCreated, _ONE_CREATED, *_IN_FLIGHT[2:])
-
-
-@_rule("output", ev.OutputReceived, _P.CREATED, _P.OUTPUT)
+@_rule("output", ev.OutputReceived, *_ANSWERING)
 def _output(draft: Draft, event: ev.OutputReceived) -> None:
     """Output goes to the turn that caused it; the upstream is alive."""
     running = draft.running
@@ -315,36 +293,43 @@ def _output(draft: Draft, event: ev.OutputReceived) -> None:
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     """The terminal event: the turn is complete; only a completed response becomes an anchor."""
+    draft.forgive(draft.running.turn.anchor)
     anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
-    draft.state = attrs.evolve(draft.state, live_anchor=anchor, refused_anchor=None, refusals=0)
+    draft.state = attrs.evolve(draft.state, live_anchor=anchor)
     if draft.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.
         draft.close()
-    draft.complete()
+    draft.emit(fx.CompleteTurn(draft.running.turn.id))
+    draft.release()
 
 
-_UNMATCHED = "no turn runs that could have caused it (invariant 27)"
-for _event in (ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded):
-    _ignore(f"unmatched-{_event.__name__}", _event, _UNMATCHED, *_IDLE, _P.RECONNECTING)
-_ignore("unmatched-UpstreamRefused", ev.UpstreamRefused, _UNMATCHED, _P.CLOSED, _P.RECONNECTING)
+_REFUSED = {
+    FailureKind.NOT_FOUND: Situation.NOT_FOUND,
+    FailureKind.CONNECTION_LIMIT: Situation.CONNECTION_LIMIT,
+}
 
 
-@_rule("refused", ev.UpstreamRefused, _P.SENDING, _P.SENT)
+@_rule("refused", ev.UpstreamRefused, *_UNANSWERED)
 def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
     """The upstream refused the turn before generating: the policy may try another way."""
     failure = classify(event.cause)
-    situation = REFUSALS.get(failure.kind, Situation.REFUSED)
-    draft.forget_anchor()
+    situation = _REFUSED.get(failure.kind, Situation.REFUSED)
+    if draft.running.turn.anchor == draft.state.live_anchor:
+        # An in-band refusal evicts the id it referred to from the socket's memory.
+        draft.state = attrs.evolve(draft.state, live_anchor=None)
     if situation is Situation.CONNECTION_LIMIT or draft.running.phase is AttemptPhase.SENDING:
         draft.close()
     draft.recover(situation, failure)
 
 
-@_rule("refused-answering", ev.UpstreamRefused, _P.CREATED, _P.OUTPUT)
+@_rule("refused-answering", ev.UpstreamRefused, *_ANSWERING)
 def _refused_answering(draft: Draft, event: ev.UpstreamRefused) -> None:
     """An error frame in mid-answer ends the turn; whether more would come, nobody knows."""
+    failure = classify(event.cause)
+    # What is wrong with an anchor or a socket is no word for the client of an accepted turn.
+    lost = failure.kind in _REFUSED
     draft.close()
-    draft.fail(fx.Answer.UPSTREAM_ERROR, classify(event.cause))
+    draft.fail(fx.Answer.STREAM_INCOMPLETE if lost else fx.Answer.UPSTREAM_ERROR, failure)
 
 
 @_rule("refused-idle", ev.UpstreamRefused, *_USABLE)
@@ -356,43 +341,33 @@ def _refused_idle(draft: Draft, event: ev.UpstreamRefused) -> None:
         draft.emit(fx.Ignored(_UNMATCHED))
 
 
-# ---------------------------------------------------------------- silence and slow readers
-
-
-@_rule("created-deadline", Timer.CREATED, _P.SENDING, _P.SENT)
+@_rule("created-deadline", Timer.CREATED, *_UNANSWERED)
 def _created_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """No response.created in time: the socket is dropped, whatever becomes of the turn (row 4)."""
-    loss = _loss(draft.state)
-    situation = Situation.SILENT if loss is Situation.LOST_SENT else loss
+    situation = _loss(draft.state, Situation.SILENT)
     draft.close()
     draft.recover(situation, classify(TimedOut(Timer.CREATED)))
 
 
-@_rule("idle-deadline", Timer.IDLE, _P.CREATED, _P.OUTPUT)
+@_rule("idle-deadline", Timer.IDLE, *_ANSWERING)
 def _idle_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """The upstream fell silent in mid-answer: as if the socket were lost."""
-    situation = _loss(draft.state)
+    situation = _loss(draft.state, _LOST[draft.state.phase])
     draft.close()
     draft.recover(situation, classify(TimedOut(Timer.IDLE)))
 
 
-@_rule("relay-paused", ev.RelayPaused, _P.CREATED, _P.OUTPUT)
+@_rule("relay-paused", ev.RelayPaused, *_ANSWERING)
 def _relay_paused(draft: Draft, event: ev.RelayPaused) -> None:
     """A slow reader is not a silent upstream: nothing is due while upstream is not read."""
     if draft.running.turn.id != event.turn:
-        draft.emit(fx.Ignored("the turn is over already"))
+        draft.emit(fx.Ignored(_TURN_OVER))
         return
     draft.advance(draft.running.phase, paused=event.paused)
     if event.paused:
         draft.clear_timer(Timer.IDLE)
     else:
         draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-
-
-_NOTHING_RELAYED = (*_IDLE, *_BUSY[:3])
-_ignore("paused-unmatched", ev.RelayPaused, "nothing is being relayed", *_NOTHING_RELAYED)
-
-# ---------------------------------------------------------------- budgets and ages
 
 
 @_rule("turn-deadline", Timer.TURN, *_BUSY)
@@ -403,9 +378,6 @@ def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
         if waiting.deadline <= draft.now:
             draft.drop_waiting(waiting.turn.id)
             draft.emit(fx.FailTurn(waiting.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
-    if draft.running.deadline > draft.now:
-        draft.set_turn_timer()
-        return
     draft.close()
     draft.fail(fx.Answer.REQUEST_TIMEOUT, failure)
 
@@ -434,9 +406,23 @@ def _evict_idle(draft: Draft, event: ev.EvictionRequested) -> None:
     draft.retire()
 
 
+# ---------------------------------------------------------------- benign races, and misuse
+
+_ONE_CREATED = "a turn has one response.created (invariant 14)"
+_UNRELAYED = tuple(phase for phase in Phase if phase not in _ANSWERING)
+_ALL_BUT_SENDING = tuple(phase for phase in Phase if phase is not _P.SENDING)
+_ignore("abandon-idle", ev.TurnAbandoned, _TURN_OVER, *_IDLE)
+_ignore("opened-unwanted", ev.ConnectionOpened, "the connect was given up", _P.CLOSED)
+_ignore("lost-closed", ev.ConnectionLost, "the socket was closed before", _P.CLOSED)
+_ignore("frame-sent-late", ev.FrameSent, "the attempt is further already", *_ALL_BUT_SENDING)
+_ignore("created-twice", ev.ResponseCreated, _ONE_CREATED, *_ANSWERING)
+for _event in (ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded):
+    _ignore(f"unmatched-{_event.__name__}", _event, _UNMATCHED, *_IDLE, _P.RECONNECTING)
+_ignore("unmatched-UpstreamRefused", ev.UpstreamRefused, _UNMATCHED, _P.CLOSED, _P.RECONNECTING)
+_ignore("paused-unmatched", ev.RelayPaused, "nothing is relayed", *_UNRELAYED)
 _ignore("evict-busy", ev.EvictionRequested, "a turn runs or waits (invariant 19)", *_BUSY)
 
-_NEVER_DUE = "the deadline is never set in this phase"
+_illegal("opened-twice", ev.ConnectionOpened, "no connect is under way", *_USABLE, *_IN_FLIGHT)
 for _timer in SESSION_TIMERS:
     _unset = [phase for phase in Phase if (phase, _timer) not in RULES]
-    _illegal(f"{_timer.value}-never-due", _timer, _NEVER_DUE, *_unset)
+    _illegal(f"{_timer.value}-never-due", _timer, "it is never set in this phase", *_unset)

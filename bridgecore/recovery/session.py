@@ -12,7 +12,7 @@ from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.errors import InternalError
 from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived
 from bridgecore.recovery.policy import DEFAULT, Policy
-from bridgecore.recovery.rules import Transition, step
+from bridgecore.recovery.rules import step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline
 
@@ -45,7 +45,7 @@ class Session:
         """
         now = self._clamp(now)
         self._fold()
-        return self._step(event, now).effects
+        return self._step(event, now)
 
     def touch(self, now: int) -> None:
         """More output of the running answer came at ``now``: what ``OutputReceived`` says once
@@ -62,8 +62,7 @@ class Session:
         self._fold()
         effects: list[Effect] = []
         while (deadline := self.state.timers.next()) is not None and deadline.at <= now:
-            transition = self._step(DeadlineReached(deadline.reason), now)
-            effects.extend(transition.effects)
+            effects += self._step(DeadlineReached(deadline.reason), now)
         return tuple(effects)
 
     def _clamp(self, now: int) -> int:
@@ -76,20 +75,16 @@ class Session:
         if touched is not None and self.state.phase is Phase.OUTPUT:
             self._step(OutputReceived(self.state.generation), touched)
 
-    def _step(self, event: Event, now: int) -> Transition:
-        transition = step(self.policy, self.state, event, now)
+    def _step(self, event: Event, now: int) -> tuple[Effect, ...]:
+        try:
+            transition = step(self.policy, self.state, event, now)
+            if isinstance(event, DeadlineReached):
+                again = transition.state.timers.get(event.timer)
+                if again is not None and again <= now:
+                    text = f"rule {transition.rule!r} set {event.timer.value} in the past"
+                    raise InternalError(f"{text} (invariant 29)")
+        except InternalError as error:
+            raise InternalError(f"{error}; {event}, after {list(self._trace)}") from error
         self._trace.append((transition.rule, repr(event)))
-        self.rule = transition.rule
-        self.state = transition.state
-        deadline = self.state.timers.next()
-        if deadline is not None and deadline.at <= now and self._overdue_is_new(event, deadline):
-            raise InternalError(
-                f"rule {transition.rule!r} set {deadline.reason.value} in the past "
-                f"(invariant 29); last: {list(self._trace)}"
-            )
-        return transition
-
-    @staticmethod
-    def _overdue_is_new(event: Event, deadline: Deadline) -> bool:
-        # Another deadline may be due at the same time; the one just handled may not be.
-        return isinstance(event, DeadlineReached) and event.timer is deadline.reason
+        self.rule, self.state = transition.rule, transition.state
+        return transition.effects

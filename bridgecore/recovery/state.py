@@ -16,28 +16,24 @@ from bridgecore.recovery.failure import FailureKind
 from bridgecore.recovery.timers import Timers
 
 
+# fmt: off
 class Lifecycle(enum.Enum):
     """The life of a session's socket."""
-
     OPEN = "open"  # the socket is usable
     CLOSED = "closed"  # no socket
     RECONNECTING = "reconnecting"  # a connect is under way for a waiting turn
     SEND_SKIPPED = "send_skipped"  # a usable socket that did not know the last turn's anchor
 
-
 class AttemptPhase(enum.Enum):
     """How far one physical send has come. Monotone; a new attempt starts again at UNSENT."""
-
     UNSENT = "unsent"
     SENDING = "sending"
     SENT = "sent"
     CREATED = "created"
     OUTPUT = "output"
 
-
 class Phase(enum.Enum):
     """Where a session stands: the key, with the event's type, by which rules are found."""
-
     CLOSED = "closed"
     OPEN = "open"
     SEND_SKIPPED = "send_skipped"
@@ -47,11 +43,9 @@ class Phase(enum.Enum):
     CREATED = "created"
     OUTPUT = "output"
 
-
 @attrs.frozen
 class Running:
     """The turn that has the session, and what was tried for it."""
-
     turn: Turn
     deadline: int  # ns: the end of the turn's whole budget
     phase: AttemptPhase = AttemptPhase.UNSENT
@@ -61,15 +55,14 @@ class Running:
     fallback: Answer | None = None  # what to say if the recovery under way fails, too
     paused: bool = False  # its client reads too slowly
 
-
 @attrs.frozen
 class Waiting:
     """A turn that waits for the session."""
-
     turn: Turn
     deadline: int  # ns
+# fmt: on
 
-
+_PHASES = {phase.value: phase for phase in Phase}
 _NO_TIMERS = Timers()
 
 
@@ -82,8 +75,7 @@ class SessionState:
     live_anchor: str | None = None  # the response that the present socket remembers
     running: Running | None = None
     waiting: tuple[Waiting, ...] = ()
-    refused_anchor: str | None = None  # the anchor that ``refusals`` counts for
-    refusals: int = 0  # bounded refusals used up for that anchor
+    refusals: tuple[tuple[str | None, int], ...] = ()  # bounded refusals used up, by anchor
     worn: bool = False  # the socket is to be replaced as soon as no turn runs
     remote: bool = False  # another replica owns the session: its socket leads there
     timers: Timers = _NO_TIMERS
@@ -91,21 +83,11 @@ class SessionState:
     @property
     def phase(self) -> Phase:
         """The key by which rules are found."""
-        running = self.running
-        if running is None or self.lifecycle is Lifecycle.RECONNECTING:
-            return _OF_LIFECYCLE[self.lifecycle]
-        return _OF_ATTEMPT[running.phase]
+        if self.running is None or self.lifecycle is Lifecycle.RECONNECTING:
+            return _PHASES[self.lifecycle.value]
+        return _PHASES[self.running.phase.value]
 
     @property
     def idle(self) -> bool:
         """No turn runs or waits."""
         return self.running is None and not self.waiting
-
-
-_OF_LIFECYCLE = {lifecycle: Phase(lifecycle.value) for lifecycle in Lifecycle}
-_OF_ATTEMPT = {
-    AttemptPhase.SENDING: Phase.SENDING,
-    AttemptPhase.SENT: Phase.SENT,
-    AttemptPhase.CREATED: Phase.CREATED,
-    AttemptPhase.OUTPUT: Phase.OUTPUT,
-}

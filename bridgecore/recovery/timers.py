@@ -44,6 +44,9 @@ class Timer(enum.Enum):
     DRAIN = "drain"  # When a drain ends, whatever still runs.
 
 
+_ORDER = {timer: index for index, timer in enumerate(Timer)}
+
+
 @attrs.frozen
 class Deadline:
     """A time to call back at: ``at`` in ns, and the timer that is due then."""
@@ -54,14 +57,17 @@ class Deadline:
 
 @attrs.frozen
 class Timers:
-    """A table of deadlines: frozen, hashable, at most one deadline per timer."""
+    """A table of deadlines: frozen, hashable, at most one deadline per timer.
+
+    Kept in the order of ``Timer``, so that equal tables compare equal, however they came about.
+    """
 
     entries: tuple[tuple[Timer, int], ...] = ()
 
     def set(self, timer: Timer, at: int) -> Timers:
         """The same table with ``timer`` due at ``at`` ns."""
-        kept = [entry for entry in self.entries if entry[0] is not timer]
-        return Timers((*kept, (timer, at)))
+        entries = (*self.clear(timer).entries, (timer, at))
+        return Timers(tuple(sorted(entries, key=lambda entry: _ORDER[entry[0]])))
 
     def clear(self, *timers: Timer) -> Timers:
         """The same table without ``timers``."""
@@ -69,17 +75,11 @@ class Timers:
 
     def get(self, timer: Timer) -> int | None:
         """When ``timer`` is due, in ns; None when it is not set."""
-        for name, at in self.entries:
-            if name is timer:
-                return at
-        return None
+        return dict(self.entries).get(timer)
 
     def next(self) -> Deadline | None:
         """The earliest deadline; of equal ones the first in the order of ``Timer``."""
         if not self.entries:
             return None
-        timer, at = min(self.entries, key=lambda entry: (entry[1], _ORDER[entry[0]]))
+        timer, at = min(self.entries, key=lambda entry: entry[1])
         return Deadline(at, timer)
-
-
-_ORDER = {timer: index for index, timer in enumerate(Timer)}

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import assert_never
+from typing import Any, assert_never
 
 import attrs
 
@@ -248,11 +248,8 @@ def _timer(text: str) -> Timer:
 
 def _budget(policy: Policy, key: str, value: str) -> Policy:
     number = _number(value)
-    if key == "reconnect_uses_replay":
-        budgets = attrs.evolve(policy.budgets, reconnect_uses_replay=number > 0)
-    else:
-        budgets = attrs.evolve(policy.budgets, **{key: number})
-    return attrs.evolve(policy, budgets=budgets)
+    change: Mapping[str, Any] = {key: number > 0 if key == "reconnect_uses_replay" else number}
+    return attrs.evolve(policy, budgets=attrs.evolve(policy.budgets, **change))
 
 
 def _timeout(policy: Policy, key: str, value: str) -> Policy:

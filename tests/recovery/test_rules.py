@@ -1,0 +1,197 @@
+"""Rules and policies as tables: nothing is left out, and ``step`` is a pure function of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.errors import LocalProtocolError
+from bridgecore.recovery.events import Event, Standing, Turn, TurnSubmitted
+from bridgecore.recovery.failure import Closed, FailureKind
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    POLICIES,
+    Action,
+    Budgets,
+    Policy,
+    Remedy,
+    Situation,
+    Timeouts,
+)
+from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
+from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+from tests.recovery.histories import History, histories, run
+
+# ------------------------------------------------------------------ totality
+
+
+def test_every_pair_of_phase_and_event_is_ruled_once() -> None:
+    assert set(RULES) == {(phase, key) for phase in Phase for key in EVENT_KEYS}
+    for (phase, key), rule in RULES.items():
+        assert phase in rule.phases
+        assert rule.on is key
+
+
+def test_the_keys_are_all_events_and_all_timers_of_a_session() -> None:
+    events = set(get_args(Event)) - {ev.DeadlineReached}
+    assert set(EVENT_KEYS) == events | set(SESSION_TIMERS)
+    durations = {field.name for field in attrs.fields(Timeouts)}
+    assert {timer.value for timer in SESSION_TIMERS} == durations
+
+
+def test_rule_ids_are_unique_and_each_has_a_sentence() -> None:
+    by_id: dict[str, set[object]] = {}
+    for rule in RULES.values():
+        by_id.setdefault(rule.id, set()).add((rule.on, rule.handling, rule.doc))
+        assert rule.doc
+        assert "\n" not in rule.doc
+        assert (rule.apply is None) is (rule.handling is not Handling.HANDLED)
+    assert all(len(kinds) == 1 for kinds in by_id.values()), by_id
+
+
+def test_the_phase_is_derived_for_every_state_that_can_be() -> None:
+    assert {Phase(lifecycle.value) for lifecycle in Lifecycle} < set(Phase)
+    attempts = {attempt for attempt in AttemptPhase if attempt is not AttemptPhase.UNSENT}
+    assert {Phase(attempt.value) for attempt in attempts} < set(Phase)
+    assert len(Phase) == len(Lifecycle) + len(attempts)
+
+
+# ------------------------------------------------------------------ policies
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_policy_is_total(policy: Policy) -> None:
+    for situation in Situation:
+        for standing in Standing:
+            assert isinstance(policy.remedy(situation, standing), Remedy)
+
+
+@pytest.mark.parametrize("situation", Situation)
+@pytest.mark.parametrize("standing", Standing)
+def test_a_policy_that_lacks_a_cell_is_refused(situation: Situation, standing: Standing) -> None:
+    cells = {
+        cell: remedy for cell, remedy in DEFAULT.cells.items() if cell != (situation, standing)
+    }
+    with pytest.raises(ValueError, match=f"no remedy for {situation.name}/{standing.name}"):
+        Policy("mine", "", cells)
+
+
+def test_with_cell_changes_one_cell_of_a_copy() -> None:
+    cell = (Situation.LOST_SENT, Standing.HELD)
+    remedy = Remedy(Action.RESEND, Answer.STREAM_INCOMPLETE)
+    mine = DEFAULT.with_cell(*cell, remedy)
+    assert DEFAULT.remedy(*cell) != remedy
+    assert {key for key in DEFAULT.cells if mine.cells[key] != DEFAULT.cells[key]} == {cell}
+
+
+@pytest.mark.parametrize("name", [field.name for field in attrs.fields(Timeouts)])
+@pytest.mark.parametrize("duration", [0, -1])
+def test_a_deadline_in_the_past_is_refused(name: str, duration: int) -> None:
+    """Else a deadline could be set at the time that it is handled at (invariant 29)."""
+    with pytest.raises(ValueError, match=name):
+        Timeouts(**{name: duration})
+
+
+@pytest.mark.parametrize("name", ["replays", "refusals", "waiting"])
+def test_a_negative_budget_is_refused(name: str) -> None:
+    changes: dict[str, int] = {name: -1}
+    build: Callable[..., Budgets] = Budgets
+    with pytest.raises(ValueError, match=name):
+        build(**changes)
+
+
+@pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UNANCHORED])
+def test_a_turn_has_an_anchor_unless_it_is_unanchored(standing: Standing) -> None:
+    Turn(1, standing, "resp_1")
+    with pytest.raises(ValueError, match=standing.value):
+        Turn(1, standing)
+    with pytest.raises(ValueError, match="unanchored"):
+        Turn(1, Standing.UNANCHORED, "resp_1")
+
+
+# No policy can make a session loop or break the laws of the mechanics: what an embedder (or a
+# mutator) can write into a cell always ends.
+@settings(max_examples=200, deadline=None)
+@given(
+    cells=st.dictionaries(
+        st.tuples(st.sampled_from(Situation), st.sampled_from(Standing)),
+        st.builds(Remedy, st.sampled_from(Action), st.sampled_from(Answer)),
+        max_size=12,
+    ),
+    history=histories(),
+)
+def test_any_table_ends_each_turn_in_a_bounded_number_of_sends(
+    cells: dict[tuple[Situation, Standing], Remedy], history: History
+) -> None:
+    policy = attrs.evolve(DEFAULT, cells={**DEFAULT.cells, **cells})
+    sends: dict[int, int] = {}
+    for record in run(policy, history):
+        for effect in record.effects:
+            if isinstance(effect, fx.SendTurn):
+                sends[effect.turn] = sends.get(effect.turn, 0) + 1
+    # One send, one replay, and one more for each kind of failure that can be recovered.
+    assert all(count <= 2 + len(FailureKind) for count in sends.values())
+
+
+# ------------------------------------------------------------------ step
+
+
+@settings(deadline=None)
+@given(st.sampled_from(list(POLICIES.values())), histories())
+def test_step_is_a_pure_function_of_hashable_values(policy: Policy, history: History) -> None:
+    for record in run(policy, history):
+        before, hashed = repr(record.before), hash(record.before)
+        again = step(policy, record.before, record.event, record.now)
+        assert again.state == record.after
+        assert hash(again.state) == hash(record.after)
+        assert again.effects == record.effects
+        assert again.rule == record.rule
+        assert repr(record.before) == before
+        assert hash(record.before) == hashed
+
+
+@settings(deadline=None)
+@given(histories(), st.integers(1, 5))
+def test_an_event_of_the_future_is_misuse_in_any_state(history: History, ahead: int) -> None:
+    state = SessionState()
+    for record in run(DEFAULT, history):
+        state = record.after
+    events: list[Event] = [
+        ev.ConnectionOpened(state.generation + ahead),
+        ev.ConnectionLost(state.generation + ahead, Closed(1006)),
+        ev.FrameSent(state.generation + ahead),
+    ]
+    for event in events:
+        with pytest.raises(LocalProtocolError, match="latest generation"):
+            step(DEFAULT, state, event, NS_PER_SECOND)
+
+
+def test_states_and_effects_cannot_be_changed() -> None:
+    transition = step(DEFAULT, SessionState(), TurnSubmitted(Turn(1)), 0)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        transition.state.generation = 7  # type: ignore[misc]  # what the test is about
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        transition.rule = "x"  # type: ignore[misc]  # what the test is about
+
+
+def test_a_timer_of_the_endpoint_is_nothing_to_a_session() -> None:
+    for timer in set(Timer) - set(SESSION_TIMERS):
+        transition = step(DEFAULT, SessionState(), ev.DeadlineReached(timer), NS_PER_SECOND)
+        assert transition.state == SessionState()
+        assert transition.effects == (fx.Ignored("the deadline is not due"),)
+
+
+def test_a_deadline_that_is_due_where_it_is_never_set_is_misuse() -> None:
+    """Only a state that no session came to by itself can have one."""
+    state = SessionState(timers=SessionState().timers.set(Timer.CONNECT, 5))
+    with pytest.raises(LocalProtocolError, match="never set"):
+        step(DEFAULT, state, ev.DeadlineReached(Timer.CONNECT), 5)

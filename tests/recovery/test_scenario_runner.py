@@ -1,0 +1,101 @@
+"""The scenario runner itself: its reader, its complaints, and what it writes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+
+from bridgecore.recovery.events import EvictionRequested, UpstreamRefused
+from bridgecore.recovery.failure import Closed
+from bridgecore.recovery.policy import DEFAULT
+from bridgecore.verify.scenario import ScenarioError, command_of, replay
+from tests.recovery.histories import History, histories, run
+
+
+def test_a_text_that_is_up_to_date_replays_to_itself() -> None:
+    text = (
+        "# A comment.\npolicy default\n\nsubmit 1\n----\nclosed -> reconnecting by submit\n"
+        "  open connection 1\nnext: connect in 10s\n"
+    )
+    assert replay(text) == text
+    assert replay("# A comment.\npolicy default\n\nsubmit 1") == text
+
+
+def test_what_a_person_wrote_is_kept_and_output_is_replaced() -> None:
+    text = "policy default\nsubmit 1\n----\nlies\n  more lies\n# Then:\nsubmit 2\nevict\n"
+    assert replay(text) == (
+        "policy default\nsubmit 1\n----\nclosed -> reconnecting by submit\n  open connection 1\n"
+        "next: connect in 10s\n\n# Then:\nsubmit 2\n----\nreconnecting -> reconnecting by "
+        "submit-busy\nnext: connect in 10s; waiting: 2\n\nevict\n----\nreconnecting -> "
+        "reconnecting by evict-busy\n  ignore: a turn runs or waits (invariant 19)\n"
+        "next: connect in 10s; waiting: 2\n"
+    )
+    assert replay(replay(text)) == replay(text)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("dance", "unknown command"),
+        ("policy nobody", "no policy is named nobody"),
+        ("policy default replay=2", "unknown option replay"),
+        ("policy default connect=10", "10 is no duration"),
+        ("policy default connect=0s", "connect must be more than 0"),
+        ("policy default replays=-1", "-1 is no number"),
+        ("remote control", "remote takes 0 argument"),
+        ("submit", "submit takes 3 argument"),
+        ("submit one", "one is no number"),
+        ("submit 1 dreamt resp_1", "no anchored turn is dreamt"),
+        ("submit 1 unanchored resp_1", "no anchored turn is unanchored"),
+        ("opened 3", "opened takes 0 argument"),
+        ("opened generation=last", "last is no number"),
+        ("opened generation=1 generation=2", "generation is given twice"),
+        ("lost", "lost takes 2 argument"),
+        ("lost interest completely", "no connection is lost by interest"),
+        ("lost close 1006 retry_after=3", "retry_after is for an upgrade"),
+        ("lost timeout never", "no timer is named never"),
+        ("ended happily", "no response ends as happily"),
+        ("refused stats=400", "unknown option stats"),
+        ("refused status=bad", "bad is no number"),
+        ('refused message="no end', "cannot read from column 9 on"),
+        ("advance", "advance takes 1 argument"),
+        ("advance 10", "10 is no duration"),
+        ("deadline supper", "no timer is named supper"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(line: str, complaint: str) -> None:
+    with pytest.raises(ScenarioError) as caught:
+        replay(f"# One.\n\n{line}\n", "some/file.txt")
+    assert str(caught.value).startswith("some/file.txt:3: ")
+    assert complaint in str(caught.value)
+    assert repr(line) in str(caught.value)
+
+
+def test_the_number_of_a_line_counts_output_too() -> None:
+    with pytest.raises(ScenarioError, match=r"^x:6: unknown command"):
+        replay("submit 1\n----\nsome\noutput\n\ndance\n", "x")
+
+
+def test_settings_stand_before_commands() -> None:
+    with pytest.raises(ScenarioError, match="before the first command"):
+        replay("submit 1\n\npolicy default\n")
+
+
+@settings(deadline=None)
+@given(histories())
+def test_events_can_be_written_as_commands(history: History) -> None:
+    """A history that was found by a machine, written down and replayed, says the same."""
+    lines, rules = ["policy default"], list[str]()
+    for record in run(DEFAULT, [item for item in history if not isinstance(item, int)]):
+        lines += ["", command_of(record.event)]
+        rules.append(record.rule)
+    said = re.findall(r" by ([\w-]+)$", replay("\n".join(lines)), re.MULTILINE)
+    assert said == rules
+
+
+def test_what_a_scenario_cannot_say_is_refused() -> None:
+    with pytest.raises(ValueError, match="refused by an error frame"):
+        command_of(UpstreamRefused(1, Closed(1006)))
+    assert command_of(EvictionRequested()) == "evict"

@@ -1,0 +1,213 @@
+"""The facade: what it adds to ``step`` (a clock, folding, a trace) adds no decision."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.draft import Draft
+from bridgecore.recovery.effects import Answer, Effect, FailTurn, Ignored
+from bridgecore.recovery.errors import InternalError, LocalProtocolError
+from bridgecore.recovery.events import Turn
+from bridgecore.recovery.failure import Closed
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
+from bridgecore.recovery.rules import RULES, Handling, Rule
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import Phase
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from tests.recovery.histories import History, histories, placed, run
+
+SECOND = NS_PER_SECOND
+policies = st.sampled_from(list(POLICIES.values()))
+
+
+def in_output() -> Session:
+    session = Session()
+    for event in (
+        ev.TurnSubmitted(Turn(1)),
+        ev.ConnectionOpened(1),
+        ev.FrameSent(1),
+        ev.ResponseCreated(1),
+        ev.OutputReceived(1),
+    ):
+        session.handle(event, 0)
+    return session
+
+
+@settings(deadline=None)
+@given(policies, histories())
+def test_it_does_what_step_does(policy: Policy, history: History) -> None:
+    session = Session(policy)
+    for record in run(policy, history):
+        assert session.state == record.before
+        if isinstance(record.event, ev.DeadlineReached):
+            deadline = session.next_timeout()
+            due = deadline is not None and deadline.at <= record.now
+            assert due is (record.rule != "spurious-deadline")
+        assert session.handle(record.event, record.now) == record.effects
+        assert session.state == record.after
+        assert session.rule == record.rule
+
+
+@settings(deadline=None)
+@given(policies, histories())
+def test_misuse_changes_nothing(policy: Policy, history: History) -> None:
+    session = Session(policy)
+    now = 0
+    for item in history:
+        if isinstance(item, int):
+            now += item
+            session.handle_timeout(now)
+            continue
+        before, deadline, rule = session.state, session.next_timeout(), session.rule
+        try:
+            session.handle(placed(item, session.state), now)
+        except LocalProtocolError:
+            assert session.state is before
+            assert session.next_timeout() == deadline
+            assert session.rule == rule
+
+
+@settings(deadline=None)
+@given(policies, histories(), st.integers(0, 4000))
+def test_after_a_timeout_the_next_deadline_is_later(
+    policy: Policy, history: History, late: int
+) -> None:
+    """Invariant 29, however late the wake-up comes."""
+    session = Session(policy)
+    now = 0
+    for item in history:
+        if isinstance(item, int):
+            now += item + late * SECOND
+            session.handle_timeout(now)
+            deadline = session.next_timeout()
+            assert deadline is None or deadline.at > now
+            # And the same wake-up once more is nothing (invariant 44).
+            before = session.state
+            assert session.handle_timeout(now) == ()
+            assert session.state is before
+        else:
+            try:
+                session.handle(placed(item, session.state), now)
+            except LocalProtocolError:
+                continue
+
+
+@settings(deadline=None)
+@given(policies, histories(), st.data())
+def test_a_wake_up_before_the_deadline_is_nothing(
+    policy: Policy, history: History, data: st.DataObject
+) -> None:
+    session = Session(policy)
+    now = 0
+    for record in run(policy, history):
+        session.handle(record.event, record.now)
+        now = record.now
+    deadline = session.next_timeout()
+    if deadline is not None and deadline.at > now:
+        before = session.state
+        assert session.handle_timeout(data.draw(st.integers(now, deadline.at - 1))) == ()
+        assert session.state is before
+
+
+@given(
+    st.lists(st.integers(0, 200 * SECOND), min_size=1, max_size=6),
+    st.booleans(),
+    st.sampled_from(["pause", "end", "wait"]),
+)
+def test_touching_is_stepping_each_output(gaps: list[int], paused: bool, then: str) -> None:
+    touched, stepped = in_output(), in_output()
+    now = 0
+    if paused:
+        for session in (touched, stepped):
+            session.handle(ev.RelayPaused(1, True), now)
+    for gap in gaps:
+        now += gap
+        touched.touch(now)
+        stepped.handle(ev.OutputReceived(1), now)
+    results: list[tuple[Effect, ...]] = []
+    for session in (touched, stepped):
+        if then == "wait":
+            results.append(session.handle_timeout(now + 300 * SECOND - 1))
+            results[-1] += session.handle_timeout(now + 300 * SECOND)
+        elif then == "pause":
+            results.append(session.handle(ev.RelayPaused(1, not paused), now + SECOND))
+        else:
+            results.append(session.handle(ev.ResponseEnded(1, ev.Outcome.COMPLETED, "r"), now))
+    assert results[0] == results[1]
+    assert touched.state == stepped.state
+    assert touched.next_timeout() == stepped.next_timeout()
+
+
+def test_a_touch_outside_of_output_is_forgotten() -> None:
+    session = in_output()
+    session.touch(SECOND)
+    session.handle(ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1"), 2 * SECOND)
+    before = session.state
+    session.touch(3 * SECOND)
+    assert session.handle_timeout(4 * SECOND) == ()
+    assert session.state is before
+
+
+def test_a_clock_that_goes_backwards_stands_still() -> None:
+    session = Session()
+    session.handle(ev.TurnSubmitted(Turn(1)), 100 * SECOND)
+    session.handle(ev.ConnectionOpened(1), 40 * SECOND)
+    assert session.next_timeout() == Deadline(160 * SECOND, Timer.CREATED)
+    assert session.handle_timeout(10 * SECOND) == ()
+    session.handle(ev.FrameSent(1), 101 * SECOND)
+    assert session.next_timeout() == Deadline(161 * SECOND, Timer.CREATED)
+
+
+def test_deadlines_that_are_due_together_pass_in_the_order_of_their_times() -> None:
+    session = Session()
+    session.handle(ev.TurnSubmitted(Turn(1)), 0)
+    session.handle(ev.ConnectionOpened(1), 0)
+    # Asleep for a day: what was due first tells what failed (invariant 31).
+    effects = session.handle_timeout(86_400 * SECOND)
+    (failed,) = [effect for effect in effects if isinstance(effect, FailTurn)]
+    assert failed.failure is not None
+    assert failed.failure.detail == "created deadline"
+
+
+def test_a_deadline_reported_early_is_ignored_by_name() -> None:
+    session = Session()
+    session.handle(ev.TurnSubmitted(Turn(1)), 0)
+    before = session.state
+    effects = session.handle(ev.DeadlineReached(Timer.CONNECT), 10 * SECOND - 1)
+    assert effects == (Ignored("the deadline is not due"),)
+    assert session.state is before
+    session.handle(ev.DeadlineReached(Timer.CONNECT), 10 * SECOND)
+    assert session.state.phase is Phase.CLOSED
+
+
+def test_a_rule_that_sets_its_own_deadline_in_the_past_is_found_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def again(draft: Draft, event: object) -> None:
+        draft.set_timer(Timer.CONNECT, 0)
+
+    pair = (Phase.RECONNECTING, Timer.CONNECT)
+    broken = Rule("broken", (pair[0],), pair[1], Handling.HANDLED, "spins", again)
+    monkeypatch.setitem(RULES, pair, broken)
+    session = Session()
+    session.handle(ev.TurnSubmitted(Turn(1)), 0)
+    before = session.state
+    with pytest.raises(InternalError, match=r"'broken'.*invariant 29.*TurnSubmitted"):
+        session.handle_timeout(10 * SECOND)
+    assert session.state is before
+
+
+def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (Phase.CLOSED, ev.EvictionRequested)
+
+    def broken(draft: Draft, event: object) -> None:
+        draft.fail(Answer.OVERLOADED, None)
+
+    monkeypatch.setitem(RULES, pair, Rule("b", (pair[0],), pair[1], Handling.HANDLED, "x", broken))
+    session = Session(DEFAULT)
+    session.handle(ev.ConnectionLost(0, Closed(1006)), 0)
+    with pytest.raises(InternalError, match=r"no turn runs; EvictionRequested.*lost-closed"):
+        session.handle(ev.EvictionRequested(), 0)
