@@ -106,6 +106,10 @@ def _render_upstream_error(
 ) -> HttpError:
     """The upstream's own error: code and words kept, the status one that clients act upon."""
     kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
+    if kind is FailureKind.NOT_FOUND and anchor is None:
+        # The client named no id, so it has none to drop: the upstream is at fault.
+        message = "The upstream did not find a response that the turn does not name. Retry as is."
+        return http_error(502, Answer.UPSTREAM_ERROR.value, message)
     if kind is FailureKind.NOT_FOUND:
         # Whatever shape it came in, the client gets the one it knows.
         return render_answer(Answer.NOT_FOUND, failure, None, anchor)

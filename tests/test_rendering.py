@@ -104,3 +104,10 @@ def test_a_not_found_names_the_anchor() -> None:
     error = render_failed_response(frame, "resp_7")
     assert (error.status, error.code) == (400, "previous_response_not_found")
     assert "resp_7" in error.message
+
+
+def test_a_not_found_that_no_turn_asked_for_is_the_upstreams_fault() -> None:
+    """A client that named no id would drop one that it does not have, for ever."""
+    error = ErrorFrame(status=400, code="previous_response_not_found")
+    said = render_answer(Answer.UPSTREAM_ERROR, classify(error), error, None)
+    assert (said.status, said.code, said.retry_after) == (502, "upstream_error", 1)

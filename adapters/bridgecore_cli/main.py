@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from bridgecore.config import UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.wire.transport import Log, LogLevel
+from bridgecore_cli import simulate
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -73,6 +74,8 @@ def _main(arguments: Sequence[str]) -> int:
         print(render_rules(POLICIES[options.policy]).rstrip("\n"))
         return 0
     try:
+        if options.command == "simulate":
+            return simulate.run(options)
         settings = load(vars(options), os.environ)
         return _serve(settings)
     except SettingsError as exc:
@@ -110,6 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         )
     rules = commands.add_parser("rules", help="print a policy and the rules", allow_abbrev=False)
     rules.add_argument("--policy", choices=sorted(POLICIES), default="default")
+    simulate.add_parser(commands)
     return parser
 
 

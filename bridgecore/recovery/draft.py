@@ -20,7 +20,7 @@ from bridgecore.recovery.errors import InternalError
 from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
-from bridgecore.recovery.timers import Timer
+from bridgecore.recovery.timers import Timer, Timers
 
 _USABLE = (Lifecycle.OPEN, Lifecycle.SEND_SKIPPED)
 # Where the upstream may have the turn already: starting over is a replay, whatever the cell says.
@@ -36,51 +36,60 @@ _ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest g
 
 
 class Draft:
-    """One transition in the making. Not for use outside ``recovery``."""
+    """One transition in the making. Not for use outside ``recovery``.
 
-    __slots__ = ("effects", "now", "policy", "state")
+    It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict; ``phase`` is
+    where the session stood when the event came, ``running`` the turn that has the session.
+    """
 
     def __init__(self, policy: Policy, state: SessionState, now: int) -> None:
-        self.policy = policy
-        self.state = state
-        self.now = now
+        self.policy, self.now, self.phase = policy, now, state.phase
         self.effects: list[Effect] = []
+        self.lifecycle, self.generation = state.lifecycle, state.generation
+        self.live_anchor, self.taken, self.waiting = state.live_anchor, state.running, state.waiting
+        self.refusals, self.worn, self.remote = state.refusals, state.worn, state.remote
+        self.timers = dict(state.timers.entries)
+
+    def finish(self) -> SessionState:
+        """The state that the moves have led to."""
+        timers = Timers.of(self.timers)
+        socket = (self.lifecycle, self.generation, self.live_anchor)
+        turns = (self.taken, self.waiting, self.refusals)
+        return SessionState(*socket, *turns, self.worn, self.remote, timers)
 
     @property
     def running(self) -> Running:
         """The turn that has the session; only for rules of phases that have one."""
-        if self.state.running is None:
+        if self.taken is None:
             raise InternalError("no turn runs")
-        return self.state.running
+        return self.taken
 
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
 
     def advance(self, phase: AttemptPhase, *, paused: bool = False) -> None:
         """Record how far the attempt has come, and whether its client reads too slowly."""
-        running = attrs.evolve(self.running, phase=phase, paused=paused)
-        self.state = attrs.evolve(self.state, running=running)
+        self.taken = attrs.evolve(self.running, phase=phase, paused=paused)
 
     def set_timer(self, timer: Timer, after: int) -> None:
         """Make ``timer`` due ``after`` ns from now."""
-        timers = self.state.timers.set(timer, self.now + after)
-        self.state = attrs.evolve(self.state, timers=timers)
+        self.timers[timer] = self.now + after
 
     def clear_timer(self, *timers: Timer) -> None:
-        self.state = attrs.evolve(self.state, timers=self.state.timers.clear(*timers))
+        for timer in timers:
+            self.timers.pop(timer, None)
 
     def drop_waiting(self, turn: int) -> bool:
         """Take ``turn`` out of the queue; False if it does not wait."""
-        before = self.state.waiting
-        kept = tuple(waiting for waiting in before if waiting.turn.id != turn)
-        self.state = attrs.evolve(self.state, waiting=kept)
-        return len(kept) < len(before)
+        before = self.waiting
+        self.waiting = tuple(waiting for waiting in before if waiting.turn.id != turn)
+        return len(self.waiting) < len(before)
 
     def run(self, waiting: Waiting) -> None:
         """Give the session to the turn. Those behind it came later: their budgets end later."""
-        running = Running(waiting.turn, waiting.deadline)
-        timers = self.state.timers.clear(Timer.EXPIRY).set(Timer.TURN, waiting.deadline)
-        self.state = attrs.evolve(self.state, running=running, timers=timers)
+        self.taken = Running(waiting.turn, waiting.deadline)
+        self.clear_timer(Timer.EXPIRY)
+        self.timers[Timer.TURN] = waiting.deadline
 
     def fail(self, answer: Answer, failure: Failure | None) -> None:
         """End the turn with ``answer``."""
@@ -89,13 +98,13 @@ class Draft:
 
     def release(self) -> None:
         """The session is free: rotate a worn socket, then take the next turn or begin to idle."""
-        self.state = attrs.evolve(self.state, running=None)
+        self.taken = None
         self.clear_timer(Timer.CREATED, Timer.IDLE, Timer.TURN)
-        if self.state.worn:
+        if self.worn:
             self.close()
-        if self.state.waiting:
-            first, *rest = self.state.waiting
-            self.state = attrs.evolve(self.state, waiting=tuple(rest))
+        if self.waiting:
+            first, *rest = self.waiting
+            self.waiting = tuple(rest)
             self.run(first)
             self.start()
         else:
@@ -103,14 +112,13 @@ class Draft:
 
     def disconnected(self) -> None:
         """There is no socket any more, and what it remembered went with it."""
-        lifecycle = Lifecycle.CLOSED
-        self.state = attrs.evolve(self.state, lifecycle=lifecycle, live_anchor=None, worn=False)
+        self.lifecycle, self.live_anchor, self.worn = Lifecycle.CLOSED, None, False
         self.clear_timer(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
 
     def close(self) -> None:
         """Close the socket, or stop opening it; without one, do nothing."""
-        if self.state.lifecycle is not Lifecycle.CLOSED:
-            self.emit(fx.CloseConnection(self.state.generation))
+        if self.lifecycle is not Lifecycle.CLOSED:
+            self.emit(fx.CloseConnection(self.generation))
             self.disconnected()
 
     def retire(self) -> None:
@@ -121,19 +129,20 @@ class Draft:
 
     def start(self) -> None:
         """Begin the turn: on the socket at hand or being opened, else on a new one."""
-        if self.state.lifecycle in _USABLE:
+        if self.lifecycle in _USABLE:
             self.dispatch()
-        elif self.state.lifecycle is Lifecycle.CLOSED:
+        elif self.lifecycle is Lifecycle.CLOSED:
             self._connect()
 
     def _connect(self) -> None:
-        before, running = self.state, attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
-        if self.policy.budgets.reconnect_uses_replay and before.generation > 0:
+        running = attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
+        if self.policy.budgets.reconnect_uses_replay and self.generation > 0:
             running = attrs.evolve(running, replays=max(running.replays, 1))
-        self.state = attrs.evolve(before, generation=before.generation + 1, running=running)
-        self.state = attrs.evolve(self.state, lifecycle=Lifecycle.RECONNECTING)
+        self.taken = running
+        self.lifecycle = Lifecycle.RECONNECTING
+        self.generation += 1
         self.set_timer(Timer.CONNECT, self.policy.timeouts.connect)
-        self.emit(fx.OpenConnection(self.state.generation, self.state.remote))
+        self.emit(fx.OpenConnection(self.generation, self.remote))
 
     def dispatch(self) -> None:
         """Send the turn on the socket at hand, if the socket can know its anchor.
@@ -145,17 +154,17 @@ class Draft:
         anchor = running.turn.anchor
         if running.form is not None:
             self._send(running.form)
-        elif anchor is None or anchor == self.state.live_anchor or self.state.remote:
+        elif anchor is None or anchor == self.live_anchor or self.remote:
             self._send(Form.AS_IS)
         else:
-            self.state = attrs.evolve(self.state, lifecycle=Lifecycle.SEND_SKIPPED)
+            self.lifecycle = Lifecycle.SEND_SKIPPED
             self.recover(Situation.SEND_SKIPPED, None)
 
     def _send(self, form: Form) -> None:
-        running = attrs.evolve(self.running, phase=AttemptPhase.SENDING, form=None)
-        self.state = attrs.evolve(self.state, lifecycle=Lifecycle.OPEN, running=running)
+        self.taken = attrs.evolve(self.running, phase=AttemptPhase.SENDING, form=None)
+        self.lifecycle = Lifecycle.OPEN
         self.set_timer(Timer.CREATED, self.policy.timeouts.created)
-        self.emit(fx.SendTurn(self.state.generation, running.turn.id, form))
+        self.emit(fx.SendTurn(self.generation, self.running.turn.id, form))
 
     def recover(self, situation: Situation, failure: Failure | None) -> None:
         """Do for the running turn what the policy says about ``situation``."""
@@ -163,7 +172,7 @@ class Draft:
         action, answer = remedy.action, remedy.answer
         if action is Action.REBIND:
             self.emit(fx.RebindSession())
-            self.state = attrs.evolve(self.state, remote=False)
+            self.remote = False
         match action:
             case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:
                 self._try_again(_FORMS.get(action), situation, failure, answer)
@@ -199,21 +208,21 @@ class Draft:
             return
         fallback = running.fallback if skipped else answer
         running = attrs.evolve(running, form=form, fallback=fallback)
-        self.state = attrs.evolve(self.state, running=running)
+        self.taken = running
         self.start()
 
     def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:
         anchor = self.running.turn.anchor
-        used = dict(self.state.refusals).get(anchor, 0)
+        used = dict(self.refusals).get(anchor, 0)
         if used >= self.policy.budgets.refusals:
             self.fail(Answer.NOT_FOUND, failure)
             return
         self.forgive(anchor)
-        refusals = (*self.state.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
-        self.state = attrs.evolve(self.state, refusals=refusals)
+        refusals = (*self.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
+        self.refusals = refusals
         self.fail(answer, failure)
 
     def forgive(self, anchor: str | None) -> None:
         """Forget how often ``anchor`` was refused; the counts of other anchors stand."""
-        kept = tuple(entry for entry in self.state.refusals if entry[0] != anchor)
-        self.state = attrs.evolve(self.state, refusals=kept)
+        kept = tuple(entry for entry in self.refusals if entry[0] != anchor)
+        self.refusals = kept

@@ -90,7 +90,6 @@ def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transit
         due = state.timers.get(event.timer)
         if due is None or due > now:
             return Transition(state, (fx.Ignored("the deadline is not due"),), SPURIOUS_DEADLINE)
-        state = attrs.evolve(state, timers=state.timers.clear(event.timer))
     else:
         key = type(event)
         generation = getattr(event, "generation", state.generation)
@@ -99,13 +98,16 @@ def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transit
         if generation < state.generation:
             return Transition(state, (fx.Ignored("its connection is gone"),), STALE_GENERATION)
     rule = RULES[state.phase, key]
-    if rule.handling is Handling.IGNORED:
-        return Transition(state, (fx.Ignored(rule.doc),), rule.id)
-    if rule.apply is None:
+    if rule.handling is Handling.ILLEGAL:
         raise LocalProtocolError(f"{event} in phase {state.phase.value}: {rule.doc}")
     draft = Draft(policy, state, now)
-    rule.apply(draft, event)
-    return Transition(draft.state, tuple(draft.effects), rule.id)
+    if isinstance(key, Timer):
+        draft.clear_timer(key)
+    if rule.apply is None:
+        draft.emit(fx.Ignored(rule.doc))
+    else:
+        rule.apply(draft, event)
+    return Transition(draft.finish(), tuple(draft.effects), rule.id)
 
 
 # ---------------------------------------------------------------- registration
@@ -162,14 +164,14 @@ def _submit(draft: Draft, event: ev.TurnSubmitted) -> None:
 def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
     """Turns never overlap on a connection: wait, within the turn's own budget; a full queue
     rejects at once (invariant 23)."""
-    queue = draft.state.waiting
+    queue = draft.waiting
     if event.turn.id in {draft.running.turn.id, *(waiting.turn.id for waiting in queue)}:
         raise LocalProtocolError(f"turn {event.turn.id} was submitted before")
     if len(queue) >= draft.policy.budgets.waiting:
         draft.emit(fx.FailTurn(event.turn.id, fx.Answer.OVERLOADED, None))
         return
     waiting = Waiting(event.turn, draft.now + draft.policy.timeouts.turn)
-    draft.state = attrs.evolve(draft.state, waiting=(*queue, waiting))
+    draft.waiting = (*queue, waiting)
 
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
@@ -183,7 +185,7 @@ def _abandon(draft: Draft, event: ev.TurnAbandoned) -> None:
     if draft.running.turn.id != event.turn:
         draft.emit(fx.Ignored(_TURN_OVER))
         return
-    if draft.state.phase is not _P.RECONNECTING or not draft.state.waiting:
+    if draft.phase is not _P.RECONNECTING or not draft.waiting:
         draft.close()
     draft.release()
 
@@ -191,7 +193,7 @@ def _abandon(draft: Draft, event: ev.TurnAbandoned) -> None:
 @_rule("connection-opened", ev.ConnectionOpened, _P.RECONNECTING)
 def _connection_opened(draft: Draft, event: ev.ConnectionOpened) -> None:
     """The socket is there: the waiting turn goes on, if the socket can carry it."""
-    draft.state = attrs.evolve(draft.state, lifecycle=Lifecycle.OPEN)
+    draft.lifecycle = Lifecycle.OPEN
     draft.clear_timer(Timer.CONNECT)
     draft.set_timer(Timer.LIFETIME, draft.policy.timeouts.lifetime)
     draft.dispatch()
@@ -213,7 +215,7 @@ def _lost_connecting(draft: Draft, event: ev.ConnectionLost) -> None:
 
 def _give_up_connect(draft: Draft, cause: Evidence) -> None:
     failure = classify(cause)
-    if draft.state.remote:
+    if draft.remote:
         situation = Situation.OWNER_LOST  # row 7
     elif failure.kind is FailureKind.REJECTED:
         situation = Situation.UPGRADE_REJECTED
@@ -236,19 +238,19 @@ _LOST = {
 }
 
 
-def _loss(state: SessionState, mine: Situation) -> Situation:
+def _loss(draft: Draft, mine: Situation) -> Situation:
     """What a loss means for the turn in flight: ``mine``, or, where the socket leads to another
     replica, what the client has seen of the answer tells (rows 7, 8)."""
-    if not state.remote:
+    if not draft.remote:
         return mine
-    begun = state.phase in _ANSWERING
+    begun = draft.phase in _ANSWERING
     return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
 
 
 @_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
 def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
     """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5)."""
-    situation = _loss(draft.state, _LOST[draft.state.phase])
+    situation = _loss(draft, _LOST[draft.phase])
     draft.disconnected()
     draft.recover(situation, classify(event.cause))
 
@@ -295,7 +297,7 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     """The terminal event: the turn is complete; only a completed response becomes an anchor."""
     draft.forgive(draft.running.turn.anchor)
     anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
-    draft.state = attrs.evolve(draft.state, live_anchor=anchor)
+    draft.live_anchor = anchor
     if draft.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.
         draft.close()
@@ -314,9 +316,9 @@ def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
     """The upstream refused the turn before generating: the policy may try another way."""
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
-    if draft.running.turn.anchor == draft.state.live_anchor:
+    if draft.running.turn.anchor == draft.live_anchor:
         # An in-band refusal evicts the id it referred to from the socket's memory.
-        draft.state = attrs.evolve(draft.state, live_anchor=None)
+        draft.live_anchor = None
     if situation is Situation.CONNECTION_LIMIT or draft.running.phase is AttemptPhase.SENDING:
         draft.close()
     draft.recover(situation, failure)
@@ -344,7 +346,7 @@ def _refused_idle(draft: Draft, event: ev.UpstreamRefused) -> None:
 @_rule("created-deadline", Timer.CREATED, *_UNANSWERED)
 def _created_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """No response.created in time: the socket is dropped, whatever becomes of the turn (row 4)."""
-    situation = _loss(draft.state, Situation.SILENT)
+    situation = _loss(draft, Situation.SILENT)
     draft.close()
     draft.recover(situation, classify(TimedOut(Timer.CREATED)))
 
@@ -352,7 +354,7 @@ def _created_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
 @_rule("idle-deadline", Timer.IDLE, *_ANSWERING)
 def _idle_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """The upstream fell silent in mid-answer: as if the socket were lost."""
-    situation = _loss(draft.state, _LOST[draft.state.phase])
+    situation = _loss(draft, _LOST[draft.phase])
     draft.close()
     draft.recover(situation, classify(TimedOut(Timer.IDLE)))
 
@@ -374,7 +376,7 @@ def _relay_paused(draft: Draft, event: ev.RelayPaused) -> None:
 def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """The whole budget of a turn is used up, waits and replays included."""
     failure = classify(TimedOut(Timer.TURN))
-    for waiting in draft.state.waiting:
+    for waiting in draft.waiting:
         if waiting.deadline <= draft.now:
             draft.drop_waiting(waiting.turn.id)
             draft.emit(fx.FailTurn(waiting.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
@@ -391,7 +393,7 @@ def _lifetime_idle(draft: Draft, event: ev.DeadlineReached) -> None:
 @_rule("lifetime-busy", Timer.LIFETIME, *_IN_FLIGHT)
 def _lifetime_busy(draft: Draft, event: ev.DeadlineReached) -> None:
     """The socket is old but a turn runs: it is replaced when the turn is over."""
-    draft.state = attrs.evolve(draft.state, worn=True)
+    draft.worn = True
 
 
 @_rule("expiry", Timer.EXPIRY, *_IDLE)

@@ -12,6 +12,7 @@ twice: after handling at t, the next deadline is later than t (invariant 29).
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 import attrs
 
@@ -63,6 +64,11 @@ class Timers:
     """
 
     entries: tuple[tuple[Timer, int], ...] = ()
+
+    @classmethod
+    def of(cls, deadlines: Mapping[Timer, int]) -> Timers:
+        """The table of these deadlines."""
+        return cls(tuple(sorted(deadlines.items(), key=lambda entry: _ORDER[entry[0]])))
 
     def set(self, timer: Timer, at: int) -> Timers:
         """The same table with ``timer`` due at ``at`` ns."""

@@ -195,3 +195,22 @@ def test_a_deadline_that_is_due_where_it_is_never_set_is_misuse() -> None:
     state = SessionState(timers=SessionState().timers.set(Timer.CONNECT, 5))
     with pytest.raises(LocalProtocolError, match="never set"):
         step(DEFAULT, state, ev.DeadlineReached(Timer.CONNECT), 5)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("events", [0, 1, 2, 3])
+@pytest.mark.parametrize("action", [Action.RESEND, Action.REBIND, Action.SEND])
+def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
+    remote: bool, events: int, action: Action
+) -> None:
+    """However far the turn had come, and whoever lost it, it costs the same budget (12)."""
+    remedy = Remedy(action, Answer.STREAM_INCOMPLETE)
+    cells = {(s, standing): remedy for s in Situation for standing in Standing}
+    policy = Policy("mine", "", cells, Budgets(replays=0))
+    on_the_way: History = [ev.FrameSent(0), ev.ResponseCreated(0), ev.OutputReceived(0)]
+    history: History = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(0)]
+    history += on_the_way[:events]
+    history.append(ev.ConnectionLost(0, Closed(1006)))
+    *_, last = run(policy, history, SessionState(remote=remote))
+    ended = [effect for effect in last.effects if not isinstance(effect, fx.RebindSession)]
+    assert [type(effect) for effect in ended] == [fx.FailTurn]

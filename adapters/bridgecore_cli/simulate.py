@@ -1,0 +1,240 @@
+"""``bridgecore simulate``: see what a policy is worth, in virtual time.
+
+What belongs here: flags in, tables and figures out, the exit code. What is simulated is
+``bridgecore.verify``'s; this file reads the clock and writes the files.
+
+Exit codes: 0: the window sufficed, every turn was had and nothing was violated; 1: not so (of
+``both``, the safe policy is judged, the broken one is there to be compared with); 2: usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from bridgecore.recovery.policy import DEFAULT, POLICIES, V1_12, Policy
+
+if TYPE_CHECKING:  # the other commands need not wait for the simulator to be loaded
+    from bridgecore.verify.sim_growth import Experiment, Growth
+    from bridgecore.verify.simulate import Scenario, Shrunk
+
+_BOTH = "both"
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to those of ``bridgecore``."""
+    parser = commands.add_parser(
+        "simulate",
+        help="run the context-growth experiment, and many conversations on a faulty network",
+        description="One long conversation whose sockets are lost, through a real endpoint and an "
+        "emulated upstream, in virtual time: how its context grows. With --conversations, also "
+        "that many conversations of all kinds of clients on a network that loses, stalls and "
+        "reorders, with every property checked; a violation is shrunk to a timeline.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--policy",
+        choices=[*sorted(POLICIES), _BOTH],
+        default=DEFAULT.name,
+        help=f"both: {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+    )
+    parser.add_argument(
+        "--turns",
+        type=_at_least(1),
+        metavar="N",
+        help="of the long conversation (default: 200), and of each of the others (default: 20)",
+    )
+    parser.add_argument(
+        "--conversations",
+        type=_at_least(0),
+        default=0,
+        metavar="N",
+        help="how many to run on the faulty network (default: 0)",
+    )
+    parser.add_argument(
+        "--faults",
+        type=_every,
+        default=(1, 4),
+        metavar="K|none",
+        help="one turn in K is hit (default: each of the long conversation, 1 in 4 of the others)",
+    )
+    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
+    parser.add_argument(
+        "--store",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the upstream stores the long conversation's responses",
+    )
+    parser.add_argument(
+        "--window", type=_at_least(1), default=876_000, metavar="TOKENS", help="context window"
+    )
+    parser.add_argument(
+        "--system-tokens",
+        type=_at_least(1),
+        default=50_000,
+        metavar="N",
+        help="size of the system prompt",
+    )
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="write a plot of the context")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
+
+
+def _at_least(low: int) -> Any:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"must be at least {low}")
+        return value
+
+    return integer
+
+
+def _every(text: str) -> tuple[int | None, int | None]:
+    """How often the turns of the long conversation and of the others are hit."""
+    if text == "none":
+        return None, None
+    value: int = _at_least(1)(text)
+    return value, value
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command; the exit code."""
+    from bridgecore.verify.sim_growth import grow, plot, summary, table
+
+    policies = [DEFAULT, V1_12] if args.policy == _BOTH else [POLICIES[args.policy]]
+    growths = [grow(_experiment(args, policy)) for policy in policies]
+    if not args.json:
+        for growth in growths:
+            print(f"{_setting(growth.experiment)}\n\n{table(growth)}\n\n{summary(growth)}\n")
+    if args.svg is not None:
+        try:
+            args.svg.write_text(plot(growths), encoding="utf-8")
+        except OSError as exc:
+            print(f"bridgecore: error: cannot write {args.svg}: {exc.strerror}", file=sys.stderr)
+            return 1
+    sound = growths[0].sound
+    storms: dict[str, Any] = {}
+    for policy in policies if args.conversations else ():
+        storm = _Storm(args, policy)
+        if not args.json:
+            print(storm.text())
+        storms[policy.name] = storm.figures()
+        sound = sound and (policy is not policies[0] or not storm.report.violations)
+    if args.json:
+        found = {growth.experiment.policy.name: _figures(growth) for growth in growths}
+        print(json.dumps({"growth": found, "conversations": storms, "sound": sound}))
+    return 0 if sound else 1
+
+
+def _experiment(args: argparse.Namespace, policy: Policy) -> Experiment:
+    from bridgecore.verify.sim_growth import Experiment
+
+    return Experiment(
+        policy=policy,
+        turns=args.turns or 200,
+        fault_every=args.faults[0],
+        seed=args.seed,
+        store=args.store,
+        window=args.window,
+        system_tokens=args.system_tokens,
+    )
+
+
+def _setting(experiment: Experiment) -> str:
+    every = experiment.fault_every
+    hit = (
+        "no turn is" if every is None else f"1 turn in {every} is" if every > 1 else "each turn is"
+    )
+    return (
+        f"policy {experiment.policy.name}: one conversation, store={str(experiment.store).lower()},"
+        f" a system prompt of {experiment.system_tokens:,} tokens, about {experiment.new_tokens:,}"
+        f" new ones a turn;\n{hit} hit: the socket is lost before the turn, and again before"
+        " response.created. Tokens:"
+    )
+
+
+def _figures(growth: Growth) -> dict[str, Any]:
+    return {
+        "turns": [attrs.asdict(row) for row in growth.rows],
+        "tokens_per_turn": growth.per_turn,
+        "window": growth.experiment.window,
+        "full_at_turn": growth.full,
+        "stuck_at_turn": growth.stuck,
+    }
+
+
+class _Storm:
+    """Many conversations under one policy, and how long they took."""
+
+    def __init__(self, args: argparse.Namespace, policy: Policy) -> None:
+        from bridgecore.verify.simulate import Report, Scenario, run_many, shrink
+
+        scenario = Scenario(
+            seed=args.seed, policy=policy, turns=args.turns or 20, fault_every=args.faults[1]
+        )
+        self.policy = policy
+        self.turns = scenario.turns
+        self.report = Report()
+        self.shrunk: Shrunk | None = None
+        first: Scenario | None = None
+        wall, cpu = time.perf_counter(), time.process_time()
+        for one, report in run_many(scenario, args.conversations):
+            self.report.add(report)
+            if report.violations and first is None:
+                first = one
+        self.wall = time.perf_counter() - wall
+        self.cpu = time.process_time() - cpu
+        if first is not None:
+            self.shrunk = shrink(first, self.report.violations[0])
+
+    def figures(self) -> dict[str, Any]:
+        """For programs."""
+        report = self.report
+        return {
+            "conversations": report.conversations,
+            "conversation_hours": report.hours,
+            "turns": report.turns,
+            "honestly_refused": report.given_up,
+            "attempts": report.attempts,
+            "whole_histories_resent": report.resends,
+            "troubles": dict(report.troubles),
+            "upstream_restarts": report.restarts,
+            "events": report.events,
+            "wall_seconds": self.wall,
+            "cpu_seconds": self.cpu,
+            "conversation_hours_per_minute": report.hours / self.wall * 60,
+            "conversation_hours_per_cpu_minute": report.hours / self.cpu * 60,
+            "violations": [str(violation) for violation in report.violations],
+            "shrunk": None if self.shrunk is None else str(self.shrunk),
+        }
+
+    def text(self) -> str:
+        """For people."""
+        report = self.report
+        troubles = sum(report.troubles.values())
+        lines = [
+            f"policy {self.policy.name}: {report.conversations:,} conversations of {self.turns} "
+            "turns on a faulty network",
+            f"  {report.hours:,.0f} conversation-hours in {self.wall:,.1f} s "
+            f"({self.cpu:,.1f} s of one core): {report.hours / self.wall * 60:,.0f} a minute "
+            f"({report.hours / self.cpu * 60:,.0f} a minute of one core)",
+            f"  {report.turns:,} turns completed in {report.attempts:,} attempts, "
+            f"{report.given_up:,} honestly refused, {report.resends:,} whole histories resent",
+            f"  {troubles:,} troubles of {len(report.troubles)} kinds, "
+            f"{report.restarts:,} restarts of the upstream, {report.events:,} events",
+            f"  {len(report.violations):,} violations"
+            + ("" if len(report.violations) == 0 else ":"),
+        ]
+        counts: dict[str, int] = {}
+        for violation in report.violations:
+            counts[violation.prop] = counts.get(violation.prop, 0) + 1
+        lines += [f"    {count:>6,}  {prop}" for prop, count in sorted(counts.items())]
+        if self.shrunk is not None:
+            lines += ["", f"The first one, in {self.shrunk.runs} runs shrunk to:", str(self.shrunk)]
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,775 @@
+"""The whole system in virtual time: an endpoint, an upstream, many clients, and a hostile network.
+
+What belongs here: what goes wrong in a run and when (drawn from the scenario's seed), the checks
+that need more than one client's view, the search for a smaller run that fails alike, and the
+totals. Wires and chance are ``sim_network``'s, what a client does and can check by itself is
+``sim_clients``'.
+
+A run is a pure function of its ``Scenario``: the same scenario gives the same history, byte for
+byte (``Report.digest``). What goes wrong for a turn is drawn from (seed, client, turn) alone, so a
+scenario with fewer clients or fewer troubles keeps the rest as it was; that is what ``shrink``
+relies on.
+
+What is checked, beside what clients check (streams, isolation, not-found only after bounded
+refusals, honest statuses, liveness):
+
+* *execution*: the upstream never sees more sends of a turn that it did not refuse than its client
+  made attempts (invariant 11);
+* *context*: what the upstream held for a turn that succeeded is what the client believes, item by
+  item (invariants 6 to 8);
+* *machine*: nothing raises, and no deadline that was handled is due again (invariant 29);
+* *leak*: when all is over and every timer has run out, nothing is left (invariants 18 to 21);
+* *drain*: a drained endpoint stops.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import attrs
+import msgspec
+
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.testing.emulator import CreateRequest, Emulator, Outcome, Turn
+from bridgecore.testing.faults import (
+    Abort,
+    Action,
+    CloseWith,
+    Error,
+    ErrorShape,
+    Fault,
+    FaultPlan,
+    Freeze,
+    Garbage,
+    Point,
+    Reject,
+    SendEvents,
+    Silence,
+)
+from bridgecore.verify.sim_clients import PROFILES, Client, Json, Profile, marks
+from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
+from bridgecore.wire import transport as tp
+
+T = TypeVar("T", bound=Any)  # sortable
+
+_HOUR = 3600 * NS_PER_SECOND
+_HORIZON = 60 * 24 * _HOUR  # virtual time after which clients that are not done never will be
+_MAX_VIOLATIONS = 20  # of one run: more tell nothing new
+
+
+# ------------------------------------------------------------------ what goes wrong
+
+
+class Strike(enum.Enum):
+    """What can be done to a turn on the network. The value is how a timeline calls it."""
+
+    CLIENT_CUT_UP = "the client's connection breaks in its request"
+    CLIENT_CUT_DOWN = "the client's connection breaks in its answer"
+    CLIENT_STALL = "the client's connection stalls"
+    LINK_CUT_UP = "the upstream socket breaks while it is written to"
+    LINK_CUT_DOWN = "the upstream socket breaks in the answer"
+    LINK_STALL_UP = "the upstream socket stalls while it is written to"
+    LINK_STALL_DOWN = "the upstream socket stalls in the answer"
+    LINK_HALF_OPEN = "the upstream socket goes half-open"
+    IDLE_RESET = "the upstream socket was reset between turns"
+    IDLE_CLOSED = "the upstream socket was closed between turns, without a close frame"
+    IDLE_HALF_OPEN = "the upstream socket went half-open between turns"
+    REFUSED = "the socket was reset and the next connects are refused"
+    SWALLOWED = "the socket was reset and the next connect is not answered"
+
+
+@attrs.frozen
+class Trouble:
+    """What goes wrong in one turn: a strike, or a fault of the upstream's."""
+
+    what: Strike | Fault
+    count: int = 0  # bytes after which a wire breaks; connects that are refused
+    duration: int = 0  # ns of a stall
+
+    def __str__(self) -> str:
+        if isinstance(self.what, Strike):
+            return self.what.value
+        return f"the upstream: {self.what.action} {self.what.point.value}"
+
+
+_NOT_FOUND = Error(
+    400,
+    "previous_response_not_found",
+    "invalid_request_error",
+    "Previous response not found.",
+    "previous_response_id",
+)
+_LIMIT = Error(
+    400,
+    "websocket_connection_limit_reached",
+    "invalid_request_error",
+    "This connection has reached its time limit; please open a new one.",
+)
+_FAILED = (
+    b'{"type":"response.failed","sequence_number":%SEQUENCE%,"response":{"id":"%RESPONSE_ID%",'
+    b'"status":"failed","output":[],"error":{"code":"server_error","message":"scripted"}}}'
+)
+_INCOMPLETE = (
+    b'{"type":"response.incomplete","sequence_number":%SEQUENCE%,"response":{"id":"%RESPONSE_ID%",'
+    b'"status":"incomplete","output":[],"error":null,'
+    b'"incomplete_details":{"reason":"max_output_tokens"}}}'
+)
+_STRANGE = b'{"type":"response.strange","sequence_number":%SEQUENCE%,"new":true}'
+
+_CLOSES: Final[tuple[Action, ...]] = (
+    Abort(),
+    *(CloseWith(code) for code in (1000, 1001, 1005, 1006, 1011, 1012, 1013, 4000)),
+)
+_SILENCES: Final[tuple[Action, ...]] = (Silence(), Freeze())
+_LATER = (Point.AFTER_CREATED, Point.MID_OUTPUT, Point.BEFORE_TERMINAL)
+# Each list is one kind of trouble, all kinds equally likely.
+_UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
+    tuple(Fault(Point.BEFORE_CREATED, action) for action in _CLOSES),
+    tuple(Fault(point, action) for point in _LATER for action in _CLOSES),
+    tuple(Fault(Point.AFTER_TERMINAL, action) for action in _CLOSES),
+    tuple(Fault(Point.BEFORE_CREATED, action) for action in _SILENCES),
+    tuple(Fault(point, action) for point in _LATER for action in _SILENCES),
+    (
+        Fault(Point.BEFORE_CREATED, Error()),
+        Fault(Point.BEFORE_CREATED, Error(shape=ErrorShape.NO_STATUS)),
+        Fault(Point.BEFORE_CREATED, Error(429, "rate_limit_exceeded", "rate_limit_error")),
+        Fault(Point.BEFORE_CREATED, Error(400, "invalid_prompt", "invalid_request_error")),
+        Fault(Point.MID_OUTPUT, Error()),
+    ),
+    tuple(
+        Fault(Point.BEFORE_CREATED, attrs.evolve(_NOT_FOUND, shape=shape)) for shape in ErrorShape
+    ),
+    (
+        Fault(Point.BEFORE_CREATED, _LIMIT),
+        Fault(Point.BEFORE_CREATED, attrs.evolve(_LIMIT, shape=ErrorShape.CODE_IN_TYPE)),
+    ),
+    (
+        Fault(Point.AFTER_CREATED, SendEvents((_FAILED,))),
+        Fault(Point.MID_OUTPUT, SendEvents((_FAILED,))),
+        Fault(Point.BEFORE_TERMINAL, SendEvents((_INCOMPLETE,))),
+        Fault(Point.MID_OUTPUT, SendEvents((_STRANGE,))),
+        Fault(Point.MID_OUTPUT, Garbage(b"not json")),
+        Fault(Point.MID_OUTPUT, Garbage(b"\x8f\xff", raw=True)),
+    ),
+    (
+        Fault(Point.ON_CONNECT, Abort()),
+        Fault(Point.ON_CONNECT, Freeze()),
+        Fault(Point.ON_UPGRADE, CloseWith(1006)),
+        Fault(Point.ON_UPGRADE, Silence()),
+        Fault(Point.ON_UPGRADE, Reject(503, ((b"retry-after", b"3"),))),
+        Fault(Point.ON_UPGRADE, Reject(404)),
+        Fault(Point.ON_UPGRADE, Reject(429)),
+    ),
+)
+_OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
+
+
+def trouble(seed: int, client: int, turn: int, every: int | None) -> Trouble | None:
+    """What goes wrong in the turn, once in ``every`` turns; None: nothing, as for most."""
+    rng = Rng(seed, 3, client, turn)
+    if every is None or not rng.one_in(every):
+        return None
+    if rng.one_in(2):
+        return Trouble(rng.pick(rng.pick(_UPSTREAM_FAULTS)))
+    strike = rng.pick(tuple(Strike))
+    count = rng.between(1, 3) if strike is Strike.REFUSED else _bytes(rng)
+    # Mostly shorter than any deadline, sometimes longer than most.
+    duration = rng.pick((1, 4, 20, 70, 400)) * NS_PER_SECOND
+    return Trouble(strike, count, duration)
+
+
+def _bytes(rng: Rng) -> int:
+    """How many bytes a wire still carries: any of the first few, or any of the first thousands."""
+    return rng.between(0, rng.pick((4, 300, 2500, 9000)))
+
+
+# ------------------------------------------------------------------ scenarios and reports
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """A run, completely: everything that happens in it follows from these values."""
+
+    seed: int
+    policy: Policy = DEFAULT
+    clients: int = 32
+    turns: int = 20  # of each client
+    fault_every: int | None = 4  # turns for one trouble; None: nothing goes wrong
+    restarts: bool = True  # the upstream goes away and comes back, every few hours
+    profiles: tuple[Profile, ...] = PROFILES
+    endpoint: Callable[[Config], Endpoint] = Endpoint  # what is tried
+    only: frozenset[int] | None = None  # the clients that take part; None: all
+    spared: frozenset[tuple[int, int]] = frozenset()  # (client, turn) whose trouble is left out
+
+
+@attrs.frozen
+class Violation:
+    """Something that must not be, seen at ``at`` (ns since the run began)."""
+
+    prop: str
+    seed: int
+    at: int
+    client: int  # NOBODY: no client in particular
+    turn: int
+    text: str
+
+    def __str__(self) -> str:
+        who = "" if self.client == NOBODY else f", client {self.client} turn {self.turn}"
+        return f"{self.prop}: {self.text} (seed {self.seed}{who}, t+{self.at / 1e9:.3f} s)"
+
+
+@attrs.define
+class Report:
+    """What a run, or many of them, came to. Times are ns of virtual time."""
+
+    violations: list[Violation] = attrs.Factory(list)
+    conversations: int = 0
+    conversation_time: int = 0  # of all conversations together, each from its begin to its end
+    turns: int = 0  # that succeeded
+    given_up: int = 0  # turns that an honest refusal ended
+    attempts: int = 0
+    resends: int = 0  # whole histories that were sent after a not-found
+    events: int = 0  # that machines handled
+    upstream_turns: int = 0
+    restarts: int = 0
+    troubles: Counter[str] = attrs.Factory(Counter)
+    digest: str = ""  # of the latest run
+
+    @property
+    def hours(self) -> float:
+        """Conversation-hours."""
+        return self.conversation_time / _HOUR
+
+    def add(self, other: Report) -> None:
+        """Take in another run."""
+        self.violations += other.violations
+        self.conversations += other.conversations
+        self.conversation_time += other.conversation_time
+        self.turns += other.turns
+        self.given_up += other.given_up
+        self.attempts += other.attempts
+        self.resends += other.resends
+        self.events += other.events
+        self.upstream_turns += other.upstream_turns
+        self.restarts += other.restarts
+        self.troubles += other.troubles
+        self.digest = other.digest
+
+
+def run(scenario: Scenario, record: Callable[[str], None] | None = None) -> Report:
+    """Run ``scenario``. ``record`` is told what happens, a line at a time: for people."""
+    return _World(scenario, record).run()
+
+
+def run_many(scenario: Scenario, conversations: int) -> Iterator[tuple[Scenario, Report]]:
+    """Run ``scenario`` with consecutive seeds until that many conversations were had; each run's
+    scenario and report as soon as it is over."""
+    seed = scenario.seed
+    while conversations > 0:
+        one = attrs.evolve(scenario, seed=seed, clients=min(scenario.clients, conversations))
+        yield one, run(one)
+        conversations -= one.clients
+        seed += 1
+
+
+# ------------------------------------------------------------------ a run
+
+
+class _UpstreamFaults(FaultPlan):
+    """Faults by client and turn, where ``FaultPlan`` goes by number."""
+
+    def __init__(self, world: _World) -> None:
+        super().__init__()
+        self._world = world
+
+    def at(self, nth: int, point: Point) -> list[Fault]:
+        """The faults that the ``nth`` connection or turn meets at ``point``."""
+        fault = self._world.fault(nth, point)
+        return [] if fault is None else [fault]
+
+
+@attrs.define
+class _Sends:
+    """The sends of one turn as the upstream saw them."""
+
+    attempts: int = 0
+    turns: list[Turn] = attrs.Factory(list)
+    responses: dict[str, Turn] = attrs.Factory(dict)
+
+
+class _World:
+    """One run. Also the ``Observer`` of its clients."""
+
+    def __init__(self, scenario: Scenario, record: Callable[[str], None] | None) -> None:
+        self._scenario = scenario
+        self._record = record
+        self._report = Report()
+        seed = scenario.seed
+        rng = Rng(seed, 0)
+        self._network = network = SimNetwork(seed)
+        network.record = self.note if record is not None else None
+        self._troubles: dict[int, Trouble | None] = {}  # client -> trouble of its turn
+        self._struck: dict[int, set[int]] = {}  # client -> turns whose upstream fault has struck
+        self._of_create: dict[int, tuple[int, int]] = {}  # create frame -> client, turn
+        self._anchored: set[int] = set()  # create frames that name a response
+        self._sends: dict[tuple[int, int], _Sends] = {}
+        self._faulted: dict[int, Fault] = {}  # create frame -> what it met
+        self._wires: dict[int, End] = {}  # client -> its connection, as of its latest attempt
+        self._emulator = Emulator(
+            seed=seed,
+            deltas=2,
+            delta_interval=rng.pick((0, 0, 150)) * MILLISECOND,
+            lifetime=rng.pick((None, 1500, 3600)),
+            lifetime_grace=rng.pick((None, 5)),
+        )
+        emulator = self._emulator
+        if emulator.lifetime is not None:
+            emulator.lifetime *= NS_PER_SECOND
+        if emulator.lifetime_grace is not None:
+            emulator.lifetime_grace *= NS_PER_SECOND
+        emulator.faults = _UpstreamFaults(self)
+        self._config = Config(
+            upstream=UpstreamUrl.parse("ws://upstream:80/v1/responses"),
+            policy=scenario.policy,
+            # At the usual pace pings would be most of what is simulated, and show no more.
+            ping_interval=300 * NS_PER_SECOND,
+        )
+        self._endpoint = scenario.endpoint(self._config)
+        network.add(emulator, host="upstream", after=self._look_upstream)
+        network.add(self._endpoint, host="bridge")
+        self._clients: dict[int, Client] = {}
+        self._undone = 0  # clients that have turns left
+        for number in range(scenario.clients):
+            if scenario.only is not None and number not in scenario.only:
+                continue
+            profile = scenario.profiles[number % len(scenario.profiles)]
+            client = Client(
+                number,
+                profile,
+                turns=scenario.turns,
+                refusals=scenario.policy.budgets.refusals,
+                seed=seed,
+                observer=self,
+            )
+            client.start(network.now + Rng(seed, 4, number).between(1, 600) * NS_PER_SECOND)
+            if profile.slow:
+                network.windows[number] = 2048
+            network.add(client, label=number)
+            self._clients[number] = client
+            self._undone += 1
+        if scenario.restarts and scenario.fault_every is not None:
+            self._next_restart(0)
+
+    def run(self) -> Report:
+        network, report = self._network, self._report
+        try:
+            network.run(_HORIZON, self._settled)
+            self._check_end()
+        except MachineError as exc:
+            self._violate("machine", exc.label, str(exc))
+        report.conversations = len(self._clients)
+        for client in self._clients.values():
+            report.conversation_time += max(0, client.ended - client.begun)
+            report.turns += client.completed
+            report.given_up += client.given_up
+            report.resends += client.resends
+        report.events = network.events
+        report.digest = network.digest
+        return report
+
+    def _settled(self) -> bool:
+        return self._undone == 0 or self._full()
+
+    def _full(self) -> bool:
+        return len(self._report.violations) >= _MAX_VIOLATIONS
+
+    def _check_end(self) -> None:
+        """Clients are done: what is left has to go by itself, then the endpoint has to stop."""
+        if self._full():
+            return
+        network, endpoint, emulator = self._network, self._endpoint, self._emulator
+        for client in self._clients.values():
+            if not client.done:
+                self._violate("liveness", client.number, "is not done after two months")
+        if endpoint.bridge.turns:
+            self._violate("leak", NOBODY, f"{endpoint.bridge.turns} turns without a client")
+        network.run(network.now + 3 * _HOUR, lambda: False)
+        left = {
+            "turns": endpoint.bridge.turns,
+            "conversations": endpoint.bridge.conversations,
+            "links": endpoint.bridge.links,
+            "client connections": endpoint.clients,
+            "upstream connections": endpoint.upstreams,
+            "connections at the upstream": emulator.connections,
+            "wires of the endpoint": len(network.ends(endpoint)),
+        }
+        for name, count in left.items():
+            if count:
+                self._violate("leak", NOBODY, f"{count} {name} three hours after the last turn")
+        network.tell(endpoint, tp.DrainRequested())
+        network.run(network.now + self._config.drain_timeout * 2, lambda: False)
+        if endpoint not in network.stopped or endpoint.next_timeout() is not None:
+            self._violate("drain", NOBODY, "an endpoint without connections does not stop")
+
+    # ------------------------------------------------------------ the upstream
+
+    def _next_restart(self, nth: int) -> None:
+        rng = Rng(self._scenario.seed, 5, nth)
+        when = self._network.now + rng.between(1800, 9000) * NS_PER_SECOND
+        if (NOBODY, nth) not in self._scenario.spared:
+            self._network.at(when, lambda: self._restart(rng))
+        self._network.at(when, lambda: None if self._settled() else self._next_restart(nth + 1))
+
+    def _restart(self, rng: Rng) -> None:
+        if self._settled():
+            return
+        seconds = rng.pick((0, 2, 20, 90))
+        self.note(f"the upstream restarts and is away for {seconds} s")
+        self._report.restarts += 1
+        self._network.shut("upstream")
+        self._network.at(
+            self._network.now + seconds * NS_PER_SECOND,
+            lambda: self._network.listen("upstream", self._emulator),
+        )
+
+    def fault(self, nth: int, point: Point) -> Fault | None:
+        """The fault that the ``nth`` connection or turn of the upstream meets at ``point``."""
+        if point is Point.WHILE_RECEIVING:
+            return None  # the network breaks frames in two
+        anchored = True
+        if point in _OF_CONNECTIONS:
+            client = self._network.accepted(self._emulator, nth).label
+        else:
+            found = self._key(nth)
+            if found is None:
+                return None
+            client = found[0]
+            if found[1] != self._turn_of(client):
+                return None  # a straggler of a turn that is over
+            anchored = nth in self._anchored
+        met = self._troubles.get(client)
+        if met is None or not isinstance(met.what, Fault) or met.what.point is not point:
+            return None
+        if isinstance(met.what.action, Error) and met.what.action.param and not anchored:
+            return None  # no upstream misses a response that nobody asked for
+        turn = self._turn_of(client)
+        struck = self._struck.setdefault(client, set())
+        if turn in struck:
+            return None  # each fault strikes once
+        struck.add(turn)
+        if point not in _OF_CONNECTIONS:
+            self._faulted[nth] = met.what
+        self.note(f"client {client} turn {turn}: {met}")
+        return met.what
+
+    def _turn_of(self, client: int) -> int:
+        found = self._clients.get(client)
+        return 0 if found is None else found.turn
+
+    def _key(self, nth: int) -> tuple[int, int] | None:
+        """The client and turn of the ``nth`` create frame."""
+        if nth not in self._of_create:
+            for request in self._emulator.requests:
+                self._of_create.setdefault(request.number, _whose(request))
+                if request.anchor is not None:
+                    self._anchored.add(request.number)
+        return self._of_create.get(nth)
+
+    def _look_upstream(self) -> None:
+        """The upstream handled something: take note of what it saw."""
+        emulator = self._emulator
+        for turn in emulator.turns:
+            key = self._key(turn.request.number)
+            if key is not None:
+                self._sent(key, turn)
+        emulator.turns.clear()
+        emulator.requests.clear()
+
+    def _sent(self, key: tuple[int, int], turn: Turn) -> None:
+        client, number = key
+        sends = self._sends.setdefault(key, _Sends())
+        if self._record is not None:
+            what = f"create frame {turn.request.number}, anchor {turn.request.anchor}"
+            self.note(f"upstream: client {client} turn {number}: {what}, {turn.outcome.value}")
+        self._report.upstream_turns += 1
+        sends.turns.append(turn)
+        sends.responses[turn.response_id] = turn
+        count = sum(1 for sent in sends.turns if not self._refused(sent))
+        if count > sends.attempts:
+            text = f"sent upstream {count} times in {sends.attempts} attempts (invariant 11)"
+            self._violate("execution", client, text, number)
+
+    def _refused(self, turn: Turn) -> bool:
+        """Whether the upstream refused the turn before it generated anything."""
+        if turn.outcome is not Outcome.FAILED:
+            return False
+        fault = self._faulted.get(turn.request.number)
+        return fault is None or fault.point is Point.BEFORE_CREATED
+
+    # ------------------------------------------------------------ Observer
+
+    def turn_ended(self, client: Client) -> None:
+        """What is to go wrong before the next turn begins."""
+        if client.done:
+            self._undone -= 1
+            return
+        met = self._draw(client.number, client.turn + 1)
+        if met is None or met.what not in _BETWEEN:
+            return
+        network, number = self._network, client.number
+
+        def strike() -> None:
+            self.note(f"client {number}, before turn {client.turn + 1}: {met}")
+            for end in self._links(number):
+                if met.what is Strike.IDLE_CLOSED:
+                    network.finish(end)
+                elif met.what is Strike.IDLE_HALF_OPEN:
+                    network.vanish(end)
+                else:
+                    network.reset(end)
+
+        network.at(network.now + 300 * MILLISECOND, strike)
+
+    def turn_begins(self, client: Client) -> None:
+        """Prepare what is to go wrong in the turn."""
+        network, number = self._network, client.number
+        for upstream in (False, True):
+            network.armed.pop((upstream, number), None)
+        network.refuse.pop(number, None)
+        network.swallow.pop(number, None)
+        met = self._troubles[number] = self._draw(number, client.turn)
+        if met is None:
+            return
+        what = met.what
+        self._report.troubles[what.name if isinstance(what, Strike) else _fault_name(what)] += 1
+        if not isinstance(what, Strike):
+            return
+        self.note(f"client {number} turn {client.turn}: {met}")
+        if what is Strike.REFUSED:
+            network.refuse[number] = met.count
+        elif what is Strike.SWALLOWED:
+            network.swallow[number] = 1
+        elif what not in _BETWEEN:
+            upstream = what not in _OF_CLIENT
+            # An unanchored turn gets a socket of its own; what can be struck is the next one.
+            fresh = upstream and client.anchor is None
+            ends = self._links(number) if upstream else network.ends(client)
+            if ends and not fresh:
+                self._strike(ends[-1], what, met)
+            else:
+                strikes = network.armed.setdefault((upstream, number), [])
+                strikes.append(lambda end: self._strike(end, what, met))
+
+    def _strike(self, end: End, what: Strike, met: Trouble) -> None:
+        """Do it to the wire of which ``end`` is the end that opened it."""
+        network, peer = self._network, end.peer
+        if peer is None:
+            return
+        if what in (Strike.CLIENT_CUT_UP, Strike.LINK_CUT_UP):
+            network.cut_after(end, met.count)
+        elif what in (Strike.CLIENT_CUT_DOWN, Strike.LINK_CUT_DOWN):
+            network.cut_after(peer, met.count)
+        elif what is Strike.LINK_HALF_OPEN:
+            network.vanish(end)
+        else:
+            side = peer if what is Strike.LINK_STALL_DOWN else end
+            network.stall(side, network.now + met.duration)
+
+    def _links(self, client: int) -> list[End]:
+        """The endpoint's ends of the client's upstream sockets, the oldest first."""
+        ends = self._network.ends(self._emulator, client)
+        return [end.peer for end in ends if end.peer is not None and end.peer.open]
+
+    def _draw(self, client: int, turn: int) -> Trouble | None:
+        scenario = self._scenario
+        if (client, turn) in scenario.spared:
+            return None
+        return trouble(scenario.seed, client, turn, scenario.fault_every)
+
+    def attempt_begins(self, client: Client) -> None:
+        """The client sends its body once more."""
+        self._report.attempts += 1
+        key = client.number, client.turn
+        self._sends.setdefault(key, _Sends()).attempts += 1
+        self._wires[client.number] = self._network.ends(client)[-1]
+
+    def answered(self, client: Client, response: str, context: list[Json]) -> None:
+        """Compare what the client believes with what the upstream held."""
+        turn = self._sends[client.number, client.turn].responses.get(response)
+        if turn is None:
+            self._observe("context", client, "its response is not one of its turn's")
+        elif list(turn.request.context) != context:
+            held = len(turn.request.context)
+            text = f"it believes in {len(context)} items, the upstream held {held} (invariant 6)"
+            if held == len(context):
+                text = "an item that the upstream held is not what it believes (invariant 6)"
+            self._observe("context", client, text)
+
+    def explained(self, client: Client, status: int | None) -> bool:
+        """Whether the turn's trouble explains ``status``; None: a connection lost."""
+        if status is None and self._wires[client.number].harmed:
+            return True
+        met = self._troubles.get(client.number)
+        if met is None:
+            return False
+        if isinstance(met.what, Strike):
+            # Whose bytes do not come is told so, or taken for gone.
+            return met.what is Strike.CLIENT_STALL and status in (None, 408)
+        action = met.what.action
+        return (isinstance(action, Error) and action.status == status) or (
+            isinstance(action, SendEvents) and status == 200
+        )
+
+    def violate(self, prop: str, client: Client, text: str) -> None:
+        """A client saw what must not be."""
+        self._observe(prop, client, text)
+
+    def note(self, text: str) -> None:
+        """Something for the timeline."""
+        if self._record is not None:
+            self._record(f"{(self._network.now - NS_PER_SECOND) / 1e9:12.3f}  {text}")
+
+    def _observe(self, prop: str, client: Client, text: str) -> None:
+        self._violate(prop, client.number, text, client.turn)
+
+    def _violate(self, prop: str, client: int, text: str, turn: int = 0) -> None:
+        if self._full():
+            return
+        at = self._network.now - NS_PER_SECOND
+        found = Violation(prop, self._scenario.seed, at, client, turn, text)
+        self._report.violations.append(found)
+        self.note(f"VIOLATION of {prop}: {text}")
+
+
+_OF_CLIENT = frozenset({Strike.CLIENT_CUT_UP, Strike.CLIENT_CUT_DOWN, Strike.CLIENT_STALL})
+_BETWEEN = frozenset(
+    {
+        Strike.IDLE_RESET,
+        Strike.IDLE_CLOSED,
+        Strike.IDLE_HALF_OPEN,
+        Strike.REFUSED,
+        Strike.SWALLOWED,
+    }
+)
+
+
+def _fault_name(fault: Fault) -> str:
+    return f"{type(fault.action).__name__} {fault.point.value}"
+
+
+def _whose(request: CreateRequest) -> tuple[int, int]:
+    """Whose create frame it is, by the mark of its last item: earlier ones are of earlier turns."""
+    items = request.input
+    found = marks(msgspec.json.encode(items[-1])) if items else set()
+    return found.pop() if len(found) == 1 else (NOBODY, 0)
+
+
+# ------------------------------------------------------------------ shrinking
+
+
+@attrs.frozen
+class Shrunk:
+    """A smallest scenario found that breaks the same property, and what happens in it."""
+
+    scenario: Scenario
+    violation: Violation
+    timeline: tuple[str, ...]
+    runs: int  # that it took to find it
+
+    def __str__(self) -> str:
+        scenario = self.scenario
+        clients = "all" if scenario.only is None else ", ".join(map(str, sorted(scenario.only)))
+        lines = [
+            str(self.violation),
+            f"policy {scenario.policy.name}, seed {scenario.seed}, client {clients} of "
+            f"{scenario.clients}, {scenario.turns} turns; seconds, and what happened:",
+            *self.timeline,
+        ]
+        return "\n".join(lines)
+
+
+def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shrunk:
+    """Look for a smaller scenario that breaks the property of ``violation``: fewer clients, then
+    fewer turns, then fewer troubles. ``max_runs`` bounds the search.
+
+    Raises:
+        ValueError: ``scenario`` does not break the property.
+    """
+    search = _Search(violation.prop, max_runs)
+    if not search.attempt(scenario):
+        raise ValueError(f"the scenario does not break {violation.prop!r}")
+    clients = frozenset(range(scenario.clients)) if scenario.only is None else scenario.only
+    seen = search.violation
+    if seen.client == NOBODY or not search.attempt_with(only=frozenset({seen.client})):
+        _minimise(clients, lambda kept: search.attempt_with(only=kept))
+    if 0 < search.violation.turn < search.best.turns:
+        search.attempt_with(turns=search.violation.turn)
+    while search.best.turns > 1 and search.attempt_with(turns=search.best.turns - 1):
+        pass
+    search.attempt_with(restarts=False)
+    best = search.best
+    met = {
+        (client, turn)
+        for client in (clients if best.only is None else best.only)
+        for turn in range(1, best.turns + 1)
+        if trouble(best.seed, client, turn, best.fault_every) is not None
+    }
+    if best.restarts:
+        met |= {(NOBODY, nth) for nth in range(_RESTARTS_SPARED)}
+    every, spared = frozenset(met) - best.spared, best.spared
+    _minimise(every, lambda kept: search.attempt_with(spared=spared | (every - kept)))
+    timeline: list[str] = []
+    run(search.best, timeline.append)
+    return Shrunk(search.best, search.violation, tuple(timeline), search.runs)
+
+
+_RESTARTS_SPARED: Final = 16  # the first ones: what is found small does not last longer
+
+
+class _Search:
+    """The smallest failing scenario so far, and what it breaks."""
+
+    best: Scenario
+    violation: Violation
+
+    def __init__(self, prop: str, max_runs: int) -> None:
+        self.runs = 0
+        self._prop = prop
+        self._max_runs = max_runs
+
+    def attempt(self, candidate: Scenario) -> bool:
+        """Whether ``candidate`` fails alike; then it is the best."""
+        if self.runs >= self._max_runs:
+            return False
+        self.runs += 1
+        for violation in run(candidate).violations:
+            if violation.prop == self._prop:
+                self.best, self.violation = candidate, violation
+                return True
+        return False
+
+    def attempt_with(self, **changes: Any) -> bool:
+        """``attempt`` the best with ``changes``."""
+        return self.attempt(attrs.evolve(self.best, **changes))
+
+
+def _minimise(items: frozenset[T], still: Callable[[frozenset[T]], bool]) -> None:
+    """Take away what is not needed for ``still``: big parts first, then one at a time (Zeller and
+    Hildebrandt: "Simplifying and Isolating Failure-Inducing Input", 2002, without the subsets)."""
+    kept = sorted(items)
+    size = len(kept)
+    while size:
+        start = 0
+        while start < len(kept):
+            rest = kept[:start] + kept[start + size :]
+            if still(frozenset(rest)):
+                kept = rest
+            else:
+                start += size
+        size //= 2
