@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 import attrs
@@ -49,30 +50,10 @@ _BOOKKEEPING: Final[Mapping[str, frozenset[str]]] = {
     "web_search_call": frozenset({"id"}),
     "additional_tools": frozenset({"id"}),
 }
-# Compared without these, but sent back whole: a compaction is replayed exactly as it was handed out.
+# Compared without these, but sent back whole: a compaction is replayed as it was handed out.
 _KEPT_WHOLE: Final[Mapping[str, frozenset[str]]] = {
     "compaction": frozenset({"id", "created_by"}),
 }
-
-# What a chain carries on from one request to the next besides items: nothing. But a client that
-# changes one of these means another conversation (docs, "Protocol notes"), and the two last ones
-# decide what the service makes of a long context.
-_SETTINGS: Final = (
-    "model",
-    "instructions",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "reasoning",
-    "include",
-    "service_tier",
-    "prompt_cache_key",
-    "text",
-    "truncation",
-    "context_management",
-)
-# With one of these the context has items that the request does not show.
-_HIDDEN_CONTEXT: Final = ("conversation", "prompt")
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _array = msgspec.json.Decoder(list[msgspec.Raw])
@@ -174,20 +155,20 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes) -> bytes:
     differs: above all what a tool was called with and what it said, to the byte, and an item that
     cannot be read, which equals nothing but its own bytes.
     """
-    digest = hashlib.blake2b(before, digest_size=DIGEST_SIZE)
     try:
         value = _any.decode(item)
         canonical = _canonical.encode(_normal(value) if isinstance(value, dict) else value)
-        digest.update(b"\0")
+        before += b"\0"
     except _UNREADABLE:
         canonical = bytes(item)
-        digest.update(b"\1")
+        before += b"\1"
+    digest = hashlib.blake2b(before, digest_size=DIGEST_SIZE)
     digest.update(canonical)
     return digest.digest()
 
 
 def _normal(item: Json) -> Json:
-    """What of ``item`` a model would read, each thing said in one way."""
+    """What of ``item`` a model would read, each thing said in one way. ``item`` is used up."""
     kind = item.get("type")
     if "type" not in item and "role" in item:
         kind = "message"
@@ -196,42 +177,45 @@ def _normal(item: Json) -> Json:
     noise = _BOOKKEEPING.get(kind)
     if noise is None and (noise := _KEPT_WHOLE.get(kind)) is None:
         return item
-    normal = {
-        name: value
-        for name, value in item.items()
-        if value is not None and (name not in noise or (name == "status" and value != "completed"))
-    }
+    named = item.get("id")
+    for name in noise:
+        if name != "status" or item.get(name) == "completed":
+            item.pop(name, None)
+    _drop_nulls(item)
     if kind == "message":
-        normal["type"] = kind
-        normal["content"] = _normal_content(normal.get("content"), normal.get("role"))
+        item["type"] = kind
+        content = item.get("content")
+        if isinstance(content, str):
+            part = "output_text" if item.get("role") == "assistant" else "input_text"
+            item["content"] = [{"type": part, "text": content}]
+        else:
+            _normal_parts(content)
     elif kind == "reasoning":
-        if not normal.get("encrypted_content") and item.get("id") is not None:
-            normal["id"] = item["id"]  # all there is of it: the service has the rest
-        if normal.get("content") == []:
-            del normal["content"]
-    elif isinstance(normal.get("output"), list):
-        normal["output"] = [_normal_part(part) for part in normal["output"]]
-    return normal
+        if not item.get("encrypted_content") and named is not None:
+            item["id"] = named  # all there is of it: the service has the rest
+        if item.get("content") == []:
+            del item["content"]
+    else:
+        _normal_parts(item.get("output"))
+    return item
 
 
-def _normal_content(content: Any, role: Any) -> Any:
-    if isinstance(content, str):
-        return [{"type": "output_text" if role == "assistant" else "input_text", "text": content}]
-    if isinstance(content, list):
-        return [_normal_part(part) for part in content]
-    return content
+def _normal_parts(parts: Any) -> None:
+    if not isinstance(parts, list):
+        return
+    for part in parts:
+        if isinstance(part, dict):
+            _drop_nulls(part)
+            if part.get("type") == "output_text":
+                part.pop("logprobs", None)
+                if part.get("annotations") == []:
+                    del part["annotations"]
 
 
-def _normal_part(part: Any) -> Any:
-    if not isinstance(part, dict):
-        return part
-    spoken = part.get("type") == "output_text"
-    return {
-        name: value
-        for name, value in part.items()
-        if value is not None
-        and not (spoken and (name == "logprobs" or (name == "annotations" and value == [])))
-    }
+def _drop_nulls(members: Json) -> None:
+    if None in members.values():
+        for name in [name for name, value in members.items() if value is None]:
+            del members[name]
 
 
 # ------------------------------------------------------------------ proofs
@@ -304,6 +288,60 @@ def _answered(kind: str, item: _Pairing) -> str | None:
 
 # ------------------------------------------------------------------ requests
 
+_NULL: Final = msgspec.Raw(b"null")  # to the API, as good as absent
+
+
+class _Settings(msgspec.Struct):
+    """What of a request has to be equal along a conversation, and what hides part of its context.
+
+    A chain carries nothing on but items: all of these are said anew by every request. But Codex,
+    which continues chains itself, begins anew when one of the first ten or ``store`` changes (docs,
+    "Protocol notes"); the two after those decide what becomes of a context that grows too long.
+    """
+
+    model: msgspec.Raw = _NULL
+    instructions: msgspec.Raw = _NULL
+    tools: msgspec.Raw = _NULL
+    tool_choice: msgspec.Raw = _NULL
+    parallel_tool_calls: msgspec.Raw = _NULL
+    reasoning: msgspec.Raw = _NULL
+    include: msgspec.Raw = _NULL
+    service_tier: msgspec.Raw = _NULL
+    prompt_cache_key: msgspec.Raw = _NULL
+    text: msgspec.Raw = _NULL
+    truncation: msgspec.Raw = _NULL
+    context_management: msgspec.Raw = _NULL
+
+    # Items that the request does not show come with these.
+    conversation: msgspec.Raw = _NULL
+    prompt: msgspec.Raw = _NULL
+
+    def digest(self, store: bool, narrow: Iterable[bytes]) -> bytes:
+        values: list[Any] = [store, list(narrow)]
+        for name in _Settings.__struct_fields__:
+            raw = getattr(self, name)
+            try:
+                values.append(_canonical.encode(_any.decode(raw)))
+            except _UNREADABLE:
+                values.append([bytes(raw)])  # equal to its own bytes only
+        return _digest(_canonical.encode(values))
+
+    @property
+    def whole(self) -> bool:
+        return bytes(self.conversation) == bytes(self.prompt) == b"null"
+
+
+class _Listed(_Settings, kw_only=True):
+    input: list[msgspec.Raw]
+
+
+class _Unlisted(_Settings, kw_only=True):
+    input: msgspec.Raw = _NULL
+
+
+_listed = msgspec.json.Decoder(_Listed)
+_unlisted = msgspec.json.Decoder(_Unlisted)
+
 
 class Prompt:
     """What one request says, item by item. Read once, then asked by everything in here.
@@ -312,7 +350,7 @@ class Prompt:
     are views of the request's own bytes, so a prompt is for as long as its turn runs, no longer.
     """
 
-    __slots__ = ("_at", "_members", "_offsets", "_settings", "chain", "items", "request", "text")
+    __slots__ = ("_begins", "_ends", "chain", "items", "request", "settings", "text", "whole")
 
     def __init__(self, request: CreateRequest, narrow: Iterable[bytes] = ()) -> None:
         """Read ``request``.
@@ -325,81 +363,62 @@ class Prompt:
             ValueError: ``input`` is neither a string nor a list, so it has no items.
         """
         self.request = request
-        self._members = _members.decode(request.frame)
-        self.items, self.text = _split(self._members.get("input"))
-        self._offsets: list[int] = []  # in text: where each item begins
-        self._at: dict[int, int] = {}  # where each item ends, to how many items there are by then
-        offset = 0
-        for count, item in enumerate(self.items, 1):
-            self._offsets.append(offset)
-            offset += len(memoryview(item))
-            self._at[offset] = count
-            offset += 1
+        said: _Settings
+        try:
+            said = listed = _listed.decode(request.frame)
+            self.items = listed.input
+        except msgspec.ValidationError:
+            said = unlisted = _unlisted.decode(request.frame)
+            self.items = _unlisted_items(bytes(unlisted.input))
+        self.text = b",".join(self.items)
+        # Where in text each item begins; and where each ends, to how many items there are by then.
+        self._begins = [0, *accumulate([len(item) + 1 for item in self.items])]
+        self._ends = {end - 1: count for count, end in enumerate(self._begins)}
         self.chain = [ROOT]  # the digest of the first n items, as far as it is known
-        self._settings = _settings_digest(self._members, request.store, narrow)
-
-    @property
-    def settings(self) -> bytes:
-        """A digest of everything besides items that has to be equal along a conversation."""
-        return self._settings
-
-    @property
-    def whole(self) -> bool:
-        """Whether the items are all the context that the request itself brings."""
-        return all(_absent(self._members.get(name)) for name in _HIDDEN_CONTEXT)
+        # Everything besides items that has to be equal along a conversation, as a digest.
+        self.settings = said.digest(request.store, narrow)
+        # Whether the items are all the context that the request itself brings.
+        self.whole = said.whole
 
     def extend_chain(self) -> None:
         """Take one more item into ``chain``."""
         self.chain.append(chain_digest(self.chain[-1], self.items[len(self.chain) - 1]))
 
     def repeats(self, text: bytes, start: int) -> int | None:
-        """Where items end that are ``text``, byte for byte, and begin with item ``start``."""
+        """Where the items end that begin with item ``start`` and are ``text``, byte for byte."""
         if not text:
             return start
-        if start >= len(self.items):
-            return None
-        offset = self._offsets[start]
-        end = self._at.get(offset + len(text))
-        return end if end is not None and self.text.startswith(text, offset) else None
+        begin = self._begins[start]
+        end = self._ends.get(begin + len(text))
+        return end if end is not None and self.text.startswith(text, begin) else None
 
     def wording(self, start: int, end: int) -> bytes:
-        """What ``repeats_wording`` can find items ``start`` to ``end`` again by."""
-        return _wording(self.text[self._offsets[start] : self._end(end)])
+        """What ``repeats_wording`` can find items ``start`` to ``end`` again by, in few bytes."""
+        return _wording(self.text[self._begins[start] : self._begins[end] - 1])
 
     def repeats_wording(self, wording: bytes, start: int) -> int | None:
-        """Where items end that were ``wording``-ed so and begin with item ``start``."""
-        if start >= len(self.items):
-            return None
-        offset = self._offsets[start]
-        length = int.from_bytes(wording[:_LENGTH], "big")
-        end = self._at.get(offset + length)
-        if end is None or _wording(self.text[offset : offset + length]) != wording:
-            return None
-        return end
+        """Where the items end that begin with item ``start`` and have that wording."""
+        begin = self._begins[start]
+        stop = begin + int.from_bytes(wording[:_LENGTH], "big")
+        end = self._ends.get(stop)
+        return end if end is not None and _wording(self.text[begin:stop]) == wording else None
 
     def text_from(self, start: int) -> bytes:
         """``text`` without the first ``start`` items."""
-        return self.text[self._offsets[start] :] if start < len(self.items) else b""
-
-    def _end(self, count: int) -> int:
-        return self._offsets[count] - 1 if count < len(self.items) else len(self.text)
+        return self.text[self._begins[start] :]
 
     def frame(self, text: bytes, anchor: str | None) -> bytes:
         """The request's ``response.create`` with other items and another anchor, or none.
 
         Everything else goes as it came, byte for byte.
         """
-        anew: dict[str, msgspec.Raw | bytes] = {}
-        given: bytes = b"[%b]" % text
-        for name, value in self._members.items():
-            if name == "input":
-                anew[name] = given
-            elif name != "previous_response_id":
-                anew[name] = value
-        anew.setdefault("input", given)
-        if anchor is not None:
-            anew["previous_response_id"] = msgspec.json.encode(anchor)
-        return _object(anew)
+        members: dict[str, msgspec.Raw | bytes] = {**_members.decode(self.request.frame)}
+        members["input"] = b"[%b]" % text
+        if anchor is None:
+            members.pop("previous_response_id", None)
+        else:
+            members["previous_response_id"] = msgspec.json.encode(anchor)
+        return _object(members)
 
 
 _LENGTH = 8  # bytes of a wording that hold the length of the text
@@ -413,36 +432,11 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
-def _absent(raw: msgspec.Raw | None) -> bool:
-    return raw is None or bytes(raw) == b"null"
-
-
-def _split(given: msgspec.Raw | None) -> tuple[list[msgspec.Raw], bytes]:
-    """The items of ``input``, and what stands between the brackets of a compact array of them."""
-    if given is None or _absent(given):
-        return [], b""
-    raw = bytes(given)
-    if raw.startswith(b'"'):
-        # What the API makes of a string.
-        part = b'{"type":"message","role":"user","content":[{"type":"input_text","text":%b}]}' % raw
-        return [msgspec.Raw(part)], part
-    if not raw.startswith(b"["):
+def _unlisted_items(given: bytes) -> list[msgspec.Raw]:
+    """What the API makes of an ``input`` that is not a list."""
+    if given == b"null":
+        return []
+    if not given.startswith(b'"'):
         raise ValueError("'input' is neither a string nor a list")
-    items = _array.decode(raw)
-    text = raw[1:-1]
-    if sum(len(memoryview(item)) + 1 for item in items) != len(text) + 1:
-        text = b",".join(map(bytes, items))
-    return items, text
-
-
-def _settings_digest(
-    members: Mapping[str, msgspec.Raw], store: bool, narrow: Iterable[bytes]
-) -> bytes:
-    values: list[Any] = [store, list(narrow)]
-    for name in _SETTINGS:
-        raw = members.get(name)
-        try:
-            values.append(_canonical.encode(None if raw is None else _any.decode(raw)))
-        except _UNREADABLE:
-            values.append([bytes(raw or b"")])  # equal to its own bytes only
-    return _digest(_canonical.encode(values))
+    part = b'{"type":"input_text","text":%b}' % given
+    return [msgspec.Raw(b'{"type":"message","role":"user","content":[%b]}' % part)]

@@ -48,14 +48,14 @@ _TRIES: Final = 64  # continuations of one response that are compared as bytes, 
 class Node:
     """One completed response: what it was asked, what it said, and what it continues.
 
-    ``own`` and ``out`` are the insides of JSON arrays: items with commas between them, the request's
-    own ones as they came and the response's in input form.
+    ``own`` and ``out`` are the insides of JSON arrays: items with commas between them, those
+    of the request as they came and those of the response in input form.
     """
 
     response_id: str
-    parent: Node | None
-    own: bytes
-    out: bytes
+    parent: Node | None = attrs.field(repr=False)
+    own: bytes = attrs.field(repr=False)  # bodies appear in no output
+    out: bytes = attrs.field(repr=False)
     chain: bytes  # the chain digests after each item of own, then of out
     end: bytes  # the last one, or the parent's if there are no items
     heard: int  # how many items of own there are
@@ -64,7 +64,7 @@ class Node:
     created: int  # ns
     used: int  # ns
     size: int  # bytes, as accounted
-    children: tuple[Node, ...] = ()
+    children: tuple[Node, ...] = attrs.field(default=(), repr=False)
     # How the client words ``out``, if in another way than ours: see Prompt.wording.
     wording: bytes | None = None
     held: bool = True
@@ -112,7 +112,7 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
 
 @attrs.frozen
 class Match:
-    """A held chain that a request repeats: its first ``repeated`` items are the path of ``node``."""
+    """A held chain that a request repeats: ``repeated`` items of it are the path of ``node``."""
 
     node: Node
     repeated: int
@@ -140,15 +140,15 @@ class Transcripts:
         self._max_scope = min(max_scope_bytes, max_bytes)
         self._scopes: dict[str, _Scope] = {}
         self._idlest: _Idlest[_Scope] = _Idlest()
-        self._bytes = 0
+        self._size = 0
         self._now = 0
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """The bytes of everything held, overhead included."""
-        return self._bytes
+        return self._size
 
-    def scope_bytes(self, scope: str) -> int:
+    def scope_size(self, scope: str) -> int:
         """The bytes of everything held for ``scope``, overhead included."""
         held = self._scopes.get(scope)
         return 0 if held is None else held.size
@@ -208,7 +208,7 @@ class Transcripts:
         output: Sequence[msgspec.Raw | bytes],
         now: int,
     ) -> Node | None:
-        """Hold a completed response (invariant 9: no other) to ``prompt``, the client's own request.
+        """Hold a completed response (invariant 9: no other) to the client's request ``prompt``.
 
         It continues the response that ``prompt`` names; if it names none, the longest held chain
         whose items it repeats, be it under other settings: those items are then held once.
@@ -242,18 +242,18 @@ class Transcripts:
             return None
         if held is None:
             held = self._scopes[scope] = _Scope(scope)
-            self._bytes += held.size
+            self._size += held.size
         held.add(node)
-        self._bytes += node.size
+        self._size += node.size
         if parent is not None:
             parent.used = self._now
         if len(held.nodes) == 1:
             self._idlest.add(held)
         while held.size > self._max_scope and (victim := held.idlest.first()) is not None:
             self._drop(held, victim)
-        while self._bytes > self._max_bytes and (oldest := self._idlest.first()) is not None:
+        while self._size > self._max_bytes and (oldest := self._idlest.first()) is not None:
             self._drop_idlest(oldest)
-        return node
+        return node if node.held else None
 
     def _node(
         self,
@@ -329,10 +329,10 @@ class Transcripts:
     def _drop(self, scope: _Scope, node: Node) -> None:
         """Let go of a node that nothing hangs on."""
         scope.remove(node)
-        self._bytes -= node.size
+        self._size -= node.size
         if not scope.nodes:
             del self._scopes[scope.name]
-            self._bytes -= scope.size
+            self._size -= scope.size
 
     def _drop_all(self, scope: str, node: Node) -> None:
         """Let go of ``node`` and everything that continues it."""
@@ -414,48 +414,53 @@ class _Scope:
         count = 0
         next_up = self.roots
         while count < len(prompt.items):
-            known = len(chain) - 1
-            if known == count and not self._leap(prompt, next_up):
+            start = count
+            if len(chain) - 1 > start:
+                count, learning = start + 1, False  # known from an earlier look
+            elif next_up and _leap(prompt, next_up):
+                count, learning = len(chain) - 1, False
+            else:
                 prompt.extend_chain()
-            start, count = count, len(chain) - 1 if known == count else count + 1
-            leapt = count - start > 1
+                count, learning = start + 1, True
             for here in range(start + 1, count + 1):
-                nodes = ends.get(chain[here])
-                if nodes is not None:
+                if (nodes := ends.get(chain[here])) is not None:
                     found.append((here, nodes))
             next_up = ()
             if found and found[-1][0] == count:
                 nodes = found[-1][1]
-                next_up = tuple(child for node in nodes for child in node.children)
-                if not leapt:
+                next_up = nodes[0].children
+                for node in nodes[1:]:
+                    next_up += node.children
+                if learning:
                     _learn(prompt, count, nodes)
         return found
 
-    def _leap(self, prompt: Prompt, next_up: Sequence[Node]) -> bool:
-        """Take into the prompt's chain the items that a held response has in the same words."""
-        start = len(prompt.chain) - 1
-        best: Node | None = None
-        reach = start
-        for node in reversed(next_up[-_TRIES:]):
-            middle = prompt.repeats(node.own, start)
-            if middle is None:
-                continue
-            end = prompt.repeats(node.out, middle)
-            if end is None and node.wording is not None:
-                end = prompt.repeats_wording(node.wording, middle)
-            if (end or middle) > reach:
-                best, reach = node, end or middle
-            if end is not None:
-                break
-        if best is None:
-            return False
-        for at in range(0, (reach - start) * DIGEST_SIZE, DIGEST_SIZE):
-            prompt.chain.append(best.chain[at : at + DIGEST_SIZE])
-        return True
+
+def _leap(prompt: Prompt, next_up: Sequence[Node]) -> bool:
+    """Take into the prompt's chain the items that a held response has in the same words."""
+    start = reach = len(prompt.chain) - 1
+    best: Node | None = None
+    for node in reversed(next_up[-_TRIES:]):
+        middle = prompt.repeats(node.own, start)
+        if middle is None:
+            continue
+        end = prompt.repeats(node.out, middle)
+        if end is None and node.wording is not None:
+            end = prompt.repeats_wording(node.wording, middle)
+        if (end or middle) > reach:
+            best, reach = node, end or middle
+        if end is not None:
+            break
+    if best is None:
+        return False
+    chain = best.chain
+    size = (reach - start) * DIGEST_SIZE
+    prompt.chain += [chain[at : at + DIGEST_SIZE] for at in range(0, size, DIGEST_SIZE)]
+    return True
 
 
 def _learn(prompt: Prompt, count: int, nodes: Iterable[Node]) -> None:
-    """Remember how the client words what the responses said that its first ``count`` items end in."""
+    """Remember how the client words what ``nodes`` said, with which its first items end."""
     for node in nodes:
         said = node.items - node.heard
         if 0 < said <= count and prompt.repeats(node.out, count - said) is None:

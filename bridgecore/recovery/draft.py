@@ -38,8 +38,8 @@ _ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest g
 class Draft:
     """One transition in the making. Not for use outside ``recovery``.
 
-    It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict; ``phase`` is
-    where the session stood when the event came, ``running`` the turn that has the session.
+    It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict. ``phase``
+    is where the session stood when the event came, ``running`` the turn that has the session.
     """
 
     def __init__(self, policy: Policy, state: SessionState, now: int) -> None:

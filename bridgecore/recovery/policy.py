@@ -81,7 +81,7 @@ class Timeouts:
 class Budgets:
     """How often; none below 0, or ``ValueError``."""
     replays: int = _count(default=1)  # resends of a turn after a loss, over all paths together
-    # Three, and the loss itself: a client hears of a lost chain at most four times before the truth.
+    # With the loss itself, a client hears 502 at most four times before the truth.
     refusals: int = _count(default=3)  # bounded refusals of an anchor before the honest not-found
     waiting: int = _count(default=64)  # turns that may wait for one session
     reconnect_uses_replay: bool = False  # a reconnect without send counts as a replay

@@ -1,0 +1,250 @@
+"""What it costs to hold a conversation and to recognise one, as ratios.
+
+What belongs here: the figures that continuity promises, measured side by side in one run:
+
+* recognising a 1 MB history of 500 items takes at most twice as long as parsing that JSON once;
+* a held conversation takes at most 1.3 times the bytes of its items.
+
+Run ``python benchmarks/continuity.py``; it exits with 1 if a figure is missed. Times are medians of
+several interleaved runs, so that a busy machine slows all of them down alike; the parse to compare
+with is that of msgspec, the faster one, and json.loads is there to see. The promise is for a client
+that sent its history before, one response shorter; what it costs when the bridge has never seen how
+a client words any of it is printed beside, and is not promised.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from bridgecore.continuity.items import Prompt
+from bridgecore.continuity.transcript import Match, Transcripts, expand, reduce
+from bridgecore.wire.responses import CreateRequest, parse_create
+
+RUNS = 31
+TURNS = 125  # of four items each: a user's message, a call, what the tool said, an answer
+MAX_TIME, MAX_MEMORY = 2.0, 1.3
+BASE = "msgspec.json.decode"
+PROMISED = "recognise, as on every turn of such a client"
+HOUR = 3_600_000_000_000
+WORDS = [
+    "def",
+    "return",
+    "self.path",
+    '"quoted"',
+    "value",
+    "=",
+    "assertEqual(",
+    "café",
+    "the",
+    "of",
+    "context:",
+    "0x1f",
+    "/usr/lib/python",
+    "import\\n",
+    "naïve",
+    "{",
+    "}",
+    "[",
+    "]",
+    "error:",
+    "line",
+]
+
+Item = dict[str, Any]
+
+
+def words(rng: random.Random, size: int) -> str:
+    """About ``size`` bytes of what conversations about code are made of."""
+    out: list[str] = []
+    while size > 0:
+        out.append(rng.choice(WORDS))
+        size -= len(out[-1]) + 1
+    return " ".join(out)
+
+
+def as_sdk(item: Item) -> Item:
+    """An output item as the SDKs send it back: as it came."""
+    return item
+
+
+def as_agent(item: Item) -> Item:
+    """An output item as Codex sends it back: its own members in its own order."""
+    if item["type"] == "message":
+        texts = [{"type": part["type"], "text": part["text"]} for part in item["content"]]
+        return {"type": "message", "role": item["role"], "content": texts}
+    names = ("type", "name", "arguments", "call_id")
+    return {name: item[name] for name in names}
+
+
+def rewritten(item: Item) -> Item:
+    """An item in an order of members that nobody else uses."""
+    return dict(sorted(item.items(), reverse=True))
+
+
+class Conversation:
+    """A conversation of ``TURNS`` user turns, in two responses each: a call, and an answer."""
+
+    def __init__(self, output_share: float, seed: int = 1) -> None:
+        rng = random.Random(seed)
+        answer = int(7400 * output_share)
+        # What each response was asked, what it said, and how a client words the latter.
+        self.responses: list[tuple[list[Item], Item]] = []
+        for turn in range(TURNS):
+            call = {
+                "id": f"fc_{rng.randbytes(24).hex()}",
+                "type": "function_call",
+                "status": "completed",
+                "arguments": json.dumps({"cmd": words(rng, 150)}),
+                "call_id": f"call_{turn:024}",
+                "name": "exec_command",
+            }
+            text = {"type": "output_text", "annotations": [], "logprobs": []}
+            said = {
+                "id": f"msg_{rng.randbytes(24).hex()}",
+                "type": "message",
+                "status": "completed",
+                "content": [{**text, "text": words(rng, answer)}],
+                "role": "assistant",
+            }
+            asked = {
+                "type": "message",
+                "role": "user",
+                "content": [{"type": "input_text", "text": words(rng, 300)}],
+            }
+            result = {
+                "type": "function_call_output",
+                "call_id": call["call_id"],
+                "output": words(rng, 7400 - answer),
+            }
+            self.responses += [([asked], call), ([result], said)]
+
+    def history(
+        self, echo: Callable[[Item], Item], every: Callable[[Item], Item] = as_sdk
+    ) -> Prompt:
+        """A client's POST of everything so far and one more message."""
+        items = [item for asked, said in self.responses for item in (*asked, echo(said))]
+        return prompt([*map(every, items), {"role": "user", "content": "go on"}])
+
+    def hold(self) -> tuple[Transcripts, int]:
+        """The conversation as held after it was made turn by turn, and the bytes of its items."""
+        held = Transcripts(1 << 30, HOUR, 1 << 30)
+        anchor = None
+        size = 0
+        for number, (asked, said) in enumerate(self.responses):
+            name = f"resp_{number:048}"
+            asking = prompt(asked, anchor)
+            node = held.put("scope", name, asking, [msgspec.json.encode(said)], number)
+            assert node is not None
+            size += len(node.own) + len(node.out)
+            anchor = name
+        return held, size
+
+
+def prompt(items: list[Item], anchor: str | None = None) -> Prompt:
+    """A request of ``items`` as it comes from a client."""
+    body = {"model": "m", "store": False, "stream": True, "input": items}
+    if anchor is not None:
+        body["previous_response_id"] = anchor
+    return Prompt(parse_create(msgspec.json.encode(body)))
+
+
+def measure_time(output_share: float, title: str) -> bool:
+    """Print how long recognising takes; whether that is within the promise."""
+    conversation = Conversation(output_share)
+    held, _ = conversation.hold()
+    agent = conversation.history(as_agent).request
+    sdk = conversation.history(as_sdk).request
+    strange = conversation.history(as_agent, rewritten).request
+    frame = agent.frame
+
+    def recognise(request: CreateRequest) -> Match:
+        prompt = Prompt(request)
+        match = held.recognise("scope", prompt, 1000)
+        assert match is not None
+        assert match.repeated == len(prompt.items) - 1
+        return match
+
+    def forget() -> None:
+        """Back to where no client's wording was ever seen."""
+        node = held.get("scope", f"resp_{2 * TURNS - 1:048}", 1000)
+        assert node is not None
+        for each in node.path():
+            each.wording = None
+
+    node = recognise(agent).node
+    history = Prompt(agent)
+    match = Match(node, len(history.items) - 1)
+    anchored = prompt([{"role": "user", "content": "go on"}], node.response_id)
+    runs: dict[str, Callable[[], object]] = {
+        BASE: lambda: msgspec.json.decode(frame),
+        "json.loads": lambda: json.loads(frame),
+        "recognise, every answer in words not seen before": lambda: recognise(agent),
+        PROMISED: lambda: recognise(agent),
+        "recognise, every answer in an SDK's words, unseen": lambda: recognise(sdk),
+        "recognise, every item in words not seen before": lambda: recognise(strange),
+        "reduce": lambda: reduce(history, match),
+        "expand, with its proof": lambda: expand(node, anchored),
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(RUNS):
+        for name, run in runs.items():
+            if name == PROMISED:
+                node.wording = None  # the last response is new
+            else:
+                forget()
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+    base = median(times[BASE])
+    print(f"{title}: {len(frame):,} bytes, {len(history.items)} items")
+    for name, values in times.items():
+        print(f"  {name:50} {median(values) * 1e3:7.2f} ms  {median(values) / base:5.2f}")
+    return median(times[PROMISED]) <= MAX_TIME * base
+
+
+def measure_memory() -> bool:
+    """Print what holding takes; whether that is within the promise."""
+    conversation = Conversation(0.3)
+    conversation.hold()
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    held, size = conversation.hold()
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    history = conversation.history(as_agent)
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    match = held.recognise("scope", Prompt(history.request), 1000)
+    assert match is not None
+    del match
+    gc.collect()
+    taken += tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    print(f"memory: {len(held)} responses, {size:,} bytes of items")
+    print(f"  {'held, with what recognising adds':50} {taken:9,} B  {taken / size:5.2f}")
+    print(f"  {'accounted':50} {held.size:9,} B  {held.size / size:5.2f}")
+    return taken <= MAX_MEMORY * size and taken <= held.size
+
+
+def main() -> int:
+    """Measure everything; 1 if a promise is not kept."""
+    kept = [measure_time(0.3, "mostly what tools said"), measure_memory()]
+    # Beyond the promise: what was said by the model is what clients put in other words.
+    measure_time(0.9, "mostly what the model said")
+    print("kept" if all(kept) else "MISSED")
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,698 @@
+"""Tests of bridgecore.continuity.transcript: the tree, what goes first, expand and recognise."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgecore.continuity.items import Prompt
+from bridgecore.continuity.transcript import (
+    NODE_OVERHEAD,
+    SCOPE_OVERHEAD,
+    Match,
+    Node,
+    Transcripts,
+    expand,
+    reduce,
+)
+from bridgecore.wire.responses import parse_create
+
+Item = dict[str, Any]
+PLENTY = 1 << 30
+AGE = 1000  # ns
+
+
+def transcripts(
+    max_bytes: int = PLENTY, max_age: int = AGE, max_scope: int = PLENTY
+) -> Transcripts:
+    return Transcripts(max_bytes, max_age, max_scope)
+
+
+def prompt(given: object, anchor: str | None = None, *narrow: bytes, **members: object) -> Prompt:
+    """A request of the items (or whatever it is) ``given``."""
+    body = {"model": "m", "store": False, "input": given, **members}
+    if anchor is not None:
+        body["previous_response_id"] = anchor
+    return Prompt(parse_create(json.dumps(body).encode()), narrow)
+
+
+def raw(*items: Item) -> list[bytes]:
+    return [json.dumps(item).encode() for item in items]
+
+
+def user(text: str) -> Item:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> Item:
+    """A message as an upstream says it."""
+    part = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
+    return {
+        "id": f"msg_{text}",
+        "type": "message",
+        "status": "completed",
+        "content": [part],
+        "role": "assistant",
+    }
+
+
+def echo(text: str) -> Item:
+    """The same message as a client sends it back."""
+    return {"role": "assistant", "content": text, "type": "message"}
+
+
+def sent(frame: bytes) -> list[Item]:
+    """The input of a ``response.create``."""
+    found = json.loads(frame)["input"]
+    assert isinstance(found, list)
+    return found
+
+
+def held_turn(
+    held: Transcripts,
+    name: str,
+    given: object,
+    *output: Item,
+    anchor: str | None = None,
+    scope: str = "s",
+    now: int = 0,
+    **members: object,
+) -> Node:
+    node = held.put(scope, name, prompt(given, anchor, **members), raw(*output), now)
+    assert node is not None
+    return node
+
+
+def linear(held: Transcripts, scope: str = "s", now: int = 0) -> Node:
+    """Two turns: a, then b."""
+    held_turn(held, "r1", [user("a")], said("A"), scope=scope, now=now)
+    return held_turn(held, "r2", [user("b")], said("B"), anchor="r1", scope=scope, now=now)
+
+
+# ------------------------------------------------------------------ the tree
+
+
+def test_the_path_is_the_whole_input_in_input_form() -> None:
+    held = transcripts()
+    node = linear(held)
+    assert json.loads(b"[%b]" % node.text()) == [
+        user("a"),
+        {"type": "message", "content": [{"type": "output_text", "annotations": [], "text": "A"}],
+         "role": "assistant"},
+        user("b"),
+        {"type": "message", "content": [{"type": "output_text", "annotations": [], "text": "B"}],
+         "role": "assistant"},
+    ]  # fmt: skip
+    assert held.get("s", "r2", 0) is node
+    assert [each.response_id for each in node.path()] == ["r1", "r2"]
+
+
+def test_any_held_response_can_be_branched_from() -> None:
+    held = transcripts()
+    first = linear(held).parent
+    branch = held_turn(held, "r3", "c", said("C"), anchor="r1")
+    assert branch.parent is first
+    assert b'"B"' not in branch.text()
+    assert len(held) == 3
+
+
+def test_a_child_of_an_unknown_response_is_not_held() -> None:
+    held = transcripts()
+    assert held.put("s", "r2", prompt("b", "r1"), raw(said("B")), 0) is None
+    assert held.get("s", "r2", 0) is None
+    assert held.size == 0
+
+
+def test_a_warmup_is_context() -> None:
+    held = transcripts()
+    held_turn(held, "w", [user("rules")], generate=False)
+    node = held_turn(held, "r1", [user("a")], said("A"), anchor="w")
+    assert sent(expand(node, prompt("b", "r1")).frame)[0] == user("rules")
+
+
+def test_a_foreign_scope_is_a_miss() -> None:
+    held = transcripts()
+    linear(held, "mine")
+    assert held.get("yours", "r2", 0) is None
+    assert held.put("yours", "r3", prompt("c", "r2"), [], 0) is None
+    history = prompt([user("a"), echo("A"), user("b"), echo("B"), user("c")])
+    assert held.recognise("yours", history, 0) is None
+    assert held.recognise("mine", history, 0) is not None
+    assert held.scope_size("yours") == 0
+
+
+@pytest.mark.parametrize("name", ["conversation", "prompt"])
+def test_a_request_with_hidden_context_is_not_held(name: str) -> None:
+    held = transcripts()
+    asked = prompt([user("a")], None, **{name: {"id": "x"}})
+    assert held.put("s", "r1", asked, raw(said("A")), 0) is None
+    linear(held)
+    more = [user("a"), echo("A"), user("b"), echo("B"), user("c")]
+    assert held.recognise("s", prompt(more, None, **{name: {"id": "x"}}), 0) is None
+
+
+def test_a_history_that_is_sent_in_full_is_held_once() -> None:
+    held = transcripts()
+    node = linear(held)
+    before = held.size
+    history = [user("a"), echo("A"), user("b"), echo("B"), user("c")]
+    more = held_turn(held, "r3", history, said("C"), model="another")
+    assert more.parent is node
+    assert json.loads(more.own) == user("c")
+    assert held.size == before + more.size
+
+
+def test_an_id_that_names_two_responses_names_the_later_one_only() -> None:
+    held = transcripts()
+    old = linear(held).path()
+    again = held_turn(held, "r1", [user("x")], said("X"))
+    assert held.get("s", "r1", 0) is again
+    assert held.get("s", "r2", 0) is None
+    assert not any(node.held for node in old)
+    assert held.size == again.size + SCOPE_OVERHEAD
+
+
+# ------------------------------------------------------------------ what goes first
+
+
+def test_the_idlest_conversation_goes_first_and_from_its_end() -> None:
+    def fill(held: Transcripts) -> Transcripts:
+        for now, name in enumerate(("p", "q")):
+            held_turn(held, f"{name}1", [user(name)], said("A"), now=now)
+            held_turn(held, f"{name}2", [user("b")], said("B"), anchor=f"{name}1", now=now)
+        return held
+
+    held = fill(transcripts(max_bytes=fill(transcripts()).size))
+    assert len(held) == 4
+    assert held.get("s", "p2", 10) is not None  # p is used, so q goes, its end first
+    first = held_turn(held, "x1", [user("x")], said("A"), now=11)
+    assert held.get("s", "q2", 12) is None
+    assert len(held) == 4
+    second = held_turn(held, "x2", [user("b")], said("B"), anchor="x1", now=13)
+    assert second.parent is first
+    assert held.get("s", "q1", 14) is None
+    assert all(held.get("s", name, 14) is not None for name in ("p1", "p2", "x1", "x2"))
+
+
+def test_a_branch_that_is_idle_goes_and_what_is_used_above_it_stays() -> None:
+    held = transcripts()
+    linear(held)
+    held.get("s", "r1", 600)
+    assert held.expire(1000) == 1
+    assert held.get("s", "r2", 1000) is None
+    assert held.next_expiry() == 1600
+
+
+def test_age_counts_from_the_last_use() -> None:
+    held = transcripts()
+    assert held.next_expiry() is None
+    linear(held)
+    assert held.next_expiry() == 1000
+    held.get("s", "r2", 500)
+    assert held.next_expiry() == 1500
+    assert held.expire(1499) == 0
+    assert held.expire(1500) == 2
+    assert held.next_expiry() is None
+    assert held.size == len(held) == 0
+
+
+def test_recognising_is_using() -> None:
+    held = transcripts()
+    linear(held)
+    history = prompt([user("a"), echo("A"), user("b"), echo("B"), user("c")])
+    assert held.recognise("s", history, 900) is not None
+    assert held.next_expiry() == 1900
+
+
+def test_what_has_expired_is_a_miss_before_anybody_swept() -> None:
+    held = transcripts()
+    linear(held)
+    assert held.get("s", "r2", 1000) is None
+
+
+def test_time_does_not_go_backwards() -> None:
+    held = transcripts()
+    linear(held, now=700)
+    assert held.get("s", "r2", 100) is not None
+    assert held.next_expiry() == 1700
+
+
+def test_one_credential_cannot_push_out_another() -> None:
+    one = SCOPE_OVERHEAD + 4 * (NODE_OVERHEAD + 300)
+    held = transcripts(max_bytes=4 * one, max_scope=one)
+    held_turn(held, "kept", [user("a")], said("A"), scope="quiet", now=0)
+    for number in range(50):
+        held_turn(held, f"r{number}", [user(str(number))], said("A"), scope="loud", now=number + 1)
+        assert held.scope_size("loud") <= one
+    assert held.get("quiet", "kept", 60) is not None
+    assert held.get("loud", "r49", 60) is not None
+    assert held.get("loud", "r0", 60) is None
+
+
+def test_the_least_recently_used_credential_makes_room() -> None:
+    held = transcripts(max_bytes=2 * (SCOPE_OVERHEAD + NODE_OVERHEAD + 300))
+    for now, scope in enumerate("abc"):
+        held_turn(held, "r1", [user("a")], said("A"), scope=scope, now=now)
+    assert [held.get(scope, "r1", 3) is not None for scope in "abc"] == [False, True, True]
+    assert held.scope_size("a") == 0
+
+
+def test_a_conversation_that_is_too_large_is_unknown_and_pushes_nobody_out() -> None:
+    held = transcripts(max_bytes=20_000)
+    linear(held)
+    before = held.size
+    assert held.put("s", "big", prompt([user("x" * 30_000)]), [], 1) is None
+    assert held.put("s", "r3", prompt([user("x" * 17_000)], "r2"), [], 1) is None
+    assert held.put("t", "r4", prompt([user("x" * 20_000)]), [], 1) is None
+    assert held.size == before
+    assert held.get("s", "r2", 2) is not None
+
+
+def test_a_budget_of_nothing_holds_nothing() -> None:
+    held = transcripts(max_bytes=0)
+    assert held.put("s", "r1", prompt("a"), [], 0) is None
+    assert held.size == 0
+
+
+def test_memory_is_what_is_accounted() -> None:
+    def fill() -> Transcripts:
+        held = transcripts()
+        for scope in range(20):
+            anchor = None
+            for turn in range(20):
+                name = f"resp_{turn:048}"
+                node = held_turn(
+                    held, name, [user("u" * 300)], said("s" * 300), anchor=anchor, scope=f"s{scope}"
+                )
+                anchor = node.response_id
+        return held
+
+    fill()
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    held = fill()
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert len(held) == 400
+    assert 0.7 * held.size <= taken <= held.size
+
+
+# ------------------------------------------------------------------ expand
+
+
+def test_a_turn_is_expanded_to_a_request_of_its_own() -> None:
+    held = transcripts()
+    node = linear(held)
+    turn = prompt([user("c")], "r2", temperature=1.5, metadata={"k": [1]})
+    expansion = expand(node, turn)
+    frame = json.loads(expansion.frame)
+    assert "previous_response_id" not in frame
+    assert [item.get("role") for item in frame["input"]] == [
+        "user", "assistant", "user", "assistant", "user",
+    ]  # fmt: skip
+    del frame["input"]
+    assert frame == {
+        "type": "response.create",
+        "model": "m",
+        "store": False,
+        "temperature": 1.5,
+        "metadata": {"k": [1]},
+    }
+    assert expansion.proof.self_contained
+
+
+def call(number: int) -> Item:
+    return {
+        "id": f"fc_{number}",
+        "type": "function_call",
+        "call_id": f"c{number}",
+        "name": "f",
+        "arguments": "{}",
+        "status": "completed",
+    }
+
+
+def result(number: int) -> Item:
+    return {"type": "function_call_output", "call_id": f"c{number}", "output": "ok"}
+
+
+def test_outputs_find_their_calls_on_the_chain() -> None:
+    held = transcripts()
+    node = held_turn(held, "r1", "go", call(1), call(2))
+    both = expand(node, prompt([result(1), result(2)], "r1")).proof
+    assert (both.orphans, both.pending, both.self_contained) == ((), (), True)
+    one = expand(node, prompt([result(2)], "r1")).proof
+    assert (one.orphans, one.pending, one.self_contained) == ((), ("c1",), True)
+    foreign = expand(node, prompt([result(3)], "r1")).proof
+    assert (foreign.orphans, foreign.self_contained) == (("c3",), False)
+
+
+def test_a_turn_without_items_is_expanded_to_the_chain() -> None:
+    held = transcripts()
+    node = linear(held)
+    assert len(sent(expand(node, prompt(None, "r2")).frame)) == 4
+
+
+# ------------------------------------------------------------------ recognise and reduce
+
+HISTORY = [user("a"), echo("A"), user("b"), echo("B")]
+
+
+def recognised(held: Transcripts, asked: Prompt) -> Match:
+    match = held.recognise("s", asked, 0)
+    assert match is not None
+    return match
+
+
+def test_a_history_is_reduced_to_its_end() -> None:
+    held = transcripts()
+    linear(held)
+    asked = prompt([*HISTORY, user("c"), user("d")], temperature=2)
+    match = recognised(held, asked)
+    assert (match.node.response_id, match.repeated) == ("r2", 4)
+    assert json.loads(reduce(asked, match)) == {
+        "type": "response.create",
+        "model": "m",
+        "store": False,
+        "input": [user("c"), user("d")],
+        "temperature": 2,
+        "previous_response_id": "r2",
+    }
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        HISTORY,  # nothing new
+        HISTORY[:2],
+        [*HISTORY[:3], echo("b"), user("c")],
+        [user("z"), *HISTORY, user("c")],
+        [*HISTORY[2:], user("c")],
+        [HISTORY[1], HISTORY[0], *HISTORY[2:], user("c")],
+        [],
+    ],
+)
+def test_what_does_not_extend_a_chain_is_not_recognised(items: list[Item]) -> None:
+    held = transcripts()
+    linear(held)
+    assert held.recognise("s", prompt(items), 0) is None
+
+
+@pytest.mark.parametrize(
+    "members",
+    [{"model": "n"}, {"store": True}, {"instructions": "x"}, {"tools": []}, {"include": ["x"]}],
+)
+def test_other_settings_are_not_recognised(members: Item) -> None:
+    held = transcripts()
+    linear(held)
+    assert held.recognise("s", prompt([*HISTORY, user("c")], None, **members), 0) is None
+
+
+def test_an_anchored_turn_is_never_reduced() -> None:
+    held = transcripts()
+    linear(held)
+    assert held.recognise("s", prompt([*HISTORY, user("c")], "r2"), 0) is None
+
+
+def test_a_response_that_was_continued_is_no_anchor() -> None:
+    held = transcripts()
+    linear(held)
+    history = [*HISTORY[:2], user("another way")]
+    assert held.recognise("s", prompt(history), 0) is None
+
+
+def test_siblings_do_not_share_an_anchor() -> None:
+    held = transcripts()
+    for name in ("r1", "r2"):
+        # Two conversations begin alike, and nothing tells them apart.
+        held_turn(held, name, [user("a")], said("A"), prompt_cache_key="k")
+    asked = prompt([*HISTORY[:2], user("b")], None, prompt_cache_key="k")
+    assert held.recognise("s", asked, 0) is None
+
+
+def test_narrowing_keys_tell_siblings_apart() -> None:
+    held = transcripts()
+    for name in ("one", "two"):
+        asked = prompt([user("a")], None, name.encode())
+        assert held.put("s", name, asked, raw(said("A")), 0) is not None
+    for name in ("one", "two"):
+        more = prompt([*HISTORY[:2], user("b")], None, name.encode())
+        assert recognised(held, more).node.response_id == name
+    assert held.recognise("s", prompt([*HISTORY[:2], user("b")], None, b"three"), 0) is None
+
+
+def test_a_chain_that_no_client_can_repeat_is_not_recognised() -> None:
+    held = transcripts()
+    thought = {"id": "rs_1", "type": "reasoning", "summary": []}
+    node = held_turn(held, "r1", [user("a")], thought, said("A"))
+    assert b"reasoning" not in node.text()
+    held_turn(held, "r2", [user("b")], said("B"), anchor="r1")
+    assert held.recognise("s", prompt([*HISTORY, user("c")]), 0) is None
+    # But it is held once, and a response that was asked for in full is known in full.
+    full = held_turn(held, "r3", [*HISTORY, user("c")], said("C"))
+    assert json.loads(full.own) == user("c")
+    assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is full
+
+
+def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
+    held = transcripts()
+    held_turn(held, "long", [*HISTORY[:2], user("b")], said("B"))
+    short = held_turn(held, "short", HISTORY[:1], said("A"))
+    match = recognised(held, prompt([*HISTORY[:2], user("b"), user("c")]))
+    assert (match.node, match.repeated) == (short, 2)
+
+
+def test_a_clients_own_words_are_learned() -> None:
+    held = transcripts()
+    node = linear(held)
+    asked = prompt([*HISTORY, user("c")])
+    assert recognised(held, asked).node is node
+    assert all(each.wording is not None for each in node.path())
+    again = prompt([*HISTORY, user("d")])
+    assert recognised(held, again).node is node
+    other = prompt([user("a"), said("A"), user("b"), said("B"), user("d")])
+    assert recognised(held, other).node is node
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_words_that_were_learned_do_not_hide_a_change(at: int) -> None:
+    held = transcripts()
+    linear(held)
+    recognised(held, prompt([*HISTORY, user("c")]))
+    changed = [dict(item) for item in HISTORY]
+    changed[at]["content"] = changed[at]["content"].swapcase()  # of the same length
+    assert held.recognise("s", prompt([*changed, user("c")]), 0) is None
+
+
+# ------------------------------------------------------------------ against a naive model
+#
+# A meaning is what an item says. There are several ways to say it, and one reader of all of them.
+
+Meaning: TypeAlias = tuple[str, ...]
+
+
+def ways(meaning: Meaning) -> list[Item]:
+    """An item of that meaning, as an upstream says it and as clients do."""
+    kind, *words = meaning
+    if kind == "user":
+        part = {"type": "input_text", "text": words[0]}
+        return [
+            user(words[0]),
+            {"type": "message", "content": [part], "role": "user"},
+            {"content": [{**part, "prompt_cache_breakpoint": None}], "role": "user", "id": None},
+        ]
+    if kind == "said":
+        return [
+            said(words[0]),
+            echo(words[0]),
+            {"role": "assistant", "content": [{"text": words[0], "type": "output_text"}]},
+        ]
+    if kind == "thought":
+        thought = {"type": "reasoning", "summary": [], "encrypted_content": words[0]}
+        return [{"id": "rs_1", **thought}, {**thought, "content": None}]
+    if kind == "call":
+        made = {"type": "function_call", "call_id": words[0], "name": "f", "arguments": words[1]}
+        return [{"id": "fc_1", "status": "completed", **made}, made]
+    answer = {"type": "function_call_output", "call_id": words[0], "output": words[1]}
+    return [answer, {**answer, "id": None, "status": "completed"}]
+
+
+def read(item: Item) -> Meaning:
+    """What an item says, whichever way."""
+    kind = item.get("type", "message")
+    if kind == "message":
+        content = item["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+        return ("said" if item["role"] == "assistant" else "user", text)
+    if kind == "reasoning":
+        return ("thought", item["encrypted_content"])
+    if kind == "function_call":
+        return ("call", item["call_id"], item["arguments"])
+    return ("answer", item["call_id"], item["output"])
+
+
+words = st.sampled_from(["", "a", "b"])
+numbers = st.sampled_from(["c1", "c2"])
+asked_items = st.one_of(
+    st.tuples(st.just("user"), words), st.tuples(st.just("answer"), numbers, words)
+)
+output_items = st.one_of(
+    st.tuples(st.just("said"), words),
+    st.tuples(st.just("thought"), words.filter(bool)),
+    st.tuples(st.just("call"), numbers, words),
+)
+
+
+@attrs.frozen
+class Known:
+    """What the model knows of a response: everything, and forever."""
+
+    scope: str
+    name: str
+    context: tuple[Meaning, ...]
+    settings: str
+    node: Node
+
+
+class Model:
+    """The tree of responses as a list of whole contexts."""
+
+    def __init__(self, held: Transcripts) -> None:
+        self.held = held
+        self.known: dict[tuple[str, str], Known] = {}
+
+    def live(self, scope: str) -> Iterator[Known]:
+        return (each for each in self.known.values() if each.scope == scope and each.node.held)
+
+    def expected(self, scope: str, context: Sequence[Meaning], model: str) -> Known | None:
+        """The one leaf whose context is the longest that ``context`` adds something to."""
+        parents = {id(each.node.parent) for each in self.live(scope)}
+        fitting = [
+            each
+            for each in self.live(scope)
+            if id(each.node) not in parents
+            and each.settings == model
+            and 0 < len(each.context) < len(context)
+            and each.context == tuple(context[: len(each.context)])
+        ]
+        longest = max((len(each.context) for each in fitting), default=0)
+        fitting = [each for each in fitting if len(each.context) == longest]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def check(self, max_bytes: int, max_scope: int) -> None:
+        """What is held is complete, and adds up."""
+        total = 0
+        for scope in {each.scope for each in self.known.values()}:
+            live = list(self.live(scope))
+            for each in live:
+                assert all(node.held for node in each.node.path())
+                text = json.loads(b"[%b]" % each.node.text())
+                assert tuple(map(read, text)) == each.context
+            size = sum(each.node.size for each in live) + (SCOPE_OVERHEAD if live else 0)
+            assert self.held.scope_size(scope) == size <= max_scope
+            total += size
+        assert self.held.size == total <= max_bytes
+        assert len(self.held) == sum(each.node.held for each in self.known.values())
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=120)
+def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> None:
+    draw: Callable[..., Any] = data.draw
+    small = NODE_OVERHEAD + 250
+    max_scope = draw(st.sampled_from([PLENTY, SCOPE_OVERHEAD + 6 * small]))
+    max_bytes = draw(st.sampled_from([PLENTY, 2 * SCOPE_OVERHEAD + 8 * small]))
+    held = transcripts(max_bytes, AGE, max_scope)
+    model = Model(held)
+    now = 0
+
+    def word(meanings: Sequence[Meaning]) -> list[Item]:
+        return [draw(st.sampled_from(ways(meaning))) for meaning in meanings]
+
+    for number in range(draw(st.integers(1, 14))):
+        now += draw(st.sampled_from([0, 1, 300]))
+        scope = draw(st.sampled_from(["s", "t"]))
+        name = f"r{number}"
+        settled = draw(st.sampled_from(["m", "m", "n"]))
+        new = tuple(draw(st.lists(asked_items, max_size=2)))
+        output = tuple(draw(st.lists(output_items, max_size=2)))
+        base = draw(st.sampled_from([None, *model.known.values()]))
+        if draw(st.booleans()):  # the whole history, of a chain that may be gone or foreign
+            context = base.context if base is not None else ()
+            if draw(st.integers(0, 4)) == 0:
+                context = context[: draw(st.integers(0, len(context)))]
+            full = context + new
+            asked = prompt(word(full), None, model=settled)
+            held.expire(now)
+            expected = model.expected(scope, full, settled)
+            match = held.recognise(scope, asked, now)
+            assert (match and match.node) == (expected and expected.node)
+            if match is not None:
+                frame = reduce(asked, match)
+                reduced = Prompt(parse_create(frame))
+                assert reduced.items
+                assert reduced.request.previous_response_id == match.node.response_id
+                again = sent(expand(match.node, reduced).frame)
+                assert tuple(map(read, again)) == full
+        else:  # the new items only, after an answer that may be gone or foreign
+            anchor = base.name if base is not None else "r?"
+            asked = prompt(word(new), anchor, model=settled)
+            parent = held.get(scope, anchor, now)
+            mine = model.known.get((scope, anchor))
+            assert parent is (mine.node if mine is not None and mine.node.held else None)
+            if parent is None:
+                assert held.put(scope, name, asked, [], now) is None
+                continue
+            assert mine is not None
+            full = mine.context + new
+            assert tuple(map(read, sent(expand(parent, asked).frame))) == full
+        node = held.put(scope, name, asked, raw(*(ways(each)[0] for each in output)), now)
+        if node is not None:
+            known = Known(scope, name, full + output, settled, node)
+            model.known[scope, name] = known
+            assert held.get(scope, name, now) is node
+        model.check(max_bytes, max_scope)
+        if draw(st.integers(0, 5)) == 0:
+            now += 500
+            held.expire(now)
+            due = held.next_expiry()
+            assert due is None or due > now
+            model.check(max_bytes, max_scope)
+    held.expire(now + 2 * AGE)
+    assert held.size == len(held) == 0
+
+
+@given(st.data(), st.lists(st.tuples(asked_items, output_items), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=100)
+def test_every_wording_is_recognised_and_no_other_word(
+    data: st.DataObject, turns: list[tuple[Meaning, Meaning]]
+) -> None:
+    held = transcripts()
+    anchor = None
+    for number, (asked, answered) in enumerate(turns):
+        node = held_turn(held, f"r{number}", ways(asked)[:1], ways(answered)[0], anchor=anchor)
+        anchor = node.response_id
+    history = [meaning for turn in turns for meaning in turn]
+
+    def request(meanings: Sequence[Meaning]) -> Prompt:
+        items = [data.draw(st.sampled_from(ways(meaning))) for meaning in meanings]
+        return prompt([*items, user("more")])
+
+    for _ in range(3):  # the words of the last time are known, those of the next are new
+        match = held.recognise("s", request(history), 0)
+        assert match is not None
+        assert match.repeated == len(history)
+    at = data.draw(st.integers(0, len(history) - 1))
+    changed = [*history]
+    changed[at] = (*changed[at][:-1], changed[at][-1] + "!")
+    assert held.recognise("s", request(changed), 0) is None
