@@ -17,7 +17,8 @@ import attrs
 
 from bridgecore.admission.placement import Placement, place
 from bridgecore.config import Config
-from bridgecore.continuity.aliases import Alias, Aliases, credential_scope
+from bridgecore.continuity.aliases import credential_scope
+from bridgecore.continuity.memory import Memory, Recall
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -43,14 +44,14 @@ from bridgecore.recovery.failure import ErrorFrame, Malformed
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
-from bridgecore.recovery.timers import Deadline
+from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.wire.responses import (
-    CreateRequest,
     EventKind,
     UpstreamEvent,
     outcome_of,
+    output_items,
     read_error,
     read_event,
     response_id,
@@ -82,11 +83,11 @@ class _Turn:
     """A turn and what the bridge has to remember of it."""
 
     id: int
-    request: CreateRequest
-    standing: ev.Standing
+    recall: Recall
     conversation: _Conversation
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
     response: str | None = None  # the id of its response, once created
+    items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
 
 
 @attrs.define(eq=False)
@@ -131,7 +132,7 @@ class Bridge:
         self._turns: dict[int, _Turn] = {}
         self._links: dict[int, _Link] = {}
         self._conversations: OrderedDict[int, _Conversation] = OrderedDict()
-        self._aliases = Aliases(config.max_aliases)
+        self._memory = Memory(config)
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
         self._out: list[BridgeEffect] = []
@@ -149,6 +150,11 @@ class Bridge:
         return len(self._conversations)
 
     @property
+    def memory(self) -> Memory:
+        """What is known about responses, for its size."""
+        return self._memory
+
+    @property
     def links(self) -> int:
         """How many links are open or being opened."""
         return len(self._links)
@@ -158,6 +164,8 @@ class Bridge:
         first = self._schedule.next()
         if first is None:
             return None
+        if first[1] == _MEMORY:
+            return Deadline(first[0], Timer.EXPIRY)
         deadline = self._conversations[first[1]].session.next_timeout()
         return None if deadline is None else Deadline(first[0], deadline.reason)
 
@@ -183,6 +191,10 @@ class Bridge:
                 self._step(conversation, ev.EvictionRequested(), now)
         elif isinstance(event, BridgeTimeout):
             for key in self._schedule.due(now):
+                if key == _MEMORY:
+                    self._memory.expire(now)
+                    self._schedule.set(_MEMORY, self._memory.next_expiry())
+                    continue
                 conversation = self._conversations[key]
                 before = conversation.session.state
                 effects = conversation.session.handle_timeout(now)
@@ -195,16 +207,10 @@ class Bridge:
         return out
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
-        request = event.request
         scope = credential_scope(event.headers)
         headers = [header for header in event.headers if header[0] in _UPSTREAM_HEADERS]
-        anchor = request.previous_response_id
-        alias = self._aliases.get(scope, anchor) if anchor is not None else None
-        if anchor is None:
-            standing = ev.Standing.UNANCHORED
-        else:
-            standing = alias.standing if alias is not None else ev.Standing.UNKNOWN
-        conversation = self._place(anchor, standing, alias)
+        recall = self._memory.recall(scope, event.request, event.headers, now)
+        conversation = self._place(recall)
         if conversation is None:
             if not self._make_room(now):
                 message = "The bridge has as many conversations as it can hold. Retry later."
@@ -214,29 +220,34 @@ class Bridge:
             conversation = self._new_conversation(scope, headers)
         elif conversation.session.state.running is None:
             conversation.headers = headers
-        if anchor is not None and (alias is None or alias.conversation not in self._conversations):
-            self._aliases.put(scope, anchor, Alias(conversation.id, standing))
+        if recall.alias is None or recall.alias.conversation not in self._conversations:
+            self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
-        turn = _Turn(event.turn, request, standing, conversation)
+        turn = _Turn(event.turn, recall, conversation)
         self._turns[turn.id] = turn
+        standing = recall.standing
         self._log(
             LogLevel.DEBUG, "turn.received", conversation, turn=turn.id, standing=standing.value
         )
-        self._step(conversation, ev.TurnSubmitted(ev.Turn(turn.id, standing, anchor)), now)
+        submitted = ev.Turn(turn.id, standing, recall.anchor)
+        self._step(conversation, ev.TurnSubmitted(submitted), now)
 
-    def _place(
-        self, anchor: str | None, standing: ev.Standing, alias: Alias | None
-    ) -> _Conversation | None:
+    def _place(self, recall: Recall) -> _Conversation | None:
         """The conversation that the turn joins; None for one of its own."""
+        alias = recall.alias
         found = self._conversations.get(alias.conversation) if alias is not None else None
-        if found is None:
+        state = found.session.state if found is not None else None
+        if recall.match is not None and (
+            state is None or not state.idle or state.live_anchor != recall.anchor
+        ):
+            recall.forgo_anchor()  # history was recognised, but no socket has it at hand
+        if found is None or state is None:
             return None
-        state = found.session.state
         placement = place(
-            standing,
+            recall.standing,
             known=True,
-            idle=state.running is None and not state.waiting,
-            displaces=state.live_anchor is not None and state.live_anchor != anchor,
+            idle=state.idle,
+            displaces=state.live_anchor is not None and state.live_anchor != recall.anchor,
         )
         return found if placement is Placement.JOIN else None
 
@@ -416,7 +427,7 @@ class Bridge:
                 self._deliver(conversation, effect.turn, upstream)
             elif isinstance(effect, fx.CompleteTurn):
                 self._deliver(conversation, effect.turn, upstream)
-                self._complete(conversation, effect.turn, upstream)
+                self._complete(conversation, effect.turn, upstream, now)
             elif isinstance(effect, fx.FailTurn):
                 self._fail(conversation, effect)
             elif isinstance(effect, fx.SendTurn):
@@ -469,6 +480,9 @@ class Bridge:
         self._answer(turn, events)
 
     def _answer(self, turn: _Turn, events: list[UpstreamEvent]) -> None:
+        for event in events:
+            if event.type == b"response.output_item.done":
+                turn.items.append(event.data)
         last = self._out[-1] if self._out else None
         if isinstance(last, AnswerEvents) and last.turn == turn.id:
             last.events.extend(events)
@@ -476,16 +490,16 @@ class Bridge:
             self._out.append(AnswerEvents(turn.id, events))
 
     def _complete(
-        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None
+        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None, now: int
     ) -> None:
         turn = self._turns.pop(number, None)
         if turn is None or upstream is None:
             return
         response = response_id(upstream) or turn.response
         if response is not None and upstream.type == b"response.completed":
-            stored = turn.request.store
-            standing = ev.Standing.STORED if stored else ev.Standing.BOUND
-            self._aliases.put(conversation.scope, response, Alias(conversation.id, standing))
+            output = output_items(upstream, turn.items)
+            self._memory.remember(turn.recall, response, output, conversation.id, now)
+            self._schedule.set(_MEMORY, self._memory.next_expiry())
         self._unblock(conversation, turn.id)
         self._log(
             LogLevel.INFO,
@@ -500,7 +514,7 @@ class Bridge:
         turn = self._turns.pop(effect.turn, None)
         if turn is None:
             return
-        anchor = turn.request.previous_response_id
+        anchor = turn.recall.request.previous_response_id
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(AnswerError(turn.id, error))
         self._unblock(conversation, turn.id)
@@ -509,7 +523,7 @@ class Bridge:
             "turn.refused",
             conversation,
             turn=turn.id,
-            standing=turn.standing.value,
+            standing=turn.recall.standing.value,
             status=error.status,
             code=effect.answer.value,
             cause=effect.failure.detail if effect.failure is not None else "none",
@@ -522,18 +536,22 @@ class Bridge:
             return
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
         turn.response = None
+        turn.items.clear()
         self._forget_early(conversation)
         conversation.sends += 1
-        self._out.append(SendFrame(conversation.link, turn.request.frame))
+        frame = turn.recall.frame(effect.form)
+        self._out.append(SendFrame(conversation.link, frame))
         self._log(
             LogLevel.INFO,
             "turn.sent",
             conversation,
             turn=turn.id,
-            standing=turn.standing.value,
+            standing=turn.recall.standing.value,
             form=effect.form.value,
-            bytes=len(turn.request.frame),
-            anchor=_hashed(turn.request.previous_response_id),
+            bytes=len(frame),
+            # What reduction saved; below 0, what rehydration cost.
+            saved=len(turn.recall.request.frame) - len(frame),
+            anchor=_hashed(turn.recall.anchor),
         )
 
     def _log(
@@ -548,6 +566,7 @@ class Bridge:
         self._out.append(Log(level, event, {**fields, **common}))
 
 
+_MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 

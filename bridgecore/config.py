@@ -5,6 +5,7 @@ What belongs here: values and their validation. Durations are integer nanosecond
 
 from __future__ import annotations
 
+import enum
 from urllib.parse import urlsplit
 
 import attrs
@@ -61,6 +62,13 @@ class UpstreamUrl:
         )
 
 
+class Continuity(enum.Enum):
+    """What the bridge keeps of a conversation."""
+
+    TRANSCRIPT = "transcript"  # its items, in memory: a lost socket is rebuilt from them
+    PASSTHROUGH = "passthrough"  # nothing but ids: what a lost socket knew is lost
+
+
 def _seconds(count: int) -> int:
     return count * NS_PER_SECOND
 
@@ -83,6 +91,10 @@ class Config:
     drain_timeout: int = _seconds(30)  # from the first signal to the end
     header_timeout: int = _seconds(10)  # a request head must be complete
     body_timeout: int = _seconds(60)  # a request body must be complete
+
+    continuity: Continuity = Continuity.TRANSCRIPT
+    transcript_bytes: int = 256 * 1024 * 1024  # of all transcripts together
+    transcript_age: int = _seconds(21_600)  # unused transcripts are forgotten
 
     max_header: int = 65_536  # bytes of a request head
     max_body: int = 64 * 1024 * 1024  # bytes of a request body

@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -177,6 +177,9 @@ class World:
         self.emulator = Emulator() if emulator is None else emulator
         self.net.add(self.emulator, "up", 80)
         url = UpstreamUrl.parse("ws://up/v1/responses")
+        # Without transcripts, so that what a lost socket knew is lost: tests/test_endpoint_held.py
+        # is about what is held.
+        settings.setdefault("continuity", Continuity.PASSTHROUGH)
         self.config = Config(upstream=url, policy=POLICIES[policy], **settings)
         self.endpoint = Endpoint(self.config)
         self.net.add(self.endpoint, "bridge", 80)

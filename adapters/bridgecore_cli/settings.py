@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 
@@ -118,8 +118,19 @@ SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 
 
+def _continuity(value: Any) -> Continuity:
+    return Continuity(_one_of(*(kept.value for kept in Continuity))(value))
+
+
+def _show_continuity(value: Continuity) -> str:
+    return value.value
+
+
 def _choice(*names: str) -> Kind:
     return Kind("|".join(names), _one_of(*names))
+
+
+CONTINUITY = Kind("|".join(kept.value for kept in Continuity), _continuity, _show_continuity)
 
 
 @attrs.frozen
@@ -157,6 +168,9 @@ CORE = (
     _of_config("drain_timeout", SECONDS, "from the first signal to the end"),
     _of_config("header_timeout", SECONDS, "for a request head to be complete"),
     _of_config("body_timeout", SECONDS, "for a request body to be complete"),
+    _of_config("continuity", CONTINUITY, "what is kept: conversations in memory, or ids alone"),
+    _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
+    _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
@@ -185,7 +199,7 @@ class Settings:
     policy: str
     backend: str
     log_level: str
-    core: Mapping[str, int]  # the fields of Config by name, in ns and bytes
+    core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
     def config(self, upstream: UpstreamUrl) -> Config:
         """The bridge's configuration, with ``upstream`` in place of the emulator."""

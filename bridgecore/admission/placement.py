@@ -26,7 +26,7 @@ def place(standing: Standing, *, known: bool, idle: bool, displaces: bool) -> Pl
         idle: that session has neither a running nor a waiting turn.
         displaces: that session's socket remembers a response, but not this anchor.
     """
-    if not known or standing is Standing.UNANCHORED:
+    if not known:
         return Placement.BRANCH
     if standing is Standing.BOUND:
         # Only the socket that made the response can continue it: wait for it, whatever it takes.

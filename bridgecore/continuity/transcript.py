@@ -60,6 +60,7 @@ class Node:
     end: bytes  # the last one, or the parent's if there are no items
     heard: int  # how many items of own there are
     settings: bytes
+    readable: bool  # no item up to here is one that only the upstream can resolve
     exact: bool  # the upstream's context is what the path says: no item of it had to be dropped
     created: int  # ns
     used: int  # ns
@@ -295,6 +296,8 @@ class Transcripts:
             end=end if digests else before,
             heard=len(own),
             settings=settings,
+            readable=(parent is None or parent.readable)
+            and not prove(_joined((own_text, out))).opaque,
             # What was sent unanchored is known to the item, whatever the chain is that it repeats.
             exact=len(said) == len(forms) and not (continues and parent and not parent.exact),
             created=self._now,

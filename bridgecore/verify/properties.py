@@ -1,19 +1,19 @@
 """What must be true whatever happens: a reference model folded from the history.
 
-What belongs here: the named properties of a session, and the model that checks them. The model
-watches events go in and effects come out, and keeps its own books about the socket, the turns and
-what the upstream can know. It shares no code with the rules: it never reads a session's state or a
-policy's cells, so it cannot be wrong in the same way.
+What belongs here: the named properties of a session, the model that checks them, and the table that
+says by what each invariant is checked. The model watches events go in and effects come out, and
+keeps its own books about the socket, the turns, the clock and what the upstream can know. It shares
+no code with the rules: it never reads a session's state or a policy's cells, so it cannot be wrong
+in the same way. What it must be told of a policy are its numbers (``Terms``).
 
-The model is a frozen value, so that an explorer can hash it together with the state it watches.
-Each property names the invariants (docs: "Guarantees and bounds") that it stands for.
+The model is a value, so that an explorer can compare it together with the state that it watches.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 import attrs
 
@@ -21,13 +21,9 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.events import Event, Outcome, Standing
-from bridgecore.recovery.failure import (
-    NOT_FOUND_CODE,
-    ErrorFrame,
-    TimedOut,
-    UpgradeRefused,
-)
-from bridgecore.recovery.timers import Timer
+from bridgecore.recovery.failure import NOT_FOUND_CODE, ErrorFrame, UpgradeRefused
+from bridgecore.recovery.policy import Timeouts
+from bridgecore.recovery.timers import Deadline, Timer
 
 
 class Property(enum.Enum):
@@ -37,36 +33,135 @@ class Property(enum.Enum):
         "not-found reaches a client only as the upstream's word about an id that the bridge never "
         "saw, or after the bounded refusals are used up (1)"
     )
+    INJECTED_IS_INVISIBLE = "an injected anchor never reaches the client as not-found (section 2)"
+    CONTINUED_AT_ONCE = (
+        "a turn that an open socket can carry in some form is sent; it is not refused (1, 2)"
+    )
     ANCHOR_IS_KNOWN = (
         "an anchor is sent only to the socket that made it, or where any socket can know it (2)"
     )
-    FORM_IS_POSSIBLE = "a full form is sent only where the full input is at hand (7)"
-    ONLY_COMPLETED_ANCHORS = "only a completed response becomes an anchor (9)"
+    FORM_IS_POSSIBLE = (
+        "a full form is sent only where the full input is at hand, and only when it is needed (7)"
+    )
+    RECOVERED_AT_ONCE = (
+        "a limit error, and not-found for what the bridge can send in full, cost the client "
+        "nothing the first time (5, 32)"
+    )
+    RECOVERED_ONCE = "an upstream refusal costs at most one extra send of its kind (5, 32)"
+    REFUSALS_ARE_BOUNDED = (
+        "the same dead end is offered a bounded number of times, then an honest answer (5, 35)"
+    )
+    ANSWER_TELLS_WHAT_HAPPENED = (
+        "a failure's answer and evidence are those of what happened, on every path (10, 31)"
+    )
     NO_AMBIGUOUS_RESEND = (
         "what the upstream may have accepted is not sent again, unless it refused it itself (11)"
     )
-    REPLAYS_ARE_BOUNDED = "a turn is sent a bounded number of times over all paths together (12)"
+    REPLAYS_ARE_BOUNDED = "a turn is replayed a bounded number of times over all paths (12)"
+    RECONNECT_COSTS_NO_REPLAY = (
+        "turns lost alike after equally many replays are treated alike: a reconnect without a "
+        "send uses up no replay (12)"
+    )
     NO_REPLAY_AFTER_ANSWER = "nothing is sent again once the client saw the answer begin (13, 14)"
-    ONE_CREATED = "a client sees one response.created, before anything else of the answer (14, 26)"
-    INJECTED_IS_INVISIBLE = "an injected anchor never reaches the client as not-found (section 2)"
-    OPEN_IS_OPEN = "nothing is sent unless the socket is open (17)"
-    ONE_AT_A_TIME = (
-        "a socket carries one turn at a time, and is not reused after a turn that did not end (24)"
+    ANSWER_IS_WHOLE = (
+        "each event of a running answer reaches its client once, response.created once and first, "
+        "the terminal event ends the turn (14, 24, 26)"
     )
     DELIVERED_TO_ITS_TURN = "an upstream event reaches only the turn that caused it (24, 27)"
+    ONE_AT_A_TIME = (
+        "a socket carries one turn at a time, and is dropped after a turn that did not end (24)"
+    )
+    OPEN_IS_OPEN = "nothing is sent unless the socket is open (17)"
     ONE_END = "each turn has exactly one end, and nothing is done for it afterwards (25, 41)"
     QUEUE_IS_BOUNDED = (
-        "turns wait in a bounded queue, in order; a full one rejects at once (21, 23)"
+        "turns wait in a bounded queue, in order; a full one, and no other, rejects at once (21, 23)"
     )
-    NOTHING_IS_STRANDED = "no turn waits while the session is idle (18, 19)"
+    NOTHING_IS_STRANDED = (
+        "no turn waits for nobody, and no connect is under way for no turn (18, 20)"
+    )
     LIVE_GENERATION = "no effect is for a dead generation; generations grow by one (42)"
-    EVICTION_IS_IDLE = "a session is retired only when no turn runs or waits (19)"
-    SILENCE_DROPS_THE_SOCKET = "a socket that missed a deadline is dropped (5, 31)"
-    REFUSALS_ARE_BOUNDED = (
-        "the same dead end is not offered again and again: a bounded number of refusals (5, 35)"
+    IDLE_IS_RETIRED = (
+        "a session is retired when it expires or is evicted, and only if no turn runs or waits (19)"
     )
-    RECOVERY_IN_ONE_TRY = "an upstream refusal costs at most one extra send of its kind (5, 32)"
-    SPURIOUS_IS_NOTHING = "a stale or spurious event does nothing (42, 44)"
+    SILENCE_DROPS_THE_SOCKET = "a socket that missed a deadline is dropped (5, 31)"
+    SOCKETS_ARE_ROTATED = "a socket past its lifetime carries no further turn and is closed (32)"
+    DEADLINES_ARE_KEPT = (
+        "the next deadline is the earliest that is owed, counted from what started it: keepalives "
+        "and progress of others extend none, and nothing stays due (29, 30)"
+    )
+    SPURIOUS_IS_NOTHING = "a stale, unmatched or spurious event does nothing (27, 42, 44)"
+    REBIND_CODE_IS_PROVEN = (
+        "the code by which another replica may take over is told, of a session of our own, only "
+        "for a turn that provably was not accepted (38)"
+    )
+    REBIND_CODE_IS_NOT_WITHHELD = (
+        "a policy that lets other replicas take over lets them take over what provably was not "
+        "sent (38)"
+    )
+    OWNER_LOSS_REBINDS = (
+        "a session is rebound locally if its owner cannot be reached, and never once the turn may "
+        "have been accepted (38)"
+    )
+    TURNS_END = "with a healthy upstream every turn ends in a bounded number of steps (35)"
+    RETRIES_END = (
+        "with a healthy upstream a client that retries as told succeeds, or gets an honest answer, "
+        "within the bounded refusals and one more try (35)"
+    )
+    NO_INTERNAL_ERROR = "the rules raise no error for an event that can happen (law 6)"
+
+
+_P = Property
+_BRIDGE = "of the bridge and its transcripts, not of a session: "
+_FRONT = "of the endpoint's fronts, not of a session: "
+_LATER = "there is nothing to check yet: "
+
+INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
+    1: (_P.NOT_FOUND_IS_EARNED, _P.INJECTED_IS_INVISIBLE, _P.CONTINUED_AT_ONCE),
+    2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
+    3: _BRIDGE + "an alias is found under its credential only (tests/test_bridge.py)",
+    4: _BRIDGE + "a rejected id is forgotten in every copy at once (tests/continuity)",
+    5: (_P.RECOVERED_ONCE, _P.REFUSALS_ARE_BOUNDED, _P.SILENCE_DROPS_THE_SOCKET),
+    6: _BRIDGE + "the simulator compares the contexts of client and upstream after every turn",
+    7: (_P.FORM_IS_POSSIBLE,),
+    8: _BRIDGE + "what goes upstream is composed of whole exchanges (tests/continuity)",
+    9: (_P.ANCHOR_IS_KNOWN,),
+    10: (_P.ANSWER_TELLS_WHAT_HAPPENED,),
+    11: (_P.NO_AMBIGUOUS_RESEND,),
+    12: (_P.REPLAYS_ARE_BOUNDED, _P.RECONNECT_COSTS_NO_REPLAY),
+    13: (_P.NO_REPLAY_AFTER_ANSWER,),
+    14: (_P.NO_REPLAY_AFTER_ANSWER, _P.ANSWER_IS_WHOLE),
+    15: _FRONT + "events pass through byte for byte and nothing is replayed after output (13)",
+    16: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.ONE_AT_A_TIME),
+    17: (_P.OPEN_IS_OPEN,),
+    18: (_P.NOTHING_IS_STRANDED,),
+    19: (_P.IDLE_IS_RETIRED,),
+    20: (_P.NOTHING_IS_STRANDED,),
+    21: (_P.QUEUE_IS_BOUNDED,),
+    22: _LATER + "admission has no tickets",
+    23: (_P.QUEUE_IS_BOUNDED, _P.DEADLINES_ARE_KEPT),
+    24: (_P.DELIVERED_TO_ITS_TURN, _P.ONE_AT_A_TIME, _P.ANSWER_IS_WHOLE),
+    25: (_P.ONE_END,),
+    26: (_P.ANSWER_IS_WHOLE,),
+    27: (_P.DELIVERED_TO_ITS_TURN, _P.SPURIOUS_IS_NOTHING),
+    28: _FRONT + "backpressure is checked with slow readers (tests/test_endpoint_streams.py)",
+    29: (_P.DEADLINES_ARE_KEPT,),
+    30: (_P.DEADLINES_ARE_KEPT,),
+    31: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.SILENCE_DROPS_THE_SOCKET),
+    32: (_P.SOCKETS_ARE_ROTATED, _P.RECOVERED_AT_ONCE, _P.RECOVERED_ONCE),
+    33: _LATER + "there is no circuit",
+    34: _LATER + "there is no circuit; an upstream's Retry-After is tests/test_rendering.py's",
+    35: (_P.TURNS_END, _P.RETRIES_END, _P.REFUSALS_ARE_BOUNDED),
+    36: _LATER + "there are no leases",
+    37: _LATER + "there are no leases",
+    38: (_P.OWNER_LOSS_REBINDS, _P.REBIND_CODE_IS_PROVEN, _P.REBIND_CODE_IS_NOT_WITHHELD),
+    39: _BRIDGE + "the credential is part of every key (tests/continuity/test_aliases.py)",
+    40: _BRIDGE + "conversations are told apart by their chains (tests/test_bridge.py)",
+    41: (_P.ONE_END,),
+    42: (_P.LIVE_GENERATION, _P.SPURIOUS_IS_NOTHING),
+    43: "step is a function of its arguments; the suite runs under several hash seeds",
+    44: (_P.SPURIOUS_IS_NOTHING,),
+    45: _FRONT + "byte for byte, in tests/test_endpoint_streams.py",
+}
 
 
 class ViolationError(Exception):
@@ -78,316 +173,600 @@ class ViolationError(Exception):
         self.text = text
 
 
+@attrs.frozen
+class Terms:
+    """The numbers of the policy that is being watched, and what it is allowed."""
+
+    timeouts: Timeouts
+    bounded: int  # bounded refusals of one anchor
+    waiting: int  # turns that may wait
+    replays: int = 1  # ambiguous resends that the policy's budget has room for
+    strict: bool = True  # no ambiguous resend at all, whatever the budget
+    hands_over: bool = False  # the policy tells the rebind code of sessions of our own
+
+
 class _Stage(enum.Enum):
-    WAITING = "waiting"  # accepted, nothing sent
-    SENT = "sent"  # sent, whatever became of it
+    WAITING = "waiting"  # nothing sent, or what was sent was provably not accepted
+    SENT = "sent"  # sent, and nobody knows what became of it
     ANSWERED = "answered"  # the client saw the answer begin
 
 
-@attrs.frozen
-class _Turn:
+class _Turn(NamedTuple):
     """What the model knows of a turn that has not ended."""
 
     id: int
     standing: Standing
     anchor: str | None
+    due: int  # the end of its whole budget
     stage: _Stage = _Stage.WAITING
-    sends: int = 0
-    refused: bool = False  # the upstream itself refused the latest send
-    refusals: frozenset[str] = frozenset()  # the kinds of refusal met so far
-    ambiguous: int = 0  # sends that nobody knows the fate of
+    refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
+    ambiguous: int = 0  # resends of what may have been accepted
 
 
-@attrs.define(unsafe_hash=True)
+_TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+
+
+@attrs.define(eq=False)
 class Model:
-    """The books. Build one with the numbers of the policy that is being checked.
+    """The books. ``after`` returns the next books and never changes those it is called on.
 
-    A value: ``after`` never changes the books it is called on.
+    Times are those of the caller's clock; ``folded`` shifts them.
     """
 
-    replays: int = 1  # ambiguous resends that the policy's budget allows at all
-    strict: bool = True  # no ambiguous resend at all, whatever the budget
-    bounded: int = 4  # bounded refusals of one anchor
-    waiting: int = 64
-    remote: bool = False
+    terms: Terms
+    remote: bool = False  # another replica owns the session
     generation: int = 0
     socket: str = "none"  # none, connecting, open
+    to_owner: bool = False  # the socket leads to the owner
     cached: str | None = None  # what the upstream of this socket remembers
+    worn: bool = False  # the socket is past its lifetime
     carried: int | None = None  # the turn that the socket carries and that has not ended
-    turns: tuple[_Turn, ...] = ()
-    dead_ends: tuple[str | None, int] = (None, 0)  # the anchor refused last, how often
-    silences: tuple[str | None, int] = (None, 0)  # the anchor that met silence last, how often
+    framed: bool = False  # its frame is with the operating system
+    paused: bool = False  # its client does not read
+    known: bool = True  # a healthy upstream knows the anchor that was sent
+    turns: tuple[_Turn, ...] = ()  # in the order in which they came
+    dead_ends: tuple[tuple[str, int], ...] = ()  # refusals that change nothing, by anchor
+    connect_due: int | None = None
+    created_due: int | None = None
+    idle_due: int | None = None
+    lifetime_due: int | None = None
+    expiry_due: int | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal books, of equal terms, have equal keys."""
+        return (
+            self.remote, self.generation, self.socket, self.to_owner, self.cached, self.worn,
+            self.carried, self.framed, self.paused, self.known, self.turns, self.dead_ends,
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
+        )  # fmt: skip
 
     def folded(
         self,
         generation: int,
         name: Callable[[str | None], str | None],
         numbers: Mapping[int | None, int],
+        passed: int,
     ) -> Model:
-        """The same books with turns, anchors and the generation named otherwise (turns that
-        ``numbers`` leaves out are called 0)."""
+        """The same books ``passed`` later, with turns, anchors and the generation named otherwise
+        (turns that ``numbers`` leaves out are called 0)."""
+
+        def shift(due: int | None) -> int | None:
+            return None if due is None else due - passed
+
+        counts: dict[str, int] = {}
+        for anchor, count in self.dead_ends:
+            folded = name(anchor) or ""
+            counts[folded] = max(count, counts.get(folded, 0))
         turns = [
-            _Turn(
-                numbers.get(turn.id, 0),
-                turn.standing,
-                name(turn.anchor),
-                turn.stage,
-                turn.sends,
-                turn.refused,
-                turn.refusals,
-                turn.ambiguous,
+            turn._replace(
+                id=numbers.get(turn.id, 0), anchor=name(turn.anchor), due=turn.due - passed
             )
             for turn in self.turns
         ]
-        turns.sort(key=lambda turn: turn.id)
         return Model(
-            self.replays,
-            self.strict,
-            self.bounded,
-            self.waiting,
-            self.remote,
-            generation,
-            self.socket,
-            name(self.cached),
-            None if self.carried is None else numbers.get(self.carried, 0),
-            tuple(turns),
-            (name(self.dead_ends[0]), self.dead_ends[1]),
-            (name(self.silences[0]), min(self.silences[1], self.bounded)),
-        )
+            self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
+            self.worn, None if self.carried is None else numbers.get(self.carried, 0), self.framed,
+            self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
+            shift(self.connect_due), shift(self.created_due), shift(self.idle_due),
+            shift(self.lifetime_due), shift(self.expiry_due),
+        )  # fmt: skip
 
-    def _copy(self) -> Model:
-        return Model(
-            self.replays,
-            self.strict,
-            self.bounded,
-            self.waiting,
-            self.remote,
-            self.generation,
-            self.socket,
-            self.cached,
-            self.carried,
-            self.turns,
-            self.dead_ends,
-            self.silences,
-        )
+    def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
+        """If ``event`` loses a turn that may have been accepted: all that may bear on what is done
+        about it, so that turns lost alike can be compared. None otherwise."""
+        if self.carried is None or not self._means(event, now):
+            return None
+        silent = isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
+        turn = self._carried_turn()
+        if turn.stage is not _Stage.SENT or not (silent or isinstance(event, ev.ConnectionLost)):
+            return None
+        return (turn.standing, self.framed, silent, self.to_owner, turn.ambiguous)
 
     # ------------------------------------------------------------ folding
 
-    def after(self, event: Event, effects: tuple[Effect, ...], *, ruled: bool) -> Model:
-        """The books after ``event`` led to ``effects``. ``ruled`` is False for an event that was
-        stale, spurious or ignored, which must have led to nothing.
+    def after(
+        self, event: Event, effects: tuple[Effect, ...], now: int, deadline: Deadline | None
+    ) -> Model:
+        """The books after ``event`` led to ``effects`` at ``now`` (ns); ``deadline`` is the next
+        one that the session names.
 
         Raises:
             ViolationError: a property does not hold.
         """
-        if not ruled:
+        if not self._means(event, now):
             for effect in effects:
-                if not isinstance(effect, fx.Ignored):
-                    raise ViolationError(Property.SPURIOUS_IS_NOTHING, f"{event} led to {effects}")
+                if type(effect) is not fx.Ignored:
+                    raise ViolationError(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
+            self._check_deadline(deadline)
             return self
-        model = self._copy()
-        model._learn(event)
+        model = Model(
+            self.terms, self.remote, self.generation, self.socket, self.to_owner, self.cached,
+            self.worn, self.carried, self.framed, self.paused, self.known, self.turns,
+            self.dead_ends, self.connect_due, self.created_due, self.idle_due, self.lifetime_due,
+            self.expiry_due,
+        )  # fmt: skip
+        watch = _Watch(self, model, event, now)
+        watch.learn()
         for effect in effects:
-            model._obey(effect, event)
-        if model.turns and model.carried is None and model.socket != "connecting":
-            raise ViolationError(Property.NOTHING_IS_STRANDED, f"{model.turns} wait for nobody")
-        if (
-            _missed_deadline(event)
-            and self.carried is not None
-            and model.socket == "open"
-            and model.generation == self.generation
-        ):
-            raise ViolationError(Property.SILENCE_DROPS_THE_SOCKET, "the socket is still open")
+            watch.obey(effect)
+        watch.judge()
+        model._check_deadline(deadline)
         return model
 
-    def _turn(self, number: int) -> _Turn:
-        for turn in self.turns:
-            if turn.id == number:
-                return turn
-        raise ViolationError(Property.ONE_END, f"turn {number} is over or was never there")
+    def _means(self, event: Event, now: int) -> bool:
+        """Whether ``event`` means anything; if not, nothing may be done about it."""
+        if isinstance(event, ev.DeadlineReached):
+            due = self._due(event.timer)
+            return due is not None and due <= now
+        if getattr(event, "generation", self.generation) != self.generation:
+            return False
+        if isinstance(event, ev.TurnSubmitted):
+            return True
+        if isinstance(event, ev.TurnAbandoned):
+            return any(turn.id == event.turn for turn in self.turns)
+        if isinstance(event, ev.ConnectionOpened):
+            return self.socket == "connecting"
+        if isinstance(event, ev.ConnectionLost):
+            return self.socket != "none"
+        if isinstance(event, ev.EvictionRequested):
+            return not self.turns
+        if isinstance(event, ev.UpstreamRefused) and self.carried is None:
+            return self.socket == "open" and _refusal(event) == "limit"
+        if self.carried is None:
+            return False
+        stage = self._carried_turn().stage
+        if isinstance(event, ev.FrameSent):
+            return not self.framed and stage is _Stage.SENT
+        if isinstance(event, ev.ResponseCreated):
+            return stage is _Stage.SENT
+        if isinstance(event, ev.RelayPaused):
+            return stage is _Stage.ANSWERED and event.turn == self.carried
+        return True
 
-    def _put(self, turn: _Turn) -> None:
-        self.turns = tuple([turn if other.id == turn.id else other for other in self.turns])
+    def _carried_turn(self) -> _Turn:
+        return next(turn for turn in self.turns if turn.id == self.carried)
 
-    def _end(self, number: int) -> None:
-        self.turns = tuple([turn for turn in self.turns if turn.id != number])
+    def _due(self, timer: Timer) -> int | None:
+        """When the deadline of ``timer`` is owed."""
+        if timer is Timer.TURN:
+            return self.turns[0].due if self.turns else None  # the others came later
+        due: int | None = getattr(self, _DUES[timer])
+        return due
 
-    def _learn(self, event: Event) -> None:
+    def _check_deadline(self, deadline: Deadline | None) -> None:
+        dues = [due for timer in _DUES if (due := self._due(timer)) is not None]
+        owed = min(dues, default=None)
+        if deadline is None:
+            if owed is not None:
+                raise ViolationError(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
+        elif deadline.at != owed or self._due(deadline.reason) != owed:
+            text = f"{deadline.reason.value} is due at {deadline.at}, owed at {owed}"
+            raise ViolationError(_P.DEADLINES_ARE_KEPT, text)
+
+
+_DUES: Mapping[Timer, str] = {
+    Timer.CONNECT: "connect_due",
+    Timer.CREATED: "created_due",
+    Timer.IDLE: "idle_due",
+    Timer.TURN: "",
+    Timer.LIFETIME: "lifetime_due",
+    Timer.EXPIRY: "expiry_due",
+}
+
+
+class _Watch:
+    """One event and what was done about it: the books before, the books in the making."""
+
+    __slots__ = ("before", "delivered", "event", "head", "lost", "must_close", "now", "refused",
+                 "retired", "the")  # fmt: skip
+
+    def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
+        self.before = before
+        self.the = the
+        self.event = event
+        self.now = now
+        self.head: _Turn | None = before.turns[0] if before.turns else None
+        self.lost: _Turn | None = None  # the turn whose send this event left in the dark
+        self.refused: str | None = None  # the kind of refusal that this event is
+        self.delivered = 0
+        self.retired = False
+        self.must_close: Property | None = None  # this event's socket has to go, for that reason
+
+    # ------------------------------------------------------------ what the event means
+
+    def learn(self) -> None:
         """What the event itself means, whatever the session does about it."""
+        the, event, now = self.the, self.event, self.now
+        times = the.terms.timeouts
         if isinstance(event, ev.TurnSubmitted):
             turn = event.turn
-            self.turns = (*self.turns, _Turn(turn.id, turn.standing, turn.anchor))
+            due = now + times.turn
+            the.turns = (*the.turns, _Turn(turn.id, turn.standing, turn.anchor, due))
+            the.expiry_due = None
         elif isinstance(event, ev.TurnAbandoned):
+            if event.turn == the.carried:
+                self.must_close = _P.ONE_AT_A_TIME
             self._end(event.turn)
         elif isinstance(event, ev.ConnectionOpened):
-            if self.socket == "connecting":  # else it came too late: the connect was given up
-                self.socket, self.cached, self.carried = "open", None, None
+            the.socket, the.connect_due = "open", None
+            the.lifetime_due = now + times.lifetime
         elif isinstance(event, ev.ConnectionLost):
-            self.socket, self.cached, self.carried = "none", None, None
-        elif self.carried is None:
-            pass
-        elif isinstance(event, ev.UpstreamRefused):
-            self._refused(event)
+            self._in_the_dark()
+            self._gone()
+        elif isinstance(event, ev.FrameSent):
+            the.framed, the.created_due = True, now + times.created
         elif isinstance(event, ev.ResponseCreated | ev.OutputReceived):
-            self.dead_ends = self.silences = (None, 0)
+            self._accepted()
+            if not the.paused:
+                the.idle_due = now + times.idle
         elif isinstance(event, ev.ResponseEnded):
-            self.cached = event.response if event.outcome is Outcome.COMPLETED else None
-            self.carried = None
-            self.dead_ends = self.silences = (None, 0)
+            if the._carried_turn().stage is _Stage.SENT and not the.framed:
+                self.must_close = _P.ONE_AT_A_TIME
+            self._accepted()
+            the.cached = event.response if event.outcome is Outcome.COMPLETED else None
+            the.carried = the.idle_due = None
+        elif isinstance(event, ev.UpstreamRefused):
+            self._refusal(event)
+        elif isinstance(event, ev.RelayPaused):
+            the.paused = event.paused
+            the.idle_due = None if event.paused else now + times.idle
+        elif isinstance(event, ev.DeadlineReached):
+            self._deadline(event.timer)
+        elif isinstance(event, ev.EvictionRequested):
+            pass
+        else:
+            assert_never(event)
 
-    def _refused(self, event: ev.UpstreamRefused) -> None:
-        for turn in self.turns:
-            if turn.id == self.carried and turn.stage is _Stage.SENT:
-                kind = _refusal(event)
-                if kind == "limit" and turn.sends > 3:
-                    raise ViolationError(Property.RECOVERY_IN_ONE_TRY, f"{turn.sends} frames")
-                if turn.anchor == self.cached:
-                    self.cached = None  # a refusal evicts the id that it refers to
-                self._put(attrs.evolve(turn, refused=True, refusals=turn.refusals | {kind}))
-        self.carried = None
+    def _gone(self) -> None:
+        the = self.the
+        the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
+        the.worn = the.framed = the.paused = False
+        the.known = True
+        the.connect_due = the.created_due = the.idle_due = the.lifetime_due = None
 
-    # ------------------------------------------------------------ judging
+    def _in_the_dark(self) -> None:
+        self.lost = self.the._carried_turn() if self.the.carried is not None else None
 
-    def _obey(self, effect: Effect, event: Event) -> None:
+    def _accepted(self) -> None:
+        the = self.the
+        the.created_due = None
+        anchor = the._carried_turn().anchor
+        if the.dead_ends:
+            the.dead_ends = tuple([entry for entry in the.dead_ends if entry[0] != anchor])
+
+    def _refusal(self, event: ev.UpstreamRefused) -> None:
+        the = self.the
+        kind = _refusal(event)
+        if the.carried is None:
+            self.must_close = _P.SOCKETS_ARE_ROTATED
+            return
+        turn = the._carried_turn()
+        if turn.stage is _Stage.ANSWERED:
+            self.must_close = _P.ONE_AT_A_TIME
+            self.lost = turn
+        else:
+            self.refused = kind
+            if kind in ("limit", "not_found"):
+                kinds = tuple(sorted({*turn.refusals, kind}))
+                self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds))
+            else:
+                self._put(turn._replace(stage=_Stage.WAITING))
+            if turn.anchor is not None and turn.anchor == the.cached:
+                the.cached = None  # a refusal evicts the id that it refers to
+            if kind == "limit":
+                self.must_close = _P.SOCKETS_ARE_ROTATED
+            elif not the.framed:
+                self.must_close = _P.ONE_AT_A_TIME
+        the.carried = the.created_due = the.idle_due = None
+
+    def _deadline(self, timer: Timer) -> None:
+        the = self.the
+        if timer is Timer.CONNECT:
+            the.connect_due = None
+            self.must_close = _P.SILENCE_DROPS_THE_SOCKET
+        elif timer in (Timer.CREATED, Timer.IDLE):
+            the.created_due = the.idle_due = None
+            self._in_the_dark()
+            self.must_close = _P.SILENCE_DROPS_THE_SOCKET
+        elif timer is Timer.TURN:
+            if the.carried is not None:
+                self.must_close = _P.ONE_AT_A_TIME
+        elif timer is Timer.LIFETIME:
+            the.worn, the.lifetime_due = True, None
+        else:
+            the.expiry_due = None
+
+    # ------------------------------------------------------------ what was done about it
+
+    def _turn(self, number: int) -> _Turn:
+        for turn in self.the.turns:
+            if turn.id == number:
+                return turn
+        raise ViolationError(_P.ONE_END, f"turn {number} is over or was never there")
+
+    def _put(self, turn: _Turn) -> None:
+        self.the.turns = tuple([turn if old.id == turn.id else old for old in self.the.turns])
+
+    def _end(self, number: int) -> None:
+        self.the.turns = tuple([turn for turn in self.the.turns if turn.id != number])
+
+    def obey(self, effect: Effect) -> None:
+        """Judge one effect, and write down what it does."""
+        the = self.the
         if isinstance(effect, fx.DeliverEvent):
-            self._delivered(effect, event)
+            self._delivered(effect)
         elif isinstance(effect, fx.SendTurn):
             self._sent(effect)
         elif isinstance(effect, fx.OpenConnection):
-            if self.socket != "none" or effect.generation != self.generation + 1:
-                raise ViolationError(Property.LIVE_GENERATION, f"{effect} beside {self.generation}")
-            self.socket, self.generation = "connecting", effect.generation
-            self.remote = effect.remote
+            if the.socket != "none" or effect.generation != the.generation + 1:
+                raise ViolationError(
+                    _P.LIVE_GENERATION, f"{effect} beside {the.generation}, which is {the.socket}"
+                )
+            if effect.remote is not the.remote:
+                raise ViolationError(_P.OWNER_LOSS_REBINDS, f"{effect}: whose session is it?")
+            the.socket, the.generation, the.to_owner = "connecting", effect.generation, the.remote
+            the.connect_due = self.now + the.terms.timeouts.connect
         elif isinstance(effect, fx.CloseConnection):
-            if effect.generation != self.generation or self.socket == "none":
-                raise ViolationError(Property.LIVE_GENERATION, f"{effect}, there is no such socket")
-            self.socket, self.cached, self.carried = "none", None, None
+            if effect.generation != the.generation or the.socket == "none":
+                raise ViolationError(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
+            self._gone()
+            self.must_close = None
         elif isinstance(effect, fx.CompleteTurn):
-            self._turn(effect.turn)
-            if not isinstance(event, ev.ResponseEnded):
-                raise ViolationError(Property.DELIVERED_TO_ITS_TURN, f"{event} completed a turn")
-            self._end(effect.turn)
+            turn = self._turn(effect.turn)
+            if not isinstance(self.event, ev.ResponseEnded) or turn.id != self.before.carried:
+                raise ViolationError(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
+            self._end(turn.id)
         elif isinstance(effect, fx.FailTurn):
-            self._failed(effect, event)
+            self._failed(effect)
         elif isinstance(effect, fx.RetireSession):
-            if self.turns or self.socket != "none":
-                raise ViolationError(Property.EVICTION_IS_IDLE, f"retired with {self.turns}")
+            self.retired = True
+            if the.turns or the.socket != "none":
+                raise ViolationError(_P.IDLE_IS_RETIRED, f"retired with {the.turns or the.socket}")
         elif isinstance(effect, fx.RebindSession):
-            self.remote = False
+            sent = self.lost is not None
+            if not the.remote or sent or self.before.socket != "connecting":
+                raise ViolationError(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
+            the.remote = False
         elif isinstance(effect, fx.Ignored):
             pass
         else:
             assert_never(effect)
 
-    def _sent(self, effect: fx.SendTurn) -> None:
+    def _delivered(self, effect: fx.DeliverEvent) -> None:
         turn = self._turn(effect.turn)
-        if self.socket != "open" or effect.generation != self.generation:
-            raise ViolationError(Property.OPEN_IS_OPEN, f"{effect} on a socket that is {self.socket}")
-        if self.carried is not None:
-            raise ViolationError(Property.ONE_AT_A_TIME, f"{effect} beside turn {self.carried}")
+        self.delivered += 1
+        answers = isinstance(self.event, ev.ResponseCreated | ev.OutputReceived)
+        if self.the.carried != turn.id or not answers:
+            raise ViolationError(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
+        if turn.stage is not _Stage.ANSWERED:
+            self._put(turn._replace(stage=_Stage.ANSWERED))
+
+    def _sent(self, effect: fx.SendTurn) -> None:
+        the = self.the
+        turn = self._turn(effect.turn)
+        if the.socket != "open" or effect.generation != the.generation:
+            raise ViolationError(_P.OPEN_IS_OPEN, f"{effect} on a socket that is {the.socket}")
+        if the.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
+            raise ViolationError(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
-            raise ViolationError(Property.NO_REPLAY_AFTER_ANSWER, f"{effect}")
-        self._check_form(turn, effect.form)
+            raise ViolationError(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
+        if the.worn:
+            raise ViolationError(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
+        if turn.id != the.turns[0].id:
+            raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
+        if self.refused is not None and turn.id == self.before.carried:
+            refusals = self.before._carried_turn().refusals
+            if self.refused in refusals:
+                raise ViolationError(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
         ambiguous = turn.ambiguous
-        if turn.stage is _Stage.SENT and not turn.refused:
+        if turn.stage is _Stage.SENT:
             ambiguous += 1
-            if ambiguous > self.replays:
-                raise ViolationError(Property.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
-            if self.strict:
-                raise ViolationError(Property.NO_AMBIGUOUS_RESEND, f"{effect}")
-        if turn.sends >= 4:
-            raise ViolationError(Property.REPLAYS_ARE_BOUNDED, f"send {turn.sends + 1} of {turn.id}")
-        self._put(
-            _Turn(
-                turn.id,
-                turn.standing,
-                turn.anchor,
-                _Stage.SENT,
-                turn.sends + 1,
-                False,
-                turn.refusals,
-                ambiguous,
-            )
-        )
-        self.carried = turn.id
+            if ambiguous > the.terms.replays:
+                raise ViolationError(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
+            if the.terms.strict:
+                raise ViolationError(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
+        self._check_form(turn, effect.form)
+        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous))
+        the.carried, the.framed, the.paused = turn.id, False, False
+        the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
 
     def _check_form(self, turn: _Turn, form: Form) -> None:
+        the = self.the
+        local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
         if form is Form.AS_IS:
-            anywhere = turn.standing in (Standing.STORED, Standing.UNKNOWN) or self.remote
-            if turn.anchor is not None and turn.anchor != self.cached and not anywhere:
+            if not local and turn.standing not in (Standing.STORED, Standing.UNKNOWN):
                 raise ViolationError(
-                    Property.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {self.cached} is known"
+                    _P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known"
                 )
-        elif form is Form.REHYDRATED:
-            if turn.standing is not Standing.HELD:
-                raise ViolationError(Property.FORM_IS_POSSIBLE, f"nothing is held for {turn}")
-        elif form is Form.CLIENT_FULL:
-            if turn.standing is not Standing.INJECTED:
-                raise ViolationError(Property.FORM_IS_POSSIBLE, f"no full input came with {turn}")
-        else:
-            assert_never(form)
+            if "not_found" in turn.refusals and not the.to_owner and turn.anchor is not None:
+                raise ViolationError(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
+            the.known = local or turn.standing is Standing.STORED
+            return
+        able = Standing.HELD if form is Form.REHYDRATED else Standing.INJECTED
+        if turn.standing is not able:
+            raise ViolationError(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
+        if local and not turn.refusals and not turn.ambiguous:
+            raise ViolationError(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
+        the.known = True
 
-    def _delivered(self, effect: fx.DeliverEvent, event: Event) -> None:
-        turn = self._turn(effect.turn)
-        if self.carried != turn.id:
-            raise ViolationError(Property.DELIVERED_TO_ITS_TURN, f"{event} went to turn {turn.id}")
-        if isinstance(event, ev.ResponseCreated) and turn.stage is _Stage.ANSWERED:
-            raise ViolationError(Property.ONE_CREATED, f"another one went to turn {turn.id}")
-        if turn.stage is not _Stage.ANSWERED:
-            self._put(attrs.evolve(turn, stage=_Stage.ANSWERED))
+    # ------------------------------------------------------------ how turns fail
 
-    def _failed(self, effect: fx.FailTurn, event: Event) -> None:
+    def _failed(self, effect: fx.FailTurn) -> None:
         turn = self._turn(effect.turn)
         self._end(turn.id)
-        if effect.answer is Answer.OVERLOADED:
-            if len(self.turns) <= self.waiting:
-                raise ViolationError(Property.QUEUE_IS_BOUNDED, f"{len(self.turns)} are no overload")
+        answer, event = effect.answer, self.event
+        if answer is Answer.OVERLOADED:
+            submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
+            if not submitted or len(self.the.turns) <= self.the.terms.waiting:
+                raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
             return
-        surfaced = (
-            effect.answer is Answer.UPSTREAM_ERROR
-            and isinstance(event, ev.UpstreamRefused)
-            and _refusal(event) == "not_found"
-        )
-        if effect.answer is Answer.NOT_FOUND or surfaced:
-            self._check_not_found(turn, surfaced)
+        if answer is Answer.NOT_FOUND or (
+            answer is Answer.UPSTREAM_ERROR and self.refused == "not_found"
+        ):
+            self._check_not_found(turn, answer)
+        elif answer is Answer.OWNER_UNREACHABLE and not self.before.to_owner:
+            if turn.stage is not _Stage.WAITING:
+                raise ViolationError(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
         else:
-            self._count(turn, event)
+            allowed = self._answers(turn)
+            if answer not in allowed:
+                names = " or ".join(sorted(one.value for one in allowed))
+                text = f"turn {turn.id} was told {answer.value}, not {names}"
+                prop = _P.ANSWER_TELLS_WHAT_HAPPENED
+                if Answer.OWNER_UNREACHABLE in allowed and answer is Answer.UPSTREAM_UNAVAILABLE:
+                    prop = _P.REBIND_CODE_IS_NOT_WITHHELD
+                raise ViolationError(prop, text)
+        self._check_evidence(effect, turn)
+        self._check_effort(turn)
+        if answer not in _TERMINAL:
+            self._count(turn)
 
-    def _check_not_found(self, turn: _Turn, surfaced: bool) -> None:
+    def _answers(self, turn: _Turn) -> set[Answer]:
+        """What the client may be told, other than not-found."""
+        event, the = self.event, self.the
+        if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
+            return {Answer.REQUEST_TIMEOUT}
+        if turn.stage is _Stage.ANSWERED:
+            other = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "other"
+            return {Answer.UPSTREAM_ERROR if other else Answer.STREAM_INCOMPLETE}
+        if self.lost is not None and self.lost.id == turn.id:
+            if self.before.to_owner:
+                return {Answer.OWNER_UNREACHABLE}
+            silent = isinstance(event, ev.DeadlineReached)
+            return {Answer.REQUEST_TIMEOUT if silent else Answer.STREAM_INCOMPLETE}
+        if turn.stage is _Stage.SENT:  # a replay that found no socket: the loss before is told
+            return {Answer.REQUEST_TIMEOUT, Answer.STREAM_INCOMPLETE}
+        if self.refused is not None and self.head is not None and self.head.id == turn.id:
+            if self.refused == "other":
+                return {Answer.UPSTREAM_ERROR}
+            return {Answer.UPSTREAM_UNAVAILABLE}
+        if isinstance(event, ev.ConnectionLost) and _rejected(event):
+            return {Answer.UPSTREAM_ERROR}
+        if the.terms.hands_over and self.before.socket == "connecting" and the.socket == "none":
+            return {Answer.OWNER_UNREACHABLE}
+        return {Answer.UPSTREAM_UNAVAILABLE}
+
+    def _check_not_found(self, turn: _Turn, answer: Answer) -> None:
         if turn.standing is Standing.INJECTED:
-            raise ViolationError(Property.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
-        foreign = turn.standing in (Standing.UNKNOWN, Standing.UNANCHORED)
-        if (surfaced and foreign) or self._used_up(turn.anchor):
+            raise ViolationError(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
+        if answer is Answer.UPSTREAM_ERROR and turn.standing in (
+            Standing.UNKNOWN,
+            Standing.UNANCHORED,
+        ):
             return
-        raise ViolationError(
-            Property.NOT_FOUND_IS_EARNED,
-            f"a {turn.standing.value} anchor, {self.dead_ends[1] + self.silences[1]} refusals",
-        )
+        count = self._dead_ends(turn)
+        if count < self.the.terms.bounded or not self._dead_end(turn):
+            text = f"a {turn.standing.value} anchor, {count} refusals, {self.event}"
+            raise ViolationError(_P.NOT_FOUND_IS_EARNED, text)
 
-    def _used_up(self, anchor: str | None) -> bool:
-        ends = sum(n for a, n in (self.dead_ends, self.silences) if a == anchor)
-        return ends >= self.bounded
+    def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
+        """The failure that is told with the answer is the event's."""
+        kinds = _evidence(self.event)
+        skipped = self.the.socket == "open" and self.refused is None
+        if skipped and turn.stage is _Stage.WAITING:
+            kinds = kinds | {None}
+        kind = None if effect.failure is None else effect.failure.kind.value
+        if kind not in kinds:
+            text = f"{effect} tells {kind} of {self.event}"
+            raise ViolationError(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
-    def _count(self, turn: _Turn, event: Event) -> None:
-        """A refusal that changes nothing for the next try is a dead end: count it."""
+    def _check_effort(self, turn: _Turn) -> None:
+        """Whether the turn was given up too early."""
+        the, event = self.the, self.event
+        if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
+            return
+        if self.refused is not None and self.before.carried == turn.id:
+            first = self.refused not in self.before._carried_turn().refusals
+            full = turn.standing in (Standing.HELD, Standing.INJECTED)
+            if first and (self.refused == "limit" or (self.refused == "not_found" and full)):
+                raise ViolationError(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
+        elif the.socket == "open" and turn.stage is _Stage.WAITING:
+            known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
+            if known or turn.standing is not Standing.BOUND:
+                raise ViolationError(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
+        elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
+            raise ViolationError(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
+
+    def _dead_end(self, turn: _Turn) -> bool:
+        """Whether the same try again would end in the same way."""
         if turn.anchor is None:
+            return False
+        if self.lost is not None and self.lost.id == turn.id:
+            silent = isinstance(self.event, ev.DeadlineReached)
+            again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
+            local = not self.before.to_owner
+            return silent and again and local and turn.stage is _Stage.SENT
+        if self.refused is not None and self.before.carried == turn.id:
+            kept = turn.standing in (Standing.STORED, Standing.BOUND)
+            return self.refused == "not_found" and kept
+        return self.the.socket == "open" and turn.stage is _Stage.WAITING
+
+    def _dead_ends(self, turn: _Turn) -> int:
+        return dict(self.the.dead_ends).get(turn.anchor or "", 0)
+
+    def _count(self, turn: _Turn) -> None:
+        deadline = isinstance(self.event, ev.DeadlineReached) and self.event.timer is Timer.TURN
+        if deadline or not self._dead_end(turn):
             return
-        if _missed_deadline(event) and turn.sends:
-            self.silences = _more(self.silences, turn.anchor)
-        elif (turn.sends == 0 and self.socket == "open") or "not_found" in turn.refusals:
-            self.dead_ends = _more(self.dead_ends, turn.anchor)
-            if self.dead_ends[1] > self.bounded:
-                raise ViolationError(
-                    Property.REFUSALS_ARE_BOUNDED, f"{self.dead_ends[1]} times {turn.anchor}"
-                )
+        count = self._dead_ends(turn) + 1
+        if count > self.the.terms.bounded:
+            raise ViolationError(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+        counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
+        self.the.dead_ends = tuple(sorted(counts.items()))
 
+    # ------------------------------------------------------------ what was left undone
 
-def _more(count: tuple[str | None, int], anchor: str) -> tuple[str | None, int]:
-    return (anchor, count[1] + 1) if count[0] == anchor else (anchor, 1)
-
-
-def _missed_deadline(event: Event) -> bool:
-    return isinstance(event, ev.DeadlineReached) and event.timer in (Timer.CREATED, Timer.IDLE)
+    def judge(self) -> None:
+        """What must be so once all effects are carried out."""
+        the, event, now = self.the, self.event, self.now
+        if self.must_close is not None and the.generation == self.before.generation:
+            raise ViolationError(self.must_close, f"after {event} the socket is still {the.socket}")
+        if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
+            raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
+        answers = isinstance(event, ev.ResponseCreated | ev.OutputReceived)
+        if answers and self.delivered != 1:
+            text = f"{event} was delivered {self.delivered} times"
+            raise ViolationError(_P.ANSWER_IS_WHOLE, text)
+        if isinstance(event, ev.ResponseEnded):
+            carried = self.before.carried
+            if any(turn.id == carried for turn in the.turns):
+                raise ViolationError(_P.ANSWER_IS_WHOLE, f"turn {carried} goes on after its end")
+        if the.turns and the.carried is None and the.socket != "connecting":
+            raise ViolationError(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
+        if not the.turns and the.socket == "connecting":
+            raise ViolationError(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
+        if the.worn and the.carried is None and the.socket == "open":
+            raise ViolationError(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+        expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
+        ends = expired or isinstance(event, ev.EvictionRequested)
+        if ends is not self.retired:
+            raise ViolationError(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
+        submitted = isinstance(event, ev.TurnSubmitted)
+        if not the.turns and (submitted or self.before.turns):
+            the.expiry_due = now + the.terms.timeouts.expiry
+        elif self.retired:
+            the.expiry_due = None
 
 
 def _refusal(event: ev.UpstreamRefused) -> str:
@@ -400,8 +779,20 @@ def _refusal(event: ev.UpstreamRefused) -> str:
     return "other"
 
 
-def is_connect_failure(event: Event) -> bool:
-    """For reports: whether the event says that a connect failed."""
-    return isinstance(event, ev.ConnectionLost) and isinstance(
-        event.cause, UpgradeRefused | TimedOut
-    )
+def _rejected(event: ev.ConnectionLost) -> bool:
+    cause = event.cause
+    return isinstance(cause, UpgradeRefused) and cause.status in (401, 403, 429)
+
+
+def _evidence(event: Event) -> set[str | None]:
+    """The kinds of failure that ``event`` can be told as; None: none is to be told."""
+    if isinstance(event, ev.DeadlineReached):
+        return {"timed_out"}
+    if isinstance(event, ev.ConnectionLost):
+        return {"rejected"} if _rejected(event) else {"lost", "unreachable"}
+    if isinstance(event, ev.UpstreamRefused):
+        kind = _refusal(event)
+        if kind == "other":
+            return {"rate_limited", "invalid", "server_error"}
+        return {"connection_limit" if kind == "limit" else kind}
+    return {None}

@@ -308,6 +308,22 @@ def final_response(terminal: UpstreamEvent, items: list[bytes]) -> bytes | None:
     return msgspec.json.encode(members)
 
 
+def output_items(terminal: UpstreamEvent, items: list[bytes]) -> list[msgspec.Raw] | None:
+    """The output items that a terminal event stands for, each byte for byte; see
+    ``final_response``. None if it carries no response."""
+    body = final_response(terminal, items)
+    if body is None:
+        return None
+    try:
+        return msgspec.json.decode(body, type=_Output).output
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+class _Output(msgspec.Struct):
+    output: list[msgspec.Raw]
+
+
 def failed_event(
     code: str, message: str, sequence: int, created: bytes | None, fallback_id: str
 ) -> UpstreamEvent:

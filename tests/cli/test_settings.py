@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -44,6 +44,9 @@ PROMISED = {
     "drain_timeout": 30 * S,
     "header_timeout": 10 * S,
     "body_timeout": 60 * S,
+    "continuity": Continuity.TRANSCRIPT,
+    "transcript_bytes": 256 * 1024 * 1024,
+    "transcript_age": 21_600 * S,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
     "max_message": 16 * 1024 * 1024,
@@ -83,12 +86,15 @@ def test_every_setting_has_a_default_that_its_kind_can_show_and_read_back() -> N
 
 def test_the_configuration_gets_every_value() -> None:
     flags = {setting.name: str(index) for index, setting in enumerate(CORE, start=1)}
+    flags["continuity"] = "passthrough"
     config = load({**flags, "policy": "pr397"}, {}).config(URL)
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
     for index, setting in enumerate(CORE, start=1):
-        unit = S if setting.kind is SECONDS else 1
-        assert getattr(config, setting.name) == index * unit, setting.name
+        value: object = index * S if setting.kind is SECONDS else index
+        if setting.name == "continuity":
+            value = Continuity.PASSTHROUGH
+        assert getattr(config, setting.name) == value, setting.name
 
 
 def test_every_promised_setting_of_the_core_is_a_field_of_its_configuration() -> None:
@@ -133,8 +139,9 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "backend": "trio",
         "log_level": "debug",
         **{setting.name: "7" for setting in CORE},
+        "continuity": "passthrough",
     }
-    quoted = ("host", "upstream", "policy", "backend", "log_level")
+    quoted = ("host", "upstream", "policy", "backend", "log_level", "continuity")
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
     from_file = load({"config": write(tmp_path, "\n".join(lines))}, {})
     from_flags = load(values, {})

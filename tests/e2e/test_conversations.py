@@ -26,7 +26,7 @@ import pytest
 import trio
 from openai.types.responses import Response, ResponseStreamEvent
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.testing import (
@@ -359,7 +359,12 @@ async def with_bridge(
     emulator = Emulator()
     async with backend.serve(emulator) as upstream:
         url = UpstreamUrl.parse(f"ws://127.0.0.1:{upstream.port}/v1/responses")
-        config = Config(upstream=url, policy=POLICIES[policy], session_idle=session_idle)
+        config = Config(
+            upstream=url,
+            policy=POLICIES[policy],
+            session_idle=session_idle,
+            continuity=Continuity.PASSTHROUGH,
+        )
         async with backend.serve(config) as server:
             await body(Running(backend, emulator, server))
 
@@ -506,7 +511,9 @@ def test_the_command_holds_a_stored_conversation(backend: Backend, upstream: Ups
         return requests[-1].number + 1 if requests else 1
 
     faults = {3: Lost.SENT, 4: Lost.SENDING, 7: Lost.OUTPUT, 8: Lost.OUTPUT}
-    with running("--upstream", upstream.url, "--backend", backend.name) as process:
+    with running(
+        "--upstream", upstream.url, "--backend", backend.name, "--continuity", "passthrough"
+    ) as process:
         statuses: list[int] = []
         with sdk(process.port, max_retries=2, statuses=statuses) as openai_client:
             client = Client(openai_client, "stored", store=True, stream=False)
@@ -538,7 +545,9 @@ def test_the_command_gives_up_a_conversation_that_nobody_holds(
     backend: Backend, upstream: Upstream
 ) -> None:
     """Three times 502, whoever counts them; then the honest answer, with which the SDK stops."""
-    with running("--upstream", upstream.url, "--backend", backend.name) as process:
+    with running(
+        "--upstream", upstream.url, "--backend", backend.name, "--continuity", "passthrough"
+    ) as process:
         statuses: list[int] = []
         with sdk(process.port, statuses=statuses) as openai_client:
             client = Client(openai_client, "lost", store=False, stream=True)
