@@ -82,12 +82,14 @@ class Endpoint:
 
     def next_timeout(self) -> Deadline | None:
         """When ``TimeoutReached`` is to be reported if nothing else happens first."""
+        if self._stopped:
+            return None
         found = self._bridge.next_timeout()
         own = self._schedule.next()
         if own is not None and (found is None or own[0] < found.at):
             found = Deadline(own[0], self._reason(own[1]))
         drain = self._drain_deadline
-        if drain is not None and not self._stopped and (found is None or drain < found.at):
+        if drain is not None and (found is None or drain < found.at):
             found = Deadline(drain, Timer.DRAIN)
         return found
 

@@ -604,7 +604,7 @@ class _World:
         turn = self._sends[client.number, client.turn].responses.get(response)
         if turn is None:
             self._observe("context", client, "its response is not one of its turn's")
-        elif list(turn.request.context) != context:
+        elif [_said(item) for item in turn.request.context] != [_said(item) for item in context]:
             held = len(turn.request.context)
             text = f"it believes in {len(context)} items, the upstream held {held} (invariant 6)"
             if held == len(context):
@@ -692,6 +692,17 @@ class Shrunk:
             *self.timeline,
         ]
         return "\n".join(lines)
+
+
+def _said(item: Json) -> Json:
+    """What an item says, without the service's bookkeeping, which a rehydrated one has not."""
+    said = {name: value for name, value in item.items() if name not in ("id", "status")}
+    if isinstance(said.get("content"), list):
+        said["content"] = [
+            {name: value for name, value in part.items() if name != "logprobs"}
+            for part in said["content"]
+        ]
+    return said
 
 
 def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shrunk:
