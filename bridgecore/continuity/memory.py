@@ -66,7 +66,8 @@ class Memory:
     def __init__(self, config: Config) -> None:
         self._aliases = Aliases(config.max_aliases)
         self._transcripts: Transcripts | None = None
-        if config.continuity is Continuity.TRANSCRIPT:
+        wanted = config.continuity is Continuity.TRANSCRIPT
+        if wanted and config.policy.budgets.transcripts:
             self._transcripts = Transcripts(
                 config.transcript_bytes, config.transcript_age, config.transcript_bytes
             )

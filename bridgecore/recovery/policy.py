@@ -81,10 +81,10 @@ class Timeouts:
 class Budgets:
     """How often; none below 0, or ``ValueError``."""
     replays: int = _count(default=1)  # resends of a turn after a loss, over all paths together
-    # With the loss itself, a client hears 502 at most four times before the truth.
-    refusals: int = _count(default=3)  # bounded refusals of an anchor before the honest not-found
+    refusals: int = _count(default=3)  # of one anchor, after its loss, before the honest not-found
     waiting: int = _count(default=64)  # turns that may wait for one session
     reconnect_uses_replay: bool = False  # a reconnect without send counts as a replay
+    transcripts: bool = True  # False: a bridge of this policy holds nothing, whatever is configured
 # fmt: on
 
 
@@ -189,7 +189,7 @@ _V1_12_ROWS: dict[Situation, _Row] = {
 _SAFE = "The safe one: nothing ambiguous is sent twice, no chain is given up before its time."
 _SEED = "The seed's rules as they were: an unanchored turn is replayed once."
 _BROKEN = "The broken one, to demonstrate: losses are answered with previous_response_not_found."
-_OLD_BUDGETS = Budgets(reconnect_uses_replay=True)
+_OLD_BUDGETS = Budgets(reconnect_uses_replay=True, transcripts=False)
 DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
 PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
 V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)

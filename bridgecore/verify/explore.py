@@ -6,12 +6,17 @@ shows the shortest way to one in which something does not hold.
 
 Theory of operation. A *world* is a session's state and the reference model that watches it. The
 search is breadth-first from a closed session, so the first way found to a world is a shortest one.
-Time is discrete: every duration is a small number of ticks that keeps the order of the real ones,
-one tick passes at a time, and at a time at which a deadline is due any other event may still come
-first. Worlds are folded by symmetry, so that the search ends by itself, without a bound on its
-depth: deadlines are kept relative, turns are named by their place, responses by what the socket
-knows of them, connection generations by whether an older one can still speak. What is bounded is
-in ``Bounds``, and only there.
+Time is discrete: every duration is a small number of ticks, one tick passes at a time, and at a
+time at which a deadline is due any other event may still come first. Worlds are folded by symmetry,
+so that the search ends by itself, without a bound on its depth: deadlines are kept relative, turns
+are named by their place, responses by what the socket knows of them, connection generations by
+whether an older one can still speak. A move that a session ignores without a change of its state is
+tried once for all worlds that look alike to it (``_signature``). What is bounded is in ``Bounds``,
+and only there.
+
+Liveness is judged on the explored graph: one move out of each world is what a healthy upstream
+would do next, and along these moves every turn has to end, and every client that retries as it is
+told has to be answered.
 """
 
 from __future__ import annotations
@@ -21,7 +26,9 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
+from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.errors import BridgecoreError
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
@@ -31,7 +38,7 @@ from bridgecore.recovery.failure import (
     Unreachable,
     UpgradeRefused,
 )
-from bridgecore.recovery.policy import Budgets, Policy, Timeouts
+from bridgecore.recovery.policy import Policy, Situation, Timeouts
 from bridgecore.recovery.rules import (
     EVENT_KEYS,
     RULES,
@@ -45,7 +52,7 @@ from bridgecore.recovery.rules import (
 )
 from bridgecore.recovery.state import Phase, Running, SessionState, Waiting
 from bridgecore.recovery.timers import Timers
-from bridgecore.verify.properties import Model, Property, ViolationError
+from bridgecore.verify.properties import Model, Property, Terms, ViolationError
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -59,20 +66,24 @@ class Bounds:
     standings: tuple[Standing, ...]
     timeouts: Timeouts  # in ticks
     refusals: int  # bounded refusals of one anchor
-    remote: bool = False  # begin with a session that another replica owns, too
+    remote: bool = True  # begin with a session that another replica owns, too
+    causes: bool = True  # several kinds of lost connects and of refusals, else one of each
+    depth: int | None = None  # moves from the beginning; None: to the end
     max_states: int = 5_000_000
 
 
-_TICKS = Timeouts(connect=1, created=2, idle=2, turn=5, lifetime=4, expiry=3)
-_FINE = Timeouts(connect=1, created=2, idle=3, turn=7, lifetime=6, expiry=4)
+_ALL = tuple(Standing)
+_SMALL = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
+_CI = Timeouts(connect=1, created=1, idle=2, turn=3, lifetime=3, expiry=2)
+_FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 BOUNDS = {
-    "small": Bounds("small", 0, tuple(Standing), _TICKS, 1, remote=True),
-    "ci": Bounds("ci", 1, tuple(Standing), _TICKS, 2, remote=True),
-    "nightly": Bounds("nightly", 2, tuple(Standing), _FINE, 2, remote=True),
+    "small": Bounds("small", 0, _ALL, _SMALL, 1),
+    "ci": Bounds("ci", 1, _ALL, _CI, 1),
+    "nightly": Bounds("nightly", 1, _ALL, _FINE, 2),
 }
 
 
-@attrs.frozen(cache_hash=True)
+@attrs.frozen(eq=False)
 class World:
     """A session's state and the books of the model that watches it. Times are relative to now."""
 
@@ -92,9 +103,10 @@ class Move:
 class Counterexample:
     """A shortest way to a violation: the moves, and what the last of them broke."""
 
-    prop: Property | None  # None: the rules raised an error
+    prop: Property
     text: str
     path: tuple[str, ...]
+    remote: bool = False  # it begins with a session that another replica owns
 
 
 @attrs.define
@@ -108,7 +120,13 @@ class Report:
     complete: bool = False
     rules_fired: Counter[str] = attrs.Factory(Counter)
     pairs_met: set[tuple[Phase, EventKey]] = attrs.Factory(set)
+    checked: Counter[Property] = attrs.Factory(Counter)
     counterexamples: list[Counterexample] = attrs.Factory(list)
+
+    @property
+    def broken(self) -> dict[Property, Counterexample]:
+        """The properties that do not hold, each with its shortest counterexample."""
+        return {found.prop: found for found in self.counterexamples}
 
     @property
     def rules_never_fired(self) -> list[str]:
@@ -126,12 +144,14 @@ class Report:
         ]
 
 
+PAIRS = len(Phase) * len(EVENT_KEYS)
+
+
 # ---------------------------------------------------------------- the environment
 
 _NOT_FOUND = ErrorFrame(status=400, code=NOT_FOUND_CODE)
 _LIMIT = ErrorFrame(status=400, code="websocket_connection_limit_reached")
 _INVALID = ErrorFrame(status=400, code="invalid_prompt")
-_SERVER = ErrorFrame(code="server_error")
 _CLOSED = Closed(1006)
 
 
@@ -155,36 +175,20 @@ def moves(world: World, bounds: Bounds) -> Iterator[Move]:
     if phase is Phase.RECONNECTING:
         yield Move("opened", ev.ConnectionOpened(generation))
         yield Move("connect fails", ev.ConnectionLost(generation, Unreachable("refused")))
-        yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
+        if bounds.causes:
+            yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
     elif phase is not Phase.CLOSED:
         yield Move("lost", ev.ConnectionLost(generation, _CLOSED))
-        yield from _upstream(state)
+        yield from _upstream(state, bounds)
     if generation > 0 and phase is Phase.CLOSED:
         # The socket was closed from here, but something of it was on its way.
         yield Move("late loss", ev.ConnectionLost(generation, _CLOSED))
         yield Move("late open", ev.ConnectionOpened(generation))
-        yield from _answers(generation)
+    if generation > 0 and phase in (Phase.CLOSED, Phase.RECONNECTING):
+        yield from _upstream(state, bounds)
     if generation > 1:
         yield Move("stale loss", ev.ConnectionLost(generation - 1, _CLOSED))
         yield Move("stale created", ev.ResponseCreated(generation - 1))
-
-
-def _menu(world: World, bounds: Bounds, known: dict[object, tuple[Move, ...]]) -> tuple[Move, ...]:
-    """``moves``, once for all worlds that look alike to it."""
-    state = world.state
-    key = (
-        state.phase.value,
-        state.generation,
-        state.live_anchor is None,
-        state.running is None,
-        len(state.waiting),
-        tuple([(timer.value, at > 0) for timer, at in state.timers.entries]),
-        None if (first := state.timers.next()) is None else first.reason.value,
-    )
-    found = known.get(key)
-    if found is None:
-        found = known[key] = tuple(moves(world, bounds))
-    return found
 
 
 def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
@@ -214,17 +218,13 @@ def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     yield Move("reader of a turn that is over stalls", ev.RelayPaused(fresh, True))
 
 
-def _upstream(state: SessionState) -> Iterator[Move]:
+def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     generation = state.generation
     yield Move("frame sent", ev.FrameSent(generation))
     yield from _answers(generation)
-    for name, cause in (
-        ("not found", _NOT_FOUND),
-        ("connection limit", _LIMIT),
-        ("invalid", _INVALID),
-        ("server error", _SERVER),
-    ):
-        yield Move(f"refused: {name}", ev.UpstreamRefused(generation, cause))
+    yield Move("refused: not found", ev.UpstreamRefused(generation, _NOT_FOUND))
+    yield Move("refused: connection limit", ev.UpstreamRefused(generation, _LIMIT))
+    yield Move("refused: invalid", ev.UpstreamRefused(generation, _INVALID))
 
 
 def _answers(generation: int) -> Iterator[Move]:
@@ -250,24 +250,20 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
     if running is not None:
         numbers[running.turn.id] = 1
         turn = running.turn
-        running = Running(
-            Turn(1, turn.standing, name(turn.anchor)),
-            running.deadline - passed,
-            running.phase,
-            running.form,
-            running.replays,
-            running.recovered,
-            running.fallback,
-            running.paused,
+        running = attrs.evolve(
+            running,
+            turn=Turn(1, turn.standing, name(turn.anchor)),
+            deadline=running.deadline - passed,
         )
     waiting = []
     for index, entry in enumerate(state.waiting):
         numbers[entry.turn.id] = index + 2
         turn = Turn(index + 2, entry.turn.standing, name(entry.turn.anchor))
         waiting.append(Waiting(turn, entry.deadline - passed))
-    entries = sorted(
-        ((timer, at - passed) for timer, at in state.timers.entries), key=lambda e: e[0].value
-    )
+    refusals: dict[str | None, int] = {}
+    for anchor, count in state.refusals:
+        # The largest count of those that fold together: as if there were one old response.
+        refusals[name(anchor)] = max(count, refusals.get(name(anchor), 0))
     generation = min(state.generation, 2)
     folded = SessionState(
         state.lifecycle,
@@ -275,27 +271,96 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
         name(tip),
         running,
         tuple(waiting),
-        _folded(state.refusals, name),
+        tuple(sorted(refusals.items(), key=str)),
         state.worn,
         state.remote,
-        Timers(tuple(entries)),
+        Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
-    watched = model.folded(generation, name, numbers)
-    return World(folded, watched)
+    return World(folded, model.folded(generation, name, numbers, passed))
+
+
+def _is_canonical(state: SessionState) -> bool:
+    running, waiting = state.running, state.waiting
+    if running is None:
+        tidy = not waiting
+    else:
+        tidy = running.turn.id == 1 and (not waiting or waiting[0].turn.id == 2)
+        if tidy and state.live_anchor is None and running.turn.anchor == "tip":
+            return False
+    if len(waiting) > 1 or state.generation > 2 or not tidy or len(state.refusals) > 1:
+        return False
+    if waiting and state.live_anchor is None and waiting[0].turn.anchor == "tip":
+        return False
+    return state.live_anchor is None and not state.refusals or state.live_anchor == "tip"
+
+
+def key_of(world: World) -> tuple[object, ...]:
+    """Equal for equal worlds. Names instead of enumerations: those are hashed much faster."""
+    state = world.state
+    running = state.running
+    turn: tuple[object, ...] | None = None
+    if running is not None:
+        turn = (
+            running.turn.id,
+            running.turn.standing._value_,
+            running.turn.anchor,
+            running.deadline,
+            running.phase._value_,
+            None if running.form is None else running.form._value_,
+            running.replays,
+            tuple(sorted([kind._value_ for kind in running.recovered]))
+            if running.recovered
+            else None,
+            None if running.fallback is None else running.fallback._value_,
+            running.paused,
+        )
+    return (
+        state.lifecycle._value_,
+        state.generation,
+        state.live_anchor,
+        turn,
+        tuple([(w.turn.id, w.turn.standing._value_, w.turn.anchor, w.deadline)
+               for w in state.waiting]) if state.waiting else None,
+        state.refusals,
+        state.worn,
+        state.remote,
+        tuple([(timer._value_, at) for timer, at in state.timers.entries]),
+        world.model.key,
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- the search
 
 
-def _folded(
-    counts: tuple[tuple[str | None, int], ...], name: Callable[[str | None], str | None]
-) -> tuple[tuple[str | None, int], ...]:
-    """Counts by anchor, once anchors are folded: of those that fold together, the largest."""
-    folded: dict[str | None, int] = {}
-    for anchor, count in counts:
-        key = name(anchor)
-        folded[key] = max(count, folded.get(key, 0))
-    return tuple(sorted(folded.items(), key=lambda item: str(item[0])))
+def bounded(policy: Policy, bounds: Bounds) -> Policy:
+    """``policy`` with the times and budgets of ``bounds``."""
+    budgets = attrs.evolve(
+        policy.budgets,
+        waiting=bounds.waiting,
+        refusals=min(policy.budgets.refusals, bounds.refusals),
+    )
+    return attrs.evolve(policy, timeouts=bounds.timeouts, budgets=budgets)
+
+
+_OWNER_ROWS = (
+    Situation.OWNER_LOST,
+    Situation.OWNER_LOST_DISPATCHED,
+    Situation.OWNER_LOST_OUTPUT,
+)
+
+
+def terms_of(policy: Policy) -> Terms:
+    """What the model has to be told of ``policy``: its numbers, and whether it is one that lets
+    other replicas take over sessions of our own."""
+    hands_over = any(
+        remedy.answer is Answer.OWNER_UNREACHABLE
+        for (situation, _), remedy in policy.cells.items()
+        if situation not in _OWNER_ROWS
+    )
+    budgets = policy.budgets
+    return Terms(
+        policy.timeouts, budgets.refusals, budgets.waiting, budgets.replays, hands_over=hands_over
+    )
 
 
 def explore(
@@ -304,107 +369,287 @@ def explore(
     *,
     stepper: Step = step,
     most: int = 1,
+    reduced: bool = True,
     progress: Callable[[Report], None] | None = None,
 ) -> Report:
     """Explore ``policy`` within ``bounds``.
 
     Args:
         stepper: the transition function; a mutant's, when mutants are explored.
-        most: stop looking for a property's counterexample once it has one, and stop altogether
-            once this many properties have one.
+        most: keep the shortest counterexample of each property, and stop altogether once this many
+            properties have one.
+        reduced: False: name nothing by symmetry but the times, and try every move in every world;
+            ``bounds.depth`` has to end it. ``states`` counts canonical ones all the same.
         progress: called every few thousand states.
     """
-    explored = attrs.evolve(
-        policy,
-        timeouts=bounds.timeouts,
-        budgets=attrs.evolve(
-            policy.budgets,
-            waiting=bounds.waiting,
-            refusals=min(policy.budgets.refusals, bounds.refusals),
-        ),
-    )
-    budgets: Budgets = explored.budgets
-    report = Report(policy.name, bounds)
-    model = Model(replays=1, bounded=budgets.refusals, waiting=bounds.waiting)
-    roots = [World(SessionState(), model)]
-    if bounds.remote:
-        roots.append(World(SessionState(remote=True), attrs.evolve(model, remote=True)))
-    came: dict[World, tuple[World, str] | None] = dict.fromkeys(roots)
-    menu: dict[object, tuple[Move, ...]] = {}
-    broken: set[Property | None] = set()
-    queue = deque(roots)
-    while queue:
-        if len(came) >= bounds.max_states:
-            break
-        world = queue.popleft()
-        for move in _menu(world, bounds, menu):
-            report.edges += 1
-            try:
-                after = _happen(explored, world, move, stepper, report)
-            except ViolationError as violation:
-                prop: Property | None = violation.prop
-                text = str(violation)
-            except BridgecoreError as error:
-                prop, text = None, str(error)
-            else:
-                if after is not None:
-                    origin = (world, move.label)
-                    if came.setdefault(after, origin) is origin:
-                        queue.append(after)
+    return _Search(bounded(policy, bounds), bounds, stepper, most, reduced, progress).run()
+
+
+_DONE, _TOLD, _RETRY = "done", "told", "retry"
+_Ending = tuple[int, str | None]  # the world after a move, and how the turn that ran ended
+
+
+class _Search:
+    """One exploration."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        bounds: Bounds,
+        stepper: Step,
+        most: int,
+        reduced: bool,
+        progress: Callable[[Report], None] | None,
+    ) -> None:
+        self.policy = policy
+        self.bounds = bounds
+        self.stepper = stepper
+        self.most = most
+        self.reduced = reduced
+        self.progress = progress
+        self.report = Report(policy.name, bounds)
+        self.found: dict[tuple[object, ...], int] = {}
+        self.keys: set[tuple[object, ...]] = set()  # canonical ones, if not reduced
+        self.origins: list[tuple[int, str]] = []  # of each world: the one before, and the move
+        self.depths: list[int] = []
+        self.queue: deque[tuple[int, World]] = deque()
+        self.healthy: dict[int, _Ending] = {}
+        self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns and submission
+        self.menus: dict[object, tuple[Move, ...]] = {}
+        self.resent: dict[tuple[object, ...], bool] = {}
+        self.broken: set[Property] = set()
+
+    def run(self) -> Report:
+        """Explore, then judge liveness."""
+        report, bounds = self.report, self.bounds
+        terms = terms_of(self.policy)
+        self._reach(World(SessionState(), Model(terms)), -1, "")
+        if bounds.remote:
+            self._reach(World(SessionState(remote=True), Model(terms, remote=True)), -1, "")
+        queue, ticks = self.queue, 0
+        while queue and len(self.found) < bounds.max_states:
+            index, world = queue.popleft()
+            if bounds.depth is not None and self.depths[index] >= bounds.depth:
                 continue
-            if prop not in broken:
-                broken.add(prop)
-                path = (*_path(came, world), move.label)
-                report.counterexamples.append(Counterexample(prop, text, path))
-                if len(broken) >= most:
-                    report.states = len(came)
-                    return report
-        if progress is not None and len(came) % 4096 < 8:
-            report.states = len(came)
-            progress(report)
-    report.states = len(came)
-    report.complete = not queue
-    return report
+            if not self._expand(index, world):
+                break
+            ticks += 1
+            if self.progress is not None and ticks % 2048 == 0:
+                report.states = len(self.found)
+                self.progress(report)
+        report.complete = not queue
+        report.states = len(self.found) if self.reduced else len(self.keys)
+        if report.complete and bounds.depth is None and len(self.broken) < self.most:
+            self._judge_liveness()
+        return report
+
+    def _reach(self, world: World, origin: int, label: str) -> int:
+        key = key_of(world)
+        index = self.found.setdefault(key, len(self.origins))
+        if index == len(self.origins):
+            self.origins.append((origin, label))
+            self.depths.append(0 if origin < 0 else self.depths[origin] + 1)
+            self.queue.append((index, world))
+            if not self.reduced:
+                self.keys.add(key_of(canonical(world.state, world.model, 0)))
+        return index
+
+    def _expand(self, index: int, world: World) -> bool:
+        """Try every move out of ``world``; False: enough was found."""
+        signature = _signature(world.state)
+        menu = self.menus.get(signature) if self.reduced else None
+        fresh = menu is None
+        if menu is None:
+            menu = tuple(moves(world, self.bounds))
+        kept = []
+        cure = _cure(world)
+        quiet = world.state.running is None
+        self.report.edges += len(menu)
+        for move in menu:
+            try:
+                after, effects, inert = self._happen(world, move, fresh)
+                self._compare(world, move, effects)
+            except ViolationError as violation:
+                kept.append(move)
+                if not self._violated(index, move.label, violation.prop, str(violation)):
+                    return False
+                continue
+            except BridgecoreError as error:
+                kept.append(move)
+                prop = Property.NO_INTERNAL_ERROR
+                if not self._violated(index, move.label, prop, f"{prop.name}: {error}"):
+                    return False
+                continue
+            if fresh and not inert:
+                kept.append(move)
+            reached = index if after is None else self._reach(after, index, move.label)
+            if move.label == cure:
+                self.healthy[index] = reached, _ending(effects, 1)
+            elif quiet and isinstance(move.event, ev.TurnSubmitted):
+                ended = _ending(effects, move.event.turn.id)
+                self.quiet.setdefault(index, {})[move.label] = reached, ended
+        if fresh:
+            self.menus[signature] = tuple(kept)
+        return True
+
+    def _happen(
+        self, world: World, move: Move, fresh: bool
+    ) -> tuple[World | None, tuple[fx.Effect, ...], bool]:
+        """The world after ``move``, None if it is the same; the effects; and whether the session
+        kept its very state and did nothing but to say so, or to reject a turn."""
+        state, model, event = world.state, world.model, move.event
+        if event is None:
+            return (self._fold(state, model, 1), (), False)
+        transition = self.stepper(self.policy, state, event, 0)
+        after, effects, rule = transition.state, transition.effects, transition.rule
+        report = self.report
+        report.rules_fired[rule] += 1
+        if rule not in _BEFORE_THE_TABLE:
+            key: EventKey = event.timer if isinstance(event, ev.DeadlineReached) else type(event)
+            report.pairs_met.add((state.phase, key))
+        watched = model.after(event, effects, 0, after.timers.next())
+        if fresh and len(effects) == 1 and type(effects[0]) in _INERT and after == state:
+            return None, effects, True
+        if any(type(effect) is fx.RetireSession for effect in effects):
+            return None, effects, False  # the session is forgotten: nothing more can happen to it
+        if self.reduced and _is_canonical(after):
+            return World(after, watched), effects, False
+        return self._fold(after, watched, 0), effects, False
+
+    def _fold(self, state: SessionState, model: Model, passed: int) -> World:
+        if self.reduced:
+            return canonical(state, model, passed)
+        if passed == 0:
+            return World(state, model)
+        numbers: dict[int | None, int] = {turn.id: turn.id for turn in model.turns}
+        running = state.running
+        later = attrs.evolve(
+            state,
+            running=running and attrs.evolve(running, deadline=running.deadline - passed),
+            waiting=tuple([Waiting(w.turn, w.deadline - passed) for w in state.waiting]),
+            timers=Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
+        )
+        return World(later, model.folded(model.generation, lambda anchor: anchor, numbers, passed))
+
+    def _compare(self, world: World, move: Move, effects: tuple[fx.Effect, ...]) -> None:
+        """Whether turns that are lost alike are treated alike."""
+        if move.event is None or not effects:
+            return
+        loss = world.model.loss_of(move.event, 0)
+        if loss is None:
+            return
+        again = not any(type(effect) is fx.FailTurn for effect in effects)
+        if self.resent.setdefault(loss, again) is not again and not again:
+            text = "a turn lost alike was sent again, after as many replays"
+            raise ViolationError(Property.RECONNECT_COSTS_NO_REPLAY, text)
+
+    def _violated(self, index: int, label: str, prop: Property, text: str) -> bool:
+        """Note a violation; False: enough was found."""
+        if prop not in self.broken:
+            self.broken.add(prop)
+            path = [label] if label else []
+            while self.origins[index][0] >= 0:
+                index, before = self.origins[index]
+                path.append(before)
+            found = Counterexample(prop, text, tuple(reversed(path)), remote=index == 1)
+            self.report.counterexamples.append(found)
+        return len(self.broken) < self.most
+
+    # ------------------------------------------------------------ liveness
+
+    def _judge_liveness(self) -> None:
+        ends: dict[int, _Ending | None] = {}
+        for index in self.healthy:
+            if index not in ends and not self._run_down(index, ends):
+                return
+        for index, submissions in self.quiet.items():
+            for label in submissions:
+                tries = self._retry(index, label, ends)
+                if tries is not None:
+                    text = f"RETRIES_END: {label}: {tries} tries were not enough"
+                    self._violated(index, label, Property.RETRIES_END, text)
+                    return
+
+    def _run_down(self, index: int, ends: dict[int, _Ending | None]) -> bool:
+        """Follow healthy moves from ``index`` until the turn that runs has ended."""
+        way: list[int] = []
+        end: _Ending | None = None
+        at = index
+        while True:
+            if at in ends:
+                end = ends[at]
+                break
+            if at in way or len(way) > _STEPS:
+                text = f"TURNS_END: no end after {len(way)} healthy moves"
+                return self._violated(index, "", Property.TURNS_END, text)
+            way.append(at)
+            if at not in self.healthy:
+                break  # what comes next is a violation that was reported already
+            at, ended = self.healthy[at]
+            if ended is not None:
+                end = at, ended
+                break
+        for passed in way:
+            ends[passed] = end
+        return True
+
+    def _retry(self, index: int, label: str, ends: dict[int, _Ending | None]) -> int | None:
+        """Submit until there is an answer that is not to be retried; None: there was one."""
+        for tries in range(1, self.policy.budgets.refusals + 3):
+            submissions = self.quiet.get(index, {})
+            # The id is the same; whether the socket knows it may have changed.
+            name = label if label in submissions else label.replace(" tip", " old")
+            if name not in submissions:
+                return None
+            after, ended = submissions[name]
+            if ended is None:
+                end = ends.get(after)
+                if end is None:
+                    return None
+                after, ended = end
+            if ended != _RETRY:
+                return None
+            index = after
+        return tries
 
 
-def _happen(
-    policy: Policy, world: World, move: Move, stepper: Step, report: Report
-) -> World | None:
-    """The world after ``move``; None if it is the same."""
-    state = world.state
-    if move.event is None:
-        return canonical(state, world.model, 1)
-    event = move.event
-    transition = stepper(policy, state, event, 0)
-    rule = transition.rule
-    report.rules_fired[rule] += 1
-    ignored = rule in _IGNORED
-    if rule not in _BEFORE_THE_TABLE:
-        key: EventKey = event.timer if isinstance(event, ev.DeadlineReached) else type(event)
-        report.pairs_met.add((state.phase, key))
-    model = world.model.after(event, transition.effects, ruled=not ignored)
-    if transition.state is state and model is world.model:
-        return None
-    deadline = transition.state.timers.next()
-    if deadline is not None and deadline.at < 0:
-        raise BridgecoreError(f"{deadline.reason.value} is due before now")
-    return canonical(transition.state, model, 0)
-
-
+_STEPS = 8  # healthy moves that one turn may take; a reconnect, a refusal and a resend included
+_INERT = (fx.Ignored, fx.FailTurn)  # nothing done, or a turn rejected
 _BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE})
-_IGNORED = _BEFORE_THE_TABLE | {
-    rule.id for rule in RULES.values() if rule.handling is Handling.IGNORED
-}
 
 
-def _path(came: dict[World, tuple[World, str] | None], world: World) -> tuple[str, ...]:
-    labels = []
-    step_before = came[world]
-    while step_before is not None:
-        world, label = step_before
-        labels.append(label)
-        step_before = came[world]
-    return tuple(reversed(labels))
+def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
+    for effect in effects:
+        if isinstance(effect, fx.CompleteTurn) and effect.turn == turn:
+            return _DONE
+        if isinstance(effect, fx.FailTurn) and effect.turn == turn:
+            told = effect.answer in (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+            return _TOLD if told else _RETRY
+    return None
 
 
-PAIRS = len(Phase) * len(EVENT_KEYS)
+def _cure(world: World) -> str | None:
+    """The move that a healthy upstream makes next."""
+    phase = world.state.phase
+    if phase is Phase.RECONNECTING:
+        return "opened"
+    if phase is Phase.SENDING:
+        return "frame sent"
+    if phase is Phase.SENT:
+        return "created" if world.model.known else "refused: not found"
+    if phase in (Phase.CREATED, Phase.OUTPUT):
+        return "completed"
+    return None
+
+
+def _signature(state: SessionState) -> tuple[object, ...]:
+    """All that the menu of a world depends on, and whether a session ignores a move."""
+    return (
+        state.phase._value_,
+        state.generation,
+        state.live_anchor is None,
+        state.running is None,
+        len(state.waiting),
+        tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
+        None if (first := state.timers.next()) is None else first.reason._value_,
+    )

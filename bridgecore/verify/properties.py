@@ -355,8 +355,12 @@ class Model:
         return due
 
     def _check_deadline(self, deadline: Deadline | None) -> None:
-        dues = [due for timer in _DUES if (due := self._due(timer)) is not None]
-        owed = min(dues, default=None)
+        owed = self.turns[0].due if self.turns else None
+        for due in (
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
+        ):  # fmt: skip
+            if due is not None and (owed is None or due < owed):
+                owed = due
         if deadline is None:
             if owed is not None:
                 raise ViolationError(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
@@ -571,7 +575,7 @@ class _Watch:
             raise ViolationError(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
             raise ViolationError(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
-        if the.worn:
+        if the.worn and turn.id != self.before.carried:
             raise ViolationError(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
         if turn.id != the.turns[0].id:
             raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
@@ -655,13 +659,15 @@ class _Watch:
                 return {Answer.OWNER_UNREACHABLE}
             silent = isinstance(event, ev.DeadlineReached)
             return {Answer.REQUEST_TIMEOUT if silent else Answer.STREAM_INCOMPLETE}
-        if turn.stage is _Stage.SENT:  # a replay that found no socket: the loss before is told
+        rejected = isinstance(event, ev.ConnectionLost) and _rejected(event)
+        if turn.stage is _Stage.SENT and not rejected:
+            # A replay that found no socket: the loss before it is told.
             return {Answer.REQUEST_TIMEOUT, Answer.STREAM_INCOMPLETE}
         if self.refused is not None and self.head is not None and self.head.id == turn.id:
             if self.refused == "other":
                 return {Answer.UPSTREAM_ERROR}
             return {Answer.UPSTREAM_UNAVAILABLE}
-        if isinstance(event, ev.ConnectionLost) and _rejected(event):
+        if rejected:
             return {Answer.UPSTREAM_ERROR}
         if the.terms.hands_over and self.before.socket == "connecting" and the.socket == "none":
             return {Answer.OWNER_UNREACHABLE}

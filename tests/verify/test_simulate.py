@@ -306,7 +306,8 @@ def test_a_window_can_be_too_small_for_anybody() -> None:
 def test_without_storage_the_context_is_what_it_must_be() -> None:
     growth = grow(Experiment(turns=6, store=False))
     assert growth.sound
-    assert [row.grown for row in growth.rows[1:]] == [2_294] * 5
+    # What was said is the same; what is rehydrated goes without the service's ids.
+    assert all(2_250 < row.grown <= 2_294 for row in growth.rows[1:])
 
 
 def test_the_plot_can_be_read() -> None:
