@@ -7,6 +7,7 @@ What belongs here: what every adapter would otherwise write again. An adapter's 
 from __future__ import annotations
 
 import errno
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -31,7 +32,7 @@ LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EACCES, 
 C = TypeVar("C", bound=DrivenConnection)
 
 
-class Driver(Generic[C]):
+class Driver(ABC, Generic[C]):
     """Reports events to ``machine`` one at a time, and has its effects carried out in order.
 
     What an effect causes at once (a ``DataSent``, say) is reported after the effects before it
@@ -103,22 +104,22 @@ class Driver(Generic[C]):
 
     # ------------------------------------------------------------ what an adapter fills in
 
+    @abstractmethod
     def _clock(self) -> int:
         """Now, in ns of a monotonic clock."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _set_alarm(self, at: int | None) -> None:
         """Report ``TimeoutReached`` at ``at`` ns, and at no other time set before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _connect(self, effect: tp.Connect) -> C:
         """Begin to connect."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _stop_listening(self) -> None:
         """Accept nothing more."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _crashed(self, why: Exception) -> None:
         """The machine, or the carrying out of an effect, raised ``why``."""
-        raise NotImplementedError
