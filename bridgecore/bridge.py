@@ -9,7 +9,6 @@ reports, and what it is told, is in ``bridgecore.messages``.
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from typing import assert_never
 
@@ -40,13 +39,14 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Malformed
+from bridgecore.recovery.failure import ErrorFrame, FailureKind, Malformed, classify
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
+from bridgecore.wire.decisions import Recorder, hashed
 from bridgecore.wire.responses import (
     EventKind,
     UpstreamEvent,
@@ -136,6 +136,7 @@ class Bridge:
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
         self._out: list[BridgeEffect] = []
+        self._recorder = Recorder(self._policy) if config.decisions else None
 
     # ------------------------------------------------------------ what an observer may ask
 
@@ -204,6 +205,8 @@ class Bridge:
         else:
             assert_never(event)
         out, self._out = self._out, []
+        if self._recorder is not None:
+            out += self._recorder.take()
         return out
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
@@ -253,7 +256,11 @@ class Bridge:
 
     def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> _Conversation:
         self._serial += 1
-        conversation = _Conversation(self._serial, scope, Session(self._policy), headers)
+        if self._recorder is None:
+            session = Session(self._policy)
+        else:
+            session = self._recorder.session(self._serial)
+        conversation = _Conversation(self._serial, scope, session, headers)
         self._conversations[conversation.id] = conversation
         return conversation
 
@@ -374,9 +381,12 @@ class Bridge:
                 turn.response = response_id(upstream)
             event = ev.ResponseCreated(generation)
         elif kind is EventKind.ENDED and (accepted or upstream.type != b"response.failed"):
-            if turn is not None and upstream.type == b"response.failed":
-                turn.error = read_error(upstream.data)
             event = ev.ResponseEnded(generation, outcome_of(upstream), response_id(upstream))
+            if turn is not None and upstream.type == b"response.failed":
+                error = turn.error = read_error(upstream.data)
+                if turn.recall.held and classify(error).kind is FailureKind.NOT_FOUND:
+                    # It was accepted and then "not found": the client's id is as good as ever.
+                    event = ev.UpstreamRefused(generation, error)
         elif kind is EventKind.ERROR or kind is EventKind.ENDED:
             # A response that failed before it was created is a refusal by another name.
             error = read_error(upstream.data)
@@ -573,7 +583,7 @@ _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 
 def _hashed(response: str | None) -> str:
     """An id as logs show it: comparable, not usable."""
-    return "-" if response is None else hashlib.sha256(response.encode()).hexdigest()[:12]
+    return "-" if response is None else hashed(response)
 
 
 __all__ = [

@@ -100,6 +100,8 @@ class Config:
     max_body: int = 64 * 1024 * 1024  # bytes of a request body
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
 
+    decisions: bool = False  # tell every decision of every session (``bridgecore.wire.decisions``)
+
     # Not settings of the command line: mechanics that every upstream known so far agrees with.
     ping_interval: int = _seconds(20)  # quiet time before an upstream socket is pinged
     ping_timeout: int = _seconds(20)  # how late a pong may be

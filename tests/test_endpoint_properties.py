@@ -16,17 +16,15 @@ from bridgecore.testing import (
     Abort,
     CloseWith,
     Error,
-    ErrorShape,
     Fault,
-    Freeze,
+    FaultPlan,
     Garbage,
     Point,
-    Reject,
     SendEvents,
-    Silence,
 )
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import ByteClient
+from bridgecore.testing.strategies import cutters, fault_plans
 from bridgecore.wire import transport as tp
 from tests.endpoint_world import SECOND, World, read_answers, request
 
@@ -63,20 +61,6 @@ def conversation(split: Callable[[bytes], Iterable[bytes]] | None) -> list[objec
 EXPECTED = conversation(None)
 
 
-def cut_at_random(seed: int, largest: int) -> Callable[[bytes], list[bytes]]:
-    rng = random.Random(seed)
-
-    def cut(data: bytes) -> list[bytes]:
-        pieces = []
-        while data:
-            size = rng.randint(1, largest)
-            pieces.append(data[:size])
-            data = data[size:]
-        return pieces
-
-    return cut
-
-
 def test_the_conversation_shows_something() -> None:
     assert [answer[0] for answer in EXPECTED if isinstance(answer, tuple)] == [
         200, 200, 429, 200, 400, 400,
@@ -84,62 +68,13 @@ def test_the_conversation_shows_something() -> None:
 
 
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 2**32), largest=st.sampled_from([2, 30, 500, 5000]))
-def test_splits_change_nothing(seed: int, largest: int) -> None:
-    assert conversation(cut_at_random(seed, largest)) == EXPECTED
+@given(cutters())
+def test_splits_change_nothing(cut: Callable[[bytes], list[bytes]]) -> None:
+    assert conversation(cut) == EXPECTED
 
 
 # ------------------------------------------------------------------ faults
 
-garbage = st.binary(min_size=1, max_size=40)
-texts = st.text(max_size=30).map(str.encode)
-objects = st.sampled_from(
-    [
-        ODD,
-        b'{"type":"error"}',
-        b'{"type":"error","status":400,"error":{"code":"previous_response_not_found"}}',
-        b'{"type":"error","error":{"code":"websocket_connection_limit_reached"}}',
-        b'{"type":"response.created","response":{"id":"resp_x"}}',
-        b'{"type":"response.created","response":7}',
-        b'{"type":"response.completed"}',
-        b'{"type":"response.completed","response":{"id":"%RESPONSE_ID%","output":[]}}',
-        b'{"type":"response.failed","response":{"error":null}}',
-        b'{"type":"response.failed"}',
-        b'{"type":"response.incomplete","response":{"id":7}}',
-        b'{"type":"response.output_item.done","item":nonsense}',
-        b'{"type":"response.output_text.delta","sequence_number":1e400}',
-        b'{"sequence_number":1,"type":"keepalive"}',
-        b'{"type":"x","a":"\\ud800"}',
-    ]
-)
-anywhere = st.one_of(
-    st.sampled_from([CloseWith(1001), CloseWith(1006), Abort(), Silence(), Freeze()]),
-    garbage.map(lambda data: Garbage(data, raw=True)),
-    texts.map(Garbage),
-)
-in_turns = st.one_of(
-    anywhere,
-    objects.map(lambda event: SendEvents((event,))),
-    st.builds(
-        Error,
-        status=st.sampled_from([200, 400, 401, 404, 429, 500, 503]),
-        code=st.sampled_from(
-            [None, "previous_response_not_found", "websocket_connection_limit_reached", "x"]
-        ),
-        shape=st.sampled_from(ErrorShape),
-    ),
-)
-OF_CONNECTIONS = [Point.ON_CONNECT, Point.ON_UPGRADE]
-faults = st.one_of(
-    st.builds(Fault, st.sampled_from(OF_CONNECTIONS), anywhere),
-    st.builds(
-        Fault,
-        st.just(Point.ON_UPGRADE),
-        st.builds(Reject, st.sampled_from([200, 301, 401, 404, 426, 429, 500, 503])),
-    ),
-    st.builds(Fault, st.sampled_from([p for p in Point if p not in OF_CONNECTIONS]), in_turns),
-)
-plans = st.lists(st.tuples(st.integers(1, 6), faults), max_size=8)
 moves = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(0, 15)),
@@ -222,23 +157,22 @@ class Crowd:
 @settings(max_examples=120, deadline=None)
 @given(
     policy=st.sampled_from(["default", "pr397", "v1_12"]),
-    plan=plans,
+    plan=fault_plans(),
     moves=moves,
     pace=st.sampled_from([0, SECOND]),
-    cut=st.booleans(),
+    cut=st.none() | cutters(),
 )
 def test_any_faults(
     policy: str,
-    plan: list[tuple[int, Fault]],
+    plan: FaultPlan,
     moves: list[tuple[str, int]],
     pace: int,
-    cut: bool,
+    cut: Callable[[bytes], list[bytes]] | None,
 ) -> None:
     """Every turn ends once, deadlines move on (the network checks it), nothing is left."""
-    world = World(policy=policy, split=cut_at_random(1, 20_000) if cut else None)
+    world = World(policy=policy, split=cut)
     world.emulator.delta_interval = pace
-    for nth, fault in plan:
-        world.emulator.faults.add(nth, fault)
+    world.emulator.faults = plan
     crowd = Crowd(world)
     for what, number in moves:
         crowd.move(what, number)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from bridgecore.config import UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.wire.transport import Log, LogLevel
-from bridgecore_cli import simulate
+from bridgecore_cli import replay, simulate, verify
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -47,6 +47,7 @@ class _Server(Protocol):
 
 
 _Serve = Callable[..., AbstractAsyncContextManager[_Server]]
+_WriteLog = Callable[[Log], None]
 
 
 class _RunError(Exception):
@@ -74,8 +75,12 @@ def _main(arguments: Sequence[str]) -> int:
         print(render_rules(POLICIES[options.policy]).rstrip("\n"))
         return 0
     try:
+        if options.command == "replay":
+            return replay.run(options)
         if options.command == "simulate":
             return simulate.run(options)
+        if options.command == "verify":
+            return verify.run(options)
         settings = load(vars(options), os.environ)
         return _serve(settings)
     except SettingsError as exc:
@@ -113,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         )
     rules = commands.add_parser("rules", help="print a policy and the rules", allow_abbrev=False)
     rules.add_argument("--policy", choices=sorted(POLICIES), default="default")
+    replay.add_parser(commands)
     simulate.add_parser(commands)
+    verify.add_parser(commands)
     return parser
 
 
@@ -132,7 +139,15 @@ def _version() -> str:
 
 
 def _serve(settings: Settings) -> int:
-    log = LineLog(sys.stderr, settings.log_level)
+    with contextlib.ExitStack() as stack:
+        log: _WriteLog = LineLog(sys.stderr, settings.log_level)
+        if settings.decision_log is not None:
+            log = stack.enter_context(replay.DecisionLog(settings.decision_log, log))
+        _run(settings, log)
+    return 0
+
+
+def _run(settings: Settings, log: _WriteLog) -> None:
     signals = _Signals()
     if settings.backend == "asyncio":
         from bridgecore_asyncio import serve as asyncio_serve
@@ -148,10 +163,9 @@ def _serve(settings: Settings) -> int:
         from bridgecore_trio import serve as trio_serve
 
         trio.run(_bridge, trio_serve, settings, log, signals)
-    return 0
 
 
-async def _bridge(serve: _Serve, settings: Settings, log: LineLog, signals: _Signals) -> None:
+async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
     """The same on both backends: it awaits nothing but servers."""
     async with contextlib.AsyncExitStack() as stack:
 

@@ -23,6 +23,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 
 USAGE = 2  # exit code: a flag is wrong
 CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
+NONE = "none"  # no file, where one can be named
 EMULATOR = "emulator"  # the upstream that needs no key
 PREFIX = "BRIDGECORE_"
 
@@ -107,6 +108,13 @@ def _upstream(value: Any) -> UpstreamUrl | None:
     return UpstreamUrl.parse(value)
 
 
+def _file(value: Any) -> str | None:
+    """A path as the operating system takes it; None for ``none``."""
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError("is not the name of a file")
+    return None if value == NONE else value
+
+
 def _show_seconds(value: int) -> str:
     return f"{Decimal(value) / NS_PER_SECOND:f}"
 
@@ -116,6 +124,7 @@ PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
+FILE = Kind("FILE", _file, lambda path: path or NONE)
 
 
 def _continuity(value: Any) -> Continuity:
@@ -185,6 +194,7 @@ SETTINGS = (
     Setting(
         "log_level", _choice("debug", "info", "warning", "error"), "info", "least severe log line"
     ),
+    Setting("decision_log", FILE, None, "file for what was decided, see bridgecore replay"),
     *CORE,
 )
 
@@ -199,11 +209,17 @@ class Settings:
     policy: str
     backend: str
     log_level: str
+    decision_log: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
     def config(self, upstream: UpstreamUrl) -> Config:
         """The bridge's configuration, with ``upstream`` in place of the emulator."""
-        return Config(upstream=upstream, policy=POLICIES[self.policy], **self.core)
+        return Config(
+            upstream=upstream,
+            policy=POLICIES[self.policy],
+            decisions=self.decision_log is not None,
+            **self.core,
+        )
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:

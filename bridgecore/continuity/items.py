@@ -11,9 +11,9 @@ The tables follow the API reference (the input item union) and what clients were
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import attrs
 import msgspec
@@ -21,6 +21,7 @@ import msgspec
 from bridgecore.wire.responses import CreateRequest
 
 Json: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 DIGEST_SIZE: Final = 16  # bytes: 2^64 items of one credential before two of them might be confused
 ROOT: Final = bytes(DIGEST_SIZE)  # the chain digest of no items at all
@@ -263,17 +264,37 @@ def prove(text: bytes) -> Proof:
         kind = item.type if isinstance(item.type, str) else ""
         if kind == "item_reference" or (not kind and not isinstance(item.role, str)):
             opaque += 1
-        elif kind == "mcp_approval_response" or kind.endswith("_output"):
+        elif _is_answer(kind):
             call = _answered(kind, item)
             pending.pop(call or "", None)
             if call is not None and call not in called:
                 orphans[call] = None
-        else:
-            call = item.id if kind == "mcp_approval_request" else item.call_id
-            if isinstance(call, str) and call:
-                called.add(call)
-                pending[call] = None
+        elif (call := _called(kind, item)) is not None:
+            called.add(call)
+            pending[call] = None
     return Proof(tuple(orphans), tuple(pending), opaque)
+
+
+def calls(text: bytes) -> frozenset[str]:
+    """The ids of the calls among the items of ``text``, the inside of a JSON array, be they
+    answered there or not; no ids if ``text`` cannot be read."""
+    try:
+        items = _pairings.decode(b"[%b]" % text)
+    except _UNREADABLE:
+        return frozenset()
+    kinds = [(item.type if isinstance(item.type, str) else "", item) for item in items]
+    found = (_called(kind, item) for kind, item in kinds if not _is_answer(kind))
+    return frozenset(call for call in found if call is not None)
+
+
+def _is_answer(kind: str) -> bool:
+    return kind == "mcp_approval_response" or kind.endswith("_output")
+
+
+def _called(kind: str, item: _Pairing) -> str | None:
+    """The id by which an item that is no answer can be answered; None if it asks for none."""
+    call = item.id if kind == "mcp_approval_request" else item.call_id
+    return call if isinstance(call, str) and call else None
 
 
 def _answered(kind: str, item: _Pairing) -> str | None:
@@ -360,13 +381,16 @@ class Prompt:
                 the client's thread id. It can only keep conversations apart.
 
         Raises:
-            ValueError: ``input`` is neither a string nor a list, so it has no items.
+            ValueError: ``input`` is neither a string nor a list, so it has no items; or the request
+                is nested more deeply than is safe to read again later.
         """
         self.request = request
         said: _Settings
         try:
-            said = listed = _listed.decode(request.frame)
+            said = listed = _with_headroom(_listed.decode, request.frame)
             self.items = listed.input
+        except RecursionError:
+            raise ValueError("the request is nested too deeply") from None
         except msgspec.ValidationError:
             said = unlisted = _unlisted.decode(request.frame)
             self.items = _unlisted_items(bytes(unlisted.input))
@@ -419,6 +443,15 @@ class Prompt:
         else:
             members["previous_response_id"] = msgspec.json.encode(anchor)
         return _object(members)
+
+
+_HEADROOM = 100  # calls by which a later reading may stand deeper in the stack than the first
+
+
+def _with_headroom(decode: Callable[[bytes], T], data: bytes, calls: int = _HEADROOM) -> T:
+    """``decode(data)``, with so many calls less for nesting: how deep JSON may be nested depends on
+    where in the stack it is read, and what was read once has to stay readable."""
+    return decode(data) if calls == 0 else _with_headroom(decode, data, calls - 1)
 
 
 _LENGTH = 8  # bytes of a wording that hold the length of the text

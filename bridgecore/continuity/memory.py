@@ -14,7 +14,7 @@ import msgspec
 
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
-from bridgecore.continuity.items import Prompt, prove
+from bridgecore.continuity.items import Prompt, calls, prove
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce
 from bridgecore.recovery.effects import Form
 from bridgecore.recovery.errors import InternalError
@@ -42,6 +42,11 @@ class Recall:
     node: Node | None = None
     match: Match | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether the turn can be said without an anchor: by the bridge, or by its client."""
+        return self.node is not None or self.request.previous_response_id is None
+
     def forgo_anchor(self) -> None:
         """Let the client's full input stand as it came: no socket has the anchor at hand."""
         self.standing, self.anchor, self.match = Standing.UNANCHORED, None, None
@@ -52,7 +57,8 @@ class Recall:
             if self.node is None or self.prompt is None:
                 raise InternalError("a turn is to be rehydrated from nothing")
             expansion = expand(self.node, self.prompt)
-            if not expansion.proof.self_contained:
+            # That everything in it can be read was seen when it was recalled, higher in the stack.
+            if expansion.proof.orphans:
                 raise InternalError("a turn that is to be rehydrated is not self-contained")
             return expansion.frame
         if form is Form.AS_IS and self.match is not None and self.prompt is not None:
@@ -121,8 +127,12 @@ class Memory:
             return None  # no input that anybody could hold: the upstream will say so
 
     def _held(self, scope: str, anchor: str, prompt: Prompt | None, now: int) -> Node | None:
-        """The response of that id, if the turn with it is self-contained (invariant 7)."""
-        if self._transcripts is None or prompt is None:
+        """The response of that id, if the turn with it is self-contained (invariant 7).
+
+        It is not if the request brings context besides its items: in full, that would no longer
+        stand where it stands after an anchor.
+        """
+        if self._transcripts is None or prompt is None or not prompt.whole:
             return None
         node = self._transcripts.get(scope, anchor, now)
         if node is None or not node.readable:
@@ -131,7 +141,7 @@ class Memory:
         unanswered = set(proof.orphans)
         before: Node | None = node
         while unanswered and before is not None:
-            unanswered -= set(prove(b",".join(filter(None, (before.own, before.out)))).pending)
+            unanswered -= calls(before.own) | calls(before.out)
             before = before.parent
         return None if unanswered or proof.opaque else node
 

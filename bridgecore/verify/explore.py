@@ -23,13 +23,13 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from typing import assert_never
 
 import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
-from bridgecore.recovery.errors import BridgecoreError
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
@@ -51,8 +51,9 @@ from bridgecore.recovery.rules import (
     step,
 )
 from bridgecore.recovery.state import Phase, Running, SessionState, Waiting
-from bridgecore.recovery.timers import Timers
+from bridgecore.recovery.timers import NS_PER_SECOND, Timers
 from bridgecore.verify.properties import Model, Property, Terms, ViolationError
+from bridgecore.verify.scenario import command_of, replay
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -66,6 +67,7 @@ class Bounds:
     standings: tuple[Standing, ...]
     timeouts: Timeouts  # in ticks
     refusals: int  # bounded refusals of one anchor
+    queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
     remote: bool = True  # begin with a session that another replica owns, too
     causes: bool = True  # several kinds of lost connects and of refusals, else one of each
     depth: int | None = None  # moves from the beginning; None: to the end
@@ -73,12 +75,11 @@ class Bounds:
 
 
 _ALL = tuple(Standing)
-_SMALL = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
-_CI = Timeouts(connect=1, created=1, idle=2, turn=3, lifetime=3, expiry=2)
+_SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 BOUNDS = {
-    "small": Bounds("small", 0, _ALL, _SMALL, 1),
-    "ci": Bounds("ci", 1, _ALL, _CI, 1),
+    "small": Bounds("small", 0, _ALL, _SHORT, 1),
+    "ci": Bounds("ci", 1, _ALL, _SHORT, 1),
     "nightly": Bounds("nightly", 1, _ALL, _FINE, 2),
 }
 
@@ -198,7 +199,8 @@ def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
         taken.append(running.turn.id)
     fresh = max(taken, default=0) + 1
     if len(state.waiting) <= bounds.waiting:
-        for standing in bounds.standings:
+        allowed = bounds.standings if running is None else bounds.queued
+        for standing in allowed:
             if standing is Standing.UNANCHORED:
                 yield Move("submit unanchored", ev.TurnSubmitted(Turn(fresh)))
                 continue
@@ -250,10 +252,15 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
     if running is not None:
         numbers[running.turn.id] = 1
         turn = running.turn
-        running = attrs.evolve(
-            running,
-            turn=Turn(1, turn.standing, name(turn.anchor)),
-            deadline=running.deadline - passed,
+        running = Running(
+            Turn(1, turn.standing, name(turn.anchor)),
+            running.deadline - passed,
+            running.phase,
+            running.form,
+            running.replays,
+            running.recovered,
+            running.fallback,
+            running.paused,
         )
     waiting = []
     for index, entry in enumerate(state.waiting):
@@ -280,18 +287,19 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
 
 
 def _is_canonical(state: SessionState) -> bool:
-    running, waiting = state.running, state.waiting
+    """Whether the names are those of ``canonical`` already; False if that is not quickly seen."""
+    running, waiting, tip = state.running, state.waiting, state.live_anchor
+    if state.generation > 2 or len(waiting) > 1 or (tip is not None and tip != "tip"):
+        return False
     if running is None:
-        tidy = not waiting
-    else:
-        tidy = running.turn.id == 1 and (not waiting or waiting[0].turn.id == 2)
-        if tidy and state.live_anchor is None and running.turn.anchor == "tip":
-            return False
-    if len(waiting) > 1 or state.generation > 2 or not tidy or len(state.refusals) > 1:
+        return not state.refusals
+    if running.turn.id != 1 or (waiting and waiting[0].turn.id != 2):
         return False
-    if waiting and state.live_anchor is None and waiting[0].turn.anchor == "tip":
-        return False
-    return state.live_anchor is None and not state.refusals or state.live_anchor == "tip"
+    if tip is None:
+        # What was the tip is an old one now.
+        names = [running.turn.anchor, *[anchor for anchor, _ in state.refusals]]
+        return "tip" not in names and (not waiting or waiting[0].turn.anchor != "tip")
+    return len(state.refusals) < 2
 
 
 def key_of(world: World) -> tuple[object, ...]:
@@ -474,12 +482,6 @@ class _Search:
                 if not self._violated(index, move.label, violation.prop, str(violation)):
                     return False
                 continue
-            except BridgecoreError as error:
-                kept.append(move)
-                prop = Property.NO_INTERNAL_ERROR
-                if not self._violated(index, move.label, prop, f"{prop.name}: {error}"):
-                    return False
-                continue
             if fresh and not inert:
                 kept.append(move)
             reached = index if after is None else self._reach(after, index, move.label)
@@ -500,7 +502,12 @@ class _Search:
         state, model, event = world.state, world.model, move.event
         if event is None:
             return (self._fold(state, model, 1), (), False)
-        transition = self.stepper(self.policy, state, event, 0)
+        try:
+            transition = self.stepper(self.policy, state, event, 0)
+            _ = transition.state.phase  # there is none in a state that makes no sense
+        except Exception as error:  # whatever it is, for an event that can happen it is a bug
+            text = f"{event}: {type(error).__name__}: {error}"
+            raise ViolationError(Property.NO_INTERNAL_ERROR, text) from error
         after, effects, rule = transition.state, transition.effects, transition.rule
         report = self.report
         report.rules_fired[rule] += 1
@@ -510,7 +517,7 @@ class _Search:
         watched = model.after(event, effects, 0, after.timers.next())
         if fresh and len(effects) == 1 and type(effects[0]) in _INERT and after == state:
             return None, effects, True
-        if any(type(effect) is fx.RetireSession for effect in effects):
+        if effects and type(effects[-1]) is fx.RetireSession:
             return None, effects, False  # the session is forgotten: nothing more can happen to it
         if self.reduced and _is_canonical(after):
             return World(after, watched), effects, False
@@ -534,6 +541,8 @@ class _Search:
     def _compare(self, world: World, move: Move, effects: tuple[fx.Effect, ...]) -> None:
         """Whether turns that are lost alike are treated alike."""
         if move.event is None or not effects:
+            return
+        if type(move.event) not in _LOSSES:
             return
         loss = world.model.loss_of(move.event, 0)
         if loss is None:
@@ -595,7 +604,8 @@ class _Search:
 
     def _retry(self, index: int, label: str, ends: dict[int, _Ending | None]) -> int | None:
         """Submit until there is an answer that is not to be retried; None: there was one."""
-        for tries in range(1, self.policy.budgets.refusals + 3):
+        most = self.policy.budgets.refusals + 2
+        for _ in range(most):
             submissions = self.quiet.get(index, {})
             # The id is the same; whether the socket knows it may have changed.
             name = label if label in submissions else label.replace(" tip", " old")
@@ -610,10 +620,11 @@ class _Search:
             if ended != _RETRY:
                 return None
             index = after
-        return tries
+        return most
 
 
 _STEPS = 8  # healthy moves that one turn may take; a reconnect, a refusal and a resend included
+_LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _INERT = (fx.Ignored, fx.FailTurn)  # nothing done, or a turn rejected
 _BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE})
 
@@ -653,3 +664,159 @@ def _signature(state: SessionState) -> tuple[object, ...]:
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,
     )
+
+
+# ---------------------------------------------------------------- telling it
+
+
+@attrs.frozen
+class Seen:
+    """One thing that happened on the way to a violation, and what was done about it."""
+
+    at: int  # ns since the beginning
+    event: Event
+    before: Phase
+    transition: Transition
+
+
+@attrs.frozen
+class Story:
+    """A counterexample with real names and times: ids that are never reused, seconds for ticks."""
+
+    prop: Property
+    text: str
+    seen: tuple[Seen, ...]
+    scenario: str  # for the scenario runner, with the output of the real rules
+
+    def __str__(self) -> str:
+        return explain(self)
+
+
+def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step = step) -> Story:
+    """Go the way of ``found`` once more, with ids that are never reused; one tick is one second."""
+    ticking = bounded(policy, bounds)
+    times = {f.name: getattr(bounds.timeouts, f.name) for f in attrs.fields(Timeouts)}
+    real = attrs.evolve(
+        ticking, timeouts=Timeouts(**{name: n * NS_PER_SECOND for name, n in times.items()})
+    )
+    world = World(SessionState(remote=found.remote), Model(terms_of(ticking), remote=found.remote))
+    state = SessionState(remote=found.remote)
+    now = pending = turns = responses = 0
+    live: list[str] = []
+    seen: list[Seen] = []
+    lines: list[str] = []
+
+    def happens(event: Event) -> None:
+        nonlocal state
+        before = state.phase
+        transition = stepper(real, state, event, now)
+        seen.append(Seen(now, event, before, transition))
+        state = transition.state
+
+    for label in found.path:
+        move = next(one for one in moves(world, bounds) if one.label == label)
+        if move.event is None:
+            pending += NS_PER_SECOND
+            world = canonical(world.state, world.model, 1)
+            continue
+        due = state.timers.next()
+        on_time = label.startswith("deadline")
+        if pending and not on_time and due is not None and due.at <= now + pending:
+            pending -= _MOMENT  # what is due then comes only after this
+        if pending:
+            lines.append(f"advance {pending // _MOMENT}ms")
+            now += pending
+            pending = 0
+        event = move.event
+        if isinstance(event, ev.TurnSubmitted):
+            turns += 1
+            turn, anchor = event.turn, event.turn.anchor
+            if anchor is not None:
+                anchor = state.live_anchor if anchor == "tip" else (live or ["resp_0"])[-1]
+            event = ev.TurnSubmitted(Turn(turns, turn.standing, anchor))
+        elif isinstance(event, ev.TurnAbandoned | ev.RelayPaused):
+            event = attrs.evolve(event, turn=_raw_turn(world.state, state, event.turn))
+        elif isinstance(event, ev.ResponseEnded):
+            responses += 1
+            event = attrs.evolve(event, response=f"resp_{responses}")
+        generation = getattr(event, "generation", None)
+        if generation is not None:
+            event = attrs.evolve(
+                event, generation=state.generation - (world.state.generation - generation)
+            )
+        if on_time and isinstance(event, ev.DeadlineReached):
+            at = state.timers.get(event.timer)
+            if lines and lines[-1].startswith("advance"):
+                pass  # time has passed: the runner reports what is due
+            elif at is not None and at > now:
+                lines.append(f"advance {(at - now) // _MOMENT}ms")
+            else:
+                lines.append(command_of(event))
+            now = max(now, at or now)
+        else:
+            lines.append(command_of(event))
+        happens(event)
+        if state.live_anchor is not None and state.live_anchor not in live:
+            live.append(state.live_anchor)
+        transition = stepper(ticking, world.state, move.event, 0)
+        try:
+            watched = world.model.after(
+                move.event, transition.effects, 0, transition.state.timers.next()
+            )
+        except ViolationError:
+            break
+        world = canonical(transition.state, watched, 0)
+    settings = [f"{name}={n}s" for name, n in times.items()]
+    budgets = real.budgets
+    settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
+    text = f"# {found.text.splitlines()[0]}\npolicy {policy.name} {' '.join(settings)}\n"
+    text += "remote\n" if found.remote else ""
+    text += "".join(f"\n{line}\n" for line in lines)
+    return Story(found.prop, found.text, tuple(seen), replay(text, policies={policy.name: policy}))
+
+
+_MOMENT = NS_PER_SECOND // 1000
+
+
+def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
+    """The id in ``state`` of the turn that is called ``number`` in ``folded``."""
+    if folded.running is not None and folded.running.turn.id == number and state.running:
+        return state.running.turn.id
+    for one, other in zip(folded.waiting, state.waiting, strict=False):
+        if one.turn.id == number:
+            return other.turn.id
+    return 0  # a turn that is over
+
+
+def describe(effect: fx.Effect) -> str:
+    """``effect`` in a few words."""
+    if isinstance(effect, fx.OpenConnection):
+        return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
+    if isinstance(effect, fx.CloseConnection):
+        return f"close connection {effect.generation}"
+    if isinstance(effect, fx.SendTurn):
+        return f"send turn {effect.turn} {effect.form.value}"
+    if isinstance(effect, fx.DeliverEvent):
+        return f"deliver to turn {effect.turn}"
+    if isinstance(effect, fx.CompleteTurn):
+        return f"complete turn {effect.turn}"
+    if isinstance(effect, fx.FailTurn):
+        return f"fail turn {effect.turn}: {effect.answer.value}"
+    if isinstance(effect, fx.RebindSession):
+        return "rebind session"
+    if isinstance(effect, fx.RetireSession):
+        return "retire session"
+    if isinstance(effect, fx.Ignored):
+        return f"ignore: {effect.reason}"
+    assert_never(effect)
+
+
+def explain(story: Story) -> str:
+    """The story as lines of text: when, what happened, and what was done about it."""
+    lines = [f"{story.prop.name}: {story.prop.value}", ""]
+    for one in story.seen:
+        lines.append(f"{one.at / NS_PER_SECOND:7.3f}  {command_of(one.event)}")
+        after = one.transition.state.phase.value
+        lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
+        lines += [f"           {describe(effect)}" for effect in one.transition.effects]
+    return "\n".join([*lines, "", f"broken: {story.text}"])

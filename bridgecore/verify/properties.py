@@ -74,7 +74,7 @@ class Property(enum.Enum):
     OPEN_IS_OPEN = "nothing is sent unless the socket is open (17)"
     ONE_END = "each turn has exactly one end, and nothing is done for it afterwards (25, 41)"
     QUEUE_IS_BOUNDED = (
-        "turns wait in a bounded queue, in order; a full one, and no other, rejects at once (21, 23)"
+        "turns wait in a bounded queue, in order; a full one, no other, rejects at once (21, 23)"
     )
     NOTHING_IS_STRANDED = (
         "no turn waits for nobody, and no connect is under way for no turn (18, 20)"
@@ -84,6 +84,9 @@ class Property(enum.Enum):
         "a session is retired when it expires or is evicted, and only if no turn runs or waits (19)"
     )
     SILENCE_DROPS_THE_SOCKET = "a socket that missed a deadline is dropped (5, 31)"
+    SOUND_SOCKETS_STAY = (
+        "a socket is not closed without a reason: what it remembers would be lost (1)"
+    )
     SOCKETS_ARE_ROTATED = "a socket past its lifetime carries no further turn and is closed (32)"
     DEADLINES_ARE_KEPT = (
         "the next deadline is the earliest that is owed, counted from what started it: keepalives "
@@ -116,7 +119,12 @@ _FRONT = "of the endpoint's fronts, not of a session: "
 _LATER = "there is nothing to check yet: "
 
 INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
-    1: (_P.NOT_FOUND_IS_EARNED, _P.INJECTED_IS_INVISIBLE, _P.CONTINUED_AT_ONCE),
+    1: (
+        _P.NOT_FOUND_IS_EARNED,
+        _P.INJECTED_IS_INVISIBLE,
+        _P.CONTINUED_AT_ONCE,
+        _P.SOUND_SOCKETS_STAY,
+    ),
     2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
     3: _BRIDGE + "an alias is found under its credential only (tests/test_bridge.py)",
     4: _BRIDGE + "a rejected id is forgotten in every copy at once (tests/continuity)",
@@ -201,8 +209,10 @@ class _Turn(NamedTuple):
     stage: _Stage = _Stage.WAITING
     refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
     ambiguous: int = 0  # resends of what may have been accepted
+    orphan: bool = False  # its session was rebound, and it was not sent since
 
 
+_PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
 _TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
 
 
@@ -319,33 +329,39 @@ class Model:
         if isinstance(event, ev.DeadlineReached):
             due = self._due(event.timer)
             return due is not None and due <= now
-        if getattr(event, "generation", self.generation) != self.generation:
-            return False
         if isinstance(event, ev.TurnSubmitted):
             return True
         if isinstance(event, ev.TurnAbandoned):
-            return any(turn.id == event.turn for turn in self.turns)
+            return event.turn in [turn.id for turn in self.turns]
+        if isinstance(event, ev.EvictionRequested):
+            return not self.turns
+        if isinstance(event, ev.RelayPaused):
+            return event.turn == self.carried and self._stage() is _Stage.ANSWERED
+        if event.generation != self.generation:
+            return False
         if isinstance(event, ev.ConnectionOpened):
             return self.socket == "connecting"
         if isinstance(event, ev.ConnectionLost):
             return self.socket != "none"
-        if isinstance(event, ev.EvictionRequested):
-            return not self.turns
-        if isinstance(event, ev.UpstreamRefused) and self.carried is None:
-            return self.socket == "open" and _refusal(event) == "limit"
         if self.carried is None:
-            return False
-        stage = self._carried_turn().stage
+            limit = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "limit"
+            return limit and self.socket == "open"
         if isinstance(event, ev.FrameSent):
-            return not self.framed and stage is _Stage.SENT
+            return not self.framed and self._stage() is _Stage.SENT
         if isinstance(event, ev.ResponseCreated):
-            return stage is _Stage.SENT
-        if isinstance(event, ev.RelayPaused):
-            return stage is _Stage.ANSWERED and event.turn == self.carried
+            return self._stage() is _Stage.SENT
         return True
 
+    def _stage(self) -> _Stage:
+        return self._carried_turn().stage
+
     def _carried_turn(self) -> _Turn:
-        return next(turn for turn in self.turns if turn.id == self.carried)
+        first = self.turns[0]
+        return (
+            first
+            if first.id == self.carried
+            else next(turn for turn in self.turns if turn.id == self.carried)
+        )
 
     def _due(self, timer: Timer) -> int | None:
         """When the deadline of ``timer`` is owed."""
@@ -420,7 +436,7 @@ class _Watch:
             self._gone()
         elif isinstance(event, ev.FrameSent):
             the.framed, the.created_due = True, now + times.created
-        elif isinstance(event, ev.ResponseCreated | ev.OutputReceived):
+        elif isinstance(event, _PROGRESS):
             self._accepted()
             if not the.paused:
                 the.idle_due = now + times.idle
@@ -534,6 +550,8 @@ class _Watch:
         elif isinstance(effect, fx.CloseConnection):
             if effect.generation != the.generation or the.socket == "none":
                 raise ViolationError(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
+            if not self._may_close():
+                raise ViolationError(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
             self._gone()
             self.must_close = None
         elif isinstance(effect, fx.CompleteTurn):
@@ -552,15 +570,26 @@ class _Watch:
             if not the.remote or sent or self.before.socket != "connecting":
                 raise ViolationError(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
             the.remote = False
+            if the.turns:
+                self._put(the.turns[0]._replace(orphan=True))
         elif isinstance(effect, fx.Ignored):
             pass
         else:
             assert_never(effect)
 
+    def _may_close(self) -> bool:
+        the, event = self.the, self.event
+        if self.must_close is not None or the.worn:
+            return True
+        if isinstance(event, ev.DeadlineReached):
+            return event.timer in (Timer.TURN, Timer.EXPIRY)
+        idle = not the.turns
+        return idle and (the.socket == "connecting" or isinstance(event, ev.EvictionRequested))
+
     def _delivered(self, effect: fx.DeliverEvent) -> None:
         turn = self._turn(effect.turn)
         self.delivered += 1
-        answers = isinstance(self.event, ev.ResponseCreated | ev.OutputReceived)
+        answers = isinstance(self.event, _PROGRESS)
         if self.the.carried != turn.id or not answers:
             raise ViolationError(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
         if turn.stage is not _Stage.ANSWERED:
@@ -591,7 +620,7 @@ class _Watch:
             if the.terms.strict:
                 raise ViolationError(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
         self._check_form(turn, effect.form)
-        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous))
+        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False))
         the.carried, the.framed, the.paused = turn.id, False, False
         the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
 
@@ -632,13 +661,17 @@ class _Watch:
         elif answer is Answer.OWNER_UNREACHABLE and not self.before.to_owner:
             if turn.stage is not _Stage.WAITING:
                 raise ViolationError(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
+            if not (turn.orphan or self.the.terms.hands_over):
+                text = f"turn {turn.id} was told of an owner that its session has not"
+                raise ViolationError(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
         else:
             allowed = self._answers(turn)
             if answer not in allowed:
                 names = " or ".join(sorted(one.value for one in allowed))
                 text = f"turn {turn.id} was told {answer.value}, not {names}"
                 prop = _P.ANSWER_TELLS_WHAT_HAPPENED
-                if Answer.OWNER_UNREACHABLE in allowed and answer is Answer.UPSTREAM_UNAVAILABLE:
+                handed = Answer.OWNER_UNREACHABLE in allowed and not turn.orphan
+                if handed and answer is Answer.UPSTREAM_UNAVAILABLE:
                     prop = _P.REBIND_CODE_IS_NOT_WITHHELD
                 raise ViolationError(prop, text)
         self._check_evidence(effect, turn)
@@ -669,7 +702,8 @@ class _Watch:
             return {Answer.UPSTREAM_UNAVAILABLE}
         if rejected:
             return {Answer.UPSTREAM_ERROR}
-        if the.terms.hands_over and self.before.socket == "connecting" and the.socket == "none":
+        handed = the.terms.hands_over or turn.orphan
+        if handed and self.before.socket == "connecting" and the.socket == "none":
             return {Answer.OWNER_UNREACHABLE}
         return {Answer.UPSTREAM_UNAVAILABLE}
 
@@ -689,8 +723,8 @@ class _Watch:
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
         """The failure that is told with the answer is the event's."""
         kinds = _evidence(self.event)
-        skipped = self.the.socket == "open" and self.refused is None
-        if skipped and turn.stage is _Stage.WAITING:
+        own = self.refused is not None and self.before.carried == turn.id
+        if self.the.socket == "open" and not own and turn.stage is _Stage.WAITING:
             kinds = kinds | {None}
         kind = None if effect.failure is None else effect.failure.kind.value
         if kind not in kinds:
@@ -748,16 +782,19 @@ class _Watch:
         the, event, now = self.the, self.event, self.now
         if self.must_close is not None and the.generation == self.before.generation:
             raise ViolationError(self.must_close, f"after {event} the socket is still {the.socket}")
+        carried = the.carried
+        if carried is not None and carried not in [turn.id for turn in the.turns]:
+            raise ViolationError(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
         if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
             raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
-        answers = isinstance(event, ev.ResponseCreated | ev.OutputReceived)
+        answers = isinstance(event, _PROGRESS)
         if answers and self.delivered != 1:
             text = f"{event} was delivered {self.delivered} times"
             raise ViolationError(_P.ANSWER_IS_WHOLE, text)
         if isinstance(event, ev.ResponseEnded):
-            carried = self.before.carried
-            if any(turn.id == carried for turn in the.turns):
-                raise ViolationError(_P.ANSWER_IS_WHOLE, f"turn {carried} goes on after its end")
+            ended = self.before.carried
+            if ended in [turn.id for turn in the.turns]:
+                raise ViolationError(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
         if the.turns and the.carried is None and the.socket != "connecting":
             raise ViolationError(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
         if not the.turns and the.socket == "connecting":

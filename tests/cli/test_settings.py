@@ -33,6 +33,7 @@ PROMISED = {
     "policy": "default",
     "backend": "asyncio",
     "log_level": "info",
+    "decision_log": None,
     "connect_timeout": 10 * S,
     "created_timeout": 60 * S,
     "idle_timeout": 300 * S,
@@ -138,10 +139,11 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "policy": "v1_12",
         "backend": "trio",
         "log_level": "debug",
+        "decision_log": "/var/log/my decisions.ndjson",
         **{setting.name: "7" for setting in CORE},
         "continuity": "passthrough",
     }
-    quoted = ("host", "upstream", "policy", "backend", "log_level", "continuity")
+    quoted = ("host", "upstream", "policy", "backend", "log_level", "decision_log", "continuity")
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
     from_file = load({"config": write(tmp_path, "\n".join(lines))}, {})
     from_flags = load(values, {})
@@ -210,6 +212,8 @@ BAD_PORTS = ["-1", "65536", "70000", "http", "", "80.0", "0x50", "\u0668\u0660"]
         ("backend", "curio"),
         ("log_level", "loud"),
         ("log_level", "INFO"),
+        ("decision_log", ""),
+        ("decision_log", "a\0b"),
         ("host", ""),
         ("host", "a b"),
         ("host", "a\nb"),

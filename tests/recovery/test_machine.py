@@ -30,7 +30,7 @@ from bridgecore.recovery.failure import Closed, ErrorFrame, Failure, FailureKind
 from bridgecore.recovery.policy import DEFAULT, POLICIES
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
-from tests.recovery.histories import losses, refusals
+from bridgecore.testing.strategies import error_frames, losses
 
 WAITING = 2
 RECOVERABLE = (Standing.STORED, Standing.BOUND)  # not-found is refused, and then the truth
@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
         self.tell(ev.ConnectionOpened(self.generation))
 
     @precondition(lambda self: self.socket != "none")
-    @rule(cause=losses)
+    @rule(cause=losses())
     def lost(self, cause: Any) -> None:
         self.socket, self.carried = "none", None
         self.made = set()
@@ -163,7 +163,7 @@ class Machine(RuleBasedStateMachine):
         assert ended not in self.live
 
     @precondition(lambda self: self.carried is not None)
-    @rule(cause=refusals)
+    @rule(cause=error_frames())
     def refuse(self, cause: ErrorFrame) -> None:
         assert self.carried is not None
         live = self.live[self.carried]

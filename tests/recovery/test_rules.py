@@ -29,7 +29,13 @@ from bridgecore.recovery.policy import (
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
-from tests.recovery.histories import History, histories, run
+from bridgecore.testing.strategies import History, Step, histories, policies, replay
+
+
+def runs(drawn: st.SearchStrategy[Policy]) -> st.SearchStrategy[tuple[Policy, History]]:
+    """A policy, and what can happen to a session of it."""
+    return drawn.flatmap(lambda policy: st.tuples(st.just(policy), histories(policy)))
+
 
 # ------------------------------------------------------------------ totality
 
@@ -121,34 +127,29 @@ def test_a_turn_has_an_anchor_unless_it_is_unanchored(standing: Standing) -> Non
 # No policy can make a session loop or break the laws of the mechanics: what an embedder (or a
 # mutator) can write into a cell always ends.
 @settings(max_examples=200, deadline=None)
-@given(
-    cells=st.dictionaries(
-        st.tuples(st.sampled_from(Situation), st.sampled_from(Standing)),
-        st.builds(Remedy, st.sampled_from(Action), st.sampled_from(Answer)),
-        max_size=12,
-    ),
-    history=histories(),
-)
+@given(runs(policies(feasible=False)))
 def test_any_table_ends_each_turn_in_a_bounded_number_of_sends(
-    cells: dict[tuple[Situation, Standing], Remedy], history: History
+    run: tuple[Policy, History],
 ) -> None:
-    policy = attrs.evolve(DEFAULT, cells={**DEFAULT.cells, **cells})
+    policy, history = run
     sends: dict[int, int] = {}
-    for record in run(policy, history):
+    for record in replay(policy, history):
         for effect in record.effects:
             if isinstance(effect, fx.SendTurn):
                 sends[effect.turn] = sends.get(effect.turn, 0) + 1
-    # One send, one replay, and one more for each kind of failure that can be recovered.
-    assert all(count <= 2 + len(FailureKind) for count in sends.values())
+    # One send, the replays, and one more for each kind of failure that can be recovered.
+    most = 1 + policy.budgets.replays + len(FailureKind)
+    assert all(count <= most for count in sends.values())
 
 
 # ------------------------------------------------------------------ step
 
 
 @settings(deadline=None)
-@given(st.sampled_from(list(POLICIES.values())), histories())
-def test_step_is_a_pure_function_of_hashable_values(policy: Policy, history: History) -> None:
-    for record in run(policy, history):
+@given(runs(policies()))
+def test_step_is_a_pure_function_of_hashable_values(run: tuple[Policy, History]) -> None:
+    policy, history = run
+    for record in replay(policy, history):
         before, hashed = repr(record.before), hash(record.before)
         again = step(policy, record.before, record.event, record.now)
         assert again.state == record.after
@@ -163,7 +164,7 @@ def test_step_is_a_pure_function_of_hashable_values(policy: Policy, history: His
 @given(histories(), st.integers(1, 5))
 def test_an_event_of_the_future_is_misuse_in_any_state(history: History, ahead: int) -> None:
     state = SessionState()
-    for record in run(DEFAULT, history):
+    for record in replay(DEFAULT, history):
         state = record.after
     events: list[Event] = [
         ev.ConnectionOpened(state.generation + ahead),
@@ -207,10 +208,10 @@ def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
     remedy = Remedy(action, Answer.STREAM_INCOMPLETE)
     cells = {(s, standing): remedy for s in Situation for standing in Standing}
     policy = Policy("mine", "", cells, Budgets(replays=0))
-    on_the_way: History = [ev.FrameSent(0), ev.ResponseCreated(0), ev.OutputReceived(0)]
-    history: History = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(0)]
-    history += on_the_way[:events]
-    history.append(ev.ConnectionLost(0, Closed(1006)))
-    *_, last = run(policy, history, SessionState(remote=remote))
+    on_the_way: list[Event] = [ev.FrameSent(1), ev.ResponseCreated(1), ev.OutputReceived(1)]
+    history: list[Event] = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(1)]
+    history += [*on_the_way[:events], ev.ConnectionLost(1, Closed(1006))]
+    steps = [Step(0, event) for event in history]
+    *_, last = replay(policy, steps, SessionState(remote=remote))
     ended = [effect for effect in last.effects if not isinstance(effect, fx.RebindSession)]
     assert [type(effect) for effect in ended] == [fx.FailTurn]

@@ -12,15 +12,23 @@ from bridgecore.recovery.effects import Answer, Effect, FailTurn, Ignored
 from bridgecore.recovery.errors import InternalError, LocalProtocolError
 from bridgecore.recovery.events import Turn
 from bridgecore.recovery.failure import Closed
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
+from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.rules import RULES, Handling, Rule
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from tests.recovery.histories import History, histories, placed, run
+from bridgecore.testing.strategies import (
+    History,
+    Step,
+    events,
+    histories,
+    policies,
+    replay,
+)
 
 SECOND = NS_PER_SECOND
-policies = st.sampled_from(list(POLICIES.values()))
+# A policy, and what can happen to a session of it.
+runs = policies(feasible=False).flatmap(lambda p: st.tuples(st.just(p), histories(p)))
 
 
 def in_output() -> Session:
@@ -37,10 +45,10 @@ def in_output() -> Session:
 
 
 @settings(deadline=None)
-@given(policies, histories())
-def test_it_does_what_step_does(policy: Policy, history: History) -> None:
-    session = Session(policy)
-    for record in run(policy, history):
+@given(runs)
+def test_it_does_what_step_does(run: tuple[Policy, History]) -> None:
+    session = Session(run[0])
+    for record in replay(*run):
         assert session.state == record.before
         if isinstance(record.event, ev.DeadlineReached):
             deadline = session.next_timeout()
@@ -52,18 +60,17 @@ def test_it_does_what_step_does(policy: Policy, history: History) -> None:
 
 
 @settings(deadline=None)
-@given(policies, histories())
-def test_misuse_changes_nothing(policy: Policy, history: History) -> None:
+@given(runs, st.lists(st.builds(Step, st.integers(0, 400 * SECOND), events(3)), min_size=1))
+def test_misuse_changes_nothing(run: tuple[Policy, History], mistakes: History) -> None:
+    policy, history = run
     session = Session(policy)
     now = 0
-    for item in history:
-        if isinstance(item, int):
-            now += item
-            session.handle_timeout(now)
-            continue
+    for item in [*history, *mistakes]:
+        now += item.after
+        session.handle_timeout(now)
         before, deadline, rule = session.state, session.next_timeout(), session.rule
         try:
-            session.handle(placed(item, session.state), now)
+            session.handle(item.event, now)
         except LocalProtocolError:
             assert session.state is before
             assert session.next_timeout() == deadline
@@ -71,38 +78,35 @@ def test_misuse_changes_nothing(policy: Policy, history: History) -> None:
 
 
 @settings(deadline=None)
-@given(policies, histories(), st.integers(0, 4000))
-def test_after_a_timeout_the_next_deadline_is_later(
-    policy: Policy, history: History, late: int
-) -> None:
+@given(runs, st.integers(0, 4000))
+def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History], late: int) -> None:
     """Invariant 29, however late the wake-up comes."""
+    policy, history = run
     session = Session(policy)
     now = 0
     for item in history:
-        if isinstance(item, int):
-            now += item + late * SECOND
-            session.handle_timeout(now)
-            deadline = session.next_timeout()
-            assert deadline is None or deadline.at > now
-            # And the same wake-up once more is nothing (invariant 44).
-            before = session.state
-            assert session.handle_timeout(now) == ()
-            assert session.state is before
-        else:
-            try:
-                session.handle(placed(item, session.state), now)
-            except LocalProtocolError:
-                continue
+        now += item.after + late * SECOND
+        session.handle_timeout(now)
+        deadline = session.next_timeout()
+        assert deadline is None or deadline.at > now
+        # And the same wake-up once more is nothing (invariant 44).
+        before = session.state
+        assert session.handle_timeout(now) == ()
+        assert session.state is before
+        try:
+            session.handle(item.event, now)
+        except LocalProtocolError:
+            continue  # it came too late to be lawful
 
 
 @settings(deadline=None)
-@given(policies, histories(), st.data())
+@given(runs, st.data())
 def test_a_wake_up_before_the_deadline_is_nothing(
-    policy: Policy, history: History, data: st.DataObject
+    run: tuple[Policy, History], data: st.DataObject
 ) -> None:
-    session = Session(policy)
+    session = Session(run[0])
     now = 0
-    for record in run(policy, history):
+    for record in replay(*run):
         session.handle(record.event, record.now)
         now = record.now
     deadline = session.next_timeout()

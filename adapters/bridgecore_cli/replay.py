@@ -1,0 +1,171 @@
+"""The decision log: ``serve --decision-log FILE`` writes it, ``bridgecore replay FILE`` judges it.
+
+What belongs here: the file. What its lines say is ``bridgecore.wire.decisions``, what is made of
+them ``bridgecore.verify.replay``.
+
+Exit codes of ``replay``: 0: everything was decided as recorded; 1: not so; 2: usage; 78: the file
+cannot be read or is no decision log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from bridgecore.recovery.policy import POLICIES
+from bridgecore.wire.decisions import DECISION, show
+from bridgecore.wire.transport import Log, LogLevel
+from bridgecore_cli.settings import CONFIGURATION, SettingsError
+
+if TYPE_CHECKING:  # the other commands need not wait for it to be loaded
+    from bridgecore.verify.replay import Divergence, Report
+
+_SHOWN = 20  # differences; of more than these only the number is told
+
+
+class DecisionLog:
+    """Takes the records of decisions out of a log and appends their lines to the file at ``path``;
+    the other records go on to ``log``.
+
+    A line is written at once and completely. When one cannot be (the disk is full), ``log`` is
+    told once and the rest of the run is not recorded: a log with a gap could not be replayed.
+
+    Raises:
+        SettingsError: the file cannot be written.
+    """
+
+    def __init__(self, path: str, log: Callable[[Log], None]) -> None:
+        self._log = log
+        self._path = path
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        try:
+            self._file = os.open(path, flags, 0o600)
+        except (OSError, ValueError) as exc:
+            reason = getattr(exc, "strerror", None) or str(exc)
+            raise SettingsError(
+                f"decision_log: cannot write {path}: {reason}", CONFIGURATION
+            ) from None
+        self._recording = True
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            self._write(b"\n")  # a crash of the machine cut the last line short
+
+    def __enter__(self) -> DecisionLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._recording = False
+        os.close(self._file)
+
+    def __call__(self, record: Log) -> None:
+        """Write ``record``'s line, or pass the record on."""
+        if record.event != DECISION:
+            self._log(record)
+        elif self._recording:
+            self._write(str(record.fields["line"]).encode() + b"\n")
+
+    def _write(self, data: bytes) -> None:
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, data)
+            reason = None if written == len(data) else "No space left on device"
+        except OSError as exc:
+            reason = exc.strerror or str(exc)
+        if reason is not None:
+            self._recording = False
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, size)  # a part of a line is none
+            fields: dict[str, str | int] = {"path": self._path, "reason": reason}
+            self._log(Log(LogLevel.WARNING, "decision_log.stopped", fields))
+
+
+# ------------------------------------------------------------------ replay
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to those of ``bridgecore``."""
+    parser = commands.add_parser(
+        "replay",
+        help="run a decision log through the core again",
+        description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
+        "tell the first decision that is not the recorded one. With --policy, tell what another "
+        "policy would have decided otherwise.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
+    parser.add_argument(
+        "--policy", choices=sorted(POLICIES), help="compare with this policy's decisions"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Replay; the exit code.
+
+    Raises:
+        SettingsError: the file cannot be read or is no decision log.
+    """
+    from bridgecore.verify.replay import MalformedLog, replay
+
+    other = None if options.policy is None else POLICIES[options.policy]
+    try:
+        with options.file.open("rb") as lines:
+            report = replay(lines, other)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise SettingsError(f"cannot read {options.file}: {reason}", CONFIGURATION) from None
+    except MalformedLog as exc:
+        raise SettingsError(f"{options.file}, {exc}", CONFIGURATION) from None
+    if report.divergence is not None:
+        _print("first divergence: " + _tell(report.divergence, "recorded", "replayed"))
+    for difference in report.differences[:_SHOWN]:
+        _print("difference: " + _tell(difference, "recorded", options.policy))
+    if len(report.differences) > _SHOWN:
+        _print(f"and {len(report.differences) - _SHOWN} more")
+    _print(_summary(report, options.policy))
+    return 0 if report.same else 1
+
+
+def _tell(found: Divergence, expected: str, actual: str) -> str:
+    width = max(len(expected), len(actual)) + 1
+    rows = [("event", show(found.event)), (expected, found.expected), (actual, found.actual)]
+    lines = [f"  {name + ':':{width}} {value}" for name, value in rows]
+    where = f"line {found.line}, run {found.run}, session {found.session}, at {found.at} ns"
+    return "\n".join([where, *lines])
+
+
+def _summary(report: Report, other: str | None) -> str:
+    parts = (
+        _count(report.runs, "run"),
+        _count(report.sessions, "session"),
+        _count(report.transitions, "transition"),
+    )
+    text = f"replayed {', '.join(parts)}, recorded under {', '.join(report.policies)}: "
+    if report.divergence is not None:
+        return text + "ended at a divergence"
+    if other is None:
+        return text + "no divergence"
+    sessions = {(difference.run, difference.session) for difference in report.differences}
+    if not sessions:
+        return text + f"{other} would have decided the same"
+    differences = _count(len(report.differences), "decision")
+    among = _count(len(sessions), "session")
+    return text + f"{other} would have decided otherwise in {differences} of {among}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _print(text: str) -> None:
+    """A file may hold anything: what a terminal could take for a command is shown as it is."""
+    print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))

@@ -1,0 +1,188 @@
+"""Replay: a decision log, run through the core again (invariant 43).
+
+What belongs here: feeding the events of a log (``bridgecore.wire.decisions``) to ``step`` at their
+times, and comparing what it says with what was recorded. Two questions are answered:
+
+* Does this version of bridgecore decide as the one that wrote the log? Each run is replayed under
+  the policy that its header holds, up to the first divergence.
+* What would another policy have decided? It is asked about the same events, with the recorded
+  times and length of the queue, so that only its cells and budgets speak. It keeps a state of its
+  own for as long as it decides the same. What would have happened after it decided otherwise,
+  nobody knows, so from there it goes on from the state that was really reached. The standing of a
+  turn is the recorded one, too: whether a policy would have kept a transcript is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from bridgecore.recovery.effects import Effect, RetireSession
+from bridgecore.recovery.errors import BridgecoreError
+from bridgecore.recovery.events import Event
+from bridgecore.recovery.policy import Policy
+from bridgecore.recovery.rules import Transition, step
+from bridgecore.recovery.state import SessionState
+from bridgecore.wire.decisions import Decision, read_line, show
+
+
+class MalformedLog(ValueError):  # noqa: N818 (what it is about, not that it is an error)
+    """A file that is no decision log. ``line``: the number of the line, from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(f"line {line}: {reason}")
+        self.line = line
+
+
+@attrs.frozen
+class Decided:
+    """What was decided; or, ``error`` not being empty, why nothing could be."""
+
+    rule: str
+    effects: tuple[Effect, ...]
+    error: str = ""
+
+    def __str__(self) -> str:
+        effects = ", ".join(show(effect) for effect in self.effects)
+        return self.error or f"{self.rule}: {effects or 'nothing to do'}"
+
+
+@attrs.frozen
+class Divergence:
+    """A line whose decision is not the recorded one. ``run`` counts from 1, ``at`` is in ns."""
+
+    line: int
+    run: int
+    session: int
+    at: int
+    event: Event
+    expected: Decided  # as recorded
+    actual: Decided
+
+
+@attrs.frozen
+class Report:
+    """What a replay found. ``divergence``: the first, where the replay ended. ``differences``:
+    what the other policy would have decided otherwise, if there was one to ask."""
+
+    runs: int
+    sessions: int
+    transitions: int
+    policies: tuple[str, ...]  # of the runs, in order, each once
+    divergence: Divergence | None
+    differences: tuple[Divergence, ...]
+
+    @property
+    def same(self) -> bool:
+        """Nothing was decided otherwise."""
+        return self.divergence is None and not self.differences
+
+
+@attrs.define(eq=False)
+class _Session:
+    """One session of a run, twice: as recorded, and as the other policy would have it."""
+
+    at: int = 0
+    state: SessionState = attrs.Factory(SessionState)
+    other: SessionState = attrs.Factory(SessionState)
+
+
+def replay(lines: Iterable[bytes], other: Policy | None = None) -> Report:
+    """Run the log in ``lines`` through the core again; ``other``: a policy to compare with.
+
+    Raises:
+        MalformedLog: a line, the number of which it has, is not one of a decision log.
+    """
+    replayed = _Replay(other)
+    number = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            found = read_line(line)
+            if isinstance(found, Policy):
+                replayed.begin(found)
+            else:
+                replayed.decided(number, found)
+        except ValueError as exc:
+            raise MalformedLog(number, str(exc)) from None
+        if replayed.divergence is not None:
+            break
+    if number == 0:
+        raise MalformedLog(1, "the log is empty")
+    return replayed.report()
+
+
+class _Replay:
+    def __init__(self, other: Policy | None) -> None:
+        self.divergence: Divergence | None = None
+        self._wanted = other
+        self._policy: Policy | None = None  # of this run
+        self._other: Policy | None = None  # the wanted one, with the times of this run
+        self._sessions: dict[int, _Session] = {}  # of this run, those that are not over
+        self._runs = 0
+        self._count = 0
+        self._transitions = 0
+        self._names: dict[str, None] = {}
+        self._differences: list[Divergence] = []
+
+    def report(self) -> Report:
+        return Report(
+            self._runs,
+            self._count,
+            self._transitions,
+            tuple(self._names),
+            self.divergence,
+            tuple(self._differences),
+        )
+
+    def begin(self, policy: Policy) -> None:
+        self._runs += 1
+        self._policy = policy
+        self._names[policy.name] = None
+        self._sessions.clear()
+        if self._wanted is not None:
+            budgets = attrs.evolve(self._wanted.budgets, waiting=policy.budgets.waiting)
+            self._other = attrs.evolve(self._wanted, timeouts=policy.timeouts, budgets=budgets)
+
+    def decided(self, line: int, decision: Decision) -> None:
+        if self._policy is None:
+            raise ValueError("a decision, but no header came before it")
+        session = self._sessions.get(decision.session)
+        if session is None:
+            session = self._sessions[decision.session] = _Session()
+            self._count += 1
+        if decision.at < session.at:
+            raise ValueError(f"at {decision.at}, but session {decision.session} is further already")
+        session.at = decision.at
+        self._transitions += 1
+        expected = Decided(decision.rule, decision.effects)
+        actual, transition = _decide(self._policy, session.state, decision)
+        if transition is None or actual != expected:
+            self.divergence = self._divergence(line, decision, expected, actual)
+            return
+        session.state = transition.state
+        if self._other is not None:
+            actual, transition = _decide(self._other, session.other, decision)
+            if transition is None or actual != expected:
+                self._differences.append(self._divergence(line, decision, expected, actual))
+                session.other = session.state
+            else:
+                session.other = transition.state
+        if any(isinstance(effect, RetireSession) for effect in decision.effects):
+            del self._sessions[decision.session]  # its number is not used again
+
+    def _divergence(
+        self, line: int, decision: Decision, expected: Decided, actual: Decided
+    ) -> Divergence:
+        at, event = decision.at, decision.event
+        return Divergence(line, self._runs, decision.session, at, event, expected, actual)
+
+
+def _decide(
+    policy: Policy, state: SessionState, decision: Decision
+) -> tuple[Decided, Transition | None]:
+    try:
+        transition = step(policy, state, decision.event, decision.at)
+    except BridgecoreError as exc:  # the recorded session got through this: it is a finding
+        return Decided("", (), f"{type(exc).__name__}: {exc}"), None
+    return Decided(transition.rule, transition.effects), transition

@@ -1,0 +1,323 @@
+"""The decision log: what every session was told and decided, as lines of JSON (NDJSON).
+
+What belongs here: what a line says, writing and reading one, and the session that takes its own
+decisions down. A log is a sequence of runs. A run begins with a header, which holds all of the
+policy that decided (cells, budgets, timeouts), so that the log needs nothing beside it; each line
+after it is one transition of one session, in the order in which they happened::
+
+    {"at":5000,"session":1,"event":{"FrameSent":{"generation":1}},"rule":"frame-sent","effects":[]}
+
+Values of the core's types are written as ``{"Type":{field: value}}``, enumerations by their value.
+
+A log can be shown around. Ids are hashed, and the same id has the same hash, because decisions
+compare anchors. Of an upstream's error frame only what ``classify`` can tell apart is kept. What
+clients and upstreams send never gets here: the events of a session carry no bodies.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from types import NoneType
+from typing import Any, TypeAlias, get_args, get_type_hints
+
+import attrs
+
+from bridgecore.recovery.effects import Effect
+from bridgecore.recovery.events import (
+    ConnectionLost,
+    Event,
+    ResponseEnded,
+    Standing,
+    TurnSubmitted,
+    UpstreamRefused,
+)
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    ErrorFrame,
+    Evidence,
+    FailureKind,
+    classify,
+)
+from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
+from bridgecore.recovery.session import Session
+from bridgecore.wire.transport import Log, LogLevel
+
+FORMAT = 1
+DECISION = "session.decision"  # the event of a Log whose field "line" is a line of the log
+
+_HEADER = {"log": "bridgecore decisions", "format": FORMAT}
+_OTHER = "other"  # stands for a word of the upstream's that classification does not know
+_PARAM = "previous_response_id"
+
+
+@attrs.frozen
+class Decision:
+    """One transition. ``at``: ns of the run's monotonic clock; ``session``: its number in the run;
+    ``event``: what happened, anonymous; ``rule``: the id of the rule; ``effects``: what it said."""
+
+    at: int
+    session: int
+    event: Event
+    rule: str
+    effects: tuple[Effect, ...]
+
+
+Line: TypeAlias = Policy | Decision  # a header, or what follows it
+
+
+def hashed(identifier: str) -> str:
+    """An id as logs show it: comparable, not usable."""
+    return hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()[:12]
+
+
+# ---------------------------------------------------------------- taking down
+
+
+class Recorder:
+    """Takes down what the sessions of one bridge decide. ``policy``: the one they all have."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._pending = [_log(write_header(policy))]
+
+    def session(self, number: int) -> Session:
+        """A session whose transitions are recorded as those of ``number``."""
+        return _RecordedSession(self._policy, number, self._pending)
+
+    def take(self) -> list[Log]:
+        """What was taken down since the last call, a line in each record; first, the header."""
+        taken = self._pending.copy()
+        self._pending.clear()
+        return taken
+
+
+class _RecordedSession(Session):
+    """What every transition goes through is overridden: that of an event, of each deadline, and
+    the one that ``touch`` led to, at the time of the touch. So a replay needs no ``Session``."""
+
+    __slots__ = ("_into", "_number")
+
+    def __init__(self, policy: Policy, number: int, into: list[Log]) -> None:
+        super().__init__(policy)
+        self._number = number
+        self._into = into
+
+    def _step(self, event: Event, now: int) -> tuple[Effect, ...]:
+        effects = super()._step(event, now)
+        decision = Decision(now, self._number, anonymous(event), self.rule, effects)
+        self._into.append(_log(write_decision(decision)))
+        return effects
+
+
+def _log(line: str) -> Log:
+    return Log(LogLevel.DEBUG, DECISION, {"line": line})
+
+
+def anonymous(event: Event) -> Event:
+    """The same event as far as any decision goes, without ids or words of others."""
+    if isinstance(event, TurnSubmitted) and event.turn.anchor is not None:
+        turn = attrs.evolve(event.turn, anchor=hashed(event.turn.anchor))
+        return attrs.evolve(event, turn=turn)
+    if isinstance(event, ResponseEnded) and event.response is not None:
+        return attrs.evolve(event, response=hashed(event.response))
+    if isinstance(event, ConnectionLost | UpstreamRefused):
+        return attrs.evolve(event, cause=_anonymous_cause(event.cause))
+    return event
+
+
+def _anonymous_cause(cause: Evidence) -> Evidence:
+    """Evidence that is classified just so. All but an error frame consists of our own words."""
+    if not isinstance(cause, ErrorFrame):
+        return cause
+    told_by_code = NOT_FOUND_CODE in (cause.code, cause.type)
+    told_by_text = not told_by_code and classify(cause).kind is FailureKind.NOT_FOUND
+    param = cause.param if cause.param in (None, _PARAM) else _OTHER
+    return attrs.evolve(
+        cause,
+        code=_known(cause.code),
+        type=_known(cause.type),
+        message=f"Invalid `{_PARAM}`." if told_by_text else None,
+        param=param,
+    )
+
+
+def _known(word: str | None) -> str | None:
+    """``word`` if it tells classification something, else one that tells nothing."""
+    if word is None or classify(ErrorFrame(code=word)).kind is not FailureKind.SERVER_ERROR:
+        return word
+    return _OTHER
+
+
+# ---------------------------------------------------------------- writing
+
+
+def write_header(policy: Policy) -> str:
+    """The line that begins a run, without its end."""
+    cells = {
+        situation.name: {
+            standing.name: _plain(policy.remedy(situation, standing)) for standing in Standing
+        }
+        for situation in Situation
+    }
+    budgets, timeouts = _plain(policy.budgets), _plain(policy.timeouts)
+    return _json(
+        {**_HEADER, "policy": policy.name, **budgets, **timeouts, "cells": cells},
+    )
+
+
+def write_decision(decision: Decision) -> str:
+    """The line of ``decision``, whose event is ``anonymous``, without its end."""
+    return _json(
+        {
+            "at": decision.at,
+            "session": decision.session,
+            "event": _plain(decision.event),
+            "rule": decision.rule,
+            "effects": [_plain(effect) for effect in decision.effects],
+        }
+    )
+
+
+def show(value: Event | Effect) -> str:
+    """``value`` as it is written in a line."""
+    return _json(_plain(value))
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    kind: Any = type(value)
+    if attrs.has(kind):
+        return {kind.__name__: {name: _plain(getattr(value, name)) for name in _hints(kind)}}
+    return value
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_line(line: bytes) -> Line:
+    """Read a line of the log, with or without its end.
+
+    Raises:
+        ValueError: the line is not one of the log; the message, one sentence, says why.
+    """
+    try:
+        found = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError("it is not an object")
+    return _read_header(found) if "log" in found else _read_decision(found)
+
+
+def _read_decision(found: Mapping[str, Any]) -> Decision:
+    _expect_keys("a decision", found, [field.name for field in attrs.fields(Decision)])
+    effects = found["effects"]
+    if not isinstance(effects, list):
+        raise ValueError("effects is not a list")
+    return Decision(
+        at=_count("at", found["at"]),
+        session=_count("session", found["session"]),
+        event=_value(found["event"], Event),
+        rule=_value(found["rule"], str),
+        effects=tuple(_value(effect, Effect) for effect in effects),
+    )
+
+
+def _read_header(found: Mapping[str, Any]) -> Policy:
+    if found["log"] != _HEADER["log"]:
+        raise ValueError("it is the header of another kind of log")
+    if found.get("format") != FORMAT:
+        raise ValueError(f"its format is {found.get('format')!r:.40}, not {FORMAT}")
+    keys = [*_HEADER, "policy", Budgets.__name__, Timeouts.__name__, "cells"]
+    _expect_keys("a header", found, keys)
+    rows, names = found["cells"], [standing.name for standing in Standing]
+    _expect_keys("cells", rows, [situation.name for situation in Situation])
+    for name, row in rows.items():
+        _expect_keys(name, row, names)
+    return Policy(
+        name=_value(found["policy"], str),
+        summary="As recorded.",
+        cells={
+            (situation, standing): _value(rows[situation.name][standing.name], Remedy)
+            for situation in Situation
+            for standing in Standing
+        },
+        budgets=_fields(Budgets, found[Budgets.__name__]),
+        timeouts=_fields(Timeouts, found[Timeouts.__name__]),
+    )
+
+
+def _expect_keys(what: str, found: Any, keys: list[str]) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{what} is not an object")
+    if missing := [key for key in keys if key not in found]:
+        raise ValueError(f"{what} lacks {', '.join(missing)}")
+    if unknown := [key for key in found if key not in keys]:
+        raise ValueError(f"{what} has unknown {', '.join(map(repr, unknown))[:100]}")
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{name} is not a whole number")
+    return value
+
+
+def _value(found: Any, kind: Any) -> Any:
+    """What ``_plain`` made ``found`` of, a value of ``kind``: a type or a union of types."""
+    choices: tuple[type, ...] = get_args(kind) or (kind,)
+    for choice in choices:
+        if attrs.has(choice):
+            if isinstance(found, dict) and list(found) == [choice.__name__]:
+                return _fields(choice, found[choice.__name__])
+        elif issubclass(choice, enum.Enum):
+            for member in choice:
+                if member.value == found:
+                    return member
+        elif type(found) is choice:
+            return found
+    names = " or ".join(_NAMES.get(choice, choice.__name__) for choice in choices)
+    if isinstance(found, list):
+        shown = "a list"
+    else:
+        shown = _json(list(found) if isinstance(found, dict) else found)  # an object: its keys
+    raise ValueError(f"{shown[:100]} is not {names}")
+
+
+_NAMES: dict[type, str] = {NoneType: "null", str: "text", int: "a number", bool: "true or false"}
+
+
+def _fields(kind: type, found: Any) -> Any:
+    hints = _hints(kind)
+    _expect_keys(kind.__name__, found, list(hints))
+    return kind(**{name: _value(found[name], hint) for name, hint in hints.items()})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+__all__ = [
+    "DECISION",
+    "FORMAT",
+    "Decision",
+    "Line",
+    "Recorder",
+    "anonymous",
+    "hashed",
+    "read_line",
+    "show",
+    "write_decision",
+    "write_header",
+]

@@ -1,0 +1,72 @@
+"""``bridgecore verify`` as a process: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
+TIME_LIMIT = 150  # seconds
+OWN = """
+from bridgecore.recovery.policy import DEFAULT, Action, Answer, Remedy, Situation, Standing
+
+import attrs
+
+careless = attrs.evolve(
+    DEFAULT.with_cell(
+        Situation.LOST_SENT, Standing.HELD, Remedy(Action.RESEND, Answer.STREAM_INCOMPLETE)
+    ),
+    name="careless",
+)
+number = 7
+"""
+
+
+def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    ours = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGECORE_")}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=folder,
+        env=ours,
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
+
+
+@pytest.mark.timeout(200)
+def test_a_policy_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "policies.py").write_text(OWN, encoding="utf-8")
+    drawing = tmp_path / "found.svg"
+    done = run("--policy", "policies:careless", "--svg", str(drawing), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == ""  # progress is for terminals
+    assert "BROKEN  NO_AMBIGUOUS_RESEND" in done.stdout
+    assert "holds   NOT_FOUND_IS_EARNED" in done.stdout
+    assert "submit 1 held resp_0" in done.stdout
+    assert ElementTree.fromstring(drawing.read_text(encoding="utf-8")).tag.endswith("svg")
+
+
+@pytest.mark.timeout(200)
+def test_a_clean_policy() -> None:
+    done = run("--policy", "default", "--bounds", "small")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "BROKEN" not in done.stdout
+    table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if "  " in line)
+    assert int(table["states"].replace(",", "")) > 10_000
+    assert "rules never fired  none" in done.stdout
+
+
+@pytest.mark.parametrize("policy", ["nobody", "no_such_module:policy", "policies:number", ":x"])
+def test_no_such_policy(policy: str, tmp_path: Path) -> None:
+    (tmp_path / "policies.py").write_text(OWN, encoding="utf-8")
+    done = run("--policy", policy, folder=tmp_path)
+    assert done.returncode == 2
+    assert policy in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,111 @@
+"""The explorer: what it finds in the named policies, and that its reductions lose nothing."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Budgets, Policy
+from bridgecore.recovery.rules import EVENT_KEYS, RULES, step
+from bridgecore.recovery.state import Phase
+from bridgecore.verify import diagram
+from bridgecore.verify.explore import (
+    BOUNDS,
+    PAIRS,
+    Bounds,
+    Report,
+    _Search,
+    bounded,
+    explain,
+    explore,
+    tell,
+)
+from bridgecore.verify.properties import INVARIANTS, Property
+from bridgecore.verify.scenario import replay
+
+SMALL = BOUNDS["small"]
+ALL = len(Property)
+SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
+TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote=False, depth=6)
+
+
+def test_every_invariant_has_a_property_or_a_reason() -> None:
+    assert list(INVARIANTS) == list(range(1, 46))
+    named = {prop for entry in INVARIANTS.values() if not isinstance(entry, str) for prop in entry}
+    assert set(Property) - named == {Property.NO_INTERNAL_ERROR}
+
+
+def test_every_pair_is_ruled() -> None:
+    assert set(RULES) == {(phase, key) for phase in Phase for key in EVENT_KEYS}
+    assert len(RULES) == PAIRS
+
+
+@pytest.mark.timeout(240)
+def test_the_default_policy_is_clean() -> None:
+    # What waits is unanchored here; `bridgecore verify --bounds ci` lets bound turns wait, too.
+    bounds = attrs.evolve(BOUNDS["ci"], queued=(Standing.UNANCHORED,))
+    report = explore(DEFAULT, bounds, most=ALL)
+    assert report.counterexamples == []
+    assert report.complete
+    assert report.states >= 25_000
+    assert report.rules_never_fired == []
+
+
+def find(name: str, states: int = 4000) -> Report:
+    return explore(POLICIES[name], attrs.evolve(SMALL, max_states=states), most=ALL)
+
+
+def test_the_shortcomings_of_the_seed_are_named() -> None:
+    report = find("pr397")
+    ways = {prop: found.path for prop, found in report.broken.items()}
+    assert ways[Property.NO_AMBIGUOUS_RESEND] == ("submit unanchored", "opened", "lost", "opened")
+    assert ways[Property.REBIND_CODE_IS_PROVEN] == ("submit held old", "opened", "lost")
+    assert ways[Property.REBIND_CODE_IS_NOT_WITHHELD] == ("submit unanchored", "connect fails")
+    assert "connect fails" in ways[Property.RECONNECT_COSTS_NO_REPLAY]
+    assert Property.NOT_FOUND_IS_EARNED not in ways
+
+
+def test_what_uses_up_the_replay_is_the_budget_and_nothing_else() -> None:
+    policy = attrs.evolve(PR397, budgets=Budgets())
+    report = explore(policy, attrs.evolve(SMALL, max_states=4000), most=ALL)
+    assert Property.RECONNECT_COSTS_NO_REPLAY not in report.broken
+
+
+def test_the_broken_policy_loses_a_chain_with_its_socket() -> None:
+    found = find("v1_12").broken[Property.NOT_FOUND_IS_EARNED]
+    assert found.path == ("submit held old", "opened")
+
+
+@pytest.mark.parametrize("policy", [PR397, V1_12], ids=lambda policy: policy.name)
+def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
+    report = find(policy.name)
+    assert len(report.counterexamples) >= 4
+    for found in report.counterexamples:
+        story = tell(policy, SMALL, found)
+        assert explain(story) == str(story)
+        assert found.prop.name in str(story)
+        assert replay(story.scenario) == story.scenario
+        # The last thing that the rules did is in all of the tellings.
+        last = story.seen[-1].transition.rule
+        assert story.scenario.splitlines()[-2 - len(story.seen[-1].transition.effects)].endswith(
+            f" by {last}"
+        )
+        drawn = list(diagram.arrows(story))
+        assert len(diagram.text(story).splitlines()) == len(drawn) + 3
+        svg = diagram.svg(story)
+        assert svg.count("marker-end") + svg.count("<circle") == len(drawn)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
+def test_reduction_leaves_nothing_out(policy: Policy) -> None:
+    """The same canonical states are reached, and the same properties break, without it."""
+    reached, broken = [], []
+    for reduced in (True, False):
+        search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, None)
+        report = search.run()
+        reached.append(set(search.found) if reduced else search.keys)
+        broken.append(set(report.broken))
+    assert broken[0] == broken[1]
+    assert reached[0] == reached[1]
+    assert len(reached[0]) > 100
