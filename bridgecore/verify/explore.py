@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import assert_never
 
 import attrs
 
@@ -53,7 +52,7 @@ from bridgecore.recovery.rules import (
 from bridgecore.recovery.state import Phase, Running, SessionState, Waiting
 from bridgecore.recovery.timers import NS_PER_SECOND, Timers
 from bridgecore.verify.properties import Model, Property, Terms, ViolationError
-from bridgecore.verify.scenario import command_of, replay
+from bridgecore.verify.scenario import command_of, describe, replay
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -786,29 +785,6 @@ def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
         if one.turn.id == number:
             return other.turn.id
     return 0  # a turn that is over
-
-
-def describe(effect: fx.Effect) -> str:
-    """``effect`` in a few words."""
-    if isinstance(effect, fx.OpenConnection):
-        return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
-    if isinstance(effect, fx.CloseConnection):
-        return f"close connection {effect.generation}"
-    if isinstance(effect, fx.SendTurn):
-        return f"send turn {effect.turn} {effect.form.value}"
-    if isinstance(effect, fx.DeliverEvent):
-        return f"deliver to turn {effect.turn}"
-    if isinstance(effect, fx.CompleteTurn):
-        return f"complete turn {effect.turn}"
-    if isinstance(effect, fx.FailTurn):
-        return f"fail turn {effect.turn}: {effect.answer.value}"
-    if isinstance(effect, fx.RebindSession):
-        return "rebind session"
-    if isinstance(effect, fx.RetireSession):
-        return "retire session"
-    if isinstance(effect, fx.Ignored):
-        return f"ignore: {effect.reason}"
-    assert_never(effect)
 
 
 def explain(story: Story) -> str:

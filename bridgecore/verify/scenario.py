@@ -178,7 +178,7 @@ class _Runner:
             return
         yield f"{prefix}{before} -> {self.session.state.phase.value} by {self.session.rule}"
         for effect in effects:
-            yield f"  {_effect(effect)}"
+            yield f"  {describe(effect)}"
 
     def _next(self) -> str:
         deadline = self.session.next_timeout()
@@ -434,7 +434,8 @@ def _quoted(text: str) -> str:
     return text if re.fullmatch(r"[^\s\"=#]+", text) else f'"{text}"'
 
 
-def _effect(effect: fx.Effect) -> str:
+def describe(effect: fx.Effect) -> str:
+    """``effect`` in a few words."""
     if isinstance(effect, fx.OpenConnection):
         return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
     if isinstance(effect, fx.CloseConnection):
