@@ -507,7 +507,7 @@ class Client:
     def _rest(self, seconds: int) -> None:
         self._state = _State.RESTING
         jitter = self._rng.between(0, 1000) * MILLISECOND
-        self._wake = self._now + seconds * NS_PER_SECOND + jitter
+        self._wake = self._now + max(1, seconds * NS_PER_SECOND + jitter)
 
     def _think(self) -> int:
         """How long until the next turn, ns: an agent's pace, a reader's, or a break."""
@@ -615,7 +615,7 @@ class Client:
         if self.profile.impatient and self._rng.one_in(5):
             # Mostly while it is being answered, sometimes long before or after.
             after = self._rng.pick((50, 200, 400, 700, 1200, 20_000, 100_000))
-            self._leave_at = self._now + self._rng.between(after // 2, after) * MILLISECOND
+            self._leave_at = self._now + max(1, self._rng.between(after // 2, after) * MILLISECOND)
         self._expect()
         self._observer.attempt_begins(self)
         self._note(f"POST, {len(self._body)} bytes, anchor {self.anchor}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import attrs
 import pytest
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 from bridgecore.testing import CloseWith, Emulator, Fault, Outcome, Point, SendEvents, Silence
@@ -107,7 +107,7 @@ def with_bridge(backend: Backend, body: Callable[[Running], Awaitable[None]]) ->
         emulator = Emulator()
         async with backend.serve(emulator) as upstream:
             url = UpstreamUrl.parse(f"ws://127.0.0.1:{upstream.port}/v1/responses")
-            machine = Watched(Endpoint(Config(upstream=url)))
+            machine = Watched(Endpoint(Config(upstream=url, continuity=Continuity.PASSTHROUGH)))
             async with backend.serve(machine) as server:
                 await body(Running(backend, emulator, upstream, server))
 

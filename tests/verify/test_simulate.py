@@ -397,3 +397,9 @@ def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         invoke(*arguments)
     assert caught.value.code == 2
+
+
+def test_a_client_that_comes_back_at_once_is_not_due_again() -> None:
+    """Found after some millions of events: a client drew a pause of no length at all."""
+    report = run(Scenario(seed=162, fault_every=3, only=frozenset({15})))
+    assert report.violations == []
