@@ -270,7 +270,7 @@ class Bridge:
             return True
         for conversation in self._conversations.values():
             state = conversation.session.state
-            if state.running is None and not state.waiting:
+            if state.idle:
                 self._step(conversation, ev.EvictionRequested(), now)
                 return True
         return False
@@ -455,7 +455,9 @@ class Bridge:
                     self._log(LogLevel.INFO, "session.close", conversation)
             elif isinstance(effect, fx.RetireSession):
                 self._conversations.pop(conversation.id, None)
-                self._log(LogLevel.DEBUG, "session.retired", conversation)
+                # Said at the end: what nobody caused is counted, not lost (invariant 27).
+                unmatched = conversation.unmatched
+                self._log(LogLevel.DEBUG, "session.retired", conversation, unmatched=unmatched)
             elif isinstance(effect, fx.Ignored):
                 conversation.unmatched += upstream is not None
                 self._log(LogLevel.DEBUG, "session.ignored", conversation, reason=effect.reason)

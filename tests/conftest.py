@@ -12,6 +12,7 @@ import gc
 import socket
 import ssl
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -118,25 +119,27 @@ class Listener:
 Served: TypeAlias = bridgecore_asyncio.Server | bridgecore_trio.Server
 
 
-class Backend:
+class Backend(ABC):
     """What a test body needs of its event loop, the same for each."""
 
     name: str
     serve: Callable[..., AbstractAsyncContextManager[Served]]
 
+    @abstractmethod
     def run(self, body: Callable[..., Awaitable[T]], *args: object) -> T:
         """Run ``body``; fail if it takes too long or leaves anything behind."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
-        raise NotImplementedError
+        """What ``function`` returns, called in a thread."""
 
+    @abstractmethod
     def event(self) -> Event:
-        raise NotImplementedError
+        """An event of this loop, not set yet."""
 
+    @abstractmethod
     async def gather(self, *functions: Callable[[], Awaitable[object]]) -> None:
         """Run async functions side by side until all are done."""
-        raise NotImplementedError
 
     async def connect(
         self,

@@ -117,6 +117,16 @@ def test_what_follows_a_terminal_event_is_not_the_waiting_turns() -> None:
     assert all(b"stray" not in bytes(turn.received) for turn in turns)
 
 
+def test_what_no_turn_caused_is_counted() -> None:
+    world = World()
+    stray = b'{"type":"response.output_text.delta","delta":"stray"}'
+    world.emulator.faults.add(1, Fault(Point.AFTER_TERMINAL, SendEvents((stray, stray))))
+    world.start()
+    world.advance(1000)  # the idle conversation is given up
+    (retired,) = [log for log in world.net.logs if log.event == "session.retired"]
+    assert retired.fields["unmatched"] == 2
+
+
 @pytest.mark.parametrize("stream", [False, None, "absent"])
 def test_no_stream_means_json(stream: object) -> None:
     world = World()
