@@ -152,7 +152,11 @@ def _run(settings: Settings, log: _WriteLog) -> None:
     if settings.backend == "asyncio":
         from bridgecore_asyncio import serve as asyncio_serve
 
-        asyncio.run(_bridge(asyncio_serve, settings, log, signals))
+        async def bridge() -> None:
+            signals.wake(asyncio.get_running_loop())
+            await _bridge(asyncio_serve, settings, log, signals)
+
+        asyncio.run(bridge())
     else:
         try:
             import trio
@@ -203,8 +207,17 @@ class _Signals:
     def __init__(self) -> None:
         self._received = 0
         self._drain: Callable[[], None] | None = None
+        self._install()
+
+    def _install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
+
+    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have signals wake ``loop``: one that comes just before it sleeps would wait, too."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: None)  # sets the wakeup descriptor
+        self._install()
 
     def on_first(self, drain: Callable[[], None]) -> None:
         """Call ``drain`` at the first signal, at once if it has come already."""
