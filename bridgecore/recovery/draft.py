@@ -103,8 +103,7 @@ class Draft:
         if self.worn:
             self.close()
         if self.waiting:
-            first, *rest = self.waiting
-            self.waiting = tuple(rest)
+            first, self.waiting = self.waiting[0], self.waiting[1:]
             self.run(first)
             self.start()
         else:
@@ -207,8 +206,7 @@ class Draft:
             self.fail(answer, failure)
             return
         fallback = running.fallback if skipped else answer
-        running = attrs.evolve(running, form=form, fallback=fallback)
-        self.taken = running
+        self.taken = attrs.evolve(running, form=form, fallback=fallback)
         self.start()
 
     def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:
@@ -218,11 +216,9 @@ class Draft:
             self.fail(Answer.NOT_FOUND, failure)
             return
         self.forgive(anchor)
-        refusals = (*self.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
-        self.refusals = refusals
+        self.refusals = (*self.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
         self.fail(answer, failure)
 
     def forgive(self, anchor: str | None) -> None:
         """Forget how often ``anchor`` was refused; the counts of other anchors stand."""
-        kept = tuple(entry for entry in self.refusals if entry[0] != anchor)
-        self.refusals = kept
+        self.refusals = tuple(entry for entry in self.refusals if entry[0] != anchor)

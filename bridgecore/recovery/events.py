@@ -18,6 +18,7 @@ from bridgecore.recovery.timers import Timer
 # fmt: off
 class Standing(enum.Enum):
     """What the bridge has in hand for a turn if its socket does not know the turn's anchor."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
     UNANCHORED = "unanchored"  # no anchor: the turn needs no server-side state
     HELD = "held"  # the bridge holds the whole chain and can send it in full
     STORED = "stored"  # the response was made with store=true: any socket can continue it

@@ -26,6 +26,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 # fmt: off
 class Situation(enum.Enum):
     """What a turn is in when the table is asked. The value is the row's name."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
     SEND_SKIPPED = "socket is open but does not know the anchor"
     CONNECT_FAILED = "connect failed"
     UPGRADE_REJECTED = "upgrade rejected (401, 403, 429)"

@@ -100,13 +100,12 @@ def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transit
     rule = RULES[state.phase, key]
     if rule.handling is Handling.ILLEGAL:
         raise LocalProtocolError(f"{event} in phase {state.phase.value}: {rule.doc}")
+    if rule.apply is None:
+        return Transition(state, (fx.Ignored(rule.doc),), rule.id)
     draft = Draft(policy, state, now)
     if isinstance(key, Timer):
         draft.clear_timer(key)
-    if rule.apply is None:
-        draft.emit(fx.Ignored(rule.doc))
-    else:
-        rule.apply(draft, event)
+    rule.apply(draft, event)
     return Transition(draft.finish(), tuple(draft.effects), rule.id)
 
 
@@ -132,7 +131,7 @@ def _rule(
     return register
 
 
-def _ignore(rule_id: str, on: EventKey, doc: str, *phases: Phase) -> None:
+def _ignore(rule_id: str, on: type[Event], doc: str, *phases: Phase) -> None:
     _register(Rule(rule_id, phases, on, Handling.IGNORED, doc, None))
 
 
@@ -170,8 +169,7 @@ def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
     if len(queue) >= draft.policy.budgets.waiting:
         draft.emit(fx.FailTurn(event.turn.id, fx.Answer.OVERLOADED, None))
         return
-    waiting = Waiting(event.turn, draft.now + draft.policy.timeouts.turn)
-    draft.waiting = (*queue, waiting)
+    draft.waiting = (*queue, Waiting(event.turn, draft.now + draft.policy.timeouts.turn))
 
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
@@ -296,8 +294,7 @@ def _output(draft: Draft, event: ev.OutputReceived) -> None:
 def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     """The terminal event: the turn is complete; only a completed response becomes an anchor."""
     draft.forgive(draft.running.turn.anchor)
-    anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
-    draft.live_anchor = anchor
+    draft.live_anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
     if draft.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.
         draft.close()

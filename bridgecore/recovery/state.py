@@ -19,6 +19,7 @@ from bridgecore.recovery.timers import Timers
 # fmt: off
 class Lifecycle(enum.Enum):
     """The life of a session's socket."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
     OPEN = "open"  # the socket is usable
     CLOSED = "closed"  # no socket
     RECONNECTING = "reconnecting"  # a connect is under way for a waiting turn
@@ -26,6 +27,7 @@ class Lifecycle(enum.Enum):
 
 class AttemptPhase(enum.Enum):
     """How far one physical send has come. Monotone; a new attempt starts again at UNSENT."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
     UNSENT = "unsent"
     SENDING = "sending"
     SENT = "sent"
@@ -34,6 +36,7 @@ class AttemptPhase(enum.Enum):
 
 class Phase(enum.Enum):
     """Where a session stands: the key, with the event's type, by which rules are found."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
     CLOSED = "closed"
     OPEN = "open"
     SEND_SKIPPED = "send_skipped"
@@ -62,7 +65,8 @@ class Waiting:
     deadline: int  # ns
 # fmt: on
 
-_PHASES = {phase.value: phase for phase in Phase}
+_OF_ATTEMPTS = tuple(AttemptPhase)[1:]  # while a turn is UNSENT, the lifecycle tells
+_PHASES = {one: Phase(one.value) for one in (*Lifecycle, *_OF_ATTEMPTS)}
 _NO_TIMERS = Timers()
 
 
@@ -84,8 +88,8 @@ class SessionState:
     def phase(self) -> Phase:
         """The key by which rules are found."""
         if self.running is None or self.lifecycle is Lifecycle.RECONNECTING:
-            return _PHASES[self.lifecycle.value]
-        return _PHASES[self.running.phase.value]
+            return _PHASES[self.lifecycle]
+        return _PHASES[self.running.phase]
 
     @property
     def idle(self) -> bool:

@@ -22,6 +22,8 @@ NS_PER_SECOND = 1_000_000_000
 class Timer(enum.Enum):
     """Every named deadline. The value is the reason that logs and answers carry."""
 
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     # Of a session: see recovery/rules.py.
     CONNECT = "connect"  # When to give up on TCP, TLS and the WebSocket upgrade.
     CREATED = "created"  # When to stop waiting for response.created after a send.

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import attrs
 
@@ -49,8 +50,8 @@ from bridgecore.recovery.rules import (
     Transition,
     step,
 )
-from bridgecore.recovery.state import Phase, Running, SessionState, Waiting
-from bridgecore.recovery.timers import NS_PER_SECOND, Timers
+from bridgecore.recovery.state import Phase, SessionState, Waiting
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timers
 from bridgecore.verify.properties import Model, Property, Terms, ViolationError
 from bridgecore.verify.scenario import command_of, describe, replay
 
@@ -81,14 +82,6 @@ BOUNDS = {
     "ci": Bounds("ci", 1, _ALL, _SHORT, 1),
     "nightly": Bounds("nightly", 1, _ALL, _FINE, 2),
 }
-
-
-@attrs.frozen(eq=False)
-class World:
-    """A session's state and the books of the model that watches it. Times are relative to now."""
-
-    state: SessionState
-    model: Model
 
 
 @attrs.frozen
@@ -155,9 +148,8 @@ _INVALID = ErrorFrame(status=400, code="invalid_prompt")
 _CLOSED = Closed(1006)
 
 
-def moves(world: World, bounds: Bounds) -> Iterator[Move]:
-    """Everything that can happen in ``world``, each with a name that means the same everywhere."""
-    state = world.state
+def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
+    """Everything that can happen in ``state``, each with a name that means the same everywhere."""
     generation = state.generation
     yield from _turns(state, bounds)
     deadline = state.timers.next()
@@ -239,32 +231,45 @@ def _answers(generation: int) -> Iterator[Move]:
 # ---------------------------------------------------------------- the canonical form
 
 
-def canonical(state: SessionState, model: Model, passed: int) -> World:
+class _Naming(NamedTuple):
+    """How what a state names is called from now on, for the books to follow."""
+
+    generation: int
+    tip: str | None  # the response that the socket knows; any other is an old one
+    numbers: tuple[tuple[int | None, int], ...]  # of turns, and what they are called
+    passed: int  # ticks
+    plain: bool = False  # responses and turns keep their names
+
+
+_SAME = _Naming(0, None, (), 0)  # all names stay, the books are not touched
+
+
+def canonical(state: SessionState, model: Model, passed: int) -> tuple[SessionState, Model]:
     """The same world, named by symmetry, ``passed`` ticks later."""
+    folded, naming = _folded(state, passed)
+    return folded, _renamed(model, naming)
+
+
+def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
+    """``state``, named by symmetry, ``passed`` ticks later; and the naming."""
     tip = state.live_anchor
 
     def name(anchor: str | None) -> str | None:
         return None if anchor is None else "tip" if anchor == tip else "old"
 
-    numbers: dict[int | None, int] = {}
+    numbers: list[tuple[int | None, int]] = []
     running = state.running
     if running is not None:
-        numbers[running.turn.id] = 1
-        turn = running.turn
-        running = Running(
-            Turn(1, turn.standing, name(turn.anchor)),
-            running.deadline - passed,
-            running.phase,
-            running.form,
-            running.replays,
-            running.recovered,
-            running.fallback,
-            running.paused,
+        numbers.append((running.turn.id, 1))
+        running = attrs.evolve(
+            running,
+            turn=Turn(1, running.turn.standing, name(running.turn.anchor)),
+            deadline=running.deadline - passed,
         )
     waiting = []
-    for index, entry in enumerate(state.waiting):
-        numbers[entry.turn.id] = index + 2
-        turn = Turn(index + 2, entry.turn.standing, name(entry.turn.anchor))
+    for number, entry in enumerate(state.waiting, 2):
+        numbers.append((entry.turn.id, number))
+        turn = Turn(number, entry.turn.standing, name(entry.turn.anchor))
         waiting.append(Waiting(turn, entry.deadline - passed))
     refusals: dict[str | None, int] = {}
     for anchor, count in state.refusals:
@@ -282,28 +287,41 @@ def canonical(state: SessionState, model: Model, passed: int) -> World:
         state.remote,
         Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
-    return World(folded, model.folded(generation, name, numbers, passed))
+    return folded, _Naming(generation, tip, tuple(numbers), passed)
 
 
 def _is_canonical(state: SessionState) -> bool:
     """Whether the names are those of ``canonical`` already; False if that is not quickly seen."""
-    running, waiting, tip = state.running, state.waiting, state.live_anchor
-    if state.generation > 2 or len(waiting) > 1 or (tip is not None and tip != "tip"):
+    running, waiting = state.running, state.waiting
+    if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
         return False
     if running is None:
-        return not state.refusals
-    if running.turn.id != 1 or (waiting and waiting[0].turn.id != 2):
-        return False
-    if tip is None:
-        # What was the tip is an old one now.
-        names = [running.turn.anchor, *[anchor for anchor, _ in state.refusals]]
-        return "tip" not in names and (not waiting or waiting[0].turn.anchor != "tip")
-    return len(state.refusals) < 2
+        return not waiting
+    return running.turn.id == 1 and (not waiting or waiting[0].turn.id == 2)
 
 
-def key_of(world: World) -> tuple[object, ...]:
-    """Equal for equal worlds. Names instead of enumerations: those are hashed much faster."""
-    state = world.state
+def _renamed(model: Model, naming: _Naming) -> Model:
+    def name(anchor: str | None) -> str | None:
+        return None if anchor is None else "tip" if anchor == naming.tip else "old"
+
+    if naming.plain:
+        same: dict[int | None, int] = {turn.id: turn.id for turn in model.turns}
+        return model.folded(naming.generation, lambda anchor: anchor, same, naming.passed)
+    return model.folded(naming.generation, name, dict(naming.numbers), naming.passed)
+
+
+def _later(state: SessionState, passed: int) -> SessionState:
+    running = state.running
+    return attrs.evolve(
+        state,
+        running=running and attrs.evolve(running, deadline=running.deadline - passed),
+        waiting=tuple([Waiting(w.turn, w.deadline - passed) for w in state.waiting]),
+        timers=Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
+    )
+
+
+def key_of(state: SessionState) -> tuple[object, ...]:
+    """Equal for equal states. Names instead of enumerations and values: hashed much faster."""
     running = state.running
     turn: tuple[object, ...] | None = None
     if running is not None:
@@ -315,9 +333,7 @@ def key_of(world: World) -> tuple[object, ...]:
             running.phase._value_,
             None if running.form is None else running.form._value_,
             running.replays,
-            tuple(sorted([kind._value_ for kind in running.recovered]))
-            if running.recovered
-            else None,
+            tuple(sorted([kind._value_ for kind in running.recovered])),
             None if running.fallback is None else running.fallback._value_,
             running.paused,
         )
@@ -327,12 +343,11 @@ def key_of(world: World) -> tuple[object, ...]:
         state.live_anchor,
         turn,
         tuple([(w.turn.id, w.turn.standing._value_, w.turn.anchor, w.deadline)
-               for w in state.waiting]) if state.waiting else None,
+               for w in state.waiting]),
         state.refusals,
         state.worn,
         state.remote,
         tuple([(timer._value_, at) for timer, at in state.timers.entries]),
-        world.model.key,
     )  # fmt: skip
 
 
@@ -394,10 +409,45 @@ def explore(
 
 _DONE, _TOLD, _RETRY = "done", "told", "retry"
 _Ending = tuple[int, str | None]  # the world after a move, and how the turn that ran ended
+_BITS = 32  # for each of the two numbers that are kept in one
+_MASK = (1 << _BITS) - 1
+
+
+@attrs.frozen(eq=False)
+class _Edge:
+    """What a session does when ``move`` happens in a state, whatever its books say.
+
+    ``outcome`` is all that the books have to be told of it, by number; ``after`` the state that it
+    leads to, by number: None when the session is forgotten. ``ended``: how the turn ended that the
+    move is about.
+    """
+
+    move: Move
+    outcome: int
+    after: int | None
+    inert: bool = False  # it kept its very state and did nothing but to say so, or to reject a turn
+    ended: str | None = None
+    error: ViolationError | None = None
+
+
+@attrs.frozen(eq=False)
+class _Outcome:
+    """What the books are told: the event (None: a tick passes), what was done about it, the next
+    deadline, and how things are called from now on."""
+
+    event: Event | None
+    effects: tuple[fx.Effect, ...]
+    deadline: Deadline | None
+    naming: _Naming
 
 
 class _Search:
-    """One exploration."""
+    """One exploration.
+
+    States and books are kept once each, by number, and a world is a pair of numbers: most worlds
+    are made of a state and of books that were met before, in other company, and then what happens
+    there is known already.
+    """
 
     def __init__(
         self,
@@ -415,11 +465,19 @@ class _Search:
         self.reduced = reduced
         self.progress = progress
         self.report = Report(policy.name, bounds)
-        self.found: dict[tuple[object, ...], int] = {}
-        self.keys: set[tuple[object, ...]] = set()  # canonical ones, if not reduced
+        self.states: list[SessionState] = []
+        self.state_numbers: dict[object, int] = {}
+        self.edges: list[tuple[_Edge, ...] | None] = []  # by state
+        self.cures: list[str | None] = []  # by state: the move that a healthy upstream makes next
+        self.models: list[Model] = []
+        self.model_numbers: dict[object, int] = {}
+        self.outcomes: dict[object, int] = {}
+        self.told: list[_Outcome] = []  # by number
+        self.after: dict[int, int | ViolationError] = {}  # books and outcome, to books
+        self.found: dict[int, int] = {}  # worlds, to their index in the order of their discovery
         self.origins: list[tuple[int, str]] = []  # of each world: the one before, and the move
         self.depths: list[int] = []
-        self.queue: deque[tuple[int, World]] = deque()
+        self.queue: deque[tuple[int, int, int]] = deque()
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns and submission
         self.menus: dict[object, tuple[Move, ...]] = {}
@@ -430,120 +488,171 @@ class _Search:
         """Explore, then judge liveness."""
         report, bounds = self.report, self.bounds
         terms = terms_of(self.policy)
-        self._reach(World(SessionState(), Model(terms)), -1, "")
+        self._begin(SessionState(), Model(terms))
         if bounds.remote:
-            self._reach(World(SessionState(remote=True), Model(terms, remote=True)), -1, "")
+            self._begin(SessionState(remote=True), Model(terms, remote=True))
         queue, ticks = self.queue, 0
         while queue and len(self.found) < bounds.max_states:
-            index, world = queue.popleft()
+            index, state, model = queue.popleft()
             if bounds.depth is not None and self.depths[index] >= bounds.depth:
                 continue
-            if not self._expand(index, world):
+            if not self._expand(index, state, model):
                 break
             ticks += 1
             if self.progress is not None and ticks % 2048 == 0:
                 report.states = len(self.found)
                 self.progress(report)
         report.complete = not queue
-        report.states = len(self.found) if self.reduced else len(self.keys)
+        report.states = len(self.found) if self.reduced else len(self.reached())
         if report.complete and bounds.depth is None and len(self.broken) < self.most:
             self._judge_liveness()
         return report
 
-    def _reach(self, world: World, origin: int, label: str) -> int:
-        key = key_of(world)
-        index = self.found.setdefault(key, len(self.origins))
+    def reached(self) -> set[tuple[object, object]]:
+        """The keys of the canonical forms of all worlds."""
+        worlds = [(self.states[one >> _BITS], self.models[one & _MASK]) for one in self.found]
+        if not self.reduced:
+            worlds = [canonical(*world, 0) for world in worlds]
+        return {(key_of(state), model.key) for state, model in worlds}
+
+    def _begin(self, state: SessionState, model: Model) -> None:
+        self._reach(self._state(state), self._model(model), -1, "")
+
+    def _state(self, state: SessionState) -> int:
+        number = self.state_numbers.setdefault(key_of(state), len(self.states))
+        if number == len(self.states):
+            self.states.append(state)
+            self.edges.append(None)
+            self.cures.append(_cure(state))
+        return number
+
+    def _model(self, model: Model) -> int:
+        number = self.model_numbers.setdefault(model.key, len(self.models))
+        if number == len(self.models):
+            self.models.append(model)
+        return number
+
+    def _reach(self, state: int, model: int, origin: int, label: str) -> int:
+        index = self.found.setdefault(state << _BITS | model, len(self.origins))
         if index == len(self.origins):
             self.origins.append((origin, label))
             self.depths.append(0 if origin < 0 else self.depths[origin] + 1)
-            self.queue.append((index, world))
-            if not self.reduced:
-                self.keys.add(key_of(canonical(world.state, world.model, 0)))
+            self.queue.append((index, state, model))
         return index
 
-    def _expand(self, index: int, world: World) -> bool:
-        """Try every move out of ``world``; False: enough was found."""
-        signature = _signature(world.state)
-        menu = self.menus.get(signature) if self.reduced else None
-        fresh = menu is None
-        if menu is None:
-            menu = tuple(moves(world, self.bounds))
-        kept = []
-        cure = _cure(world)
-        quiet = world.state.running is None
-        self.report.edges += len(menu)
-        for move in menu:
-            try:
-                after, effects, inert = self._happen(world, move, fresh)
-                self._compare(world, move, effects)
-            except ViolationError as violation:
-                kept.append(move)
-                if not self._violated(index, move.label, violation.prop, str(violation)):
+    def _expand(self, index: int, state: int, model: int) -> bool:
+        """Try every move out of a world; False: enough was found."""
+        edges = self.edges[state]
+        fresh = None
+        if edges is None:
+            signature = _signature(self.states[state])
+            menu = self.menus.get(signature) if self.reduced else None
+            if menu is None:
+                menu, fresh = tuple(moves(self.states[state], self.bounds)), signature
+            edges = self.edges[state] = tuple([self._happen(state, move) for move in menu])
+        cure = self.cures[state]
+        if cure == _ACCEPTS and not self.models[model].known:
+            cure = _KNOWS_NOT
+        quiet = self.states[state].running is None
+        self.report.edges += len(edges)
+        inert = []
+        for edge in edges:
+            label = edge.move.label
+            books = edge.error or self.after.get(model << _BITS | edge.outcome)
+            if books is None:
+                books = self._watch(model, edge.outcome)
+            if isinstance(books, ViolationError):
+                if not self._violated(index, label, books.prop, str(books)):
                     return False
                 continue
-            if fresh and not inert:
-                kept.append(move)
-            reached = index if after is None else self._reach(after, index, move.label)
-            if move.label == cure:
-                self.healthy[index] = reached, _ending(effects, 1)
-            elif quiet and isinstance(move.event, ev.TurnSubmitted):
-                ended = _ending(effects, move.event.turn.id)
-                self.quiet.setdefault(index, {})[move.label] = reached, ended
-        if fresh:
-            self.menus[signature] = tuple(kept)
+            reached = index
+            if edge.inert and books == model:
+                inert.append(edge)
+            elif edge.after is not None:
+                reached = self._reach(edge.after, books, index, label)
+            if label == cure:
+                self.healthy[index] = reached, edge.ended
+            elif quiet and isinstance(edge.move.event, ev.TurnSubmitted):
+                self.quiet.setdefault(index, {})[label] = reached, edge.ended
+        if fresh is not None:
+            self.menus[fresh] = tuple([edge.move for edge in edges if edge not in inert])
         return True
 
-    def _happen(
-        self, world: World, move: Move, fresh: bool
-    ) -> tuple[World | None, tuple[fx.Effect, ...], bool]:
-        """The world after ``move``, None if it is the same; the effects; and whether the session
-        kept its very state and did nothing but to say so, or to reject a turn."""
-        state, model, event = world.state, world.model, move.event
+    def _happen(self, number: int, move: Move) -> _Edge:
+        """What the session does in the state of that number when ``move`` happens."""
+        state, event = self.states[number], move.event
         if event is None:
-            return (self._fold(state, model, 1), (), False)
+            after, naming = self._folded(state, 1)
+            return _Edge(move, self._outcome(None, (), None, naming), self._state(after))
         try:
             transition = self.stepper(self.policy, state, event, 0)
             _ = transition.state.phase  # there is none in a state that makes no sense
         except Exception as error:  # whatever it is, for an event that can happen it is a bug
             text = f"{event}: {type(error).__name__}: {error}"
-            raise ViolationError(Property.NO_INTERNAL_ERROR, text) from error
+            return _Edge(move, 0, None, error=ViolationError(Property.NO_INTERNAL_ERROR, text))
         after, effects, rule = transition.state, transition.effects, transition.rule
-        report = self.report
-        report.rules_fired[rule] += 1
+        self.report.rules_fired[rule] += 1
         if rule not in _BEFORE_THE_TABLE:
             key: EventKey = event.timer if isinstance(event, ev.DeadlineReached) else type(event)
-            report.pairs_met.add((state.phase, key))
-        watched = model.after(event, effects, 0, after.timers.next())
-        if fresh and len(effects) == 1 and type(effects[0]) in _INERT and after == state:
-            return None, effects, True
+            self.report.pairs_met.add((state.phase, key))
+        deadline = after.timers.next()
+        turn = event.turn.id if isinstance(event, ev.TurnSubmitted) else 1
+        ended = _ending(effects, turn)
+        if len(effects) == 1 and type(effects[0]) in _INERT and after == state:
+            outcome = self._outcome(event, effects, deadline, _SAME)
+            return _Edge(move, outcome, number, inert=True, ended=ended)
         if effects and type(effects[-1]) is fx.RetireSession:
-            return None, effects, False  # the session is forgotten: nothing more can happen to it
-        if self.reduced and _is_canonical(after):
-            return World(after, watched), effects, False
-        return self._fold(after, watched, 0), effects, False
+            # The session is forgotten: nothing more can happen to it.
+            outcome = self._outcome(event, effects, deadline, _SAME)
+            return _Edge(move, outcome, None, ended=ended)
+        folded, naming = after, _SAME
+        tip = after.live_anchor
+        # Without a tip what was called so is an old one, here and in the books.
+        if not (_is_canonical(after) and tip == state.live_anchor and tip in (None, "tip")):
+            folded, naming = self._folded(after, 0)
+        outcome = self._outcome(event, effects, deadline, naming)
+        return _Edge(move, outcome, self._state(folded), ended=ended)
 
-    def _fold(self, state: SessionState, model: Model, passed: int) -> World:
+    def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
-            return canonical(state, model, passed)
-        if passed == 0:
-            return World(state, model)
-        numbers: dict[int | None, int] = {turn.id: turn.id for turn in model.turns}
-        running = state.running
-        later = attrs.evolve(
-            state,
-            running=running and attrs.evolve(running, deadline=running.deadline - passed),
-            waiting=tuple([Waiting(w.turn, w.deadline - passed) for w in state.waiting]),
-            timers=Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
-        )
-        return World(later, model.folded(model.generation, lambda anchor: anchor, numbers, passed))
+            return _folded(state, passed)
+        return _later(state, passed), _Naming(state.generation, None, (), passed, plain=True)
 
-    def _compare(self, world: World, move: Move, effects: tuple[fx.Effect, ...]) -> None:
+    def _outcome(
+        self,
+        event: Event | None,
+        effects: tuple[fx.Effect, ...],
+        deadline: Deadline | None,
+        naming: _Naming,
+    ) -> int:
+        due = None if deadline is None else (deadline.at, deadline.reason)
+        number = self.outcomes.setdefault((event, effects, due, naming), len(self.told))
+        if number == len(self.told):
+            self.told.append(_Outcome(event, effects, deadline, naming))
+        return number
+
+    def _watch(self, number: int, told: int) -> int | ViolationError:
+        """The books after an outcome; or what it breaks."""
+        model, outcome = self.models[number], self.told[told]
+        books: int | ViolationError
+        try:
+            after = model
+            if outcome.event is not None:
+                after = model.after(outcome.event, outcome.effects, 0, outcome.deadline)
+                self._compare(model, outcome.event, outcome.effects)
+            if outcome.naming is not _SAME:
+                after = _renamed(after, outcome.naming)
+            books = self._model(after)
+        except ViolationError as violation:
+            books = violation
+        self.after[number << _BITS | told] = books
+        return books
+
+    def _compare(self, model: Model, event: Event, effects: tuple[fx.Effect, ...]) -> None:
         """Whether turns that are lost alike are treated alike."""
-        if move.event is None or not effects:
+        if not effects or type(event) not in _LOSSES:
             return
-        if type(move.event) not in _LOSSES:
-            return
-        loss = world.model.loss_of(move.event, 0)
+        loss = model.loss_of(event, 0)
         if loss is None:
             return
         again = not any(type(effect) is fx.FailTurn for effect in effects)
@@ -622,6 +731,7 @@ class _Search:
         return most
 
 
+_ACCEPTS, _KNOWS_NOT = "created", "refused: not found"
 _STEPS = 8  # healthy moves that one turn may take; a reconnect, a refusal and a resend included
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _INERT = (fx.Ignored, fx.FailTurn)  # nothing done, or a turn rejected
@@ -638,15 +748,15 @@ def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
     return None
 
 
-def _cure(world: World) -> str | None:
-    """The move that a healthy upstream makes next."""
-    phase = world.state.phase
+def _cure(state: SessionState) -> str | None:
+    """The move that a healthy upstream makes next, if it knows the anchor."""
+    phase = state.phase
     if phase is Phase.RECONNECTING:
         return "opened"
     if phase is Phase.SENDING:
         return "frame sent"
     if phase is Phase.SENT:
-        return "created" if world.model.known else "refused: not found"
+        return _ACCEPTS
     if phase in (Phase.CREATED, Phase.OUTPUT):
         return "completed"
     return None
@@ -698,7 +808,8 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
     real = attrs.evolve(
         ticking, timeouts=Timeouts(**{name: n * NS_PER_SECOND for name, n in times.items()})
     )
-    world = World(SessionState(remote=found.remote), Model(terms_of(ticking), remote=found.remote))
+    folded = SessionState(remote=found.remote)
+    model = Model(terms_of(ticking), remote=found.remote)
     state = SessionState(remote=found.remote)
     now = pending = turns = responses = 0
     live: list[str] = []
@@ -713,10 +824,10 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
         state = transition.state
 
     for label in found.path:
-        move = next(one for one in moves(world, bounds) if one.label == label)
+        move = next(one for one in moves(folded, bounds) if one.label == label)
         if move.event is None:
             pending += NS_PER_SECOND
-            world = canonical(world.state, world.model, 1)
+            folded, model = canonical(folded, model, 1)
             continue
         due = state.timers.next()
         on_time = label.startswith("deadline")
@@ -734,14 +845,14 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
                 anchor = state.live_anchor if anchor == "tip" else (live or ["resp_0"])[-1]
             event = ev.TurnSubmitted(Turn(turns, turn.standing, anchor))
         elif isinstance(event, ev.TurnAbandoned | ev.RelayPaused):
-            event = attrs.evolve(event, turn=_raw_turn(world.state, state, event.turn))
+            event = attrs.evolve(event, turn=_raw_turn(folded, state, event.turn))
         elif isinstance(event, ev.ResponseEnded):
             responses += 1
             event = attrs.evolve(event, response=f"resp_{responses}")
         generation = getattr(event, "generation", None)
         if generation is not None:
             event = attrs.evolve(
-                event, generation=state.generation - (world.state.generation - generation)
+                event, generation=state.generation - (folded.generation - generation)
             )
         if on_time and isinstance(event, ev.DeadlineReached):
             at = state.timers.get(event.timer)
@@ -757,14 +868,12 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
         happens(event)
         if state.live_anchor is not None and state.live_anchor not in live:
             live.append(state.live_anchor)
-        transition = stepper(ticking, world.state, move.event, 0)
+        transition = stepper(ticking, folded, move.event, 0)
         try:
-            watched = world.model.after(
-                move.event, transition.effects, 0, transition.state.timers.next()
-            )
+            watched = model.after(move.event, transition.effects, 0, transition.state.timers.next())
         except ViolationError:
             break
-        world = canonical(transition.state, watched, 0)
+        folded, model = canonical(transition.state, watched, 0)
     settings = [f"{name}={n}s" for name, n in times.items()]
     budgets = real.budgets
     settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
