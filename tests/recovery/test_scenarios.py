@@ -15,8 +15,9 @@ import attrs
 import pytest
 
 from bridgecore.recovery import events as ev
+from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import Answer
-from bridgecore.recovery.events import Standing
+from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Remedy, Situation
 from bridgecore.recovery.rules import RULES, EventKey, Handling, Rule
 from bridgecore.recovery.state import Phase
@@ -206,9 +207,13 @@ def test_a_row_fails_when_its_rule_is_dropped(
     name: str, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = read(name)
-    dropped = Rule("dropped", (pair[0],), pair[1], Handling.IGNORED, "dropped", None)
+    dropped = Rule("dropped", (pair[0],), pair[1], Handling.HANDLED, "dropped", _do_nothing)
     monkeypatch.setitem(RULES, pair, dropped)
     assert replay(said, name) != said
+
+
+def _do_nothing(draft: Draft, event: Event) -> None:
+    """What is left of a rule that is dropped."""
 
 
 # ------------------------------------------------------------------ the default table
