@@ -218,7 +218,7 @@ class World:
 
     def settle(self) -> None:
         """Let so much time pass that nothing that leaks could be mistaken for something idle."""
-        self.advance(10_000)
+        self.advance(25_000)  # transcripts age, too
 
     def assert_idle(self) -> None:
         """No turn, and nothing that a turn leaves behind when it fails."""

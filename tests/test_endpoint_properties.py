@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.testing import (
     Abort,
@@ -101,7 +101,13 @@ class Crowd:
         body: dict[str, Any] = {"model": "m", "input": "x" * (100_000 if kind == 15 else 3)}
         body["stream"] = bool(kind & 1)
         body["store"] = bool(kind & 2)
-        if kind & 4:
+        if kind & 12 == 12 and self.ids:
+            # What was said before, said again, and one thing more.
+            said = {"role": "user", "content": "xxx"}
+            text = {"type": "output_text", "text": "turn 1: xxx", "annotations": []}
+            answer = {"type": "message", "role": "assistant", "content": [text]}
+            body["input"] = [said, answer, {"role": "user", "content": "more"}]
+        elif kind & 4:
             body["previous_response_id"] = self.ids[kind % len(self.ids)] if self.ids else "resp_0"
         client = self.world.client()
         self.clients.append((client, True))
@@ -157,6 +163,7 @@ class Crowd:
 @settings(max_examples=120, deadline=None)
 @given(
     policy=st.sampled_from(["default", "pr397", "v1_12"]),
+    continuity=st.sampled_from(list(Continuity)),
     plan=fault_plans(),
     moves=moves,
     pace=st.sampled_from([0, SECOND]),
@@ -164,13 +171,14 @@ class Crowd:
 )
 def test_any_faults(
     policy: str,
+    continuity: Continuity,
     plan: FaultPlan,
     moves: list[tuple[str, int]],
     pace: int,
     cut: Callable[[bytes], list[bytes]] | None,
 ) -> None:
     """Every turn ends once, deadlines move on (the network checks it), nothing is left."""
-    world = World(policy=policy, split=cut)
+    world = World(policy=policy, split=cut, continuity=continuity)
     world.emulator.delta_interval = pace
     world.emulator.faults = plan
     crowd = Crowd(world)
