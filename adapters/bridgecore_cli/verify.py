@@ -105,10 +105,19 @@ def _shortest(stories: list[Story]) -> Story:
 
 
 def _show(report: Report | None) -> None:
-    """How far it has come, on one line; ``None``: it is over."""
-    if sys.stderr.isatty():
-        text = "" if report is None else f"{report.states:,} states, {report.edges:,} edges"
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    """How far it has come, on one line: of the states found so far, how many were looked into.
+    ``None``: it is over."""
+    if not sys.stderr.isatty():
+        return
+    text = ""
+    if report is not None:
+        done = (report.states - report.ahead) / report.states
+        bar = ("#" * round(done * _BAR)).ljust(_BAR, ".")
+        text = f"[{bar}] {report.states:,} states, {report.edges:,} edges"
+    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+_BAR = 30  # characters
 
 
 def _summary(report: Report, seconds: float) -> str:

@@ -110,6 +110,7 @@ class Report:
     bounds: Bounds
     states: int = 0
     edges: int = 0
+    ahead: int = 0  # worlds that were found and not yet looked into
     complete: bool = False
     rules_fired: Counter[str] = attrs.Factory(Counter)
     pairs_met: set[tuple[Phase, EventKey]] = attrs.Factory(set)
@@ -500,7 +501,7 @@ class _Search:
                 break
             ticks += 1
             if self.progress is not None and ticks % 2048 == 0:
-                report.states = len(self.found)
+                report.states, report.ahead = len(self.found), len(queue)
                 self.progress(report)
         report.complete = not queue
         report.states = len(self.found) if self.reduced else len(self.reached())
@@ -904,4 +905,17 @@ def explain(story: Story) -> str:
         after = one.transition.state.phase.value
         lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
         lines += [f"           {describe(effect)}" for effect in one.transition.effects]
-    return "\n".join([*lines, "", f"broken: {story.text}"])
+    lines += ["", f"broken: {story.text}"]
+    if story.prop in _COSTS:
+        lines.append(f"costs:  {_COSTS[story.prop]}")
+    return "\n".join(lines)
+
+
+# What the users of a bridge pay, where the property does not say so itself.
+_COSTS = {
+    Property.NOT_FOUND_IS_EARNED: "the context blow-up: a client that is told so gives its anchor "
+    "up and sends its whole history again, every turn that a socket is lost",
+    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, its side effects, its "
+    "tokens",
+    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told and is stuck",
+}
