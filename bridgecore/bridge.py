@@ -308,7 +308,8 @@ class Bridge:
             return  # it was closed before this was reported
         conversation = link.conversation
         if isinstance(event, LinkOpened):
-            self._step(conversation, ev.ConnectionOpened(link.generation), now)
+            early = _early(event.link, self._policy.timeouts.lifetime)
+            self._step(conversation, ev.ConnectionOpened(link.generation, early), now)
         elif isinstance(event, LinkFrameSent):
             self._step(conversation, ev.FrameSent(link.generation), now)
         else:
@@ -581,6 +582,17 @@ class Bridge:
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
+
+
+def _early(link: int, lifetime: int) -> int:
+    """By how many ns the socket of ``link`` is replaced before its lifetime is over: up to a tenth
+    of it. Sockets that were opened together, after a deploy, say, must not all go together; the
+    golden ratio spreads their numbers evenly, whatever their count."""
+    return (link * _GOLDEN % _RANGE) * (lifetime // 10) // _RANGE
+
+
+_RANGE = 1 << 32
+_GOLDEN = 2_654_435_769  # the golden ratio's part of it
 
 
 def _hashed(response: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -572,9 +573,9 @@ def test_an_odd_retry_after(value: bytes) -> None:
 def test_a_socket_is_rotated_between_turns() -> None:
     world = World(upstream_lifetime=100 * SECOND)
     first = first_turn(world, store=True)
-    world.advance(99)
+    world.advance(90)  # up to a tenth of it earlier
     assert world.endpoint.bridge.links == 1
-    world.advance(1)
+    world.advance(10)
     world.assert_idle()
     assert world.endpoint.bridge.links == 0
     assert world.ask("b", previous_response_id=first).text == "turn 2: b"
@@ -587,6 +588,25 @@ def test_a_socket_is_rotated_between_turns() -> None:
     client.half_close()
     world.advance(3)
     assert world.endpoint.bridge.links <= 1
+    world.assert_empty()
+
+
+def test_sockets_that_were_opened_together_are_not_replaced_together() -> None:
+    world = World(upstream_lifetime=100 * SECOND)
+    for number in range(20):
+        world.ask(key=f"sk-{number}")
+    left = []
+    for _ in range(10):
+        left.append(world.endpoint.bridge.links)
+        world.advance(1)
+    world.advance(80)
+    assert left == [20] * 10
+    for _ in range(10):
+        left.append(world.endpoint.bridge.links)
+        world.advance(1)
+    assert world.endpoint.bridge.links == 0
+    gone = [before - after for before, after in itertools.pairwise([*left[10:], 0])]
+    assert max(gone) <= 3
     world.assert_empty()
 
 

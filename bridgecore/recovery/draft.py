@@ -134,10 +134,9 @@ class Draft:
             self._connect()
 
     def _connect(self) -> None:
-        running = attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
+        self.taken = attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
         if self.policy.budgets.reconnect_uses_replay and self.generation > 0:
-            running = attrs.evolve(running, replays=max(running.replays, 1))
-        self.taken = running
+            self.taken = attrs.evolve(self.taken, replays=max(self.taken.replays, 1))
         self.lifecycle = Lifecycle.RECONNECTING
         self.generation += 1
         self.set_timer(Timer.CONNECT, self.policy.timeouts.connect)

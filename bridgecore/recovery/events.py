@@ -56,8 +56,10 @@ class TurnAbandoned:
 
 @attrs.frozen
 class ConnectionOpened:
-    """The connect of ``generation`` succeeded: TCP, TLS and upgrade."""
+    """The connect of ``generation`` succeeded: TCP, TLS and upgrade. Its socket is to be replaced
+    ``early`` ns before its lifetime is over, so that not all sockets of an age go at once."""
     generation: int
+    early: int = 0
 
 @attrs.frozen
 class ConnectionLost:

@@ -193,7 +193,7 @@ def _connection_opened(draft: Draft, event: ev.ConnectionOpened) -> None:
     """The socket is there: the waiting turn goes on, if the socket can carry it."""
     draft.lifecycle = Lifecycle.OPEN
     draft.clear_timer(Timer.CONNECT)
-    draft.set_timer(Timer.LIFETIME, draft.policy.timeouts.lifetime)
+    draft.set_timer(Timer.LIFETIME, draft.policy.timeouts.lifetime - event.early)
     draft.dispatch()
 
 

@@ -67,7 +67,6 @@ class Waiting:
 
 _OF_ATTEMPTS = tuple(AttemptPhase)[1:]  # while a turn is UNSENT, the lifecycle tells
 _PHASES = {one: Phase(one.value) for one in (*Lifecycle, *_OF_ATTEMPTS)}
-_NO_TIMERS = Timers()
 
 
 @attrs.frozen
@@ -82,7 +81,7 @@ class SessionState:
     refusals: tuple[tuple[str | None, int], ...] = ()  # bounded refusals used up, by anchor
     worn: bool = False  # the socket is to be replaced as soon as no turn runs
     remote: bool = False  # another replica owns the session: its socket leads there
-    timers: Timers = _NO_TIMERS
+    timers: Timers = attrs.Factory(Timers)
 
     @property
     def phase(self) -> Phase:

@@ -74,8 +74,7 @@ class Timers:
 
     def set(self, timer: Timer, at: int) -> Timers:
         """The same table with ``timer`` due at ``at`` ns."""
-        entries = (*self.clear(timer).entries, (timer, at))
-        return Timers(tuple(sorted(entries, key=lambda entry: _ORDER[entry[0]])))
+        return Timers.of({**dict(self.entries), timer: at})
 
     def clear(self, *timers: Timer) -> Timers:
         """The same table without ``timers``."""

@@ -430,7 +430,7 @@ class _Watch:
             self._end(event.turn)
         elif isinstance(event, ev.ConnectionOpened):
             the.socket, the.connect_due = "open", None
-            the.lifetime_due = now + times.lifetime
+            the.lifetime_due = now + times.lifetime - event.early
         elif isinstance(event, ev.ConnectionLost):
             self._in_the_dark()
             self._gone()

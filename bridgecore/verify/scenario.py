@@ -20,7 +20,8 @@ Settings, which print nothing and stand before the first command:
   ``remote``                       another replica owns the session
 Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
-  ``opened``     ``sent``     ``created``     ``output``     ``progress`` (bears no output)
+  ``opened [early=DURATION]``     ``sent``     ``created``     ``output``
+  ``progress`` (an event of an answer that bears no output)
   ``ended completed|incomplete|failed [RESPONSE]``
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
   ``lost timeout TIMER``
@@ -302,6 +303,9 @@ def _event(line: _Line, latest: int) -> ev.Event:
         if outcome not in {known.value for known in ev.Outcome}:
             raise _UnreadableError(f"no response ends as {outcome}")
         return ev.ResponseEnded(generation, ev.Outcome(outcome), *response)
+    if command == "opened":
+        _only(line, 0, "generation", "early")
+        return ev.ConnectionOpened(generation, _duration(line.options.get("early", "0s")))
     if command in _PLAIN:
         _only(line, 0, "generation")
         return _PLAIN[command](generation)
@@ -309,7 +313,6 @@ def _event(line: _Line, latest: int) -> ev.Event:
 
 
 _PLAIN: Mapping[str, Callable[[int], ev.Event]] = {
-    "opened": ev.ConnectionOpened,
     "sent": ev.FrameSent,
     "created": ev.ResponseCreated,
     "output": ev.OutputReceived,
@@ -379,7 +382,7 @@ def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.TurnAbandoned):
         return f"abandon {event.turn}"
     if isinstance(event, ev.ConnectionOpened):
-        return "opened"
+        return f"opened early={event.early // _UNITS['ms']}ms" if event.early else "opened"
     if isinstance(event, ev.ConnectionLost):
         return f"lost {_cause_of(event.cause)}"
     if isinstance(event, ev.FrameSent):
