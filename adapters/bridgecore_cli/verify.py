@@ -19,9 +19,11 @@ from pathlib import Path
 
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
 from bridgecore.verify import diagram
-from bridgecore.verify.explore import BOUNDS, PAIRS, Bounds, Report, Story, explain, explore, tell
+from bridgecore.verify.environment import BOUNDS, Bounds
+from bridgecore.verify.explore import PAIRS, Report, explore
 from bridgecore.verify.mutate import judge, mutants
 from bridgecore.verify.properties import Property
+from bridgecore.verify.story import Story, explain, tell
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

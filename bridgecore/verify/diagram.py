@@ -16,8 +16,8 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.events import Event
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.verify.explore import Story
 from bridgecore.verify.scenario import command_of, describe
+from bridgecore.verify.story import Story
 
 
 class Lane(enum.Enum):

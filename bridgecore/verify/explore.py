@@ -1,8 +1,8 @@
 """Every state that a session can reach, and every event that it can meet there.
 
-What belongs here: the environment (which events can happen when), the canonical form of a state,
-the search, and the report. What must hold is properties.py; this file only looks for states and
-shows the shortest way to one in which something does not hold.
+What belongs here: the canonical form of a state, the search, the judgement of liveness, and the
+report. What can happen is environment.py; what must hold is properties.py; this file only looks for
+states and finds the shortest way to one in which something does not hold. Telling it is story.py.
 
 Theory of operation. A *world* is a session's state and the reference model that watches it. The
 search is breadth-first from a closed session, so the first way found to a world is a shortest one.
@@ -22,7 +22,7 @@ told has to be answered.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import attrs
@@ -30,19 +30,11 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
-from bridgecore.recovery.events import Event, Outcome, Standing, Turn
-from bridgecore.recovery.failure import (
-    NOT_FOUND_CODE,
-    Closed,
-    ErrorFrame,
-    Unreachable,
-    UpgradeRefused,
-)
-from bridgecore.recovery.policy import Policy, Situation, Timeouts
+from bridgecore.recovery.events import Event, Turn
+from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import (
     EVENT_KEYS,
     RULES,
-    SESSION_TIMERS,
     SPURIOUS_DEADLINE,
     STALE_GENERATION,
     EventKey,
@@ -51,45 +43,11 @@ from bridgecore.recovery.rules import (
     step,
 )
 from bridgecore.recovery.state import Phase, SessionState, Waiting
-from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timers
-from bridgecore.verify.properties import Model, Property, Terms, ViolationError
-from bridgecore.verify.scenario import command_of, describe, replay
+from bridgecore.recovery.timers import Deadline, Timers
+from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
+from bridgecore.verify.properties import Model, Property, ViolationError
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
-
-
-@attrs.frozen
-class Bounds:
-    """What an exploration leaves out. Everything that is not bounded here is explored."""
-
-    name: str
-    waiting: int  # turns that may wait at a time
-    standings: tuple[Standing, ...]
-    timeouts: Timeouts  # in ticks
-    refusals: int  # bounded refusals of one anchor
-    queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
-    remote: bool = True  # begin with a session that another replica owns, too
-    causes: bool = True  # several kinds of lost connects and of refusals, else one of each
-    depth: int | None = None  # moves from the beginning; None: to the end
-    max_states: int = 5_000_000
-
-
-_ALL = tuple(Standing)
-_SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
-_FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
-BOUNDS = {
-    "small": Bounds("small", 0, _ALL, _SHORT, 1),
-    "ci": Bounds("ci", 1, _ALL, _SHORT, 1),
-    "nightly": Bounds("nightly", 1, _ALL, _FINE, 2),
-}
-
-
-@attrs.frozen
-class Move:
-    """One thing that can happen: its name, and the event; None: a tick passes."""
-
-    label: str
-    event: Event | None
 
 
 @attrs.frozen
@@ -139,94 +97,6 @@ class Report:
 
 
 PAIRS = len(Phase) * len(EVENT_KEYS)
-
-
-# ---------------------------------------------------------------- the environment
-
-_NOT_FOUND = ErrorFrame(status=400, code=NOT_FOUND_CODE)
-_LIMIT = ErrorFrame(status=400, code="websocket_connection_limit_reached")
-_INVALID = ErrorFrame(status=400, code="invalid_prompt")
-_CLOSED = Closed(1006)
-
-
-def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
-    """Everything that can happen in ``state``, each with a name that means the same everywhere."""
-    generation = state.generation
-    yield from _turns(state, bounds)
-    deadline = state.timers.next()
-    if deadline is None or deadline.at > 0:
-        if deadline is not None:
-            yield Move("a tick passes", None)
-    else:
-        yield Move(f"deadline {deadline.reason.value}", ev.DeadlineReached(deadline.reason))
-    for timer in SESSION_TIMERS:
-        at = state.timers.get(timer)
-        if at is None or at > 0:
-            yield Move(f"spurious deadline {timer.value}", ev.DeadlineReached(timer))
-    yield Move("evict", ev.EvictionRequested())
-    phase = state.phase
-    if phase is Phase.RECONNECTING:
-        yield Move("opened", ev.ConnectionOpened(generation))
-        yield Move("connect fails", ev.ConnectionLost(generation, Unreachable("refused")))
-        if bounds.causes:
-            yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
-    elif phase is not Phase.CLOSED:
-        yield Move("lost", ev.ConnectionLost(generation, _CLOSED))
-        yield from _upstream(state, bounds)
-    if generation > 0 and phase is Phase.CLOSED:
-        # The socket was closed from here, but something of it was on its way.
-        yield Move("late loss", ev.ConnectionLost(generation, _CLOSED))
-        yield Move("late open", ev.ConnectionOpened(generation))
-    if generation > 0 and phase in (Phase.CLOSED, Phase.RECONNECTING):
-        yield from _upstream(state, bounds)
-    if generation > 1:
-        yield Move("stale loss", ev.ConnectionLost(generation - 1, _CLOSED))
-        yield Move("stale created", ev.ResponseCreated(generation - 1))
-
-
-def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
-    running = state.running
-    taken = [waiting.turn.id for waiting in state.waiting]
-    if running is not None:
-        taken.append(running.turn.id)
-    fresh = max(taken, default=0) + 1
-    if len(state.waiting) <= bounds.waiting:
-        allowed = bounds.standings if running is None else bounds.queued
-        for standing in allowed:
-            if standing is Standing.UNANCHORED:
-                yield Move("submit unanchored", ev.TurnSubmitted(Turn(fresh)))
-                continue
-            yield Move(
-                f"submit {standing.value} old", ev.TurnSubmitted(Turn(fresh, standing, "old"))
-            )
-            if state.live_anchor is not None and standing is not Standing.UNKNOWN:
-                turn = Turn(fresh, standing, state.live_anchor)
-                yield Move(f"submit {standing.value} tip", ev.TurnSubmitted(turn))
-    if running is not None:
-        yield Move("running turn leaves", ev.TurnAbandoned(running.turn.id))
-        yield Move("reader stalls", ev.RelayPaused(running.turn.id, True))
-        yield Move("reader goes on", ev.RelayPaused(running.turn.id, False))
-    for index, waiting in enumerate(state.waiting):
-        yield Move(f"waiting turn {index + 1} leaves", ev.TurnAbandoned(waiting.turn.id))
-    yield Move("a turn that is over leaves", ev.TurnAbandoned(fresh))
-    yield Move("reader of a turn that is over stalls", ev.RelayPaused(fresh, True))
-
-
-def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
-    generation = state.generation
-    yield Move("frame sent", ev.FrameSent(generation))
-    yield from _answers(generation)
-    yield Move("refused: not found", ev.UpstreamRefused(generation, _NOT_FOUND))
-    yield Move("refused: connection limit", ev.UpstreamRefused(generation, _LIMIT))
-    yield Move("refused: invalid", ev.UpstreamRefused(generation, _INVALID))
-
-
-def _answers(generation: int) -> Iterator[Move]:
-    yield Move("created", ev.ResponseCreated(generation))
-    yield Move("output", ev.OutputReceived(generation))
-    yield Move("progress", ev.OutputReceived(generation, bearing=False))
-    for outcome in Outcome:
-        yield Move(outcome.value, ev.ResponseEnded(generation, outcome, "new"))
 
 
 # ---------------------------------------------------------------- the canonical form
@@ -353,37 +223,6 @@ def key_of(state: SessionState) -> tuple[object, ...]:
 
 
 # ---------------------------------------------------------------- the search
-
-
-def bounded(policy: Policy, bounds: Bounds) -> Policy:
-    """``policy`` with the times and budgets of ``bounds``."""
-    budgets = attrs.evolve(
-        policy.budgets,
-        waiting=bounds.waiting,
-        refusals=min(policy.budgets.refusals, bounds.refusals),
-    )
-    return attrs.evolve(policy, timeouts=bounds.timeouts, budgets=budgets)
-
-
-_OWNER_ROWS = (
-    Situation.OWNER_LOST,
-    Situation.OWNER_LOST_DISPATCHED,
-    Situation.OWNER_LOST_OUTPUT,
-)
-
-
-def terms_of(policy: Policy) -> Terms:
-    """What the model has to be told of ``policy``: its numbers, and whether it is one that lets
-    other replicas take over sessions of our own."""
-    hands_over = any(
-        remedy.answer is Answer.OWNER_UNREACHABLE
-        for (situation, _), remedy in policy.cells.items()
-        if situation not in _OWNER_ROWS
-    )
-    budgets = policy.budgets
-    return Terms(
-        policy.timeouts, budgets.refusals, budgets.waiting, budgets.replays, hands_over=hands_over
-    )
 
 
 def explore(
@@ -774,148 +613,3 @@ def _signature(state: SessionState) -> tuple[object, ...]:
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,
     )
-
-
-# ---------------------------------------------------------------- telling it
-
-
-@attrs.frozen
-class Seen:
-    """One thing that happened on the way to a violation, and what was done about it."""
-
-    at: int  # ns since the beginning
-    event: Event
-    before: Phase
-    transition: Transition
-
-
-@attrs.frozen
-class Story:
-    """A counterexample with real names and times: ids that are never reused, seconds for ticks."""
-
-    prop: Property
-    text: str
-    seen: tuple[Seen, ...]
-    scenario: str  # for the scenario runner, with the output of the real rules
-
-    def __str__(self) -> str:
-        return explain(self)
-
-
-def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step = step) -> Story:
-    """Go the way of ``found`` once more, with ids that are never reused; one tick is one second."""
-    ticking = bounded(policy, bounds)
-    times = {f.name: getattr(bounds.timeouts, f.name) for f in attrs.fields(Timeouts)}
-    real = attrs.evolve(
-        ticking, timeouts=Timeouts(**{name: n * NS_PER_SECOND for name, n in times.items()})
-    )
-    folded = SessionState(remote=found.remote)
-    model = Model(terms_of(ticking), remote=found.remote)
-    state = SessionState(remote=found.remote)
-    now = pending = turns = responses = 0
-    live: list[str] = []
-    seen: list[Seen] = []
-    lines: list[str] = []
-
-    def happens(event: Event) -> None:
-        nonlocal state
-        before = state.phase
-        transition = stepper(real, state, event, now)
-        seen.append(Seen(now, event, before, transition))
-        state = transition.state
-
-    for label in found.path:
-        move = next(one for one in moves(folded, bounds) if one.label == label)
-        if move.event is None:
-            pending += NS_PER_SECOND
-            folded, model = canonical(folded, model, 1)
-            continue
-        due = state.timers.next()
-        on_time = label.startswith("deadline")
-        if pending and not on_time and due is not None and due.at <= now + pending:
-            pending -= _MOMENT  # what is due then comes only after this
-        if pending:
-            lines.append(f"advance {pending // _MOMENT}ms")
-            now += pending
-            pending = 0
-        event = move.event
-        if isinstance(event, ev.TurnSubmitted):
-            turns += 1
-            turn, anchor = event.turn, event.turn.anchor
-            if anchor is not None:
-                anchor = state.live_anchor if anchor == "tip" else (live or ["resp_0"])[-1]
-            event = ev.TurnSubmitted(Turn(turns, turn.standing, anchor))
-        elif isinstance(event, ev.TurnAbandoned | ev.RelayPaused):
-            event = attrs.evolve(event, turn=_raw_turn(folded, state, event.turn))
-        elif isinstance(event, ev.ResponseEnded):
-            responses += 1
-            event = attrs.evolve(event, response=f"resp_{responses}")
-        generation = getattr(event, "generation", None)
-        if generation is not None:
-            event = attrs.evolve(
-                event, generation=state.generation - (folded.generation - generation)
-            )
-        if on_time and isinstance(event, ev.DeadlineReached):
-            at = state.timers.get(event.timer)
-            if lines and lines[-1].startswith("advance"):
-                pass  # time has passed: the runner reports what is due
-            elif at is not None and at > now:
-                lines.append(f"advance {(at - now) // _MOMENT}ms")
-            else:
-                lines.append(command_of(event))
-            now = max(now, at or now)
-        else:
-            lines.append(command_of(event))
-        happens(event)
-        if state.live_anchor is not None and state.live_anchor not in live:
-            live.append(state.live_anchor)
-        transition = stepper(ticking, folded, move.event, 0)
-        try:
-            watched = model.after(move.event, transition.effects, 0, transition.state.timers.next())
-        except ViolationError:
-            break
-        folded, model = canonical(transition.state, watched, 0)
-    settings = [f"{name}={n}s" for name, n in times.items()]
-    budgets = real.budgets
-    settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
-    text = f"# {found.text.splitlines()[0]}\npolicy {policy.name} {' '.join(settings)}\n"
-    text += "remote\n" if found.remote else ""
-    text += "".join(f"\n{line}\n" for line in lines)
-    return Story(found.prop, found.text, tuple(seen), replay(text, policies={policy.name: policy}))
-
-
-_MOMENT = NS_PER_SECOND // 1000
-
-
-def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
-    """The id in ``state`` of the turn that is called ``number`` in ``folded``."""
-    if folded.running is not None and folded.running.turn.id == number and state.running:
-        return state.running.turn.id
-    for one, other in zip(folded.waiting, state.waiting, strict=False):
-        if one.turn.id == number:
-            return other.turn.id
-    return 0  # a turn that is over
-
-
-def explain(story: Story) -> str:
-    """The story as lines of text: when, what happened, and what was done about it."""
-    lines = [f"{story.prop.name}: {story.prop.value}", ""]
-    for one in story.seen:
-        lines.append(f"{one.at / NS_PER_SECOND:7.3f}  {command_of(one.event)}")
-        after = one.transition.state.phase.value
-        lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
-        lines += [f"           {describe(effect)}" for effect in one.transition.effects]
-    lines += ["", f"broken: {story.text}"]
-    if story.prop in _COSTS:
-        lines.append(f"costs:  {_COSTS[story.prop]}")
-    return "\n".join(lines)
-
-
-# What the users of a bridge pay, where the property does not say so itself.
-_COSTS = {
-    Property.NOT_FOUND_IS_EARNED: "the context blow-up: a client that is told so gives its anchor "
-    "up and sends its whole history again, every turn that a socket is lost",
-    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, its side effects, its "
-    "tokens",
-    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told and is stuck",
-}

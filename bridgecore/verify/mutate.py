@@ -27,7 +27,8 @@ from bridgecore.recovery.policy import Action, Policy, Remedy, Timeouts
 from bridgecore.recovery.rules import SPURIOUS_DEADLINE, STALE_GENERATION, Transition, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, SessionState
 from bridgecore.recovery.timers import Timer
-from bridgecore.verify.explore import Bounds, Step, explore
+from bridgecore.verify.environment import Bounds
+from bridgecore.verify.explore import Step, explore
 from bridgecore.verify.properties import Property
 
 _TICKS = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)

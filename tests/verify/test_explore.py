@@ -10,19 +10,11 @@ from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Budgets,
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, step
 from bridgecore.recovery.state import Phase
 from bridgecore.verify import diagram
-from bridgecore.verify.explore import (
-    BOUNDS,
-    PAIRS,
-    Bounds,
-    Report,
-    _Search,
-    bounded,
-    explain,
-    explore,
-    tell,
-)
+from bridgecore.verify.environment import BOUNDS, Bounds, bounded
+from bridgecore.verify.explore import PAIRS, Report, _Search, explore
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import replay
+from bridgecore.verify.story import explain, tell
 
 SMALL = BOUNDS["small"]
 ALL = len(Property)

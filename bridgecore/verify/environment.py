@@ -1,0 +1,178 @@
+"""What can happen to a session: the bounds of an exploration, and the moves in a state.
+
+What belongs here: the environment of the explorer. Which events can happen when, by name; what is
+bounded, in one table; and what the model has to be told of a policy. The search is explore.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import attrs
+
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.events import Event, Outcome, Standing, Turn
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    Closed,
+    ErrorFrame,
+    Unreachable,
+    UpgradeRefused,
+)
+from bridgecore.recovery.policy import Policy, Situation, Timeouts
+from bridgecore.recovery.rules import SESSION_TIMERS
+from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.verify.properties import Terms
+
+
+@attrs.frozen
+class Bounds:
+    """What an exploration leaves out. Everything that is not bounded here is explored."""
+
+    name: str
+    waiting: int  # turns that may wait at a time
+    standings: tuple[Standing, ...]
+    timeouts: Timeouts  # in ticks
+    refusals: int  # bounded refusals of one anchor
+    queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
+    remote: bool = True  # begin with a session that another replica owns, too
+    causes: bool = True  # several kinds of lost connects and of refusals, else one of each
+    depth: int | None = None  # moves from the beginning; None: to the end
+    max_states: int = 5_000_000
+
+
+_ALL = tuple(Standing)
+_SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
+_FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
+_QUEUED = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
+BOUNDS = {
+    "small": Bounds("small", 0, _ALL, _SHORT, 1),
+    "ci": Bounds("ci", 1, _ALL, _SHORT, 1),
+    "nightly": Bounds("nightly", 1, _ALL, _FINE, 2, queued=_QUEUED),
+}
+
+
+@attrs.frozen
+class Move:
+    """One thing that can happen: its name, and the event; None: a tick passes."""
+
+    label: str
+    event: Event | None
+
+
+def bounded(policy: Policy, bounds: Bounds) -> Policy:
+    """``policy`` with the times and budgets of ``bounds``."""
+    budgets = attrs.evolve(
+        policy.budgets,
+        waiting=bounds.waiting,
+        refusals=min(policy.budgets.refusals, bounds.refusals),
+    )
+    return attrs.evolve(policy, timeouts=bounds.timeouts, budgets=budgets)
+
+
+_OWNER_ROWS = (
+    Situation.OWNER_LOST,
+    Situation.OWNER_LOST_DISPATCHED,
+    Situation.OWNER_LOST_OUTPUT,
+)
+
+
+def terms_of(policy: Policy) -> Terms:
+    """What the model has to be told of ``policy``: its numbers, and whether it is one that lets
+    other replicas take over sessions of our own."""
+    hands_over = any(
+        remedy.answer is Answer.OWNER_UNREACHABLE
+        for (situation, _), remedy in policy.cells.items()
+        if situation not in _OWNER_ROWS
+    )
+    budgets = policy.budgets
+    return Terms(
+        policy.timeouts, budgets.refusals, budgets.waiting, budgets.replays, hands_over=hands_over
+    )
+
+
+_NOT_FOUND = ErrorFrame(status=400, code=NOT_FOUND_CODE)
+_LIMIT = ErrorFrame(status=400, code="websocket_connection_limit_reached")
+_INVALID = ErrorFrame(status=400, code="invalid_prompt")
+_CLOSED = Closed(1006)
+
+
+def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
+    """Everything that can happen in ``state``, each with a name that means the same everywhere."""
+    generation = state.generation
+    yield from _turns(state, bounds)
+    deadline = state.timers.next()
+    if deadline is None or deadline.at > 0:
+        if deadline is not None:
+            yield Move("a tick passes", None)
+    else:
+        yield Move(f"deadline {deadline.reason.value}", ev.DeadlineReached(deadline.reason))
+    for timer in SESSION_TIMERS:
+        at = state.timers.get(timer)
+        if at is None or at > 0:
+            yield Move(f"spurious deadline {timer.value}", ev.DeadlineReached(timer))
+    yield Move("evict", ev.EvictionRequested())
+    phase = state.phase
+    if phase is Phase.RECONNECTING:
+        yield Move("opened", ev.ConnectionOpened(generation))
+        yield Move("connect fails", ev.ConnectionLost(generation, Unreachable("refused")))
+        if bounds.causes:
+            yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
+    elif phase is not Phase.CLOSED:
+        yield Move("lost", ev.ConnectionLost(generation, _CLOSED))
+        yield from _upstream(state, bounds)
+    if generation > 0 and phase is Phase.CLOSED:
+        # The socket was closed from here, but something of it was on its way.
+        yield Move("late loss", ev.ConnectionLost(generation, _CLOSED))
+        yield Move("late open", ev.ConnectionOpened(generation))
+    if generation > 0 and phase in (Phase.CLOSED, Phase.RECONNECTING):
+        yield from _upstream(state, bounds)
+    if generation > 1:
+        yield Move("stale loss", ev.ConnectionLost(generation - 1, _CLOSED))
+        yield Move("stale created", ev.ResponseCreated(generation - 1))
+
+
+def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
+    running = state.running
+    taken = [waiting.turn.id for waiting in state.waiting]
+    if running is not None:
+        taken.append(running.turn.id)
+    fresh = max(taken, default=0) + 1
+    if len(state.waiting) <= bounds.waiting:
+        allowed = bounds.standings if running is None else bounds.queued
+        for standing in allowed:
+            if standing is Standing.UNANCHORED:
+                yield Move("submit unanchored", ev.TurnSubmitted(Turn(fresh)))
+                continue
+            yield Move(
+                f"submit {standing.value} old", ev.TurnSubmitted(Turn(fresh, standing, "old"))
+            )
+            if state.live_anchor is not None and standing is not Standing.UNKNOWN:
+                turn = Turn(fresh, standing, state.live_anchor)
+                yield Move(f"submit {standing.value} tip", ev.TurnSubmitted(turn))
+    if running is not None:
+        yield Move("running turn leaves", ev.TurnAbandoned(running.turn.id))
+        yield Move("reader stalls", ev.RelayPaused(running.turn.id, True))
+        yield Move("reader goes on", ev.RelayPaused(running.turn.id, False))
+    for index, waiting in enumerate(state.waiting):
+        yield Move(f"waiting turn {index + 1} leaves", ev.TurnAbandoned(waiting.turn.id))
+    yield Move("a turn that is over leaves", ev.TurnAbandoned(fresh))
+    yield Move("reader of a turn that is over stalls", ev.RelayPaused(fresh, True))
+
+
+def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
+    generation = state.generation
+    yield Move("frame sent", ev.FrameSent(generation))
+    yield from _answers(generation)
+    yield Move("refused: not found", ev.UpstreamRefused(generation, _NOT_FOUND))
+    yield Move("refused: connection limit", ev.UpstreamRefused(generation, _LIMIT))
+    yield Move("refused: invalid", ev.UpstreamRefused(generation, _INVALID))
+
+
+def _answers(generation: int) -> Iterator[Move]:
+    yield Move("created", ev.ResponseCreated(generation))
+    yield Move("output", ev.OutputReceived(generation))
+    yield Move("progress", ev.OutputReceived(generation, bearing=False))
+    for outcome in Outcome:
+        yield Move(outcome.value, ev.ResponseEnded(generation, outcome, "new"))

@@ -1,0 +1,162 @@
+"""A counterexample as people read it: real names, real times, and a scenario to keep.
+
+What belongs here: going the way of a counterexample once more with ids that are never reused and
+seconds for ticks, and telling it as text. Drawing it is diagram.py.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.events import Event, Turn
+from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.rules import Transition, step
+from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.verify.environment import Bounds, bounded, moves, terms_of
+from bridgecore.verify.explore import Counterexample, Step, canonical
+from bridgecore.verify.properties import Model, Property, ViolationError
+from bridgecore.verify.scenario import command_of, describe, replay
+
+
+@attrs.frozen
+class Seen:
+    """One thing that happened on the way to a violation, and what was done about it."""
+
+    at: int  # ns since the beginning
+    event: Event
+    before: Phase
+    transition: Transition
+
+
+@attrs.frozen
+class Story:
+    """A counterexample with real names and times: ids that are never reused, seconds for ticks."""
+
+    prop: Property
+    text: str
+    seen: tuple[Seen, ...]
+    scenario: str  # for the scenario runner, with the output of the real rules
+
+    def __str__(self) -> str:
+        return explain(self)
+
+
+def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step = step) -> Story:
+    """Go the way of ``found`` once more, with ids that are never reused; one tick is one second."""
+    ticking = bounded(policy, bounds)
+    times = {f.name: getattr(bounds.timeouts, f.name) for f in attrs.fields(Timeouts)}
+    real = attrs.evolve(
+        ticking, timeouts=Timeouts(**{name: n * NS_PER_SECOND for name, n in times.items()})
+    )
+    folded = SessionState(remote=found.remote)
+    model = Model(terms_of(ticking), remote=found.remote)
+    state = SessionState(remote=found.remote)
+    now = pending = turns = responses = 0
+    live: list[str] = []
+    seen: list[Seen] = []
+    lines: list[str] = []
+
+    def happens(event: Event) -> None:
+        nonlocal state
+        before = state.phase
+        transition = stepper(real, state, event, now)
+        seen.append(Seen(now, event, before, transition))
+        state = transition.state
+
+    for label in found.path:
+        move = next(one for one in moves(folded, bounds) if one.label == label)
+        if move.event is None:
+            pending += NS_PER_SECOND
+            folded, model = canonical(folded, model, 1)
+            continue
+        due = state.timers.next()
+        on_time = label.startswith("deadline")
+        if pending and not on_time and due is not None and due.at <= now + pending:
+            pending -= _MOMENT  # what is due then comes only after this
+        if pending:
+            lines.append(f"advance {pending // _MOMENT}ms")
+            now += pending
+            pending = 0
+        event = move.event
+        if isinstance(event, ev.TurnSubmitted):
+            turns += 1
+            turn, anchor = event.turn, event.turn.anchor
+            if anchor is not None:
+                anchor = state.live_anchor if anchor == "tip" else (live or ["resp_0"])[-1]
+            event = ev.TurnSubmitted(Turn(turns, turn.standing, anchor))
+        elif isinstance(event, ev.TurnAbandoned | ev.RelayPaused):
+            event = attrs.evolve(event, turn=_raw_turn(folded, state, event.turn))
+        elif isinstance(event, ev.ResponseEnded):
+            responses += 1
+            event = attrs.evolve(event, response=f"resp_{responses}")
+        generation = getattr(event, "generation", None)
+        if generation is not None:
+            event = attrs.evolve(
+                event, generation=state.generation - (folded.generation - generation)
+            )
+        if on_time and isinstance(event, ev.DeadlineReached):
+            at = state.timers.get(event.timer)
+            if lines and lines[-1].startswith("advance"):
+                pass  # time has passed: the runner reports what is due
+            elif at is not None and at > now:
+                lines.append(f"advance {(at - now) // _MOMENT}ms")
+            else:
+                lines.append(command_of(event))
+            now = max(now, at or now)
+        else:
+            lines.append(command_of(event))
+        happens(event)
+        if state.live_anchor is not None and state.live_anchor not in live:
+            live.append(state.live_anchor)
+        transition = stepper(ticking, folded, move.event, 0)
+        try:
+            watched = model.after(move.event, transition.effects, 0, transition.state.timers.next())
+        except ViolationError:
+            break
+        folded, model = canonical(transition.state, watched, 0)
+    settings = [f"{name}={n}s" for name, n in times.items()]
+    budgets = real.budgets
+    settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
+    text = f"# {found.text.splitlines()[0]}\npolicy {policy.name} {' '.join(settings)}\n"
+    text += "remote\n" if found.remote else ""
+    text += "".join(f"\n{line}\n" for line in lines)
+    return Story(found.prop, found.text, tuple(seen), replay(text, policies={policy.name: policy}))
+
+
+_MOMENT = NS_PER_SECOND // 1000
+
+
+def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
+    """The id in ``state`` of the turn that is called ``number`` in ``folded``."""
+    if folded.running is not None and folded.running.turn.id == number and state.running:
+        return state.running.turn.id
+    for one, other in zip(folded.waiting, state.waiting, strict=False):
+        if one.turn.id == number:
+            return other.turn.id
+    return 0  # a turn that is over
+
+
+def explain(story: Story) -> str:
+    """The story as lines of text: when, what happened, and what was done about it."""
+    lines = [f"{story.prop.name}: {story.prop.value}", ""]
+    for one in story.seen:
+        lines.append(f"{one.at / NS_PER_SECOND:7.3f}  {command_of(one.event)}")
+        after = one.transition.state.phase.value
+        lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
+        lines += [f"           {describe(effect)}" for effect in one.transition.effects]
+    lines += ["", f"broken: {story.text}"]
+    if story.prop in _COSTS:
+        lines.append(f"costs:  {_COSTS[story.prop]}")
+    return "\n".join(lines)
+
+
+# What the users of a bridge pay, where the property does not say so itself.
+_COSTS = {
+    Property.NOT_FOUND_IS_EARNED: "the context blow-up: a client that is told so gives its anchor "
+    "up and sends its whole history again, every turn that a socket is lost",
+    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, its side effects, its "
+    "tokens",
+    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told and is stuck",
+}
