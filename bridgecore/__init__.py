@@ -13,7 +13,7 @@ from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Policy
 from bridgecore.recovery.rules import RULES, Transition, step
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.tables import render_rst, render_rules
+from bridgecore.tables import render_rules
 
 __all__ = [
     "DEFAULT",
@@ -33,7 +33,6 @@ __all__ = [
     "Timer",
     "Transition",
     "UpstreamUrl",
-    "render_rst",
     "render_rules",
     "step",
 ]

@@ -1,13 +1,13 @@
-"""Counterexamples as sequence diagrams, as text and as SVG.
+"""Counterexamples as sequence diagrams, as text and as SVG; and the phases of a session as SVG.
 
-What belongs here: the lanes, who says what to whom, and how that is drawn. What happened is a
-``Story`` of explore.py.
+What belongs here: who says what to whom, what lies where, and how that is drawn. What happened is a
+``Story`` of story.py, which phases follow each other is seen by whoever explores.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import attrs
 
@@ -15,6 +15,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.events import Event
+from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.scenario import command_of, describe
 from bridgecore.verify.story import Story
@@ -135,3 +136,79 @@ def _escaped(text: str) -> str:
 
 def _x(lane: Lane) -> int:
     return _LEFT + _GAP * lane.value
+
+
+# ---------------------------------------------------------------- the phases of a session
+
+Edges = Mapping[tuple[Phase, Phase], Sequence[str]]  # from, to: the rules by which
+
+_BOX_WIDTH, _BOX_HEIGHT = 130, 40
+# Connecting on the left, a turn on its way to its end from left to right, idle below.
+_PLACES: Mapping[Phase, tuple[int, int]] = {
+    Phase.CLOSED: (60, 330),
+    Phase.RECONNECTING: (60, 90),
+    Phase.SENDING: (330, 90),
+    Phase.SENT: (560, 90),
+    Phase.CREATED: (790, 90),
+    Phase.OUTPUT: (1020, 90),
+    Phase.SEND_SKIPPED: (330, 330),
+    Phase.OPEN: (790, 330),
+}
+_PHASE_STYLE = (
+    "text{font:13px ui-monospace,monospace;fill:#1f2933;text-anchor:middle}"
+    ".count{font-size:11px;fill:#7b8794}rect.phase{fill:#f5f7fa;stroke:#52606d}"
+    "path{fill:none;stroke:#9aa5b1}path.tip{fill:#9aa5b1}"
+)
+
+
+def phases(edges: Edges) -> str:
+    """The phases and how a session gets from one to another, as an SVG document that needs nothing
+    else. Each arrow says how many rules lead that way, and names them where one points at it."""
+    width, height = 1210, 460
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img">',
+        f"<title>The phases of a session</title><style>{_PHASE_STYLE}</style>",
+        '<defs><marker id="to" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
+        'markerHeight="9" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for (source, target), rules in edges.items():
+        if source is not target:
+            out += _curve(source, target, rules)
+    for phase, (x, y) in _PLACES.items():
+        out.append(
+            f'<rect class="phase" x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" '
+            f'rx="8"/><text x="{x + _BOX_WIDTH // 2}" y="{y + 25}">{phase.value}</text>'
+        )
+    return "\n".join([*out, "</svg>", ""])
+
+
+def _curve(source: Phase, target: Phase, rules: Sequence[str]) -> list[str]:
+    """An arrow that bends to its right, so that the one back does not lie on it."""
+    (x1, y1), (x2, y2) = (_middle(phase) for phase in (source, target))
+    dx, dy = x2 - x1, y2 - y1
+    length = max(1, round((dx * dx + dy * dy) ** 0.5))
+    bend = max(24, length // 7)
+    bx, by = (x1 + x2) // 2 - dy * bend // length, (y1 + y2) // 2 + dx * bend // length
+    (ax, ay), (cx, cy) = _edge(x1, y1, bx, by), _edge(x2, y2, bx, by)
+    title = _escaped(f"{source.value} to {target.value}: {', '.join(rules)}")
+    mx, my = (ax + 2 * bx + cx) // 4, (ay + 2 * by + cy) // 4
+    return [
+        f'<g><title>{title}</title><path d="M{ax} {ay} Q{bx} {by} {cx} {cy}" '
+        f'marker-end="url(#to)"/><text class="count" x="{mx}" y="{my + 4}">{len(rules)}</text></g>'
+    ]
+
+
+def _middle(phase: Phase) -> tuple[int, int]:
+    x, y = _PLACES[phase]
+    return x + _BOX_WIDTH // 2, y + _BOX_HEIGHT // 2
+
+
+def _edge(x: int, y: int, towards_x: int, towards_y: int) -> tuple[int, int]:
+    """Where the line from the middle of a box towards a point leaves the box."""
+    dx, dy = towards_x - x, towards_y - y
+    half_x, half_y = _BOX_WIDTH // 2 + 2, _BOX_HEIGHT // 2 + 2
+    if abs(dx) * half_y > abs(dy) * half_x:
+        return x + (half_x if dx > 0 else -half_x), y + dy * half_x // abs(dx)
+    return x + dx * half_y // max(1, abs(dy)), y + (half_y if dy > 0 else -half_y)

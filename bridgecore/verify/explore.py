@@ -435,6 +435,10 @@ class _Search:
         if rule not in _BEFORE_THE_TABLE:
             key: EventKey = event.timer if isinstance(event, ev.DeadlineReached) else type(event)
             self.report.pairs_met.add((state.phase, key))
+        opened = [one.generation for one in effects if type(one) is fx.OpenConnection]
+        if after.generation != (opened or [state.generation])[-1]:
+            text = f"the session takes {after.generation} for the latest generation"
+            return _Edge(move, 0, None, error=ViolationError(Property.LIVE_GENERATION, text))
         deadline = after.timers.next()
         turn = event.turn.id if isinstance(event, ev.TurnSubmitted) else 1
         ended = _ending(effects, turn)

@@ -23,7 +23,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect
 from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.policy import Action, Policy, Remedy, Timeouts
+from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import SPURIOUS_DEADLINE, STALE_GENERATION, Transition, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, SessionState
 from bridgecore.recovery.timers import Timer
@@ -52,6 +52,7 @@ class Mutant:
     rule: str  # the rule, cell or budget that is wrong
     policy: Policy
     stepper: Step = step
+    cell: tuple[Situation, Standing] | None = None
 
 
 @attrs.frozen
@@ -71,31 +72,69 @@ class Seen:
     """What a rule was seen to do."""
 
     effects: set[type[Effect]] = attrs.Factory(set)
-    repeated: set[type[Effect]] = attrs.Factory(set)
     answers: set[Answer] = attrs.Factory(set)
     orders: set[tuple[type[Effect], type[Effect]]] = attrs.Factory(set)
     fields: set[str] = attrs.Factory(set)
     running: set[str] = attrs.Factory(set)
     cleared: set[Timer] = attrs.Factory(set)
-    set: set[Timer] = attrs.Factory(set)
+    started: set[Timer] = attrs.Factory(set)
+
+
+@attrs.frozen
+class Met:
+    """A transition that an exploration met."""
+
+    policy: Policy
+    state: SessionState
+    event: Event
+    transition: Transition
+
+
+@attrs.define
+class Observed:
+    """Everything that an exploration met: what each rule does, and each transition by the rule and
+    by the cells of the table that it came about by."""
+
+    seen: dict[str, Seen] = attrs.Factory(dict)
+    by_rule: dict[str, list[Met]] = attrs.Factory(dict)
+    by_cell: dict[tuple[Situation, Standing], list[Met]] = attrs.Factory(dict)
+
+
+class _Read(dict[tuple[Situation, Standing], Remedy]):
+    """The cells of a policy, which remember which of them were read."""
+
+    def __init__(self, cells: Mapping[tuple[Situation, Standing], Remedy]) -> None:
+        super().__init__(cells)
+        self.read: set[tuple[Situation, Standing]] = set()
+
+    def __getitem__(self, cell: tuple[Situation, Standing]) -> Remedy:
+        self.read.add(cell)
+        return super().__getitem__(cell)
 
 
 _FIELDS = ("lifecycle", "generation", "live_anchor", "waiting", "refusals", "worn", "remote")
 _RUNNING = ("phase", "form", "replays", "recovered", "fallback", "paused")
 
 
-def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> dict[str, Seen]:
-    """What each rule does in an exploration of ``policy``, by rule id."""
-    seen: dict[str, Seen] = {}
+def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> Observed:
+    """What an exploration of ``policy`` meets."""
+    observed = Observed()
+    cells = _Read(policy.cells)
 
     def watching(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+        cells.read.clear()
         transition = step(policy, state, event, now)
-        _note(seen.setdefault(transition.rule, Seen()), state, event, transition)
+        rule = transition.rule
+        _note(observed.seen.setdefault(rule, Seen()), state, event, transition)
+        met = Met(policy, state, event, transition)
+        observed.by_rule.setdefault(rule, []).append(met)
+        for cell in cells.read:
+            observed.by_cell.setdefault(cell, []).append(met)
         return transition
 
     for bound in bounds:
-        explore(policy, bound, stepper=watching)
-    return seen
+        explore(attrs.evolve(policy, cells=cells), bound, stepper=watching)
+    return observed
 
 
 def _note(seen: Seen, before: SessionState, event: Event, transition: Transition) -> None:
@@ -115,15 +154,99 @@ def _note(seen: Seen, before: SessionState, event: Event, transition: Transition
     was, now = dict(before.timers.entries), dict(after.timers.entries)
     fired = event.timer if isinstance(event, ev.DeadlineReached) else None
     seen.cleared.update(timer for timer in was if timer not in now and timer is not fired)
-    seen.set.update(timer for timer in now if was.get(timer) != now[timer])
+    seen.started.update(timer for timer in now if was.get(timer) != now[timer])
 
 
 # ---------------------------------------------------------------- the mutants
 
 
-def mutants(policy: Policy, seen: Mapping[str, Seen] | None = None) -> Iterator[Mutant]:
-    """Every mutant of ``policy`` and of the rules, in an order that never changes."""
-    seen = observe(policy) if seen is None else seen
+def mutants(policy: Policy, observed: Observed | None = None) -> Iterator[Mutant]:
+    """Every mutant of ``policy`` and of the rules, in an order that never changes.
+
+    Left out are those that change nothing: that have, in every state that can be reached and for
+    every event that can be met there, the transition of the original.
+    """
+    observed = observe(policy) if observed is None else observed
+    for mutant in candidates(policy, observed.seen):
+        if not changes_nothing(mutant, observed):
+            yield mutant
+
+
+def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
+    """Whether ``mutant`` does what the original does wherever the original comes, but for what no
+    rule ever reads (``as_read``)."""
+    if mutant.cell is not None:
+        met = observed.by_cell.get(mutant.cell, [])
+    elif mutant.rule in observed.by_rule:
+        met = observed.by_rule[mutant.rule]
+    else:
+        return False  # of all rules together
+    policies: dict[int, Policy] = {}
+    for one in met:
+        policy = policies.get(id(one.policy))
+        if policy is None:
+            policy = one.policy
+            if mutant.cell is not None:
+                policy = policy.with_cell(*mutant.cell, mutant.policy.cells[mutant.cell])
+            policies[id(one.policy)] = policy
+        after = mutant.stepper(policy, one.state, one.event, 0)
+        if after != one.transition and not _alike(one.policy, after, one.transition):
+            return False
+    return True
+
+
+def _alike(policy: Policy, one: Transition, other: Transition) -> bool:
+    return _heard(one.effects) == _heard(other.effects) and (
+        as_read(policy, one.state) == as_read(policy, other.state)
+    )
+
+
+def _heard(effects: tuple[Effect, ...]) -> dict[object, list[Effect]]:
+    """What each peer is told, in order: the clients, each of its own turn, the upstream, and who
+    asks whose the session is. None of them waits for another within one step."""
+    heard: dict[object, list[Effect]] = {}
+    for effect in effects:
+        peer: object = None
+        if isinstance(effect, fx.FailTurn | fx.CompleteTurn | fx.DeliverEvent):
+            peer = effect.turn
+        elif isinstance(effect, fx.RebindSession):
+            peer = fx.RebindSession
+        heard.setdefault(peer, []).append(effect)
+    return heard
+
+
+def as_read(policy: Policy, state: SessionState) -> SessionState:
+    """``state`` without what no rule reads there. That none does is tested: the rules go the same
+    way from here as from ``state``.
+
+    A socket that was skipped is as good as an open one. While a connect is under way nobody asks
+    how far the last attempt had come, and while an answer is awaited nobody asks in which form the
+    turn was to go or what to say if it could not: each way back to a send decides that anew.
+    """
+    running, lifecycle = state.running, state.lifecycle
+    if lifecycle is Lifecycle.SEND_SKIPPED:
+        lifecycle = Lifecycle.OPEN
+    if running is not None and lifecycle is Lifecycle.RECONNECTING:
+        running = attrs.evolve(running, phase=AttemptPhase.UNSENT)
+    elif running is not None:
+        phase = running.phase
+        if phase is AttemptPhase.CREATED and _one_row(policy):
+            phase = AttemptPhase.OUTPUT
+        running = attrs.evolve(running, phase=phase, form=None, fallback=None)
+    return attrs.evolve(state, running=running, lifecycle=lifecycle)
+
+
+def _one_row(policy: Policy) -> bool:
+    """Whether it is the same to be lost before the output as in the midst of it."""
+    return all(
+        policy.remedy(Situation.LOST_CREATED, standing)
+        == policy.remedy(Situation.LOST_OUTPUT, standing)
+        for standing in Standing
+    )
+
+
+def candidates(policy: Policy, seen: Mapping[str, Seen]) -> Iterator[Mutant]:
+    """Everything that could be wrong, whether or not it changes anything."""
     for rule in sorted(seen):
         does = seen[rule]
         if rule in (STALE_GENERATION, SPURIOUS_DEADLINE):
@@ -144,7 +267,7 @@ def _changing(rule: str, change: Change) -> Step:
 
 
 def _changes(does: Seen) -> Iterator[tuple[str, Change]]:
-    if does.fields or does.running or does.cleared or does.set or does.effects - {fx.Ignored}:
+    if does.fields or does.running or does.cleared or does.started or does.effects - {fx.Ignored}:
         yield "dropped", _dropped
     else:
         for lifecycle in Lifecycle:
@@ -169,7 +292,7 @@ def _changes(does: Seen) -> Iterator[tuple[str, Change]]:
         yield f"next attempt {phase.value}", _assigning_phase(phase)
     for timer in sorted(does.cleared, key=str):
         yield f"{timer.value} not cleared", _timer_kept(timer)
-    for timer in sorted(does.set, key=str):
+    for timer in sorted(does.started, key=str):
         yield f"{timer.value} not set", _timer_kept(timer)
         yield f"{timer.value} set too late", _timer_late(timer)
 
@@ -358,7 +481,8 @@ def _cells(policy: Policy) -> Iterator[Mutant]:
         others += [other for action, other in actions.items() if action is not remedy.action]
         for other in others:
             mutated = policy.with_cell(situation, standing, other)
-            yield Mutant(f"cell {place}: {other}", place, mutated)
+            cell = (situation, standing)
+            yield Mutant(f"cell {place}: {other}", place, mutated, cell=cell)
 
 
 # ---------------------------------------------------------------- judging
@@ -384,20 +508,9 @@ def argument(name: str) -> str | None:
     return None
 
 
-_NO_SOCKET = "in a state without a socket nobody looks at it, and a connect sets it anew"
-# Patterns of names, and why the mutant does nothing that anybody could notice.
+# Names of mutants, as patterns, and why nobody could notice what they do.
 EQUIVALENT: Mapping[str, str] = {
-    r"[\w-]+: (FailTurn|RebindSession|CompleteTurn) before CloseConnection": (
-        "the two are told to different peers in the same step; neither waits for the other"
+    r"(connect-deadline|lost-connecting): running\.recovered forgotten": (
+        "only the loss of its owner is recovered there, and a session that was rebound has none"
     ),
-    r"[\w-]+: CloseConnection before (FailTurn|RebindSession|CompleteTurn)": (
-        "the two are told to different peers in the same step; neither waits for the other"
-    ),
-    r"[\w-]+: OpenConnection before (FailTurn|CompleteTurn)": (
-        "the turn that ended and the connect for the next one concern different peers"
-    ),
-    r"[\w-]+: SendTurn before (FailTurn|CompleteTurn)": (
-        "the turn that ended and the send of the next one concern different peers"
-    ),
-    r"[\w-]+: FailTurn before FailTurn": "two different turns end, each client hears of its own",
 }

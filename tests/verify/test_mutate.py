@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import pytest
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.policy import DEFAULT
-from bridgecore.recovery.rules import RULES, Handling
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.policy import DEFAULT, Situation
+from bridgecore.recovery.rules import RULES, Handling, step
 from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import (
     BOUNDS,
     EQUIVALENT,
     Mutant,
-    Seen,
+    Observed,
     argument,
+    as_read,
+    candidates,
+    changes_nothing,
     judge,
     mutants,
     observe,
@@ -23,13 +29,13 @@ from bridgecore.verify.properties import Property
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, Seen]:
+def observed() -> Observed:
     return observe(DEFAULT, [attrs.evolve(BOUNDS[0], max_states=3000)])
 
 
 @pytest.fixture(scope="module")
-def every(seen: dict[str, Seen]) -> list[Mutant]:
-    return list(mutants(DEFAULT, seen))
+def every(observed: Observed) -> list[Mutant]:
+    return list(mutants(DEFAULT, observed))
 
 
 def test_mutants_are_many_and_have_names_of_their_own(every: list[Mutant]) -> None:
@@ -83,5 +89,39 @@ def test_a_mutant_leaves_nothing_behind(every: list[Mutant]) -> None:
 def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
     names = [mutant.name for mutant in every]
     assert argument("submit: dropped") is None
-    assert any(argument(name) for name in names)
+    for pattern in EQUIVALENT:
+        assert any(re.fullmatch(pattern, name) for name in names), pattern
     assert all(len(why) > 20 for why in EQUIVALENT.values())
+
+
+def test_what_no_rule_reads_is_read_by_none(observed: Observed) -> None:
+    """The rules go the same way from a state and from what they read of it."""
+    cut = 0
+    for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
+        state = as_read(met.policy, met.state)
+        if state == met.state:
+            continue
+        cut += 1
+        after = step(met.policy, state, met.event, 0)
+        assert after.effects == met.transition.effects
+        assert as_read(met.policy, after.state) == as_read(met.policy, met.transition.state)
+    assert cut > 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "nothing"),
+    [
+        ("connect-deadline: next attempt sent", True),
+        ("cell CONNECT_FAILED/held: refuse (upstream_unavailable)", True),
+        ("connect-deadline: next open", False),
+        ("submit: dropped", False),
+        ("step: strictly", False),
+    ],
+)
+def test_what_changes_nothing_is_no_mutant(observed: Observed, name: str, nothing: bool) -> None:
+    found = [mutant for mutant in candidates(DEFAULT, observed.seen) if mutant.name == name]
+    if "cell" in name:  # the cell as it is
+        cell = Situation.CONNECT_FAILED, Standing.HELD
+        found = [Mutant(name, "", DEFAULT, cell=cell)]
+    (mutant,) = found
+    assert changes_nothing(mutant, observed) is nothing
