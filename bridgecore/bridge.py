@@ -160,6 +160,25 @@ class Bridge:
         """How many links are open or being opened."""
         return len(self._links)
 
+    def snapshot(self) -> tuple[object, ...]:
+        """All that the next decision depends on, as a value: conversations, the one used longest
+        ago first, turns, links, and what is remembered. For those who compare bridges."""
+        return (
+            tuple(
+                (one.id, one.scope, one.session.state, one.link, one.blocked_by, len(one.early))
+                for one in self._conversations.values()
+            ),
+            tuple(
+                (turn.id, turn.conversation.id, turn.recall.standing, turn.recall.anchor)
+                for turn in self._turns.values()
+            ),
+            tuple(
+                (number, link.generation, link.conversation.id)
+                for number, link in self._links.items()
+            ),
+            self._memory.snapshot(),
+        )
+
     def next_timeout(self) -> Deadline | None:
         """When ``BridgeTimeout`` is to be reported if nothing else happens first."""
         first = self._schedule.next()

@@ -11,17 +11,39 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import multiprocessing
 import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
+import attrs
+
+from bridgecore.bridge import Bridge
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds
 from bridgecore.verify.explore import PAIRS, Report, explore
-from bridgecore.verify.mutate import judge, mutants
+from bridgecore.verify.explore_bridge import (
+    BRIDGE_BOUNDS,
+    BridgeProperty,
+    BridgeReport,
+    explore_bridge,
+)
+from bridgecore.verify.mutate import BOUNDS as MUTANT_BOUNDS
+from bridgecore.verify.mutate import (
+    KEPT,
+    Mutant,
+    candidates,
+    changes_nothing,
+    judge,
+    observe,
+    witness,
+)
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
 
@@ -48,6 +70,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--mutants", action="store_true", help="break the rules on purpose: is it noticed?"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that judge mutants (default: one for each core)",
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="write what became of the mutants, as JSON"
     )
 
 
@@ -97,8 +129,10 @@ def run(args: argparse.Namespace) -> int:
     if stories:
         print(f"\n{diagram.text(_shortest(stories))}")
     sound = not stories and report.complete
+    if sound:
+        sound = _bridges(policy, args.bounds)
     if args.mutants and sound:
-        sound = _mutants(policy)
+        sound = _mutants(policy, args.jobs, args.report)
     return 0 if sound else 1
 
 
@@ -109,14 +143,12 @@ def _shortest(stories: list[Story]) -> Story:
 def _show(report: Report | None) -> None:
     """How far it has come, on one line: of the states found so far, how many were looked into.
     ``None``: it is over."""
-    if not sys.stderr.isatty():
-        return
     text = ""
     if report is not None:
         done = (report.states - report.ahead) / report.states
         bar = ("#" * round(done * _BAR)).ljust(_BAR, ".")
         text = f"[{bar}] {report.states:,} states, {report.edges:,} edges"
-    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    _tell(text)
 
 
 _BAR = 30  # characters
@@ -150,26 +182,127 @@ def _bounds(bounds: Bounds) -> str:
     )
 
 
-def _mutants(policy: Policy) -> bool:
-    killers: Counter[str] = Counter()
-    survivors = []
-    equivalent = 0
-    for mutant in mutants(policy):
-        verdict = judge(mutant)
-        if sys.stderr.isatty():
-            print(f"\r\033[K{mutant.name}", end="", file=sys.stderr, flush=True)
+def _bridges(policy: Policy, bounds: str) -> bool:
+    """Explore what joins sessions: routing, room, and what is held."""
+    checked: Counter[BridgeProperty] = Counter()
+    broken = set()
+    print("\nbridges of a few turns of two clients")
+    for bound in BRIDGE_BOUNDS[bounds]:
+        began = time.perf_counter()
+        report = explore_bridge(
+            bound,
+            make=lambda config: Bridge(attrs.evolve(config, policy=policy)),
+            progress=_show_bridges,
+        )
+        _show(None)
+        seconds = time.perf_counter() - began
+        print(
+            f"{bound.name:<28} {bound.turns} turns, {bound.depth} moves, {bound.continuity.value}: "
+            f"{report.worlds:,} states, {report.edges:,} edges, {seconds:.1f} s"
+        )
+        checked += report.checked
+        for found in report.counterexamples:
+            broken.add(found.prop)
+            way = "\n".join(f"  {move}" for move in found.path)
+            print(f"\n{found.prop.name}: {found.prop.value}\n\n{way}\n\nbroken: {found.text}\n")
+    for prop in BridgeProperty:
+        word = "BROKEN" if prop in broken else "holds "
+        print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
+    return not broken
+
+
+def _show_bridges(report: BridgeReport) -> None:
+    _tell(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
+
+
+def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
+    """Judge every mutant, then look for the mutants that show what each property is worth."""
+    seen = observe(policy)
+    everything = list(candidates(policy, seen.seen))
+    every = [mutant for mutant in everything if not changes_nothing(mutant, seen)]
+    verdicts = list(_spread(every, jobs, lambda mutant: judge(mutant), "mutants"))
+    kills: dict[str, Counter[str]] = {}
+    first: dict[Property, list[Mutant]] = {prop: [] for prop in Property}
+    survivors, equivalent = [], {}
+    for mutant, verdict in zip(every, verdicts, strict=True):
         if verdict.killer is not None:
-            killers[verdict.killer.name] += 1
+            kills.setdefault(mutant.rule, Counter())[verdict.killer.name] += 1
+            first[verdict.killer].append(mutant)
         elif verdict.argument is not None:
-            equivalent += 1
+            equivalent[mutant.name] = verdict.argument
         else:
             survivors.append(mutant.name)
-    _show(None)
-    killed = sum(killers.values())
-    total = killed + equivalent + len(survivors)
-    print(f"\nmutants            {total}: {killed} killed, {equivalent} argued equivalent")
-    for name, count in killers.most_common():
-        print(f"{count:>7} killed by {name}")
+    killed = len(every) - len(survivors) - len(equivalent)
+    print(f"\nmutants            {len(every):,} that change something, of {len(everything):,}")
+    print(f"killed             {killed:,}, {killed / len(every):.1%}")
+    print(f"argued equivalent  {len(equivalent)}")
     for name in survivors:
         print(f"SURVIVES {name}")
-    return len(survivors) * 100 <= total
+    tasks = [(prop, first[prop][:_TRIES]) for prop in Property]
+    found = _spread(tasks, jobs, _witness, "properties")
+    witnesses = {prop.name: one for prop, one in zip(Property, found, strict=True)}
+    for name, one in witnesses.items():
+        count = len(first[Property[name]])
+        print(f"{count:>6} first noticed by {name}{'' if one is None else f', only it: {one}'}")
+    if report is not None:
+        data = {
+            "policy": policy.name,
+            "bounds": [bound.name for bound in MUTANT_BOUNDS],
+            "candidates": len(everything),
+            "total": len(every),
+            "killed": killed,
+            "equivalent": equivalent,
+            "survivors": survivors,
+            "kills": {rule: dict(sorted(by.items())) for rule, by in sorted(kills.items())},
+            "witness": witnesses,
+            "kept": {prop.name: why for prop, why in KEPT.items()},
+        }
+        text = json.dumps(data, indent=1, sort_keys=True) + "\n"
+        try:
+            report.write_text(text, encoding="utf-8")
+        except OSError as exc:
+            print(f"bridgecore: error: cannot write {report}: {exc.strerror}", file=sys.stderr)
+            return False
+    return len(survivors) * 100 <= len(every)
+
+
+def _witness(task: tuple[Property, list[Mutant]]) -> str | None:
+    found = witness(*task)
+    return None if found is None else found.name
+
+
+_TRIES = 40  # mutants of a property that are tried as its witness
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def _spread(
+    tasks: Sequence[Task], jobs: int, work: Callable[[Task], Result], what: str
+) -> Iterator[Result]:
+    """``work`` for each of ``tasks``, in order, in so many processes. Mutants are functions made
+    on the spot, so the processes inherit them, and what comes back names them by their place."""
+    if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        for done, task in enumerate(tasks):
+            _tell(f"{done} of {len(tasks)} {what}")
+            yield work(task)
+        _show(None)
+        return
+    _inherited[:] = [tasks, work]
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for done, result in enumerate(pool.imap(_carry_out, range(len(tasks)))):
+            _tell(f"{done} of {len(tasks)} {what}")
+            yield result
+    _show(None)
+
+
+_inherited: list[Any] = []
+
+
+def _carry_out(place: int) -> Any:
+    tasks, work = _inherited
+    return work(tasks[place])
+
+
+def _tell(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

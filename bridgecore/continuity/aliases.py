@@ -61,5 +61,11 @@ class Aliases:
         if len(self._entries) > self._limit:
             self._entries.popitem(last=False)
 
+    def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing], ...]:
+        """The entries as a value, the one used longest ago first."""
+        return tuple(
+            (key, alias.conversation, alias.standing) for key, alias in self._entries.items()
+        )
+
     def __len__(self) -> int:
         return len(self._entries)

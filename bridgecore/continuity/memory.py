@@ -83,6 +83,12 @@ class Memory:
         """The bytes that transcripts take, overhead included."""
         return 0 if self._transcripts is None else self._transcripts.size
 
+    def snapshot(self) -> tuple[object, ...]:
+        """What is known, as a value: the aliases, the one used longest ago first; and what is held,
+        with when it was used."""
+        held = () if self._transcripts is None else self._transcripts.snapshot()
+        return self._aliases.snapshot(), held
+
     def next_expiry(self) -> int | None:
         """When ``expire`` has something to do, in ns."""
         return None if self._transcripts is None else self._transcripts.next_expiry()

@@ -158,6 +158,14 @@ class Transcripts:
         """How many responses are held."""
         return sum(len(scope.nodes) for scope in self._scopes.values())
 
+    def snapshot(self) -> tuple[tuple[str, str, int], ...]:
+        """What is held as a value: scope, id, and when it was last used, in ns."""
+        return tuple(
+            (scope.name, node.response_id, node.used)
+            for scope in self._scopes.values()
+            for node in scope.nodes.values()
+        )
+
     # -------------------------------------------------------------- asking
 
     def get(self, scope: str, response_id: str, now: int) -> Node | None:

@@ -196,9 +196,11 @@ def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
 
 
 def _alike(policy: Policy, one: Transition, other: Transition) -> bool:
-    return _heard(one.effects) == _heard(other.effects) and (
-        as_read(policy, one.state) == as_read(policy, other.state)
-    )
+    if _heard(one.effects) != _heard(other.effects):
+        return False
+    if fx.RetireSession() in one.effects:
+        return True  # the session is forgotten, and its state with it
+    return as_read(policy, one.state) == as_read(policy, other.state)
 
 
 def _heard(effects: tuple[Effect, ...]) -> dict[object, list[Effect]]:
@@ -488,11 +490,15 @@ def _cells(policy: Policy) -> Iterator[Mutant]:
 # ---------------------------------------------------------------- judging
 
 
-def judge(mutant: Mutant, bounds: Sequence[Bounds] = BOUNDS) -> Verdict:
-    """Explore ``mutant`` until a property notices it."""
+def judge(
+    mutant: Mutant,
+    bounds: Sequence[Bounds] = BOUNDS,
+    without: frozenset[Property] = frozenset(),
+) -> Verdict:
+    """Explore ``mutant`` until a property notices it, one that is not ``without``."""
     states = 0
     for bound in bounds:
-        report = explore(mutant.policy, bound, stepper=mutant.stepper)
+        report = explore(mutant.policy, bound, stepper=mutant.stepper, without=without)
         states += report.states
         if report.counterexamples:
             killer = report.counterexamples[0].prop
@@ -508,9 +514,26 @@ def argument(name: str) -> str | None:
     return None
 
 
+def witness(
+    prop: Property, killed: Sequence[Mutant], bounds: Sequence[Bounds] = BOUNDS
+) -> Mutant | None:
+    """One of the mutants ``killed`` by ``prop`` first that nobody would notice without it; None if
+    there is none, so that ``prop`` says nothing that the others together do not say."""
+    for mutant in killed:
+        if judge(mutant, bounds, frozenset({prop})).killer is None:
+            return mutant
+    return None
+
+
 # Names of mutants, as patterns, and why nobody could notice what they do.
 EQUIVALENT: Mapping[str, str] = {
     r"(connect-deadline|lost-connecting): running\.recovered forgotten": (
         "only the loss of its owner is recovered there, and a session that was rebound has none"
     ),
+    r"(connect-deadline|lost-connecting): running\.form forgotten": (
+        "how the turn was to go is decided once more, alike: no new socket knows the anchor"
+    ),
 }
+
+# Properties that some others imply together, and why they are demanded all the same.
+KEPT: Mapping[Property, str] = {}

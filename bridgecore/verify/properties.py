@@ -105,6 +105,10 @@ class Property(enum.Enum):
         "a session is rebound locally if its owner cannot be reached, and never once the turn may "
         "have been accepted (38)"
     )
+    RECOVERY_DESCENDS = (
+        "whatever is tried again for a turn leaves fewer tries: of replays, of kinds of refusal, "
+        "of owners (12, 35)"
+    )
     TURNS_END = "with a healthy upstream every turn ends in a bounded number of steps (35)"
     RETRIES_END = (
         "with a healthy upstream a client that retries as told succeeds, or gets an honest answer, "
@@ -158,7 +162,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     32: (_P.SOCKETS_ARE_ROTATED, _P.RECOVERED_AT_ONCE, _P.RECOVERED_ONCE),
     33: _LATER + "there is no circuit",
     34: _LATER + "there is no circuit; an upstream's Retry-After is tests/test_rendering.py's",
-    35: (_P.TURNS_END, _P.RETRIES_END, _P.REFUSALS_ARE_BOUNDED),
+    35: (_P.RECOVERY_DESCENDS, _P.TURNS_END, _P.RETRIES_END, _P.REFUSALS_ARE_BOUNDED),
     36: _LATER + "there are no leases",
     37: _LATER + "there are no leases",
     38: (_P.OWNER_LOSS_REBINDS, _P.REBIND_CODE_IS_PROVEN, _P.REBIND_CODE_IS_NOT_WITHHELD),
@@ -191,6 +195,7 @@ class Terms:
     replays: int = 1  # ambiguous resends that the policy's budget has room for
     strict: bool = True  # no ambiguous resend at all, whatever the budget
     hands_over: bool = False  # the policy tells the rebind code of sessions of our own
+    without: frozenset[Property] = frozenset()  # not demanded, to see what they are worth
 
 
 class _Stage(enum.Enum):
@@ -307,7 +312,7 @@ class Model:
         if not self._means(event, now):
             for effect in effects:
                 if type(effect) is not fx.Ignored:
-                    raise ViolationError(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
+                    self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
             self._check_deadline(deadline)
             return self
         model = Model(
@@ -323,6 +328,10 @@ class Model:
         watch.judge()
         model._check_deadline(deadline)
         return model
+
+    def _broken(self, prop: Property, text: str) -> None:
+        if prop not in self.terms.without:
+            raise ViolationError(prop, text)
 
     def _means(self, event: Event, now: int) -> bool:
         """Whether ``event`` means anything; if not, nothing may be done about it."""
@@ -379,10 +388,10 @@ class Model:
                 owed = due
         if deadline is None:
             if owed is not None:
-                raise ViolationError(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
+                self._broken(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
         elif deadline.at != owed or self._due(deadline.reason) != owed:
             text = f"{deadline.reason.value} is due at {deadline.at}, owed at {owed}"
-            raise ViolationError(_P.DEADLINES_ARE_KEPT, text)
+            self._broken(_P.DEADLINES_ARE_KEPT, text)
 
 
 _DUES: Mapping[Timer, str] = {
@@ -398,8 +407,8 @@ _DUES: Mapping[Timer, str] = {
 class _Watch:
     """One event and what was done about it: the books before, the books in the making."""
 
-    __slots__ = ("before", "delivered", "event", "head", "lost", "must_close", "now", "refused",
-                 "retired", "the")  # fmt: skip
+    __slots__ = ("again", "before", "delivered", "event", "head", "lost", "must_close", "now",
+                 "refused", "retired", "the")  # fmt: skip
 
     def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
         self.before = before
@@ -411,6 +420,7 @@ class _Watch:
         self.refused: str | None = None  # the kind of refusal that this event is
         self.delivered = 0
         self.retired = False
+        self.again: int | None = None  # the turn that a connect or a send is for
         self.must_close: Property | None = None  # this event's socket has to go, for that reason
 
     # ------------------------------------------------------------ what the event means
@@ -519,11 +529,15 @@ class _Watch:
 
     # ------------------------------------------------------------ what was done about it
 
+    def _broken(self, prop: Property, text: str) -> None:
+        self.the._broken(prop, text)
+
     def _turn(self, number: int) -> _Turn:
         for turn in self.the.turns:
             if turn.id == number:
                 return turn
-        raise ViolationError(_P.ONE_END, f"turn {number} is over or was never there")
+        self._broken(_P.ONE_END, f"turn {number} is over or was never there")
+        return _Turn(number, Standing.UNANCHORED, None, self.now)
 
     def _put(self, turn: _Turn) -> None:
         self.the.turns = tuple([turn if old.id == turn.id else old for old in self.the.turns])
@@ -540,35 +554,38 @@ class _Watch:
             self._sent(effect)
         elif isinstance(effect, fx.OpenConnection):
             if the.socket != "none" or effect.generation != the.generation + 1:
-                raise ViolationError(
+                self._broken(
                     _P.LIVE_GENERATION, f"{effect} beside {the.generation}, which is {the.socket}"
                 )
             if effect.remote is not the.remote:
-                raise ViolationError(_P.OWNER_LOSS_REBINDS, f"{effect}: whose session is it?")
+                self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}: whose session is it?")
             the.socket, the.generation, the.to_owner = "connecting", effect.generation, the.remote
+            self.again = the.turns[0].id if the.turns else None
             the.connect_due = self.now + the.terms.timeouts.connect
         elif isinstance(effect, fx.CloseConnection):
             if effect.generation != the.generation or the.socket == "none":
-                raise ViolationError(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
+                self._broken(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
             if not self._may_close():
-                raise ViolationError(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
+                self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
             self._gone()
             self.must_close = None
         elif isinstance(effect, fx.CompleteTurn):
             turn = self._turn(effect.turn)
             if not isinstance(self.event, ev.ResponseEnded) or turn.id != self.before.carried:
-                raise ViolationError(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
+                self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
             self._end(turn.id)
         elif isinstance(effect, fx.FailTurn):
             self._failed(effect)
         elif isinstance(effect, fx.RetireSession):
+            if self.retired:
+                self._broken(_P.IDLE_IS_RETIRED, "retired twice")
             self.retired = True
             if the.turns or the.socket != "none":
-                raise ViolationError(_P.IDLE_IS_RETIRED, f"retired with {the.turns or the.socket}")
+                self._broken(_P.IDLE_IS_RETIRED, f"retired with {the.turns or the.socket}")
         elif isinstance(effect, fx.RebindSession):
             sent = self.lost is not None
             if not the.remote or sent or self.before.socket != "connecting":
-                raise ViolationError(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
+                self._broken(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
             the.remote = False
             if the.turns:
                 self._put(the.turns[0]._replace(orphan=True))
@@ -591,7 +608,7 @@ class _Watch:
         self.delivered += 1
         answers = isinstance(self.event, _PROGRESS)
         if self.the.carried != turn.id or not answers:
-            raise ViolationError(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
+            self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
         if turn.stage is not _Stage.ANSWERED:
             self._put(turn._replace(stage=_Stage.ANSWERED))
 
@@ -599,27 +616,28 @@ class _Watch:
         the = self.the
         turn = self._turn(effect.turn)
         if the.socket != "open" or effect.generation != the.generation:
-            raise ViolationError(_P.OPEN_IS_OPEN, f"{effect} on a socket that is {the.socket}")
+            self._broken(_P.OPEN_IS_OPEN, f"{effect} on a socket that is {the.socket}")
         if the.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
-            raise ViolationError(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
+            self._broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
-            raise ViolationError(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
+            self._broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
         if the.worn and turn.id != self.before.carried:
-            raise ViolationError(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
+            self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
         if turn.id != the.turns[0].id:
-            raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
         if self.refused is not None and turn.id == self.before.carried:
             refusals = self.before._carried_turn().refusals
             if self.refused in refusals:
-                raise ViolationError(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
+                self._broken(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
         ambiguous = turn.ambiguous
         if turn.stage is _Stage.SENT:
             ambiguous += 1
             if ambiguous > the.terms.replays:
-                raise ViolationError(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
+                self._broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
             if the.terms.strict:
-                raise ViolationError(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
+                self._broken(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
         self._check_form(turn, effect.form)
+        self.again = turn.id
         self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False))
         the.carried, the.framed, the.paused = turn.id, False, False
         the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
@@ -629,18 +647,16 @@ class _Watch:
         local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
         if form is Form.AS_IS:
             if not local and turn.standing not in (Standing.STORED, Standing.UNKNOWN):
-                raise ViolationError(
-                    _P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known"
-                )
+                self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
             if "not_found" in turn.refusals and not the.to_owner and turn.anchor is not None:
-                raise ViolationError(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
+                self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
             the.known = local or turn.standing is Standing.STORED
             return
         able = Standing.HELD if form is Form.REHYDRATED else Standing.INJECTED
         if turn.standing is not able:
-            raise ViolationError(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
+            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
         if local and not turn.refusals and not turn.ambiguous:
-            raise ViolationError(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
+            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
         the.known = True
 
     # ------------------------------------------------------------ how turns fail
@@ -652,7 +668,7 @@ class _Watch:
         if answer is Answer.OVERLOADED:
             submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
             if not submitted or len(self.the.turns) <= self.the.terms.waiting:
-                raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
+                self._broken(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
             return
         if answer is Answer.NOT_FOUND or (
             answer is Answer.UPSTREAM_ERROR and self.refused == "not_found"
@@ -660,10 +676,10 @@ class _Watch:
             self._check_not_found(turn, answer)
         elif answer is Answer.OWNER_UNREACHABLE and not self.before.to_owner:
             if turn.stage is not _Stage.WAITING:
-                raise ViolationError(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
+                self._broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
             if not (turn.orphan or self.the.terms.hands_over):
                 text = f"turn {turn.id} was told of an owner that its session has not"
-                raise ViolationError(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
+                self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
         else:
             allowed = self._answers(turn)
             if answer not in allowed:
@@ -673,7 +689,7 @@ class _Watch:
                 handed = Answer.OWNER_UNREACHABLE in allowed and not turn.orphan
                 if handed and answer is Answer.UPSTREAM_UNAVAILABLE:
                     prop = _P.REBIND_CODE_IS_NOT_WITHHELD
-                raise ViolationError(prop, text)
+                self._broken(prop, text)
         self._check_evidence(effect, turn)
         self._check_effort(turn)
         if answer not in _TERMINAL:
@@ -709,7 +725,7 @@ class _Watch:
 
     def _check_not_found(self, turn: _Turn, answer: Answer) -> None:
         if turn.standing is Standing.INJECTED:
-            raise ViolationError(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
+            self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
         if answer is Answer.UPSTREAM_ERROR and turn.standing in (
             Standing.UNKNOWN,
             Standing.UNANCHORED,
@@ -718,7 +734,7 @@ class _Watch:
         count = self._dead_ends(turn)
         if count < self.the.terms.bounded or not self._dead_end(turn):
             text = f"a {turn.standing.value} anchor, {count} refusals, {self.event}"
-            raise ViolationError(_P.NOT_FOUND_IS_EARNED, text)
+            self._broken(_P.NOT_FOUND_IS_EARNED, text)
 
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
         """The failure that is told with the answer is the event's."""
@@ -729,7 +745,7 @@ class _Watch:
         kind = None if effect.failure is None else effect.failure.kind.value
         if kind not in kinds:
             text = f"{effect} tells {kind} of {self.event}"
-            raise ViolationError(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
+            self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
     def _check_effort(self, turn: _Turn) -> None:
         """Whether the turn was given up too early."""
@@ -740,13 +756,13 @@ class _Watch:
             first = self.refused not in self.before._carried_turn().refusals
             full = turn.standing in (Standing.HELD, Standing.INJECTED)
             if first and (self.refused == "limit" or (self.refused == "not_found" and full)):
-                raise ViolationError(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
+                self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
         elif the.socket == "open" and turn.stage is _Stage.WAITING:
             known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
             if known or turn.standing is not Standing.BOUND:
-                raise ViolationError(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
+                self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
         elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
-            raise ViolationError(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
+            self._broken(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
 
     def _dead_end(self, turn: _Turn) -> bool:
         """Whether the same try again would end in the same way."""
@@ -771,7 +787,7 @@ class _Watch:
             return
         count = self._dead_ends(turn) + 1
         if count > self.the.terms.bounded:
-            raise ViolationError(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+            self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
         counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
         self.the.dead_ends = tuple(sorted(counts.items()))
 
@@ -781,35 +797,51 @@ class _Watch:
         """What must be so once all effects are carried out."""
         the, event, now = self.the, self.event, self.now
         if self.must_close is not None and the.generation == self.before.generation:
-            raise ViolationError(self.must_close, f"after {event} the socket is still {the.socket}")
+            self._broken(self.must_close, f"after {event} the socket is still {the.socket}")
         carried = the.carried
         if carried is not None and carried not in [turn.id for turn in the.turns]:
-            raise ViolationError(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
+            self._broken(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
         if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
-            raise ViolationError(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
         answers = isinstance(event, _PROGRESS)
         if answers and self.delivered != 1:
             text = f"{event} was delivered {self.delivered} times"
-            raise ViolationError(_P.ANSWER_IS_WHOLE, text)
+            self._broken(_P.ANSWER_IS_WHOLE, text)
         if isinstance(event, ev.ResponseEnded):
             ended = self.before.carried
             if ended in [turn.id for turn in the.turns]:
-                raise ViolationError(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
+                self._broken(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
         if the.turns and the.carried is None and the.socket != "connecting":
-            raise ViolationError(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
+            self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
         if not the.turns and the.socket == "connecting":
-            raise ViolationError(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
+            self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
         if the.worn and the.carried is None and the.socket == "open":
-            raise ViolationError(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+            self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
         expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
         ends = expired or isinstance(event, ev.EvictionRequested)
         if ends is not self.retired:
-            raise ViolationError(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
+            self._broken(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
+        if self.again is not None and not isinstance(event, ev.ConnectionOpened):
+            left, before = _tries(the, self.again), _tries(self.before, self.again)
+            if before is not None and (left is None or left >= before):
+                text = f"after {event} turn {self.again} is tried again, with {left} tries left"
+                self._broken(_P.RECOVERY_DESCENDS, text)
         submitted = isinstance(event, ev.TurnSubmitted)
         if not the.turns and (submitted or self.before.turns):
             the.expiry_due = now + the.terms.timeouts.expiry
         elif self.retired:
             the.expiry_due = None
+
+
+def _tries(books: Model, number: int) -> int | None:
+    """How often turn ``number`` can be tried again: once for an owner that is lost, once for each
+    kind of refusal, and as often as it may be replayed. None: it has not been tried."""
+    for turn in books.turns[:1]:
+        if turn.id != number:
+            continue
+        dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be replayed
+        return books.remote + books.terms.replays - turn.ambiguous - dark + 2 - len(turn.refusals)
+    return None
 
 
 def _refusal(event: ev.UpstreamRefused) -> str:

@@ -92,7 +92,7 @@ def test_reduction_leaves_nothing_out(policy: Policy) -> None:
     """The same canonical states are reached, and the same properties break, without it."""
     reached, broken = [], []
     for reduced in (True, False):
-        search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, None)
+        search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, frozenset(), None)
         report = search.run()
         reached.append(search.reached())
         broken.append(set(report.broken))

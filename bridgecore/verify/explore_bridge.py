@@ -1,0 +1,723 @@
+"""Every way in which a few turns of two clients can go through a bridge.
+
+What belongs here: the environment of a ``Bridge`` (clients with credentials, an upstream that
+remembers what a real one does), what must hold of it, and the search. One session is explore.py's
+subject; here it is what joins sessions: who is routed where, who has to make room, what is sent in
+whose name, and whether the context that the upstream has is the one that the client means.
+
+Theory of operation. A *world* is a bridge and those around it: each client's own account of its
+conversations, and the upstream's memory, link by link. Worlds are made by going their path again
+from the beginning, which a pure bridge allows, and compared by ``Bridge.snapshot`` with links and
+conversations named by their place and times taken relative. The search is breadth-first, so the
+first way found to a violation is a shortest one. What must hold is folded from messages and effects
+and from what the two sides remember; nothing of it reads what the bridge decided by.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.messages import (
+    AnswerError,
+    AnswerEvents,
+    BridgeEffect,
+    BridgeEvent,
+    BridgeTimeout,
+    CloseLink,
+    LinkFrameSent,
+    LinkLost,
+    LinkOpened,
+    LinksEvicted,
+    MessagesReceived,
+    OpenLink,
+    SendFrame,
+    TurnLeft,
+    TurnReceived,
+)
+from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.verify.explore import later
+from bridgecore.wire.responses import EventKind, parse_create
+from bridgecore.wire.transport import Log
+
+
+class BridgeProperty(enum.Enum):
+    """The properties: the value says what is demanded, with the invariants' numbers."""
+
+    CONTEXT_IS_MEANT = (
+        "the context that a turn has upstream is the one that its client means, in whatever form "
+        "it was sent (6, 7, 40)"
+    )
+    OUTPUTS_HAVE_CALLS = "a tool's output goes upstream only where its call is known (8)"
+    CALLS_ARE_TOLD_ONCE = "each tool call is delivered once, to the turn that made it (15, 24)"
+    CREDENTIALS_ARE_KEPT_APART = (
+        "a turn goes out on a link of its own credential, and never names a response that was made "
+        "under another (3, 39)"
+    )
+    FOREIGN_IS_UNKNOWN = "an id of somebody else gets exactly what an id that nobody has gets (39)"
+    HELD_IS_ANSWERED = (
+        "a turn that continues what the bridge holds is answered, if nothing was lost on its way, "
+        "and is never told that its id is not found (1, 2)"
+    )
+    ONE_TURN_A_LINK = "a link carries one turn at a time (24)"
+    ONE_END = "each turn has one end, and nothing comes after it (25, 41)"
+    ANSWER_IS_ITS_OWN = "what comes on a link goes to the turn that the link carries (24, 27)"
+    SESSIONS_ARE_LIMITED = "there are never more conversations than the limit (21)"
+    REJECTED_ONLY_WHEN_FULL = (
+        "a turn is rejected for want of room only if no conversation is idle (23)"
+    )
+    IDLE_MAKES_ROOM = (
+        "only an idle conversation makes room for another, the one that was used longest ago (19)"
+    )
+    REJECTED_INJECTION_ENDS = "an anchor that was rejected is not put in place of history again (4)"
+    NOTHING_IS_LEFT = "when all turns are over and time has passed, nothing is left (18, 20)"
+    NO_ERROR = "the bridge raises no error for what can happen (law 6)"
+
+
+_P = BridgeProperty
+Item = tuple[str, ...]  # what a model reads of an item
+
+
+@attrs.frozen
+class BridgeBounds:
+    """What an exploration leaves out."""
+
+    name: str
+    turns: int
+    sessions: int  # conversations at a time
+    continuity: Continuity
+    depth: int  # moves
+    credentials: int = 2
+    waiting: int = 1
+    max_worlds: int = 2_000_000
+
+
+class Move(NamedTuple):
+    """One thing that can happen, and to whom."""
+
+    what: str
+    about: tuple[int | str, ...] = ()
+
+    def __str__(self) -> str:
+        return " ".join([self.what, *map(str, self.about)])
+
+
+@attrs.frozen
+class BridgeCounterexample:
+    """A shortest way to a violation."""
+
+    prop: BridgeProperty
+    text: str
+    path: tuple[str, ...]
+
+
+@attrs.define
+class BridgeReport:
+    """What an exploration found."""
+
+    bounds: BridgeBounds
+    worlds: int = 0
+    edges: int = 0
+    complete: bool = False
+    checked: Counter[BridgeProperty] = attrs.Factory(Counter)
+    counterexamples: list[BridgeCounterexample] = attrs.Factory(list)
+
+
+class BridgeViolationError(Exception):
+    """A property does not hold."""
+
+    def __init__(self, prop: BridgeProperty, text: str) -> None:
+        super().__init__(f"{prop.name}: {text}")
+        self.prop = prop
+        self.text = text
+
+
+# ---------------------------------------------------------------- those around the bridge
+
+
+@attrs.define(eq=False)
+class _Turn:
+    """A turn as its client knows it."""
+
+    id: int
+    credential: int
+    meaning: tuple[Item, ...]  # the context that the client means
+    items: list[Any]  # the same as JSON, as far as this client has it
+    anchor: str | None
+    store: bool
+    asks_for_call: bool
+    at: int
+    link: int | None = None  # where it is carried
+    sends: int = 0
+    injected: tuple[str, ...] = ()  # the anchors that the bridge put in
+    harmed: bool = False  # a link or a connect was lost on its way, or it was refused
+    began: bool = False
+    calls: tuple[str, ...] = ()
+
+
+@attrs.define(eq=False)
+class _Response:
+    """A response as both sides know it."""
+
+    id: str
+    credential: int
+    store: bool
+    context: tuple[Item, ...]  # with its output
+    items: list[Any]
+    call: str | None  # the call that waits for its output
+    at: int
+
+
+@attrs.define(eq=False)
+class _Link:
+    """A link as its upstream knows it."""
+
+    credential: int
+    open: bool = False
+    cached: str | None = None  # the response that it remembers
+    turn: int | None = None
+    context: tuple[Item, ...] | None = None  # of that turn; None: it names what is not known
+    store: bool = False
+    began: bool = False
+    anchored: bool = False  # the turn's frame named a response
+    used: int = 0  # when a turn was last routed to it, in turns
+
+
+_KEYS = (b"Bearer sk-a", b"Bearer sk-b")
+_NOBODY = "resp_0"
+_SECONDS = {
+    "connect_timeout": 2,
+    "created_timeout": 2,
+    "idle_timeout": 2,
+    "turn_timeout": 50,
+    "session_idle": 10,
+    "upstream_lifetime": 40,
+    "transcript_age": 30,
+}
+
+
+class World:
+    """A bridge and those around it, after ``path``."""
+
+    def __init__(
+        self,
+        bounds: BridgeBounds,
+        make: Callable[[Config], Bridge],
+        path: Sequence[Move] = (),
+        checked: Counter[BridgeProperty] | None = None,
+    ) -> None:
+        times = {name: seconds * NS_PER_SECOND for name, seconds in _SECONDS.items()}
+        config = Config(
+            upstream=UpstreamUrl.parse("ws://upstream/"),
+            continuity=bounds.continuity,
+            max_sessions=bounds.sessions,
+            max_waiting=bounds.waiting,
+            **times,  # type: ignore[arg-type]  # all of them are durations
+        )
+        self.bounds = bounds
+        self.bridge = make(config)
+        self.now = 0
+        self.turns: dict[int, _Turn] = {}  # those that have not ended
+        self.submitted = 0
+        self.links: dict[int, _Link] = {}
+        self.responses: dict[str, _Response] = {}
+        self.rejected: set[tuple[int, str]] = set()  # injected, and not known
+        self.told: set[str] = set()  # calls
+        self.checked = Counter[BridgeProperty]()
+        for move in path:
+            self.happens(move)
+        if checked is not None:
+            self.checked = checked
+
+    # ------------------------------------------------------------ what can happen
+
+    def moves(self) -> Iterator[Move]:
+        """Everything that can happen now."""
+        if self.submitted < self.bounds.turns:
+            for credential in range(self.bounds.credentials if self.submitted else 1):
+                yield from self._submissions(credential)
+        for number, link in self.links.items():
+            if not link.open:
+                yield Move("opened", (number,))
+                yield Move("connect fails", (number,))
+                continue
+            yield Move("lost", (number,))
+            if link.turn is None:
+                continue
+            if link.context is None:
+                yield Move("not found", (number,))
+                continue
+            yield Move("answers", (number,))
+            if not link.began:
+                yield Move("begins", (number,))
+                yield Move("limit", (number,))
+                if link.anchored:
+                    yield Move("forgets", (number,))
+        for turn in self.turns:
+            yield Move("leaves", (turn,))
+        if self.bridge.next_timeout() is not None:
+            yield Move("time passes")
+        if self.links and not self.turns:
+            yield Move("evict")
+
+    def _submissions(self, credential: int) -> Iterator[Move]:
+        yield Move("fresh", (credential,))
+        if not self.submitted:
+            yield Move("stored", (credential,))
+            yield Move("calling", (credential,))
+        else:
+            yield Move("continue", (credential, _NOBODY))
+        for response in self.responses.values():
+            yield Move("continue", (credential, response.id))
+            if response.credential == credential:
+                yield Move("repeat", (credential, response.id))
+
+    def happens(self, move: Move) -> None:
+        """Let ``move`` happen.
+
+        Raises:
+            BridgeViolationError: something does not hold.
+        """
+        what, about = move
+        if what in ("fresh", "stored", "calling", "continue", "repeat"):
+            self._submit(what, int(about[0]), str(about[1]) if len(about) > 1 else None)
+        elif what == "leaves":
+            self.turns.pop(int(about[0]))
+            self._tell(TurnLeft(int(about[0])))
+        elif what == "time passes":
+            deadline = self.bridge.next_timeout()
+            if deadline is not None:
+                self.now = max(self.now, deadline.at)
+                for turn in self.turns.values():
+                    turn.harmed = True
+                self._tell(BridgeTimeout())
+        elif what == "evict":
+            self._tell(LinksEvicted())
+        else:
+            self._of_link(what, int(about[0]))
+        self._judge()
+
+    def _of_link(self, what: str, number: int) -> None:
+        link = self.links[number]
+        if what == "opened":
+            link.open = True
+            self._tell(LinkOpened(number))
+        elif what in ("connect fails", "lost"):
+            self._gone(number)
+            cause = Closed(1006) if link.open else Unreachable("refused")
+            self._tell(LinkLost(number, cause))
+        elif what == "begins":
+            link.began = True
+            self._tell(MessagesReceived(number, [_event("created", response={"id": "resp_x"})]))
+        elif what == "answers":
+            self._answers(number, link)
+        else:
+            self._refuses(what, number, link)
+
+    def _gone(self, number: int) -> None:
+        """A link is lost; or a turn that has none may have waited for it."""
+        del self.links[number]
+        for turn in self.turns.values():
+            if turn.link is None or turn.link == number:
+                turn.link, turn.harmed = None, True
+
+    def _answers(self, number: int, link: _Link) -> None:
+        if link.turn is None or link.context is None:
+            raise KeyError(number)
+        turn = self.turns.get(link.turn)
+        response = f"resp_{len(self.responses) + 1}"
+        call = None
+        asked = link.context[-1][-1]
+        item: dict[str, Any]
+        if asked.startswith("call"):
+            call = f"c{response}"
+            item = {"type": "function_call", "id": f"fc_{response}", "call_id": call, "name": "f",
+                    "arguments": "{}", "status": "completed"}  # fmt: skip
+        else:
+            text = {"type": "output_text", "text": f"to {asked}", "annotations": []}
+            item = {"type": "message", "id": f"msg_{response}", "role": "assistant",
+                    "status": "completed", "content": [text]}  # fmt: skip
+        context = (*link.context, _read(item))
+        items = [*(turn.items if turn is not None else []), item]
+        made = _Response(response, link.credential, link.store, context, items, call, self.now)
+        self.responses[response] = made
+        link.cached = response
+        messages = [] if link.began else [_event("created", response={"id": response})]
+        messages += [
+            _event("output_item.done", item=item),
+            _event("completed", response={"id": response, "output": [item]}),
+        ]
+        self._tell(MessagesReceived(number, messages))
+
+    def _refuses(self, what: str, number: int, link: _Link) -> None:
+        turn = self.turns.get(link.turn) if link.turn is not None else None
+        code = "websocket_connection_limit_reached" if what == "limit" else NOT_FOUND_CODE
+        if turn is not None:
+            if what == "limit":
+                turn.harmed = turn.sends > 1
+            self.rejected.update((turn.credential, anchor) for anchor in turn.injected[-1:])
+        link.turn = link.context = link.cached = None
+        error = {"type": "invalid_request_error", "code": code, "message": "no"}
+        self._tell(
+            MessagesReceived(number, [_json({"type": "error", "status": 400, "error": error})])
+        )
+
+    def _submit(self, what: str, credential: int, about: str | None) -> None:
+        self.submitted += 1
+        turn = self._turn(self.submitted, what, credential, about)
+        foreign = about is not None and what == "continue" and about in self.responses
+        if foreign and about is not None and self.responses[about].credential != credential:
+            self._compare(turn, about)
+        self.turns[turn.id] = turn
+        body: dict[str, Any] = {"model": "m", "store": turn.store, "input": turn.items}
+        if turn.anchor is not None:
+            body["previous_response_id"] = turn.anchor
+            body["input"] = turn.items[-1:]
+        headers = [(b"authorization", _KEYS[credential])]
+        self._tell(TurnReceived(turn.id, parse_create(_json(body)), headers), turn)
+
+    def _turn(self, number: int, what: str, credential: int, about: str | None) -> _Turn:
+        text = f"call {number}" if what == "calling" else f"u{number}"
+        new: dict[str, Any] = {"role": "user", "content": text}
+        before = self.responses.get(about or "")
+        if before is not None and before.credential != credential:
+            before = None
+        if before is not None and before.call is not None:
+            new = {"type": "function_call_output", "call_id": before.call, "output": text}
+        meaning = (*(before.context if before is not None else ()), _read(new))
+        items = [*(before.items if before is not None else []), new]
+        anchor = about if what == "continue" else None
+        store, calls = what == "stored", what == "calling"
+        return _Turn(number, credential, meaning, items, anchor, store, calls, self.now)
+
+    def _compare(self, turn: _Turn, anchor: str) -> None:
+        """An id of somebody else gets what an id of nobody gets."""
+        told = []
+        for name in (anchor, _NOBODY):
+            twin = World(self.bounds, type(self.bridge), self.path)
+            body = {"model": "m", "store": turn.store, "input": turn.items[-1:]}
+            request = parse_create(_json({**body, "previous_response_id": name}))
+            headers = [(b"authorization", _KEYS[turn.credential])]
+            effects = twin.bridge.handle(TurnReceived(turn.id, request, headers), twin.now)
+            for effect in effects:
+                if isinstance(effect, SendFrame):
+                    effect.data = effect.data.replace(name.encode(), b"")
+                elif isinstance(effect, Log):
+                    effect.fields.pop("anchor", None)
+            told.append(repr(effects))
+        self._check(_P.FOREIGN_IS_UNKNOWN, told[0] == told[1], f"{told[0]}\nand\n{told[1]}")
+
+    # ------------------------------------------------------------ what the bridge does
+
+    path: tuple[Move, ...] = ()
+
+    def _tell(self, event: BridgeEvent, submitted: _Turn | None = None) -> None:
+        try:
+            effects = self.bridge.handle(event, self.now)
+        except Exception as error:  # whatever it is, for what can happen it is a bug
+            text = f"{type(error).__name__}: {error}"
+            raise BridgeViolationError(_P.NO_ERROR, text) from error
+        source = event.link if isinstance(event, MessagesReceived) else None
+        carried = self.links[source].turn if source in self.links and source is not None else None
+        for effect in effects:
+            self._done(effect, carried, submitted)
+        if isinstance(event, LinkOpened):
+            self._sent()
+
+    def _sent(self) -> None:
+        """Frames are out as soon as they can be: that they are not is one session's subject."""
+        for number, link in list(self.links.items()):
+            if link.turn is not None and not link.began:
+                self.bridge.handle(LinkFrameSent(number), self.now)
+
+    def _done(self, effect: BridgeEffect, carried: int | None, submitted: _Turn | None) -> None:
+        if isinstance(effect, OpenLink):
+            credential = _KEYS.index(dict(effect.headers)[b"authorization"])
+            self.links[effect.link] = _Link(credential, used=self.submitted)
+        elif isinstance(effect, CloseLink):
+            self._closed(effect.link, submitted)
+        elif isinstance(effect, SendFrame):
+            self._frame(effect)
+        elif isinstance(effect, AnswerEvents):
+            self._check(_P.ANSWER_IS_ITS_OWN, effect.turn == carried, f"{effect.turn}, {carried}")
+            self._answered(effect)
+        elif isinstance(effect, AnswerError):
+            self._failed(effect, submitted)
+
+    def _closed(self, number: int, submitted: _Turn | None) -> None:
+        link = self.links.pop(number, None)
+        turns = [turn for turn in self.turns.values() if turn.link == number]
+        for turn in turns:
+            turn.link = None
+        if link is None or submitted is None:
+            return
+        # It made room for the turn that was submitted just now.
+        busy = bool(turns) or link.turn in self.turns
+        self._check(_P.IDLE_MAKES_ROOM, not busy, f"link {number} was busy")
+        longer = [
+            other
+            for other in self.links.values()
+            if other.open and other.turn is None and other.used < link.used
+        ]
+        self._check(_P.IDLE_MAKES_ROOM, not longer, f"link {number} was used later than another")
+
+    def _frame(self, effect: SendFrame) -> None:
+        link = self.links[effect.link]
+        frame: dict[str, Any] = json.loads(effect.data)
+        items = tuple(_read(item) for item in frame["input"])
+        turn = self._meant(items[-1])
+        self._check(_P.ONE_TURN_A_LINK, link.turn is None, f"turn {turn.id} beside {link.turn}")
+        self._check(
+            _P.CREDENTIALS_ARE_KEPT_APART, link.credential == turn.credential, f"turn {turn.id}"
+        )
+        anchor: str | None = frame.get("previous_response_id")
+        before = self.responses.get(anchor or "")
+        context: tuple[Item, ...] | None = items
+        if anchor is not None:
+            if anchor != turn.anchor:
+                pair = (turn.credential, anchor)
+                self._check(_P.REJECTED_INJECTION_ENDS, pair not in self.rejected, anchor)
+                turn.injected += (anchor,)
+                foreign = before is not None and before.credential != turn.credential
+                self._check(_P.CREDENTIALS_ARE_KEPT_APART, not foreign, f"{anchor} of another")
+            known = before is not None and before.credential == turn.credential
+            at_hand = link.cached == anchor or (before is not None and before.store)
+            if known and before is not None and at_hand:
+                context = (*before.context, *items)
+            else:
+                # An id that it knows to live elsewhere, it must not send.
+                self._check(_P.HELD_IS_ANSWERED, not known, f"{anchor} on link {effect.link}")
+                context = None
+        if context is not None and not (turn.anchor is not None and turn.meaning == items):
+            same = context == turn.meaning
+            self._check(_P.CONTEXT_IS_MEANT, same, f"{context}, the client means {turn.meaning}")
+        if context is not None:
+            called = {item[1] for item in context if item[0] == "call"}
+            for item in context:
+                known = item[0] != "output" or item[1] in called or turn.anchor is not None
+                self._check(_P.OUTPUTS_HAVE_CALLS, known, f"{item} in {context}")
+        link.turn, link.context, link.began = turn.id, context, False
+        link.store, link.used = bool(frame.get("store")), self.submitted
+        link.anchored = anchor is not None
+        turn.link, turn.sends = effect.link, turn.sends + 1
+
+    def _meant(self, last: Item) -> _Turn:
+        """The turn whose newest item this is: each has one of its own."""
+        for turn in self.turns.values():
+            if turn.meaning[-1] == last:
+                return turn
+        raise BridgeViolationError(_P.ONE_END, f"a turn that is over is sent: {last}")
+
+    def _answered(self, effect: AnswerEvents) -> None:
+        turn = self.turns.get(effect.turn)
+        if turn is None:
+            raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} goes on after its end")
+        for event in effect.events:
+            if event.type == b"response.output_item.done":
+                item = json.loads(event.data)["item"]
+                if item["type"] == "function_call":
+                    call = item["call_id"]
+                    self._check(_P.CALLS_ARE_TOLD_ONCE, call not in self.told, call)
+                    self.told.add(call)
+            if event.kind is EventKind.ENDED:
+                self._end(turn)
+
+    def _failed(self, effect: AnswerError, submitted: _Turn | None) -> None:
+        turn = self.turns.get(effect.turn)
+        if turn is None:
+            raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} fails after its end")
+        status, code = effect.error.status, effect.error.code
+        if submitted is turn and status == 503:
+            # Each of the others keeps a conversation busy.
+            others = {other.link or -other.id for other in self.turns.values() if other is not turn}
+            full = len(others) >= self.bounds.sessions
+            full = full or len(self.turns) > self.bounds.waiting + 1
+            self._check(_P.REJECTED_ONLY_WHEN_FULL, full, f"turn {turn.id}: {others}")
+        elif self._is_held(turn):
+            self._check(_P.HELD_IS_ANSWERED, code != NOT_FOUND_CODE, f"turn {turn.id}: {code}")
+            self._check(_P.HELD_IS_ANSWERED, turn.harmed, f"turn {turn.id}: {status} {code}")
+        self._end(turn)
+
+    def _is_held(self, turn: _Turn) -> bool:
+        """Whether the bridge has all that the turn needs."""
+        if self.bounds.continuity is not Continuity.TRANSCRIPT:
+            return False
+        if turn.anchor is None:
+            return True
+        before = self.responses.get(turn.anchor)
+        age = _SECONDS["transcript_age"] * NS_PER_SECOND
+        return (
+            before is not None
+            and before.credential == turn.credential
+            and turn.at - before.at < age - NS_PER_SECOND
+        )
+
+    def _end(self, turn: _Turn) -> None:
+        del self.turns[turn.id]
+        for link in self.links.values():
+            if link.turn == turn.id:
+                link.turn = link.context = None
+                link.began = False
+
+    # ------------------------------------------------------------ what must hold at any time
+
+    def _judge(self) -> None:
+        bridge, limit = self.bridge, self.bounds.sessions
+        self._check(
+            _P.SESSIONS_ARE_LIMITED, bridge.conversations <= limit, f"{bridge.conversations}"
+        )
+        self._check(_P.ONE_END, bridge.turns == len(self.turns), f"{bridge.turns} turns run")
+        self._check(_P.NOTHING_IS_LEFT, bridge.links == len(self.links), f"{bridge.links} links")
+
+    def fade(self) -> None:
+        """Let so much time pass that nothing may be left. Only for worlds without turns."""
+        for _ in range(30):
+            deadline = self.bridge.next_timeout()
+            if deadline is None:
+                break
+            self.now = max(self.now, deadline.at)
+            self._tell(BridgeTimeout())
+        left = (self.bridge.conversations, self.bridge.links, self.bridge.memory.size)
+        self._check(_P.NOTHING_IS_LEFT, left == (0, 0, 0), f"{left} are left")
+
+    def _check(self, prop: BridgeProperty, holds: bool, text: str) -> None:
+        self.checked[prop] += 1
+        if not holds:
+            raise BridgeViolationError(prop, text)
+
+    # ------------------------------------------------------------ comparing
+
+    def key(self) -> object:
+        """Equal for worlds that go on alike."""
+        links = {number: place for place, number in enumerate(self.links)}
+        around = (
+            self.submitted,
+            tuple(
+                (turn.id, turn.anchor, turn.credential, links.get(turn.link or 0), turn.sends > 1,
+                 turn.harmed, turn.injected, turn.began, len(turn.meaning), turn.items[-1:] and
+                 str(turn.items[-1]))
+                for turn in self.turns.values()
+            ),
+            tuple(
+                (link.credential, link.open, link.cached, link.turn, link.context, link.store,
+                 link.began, link.anchored, link.used)
+                for link in self.links.values()
+            ),
+            tuple(
+                (made.id, made.credential, made.store, made.context, self.now - made.at)
+                for made in self.responses.values()
+            ),
+            tuple(sorted(self.rejected)),
+        )  # fmt: skip
+        return around, _folded(self.bridge.snapshot(), self.now)
+
+
+def _folded(snapshot: Any, now: int) -> object:
+    """A snapshot with links and conversations named by their place, times relative to ``now``."""
+    conversations, turns, links, memory = snapshot
+    names = {one[0]: place for place, one in enumerate(conversations)}
+    sockets = {number: place for place, (number, *_) in enumerate(links)}
+    aliases, held = memory
+    return (
+        tuple(
+            (scope, later(state, now), sockets.get(link), blocked, sent)
+            for _, scope, state, link, blocked, sent in conversations
+        ),
+        tuple((turn, names[of], standing, anchor) for turn, of, standing, anchor in turns),
+        tuple((generation, names[of]) for _, generation, of in links),
+        tuple((key, names.get(of, -1), standing) for key, of, standing in aliases),
+        tuple((scope, response, now - used) for scope, response, used in held),
+    )
+
+
+def _event(name: str, **fields: Any) -> bytes:
+    return _json({"type": f"response.{name}", **fields})
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _read(item: Mapping[str, Any]) -> Item:
+    """What a model reads of ``item``."""
+    kind = item.get("type", "message")
+    if kind == "function_call":
+        return ("call", item["call_id"], item["name"], item["arguments"])
+    if kind == "function_call_output":
+        return ("output", item["call_id"], item["output"])
+    content = item["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return (item["role"], text)
+
+
+# ---------------------------------------------------------------- the search
+
+_T, _PASS = Continuity.TRANSCRIPT, Continuity.PASSTHROUGH
+BRIDGE_BOUNDS: Mapping[str, Sequence[BridgeBounds]] = {
+    "small": (
+        BridgeBounds("one session", 2, 1, _T, 6),
+        BridgeBounds("two sessions", 2, 2, _PASS, 5),
+    ),
+    "ci": (
+        BridgeBounds("one session", 3, 1, _T, 7),
+        BridgeBounds("two sessions", 3, 2, _T, 7),
+        BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 7),
+    ),
+    "nightly": (
+        BridgeBounds("one session", 3, 1, _T, 9),
+        BridgeBounds("two sessions", 3, 2, _T, 9),
+        BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 9),
+    ),
+}
+
+
+def explore_bridge(
+    bounds: BridgeBounds,
+    *,
+    make: Callable[[Config], Bridge] = Bridge,
+    progress: Callable[[BridgeReport], None] | None = None,
+) -> BridgeReport:
+    """Explore bridges that ``make`` makes, until the first violation or the bounds' end."""
+    report = BridgeReport(bounds)
+    start = World(bounds, make)
+    found = {start.key()}
+    queue: deque[tuple[Move, ...]] = deque([()])
+    while queue and len(found) < bounds.max_worlds:
+        path = queue.popleft()
+        here = World(bounds, make, path)
+        for move in list(here.moves()):
+            report.edges += 1
+            way = (*path, move)
+            world = World(bounds, make, path, report.checked)
+            world.path = path
+            try:
+                world.happens(move)
+                if world.submitted == bounds.turns and not world.turns:
+                    faded = World(bounds, make, way, report.checked)
+                    faded.fade()
+            except BridgeViolationError as violation:
+                names = tuple(map(str, way))
+                shown = BridgeCounterexample(violation.prop, violation.text, names)
+                report.counterexamples.append(shown)
+                report.worlds = len(found)
+                return report
+            if len(way) >= bounds.depth:
+                continue
+            key = world.key()
+            if key not in found:
+                found.add(key)
+                queue.append(way)
+        if progress is not None:
+            report.worlds = len(found)
+            progress(report)
+    report.worlds = len(found)
+    report.complete = not queue
+    return report

@@ -1,0 +1,199 @@
+"""The explorer of bridges: ours is clean, and what is wrong on purpose is found, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from bridgecore import bridge as bridges
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Continuity
+from bridgecore.continuity import memory
+from bridgecore.continuity.memory import Memory
+from bridgecore.continuity.transcript import Match, Transcripts, expand
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Effect
+from bridgecore.recovery.session import Session
+from bridgecore.verify.explore_bridge import (
+    BRIDGE_BOUNDS,
+    BridgeBounds,
+    BridgeProperty,
+    BridgeViolationError,
+    World,
+    explore_bridge,
+)
+
+HELD, PASSED = Continuity.TRANSCRIPT, Continuity.PASSTHROUGH
+# Of the sound bridge, as deep as the others; each broken one is found within these.
+SHALLOW = BridgeBounds("shallow", 2, 1, HELD, 5)
+WIDE = BridgeBounds("wide", 3, 2, PASSED, 7, credentials=1)
+
+
+@pytest.mark.parametrize("bounds", BRIDGE_BOUNDS["small"], ids=lambda bounds: bounds.name)
+def test_our_bridge_is_clean(bounds: BridgeBounds) -> None:
+    report = explore_bridge(bounds)
+    assert report.counterexamples == []
+    assert report.complete
+    assert report.worlds > 100
+    always = set(BridgeProperty) - {
+        BridgeProperty.NO_ERROR,  # checked by nothing being raised
+        BridgeProperty.IDLE_MAKES_ROOM,
+        BridgeProperty.REJECTED_ONLY_WHEN_FULL,
+        BridgeProperty.REJECTED_INJECTION_ENDS,
+    }
+    assert always <= set(report.checked)
+
+
+def test_the_same_path_leads_to_the_same_world() -> None:
+    bounds = BRIDGE_BOUNDS["small"][0]
+    path: list[Any] = []
+    for _ in range(5):
+        here = World(bounds, Bridge, path)
+        assert here.key() == World(bounds, Bridge, path).key()
+        path.append(list(here.moves())[-1])
+    assert World(bounds, Bridge, path).key() != World(bounds, Bridge).key()
+
+
+# ------------------------------------------------------------------ bridges that are broken
+
+
+class MostRecentFirst(Bridge):
+    """Makes room at the expense of who was here last."""
+
+    def _make_room(self, now: int) -> bool:
+        if len(self._conversations) < self._config.max_sessions:
+            return True
+        for conversation in reversed(self._conversations.values()):
+            if conversation.session.state.idle:
+                self._step(conversation, ev.EvictionRequested(), now)
+                return True
+        return False
+
+
+class NoRoom(Bridge):
+    """Makes room for nobody."""
+
+    def _make_room(self, now: int) -> bool:
+        return len(self._conversations) < self._config.max_sessions
+
+
+class AlwaysRoom(Bridge):
+    """Has no limit."""
+
+    def _make_room(self, now: int) -> bool:
+        return True
+
+
+class Deaf(Bridge):
+    """Does not hear that a client left."""
+
+    def handle(self, event: Any, now: int) -> Any:
+        return [] if isinstance(event, bridges.TurnLeft) else super().handle(event, now)
+
+
+class Mixed(Bridge):
+    """Gives what comes to whichever turn came last."""
+
+    def _running(self, conversation: Any) -> Any:
+        return next(reversed(self._turns.values()), None)
+
+    def _deliver(self, conversation: Any, number: int, upstream: Any) -> None:
+        super()._deliver(conversation, next(reversed(self._turns), number), upstream)
+
+
+class Stubborn(Session):
+    """Does not take a rejected anchor for gone."""
+
+    def handle(self, event: ev.Event, now: int) -> tuple[Effect, ...]:
+        before = self.state.live_anchor
+        effects = super().handle(event, now)
+        if isinstance(event, ev.UpstreamRefused | ev.ResponseEnded) and before is not None:
+            self.state = attrs.evolve(self.state, live_anchor=before)
+        return effects
+
+
+class OfStubborn(Bridge):
+    def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> Any:
+        conversation = super()._new_conversation(scope, headers)
+        conversation.session = Stubborn(self._policy)
+        return conversation
+
+
+def one_more(config: Config) -> Bridge:
+    return Bridge(attrs.evolve(config, max_sessions=config.max_sessions + 1))
+
+
+P = BridgeProperty
+
+
+@pytest.mark.parametrize(
+    ("make", "bounds", "prop"),
+    [
+        (NoRoom, SHALLOW, P.REJECTED_ONLY_WHEN_FULL),
+        (AlwaysRoom, SHALLOW, P.SESSIONS_ARE_LIMITED),
+        (one_more, SHALLOW, P.SESSIONS_ARE_LIMITED),
+        (Deaf, SHALLOW, P.ONE_END),
+        (Mixed, WIDE, P.ANSWER_IS_ITS_OWN),
+        (OfStubborn, attrs.evolve(SHALLOW, depth=6), P.HELD_IS_ANSWERED),
+    ],
+)
+def test_a_broken_bridge_is_found(
+    make: Callable[[Config], Bridge], bounds: BridgeBounds, prop: BridgeProperty
+) -> None:
+    (found,) = explore_bridge(bounds, make=make).counterexamples
+    assert found.prop is prop
+    assert found.path
+
+
+def test_room_is_made_by_who_was_here_longest_ago() -> None:
+    way = ["fresh", "opened", "answers"] * 2 + ["fresh"]
+    for make in (Bridge, MostRecentFirst):
+        path: list[Any] = []
+        for what in way[:-1]:
+            moves = World(WIDE, make, path).moves()
+            path.append(next(move for move in moves if move.what == what))
+        world = World(WIDE, make, path)
+        last = next(move for move in world.moves() if move.what == way[-1])
+        if make is Bridge:
+            world.happens(last)
+        else:
+            with pytest.raises(BridgeViolationError, match=P.IDLE_MAKES_ROOM.name):
+                world.happens(last)
+
+
+def test_one_scope_for_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridges, "credential_scope", lambda headers: "everybody")
+    (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
+    assert found.prop in (P.CREDENTIALS_ARE_KEPT_APART, P.FOREIGN_IS_UNKNOWN)
+
+
+def test_a_reduction_that_takes_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognise = Transcripts.recognise
+
+    def greedy(self: Transcripts, scope: str, prompt: Any, now: int) -> Match | None:
+        match = recognise(self, scope, prompt, now)
+        return match and Match(match.node, match.repeated - 1)
+
+    monkeypatch.setattr(Transcripts, "recognise", greedy)
+    (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
+    assert found.prop is P.CONTEXT_IS_MEANT
+
+
+def test_a_context_that_is_rebuilt_in_part_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def partly(node: Any, prompt: Any) -> Any:
+        expansion = expand(node, prompt)
+        frame = prompt.frame(prompt.text, None)
+        return attrs.evolve(expansion, frame=frame)
+
+    monkeypatch.setattr(memory, "expand", partly)
+    (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=7)).counterexamples
+    assert found.prop in (P.CONTEXT_IS_MEANT, P.OUTPUTS_HAVE_CALLS)
+
+
+def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Memory, "remember", lambda *args: None)
+    (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
+    assert found.prop is P.HELD_IS_ANSWERED
