@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL := $(PIP) install --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
 
-.PHONY: help run test check format generate docs changelog clean
+.PHONY: help run test check format generate docs changelog clean mutation verify-nightly
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make generate   write the files that are generated from the code"
 	@echo "make docs       build the documentation into docs/_build/html"
 	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
+	@echo "make verify-nightly  the slower suites: larger bounds, every mutant, ten million simulated events"
+	@echo "make mutation   mutate the function bodies of recovery/ and admission/ (part of the above)"
 	@echo "make clean      remove what builds, tools and tests left behind"
 
 # One simple command, so that make runs the bridge itself and signals reach it.
@@ -48,6 +50,16 @@ docs: generate
 changelog: $(VENV)/.ready-to-develop
 	$(BIN)/towncrier build --draft
 
+# Everything here is reported with its figures, and stops at the first that does not hold.
+verify-nightly: $(VENV)/.ready-for-nightly
+	$(BIN)/bridgecore verify --bounds nightly
+	$(BIN)/bridgecore verify --mutants --report docs/data/mutants.json
+	$(BIN)/bridgecore simulate --conversations 23000 --turns 20 --faults 3 --seed 77
+	$(BIN)/python tests/mutation/run.py
+
+mutation: $(VENV)/.ready-for-nightly
+	$(BIN)/python tests/mutation/run.py
+
 clean:
 	rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage*
 	find bridgecore adapters tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -66,6 +78,11 @@ $(VENV)/.ready-to-develop: $(PINS) | $(BIN)/python
 	@$(INSTALL) hatchling >&2
 	@$(INSTALL) --no-build-isolation --editable '.[dev]' >&2
 	@touch $(VENV)/.ready-to-run $@
+
+$(VENV)/.ready-for-nightly: $(VENV)/.ready-to-develop
+	@echo "setting up $(VENV) for the slower suites ..." >&2
+	@$(INSTALL) --no-build-isolation --editable '.[nightly]' >&2
+	@touch $@
 
 # PYTHON=... names the interpreter to use, and then no other is tried.
 $(BIN)/python:

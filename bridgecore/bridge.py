@@ -15,7 +15,7 @@ from typing import assert_never
 import attrs
 
 from bridgecore.admission.placement import Placement, place
-from bridgecore.config import Config
+from bridgecore.config import Ambiguous, Config, replaying
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.continuity.memory import Memory, Recall
 from bridgecore.messages import (
@@ -117,8 +117,11 @@ class Bridge:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        policy = config.policy
+        if config.ambiguous is Ambiguous.REPLAY:
+            policy = replaying(policy)
         self._policy: Policy = attrs.evolve(
-            config.policy,
+            policy,
             timeouts=Timeouts(
                 connect=config.connect_timeout,
                 created=config.created_timeout,

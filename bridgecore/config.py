@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 _PORTS = {"ws": 80, "wss": 443}
@@ -69,6 +70,29 @@ class Continuity(enum.Enum):
     PASSTHROUGH = "passthrough"  # nothing but ids: what a lost socket knew is lost
 
 
+class Ambiguous(enum.Enum):
+    """What becomes of a turn that was lost when the upstream may have had it already."""
+
+    REFUSE = "refuse"  # it is refused as retriable: the client decides whether it is run again
+    REPLAY = "replay"  # it is sent again within the policy's budget, and may run twice
+
+
+# The rows in which nobody knows whether the upstream accepted the turn.
+_AMBIGUOUS = (Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT)
+
+
+def replaying(policy: Policy) -> Policy:
+    """``policy`` with ``Ambiguous.REPLAY``: an ambiguous turn is sent again, out of budget it is
+    told what it would have been told. Left as they are: turns that live in the memory of the lost
+    socket alone, which no other socket could continue."""
+    for situation in _AMBIGUOUS:
+        for standing in Standing:
+            if standing is not Standing.BOUND:
+                remedy = Remedy(Action.RESEND, policy.remedy(situation, standing).answer)
+                policy = policy.with_cell(situation, standing, remedy)
+    return policy
+
+
 def _seconds(count: int) -> int:
     return count * NS_PER_SECOND
 
@@ -92,6 +116,7 @@ class Config:
     header_timeout: int = _seconds(10)  # a request head must be complete
     body_timeout: int = _seconds(60)  # a request body must be complete
 
+    ambiguous: Ambiguous = Ambiguous.REFUSE
     continuity: Continuity = Continuity.TRANSCRIPT
     transcript_bytes: int = 256 * 1024 * 1024  # of all transcripts together
     transcript_age: int = _seconds(21_600)  # unused transcripts are forgotten

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.config import Continuity
+from bridgecore.config import Ambiguous, Continuity
 from bridgecore.recovery.timers import Timer
 from bridgecore.testing import (
     EVERY,
@@ -1159,18 +1159,28 @@ BEFORE_OUTPUT: list[tuple[Point, Action]] = [
 ]
 
 
-def long_conversation(turns: int, rng: random.Random | None) -> tuple[list[str], list[int]]:
+BEFORE_CREATED = [strike for strike in BEFORE_OUTPUT if strike[0] is not Point.AFTER_CREATED]
+
+
+def long_conversation(
+    turns: int,
+    rng: random.Random | None,
+    points: Sequence[tuple[Point, Action]] = BEFORE_OUTPUT,
+    *,
+    tries: int = 2,
+    ambiguous: Ambiguous = Ambiguous.REFUSE,
+) -> tuple[list[str], list[int]]:
     """What a client was told, and the tokens of context of each turn. With ``rng``, every third
     turn is hit before its output. It does what its SDK does: it asks again, but never differently.
     """
-    world = held(created_timeout=SECOND // 2)
+    world = held(created_timeout=SECOND // 2, ambiguous=ambiguous)
     talker = Talker(world, stream=False)
     tokens = []
     for n in range(turns):
         heal(world)
         if rng is not None and n % 3 == 2:
-            strike(world, *rng.choice(BEFORE_OUTPUT))
-        answer = talker.turn(user(f"text {n:04} " + "x" * 400), tries=2)
+            strike(world, *rng.choice(points))
+        answer = talker.turn(user(f"text {n:04} " + "x" * 400), tries=tries)
         tokens.append(answer.response["usage"]["input_tokens"])
     return talker.told, tokens
 
@@ -1185,6 +1195,26 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
     assert tokens[-1] <= 1.01 * undisturbed[-1]
     growth = [(run[-1] - run[0]) / 39 for run in (tokens, undisturbed)]
     assert growth[0] <= 1.01 * growth[1]
+
+
+def test_with_replay_two_hundred_turns_show_no_loss() -> None:
+    """What was sent and not accepted is sent again: no client has to retry anything."""
+    rng = random.Random(7)
+    told, tokens = long_conversation(200, rng, BEFORE_CREATED, tries=1, ambiguous=Ambiguous.REPLAY)
+    assert told == ["200"] * 200
+    calm, undisturbed = long_conversation(200, None)
+    assert calm == told
+    assert tokens == pytest.approx(undisturbed, rel=0.01)
+
+
+def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
+    world = held(ambiguous=Ambiguous.REPLAY)
+    talker = Talker(world, stream=False)
+    talker.turn(user("a"))
+    strike(world, Point.MID_OUTPUT, Abort())
+    talker.attempt(user("b"))
+    assert talker.told == ["200", "502"]
+    assert len(world.frames) == 2
 
 
 # ------------------------------------------------------------------ whatever happens

@@ -8,6 +8,7 @@ flag rescues a run from a bad environment. What a setting does is the business o
 
 from __future__ import annotations
 
+import enum
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 
@@ -127,19 +128,15 @@ SIZE = Kind("BYTES", _size)
 FILE = Kind("FILE", _file, lambda path: path or NONE)
 
 
-def _continuity(value: Any) -> Continuity:
-    return Continuity(_one_of(*(kept.value for kept in Continuity))(value))
-
-
-def _show_continuity(value: Continuity) -> str:
-    return value.value
-
-
 def _choice(*names: str) -> Kind:
     return Kind("|".join(names), _one_of(*names))
 
 
-CONTINUITY = Kind("|".join(kept.value for kept in Continuity), _continuity, _show_continuity)
+def _member_of(words: type[enum.Enum]) -> Kind:
+    """One of the members of ``words``, by its value."""
+    names = [word.value for word in words]
+    read = _one_of(*names)
+    return Kind("|".join(names), lambda value: words(read(value)), lambda word: word.value)
 
 
 @attrs.frozen
@@ -177,7 +174,12 @@ CORE = (
     _of_config("drain_timeout", SECONDS, "from the first signal to the end"),
     _of_config("header_timeout", SECONDS, "for a request head to be complete"),
     _of_config("body_timeout", SECONDS, "for a request body to be complete"),
-    _of_config("continuity", CONTINUITY, "what is kept: conversations in memory, or ids alone"),
+    _of_config(
+        "ambiguous", _member_of(Ambiguous), "what becomes of a turn that may have run already"
+    ),
+    _of_config(
+        "continuity", _member_of(Continuity), "what is kept: conversations in memory, or ids alone"
+    ),
     _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
     _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
     _of_config("max_header", SIZE, "of a request head, at most"),

@@ -14,6 +14,10 @@ that the unbroken one would have got:
 * to function call outputs that end an input: ``turn N: NAME returned OUTPUT``;
 * to ``repeat N ...``: N deltas, ``1 `` to ``N ``.
 
+Its ``usage`` follows from the effective context, too: what a model reads of the items
+(``count_tokens``), and of instructions and tools. Ids, statuses and whatever else is there for machines cost nothing,
+so a context costs the same whichever way it came.
+
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
 against the chain and writes its events down as steps; ``_run`` says the steps, as pacing and the
 peer's reading allow, and meets the faults that stand between them.
@@ -24,8 +28,8 @@ from __future__ import annotations
 import enum
 import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise, takewhile
 from typing import Any, Final, TypeAlias, assert_never
 from urllib.parse import urlsplit
 
@@ -146,6 +150,7 @@ class Turn:
     request: CreateRequest
     response_id: str
     outcome: Outcome = Outcome.RUNNING
+    usage: Json | None = None  # as reported when it completed
     _sequence: int = attrs.field(default=0, init=False)
     _steps: deque[_Step] = attrs.field(factory=deque, init=False)
     _due: int = attrs.field(default=0, init=False)  # ns, when the next delta may go
@@ -181,7 +186,8 @@ def echo(request: CreateRequest) -> Sequence[Output]:
     users = [item for item in request.context if item.get("role") == "user"]
     turn = f"turn {len(users)}: "
     if items and _is_output(items[-1]):
-        tail = [item for item in items if _is_output(item)]
+        # Those before them were told when they were new, whichever way they came this time.
+        tail = [*takewhile(_is_output, reversed(request.context))][::-1]
         names = {
             item.get("call_id"): item.get("name") for item in request.context if _is_call(item)
         }
@@ -222,8 +228,33 @@ def _split(text: str, count: int) -> tuple[str, ...]:
     return tuple(text[a:b] for a, b in pairwise(edges) if a < b)
 
 
+# What is in an item for machines: no model reads it, and a service that is shown an item again
+# without it takes it for the same.
+_FOR_MACHINES: Final = frozenset({"type", "role", "id", "call_id", "status", "logprobs"})
+
+
+def count_tokens(items: Iterable[Json]) -> int:
+    """What ``items`` cost: a token for four bytes, rounded up, of what a model reads of them."""
+    return _tokens(_read_size(items))
+
+
+def _read_size(values: Iterable[Any]) -> int:
+    """Bytes of what a model reads of ``values``: texts, and numbers as JSON writes them."""
+    size = 0
+    for value in values:
+        if isinstance(value, str):
+            size += len(value) if value.isascii() else len(value.encode(errors="replace"))
+        elif isinstance(value, list):
+            size += _read_size(value)
+        elif isinstance(value, dict):
+            size += _read_size(part for name, part in value.items() if name not in _FOR_MACHINES)
+        elif value is not None:
+            size += len(_encode(value))
+    return size
+
+
 def _tokens(size: int) -> int:
-    """Tokens of ``size`` bytes of JSON text: four bytes each, rounded up."""
+    """Tokens of ``size`` bytes: four bytes each, rounded up."""
     return -(-size // 4)
 
 
@@ -236,7 +267,7 @@ class _Chain:
 
     id: str
     items: tuple[Json, ...]
-    size: int  # bytes of JSON text of the items
+    size: int  # bytes that a model reads of the items
 
 
 @attrs.frozen
@@ -673,9 +704,11 @@ class Emulator:
             parent = found
         given = request.input
         request.context = (*parent.items, *given)
-        size = parent.size + _size(given)
-        fixed = [request.body.get("instructions"), request.body.get("tools")]
-        request.context_tokens = _tokens(size + _size([part for part in fixed if part]))
+        size = parent.size + _read_size(given)
+        fixed = _read_size([request.body.get("instructions")])
+        tools = request.body.get("tools")  # a model is shown their schemas as they are
+        fixed += len(_encode(tools)) if tools else 0
+        request.context_tokens = _tokens(size + fixed)
         error = _unpaired(request.context)
         if error is not None:
             return error
@@ -709,7 +742,8 @@ class Emulator:
                 said += events
         for fault in reversed(self._faults(request, Point.MID_OUTPUT)):
             said.insert(_after_deltas(said, fault.deltas), fault)
-        produced = _tokens(_size(output))
+        said_size = _read_size(output)
+        produced = _tokens(said_size)
         usage = {
             "input_tokens": request.context_tokens,
             "input_tokens_details": {
@@ -721,7 +755,7 @@ class Emulator:
             "total_tokens": request.context_tokens + produced,
         }
         items = (*request.context, *output)
-        chain = _Chain(turn.response_id, items, size + _size(output))
+        chain = _Chain(turn.response_id, items, size + said_size)
         turn._steps += [
             {"type": "response.created", "response": base},
             *self._faults(request, Point.AFTER_CREATED),
@@ -836,6 +870,7 @@ class Emulator:
         }
         self._say_event(conn, turn, {"type": "response.completed", "response": response})
         turn.outcome = Outcome.COMPLETED
+        turn.usage = finish.usage
         conn.cache[turn.request.lane] = finish.chain
         if response["store"]:
             self._storage[conn.authorization, finish.chain.id] = finish.chain
@@ -975,10 +1010,6 @@ class Emulator:
 
 
 # ------------------------------------------------------------------ JSON
-
-
-def _size(values: Sequence[object]) -> int:
-    return sum(len(_encode(value)) for value in values)
 
 
 def _type(event: bytes) -> str | None:

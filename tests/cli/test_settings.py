@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -45,6 +45,7 @@ PROMISED = {
     "drain_timeout": 30 * S,
     "header_timeout": 10 * S,
     "body_timeout": 60 * S,
+    "ambiguous": Ambiguous.REFUSE,
     "continuity": Continuity.TRANSCRIPT,
     "transcript_bytes": 256 * 1024 * 1024,
     "transcript_age": 21_600 * S,
@@ -87,7 +88,7 @@ def test_every_setting_has_a_default_that_its_kind_can_show_and_read_back() -> N
 
 def test_the_configuration_gets_every_value() -> None:
     flags = {setting.name: str(index) for index, setting in enumerate(CORE, start=1)}
-    flags["continuity"] = "passthrough"
+    flags |= {"ambiguous": "replay", "continuity": "passthrough"}
     config = load({**flags, "policy": "pr397"}, {}).config(URL)
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
@@ -95,6 +96,8 @@ def test_the_configuration_gets_every_value() -> None:
         value: object = index * S if setting.kind is SECONDS else index
         if setting.name == "continuity":
             value = Continuity.PASSTHROUGH
+        elif setting.name == "ambiguous":
+            value = Ambiguous.REPLAY
         assert getattr(config, setting.name) == value, setting.name
 
 
@@ -141,9 +144,10 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "log_level": "debug",
         "decision_log": "/var/log/my decisions.ndjson",
         **{setting.name: "7" for setting in CORE},
+        "ambiguous": "replay",
         "continuity": "passthrough",
     }
-    quoted = ("host", "upstream", "policy", "backend", "log_level", "decision_log", "continuity")
+    quoted = {name for name, value in values.items() if not value.isdigit()}
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
     from_file = load({"config": write(tmp_path, "\n".join(lines))}, {})
     from_flags = load(values, {})

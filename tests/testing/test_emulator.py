@@ -35,7 +35,7 @@ from bridgecore.testing import (
     Text,
     ToolCall,
 )
-from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES, Output
+from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES, Output, count_tokens, echo
 from bridgecore.testing.faults import Action
 from bridgecore.wire import transport
 from bridgecore.wire.transport import (
@@ -294,16 +294,52 @@ def test_usage_counts_the_effective_context() -> None:
     link = world().connect()
     tools = [{"type": "function", "name": "f", "parameters": {}, "strict": False}]
     first = link.ask("hello", instructions="abc", tools=tools)
-    size = len(json.dumps(user("hello"), separators=(",", ":")))
-    fixed = len('"abc"') + len(json.dumps(tools, separators=(",", ":")))
+    size = len("hello")
+    fixed = len("abc") + len(json.dumps(tools, separators=(",", ":")))
     assert first["usage"]["input_tokens"] == -(-(size + fixed) // 4)
     assert first["usage"]["input_tokens_details"]["cached_tokens"] == 0
     total = first["usage"]["input_tokens"] + first["usage"]["output_tokens"]
     assert first["usage"]["total_tokens"] == total
     second = link.ask("hello", previous_response_id=first["id"])
-    produced = len(json.dumps(first["output"][0], separators=(",", ":")))
+    produced = len("turn 1: hello")
+    assert first["usage"]["output_tokens"] == -(-produced // 4)
     assert second["usage"]["input_tokens"] == -(-(2 * size + produced) // 4)
     assert second["usage"]["input_tokens_details"]["cached_tokens"] == -(-(size + produced) // 4)
+
+
+def test_tokens_are_of_what_a_model_reads() -> None:
+    call = {
+        "id": "fc_1",
+        "type": "function_call",
+        "status": "completed",
+        "name": "look",
+        "arguments": '{"n":1}',
+        "call_id": "call_1",
+    }
+    said = {
+        "id": "msg_1",
+        "type": "message",
+        "status": "completed",
+        "role": "assistant",
+        "content": [
+            {
+                "type": "output_text",
+                "annotations": [{"type": "url_citation", "start_index": 12, "url": "a:b"}],
+                "logprobs": [{"token": "e", "logprob": -0.5, "bytes": [101]}],
+                "text": "\N{LATIN SMALL LETTER E WITH ACUTE}" * 8,
+            }
+        ],
+    }
+    assert count_tokens([]) == 0
+    assert count_tokens([user("12345")]) == 2
+    assert count_tokens([{"role": "user", "content": "12345"}]) == 2
+    assert count_tokens([output("call_1", "1234")]) == 1
+    assert count_tokens([call]) == -(-len('look{"n":1}') // 4)
+    assert count_tokens([said]) == -(-len("12a:b" + "ee" * 8) // 4)
+    assert count_tokens([{"weight": 0.25, "exact": True, "none": None}]) == 2
+    # As it may come back, with what is bookkeeping left out, it costs the same.
+    bare = [{name: item[name] for name in item if name not in ("id", "status")} for item in (call,)]
+    assert count_tokens([said, *bare, user("x")]) == count_tokens([said, call, user("x")])
 
 
 def test_number_of_deltas() -> None:
@@ -380,6 +416,27 @@ def test_tool_round_trip() -> None:
     assert said(second) == "turn 1: get_weather returned rain"
     third = link.ask("thanks", previous_response_id=second["id"])
     assert said(third) == "turn 2: thanks"
+
+
+def test_of_a_whole_history_only_the_new_outputs_are_told() -> None:
+    """Parallel calls among them; a chain and its rebuilt context get the same answer."""
+    w = world(answer=lambda request: [ToolCall("f"), ToolCall("g")])
+    link = w.connect()
+    first = link.ask("both")
+    calls = first["output"]
+    w.emulator.answer = echo
+    outputs = [output(call["call_id"], f"<{n}>") for n, call in enumerate(calls)]
+    chained = link.ask(outputs, previous_response_id=first["id"])
+    assert said(chained) == "turn 1: f returned <0>, g returned <1>"
+    again = link.ask("call tool h", previous_response_id=chained["id"])
+    (call,) = again["output"]
+    last = output(call["call_id"], "<2>")
+    history = [
+        *(user("both"), *calls, *outputs),
+        *(*chained["output"], user("call tool h"), call, last),
+    ]
+    assert said(link.ask([last], previous_response_id=again["id"])) == "turn 2: h returned <2>"
+    assert said(link.ask(history)) == "turn 2: h returned <2>"
 
 
 def test_pending_call_must_be_answered_and_output_must_have_a_call() -> None:
