@@ -54,6 +54,7 @@ from bridgecore.wire.responses import (
     output_items,
     read_error,
     read_event,
+    read_usage,
     response_id,
 )
 from bridgecore.wire.transport import Log, LogLevel
@@ -88,6 +89,8 @@ class _Turn:
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
     response: str | None = None  # the id of its response, once created
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
+    form: fx.Form = fx.Form.AS_IS  # in which it was sent last
+    sent: int = 0  # bytes of that frame
 
 
 @attrs.define(eq=False)
@@ -110,6 +113,29 @@ class _Conversation:
 class _Link:
     conversation: _Conversation
     generation: int
+
+
+@attrs.frozen
+class Accounts:
+    """What continuity saved and cost, over all turns that were completed.
+
+    Saved are the tokens of the context that did not have to be sent because an anchor was put in
+    place of repeated history; spent are those that had to be sent although the client's anchor
+    stood for them. Both are as the upstream counted when it made the response that the anchor
+    names. Bytes are the difference between the client's frame and the one that was sent.
+    """
+
+    turns: int = 0
+    reduced: int = 0
+    rehydrated: int = 0
+    bytes_saved: int = 0
+    bytes_spent: int = 0
+    tokens_saved: int = 0
+    tokens_spent: int = 0
+
+    def __add__(self, other: Accounts) -> Accounts:
+        mine, others = attrs.astuple(self), attrs.astuple(other)
+        return Accounts(*[one + more for one, more in zip(mine, others, strict=True)])
 
 
 class Bridge:
@@ -140,6 +166,7 @@ class Bridge:
         self._serial = 0
         self._out: list[BridgeEffect] = []
         self._recorder = Recorder(self._policy) if config.decisions else None
+        self._accounts = Accounts()
 
     # ------------------------------------------------------------ what an observer may ask
 
@@ -157,6 +184,11 @@ class Bridge:
     def memory(self) -> Memory:
         """What is known about responses, for its size."""
         return self._memory
+
+    @property
+    def accounts(self) -> Accounts:
+        """What continuity has saved and cost so far."""
+        return self._accounts
 
     @property
     def links(self) -> int:
@@ -531,9 +563,14 @@ class Bridge:
         if turn is None or upstream is None:
             return
         response = response_id(upstream) or turn.response
+        read, written = read_usage(upstream)
+        account = Accounts()
         if response is not None and upstream.type == b"response.completed":
+            account = _account(turn)
+            self._accounts += account
             output = output_items(upstream, turn.items)
-            self._memory.remember(turn.recall, response, output, conversation.id, now)
+            tokens = read + written
+            self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
             self._schedule.set(_MEMORY, self._memory.next_expiry())
         self._unblock(conversation, turn.id)
         self._log(
@@ -543,6 +580,12 @@ class Bridge:
             turn=turn.id,
             outcome=outcome_of(upstream).value,
             response=_hashed(response),
+            input_tokens=read,
+            output_tokens=written,
+            bytes_saved=account.bytes_saved,
+            bytes_spent=account.bytes_spent,
+            tokens_saved=account.tokens_saved,
+            tokens_spent=account.tokens_spent,
         )
 
     def _fail(self, conversation: _Conversation, effect: fx.FailTurn) -> None:
@@ -575,6 +618,7 @@ class Bridge:
         self._forget_early(conversation)
         conversation.sends += 1
         frame = turn.recall.frame(effect.form)
+        turn.form, turn.sent = effect.form, len(frame)
         self._out.append(SendFrame(conversation.link, frame))
         self._log(
             LogLevel.INFO,
@@ -606,6 +650,18 @@ _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 
 
+def _account(turn: _Turn) -> Accounts:
+    """What continuity saved and cost in a turn that was completed."""
+    recall = turn.recall
+    asked = len(recall.request.frame)
+    tokens = 0 if recall.alias is None else recall.alias.tokens
+    if turn.form is fx.Form.REHYDRATED:
+        return Accounts(1, rehydrated=1, bytes_spent=turn.sent - asked, tokens_spent=tokens)
+    if turn.form is fx.Form.AS_IS and recall.match is not None:
+        return Accounts(1, reduced=1, bytes_saved=asked - turn.sent, tokens_saved=tokens)
+    return Accounts(1)
+
+
 def _early(link: int, lifetime: int) -> int:
     """By how many ns the socket of ``link`` is replaced before its lifetime is over: up to a tenth
     of it. Sockets that were opened together, after a deploy, say, must not all go together; the
@@ -623,6 +679,7 @@ def _hashed(response: str | None) -> str:
 
 
 __all__ = [
+    "Accounts",
     "AnswerError",
     "AnswerEvents",
     "Bridge",

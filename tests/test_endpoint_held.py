@@ -1217,6 +1217,43 @@ def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
     assert len(world.frames) == 2
 
 
+# ------------------------------------------------------------------ what it saves and costs
+
+
+def total(answer: Answer) -> int:
+    usage = answer.response["usage"]
+    return int(usage["input_tokens"] + usage["output_tokens"])
+
+
+def test_what_reduction_saves_is_what_the_upstream_counted_before() -> None:
+    world = held()
+    historian = Historian(world)
+    answers = [historian.turn(user(f"{n} " + "x" * 2000)) for n in range(3)]
+    accounts = world.endpoint.bridge.accounts
+    assert (accounts.turns, accounts.reduced, accounts.rehydrated) == (3, 2, 0)
+    assert accounts.tokens_saved == total(answers[0]) + total(answers[1])
+    assert 2 * 3 * 2000 < accounts.bytes_saved < 2 * 3 * 2000 * 1.3
+    assert (accounts.tokens_spent, accounts.bytes_spent) == (0, 0)
+    logs = [log.fields for log in world.net.logs if log.event == "turn.completed"]
+    assert [log["tokens_saved"] for log in logs] == [0, total(answers[0]), total(answers[1])]
+    counted = [int(log["input_tokens"]) + int(log["output_tokens"]) for log in logs]
+    assert counted == [total(answer) for answer in answers]
+
+
+def test_what_rehydration_costs_is_what_the_upstream_counted_before() -> None:
+    world = held()
+    talker = Talker(world)
+    answers = [talker.turn(user("a" * 4000))]
+    strike(world, Point.AFTER_TERMINAL, CloseWith(1001))
+    answers.append(talker.turn(user("b")))
+    answers.append(talker.turn(user("c")))
+    accounts = world.endpoint.bridge.accounts
+    assert (accounts.turns, accounts.reduced, accounts.rehydrated) == (3, 0, 1)
+    assert accounts.tokens_spent == total(answers[1])
+    assert accounts.bytes_spent > 8000
+    assert (accounts.tokens_saved, accounts.bytes_saved) == (0, 0)
+
+
 # ------------------------------------------------------------------ whatever happens
 
 where = st.one_of(

@@ -32,10 +32,14 @@ def credential_scope(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 @attrs.define
 class Alias:
-    """What the bridge knows about one response id. ``conversation`` may have been retired."""
+    """What the bridge knows about one response id. ``conversation`` may have been retired.
+
+    ``tokens``: of its context, its own output included, as the upstream counted; 0: not known.
+    """
 
     conversation: int
     standing: Standing
+    tokens: int = 0
 
 
 class Aliases:

@@ -155,10 +155,9 @@ class Memory:
         """Remember that the turn's anchor is asked for in ``conversation``."""
         request = recall.request
         if request.previous_response_id is not None:
-            known = recall.alias.standing if recall.alias is not None else Standing.UNKNOWN
-            self._aliases.put(
-                recall.scope, request.previous_response_id, Alias(conversation, known)
-            )
+            alias = recall.alias or Alias(conversation, Standing.UNKNOWN)
+            moved = attrs.evolve(alias, conversation=conversation)
+            self._aliases.put(recall.scope, request.previous_response_id, moved)
 
     def remember(
         self,
@@ -166,11 +165,12 @@ class Memory:
         response: str,
         output: Sequence[msgspec.Raw] | None,
         conversation: int,
+        tokens: int,
         now: int,
     ) -> None:
         """Write down a completed response (invariant 9: no other). ``output``: its items, None
-        when they are not known."""
+        when they are not known; ``tokens``: of its context and output, as the upstream counted."""
         standing = Standing.STORED if recall.request.store else Standing.BOUND
-        self._aliases.put(recall.scope, response, Alias(conversation, standing))
+        self._aliases.put(recall.scope, response, Alias(conversation, standing, tokens))
         if self._transcripts is not None and recall.prompt is not None and output is not None:
             self._transcripts.put(recall.scope, response, recall.prompt, output, now)

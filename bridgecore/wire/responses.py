@@ -208,6 +208,34 @@ def response_id(event: UpstreamEvent) -> str | None:
     return None if response is None else response.id
 
 
+class _Usage(msgspec.Struct):
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+
+class _Counted(msgspec.Struct):
+    usage: _Usage | None = None
+
+
+class _WithUsage(msgspec.Struct):
+    response: _Counted | None = None
+
+
+_with_usage = msgspec.json.Decoder(_WithUsage)
+
+
+def read_usage(terminal: UpstreamEvent) -> tuple[int, int]:
+    """The tokens of the whole context that was read, and of what was written, as the upstream
+    counted them; zeros if it did not."""
+    try:
+        response = _with_usage.decode(terminal.data).response
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0, 0
+    if response is None or response.usage is None:
+        return 0, 0
+    return response.usage.input_tokens, response.usage.output_tokens
+
+
 def sequence_number(data: bytes) -> int:
     """The ``sequence_number`` of an event; -1 if it has none."""
     number = _object(data).get("sequence_number")
