@@ -14,7 +14,7 @@ author = copyright = _project["authors"][0]["name"]
 version = release = _project["version"]
 
 extensions: list[str] = []
-exclude_patterns = ["_build", "generated"]  # generated pages are included by others
+exclude_patterns = ["_build", "generated", "figures.rst"]  # included by others
 highlight_language = "python3"
 
 html_theme = "furo"
