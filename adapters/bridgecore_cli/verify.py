@@ -271,7 +271,7 @@ def _witness(task: tuple[Property, list[Mutant]]) -> str | None:
     return None if found is None else found.name
 
 
-_TRIES = 40  # mutants of a property that are tried as its witness
+_TRIES = 12  # mutants of a property that are tried as its witness
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 

@@ -17,7 +17,7 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.errors import InternalError
-from bridgecore.recovery.failure import Failure
+from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
 from bridgecore.recovery.timers import Timer, Timers
@@ -150,9 +150,11 @@ class Draft:
         """
         running = self.running
         anchor = running.turn.anchor
+        # An owner may know it, unless it was asked already.
+        owned = self.remote and FailureKind.NOT_FOUND not in running.recovered
         if running.form is not None:
             self._send(running.form)
-        elif anchor is None or anchor == self.live_anchor or self.remote:
+        elif anchor is None or anchor == self.live_anchor or owned:
             self._send(Form.AS_IS)
         else:
             self.lifecycle = Lifecycle.SEND_SKIPPED
@@ -190,7 +192,6 @@ class Draft:
     ) -> None:
         """Send once more, as ``form`` or as ``dispatch`` finds; out of budget, say ``answer``."""
         running = self.running
-        skipped = situation is Situation.SEND_SKIPPED
         if situation in _DISPATCHED:
             spent = running.replays >= self.policy.budgets.replays
             running = attrs.evolve(running, replays=running.replays + 1)
@@ -200,12 +201,11 @@ class Draft:
             running = attrs.evolve(running, recovered=running.recovered | {failure.kind})
         else:
             # Starting over on the socket that was skipped would skip it again, for ever.
-            spent = skipped and form is None
+            spent = form is None
         if spent:
             self.fail(answer, failure)
             return
-        fallback = running.fallback if skipped else answer
-        self.taken = attrs.evolve(running, form=form, fallback=fallback)
+        self.taken = attrs.evolve(running, form=form, fallback=answer)
         self.start()
 
     def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:

@@ -179,8 +179,8 @@ def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
         met = observed.by_cell.get(mutant.cell, [])
     elif mutant.rule in observed.by_rule:
         met = observed.by_rule[mutant.rule]
-    else:
-        return False  # of all rules together
+    else:  # of all rules together
+        met = [one for of_rule in observed.by_rule.values() for one in of_rule]
     policies: dict[int, Policy] = {}
     for one in met:
         policy = policies.get(id(one.policy))
@@ -529,6 +529,15 @@ def witness(
 EQUIVALENT: Mapping[str, str] = {
     r"(connect-deadline|lost-connecting): running\.recovered forgotten": (
         "only the loss of its owner is recovered there, and a session that was rebound has none"
+    ),
+    r"cell CONNECTION_LIMIT/(unanchored|stored|unknown): send \(upstream_unavailable\)": (
+        "sent anew on the fresh socket it goes as it is, too"
+    ),
+    r"cell CONNECTION_LIMIT/held: rehydrate \(upstream_unavailable\)": (
+        "no fresh socket knows the anchor: it is rehydrated there in any case"
+    ),
+    r"cell CONNECTION_LIMIT/injected: send full \(upstream_unavailable\)": (
+        "no fresh socket knows the anchor: the full input is sent there in any case"
     ),
     r"(connect-deadline|lost-connecting): running\.form forgotten": (
         "how the turn was to go is decided once more, alike: no new socket knows the anchor"

@@ -648,7 +648,7 @@ class _Watch:
         if form is Form.AS_IS:
             if not local and turn.standing not in (Standing.STORED, Standing.UNKNOWN):
                 self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
-            if "not_found" in turn.refusals and not the.to_owner and turn.anchor is not None:
+            if "not_found" in turn.refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
             the.known = local or turn.standing is Standing.STORED
             return

@@ -15,7 +15,7 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.errors import LocalProtocolError
 from bridgecore.recovery.events import Event, Standing, Turn, TurnSubmitted
-from bridgecore.recovery.failure import Closed, FailureKind
+from bridgecore.recovery.failure import Closed, ErrorFrame, FailureKind
 from bridgecore.recovery.policy import (
     DEFAULT,
     POLICIES,
@@ -215,3 +215,58 @@ def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
     *_, last = replay(policy, steps, SessionState(remote=remote))
     ended = [effect for effect in last.effects if not isinstance(effect, fx.RebindSession)]
     assert [type(effect) for effect in ended] == [fx.FailTurn]
+
+
+# ------------------------------------------------------------------ what the tables say, in words
+
+
+def test_a_remedy_is_printed_with_what_the_client_is_told() -> None:
+    refused = Remedy(Action.REFUSE, Answer.STREAM_INCOMPLETE)
+    assert str(refused) == "refuse (stream_incomplete)"
+    assert str(Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)) == "surface"
+
+
+def test_a_policy_that_lacks_cells_names_them_all() -> None:
+    cells = dict(DEFAULT.cells)
+    del cells[Situation.SILENT, Standing.HELD], cells[Situation.REFUSED, Standing.BOUND]
+    with pytest.raises(ValueError, match=r"has no remedy for REFUSED/BOUND, SILENT/HELD$"):
+        Policy("short", "lacks two", cells)
+
+
+# ------------------------------------------------------------------ bounded refusals
+
+
+def after(*events: Event) -> SessionState:
+    state = SessionState()
+    for event in events:
+        state = step(DEFAULT, state, event, 0).state
+    return state
+
+
+BOUND = Turn(1, Standing.BOUND, "resp_1")
+REFUSED = after(TurnSubmitted(BOUND), ev.ConnectionOpened(1))
+
+
+def test_refusals_of_an_anchor_are_counted_in_one_place() -> None:
+    again = step(DEFAULT, REFUSED, TurnSubmitted(attrs.evolve(BOUND, id=2)), 0).state
+    assert REFUSED.refusals == (("resp_1", 1),)
+    assert again.refusals == (("resp_1", 2),)
+
+
+def test_an_answer_without_a_beginning_forgives_them_too() -> None:
+    """Some upstreams leave response.created out."""
+    unknown = Turn(2, Standing.UNKNOWN, "resp_1")
+    sent = step(DEFAULT, REFUSED, TurnSubmitted(unknown), 0).state
+    assert sent.refusals == (("resp_1", 1),)
+    ended = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_2")
+    assert step(DEFAULT, sent, ended, 0).state.refusals == ()
+
+
+def test_a_refused_anchor_is_known_no_more() -> None:
+    ended = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
+    open_ = after(TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1), ended)
+    sent = step(DEFAULT, open_, TurnSubmitted(attrs.evolve(BOUND, id=2)), 0).state
+    sent = step(DEFAULT, sent, ev.FrameSent(1), 0).state
+    assert sent.live_anchor == "resp_1"
+    refused = ev.UpstreamRefused(1, ErrorFrame(400, "invalid_prompt"))
+    assert step(DEFAULT, sent, refused, 0).state.live_anchor is None

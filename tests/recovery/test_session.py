@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
-from bridgecore.recovery.effects import Answer, Effect, FailTurn, Ignored
+from bridgecore.recovery.effects import (
+    Answer,
+    CloseConnection,
+    Effect,
+    FailTurn,
+    Ignored,
+    RetireSession,
+)
 from bridgecore.recovery.errors import InternalError, LocalProtocolError
 from bridgecore.recovery.events import Turn
 from bridgecore.recovery.failure import Closed
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts
 from bridgecore.recovery.rules import RULES, Handling, Rule
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -215,3 +223,41 @@ def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch
     session.handle(ev.ConnectionLost(0, Closed(1006)), 0)
     with pytest.raises(InternalError, match=r"no turn runs; EvictionRequested.*lost-closed"):
         session.handle(ev.EvictionRequested(), 0)
+
+
+def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = (Phase.CLOSED, ev.EvictionRequested)
+
+    def broken(draft: Draft, event: object) -> None:
+        draft.fail(Answer.OVERLOADED, None)
+
+    monkeypatch.setitem(RULES, pair, Rule("b", (pair[0],), pair[1], Handling.HANDLED, "x", broken))
+    session = Session(DEFAULT)
+    for _ in range(50):
+        session.handle(ev.ConnectionLost(0, Closed(1006)), 0)
+    with pytest.raises(InternalError) as raised:
+        session.handle(ev.EvictionRequested(), 0)
+    assert str(raised.value).count("lost-closed") == 16
+
+
+def test_a_new_session_has_ruled_nothing_and_was_touched_by_nothing() -> None:
+    assert Session(DEFAULT).rule == ""
+    session = Session(DEFAULT)
+    for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.OutputReceived(1)):
+        session.handle(event, 0)
+    assert session.state.phase is Phase.OUTPUT
+    # One that takes over a state in mid-output has not heard of any output yet.
+    heir = Session(DEFAULT, session.state)
+    heir.handle(ev.RelayPaused(2, True), SECOND)
+    assert heir.next_timeout() == session.next_timeout()
+
+
+def test_everything_that_is_due_at_once_is_done() -> None:
+    session = Session(attrs.evolve(DEFAULT, timeouts=Timeouts(expiry=9000 * SECOND)))
+    ended = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
+    turn = ev.TurnSubmitted(Turn(1))
+    for event in (turn, ev.ConnectionOpened(1), ev.FrameSent(1), ended):
+        session.handle(event, 0)
+    # The socket is too old, and nobody came.
+    effects = session.handle_timeout(10_000 * SECOND)
+    assert effects == (CloseConnection(1), RetireSession())

@@ -54,8 +54,9 @@ def test_a_rule_that_is_dropped_is_noticed(every: list[Mutant]) -> None:
 @pytest.mark.parametrize(
     "what", ["any generation", "too early", "strictly", "never cleared", "waits on"]
 )
-def test_what_holds_in_every_phase_is_noticed(every: list[Mutant], what: str) -> None:
-    (mutant,) = (mutant for mutant in every if mutant.name == f"step: {what}")
+def test_what_holds_in_every_phase_is_noticed(observed: Observed, what: str) -> None:
+    found = candidates(DEFAULT, observed.seen)
+    (mutant,) = (mutant for mutant in found if mutant.name == f"step: {what}")
     bounds = BOUNDS[1:2] if what == "waits on" else BOUNDS[:1]
     assert judge(mutant, bounds).killer is not None
 
