@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from bridgecore.recovery.policy import DEFAULT, POLICIES, V1_12, Policy
+from bridgecore_cli.verify import load_policy
 
 if TYPE_CHECKING:  # the other commands need not wait for the simulator to be loaded
     from bridgecore.verify.sim_growth import Experiment, Growth
@@ -40,9 +41,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument(
         "--policy",
-        choices=[*sorted(POLICIES), _BOTH],
-        default=DEFAULT.name,
-        help=f"both: {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        type=_policies,
+        default=[DEFAULT],
+        metavar="NAME|MODULE:ATTR",
+        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of yours; {_BOTH}: "
+        f"{DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--turns",
@@ -85,6 +88,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
 
 
+def _policies(name: str) -> list[Policy]:
+    return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+
+
 def _at_least(low: int) -> Any:
     def integer(text: str) -> int:
         value = int(text)
@@ -107,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
     from bridgecore.verify.sim_growth import grow, plot, summary, table
 
-    policies = [DEFAULT, V1_12] if args.policy == _BOTH else [POLICIES[args.policy]]
+    policies: list[Policy] = args.policy
     growths = [grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
         for growth in growths:
@@ -188,10 +195,23 @@ class _Storm:
             self.report.add(report)
             if report.violations and first is None:
                 first = one
+            _show(self._progress(args.conversations, time.perf_counter() - wall))
         self.wall = time.perf_counter() - wall
         self.cpu = time.process_time() - cpu
         if first is not None:
+            _show(f"{self.policy.name}: looking for a smaller run that fails alike")
             self.shrunk = shrink(first, self.report.violations[0])
+        _show("")
+
+    def _progress(self, conversations: int, seconds: float) -> str:
+        report = self.report
+        done = report.conversations / conversations
+        return (
+            f"[{('#' * round(done * _BAR)).ljust(_BAR, '.')}] {self.policy.name}: "
+            f"{report.conversations:,} conversations, {report.events:,} events, "
+            f"{len(report.violations):,} violations, "
+            f"{seconds / done - seconds:,.0f} s to go"
+        )
 
     def figures(self) -> dict[str, Any]:
         """For programs."""
@@ -201,6 +221,8 @@ class _Storm:
             "conversation_hours": report.hours,
             "turns": report.turns,
             "honestly_refused": report.given_up,
+            "foreign_ids_tried": report.probes,
+            "continuity": attrs.asdict(report.ledger),
             "attempts": report.attempts,
             "whole_histories_resent": report.resends,
             "troubles": dict(report.troubles),
@@ -225,7 +247,9 @@ class _Storm:
             f"({self.cpu:,.1f} s of one core): {report.hours / self.wall * 60:,.0f} a minute "
             f"({report.hours / self.cpu * 60:,.0f} a minute of one core)",
             f"  {report.turns:,} turns completed in {report.attempts:,} attempts, "
-            f"{report.given_up:,} honestly refused, {report.resends:,} whole histories resent",
+            f"{report.given_up:,} honestly refused, {report.resends:,} whole histories resent, "
+            f"{report.probes:,} foreign ids tried",
+            f"  {report.ledger.text}",
             f"  {troubles:,} troubles of {len(report.troubles)} kinds, "
             f"{report.restarts:,} restarts of the upstream, {report.events:,} events",
             f"  {len(report.violations):,} violations"
@@ -238,3 +262,12 @@ class _Storm:
         if self.shrunk is not None:
             lines += ["", f"The first one, in {self.shrunk.runs} runs shrunk to:", str(self.shrunk)]
         return "\n".join(lines) + "\n"
+
+
+_BAR = 30  # characters
+
+
+def _show(text: str) -> None:
+    """How far it has come, on one line that the next one replaces; nothing: it is over."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -87,7 +87,7 @@ class Draft:
 
     def run(self, waiting: Waiting) -> None:
         """Give the session to the turn. Those behind it came later: their budgets end later."""
-        self.taken = Running(waiting.turn, waiting.deadline)
+        self.taken = Running(waiting.turn)
         self.clear_timer(Timer.EXPIRY)
         self.timers[Timer.TURN] = waiting.deadline
 

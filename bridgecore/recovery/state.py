@@ -50,7 +50,6 @@ class Phase(enum.Enum):
 class Running:
     """The turn that has the session, and what was tried for it."""
     turn: Turn
-    deadline: int  # ns: the end of the turn's whole budget
     phase: AttemptPhase = AttemptPhase.UNSENT
     form: Form | None = None  # how it goes upstream next, once that is decided
     replays: int = 0  # resends after a loss, over all paths together (invariant 12)

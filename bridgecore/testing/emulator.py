@@ -15,8 +15,8 @@ that the unbroken one would have got:
 * to ``repeat N ...``: N deltas, ``1 `` to ``N ``.
 
 Its ``usage`` follows from the effective context, too: what a model reads of the items
-(``count_tokens``), and of instructions and tools. Ids, statuses and whatever else is there for machines cost nothing,
-so a context costs the same whichever way it came.
+(``count_tokens``), and of instructions and tools. Ids, statuses and whatever else is there for
+machines cost nothing, so a context costs the same whichever way it came.
 
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
 against the chain and writes its events down as steps; ``_run`` says the steps, as pacing and the

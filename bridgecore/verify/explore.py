@@ -134,7 +134,6 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         running = attrs.evolve(
             running,
             turn=Turn(1, running.turn.standing, name(running.turn.anchor)),
-            deadline=running.deadline - passed,
         )
     waiting = []
     for number, entry in enumerate(state.waiting, 2):
@@ -182,10 +181,8 @@ def _renamed(model: Model, naming: _Naming) -> Model:
 
 def later(state: SessionState, passed: int) -> SessionState:
     """The same state, all times ``passed`` less."""
-    running = state.running
     return attrs.evolve(
         state,
-        running=running and attrs.evolve(running, deadline=running.deadline - passed),
         waiting=tuple([Waiting(w.turn, w.deadline - passed) for w in state.waiting]),
         timers=Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
@@ -200,7 +197,6 @@ def key_of(state: SessionState) -> tuple[object, ...]:
             running.turn.id,
             running.turn.standing._value_,
             running.turn.anchor,
-            running.deadline,
             running.phase._value_,
             None if running.form is None else running.form._value_,
             running.replays,

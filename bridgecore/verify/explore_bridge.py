@@ -193,6 +193,7 @@ class _Link:
 
 _KEYS = (b"Bearer sk-a", b"Bearer sk-b")
 _NOBODY = "resp_0"
+_NEVER_ASKED = "resp_z"  # nobody has it, either, and nobody asks for it
 _SECONDS = {
     "connect_timeout": 2,
     "created_timeout": 2,
@@ -223,6 +224,7 @@ class World:
             **times,  # type: ignore[arg-type]  # all of them are durations
         )
         self.bounds = bounds
+        self.make = make
         self.bridge = make(config)
         self.now = 0
         self.turns: dict[int, _Turn] = {}  # those that have not ended
@@ -373,9 +375,11 @@ class World:
     def _submit(self, what: str, credential: int, about: str | None) -> None:
         self.submitted += 1
         turn = self._turn(self.submitted, what, credential, about)
-        foreign = about is not None and what == "continue" and about in self.responses
-        if foreign and about is not None and self.responses[about].credential != credential:
-            self._compare(turn, about)
+        made = self.responses.get(about or "")
+        # An id that was asked for before is remembered, whoever has it.
+        again = about is not None and Move("continue", (credential, about)) in self.path
+        if made is not None and made.credential != credential and not again:
+            self._compare(turn, made.id)
         self.turns[turn.id] = turn
         body: dict[str, Any] = {"model": "m", "store": turn.store, "input": turn.items}
         if turn.anchor is not None:
@@ -401,8 +405,8 @@ class World:
     def _compare(self, turn: _Turn, anchor: str) -> None:
         """An id of somebody else gets what an id of nobody gets."""
         told = []
-        for name in (anchor, _NOBODY):
-            twin = World(self.bounds, type(self.bridge), self.path)
+        for name in (anchor, _NEVER_ASKED):
+            twin = World(self.bounds, self.make, self.path)
             body = {"model": "m", "store": turn.store, "input": turn.items[-1:]}
             request = parse_create(_json({**body, "previous_response_id": name}))
             headers = [(b"authorization", _KEYS[turn.credential])]

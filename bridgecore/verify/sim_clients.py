@@ -9,9 +9,15 @@ The models (docs, "Protocol notes", section 2):
 * *incremental*: the id of the latest response and new items only. It repeats the same body after
   a 502, 503, 504, 429 or a cut stream; after a 400 ``previous_response_not_found`` it drops the id
   and sends its whole history;
-* *full history*: ``store: false`` and the whole history each time, never an id;
+* *full history*: ``store: false`` and the whole history each time, never an id; *terse*: in words
+  of its own, with what was said and no more. A tool whose call came before its stream was cut was
+  run, so the next try's history has grown by the call and its output;
 * *impatient*: it leaves in mid-turn now and then, and tries again;
-* *slow reader*: it reads a little, then nothing for a while.
+* *slow reader*: it reads a little, then nothing for a while;
+* *parallel*: its model calls several tools at once;
+* *warm*: it sends ``generate: false`` ahead now and then;
+* *relative*: it shares its keys with a neighbour, and takes over what that one said now and then;
+* *nosy*: it names a response of somebody else's, then one that nobody has, and compares.
 
 What it asks carries its own number and the turn's, which the emulator repeats, so that an answer
 that was meant for somebody else is recognised by its text.
@@ -21,13 +27,16 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeAlias
 
 import attrs
 import msgspec
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from bridgecore.testing.emulator import CreateRequest, Output, ToolCall, echo
 from bridgecore.verify.sim_network import MILLISECOND, Rng
+from bridgecore.verify.sim_upstream import Asked
 from bridgecore.wire import transport as tp
 
 Json: TypeAlias = dict[str, Any]
@@ -39,6 +48,7 @@ PATIENCE: Final = 2 * 3600 * NS_PER_SECOND
 _RETRIABLE = frozenset({429, 502, 503, 504})
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
 _MARK = re.compile(rb"<c(\d+)t(\d+)>")
+_CALL_TOOLS = re.compile(r"call (\d) tools ")
 _encode = msgspec.json.encode
 
 
@@ -50,6 +60,15 @@ def mark(client: int, turn: int) -> str:
 def marks(data: bytes) -> set[tuple[int, int]]:
     """The (client, turn) pairs whose marks are in ``data``."""
     return {(int(client), int(turn)) for client, turn in _MARK.findall(data)}
+
+
+def answer(request: CreateRequest) -> Sequence[Output]:
+    """What the upstream says: ``echo``, or to ``call N tools``, N calls that differ in their ids
+    alone."""
+    last = request.input[-1] if request.input else {}
+    if last.get("role") == "user" and (found := _CALL_TOOLS.match(last["content"][0]["text"])):
+        return [ToolCall("lookup")] * int(found[1])
+    return echo(request)
 
 
 # ------------------------------------------------------------------ reading an answer
@@ -313,17 +332,27 @@ class Profile:
     impatient: bool = False
     slow: bool = False
     branches: bool = False  # it goes on from an older response now and then
+    terse: bool = False
+    parallel: bool = False
+    warm: bool = False
+    relative: bool = False
+    nosy: bool = False
 
 
+# Clients 2n and 2n + 1 share a credential, and relatives their keys.
 PROFILES: Final = (
     Profile("incremental", branches=True),
-    Profile("incremental, store=false", store=False),
-    Profile("full history", anchored=False, store=False),
-    Profile("impatient", impatient=True),
+    Profile("incremental, store=false", store=False, branches=True),
+    Profile("full history", anchored=False, store=False, warm=True, relative=True),
+    Profile("terse full history", anchored=False, store=False, terse=True, relative=True),
+    Profile("impatient", impatient=True, parallel=True),
     Profile("slow reader", slow=True),
-    Profile("incremental, JSON", stream=False),
+    Profile("incremental, JSON", stream=False, warm=True),
     Profile("impatient, store=false", store=False, impatient=True),
-    Profile("impatient full history", anchored=False, store=False, impatient=True),
+    Profile("impatient full history", anchored=False, store=False, impatient=True, parallel=True),
+    Profile("nosy", store=False, nosy=True),
+    Profile("tools, store=false", store=False, parallel=True, warm=True, relative=True),
+    Profile("forks, store=false", store=False, branches=True, relative=True),
 )
 
 
@@ -339,8 +368,14 @@ class Observer(Protocol):
     def attempt_begins(self, client: Client) -> None:
         """``client`` sends its body for the ``client.tries``-th time."""
 
-    def answered(self, client: Client, response: str, context: list[Json]) -> None:
-        """A turn succeeded. ``context``: what the client believes to have been answered."""
+    def answered(self, client: Client, response: str) -> None:
+        """A turn succeeded."""
+
+    def foreign(self, client: Client) -> str | None:
+        """A response of another credential's, if there is one."""
+
+    def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
+        """``client`` was told what it is told of two responses that it does not own."""
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether something was done to ``client`` that explains a refusal of the turn with
@@ -369,7 +404,16 @@ class _Checkpoint:
     length: int
 
 
+@attrs.define
+class Probe:
+    """A response that the client does not own, and what it was told of it."""
+
+    response: str
+    told: list[str] = attrs.Factory(list)
+
+
 _NOT_FOUND = "previous_response_not_found"
+_CALL = "function_call"
 _OUTPUT = "function_call_output"
 
 
@@ -398,12 +442,14 @@ class Client:
         self.ended = 0  # ns
         self.completed = 0  # turns that succeeded
         self.given_up = 0  # turns that an honest refusal ended
+        self.probes = 0  # turns that were spent on what is not its own
         self.resends = 0  # of the whole history after not-found
         self._turns = turns
         self._refusals = refusals
         self._seed = seed
         self._rng = Rng(seed, 2, number, 0)
         self._observer = observer
+        self._neighbour: Client | None = None
         self._serial = 0
         self._state = _State.THINKING
         self._wake: int | None = None
@@ -411,8 +457,12 @@ class Client:
         self._out: list[tp.TransportEffect] = []
         self._history: list[Json] = []
         self._checkpoints: list[_Checkpoint] = []
-        self._attempted: dict[str, int] = {}  # id -> tries with it since it last worked
+        self._attempted: dict[str, int] = {}  # id -> tries with it since it last worked for anybody
         self._new: list[Json] = []
+        self._calls: set[str] = set()  # the tools that were run, by the id of their call
+        self._probing: list[Probe] = []  # what this turn is spent on, the one at hand first
+        self._probed: list[Probe] = []
+        self._ours: list[Json] = []  # the items of the body
         self._body = b""
         self._anchor: _Checkpoint | None = None  # of the body
         self._reader = AnswerReader()
@@ -441,6 +491,22 @@ class Client:
         """The id that the body at hand carries."""
         return None if self._anchor is None else self._anchor.response
 
+    @property
+    def latest(self) -> str | None:
+        """The latest response that it was given, or took over."""
+        return self._checkpoints[-1].response if self._checkpoints else None
+
+    @property
+    def scope(self) -> int:
+        """The number of its credential."""
+        return self.number // 2
+
+    def asked(self) -> Asked:
+        """What the body at hand asks."""
+        context = None if self._probing else [*self._history, *self._new]
+        credential = b"Bearer k%d" % self.scope
+        return Asked(self.number, credential, self.anchor, self._ours, context)
+
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
         """Take in what happened at ``now`` (ns); what to do about it, in order."""
         self._now = now
@@ -464,6 +530,12 @@ class Client:
     def start(self, at: int) -> None:
         """Begin the first turn at ``at`` (ns)."""
         self.begun = self._wake = at
+
+    def befriend(self, neighbour: Client) -> None:
+        """Have ``neighbour`` for the one whose conversation may be taken over. The two share a
+        credential: what was refused to one of them was refused to both."""
+        self._neighbour = neighbour
+        self._attempted = neighbour._attempted
 
     def _violate(self, prop: str, text: str) -> None:
         self._observer.violate(prop, self, text)
@@ -490,6 +562,7 @@ class Client:
         elif self._state is _State.ASKING and self._leave_at is not None:
             self._note("leaves in mid-turn")
             self._leave_at = None
+            self._keep_calls()
             self._hang_up()
             self._rest(self._rng.between(0, 5))
         elif self._state in (_State.ASKING, _State.DIALLING):
@@ -539,31 +612,63 @@ class Client:
     def _next_turn(self) -> None:
         self.turn += 1
         self.tries = 0
+        self._probing = []
         # Each turn has a generator of its own: what happened to another does not change it.
         self._rng = Rng(self._seed, 2, self.number, self.turn)
         profile, rng = self.profile, self._rng
         if profile.branches and len(self._checkpoints) > 2 and rng.one_in(12):
-            del self._checkpoints[rng.between(1, len(self._checkpoints) - 1) :]
-            del self._history[self._checkpoints[-1].length :]
+            self._fork(self, rng.between(0, len(self._checkpoints) - 2))
             self._note("branches from an older response")
+        elif profile.relative and self._neighbour is not None and rng.one_in(6):
+            known = len(self._neighbour._checkpoints)
+            if known:
+                self._fork(self._neighbour, known - 1 - rng.between(0, min(known - 1, 2)))
+                self._note(f"goes on from what client {self._neighbour.number} was told")
+        elif profile.nosy and rng.one_in(2):
+            self._pry()
         self._new = self._compose()
         self._write_body()
         self._observer.turn_begins(self)
         self._try()
 
-    def _compose(self) -> list[Json]:
-        """The new items of the turn: outputs that are due, or what a user says."""
+    def _fork(self, other: Client, index: int) -> None:
+        """Let what ``other`` said up to its response of that index be what was said."""
+        self._checkpoints = other._checkpoints[: index + 1]
+        self._history = other._history[: self._checkpoints[-1].length]
+
+    def _pry(self) -> None:
+        """Spend the turn on a response of somebody else's and on one that nobody has."""
+        foreign = self._observer.foreign(self)
+        if foreign is not None:
+            unknown = foreign[:-32] + f"{self._rng.bits():032x}"
+            self._probing = [Probe(foreign), Probe(unknown)]
+            self._probed = list(self._probing)
+
+    def _outputs(self) -> list[Json]:
+        """The outputs that are due."""
         said = mark(self.number, self.turn)
         answered = {item["call_id"] for item in self._history if item["type"] == _OUTPUT}
         due = [
             item["call_id"]
             for item in self._history
-            if item["type"] == "function_call" and item["call_id"] not in answered
+            if item["type"] == _CALL and item["call_id"] not in answered
         ]
+        return [
+            {"type": _OUTPUT, "call_id": call, "output": f"{n} {said}"}
+            for n, call in enumerate(due)
+        ]
+
+    def _compose(self) -> list[Json]:
+        """The new items of the turn: outputs that are due, or what a user says."""
+        said = mark(self.number, self.turn)
+        due = [] if self._probing else self._outputs()
+        self._warming = self.profile.warm and not due and self._rng.one_in(6)
         if due:
-            return [{"type": _OUTPUT, "call_id": call, "output": said} for call in due]
+            return due
         kind = self._rng.between(1, 10)
-        if kind <= 3:
+        if kind <= 3 and self.profile.parallel:
+            text = f"call {self._rng.between(2, 3)} tools {said}"
+        elif kind <= 3:
             text = f"call tool lookup {said}"
         elif kind == 4 or self.profile.slow:
             text = f"repeat {self._rng.between(10, 40)} {said}"
@@ -575,15 +680,27 @@ class Client:
     def _write_body(self) -> None:
         profile = self.profile
         self._anchor = self._checkpoints[-1] if profile.anchored and self._checkpoints else None
+        if self._probing:
+            self._anchor = _Checkpoint(self._probing[0].response, len(self._history))
         body: Json = {"model": "sim", "stream": profile.stream, "store": profile.store}
+        if self._warming:
+            body["generate"] = False
         length = 0
         if self._anchor is not None:
             body["previous_response_id"] = self._anchor.response
             length = self._anchor.length
         if not profile.anchored:
-            body["prompt_cache_key"] = f"c{self.number}"
-        body["input"] = [*self._history[length:], *self._new]
+            body["prompt_cache_key"] = self._key
+        self._ours = [*self._history[length:], *self._new]
+        if profile.terse:
+            self._ours = [_terse(item) for item in self._ours]
+        body["input"] = self._ours
         self._body = _encode(body)
+
+    @property
+    def _key(self) -> str:
+        """What it calls its conversation; relatives call theirs alike."""
+        return f"f{self.scope}" if self.profile.relative else f"c{self.number}"
 
     def _try(self) -> None:
         if self.tries >= MAX_TRIES:
@@ -621,12 +738,11 @@ class Client:
         self._note(f"POST, {len(self._body)} bytes, anchor {self.anchor}")
         head = (
             b"POST /v1/responses HTTP/1.1\r\nhost: bridge\r\nauthorization: Bearer k%d\r\n"
-            b"thread-id: c%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            b"user-agent: c%d\r\nthread-id: %b\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\n\r\n"
         )
-        scope = self.number // 2  # every other client shares its credential with a neighbour
-        self._out.append(
-            tp.Send(self.conn, head % (scope, self.number, len(self._body)) + self._body)
-        )
+        head %= (self.scope, self.number, self._key.encode(), len(self._body))
+        self._out.append(tp.Send(self.conn, head + self._body))
 
     # ------------------------------------------------------------ answers
 
@@ -682,7 +798,11 @@ class Client:
             wait = answer.head.headers.get(b"retry-after", b"")
             if not wait.isdigit() or int(wait) < 1:
                 raise AnswerError(f"{status} without an integer Retry-After")
+            if self._probing:
+                self._probing[0].told.append(f"{status} {code}, to be tried after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
+        elif self._probing and status == 400:
+            self._told(f"400 {error}")
         elif status == 400 and code == _NOT_FOUND:
             self._not_found(error)
         else:
@@ -690,6 +810,19 @@ class Client:
                 self._violate("status", f"{status} {code} out of the blue: {error['message']}")
             self.given_up += 1
             self._next_or_done()
+
+    def _told(self, text: str) -> None:
+        """What the client was told, in the end, of a response that it does not own."""
+        probe = self._probing.pop(0)
+        probe.told.append(text.replace(probe.response, "ID"))
+        self.tries = 0
+        if self._probing:
+            self._write_body()
+            self._try()
+            return
+        self._observer.probed(self, *self._probed)
+        self.probes += 1
+        self._next_or_done()
 
     def _not_found(self, error: Json) -> None:
         anchor = self._anchor
@@ -716,7 +849,12 @@ class Client:
             if not isinstance(code, str) or not code or not answer.stream:
                 raise AnswerError("a failed response without an error code")
             self._note(f"response.failed {code}")
+            self._run_tools(answer.items, cut=True)
             self._rest(1)
+            return
+        self._run_tools(response["output"], cut=state != "completed")
+        if self._probing:
+            self._told(f"an answer: {state}")
             return
         if state == "incomplete":
             if not self._observer.explained(self, 200):
@@ -736,8 +874,27 @@ class Client:
             self._attempted.pop(self._anchor.response, None)
         self.completed += 1
         self._note(f"completed {response['id']}, {given} items before it")
-        self._observer.answered(self, response["id"], context)
+        self._observer.answered(self, response["id"])
         self._next_or_done()
+
+    def _keep_calls(self) -> None:
+        """The answer will not be complete: what of it has come?"""
+        if self._answer is not None:
+            self._run_tools(self._answer.items, cut=True)
+
+    def _run_tools(self, items: Sequence[Json], *, cut: bool = False) -> None:
+        """Run the tools that were called; if the answer was ``cut`` short, who keeps the history
+        itself sends it grown by them next time."""
+        calls = [item for item in items if item["type"] == _CALL]
+        for call in calls:
+            if call["call_id"] in self._calls:
+                self._violate("tool", f"{call['call_id']} was delivered before (invariant 15)")
+            self._calls.add(call["call_id"])
+        if cut and calls and not self.profile.anchored:
+            self._history += [*self._new, *calls]
+            self._new = self._outputs()
+            self._warming = False
+            self._write_body()
 
     def _check_text(self, output: list[Json], context: list[Json]) -> None:
         """The emulator counts the user's messages of the context that it sees."""
@@ -763,6 +920,7 @@ class Client:
         untouched = self._reader.untouched and self._answer is None
         self.conn = None
         if self._state is _State.ASKING:
+            self._keep_calls()
             # A kept connection may be closed just when a request is on its way: then nothing of an
             # answer has come, and to try again is right (RFC 9112, section 9.3.1).
             crossed = untouched and self._now - self._asked_at < NS_PER_SECOND
@@ -774,3 +932,12 @@ class Client:
             self._rest(1)
         elif self._state is _State.DIALLING:
             self._rest(1)
+
+
+def _terse(item: Json) -> Json:
+    """An item as clients word it that keep what was said and no more."""
+    if item["type"] == "message":
+        parts = [{"type": part["type"], "text": part["text"]} for part in item["content"]]
+        return {"role": item["role"], "content": parts}
+    names = ("type", "name", "arguments", "call_id", "output")
+    return {name: item[name] for name in names if name in item}

@@ -21,7 +21,7 @@ prompt included: that is how a context of 50 K tokens grows by 70 K a turn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
 import attrs
 import msgspec
@@ -30,7 +30,7 @@ from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.testing.emulator import CreateRequest, Emulator, Output, Text
+from bridgecore.testing.emulator import CreateRequest, Emulator, Output, Text, count_tokens
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
 from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head, Json
 from bridgecore.verify.sim_network import MILLISECOND, Rng, SimNetwork
@@ -45,7 +45,7 @@ _MAX_TRIES = 50  # of one turn
 
 @attrs.frozen(kw_only=True)
 class Experiment:
-    """What to try. Sizes are tokens as the emulator counts them: four bytes of JSON text each."""
+    """What to try. Sizes are tokens as the emulator counts them: four bytes of text each."""
 
     policy: Policy = DEFAULT
     turns: int = 200
@@ -127,7 +127,7 @@ def _is_hit(experiment: Experiment, turn: int) -> bool:
 
 
 def _answer(request: CreateRequest) -> Sequence[Output]:
-    return [Text("said ".ljust(_OUTPUT_TOKENS * _BYTES_PER_TOKEN - 220, "."))]
+    return [Text("said ".ljust(_OUTPUT_TOKENS * _BYTES_PER_TOKEN, "."))]
 
 
 class _LostBeforeCreated(FaultPlan):
@@ -157,12 +157,10 @@ def _turn_of(request: CreateRequest) -> int:
 
 
 def _message(role: str, text: str, tokens: int) -> Json:
-    """A message that is ``tokens`` long as JSON."""
-    content: list[dict[str, Any]] = [{"type": "input_text", "text": text}]
-    message = {"type": "message", "role": role, "content": content}
-    missing = tokens * _BYTES_PER_TOKEN - len(_encode(message))
-    content[0]["text"] = text + "." * max(0, missing)
-    return message
+    """A message of so many tokens."""
+    text = text.ljust(tokens * _BYTES_PER_TOKEN, ".")
+    content = [{"type": "input_text", "text": text}]
+    return {"type": "message", "role": role, "content": content}
 
 
 class _Client:
@@ -269,7 +267,7 @@ class _Client:
         self._answer = None
         head = (
             b"POST /v1/responses HTTP/1.1\r\nhost: bridge\r\nauthorization: Bearer k\r\n"
-            b"thread-id: c0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+            b"user-agent: c0\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
         )
         self._out.append(tp.Send(self._conn, head % len(self._body) + self._body))
 
@@ -305,7 +303,7 @@ class _Client:
     def _succeed(self, response: Json) -> None:
         before = self.rows[-1].context if self.rows else 0
         context: int = response["usage"]["total_tokens"]
-        sent = sum(len(_encode(item)) for item in self._input) // _BYTES_PER_TOKEN
+        sent = count_tokens(self._input)
         grown = context - before
         self.rows.append(Row(self._turn, sent, grown, context, tuple(self._errors)))
         self._history += [*self._new, *response["output"]]

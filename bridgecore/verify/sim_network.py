@@ -142,6 +142,8 @@ class SimNetwork:
         self.armed: dict[tuple[bool, int], list[Callable[[End], None]]] = {}
         self.refuse: dict[int, int] = {}  # label -> upstream connects to refuse
         self.swallow: dict[int, int] = {}  # label -> upstream connects to leave unanswered
+        self.disturbed: dict[int, int] = {}  # label -> ns: how long what was done to a wire shows
+        self.told: Callable[[tp.Log], None] | None = None  # what machines log
         self._seed = seed
         self._queue: list[tuple[int, int, End | _Driver | _Do, tp.TransportEvent]] = []
         self._serial = 0
@@ -230,6 +232,7 @@ class SimNetwork:
         for side, other in ((end, end.peer), (end.peer, end)):
             if side is not None and side.open:
                 side.harmed = side.vanishing = True
+                self._disturb(side, self.now)
                 # What the other side wrote before is on its way, and comes first.
                 at = self.now + side.latency
                 if other is not None:
@@ -240,6 +243,7 @@ class SimNetwork:
         """What the far side of ``end`` does: it closes the connection, without a word before it."""
         if end.peer is not None and end.peer.open:
             end.harmed = end.peer.harmed = True
+            self._disturb(end, self.now)
             self._on_connection(end.peer, tp.Close(end.peer.conn))
 
     def vanish(self, end: End) -> None:
@@ -247,15 +251,20 @@ class SimNetwork:
         for side in (end, end.peer):
             if side is not None and side.open:
                 side.harmed = side.vanishing = True
+                self._disturb(side, self.now + _TCP_GIVES_UP)
                 self._push(self.now + _TCP_GIVES_UP, side, tp.Disconnected(side.conn))
 
     def stall(self, end: End, until: int) -> None:
         """Nothing that ``end`` writes arrives before ``until`` (ns)."""
         end.stalled = max(end.stalled, until)
+        self._disturb(end, until)
 
     def cut_after(self, end: End, count: int) -> None:
         """Break the wire when ``end`` has written ``count`` more bytes."""
         end.cut_at = end.sent + count
+
+    def _disturb(self, end: End, until: int) -> None:
+        self.disturbed[end.label] = max(self.disturbed.get(end.label, 0), until)
 
     # ------------------------------------------------------------ the loop
 
@@ -318,6 +327,8 @@ class SimNetwork:
 
     def _carry_out(self, driver: _Driver, effect: tp.TransportEffect) -> None:
         if isinstance(effect, tp.Log):
+            if self.told is not None:
+                self.told(effect)
             if self.record is not None and effect.level >= tp.LogLevel.INFO:
                 fields = " ".join(f"{name}={value}" for name, value in effect.fields.items())
                 self.record(f"bridge: {effect.event} {fields}")
@@ -437,10 +448,10 @@ class SimNetwork:
             self.reset(end)
 
     def _adopt(self, end: End, data: bytes) -> None:
-        """Find out for whom the wire is: the upgrade request carries the client's thread id."""
-        start = data.find(b"thread-id: c")
+        """Find out for whom the wire is: the upgrade request carries the client's user agent."""
+        start = data.find(b"user-agent: c")
         if start >= 0:
-            found = data[start + 12 : data.find(b"\r\n", start)]
+            found = data[start + 13 : data.find(b"\r\n", start)]
             end.label = int(found)
             if end.peer is not None:
                 end.peer.label = end.label

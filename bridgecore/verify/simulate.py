@@ -15,8 +15,12 @@ refusals, honest statuses, liveness):
 
 * *execution*: the upstream never sees more sends of a turn that it did not refuse than its client
   made attempts (invariant 11);
-* *context*: what the upstream held for a turn that succeeded is what the client believes, item by
-  item (invariants 6 to 8);
+* *context*, *self-contained*, *credential*, *sibling*: what goes upstream is what clients mean
+  (``sim_upstream``: invariants 3, 6 to 8, 39 and 40);
+* *foreign*: who names a response of another credential's is told, and costs the upstream, exactly
+  what is due for one that nobody has (invariant 39);
+* *accounts*: what the bridge says that continuity saved and cost, turn by turn and in all, is what
+  can be seen from outside;
 * *machine*: nothing raises, and no deadline that was handled is due again (invariant 29);
 * *leak*: when all is over and every timer has run out, nothing is left (invariants 18 to 21);
 * *drain*: a drained endpoint stops.
@@ -52,9 +56,11 @@ from bridgecore.testing.faults import (
     SendEvents,
     Silence,
 )
-from bridgecore.verify.sim_clients import PROFILES, Client, Json, Profile, marks
+from bridgecore.verify.sim_clients import PROFILES, Client, Probe, Profile, answer, marks
 from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
+from bridgecore.verify.sim_upstream import Asked, Ledger, Witness
 from bridgecore.wire import transport as tp
+from bridgecore.wire.decisions import hashed
 
 T = TypeVar("T", bound=Any)  # sortable
 
@@ -234,7 +240,9 @@ class Report:
     turns: int = 0  # that succeeded
     given_up: int = 0  # turns that an honest refusal ended
     attempts: int = 0
+    probes: int = 0  # turns that were spent on naming what is somebody else's
     resends: int = 0  # whole histories that were sent after a not-found
+    ledger: Ledger = attrs.Factory(Ledger)  # what continuity saved and cost
     events: int = 0  # that machines handled
     upstream_turns: int = 0
     restarts: int = 0
@@ -254,7 +262,9 @@ class Report:
         self.turns += other.turns
         self.given_up += other.given_up
         self.attempts += other.attempts
+        self.probes += other.probes
         self.resends += other.resends
+        self.ledger.add(other.ledger)
         self.events += other.events
         self.upstream_turns += other.upstream_turns
         self.restarts += other.restarts
@@ -299,6 +309,7 @@ class _Sends:
     """The sends of one turn as the upstream saw them."""
 
     attempts: int = 0
+    asked: list[Asked] = attrs.Factory(list)  # one for all attempts that ask the same
     turns: list[Turn] = attrs.Factory(list)
     responses: dict[str, Turn] = attrs.Factory(dict)
 
@@ -314,6 +325,7 @@ class _World:
         rng = Rng(seed, 0)
         self._network = network = SimNetwork(seed)
         network.record = self.note if record is not None else None
+        network.told = self._told
         self._troubles: dict[int, Trouble | None] = {}  # client -> trouble of its turn
         self._struck: dict[int, set[int]] = {}  # client -> turns whose upstream fault has struck
         self._of_create: dict[int, tuple[int, int]] = {}  # create frame -> client, turn
@@ -321,8 +333,14 @@ class _World:
         self._sends: dict[tuple[int, int], _Sends] = {}
         self._faulted: dict[int, Fault] = {}  # create frame -> what it met
         self._wires: dict[int, End] = {}  # client -> its connection, as of its latest attempt
+        self._witness = Witness()
+        self._began: dict[int, int] = {}  # client -> ns, when its turn did
+        self._away = 0  # ns, until when the upstream is or was away
+        self._completed: dict[str, tuple[_Sends, Turn]] = {}  # by response id, as logs show it
+        self._accounted: dict[str, Ledger] = {}  # by the same: what the bridge said of it
         self._emulator = Emulator(
             seed=seed,
+            answer=answer,
             deltas=2,
             delta_interval=rng.pick((0, 0, 150)) * MILLISECOND,
             lifetime=rng.pick((None, 1500, 3600)),
@@ -363,6 +381,9 @@ class _World:
             network.add(client, label=number)
             self._clients[number] = client
             self._undone += 1
+        for number, client in self._clients.items():
+            if (neighbour := self._clients.get(number ^ 1)) is not None:
+                client.befriend(neighbour)
         if scenario.restarts and scenario.fault_every is not None:
             self._next_restart(0)
 
@@ -378,6 +399,7 @@ class _World:
             report.conversation_time += max(0, client.ended - client.begun)
             report.turns += client.completed
             report.given_up += client.given_up
+            report.probes += client.probes
             report.resends += client.resends
         report.events = network.events
         report.digest = network.digest
@@ -409,6 +431,12 @@ class _World:
             "connections at the upstream": emulator.connections,
             "wires of the endpoint": len(network.ends(endpoint)),
         }
+        total = Ledger()
+        for account in self._accounted.values():
+            total.add(account)
+        said = endpoint.bridge.accounts
+        if attrs.astuple(total) != attrs.astuple(said):
+            self._violate("accounts", NOBODY, f"all in all {said}, turn by turn {total}")
         for name, count in left.items():
             if count:
                 self._violate("leak", NOBODY, f"{count} {name} three hours after the last turn")
@@ -432,6 +460,7 @@ class _World:
         seconds = rng.pick((0, 2, 20, 90))
         self.note(f"the upstream restarts and is away for {seconds} s")
         self._report.restarts += 1
+        self._away = self._network.now + seconds * NS_PER_SECOND
         self._network.shut("upstream")
         self._network.at(
             self._network.now + seconds * NS_PER_SECOND,
@@ -500,6 +529,10 @@ class _World:
         self._report.upstream_turns += 1
         sends.turns.append(turn)
         sends.responses[turn.response_id] = turn
+        self._completed[hashed(turn.response_id)] = sends, turn
+        if sends.asked:
+            for prop, found in self._witness.saw(turn, sends.asked):
+                self._violate(prop, client, found, number)
         count = sum(1 for sent in sends.turns if not self._refused(sent))
         if count > sends.attempts:
             text = f"sent upstream {count} times in {sends.attempts} attempts (invariant 11)"
@@ -511,6 +544,21 @@ class _World:
             return False
         fault = self._faulted.get(turn.request.number)
         return fault is None or fault.point is Point.BEFORE_CREATED
+
+    def _told(self, log: tp.Log) -> None:
+        """The bridge says what a turn saved and cost: is it so?"""
+        if log.event != "turn.completed" or log.fields["outcome"] != "completed":
+            return
+        name = str(log.fields["response"])
+        figures = {field: int(log.fields[field]) for field in _FIGURES}
+        sends, turn = self._completed[name]
+        accounts = [self._witness.account(turn, asked) for asked in reversed(sends.asked)]
+        fitting = [one for one in accounts if _figures(one) == figures]
+        if not fitting:
+            client, number = self._key(turn.request.number) or (NOBODY, 0)
+            text = f"the bridge says {figures}, what was seen is {_figures(accounts[0])}"
+            self._violate("accounts", client, text, number)
+        self._accounted[name] = (fitting or accounts)[0]
 
     # ------------------------------------------------------------ Observer
 
@@ -543,6 +591,7 @@ class _World:
             network.armed.pop((upstream, number), None)
         network.refuse.pop(number, None)
         network.swallow.pop(number, None)
+        self._began[number] = network.now
         met = self._troubles[number] = self._draw(number, client.turn)
         if met is None:
             return
@@ -595,21 +644,48 @@ class _World:
     def attempt_begins(self, client: Client) -> None:
         """The client sends its body once more."""
         self._report.attempts += 1
-        key = client.number, client.turn
-        self._sends.setdefault(key, _Sends()).attempts += 1
+        sends = self._sends.setdefault((client.number, client.turn), _Sends())
+        sends.attempts += 1
+        asked = client.asked()
+        if not sends.asked or sends.asked[-1].new is not asked.new:
+            sends.asked.append(asked)
         self._wires[client.number] = self._network.ends(client)[-1]
 
-    def answered(self, client: Client, response: str, context: list[Json]) -> None:
-        """Compare what the client believes with what the upstream held."""
-        turn = self._sends[client.number, client.turn].responses.get(response)
+    def answered(self, client: Client, response: str) -> None:
+        """Is it the answer to what was asked? Enter what it saved and cost."""
+        sends = self._sends[client.number, client.turn]
+        turn = sends.responses.get(response)
         if turn is None:
             self._observe("context", client, "its response is not one of its turn's")
-        elif [_said(item) for item in turn.request.context] != [_said(item) for item in context]:
-            held = len(turn.request.context)
-            text = f"it believes in {len(context)} items, the upstream held {held} (invariant 6)"
-            if held == len(context):
-                text = "an item that the upstream held is not what it believes (invariant 6)"
-            self._observe("context", client, text)
+            return
+        self._report.ledger.add(self._witness.account(turn, sends.asked[-1]))
+        if hashed(response) not in self._accounted:
+            self._observe("accounts", client, "its turn is in no account")
+
+    def foreign(self, client: Client) -> str | None:
+        """A response of another credential's, if there is one."""
+        others = [other for other in self._clients.values() if other.scope != client.scope]
+        known = [other.latest for other in others if other.latest is not None]
+        rng = Rng(self._scenario.seed, 7, client.number, client.turn)
+        return rng.pick(known) if known else None
+
+    def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
+        """Compare what the client was told, and what it cost, unless something went wrong."""
+        number = client.number
+        disturbed = max(self._away, self._network.disturbed.get(number, 0))
+        if disturbed >= self._began[number] or self._troubles.get(number) is not None:
+            return
+        sends = self._sends[number, client.turn]
+        cost = [
+            sum(1 for turn in sends.turns if turn.request.anchor == probe.response)
+            for probe in (foreign, unknown)
+        ]
+        if foreign.told != unknown.told or cost[0] != cost[1]:
+            text = (
+                f"of somebody else's response it was told {foreign.told} in {cost[0]} sends, of "
+                f"one that nobody has {unknown.told} in {cost[1]} (invariant 39)"
+            )
+            self._observe("foreign", client, text)
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether the turn's trouble explains ``status``; None: a connection lost."""
@@ -645,6 +721,13 @@ class _World:
         found = Violation(prop, self._scenario.seed, at, client, turn, text)
         self._report.violations.append(found)
         self.note(f"VIOLATION of {prop}: {text}")
+
+
+_FIGURES = ("bytes_saved", "bytes_spent", "tokens_saved", "tokens_spent")
+
+
+def _figures(account: Ledger) -> dict[str, int]:
+    return {field: getattr(account, field) for field in _FIGURES}
 
 
 _OF_CLIENT = frozenset({Strike.CLIENT_CUT_UP, Strike.CLIENT_CUT_DOWN, Strike.CLIENT_STALL})
@@ -692,17 +775,6 @@ class Shrunk:
             *self.timeline,
         ]
         return "\n".join(lines)
-
-
-def _said(item: Json) -> Json:
-    """What an item says, without the service's bookkeeping, which a rehydrated one has not."""
-    said = {name: value for name, value in item.items() if name not in ("id", "status")}
-    if isinstance(said.get("content"), list):
-        said["content"] = [
-            {name: value for name, value in part.items() if name != "logprobs"}
-            for part in said["content"]
-        ]
-    return said
 
 
 def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shrunk:
