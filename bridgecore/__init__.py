@@ -8,7 +8,7 @@ events and effects of each are in ``bridgecore.recovery.events`` and ``.effects`
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
-from bridgecore.recovery.errors import BridgecoreError, InternalError, LocalProtocolError
+from bridgecore.errors import BridgecoreError, InternalError, LocalProtocolError
 from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Policy
 from bridgecore.recovery.rules import RULES, Transition, step
 from bridgecore.recovery.session import Session

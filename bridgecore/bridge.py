@@ -39,7 +39,7 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, FailureKind, Malformed, classify
+from bridgecore.recovery.failure import ErrorFrame, Malformed
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -427,28 +427,24 @@ class Bridge:
         self, conversation: _Conversation, generation: int, upstream: UpstreamEvent, now: int
     ) -> None:
         kind = upstream.kind
-        phase = conversation.session.state.phase
         turn = self._running(conversation)
-        accepted = phase in _ANSWERING
         event: ev.Event
         if kind is EventKind.CREATED:
             if turn is not None and turn.response is None:
                 turn.response = response_id(upstream)
             event = ev.ResponseCreated(generation)
-        elif kind is EventKind.ENDED and (accepted or upstream.type != b"response.failed"):
-            event = ev.ResponseEnded(generation, outcome_of(upstream), response_id(upstream))
-            if turn is not None and upstream.type == b"response.failed":
-                error = turn.error = read_error(upstream.data)
-                if turn.recall.held and classify(error).kind is FailureKind.NOT_FOUND:
-                    # It was accepted and then "not found": the client's id is as good as ever.
-                    event = ev.UpstreamRefused(generation, error)
-        elif kind is EventKind.ERROR or kind is EventKind.ENDED:
-            # A response that failed before it was created is a refusal by another name.
+        elif kind is EventKind.ENDED:
+            error = read_error(upstream.data) if upstream.type == b"response.failed" else None
+            if turn is not None and error is not None:
+                turn.error = error
+            outcome, response = outcome_of(upstream), response_id(upstream)
+            event = ev.ResponseEnded(generation, outcome, response, error)
+        elif kind is EventKind.ERROR:
             error = read_error(upstream.data)
             if turn is not None:
                 turn.error = error
             event = ev.UpstreamRefused(generation, error)
-        elif kind is EventKind.OUTPUT or accepted:
+        elif kind is EventKind.OUTPUT or conversation.session.state.phase in _ANSWERING:
             event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT)
         else:
             self._keep_early(conversation, upstream)
@@ -461,7 +457,9 @@ class Bridge:
         if self._running(conversation) is None or full:
             conversation.unmatched += 1
         else:
-            conversation.early.append(upstream)
+            # A client helper insists that response.created be the first event.
+            place = 0 if upstream.kind is EventKind.CREATED else len(conversation.early)
+            conversation.early.insert(place, upstream)
             conversation.early_size = size
 
     def _forget_early(self, conversation: _Conversation) -> None:
@@ -489,7 +487,10 @@ class Bridge:
     ) -> None:
         for effect in effects:
             if isinstance(effect, fx.DeliverEvent):
-                self._deliver(conversation, effect.turn, upstream)
+                if effect.held and upstream is not None:
+                    self._keep_early(conversation, upstream)
+                else:
+                    self._deliver(conversation, effect.turn, upstream)
             elif isinstance(effect, fx.CompleteTurn):
                 self._deliver(conversation, effect.turn, upstream)
                 self._complete(conversation, effect.turn, upstream, now)
@@ -516,6 +517,8 @@ class Bridge:
             elif isinstance(effect, fx.Ignored):
                 conversation.unmatched += upstream is not None
                 self._log(LogLevel.DEBUG, "session.ignored", conversation, reason=effect.reason)
+            elif isinstance(effect, fx.WarmSession):
+                pass
             elif isinstance(effect, fx.RebindSession):
                 self._log(LogLevel.INFO, "session.rebound", conversation)
             else:
@@ -538,11 +541,11 @@ class Bridge:
             return
         events = [upstream]
         if conversation.early:
-            # What came before response.created follows it; a terminal event stays the last.
-            if upstream.kind is EventKind.ENDED:
-                events = [*conversation.early, upstream]
-            else:
+            # What came before response.created follows it; all else is in the order it came in.
+            if upstream.kind is EventKind.CREATED:
                 events = [upstream, *conversation.early]
+            else:
+                events = [*conversation.early, upstream]
             self._forget_early(conversation)
         self._answer(turn, events)
 

@@ -77,19 +77,25 @@ class Ambiguous(enum.Enum):
     REPLAY = "replay"  # it is sent again within the policy's budget, and may run twice
 
 
-# The rows in which nobody knows whether the upstream accepted the turn.
-_AMBIGUOUS = (Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT)
+# The rows in which the upstream may run the turn, and its client has seen nothing of the answer.
+_AMBIGUOUS = (
+    Situation.LOST_SENDING,
+    Situation.LOST_SENT,
+    Situation.SILENT,
+    Situation.LOST_CREATED,
+)
 
 
 def replaying(policy: Policy) -> Policy:
     """``policy`` with ``Ambiguous.REPLAY``: an ambiguous turn is sent again, out of budget it is
     told what it would have been told. Left as they are: turns that live in the memory of the lost
-    socket alone, which no other socket could continue."""
+    socket alone, which no other socket could continue, and what would end just so again."""
     for situation in _AMBIGUOUS:
         for standing in Standing:
-            if standing is not Standing.BOUND:
-                remedy = Remedy(Action.RESEND, policy.remedy(situation, standing).answer)
-                policy = policy.with_cell(situation, standing, remedy)
+            remedy = policy.remedy(situation, standing)
+            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
+                again = Remedy(Action.RESEND, remedy.answer)
+                policy = policy.with_cell(situation, standing, again)
     return policy
 
 

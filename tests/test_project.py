@@ -131,7 +131,7 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
     """
     match path.split("/")[1:]:
         case ["recovery", *_]:
-            return PURE_STDLIB | {"attrs"}, frozenset({"bridgecore.recovery"})
+            return PURE_STDLIB | {"attrs"}, frozenset({"bridgecore.errors", "bridgecore.recovery"})
         case ["admission", *_]:  # it speaks of standings, which are recovery's
             own = frozenset({"bridgecore.admission", "bridgecore.recovery"})
             return PURE_STDLIB | {"attrs"}, own

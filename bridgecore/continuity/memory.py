@@ -16,8 +16,8 @@ from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce
+from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import Form
-from bridgecore.recovery.errors import InternalError
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.responses import CreateRequest
 
@@ -41,11 +41,6 @@ class Recall:
     prompt: Prompt | None = None
     node: Node | None = None
     match: Match | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether the turn can be said without an anchor: by the bridge, or by its client."""
-        return self.node is not None or self.request.previous_response_id is None
 
     def forgo_anchor(self) -> None:
         """Let the client's full input stand as it came: no socket has the anchor at hand."""

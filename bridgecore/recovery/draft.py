@@ -2,8 +2,8 @@
 
 What belongs here: a ``Draft`` is one transition in the making. It holds the state so far and the
 effects so far, and offers the few moves (connect, close, send, dispatch, recover, fail, release)
-that every rule is written in, so that each decision stands in exactly one place. ``recover`` is the
-only reader of the policy's table.
+that every rule is written in, so that each decision stands in exactly one place. The policy's table
+is read by ``recover``, and by ``deliver``, which asks what a loss would lead to.
 
 A draft lives inside one ``step`` and never leaves it; from outside, ``step`` is a pure function.
 """
@@ -14,9 +14,9 @@ from typing import assert_never
 
 import attrs
 
+from bridgecore.errors import InternalError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Answer, Effect, Form
-from bridgecore.recovery.errors import InternalError
 from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
@@ -91,6 +91,14 @@ class Draft:
         self.clear_timer(Timer.EXPIRY)
         self.timers[Timer.TURN] = waiting.deadline
 
+    def deliver(self) -> None:
+        """The event at hand goes to the client; as long as the turn may be replayed, it waits: the
+        client must not see two answers begin (invariants 13, 14)."""
+        running, policy = self.running, self.policy
+        again = policy.remedy(Situation.LOST_CREATED, running.turn.standing).action is Action.RESEND
+        early = running.phase is AttemptPhase.CREATED and running.replays < policy.budgets.replays
+        self.emit(fx.DeliverEvent(running.turn.id, again and early and not self.remote))
+
     def fail(self, answer: Answer, failure: Failure | None) -> None:
         """End the turn with ``answer``."""
         self.emit(fx.FailTurn(self.running.turn.id, answer, failure))
@@ -101,7 +109,7 @@ class Draft:
         self.taken = None
         self.clear_timer(Timer.CREATED, Timer.IDLE, Timer.TURN)
         if self.worn:
-            self.close()
+            self.rotate()
         if self.waiting:
             first, self.waiting = self.waiting[0], self.waiting[1:]
             self.run(first)
@@ -119,6 +127,13 @@ class Draft:
         if self.lifecycle is not Lifecycle.CLOSED:
             self.emit(fx.CloseConnection(self.generation))
             self.disconnected()
+
+    def rotate(self) -> None:
+        """Give up the socket for its age; the next turn opens another, or it is warmed now."""
+        anchor = self.live_anchor
+        self.close()
+        if self.policy.budgets.warm and anchor is not None and not self.waiting:
+            self.emit(fx.WarmSession(anchor))
 
     def retire(self) -> None:
         """The session is over."""

@@ -53,8 +53,10 @@ class SendTurn:
 
 @attrs.frozen
 class DeliverEvent:
-    """The event at hand belongs to ``turn``: pass it on to its client."""
+    """The event at hand belongs to ``turn``: pass it on to its client. ``held``: only with the next
+    one that is not, because the turn may yet be replayed; a send of the turn forgets it."""
     turn: int
+    held: bool = False
 
 @attrs.frozen
 class CompleteTurn:
@@ -76,6 +78,12 @@ class RebindSession:
     """The session's owner is gone: this replica is the owner from now on."""
 
 @attrs.frozen
+class WarmSession:
+    """The socket was given up for its age and no turn waits: bring ``anchor``, which it knew, to a
+    new one by a turn of the bridge's own, if that is possible."""
+    anchor: str
+
+@attrs.frozen
 class RetireSession:
     """The session is over: forget it."""
 
@@ -86,6 +94,6 @@ class Ignored:
 
 Effect: TypeAlias = (
     OpenConnection | CloseConnection | SendTurn | DeliverEvent | CompleteTurn | FailTurn
-    | RebindSession | RetireSession | Ignored
+    | RebindSession | WarmSession | RetireSession | Ignored
 )
 # fmt: on

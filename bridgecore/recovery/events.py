@@ -86,10 +86,12 @@ class OutputReceived:
 
 @attrs.frozen
 class ResponseEnded:
-    """The terminal event came. ``response`` is the id of the response that ended."""
+    """The terminal event came. ``response`` is the id of the response that ended; ``cause``, why
+    it failed, if it did."""
     generation: int
     outcome: Outcome
     response: str | None = None
+    cause: Evidence | None = None
 
 @attrs.frozen
 class UpstreamRefused:

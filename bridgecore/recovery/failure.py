@@ -1,9 +1,9 @@
 """What went wrong, told by evidence: one total function for every path (invariant 10).
 
 What belongs here: the evidence that sockets, frames and timers give, the kinds of failure that
-recovery tells apart, and ``classify``, which maps the first onto the second. Nothing else in the
-project looks at a close code, an error frame or an upgrade status to choose a recovery. Codes that
-the bridge itself renders for its clients are never evidence.
+recovery tells apart, and ``classify``, which maps the first onto the second. Nothing else looks at
+a close code, an error frame or an upgrade status to choose a recovery, and nothing that the bridge
+renders for its clients is evidence.
 """
 
 from __future__ import annotations

@@ -2,11 +2,8 @@
 
 What belongs here: the situations in which a turn needs a remedy, the remedies, the total table from
 (situation, standing) to a remedy, the budgets, and the three named policies. Policies differ in
-cells and budgets only; the mechanics (sockets, generations, timers, queues) are rules.py and the
-same for everyone.
-
-The table is consulted in one place, ``Draft.recover``. An embedder overrides it cell by cell with
-``Policy.with_cell``.
+cells and budgets only; the mechanics are rules.py, the same for everyone. The table is read by
+``Draft`` alone; an embedder overrides it cell by cell with ``Policy.with_cell``.
 """
 
 from __future__ import annotations
@@ -85,6 +82,7 @@ class Budgets:
     refusals: int = _count(default=3)  # of one anchor, after its loss, before the honest not-found
     waiting: int = _count(default=64)  # turns that may wait for one session
     reconnect_uses_replay: bool = False  # a reconnect without send counts as a replay
+    warm: bool = False  # what a socket knew is brought to its successor before it is asked for
     transcripts: bool = True  # False: a bridge of this policy holds nothing, whatever is configured
 # fmt: on
 

@@ -24,18 +24,16 @@ from typing import Any, TypeAlias, TypeVar, get_args
 
 import attrs
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
-from bridgecore.recovery.effects import Effect
-from bridgecore.recovery.errors import LocalProtocolError
-from bridgecore.recovery.events import Event
 from bridgecore.recovery.failure import Evidence, FailureKind, TimedOut, classify
 from bridgecore.recovery.policy import Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Timer
 
-EventKey: TypeAlias = type[Event] | Timer
+EventKey: TypeAlias = type[ev.Event] | Timer
 E = TypeVar("E")
 
 
@@ -64,7 +62,7 @@ class Transition:
     """What ``step`` returns: the new state, what to do, and by which rule."""
 
     state: SessionState
-    effects: tuple[Effect, ...]
+    effects: tuple[fx.Effect, ...]
     rule: str
 
 
@@ -72,13 +70,13 @@ RULES: dict[tuple[Phase, EventKey], Rule] = {}
 
 # The timers that a session has; the others, below them, are the endpoint's.
 SESSION_TIMERS = tuple(list(Timer)[: list(Timer).index(Timer.EXPIRY) + 1])
-EVENT_KEYS: tuple[EventKey, ...] = (*get_args(Event)[:-1], *SESSION_TIMERS)
+EVENT_KEYS: tuple[EventKey, ...] = (*get_args(ev.Event)[:-1], *SESSION_TIMERS)
 # Rules that hold in every phase, before the table is looked at.
 STALE_GENERATION = "stale-generation"
 SPURIOUS_DEADLINE = "spurious-deadline"
 
 
-def step(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Transition:
     """Take in ``event`` at ``now`` (ns, monotonic): the new state and what to do.
 
     Raises:
@@ -131,7 +129,7 @@ def _rule(
     return register
 
 
-def _ignore(rule_id: str, on: type[Event], doc: str, *phases: Phase) -> None:
+def _ignore(rule_id: str, on: type[ev.Event], doc: str, *phases: Phase) -> None:
     _register(Rule(rule_id, phases, on, Handling.IGNORED, doc, None))
 
 
@@ -277,7 +275,7 @@ def _accepted(draft: Draft, phase: AttemptPhase) -> None:
     draft.advance(phase)
     draft.clear_timer(Timer.CREATED)
     draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-    draft.emit(fx.DeliverEvent(draft.running.turn.id))
+    draft.deliver()
 
 
 @_rule("output", ev.OutputReceived, *_ANSWERING)
@@ -287,12 +285,25 @@ def _output(draft: Draft, event: ev.OutputReceived) -> None:
     draft.advance(AttemptPhase.OUTPUT if event.bearing else running.phase, paused=running.paused)
     if not running.paused:
         draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-    draft.emit(fx.DeliverEvent(running.turn.id))
+    draft.deliver()
 
 
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
-    """The terminal event: the turn is complete; only a completed response becomes an anchor."""
+    """The terminal event: the turn is complete; only a completed response becomes an anchor.
+
+    A response that failed before it was created is a refusal by another name; one that failed for
+    want of an anchor, where the turn can be said without, is no word for its client.
+    """
+    if event.cause is not None:
+        refused = ev.UpstreamRefused(event.generation, event.cause)
+        if draft.phase in _UNANSWERED:
+            _refused(draft, refused)
+            return
+        kind = classify(event.cause).kind
+        if kind is FailureKind.NOT_FOUND and draft.running.turn.standing in _OURS:
+            _refused_answering(draft, refused)
+            return
     draft.forgive(draft.running.turn.anchor)
     draft.live_anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
     if draft.running.phase is AttemptPhase.SENDING:
@@ -302,6 +313,7 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     draft.release()
 
 
+_OURS = (ev.Standing.UNANCHORED, ev.Standing.HELD, ev.Standing.INJECTED)  # need no anchor
 _REFUSED = {
     FailureKind.NOT_FOUND: Situation.NOT_FOUND,
     FailureKind.CONNECTION_LIMIT: Situation.CONNECTION_LIMIT,
@@ -384,7 +396,7 @@ def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
 @_rule("lifetime-idle", Timer.LIFETIME, *_USABLE)
 def _lifetime_idle(draft: Draft, event: ev.DeadlineReached) -> None:
     """The socket is old and no turn runs: close it before the upstream does (invariant 32)."""
-    draft.close()
+    draft.rotate()
 
 
 @_rule("lifetime-busy", Timer.LIFETIME, *_IN_FLIGHT)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 
+from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import Effect
-from bridgecore.recovery.errors import InternalError
 from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.rules import step

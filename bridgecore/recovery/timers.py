@@ -1,12 +1,10 @@
 """Named deadlines: when something is to happen if nothing else happens first.
 
 What belongs here: the names of every timer in the project, one "When to ..." line each, and the
-small value types that hold them. What a timer *does* is a rule (rules.py) for the timers of a
-session, and the endpoint's for those of a socket.
+small value types that hold them. What a timer *does* is a rule (rules.py), or the endpoint's.
 
 Times are integer nanoseconds of one monotonic clock that the caller reads. A deadline is kept in
-state and cleared there; nothing is ever "armed" outside, so a timer can neither be lost nor fire
-twice: after handling at t, the next deadline is later than t (invariant 29).
+state and cleared there: after handling at t, the next one is later than t (invariant 29).
 """
 
 from __future__ import annotations
@@ -60,10 +58,7 @@ class Deadline:
 
 @attrs.frozen
 class Timers:
-    """A table of deadlines: frozen, hashable, at most one deadline per timer.
-
-    Kept in the order of ``Timer``, so that equal tables compare equal, however they came about.
-    """
+    """At most one deadline per timer, in the order of ``Timer``: equal tables compare equal."""
 
     entries: tuple[tuple[Timer, int], ...] = ()
 
@@ -71,14 +66,6 @@ class Timers:
     def of(cls, deadlines: Mapping[Timer, int]) -> Timers:
         """The table of these deadlines."""
         return cls(tuple(sorted(deadlines.items(), key=lambda entry: _ORDER[entry[0]])))
-
-    def set(self, timer: Timer, at: int) -> Timers:
-        """The same table with ``timer`` due at ``at`` ns."""
-        return Timers.of({**dict(self.entries), timer: at})
-
-    def clear(self, *timers: Timer) -> Timers:
-        """The same table without ``timers``."""
-        return Timers(tuple(entry for entry in self.entries if entry[0] not in timers))
 
     def get(self, timer: Timer) -> int | None:
         """When ``timer`` is due, in ns; None when it is not set."""

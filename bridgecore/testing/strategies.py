@@ -455,7 +455,9 @@ def _of_connection(draw: st.DrawFn, what: str, generation: int, state: SessionSt
         case _:
             running = state.running
             response = f"resp_{running.turn.id}" if running is not None else None
-            return ev.ResponseEnded(generation, draw(_OUTCOMES), response)
+            outcome = draw(_OUTCOMES)
+            cause = draw(_ERROR_FRAMES) if outcome is Outcome.FAILED else None
+            return ev.ResponseEnded(generation, outcome, response, cause)
 
 
 def _new_turn(draw: st.DrawFn, state: SessionState, number: int) -> Turn:

@@ -27,7 +27,7 @@ from bridgecore.recovery.policy import (
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Timer
-from bridgecore.verify.environment import BOUNDS, Bounds
+from bridgecore.verify.environment import BOUNDS, Bounds, due
 from bridgecore.verify.explore import Counterexample, Step, explore
 from bridgecore.verify.properties import Property
 
@@ -104,8 +104,7 @@ def _kept_alive(policy: Policy, state: SessionState, event: Event, now: int) -> 
     after = step(policy, state, event, now)
     if state.phase is not Phase.SENT or not isinstance(event, ev.RelayPaused | ev.FrameSent):
         return after
-    later = state.timers.set(Timer.CREATED, now + policy.timeouts.created)
-    return attrs.evolve(after, state=attrs.evolve(state, timers=later))
+    return attrs.evolve(after, state=due(state, Timer.CREATED, now + policy.timeouts.created))
 
 
 def _busy_evicted(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -123,8 +122,7 @@ def _reader_blamed(policy: Policy, state: SessionState, event: Event, now: int) 
     idle = state.timers.get(Timer.IDLE)
     if not isinstance(event, ev.RelayPaused) or not event.paused or idle is None:
         return after
-    timers = after.state.timers.set(Timer.IDLE, idle)
-    return attrs.evolve(after, state=attrs.evolve(after.state, timers=timers))
+    return attrs.evolve(after, state=due(after.state, Timer.IDLE, idle))
 
 
 def _orphaned_connect(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:

@@ -20,9 +20,10 @@ from bridgecore.recovery.failure import (
     Unreachable,
     UpgradeRefused,
 )
-from bridgecore.recovery.policy import Policy, Situation, Timeouts
+from bridgecore.recovery.policy import Action, Policy, Situation, Timeouts
 from bridgecore.recovery.rules import SESSION_TIMERS
 from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.recovery.timers import Timer, Timers
 from bridgecore.verify.properties import Terms
 
 
@@ -61,6 +62,14 @@ class Move:
     event: Event | None
 
 
+def due(state: SessionState, timer: Timer, at: int | None) -> SessionState:
+    """``state`` with ``timer`` due at ``at``; None: it is not set."""
+    entries = {name: time for name, time in state.timers.entries if name is not timer}
+    if at is not None:
+        entries[timer] = at
+    return attrs.evolve(state, timers=Timers.of(entries))
+
+
 def bounded(policy: Policy, bounds: Bounds) -> Policy:
     """``policy`` with the times and budgets of ``bounds``."""
     budgets = attrs.evolve(
@@ -87,8 +96,18 @@ def terms_of(policy: Policy) -> Terms:
         if situation not in _OWNER_ROWS
     )
     budgets = policy.budgets
+    holds = any(
+        policy.remedy(Situation.LOST_CREATED, standing).action is Action.RESEND
+        for standing in Standing
+    )
     return Terms(
-        policy.timeouts, budgets.refusals, budgets.waiting, budgets.replays, hands_over=hands_over
+        policy.timeouts,
+        budgets.refusals,
+        budgets.waiting,
+        budgets.replays,
+        hands_over=hands_over,
+        holds=holds,
+        warm=budgets.warm,
     )
 
 
@@ -174,5 +193,8 @@ def _answers(generation: int) -> Iterator[Move]:
     yield Move("created", ev.ResponseCreated(generation))
     yield Move("output", ev.OutputReceived(generation))
     yield Move("progress", ev.OutputReceived(generation, bearing=False))
-    for outcome in Outcome:
-        yield Move(outcome.value, ev.ResponseEnded(generation, outcome, "new"))
+    yield Move("completed", ev.ResponseEnded(generation, Outcome.COMPLETED, "new"))
+    yield Move("incomplete", ev.ResponseEnded(generation, Outcome.INCOMPLETE, "new"))
+    for why, cause in (("not found", _NOT_FOUND), ("invalid", _INVALID)):
+        event = ev.ResponseEnded(generation, Outcome.FAILED, "new", cause)
+        yield Move(f"failed: {why}", event)

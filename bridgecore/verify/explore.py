@@ -252,7 +252,7 @@ _BITS = 32  # for each of the two numbers that are kept in one
 _MASK = (1 << _BITS) - 1
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)  # not frozen: they are made by the hundred thousand, and change no more
 class _Edge:
     """What a session does when ``move`` happens in a state, whatever its books say.
 
@@ -269,7 +269,7 @@ class _Edge:
     error: ViolationError | None = None
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class _Outcome:
     """What the books are told: the event (None: a tick passes), what was done about it, the next
     deadline, and how things are called from now on."""

@@ -27,7 +27,7 @@ from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeou
 from bridgecore.recovery.rules import SPURIOUS_DEADLINE, STALE_GENERATION, Transition, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, SessionState
 from bridgecore.recovery.timers import Timer
-from bridgecore.verify.environment import Bounds
+from bridgecore.verify.environment import Bounds, due
 from bridgecore.verify.explore import Step, explore
 from bridgecore.verify.properties import Property
 
@@ -302,7 +302,7 @@ def _changes(does: Seen) -> Iterator[tuple[str, Change]]:
 def _dropped(before: SessionState, event: Event, transition: Transition) -> Transition:
     state = before
     if isinstance(event, ev.DeadlineReached):
-        state = attrs.evolve(before, timers=before.timers.clear(event.timer))
+        state = due(before, event.timer, None)
     return Transition(state, (fx.Ignored("dropped"),), transition.rule)
 
 
@@ -387,23 +387,19 @@ def _assigning_phase(phase: AttemptPhase) -> Change:
 
 def _timer_kept(timer: Timer) -> Change:
     def change(before: SessionState, event: Event, transition: Transition) -> Transition:
-        was = before.timers.get(timer)
         fired = isinstance(event, ev.DeadlineReached) and event.timer is timer
-        timers = transition.state.timers
-        timers = timers.clear(timer) if was is None or fired else timers.set(timer, was)
-        return attrs.evolve(transition, state=attrs.evolve(transition.state, timers=timers))
+        was = None if fired else before.timers.get(timer)
+        return attrs.evolve(transition, state=due(transition.state, timer, was))
 
     return change
 
 
 def _timer_late(timer: Timer) -> Change:
     def change(before: SessionState, event: Event, transition: Transition) -> Transition:
-        timers = transition.state.timers
-        at = timers.get(timer)
+        at = transition.state.timers.get(timer)
         if at is None or at == before.timers.get(timer):
             return transition
-        timers = timers.set(timer, at + 1)
-        return attrs.evolve(transition, state=attrs.evolve(transition.state, timers=timers))
+        return attrs.evolve(transition, state=due(transition.state, timer, at + 1))
 
     return change
 
@@ -437,8 +433,7 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
         timers, at = transition.state.timers, state.timers.get(event.timer)
         if at is None or timers.get(event.timer) is not None:
             return transition
-        kept = attrs.evolve(transition.state, timers=timers.set(event.timer, at))
-        return attrs.evolve(transition, state=kept)
+        return attrs.evolve(transition, state=due(transition.state, event.timer, at))
 
     def waits_on(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
         """``<`` for ``<=``: a waiting turn whose budget ends now waits on."""

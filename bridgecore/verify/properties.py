@@ -64,8 +64,9 @@ class Property(enum.Enum):
     )
     NO_REPLAY_AFTER_ANSWER = "nothing is sent again once the client saw the answer begin (13, 14)"
     ANSWER_IS_WHOLE = (
-        "each event of a running answer reaches its client once, response.created once and first, "
-        "the terminal event ends the turn (14, 24, 26)"
+        "each event of a running answer reaches its client once, and at once unless the turn may "
+        "yet be sent again; response.created is the first, and the terminal event ends the turn "
+        "(14, 24, 26)"
     )
     DELIVERED_TO_ITS_TURN = "an upstream event reaches only the turn that caused it (24, 27)"
     ONE_AT_A_TIME = (
@@ -87,7 +88,10 @@ class Property(enum.Enum):
     SOUND_SOCKETS_STAY = (
         "a socket is not closed without a reason: what it remembers would be lost (1)"
     )
-    SOCKETS_ARE_ROTATED = "a socket past its lifetime carries no further turn and is closed (32)"
+    SOCKETS_ARE_ROTATED = (
+        "a socket past its lifetime carries no further turn and is closed; what it knew is brought "
+        "to the next one if that is wanted, and only then (32)"
+    )
     DEADLINES_ARE_KEPT = (
         "the next deadline is the earliest that is owed, counted from what started it: keepalives "
         "and progress of others extend none, and nothing stays due (29, 30)"
@@ -195,12 +199,15 @@ class Terms:
     replays: int = 1  # ambiguous resends that the policy's budget has room for
     strict: bool = True  # no ambiguous resend at all, whatever the budget
     hands_over: bool = False  # the policy tells the rebind code of sessions of our own
+    holds: bool = False  # it may send a turn again that was accepted, before any output
+    warm: bool = False  # it has what an old socket knew brought to a new one
     without: frozenset[Property] = frozenset()  # not demanded, to see what they are worth
 
 
 class _Stage(enum.Enum):
     WAITING = "waiting"  # nothing sent, or what was sent was provably not accepted
     SENT = "sent"  # sent, and nobody knows what became of it
+    ACCEPTED = "accepted"  # it began to be answered, but the client has seen nothing of it
     ANSWERED = "answered"  # the client saw the answer begin
 
 
@@ -217,6 +224,8 @@ class _Turn(NamedTuple):
     orphan: bool = False  # its session was rebound, and it was not sent since
 
 
+_BEGUN = (_Stage.ACCEPTED, _Stage.ANSWERED)
+_SAYABLE = (Standing.UNANCHORED, Standing.HELD, Standing.INJECTED)  # without an anchor
 _PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
 _TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
 
@@ -292,8 +301,7 @@ class Model:
         about it, so that turns lost alike can be compared. None otherwise."""
         if self.carried is None or not self._means(event, now):
             return None
-        silent = isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
-        turn = self._carried_turn()
+        silent, turn = _silent(event), self._carried_turn()
         if turn.stage is not _Stage.SENT or not (silent or isinstance(event, ev.ConnectionLost)):
             return None
         return (turn.standing, self.framed, silent, self.to_owner, turn.ambiguous)
@@ -309,6 +317,7 @@ class Model:
         Raises:
             ViolationError: a property does not hold.
         """
+        event = self._by_its_name(event)
         if not self._means(event, now):
             for effect in effects:
                 if type(effect) is not fx.Ignored:
@@ -333,6 +342,19 @@ class Model:
         if prop not in self.terms.without:
             raise ViolationError(prop, text)
 
+    def _by_its_name(self, event: Event) -> Event:
+        """A failed response is a refusal by another name, if it was never created; or if it failed
+        for want of an anchor that need not be there."""
+        if not isinstance(event, ev.ResponseEnded) or event.cause is None:
+            return event
+        if self.carried is None or event.generation != self.generation:
+            return event
+        refused = ev.UpstreamRefused(self.generation, event.cause)
+        needless = self._carried_turn().standing in _SAYABLE
+        if self._stage() is _Stage.SENT or (needless and _refusal(refused) == "not_found"):
+            return refused
+        return event
+
     def _means(self, event: Event, now: int) -> bool:
         """Whether ``event`` means anything; if not, nothing may be done about it."""
         if isinstance(event, ev.DeadlineReached):
@@ -345,7 +367,7 @@ class Model:
         if isinstance(event, ev.EvictionRequested):
             return not self.turns
         if isinstance(event, ev.RelayPaused):
-            return event.turn == self.carried and self._stage() is _Stage.ANSWERED
+            return event.turn == self.carried and self._stage() in _BEGUN
         if event.generation != self.generation:
             return False
         if isinstance(event, ev.ConnectionOpened):
@@ -407,8 +429,8 @@ _DUES: Mapping[Timer, str] = {
 class _Watch:
     """One event and what was done about it: the books before, the books in the making."""
 
-    __slots__ = ("again", "before", "delivered", "event", "head", "lost", "must_close", "now",
-                 "refused", "retired", "the")  # fmt: skip
+    __slots__ = ("again", "before", "delivered", "event", "head", "knew", "lost", "must_close",
+                 "now", "refused", "retired", "the", "warmed")  # fmt: skip
 
     def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
         self.before = before
@@ -422,6 +444,8 @@ class _Watch:
         self.retired = False
         self.again: int | None = None  # the turn that a connect or a send is for
         self.must_close: Property | None = None  # this event's socket has to go, for that reason
+        self.knew: str | None = None  # what a socket remembered that was closed for its age alone
+        self.warmed: str | None = None
 
     # ------------------------------------------------------------ what the event means
 
@@ -476,7 +500,13 @@ class _Watch:
         the.connect_due = the.created_due = the.idle_due = the.lifetime_due = None
 
     def _in_the_dark(self) -> None:
-        self.lost = self.the._carried_turn() if self.the.carried is not None else None
+        if self.the.carried is None:
+            return
+        self.lost = self.the._carried_turn()
+        if self.lost.stage is _Stage.ACCEPTED:
+            # Nobody has seen that it was accepted: it is as good as sent.
+            self.lost = self.lost._replace(stage=_Stage.SENT)
+            self._put(self.lost)
 
     def _accepted(self) -> None:
         the = self.the
@@ -492,7 +522,7 @@ class _Watch:
             self.must_close = _P.SOCKETS_ARE_ROTATED
             return
         turn = the._carried_turn()
-        if turn.stage is _Stage.ANSWERED:
+        if turn.stage in _BEGUN:
             self.must_close = _P.ONE_AT_A_TIME
             self.lost = turn
         else:
@@ -567,6 +597,8 @@ class _Watch:
                 self._broken(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
             if not self._may_close():
                 self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
+            if the.worn and self.must_close is None:
+                self.knew = the.cached
             self._gone()
             self.must_close = None
         elif isinstance(effect, fx.CompleteTurn):
@@ -589,6 +621,8 @@ class _Watch:
             the.remote = False
             if the.turns:
                 self._put(the.turns[0]._replace(orphan=True))
+        elif isinstance(effect, fx.WarmSession):
+            self.warmed = effect.anchor
         elif isinstance(effect, fx.Ignored):
             pass
         else:
@@ -609,8 +643,14 @@ class _Watch:
         answers = isinstance(self.event, _PROGRESS)
         if self.the.carried != turn.id or not answers:
             self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
-        if turn.stage is not _Stage.ANSWERED:
-            self._put(turn._replace(stage=_Stage.ANSWERED))
+        if effect.held:
+            terms, bearing = self.the.terms, getattr(self.event, "bearing", False)
+            again = terms.holds and turn.ambiguous < terms.replays and not self.the.to_owner
+            if not again or bearing or turn.stage is _Stage.ANSWERED:
+                self._broken(_P.ANSWER_IS_WHOLE, f"{self.event} is held back for no reason")
+        stage = _Stage.ACCEPTED if effect.held else _Stage.ANSWERED
+        if turn.stage is not stage:
+            self._put(turn._replace(stage=stage))
 
     def _sent(self, effect: fx.SendTurn) -> None:
         the = self.the
@@ -630,7 +670,7 @@ class _Watch:
             if self.refused in refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
         ambiguous = turn.ambiguous
-        if turn.stage is _Stage.SENT:
+        if turn.stage in (_Stage.SENT, _Stage.ACCEPTED):
             ambiguous += 1
             if ambiguous > the.terms.replays:
                 self._broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
@@ -700,14 +740,13 @@ class _Watch:
         event, the = self.event, self.the
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return {Answer.REQUEST_TIMEOUT}
-        if turn.stage is _Stage.ANSWERED:
+        if turn.stage in _BEGUN:
             other = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "other"
             return {Answer.UPSTREAM_ERROR if other else Answer.STREAM_INCOMPLETE}
         if self.lost is not None and self.lost.id == turn.id:
             if self.before.to_owner:
                 return {Answer.OWNER_UNREACHABLE}
-            silent = isinstance(event, ev.DeadlineReached)
-            return {Answer.REQUEST_TIMEOUT if silent else Answer.STREAM_INCOMPLETE}
+            return {Answer.REQUEST_TIMEOUT if _silent(event) else Answer.STREAM_INCOMPLETE}
         rejected = isinstance(event, ev.ConnectionLost) and _rejected(event)
         if turn.stage is _Stage.SENT and not rejected:
             # A replay that found no socket: the loss before it is told.
@@ -769,10 +808,9 @@ class _Watch:
         if turn.anchor is None:
             return False
         if self.lost is not None and self.lost.id == turn.id:
-            silent = isinstance(self.event, ev.DeadlineReached)
             again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
             local = not self.before.to_owner
-            return silent and again and local and turn.stage is _Stage.SENT
+            return _silent(self.event) and again and local and turn.stage is _Stage.SENT
         if self.refused is not None and self.before.carried == turn.id:
             kept = turn.standing in (Standing.STORED, Standing.BOUND)
             return self.refused == "not_found" and kept
@@ -817,6 +855,10 @@ class _Watch:
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
         if the.worn and the.carried is None and the.socket == "open":
             self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+        due = self.knew if the.terms.warm and not the.turns else None
+        if self.warmed != due:
+            text = f"warmed with {self.warmed}, the old socket knew {due}"
+            self._broken(_P.SOCKETS_ARE_ROTATED, text)
         expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
         ends = expired or isinstance(event, ev.EvictionRequested)
         if ends is not self.retired:
@@ -842,6 +884,11 @@ def _tries(books: Model, number: int) -> int | None:
         dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be replayed
         return books.remote + books.terms.replays - turn.ambiguous - dark + 2 - len(turn.refusals)
     return None
+
+
+def _silent(event: Event) -> bool:
+    """Whether ``event`` is that a turn was not accepted in time."""
+    return isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
 
 
 def _refusal(event: ev.UpstreamRefused) -> str:

@@ -18,8 +18,8 @@ from collections.abc import Iterable
 
 import attrs
 
+from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.effects import Effect, RetireSession
-from bridgecore.recovery.errors import BridgecoreError
 from bridgecore.recovery.events import Event
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step

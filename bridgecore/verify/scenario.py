@@ -22,7 +22,8 @@ Commands, one for each event. Those of a connection take ``generation=N``, else 
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
   ``opened [early=DURATION]``     ``sent``     ``created``     ``output``
   ``progress`` (an event of an answer that bears no output)
-  ``ended completed|incomplete|failed [RESPONSE]``
+  ``ended completed|incomplete [RESPONSE]``
+  ``ended failed [RESPONSE] [status=N] [code=X] ...`` (as below: why)
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
   ``lost timeout TIMER``
   ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
@@ -40,9 +41,9 @@ from typing import Any, assert_never
 
 import attrs
 
+from bridgecore.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
@@ -249,7 +250,8 @@ def _timer(text: str) -> Timer:
 
 def _budget(policy: Policy, key: str, value: str) -> Policy:
     number = _number(value)
-    change: Mapping[str, Any] = {key: number > 0 if key == "reconnect_uses_replay" else number}
+    flag = isinstance(getattr(policy.budgets, key), bool)
+    change: Mapping[str, Any] = {key: number > 0 if flag else number}
     return attrs.evolve(policy, budgets=attrs.evolve(policy.budgets, **change))
 
 
@@ -299,10 +301,14 @@ def _event(line: _Line, latest: int) -> ev.Event:
         return ev.UpstreamRefused(generation, _error_frame(line))
     if command == "ended":
         count = 2 if len(arguments) == 2 else 1
-        outcome, *response = _only(line, count, "generation")
+        failed = "failed" in arguments[:1]
+        fields = _FRAME_FIELDS if failed else ()
+        outcome, *response = _only(line, count, "generation", *fields)
         if outcome not in {known.value for known in ev.Outcome}:
             raise _UnreadableError(f"no response ends as {outcome}")
-        return ev.ResponseEnded(generation, ev.Outcome(outcome), *response)
+        cause = _error_frame(line) if failed else None
+        name = response[0] if response else None
+        return ev.ResponseEnded(generation, ev.Outcome(outcome), name, cause)
     if command == "opened":
         _only(line, 0, "generation", "early")
         return ev.ConnectionOpened(generation, _duration(line.options.get("early", "0s")))
@@ -393,7 +399,8 @@ def _command_of(event: ev.Event) -> str:
         return "output" if event.bearing else "progress"
     if isinstance(event, ev.ResponseEnded):
         response = "" if event.response is None else f" {_quoted(event.response)}"
-        return f"ended {event.outcome.value}{response}"
+        cause = () if event.cause is None else _options_of(event.cause)
+        return " ".join([f"ended {event.outcome.value}{response}", *cause])
     if isinstance(event, ev.UpstreamRefused):
         return " ".join(["refused", *_options_of(event.cause)])
     if isinstance(event, ev.RelayPaused):
@@ -446,7 +453,7 @@ def describe(effect: fx.Effect) -> str:
     if isinstance(effect, fx.SendTurn):
         return f"send turn {effect.turn} {effect.form.value} on connection {effect.generation}"
     if isinstance(effect, fx.DeliverEvent):
-        return f"deliver to turn {effect.turn}"
+        return f"{'hold for' if effect.held else 'deliver to'} turn {effect.turn}"
     if isinstance(effect, fx.CompleteTurn):
         return f"complete turn {effect.turn}"
     if isinstance(effect, fx.FailTurn):
@@ -455,6 +462,8 @@ def describe(effect: fx.Effect) -> str:
         return f"fail turn {effect.turn}: {effect.answer.value}{why}"
     if isinstance(effect, fx.RebindSession):
         return "rebind session"
+    if isinstance(effect, fx.WarmSession):
+        return f"warm session with {effect.anchor}"
     if isinstance(effect, fx.RetireSession):
         return "retire session"
     if isinstance(effect, fx.Ignored):

@@ -26,7 +26,7 @@ from typing import Any, TypeAlias, get_args, get_type_hints
 
 import attrs
 
-from bridgecore.recovery.effects import Effect
+from bridgecore.recovery.effects import Effect, WarmSession
 from bridgecore.recovery.events import (
     ConnectionLost,
     Event,
@@ -108,7 +108,8 @@ class _RecordedSession(Session):
 
     def _step(self, event: Event, now: int) -> tuple[Effect, ...]:
         effects = super()._step(event, now)
-        decision = Decision(now, self._number, anonymous(event), self.rule, effects)
+        shown = tuple([_anonymous_effect(effect) for effect in effects])
+        decision = Decision(now, self._number, anonymous(event), self.rule, shown)
         self._into.append(_log(write_decision(decision)))
         return effects
 
@@ -122,11 +123,19 @@ def anonymous(event: Event) -> Event:
     if isinstance(event, TurnSubmitted) and event.turn.anchor is not None:
         turn = attrs.evolve(event.turn, anchor=hashed(event.turn.anchor))
         return attrs.evolve(event, turn=turn)
-    if isinstance(event, ResponseEnded) and event.response is not None:
-        return attrs.evolve(event, response=hashed(event.response))
+    if isinstance(event, ResponseEnded):
+        response = None if event.response is None else hashed(event.response)
+        cause = None if event.cause is None else _anonymous_cause(event.cause)
+        return attrs.evolve(event, response=response, cause=cause)
     if isinstance(event, ConnectionLost | UpstreamRefused):
         return attrs.evolve(event, cause=_anonymous_cause(event.cause))
     return event
+
+
+def _anonymous_effect(effect: Effect) -> Effect:
+    if isinstance(effect, WarmSession):
+        return attrs.evolve(effect, anchor=hashed(effect.anchor))
+    return effect
 
 
 def _anonymous_cause(cause: Evidence) -> Evidence:

@@ -35,7 +35,7 @@ from wsproto.handshake import H11Handshake
 from wsproto.utilities import LocalProtocolError as WsprotoLocalError
 from wsproto.utilities import RemoteProtocolError
 
-from bridgecore.recovery.errors import LocalProtocolError
+from bridgecore.errors import LocalProtocolError
 
 MAX_HEAD: Final = 65_536  # bytes of an upgrade request or of its answer, up to the empty line
 MAX_REJECT_BODY: Final = 65_536  # bytes kept of the body of a refused upgrade

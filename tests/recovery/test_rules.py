@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
-from bridgecore.recovery.errors import LocalProtocolError
 from bridgecore.recovery.events import Event, Standing, Turn, TurnSubmitted
 from bridgecore.recovery.failure import Closed, ErrorFrame, FailureKind
 from bridgecore.recovery.policy import (
@@ -28,7 +28,7 @@ from bridgecore.recovery.policy import (
 )
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
-from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer, Timers
 from bridgecore.testing.strategies import History, Step, histories, policies, replay
 
 
@@ -193,7 +193,7 @@ def test_a_timer_of_the_endpoint_is_nothing_to_a_session() -> None:
 
 def test_a_deadline_that_is_due_where_it_is_never_set_is_misuse() -> None:
     """Only a state that no session came to by itself can have one."""
-    state = SessionState(timers=SessionState().timers.set(Timer.CONNECT, 5))
+    state = SessionState(timers=Timers.of({Timer.CONNECT: 5}))
     with pytest.raises(LocalProtocolError, match="never set"):
         step(DEFAULT, state, ev.DeadlineReached(Timer.CONNECT), 5)
 

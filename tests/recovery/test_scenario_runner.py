@@ -7,7 +7,7 @@ import re
 import pytest
 from hypothesis import given, settings
 
-from bridgecore.recovery.errors import LocalProtocolError
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.events import EvictionRequested, UpstreamRefused
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore.errors import InternalError, LocalProtocolError
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import (
@@ -17,7 +18,6 @@ from bridgecore.recovery.effects import (
     Ignored,
     RetireSession,
 )
-from bridgecore.recovery.errors import InternalError, LocalProtocolError
 from bridgecore.recovery.events import Turn
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts

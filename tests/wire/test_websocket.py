@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto.utilities import generate_accept_token
 
-from bridgecore.recovery.errors import LocalProtocolError
+from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.websocket import (
     MAX_FRAGMENTS,
     MAX_HEAD,
