@@ -15,7 +15,7 @@ from typing import assert_never
 import attrs
 
 from bridgecore.admission.placement import Placement, place
-from bridgecore.config import Ambiguous, Config, replaying
+from bridgecore.config import Ambiguous, Config, Rotation, replaying
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.continuity.memory import Memory, Recall
 from bridgecore.messages import (
@@ -91,6 +91,7 @@ class _Turn:
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
     form: fx.Form = fx.Form.AS_IS  # in which it was sent last
     sent: int = 0  # bytes of that frame
+    warms: bool = False  # it is the bridge's own, to warm a socket: no client hears of it
 
 
 @attrs.define(eq=False)
@@ -107,6 +108,9 @@ class _Conversation:
     early: list[UpstreamEvent] = attrs.Factory(list)
     early_size: int = 0  # bytes
     unmatched: int = 0  # upstream events that no turn caused (invariant 27)
+    manner: bytes | None = None  # of its latest turn (see Recall), if sockets are to be warmed
+    warmed: bool = False  # and nobody has used it since: an idle one is not warmed for ever
+    stand_in: tuple[str, str] | None = None  # a response, and what the present socket knows it as
 
 
 @attrs.define(eq=False)
@@ -128,6 +132,7 @@ class Accounts:
     turns: int = 0
     reduced: int = 0
     rehydrated: int = 0
+    warmed: int = 0  # sockets; their bytes and tokens are spent, too
     bytes_saved: int = 0
     bytes_spent: int = 0
     tokens_saved: int = 0
@@ -156,7 +161,11 @@ class Bridge:
                 lifetime=config.upstream_lifetime,
                 expiry=config.session_idle,
             ),
-            budgets=attrs.evolve(config.policy.budgets, waiting=config.max_waiting),
+            budgets=attrs.evolve(
+                config.policy.budgets,
+                waiting=config.max_waiting,
+                warm=config.rotation is Rotation.WARM,
+            ),
         )
         self._turns: dict[int, _Turn] = {}
         self._links: dict[int, _Link] = {}
@@ -172,8 +181,8 @@ class Bridge:
 
     @property
     def turns(self) -> int:
-        """How many turns run or wait."""
-        return len(self._turns)
+        """How many turns of clients run or wait."""
+        return sum(not turn.warms for turn in self._turns.values())
 
     @property
     def conversations(self) -> int:
@@ -243,7 +252,7 @@ class Bridge:
             self._link_event(event, now)
         elif isinstance(event, LinksEvicted):
             for conversation in list(self._conversations.values()):
-                self._step(conversation, ev.EvictionRequested(), now)
+                self._evict(conversation, now)
         elif isinstance(event, BridgeTimeout):
             for key in self._schedule.due(now):
                 if key == _MEMORY:
@@ -280,6 +289,7 @@ class Bridge:
         if recall.alias is None or recall.alias.conversation not in self._conversations:
             self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
+        conversation.warmed = False
         turn = _Turn(event.turn, recall, conversation)
         self._turns[turn.id] = turn
         standing = recall.standing
@@ -323,11 +333,36 @@ class Bridge:
         if len(self._conversations) < self._config.max_sessions:
             return True
         for conversation in self._conversations.values():
-            state = conversation.session.state
-            if state.idle:
-                self._step(conversation, ev.EvictionRequested(), now)
+            if conversation.session.state.idle or self._only_warms(conversation):
+                self._evict(conversation, now)
                 return True
         return False
+
+    def _evict(self, conversation: _Conversation, now: int) -> None:
+        """Ask the session to give up its socket and its state; what it does for nobody goes."""
+        turn = self._running(conversation)
+        if turn is not None and self._only_warms(conversation):
+            del self._turns[turn.id]
+            self._step(conversation, ev.TurnAbandoned(turn.id), now)
+        self._step(conversation, ev.EvictionRequested(), now)
+
+    def _only_warms(self, conversation: _Conversation) -> bool:
+        turn = self._running(conversation)
+        return turn is not None and turn.warms and not conversation.session.state.waiting
+
+    def _warm(self, conversation: _Conversation, anchor: str, now: int) -> None:
+        """Have a new socket learn what the old one knew, unless nobody used that one either."""
+        if conversation.manner is None or conversation.warmed:
+            return
+        recall = self._memory.warm_up(conversation.scope, anchor, conversation.manner, now)
+        if recall is None:
+            return
+        self._serial += 1
+        conversation.warmed = True
+        turn = _Turn(-self._serial, recall, conversation, warms=True)  # clients' count from 1
+        self._turns[turn.id] = turn
+        submitted = ev.Turn(turn.id, recall.standing, recall.anchor)
+        self._step(conversation, ev.TurnSubmitted(submitted), now)
 
     def _turn_blocked(self, event: TurnBlocked, now: int) -> None:
         turn = self._turns.get(event.turn)
@@ -379,6 +414,7 @@ class Bridge:
         if link is not None and link.conversation.link == number:
             link.conversation.link = None
             link.conversation.blocked_by = None
+            link.conversation.stand_in = None
             self._forget_early(link.conversation)
 
     # ------------------------------------------------------------ upstream messages
@@ -438,6 +474,10 @@ class Bridge:
             if turn is not None and error is not None:
                 turn.error = error
             outcome, response = outcome_of(upstream), response_id(upstream)
+            if turn is not None and turn.warms and response and turn.recall.anchor:
+                # It has the context of the client's response, and stands for it on this socket.
+                conversation.stand_in = turn.recall.anchor, response
+                response = turn.recall.anchor
             event = ev.ResponseEnded(generation, outcome, response, error)
         elif kind is EventKind.ERROR:
             error = read_error(upstream.data)
@@ -518,7 +558,7 @@ class Bridge:
                 conversation.unmatched += upstream is not None
                 self._log(LogLevel.DEBUG, "session.ignored", conversation, reason=effect.reason)
             elif isinstance(effect, fx.WarmSession):
-                pass
+                self._warm(conversation, effect.anchor, now)
             elif isinstance(effect, fx.RebindSession):
                 self._log(LogLevel.INFO, "session.rebound", conversation)
             else:
@@ -550,6 +590,8 @@ class Bridge:
         self._answer(turn, events)
 
     def _answer(self, turn: _Turn, events: list[UpstreamEvent]) -> None:
+        if turn.warms:
+            return
         for event in events:
             if event.type == b"response.output_item.done":
                 turn.items.append(event.data)
@@ -567,6 +609,9 @@ class Bridge:
             return
         response = response_id(upstream) or turn.response
         read, written = read_usage(upstream)
+        if turn.warms:
+            self._warmed(turn, read, outcome_of(upstream))
+            return
         account = Accounts()
         if response is not None and upstream.type == b"response.completed":
             account = _account(turn)
@@ -574,6 +619,8 @@ class Bridge:
             output = output_items(upstream, turn.items)
             tokens = read + written
             self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
+            if self._policy.budgets.warm:
+                conversation.manner = turn.recall.manner()
             self._schedule.set(_MEMORY, self._memory.next_expiry())
         self._unblock(conversation, turn.id)
         self._log(
@@ -591,9 +638,19 @@ class Bridge:
             tokens_spent=account.tokens_spent,
         )
 
+    def _warmed(self, turn: _Turn, tokens: int, outcome: ev.Outcome) -> None:
+        if outcome is ev.Outcome.COMPLETED:
+            self._accounts += Accounts(warmed=1, bytes_spent=turn.sent, tokens_spent=tokens)
+        fields = {"outcome": outcome.value, "input_tokens": tokens, "bytes_spent": turn.sent}
+        self._log(LogLevel.INFO, "session.warmed", turn.conversation, **fields)
+
     def _fail(self, conversation: _Conversation, effect: fx.FailTurn) -> None:
         turn = self._turns.pop(effect.turn, None)
         if turn is None:
+            return
+        if turn.warms:
+            why = effect.failure.detail if effect.failure is not None else "none"
+            self._log(LogLevel.INFO, "session.not_warmed", conversation, cause=why)
             return
         anchor = turn.recall.request.previous_response_id
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
@@ -620,7 +677,10 @@ class Bridge:
         turn.items.clear()
         self._forget_early(conversation)
         conversation.sends += 1
-        frame = turn.recall.frame(effect.form)
+        meant, stand_in = conversation.stand_in or (None, None)
+        at_hand = meant is not None and conversation.session.state.live_anchor == meant
+        known = at_hand and turn.recall.anchor == meant
+        frame = turn.recall.frame(effect.form, stand_in if known else None)
         turn.form, turn.sent = effect.form, len(frame)
         self._out.append(SendFrame(conversation.link, frame))
         self._log(

@@ -86,6 +86,13 @@ _AMBIGUOUS = (
 )
 
 
+class Rotation(enum.Enum):
+    """What follows when a socket is given up for its age."""
+
+    LAZY = "lazy"  # the next turn opens another, and pays for what it has to be told
+    WARM = "warm"  # another is opened and told what the old one knew, before anybody asks for it
+
+
 def replaying(policy: Policy) -> Policy:
     """``policy`` with ``Ambiguous.REPLAY``: an ambiguous turn is sent again, out of budget it is
     told what it would have been told. Left as they are: turns that live in the memory of the lost
@@ -123,8 +130,10 @@ class Config:
     body_timeout: int = _seconds(60)  # a request body must be complete
 
     ambiguous: Ambiguous = Ambiguous.REFUSE
+    rotation: Rotation = Rotation.LAZY
     continuity: Continuity = Continuity.TRANSCRIPT
     transcript_bytes: int = 256 * 1024 * 1024  # of all transcripts together
+    transcript_scope_bytes: int = 128 * 1024 * 1024  # of those of one credential
     transcript_age: int = _seconds(21_600)  # unused transcripts are forgotten
 
     max_header: int = 65_536  # bytes of a request head

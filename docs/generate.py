@@ -80,7 +80,7 @@ def _edges() -> diagram.Edges:
             met.setdefault((state.phase, transition.state.phase), set()).add(transition.rule)
         return transition
 
-    explore(DEFAULT, BOUNDS["small"], stepper=watching)
+    explore(DEFAULT, BOUNDS["small"][0], stepper=watching)
     order = list(Phase)
     places = sorted(met, key=lambda edge: (order.index(edge[0]), order.index(edge[1])))
     return {edge: sorted(met[edge]) for edge in places}

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.config import Ambiguous, Continuity
+from bridgecore.config import Ambiguous, Continuity, Rotation
 from bridgecore.recovery.timers import Timer
 from bridgecore.testing import (
     EVERY,
@@ -238,6 +238,171 @@ def test_a_socket_is_rotated_between_turns(store: bool) -> None:
     assert len(world.frames) == 12  # none met the limit
     assert world.net.connects == 3
     assert_empty(world)
+
+
+# ------------------------------------------------------------------ sockets that are warmed
+
+LIFETIME = 100  # seconds; a socket goes up to a tenth earlier
+
+
+def warming(**settings: object) -> World:
+    """A world whose bridge warms the sockets that replace old ones."""
+    return held(rotation=Rotation.WARM, upstream_lifetime=LIFETIME * SECOND, **settings)
+
+
+def warm_ups(world: World) -> list[CreateRequest]:
+    return [request for request in world.emulator.requests if request.body.get("generate") is False]
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_warmed_socket_goes_on_with_new_items_only(store: bool) -> None:
+    world = warming()
+    talker = Talker(world, store, fields={"instructions": "Be brief.", "temperature": 0})
+    talker.turn(user("a"))
+    talker.turn(user("b"))
+    before = len(world.frames)
+    world.advance(LIFETIME)
+    (request,) = warm_ups(world)
+    assert len(world.frames) == before + 1
+    assert request.anchor is None
+    assert context(request) == [said(item) for item in talker.past[talker.last]]
+    assert request.body["instructions"] == "Be brief."
+    assert request.body["temperature"] == 0
+    talker.turn(user("c"))
+    assert frame(world)["input"] == [user("c")]
+    assert frame(world)["previous_response_id"] not in talker.past
+    assert frame(world)["store"] is store
+    talker.turn(user("d"))
+    assert frame(world)["previous_response_id"] == list(talker.past)[-2]
+    assert talker.told == ["200"] * 4
+    assert world.net.connects == 2
+    accounts = world.endpoint.bridge.accounts
+    assert (accounts.turns, accounts.warmed, accounts.rehydrated) == (4, 1, 0)
+    assert accounts.tokens_spent > 0
+    assert_empty(world)
+
+
+def test_a_socket_that_is_too_old_is_replaced_after_its_turn_and_warmed() -> None:
+    world = warming()
+    world.emulator.delta_interval = 30 * SECOND
+    talker = Talker(world)
+    talker.attempt(user("repeat 5 x"), wait=LIFETIME + 100)
+    assert talker.told == ["200"]
+    assert len(warm_ups(world)) == 1
+    world.emulator.delta_interval = 0
+    talker.turn(user("b"))
+    assert frame(world)["input"] == [user("b")]
+
+
+def test_what_nobody_uses_is_warmed_once() -> None:
+    world = warming(session_idle=1000 * SECOND)
+    talker = Talker(world)
+    talker.turn(user("a"))
+    world.advance(10 * LIFETIME)
+    assert len(warm_ups(world)) == 1
+    talker.turn(user("b"))
+    world.advance(2 * LIFETIME)
+    assert len(warm_ups(world)) == 2
+    assert_empty(world)
+
+
+def test_histories_go_on_where_a_warmed_socket_stands() -> None:
+    world = warming()
+    historian = Historian(world)
+    historian.turn(user("a"))
+    world.advance(LIFETIME)
+    historian.turn(user("b"))
+    assert frame(world)["input"] == [user("b")]
+    assert world.net.connects == 2
+
+
+def test_a_branch_does_not_take_what_stands_for_another() -> None:
+    world = warming()
+    talker = Talker(world)
+    talker.turn(user("a"))
+    first = talker.last
+    talker.turn(user("b"))
+    world.advance(LIFETIME)
+    talker.attempt(user("c"), after=first)
+    assert "previous_response_id" not in frame(world)
+    assert talker.told == ["200"] * 3
+
+
+def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
+    """It cannot be said without its output (invariant 8)."""
+    world = warming()
+    talker = Talker(world)
+    (call,) = talker.turn(user("call tool look {}")).response["output"]
+    world.advance(LIFETIME)
+    assert warm_ups(world) == []
+    talker.turn(output_for(call, "seen"))
+    assert talker.told == ["200"] * 2
+
+
+@pytest.mark.parametrize(
+    ("action", "sends"),
+    [
+        (Abort(), 1),
+        (Error(429, "rate_limit_exceeded"), 1),
+        (Silence(), 1),
+        (Error(400, NOT_FOUND), 2),  # what is said in full is said once more
+    ],
+)
+def test_a_warm_up_that_fails_is_nothing_to_anybody(action: Action, sends: int) -> None:
+    world = warming(created_timeout=SECOND)
+    talker = Talker(world)
+    talker.turn(user("a"))
+    strike(world, Point.BEFORE_CREATED, action)
+    world.advance(LIFETIME + 10)
+    assert len(warm_ups(world)) == sends
+    heal(world)
+    talker.turn(user("b"))
+    assert talker.told == ["200"] * 2
+    assert_empty(world)
+
+
+def test_a_turn_that_comes_while_its_socket_is_warmed_is_answered() -> None:
+    world = warming()
+    talker = Talker(world)
+    talker.turn(user("a"))
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Silence()))
+    world.advance(LIFETIME)
+    assert len(warm_ups(world)) == 1
+    heal(world)
+    talker.turn(user("b"))
+    assert talker.told == ["200"] * 2
+
+
+def test_a_warm_up_makes_room() -> None:
+    world = warming(max_sessions=1)
+    one, two = Talker(world), Talker(world)
+    one.turn(user("one"))
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Silence()))
+    world.advance(LIFETIME)
+    assert (len(warm_ups(world)), world.endpoint.bridge.turns) == (1, 0)
+    heal(world)
+    two.turn(user("two"))
+    assert two.told == ["200"]
+    assert world.endpoint.bridge.conversations == 1
+    assert_empty(world)
+
+
+def test_a_drain_does_not_wait_for_a_warm_up() -> None:
+    world = warming()
+    Talker(world).turn(user("a"))
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Silence()))
+    world.advance(LIFETIME)
+    world.drain()
+    world.advance(3)
+    assert (world.endpoint.bridge.links, world.endpoint.bridge.conversations) == (0, 0)
+
+
+def test_nothing_is_warmed_unless_it_is_wanted() -> None:
+    world = held(upstream_lifetime=LIFETIME * SECOND)
+    Talker(world).turn(user("a"))
+    world.advance(LIFETIME)
+    assert warm_ups(world) == []
+    assert world.endpoint.bridge.links == 0
 
 
 def test_conversations_that_make_room_go_on() -> None:
@@ -1156,30 +1321,28 @@ BEFORE_OUTPUT: list[tuple[Point, Action]] = [
     (Point.BEFORE_CREATED, Error(400, NOT_FOUND)),
     (Point.BEFORE_CREATED, Error(400, "websocket_connection_limit_reached")),
     (Point.AFTER_CREATED, Abort()),
+    (Point.AFTER_CREATED, CloseWith(1012)),
 ]
-
-
-BEFORE_CREATED = [strike for strike in BEFORE_OUTPUT if strike[0] is not Point.AFTER_CREATED]
 
 
 def long_conversation(
     turns: int,
     rng: random.Random | None,
-    points: Sequence[tuple[Point, Action]] = BEFORE_OUTPUT,
     *,
     tries: int = 2,
     ambiguous: Ambiguous = Ambiguous.REFUSE,
+    stream: bool = False,
 ) -> tuple[list[str], list[int]]:
     """What a client was told, and the tokens of context of each turn. With ``rng``, every third
     turn is hit before its output. It does what its SDK does: it asks again, but never differently.
     """
     world = held(created_timeout=SECOND // 2, ambiguous=ambiguous)
-    talker = Talker(world, stream=False)
+    talker = Talker(world, stream=stream)
     tokens = []
     for n in range(turns):
         heal(world)
         if rng is not None and n % 3 == 2:
-            strike(world, *rng.choice(points))
+            strike(world, *rng.choice(BEFORE_OUTPUT))
         answer = talker.turn(user(f"text {n:04} " + "x" * 400), tries=tries)
         tokens.append(answer.response["usage"]["input_tokens"])
     return talker.told, tokens
@@ -1197,14 +1360,50 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
     assert growth[0] <= 1.01 * growth[1]
 
 
-def test_with_replay_two_hundred_turns_show_no_loss() -> None:
-    """What was sent and not accepted is sent again: no client has to retry anything."""
+@pytest.mark.parametrize("stream", [True, False])
+def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
+    """What was lost before its output is sent again: no client has to retry anything."""
     rng = random.Random(7)
-    told, tokens = long_conversation(200, rng, BEFORE_CREATED, tries=1, ambiguous=Ambiguous.REPLAY)
+    told, tokens = long_conversation(200, rng, tries=1, ambiguous=Ambiguous.REPLAY, stream=stream)
     assert told == ["200"] * 200
     calm, undisturbed = long_conversation(200, None)
     assert calm == told
     assert tokens == pytest.approx(undisturbed, rel=0.01)
+
+
+@pytest.mark.parametrize("action", [Abort(), CloseWith(1011), Silence()])
+def test_with_replay_a_client_sees_one_answer_begin(action: Action) -> None:
+    """Invariant 14: of the answer that was lost, nothing was shown."""
+    world = held(ambiguous=Ambiguous.REPLAY, idle_timeout=SECOND)
+    talker = Talker(world)
+    talker.turn(user("a"))
+    strike(world, Point.AFTER_CREATED, action)
+    answer = talker.attempt(user("b"), wait=1)
+    assert talker.told == ["200"] * 2
+    assert len(world.frames) == 3
+    assert answer.names[:2] == ["response.created", "response.in_progress"]
+    assert answer.names.count("response.created") == 1
+    assert answer.events[0].json["response"]["id"] == answer.response["id"]
+    numbers = [event.json["sequence_number"] for event in answer.events]
+    assert numbers == list(range(len(numbers)))
+
+
+def test_with_replay_an_answer_without_output_is_whole() -> None:
+    world = held(ambiguous=Ambiguous.REPLAY)
+    talker = Talker(world, fields={"generate": False})
+    answer = talker.turn(user("a"))
+    assert answer.names[0] == "response.created"
+    assert answer.names[-1] == "response.completed"
+
+
+def test_with_replay_there_is_one_more_try_and_no_second() -> None:
+    world = held(ambiguous=Ambiguous.REPLAY)
+    talker = Talker(world)
+    talker.turn(user("a"))
+    world.emulator.faults.add(EVERY, Fault(Point.AFTER_CREATED, Abort()))
+    talker.attempt(user("b"))
+    assert talker.told == ["200", "failed"]
+    assert len(world.frames) == 3
 
 
 def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 
@@ -178,9 +178,13 @@ CORE = (
         "ambiguous", _member_of(Ambiguous), "what becomes of a turn that may have run already"
     ),
     _of_config(
+        "rotation", _member_of(Rotation), "what follows when a socket is given up for its age"
+    ),
+    _of_config(
         "continuity", _member_of(Continuity), "what is kept: conversations in memory, or ids alone"
     ),
     _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
+    _of_config("transcript_scope_bytes", SIZE, "of those of one credential, at most"),
     _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most"),

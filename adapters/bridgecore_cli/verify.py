@@ -25,9 +25,17 @@ import attrs
 
 from bridgecore.bridge import Bridge
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
+from bridgecore.recovery.timers import Timer
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds
-from bridgecore.verify.explore import PAIRS, Report, explore
+from bridgecore.verify.explore import (
+    PAIRS,
+    Counterexample,
+    Report,
+    explore,
+    never_fired,
+    never_met,
+)
 from bridgecore.verify.explore_bridge import (
     BRIDGE_BOUNDS,
     BridgeProperty,
@@ -110,25 +118,29 @@ def load_policy(name: str) -> Policy:
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
     policy: Policy = args.policy
-    bounds = BOUNDS[args.bounds]
-    began = time.perf_counter()
-    report = explore(policy, bounds, most=len(Property), progress=_show)
-    seconds = time.perf_counter() - began
-    _show(None)
-    stories = [tell(policy, bounds, found) for found in report.counterexamples]
-    print(_summary(report, seconds))
-    for story in stories:
-        print(f"\n{explain(story)}")
-    if stories and args.svg is not None:
-        shortest = min(stories, key=lambda story: len(story.seen))
-        try:
-            args.svg.write_text(diagram.svg(shortest), encoding="utf-8")
-        except OSError as exc:
-            print(f"bridgecore: error: cannot write {args.svg}: {exc.strerror}", file=sys.stderr)
-            return 1
+    reports: list[Report] = []
+    stories: dict[Property, Story] = {}
+    print(f"policy             {policy.name}")
+    for part in BOUNDS[args.bounds]:
+
+        def tell_at_once(found: Counterexample, part: Bounds = part) -> None:
+            if found.prop not in stories:
+                stories[found.prop] = tell(policy, part, found)
+                _tell("")
+                print(f"\n{explain(stories[found.prop])}", flush=True)
+
+        began = time.perf_counter()
+        report = explore(policy, part, most=len(Property), progress=_show, found=tell_at_once)
+        _tell("")
+        reports.append(report)
+        print(_figures(report, time.perf_counter() - began), flush=True)
+    print(_summary(reports))
     if stories:
-        print(f"\n{diagram.text(_shortest(stories))}")
-    sound = not stories and report.complete
+        shortest = min(stories.values(), key=lambda story: len(story.seen))
+        print(f"\n{diagram.text(shortest)}")
+        if args.svg is not None and not _written(args.svg, diagram.svg(shortest)):
+            return 1
+    sound = not stories and all(report.complete for report in reports)
     if sound:
         sound = _bridges(policy, args.bounds)
     if args.mutants and sound:
@@ -136,41 +148,58 @@ def run(args: argparse.Namespace) -> int:
     return 0 if sound else 1
 
 
-def _shortest(stories: list[Story]) -> Story:
-    return min(stories, key=lambda story: len(story.seen))
+def _written(path: Path, text: str) -> bool:
+    """Write a file that was asked for; False, and a word why, if that cannot be."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        print(f"bridgecore: error: cannot write {path}: {exc.strerror}", file=sys.stderr)
+        return False
+    return True
 
 
-def _show(report: Report | None) -> None:
-    """How far it has come, on one line: of the states found so far, how many were looked into.
-    ``None``: it is over."""
-    text = ""
-    if report is not None:
-        done = (report.states - report.ahead) / report.states
-        bar = ("#" * round(done * _BAR)).ljust(_BAR, ".")
-        text = f"[{bar}] {report.states:,} states, {report.edges:,} edges"
-    _tell(text)
+def _show(report: Report) -> None:
+    """How far it has come, on one line: of the states found so far, how many were looked into."""
+    done = (report.states - report.ahead) / report.states
+    bar = ("#" * round(done * _BAR)).ljust(_BAR, ".")
+    _tell(f"[{bar}] {report.states:,} states, {report.edges:,} edges")
 
 
 _BAR = 30  # characters
 
 
-def _summary(report: Report, seconds: float) -> str:
-    bounds: Bounds = report.bounds
+def _figures(report: Report, seconds: float) -> str:
     rows = [
-        ("policy", report.policy),
-        ("bounds", f"{bounds.name}: {_bounds(bounds)}"),
+        ("bounds", f"{report.bounds.name}: {_bounds(report.bounds)}"),
         ("states", f"{report.states:,}{'' if report.complete else ', not all that there are'}"),
         ("edges", f"{report.edges:,}"),
         ("seconds", f"{seconds:.1f}"),
-        ("rules fired", str(len(report.rules_fired))),
-        ("rules never fired", ", ".join(report.rules_never_fired) or "none"),
-        ("pairs ruled", f"{PAIRS} of {PAIRS}; never met: {len(report.pairs_never_met)}"),
+    ]
+    return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def _summary(reports: Sequence[Report]) -> str:
+    fired = set().union(*[report.rules_fired for report in reports])
+    rows = [
+        ("states in all", f"{sum(report.states for report in reports):,}"),
+        ("rules fired", str(len(fired))),
+        ("rules never fired", ", ".join(never_fired(reports)) or "none"),
+        ("pairs ruled", f"{PAIRS} of {PAIRS}; never met: {_pairs(reports)}"),
     ]
     lines = [f"{name:<18} {value}" for name, value in rows]
-    broken = report.broken
+    broken = {prop for report in reports for prop in report.broken}
     lines.append("")
     lines += [f"{'BROKEN' if prop in broken else 'holds ':<7} {prop.name}" for prop in Property]
     return "\n".join(lines)
+
+
+def _pairs(reports: Sequence[Report]) -> str:
+    """The pairs that no exploration met, by name."""
+    pairs = [
+        f"{phase.value}/{key.value if isinstance(key, Timer) else key.__name__}"
+        for phase, key in never_met(reports)
+    ]
+    return ", ".join(pairs) or "none"
 
 
 def _bounds(bounds: Bounds) -> str:
@@ -194,7 +223,7 @@ def _bridges(policy: Policy, bounds: str) -> bool:
             make=lambda config: Bridge(attrs.evolve(config, policy=policy)),
             progress=_show_bridges,
         )
-        _show(None)
+        _tell("")
         seconds = time.perf_counter() - began
         print(
             f"{bound.name:<28} {bound.turns} turns, {bound.depth} moves, {bound.continuity.value}: "
@@ -257,11 +286,7 @@ def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
             "witness": witnesses,
             "kept": {prop.name: why for prop, why in KEPT.items()},
         }
-        text = json.dumps(data, indent=1, sort_keys=True) + "\n"
-        try:
-            report.write_text(text, encoding="utf-8")
-        except OSError as exc:
-            print(f"bridgecore: error: cannot write {report}: {exc.strerror}", file=sys.stderr)
+        if not _written(report, json.dumps(data, indent=1, sort_keys=True) + "\n"):
             return False
     return len(survivors) * 100 <= len(every)
 
@@ -285,14 +310,14 @@ def _spread(
         for done, task in enumerate(tasks):
             _tell(f"{done} of {len(tasks)} {what}")
             yield work(task)
-        _show(None)
+        _tell("")
         return
     _inherited[:] = [tasks, work]
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for done, result in enumerate(pool.imap(_carry_out, range(len(tasks)))):
             _tell(f"{done} of {len(tasks)} {what}")
             yield result
-    _show(None)
+    _tell("")
 
 
 _inherited: list[Any] = []

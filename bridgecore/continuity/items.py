@@ -436,13 +436,22 @@ class Prompt:
 
         Everything else goes as it came, byte for byte.
         """
-        members: dict[str, msgspec.Raw | bytes] = {**_members.decode(self.request.frame)}
-        members["input"] = b"[%b]" % text
-        if anchor is None:
-            members.pop("previous_response_id", None)
+        return changed(self.request.frame, input=b"[%b]" % text, previous_response_id=_json(anchor))
+
+
+def changed(frame: bytes, **members: bytes | None) -> bytes:
+    """``frame`` with ``members`` as given, or without those that are None; all else as it came."""
+    said: dict[str, msgspec.Raw | bytes] = {**_members.decode(frame)}
+    for name, value in members.items():
+        if value is None:
+            said.pop(name, None)
         else:
-            members["previous_response_id"] = msgspec.json.encode(anchor)
-        return _object(members)
+            said[name] = value
+    return _object(said)
+
+
+def _json(anchor: str | None) -> bytes | None:
+    return None if anchor is None else msgspec.json.encode(anchor)
 
 
 _HEADROOM = 100  # calls by which a later reading may stand deeper in the stack than the first

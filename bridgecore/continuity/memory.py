@@ -14,12 +14,12 @@ import msgspec
 
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
-from bridgecore.continuity.items import Prompt, calls, prove
+from bridgecore.continuity.items import Prompt, calls, changed, prove
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import Form
 from bridgecore.recovery.events import Standing
-from bridgecore.wire.responses import CreateRequest
+from bridgecore.wire.responses import CreateRequest, parse_create
 
 # What clients call their conversations by. It keeps siblings apart and never brings them together.
 _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
@@ -42,12 +42,17 @@ class Recall:
     node: Node | None = None
     match: Match | None = None
 
+    def manner(self) -> bytes:
+        """The frame without what it says and continues: model, instructions, tools and the like."""
+        return changed(self.request.frame, input=b"[]", previous_response_id=None)
+
     def forgo_anchor(self) -> None:
         """Let the client's full input stand as it came: no socket has the anchor at hand."""
         self.standing, self.anchor, self.match = Standing.UNANCHORED, None, None
 
-    def frame(self, form: Form) -> bytes:
-        """The ``response.create`` frame of the turn in ``form``."""
+    def frame(self, form: Form, stand_in: str | None = None) -> bytes:
+        """The ``response.create`` frame of the turn in ``form``; ``stand_in``: the response that
+        has to be named where the anchor is meant."""
         if form is Form.REHYDRATED:
             if self.node is None or self.prompt is None:
                 raise InternalError("a turn is to be rehydrated from nothing")
@@ -57,7 +62,9 @@ class Recall:
                 raise InternalError("a turn that is to be rehydrated is not self-contained")
             return expansion.frame
         if form is Form.AS_IS and self.match is not None and self.prompt is not None:
-            return reduce(self.prompt, self.match)
+            return reduce(self.prompt, self.match, stand_in)
+        if form is Form.AS_IS and stand_in is not None:
+            return changed(self.request.frame, previous_response_id=msgspec.json.encode(stand_in))
         return self.request.frame
 
 
@@ -70,7 +77,7 @@ class Memory:
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
             self._transcripts = Transcripts(
-                config.transcript_bytes, config.transcript_age, config.transcript_bytes
+                config.transcript_bytes, config.transcript_age, config.transcript_scope_bytes
             )
 
     @property
@@ -145,6 +152,19 @@ class Memory:
             unanswered -= calls(before.own) | calls(before.out)
             before = before.parent
         return None if unanswered or proof.opaque else node
+
+    def warm_up(self, scope: str, anchor: str, manner: bytes, now: int) -> Recall | None:
+        """A turn that has a socket learn what ``anchor`` stands for, and answers nothing; None if
+        that cannot be said. ``manner``: of the conversation's latest turn.
+
+        What ends in a call that waits for its output cannot be said without it (invariant 8).
+        """
+        node = None if self._transcripts is None else self._transcripts.peek(scope, anchor, now)
+        if node is None or not node.readable or prove(node.text()).pending:
+            return None
+        request = parse_create(changed(manner, generate=b"false"))
+        alias = self._aliases.get(scope, anchor)
+        return Recall(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
     def belongs(self, recall: Recall, conversation: int) -> None:
         """Remember that the turn's anchor is asked for in ``conversation``."""

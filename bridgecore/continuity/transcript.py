@@ -119,9 +119,10 @@ class Match:
     repeated: int
 
 
-def reduce(prompt: Prompt, match: Match) -> bytes:
-    """The ``response.create`` frame that says what ``prompt`` says, as a continuation."""
-    return prompt.frame(prompt.text_from(match.repeated), match.node.response_id)
+def reduce(prompt: Prompt, match: Match, stand_in: str | None = None) -> bytes:
+    """The ``response.create`` frame that says what ``prompt`` says, as a continuation of the held
+    response, or of ``stand_in`` that has the same context."""
+    return prompt.frame(prompt.text_from(match.repeated), stand_in or match.node.response_id)
 
 
 class Transcripts:
@@ -170,12 +171,16 @@ class Transcripts:
 
     def get(self, scope: str, response_id: str, now: int) -> Node | None:
         """The held response of that id; asking for it is using it."""
-        self.expire(now)
-        held = self._scopes.get(scope)
-        node = None if held is None else held.nodes.get(response_id)
+        node = self.peek(scope, response_id, now)
         if node is not None:
             node.used = self._now
         return node
+
+    def peek(self, scope: str, response_id: str, now: int) -> Node | None:
+        """The held response of that id; its conversation grows no younger by it."""
+        self.expire(now)
+        held = self._scopes.get(scope)
+        return None if held is None else held.nodes.get(response_id)
 
     def recognise(self, scope: str, prompt: Prompt, now: int) -> Match | None:
         """The held chain that an unanchored ``prompt`` repeats and adds to: the longest; or None.

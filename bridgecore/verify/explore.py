@@ -22,7 +22,7 @@ told has to be answered.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -79,20 +79,22 @@ class Report:
         """The properties that do not hold, each with its shortest counterexample."""
         return {found.prop: found for found in self.counterexamples}
 
-    @property
-    def rules_never_fired(self) -> list[str]:
-        """Rules that can apply but never did."""
-        able = {rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL}
-        return sorted((able | {STALE_GENERATION, SPURIOUS_DEADLINE}) - set(self.rules_fired))
 
-    @property
-    def pairs_never_met(self) -> list[tuple[Phase, EventKey]]:
-        """Ruled pairs, other than illegal ones, in which no event was met."""
-        return [
-            pair
-            for pair, rule in RULES.items()
-            if rule.handling is not Handling.ILLEGAL and pair not in self.pairs_met
-        ]
+def never_fired(reports: Sequence[Report]) -> list[str]:
+    """Rules that can apply but never did, in any of ``reports``."""
+    able = {rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL}
+    fired = {rule for report in reports for rule in report.rules_fired}
+    return sorted((able | {STALE_GENERATION, SPURIOUS_DEADLINE}) - fired)
+
+
+def never_met(reports: Sequence[Report]) -> list[tuple[Phase, EventKey]]:
+    """Ruled pairs, other than illegal ones, in which no event was met in any of ``reports``."""
+    met = {pair for report in reports for pair in report.pairs_met}
+    return [
+        pair
+        for pair, rule in RULES.items()
+        if rule.handling is not Handling.ILLEGAL and pair not in met
+    ]
 
 
 PAIRS = len(Phase) * len(EVENT_KEYS)
@@ -230,6 +232,7 @@ def explore(
     reduced: bool = True,
     without: frozenset[Property] = frozenset(),
     progress: Callable[[Report], None] | None = None,
+    found: Callable[[Counterexample], None] | None = None,
 ) -> Report:
     """Explore ``policy`` within ``bounds``.
 
@@ -241,9 +244,11 @@ def explore(
             ``bounds.depth`` has to end it. ``states`` counts canonical ones all the same.
         without: properties that are not demanded.
         progress: called every few thousand states.
+        found: called for each counterexample as soon as it is found.
     """
-    policy = bounded(policy, bounds)
-    return _Search(policy, bounds, stepper, most, reduced, without, progress).run()
+    search = _Search(bounded(policy, bounds), bounds, stepper, most, reduced, without)
+    search.progress, search.found_one = progress, found
+    return search.run()
 
 
 _DONE, _TOLD, _RETRY = "done", "told", "retry"
@@ -296,7 +301,6 @@ class _Search:
         most: int,
         reduced: bool,
         without: frozenset[Property],
-        progress: Callable[[Report], None] | None,
     ) -> None:
         self.policy = policy
         self.bounds = bounds
@@ -304,7 +308,8 @@ class _Search:
         self.most = most
         self.reduced = reduced
         self.without = without
-        self.progress = progress
+        self.progress: Callable[[Report], None] | None = None
+        self.found_one: Callable[[Counterexample], None] | None = None
         self.report = Report(policy.name, bounds)
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
@@ -516,6 +521,8 @@ class _Search:
                 path.append(before)
             found = Counterexample(prop, text, tuple(reversed(path)), remote=index == 1)
             self.report.counterexamples.append(found)
+            if self.found_one is not None:
+                self.found_one(found)
         return len(self.broken) < self.most
 
     # ------------------------------------------------------------ liveness

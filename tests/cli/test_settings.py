@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -46,8 +46,10 @@ PROMISED = {
     "header_timeout": 10 * S,
     "body_timeout": 60 * S,
     "ambiguous": Ambiguous.REFUSE,
+    "rotation": Rotation.LAZY,
     "continuity": Continuity.TRANSCRIPT,
     "transcript_bytes": 256 * 1024 * 1024,
+    "transcript_scope_bytes": 128 * 1024 * 1024,
     "transcript_age": 21_600 * S,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
@@ -88,17 +90,18 @@ def test_every_setting_has_a_default_that_its_kind_can_show_and_read_back() -> N
 
 def test_the_configuration_gets_every_value() -> None:
     flags = {setting.name: str(index) for index, setting in enumerate(CORE, start=1)}
-    flags |= {"ambiguous": "replay", "continuity": "passthrough"}
+    chosen = {
+        "ambiguous": Ambiguous.REPLAY,
+        "rotation": Rotation.WARM,
+        "continuity": Continuity.PASSTHROUGH,
+    }
+    flags |= {name: choice.value for name, choice in chosen.items()}
     config = load({**flags, "policy": "pr397"}, {}).config(URL)
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
     for index, setting in enumerate(CORE, start=1):
         value: object = index * S if setting.kind is SECONDS else index
-        if setting.name == "continuity":
-            value = Continuity.PASSTHROUGH
-        elif setting.name == "ambiguous":
-            value = Ambiguous.REPLAY
-        assert getattr(config, setting.name) == value, setting.name
+        assert getattr(config, setting.name) == chosen.get(setting.name, value), setting.name
 
 
 def test_every_promised_setting_of_the_core_is_a_field_of_its_configuration() -> None:
@@ -145,6 +148,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "decision_log": "/var/log/my decisions.ndjson",
         **{setting.name: "7" for setting in CORE},
         "ambiguous": "replay",
+        "rotation": "warm",
         "continuity": "passthrough",
     }
     quoted = {name for name, value in values.items() if not value.isdigit()}

@@ -5,18 +5,28 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from bridgecore.recovery.events import Standing
+from bridgecore.config import replaying
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Budgets, Policy
-from bridgecore.recovery.rules import EVENT_KEYS, RULES, step
-from bridgecore.recovery.state import Phase
+from bridgecore.recovery.rules import EVENT_KEYS, RULES, Transition, step
+from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds, bounded
-from bridgecore.verify.explore import PAIRS, Report, _Search, explore
+from bridgecore.verify.explore import (
+    PAIRS,
+    Report,
+    Step,
+    _Search,
+    explore,
+    never_fired,
+    never_met,
+)
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
 
-SMALL = BOUNDS["small"]
+(SMALL,) = BOUNDS["small"]
 ALL = len(Property)
 SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
 TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote=False, depth=6)
@@ -35,11 +45,12 @@ def test_every_pair_is_ruled() -> None:
 
 @pytest.mark.timeout(240)
 def test_the_default_policy_is_clean() -> None:
-    report = explore(DEFAULT, BOUNDS["ci"], most=ALL)
-    assert report.counterexamples == []
-    assert report.complete
-    assert report.states >= 50_000
-    assert report.rules_never_fired == []
+    reports = [explore(DEFAULT, part, most=ALL) for part in BOUNDS["ci"]]
+    assert [report.counterexamples for report in reports] == [[], []]
+    assert all(report.complete for report in reports)
+    assert sum(report.states for report in reports) >= 50_000
+    assert never_fired(reports) == []
+    assert never_met(reports) == []
 
 
 def find(name: str, states: int = 4000) -> Report:
@@ -87,12 +98,73 @@ def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
         assert svg.count("marker-end") + svg.count("<circle") == len(drawn)
 
 
+def test_what_may_run_twice_is_all_that_a_replaying_policy_breaks() -> None:
+    report = explore(replaying(DEFAULT), SMALL, most=ALL)
+    assert set(report.broken) == {Property.NO_AMBIGUOUS_RESEND}
+    without = frozenset({Property.NO_AMBIGUOUS_RESEND})
+    report = explore(replaying(DEFAULT), SMALL, most=ALL, without=without)
+    assert report.complete
+    assert report.counterexamples == []
+
+
+def test_warming_breaks_nothing() -> None:
+    warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
+    report = explore(warm, SMALL, most=ALL)
+    assert report.complete
+    assert report.counterexamples == []
+
+
+def forgets_to_warm(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    after = step(policy, state, event, now)
+    kept = tuple(one for one in after.effects if not isinstance(one, fx.WarmSession))
+    return attrs.evolve(after, effects=kept)
+
+
+def holds_everything(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    after = step(policy, state, event, now)
+    held = tuple(
+        attrs.evolve(one, held=True) if isinstance(one, fx.DeliverEvent) else one
+        for one in after.effects
+    )
+    return attrs.evolve(after, effects=held)
+
+
+def holds_nothing(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    after = step(policy, state, event, now)
+    shown = tuple(
+        attrs.evolve(one, held=False) if isinstance(one, fx.DeliverEvent) else one
+        for one in after.effects
+    )
+    return attrs.evolve(after, effects=shown)
+
+
+@pytest.mark.parametrize(
+    ("policy", "stepper", "prop"),
+    [
+        (
+            attrs.evolve(DEFAULT, budgets=Budgets(warm=True)),
+            forgets_to_warm,
+            Property.SOCKETS_ARE_ROTATED,
+        ),
+        (replaying(DEFAULT), holds_everything, Property.ANSWER_IS_WHOLE),
+        (DEFAULT, holds_everything, Property.ANSWER_IS_WHOLE),
+        (replaying(DEFAULT), holds_nothing, Property.NO_REPLAY_AFTER_ANSWER),
+    ],
+)
+def test_what_only_some_policies_do_is_watched(
+    policy: Policy, stepper: Step, prop: Property
+) -> None:
+    without = frozenset({Property.NO_AMBIGUOUS_RESEND})
+    report = explore(policy, SMALL, stepper=stepper, without=without, most=ALL)
+    assert prop in report.broken
+
+
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
 def test_reduction_leaves_nothing_out(policy: Policy) -> None:
     """The same canonical states are reached, and the same properties break, without it."""
     reached, broken = [], []
     for reduced in (True, False):
-        search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, frozenset(), None)
+        search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, frozenset())
         report = search.run()
         reached.append(search.reached())
         broken.append(set(report.broken))
