@@ -154,9 +154,10 @@ def holds_nothing(policy: Policy, state: SessionState, event: Event, now: int) -
 def test_what_only_some_policies_do_is_watched(
     policy: Policy, stepper: Step, prop: Property
 ) -> None:
-    without = frozenset({Property.NO_AMBIGUOUS_RESEND})
-    report = explore(policy, SMALL, stepper=stepper, without=without, most=ALL)
-    assert prop in report.broken
+    # These say the same a step earlier.
+    without = frozenset({Property.NO_AMBIGUOUS_RESEND, Property.RECOVERY_DESCENDS})
+    report = explore(policy, SMALL, stepper=stepper, without=without)
+    assert set(report.broken) == {prop}
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
