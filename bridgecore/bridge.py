@@ -666,6 +666,8 @@ class Bridge:
             code=effect.answer.value,
             cause=effect.failure.detail if effect.failure is not None else "none",
             anchor=_hashed(anchor),
+            # How often the anchor was refused so far, of a bounded number of times.
+            refusals=dict(conversation.session.state.refusals).get(turn.recall.anchor, 0),
         )
 
     def _send(self, conversation: _Conversation, effect: fx.SendTurn) -> None:

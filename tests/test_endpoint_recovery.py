@@ -74,6 +74,8 @@ def test_closed_between_turns_unstored(policy: str) -> None:
         for answer in answers[:3]:
             assert answer.error["code"] == "upstream_unavailable"
             assert int(answer.headers["retry-after"]) >= 1
+        logs = [log.fields for log in world.net.logs if log.event == "turn.refused"]
+        assert [fields["refusals"] for fields in logs] == [1, 2, 3, 3, 3, 3, 3]
     last = answers[-1].error
     assert (last["code"], last["param"]) == (NOT_FOUND, "previous_response_id")
     assert first in last["message"]

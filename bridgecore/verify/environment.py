@@ -55,7 +55,10 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
         Bounds("ci, a queue", 1, _ALL, _SHORT, 1, queued=(Standing.UNANCHORED,)),
         Bounds("ci, longer times", 0, _SOME, _LONG, 1),
     ),
-    "nightly": (Bounds("nightly", 1, _ALL, _FINE, 2, queued=_SOME),),
+    "nightly": (
+        Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME),
+        Bounds("nightly, two that wait", 2, _SOME, _SHORT, 1),
+    ),
 }
 
 

@@ -122,7 +122,8 @@ class Property(enum.Enum):
 
 
 _P = Property
-_BRIDGE = "of the bridge and its transcripts, not of a session: "
+_BRIDGE = "of the bridge, not of a session: in its exploration (bridgecore.verify.explore_bridge) "
+_SIM = "; in the simulator "
 _FRONT = "of the endpoint's fronts, not of a session: "
 _LATER = "there is nothing to check yet: "
 
@@ -134,19 +135,19 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
         _P.SOUND_SOCKETS_STAY,
     ),
     2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
-    3: _BRIDGE + "what is known is found under its credential only (tests/test_endpoint_held.py)",
-    4: _BRIDGE + "a rejected injection is never made again (tests/test_endpoint_held.py)",
+    3: _BRIDGE + "CREDENTIALS_ARE_KEPT_APART" + _SIM + "'credential'",
+    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/test_endpoint_held.py",
     5: (_P.RECOVERED_ONCE, _P.REFUSALS_ARE_BOUNDED, _P.SILENCE_DROPS_THE_SOCKET),
-    6: _BRIDGE + "the simulator compares the contexts of client and upstream after every turn",
+    6: _BRIDGE + "CONTEXT_IS_MEANT" + _SIM + "'context'",
     7: (_P.FORM_IS_POSSIBLE,),
-    8: _BRIDGE + "outputs go upstream with their calls (tests/test_endpoint_held.py)",
+    8: _BRIDGE + "OUTPUTS_HAVE_CALLS" + _SIM + "'self-contained'",
     9: (_P.ANCHOR_IS_KNOWN,),
     10: (_P.ANSWER_TELLS_WHAT_HAPPENED,),
     11: (_P.NO_AMBIGUOUS_RESEND,),
     12: (_P.REPLAYS_ARE_BOUNDED, _P.RECONNECT_COSTS_NO_REPLAY),
     13: (_P.NO_REPLAY_AFTER_ANSWER,),
     14: (_P.NO_REPLAY_AFTER_ANSWER, _P.ANSWER_IS_WHOLE),
-    15: _FRONT + "events pass through byte for byte and nothing is replayed after output (13)",
+    15: _BRIDGE + "CALLS_ARE_TOLD_ONCE" + _SIM + "'tool'; nothing is replayed after output (13)",
     16: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.ONE_AT_A_TIME),
     17: (_P.OPEN_IS_OPEN,),
     18: (_P.NOTHING_IS_STRANDED,),
@@ -170,8 +171,8 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     36: _LATER + "there are no leases",
     37: _LATER + "there are no leases",
     38: (_P.OWNER_LOSS_REBINDS, _P.REBIND_CODE_IS_PROVEN, _P.REBIND_CODE_IS_NOT_WITHHELD),
-    39: _BRIDGE + "the credential is part of every key (tests/continuity/test_aliases.py)",
-    40: _BRIDGE + "siblings share no anchor (tests/continuity/test_transcript.py)",
+    39: _BRIDGE + "FOREIGN_IS_UNKNOWN and CREDENTIALS_ARE_KEPT_APART" + _SIM + "'foreign'",
+    40: _BRIDGE + "CONTEXT_IS_MEANT" + _SIM + "'sibling'; tests/continuity/test_transcript.py",
     41: (_P.ONE_END,),
     42: (_P.LIVE_GENERATION, _P.SPURIOUS_IS_NOTHING),
     43: "the same log under several hash seeds is compared (tests/verify/test_determinism.py)",

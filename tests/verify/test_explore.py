@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import attrs
 import pytest
 
@@ -22,6 +25,7 @@ from bridgecore.verify.explore import (
     never_fired,
     never_met,
 )
+from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
@@ -36,6 +40,20 @@ def test_every_invariant_has_a_property_or_a_reason() -> None:
     assert list(INVARIANTS) == list(range(1, 46))
     named = {prop for entry in INVARIANTS.values() if not isinstance(entry, str) for prop in entry}
     assert set(Property) - named == {Property.NO_INTERNAL_ERROR}
+
+
+def test_each_reason_names_what_exists() -> None:
+    reasons = [entry for entry in INVARIANTS.values() if isinstance(entry, str)]
+    names = {name for reason in reasons for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", reason)}
+    assert names <= set(BridgeProperty.__members__)
+    assert len(names) > 4
+    root = Path(__file__).parent.parent.parent
+    files = {name for reason in reasons for name in re.findall(r"tests/[\w/]+\.py", reason)}
+    assert all((root / name).exists() for name in files)
+    source = "".join(path.read_text() for path in root.glob("bridgecore/verify/sim_*.py"))
+    source += (root / "bridgecore/verify/simulate.py").read_text()
+    for prop in {name for reason in reasons for name in re.findall(r"'([\w-]+)'", reason)}:
+        assert f'"{prop}"' in source, prop
 
 
 def test_every_pair_is_ruled() -> None:
