@@ -192,6 +192,9 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     generation = state.generation
     yield Move("frame sent", ev.FrameSent(generation))
     yield from _answers(generation)
+    if state.phase in (Phase.SENDING, Phase.SENT):  # later it is a failure like any other
+        limit = ev.ResponseEnded(generation, Outcome.FAILED, "new", _LIMIT)
+        yield Move("failed: connection limit", limit)
     yield Move("refused: not found", ev.UpstreamRefused(generation, _NOT_FOUND))
     yield Move("refused: connection limit", ev.UpstreamRefused(generation, _LIMIT))
     yield Move("refused: invalid", ev.UpstreamRefused(generation, _INVALID))

@@ -534,7 +534,10 @@ EQUIVALENT: Mapping[str, str] = {
     r"cell CONNECTION_LIMIT/injected: send full \(upstream_unavailable\)": (
         "no fresh socket knows the anchor: the full input is sent there in any case"
     ),
-    r"(connect-deadline|lost-connecting): running\.form forgotten": (
+    r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
+        "the refusal evicted the anchor: started over, the turn is said in full, too"
+    ),
+    r"(connect-deadline|lost-connecting|refused|ended): running\.form forgotten": (
         "how the turn was to go is decided once more, alike: no new socket knows the anchor"
     ),
 }

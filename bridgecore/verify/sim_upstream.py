@@ -55,6 +55,7 @@ class Ledger:
     turns: int = 0
     reduced: int = 0
     rehydrated: int = 0
+    warmed: int = 0  # sockets, with what a turn of the bridge's own cost
     bytes_saved: int = 0
     bytes_spent: int = 0
     tokens_saved: int = 0
