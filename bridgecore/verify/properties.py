@@ -672,7 +672,7 @@ class _Watch:
                 self._broken(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
         ambiguous = turn.ambiguous
         if turn.stage in (_Stage.SENT, _Stage.ACCEPTED):
-            ambiguous += 1
+            ambiguous = min(ambiguous, the.terms.replays) + 1
             if ambiguous > the.terms.replays:
                 self._broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
             if the.terms.strict:
@@ -827,6 +827,8 @@ class _Watch:
         count = self._dead_ends(turn) + 1
         if count > self.the.terms.bounded:
             self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+        # More is not worse, and what has no end could not be explored without this property.
+        count = min(count, self.the.terms.bounded + 1)
         counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
         self.the.dead_ends = tuple(sorted(counts.items()))
 
