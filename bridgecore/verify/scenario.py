@@ -16,7 +16,8 @@ comments, settings and commands; under each command stands what the session did:
 up to date replays to itself. ``command_of`` writes an event as a command.
 
 Settings, which print nothing and stand before the first command:
-  ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``
+  ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``, and
+                                   ``ambiguous`` as the command line has it
   ``remote``                       another replica owns the session
 Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
@@ -41,6 +42,7 @@ from typing import Any, assert_never
 
 import attrs
 
+from bridgecore.config import Ambiguous, replaying
 from bridgecore.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
@@ -262,7 +264,14 @@ def _timeout(policy: Policy, key: str, value: str) -> Policy:
     return attrs.evolve(policy, timeouts=attrs.evolve(policy.timeouts, **{key: duration}))
 
 
+def _ambiguous(policy: Policy, key: str, value: str) -> Policy:
+    if value not in {choice.value for choice in Ambiguous}:
+        raise _UnreadableError(f"{key} is not {value}")
+    return replaying(policy) if value == Ambiguous.REPLAY.value else policy
+
+
 _SETTINGS: Mapping[str, Callable[[Policy, str, str], Policy]] = {
+    "ambiguous": _ambiguous,
     **{field.name: _budget for field in attrs.fields(Budgets)},
     **{
         timer.value: _timeout
