@@ -181,7 +181,7 @@ def _figures(report: Report, seconds: float) -> str:
 def _summary(reports: Sequence[Report]) -> str:
     fired = set().union(*[report.rules_fired for report in reports])
     rows = [
-        ("states in all", f"{sum(report.states for report in reports):,}"),
+        ("total states", f"{sum(report.states for report in reports):,}"),
         ("rules fired", str(len(fired))),
         ("rules never fired", ", ".join(never_fired(reports)) or "none"),
         ("pairs ruled", f"{PAIRS} of {PAIRS}; never met: {_pairs(reports)}"),
