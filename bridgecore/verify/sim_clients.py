@@ -501,11 +501,15 @@ class Client:
         """The number of its credential."""
         return self.number // 2
 
+    def history(self) -> list[Json]:
+        """What was said so far, as it believes."""
+        return list(self._history)
+
     def asked(self) -> Asked:
         """What the body at hand asks."""
         context = None if self._probing else [*self._history, *self._new]
         credential = b"Bearer k%d" % self.scope
-        return Asked(self.number, credential, self.anchor, self._ours, context)
+        return Asked(self.number, credential, self.anchor, self._ours, context, self._warming)
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
         """Take in what happened at ``now`` (ns); what to do about it, in order."""

@@ -40,6 +40,7 @@ class Asked:
     anchor: str | None
     new: Sequence[Json]
     context: Sequence[Json] | None  # what a model is to be shown; None: nothing can be known
+    warms: bool = False  # nothing is to be answered
 
 
 @attrs.define
@@ -73,6 +74,7 @@ class Ledger:
             f"{self.reduced:,} of {self.turns:,} turns reduced: {self.bytes_saved:,} bytes and "
             f"{self.tokens_saved:,} tokens saved; {self.rehydrated:,} rehydrated: "
             f"{self.bytes_spent:,} bytes and {self.tokens_spent:,} tokens spent"
+            + (f"; {self.warmed:,} sockets warmed, their cost included" if self.warmed else "")
         )
 
 
@@ -96,6 +98,21 @@ class Witness:
         ]
         if request.context and not any(_means(one, request) for one in asked):
             found.append(_context(request, latest))
+        return found
+
+    def warmed(
+        self, turn: Turn, answer: Turn, asked: Asked, meant: Sequence[Json] | None
+    ) -> list[tuple[str, str]]:
+        """The properties that ``turn`` breaks, by which the bridge has a socket learn what came to
+        be with ``answer``, to what was ``asked``. ``meant``: what was said by then."""
+        request = turn.request
+        # It stands for that answer from now on.
+        self._made[turn.response_id] = (asked.credential, answer)
+        found = [*self._credential(request, [asked]), *_self_contained(request, asked)]
+        shown = [said(item) for item in request.context]
+        if meant is not None and shown != [said(item) for item in meant]:
+            text = f"a socket learnt {len(shown)} items for the {len(meant)} that were said"
+            found.append(("context", f"{text} (invariant 6)"))
         return found
 
     def account(self, turn: Turn, asked: Asked) -> Ledger:

@@ -36,7 +36,7 @@ from typing import Any, Final, TypeVar
 import attrs
 import msgspec
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Rotation, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -58,7 +58,7 @@ from bridgecore.testing.faults import (
 )
 from bridgecore.verify.sim_clients import PROFILES, Client, Probe, Profile, answer, marks
 from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
-from bridgecore.verify.sim_upstream import Asked, Ledger, Witness
+from bridgecore.verify.sim_upstream import Asked, Json, Ledger, Witness
 from bridgecore.wire import transport as tp
 from bridgecore.wire.decisions import hashed
 
@@ -208,6 +208,7 @@ class Scenario:
     turns: int = 20  # of each client
     fault_every: int | None = 4  # turns for one trouble; None: nothing goes wrong
     restarts: bool = True  # the upstream goes away and comes back, every few hours
+    warm: bool = False  # sockets are given up after minutes, and those that follow are warmed
     profiles: tuple[Profile, ...] = PROFILES
     endpoint: Callable[[Config], Endpoint] = Endpoint  # what is tried
     only: frozenset[int] | None = None  # the clients that take part; None: all
@@ -338,6 +339,9 @@ class _World:
         self._away = 0  # ns, until when the upstream is or was away
         self._completed: dict[str, tuple[_Sends, Turn]] = {}  # by response id, as logs show it
         self._accounted: dict[str, Ledger] = {}  # by the same: what the bridge said of it
+        self._believed: dict[tuple[int, int], list[Json]] = {}  # what was said up to a turn's end
+        self._silent: list[Turn] = []  # turns that answer nothing
+        self._warmth = Ledger()  # what the bridge said that they cost
         self._emulator = Emulator(
             seed=seed,
             answer=answer,
@@ -358,6 +362,11 @@ class _World:
             # At the usual pace pings would be most of what is simulated, and show no more.
             ping_interval=300 * NS_PER_SECOND,
         )
+        if scenario.warm:
+            lifetime = 200 * NS_PER_SECOND
+            self._config = attrs.evolve(
+                self._config, rotation=Rotation.WARM, upstream_lifetime=lifetime
+            )
         self._endpoint = scenario.endpoint(self._config)
         network.add(emulator, host="upstream", after=self._look_upstream)
         network.add(self._endpoint, host="bridge")
@@ -401,6 +410,7 @@ class _World:
             report.given_up += client.given_up
             report.probes += client.probes
             report.resends += client.resends
+        report.ledger.add(self._warmth)
         report.events = network.events
         report.digest = network.digest
         return report
@@ -431,7 +441,7 @@ class _World:
             "connections at the upstream": emulator.connections,
             "wires of the endpoint": len(network.ends(endpoint)),
         }
-        total = Ledger()
+        total = attrs.evolve(self._warmth)
         for account in self._accounted.values():
             total.add(account)
         said = endpoint.bridge.accounts
@@ -527,16 +537,37 @@ class _World:
             what = f"create frame {turn.request.number}, anchor {turn.request.anchor}"
             self.note(f"upstream: client {client} turn {number}: {what}, {turn.outcome.value}")
         self._report.upstream_turns += 1
+        if self._is_of_the_bridge(turn, sends):
+            self._warming(key, turn, sends)
+            return
         sends.turns.append(turn)
         sends.responses[turn.response_id] = turn
         self._completed[hashed(turn.response_id)] = sends, turn
         if sends.asked:
             for prop, found in self._witness.saw(turn, sends.asked):
                 self._violate(prop, client, found, number)
-        count = sum(1 for sent in sends.turns if not self._refused(sent))
+        count = self._runs(sends)
         if count > sends.attempts:
             text = f"sent upstream {count} times in {sends.attempts} attempts (invariant 11)"
             self._violate("execution", client, text, number)
+
+    def _runs(self, sends: _Sends) -> int:
+        return sum(1 for sent in sends.turns if not self._refused(sent))
+
+    def _is_of_the_bridge(self, turn: Turn, sends: _Sends) -> bool:
+        """Whether it answers nothing, and no client asked for that."""
+        if turn.request.body.get("generate") is not False:
+            return False
+        self._silent.append(turn)
+        return not sends.asked[-1].warms or self._runs(sends) >= sends.attempts
+
+    def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
+        """The bridge has a socket learn what a turn that was answered came to."""
+        answers = [one for one in sends.responses.values() if one.outcome is Outcome.COMPLETED]
+        # Which of several it stands for cannot be told from outside; they were asked the same.
+        meant = self._believed.get(key) if len(answers) == 1 else None
+        for prop, found in self._witness.warmed(turn, answers[-1], sends.asked[-1], meant):
+            self._violate(prop, key[0], found, key[1])
 
     def _refused(self, turn: Turn) -> bool:
         """Whether the upstream refused the turn before it generated anything."""
@@ -547,6 +578,12 @@ class _World:
 
     def _told(self, log: tp.Log) -> None:
         """The bridge says what a turn saved and cost: is it so?"""
+        if log.event == "session.warmed" and log.fields["outcome"] == "completed":
+            cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
+            seen = [(len(t.request.raw), t.usage) for t in self._silent]
+            if not any(cost == (size, usage and usage["input_tokens"]) for size, usage in seen):
+                self._violate("accounts", NOBODY, f"no socket was warmed for {cost}")
+            self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
             return
         name = str(log.fields["response"])
@@ -659,6 +696,8 @@ class _World:
             self._observe("context", client, "its response is not one of its turn's")
             return
         self._report.ledger.add(self._witness.account(turn, sends.asked[-1]))
+        if self._scenario.warm:
+            self._believed[client.number, client.turn] = client.history()
         if hashed(response) not in self._accounted:
             self._observe("accounts", client, "its turn is in no account")
 
@@ -747,10 +786,12 @@ def _fault_name(fault: Fault) -> str:
 
 
 def _whose(request: CreateRequest) -> tuple[int, int]:
-    """Whose create frame it is, by the mark of its last item: earlier ones are of earlier turns."""
-    items = request.input
-    found = marks(msgspec.json.encode(items[-1])) if items else set()
-    return found.pop() if len(found) == 1 else (NOBODY, 0)
+    """Whose create frame it is, by the last mark in it: earlier ones are of earlier turns."""
+    for item in reversed(request.input):
+        found = marks(msgspec.json.encode(item))
+        if found:
+            return found.pop() if len(found) == 1 else (NOBODY, 0)
+    return NOBODY, 0
 
 
 # ------------------------------------------------------------------ shrinking

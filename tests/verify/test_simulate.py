@@ -59,6 +59,13 @@ def test_the_default_policy_violates_nothing() -> None:
     assert total.attempts > total.turns
 
 
+def test_warmed_sockets_know_what_was_said() -> None:
+    warm = attrs.evolve(SMALL, clients=24, turns=12, warm=True)
+    report = run(warm)
+    assert [str(violation) for violation in report.violations] == []
+    assert report.ledger.warmed > 50
+
+
 def test_without_faults_every_turn_succeeds_at_once() -> None:
     profiles = tuple(profile for profile in PROFILES if profile.anchored and profile.store)
     calm = attrs.evolve(SMALL, fault_every=None, profiles=profiles)
