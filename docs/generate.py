@@ -24,6 +24,7 @@ from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
+from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 
 DOCS = Path(__file__).resolve().parent
@@ -112,8 +113,7 @@ def render_properties() -> str:
     ]
     for prop in Property:
         witness = found["witness"].get(prop.name)
-        kept = found["kept"].get(prop.name, "")
-        only = f"`{witness}`" if witness else kept
+        only = f"`{witness}`" if witness else f"none: {KEPT[prop]}"
         rows.append((f"`{prop.name}`", prop.value, str(kills[prop.name]), only))
     lines = [*_HEAD, *list_table(rows)]
     places = [("invariant", "is looked after by")]

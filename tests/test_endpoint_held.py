@@ -6,7 +6,6 @@ write down what was said, and after every answer what the upstream was shown has
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 
@@ -34,6 +33,7 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import ByteClient
+from bridgecore.verify.sim_upstream import said
 from tests.endpoint_world import KEY, SECOND, Answer, Json, World, request
 
 CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
@@ -60,21 +60,6 @@ def assert_empty(world: World) -> None:
 
 
 # ------------------------------------------------------------------ what was said
-
-
-def said(item: Json) -> tuple[object, ...]:
-    """What a model reads of an item: bookkeeping is nothing that is said."""
-    kind = item.get("type", "message")
-    if kind == "message":
-        content = item["content"]
-        if not isinstance(content, str):
-            content = "".join(part["text"] for part in content)
-        return (item["role"], content)
-    if kind == "function_call":
-        return (kind, item["call_id"], item["name"], item["arguments"])
-    if kind == "function_call_output":
-        return (kind, item["call_id"], item["output"])
-    return (kind, json.dumps({name: item[name] for name in sorted(item) if name != "id"}))
 
 
 def context(request: CreateRequest) -> list[tuple[object, ...]]:

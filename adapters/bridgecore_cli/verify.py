@@ -44,7 +44,6 @@ from bridgecore.verify.explore_bridge import (
 )
 from bridgecore.verify.mutate import BOUNDS as MUTANT_BOUNDS
 from bridgecore.verify.mutate import (
-    KEPT,
     Mutant,
     candidates,
     changes_nothing,
@@ -284,7 +283,6 @@ def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
             "survivors": survivors,
             "kills": {rule: dict(sorted(by.items())) for rule, by in sorted(kills.items())},
             "witness": witnesses,
-            "kept": {prop.name: why for prop, why in KEPT.items()},
         }
         if not _written(report, json.dumps(data, indent=1, sort_keys=True) + "\n"):
             return False
