@@ -542,5 +542,65 @@ EQUIVALENT: Mapping[str, str] = {
     ),
 }
 
-# Properties that some others imply together, and why they are demanded all the same.
-KEPT: Mapping[Property, str] = {}
+# Properties without a mutant of the safe policy that only they notice, and why they are demanded all
+# the same. Which mutants others notice, too, was seen by judging them without the property.
+KEPT: Mapping[Property, str] = {
+    Property.INJECTED_IS_INVISIBLE: (
+        "an untrue not-found is unearned as well (NOT_FOUND_IS_EARNED); this one forbids it even "
+        "to a policy that counts refusals of injected anchors"
+    ),
+    Property.CONTINUED_AT_ONCE: (
+        "what is refused though it could be sent is offered as a dead end for ever, too "
+        "(REFUSALS_ARE_BOUNDED); this one names the cause, at the first refusal"
+    ),
+    Property.RECOVERED_AT_ONCE: (
+        "whoever gives up at a refusal tells a wrong answer, too (ANSWER_TELLS_WHAT_HAPPENED); a "
+        "policy may call it by its right name, and only this one objects"
+    ),
+    Property.NO_AMBIGUOUS_RESEND: (
+        "mutants that resend stumble over a form or an answer as well; a policy that resends "
+        "cleanly, as ambiguous = replay does, breaks nothing but this one (tests/verify)"
+    ),
+    Property.REPLAYS_ARE_BOUNDED: (
+        "the safe policy replays nothing; those that do are held to their budget by it, on every "
+        "path, where RECOVERY_DESCENDS looks at one try at a time"
+    ),
+    Property.RECONNECT_COSTS_NO_REPLAY: (
+        "the safe policy has no replay to lose; it is what names that shortcoming of pr397"
+    ),
+    Property.NO_REPLAY_AFTER_ANSWER: (
+        "the safe policy replays nothing; one that does and shows too early what it holds back is "
+        "told by it (tests/verify)"
+    ),
+    Property.DELIVERED_TO_ITS_TURN: (
+        "a session has one turn on its socket, so what goes astray is also missed by its turn "
+        "(ANSWER_IS_WHOLE); 'a turn that never ends', a bug of others, is found by it"
+    ),
+    Property.OPEN_IS_OPEN: (
+        "a socket that is taken for open is soon closed or opened beside itself "
+        "(LIVE_GENERATION); this one says it where it happens, at the send"
+    ),
+    Property.NOTHING_IS_STRANDED: (
+        "who waits for nobody also misses a deadline (DEADLINES_ARE_KEPT), if one is owed; this "
+        "one needs none"
+    ),
+    Property.SPURIOUS_IS_NOTHING: (
+        "what acts on nothing soon misses a deadline or tells what did not happen; this one says "
+        "so at once, and of effects that nobody hears, too"
+    ),
+    Property.REBIND_CODE_IS_PROVEN: (
+        "the safe policy has no owners to speak of, so the code is a wrong answer as well "
+        "(ANSWER_TELLS_WHAT_HAPPENED); for policies that hand over, as pr397, it is the only one"
+    ),
+    Property.RECOVERY_DESCENDS: (
+        "who tries again without fewer tries left also stumbles over a form or an answer; this "
+        "one is the proof that recovery ends, by a ranking"
+    ),
+    Property.TURNS_END: (
+        "in a finite graph it follows from RECOVERY_DESCENDS and DEADLINES_ARE_KEPT; it is judged "
+        "on the graph itself, without trust in either"
+    ),
+    Property.RETRIES_END: (
+        "it follows from REFUSALS_ARE_BOUNDED; it is judged on the graph itself, as a client would"
+    ),
+}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import attrs
 import pytest
@@ -15,6 +17,7 @@ from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import (
     BOUNDS,
     EQUIVALENT,
+    KEPT,
     Mutant,
     Observed,
     argument,
@@ -93,6 +96,19 @@ def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
     for pattern in EQUIVALENT:
         assert any(re.fullmatch(pattern, name) for name in names), pattern
     assert all(len(why) > 20 for why in EQUIVALENT.values())
+
+
+def test_each_property_has_a_mutant_of_its_own_or_a_reason() -> None:
+    """As of the last full run, which ``make verify-nightly`` repeats."""
+    path = Path(__file__).parent.parent.parent / "docs" / "data" / "mutants.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert set(found["witness"]) == set(Property.__members__)
+    alone = {Property[name] for name, mutant in found["witness"].items() if mutant is not None}
+    assert alone | set(KEPT) == set(Property)
+    assert not alone & set(KEPT)
+    assert found["survivors"] == []
+    assert found["killed"] >= 0.99 * found["total"]
+    assert set(found["equivalent"]) == {name for name in found["equivalent"] if argument(name)}
 
 
 def test_what_no_rule_reads_is_read_by_none(observed: Observed) -> None:
