@@ -473,9 +473,12 @@ def _cells(policy: Policy) -> Iterator[Mutant]:
     for (situation, standing), remedy in policy.cells.items():
         place = f"{situation.name}/{standing.value}"
         others = [Remedy(remedy.action, answer) for answer in Answer if answer is not remedy.answer]
-        if remedy.action is Action.SURFACE:
+        surfaces = remedy.action is Action.SURFACE
+        if surfaces:
             others = []  # its answer is the upstream's
-        others += [other for action, other in actions.items() if action is not remedy.action]
+        for action, usual in actions.items():
+            if action is not remedy.action:  # with the right answer: only what is done is wrong
+                others.append(usual if surfaces else Remedy(action, remedy.answer))
         for other in others:
             mutated = policy.with_cell(situation, standing, other)
             cell = (situation, standing)
@@ -542,8 +545,8 @@ EQUIVALENT: Mapping[str, str] = {
     ),
 }
 
-# Properties without a mutant of the safe policy that only they notice, and why they are demanded all
-# the same. Which mutants others notice, too, was seen by judging them without the property.
+# Properties without a mutant of the safe policy that only they notice, and why they are demanded
+# all the same. That others notice their mutants, too, was seen by judging without the property.
 KEPT: Mapping[Property, str] = {
     Property.INJECTED_IS_INVISIBLE: (
         "an untrue not-found is unearned as well (NOT_FOUND_IS_EARNED); this one forbids it even "
