@@ -537,6 +537,10 @@ EQUIVALENT: Mapping[str, str] = {
     r"cell CONNECTION_LIMIT/injected: send full \(upstream_unavailable\)": (
         "no fresh socket knows the anchor: the full input is sent there in any case"
     ),
+    r"cell (LOST|OWNER_LOST)_(CREATED|OUTPUT)/unanchored: refuse, then not-found .*": (
+        "an answer that begins forgives the refusals before it, and nothing else counts those of a "
+        "turn without an anchor: its bound is never reached"
+    ),
     r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
         "the refusal evicted the anchor: started over, the turn is said in full, too"
     ),
