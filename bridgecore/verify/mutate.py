@@ -556,18 +556,6 @@ KEPT: Mapping[Property, str] = {
         "an untrue not-found is unearned as well (NOT_FOUND_IS_EARNED); this one forbids it even "
         "to a policy that counts refusals of injected anchors"
     ),
-    Property.CONTINUED_AT_ONCE: (
-        "what is refused though it could be sent is offered as a dead end for ever, too "
-        "(REFUSALS_ARE_BOUNDED); this one names the cause, at the first refusal"
-    ),
-    Property.RECOVERED_AT_ONCE: (
-        "whoever gives up at a refusal tells a wrong answer, too (ANSWER_TELLS_WHAT_HAPPENED); a "
-        "policy may call it by its right name, and only this one objects"
-    ),
-    Property.NO_AMBIGUOUS_RESEND: (
-        "mutants that resend stumble over a form or an answer as well; a policy that resends "
-        "cleanly, as ambiguous = replay does, breaks nothing but this one (tests/verify)"
-    ),
     Property.REPLAYS_ARE_BOUNDED: (
         "the safe policy replays nothing; those that do are held to their budget by it, on every "
         "path, where RECOVERY_DESCENDS looks at one try at a time"
