@@ -52,9 +52,8 @@ _SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
 BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "small": (Bounds("small", 0, _ALL, _SHORT, 1),),
     "ci": (
-        Bounds("ci, every standing", 0, _ALL, _SHORT, 1),
-        Bounds("ci, a queue", 1, _SOME, _SHORT, 1, queued=(Standing.UNANCHORED,)),
         Bounds("ci, longer times", 0, _SOME, _LONG, 1),
+        Bounds("ci, a queue", 1, _ALL, _SHORT, 1),
     ),
     "nightly": (
         Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME),

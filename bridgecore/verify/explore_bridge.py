@@ -676,9 +676,9 @@ BRIDGE_BOUNDS: Mapping[str, Sequence[BridgeBounds]] = {
         BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 7),
     ),
     "nightly": (
-        BridgeBounds("one session", 3, 1, _T, 8),
-        BridgeBounds("two sessions", 3, 2, _T, 8),
-        BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 8),
+        BridgeBounds("one session", 3, 1, _T, 9),
+        BridgeBounds("two sessions", 3, 2, _T, 9),
+        BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 9),
     ),
 }
 

@@ -126,6 +126,21 @@ def test_what_may_run_twice_is_all_that_a_replaying_policy_breaks() -> None:
     assert report.counterexamples == []
 
 
+def refuses_longer(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    budgets = attrs.evolve(policy.budgets, refusals=4)
+    return step(attrs.evolve(policy, budgets=budgets), state, event, now)
+
+
+@pytest.mark.timeout(240)
+def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
+    """Liveness by itself, on the graph: nobody counts the refusals."""
+    without = frozenset({Property.REFUSALS_ARE_BOUNDED})
+    report = explore(DEFAULT, SMALL, stepper=refuses_longer, without=without, most=ALL)
+    assert {prop: found.path for prop, found in report.broken.items()} == {
+        Property.RETRIES_END: ("submit bound old",)
+    }
+
+
 def test_warming_breaks_nothing() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
     report = explore(warm, SMALL, most=ALL)
