@@ -56,15 +56,16 @@ _KEPT_WHOLE: Final[Mapping[str, frozenset[str]]] = {
     "compaction": frozenset({"id", "created_by"}),
 }
 
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_array = msgspec.json.Decoder(list[msgspec.Raw])
+read_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+read_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+read_value: Final = msgspec.json.Decoder(msgspec.Raw).decode  # that it is one
 _any = msgspec.json.Decoder()
 # MessagePack because it is canonical once keys are sorted: one encoding per value, types told
 # apart, and no escapes to write.
 _canonical = msgspec.msgpack.Encoder(order="sorted")
 
 # Everything that reading a value can raise: malformed (a lone surrogate is), too deep, too large.
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError)
 
 
 # ------------------------------------------------------------------ input form
@@ -86,8 +87,8 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
     if stored:
         return raw
     try:
-        members = _members.decode(raw)
-        kind = _kind(members)
+        members = read_members(raw)
+        kind = kind_of(members)
         if kind == "reasoning" and not _text_of(members.get("encrypted_content")):
             return None
         unwanted = {
@@ -98,7 +99,7 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
         content = None
         if kind == "message" and b'"logprobs"' in raw:
             content = _without_logprobs(members.get("content"))
-    except _UNREADABLE:
+    except UNREADABLE:
         return raw
     if not unwanted and content is None:
         return raw
@@ -108,7 +109,12 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
     return _object(kept)
 
 
-def _kind(members: Mapping[str, msgspec.Raw]) -> str:
+def ignored(kind: str) -> frozenset[str]:
+    """Members of an item that say nothing to a model; none if the kind is not known that well."""
+    return _BOOKKEEPING.get(kind) or _KEPT_WHOLE.get(kind) or frozenset()
+
+
+def kind_of(members: Mapping[str, msgspec.Raw]) -> str:
     """The type of an item; one with a role and no type is a message, as the reference says."""
     kind = _text_of(members.get("type"))
     return kind or ("message" if "type" not in members and "role" in members else "")
@@ -125,10 +131,10 @@ def _without_logprobs(content: msgspec.Raw | None) -> bytes | None:
         return None
     cut = False
     parts = []
-    for raw in _array.decode(content):
+    for raw in read_array(content):
         part = bytes(raw)
         if part.startswith(b"{"):
-            members = _members.decode(part)
+            members = read_members(part)
             if "logprobs" in members and _text_of(members.get("type")) == "output_text":
                 del members["logprobs"]
                 part, cut = _object(members), True
@@ -158,14 +164,11 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes) -> bytes:
     """
     try:
         value = _any.decode(item)
-        canonical = _canonical.encode(_normal(value) if isinstance(value, dict) else value)
-        before += b"\0"
-    except _UNREADABLE:
-        canonical = bytes(item)
-        before += b"\1"
-    digest = hashlib.blake2b(before, digest_size=DIGEST_SIZE)
-    digest.update(canonical)
-    return digest.digest()
+        # An array in MessagePack: it begins otherwise than what cannot be read.
+        said = _canonical.encode((before, _normal(value) if isinstance(value, dict) else value))
+    except UNREADABLE:
+        said = b"\0%b%b" % (before, bytes(item))
+    return _digest(said)
 
 
 def _normal(item: Json) -> Json:
@@ -254,7 +257,7 @@ def prove(text: bytes) -> Proof:
     """What is to be said for and against the items of ``text``, the inside of a JSON array."""
     try:
         items = _pairings.decode(b"[%b]" % text)
-    except _UNREADABLE:
+    except UNREADABLE:
         return Proof((), (), 1)
     pending: dict[str, None] = {}
     called: set[str] = set()
@@ -280,7 +283,7 @@ def calls(text: bytes) -> frozenset[str]:
     answered there or not; no ids if ``text`` cannot be read."""
     try:
         items = _pairings.decode(b"[%b]" % text)
-    except _UNREADABLE:
+    except UNREADABLE:
         return frozenset()
     kinds = [(item.type if isinstance(item.type, str) else "", item) for item in items]
     found = (_called(kind, item) for kind, item in kinds if not _is_answer(kind))
@@ -343,7 +346,7 @@ class _Settings(msgspec.Struct):
             raw = getattr(self, name)
             try:
                 values.append(_canonical.encode(_any.decode(raw)))
-            except _UNREADABLE:
+            except UNREADABLE:
                 values.append([bytes(raw)])  # equal to its own bytes only
         return _digest(_canonical.encode(values))
 
@@ -371,7 +374,7 @@ class Prompt:
     are views of the request's own bytes, so a prompt is for as long as its turn runs, no longer.
     """
 
-    __slots__ = ("_begins", "_ends", "chain", "items", "request", "settings", "text", "whole")
+    __slots__ = ("bounds", "chain", "items", "request", "settings", "text", "whole")
 
     def __init__(self, request: CreateRequest, narrow: Iterable[bytes] = ()) -> None:
         """Read ``request``.
@@ -395,9 +398,8 @@ class Prompt:
             said = unlisted = _unlisted.decode(request.frame)
             self.items = _unlisted_items(bytes(unlisted.input))
         self.text = b",".join(self.items)
-        # Where in text each item begins; and where each ends, to how many items there are by then.
-        self._begins = [0, *accumulate([len(item) + 1 for item in self.items])]
-        self._ends = {end - 1: count for count, end in enumerate(self._begins)}
+        # Where in text each item begins, and where one more would.
+        self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]
         self.chain = [ROOT]  # the digest of the first n items, as far as it is known
         # Everything besides items that has to be equal along a conversation, as a digest.
         self.settings = said.digest(request.store, narrow)
@@ -408,28 +410,13 @@ class Prompt:
         """Take one more item into ``chain``."""
         self.chain.append(chain_digest(self.chain[-1], self.items[len(self.chain) - 1]))
 
-    def repeats(self, text: bytes, start: int) -> int | None:
-        """Where the items end that begin with item ``start`` and are ``text``, byte for byte."""
-        if not text:
-            return start
-        begin = self._begins[start]
-        end = self._ends.get(begin + len(text))
-        return end if end is not None and self.text.startswith(text, begin) else None
-
     def wording(self, start: int, end: int) -> bytes:
-        """What ``repeats_wording`` can find items ``start`` to ``end`` again by, in few bytes."""
-        return _wording(self.text[self._begins[start] : self._begins[end] - 1])
-
-    def repeats_wording(self, wording: bytes, start: int) -> int | None:
-        """Where the items end that begin with item ``start`` and have that wording."""
-        begin = self._begins[start]
-        stop = begin + int.from_bytes(wording[:_LENGTH], "big")
-        end = self._ends.get(stop)
-        return end if end is not None and _wording(self.text[begin:stop]) == wording else None
+        """The digest of items ``start`` to ``end``, byte for byte: equal if they are."""
+        return _digest(self.text[self.bounds[start] : self.bounds[end] - 1])
 
     def text_from(self, start: int) -> bytes:
         """``text`` without the first ``start`` items."""
-        return self.text[self._begins[start] :]
+        return self.text[self.bounds[start] :]
 
     def frame(self, text: bytes, anchor: str | None) -> bytes:
         """The request's ``response.create`` with other items and another anchor, or none.
@@ -441,7 +428,7 @@ class Prompt:
 
 def changed(frame: bytes, **members: bytes | None) -> bytes:
     """``frame`` with ``members`` as given, or without those that are None; all else as it came."""
-    said: dict[str, msgspec.Raw | bytes] = {**_members.decode(frame)}
+    said: dict[str, msgspec.Raw | bytes] = {**read_members(frame)}
     for name, value in members.items():
         if value is None:
             said.pop(name, None)
@@ -461,13 +448,6 @@ def _with_headroom(decode: Callable[[bytes], T], data: bytes, calls: int = _HEAD
     """``decode(data)``, with so many calls less for nesting: how deep JSON may be nested depends on
     where in the stack it is read, and what was read once has to stay readable."""
     return decode(data) if calls == 0 else _with_headroom(decode, data, calls - 1)
-
-
-_LENGTH = 8  # bytes of a wording that hold the length of the text
-
-
-def _wording(text: bytes) -> bytes:
-    return len(text).to_bytes(_LENGTH, "big") + _digest(text)
 
 
 def _digest(data: bytes) -> bytes:

@@ -149,7 +149,7 @@ class Memory:
         unanswered = set(proof.orphans)
         before: Node | None = node
         while unanswered and before is not None:
-            unanswered -= calls(before.own) | calls(before.out)
+            unanswered -= calls(before.own_text())
             before = before.parent
         return None if unanswered or proof.opaque else node
 

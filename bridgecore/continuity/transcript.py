@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
@@ -35,11 +36,13 @@ from bridgecore.continuity.items import (
     input_form,
     prove,
 )
+from bridgecore.continuity.phrases import Phrasebook
 
-# What a node costs besides its items, their digests and its id, and a scope besides its nodes.
+# What a node costs besides its items, their digests and its id, and a scope besides its nodes and
+# phrases.
 # Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
-NODE_OVERHEAD: Final = 1000  # bytes
-SCOPE_OVERHEAD: Final = 1400  # bytes
+NODE_OVERHEAD: Final = 600  # bytes
+SCOPE_OVERHEAD: Final = 1700  # bytes
 
 _TRIES: Final = 64  # continuations of one response that are compared as bytes, latest first
 
@@ -48,32 +51,39 @@ _TRIES: Final = 64  # continuations of one response that are compared as bytes, 
 class Node:
     """One completed response: what it was asked, what it said, and what it continues.
 
-    ``own`` and ``out`` are the insides of JSON arrays: items with commas between them, those
-    of the request as they came and those of the response in input form.
+    Its items are those of the request as they came, then those of the response in input form.
     """
 
     response_id: str
     parent: Node | None = attrs.field(repr=False)
-    own: bytes = attrs.field(repr=False)  # bodies appear in no output
-    out: bytes = attrs.field(repr=False)
-    chain: bytes  # the chain digests after each item of own, then of out
+    notes: bytes = attrs.field(repr=False)  # the items, as book keeps them: no output shows bodies
+    book: Phrasebook = attrs.field(repr=False)
+    chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
-    heard: int  # how many items of own there are
     settings: bytes
     readable: bool  # no item up to here is one that only the upstream can resolve
     exact: bool  # the upstream's context is what the path says: no item of it had to be dropped
-    created: int  # ns
     used: int  # ns
-    size: int  # bytes, as accounted
     children: tuple[Node, ...] = attrs.field(default=(), repr=False)
-    # How the client words ``out``, if in another way than ours: see Prompt.wording.
+    # The digest of the last items in the client's words, from the first on whose are not known.
     wording: bytes | None = None
+    twin: Node | None = attrs.field(default=None, repr=False)  # another one with the same end
     held: bool = True
+
+    @property
+    def size(self) -> int:
+        """What the node takes, in bytes, as accounted."""
+        name = len(self.response_id) * (1 if self.response_id.isascii() else 4)
+        return NODE_OVERHEAD + len(self.notes) + len(self.chain) + name
 
     @property
     def items(self) -> int:
         """How many items the node itself has."""
-        return len(self.chain) // DIGEST_SIZE
+        return len(self.chain) // DIGEST_SIZE + bool(self.notes)
+
+    def own_text(self) -> bytes:
+        """The items of the node itself, as the inside of an ``input`` array."""
+        return b",".join(self.book.items(self.notes))
 
     def path(self) -> list[Node]:
         """The node and all before it, from the root on."""
@@ -87,7 +97,7 @@ class Node:
 
     def text(self) -> bytes:
         """Every item up to and with this response, as the inside of an ``input`` array."""
-        return _joined(part for node in self.path() for part in (node.own, node.out))
+        return _joined(node.own_text() for node in self.path())
 
 
 def _joined(parts: Iterable[bytes]) -> bytes:
@@ -199,10 +209,10 @@ class Transcripts:
         held = self._scopes.get(scope)
         if held is None or prompt.request.previous_response_id is not None or not prompt.whole:
             return None
-        for repeated, nodes in reversed(held.prefixes(prompt)):
+        for repeated, latest in reversed(held.prefixes(prompt)):
             fitting = [
                 node
-                for node in nodes
+                for node in _twins(latest)
                 if node.exact and not node.children and node.settings == prompt.settings
             ]
             if repeated < len(prompt.items) and fitting:
@@ -248,26 +258,33 @@ class Transcripts:
             if parent is None:
                 return None
         elif held is not None and (found := held.prefixes(prompt)):
-            repeated, nodes = found[-1]
-            parent = max(nodes, key=_last_use)
-        node = self._node(response_id, parent, prompt, repeated, output)
-        room = self._max_scope - SCOPE_OVERHEAD - node.size
-        if sum(each.size for each in (parent.path() if parent else ())) > room:
+            repeated, latest = found[-1]
+            parent = max(_twins(latest), key=_last_use)
+        fresh = held is None
+        held = held or _Scope(scope)
+        before = 0 if fresh else held.size
+        node = self._node(response_id, parent, prompt, repeated, output, held.book)
+        held.book.grow()
+        room = self._max_scope - SCOPE_OVERHEAD - held.book.size - node.size
+        # If everything fits, what it continues does.
+        fits = held.taken <= room or (
+            sum(each.size for each in (parent.path() if parent is not None else ())) <= room
+        )
+        if fits:
+            held.add(node)
+            if parent is not None:
+                parent.used = self._now
+            if fresh:
+                self._scopes[scope] = held
+                self._idlest.add(held)
+        elif fresh:
             return None
-        if held is None:
-            held = self._scopes[scope] = _Scope(scope)
-            self._size += held.size
-        held.add(node)
-        self._size += node.size
-        if parent is not None:
-            parent.used = self._now
-        if len(held.nodes) == 1:
-            self._idlest.add(held)
+        self._size += held.size - before  # the book may have grown, too
         while held.size > self._max_scope and (victim := held.idlest.first()) is not None:
             self._drop(held, victim)
         while self._size > self._max_bytes and (oldest := self._idlest.first()) is not None:
             self._drop_idlest(oldest)
-        return node if node.held else None
+        return node if fits and node.held else None
 
     def _node(
         self,
@@ -276,46 +293,38 @@ class Transcripts:
         prompt: Prompt,
         repeated: int,
         output: Sequence[msgspec.Raw | bytes],
+        book: Phrasebook,
     ) -> Node:
         forms = [input_form(item, stored=prompt.request.store) for item in output]
         said = [form for form in forms if form is not None]
-        before = end = parent.end if parent is not None else ROOT
-        own = prompt.items[repeated:]
-        digests = []
+        own = [bytes(item) for item in prompt.items[repeated:]]
+        digests = [parent.end if parent is not None else ROOT]
         if prompt.request.previous_response_id is None:
             while len(prompt.chain) <= len(prompt.items):
                 prompt.extend_chain()
-            digests = prompt.chain[repeated + 1 :]
-            end = digests[-1] if digests else end
+            digests += prompt.chain[repeated + 1 :]
         else:
             for item in own:
-                end = chain_digest(end, item)
-                digests.append(end)
+                digests.append(chain_digest(digests[-1], item))
         for form in said:
-            end = chain_digest(end, form)
-            digests.append(end)
+            digests.append(chain_digest(digests[-1], form))
         settings = prompt.settings
         if parent is not None and parent.settings == settings:
             settings = parent.settings  # one object for a whole conversation
         continues = parent is not None and prompt.request.previous_response_id is not None
-        chain = b"".join(digests)
-        own_text, out = prompt.text_from(repeated), b",".join(said)
         return Node(
             response_id=response_id,
             parent=parent,
-            own=own_text,
-            out=out,
-            chain=chain,
-            end=end if digests else before,
-            heard=len(own),
+            notes=book.note((*own, *said)),
+            book=book,
+            chain=b"".join(digests[1:-1]),
+            end=digests[-1],
             settings=settings,
             readable=(parent is None or parent.readable)
-            and not prove(_joined((own_text, out))).opaque,
+            and not prove(_joined((prompt.text_from(repeated), *said))).opaque,
             # What was sent unanchored is known to the item, whatever the chain is that it repeats.
             exact=len(said) == len(forms) and not (continues and parent and not parent.exact),
-            created=self._now,
             used=self._now,
-            size=NODE_OVERHEAD + len(own_text) + len(out) + len(chain) + 4 * len(response_id),
         )
 
     # -------------------------------------------------------------- letting go
@@ -374,10 +383,16 @@ class _Scope:
 
     name: str
     nodes: dict[str, Node] = attrs.Factory(dict)
-    roots: tuple[Node, ...] = ()
-    ends: dict[bytes, tuple[Node, ...]] = attrs.Factory(dict)  # by chain digest
-    size: int = SCOPE_OVERHEAD
+    roots: dict[Node, None] = attrs.Factory(dict)  # the latest one last
+    ends: dict[bytes, Node] = attrs.Factory(dict)  # by chain digest: the latest of the twins
+    book: Phrasebook = attrs.Factory(Phrasebook)
+    taken: int = 0  # bytes, by nodes
     idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
+
+    @property
+    def size(self) -> int:
+        """What the scope takes, in bytes, as accounted."""
+        return SCOPE_OVERHEAD + self.book.size + self.taken
 
     @property
     def held(self) -> bool:
@@ -396,18 +411,19 @@ class _Scope:
     def add(self, node: Node) -> None:
         parent = node.parent
         if parent is None:
-            self.roots += (node,)
+            self.roots[node] = None
         else:
             parent.children += (node,)
         self.nodes[node.response_id] = node
-        self.ends[node.end] = (*self.ends.get(node.end, ()), node)
-        self.size += node.size
+        node.twin = self.ends.get(node.end)
+        self.ends[node.end] = node
+        self.taken += node.size
         self.idlest.add(node)
 
     def remove(self, node: Node) -> None:
         parent = node.parent
         if parent is None:
-            self.roots = _without(self.roots, node)
+            del self.roots[node]
         else:
             parent.children = _without(parent.children, node)
             parent.used = max(parent.used, node.used)  # using a response is using its path
@@ -415,72 +431,95 @@ class _Scope:
                 self.idlest.add(parent)
         node.held = False
         del self.nodes[node.response_id]
-        if not (others := _without(self.ends[node.end], node)):
-            del self.ends[node.end]
-        else:
-            self.ends[node.end] = others
-        self.size -= node.size
+        latest: Node | None = None
+        for twin in _without(_twins(self.ends.pop(node.end)), node)[::-1]:
+            twin.twin, latest = latest, twin
+        if latest is not None:
+            self.ends[node.end] = latest
+        self.taken -= node.size
 
-    def prefixes(self, prompt: Prompt) -> list[tuple[int, tuple[Node, ...]]]:
+    def prefixes(self, prompt: Prompt) -> list[tuple[int, Node]]:
         """Each number of items at the beginning of ``prompt`` that are a held path, rising; and
-        the responses that those paths lead to."""
-        found: list[tuple[int, tuple[Node, ...]]] = []
-        chain = prompt.chain
-        ends = self.ends
+        the latest of the responses that those paths lead to."""
+        found: list[tuple[int, Node]] = []
+        chain, ends = prompt.chain, self.ends
+        total = len(prompt.items)
         count = 0
-        next_up = self.roots
-        while count < len(prompt.items):
+        next_up = list(islice(reversed(self.roots), _TRIES))
+        while count < total:
             start = count
+            learning = False
             if len(chain) - 1 > start:
-                count, learning = start + 1, False  # known from an earlier look
+                count = start + 1  # known from an earlier look
             elif next_up and _leap(prompt, next_up):
-                count, learning = len(chain) - 1, False
+                count = len(chain) - 1
             else:
                 prompt.extend_chain()
-                count, learning = start + 1, True
+                count = start + 1
+                learning = True
+            latest: Node | None = None
             for here in range(start + 1, count + 1):
-                if (nodes := ends.get(chain[here])) is not None:
-                    found.append((here, nodes))
-            next_up = ()
-            if found and found[-1][0] == count:
-                nodes = found[-1][1]
-                next_up = nodes[0].children
-                for node in nodes[1:]:
-                    next_up += node.children
+                if (latest := ends.get(chain[here])) is not None:
+                    found.append((here, latest))
+            next_up = []
+            if latest is not None:
+                nodes = _twins(latest)
+                for node in nodes:
+                    next_up += node.children[: -_TRIES - 1 : -1]
                 if learning:
                     _learn(prompt, count, nodes)
         return found
 
 
-def _leap(prompt: Prompt, next_up: Sequence[Node]) -> bool:
-    """Take into the prompt's chain the items that a held response has in the same words."""
-    start = reach = len(prompt.chain) - 1
+def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
+    """Take into the prompt's chain the items that a held response has in words that are known."""
+    start = len(prompt.chain) - 1
     best: Node | None = None
-    for node in reversed(next_up[-_TRIES:]):
-        middle = prompt.repeats(node.own, start)
-        if middle is None:
-            continue
-        end = prompt.repeats(node.out, middle)
-        if end is None and node.wording is not None:
-            end = prompt.repeats_wording(node.wording, middle)
-        if (end or middle) > reach:
-            best, reach = node, end or middle
-        if end is not None:
-            break
+    reach = 0
+    for node in next_up:
+        items = node.items
+        count = _repeated(prompt, start, node, items)
+        if count > reach:
+            best, reach = node, count
+            if count == items:
+                break
     if best is None:
         return False
-    chain = best.chain
-    size = (reach - start) * DIGEST_SIZE
-    prompt.chain += [chain[at : at + DIGEST_SIZE] for at in range(0, size, DIGEST_SIZE)]
+    chain = best.chain + best.end
+    prompt.chain += [
+        chain[at : at + DIGEST_SIZE] for at in range(0, reach * DIGEST_SIZE, DIGEST_SIZE)
+    ]
     return True
 
 
-def _learn(prompt: Prompt, count: int, nodes: Iterable[Node]) -> None:
-    """Remember how the client words what ``nodes`` said, with which its first items end."""
+def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
+    """How many of the ``items`` of ``node``, beginning with the first, the prompt has from item
+    ``start`` on."""
+    count = node.book.is_at(node.notes, prompt.text, prompt.bounds, start)
+    if count == items or node.wording is None or start + items > len(prompt.items):
+        return count
+    return items if prompt.wording(start + count, start + items) == node.wording else count
+
+
+def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
+    """Remember how the client words ``nodes``, each of which its items up to ``end`` end with."""
     for node in nodes:
-        said = node.items - node.heard
-        if 0 < said <= count and prompt.repeats(node.out, count - said) is None:
-            node.wording = prompt.wording(count - said, count)
+        items = node.items
+        start = end - items
+        if _repeated(prompt, start, node, items) < items:
+            node.book.learn(node.notes, prompt.items[start:end])
+            if (count := _repeated(prompt, start, node, items)) < items:
+                node.wording = prompt.wording(start + count, end)
+
+
+def _twins(latest: Node) -> tuple[Node, ...]:
+    """The responses with the same context as ``latest``, the latest one first."""
+    if latest.twin is None:
+        return (latest,)
+    twins = [latest]
+    while (twin := twins[-1].twin) is not None:
+        twins.append(twin)
+    return tuple(twins)
 
 
 def _without(nodes: tuple[Node, ...], node: Node) -> tuple[Node, ...]:

@@ -500,18 +500,13 @@ def test_a_frame_keeps_everything_else_as_it_came() -> None:
     assert json.loads(prompt().frame(b"1", None))["input"] == [1]
 
 
-def test_text_is_repeated_at_the_bounds_of_items_only() -> None:
-    said = prompt(input=[12, 1, 23])
-    assert said.repeats(b"12", 0) == 1
-    assert said.repeats(b"12,1", 0) == 2
-    assert said.repeats(b"1", 0) is None
-    assert said.repeats(b"12,1,2", 0) is None
-    assert said.repeats(b"23", 2) == 3
-    assert said.repeats(b"23", 3) is None
-    assert said.repeats(b"", 3) == 3
-    assert said.repeats_wording(said.wording(1, 3), 1) == 3
-    assert said.repeats_wording(said.wording(0, 1), 1) is None
-    assert said.repeats_wording(said.wording(2, 3), 0) is None
+def test_bounds_are_where_items_begin_and_wording_is_theirs_alone() -> None:
+    said = prompt(input=[12, 1, 23, 1])
+    assert said.text == b"12,1,23,1"
+    assert said.bounds == [0, 3, 5, 8, 10]
+    assert said.wording(1, 2) == said.wording(3, 4)
+    assert said.wording(1, 2) != said.wording(0, 1)
+    assert said.wording(0, 4) == prompt(input=[12, 1, 23, 1, 5]).wording(0, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,352 @@
+"""Tests of bridgecore.continuity.phrases: how items are kept, and what is taken for the same."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgecore.continuity.items import ROOT, chain_digest
+from bridgecore.continuity.phrases import PLAIN, SPARE, Phrasebook, split
+
+Item = dict[str, Any]
+
+
+def dump(item: object) -> bytes:
+    return json.dumps(item, separators=(",", ":")).encode()
+
+
+def is_same(book: Phrasebook, notes: bytes, *items: bytes) -> bool:
+    """Whether the items are those of the notes, as far as the book can tell."""
+    bounds = [0]
+    for item in items:
+        bounds.append(bounds[-1] + len(item) + 1)
+    return book.is_at(notes, b",".join(items), bounds, 0) == len(items)
+
+
+def user(text: str) -> Item:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+def call(number: str, arguments: str) -> Item:
+    return {"type": "function_call", "call_id": number, "name": "f", "arguments": arguments}
+
+
+def thought(content: object, **members: object) -> Item:
+    return {"type": "reasoning", "summary": [], "encrypted_content": content, **members}
+
+
+# ------------------------------------------------------------------ items as phrases
+
+
+@pytest.mark.parametrize(
+    ("item", "names"),
+    [
+        (user("a"), ("content.0.text",)),
+        ({"role": "user", "content": "a"}, ("content.0.text",)),
+        (call("c", "{}"), ("call_id", "name", "arguments")),
+        ({"id": "fc_1", **call("c", "{}")}, ("id", "call_id", "name", "arguments")),
+        ({"type": "function_call_output", "call_id": "c", "output": "x"}, ("call_id", "output")),
+        (thought("e", id="rs_1"), ("encrypted_content", "id")),
+        (
+            thought("e", summary=[{"type": "summary_text", "text": "s"}]),
+            ("summary.0.text", "encrypted_content"),
+        ),
+    ],
+)
+def test_the_values_of_an_item(item: Item, names: tuple[str, ...]) -> None:
+    phrase, values = split(dump(item))
+    assert phrase.names == names
+    assert len(phrase.words) == len(values) + 1
+    assert phrase.values(dump(item)) == values
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        b'{"type": "message", "role": "user", "content": "white space"}',
+        b'{"type":"message","r\\u006fle":"user","content":"a"}',
+        b'{"type":"message","role":"user","content":"a","content":"b"}',
+        b'{"type":"message","role":"user","content":[]}',
+        b'{"type":"item_reference","id":"msg_1"}',
+        b'{"type":"mcp_approval_request","id":"m_1","name":"f","arguments":"{}"}',
+        b'{"type":"compaction_unheard_of","encrypted_content":"x"}',
+        dump(thought("", id="rs_1")),
+        dump(thought(None, id="rs_1")),
+        dump({"type": "reasoning", "id": "rs_1", "summary": []}),
+        dump({**user("a"), "annotated": "x" * 40}),
+        dump({**user("a"), **{f"member{number}": "x" * 30 for number in range(20)}}),
+        b'"text"',
+        b"{",
+    ],
+)
+def test_what_no_phrase_is_kept_for(item: bytes) -> None:
+    assert split(item) == (PLAIN, [item])
+    book = Phrasebook()
+    assert book.items(book.note([item])) == [item]
+    assert book.size == SPARE
+
+
+def test_a_phrase_is_read_as_json_and_not_as_text() -> None:
+    """What stands between the words has to be one string each."""
+    phrase, _ = split(dump({"type": "function_call_output", "call_id": "c", "output": "x"}))
+    for other in (
+        b'{"type":"function_call_output","call_id":"c","x":"","output":"x"}',
+        b'{"type":"function_call_output","call_id":"c","output":"x","y":"z"}',
+        b'{"type":"function_call_output","call_id":"c","output":null}',
+        b'{"type":"function_call_output","call_id":"c","output":["x"]}',
+        b'{"type":"function_call_output","call_id":"c"}',
+        b'{"type":"function_call_output","output":"x","call_id":"c"}',
+        b'{"type":"function_call_output","call_id":"c","output":"x" }',
+    ):
+        assert phrase.values(other) is None, other
+    tricky = dump({"type": "function_call_output", "call_id": '","output":"', "output": '\\"}'})
+    assert phrase.values(tricky) == [b'"\\",\\"output\\":\\""', b'"\\\\\\"}"']
+
+
+# ------------------------------------------------------------------ other words
+
+
+def test_what_was_learnt_of_one_item_holds_for_all_of_its_phrase() -> None:
+    book = Phrasebook()
+    one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
+    size = book.size
+    other = {"id": "fc_1", "arguments": "a", "call_id": "1", "type": "function_call", "name": "f"}
+    assert not is_same(book, one, dump(other))
+    book.learn(one, [dump(other)])
+    assert is_same(book, one, dump(other))
+    assert is_same(book, one, dump({**other, "id": "fc_another"}))
+    assert is_same(book, two, dump({**other, "arguments": "b", "call_id": "2"}))
+    assert not is_same(book, two, dump({**other, "arguments": "b"}))
+    assert not is_same(book, two, dump({**other, "arguments": "b", "call_id": "2", "name": "g"}))
+    assert is_same(book, two, dump(call("2", "b")))
+    assert book.size == size  # there was room for it
+
+
+@pytest.mark.parametrize("unread", ['"', "\\", "x" * 200])
+def test_an_id_is_a_plain_string(unread: str) -> None:
+    book = Phrasebook()
+    notes = book.note([dump(call("1", "a"))])
+    book.learn(notes, [dump({"id": "fc_1", **call("1", "a")})])
+    assert is_same(book, notes, dump({"id": "fc_2", **call("1", "a")}))
+    assert not is_same(book, notes, dump({"id": unread, **call("1", "a")}))
+    assert not is_same(book, notes, b'{"id":"a","id":"b"' + dump(call("1", "a"))[1:])
+
+
+def test_a_thought_without_its_content_is_its_id() -> None:
+    book = Phrasebook()
+    known = book.note([dump(thought("e"))])
+    book.learn(known, [dump({"id": "rs_1", **thought("e")})])
+    assert is_same(book, known, dump({"id": "rs_2", **thought("e")}))
+    empty = book.note([dump(thought(""))])
+    assert not is_same(book, empty, dump({"id": "rs_1", **thought("")}))
+    assert is_same(book, empty, dump(thought("")))
+
+
+def test_words_are_learnt_from_a_value_that_is_escaped_in_another_way() -> None:
+    book = Phrasebook()
+    notes = book.note([dump(user("caf\u00e9"))])
+    other = '{"role":"user","content":"%s"}'
+    book.learn(notes, [(other % "caf\u00e9").encode()])
+    assert not is_same(book, notes, (other % "caf\u00e9").encode())
+    assert is_same(book, notes, (other % "caf\\u00e9").encode())
+    assert is_same(book, book.note([dump(user("cafe"))]), (other % "cafe").encode())
+
+
+def test_other_values_are_no_other_words() -> None:
+    book = Phrasebook()
+    notes = book.note([dump(user("a"))])
+    two = {**user("a"), "content": [*user("a")["content"], *user("a")["content"]]}
+    for item in (b"7", dump(two), json.dumps(user("a")).encode()):
+        book.learn(notes, [item])
+        assert not is_same(book, notes, item)
+    assert not is_same(book, book.note([b"1"]), b"12")
+
+
+def test_how_much_is_learnt_is_bounded() -> None:
+    book = Phrasebook()
+    notes = book.note([dump(user("a"))])
+
+    def way(number: int) -> bytes:
+        return dump({"role": "user", **dict.fromkeys("abcdefgh"[:number]), **user("a")})
+
+    known = 0
+    for _ in range(20):
+        for number in range(8):
+            book.learn(notes, [way(number)])
+        found = [number for number in range(8) if is_same(book, notes, way(number))]
+        assert len(found) >= known
+        known = len(found)
+        book.grow()
+    assert known == 3
+    assert is_same(book, notes, dump(user("a")))
+    assert book.size < 5 * SPARE
+
+
+def test_a_full_book_keeps_items_as_they_are() -> None:
+    book = Phrasebook()
+    items = [dump({**user("a"), "phase": f"p{number}"}) for number in range(60)]
+    notes = book.note(items)
+    assert book.items(notes) == items
+    size = book.size
+    more = book.note(dump({**user("b"), "phase": f"q{number}"}) for number in range(60))
+    assert book.size == size
+    assert len(book.items(more)) == 60
+
+
+def test_items_are_looked_for_one_after_another() -> None:
+    book = Phrasebook()
+    one, two, three = (dump(user(text)) for text in "123")
+    notes = book.note([one, two])
+    for items, count in (
+        ([one, two, three], 2), ([one, three], 1), ([one], 1), ([two, one], 0), ([], 0)
+    ):  # fmt: skip
+        bounds = [0, 5]
+        for item in items:
+            bounds.append(bounds[-1] + len(item) + 1)
+        assert book.is_at(notes, b",".join([b"null", *items]), bounds, 1) == count
+
+
+def test_what_is_no_json_is_refused() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Phrasebook().note([b'"a\0b"'])
+
+
+def test_a_book_takes_what_it_says() -> None:
+    def fill() -> list[Phrasebook]:
+        books = []
+        for number in range(30):
+            book = Phrasebook()
+            for each in range(20):
+                notes = book.note([dump({**user("a"), "phase": f"p{number}.{each}"})])
+                other = {"phase": f"p{number}.{each}", "role": "user", "content": "a"}
+                book.learn(notes, [dump(other)])
+                book.grow()
+            books.append(book)
+        return books
+
+    fill()
+    gc.collect()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    books = fill()
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    said = sum(book.size for book in books)
+    assert 0.7 * said <= taken <= said
+
+
+# ------------------------------------------------------------------ as sure as digests
+
+texts = st.sampled_from(["", "a", "b", '"', "\\", '","text":"', '"}]}', "\u00e9", "\0", "</x>"])
+statuses = st.sampled_from(["completed", "completed", "in_progress", None])
+
+
+@st.composite
+def items(draw: st.DrawFn) -> Item:
+    """An item that means one of a few things, in one of many ways."""
+    kind = draw(st.sampled_from(["message", "message", "function_call", "output", "reasoning"]))
+    text = draw(texts)
+    item: Item
+    if kind == "message":
+        role = draw(st.sampled_from(["user", "assistant"]))
+        part: Item = {"type": draw(st.sampled_from(["input_text", "output_text"])), "text": text}
+        more: Item = {"annotations": [], "logprobs": [], "x": None, "y": 1}
+        part |= {name: value for name, value in more.items() if draw(st.integers(0, 3)) == 0}
+        part = shuffled(draw, part)
+        content = draw(st.sampled_from([text, [part], [part], [part, part], []]))
+        item = {"type": kind, "role": role, "content": content}
+        if draw(st.booleans()):
+            del item["type"]
+    elif kind == "function_call":
+        item = {"type": kind, "call_id": draw(texts), "name": "f", "arguments": text}
+    elif kind == "output":
+        item = {"type": "function_call_output", "call_id": draw(texts), "output": text}
+    else:
+        summary = draw(st.sampled_from([[], [{"type": "summary_text", "text": text}]]))
+        item = {"type": kind, "summary": summary}
+        if draw(st.booleans()):
+            item["encrypted_content"] = draw(texts)
+    if draw(st.booleans()):
+        item["id"] = draw(st.sampled_from(["i", "j", None, 7, '"']))
+    if draw(st.booleans()):
+        item["status"] = draw(statuses)
+    if draw(st.integers(0, 3)) == 0:
+        item["phase"] = draw(st.sampled_from(["x", "y", None]))
+    return shuffled(draw, item)
+
+
+def shuffled(draw: st.DrawFn, members: Item) -> Item:
+    return {name: members[name] for name in draw(st.permutations(sorted(members)))}
+
+
+@st.composite
+def written(draw: st.DrawFn) -> bytes:
+    separators = draw(st.sampled_from([(",", ":"), (",", ":"), (",", ":"), (", ", ": ")]))
+    ascii_only = draw(st.booleans())
+    text = json.dumps(draw(items()), separators=separators, ensure_ascii=ascii_only)
+    return text.encode()
+
+
+@given(st.lists(written(), min_size=2, max_size=12))
+@settings(max_examples=300)
+def test_what_is_noted_is_kept_to_the_byte(said: list[bytes]) -> None:
+    book = Phrasebook()
+    assert book.items(book.note(said)) == said
+    assert book.items(book.note(said)) == said  # now that their phrases are known
+
+
+def reworded(item: bytes, order: list[str], unread: str | None) -> bytes:
+    """The same item with its members in another order, and with another id."""
+    members = json.loads(item)
+    if unread is not None and members.get("encrypted_content"):
+        members["id"] = unread
+    ranks = {name: place for place, name in enumerate(order)}
+    return dump(dict(sorted(members.items(), key=lambda pair: ranks.get(pair[0], 99))))
+
+
+@given(
+    st.lists(written(), min_size=2, max_size=12),
+    st.permutations(["type", "role", "content", "call_id", "arguments", "output", "id", "summary"]),
+    st.sampled_from([None, "k", "l"]),
+)
+@settings(max_examples=600, deadline=None)
+def test_nothing_is_taken_for_the_same_that_digests_tell_apart(
+    said: list[bytes], order: list[str], unread: str | None
+) -> None:
+    book = Phrasebook()
+    said += [reworded(item, order, unread) for item in said]
+    notes = [book.note([item]) for item in said]
+    digests = [chain_digest(ROOT, item) for item in said]
+    pairs = [(a, b) for a in range(len(said)) for b in range(len(said))]
+    for a, b in pairs:
+        if digests[a] == digests[b]:
+            book.learn(notes[a], [said[b]])
+            book.grow()
+    for a, b in pairs:
+        if is_same(book, notes[a], said[b]):
+            assert digests[a] == digests[b], (said[a], said[b])
+
+
+@st.composite
+def item_twice(draw: st.DrawFn) -> tuple[Item, Item]:
+    item = draw(items())
+    return item, shuffled(draw, item)
+
+
+@given(item_twice(), texts)
+@settings(max_examples=200, deadline=None)
+def test_values_make_no_difference_to_what_was_learnt(twice: tuple[Item, Item], new: str) -> None:
+    """Two ways to say one thing are two ways to say another."""
+    book = Phrasebook()
+    book.learn(book.note([dump(twice[0])]), [dump(twice[1])])
+    for name in ("output", "arguments"):
+        if name in twice[0]:
+            one, two = (dump({**each, name: new}) for each in twice)
+            assert is_same(book, book.note([one]), two)
