@@ -55,6 +55,7 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore verify --bounds nightly
 	$(BIN)/bridgecore verify --mutants --report docs/data/mutants.json
 	$(BIN)/bridgecore simulate --conversations 23000 --turns 20 --faults 3 --seed 77
+	$(BIN)/bridgecore simulate --conversations 960 --turns 20 --faults 3 --warm
 	$(BIN)/python tests/mutation/run.py
 
 mutation: $(VENV)/.ready-for-nightly

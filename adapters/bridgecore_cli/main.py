@@ -7,7 +7,6 @@ number: a second signal. A failure is one line on standard error, never a traceb
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import os
@@ -16,20 +15,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from importlib import metadata
 from types import FrameType
 from typing import Any, Protocol
 
 from bridgecore.config import UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.wire.transport import Log, LogLevel
-from bridgecore_cli import replay, simulate, verify
+from bridgecore_cli import replay
+from bridgecore_cli.arguments import parser
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.settings import (
     CONFIGURATION,
-    SETTINGS,
     USAGE,
-    Setting,
     Settings,
     SettingsError,
     load,
@@ -67,22 +64,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.command == "rules":
         from bridgecore.tables import render_rules
 
         print(render_rules(POLICIES[options.policy]).rstrip("\n"))
         return 0
     try:
+        if options.command == "serve":
+            return _serve(load(vars(options), os.environ))
         if options.command == "replay":
             return replay.run(options)
         if options.command == "simulate":
+            from bridgecore_cli import simulate
+
             return simulate.run(options)
-        if options.command == "verify":
-            return verify.run(options)
-        settings = load(vars(options), os.environ)
-        return _serve(settings)
+        from bridgecore_cli import verify
+
+        return verify.run(options)
     except SettingsError as exc:
         return _fail(str(exc), exc.exit_code)
     except _RunError as exc:
@@ -92,47 +91,6 @@ def _main(arguments: Sequence[str]) -> int:
         frames = traceback.extract_tb(exc.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames[::-1])
         return _fail(f"internal error: {type(exc).__name__} at {places}", FAILURE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bridgecore",
-        description="HTTP and SSE in front of the Responses API's WebSocket mode.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"bridgecore {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve",
-        help="run the bridge",
-        description="Run the bridge. A flag wins over its environment variable, that over the "
-        "key of the same name in the file, that over the default.",
-        epilog="Variables are the flags in capitals, so BRIDGECORE_LOG_LEVEL is --log-level; "
-        "keys of the file are as log_level. Times are decimal seconds.",
-        allow_abbrev=False,
-    )
-    serve.add_argument("--config", metavar="FILE.toml", help="file with settings")
-    for setting in SETTINGS:
-        serve.add_argument(
-            setting.flag, dest=setting.name, metavar=setting.kind.metavar, help=_help(setting)
-        )
-    rules = commands.add_parser("rules", help="print a policy and the rules", allow_abbrev=False)
-    rules.add_argument("--policy", choices=sorted(POLICIES), default="default")
-    replay.add_parser(commands)
-    simulate.add_parser(commands)
-    verify.add_parser(commands)
-    return parser
-
-
-def _help(setting: Setting) -> str:
-    return f"{setting.doc} (default: {setting.kind.show(setting.default)})"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("bridgecore")
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
-        return "(not installed)"
 
 
 # ------------------------------------------------------------------ serve

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -90,22 +89,6 @@ class DecisionLog:
 
 
 # ------------------------------------------------------------------ replay
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to those of ``bridgecore``."""
-    parser = commands.add_parser(
-        "replay",
-        help="run a decision log through the core again",
-        description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
-        "tell the first decision that is not the recorded one. With --policy, tell what another "
-        "policy would have decided otherwise.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
-    parser.add_argument(
-        "--policy", choices=sorted(POLICIES), help="compare with this policy's decisions"
-    )
 
 
 def run(options: argparse.Namespace) -> int:

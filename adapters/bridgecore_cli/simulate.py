@@ -13,107 +13,18 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
-from bridgecore.recovery.policy import DEFAULT, POLICIES, V1_12, Policy
-from bridgecore_cli.verify import load_policy
-
-if TYPE_CHECKING:  # the other commands need not wait for the simulator to be loaded
-    from bridgecore.verify.sim_growth import Experiment, Growth
-    from bridgecore.verify.simulate import Scenario, Shrunk
-
-_BOTH = "both"
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to those of ``bridgecore``."""
-    parser = commands.add_parser(
-        "simulate",
-        help="run the context-growth experiment, and many conversations on a faulty network",
-        description="One long conversation whose sockets are lost, through a real endpoint and an "
-        "emulated upstream, in virtual time: how its context grows. With --conversations, also "
-        "that many conversations of all kinds of clients on a network that loses, stalls and "
-        "reorders, with every property checked; a violation is shrunk to a timeline.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--policy",
-        type=_policies,
-        default=[DEFAULT],
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of yours; {_BOTH}: "
-        f"{DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
-    )
-    parser.add_argument(
-        "--turns",
-        type=_at_least(1),
-        metavar="N",
-        help="of the long conversation (default: 200), and of each of the others (default: 20)",
-    )
-    parser.add_argument(
-        "--conversations",
-        type=_at_least(0),
-        default=0,
-        metavar="N",
-        help="how many to run on the faulty network (default: 0)",
-    )
-    parser.add_argument(
-        "--faults",
-        type=_every,
-        default=(1, 4),
-        metavar="K|none",
-        help="one turn in K is hit (default: each of the long conversation, 1 in 4 of the others)",
-    )
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
-    parser.add_argument(
-        "--store",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="whether the upstream stores the long conversation's responses",
-    )
-    parser.add_argument(
-        "--window", type=_at_least(1), default=876_000, metavar="TOKENS", help="context window"
-    )
-    parser.add_argument(
-        "--system-tokens",
-        type=_at_least(1),
-        default=50_000,
-        metavar="N",
-        help="size of the system prompt",
-    )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write a plot of the context")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
-
-
-def _policies(name: str) -> list[Policy]:
-    return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
-
-
-def _at_least(low: int) -> Any:
-    def integer(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise argparse.ArgumentTypeError(f"must be at least {low}")
-        return value
-
-    return integer
-
-
-def _every(text: str) -> tuple[int | None, int | None]:
-    """How often the turns of the long conversation and of the others are hit."""
-    if text == "none":
-        return None, None
-    value: int = _at_least(1)(text)
-    return value, value
+from bridgecore.recovery.policy import Policy
+from bridgecore.verify.sim_growth import Experiment, Growth, grow, plot, summary, table
+from bridgecore.verify.simulate import Report, Scenario, Shrunk, run_many, shrink
+from bridgecore_cli.progress import bar, show
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command; the exit code."""
-    from bridgecore.verify.sim_growth import grow, plot, summary, table
-
     policies: list[Policy] = args.policy
     growths = [grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
@@ -140,8 +51,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _experiment(args: argparse.Namespace, policy: Policy) -> Experiment:
-    from bridgecore.verify.sim_growth import Experiment
-
     return Experiment(
         policy=policy,
         turns=args.turns or 200,
@@ -180,10 +89,12 @@ class _Storm:
     """Many conversations under one policy, and how long they took."""
 
     def __init__(self, args: argparse.Namespace, policy: Policy) -> None:
-        from bridgecore.verify.simulate import Report, Scenario, run_many, shrink
-
         scenario = Scenario(
-            seed=args.seed, policy=policy, turns=args.turns or 20, fault_every=args.faults[1]
+            seed=args.seed,
+            policy=policy,
+            turns=args.turns or 20,
+            fault_every=args.faults[1],
+            warm=args.warm,
         )
         self.policy = policy
         self.turns = scenario.turns
@@ -195,19 +106,19 @@ class _Storm:
             self.report.add(report)
             if report.violations and first is None:
                 first = one
-            _show(self._progress(args.conversations, time.perf_counter() - wall))
+            show(self._progress(args.conversations, time.perf_counter() - wall))
         self.wall = time.perf_counter() - wall
         self.cpu = time.process_time() - cpu
         if first is not None:
-            _show(f"{self.policy.name}: looking for a smaller run that fails alike")
+            show(f"{self.policy.name}: looking for a smaller run that fails alike")
             self.shrunk = shrink(first, self.report.violations[0])
-        _show("")
+        show("")
 
     def _progress(self, conversations: int, seconds: float) -> str:
         report = self.report
         done = report.conversations / conversations
         return (
-            f"[{('#' * round(done * _BAR)).ljust(_BAR, '.')}] {self.policy.name}: "
+            f"{bar(done)} {self.policy.name}: "
             f"{report.conversations:,} conversations, {report.events:,} events, "
             f"{len(report.violations):,} violations, "
             f"{seconds / done - seconds:,.0f} s to go"
@@ -262,12 +173,3 @@ class _Storm:
         if self.shrunk is not None:
             lines += ["", f"The first one, in {self.shrunk.runs} runs shrunk to:", str(self.shrunk)]
         return "\n".join(lines) + "\n"
-
-
-_BAR = 30  # characters
-
-
-def _show(text: str) -> None:
-    """How far it has come, on one line that the next one replaces; nothing: it is over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -10,10 +10,8 @@ so; 2: usage.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import multiprocessing
-import os
 import sys
 import time
 from collections import Counter
@@ -24,7 +22,7 @@ from typing import Any, TypeVar
 import attrs
 
 from bridgecore.bridge import Bridge
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
+from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.timers import Timer
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds
@@ -53,65 +51,7 @@ from bridgecore.verify.mutate import (
 )
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
-
-
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the command to those of ``bridgecore``."""
-    parser = commands.add_parser(
-        "verify",
-        help="explore every state that a policy can reach, and check every property",
-        description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. What does not hold is shown with a shortest way to it.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--policy",
-        type=load_policy,
-        default=DEFAULT,
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of yours (default: default)",
-    )
-    parser.add_argument("--bounds", choices=list(BOUNDS), default="small")
-    parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="draw the shortest counterexample, if there is one"
-    )
-    parser.add_argument(
-        "--mutants", action="store_true", help="break the rules on purpose: is it noticed?"
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that judge mutants (default: one for each core)",
-    )
-    parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write what became of the mutants, as JSON"
-    )
-
-
-def load_policy(name: str) -> Policy:
-    """The policy called ``name``, or the attribute ``module:attr``; modules are looked for in the
-    working directory, too.
-
-    Raises:
-        argparse.ArgumentTypeError: there is no such policy.
-    """
-    if name in POLICIES:
-        return POLICIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise argparse.ArgumentTypeError(f"no policy is named {name!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise argparse.ArgumentTypeError(f"cannot load {name!r}: {exc}") from None
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, Policy):
-        raise argparse.ArgumentTypeError(f"{name!r} is no Policy")
-    return found
+from bridgecore_cli.progress import bar, show
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,12 +65,12 @@ def run(args: argparse.Namespace) -> int:
         def tell_at_once(found: Counterexample, part: Bounds = part) -> None:
             if found.prop not in stories:
                 stories[found.prop] = tell(policy, part, found)
-                _tell("")
+                show("")
                 print(f"\n{explain(stories[found.prop])}", flush=True)
 
         began = time.perf_counter()
         report = explore(policy, part, most=len(Property), progress=_show, found=tell_at_once)
-        _tell("")
+        show("")
         reports.append(report)
         print(_figures(report, time.perf_counter() - began), flush=True)
     print(_summary(reports))
@@ -160,11 +100,7 @@ def _written(path: Path, text: str) -> bool:
 def _show(report: Report) -> None:
     """How far it has come, on one line: of the states found so far, how many were looked into."""
     done = (report.states - report.ahead) / report.states
-    bar = ("#" * round(done * _BAR)).ljust(_BAR, ".")
-    _tell(f"[{bar}] {report.states:,} states, {report.edges:,} edges")
-
-
-_BAR = 30  # characters
+    show(f"{bar(done)} {report.states:,} states, {report.edges:,} edges")
 
 
 def _figures(report: Report, seconds: float) -> str:
@@ -222,7 +158,7 @@ def _bridges(policy: Policy, bounds: str) -> bool:
             make=lambda config: Bridge(attrs.evolve(config, policy=policy)),
             progress=_show_bridges,
         )
-        _tell("")
+        show("")
         seconds = time.perf_counter() - began
         print(
             f"{bound.name:<28} {bound.turns} turns, {bound.depth} moves, {bound.continuity.value}: "
@@ -240,7 +176,7 @@ def _bridges(policy: Policy, bounds: str) -> bool:
 
 
 def _show_bridges(report: BridgeReport) -> None:
-    _tell(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
+    show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
 
 
 def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
@@ -306,16 +242,16 @@ def _spread(
     on the spot, so the processes inherit them, and what comes back names them by their place."""
     if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
         for done, task in enumerate(tasks):
-            _tell(f"{done} of {len(tasks)} {what}")
+            show(f"{done} of {len(tasks)} {what}")
             yield work(task)
-        _tell("")
+        show("")
         return
     _inherited[:] = [tasks, work]
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         for done, result in enumerate(pool.imap(_carry_out, range(len(tasks)))):
-            _tell(f"{done} of {len(tasks)} {what}")
+            show(f"{done} of {len(tasks)} {what}")
             yield result
-    _tell("")
+    show("")
 
 
 _inherited: list[Any] = []
@@ -324,8 +260,3 @@ _inherited: list[Any] = []
 def _carry_out(place: int) -> Any:
     tasks, work = _inherited
     return work(tasks[place])
-
-
-def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -10,6 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bridgecore.verify.environment import BOUNDS
+from bridgecore.verify.explore_bridge import BRIDGE_BOUNDS
+from bridgecore_cli.arguments import BOUNDS_NAMES
+
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
 TIME_LIMIT = 150  # seconds
 OWN = """
@@ -70,3 +74,16 @@ def test_no_such_policy(policy: str, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert policy in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_names_of_the_bounds_are_those_that_there_are() -> None:
+    assert tuple(BOUNDS) == tuple(BRIDGE_BOUNDS) == BOUNDS_NAMES
+
+
+def test_the_bridge_does_not_wait_for_the_verifier() -> None:
+    code = (
+        "import sys; from bridgecore_cli.arguments import parser; import bridgecore_cli.main; "
+        "parser(); print(*(m for m in sys.modules if m.startswith('bridgecore.verify')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""

@@ -6,7 +6,6 @@ What belongs here: runs with few clients and fixed seeds. The big ones are the c
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +33,7 @@ from bridgecore.verify.sim_network import Rng
 from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink
 from bridgecore.wire import transport as tp
 from bridgecore_cli import simulate as command
+from bridgecore_cli.arguments import parser
 
 SMALL = Scenario(seed=7, clients=8, turns=6, fault_every=3)
 
@@ -353,9 +353,7 @@ def test_a_long_table_is_shortened() -> None:
 
 
 def invoke(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    return command.run(parser.parse_args(["simulate", *arguments]))
+    return command.run(parser().parse_args(["simulate", *arguments]))
 
 
 def test_the_command_shows_both_policies(
@@ -389,6 +387,12 @@ def test_the_command_reports_a_sound_run(capsys: pytest.CaptureFixture[str]) -> 
     assert "8 conversations of 5 turns" in out
     assert "0 violations" in out
     assert "a minute" in out
+    assert "sockets warmed" not in out
+
+
+def test_the_command_warms_sockets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--turns", "5", "--conversations", "8", "--warm") == 0
+    assert "sockets warmed" in capsys.readouterr().out
 
 
 def test_the_command_fails_if_the_plot_cannot_be_written(
