@@ -592,8 +592,9 @@ KEPT: Mapping[Property, str] = {
         "one is the proof that recovery ends, by a ranking"
     ),
     Property.TURNS_END: (
-        "in a finite graph it follows from RECOVERY_DESCENDS and DEADLINES_ARE_KEPT; it is judged "
-        "on the graph itself, without trust in either"
+        "who goes round in circles also gives up sound sockets (SOUND_SOCKETS_STAY) or tries again "
+        "without an end (RECOVERY_DESCENDS); it is judged on the graph, and alone notices the "
+        "former where the socket is nobody's concern (tests/verify)"
     ),
     Property.RETRIES_END: (
         "it follows from REFUSALS_ARE_BOUNDED; it is judged on the graph itself, as a client would"

@@ -10,10 +10,12 @@ import pytest
 
 from bridgecore.config import replaying
 from bridgecore.recovery import effects as fx
+from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Budgets, Policy
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, Transition, step
 from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.recovery.timers import Timer
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds, bounded
 from bridgecore.verify.explore import (
@@ -138,6 +140,29 @@ def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
     report = explore(DEFAULT, SMALL, stepper=refuses_longer, without=without, most=ALL)
     assert {prop: found.path for prop, found in report.broken.items()} == {
         Property.RETRIES_END: ("submit bound old",)
+    }
+
+
+def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """Each socket is given up as soon as it is there, for another one."""
+    after = step(policy, state, event, now)
+    if after.rule != "connection-opened":
+        return after
+    draft = Draft(policy, state, now)
+    draft.generation += 1
+    draft.set_timer(Timer.CONNECT, policy.timeouts.connect)
+    draft.emit(fx.CloseConnection(state.generation))
+    draft.emit(fx.OpenConnection(draft.generation, draft.remote))
+    return Transition(draft.finish(), tuple(draft.effects), after.rule)
+
+
+def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
+    """Nothing is lost, refused or late, so nothing is tried again: but the turn never ends."""
+    without = frozenset({Property.SOUND_SOCKETS_STAY})
+    report = explore(DEFAULT, SMALL, stepper=opens_for_ever, without=without, most=ALL)
+    assert report.complete
+    assert {prop: found.path for prop, found in report.broken.items()} == {
+        Property.TURNS_END: ("submit unanchored",)
     }
 
 
