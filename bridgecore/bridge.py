@@ -16,8 +16,9 @@ import attrs
 
 from bridgecore.admission.placement import Placement, place
 from bridgecore.config import Ambiguous, Config, Rotation, replaying
+from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope
-from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.continuity.memory import Manner, Memory, Recall
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -108,7 +109,7 @@ class _Conversation:
     early: list[UpstreamEvent] = attrs.Factory(list)
     early_size: int = 0  # bytes
     unmatched: int = 0  # upstream events that no turn caused (invariant 27)
-    manner: bytes | None = None  # of its latest turn (see Recall), if sockets are to be warmed
+    manner: Manner | None = None  # of its latest turn, if sockets are to be warmed
     warmed: bool = False  # and nobody has used it since: an idle one is not warmed for ever
     stand_in: tuple[str, str] | None = None  # a response, and what the present socket knows it as
 
@@ -117,30 +118,6 @@ class _Conversation:
 class _Link:
     conversation: _Conversation
     generation: int
-
-
-@attrs.frozen
-class Accounts:
-    """What continuity saved and cost, over all turns that were completed.
-
-    Saved are the tokens of the context that did not have to be sent because an anchor was put in
-    place of repeated history; spent are those that had to be sent although the client's anchor
-    stood for them. Both are as the upstream counted when it made the response that the anchor
-    names. Bytes are the difference between the client's frame and the one that was sent.
-    """
-
-    turns: int = 0
-    reduced: int = 0
-    rehydrated: int = 0
-    warmed: int = 0  # sockets; their bytes and tokens are spent, too
-    bytes_saved: int = 0
-    bytes_spent: int = 0
-    tokens_saved: int = 0
-    tokens_spent: int = 0
-
-    def __add__(self, other: Accounts) -> Accounts:
-        mine, others = attrs.astuple(self), attrs.astuple(other)
-        return Accounts(*[one + more for one, more in zip(mine, others, strict=True)])
 
 
 class Bridge:
@@ -485,22 +462,26 @@ class Bridge:
                 turn.error = error
             event = ev.UpstreamRefused(generation, error)
         elif kind is EventKind.OUTPUT or conversation.session.state.phase in _ANSWERING:
-            event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT)
+            # What there is no room to hold back is shown, and counts as output: no replay any more.
+            full = self._is_full(conversation, upstream)
+            event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT or full)
+        elif turn is None or self._is_full(conversation, upstream):
+            conversation.unmatched += 1
+            return
         else:
             self._keep_early(conversation, upstream)
             return
         self._step(conversation, event, now, upstream)
 
-    def _keep_early(self, conversation: _Conversation, upstream: UpstreamEvent) -> None:
+    def _is_full(self, conversation: _Conversation, upstream: UpstreamEvent) -> bool:
         size = conversation.early_size + len(upstream.data)
-        full = len(conversation.early) >= _MAX_EARLY or size > self._config.max_message
-        if self._running(conversation) is None or full:
-            conversation.unmatched += 1
-        else:
-            # A client helper insists that response.created be the first event.
-            place = 0 if upstream.kind is EventKind.CREATED else len(conversation.early)
-            conversation.early.insert(place, upstream)
-            conversation.early_size = size
+        return len(conversation.early) >= _MAX_EARLY or size > self._config.max_message
+
+    def _keep_early(self, conversation: _Conversation, upstream: UpstreamEvent) -> None:
+        # A client helper insists that response.created be the first event.
+        place = 0 if upstream.kind is EventKind.CREATED else len(conversation.early)
+        conversation.early.insert(place, upstream)
+        conversation.early_size += len(upstream.data)
 
     def _forget_early(self, conversation: _Conversation) -> None:
         conversation.early.clear()
@@ -614,13 +595,13 @@ class Bridge:
             return
         account = Accounts()
         if response is not None and upstream.type == b"response.completed":
-            account = _account(turn)
+            account = account_of(turn.recall, turn.form, turn.sent)
             self._accounts += account
             output = output_items(upstream, turn.items)
             tokens = read + written
             self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
             if self._policy.budgets.warm:
-                conversation.manner = turn.recall.manner()
+                conversation.manner = turn.recall.manner(conversation.manner)
             self._schedule.set(_MEMORY, self._memory.next_expiry())
         self._unblock(conversation, turn.id)
         self._log(
@@ -713,18 +694,6 @@ class Bridge:
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
-
-
-def _account(turn: _Turn) -> Accounts:
-    """What continuity saved and cost in a turn that was completed."""
-    recall = turn.recall
-    asked = len(recall.request.frame)
-    tokens = 0 if recall.alias is None else recall.alias.tokens
-    if turn.form is fx.Form.REHYDRATED:
-        return Accounts(1, rehydrated=1, bytes_spent=turn.sent - asked, tokens_spent=tokens)
-    if turn.form is fx.Form.AS_IS and recall.match is not None:
-        return Accounts(1, reduced=1, bytes_saved=asked - turn.sent, tokens_saved=tokens)
-    return Accounts(1)
 
 
 def _early(link: int, lifetime: int) -> int:

@@ -27,7 +27,7 @@ from bridgecore.bridge import (
     TurnLeft,
     TurnReceived,
 )
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, UpstreamUrl
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
@@ -98,6 +98,20 @@ def test_a_delta_in_mid_output_meets_no_rule(driver: Driver) -> None:
     assert isinstance(answer, AnswerEvents)
     assert len(answer.events) == 100
     assert conversation.session.state is before
+
+
+def test_what_can_be_held_back_no_longer_is_shown_and_ends_the_replay() -> None:
+    """Nothing is lost for want of room, and nothing is sent again once it was shown."""
+    upstream = UpstreamUrl.parse("ws://up/")
+    driver = Driver(Bridge(Config(upstream=upstream, ambiguous=Ambiguous.REPLAY)))
+    link = driver.send()
+    queued = [b'{"type":"response.queued","sequence_number":%d}' % n for n in range(1, 300)]
+    assert driver.tell(MessagesReceived(link, [CREATED, *queued[:100]])) == []
+    (answer,) = driver.tell(MessagesReceived(link, queued[100:]))
+    assert isinstance(answer, AnswerEvents)
+    assert [event.data for event in answer.events] == [CREATED, *queued]
+    (error,) = driver.tell(LinkLost(link, Closed(1006)))
+    assert isinstance(error, AnswerError)
 
 
 def test_continuing(driver: Driver) -> None:

@@ -279,6 +279,17 @@ def test_a_socket_that_is_too_old_is_replaced_after_its_turn_and_warmed() -> Non
     assert frame(world)["input"] == [user("b")]
 
 
+def test_a_socket_is_warmed_as_the_latest_turn_would_have_it() -> None:
+    world = warming()
+    talker = Talker(world, fields={"instructions": "Be brief."})
+    for text in ("Be brief.", "Be kind.", "Be kind."):
+        talker.fields["instructions"] = text
+        talker.turn(user("a"))
+    world.advance(LIFETIME)
+    (request,) = warm_ups(world)
+    assert request.body["instructions"] == "Be kind."
+
+
 def test_what_nobody_uses_is_warmed_once() -> None:
     world = warming(session_idle=1000 * SECOND)
     talker = Talker(world)

@@ -25,6 +25,15 @@ from bridgecore.wire.responses import CreateRequest, parse_create
 _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
 
+@attrs.frozen
+class Manner:
+    """What a turn says besides its items: model, instructions, tools and the like. ``settings`` are
+    equal if what a context depends on is; ``frame`` is a ``response.create`` without items."""
+
+    settings: bytes
+    frame: bytes = attrs.field(repr=False)
+
+
 @attrs.define(eq=False)
 class Recall:
     """One turn, and what is known for it.
@@ -42,9 +51,15 @@ class Recall:
     node: Node | None = None
     match: Match | None = None
 
-    def manner(self) -> bytes:
-        """The frame without what it says and continues: model, instructions, tools and the like."""
-        return changed(self.request.frame, input=b"[]", previous_response_id=None)
+    def manner(self, known: Manner | None) -> Manner | None:
+        """The manner of this turn; ``known``, of an earlier one, if it is the same, because to read
+        a long frame again takes its time. None if nothing could be held of the turn."""
+        if self.prompt is None:
+            return None
+        if known is not None and known.settings == self.prompt.settings:
+            return known
+        frame = changed(self.request.frame, input=b"[]", previous_response_id=None)
+        return Manner(self.prompt.settings, frame)
 
     def forgo_anchor(self) -> None:
         """Let the client's full input stand as it came: no socket has the anchor at hand."""
@@ -153,7 +168,7 @@ class Memory:
             before = before.parent
         return None if unanswered or proof.opaque else node
 
-    def warm_up(self, scope: str, anchor: str, manner: bytes, now: int) -> Recall | None:
+    def warm_up(self, scope: str, anchor: str, manner: Manner, now: int) -> Recall | None:
         """A turn that has a socket learn what ``anchor`` stands for, and answers nothing; None if
         that cannot be said. ``manner``: of the conversation's latest turn.
 
@@ -162,7 +177,7 @@ class Memory:
         node = None if self._transcripts is None else self._transcripts.peek(scope, anchor, now)
         if node is None or not node.readable or prove(node.text()).pending:
             return None
-        request = parse_create(changed(manner, generate=b"false"))
+        request = parse_create(changed(manner.frame, generate=b"false"))
         alias = self._aliases.get(scope, anchor)
         return Recall(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
