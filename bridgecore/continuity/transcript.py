@@ -240,6 +240,9 @@ class Transcripts:
         Returns:
             The node; None if the response cannot be held: what it continues is not held, the
             request has context besides its items, or the conversation is larger than allowed.
+
+        Raises:
+            ValueError: an item of ``output`` is not JSON.
         """
         self.expire(now)
         held = self._scopes.get(scope)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import tracemalloc
 from typing import Any
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import strategies as st
 
 from bridgecore.continuity.items import ROOT, chain_digest
 from bridgecore.continuity.phrases import PLAIN, SPARE, Phrasebook, split
+from tests.memory import taken
 
 Item = dict[str, Any]
 
@@ -230,16 +229,9 @@ def test_a_book_takes_what_it_says() -> None:
             books.append(book)
         return books
 
-    fill()
-    gc.collect()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    books = fill()
-    gc.collect()
-    taken = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
+    books, size = taken(fill)
     said = sum(book.size for book in books)
-    assert 0.7 * said <= taken <= said
+    assert 0.7 * said <= size <= said
 
 
 # ------------------------------------------------------------------ as sure as digests

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -25,6 +23,7 @@ from bridgecore.continuity.transcript import (
     reduce,
 )
 from bridgecore.wire.responses import parse_create
+from tests.memory import taken
 
 Item = dict[str, Any]
 PLENTY = 1 << 30
@@ -310,16 +309,9 @@ def test_memory_is_what_is_accounted() -> None:
                 anchor = node.response_id
         return held
 
-    fill()
-    gc.collect()
-    tracemalloc.start()
-    before = tracemalloc.get_traced_memory()[0]
-    held = fill()
-    gc.collect()
-    taken = tracemalloc.get_traced_memory()[0] - before
-    tracemalloc.stop()
+    held, size = taken(fill)
     assert len(held) == 400
-    assert 0.7 * held.size <= taken <= held.size
+    assert 0.7 * held.size <= size <= held.size
 
 
 # ------------------------------------------------------------------ expand
