@@ -24,7 +24,7 @@ from bridgecore.recovery.policy import Action, Policy, Situation, Timeouts
 from bridgecore.recovery.rules import SESSION_TIMERS
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Timer, Timers
-from bridgecore.verify.properties import Terms
+from bridgecore.verify.model import Terms
 
 
 @attrs.frozen

@@ -45,7 +45,8 @@ from bridgecore.recovery.rules import (
 from bridgecore.recovery.state import Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Deadline, Timers
 from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
-from bridgecore.verify.properties import Model, Property, ViolationError
+from bridgecore.verify.model import Model
+from bridgecore.verify.properties import Property, ViolationError
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 

@@ -16,7 +16,8 @@ from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.environment import Bounds, bounded, moves, terms_of
 from bridgecore.verify.explore import Counterexample, Step, canonical
-from bridgecore.verify.properties import Model, Property, ViolationError
+from bridgecore.verify.model import Model
+from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.scenario import command_of, describe, replay
 
 

@@ -1,0 +1,761 @@
+"""The reference model: the properties, checked as a fold over the history.
+
+What belongs here: the books of one who watches a session from outside. The model watches events go
+in and effects come out, and knows of the socket, the turns, the clock and what the upstream can
+know. It shares no code with the rules: it never reads a session's state or a policy's cells, so it
+cannot be wrong in the same way. What it must be told of a policy are its numbers (``Terms``).
+
+The model is a value, so that an explorer can compare it together with the state that it watches.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, assert_never
+
+import attrs
+
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Answer, Effect, Form
+from bridgecore.recovery.events import Event, Outcome, Standing
+from bridgecore.recovery.failure import NOT_FOUND_CODE, ErrorFrame, UpgradeRefused
+from bridgecore.recovery.policy import Timeouts
+from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.verify.properties import Property, ViolationError
+
+_P = Property
+
+
+@attrs.frozen
+class Terms:
+    """The numbers of the policy that is being watched, and what it is allowed."""
+
+    timeouts: Timeouts
+    bounded: int  # bounded refusals of one anchor
+    waiting: int  # turns that may wait
+    replays: int = 1  # ambiguous resends that the policy's budget has room for
+    strict: bool = True  # no ambiguous resend at all, whatever the budget
+    hands_over: bool = False  # the policy tells the rebind code of sessions of our own
+    holds: bool = False  # it may send a turn again that was accepted, before any output
+    warm: bool = False  # it has what an old socket knew brought to a new one
+    without: frozenset[Property] = frozenset()  # not demanded, to see what they are worth
+
+
+class _Stage(enum.Enum):
+    WAITING = "waiting"  # nothing sent, or what was sent was provably not accepted
+    SENT = "sent"  # sent, and nobody knows what became of it
+    ACCEPTED = "accepted"  # it began to be answered, but the client has seen nothing of it
+    ANSWERED = "answered"  # the client saw the answer begin
+
+
+class _Turn(NamedTuple):
+    """What the model knows of a turn that has not ended."""
+
+    id: int
+    standing: Standing
+    anchor: str | None
+    due: int  # the end of its whole budget
+    stage: _Stage = _Stage.WAITING
+    refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
+    ambiguous: int = 0  # resends of what may have been accepted
+    orphan: bool = False  # its session was rebound, and it was not sent since
+
+
+_BEGUN = (_Stage.ACCEPTED, _Stage.ANSWERED)
+_SAYABLE = (Standing.UNANCHORED, Standing.HELD, Standing.INJECTED)  # without an anchor
+_PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
+_TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+
+
+@attrs.define(eq=False)
+class Model:
+    """The books. ``after`` returns the next books and never changes those it is called on.
+
+    Times are those of the caller's clock; ``folded`` shifts them.
+    """
+
+    terms: Terms
+    remote: bool = False  # another replica owns the session
+    generation: int = 0
+    socket: str = "none"  # none, connecting, open
+    to_owner: bool = False  # the socket leads to the owner
+    cached: str | None = None  # what the upstream of this socket remembers
+    worn: bool = False  # the socket is past its lifetime
+    carried: int | None = None  # the turn that the socket carries and that has not ended
+    framed: bool = False  # its frame is with the operating system
+    paused: bool = False  # its client does not read
+    known: bool = True  # a healthy upstream knows the anchor that was sent
+    turns: tuple[_Turn, ...] = ()  # in the order in which they came
+    dead_ends: tuple[tuple[str, int], ...] = ()  # refusals that change nothing, by anchor
+    connect_due: int | None = None
+    created_due: int | None = None
+    idle_due: int | None = None
+    lifetime_due: int | None = None
+    expiry_due: int | None = None
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal books, of equal terms, have equal keys."""
+        return (
+            self.remote, self.generation, self.socket, self.to_owner, self.cached, self.worn,
+            self.carried, self.framed, self.paused, self.known, self.turns, self.dead_ends,
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
+        )  # fmt: skip
+
+    def folded(
+        self,
+        generation: int,
+        name: Callable[[str | None], str | None],
+        numbers: Mapping[int | None, int],
+        passed: int,
+    ) -> Model:
+        """The same books ``passed`` later, with turns, anchors and the generation named otherwise
+        (turns that ``numbers`` leaves out are called 0)."""
+
+        def shift(due: int | None) -> int | None:
+            return None if due is None else due - passed
+
+        counts: dict[str, int] = {}
+        for anchor, count in self.dead_ends:
+            folded = name(anchor) or ""
+            counts[folded] = max(count, counts.get(folded, 0))
+        turns = [
+            turn._replace(
+                id=numbers.get(turn.id, 0), anchor=name(turn.anchor), due=turn.due - passed
+            )
+            for turn in self.turns
+        ]
+        return Model(
+            self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
+            self.worn, None if self.carried is None else numbers.get(self.carried, 0), self.framed,
+            self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
+            shift(self.connect_due), shift(self.created_due), shift(self.idle_due),
+            shift(self.lifetime_due), shift(self.expiry_due),
+        )  # fmt: skip
+
+    def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
+        """If ``event`` loses a turn that may have been accepted: all that may bear on what is done
+        about it, so that turns lost alike can be compared. None otherwise."""
+        if self.carried is None or not self._means(event, now):
+            return None
+        silent, turn = _silent(event), self._carried_turn()
+        if turn.stage is not _Stage.SENT or not (silent or isinstance(event, ev.ConnectionLost)):
+            return None
+        return (turn.standing, self.framed, silent, self.to_owner, turn.ambiguous)
+
+    # ------------------------------------------------------------ folding
+
+    def after(
+        self, event: Event, effects: tuple[Effect, ...], now: int, deadline: Deadline | None
+    ) -> Model:
+        """The books after ``event`` led to ``effects`` at ``now`` (ns); ``deadline`` is the next
+        one that the session names.
+
+        Raises:
+            ViolationError: a property does not hold.
+        """
+        event = self._by_its_name(event)
+        if not self._means(event, now):
+            for effect in effects:
+                if type(effect) is not fx.Ignored:
+                    self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
+            self._check_deadline(deadline)
+            return self
+        model = Model(
+            self.terms, self.remote, self.generation, self.socket, self.to_owner, self.cached,
+            self.worn, self.carried, self.framed, self.paused, self.known, self.turns,
+            self.dead_ends, self.connect_due, self.created_due, self.idle_due, self.lifetime_due,
+            self.expiry_due,
+        )  # fmt: skip
+        watch = _Watch(self, model, event, now)
+        watch.learn()
+        for effect in effects:
+            watch.obey(effect)
+        watch.judge()
+        model._check_deadline(deadline)
+        return model
+
+    def _broken(self, prop: Property, text: str) -> None:
+        if prop not in self.terms.without:
+            raise ViolationError(prop, text)
+
+    def _by_its_name(self, event: Event) -> Event:
+        """A failed response is a refusal by another name, if it was never created; or if it failed
+        for want of an anchor that need not be there."""
+        if not isinstance(event, ev.ResponseEnded) or event.cause is None:
+            return event
+        if self.carried is None or event.generation != self.generation:
+            return event
+        refused = ev.UpstreamRefused(self.generation, event.cause)
+        needless = self._carried_turn().standing in _SAYABLE
+        if self._stage() is _Stage.SENT or (needless and _refusal(refused) == "not_found"):
+            return refused
+        return event
+
+    def _means(self, event: Event, now: int) -> bool:
+        """Whether ``event`` means anything; if not, nothing may be done about it."""
+        if isinstance(event, ev.DeadlineReached):
+            due = self._due(event.timer)
+            return due is not None and due <= now
+        if isinstance(event, ev.TurnSubmitted):
+            return True
+        if isinstance(event, ev.TurnAbandoned):
+            return event.turn in [turn.id for turn in self.turns]
+        if isinstance(event, ev.EvictionRequested):
+            return not self.turns
+        if isinstance(event, ev.RelayPaused):
+            return event.turn == self.carried and self._stage() in _BEGUN
+        if event.generation != self.generation:
+            return False
+        if isinstance(event, ev.ConnectionOpened):
+            return self.socket == "connecting"
+        if isinstance(event, ev.ConnectionLost):
+            return self.socket != "none"
+        if self.carried is None:
+            limit = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "limit"
+            return limit and self.socket == "open"
+        if isinstance(event, ev.FrameSent):
+            return not self.framed and self._stage() is _Stage.SENT
+        if isinstance(event, ev.ResponseCreated):
+            return self._stage() is _Stage.SENT
+        return True
+
+    def _stage(self) -> _Stage:
+        return self._carried_turn().stage
+
+    def _carried_turn(self) -> _Turn:
+        first = self.turns[0]
+        return (
+            first
+            if first.id == self.carried
+            else next(turn for turn in self.turns if turn.id == self.carried)
+        )
+
+    def _due(self, timer: Timer) -> int | None:
+        """When the deadline of ``timer`` is owed."""
+        if timer is Timer.TURN:
+            return self.turns[0].due if self.turns else None  # the others came later
+        due: int | None = getattr(self, _DUES[timer])
+        return due
+
+    def _check_deadline(self, deadline: Deadline | None) -> None:
+        owed = self.turns[0].due if self.turns else None
+        for due in (
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
+        ):  # fmt: skip
+            if due is not None and (owed is None or due < owed):
+                owed = due
+        if deadline is None:
+            if owed is not None:
+                self._broken(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
+        elif deadline.at != owed or self._due(deadline.reason) != owed:
+            text = f"{deadline.reason.value} is due at {deadline.at}, owed at {owed}"
+            self._broken(_P.DEADLINES_ARE_KEPT, text)
+
+
+_DUES: Mapping[Timer, str] = {
+    Timer.CONNECT: "connect_due",
+    Timer.CREATED: "created_due",
+    Timer.IDLE: "idle_due",
+    Timer.TURN: "",
+    Timer.LIFETIME: "lifetime_due",
+    Timer.EXPIRY: "expiry_due",
+}
+
+
+class _Watch:
+    """One event and what was done about it: the books before, the books in the making."""
+
+    __slots__ = ("again", "before", "delivered", "event", "head", "knew", "lost", "must_close",
+                 "now", "refused", "retired", "the", "warmed")  # fmt: skip
+
+    def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
+        self.before = before
+        self.the = the
+        self.event = event
+        self.now = now
+        self.head: _Turn | None = before.turns[0] if before.turns else None
+        self.lost: _Turn | None = None  # the turn whose send this event left in the dark
+        self.refused: str | None = None  # the kind of refusal that this event is
+        self.delivered = 0
+        self.retired = False
+        self.again: int | None = None  # the turn that a connect or a send is for
+        self.must_close: Property | None = None  # this event's socket has to go, for that reason
+        self.knew: str | None = None  # what a socket remembered that was closed for its age alone
+        self.warmed: str | None = None
+
+    # ------------------------------------------------------------ what the event means
+
+    def learn(self) -> None:
+        """What the event itself means, whatever the session does about it."""
+        the, event, now = self.the, self.event, self.now
+        times = the.terms.timeouts
+        if isinstance(event, ev.TurnSubmitted):
+            turn = event.turn
+            due = now + times.turn
+            the.turns = (*the.turns, _Turn(turn.id, turn.standing, turn.anchor, due))
+            the.expiry_due = None
+        elif isinstance(event, ev.TurnAbandoned):
+            if event.turn == the.carried:
+                self.must_close = _P.ONE_AT_A_TIME
+            self._end(event.turn)
+        elif isinstance(event, ev.ConnectionOpened):
+            the.socket, the.connect_due = "open", None
+            the.lifetime_due = now + times.lifetime - event.early
+        elif isinstance(event, ev.ConnectionLost):
+            self._in_the_dark()
+            self._gone()
+        elif isinstance(event, ev.FrameSent):
+            the.framed, the.created_due = True, now + times.created
+        elif isinstance(event, _PROGRESS):
+            self._accepted()
+            if not the.paused:
+                the.idle_due = now + times.idle
+        elif isinstance(event, ev.ResponseEnded):
+            if the._carried_turn().stage is _Stage.SENT and not the.framed:
+                self.must_close = _P.ONE_AT_A_TIME
+            self._accepted()
+            the.cached = event.response if event.outcome is Outcome.COMPLETED else None
+            the.carried = the.idle_due = None
+        elif isinstance(event, ev.UpstreamRefused):
+            self._refusal(event)
+        elif isinstance(event, ev.RelayPaused):
+            the.paused = event.paused
+            the.idle_due = None if event.paused else now + times.idle
+        elif isinstance(event, ev.DeadlineReached):
+            self._deadline(event.timer)
+        elif isinstance(event, ev.EvictionRequested):
+            pass
+        else:
+            assert_never(event)
+
+    def _gone(self) -> None:
+        the = self.the
+        the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
+        the.worn = the.framed = the.paused = False
+        the.known = True
+        the.connect_due = the.created_due = the.idle_due = the.lifetime_due = None
+
+    def _in_the_dark(self) -> None:
+        if self.the.carried is None:
+            return
+        self.lost = self.the._carried_turn()
+        if self.lost.stage is _Stage.ACCEPTED:
+            # Nobody has seen that it was accepted: it is as good as sent.
+            self.lost = self.lost._replace(stage=_Stage.SENT)
+            self._put(self.lost)
+
+    def _accepted(self) -> None:
+        the = self.the
+        the.created_due = None
+        anchor = the._carried_turn().anchor
+        if the.dead_ends:
+            the.dead_ends = tuple([entry for entry in the.dead_ends if entry[0] != anchor])
+
+    def _refusal(self, event: ev.UpstreamRefused) -> None:
+        the = self.the
+        kind = _refusal(event)
+        if the.carried is None:
+            self.must_close = _P.SOCKETS_ARE_ROTATED
+            return
+        turn = the._carried_turn()
+        if turn.stage in _BEGUN:
+            self.must_close = _P.ONE_AT_A_TIME
+            self.lost = turn
+        else:
+            self.refused = kind
+            if kind in ("limit", "not_found"):
+                kinds = tuple(sorted({*turn.refusals, kind}))
+                self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds))
+            else:
+                self._put(turn._replace(stage=_Stage.WAITING))
+            if turn.anchor is not None and turn.anchor == the.cached:
+                the.cached = None  # a refusal evicts the id that it refers to
+            if kind == "limit":
+                self.must_close = _P.SOCKETS_ARE_ROTATED
+            elif not the.framed:
+                self.must_close = _P.ONE_AT_A_TIME
+        the.carried = the.created_due = the.idle_due = None
+
+    def _deadline(self, timer: Timer) -> None:
+        the = self.the
+        if timer is Timer.CONNECT:
+            the.connect_due = None
+            self.must_close = _P.SILENCE_DROPS_THE_SOCKET
+        elif timer in (Timer.CREATED, Timer.IDLE):
+            the.created_due = the.idle_due = None
+            self._in_the_dark()
+            self.must_close = _P.SILENCE_DROPS_THE_SOCKET
+        elif timer is Timer.TURN:
+            if the.carried is not None:
+                self.must_close = _P.ONE_AT_A_TIME
+        elif timer is Timer.LIFETIME:
+            the.worn, the.lifetime_due = True, None
+        else:
+            the.expiry_due = None
+
+    # ------------------------------------------------------------ what was done about it
+
+    def _broken(self, prop: Property, text: str) -> None:
+        self.the._broken(prop, text)
+
+    def _turn(self, number: int) -> _Turn:
+        for turn in self.the.turns:
+            if turn.id == number:
+                return turn
+        self._broken(_P.ONE_END, f"turn {number} is over or was never there")
+        return _Turn(number, Standing.UNANCHORED, None, self.now)
+
+    def _put(self, turn: _Turn) -> None:
+        self.the.turns = tuple([turn if old.id == turn.id else old for old in self.the.turns])
+
+    def _end(self, number: int) -> None:
+        self.the.turns = tuple([turn for turn in self.the.turns if turn.id != number])
+
+    def obey(self, effect: Effect) -> None:
+        """Judge one effect, and write down what it does."""
+        the = self.the
+        if isinstance(effect, fx.DeliverEvent):
+            self._delivered(effect)
+        elif isinstance(effect, fx.SendTurn):
+            self._sent(effect)
+        elif isinstance(effect, fx.OpenConnection):
+            if the.socket != "none" or effect.generation != the.generation + 1:
+                self._broken(
+                    _P.LIVE_GENERATION, f"{effect} beside {the.generation}, which is {the.socket}"
+                )
+            if effect.remote is not the.remote:
+                self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}: whose session is it?")
+            the.socket, the.generation, the.to_owner = "connecting", effect.generation, the.remote
+            self.again = the.turns[0].id if the.turns else None
+            the.connect_due = self.now + the.terms.timeouts.connect
+        elif isinstance(effect, fx.CloseConnection):
+            if effect.generation != the.generation or the.socket == "none":
+                self._broken(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
+            if not self._may_close():
+                self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
+            if the.worn and self.must_close is None:
+                self.knew = the.cached
+            self._gone()
+            self.must_close = None
+        elif isinstance(effect, fx.CompleteTurn):
+            turn = self._turn(effect.turn)
+            if not isinstance(self.event, ev.ResponseEnded) or turn.id != self.before.carried:
+                self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
+            self._end(turn.id)
+        elif isinstance(effect, fx.FailTurn):
+            self._failed(effect)
+        elif isinstance(effect, fx.RetireSession):
+            if self.retired:
+                self._broken(_P.IDLE_IS_RETIRED, "retired twice")
+            self.retired = True
+            if the.turns or the.socket != "none":
+                self._broken(_P.IDLE_IS_RETIRED, f"retired with {the.turns or the.socket}")
+        elif isinstance(effect, fx.RebindSession):
+            sent = self.lost is not None
+            if not the.remote or sent or self.before.socket != "connecting":
+                self._broken(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
+            the.remote = False
+            if the.turns:
+                self._put(the.turns[0]._replace(orphan=True))
+        elif isinstance(effect, fx.WarmSession):
+            self.warmed = effect.anchor
+        elif isinstance(effect, fx.Ignored):
+            pass
+        else:
+            assert_never(effect)
+
+    def _may_close(self) -> bool:
+        the, event = self.the, self.event
+        if self.must_close is not None or the.worn:
+            return True
+        if isinstance(event, ev.DeadlineReached):
+            return event.timer in (Timer.TURN, Timer.EXPIRY)
+        idle = not the.turns
+        return idle and (the.socket == "connecting" or isinstance(event, ev.EvictionRequested))
+
+    def _delivered(self, effect: fx.DeliverEvent) -> None:
+        turn = self._turn(effect.turn)
+        self.delivered += 1
+        answers = isinstance(self.event, _PROGRESS)
+        if self.the.carried != turn.id or not answers:
+            self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
+        if effect.held:
+            terms, bearing = self.the.terms, getattr(self.event, "bearing", False)
+            again = terms.holds and turn.ambiguous < terms.replays and not self.the.to_owner
+            if not again or bearing or turn.stage is _Stage.ANSWERED:
+                self._broken(_P.ANSWER_IS_WHOLE, f"{self.event} is held back for no reason")
+        stage = _Stage.ACCEPTED if effect.held else _Stage.ANSWERED
+        if turn.stage is not stage:
+            self._put(turn._replace(stage=stage))
+
+    def _sent(self, effect: fx.SendTurn) -> None:
+        the = self.the
+        turn = self._turn(effect.turn)
+        if the.socket != "open" or effect.generation != the.generation:
+            self._broken(_P.OPEN_IS_OPEN, f"{effect} on a socket that is {the.socket}")
+        if the.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
+            self._broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
+        if turn.stage is _Stage.ANSWERED:
+            self._broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
+        if the.worn and turn.id != self.before.carried:
+            self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
+        if turn.id != the.turns[0].id:
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
+        if self.refused is not None and turn.id == self.before.carried:
+            refusals = self.before._carried_turn().refusals
+            if self.refused in refusals:
+                self._broken(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
+        ambiguous = turn.ambiguous
+        if turn.stage in (_Stage.SENT, _Stage.ACCEPTED):
+            ambiguous = min(ambiguous, the.terms.replays) + 1
+            if ambiguous > the.terms.replays:
+                self._broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
+            if the.terms.strict:
+                self._broken(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
+        self._check_form(turn, effect.form)
+        self.again = turn.id
+        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False))
+        the.carried, the.framed, the.paused = turn.id, False, False
+        the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
+
+    def _check_form(self, turn: _Turn, form: Form) -> None:
+        the = self.the
+        local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
+        if form is Form.AS_IS:
+            if not local and turn.standing not in (Standing.STORED, Standing.UNKNOWN):
+                self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
+            if "not_found" in turn.refusals:
+                self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
+            the.known = local or turn.standing is Standing.STORED
+            return
+        able = Standing.HELD if form is Form.REHYDRATED else Standing.INJECTED
+        if turn.standing is not able:
+            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
+        if local and not turn.refusals and not turn.ambiguous:
+            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
+        the.known = True
+
+    # ------------------------------------------------------------ how turns fail
+
+    def _failed(self, effect: fx.FailTurn) -> None:
+        turn = self._turn(effect.turn)
+        self._end(turn.id)
+        answer, event = effect.answer, self.event
+        if answer is Answer.OVERLOADED:
+            submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
+            if not submitted or len(self.the.turns) <= self.the.terms.waiting:
+                self._broken(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
+            return
+        if answer is Answer.NOT_FOUND or (
+            answer is Answer.UPSTREAM_ERROR and self.refused == "not_found"
+        ):
+            self._check_not_found(turn, answer)
+        elif answer is Answer.OWNER_UNREACHABLE and not self.before.to_owner:
+            if turn.stage is not _Stage.WAITING:
+                self._broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
+            if not (turn.orphan or self.the.terms.hands_over):
+                text = f"turn {turn.id} was told of an owner that its session has not"
+                self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
+        else:
+            allowed = self._answers(turn)
+            if answer not in allowed:
+                names = " or ".join(sorted(one.value for one in allowed))
+                text = f"turn {turn.id} was told {answer.value}, not {names}"
+                prop = _P.ANSWER_TELLS_WHAT_HAPPENED
+                handed = Answer.OWNER_UNREACHABLE in allowed and not turn.orphan
+                if handed and answer is Answer.UPSTREAM_UNAVAILABLE:
+                    prop = _P.REBIND_CODE_IS_NOT_WITHHELD
+                self._broken(prop, text)
+        self._check_evidence(effect, turn)
+        self._check_effort(turn)
+        if answer not in _TERMINAL:
+            self._count(turn)
+
+    def _answers(self, turn: _Turn) -> set[Answer]:
+        """What the client may be told, other than not-found."""
+        event, the = self.event, self.the
+        if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
+            return {Answer.REQUEST_TIMEOUT}
+        if turn.stage in _BEGUN:
+            other = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "other"
+            return {Answer.UPSTREAM_ERROR if other else Answer.STREAM_INCOMPLETE}
+        if self.lost is not None and self.lost.id == turn.id:
+            if self.before.to_owner:
+                return {Answer.OWNER_UNREACHABLE}
+            return {Answer.REQUEST_TIMEOUT if _silent(event) else Answer.STREAM_INCOMPLETE}
+        rejected = isinstance(event, ev.ConnectionLost) and _rejected(event)
+        if turn.stage is _Stage.SENT and not rejected:
+            # A replay that found no socket: the loss before it is told.
+            return {Answer.REQUEST_TIMEOUT, Answer.STREAM_INCOMPLETE}
+        if self.refused is not None and self.head is not None and self.head.id == turn.id:
+            if self.refused == "other":
+                return {Answer.UPSTREAM_ERROR}
+            return {Answer.UPSTREAM_UNAVAILABLE}
+        if rejected:
+            return {Answer.UPSTREAM_ERROR}
+        handed = the.terms.hands_over or turn.orphan
+        if handed and self.before.socket == "connecting" and the.socket == "none":
+            return {Answer.OWNER_UNREACHABLE}
+        return {Answer.UPSTREAM_UNAVAILABLE}
+
+    def _check_not_found(self, turn: _Turn, answer: Answer) -> None:
+        if turn.standing is Standing.INJECTED:
+            self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
+        if answer is Answer.UPSTREAM_ERROR and turn.standing in (
+            Standing.UNKNOWN,
+            Standing.UNANCHORED,
+        ):
+            return
+        count = self._dead_ends(turn)
+        if count < self.the.terms.bounded or not self._dead_end(turn):
+            text = f"a {turn.standing.value} anchor, {count} refusals, {self.event}"
+            self._broken(_P.NOT_FOUND_IS_EARNED, text)
+
+    def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
+        """The failure that is told with the answer is the event's."""
+        kinds = _evidence(self.event)
+        own = self.refused is not None and self.before.carried == turn.id
+        if self.the.socket == "open" and not own and turn.stage is _Stage.WAITING:
+            kinds = kinds | {None}
+        kind = None if effect.failure is None else effect.failure.kind.value
+        if kind not in kinds:
+            text = f"{effect} tells {kind} of {self.event}"
+            self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
+
+    def _check_effort(self, turn: _Turn) -> None:
+        """Whether the turn was given up too early."""
+        the, event = self.the, self.event
+        if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
+            return
+        if self.refused is not None and self.before.carried == turn.id:
+            first = self.refused not in self.before._carried_turn().refusals
+            full = turn.standing in (Standing.HELD, Standing.INJECTED)
+            if first and (self.refused == "limit" or (self.refused == "not_found" and full)):
+                self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
+        elif the.socket == "open" and turn.stage is _Stage.WAITING:
+            known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
+            if known or turn.standing is not Standing.BOUND:
+                self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
+        elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
+            self._broken(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
+
+    def _dead_end(self, turn: _Turn) -> bool:
+        """Whether the same try again would end in the same way."""
+        if turn.anchor is None:
+            return False
+        if self.lost is not None and self.lost.id == turn.id:
+            again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
+            local = not self.before.to_owner
+            return _silent(self.event) and again and local and turn.stage is _Stage.SENT
+        if self.refused is not None and self.before.carried == turn.id:
+            kept = turn.standing in (Standing.STORED, Standing.BOUND)
+            return self.refused == "not_found" and kept
+        return self.the.socket == "open" and turn.stage is _Stage.WAITING
+
+    def _dead_ends(self, turn: _Turn) -> int:
+        return dict(self.the.dead_ends).get(turn.anchor or "", 0)
+
+    def _count(self, turn: _Turn) -> None:
+        deadline = isinstance(self.event, ev.DeadlineReached) and self.event.timer is Timer.TURN
+        if deadline or not self._dead_end(turn):
+            return
+        count = self._dead_ends(turn) + 1
+        if count > self.the.terms.bounded:
+            self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+        # More is not worse, and what has no end could not be explored without this property.
+        count = min(count, self.the.terms.bounded + 1)
+        counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
+        self.the.dead_ends = tuple(sorted(counts.items()))
+
+    # ------------------------------------------------------------ what was left undone
+
+    def judge(self) -> None:
+        """What must be so once all effects are carried out."""
+        the, event, now = self.the, self.event, self.now
+        if self.must_close is not None and the.generation == self.before.generation:
+            self._broken(self.must_close, f"after {event} the socket is still {the.socket}")
+        carried = the.carried
+        if carried is not None and carried not in [turn.id for turn in the.turns]:
+            self._broken(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
+        if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
+        answers = isinstance(event, _PROGRESS)
+        if answers and self.delivered != 1:
+            text = f"{event} was delivered {self.delivered} times"
+            self._broken(_P.ANSWER_IS_WHOLE, text)
+        if isinstance(event, ev.ResponseEnded):
+            ended = self.before.carried
+            if ended in [turn.id for turn in the.turns]:
+                self._broken(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
+        if the.turns and the.carried is None and the.socket != "connecting":
+            self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
+        if not the.turns and the.socket == "connecting":
+            self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
+        if the.worn and the.carried is None and the.socket == "open":
+            self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+        due = self.knew if the.terms.warm and not the.turns else None
+        if self.warmed != due:
+            text = f"warmed with {self.warmed}, the old socket knew {due}"
+            self._broken(_P.SOCKETS_ARE_ROTATED, text)
+        expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
+        ends = expired or isinstance(event, ev.EvictionRequested)
+        if ends is not self.retired:
+            self._broken(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
+        if self.again is not None and not isinstance(event, ev.ConnectionOpened):
+            left, before = _tries(the, self.again), _tries(self.before, self.again)
+            if before is not None and (left is None or left >= before):
+                text = f"after {event} turn {self.again} is tried again, with {left} tries left"
+                self._broken(_P.RECOVERY_DESCENDS, text)
+        submitted = isinstance(event, ev.TurnSubmitted)
+        if not the.turns and (submitted or self.before.turns):
+            the.expiry_due = now + the.terms.timeouts.expiry
+        elif self.retired:
+            the.expiry_due = None
+
+
+def _tries(books: Model, number: int) -> int | None:
+    """How often turn ``number`` can be tried again: once for an owner that is lost, once for each
+    kind of refusal, and as often as it may be replayed. None: it has not been tried."""
+    for turn in books.turns[:1]:
+        if turn.id != number:
+            continue
+        dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be replayed
+        return books.remote + books.terms.replays - turn.ambiguous - dark + 2 - len(turn.refusals)
+    return None
+
+
+def _silent(event: Event) -> bool:
+    """Whether ``event`` is that a turn was not accepted in time."""
+    return isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
+
+
+def _refusal(event: ev.UpstreamRefused) -> str:
+    cause = event.cause
+    if isinstance(cause, ErrorFrame):
+        if cause.code == NOT_FOUND_CODE:
+            return "not_found"
+        if cause.code == "websocket_connection_limit_reached":
+            return "limit"
+    return "other"
+
+
+def _rejected(event: ev.ConnectionLost) -> bool:
+    cause = event.cause
+    return isinstance(cause, UpgradeRefused) and cause.status in (401, 403, 429)
+
+
+def _evidence(event: Event) -> set[str | None]:
+    """The kinds of failure that ``event`` can be told as; None: none is to be told."""
+    if isinstance(event, ev.DeadlineReached):
+        return {"timed_out"}
+    if isinstance(event, ev.ConnectionLost):
+        return {"rejected"} if _rejected(event) else {"lost", "unreachable"}
+    if isinstance(event, ev.UpstreamRefused):
+        kind = _refusal(event)
+        if kind == "other":
+            return {"rate_limited", "invalid", "server_error"}
+        return {"connection_limit" if kind == "limit" else kind}
+    return {None}
