@@ -33,12 +33,15 @@ from bridgecore.continuity.items import (
 )
 
 # What a phrasebook takes, in bytes; measured as the overheads in transcript.py are.
-PHRASE_OVERHEAD: Final = 680
-MANNER_OVERHEAD: Final = 460
-SPARE: Final = 1800  # for what is learnt between two puts
+PHRASE_OVERHEAD: Final = 760
+MANNER_OVERHEAD: Final = 560
+SEQUENCE_OVERHEAD: Final = 380
+SPARE: Final = 6000  # for what is learnt between two puts
 
 _MAX_PHRASES: Final = 31  # of one credential; at most 255, for their numbers are bytes
-_MAX_MANNERS: Final = 3  # that are learnt of one phrase
+_MAX_MANNERS: Final = 3  # that are learnt of one phrase, or sequence of phrases
+_MAX_SEQUENCE: Final = 8  # phrases
+_MAX_SEQUENCES: Final = 16
 _MAX_WORDS: Final = 512  # bytes of a phrase
 _MAX_WORD: Final = 32  # bytes of a member that is taken for always the same
 
@@ -186,50 +189,60 @@ def _written(words: Sequence[bytes], values: Sequence[bytes]) -> bytes:
 
 
 class _Manner:
-    """One way of writing the values of a phrase: in those words, or in others.
+    """One way of writing values: ``words``, and between them the values whose numbers are ``uses``;
+    None is some id that nobody reads."""
 
-    ``uses`` are the numbers of the values in the order in which they are written; if ``before_id``
-    is set, some id that nobody reads stands after so many of them.
-    """
+    __slots__ = ("_pieces", "uses", "words")
 
-    __slots__ = ("_after", "_before", "_uses", "_uses_after", "length")
+    def __init__(self, words: tuple[bytes, ...], uses: tuple[int | None, ...]) -> None:
+        self.words = words
+        self.uses = uses
+        # What stands before the first id, between two, and after the last: words with room for
+        # values between them, and the values.
+        pieces: list[tuple[list[bytes], list[int]]] = [([words[0]], [])]
+        for word, number in zip(words[1:], uses, strict=True):
+            if number is None:
+                pieces.append(([word], []))
+            else:
+                pieces[-1][0].extend((b"", word))
+                pieces[-1][1].append(number)
+        self._pieces = tuple((tuple(parts), tuple(numbers)) for parts, numbers in pieces)
 
-    def __init__(self, words: Sequence[bytes], uses: Sequence[int], before_id: int | None) -> None:
-        self.length = sum(map(len, words))
-        cut = len(words) if before_id is None else before_id + 1
-        self._before = _with_room(words[:cut])
-        self._after = _with_room(words[cut:])  # empty if there is no id
-        self._uses = tuple(uses[: cut - 1])
-        self._uses_after = tuple(uses[cut - 1 :])
+    @property
+    def size(self) -> int:
+        """What it takes, in bytes."""
+        return MANNER_OVERHEAD + sum(map(len, self.words))
 
     def is_at(self, text: bytes, begin: int, end: int, values: Sequence[bytes]) -> bool:
         """Whether ``text`` from ``begin`` to ``end`` is ``values``, written in this way."""
-        parts = self._before.copy()
-        place = 1
-        for number in self._uses:
-            parts[place] = values[number]
-            place += 2
-        before = b"".join(parts)
-        if not text.startswith(before, begin):
-            return False
-        if not self._after:
-            return end - begin == len(before)
-        parts = self._after.copy()
-        place = 1
-        for number in self._uses_after:
-            parts[place] = values[number]
-            place += 2
-        after = b"".join(parts)
-        start = end - len(after)
-        return text.startswith(after, start) and bool(
-            _ANY_ID.fullmatch(text, begin + len(before), start)
-        )
+        at = begin
+        for place, (words, numbers) in enumerate(self._pieces):
+            if place > 0:
+                unread = _ANY_ID.match(text, at)
+                if unread is None:
+                    return False
+                at = unread.end()
+            parts = [*words]
+            room = 1
+            for number in numbers:
+                parts[room] = values[number]
+                room += 2
+            piece = b"".join(parts)
+            if not text.startswith(piece, at):
+                return False
+            at += len(piece)
+        return at == end
 
 
-def _with_room(words: Sequence[bytes]) -> list[bytes]:
-    parts = [b""] * max(0, 2 * len(words) - 1)
-    parts[::2] = words
-    return parts
+def _joined(manners: Iterable[tuple[int, _Manner]]) -> _Manner:
+    """How items are written one after another; with each manner, the number of its first value."""
+    words: list[bytes] = []
+    uses: list[int | None] = []
+    for first, manner in manners:
+        words[-1:] = [b"%b,%b" % (words[-1], manner.words[0]) if words else manner.words[0]]
+        words += manner.words[1:]
+        uses += [None if number is None else first + number for number in manner.uses]
+    return _Manner(tuple(words), tuple(uses))
 
 
 class Phrasebook:
@@ -239,11 +252,12 @@ class Phrasebook:
     ``size`` is what the book takes, in bytes, with some room to learn more.
     """
 
-    __slots__ = ("_manners", "_phrases", "_spare", "_wanting", "size")
+    __slots__ = ("_manners", "_phrases", "_sequences", "_spare", "_wanting", "size")
 
     def __init__(self) -> None:
         self._phrases = [PLAIN]
         self._manners: list[list[_Manner]] = [[_as_it_is(PLAIN)]]
+        self._sequences: dict[bytes, list[_Manner]] = {}  # by the numbers of their phrases
         self._spare = self.size = SPARE
         self._wanting = False
 
@@ -284,21 +298,28 @@ class Phrasebook:
         in words that are known. Item n of the text is from ``bounds[n]`` up to the byte before
         ``bounds[n + 1]``; the first one to look at is item ``start``."""
         numbers, *values = notes.split(_GAP)
-        phrases, manners = self._phrases, self._manners
-        here = 0
-        at = start
-        for number in numbers[: len(bounds) - 1 - start]:
-            there = here + len(phrases[number - 1].names)
-            said = values[here:there]
-            begin, end = bounds[at], bounds[at + 1] - 1
-            for manner in manners[number - 1]:
-                if manner.is_at(text, begin, end, said):
+        stop = start + len(numbers)
+        if stop < len(bounds):
+            for manner in self._sequences.get(numbers, ()):
+                if manner.is_at(text, bounds[start], bounds[stop] - 1, values):
+                    return len(numbers)
+        found: list[tuple[int, _Manner]] = []
+        first = 0
+        for number, begin, end in zip(
+            numbers, bounds[start:stop], bounds[start + 1 :], strict=False
+        ):
+            after = first + len(self._phrases[number - 1].names)
+            said = values[first:after]
+            for manner in self._manners[number - 1]:
+                if manner.is_at(text, begin, end - 1, said):
+                    found.append((first, manner))
                     break
             else:
                 break
-            here = there
-            at += 1
-        return at - start
+            first = after
+        if len(found) == len(numbers):
+            self._remember(numbers, found)
+        return len(found)
 
     def learn(self, notes: bytes, items: Iterable[msgspec.Raw | bytes]) -> None:
         """Learn from ``items``, which say what the items of ``notes`` say, in the same order."""
@@ -308,14 +329,27 @@ class Phrasebook:
             if any(manner.is_at(item, 0, len(item), values) for manner in manners):
                 continue
             manner = _manner(self._phrases[number - 1], item)
-            if manner is None or len(manners) > _MAX_MANNERS:
-                continue
-            cost = MANNER_OVERHEAD + manner.length
-            if self._spare < cost:
-                self._wanting = True
-                return
-            self._spare -= cost
-            manners.insert(0, manner)
+            if manner is not None and len(manners) <= _MAX_MANNERS and self._has_room(manner.size):
+                manners.insert(0, manner)
+
+    def _remember(self, numbers: bytes, found: Sequence[tuple[int, _Manner]]) -> None:
+        """Items of such phrases were found, written so: next time they are looked for at once."""
+        known = self._sequences.get(numbers, [])
+        if not 1 < len(numbers) <= _MAX_SEQUENCE or len(known) == _MAX_MANNERS:
+            return
+        if not known and len(self._sequences) == _MAX_SEQUENCES:
+            return
+        manner = _joined(found)
+        if self._has_room(SEQUENCE_OVERHEAD + manner.size):
+            self._sequences[numbers] = [manner, *known]
+
+    def _has_room(self, size: int) -> bool:
+        """Take so much of what is spare; if there is too little, have more after the next put."""
+        self._wanting |= size > self._spare
+        if size > self._spare:
+            return False
+        self._spare -= size
+        return True
 
     def _noted(self, item: bytes) -> tuple[int, list[bytes]]:
         """The number of the item's phrase, and its values; those of PLAIN if the book is full."""
@@ -340,7 +374,7 @@ class Phrasebook:
 
 
 def _as_it_is(phrase: Phrase) -> _Manner:
-    return _Manner(phrase.words, range(len(phrase.names)), None)
+    return _Manner(phrase.words, tuple(range(len(phrase.names))))
 
 
 def _manner(phrase: Phrase, item: bytes) -> _Manner | None:
@@ -348,5 +382,5 @@ def _manner(phrase: Phrase, item: bytes) -> _Manner | None:
     other, _ = split(item)
     if PLAIN in (phrase, other) or {*phrase.names} - {"id"} != {*other.names} - {"id"}:
         return None
-    uses = [phrase.names.index(name) for name in other.names if name != "id"]
-    return _Manner(other.words, uses, other.names.index("id") if "id" in other.names else None)
+    uses = (None if name == "id" else phrase.names.index(name) for name in other.names)
+    return _Manner(other.words, tuple(uses))

@@ -20,7 +20,7 @@ other (invariant 39). Times are integer nanoseconds of one monotonic clock, size
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -64,10 +64,14 @@ class Node:
     readable: bool  # no item up to here is one that only the upstream can resolve
     exact: bool  # the upstream's context is what the path says: no item of it had to be dropped
     used: int  # ns
-    children: tuple[Node, ...] = attrs.field(default=(), repr=False)
-    # The digest of the last items in the client's words, from the first on whose are not known.
+    # Who stands by it. Lists by links, because some are long and their middles are taken out.
+    child: Node | None = attrs.field(default=None, repr=False)  # the latest that continues it
+    elder: Node | None = attrs.field(default=None, repr=False)  # of those that continue the same
+    younger: Node | None = attrs.field(default=None, repr=False)
+    elder_twin: Node | None = attrs.field(default=None, repr=False)  # of those of the same context
+    younger_twin: Node | None = attrs.field(default=None, repr=False)
+    # The digest of its last items as the client words them, from the first on in words not known.
     wording: bytes | None = None
-    twin: Node | None = attrs.field(default=None, repr=False)  # another one with the same end
     held: bool = True
 
     @property
@@ -84,6 +88,20 @@ class Node:
     def own_text(self) -> bytes:
         """The items of the node itself, as the inside of an ``input`` array."""
         return b",".join(self.book.items(self.notes))
+
+    def siblings(self) -> Iterator[Node]:
+        """This response, and those that are older and continue the same."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.elder
+
+    def twins(self) -> Iterator[Node]:
+        """This response, and those of the same context that are older."""
+        node: Node | None = self
+        while node is not None:
+            yield node
+            node = node.elder_twin
 
     def path(self) -> list[Node]:
         """The node and all before it, from the root on."""
@@ -212,8 +230,8 @@ class Transcripts:
         for repeated, latest in reversed(held.prefixes(prompt)):
             fitting = [
                 node
-                for node in _twins(latest)
-                if node.exact and not node.children and node.settings == prompt.settings
+                for node in latest.twins()
+                if node.exact and node.child is None and node.settings == prompt.settings
             ]
             if repeated < len(prompt.items) and fitting:
                 if len(fitting) > 1:
@@ -262,7 +280,7 @@ class Transcripts:
                 return None
         elif held is not None and (found := held.prefixes(prompt)):
             repeated, latest = found[-1]
-            parent = max(_twins(latest), key=_last_use)
+            parent = max(latest.twins(), key=_last_use)
         fresh = held is None
         held = held or _Scope(scope)
         before = 0 if fresh else held.size
@@ -367,7 +385,7 @@ class Transcripts:
         held = self._scopes[scope]
         below = [node]
         for each in below:
-            below += each.children
+            below += each.child.siblings() if each.child is not None else ()
         for each in reversed(below):
             self._drop(held, each)
         held.idlest.tidy()
@@ -386,7 +404,7 @@ class _Scope:
 
     name: str
     nodes: dict[str, Node] = attrs.Factory(dict)
-    roots: dict[Node, None] = attrs.Factory(dict)  # the latest one last
+    root: Node | None = None  # the latest
     ends: dict[bytes, Node] = attrs.Factory(dict)  # by chain digest: the latest of the twins
     book: Phrasebook = attrs.Factory(Phrasebook)
     taken: int = 0  # bytes, by nodes
@@ -402,8 +420,8 @@ class _Scope:
         return bool(self.nodes)
 
     @property
-    def children(self) -> tuple[Node, ...]:
-        return ()
+    def child(self) -> None:
+        return None
 
     @property
     def used(self) -> int:
@@ -413,32 +431,47 @@ class _Scope:
 
     def add(self, node: Node) -> None:
         parent = node.parent
+        node.elder = self.root if parent is None else parent.child
+        if node.elder is not None:
+            node.elder.younger = node
         if parent is None:
-            self.roots[node] = None
+            self.root = node
         else:
-            parent.children += (node,)
+            parent.child = node
         self.nodes[node.response_id] = node
-        node.twin = self.ends.get(node.end)
+        node.elder_twin = self.ends.get(node.end)
+        if node.elder_twin is not None:
+            node.elder_twin.younger_twin = node
         self.ends[node.end] = node
         self.taken += node.size
         self.idlest.add(node)
 
     def remove(self, node: Node) -> None:
         parent = node.parent
-        if parent is None:
-            del self.roots[node]
+        elder, younger = node.elder, node.younger
+        if elder is not None:
+            elder.younger = younger
+        if younger is not None:
+            younger.elder = elder
+        elif parent is None:
+            self.root = elder
         else:
-            parent.children = _without(parent.children, node)
+            parent.child = elder
+        if parent is not None:
             parent.used = max(parent.used, node.used)  # using a response is using its path
-            if not parent.children:
+            if parent.child is None:
                 self.idlest.add(parent)
         node.held = False
         del self.nodes[node.response_id]
-        latest: Node | None = None
-        for twin in _without(_twins(self.ends.pop(node.end)), node)[::-1]:
-            twin.twin, latest = latest, twin
-        if latest is not None:
-            self.ends[node.end] = latest
+        elder, younger = node.elder_twin, node.younger_twin
+        if elder is not None:
+            elder.younger_twin = younger
+        if younger is not None:
+            younger.elder_twin = elder
+        elif elder is not None:
+            self.ends[node.end] = elder
+        else:
+            del self.ends[node.end]
         self.taken -= node.size
 
     def prefixes(self, prompt: Prompt) -> list[tuple[int, Node]]:
@@ -448,7 +481,7 @@ class _Scope:
         chain, ends = prompt.chain, self.ends
         total = len(prompt.items)
         count = 0
-        next_up = list(islice(reversed(self.roots), _TRIES))
+        next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
         while count < total:
             start = count
             learning = False
@@ -466,12 +499,24 @@ class _Scope:
                     found.append((here, latest))
             next_up = []
             if latest is not None:
-                nodes = _twins(latest)
-                for node in nodes:
-                    next_up += node.children[: -_TRIES - 1 : -1]
+                next_up = _continuations(latest)
                 if learning:
-                    _learn(prompt, count, nodes)
+                    _learn(prompt, count, latest.twins())
         return found
+
+
+def _continuations(latest: Node) -> list[Node]:
+    """What continues ``latest`` and its twins, the latest first, as far as it is tried. Written
+    out, for it is done once for each response of a history."""
+    found: list[Node] = []
+    twin: Node | None = latest
+    while twin is not None:
+        child = twin.child
+        while child is not None and len(found) < _TRIES:
+            found.append(child)
+            child = child.elder
+        twin = twin.elder_twin
+    return found
 
 
 def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
@@ -488,10 +533,11 @@ def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
                 break
     if best is None:
         return False
-    chain = best.chain + best.end
-    prompt.chain += [
-        chain[at : at + DIGEST_SIZE] for at in range(0, reach * DIGEST_SIZE, DIGEST_SIZE)
-    ]
+    whole = reach == best.items
+    stop = (reach - whole) * DIGEST_SIZE
+    prompt.chain += [best.chain[at : at + DIGEST_SIZE] for at in range(0, stop, DIGEST_SIZE)]
+    if whole:
+        prompt.chain.append(best.end)
     return True
 
 
@@ -515,20 +561,6 @@ def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
                 node.wording = prompt.wording(start + count, end)
 
 
-def _twins(latest: Node) -> tuple[Node, ...]:
-    """The responses with the same context as ``latest``, the latest one first."""
-    if latest.twin is None:
-        return (latest,)
-    twins = [latest]
-    while (twin := twins[-1].twin) is not None:
-        twins.append(twin)
-    return tuple(twins)
-
-
-def _without(nodes: tuple[Node, ...], node: Node) -> tuple[Node, ...]:
-    return tuple(each for each in nodes if each is not node)
-
-
 # ------------------------------------------------------------------ who goes first
 
 
@@ -540,7 +572,7 @@ class _Usable(Protocol):
     @property
     def held(self) -> bool: ...
     @property
-    def children(self) -> tuple[Node, ...]: ...
+    def child(self) -> Node | None: ...
 
 
 T = TypeVar("T", bound=_Usable)
@@ -570,7 +602,7 @@ class _Idlest(Generic[T]):
         entries = self._entries
         while entries:
             used, serial, thing = entries[0]
-            if not thing.held or thing.children:
+            if not thing.held or thing.child is not None:
                 heapq.heappop(entries)
             elif thing.used != used:
                 heapq.heapreplace(entries, (thing.used, serial, thing))
@@ -584,7 +616,7 @@ class _Idlest(Generic[T]):
         self._entries = [
             (thing.used, serial, thing)
             for thing, serial in latest.items()
-            if thing.held and not thing.children
+            if thing.held and thing.child is None
         ]
         heapq.heapify(self._entries)
         self._limit = 64 + 4 * len(self._entries)

@@ -187,6 +187,24 @@ def test_how_much_is_learnt_is_bounded() -> None:
     assert book.size < 5 * SPARE
 
 
+def test_how_many_sequences_are_remembered_is_bounded() -> None:
+    book = Phrasebook()
+    kinds = [dump({**user("a"), "phase": f"p{number}"}) for number in range(6)]
+    pairs = [(one, two) for one in kinds for two in kinds]
+    for one, two in [*pairs, *pairs]:
+        assert is_same(book, book.note([one, two]), one, two)
+        assert not is_same(book, book.note([one, two]), two, dump(user("a")))
+        book.grow()
+    size = book.size
+    assert size < 8 * SPARE
+    for one, two in pairs:
+        assert is_same(book, book.note([one, two, one]), one, two, one)
+        book.grow()
+    assert is_same(book, book.note(kinds * 4), *kinds * 4)
+    book.grow()
+    assert book.size == size
+
+
 def test_a_full_book_keeps_items_as_they_are() -> None:
     book = Phrasebook()
     items = [dump({**user("a"), "phase": f"p{number}"}) for number in range(60)]
@@ -324,6 +342,30 @@ def test_nothing_is_taken_for_the_same_that_digests_tell_apart(
     for a, b in pairs:
         if is_same(book, notes[a], said[b]):
             assert digests[a] == digests[b], (said[a], said[b])
+
+
+@given(st.lists(st.lists(written(), min_size=2, max_size=3), min_size=2, max_size=5), st.data())
+@settings(max_examples=200, deadline=None)
+def test_items_in_a_row_are_taken_for_the_same_by_each_of_them(
+    rows: list[list[bytes]], data: st.DataObject
+) -> None:
+    book = Phrasebook()
+    order = data.draw(st.permutations(["type", "role", "content", "call_id", "output", "id"]))
+    unread = data.draw(st.sampled_from([None, "k"]))
+    rows += [[reworded(item, order, unread) for item in row] for row in rows]
+    digests = [[chain_digest(ROOT, item) for item in row] for row in rows]
+    notes = [book.note(row) for row in rows]
+    for one, noted in zip(digests, notes, strict=True):
+        for other, row in zip(digests, rows, strict=True):
+            if one == other:
+                book.learn(noted, row)
+                book.grow()
+    for _ in range(2):  # what is found item by item is then looked for at once
+        for one, noted in zip(digests, notes, strict=True):
+            for other, row in zip(digests, rows, strict=True):
+                assert one[: len(other)] == other or not is_same(book, noted, *row)
+                book.grow()
+        assert all(is_same(book, noted, *row) for noted, row in zip(notes, rows, strict=True))
 
 
 @st.composite
