@@ -205,6 +205,18 @@ def test_how_many_sequences_are_remembered_is_bounded() -> None:
     assert book.size == size
 
 
+def test_long_sequences_are_not_remembered() -> None:
+    book = Phrasebook()
+    kinds = [dump({**user("a"), "phase": f"p{number}"}) for number in range(9)]
+    book.note(kinds)
+    size = book.size
+    for first in range(9):
+        row = kinds[first:] + kinds[:first]
+        assert is_same(book, book.note(row), *row)
+        book.grow()
+    assert book.size == size
+
+
 def test_a_full_book_keeps_items_as_they_are() -> None:
     book = Phrasebook()
     items = [dump({**user("a"), "phase": f"p{number}"}) for number in range(60)]
