@@ -7,7 +7,8 @@ finding held items again in a text whose writer puts the same values into other 
 A client sends an item back in words of its own: members in another order, without some of them,
 with an id. Which words those are is learnt from the first item that digests (items.py) have shown
 to be the same. From then on an item that is held is written in the client's words and compared as
-bytes, which takes a small part of the time.
+bytes, which takes a small part of the time. Items that were found one after another are from then
+on looked for at once.
 
 That is as sure as the digests are. The digest of an item depends on each of its values in one way,
 whatever the value is, because a value here is a whole JSON string that a model reads, or an id that
