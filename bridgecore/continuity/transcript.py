@@ -501,7 +501,7 @@ class _Scope:
             if latest is not None:
                 next_up = _continuations(latest)
                 if learning:
-                    _learn(prompt, count, latest.twins())
+                    _learn(prompt, count, islice(latest.twins(), _TRIES))
         return found
 
 
@@ -510,7 +510,7 @@ def _continuations(latest: Node) -> list[Node]:
     out, for it is done once for each response of a history."""
     found: list[Node] = []
     twin: Node | None = latest
-    while twin is not None:
+    while twin is not None and len(found) < _TRIES:
         child = twin.child
         while child is not None and len(found) < _TRIES:
             found.append(child)
