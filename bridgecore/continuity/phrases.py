@@ -250,16 +250,17 @@ class Phrasebook:
     """The phrases of one credential, and how its clients put them.
 
     Items are noted as bytes of one piece: the numbers of their phrases, then their values.
-    ``size`` is what the book takes, in bytes, with some room to learn more.
+    ``size`` is what the book takes, in bytes, with some room to learn more: ``spare`` at first, and
+    so much more each time that it was too little.
     """
 
-    __slots__ = ("_manners", "_phrases", "_sequences", "_spare", "_wanting", "size")
+    __slots__ = ("_manners", "_phrases", "_sequences", "_spare", "_step", "_wanting", "size")
 
-    def __init__(self) -> None:
+    def __init__(self, spare: int = SPARE) -> None:
         self._phrases = [PLAIN]
         self._manners: list[list[_Manner]] = [[_as_it_is(PLAIN)]]
         self._sequences: dict[bytes, list[_Manner]] = {}  # by the numbers of their phrases
-        self._spare = self.size = SPARE
+        self._step = self._spare = self.size = spare
         self._wanting = False
 
     def note(self, items: Iterable[bytes]) -> bytes:
@@ -284,8 +285,8 @@ class Phrasebook:
         """Have room again for what there was no room to learn."""
         if self._wanting:
             self._wanting = False
-            self._spare += SPARE
-            self.size += SPARE
+            self._spare += self._step
+            self.size += self._step
 
     def items(self, notes: bytes) -> list[bytes]:
         """The items of ``notes``, byte for byte."""

@@ -36,7 +36,7 @@ from bridgecore.continuity.items import (
     input_form,
     prove,
 )
-from bridgecore.continuity.phrases import Phrasebook
+from bridgecore.continuity.phrases import SPARE, Phrasebook
 
 # What a node costs besides its items, their digests and its id, and a scope besides its nodes and
 # phrases.
@@ -282,7 +282,7 @@ class Transcripts:
             repeated, latest = found[-1]
             parent = max(latest.twins(), key=_last_use)
         fresh = held is None
-        held = held or _Scope(scope)
+        held = held or _Scope(scope, Phrasebook(min(SPARE, self._max_scope // 32)))
         before = 0 if fresh else held.size
         node = self._node(response_id, parent, prompt, repeated, output, held.book)
         held.book.grow()
@@ -403,10 +403,10 @@ class _Scope:
     """What is held for one credential."""
 
     name: str
+    book: Phrasebook
     nodes: dict[str, Node] = attrs.Factory(dict)
     root: Node | None = None  # the latest
     ends: dict[bytes, Node] = attrs.Factory(dict)  # by chain digest: the latest of the twins
-    book: Phrasebook = attrs.Factory(Phrasebook)
     taken: int = 0  # bytes, by nodes
     idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
 

@@ -28,7 +28,7 @@ from tests.memory import taken
 Item = dict[str, Any]
 PLENTY = 1 << 30
 AGE = 1000  # ns
-SCOPE = SCOPE_OVERHEAD + SPARE + 2 * (PHRASE_OVERHEAD + 100)  # with two phrases
+SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (PHRASE_OVERHEAD + 100)  # with two phrases
 
 
 def transcripts(
@@ -204,7 +204,7 @@ def test_the_idlest_conversation_goes_first_and_from_its_end() -> None:
             held_turn(held, f"{name}2", [user("b")], said("B"), anchor=f"{name}1", now=now)
         return held
 
-    held = fill(transcripts(max_bytes=fill(transcripts()).size))
+    held = fill(transcripts(max_bytes=fill(transcripts(max_bytes=12_000)).size))
     assert len(held) == 4
     assert held.get("s", "p2", 10) is not None  # p is used, so q goes, its end first
     first = held_turn(held, "x1", [user("x")], said("A"), now=11)
