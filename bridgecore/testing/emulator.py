@@ -241,13 +241,15 @@ def count_tokens(items: Iterable[Json]) -> int:
 def _read_size(values: Iterable[Any]) -> int:
     """Bytes of what a model reads of ``values``: texts, and numbers as JSON writes them."""
     size = 0
-    for value in values:
+    left = list(values)  # what could be read may be nested more deeply than calls can
+    while left:
+        value = left.pop()
         if isinstance(value, str):
             size += len(value) if value.isascii() else len(value.encode(errors="replace"))
         elif isinstance(value, list):
-            size += _read_size(value)
+            left += value
         elif isinstance(value, dict):
-            size += _read_size(part for name, part in value.items() if name not in _FOR_MACHINES)
+            left += [part for name, part in value.items() if name not in _FOR_MACHINES]
         elif value is not None:
             size += len(_encode(value))
     return size
