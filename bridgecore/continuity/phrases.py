@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Final
 
 import attrs
@@ -307,9 +308,8 @@ class Phrasebook:
                     return len(numbers)
         found: list[tuple[int, _Manner]] = []
         first = 0
-        for number, begin, end in zip(
-            numbers, bounds[start:stop], bounds[start + 1 :], strict=False
-        ):
+        places = pairwise(bounds[start : stop + 1])
+        for number, (begin, end) in zip(numbers, places, strict=False):
             after = first + len(self._phrases[number - 1].names)
             said = values[first:after]
             for manner in self._manners[number - 1]:
@@ -368,11 +368,11 @@ class Phrasebook:
 
     def _read(self, notes: bytes) -> Iterator[tuple[int, list[bytes]]]:
         numbers, *values = notes.split(_GAP)
-        here = 0
+        first = 0
         for number in numbers:
-            there = here + len(self._phrases[number - 1].names)
-            yield number, values[here:there]
-            here = there
+            after = first + len(self._phrases[number - 1].names)
+            yield number, values[first:after]
+            first = after
 
 
 def _as_it_is(phrase: Phrase) -> _Manner:
