@@ -876,12 +876,12 @@ def test_what_a_warmup_said_is_context(store: bool, lost: bool) -> None:
 
 
 def test_what_was_evicted_is_honestly_unknown() -> None:
-    world = held(transcript_bytes=40_000)
+    world = held(transcript_bytes=8_000)
     old = Talker(world)
-    old.attempt(user("a" * 10_000))
-    assert 20_000 < world.endpoint.bridge.memory.size <= 40_000
-    Talker(world).attempt(user("b" * 10_000))
-    assert 20_000 < world.endpoint.bridge.memory.size <= 40_000
+    old.attempt(user("a" * 2_000))
+    assert 4_000 < world.endpoint.bridge.memory.size <= 8_000
+    Talker(world).attempt(user("b" * 2_000))
+    assert 4_000 < world.endpoint.bridge.memory.size <= 8_000
     fields: Json = {"previous_response_id": old.last, "store": False}
     assert world.ask("c", **fields).status == 200  # its socket is there
     world.advance(1000)
@@ -892,7 +892,7 @@ def test_what_was_evicted_is_honestly_unknown() -> None:
 
 
 def test_a_conversation_that_is_too_large_is_not_held_in_part() -> None:
-    world = held(transcript_bytes=20_000)
+    world = held(transcript_bytes=6_000)
     talker = Talker(world)
     talker.attempt(user("a"))
     talker.attempt(user("b" * 10_000))

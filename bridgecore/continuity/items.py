@@ -89,7 +89,7 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
     try:
         members = read_members(raw)
         kind = kind_of(members)
-        if kind == "reasoning" and not _text_of(members.get("encrypted_content")):
+        if is_bare_thought(kind, members):
             return None
         unwanted = {
             name
@@ -112,6 +112,11 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
 def ignored(kind: str) -> frozenset[str]:
     """Members of an item that say nothing to a model; none if the kind is not known that well."""
     return _BOOKKEEPING.get(kind) or _KEPT_WHOLE.get(kind) or frozenset()
+
+
+def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether an item is reasoning without its content: then all there is of it is its id."""
+    return kind == "reasoning" and not _text_of(members.get("encrypted_content"))
 
 
 def kind_of(members: Mapping[str, msgspec.Raw]) -> str:

@@ -18,7 +18,7 @@ it does not. So if one item says the same in two phrases, every item does that h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -28,6 +28,7 @@ import msgspec
 from bridgecore.continuity.items import (
     UNREADABLE,
     ignored,
+    is_bare_thought,
     kind_of,
     read_array,
     read_members,
@@ -104,7 +105,7 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
         members = read_members(item)
         kind = kind_of(members)
         unread = ignored(kind)
-        if not unread or (kind == "reasoning" and not _has_content(members)):
+        if not unread or is_bare_thought(kind, members):
             return PLAIN, [item]
         reading = _Reading()
         for name, raw in members.items():
@@ -131,12 +132,6 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
     ):
         return PLAIN, [item]
     return phrase, reading.values
-
-
-def _has_content(thought: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether more is known of a thought than its id, which then is all there is of it."""
-    content = bytes(thought.get(_CONTENT, b""))
-    return content.startswith(b'"') and content != b'""'
 
 
 class _Reading:

@@ -39,8 +39,7 @@ from bridgecore.continuity.items import (
 from bridgecore.continuity.phrases import SPARE, Phrasebook
 
 # What a node costs besides its items, their digests and its id, and a scope besides its nodes and
-# phrases.
-# Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
+# phrases. Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
 NODE_OVERHEAD: Final = 600  # bytes
 SCOPE_OVERHEAD: Final = 1700  # bytes
 
