@@ -10,15 +10,18 @@ reports, and what it is told, is in ``bridgecore.messages``.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import assert_never
 
 import attrs
+import msgspec
 
 from bridgecore.admission.placement import Placement, place
 from bridgecore.config import Ambiguous, Config, Rotation, replaying
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.continuity.memory import Manner, Memory, Recall
+from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -40,23 +43,25 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Malformed
+from bridgecore.recovery.failure import ErrorFrame, Evidence, FailureKind, Malformed, classify
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
+from bridgecore.stragglers import Stragglers
 from bridgecore.wire.decisions import Recorder, hashed
 from bridgecore.wire.responses import (
+    ITEM_ADDED,
+    ITEM_DONE,
     EventKind,
+    Terminal,
     UpstreamEvent,
-    outcome_of,
-    output_items,
+    created_event,
     read_error,
     read_event,
-    read_usage,
-    response_id,
+    read_terminal,
 )
 from bridgecore.wire.transport import Log, LogLevel
 
@@ -78,6 +83,10 @@ _UPSTREAM_HEADERS = frozenset(
 )
 # Events that came before response.created wait for it: a client helper insists that it be first.
 _MAX_EARLY = 256  # events
+# Frames that say nothing are skipped, so many between two that do: a gateway that keeps its sockets
+# warm sends one every few seconds, one that sends nothing else has lost its mind.
+_MAX_NOISE = 1024  # frames
+_MAX_NOISE_SIZE = 1024 * 1024  # bytes
 
 
 @attrs.define(eq=False)
@@ -88,10 +97,12 @@ class _Turn:
     recall: Recall
     conversation: _Conversation
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
-    response: str | None = None  # the id of its response, once created
+    names: list[str] = attrs.Factory(list)  # the ids that its response was called by
+    opened: bool = False  # its client was given a response.created
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
     form: fx.Form = fx.Form.AS_IS  # in which it was sent last
     sent: int = 0  # bytes of that frame
+    frame: bytes = b""  # that frame, until the upstream has accepted it
     warms: bool = False  # it is the bridge's own, to warm a socket: no client hears of it
 
 
@@ -105,7 +116,6 @@ class _Conversation:
     headers: list[tuple[bytes, bytes]]
     link: int | None = None  # of the present generation
     blocked_by: int | None = None  # the turn whose client is too slow: its link is not read
-    sends: int = 0  # frames that were sent, on all links
     early: list[UpstreamEvent] = attrs.Factory(list)
     early_size: int = 0  # bytes
     unmatched: int = 0  # upstream events that no turn caused (invariant 27)
@@ -116,8 +126,13 @@ class _Conversation:
 
 @attrs.define(eq=False)
 class _Link:
+    """One connection generation of a conversation."""
+
     conversation: _Conversation
     generation: int
+    stragglers: Stragglers = attrs.Factory(Stragglers)
+    noise: int = 0  # frames that said nothing, since the last one that did
+    noise_size: int = 0  # bytes of them
 
 
 class Bridge:
@@ -153,6 +168,9 @@ class Bridge:
         self._out: list[BridgeEffect] = []
         self._recorder = Recorder(self._policy) if config.decisions else None
         self._accounts = Accounts()
+        self._too_large = RefusedFrames()
+        self._reading: int | None = None  # the link whose read is being weighed
+        self._unsent: list[BridgeEffect] = []  # what is to be sent on it, if it is not lost
 
     # ------------------------------------------------------------ what an observer may ask
 
@@ -379,12 +397,27 @@ class Bridge:
         elif isinstance(event, LinkFrameSent):
             self._step(conversation, ev.FrameSent(link.generation), now)
         else:
-            self._forget_link(event.link)
-            turn = self._running(conversation)
-            if turn is not None and event.error is not None:
-                turn.error = event.error
-            self._step(conversation, ev.ConnectionLost(link.generation, event.cause), now)
-            self._log(LogLevel.INFO, "session.connection_lost", conversation)
+            self._link_lost(event, now)
+
+    def _link_lost(self, event: LinkLost, now: int, *, unsent: bool = False) -> None:
+        """``unsent``: the frame that the running turn was to be sent in has not left."""
+        link = self._links.get(event.link)
+        if link is None:
+            return
+        conversation = link.conversation
+        self._forget_link(event.link)
+        turn = self._running(conversation)
+        if turn is not None and event.error is not None:
+            turn.error = event.error
+        if turn is not None and not unsent:
+            self._note_size(turn, event.cause)
+        self._step(conversation, ev.ConnectionLost(link.generation, event.cause, unsent), now)
+        self._log(LogLevel.INFO, "session.connection_lost", conversation)
+
+    def _note_size(self, turn: _Turn, cause: Evidence) -> None:
+        """Remember a frame that is too large for the upstream, so that it is not sent again."""
+        if turn.frame and classify(cause).kind is FailureKind.TOO_LARGE:
+            self._too_large.add(turn.recall.scope, turn.frame)
 
     def _forget_link(self, number: int) -> None:
         link = self._links.pop(number, None)
@@ -397,36 +430,78 @@ class Bridge:
     # ------------------------------------------------------------ upstream messages
 
     def _messages_received(self, event: MessagesReceived, now: int) -> None:
-        """Pass on what one read brought. The hot path: a delta in mid-output meets no rule."""
+        """Pass on what one read brought, then send what it leads to, if the link still stands."""
         link = self._links.get(event.link)
         if link is None:
             return
-        conversation, generation = link.conversation, link.generation
+        self._reading = event.link
+        self._read_messages(link, event.link, event.messages, now)
+        unsent, self._unsent, self._reading = self._unsent, [], None
+        if event.lost is not None:
+            self._link_lost(event.lost, now, unsent=bool(unsent))
+        elif event.link in self._links:
+            self._out += unsent
+
+    def _read_messages(self, link: _Link, number: int, messages: list[bytes], now: int) -> None:
+        """The hot path: a delta in mid-output meets no rule."""
+        conversation = link.conversation
         session = conversation.session
         plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
-        sends = conversation.sends
         in_output = session.state.phase is Phase.OUTPUT  # looked up once, not for every delta
-        for message in event.messages:
-            if conversation.sends != sends:
-                # A frame was sent because of this read: nothing in it can be an answer to that.
-                conversation.unmatched += 1
-                continue
+        for message in messages:
             upstream = read_event(message)
             if upstream is None:
+                if self._is_noise(link, message):
+                    continue
                 self._flush(conversation, plain, now)
-                self._out.append(CloseLink(event.link))
-                self._link_event(LinkLost(event.link, Malformed("unreadable message")), now)
+                self._out.append(CloseLink(number))
+                unsent = bool(self._unsent)
+                self._unsent.clear()
+                lost = LinkLost(number, Malformed("nothing but noise"))
+                self._link_lost(lost, now, unsent=unsent)
                 return
+            link.noise = link.noise_size = 0
             kind = upstream.kind
-            if in_output and kind in _PLAIN:
+            if in_output and kind in _PLAIN and upstream.item is None:
                 plain.append(upstream)
                 continue
-            self._flush(conversation, plain, now)
-            self._upstream_event(conversation, generation, upstream, now)
+            if self._unsent:
+                self._behind_the_end(conversation, link, upstream, now)
+            elif link.stragglers.is_late(upstream, answering=session.state.phase in _ANSWERING):
+                conversation.unmatched += 1
+            elif in_output and kind in _PLAIN:
+                if upstream.type == ITEM_ADDED:
+                    link.stragglers.announced(upstream)
+                plain.append(upstream)
+                continue
+            else:
+                self._flush(conversation, plain, now)
+                self._upstream_event(conversation, link, upstream, now)
             in_output = session.state.phase is Phase.OUTPUT
-            if event.link not in self._links:
+            if number not in self._links:
                 return  # what this read brought beyond it belongs to nobody
         self._flush(conversation, plain, now)
+
+    def _is_noise(self, link: _Link, message: bytes) -> bool:
+        """Count a frame that says nothing; False if there have been too many."""
+        link.noise += 1
+        link.noise_size += len(message)
+        link.conversation.unmatched += 1
+        return link.noise <= _MAX_NOISE and link.noise_size <= _MAX_NOISE_SIZE
+
+    def _behind_the_end(
+        self, conversation: _Conversation, link: _Link, upstream: UpstreamEvent, now: int
+    ) -> None:
+        """An event that was read together with the one that a frame is to be sent for: it cannot be
+        an answer to that frame. Only that the socket is too old concerns the turn that waits."""
+        if upstream.kind is EventKind.ERROR:
+            error = read_error(upstream.data)
+            if classify(error).kind is FailureKind.CONNECTION_LIMIT:
+                self._unsent.clear()
+                refused = ev.UpstreamRefused(link.generation, error, unsent=True)
+                self._step(conversation, refused, now, upstream)
+                return
+        conversation.unmatched += 1
 
     def _flush(self, conversation: _Conversation, plain: list[UpstreamEvent], now: int) -> None:
         if plain:
@@ -437,41 +512,63 @@ class Bridge:
             plain.clear()
 
     def _upstream_event(
-        self, conversation: _Conversation, generation: int, upstream: UpstreamEvent, now: int
+        self, conversation: _Conversation, link: _Link, upstream: UpstreamEvent, now: int
     ) -> None:
-        kind = upstream.kind
+        kind, generation, named = upstream.kind, link.generation, upstream.response
         turn = self._running(conversation)
+        terminal: Terminal | None = None
         event: ev.Event
         if kind is EventKind.CREATED:
-            if turn is not None and turn.response is None:
-                turn.response = response_id(upstream)
-            event = ev.ResponseCreated(generation)
+            event = ev.ResponseCreated(generation, named)
         elif kind is EventKind.ENDED:
-            error = read_error(upstream.data) if upstream.type == b"response.failed" else None
-            if turn is not None and error is not None:
-                turn.error = error
-            outcome, response = outcome_of(upstream), response_id(upstream)
-            if turn is not None and turn.warms and response and turn.recall.anchor:
-                # It has the context of the client's response, and stands for it on this socket.
-                conversation.stand_in = turn.recall.anchor, response
-                response = turn.recall.anchor
-            event = ev.ResponseEnded(generation, outcome, response, error)
+            terminal = read_terminal(upstream, turn.items if turn is not None else [])
+            event = self._ended(conversation, generation, turn, upstream, terminal)
         elif kind is EventKind.ERROR:
             error = read_error(upstream.data)
             if turn is not None:
                 turn.error = error
+                self._note_size(turn, error)
             event = ev.UpstreamRefused(generation, error)
-        elif kind is EventKind.OUTPUT or conversation.session.state.phase in _ANSWERING:
-            # What there is no room to hold back is shown, and counts as output: no replay any more.
-            full = self._is_full(conversation, upstream)
-            event = ev.OutputReceived(generation, bearing=kind is EventKind.OUTPUT or full)
-        elif turn is None or self._is_full(conversation, upstream):
-            conversation.unmatched += 1
-            return
+        elif kind is EventKind.OTHER and conversation.session.state.phase not in _ANSWERING:
+            # Nobody knows what it is, so it changes nothing; if a turn waits, it waits, too.
+            if turn is not None and not self._is_full(conversation, upstream):
+                self._keep_early(conversation, upstream)
+                return
+            if turn is None:
+                conversation.unmatched += 1
+                return
+            event = ev.OutputReceived(generation, bearing=False, room=False)
         else:
-            self._keep_early(conversation, upstream)
-            return
-        self._step(conversation, event, now, upstream)
+            bearing = kind is EventKind.OUTPUT
+            room = not self._is_full(conversation, upstream)
+            event = ev.OutputReceived(generation, bearing, room, named)
+        self._step(conversation, event, now, upstream, terminal)
+        if upstream.type == ITEM_ADDED and conversation.session.state.phase is Phase.OUTPUT:
+            link.stragglers.announced(upstream)
+
+    def _ended(
+        self,
+        conversation: _Conversation,
+        generation: int,
+        turn: _Turn | None,
+        upstream: UpstreamEvent,
+        terminal: Terminal | None,
+    ) -> ev.ResponseEnded:
+        """What the session is told of a terminal event."""
+        if terminal is None:
+            cause = Malformed("a terminal event without a response that can be read")
+            return ev.ResponseEnded(generation, ev.Outcome.FAILED, upstream.response, cause)
+        error = None
+        if terminal.outcome is ev.Outcome.FAILED:
+            error = read_error(terminal.event.data)
+            if turn is not None:
+                turn.error = error
+        response = terminal.response_id
+        if turn is not None and turn.warms and response and turn.recall.anchor:
+            # It has the context of the client's response, and stands for it on this socket.
+            conversation.stand_in = turn.recall.anchor, response
+            response = turn.recall.anchor
+        return ev.ResponseEnded(generation, terminal.outcome, response, error)
 
     def _is_full(self, conversation: _Conversation, upstream: UpstreamEvent) -> bool:
         size = conversation.early_size + len(upstream.data)
@@ -482,6 +579,14 @@ class Bridge:
         place = 0 if upstream.kind is EventKind.CREATED else len(conversation.early)
         conversation.early.insert(place, upstream)
         conversation.early_size += len(upstream.data)
+
+    def _take_early(self, conversation: _Conversation, names: Sequence[str]) -> list[UpstreamEvent]:
+        """What was held back. What names another response than these is not the turn's: it was
+        held because that could not be known."""
+        early = [each for each in conversation.early if each.response in (None, *names)]
+        conversation.unmatched += len(conversation.early) - len(early)
+        self._forget_early(conversation)
+        return early
 
     def _forget_early(self, conversation: _Conversation) -> None:
         conversation.early.clear()
@@ -495,9 +600,10 @@ class Bridge:
         event: ev.Event,
         now: int,
         upstream: UpstreamEvent | None = None,
+        terminal: Terminal | None = None,
     ) -> None:
         effects = conversation.session.handle(event, now)
-        self._carry_out(conversation, effects, now, upstream)
+        self._carry_out(conversation, effects, now, upstream, terminal)
 
     def _carry_out(
         self,
@@ -505,20 +611,24 @@ class Bridge:
         effects: tuple[fx.Effect, ...],
         now: int,
         upstream: UpstreamEvent | None,
+        terminal: Terminal | None = None,
     ) -> None:
         for effect in effects:
             if isinstance(effect, fx.DeliverEvent):
+                running = conversation.session.state.running
+                names = running.responses if running is not None else ()
                 if effect.held and upstream is not None:
                     self._keep_early(conversation, upstream)
                 else:
-                    self._deliver(conversation, effect.turn, upstream)
+                    self._deliver(conversation, effect.turn, upstream, names)
             elif isinstance(effect, fx.CompleteTurn):
-                self._deliver(conversation, effect.turn, upstream)
-                self._complete(conversation, effect.turn, upstream, now)
+                if upstream is not None and terminal is not None:
+                    self._deliver(conversation, effect.turn, terminal.event, effect.responses)
+                    self._complete(conversation, effect, upstream, terminal, now)
             elif isinstance(effect, fx.FailTurn):
                 self._fail(conversation, effect)
             elif isinstance(effect, fx.SendTurn):
-                self._send(conversation, effect)
+                self._send(conversation, effect, now)
             elif isinstance(effect, fx.OpenConnection):
                 self._serial += 1
                 conversation.link = self._serial
@@ -538,6 +648,12 @@ class Bridge:
             elif isinstance(effect, fx.Ignored):
                 conversation.unmatched += upstream is not None
                 self._log(LogLevel.DEBUG, "session.ignored", conversation, reason=effect.reason)
+            elif isinstance(effect, fx.StopInjecting):
+                if (turn := self._turns.get(effect.turn)) is not None:
+                    self._memory.injection_refused(turn.recall)
+            elif isinstance(effect, fx.StopRebuilding):
+                if (turn := self._turns.get(effect.turn)) is not None:
+                    self._memory.rebuild_refused(turn.recall)
             elif isinstance(effect, fx.WarmSession):
                 self._warm(conversation, effect.anchor, now)
             elif isinstance(effect, fx.RebindSession):
@@ -555,49 +671,77 @@ class Bridge:
         return None if running is None else self._turns.get(running.turn.id)
 
     def _deliver(
-        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None
+        self,
+        conversation: _Conversation,
+        number: int,
+        upstream: UpstreamEvent | None,
+        names: Sequence[str],
     ) -> None:
         turn = self._turns.get(number)
         if turn is None or upstream is None:
             return
+        turn.frame = b""
         events = [upstream]
         if conversation.early:
             # What came before response.created follows it; all else is in the order it came in.
+            early = self._take_early(conversation, names)
             if upstream.kind is EventKind.CREATED:
-                events = [upstream, *conversation.early]
+                events = [upstream, *early]
             else:
-                events = [*conversation.early, upstream]
-            self._forget_early(conversation)
+                events = [*early, upstream]
         self._answer(turn, events)
 
     def _answer(self, turn: _Turn, events: list[UpstreamEvent]) -> None:
+        for event in events:
+            if event.type == ITEM_DONE:
+                turn.items.append(event.data)
         if turn.warms:
             return
-        for event in events:
-            if event.type == b"response.output_item.done":
-                turn.items.append(event.data)
+        if not turn.opened:
+            turn.opened = True
+            if events[0].kind is not EventKind.CREATED:
+                events = [self._own_created(turn, events), *events]
         last = self._out[-1] if self._out else None
         if isinstance(last, AnswerEvents) and last.turn == turn.id:
             last.events.extend(events)
         else:
             self._out.append(AnswerEvents(turn.id, events))
 
+    def _own_created(self, turn: _Turn, events: list[UpstreamEvent]) -> UpstreamEvent:
+        """The response.created that the upstream left out. Its client may continue from the id in
+        it, whatever the upstream calls the response at the end."""
+        told = next((each for each in events if each.response is not None), events[0])
+        event = created_event(told, f"resp_{turn.conversation.id}_{turn.id}", None)
+        if event.response is not None:
+            turn.names.append(event.response)
+        return event
+
     def _complete(
-        self, conversation: _Conversation, number: int, upstream: UpstreamEvent | None, now: int
+        self,
+        conversation: _Conversation,
+        effect: fx.CompleteTurn,
+        upstream: UpstreamEvent,
+        terminal: Terminal,
+        now: int,
     ) -> None:
-        turn = self._turns.pop(number, None)
-        if turn is None or upstream is None:
+        turn = self._turns.pop(effect.turn, None)
+        if turn is None:
             return
-        response = response_id(upstream) or turn.response
-        read, written = read_usage(upstream)
+        if (link := self._links.get(conversation.link or 0)) is not None:
+            link.stragglers.ended(upstream)
+        read, written = terminal.usage
         if turn.warms:
-            self._warmed(turn, read, outcome_of(upstream))
+            self._warmed(turn, read, terminal.outcome)
             return
         account = Accounts()
-        if response is not None and upstream.type == b"response.completed":
+        ids = [name for name in (*turn.names, *effect.responses) if name != terminal.response_id]
+        if terminal.response_id is not None:
+            ids.append(terminal.response_id)
+        response = ids[-1] if ids else None
+        if response is not None and terminal.outcome is not ev.Outcome.FAILED:
             account = account_of(turn.recall, turn.form, turn.sent)
             self._accounts += account
-            output = output_items(upstream, turn.items)
+            output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
             tokens = read + written
             self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
             if self._policy.budgets.warm:
@@ -609,7 +753,7 @@ class Bridge:
             "turn.completed",
             conversation,
             turn=turn.id,
-            outcome=outcome_of(upstream).value,
+            outcome=terminal.outcome.value,
             response=_hashed(response),
             input_tokens=read,
             output_tokens=written,
@@ -651,22 +795,24 @@ class Bridge:
             refusals=dict(conversation.session.state.refusals).get(turn.recall.anchor, 0),
         )
 
-    def _send(self, conversation: _Conversation, effect: fx.SendTurn) -> None:
+    def _send(self, conversation: _Conversation, effect: fx.SendTurn, now: int) -> None:
         turn = self._turns.get(effect.turn)
         if turn is None or conversation.link is None:
             return
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
-        turn.response = None
         turn.items.clear()
         self._forget_early(conversation)
-        conversation.sends += 1
         meant, stand_in = conversation.stand_in or (None, None)
         at_hand = meant is not None and conversation.session.state.live_anchor == meant
         known = at_hand and turn.recall.anchor == meant
         frame = turn.recall.frame(effect.form, stand_in if known else None)
-        turn.form, turn.sent = effect.form, len(frame)
-        self._out.append(SendFrame(conversation.link, frame))
-        self._log(
+        turn.form, turn.sent, turn.frame = effect.form, len(frame), frame
+        if (turn.recall.scope, frame) in self._too_large:
+            turn.error = _TOO_LARGE
+            refused = ev.UpstreamRefused(effect.generation, _TOO_LARGE, unsent=True)
+            self._step(conversation, refused, now)
+            return
+        line = self._line(
             LogLevel.INFO,
             "turn.sent",
             conversation,
@@ -678,19 +824,33 @@ class Bridge:
             saved=len(turn.recall.request.frame) - len(frame),
             anchor=_hashed(turn.recall.anchor),
         )
+        # What was read together with the event that leads to this is weighed first.
+        out = self._unsent if conversation.link == self._reading else self._out
+        out += [SendFrame(conversation.link, frame), line]
 
     def _log(
         self, level: LogLevel, event: str, conversation: _Conversation, **fields: str | int
     ) -> None:
+        self._out.append(self._line(level, event, conversation, **fields))
+
+    def _line(
+        self, level: LogLevel, event: str, conversation: _Conversation, **fields: str | int
+    ) -> Log:
         session = conversation.session
         common: dict[str, str | int] = {
             "session": conversation.id,
             "generation": session.state.generation,
             "rule": session.rule,
         }
-        self._out.append(Log(level, event, {**fields, **common}))
+        return Log(level, event, {**fields, **common})
 
 
+# What the upstream said of the frame before, by closing its connection or in words.
+_TOO_LARGE = ErrorFrame(
+    status=413,
+    code="request_too_large",
+    message="The upstream does not take a request of this size: it has refused this one before.",
+)
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})

@@ -282,19 +282,22 @@ class Endpoint:
             self._drive(msg.LinkOpened(upstream.link))
         if heard.reply:
             self._out.append(tp.Send(conn, heard.reply))
-        if heard.messages and was_open:
-            self._drive(msg.MessagesReceived(upstream.link, heard.messages))
         loss = heard.loss
-        if loss is None or conn not in self._upstreams:
-            return
-        if loss.goodbye:
-            # Both sides have said close, or we told why we cannot go on: the TCP close is next.
-            self._out.append(tp.Close(conn))
-            self._part(conn, upstream)
-            self._drive(msg.LinkLost(upstream.link, loss.cause, loss.error))
-        else:
-            self._out.append(tp.Abort(conn))
-            self._lose(conn, loss.cause, loss.error)
+        lost = None if loss is None else msg.LinkLost(upstream.link, loss.cause, loss.error)
+        if loss is not None:
+            if loss.goodbye:
+                # Both sides have said close, or we told why we cannot go on: TCP's close is next.
+                self._out.append(tp.Close(conn))
+                self._part(conn, upstream)
+            else:
+                self._out.append(tp.Abort(conn))
+                self._forget_upstream(conn)
+        if not was_open:
+            return  # the bridge has closed the link before
+        if heard.messages:
+            self._drive(msg.MessagesReceived(upstream.link, heard.messages, lost))
+        elif lost is not None:
+            self._drive(lost)
 
     def _part(self, conn: int, upstream: Upstream) -> None:
         """Our side is closed: hear nothing more of the link."""

@@ -26,6 +26,7 @@ from bridgecore.wire.responses import (
     EventKind,
     InvalidBodyError,
     UpstreamEvent,
+    created_event,
     failed_event,
     final_response,
     keepalive_event,
@@ -57,10 +58,10 @@ class Exchange:
     turn: int
     stream: bool
     anchor: str | None = None  # the turn's previous_response_id
+    model: str | None = None  # the turn's
     begun: bool = False  # the head of the stream went out
     created: bytes | None = None  # the response.created event that the client has seen
     last: bytes | None = None  # the latest event of the response that the client has seen
-    items: list[bytes] = attrs.Factory(list)  # finished output items, for a JSON answer
 
 
 class Front:
@@ -172,7 +173,7 @@ class Front:
         except InvalidBodyError as exc:
             self._respond(http_error(400, "invalid_request_body", exc.message, param=exc.param))
             return None
-        self.answer = Exchange(turn, request.stream, request.previous_response_id)
+        self.answer = Exchange(turn, request.stream, request.previous_response_id, request.model)
         if request.stream:
             self.deadlines[Timer.HEAD] = now + self._config.head_timeout
         return TurnReceived(turn, request, head.headers)
@@ -210,33 +211,35 @@ class Front:
         return self._http.start_stream(_STREAM_HEADERS)
 
     def _collect(self, answer: Exchange, events: list[UpstreamEvent]) -> None:
-        """Assemble a JSON answer from the events that a stream would have."""
-        for event in events:
-            if event.type == b"response.output_item.done":
-                answer.items.append(event.data)
-            elif event.kind is EventKind.ENDED:
-                body = final_response(event, answer.items)
-                if event.type == b"response.failed":
-                    self._respond(render_failed_response(read_error(event.data), answer.anchor))
-                elif body is None:
-                    message = "The upstream ended its answer without a response."
-                    self._respond(http_error(502, "upstream_error", message))
-                else:
-                    self._finish(self._http.respond(200, [_JSON], body))
+        """Answer with the response object that the terminal event carries."""
+        terminal = events[-1]
+        if terminal.kind is not EventKind.ENDED:
+            return
+        if terminal.type == b"response.failed":
+            self._respond(render_failed_response(read_error(terminal.data), answer.anchor))
+        else:
+            self._finish(self._http.respond(200, [_JSON], final_response(terminal)))
 
     def error(self, error: HttpError, *, close: bool = False) -> None:
-        """End the answer with ``error``: a status before the head, ``response.failed`` after."""
+        """End the answer with ``error``: a status before the head, ``response.failed`` after.
+
+        After the head ``response.created`` is the first event in any case: SDK helpers for streams
+        raise an error of their own if it is another, and what had happened is lost.
+        """
         answer = self.answer
         if answer is None:
             return
         if not answer.begun:
             self._respond(error, close=close)
             return
-        sequence = max(0, sequence_number(answer.last) + 1) if answer.last is not None else 0
-        event = failed_event(
-            error.code, error.message, sequence, answer.created, f"resp_failed_{answer.turn}"
-        )
-        self.out.append(self._http.stream(encode_event(event)))
+        events = []
+        if answer.created is None:
+            created = created_event(None, f"resp_failed_{answer.turn}", answer.model)
+            answer.created = answer.last = created.data
+            events.append(created)
+        sequence = max(0, sequence_number(answer.last or b"") + 1)
+        events.append(failed_event(error.code, error.message, sequence, answer.created))
+        self.out.append(self._http.stream(b"".join([encode_event(event) for event in events])))
         self._finish(self._http.end_stream(), close=close)
 
     def _respond(

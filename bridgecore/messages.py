@@ -70,10 +70,16 @@ class LinkFrameSent:
 
 @attrs.define
 class MessagesReceived:
-    """Complete text messages came on the link, in order."""
+    """Complete text messages came on the link, in order.
+
+    ``lost``: the loss of the link, if it was read together with them. No ``LinkLost`` is reported
+    then. What one read brought is weighed before anything is sent: a frame that one of the
+    messages leads to is not sent on a link whose end was read behind them.
+    """
 
     link: int
     messages: list[bytes]
+    lost: LinkLost | None = None
 
 
 @attrs.define

@@ -132,7 +132,8 @@ class Memory:
             recall.standing = recall.alias.standing if recall.alias else Standing.UNKNOWN
             recall.node = self._held(scope, anchor, prompt, now)
             if recall.node is not None:
-                recall.standing = Standing.HELD
+                stored = recall.standing is Standing.STORED
+                recall.standing = Standing.HELD_STORED if stored else Standing.HELD
         elif prompt is not None and self._transcripts is not None:
             recall.match = self._transcripts.recognise(scope, prompt, now)
             if recall.match is not None:

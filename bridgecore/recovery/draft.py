@@ -17,6 +17,7 @@ import attrs
 from bridgecore.errors import InternalError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Answer, Effect, Form
+from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
@@ -33,6 +34,10 @@ _FORMS = {
     Action.SEND_FULL: Form.CLIENT_FULL,
 }
 _ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest go first
+# How many ids are remembered of one answer, and of answers that have ended on a socket. An upstream
+# uses one or two for an answer; stragglers come right after the end, so a few answers are enough.
+_IDS_OF_ONE = 8
+_IDS_ENDED = 16
 
 
 class Draft:
@@ -47,13 +52,14 @@ class Draft:
         self.effects: list[Effect] = []
         self.lifecycle, self.generation = state.lifecycle, state.generation
         self.live_anchor, self.taken, self.waiting = state.live_anchor, state.running, state.waiting
+        self.ended = state.ended
         self.refusals, self.worn, self.remote = state.refusals, state.worn, state.remote
         self.timers = dict(state.timers.entries)
 
     def finish(self) -> SessionState:
         """The state that the moves have led to."""
         timers = Timers.of(self.timers)
-        socket = (self.lifecycle, self.generation, self.live_anchor)
+        socket = (self.lifecycle, self.generation, self.live_anchor, self.ended)
         turns = (self.taken, self.waiting, self.refusals)
         return SessionState(*socket, *turns, self.worn, self.remote, timers)
 
@@ -64,12 +70,34 @@ class Draft:
             raise InternalError("no turn runs")
         return self.taken
 
+    @property
+    def standing(self) -> Standing:
+        """What is in hand for the running turn: without an anchor, once the client's own input went
+        in place of an injected one."""
+        running = self.running
+        gone = Form.CLIENT_FULL in (running.form, running.sent)
+        return Standing.UNANCHORED if gone else running.turn.standing
+
     def emit(self, effect: Effect) -> None:
         self.effects.append(effect)
 
     def advance(self, phase: AttemptPhase, *, paused: bool = False) -> None:
         """Record how far the attempt has come, and whether its client reads too slowly."""
         self.taken = attrs.evolve(self.running, phase=phase, paused=paused)
+
+    def name(self, response: str | None) -> None:
+        """Record an id by which the upstream calls the response of the running turn."""
+        known = self.running.responses
+        if response is not None and response not in known and len(known) < _IDS_OF_ONE:
+            self.taken = attrs.evolve(self.running, responses=(*known, response), doubtful=None)
+
+    def end_response(self, response: str | None) -> None:
+        """Record that the running turn's response has ended, under every id it was called by."""
+        self.name(response)
+        names = list(self.running.responses)
+        if response is not None and response not in names:
+            names.append(response)  # one of too many to be remembered before
+        self.ended = (*[name for name in self.ended if name not in names], *names)[-_IDS_ENDED:]
 
     def set_timer(self, timer: Timer, after: int) -> None:
         """Make ``timer`` due ``after`` ns from now."""
@@ -95,9 +123,13 @@ class Draft:
         """The event at hand goes to the client; as long as the turn may be replayed, it waits: the
         client must not see two answers begin (invariants 13, 14)."""
         running, policy = self.running, self.policy
-        again = policy.remedy(Situation.LOST_CREATED, running.turn.standing).action is Action.RESEND
+        again = policy.remedy(Situation.LOST_CREATED, self.standing).action is Action.RESEND
         early = running.phase is AttemptPhase.CREATED and running.replays < policy.budgets.replays
         self.emit(fx.DeliverEvent(running.turn.id, again and early and not self.remote))
+
+    def hold(self) -> None:
+        """The event at hand waits: it is not known yet whether it belongs to the running turn."""
+        self.emit(fx.DeliverEvent(self.running.turn.id, held=True))
 
     def fail(self, answer: Answer, failure: Failure | None) -> None:
         """End the turn with ``answer``."""
@@ -120,6 +152,7 @@ class Draft:
     def disconnected(self) -> None:
         """There is no socket any more, and what it remembered went with it."""
         self.lifecycle, self.live_anchor, self.worn = Lifecycle.CLOSED, None, False
+        self.ended = ()
         self.clear_timer(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
 
     def close(self) -> None:
@@ -169,6 +202,8 @@ class Draft:
         owned = self.remote and FailureKind.NOT_FOUND not in running.recovered
         if running.form is not None:
             self._send(running.form)
+        elif running.sent is Form.CLIENT_FULL:
+            self._send(running.sent)  # its injected anchor was given up for good
         elif anchor is None or anchor == self.live_anchor or owned:
             self._send(Form.AS_IS)
         else:
@@ -176,14 +211,21 @@ class Draft:
             self.recover(Situation.SEND_SKIPPED, None)
 
     def _send(self, form: Form) -> None:
-        self.taken = attrs.evolve(self.running, phase=AttemptPhase.SENDING, form=None)
+        self.taken = attrs.evolve(
+            self.running,
+            phase=AttemptPhase.SENDING,
+            form=None,
+            sent=form,
+            responses=(),
+            doubtful=None,
+        )
         self.lifecycle = Lifecycle.OPEN
         self.set_timer(Timer.CREATED, self.policy.timeouts.created)
         self.emit(fx.SendTurn(self.generation, self.running.turn.id, form))
 
     def recover(self, situation: Situation, failure: Failure | None) -> None:
         """Do for the running turn what the policy says about ``situation``."""
-        remedy = self.policy.remedy(situation, self.running.turn.standing)
+        remedy = self.policy.remedy(situation, self.standing)
         action, answer = remedy.action, remedy.answer
         if action is Action.REBIND:
             self.emit(fx.RebindSession())
@@ -191,8 +233,14 @@ class Draft:
         match action:
             case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:
                 self._try_again(_FORMS.get(action), situation, failure, answer)
+            case Action.SEND_OR_REHYDRATE:
+                form = Form.REHYDRATED if self._tried_in_vain() else Form.AS_IS
+                self._try_again(form, situation, failure, answer)
             case Action.REFUSE_BOUNDED:
                 self._refuse_bounded(answer, failure)
+            case Action.REFUSE_THEN_REHYDRATE:
+                self._count_refusal(self.running.turn.anchor)
+                self.fail(answer, failure)
             case Action.SURFACE:
                 self.fail(Answer.UPSTREAM_ERROR, failure)
             case Action.REFUSE | Action.FAIL:
@@ -211,8 +259,9 @@ class Draft:
             spent = running.replays >= self.policy.budgets.replays
             running = attrs.evolve(running, replays=running.replays + 1)
         elif failure is not None:
-            # Each kind of refusal is recovered once a turn: a second one is the same wedge.
-            spent = failure.kind in running.recovered
+            # Each kind of refusal is recovered once a turn, and what was refused is not sent again
+            # in the same form: it would be the same wedge.
+            spent = failure.kind in running.recovered or (form is not None and form is running.sent)
             running = attrs.evolve(running, recovered=running.recovered | {failure.kind})
         else:
             # Starting over on the socket that was skipped would skip it again, for ever.
@@ -225,13 +274,23 @@ class Draft:
 
     def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:
         anchor = self.running.turn.anchor
-        used = dict(self.refusals).get(anchor, 0)
-        if used >= self.policy.budgets.refusals:
+        if dict(self.refusals).get(anchor, 0) >= self.policy.budgets.refusals:
             self.fail(Answer.NOT_FOUND, failure)
             return
-        self.forgive(anchor)
-        self.refusals = (*self.refusals, (anchor, used + 1))[-_ANCHORS_COUNTED:]
+        self._count_refusal(anchor)
         self.fail(answer, failure)
+
+    def _count_refusal(self, anchor: str | None) -> None:
+        used = dict(self.refusals).get(anchor, 0)
+        most = max(1, self.policy.budgets.refusals)  # more of them change nothing any more
+        self.forgive(anchor)
+        self.refusals = (*self.refusals, (anchor, min(used + 1, most)))[-_ANCHORS_COUNTED:]
+
+    def _tried_in_vain(self) -> bool:
+        """Whether the anchor was sent before and led nowhere: it was not found or met silence."""
+        running = self.running
+        unknown = FailureKind.NOT_FOUND in running.recovered
+        return unknown or dict(self.refusals).get(running.turn.anchor, 0) > 0
 
     def forgive(self, anchor: str | None) -> None:
         """Forget how often ``anchor`` was refused; the counts of other anchors stand."""

@@ -53,15 +53,22 @@ class SendTurn:
 
 @attrs.frozen
 class DeliverEvent:
-    """The event at hand belongs to ``turn``: pass it on to its client. ``held``: only with the next
-    one that is not, because the turn may yet be replayed; a send of the turn forgets it."""
+    """The event at hand belongs to ``turn``: pass it on to its client.
+
+    ``held``: keep it, and pass it on right before the next event of the turn that is not held;
+    because the turn may yet be replayed, or because it may belong to an earlier response. What is
+    held is dropped when the turn is sent again, and when it names a response that turns out not
+    to be the turn's.
+    """
     turn: int
     held: bool = False
 
 @attrs.frozen
 class CompleteTurn:
-    """The event at hand was the terminal one of ``turn``: its answer is complete."""
+    """The event at hand was the terminal one of ``turn``: its answer is complete. ``responses``:
+    the ids by which the upstream has called it, one as a rule, the terminal event's own last."""
     turn: int
+    responses: tuple[str, ...] = ()
 
 @attrs.frozen
 class FailTurn:
@@ -72,6 +79,18 @@ class FailTurn:
     turn: int
     answer: Answer
     failure: Failure | None
+
+@attrs.frozen
+class StopInjecting:
+    """The anchor that was put in place of the history of ``turn`` was refused: never put it there
+    again, in any conversation."""
+    turn: int
+
+@attrs.frozen
+class StopRebuilding:
+    """The input that was rebuilt for ``turn`` was refused: do not rebuild it from what is held
+    again, so that the next try is another one."""
+    turn: int
 
 @attrs.frozen
 class RebindSession:
@@ -94,6 +113,6 @@ class Ignored:
 
 Effect: TypeAlias = (
     OpenConnection | CloseConnection | SendTurn | DeliverEvent | CompleteTurn | FailTurn
-    | RebindSession | WarmSession | RetireSession | Ignored
+    | StopInjecting | StopRebuilding | RebindSession | WarmSession | RetireSession | Ignored
 )
 # fmt: on

@@ -21,6 +21,7 @@ class Standing(enum.Enum):
     __hash__ = object.__hash__  # by identity: looked up for every event
     UNANCHORED = "unanchored"  # no anchor: the turn needs no server-side state
     HELD = "held"  # the bridge holds the whole chain and can send it in full
+    HELD_STORED = "held_stored"  # both: the id costs a few bytes, the chain works without it
     STORED = "stored"  # the response was made with store=true: any socket can continue it
     BOUND = "bound"  # known, but it lives only in the memory of the socket that made it
     UNKNOWN = "unknown"  # the bridge has never seen the id: only the upstream can tell
@@ -63,31 +64,45 @@ class ConnectionOpened:
 
 @attrs.frozen
 class ConnectionLost:
-    """The socket of ``generation`` is gone, or could not be opened. ``cause`` tells how."""
+    """The socket of ``generation`` is gone, or could not be opened. ``cause`` tells how.
+
+    ``unsent``: nothing of the frame of the last ``SendTurn`` has left, because the loss was read
+    together with the event that the send answers. Then the loss is not ambiguous.
+    """
     generation: int
     cause: Evidence
+    unsent: bool = False
 
 @attrs.frozen
 class FrameSent:
     """The turn's frame was handed to the operating system completely."""
     generation: int
 
+# Events of an answer carry the id of the response that they name, where they name one: an upstream
+# may send copies and stragglers of an earlier response after the next turn's frame went out.
+
 @attrs.frozen
 class ResponseCreated:
-    """``response.created`` came: the upstream has accepted the turn."""
+    """``response.created`` came: the upstream has accepted the turn. ``response``: its id."""
     generation: int
+    response: str | None = None
 
 @attrs.frozen
 class OutputReceived:
-    """An event of a running answer came; ``bearing``: one that bears output. While a turn is in
-    its output, further ones may be folded into ``Session.touch``."""
+    """An event of a running answer came.
+
+    ``bearing``: it bears output. ``room``: there is room to hold it back. ``response``: the id that
+    it names. While a turn is in its output, further ones may be folded into ``Session.touch``.
+    """
     generation: int
     bearing: bool = True
+    room: bool = True
+    response: str | None = None
 
 @attrs.frozen
 class ResponseEnded:
     """The terminal event came. ``response`` is the id of the response that ended; ``cause``, why
-    it failed, if it did."""
+    it failed, if it did: the upstream's words, or ``Malformed`` if the event cannot be read."""
     generation: int
     outcome: Outcome
     response: str | None = None
@@ -95,9 +110,11 @@ class ResponseEnded:
 
 @attrs.frozen
 class UpstreamRefused:
-    """An in-band error frame came."""
+    """An in-band error frame came. ``unsent``: the frame was not sent, because the upstream has
+    refused that very frame before, for ``cause``."""
     generation: int
     cause: Evidence
+    unsent: bool = False
 
 @attrs.frozen
 class RelayPaused:

@@ -66,6 +66,7 @@ class FailureKind(enum.Enum):
     CONNECTION_LIMIT = "connection_limit"  # the socket is too old for the upstream
     RATE_LIMITED = "rate_limited"  # the upstream refused: too much
     INVALID = "invalid"  # the upstream refused: the request (a 4xx)
+    TOO_LARGE = "too_large"  # the upstream takes no frame of this size, and processed nothing
     SERVER_ERROR = "server_error"  # the upstream refused: its own trouble, or no reason given
 
 @attrs.frozen
@@ -101,7 +102,9 @@ _NOT_FOUND_TEXT = re.compile(
 def classify(evidence: Evidence) -> Failure:
     """Tell what kind of failure ``evidence`` shows. Total: every evidence has a kind."""
     if isinstance(evidence, Closed):
-        return Failure(FailureKind.LOST, f"close {evidence.code}")
+        # RFC 6455, section 7.4.1: 1009 says that a message was too big to process.
+        kind = FailureKind.TOO_LARGE if evidence.code == 1009 else FailureKind.LOST
+        return Failure(kind, f"close {evidence.code}")
     if isinstance(evidence, Malformed):
         return Failure(FailureKind.LOST, evidence.reason)
     if isinstance(evidence, TimedOut):

@@ -32,6 +32,7 @@ class Situation(enum.Enum):
     SILENT = "no response.created until the deadline"
     NOT_FOUND = "refused by upstream: not found"
     CONNECTION_LIMIT = "refused by upstream: connection limit"
+    TOO_LARGE = "refused by upstream: too large"
     REFUSED = "refused by upstream: anything else"
     LOST_CREATED = "lost after response.created, no output yet"
     LOST_OUTPUT = "lost after output"
@@ -43,10 +44,12 @@ class Action(enum.Enum):
     """What is done for the turn."""
     SEND = "send"  # as it is, its anchor included, on the socket at hand
     REHYDRATE = "rehydrate"  # the full input from the transcript, no anchor
+    SEND_OR_REHYDRATE = "send, then rehydrate"  # as it is; if that failed before, in full
     SEND_FULL = "send full"  # the client's own full input, no anchor
     RESEND = "resend"  # reconnect if need be and start over, within the budget
     REFUSE = "refuse"  # end the turn with ``answer``: retriable
     REFUSE_BOUNDED = "refuse, then not-found"  # the same a bounded number of times, then honestly
+    REFUSE_THEN_REHYDRATE = "refuse, next try rehydrates"  # retriable; then without the anchor
     SURFACE = "surface"  # relay the upstream's own answer
     FAIL = "fail"  # end the turn with ``answer``: its answer had begun
     REBIND = "rebind"  # own the session here, and start over
@@ -141,11 +144,19 @@ _SURFACE = Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)
 _FAIL = Remedy(Action.FAIL, _INCOMPLETE)
 _LOST = _bounded(_UNAVAILABLE)
 _TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
+# The id that the upstream stores costs a few bytes, the whole chain many thousand. So the id goes
+# first; where the upstream does not know it or falls silent over it, the chain is at hand.
+_STORED_FIRST = Remedy(Action.SEND_OR_REHYDRATE, _UNAVAILABLE)
+_SILENT_STORED = Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT)
+# What was put in place of the client's history is the bridge's own doing: whatever is wrong with
+# it, the client's input goes as it came, and only what is said about that reaches the client.
+_FULL_INSTEAD = Remedy(Action.SEND_FULL, Answer.UPSTREAM_ERROR)
 _LIE, _LATE_LIE = _refuse(Answer.NOT_FOUND), Remedy(Action.FAIL, Answer.NOT_FOUND)
 
-# The columns, in the order of Standing: unanchored, held, stored, bound, unknown, injected.
+# The columns, in the order of Standing: unanchored, held, held and stored, stored, bound, unknown,
+# injected.
 _DEFAULT_ROWS: dict[Situation, _Row] = {
-    Situation.SEND_SKIPPED: (_SEND, _REHYDRATE, _SEND, _LOST, _SEND, _FULL),
+    Situation.SEND_SKIPPED: (_SEND, _REHYDRATE, _STORED_FIRST, _SEND, _LOST, _SEND, _FULL),
     Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE)),
     Situation.UPGRADE_REJECTED: _row(_SURFACE),
     # From SENDING on the upstream may have the turn: a resend could run it twice (invariant 11).
@@ -153,12 +164,14 @@ _DEFAULT_ROWS: dict[Situation, _Row] = {
     Situation.LOST_SENT: _row(_refuse(_INCOMPLETE)),
     # A silent upstream is the wedge that never ends by itself: what the next try would send just
     # so again is refused a bounded number of times only (invariant 5).
-    Situation.SILENT: (_TOO_LATE, _TOO_LATE, _SILENT, _SILENT, _SILENT, _TOO_LATE),
-    Situation.NOT_FOUND: (_SURFACE, _REHYDRATE, _LOST, _LOST, _SURFACE, _FULL),
+    Situation.SILENT: (_TOO_LATE, _TOO_LATE, _SILENT_STORED, _SILENT, _SILENT, _SILENT, _TOO_LATE),
+    Situation.NOT_FOUND: (_SURFACE, _REHYDRATE, _REHYDRATE, _LOST, _LOST, _SURFACE, _FULL),
     # The upstream refused before generating, so a second send is safe; on the fresh socket the
     # row SEND_SKIPPED decides.
     Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
-    Situation.REFUSED: _row(_SURFACE),
+    # The frame was not processed and never will be; any other form of the turn is larger.
+    Situation.TOO_LARGE: _row(_SURFACE),
+    Situation.REFUSED: (*_row(_SURFACE)[:-1], _FULL_INSTEAD),
     Situation.LOST_CREATED: _row(_FAIL),
     Situation.LOST_OUTPUT: _row(_FAIL),
     Situation.OWNER_LOST: _row(Remedy(Action.REBIND, _OWNER)),
@@ -175,7 +188,7 @@ _PR397_ROWS: dict[Situation, _Row] = {
 }
 _V1_12_ROWS: dict[Situation, _Row] = {
     **_PR397_ROWS,
-    Situation.SEND_SKIPPED: (_SEND, _LIE, _SEND, _LIE, _SEND, _FULL),
+    Situation.SEND_SKIPPED: (_SEND, _LIE, _SEND, _SEND, _LIE, _SEND, _FULL),
     Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE), _LIE),
     Situation.LOST_SENDING: _row(_resend(_OWNER), _LIE),
     Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _LIE),

@@ -9,6 +9,8 @@ are the mechanics, the same for everyone: sockets, generations, timers, queues. 
 Three things are settled before a rule is looked up, because they hold in every phase:
 
 * an event of an old connection generation is ignored by name (invariant 42);
+* an event that names a response which has ended, and not the running one, is ignored by name:
+  upstreams send copies and stragglers after the next turn's frame went out (invariant 24);
 * a deadline that is not due is ignored by name (invariant 44);
 * a deadline that is due is cleared first, so it cannot fire again (invariant 29).
 
@@ -28,7 +30,7 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
-from bridgecore.recovery.failure import Evidence, FailureKind, TimedOut, classify
+from bridgecore.recovery.failure import Evidence, FailureKind, Malformed, TimedOut, classify
 from bridgecore.recovery.policy import Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Timer
@@ -74,6 +76,7 @@ EVENT_KEYS: tuple[EventKey, ...] = (*get_args(ev.Event)[:-1], *SESSION_TIMERS)
 # Rules that hold in every phase, before the table is looked at.
 STALE_GENERATION = "stale-generation"
 SPURIOUS_DEADLINE = "spurious-deadline"
+ENDED_RESPONSE = "ended-response"
 
 
 def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Transition:
@@ -95,6 +98,8 @@ def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Tran
             raise LocalProtocolError(f"{event}, but the latest generation is {state.generation}")
         if generation < state.generation:
             return Transition(state, (fx.Ignored("its connection is gone"),), STALE_GENERATION)
+        if _names_an_ended_response(state, event):
+            return Transition(state, (fx.Ignored("its response has ended"),), ENDED_RESPONSE)
     rule = RULES[state.phase, key]
     if rule.handling is Handling.ILLEGAL:
         raise LocalProtocolError(f"{event} in phase {state.phase.value}: {rule.doc}")
@@ -105,6 +110,18 @@ def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Tran
         draft.clear_timer(key)
     rule.apply(draft, event)
     return Transition(draft.finish(), tuple(draft.effects), rule.id)
+
+
+def _names_an_ended_response(state: SessionState, event: ev.Event) -> bool:
+    """Whether ``event`` is about a response that ended before the running turn was sent."""
+    name = getattr(event, "response", None)
+    running = state.running
+    if name is None or running is None or name not in state.ended:
+        return False
+    if name in running.responses or name == running.doubtful:
+        return False
+    # Some upstreams call all responses of a chain by one id: see the rule "created".
+    return not (isinstance(event, ev.ResponseCreated) and state.phase in _UNANSWERED)
 
 
 # ---------------------------------------------------------------- registration
@@ -245,10 +262,24 @@ def _loss(draft: Draft, mine: Situation) -> Situation:
 
 @_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
 def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
-    """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5)."""
+    """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5).
+
+    If nothing of its frame had left, it is as if the socket had closed between turns (row 1). A
+    close for size means that the frame was not processed and never will be.
+    """
+    failure = classify(event.cause)
     situation = _loss(draft, _LOST[draft.phase])
+    unsent = event.unsent and draft.phase is _P.SENDING
     draft.disconnected()
-    draft.recover(situation, classify(event.cause))
+    if unsent:
+        draft.taken = attrs.evolve(draft.running, form=draft.running.sent)
+        draft.start()
+        return
+    sized = failure.kind is FailureKind.TOO_LARGE and situation in _UNACCEPTED
+    draft.recover(Situation.TOO_LARGE if sized else situation, failure)
+
+
+_UNACCEPTED = (Situation.LOST_SENDING, Situation.LOST_SENT)
 
 
 @_rule("frame-sent", ev.FrameSent, _P.SENDING)
@@ -260,13 +291,39 @@ def _frame_sent(draft: Draft, event: ev.FrameSent) -> None:
 
 @_rule("created", ev.ResponseCreated, *_UNANSWERED)
 def _created(draft: Draft, event: ev.ResponseCreated) -> None:
-    """The upstream accepted the turn: from here on nothing is replayed."""
+    """The upstream accepted the turn: from here on nothing is replayed.
+
+    If it names a response that has ended, it may be a late copy, or the upstream calls all
+    responses of a chain by one id. It waits until output or the end, which a copy has not, comes.
+    """
+    if event.response is not None and event.response in draft.ended:
+        if draft.running.doubtful is None:
+            draft.taken = attrs.evolve(draft.running, doubtful=event.response)
+            draft.hold()
+        else:
+            draft.emit(fx.Ignored(_ONE_CREATED))
+        return
+    draft.name(event.response)
     _accepted(draft, AttemptPhase.CREATED)
 
 
 @_rule("output-uncreated", ev.OutputReceived, *_UNANSWERED)
 def _output_uncreated(draft: Draft, event: ev.OutputReceived) -> None:
-    """An answer from an upstream that left response.created out: accepted all the same."""
+    """An answer from an upstream that left response.created out: accepted all the same.
+
+    What comes after a response.created in doubt waits with it, until there is output. Where there
+    is no room to wait, the upstream does not speak the protocol: its socket is as good as lost.
+    """
+    doubtful = draft.running.doubtful
+    if not event.bearing and not event.room:
+        situation = _loss(draft, _LOST[draft.phase])
+        draft.close()
+        draft.recover(situation, classify(Malformed("too much before response.created")))
+        return
+    if doubtful is not None and not event.bearing and event.response in (None, doubtful):
+        draft.hold()
+        return
+    draft.name(event.response or doubtful)
     _accepted(draft, AttemptPhase.OUTPUT if event.bearing else AttemptPhase.CREATED)
 
 
@@ -280,9 +337,12 @@ def _accepted(draft: Draft, phase: AttemptPhase) -> None:
 
 @_rule("output", ev.OutputReceived, *_ANSWERING)
 def _output(draft: Draft, event: ev.OutputReceived) -> None:
-    """Output goes to the turn that caused it; the upstream is alive."""
+    """Output goes to the turn that caused it; the upstream is alive. What there is no room to hold
+    back is shown, and from then on nothing is replayed."""
+    draft.name(event.response)
     running = draft.running
-    draft.advance(AttemptPhase.OUTPUT if event.bearing else running.phase, paused=running.paused)
+    shown = event.bearing or not event.room
+    draft.advance(AttemptPhase.OUTPUT if shown else running.phase, paused=running.paused)
     if not running.paused:
         draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
     draft.deliver()
@@ -290,34 +350,57 @@ def _output(draft: Draft, event: ev.OutputReceived) -> None:
 
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
-    """The terminal event: the turn is complete; only a completed response becomes an anchor.
+    """The terminal event: the turn is complete; a completed or incomplete response becomes the
+    anchor that the socket knows, a failed one does not.
 
     A response that failed before it was created is a refusal by another name; one that failed for
-    want of an anchor, where the turn can be said without, is no word for its client.
+    want of an anchor, where the turn can be said without, is no word for its client. A terminal
+    event that cannot be read is the upstream's failure.
     """
+    draft.end_response(event.response or draft.running.doubtful)
+    if isinstance(event.cause, Malformed):
+        # The upstream has run the turn, so it is not tried again.
+        draft.live_anchor = None
+        if draft.running.phase is AttemptPhase.SENDING:
+            draft.close()
+        draft.fail(fx.Answer.UPSTREAM_ERROR, classify(event.cause))
+        return
     if event.cause is not None:
         refused = ev.UpstreamRefused(event.generation, event.cause)
         if draft.phase in _UNANSWERED:
             _refused(draft, refused)
             return
         kind = classify(event.cause).kind
-        if kind is FailureKind.NOT_FOUND and draft.running.turn.standing in _OURS:
+        if kind is FailureKind.NOT_FOUND and draft.standing in _OURS:
             _refused_answering(draft, refused)
             return
     draft.forgive(draft.running.turn.anchor)
-    draft.live_anchor = event.response if event.outcome is ev.Outcome.COMPLETED else None
+    last = event.response
+    names = tuple(name for name in draft.running.responses if name != last)
+    names = names if last is None else (*names, last)
+    draft.live_anchor = None
+    if event.outcome is not ev.Outcome.FAILED and names:
+        draft.live_anchor = names[-1]
     if draft.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.
         draft.close()
-    draft.emit(fx.CompleteTurn(draft.running.turn.id))
+    draft.emit(fx.CompleteTurn(draft.running.turn.id, names))
     draft.release()
 
 
-_OURS = (ev.Standing.UNANCHORED, ev.Standing.HELD, ev.Standing.INJECTED)  # need no anchor
+_OURS = (  # need no anchor
+    ev.Standing.UNANCHORED,
+    ev.Standing.HELD,
+    ev.Standing.HELD_STORED,
+    ev.Standing.INJECTED,
+)
 _REFUSED = {
     FailureKind.NOT_FOUND: Situation.NOT_FOUND,
     FailureKind.CONNECTION_LIMIT: Situation.CONNECTION_LIMIT,
+    FailureKind.TOO_LARGE: Situation.TOO_LARGE,
 }
+# Refusals that say nothing about what was put in place of the client's words.
+_NOT_OF_THE_INPUT = (FailureKind.CONNECTION_LIMIT, FailureKind.TOO_LARGE)
 
 
 @_rule("refused", ev.UpstreamRefused, *_UNANSWERED)
@@ -325,11 +408,17 @@ def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
     """The upstream refused the turn before generating: the policy may try another way."""
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
-    if draft.running.turn.anchor == draft.live_anchor:
+    running = draft.running
+    if running.turn.anchor == draft.live_anchor and not event.unsent:
         # An in-band refusal evicts the id it referred to from the socket's memory.
         draft.live_anchor = None
-    if situation is Situation.CONNECTION_LIMIT or draft.running.phase is AttemptPhase.SENDING:
+    cut = running.phase is AttemptPhase.SENDING and not event.unsent
+    if situation is Situation.CONNECTION_LIMIT or cut:
         draft.close()
+    if draft.standing is ev.Standing.INJECTED and failure.kind not in _NOT_OF_THE_INPUT:
+        draft.emit(fx.StopInjecting(running.turn.id))
+    if running.sent is fx.Form.REHYDRATED and failure.kind is FailureKind.INVALID:
+        draft.emit(fx.StopRebuilding(running.turn.id))
     draft.recover(situation, failure)
 
 
@@ -338,7 +427,7 @@ def _refused_answering(draft: Draft, event: ev.UpstreamRefused) -> None:
     """An error frame in mid-answer ends the turn; whether more would come, nobody knows."""
     failure = classify(event.cause)
     # What is wrong with an anchor or a socket is no word for the client of an accepted turn.
-    lost = failure.kind in _REFUSED
+    lost = failure.kind in (FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT)
     draft.close()
     draft.fail(fx.Answer.STREAM_INCOMPLETE if lost else fx.Answer.UPSTREAM_ERROR, failure)
 

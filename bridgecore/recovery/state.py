@@ -52,6 +52,9 @@ class Running:
     turn: Turn
     phase: AttemptPhase = AttemptPhase.UNSENT
     form: Form | None = None  # how it goes upstream next, once that is decided
+    sent: Form | None = None  # how it went upstream last
+    responses: tuple[str, ...] = ()  # the ids by which the upstream has called its response
+    doubtful: str | None = None  # the id of a response.created that names a response of before
     replays: int = 0  # resends after a loss, over all paths together (invariant 12)
     recovered: frozenset[FailureKind] = frozenset()  # upstream refusals recovered so far
     fallback: Answer | None = None  # what to say if the recovery under way fails, too
@@ -75,6 +78,7 @@ class SessionState:
     lifecycle: Lifecycle = Lifecycle.CLOSED
     generation: int = 0  # of the latest connect; grows, never reused
     live_anchor: str | None = None  # the response that the present socket remembers
+    ended: tuple[str, ...] = ()  # ids of responses that ended on the present socket, latest last
     running: Running | None = None
     waiting: tuple[Waiting, ...] = ()
     refusals: tuple[tuple[str | None, int], ...] = ()  # bounded refusals used up, by anchor

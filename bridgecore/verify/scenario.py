@@ -21,13 +21,16 @@ Settings, which print nothing and stand before the first command:
   ``remote``                       another replica owns the session
 Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
-  ``opened [early=DURATION]``     ``sent``     ``created``     ``output``
-  ``progress`` (an event of an answer that bears no output)
+  ``opened [early=DURATION]``     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
+  ``progress [RESPONSE]`` (an event of an answer that bears no output)
+  ``output`` and ``progress`` take ``room=0``: there is no room to hold the event back
   ``ended completed|incomplete [RESPONSE]``
   ``ended failed [RESPONSE] [status=N] [code=X] ...`` (as below: why)
+  ``ended failed [RESPONSE] malformed=WORD`` (the terminal event cannot be read)
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
   ``lost timeout TIMER``
   ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
+  ``lost`` and ``refused`` take ``unsent=1``: nothing of the frame had left
   ``evict``     ``deadline TIMER`` (reported whether it is due or not)
 And those that are no event:
   ``advance DURATION``  let time pass (``250ms``, ``10s``); each deadline is reported when due
@@ -37,7 +40,7 @@ And those that are no event:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, assert_never
 
 import attrs
@@ -304,35 +307,41 @@ def _event(line: _Line, latest: int) -> ev.Event:
         return ev.RelayPaused(turn, command == "pause")
     generation = _number(line.options.get("generation", str(latest)))
     if command == "lost":
-        return ev.ConnectionLost(generation, _cause(line))
+        return ev.ConnectionLost(generation, _cause(line), _flag(line, "unsent"))
     if command == "refused":
-        _only(line, 0, "generation", *_FRAME_FIELDS)
-        return ev.UpstreamRefused(generation, _error_frame(line))
+        _only(line, 0, "generation", "unsent", *_FRAME_FIELDS)
+        return ev.UpstreamRefused(generation, _error_frame(line), _flag(line, "unsent"))
     if command == "ended":
         count = 2 if len(arguments) == 2 else 1
         failed = "failed" in arguments[:1]
-        fields = _FRAME_FIELDS if failed else ()
+        fields = ("malformed", *_FRAME_FIELDS) if failed else ()
         outcome, *response = _only(line, count, "generation", *fields)
         if outcome not in {known.value for known in ev.Outcome}:
             raise _UnreadableError(f"no response ends as {outcome}")
-        cause = _error_frame(line) if failed else None
+        cause: Evidence | None = _error_frame(line) if failed else None
+        if "malformed" in line.options:
+            cause = Malformed(line.options["malformed"])
         name = response[0] if response else None
         return ev.ResponseEnded(generation, ev.Outcome(outcome), name, cause)
     if command == "opened":
         _only(line, 0, "generation", "early")
         return ev.ConnectionOpened(generation, _duration(line.options.get("early", "0s")))
-    if command in _PLAIN:
+    if command == "sent":
         _only(line, 0, "generation")
-        return _PLAIN[command](generation)
+        return ev.FrameSent(generation)
+    if command == "created":
+        _only(line, len(arguments[:1]), "generation")
+        return ev.ResponseCreated(generation, arguments[0] if arguments else None)
+    if command in ("output", "progress"):
+        _only(line, len(arguments[:1]), "generation", "room")
+        room = _flag(line, "room", default=True)
+        name = arguments[0] if arguments else None
+        return ev.OutputReceived(generation, command == "output", room, name)
     raise _UnreadableError("unknown command")
 
 
-_PLAIN: Mapping[str, Callable[[int], ev.Event]] = {
-    "sent": ev.FrameSent,
-    "created": ev.ResponseCreated,
-    "output": ev.OutputReceived,
-    "progress": lambda generation: ev.OutputReceived(generation, bearing=False),
-}
+def _flag(line: _Line, name: str, *, default: bool = False) -> bool:
+    return _number(line.options.get(name, str(int(default)))) > 0
 
 
 def _turn(line: _Line) -> ev.Turn:
@@ -345,7 +354,7 @@ def _turn(line: _Line) -> ev.Turn:
 
 
 def _cause(line: _Line) -> Evidence:
-    kind, word = _only(line, 2, "generation", "retry_after")
+    kind, word = _only(line, 2, "generation", "retry_after", "unsent")
     wait = line.options.get("retry_after")
     if wait is not None and kind != "upgrade":
         raise _UnreadableError("retry_after is for an upgrade")
@@ -399,19 +408,24 @@ def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.ConnectionOpened):
         return f"opened early={event.early // _UNITS['ms']}ms" if event.early else "opened"
     if isinstance(event, ev.ConnectionLost):
-        return f"lost {_cause_of(event.cause)}"
+        return f"lost {_cause_of(event.cause)}{' unsent=1' if event.unsent else ''}"
     if isinstance(event, ev.FrameSent):
         return "sent"
     if isinstance(event, ev.ResponseCreated):
-        return "created"
+        return f"created{_name_of(event.response)}"
     if isinstance(event, ev.OutputReceived):
-        return "output" if event.bearing else "progress"
+        command = "output" if event.bearing else "progress"
+        return f"{command}{_name_of(event.response)}{'' if event.room else ' room=0'}"
     if isinstance(event, ev.ResponseEnded):
-        response = "" if event.response is None else f" {_quoted(event.response)}"
-        cause = () if event.cause is None else _options_of(event.cause)
-        return " ".join([f"ended {event.outcome.value}{response}", *cause])
+        cause: Iterable[str] = ()
+        if isinstance(event.cause, Malformed):
+            cause = (f"malformed={_quoted(event.cause.reason)}",)
+        elif event.cause is not None:
+            cause = _options_of(event.cause)
+        return " ".join([f"ended {event.outcome.value}{_name_of(event.response)}", *cause])
     if isinstance(event, ev.UpstreamRefused):
-        return " ".join(["refused", *_options_of(event.cause)])
+        unsent = ("unsent=1",) if event.unsent else ()
+        return " ".join(["refused", *_options_of(event.cause), *unsent])
     if isinstance(event, ev.RelayPaused):
         return f"{'pause' if event.paused else 'resume'} {event.turn}"
     if isinstance(event, ev.EvictionRequested):
@@ -419,6 +433,10 @@ def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.DeadlineReached):
         return f"deadline {event.timer.value}"
     assert_never(event)
+
+
+def _name_of(response: str | None) -> str:
+    return "" if response is None else f" {_quoted(response)}"
 
 
 def _cause_of(cause: Evidence) -> str:
@@ -469,6 +487,10 @@ def describe(effect: fx.Effect) -> str:
         failure = effect.failure
         why = "" if failure is None else f" ({failure.kind.value}: {failure.detail})"
         return f"fail turn {effect.turn}: {effect.answer.value}{why}"
+    if isinstance(effect, fx.StopInjecting):
+        return f"stop injecting the anchor of turn {effect.turn}"
+    if isinstance(effect, fx.StopRebuilding):
+        return f"stop rebuilding the input of turn {effect.turn}"
     if isinstance(effect, fx.RebindSession):
         return "rebind session"
     if isinstance(effect, fx.WarmSession):

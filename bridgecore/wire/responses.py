@@ -9,13 +9,21 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import Any
+from functools import lru_cache
+from typing import Any, TypeGuard
 
 import attrs
 import msgspec
 
 from bridgecore.recovery.events import Outcome
 from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.jsontext import (
+    UnreadableError,
+    read_array,
+    read_members,
+    read_value,
+    write_object,
+)
 
 # ---------------------------------------------------------------- requests
 
@@ -111,18 +119,26 @@ class EventKind(enum.Enum):
     OUTPUT = "output"
     ENDED = "ended"  # the terminal event
     ERROR = "error"  # an in-band error frame
-    OTHER = "other"  # not of a response: unknown to us, passed through
+    OTHER = "other"  # not known here, or not of a response: passed through
 
 
 @attrs.define
 class UpstreamEvent:
-    """One event. ``data`` is the JSON text as it came; ``type`` is safe in an SSE field."""
+    """One event. ``data`` is the JSON text as it came; ``type`` is safe in an SSE field.
+
+    ``response`` and ``item`` are the ids of the response and of the output item that it names.
+    """
 
     kind: EventKind
     type: bytes
     data: bytes
+    response: str | None = None
+    item: str | None = None
 
 
+ITEM_ADDED = b"response.output_item.added"
+ITEM_DONE = b"response.output_item.done"
+_FAILED = b"response.failed"
 _KINDS = {
     b"response.created": EventKind.CREATED,
     b"response.queued": EventKind.PROGRESS,
@@ -130,110 +146,314 @@ _KINDS = {
     b"response.completed": EventKind.ENDED,
     b"response.failed": EventKind.ENDED,
     b"response.incomplete": EventKind.ENDED,
+    # The only end that some upstreams send; others send response.done after response.completed.
+    b"response.done": EventKind.ENDED,
+    b"response.cancelled": EventKind.ENDED,
+    b"response.canceled": EventKind.ENDED,
     b"error": EventKind.ERROR,
 }
+# The families of events that bear output (API reference, "Streaming events"): an output item, a
+# part of one, or the progress of a tool that the service itself runs. Any other ``response.*``
+# event says something about the response, as ``response.metadata`` does: recovery goes on.
+_OUTPUT = re.compile(
+    rb"response\.(?:output_\w+|content_part|refusal|reasoning\w*|audio\w*|function_call\w*"
+    rb"|custom_tool_call\w*|mcp_\w+|\w+_call(?:_\w+)?)\.\w+"
+)
 _OUTCOMES = {
     b"response.completed": Outcome.COMPLETED,
     b"response.failed": Outcome.FAILED,
     b"response.incomplete": Outcome.INCOMPLETE,
 }
-# How every known upstream begins an event. Names of other characters are read with care.
-_BEGINNING = re.compile(rb'\{"type":"([-.:\w]{1,128})"[,}]', re.ASCII)
 
 
-class _Typed(msgspec.Struct):
+class _Named(msgspec.Struct):
+    id: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    """What routing needs of an event. Everything else is skipped, not built."""
+
     type: str
+    response: _Named | None = None
+    response_id: str | None = None
+    item_id: str | None = None
+    item: _Named | None = None
 
 
-_typed = msgspec.json.Decoder(_Typed)
+_envelope = msgspec.json.Decoder(_Envelope)
 
 
 def read_event(data: bytes) -> UpstreamEvent | None:
-    """Tell what an upstream message is; None if it is no JSON object with a string ``type``.
+    """Tell what an upstream message is.
 
-    A message that begins with its type, as every known upstream sends it, is not parsed further.
+    None: it is noise. That is anything but a JSON object with a string ``type``, unless it is an
+    error in one of the shapes that have no type. Upstreams that were SSE servers yesterday, or
+    that keep their sockets warm, send blank frames, ``null``, ``ping`` and ``[DONE]``.
     """
-    match = _BEGINNING.match(data)
-    if match is not None and data.endswith(b"}"):
-        name = match[1]
-        return UpstreamEvent(_kind(name), name, data)
     try:
-        text = _typed.decode(data).type
+        found = _envelope.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _read_odd_event(data)  # not JSON, or a member that is not of the usual type
+    response, item = found.response, found.item
+    return _event(
+        data,
+        found.type,
+        response.id if response is not None else found.response_id,
+        item.id if item is not None else found.item_id,
+    )
+
+
+def _read_odd_event(data: bytes) -> UpstreamEvent | None:
+    try:
+        value = read_value(data)
+    except UnreadableError:
         return None
-    name = text.encode()
-    if not text or not text.isprintable():
+    if not isinstance(value, dict):
+        return None
+    name = value.get("type")
+    if not isinstance(name, str):
+        # In some shapes an error has no type (protocol notes): but it is an error.
+        wrong = value.get("error") or value.get("detail")
+        return UpstreamEvent(EventKind.ERROR, b"error", data) if wrong else None
+    response = _member_of(value.get("response"), "id") or _member_of(value, "response_id")
+    item = _member_of(value.get("item"), "id") or _member_of(value, "item_id")
+    return _event(data, name, response, item)
+
+
+def _member_of(value: object, name: str) -> str | None:
+    found = value.get(name) if isinstance(value, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _event(data: bytes, name: str, response: str | None, item: str | None) -> UpstreamEvent | None:
+    known = _kind(name)
+    if known is None:
+        return None
+    return UpstreamEvent(*known, data, response or None, item or None)
+
+
+@lru_cache(maxsize=256)  # most events have one of some thirty names
+def _kind(name: str) -> tuple[EventKind, bytes] | None:
+    """What events of that name are, and the name as bytes; None if no SSE field can say it."""
+    if not name or not name.isprintable():
         return None  # it would break out of its SSE field, or be none
-    return UpstreamEvent(_kind(name), name, data)
-
-
-def _kind(name: bytes) -> EventKind:
-    kind = _KINDS.get(name)
-    if kind is not None:
-        return kind
-    return EventKind.OUTPUT if name.startswith(b"response.") else EventKind.OTHER
-
-
-def outcome_of(event: UpstreamEvent) -> Outcome:
-    """How a terminal event ended its response."""
-    return _OUTCOMES[event.type]
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        return None  # half a surrogate pair
+    kind = _KINDS.get(raw)
+    if kind is None:
+        kind = EventKind.OUTPUT if _OUTPUT.fullmatch(raw) else EventKind.OTHER
+    return kind, raw
 
 
 def _object(data: bytes) -> dict[str, Any]:
     """``data`` as an object; empty if it is none. For the few events that are read in full."""
     try:
-        value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = read_value(data)
+    except UnreadableError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-class _ResponseId(msgspec.Struct):
-    id: str | None = None
+# ---------------------------------------------------------------- terminal events
 
 
-class _WithResponse(msgspec.Struct):
-    response: _ResponseId | None = None
+@attrs.frozen
+class Terminal:
+    """A terminal event, read once, as the client is shown it.
+
+    Attributes:
+        event: one of the three standard ones, its output complete.
+        outcome: what the event says.
+        response: the response object.
+        response_id: its id.
+        output: its items, None if nobody knows them.
+        store: whether the upstream stores it; None if it does not say.
+        usage: tokens of the whole context that was read, and of what was written, as the upstream
+            counted them; zeros if it did not.
+    """
+
+    event: UpstreamEvent
+    outcome: Outcome
+    response: bytes
+    response_id: str | None
+    output: list[bytes] | None
+    store: bool | None
+    usage: tuple[int, int]
 
 
-_with_response = msgspec.json.Decoder(_WithResponse)
+_STANDARD = {
+    "completed": b"response.completed",
+    "incomplete": b"response.incomplete",
+    "failed": _FAILED,
+    "cancelled": _FAILED,
+    "canceled": _FAILED,
+}
+_CANCELLED = (
+    b'{"code":"response_cancelled","message":"The upstream cancelled the response before its end."}'
+)
 
 
-def response_id(event: UpstreamEvent) -> str | None:
-    """The id of the response that ``event`` (created or terminal) carries, if it has one."""
+def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | None:
+    """Read a terminal event; None if it carries no response that can be read.
+
+    Two things are mended, so that the stream, the JSON answer and what is remembered say the same;
+    otherwise the event stays as it came, byte for byte:
+
+    * an ``output`` that is empty, shorter than what was streamed or malformed is completed from
+      ``streamed``, the ``response.output_item.done`` events of the answer;
+    * ``response.done`` and ``response.cancelled`` become the standard event that the response's
+      ``status`` names. A cancelled response is a failed one to those who wait for its answer.
+    """
     try:
-        response = _with_response.decode(event.data).response
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        members = read_members(event.data)
+        response = read_members(members.get("response", b""))
+    except UnreadableError:
         return None
-    return None if response is None else response.id
+    mended = False
+    name = event.type
+    if name not in _OUTCOMES:
+        name = _STANDARD.get(_text_of(response.get("status")), b"response.completed")
+        members["type"] = b'"%b"' % name
+        mended = True
+        if name == _FAILED and not response.get("error", b"").startswith(b"{"):
+            response["error"] = _CANCELLED
+    output = _read_output(response.get("output"))
+    if name != _FAILED:
+        completed = _completed(output, streamed)
+        if completed is not None:
+            output = completed
+            response["output"] = b"[" + b",".join(completed) + b"]"
+            mended = True
+    if mended:
+        members["response"] = write_object(response)
+        event = UpstreamEvent(
+            EventKind.ENDED, name, write_object(members), event.response, event.item
+        )
+    return Terminal(
+        event=event,
+        outcome=_OUTCOMES[name],
+        response=members["response"],
+        response_id=_text_of(response.get("id")) or None,
+        output=output,
+        store={b"true": True, b"false": False}.get(response.get("store", b"")),
+        usage=_read_usage(response.get("usage")),
+    )
 
 
-class _Usage(msgspec.Struct):
-    input_tokens: int = 0
-    output_tokens: int = 0
-
-
-class _Counted(msgspec.Struct):
-    usage: _Usage | None = None
-
-
-class _WithUsage(msgspec.Struct):
-    response: _Counted | None = None
-
-
-_with_usage = msgspec.json.Decoder(_WithUsage)
-
-
-def read_usage(terminal: UpstreamEvent) -> tuple[int, int]:
-    """The tokens of the whole context that was read, and of what was written, as the upstream
-    counted them; zeros if it did not."""
+def _text_of(raw: bytes | None) -> str:
+    """The string that ``raw`` is; empty if it is none."""
     try:
-        response = _with_usage.decode(terminal.data).response
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return 0, 0
-    if response is None or response.usage is None:
-        return 0, 0
-    return response.usage.input_tokens, response.usage.output_tokens
+        value = None if raw is None else read_value(raw)
+    except UnreadableError:
+        value = None
+    return value if isinstance(value, str) else ""
+
+
+def _read_usage(raw: bytes | None) -> tuple[int, int]:
+    usage = {} if raw is None else _object(raw)
+    read, written = usage.get("input_tokens"), usage.get("output_tokens")
+    return read if _is_count(read) else 0, written if _is_count(written) else 0
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _read_output(raw: bytes | None) -> list[bytes] | None:
+    """The items of an ``output``; None if it is not a list of objects with a type."""
+    try:
+        items = read_array(raw or b"")
+    except UnreadableError:
+        return None
+    return items if all(_Item.read(item) is not None for item in items) else None
+
+
+@attrs.frozen
+class _Item:
+    """What tells one output item from another. ``whole``: it has all that makes it what it is."""
+
+    raw: bytes
+    type: str
+    id: str | None
+    call_id: str | None
+    whole: bool
+
+    @classmethod
+    def read(cls, raw: bytes) -> _Item | None:
+        try:
+            members = read_members(raw)
+        except UnreadableError:
+            return None
+        kind = _text_of(members.get("type"))
+        if not kind:
+            return None
+        whole = all(members.get(name, b"null") != b"null" for name in _ESSENTIAL.get(kind, ()))
+        name, call = _text_of(members.get("id")), _text_of(members.get("call_id"))
+        return cls(raw, kind, name or None, call or None, whole)
+
+
+_ESSENTIAL = {
+    "message": ("content",),
+    "function_call": ("call_id", "name", "arguments"),
+    "custom_tool_call": ("call_id", "name", "input"),
+}
+
+
+def _completed(output: list[bytes] | None, streamed: list[bytes]) -> list[bytes] | None:
+    """``output`` with what was streamed and is missing or mutilated there; None if nothing is.
+
+    An item is found again by its id, else by its call, else by its place and type: some upstreams
+    give an item another id in each event. Items that were never streamed stay.
+    """
+    said = _streamed_items(streamed)
+    if not said:
+        return None
+    found = [_Item.read(raw) for raw in output or ()]
+    left = [item for item in found if item is not None]
+    result: list[bytes] = [item.raw for item in left]
+    places = dict(enumerate(left))  # of the items of output that are not found again yet
+    changed = output is None
+    missing: list[tuple[int, bytes]] = []
+    for index, item in said:
+        place = _place_of(item, index, places)
+        if place is None:
+            missing.append((index, item.raw))
+        elif (old := places.pop(place)).type != item.type or (item.whole and not old.whole):
+            result[place] = item.raw
+            changed = True
+    for index, raw in missing:
+        result.insert(min(index, len(result)), raw)
+    return result if changed or missing else None
+
+
+def _streamed_items(events: list[bytes]) -> list[tuple[int, _Item]]:
+    """The items of ``response.output_item.done`` events with their places, in order. Of several for
+    one place the last counts."""
+    found: dict[int, _Item] = {}
+    for number, data in enumerate(events):
+        try:
+            members = read_members(data)
+            item = _Item.read(members.get("item", b""))
+            index = read_value(members.get("output_index", b"null"))
+        except UnreadableError:
+            continue
+        if item is not None:
+            found[index if _is_count(index) else number] = item
+    return sorted(found.items(), key=lambda entry: entry[0])
+
+
+def _place_of(item: _Item, index: int, places: dict[int, _Item]) -> int | None:
+    for place, other in places.items():
+        if item.id is not None and other.id == item.id:
+            return place
+    for place, other in places.items():
+        if item.call_id is not None and other.call_id == item.call_id:
+            return place
+    there = places.get(index)
+    alike = there is not None and there.type == item.type and there.call_id == item.call_id
+    return index if alike else None
 
 
 def sequence_number(data: bytes) -> int:
@@ -309,68 +529,66 @@ def read_seconds(text: str) -> int | None:
 # ---------------------------------------------------------------- answers
 
 
-_NOTHING = re.compile(rb"\s*(?:\[\s*\]|null)\s*")
+def final_response(terminal: UpstreamEvent) -> bytes:
+    """The response object that a terminal event carries, as it stands there; see
+    ``read_terminal``, which has made sure that there is one."""
+    return read_members(terminal.data)["response"]
 
 
-def final_response(terminal: UpstreamEvent, items: list[bytes]) -> bytes | None:
-    """The response object that a terminal event carries, byte for byte; None if it has none.
-
-    Some upstreams leave ``output`` out of it: then ``items``, the raw ``response.output_item.done``
-    events of the answer, fill it in, so that JSON and stream say the same.
-    """
-    try:
-        raw = _members.decode(terminal.data).get("response")
-        if raw is None:
-            return None
-        members = _members.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    output = members.get("output")
-    if not items or (output is not None and _NOTHING.fullmatch(output) is None):
-        return bytes(raw)
-    try:
-        found = [_members.decode(item).get("item") for item in items]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    members["output"] = msgspec.Raw(b"[" + b",".join(bytes(i) for i in found if i) + b"]")
-    return msgspec.json.encode(members)
-
-
-def output_items(terminal: UpstreamEvent, items: list[bytes]) -> list[msgspec.Raw] | None:
-    """The output items that a terminal event stands for, each byte for byte; see
-    ``final_response``. None if it carries no response."""
-    body = final_response(terminal, items)
-    if body is None:
-        return None
-    try:
-        return msgspec.json.decode(body, type=_Output).output
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-class _Output(msgspec.Struct):
-    output: list[msgspec.Raw]
-
-
-def failed_event(
-    code: str, message: str, sequence: int, created: bytes | None, fallback_id: str
+def created_event(
+    event: UpstreamEvent | None, response_id: str, model: str | None
 ) -> UpstreamEvent:
-    """The bridge's own ``response.failed``: the response that was created, failed.
+    """The bridge's own ``response.created``, where the upstream has sent none.
 
-    ``created`` is the ``response.created`` event the client has seen, None if it has seen none;
-    then the response is called ``fallback_id``.
+    SDK helpers for streams insist that it is the first event, also where the answer is a failure.
+    ``event`` is the event that comes next: if it carries the response, its object is the one that
+    was created; else that is called ``response_id``.
     """
-    response = _object(created).get("response") if created is not None else None
-    if not isinstance(response, dict):
-        response = {"id": fallback_id, "object": "response", "output": []}
     response = {
-        **response,
-        "status": "failed",
-        "error": {"code": code, "message": message},
-        "incomplete_details": None,
+        "id": msgspec.json.encode(response_id),
+        "object": b'"response"',
+        "model": msgspec.json.encode(model),
+        **(_response_of(event.data) if event is not None else {}),
+        "status": b'"in_progress"',
+        "error": b"null",
+        "incomplete_details": b"null",
+        "output": b"[]",
+        "usage": b"null",
     }
-    event = {"type": "response.failed", "sequence_number": sequence, "response": response}
-    return UpstreamEvent(EventKind.ENDED, b"response.failed", msgspec.json.encode(event))
+    sequence = max(0, sequence_number(event.data) - 1) if event is not None else 0
+    name = _text_of(response["id"]) or response_id
+    data = _event_of("response.created", sequence, response)
+    return UpstreamEvent(EventKind.CREATED, b"response.created", data, name)
+
+
+def failed_event(code: str, message: str, sequence: int, created: bytes) -> UpstreamEvent:
+    """The bridge's own ``response.failed``: the response of ``created``, the ``response.created``
+    event that the client has seen, failed."""
+    response = {
+        **_response_of(created),
+        "status": b'"failed"',
+        "error": msgspec.json.encode({"code": code, "message": message}),
+        "incomplete_details": b"null",
+    }
+    data = _event_of("response.failed", sequence, response)
+    return UpstreamEvent(EventKind.ENDED, _FAILED, data)
+
+
+def _response_of(data: bytes) -> dict[str, bytes]:
+    """The members of the response object that an event carries; empty if it carries none."""
+    try:
+        return read_members(read_members(data).get("response", b""))
+    except UnreadableError:
+        return {}
+
+
+def _event_of(name: str, sequence: int, response: dict[str, bytes]) -> bytes:
+    members = {
+        "type": msgspec.json.encode(name),
+        "sequence_number": b"%d" % sequence,
+        "response": write_object(response),
+    }
+    return write_object(members)
 
 
 def keepalive_event(sequence: int) -> UpstreamEvent:
