@@ -239,7 +239,8 @@ class Draft:
             case Action.REFUSE_BOUNDED:
                 self._refuse_bounded(answer, failure)
             case Action.REFUSE_THEN_REHYDRATE:
-                self._count_refusal(self.running.turn.anchor)
+                if self.running.sent is Form.AS_IS:
+                    self._count_refusal(self.running.turn.anchor)
                 self.fail(answer, failure)
             case Action.SURFACE:
                 self.fail(Answer.UPSTREAM_ERROR, failure)

@@ -134,6 +134,8 @@ def _classify_error_frame(frame: ErrorFrame) -> Failure:
         kind = FailureKind.NOT_FOUND
     elif _LIMIT_CODE in names:
         kind = FailureKind.CONNECTION_LIMIT
+    elif status == 413:
+        kind = FailureKind.TOO_LARGE
     elif status == 429 or names & _RATE_CODES:
         kind = FailureKind.RATE_LIMITED
     elif status is not None and 400 <= status < 500:

@@ -272,7 +272,10 @@ def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
     unsent = event.unsent and draft.phase is _P.SENDING
     draft.disconnected()
     if unsent:
-        draft.taken = attrs.evolve(draft.running, form=draft.running.sent)
+        # What was refused or met silence is not tried again: the rebuilt input goes once more.
+        rebuilt = draft.running.sent is fx.Form.REHYDRATED
+        form = fx.Form.REHYDRATED if rebuilt else None
+        draft.taken = attrs.evolve(draft.running, form=form, fallback=None)
         draft.start()
         return
     sized = failure.kind is FailureKind.TOO_LARGE and situation in _UNACCEPTED
@@ -360,6 +363,7 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     draft.end_response(event.response or draft.running.doubtful)
     if isinstance(event.cause, Malformed):
         # The upstream has run the turn, so it is not tried again.
+        draft.forgive(draft.running.turn.anchor)
         draft.live_anchor = None
         if draft.running.phase is AttemptPhase.SENDING:
             draft.close()

@@ -17,6 +17,7 @@ from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
     Closed,
     ErrorFrame,
+    Malformed,
     Unreachable,
     UpgradeRefused,
 )
@@ -122,6 +123,8 @@ def terms_of(policy: Policy) -> Terms:
 _NOT_FOUND = ErrorFrame(status=400, code=NOT_FOUND_CODE)
 _LIMIT = ErrorFrame(status=400, code="websocket_connection_limit_reached")
 _INVALID = ErrorFrame(status=400, code="invalid_prompt")
+_TOO_LARGE = ErrorFrame(status=413, code="request_too_large")
+_UNREADABLE = Malformed("a terminal event without a response that can be read")
 _CLOSED = Closed(1006)
 
 
@@ -148,6 +151,10 @@ def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
             yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
     elif phase is not Phase.CLOSED:
         yield Move("lost", ev.ConnectionLost(generation, _CLOSED))
+        if bounds.causes:
+            yield Move("lost: too large", ev.ConnectionLost(generation, Closed(1009)))
+        if phase is Phase.SENDING:
+            yield Move("lost, nothing sent", ev.ConnectionLost(generation, _CLOSED, unsent=True))
         yield from _upstream(state, bounds)
     if generation > 0 and phase is Phase.CLOSED:
         # The socket was closed from here, but something of it was on its way.
@@ -191,21 +198,50 @@ def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
 def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     generation = state.generation
     yield Move("frame sent", ev.FrameSent(generation))
-    yield from _answers(generation)
+    yield from _answers(generation, fresh_name(state))
+    if state.ended and state.running is not None:
+        yield from _late(generation, state.ended[-1])
     if state.phase in (Phase.SENDING, Phase.SENT):  # later it is a failure like any other
-        limit = ev.ResponseEnded(generation, Outcome.FAILED, "new", _LIMIT)
+        limit = ev.ResponseEnded(generation, Outcome.FAILED, fresh_name(state), _LIMIT)
         yield Move("failed: connection limit", limit)
     yield Move("refused: not found", ev.UpstreamRefused(generation, _NOT_FOUND))
     yield Move("refused: connection limit", ev.UpstreamRefused(generation, _LIMIT))
     yield Move("refused: invalid", ev.UpstreamRefused(generation, _INVALID))
+    if bounds.causes:
+        yield Move("refused: too large", ev.UpstreamRefused(generation, _TOO_LARGE))
+        if state.phase is Phase.SENDING:
+            again = ev.UpstreamRefused(generation, _TOO_LARGE, unsent=True)
+            yield Move("refused before: too large", again)
 
 
-def _answers(generation: int) -> Iterator[Move]:
-    yield Move("created", ev.ResponseCreated(generation))
+def fresh_name(state: SessionState) -> str:
+    """What the upstream calls the response of the running turn, or the next one."""
+    if state.running is not None and state.running.responses:
+        return state.running.responses[-1]
+    taken = {*state.ended, state.live_anchor}
+    return next(name for name in ("new", *map("new {}".format, range(99))) if name not in taken)
+
+
+def _answers(generation: int, name: str) -> Iterator[Move]:
+    yield Move("created", ev.ResponseCreated(generation, name))
     yield Move("output", ev.OutputReceived(generation))
-    yield Move("progress", ev.OutputReceived(generation, bearing=False))
-    yield Move("completed", ev.ResponseEnded(generation, Outcome.COMPLETED, "new"))
-    yield Move("incomplete", ev.ResponseEnded(generation, Outcome.INCOMPLETE, "new"))
-    for why, cause in (("not found", _NOT_FOUND), ("invalid", _INVALID)):
-        event = ev.ResponseEnded(generation, Outcome.FAILED, "new", cause)
+    yield Move("progress", ev.OutputReceived(generation, bearing=False, response=name))
+    yield Move("too much to hold", ev.OutputReceived(generation, bearing=False, room=False))
+    yield Move("completed", ev.ResponseEnded(generation, Outcome.COMPLETED, name))
+    yield Move("incomplete", ev.ResponseEnded(generation, Outcome.INCOMPLETE, name))
+    for why, cause in (
+        ("not found", _NOT_FOUND),
+        ("invalid", _INVALID),
+        ("unreadable", _UNREADABLE),
+    ):
+        event = ev.ResponseEnded(generation, Outcome.FAILED, name, cause)
         yield Move(f"failed: {why}", event)
+
+
+def _late(generation: int, name: str) -> Iterator[Move]:
+    """Copies and stragglers of a response that has ended; or, where an upstream calls all responses
+    of a chain by one id, those of the one that runs."""
+    yield Move("late created", ev.ResponseCreated(generation, name))
+    yield Move("late progress", ev.OutputReceived(generation, bearing=False, response=name))
+    yield Move("late output", ev.OutputReceived(generation, response=name))
+    yield Move("late end", ev.ResponseEnded(generation, Outcome.COMPLETED, name))

@@ -33,6 +33,7 @@ from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Event, Turn
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import (
+    ENDED_RESPONSE,
     EVENT_KEYS,
     RULES,
     SPURIOUS_DEADLINE,
@@ -45,7 +46,7 @@ from bridgecore.recovery.rules import (
 from bridgecore.recovery.state import Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Deadline, Timers
 from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
-from bridgecore.verify.model import Model
+from bridgecore.verify.model import Model, one_ended, own_names
 from bridgecore.verify.properties import Property, ViolationError
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
@@ -85,7 +86,7 @@ def never_fired(reports: Sequence[Report]) -> list[str]:
     """Rules that can apply but never did, in any of ``reports``."""
     able = {rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL}
     fired = {rule for report in reports for rule in report.rules_fired}
-    return sorted((able | {STALE_GENERATION, SPURIOUS_DEADLINE}) - fired)
+    return sorted((able | _BEFORE_THE_TABLE) - fired)
 
 
 def never_met(reports: Sequence[Report]) -> list[tuple[Phase, EventKey]]:
@@ -137,6 +138,8 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         running = attrs.evolve(
             running,
             turn=Turn(1, running.turn.standing, name(running.turn.anchor)),
+            responses=own_names(running.responses, state.ended, name),
+            doubtful=name(running.doubtful),
         )
     waiting = []
     for number, entry in enumerate(state.waiting, 2):
@@ -152,6 +155,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         state.lifecycle,
         generation,
         name(tip),
+        tuple(one_ended([name(response) or "" for response in state.ended])),
         running,
         tuple(waiting),
         tuple(sorted(refusals.items(), key=str)),
@@ -167,8 +171,13 @@ def _is_canonical(state: SessionState) -> bool:
     running, waiting = state.running, state.waiting
     if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
         return False
+    tip = state.live_anchor
+    if state.ended not in ((), ("old",) if tip is None else (tip,)):
+        return False
     if running is None:
         return not waiting
+    if any(name not in state.ended for name in running.responses):
+        return False
     return running.turn.id == 1 and (not waiting or waiting[0].turn.id == 2)
 
 
@@ -178,7 +187,9 @@ def _renamed(model: Model, naming: _Naming) -> Model:
 
     if naming.plain:
         same: dict[int | None, int] = {turn.id: turn.id for turn in model.turns}
-        return model.folded(naming.generation, lambda anchor: anchor, same, naming.passed)
+        return model.folded(
+            naming.generation, lambda anchor: anchor, same, naming.passed, plain=True
+        )
     return model.folded(naming.generation, name, dict(naming.numbers), naming.passed)
 
 
@@ -202,6 +213,9 @@ def key_of(state: SessionState) -> tuple[object, ...]:
             running.turn.anchor,
             running.phase._value_,
             None if running.form is None else running.form._value_,
+            None if running.sent is None else running.sent._value_,
+            running.responses,
+            running.doubtful,
             running.replays,
             tuple(sorted([kind._value_ for kind in running.recovered])),
             None if running.fallback is None else running.fallback._value_,
@@ -211,6 +225,7 @@ def key_of(state: SessionState) -> tuple[object, ...]:
         state.lifecycle._value_,
         state.generation,
         state.live_anchor,
+        state.ended,
         turn,
         tuple([(w.turn.id, w.turn.standing._value_, w.turn.anchor, w.deadline)
                for w in state.waiting]),
@@ -589,7 +604,7 @@ _ACCEPTS, _KNOWS_NOT = "created", "refused: not found"
 _STEPS = 8  # healthy moves that one turn may take; a reconnect, a refusal and a resend included
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _INERT = (fx.Ignored, fx.FailTurn)  # nothing done, or a turn rejected
-_BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE})
+_BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE})
 
 
 def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
@@ -618,11 +633,13 @@ def _cure(state: SessionState) -> str | None:
 
 def _signature(state: SessionState) -> tuple[object, ...]:
     """All that the menu of a world depends on, and whether a session ignores a move."""
+    running = state.running
     return (
         state.phase._value_,
         state.generation,
         state.live_anchor is None,
-        state.running is None,
+        state.ended,
+        None if running is None else (running.responses, running.doubtful),
         len(state.waiting),
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,

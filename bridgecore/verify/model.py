@@ -11,7 +11,7 @@ The model is a value, so that an explorer can compare it together with the state
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple, assert_never
 
 import attrs
@@ -20,7 +20,13 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.events import Event, Outcome, Standing
-from bridgecore.recovery.failure import NOT_FOUND_CODE, ErrorFrame, UpgradeRefused
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    Closed,
+    ErrorFrame,
+    Malformed,
+    UpgradeRefused,
+)
 from bridgecore.recovery.policy import Timeouts
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.verify.properties import Property, ViolationError
@@ -61,10 +67,24 @@ class _Turn(NamedTuple):
     refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
     ambiguous: int = 0  # resends of what may have been accepted
     orphan: bool = False  # its session was rebound, and it was not sent since
+    form: str = ""  # in which it was sent last
+    refused: tuple[str, ...] = ()  # the forms that the upstream refused, sorted; no limit errors
+
+    @property
+    def full(self) -> bool:
+        """Its client's own input went in place of an injected anchor: the anchor is gone."""
+        return self.form == Form.CLIENT_FULL.value
+
+    @property
+    def source(self) -> Standing:
+        """What stands behind it now."""
+        return Standing.UNANCHORED if self.full else self.standing
 
 
 _BEGUN = (_Stage.ACCEPTED, _Stage.ANSWERED)
-_SAYABLE = (Standing.UNANCHORED, Standing.HELD, Standing.INJECTED)  # without an anchor
+_HELD = (Standing.HELD, Standing.HELD_STORED)
+_ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every socket knows such an anchor
+_SAYABLE = (Standing.UNANCHORED, *_HELD, Standing.INJECTED)  # without an anchor
 _PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
 _TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
 
@@ -89,6 +109,9 @@ class Model:
     known: bool = True  # a healthy upstream knows the anchor that was sent
     turns: tuple[_Turn, ...] = ()  # in the order in which they came
     dead_ends: tuple[tuple[str, int], ...] = ()  # refusals that change nothing, by anchor
+    names: tuple[str, ...] = ()  # what the response of the carried turn was called, in order
+    doubt: str | None = None  # an ended response that a response.created has named
+    ended: frozenset[str] = frozenset()  # names of responses that ended on this socket
     connect_due: int | None = None
     created_due: int | None = None
     idle_due: int | None = None
@@ -101,7 +124,8 @@ class Model:
         return (
             self.remote, self.generation, self.socket, self.to_owner, self.cached, self.worn,
             self.carried, self.framed, self.paused, self.known, self.turns, self.dead_ends,
-            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
+            self.names, self.doubt, tuple(sorted(self.ended)), self.connect_due,
+            self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
 
     def folded(
@@ -110,9 +134,10 @@ class Model:
         name: Callable[[str | None], str | None],
         numbers: Mapping[int | None, int],
         passed: int,
+        plain: bool = False,
     ) -> Model:
         """The same books ``passed`` later, with turns, anchors and the generation named otherwise
-        (turns that ``numbers`` leaves out are called 0)."""
+        (turns that ``numbers`` leaves out are called 0). ``plain``: responses keep their names."""
 
         def shift(due: int | None) -> int | None:
             return None if due is None else due - passed
@@ -127,12 +152,16 @@ class Model:
             )
             for turn in self.turns
         ]
+        names, ended = self.names, self.ended
+        if not plain:
+            names = own_names(names, ended, name)
+            ended = one_ended({name(response) or "" for response in ended})
         return Model(
             self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
             self.worn, None if self.carried is None else numbers.get(self.carried, 0), self.framed,
             self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
-            shift(self.connect_due), shift(self.created_due), shift(self.idle_due),
-            shift(self.lifetime_due), shift(self.expiry_due),
+            names, name(self.doubt), ended, shift(self.connect_due), shift(self.created_due),
+            shift(self.idle_due), shift(self.lifetime_due), shift(self.expiry_due),
         )  # fmt: skip
 
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
@@ -141,9 +170,16 @@ class Model:
         if self.carried is None or not self._means(event, now):
             return None
         silent, turn = _silent(event), self._carried_turn()
-        if turn.stage is not _Stage.SENT or not (silent or isinstance(event, ev.ConnectionLost)):
+        lost = isinstance(event, ev.ConnectionLost) and not event.unsent
+        if turn.stage is not _Stage.SENT or not (silent or (lost and not self._is_size(event))):
             return None
-        return (turn.standing, self.framed, silent, self.to_owner, turn.ambiguous)
+        return (turn.source, self.framed, silent, self.to_owner, turn.ambiguous)
+
+    def _is_size(self, event: Event) -> bool:
+        """Whether ``event`` says that the frame is larger than the upstream takes."""
+        if isinstance(event, ev.ConnectionLost):
+            return event.cause == Closed(1009) and not self.to_owner
+        return isinstance(event, ev.UpstreamRefused) and _refusal(event) == "large"
 
     # ------------------------------------------------------------ folding
 
@@ -156,6 +192,7 @@ class Model:
         Raises:
             ViolationError: a property does not hold.
         """
+        told = event
         event = self._by_its_name(event)
         if not self._means(event, now):
             for effect in effects:
@@ -166,11 +203,13 @@ class Model:
         model = Model(
             self.terms, self.remote, self.generation, self.socket, self.to_owner, self.cached,
             self.worn, self.carried, self.framed, self.paused, self.known, self.turns,
-            self.dead_ends, self.connect_due, self.created_due, self.idle_due, self.lifetime_due,
-            self.expiry_due,
+            self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
+            self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
         watch = _Watch(self, model, event, now)
         watch.learn()
+        if event is not told and isinstance(told, ev.ResponseEnded) and told.response is not None:
+            model.ended = model.ended | {told.response, *self.names}
         for effect in effects:
             watch.obey(effect)
         watch.judge()
@@ -188,8 +227,10 @@ class Model:
             return event
         if self.carried is None or event.generation != self.generation:
             return event
+        if isinstance(event.cause, Malformed) or self._is_anothers(event):
+            return event
         refused = ev.UpstreamRefused(self.generation, event.cause)
-        needless = self._carried_turn().standing in _SAYABLE
+        needless = self._carried_turn().source in _SAYABLE
         if self._stage() is _Stage.SENT or (needless and _refusal(refused) == "not_found"):
             return refused
         return event
@@ -219,8 +260,25 @@ class Model:
         if isinstance(event, ev.FrameSent):
             return not self.framed and self._stage() is _Stage.SENT
         if isinstance(event, ev.ResponseCreated):
-            return self._stage() is _Stage.SENT
-        return True
+            again = event.response in self.ended and self.doubt is not None
+            return self._stage() is _Stage.SENT and not again
+        return not self._is_anothers(event)
+
+    def _is_anothers(self, event: Event) -> bool:
+        """Whether ``event`` names a response that has ended, and not the one of the turn."""
+        name: str | None = getattr(event, "response", None)
+        return name in self.ended and name != self.doubt and name not in self.names
+
+    def in_doubt(self, event: Event) -> bool:
+        """Whether it cannot be known yet if ``event`` is of the carried turn: it came under the
+        name of a response that has ended, or behind one that did, and output is still to come."""
+        if self._stage() is not _Stage.SENT:
+            return False
+        if isinstance(event, ev.ResponseCreated):
+            return event.response in self.ended
+        if not isinstance(event, ev.OutputReceived) or event.bearing or not event.room:
+            return False
+        return self.doubt is not None and event.response in (None, self.doubt)
 
     def _stage(self) -> _Stage:
         return self._carried_turn().stage
@@ -265,11 +323,26 @@ _DUES: Mapping[Timer, str] = {
 }
 
 
+def own_names(
+    names: Iterable[str], ended: Container[str], name: Callable[[str | None], str | None]
+) -> tuple[str, ...]:
+    """What is to be known of the names of the running response: those that ended ones have, too.
+    What else it is called bears on nothing, as long as its terminal event has a name."""
+    return tuple(dict.fromkeys([name(own) or "" for own in names if own in ended]))
+
+
+def one_ended(names: Iterable[str]) -> frozenset[str]:
+    """One of the folded ``names``, for all are alike: late events of one are treated as those of
+    another. The one that the socket knows, if it is among them."""
+    return frozenset(sorted(names, reverse=True)[:1])  # "tip" before "old"
+
+
 class _Watch:
     """One event and what was done about it: the books before, the books in the making."""
 
-    __slots__ = ("again", "before", "delivered", "event", "head", "knew", "lost", "must_close",
-                 "now", "refused", "retired", "the", "warmed")  # fmt: skip
+    __slots__ = ("again", "before", "delivered", "doubtful", "event", "head", "knew", "lost",
+                 "must_close", "now", "refused", "retired", "stopped", "the",
+                 "to_stop", "warmed")  # fmt: skip
 
     def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
         self.before = before
@@ -285,6 +358,9 @@ class _Watch:
         self.must_close: Property | None = None  # this event's socket has to go, for that reason
         self.knew: str | None = None  # what a socket remembered that was closed for its age alone
         self.warmed: str | None = None
+        self.doubtful = before.carried is not None and before.in_doubt(event)
+        self.to_stop: set[str] = set()  # plans that this event shows to be of no use
+        self.stopped: set[str] = set()
 
     # ------------------------------------------------------------ what the event means
 
@@ -305,20 +381,16 @@ class _Watch:
             the.socket, the.connect_due = "open", None
             the.lifetime_due = now + times.lifetime - event.early
         elif isinstance(event, ev.ConnectionLost):
-            self._in_the_dark()
-            self._gone()
+            self._connection_lost(event)
         elif isinstance(event, ev.FrameSent):
             the.framed, the.created_due = True, now + times.created
         elif isinstance(event, _PROGRESS):
-            self._accepted()
-            if not the.paused:
-                the.idle_due = now + times.idle
+            self._progress(event)
         elif isinstance(event, ev.ResponseEnded):
             if the._carried_turn().stage is _Stage.SENT and not the.framed:
                 self.must_close = _P.ONE_AT_A_TIME
             self._accepted()
-            the.cached = event.response if event.outcome is Outcome.COMPLETED else None
-            the.carried = the.idle_due = None
+            self._ended(event)
         elif isinstance(event, ev.UpstreamRefused):
             self._refusal(event)
         elif isinstance(event, ev.RelayPaused):
@@ -331,8 +403,56 @@ class _Watch:
         else:
             assert_never(event)
 
+    def _progress(self, event: ev.ResponseCreated | ev.OutputReceived) -> None:
+        the = self.the
+        if self.doubtful:
+            the.doubt = the.doubt or event.response
+            return
+        unheld = isinstance(event, ev.OutputReceived) and not event.bearing and not event.room
+        if unheld and the._carried_turn().stage is _Stage.SENT:
+            # What cannot be held back has to be shown, and nothing can be shown before the answer.
+            self._in_the_dark()
+            self.must_close = _P.ONE_AT_A_TIME
+            the.created_due = None
+            return
+        self._accepted()
+        self._call(event.response or the.doubt)
+        if not the.paused:
+            the.idle_due = self.now + the.terms.timeouts.idle
+
+    def _call(self, name: str | None) -> None:
+        """The response of the carried turn has this name."""
+        the = self.the
+        if name is not None and name not in the.names:
+            the.names = (*the.names, name)
+            the.doubt = None
+
+    def _ended(self, event: ev.ResponseEnded) -> None:
+        the = self.the
+        self._call(event.response or the.doubt)
+        the.ended = the.ended | {*the.names}
+        failed = event.outcome is Outcome.FAILED or not the.names
+        the.cached = None if failed else event.response or the.names[-1]
+        the.carried = the.idle_due = the.doubt = None
+        the.names = ()
+
+    def _connection_lost(self, event: ev.ConnectionLost) -> None:
+        the = self.the
+        if the.carried is not None and the._carried_turn().stage is _Stage.SENT:
+            turn = the._carried_turn()
+            if event.unsent and not the.framed:
+                self._put(turn._replace(stage=_Stage.WAITING))
+                the.carried = None
+            elif the._is_size(event):
+                self.refused = "large"
+                self._put(turn._replace(stage=_Stage.WAITING))
+                the.carried = None
+        self._in_the_dark()
+        self._gone()
+
     def _gone(self) -> None:
         the = self.the
+        the.names, the.doubt, the.ended = (), None, frozenset()
         the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
         the.worn = the.framed = the.paused = False
         the.known = True
@@ -366,17 +486,24 @@ class _Watch:
             self.lost = turn
         else:
             self.refused = kind
+            kinds, forms = turn.refusals, turn.refused
             if kind in ("limit", "not_found"):
-                kinds = tuple(sorted({*turn.refusals, kind}))
-                self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds))
-            else:
-                self._put(turn._replace(stage=_Stage.WAITING))
-            if turn.anchor is not None and turn.anchor == the.cached:
+                kinds = tuple(sorted({*kinds, kind}))
+            if kind != "limit":
+                forms = tuple(sorted({*forms, turn.form}))
+            self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds, refused=forms))
+            if turn.source is Standing.INJECTED and kind not in ("limit", "large"):
+                self.to_stop.add("injecting")
+            if turn.form == Form.REHYDRATED.value and _is_of_the_input(event.cause):
+                self.to_stop.add("rebuilding")
+            if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
                 the.cached = None  # a refusal evicts the id that it refers to
             if kind == "limit":
                 self.must_close = _P.SOCKETS_ARE_ROTATED
-            elif not the.framed:
+            elif not the.framed and not event.unsent:
                 self.must_close = _P.ONE_AT_A_TIME
+            # What was created under a name that had ended was not created for this turn.
+            the.names, the.doubt = (), None
         the.carried = the.created_due = the.idle_due = None
 
     def _deadline(self, timer: Timer) -> None:
@@ -444,6 +571,10 @@ class _Watch:
             turn = self._turn(effect.turn)
             if not isinstance(self.event, ev.ResponseEnded) or turn.id != self.before.carried:
                 self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
+            elif isinstance(self.event.cause, Malformed):
+                self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, f"{self.event} passed for an answer")
+            else:
+                self._check_names(effect, self.event)
             self._end(turn.id)
         elif isinstance(effect, fx.FailTurn):
             self._failed(effect)
@@ -460,12 +591,28 @@ class _Watch:
             the.remote = False
             if the.turns:
                 self._put(the.turns[0]._replace(orphan=True))
+        elif isinstance(effect, fx.StopInjecting | fx.StopRebuilding):
+            if effect.turn != self.before.carried:
+                self._broken(_P.REFUSED_PLAN_ENDS, f"{effect}, but {self.before.carried} ran")
+            injecting = isinstance(effect, fx.StopInjecting)
+            self.stopped.add("injecting" if injecting else "rebuilding")
         elif isinstance(effect, fx.WarmSession):
             self.warmed = effect.anchor
         elif isinstance(effect, fx.Ignored):
             pass
         else:
             assert_never(effect)
+
+    def _check_names(self, effect: fx.CompleteTurn, event: ev.ResponseEnded) -> None:
+        """An answer is told with every name that it had, the terminal event's own last."""
+        before = self.before
+        names = {*before.names, *([event.response] if event.response is not None else ())}
+        if not names and before.doubt is not None:
+            names = {before.doubt}
+        last = event.response
+        if {*effect.responses} != names or (last is not None and effect.responses[-1:] != (last,)):
+            text = f"it was called {sorted(names)}, told as {effect.responses}"
+            self._broken(_P.DELIVERED_TO_ITS_TURN, text)
 
     def _may_close(self) -> bool:
         the, event = self.the, self.event
@@ -482,6 +629,10 @@ class _Watch:
         answers = isinstance(self.event, _PROGRESS)
         if self.the.carried != turn.id or not answers:
             self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
+        if self.doubtful:
+            if not effect.held:
+                self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event}: whose it is, is not known")
+            return
         if effect.held:
             terms, bearing = self.the.terms, getattr(self.event, "bearing", False)
             again = terms.holds and turn.ambiguous < terms.replays and not self.the.to_owner
@@ -516,27 +667,42 @@ class _Watch:
             if the.terms.strict:
                 self._broken(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
         self._check_form(turn, effect.form)
+        if effect.form.value in turn.refused:
+            self._broken(_P.REFUSED_IS_NOT_REPEATED, f"{effect}: that form was refused before")
         self.again = turn.id
-        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False))
+        form = effect.form.value
+        self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False, form=form))
         the.carried, the.framed, the.paused = turn.id, False, False
+        the.names, the.doubt = (), None
         the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
 
     def _check_form(self, turn: _Turn, form: Form) -> None:
         the = self.the
         local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
         if form is Form.AS_IS:
-            if not local and turn.standing not in (Standing.STORED, Standing.UNKNOWN):
+            if not local and turn.standing not in (*_ANYWHERE, Standing.UNKNOWN):
                 self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
             if "not_found" in turn.refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
-            the.known = local or turn.standing is Standing.STORED
+            if turn.full:
+                self._broken(_P.REFUSED_PLAN_ENDS, f"{turn.anchor} is injected again")
+            if not local and turn.standing is Standing.HELD_STORED and self._in_vain(turn):
+                text = f"{turn.anchor} led nowhere before, and the chain is held"
+                self._broken(_P.REFUSED_IS_NOT_REPEATED, text)
+            the.known = local or turn.standing in _ANYWHERE
             return
-        able = Standing.HELD if form is Form.REHYDRATED else Standing.INJECTED
-        if turn.standing is not able:
+        able = _HELD if form is Form.REHYDRATED else (Standing.INJECTED,)
+        if turn.standing not in able:
             self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
-        if local and not turn.refusals and not turn.ambiguous:
+        stored = turn.standing is Standing.HELD_STORED and not self._in_vain(turn)
+        tried = turn.refusals or turn.refused or turn.ambiguous or turn.form == form.value
+        if (local or stored) and not tried:
             self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
         the.known = True
+
+    def _in_vain(self, turn: _Turn) -> bool:
+        """Whether the anchor of ``turn`` is known to lead nowhere."""
+        return self._dead_ends(turn) > 0
 
     # ------------------------------------------------------------ how turns fail
 
@@ -579,8 +745,10 @@ class _Watch:
         event, the = self.event, self.the
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return {Answer.REQUEST_TIMEOUT}
+        if isinstance(event, ev.ResponseEnded) and self.before.carried == turn.id:
+            return {Answer.UPSTREAM_ERROR}
         if turn.stage in _BEGUN:
-            other = isinstance(event, ev.UpstreamRefused) and _refusal(event) == "other"
+            other = isinstance(event, ev.UpstreamRefused) and _refusal(event) in _OTHERS
             return {Answer.UPSTREAM_ERROR if other else Answer.STREAM_INCOMPLETE}
         if self.lost is not None and self.lost.id == turn.id:
             if self.before.to_owner:
@@ -591,7 +759,7 @@ class _Watch:
             # A replay that found no socket: the loss before it is told.
             return {Answer.REQUEST_TIMEOUT, Answer.STREAM_INCOMPLETE}
         if self.refused is not None and self.head is not None and self.head.id == turn.id:
-            if self.refused == "other":
+            if self.refused in _OTHERS:
                 return {Answer.UPSTREAM_ERROR}
             return {Answer.UPSTREAM_UNAVAILABLE}
         if rejected:
@@ -602,16 +770,16 @@ class _Watch:
         return {Answer.UPSTREAM_UNAVAILABLE}
 
     def _check_not_found(self, turn: _Turn, answer: Answer) -> None:
-        if turn.standing is Standing.INJECTED:
+        if turn.source is Standing.INJECTED:
             self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
-        if answer is Answer.UPSTREAM_ERROR and turn.standing in (
+        if answer is Answer.UPSTREAM_ERROR and turn.source in (
             Standing.UNKNOWN,
             Standing.UNANCHORED,
         ):
             return
         count = self._dead_ends(turn)
         if count < self.the.terms.bounded or not self._dead_end(turn):
-            text = f"a {turn.standing.value} anchor, {count} refusals, {self.event}"
+            text = f"a {turn.source.value} anchor, {count} refusals, {self.event}"
             self._broken(_P.NOT_FOUND_IS_EARNED, text)
 
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
@@ -631,13 +799,18 @@ class _Watch:
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return
         if self.refused is not None and self.before.carried == turn.id:
-            first = self.refused not in self.before._carried_turn().refusals
-            full = turn.standing in (Standing.HELD, Standing.INJECTED)
-            if first and (self.refused == "limit" or (self.refused == "not_found" and full)):
+            before = self.before._carried_turn()
+            first = self.refused not in before.refusals
+            again = before.source is Standing.INJECTED or (
+                before.standing in _HELD and before.form != Form.REHYDRATED.value
+            )
+            if first and (self.refused == "limit" or (self.refused == "not_found" and again)):
                 self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
+            if self.refused == "other" and before.source is Standing.INJECTED:
+                self._broken(_P.INJECTED_IS_INVISIBLE, f"a refusal of it ended turn {turn.id}")
         elif the.socket == "open" and turn.stage is _Stage.WAITING:
             known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
-            if known or turn.standing is not Standing.BOUND:
+            if known or turn.source is not Standing.BOUND:
                 self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
         elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
             self._broken(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
@@ -648,6 +821,9 @@ class _Watch:
             return False
         if self.lost is not None and self.lost.id == turn.id:
             again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
+            # That id goes no more, the chain does: another end, but a dead one for the id.
+            stored = turn.standing is Standing.HELD_STORED and turn.form == Form.AS_IS.value
+            again = again or stored
             local = not self.before.to_owner
             return _silent(self.event) and again and local and turn.stage is _Stage.SENT
         if self.refused is not None and self.before.carried == turn.id:
@@ -663,7 +839,7 @@ class _Watch:
         if deadline or not self._dead_end(turn):
             return
         count = self._dead_ends(turn) + 1
-        if count > self.the.terms.bounded:
+        if count > self.the.terms.bounded and turn.standing is not Standing.HELD_STORED:
             self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
         # More is not worse, and what has no end could not be explored without this property.
         count = min(count, self.the.terms.bounded + 1)
@@ -682,7 +858,7 @@ class _Watch:
             self._broken(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
         if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
             self._broken(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
-        answers = isinstance(event, _PROGRESS)
+        answers = isinstance(event, _PROGRESS) and self.lost is None
         if answers and self.delivered != 1:
             text = f"{event} was delivered {self.delivered} times"
             self._broken(_P.ANSWER_IS_WHOLE, text)
@@ -696,6 +872,9 @@ class _Watch:
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
         if the.worn and the.carried is None and the.socket == "open":
             self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+        if self.stopped != self.to_stop:
+            text = f"{event} ended {sorted(self.stopped)}, due was {sorted(self.to_stop)}"
+            self._broken(_P.REFUSED_PLAN_ENDS, text)
         due = self.knew if the.terms.warm and not the.turns else None
         if self.warmed != due:
             text = f"warmed with {self.warmed}, the old socket knew {due}"
@@ -704,7 +883,9 @@ class _Watch:
         ends = expired or isinstance(event, ev.EvictionRequested)
         if ends is not self.retired:
             self._broken(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
-        if self.again is not None and not isinstance(event, ev.ConnectionOpened):
+        # A loss that left the frame unsent costs no try: what led to the send has cost one.
+        free = isinstance(event, ev.ConnectionOpened) or getattr(event, "unsent", False)
+        if self.again is not None and not free:
             left, before = _tries(the, self.again), _tries(self.before, self.again)
             if before is not None and (left is None or left >= before):
                 text = f"after {event} turn {self.again} is tried again, with {left} tries left"
@@ -723,7 +904,9 @@ def _tries(books: Model, number: int) -> int | None:
         if turn.id != number:
             continue
         dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be replayed
-        return books.remote + books.terms.replays - turn.ambiguous - dark + 2 - len(turn.refusals)
+        injected = turn.source is Standing.INJECTED and not turn.refused
+        kinds = 2 - len(turn.refusals) + injected
+        return books.remote + books.terms.replays - turn.ambiguous - dark + kinds
     return None
 
 
@@ -739,7 +922,22 @@ def _refusal(event: ev.UpstreamRefused) -> str:
             return "not_found"
         if cause.code == "websocket_connection_limit_reached":
             return "limit"
+        if cause.status == 413:
+            return "large"
     return "other"
+
+
+_OTHERS = ("other", "large")  # refusals that are the client's to hear
+
+
+def _is_of_the_input(cause: object) -> bool:
+    """Whether a refusal says that the input is wrong: not for its size, and not for a pace."""
+    if not isinstance(cause, ErrorFrame) or cause.code in _NAMED_CODES:
+        return False
+    return cause.status is not None and 400 <= cause.status < 500 and cause.status not in (413, 429)
+
+
+_NAMED_CODES = (NOT_FOUND_CODE, "websocket_connection_limit_reached")
 
 
 def _rejected(event: ev.ConnectionLost) -> bool:
@@ -752,9 +950,17 @@ def _evidence(event: Event) -> set[str | None]:
     if isinstance(event, ev.DeadlineReached):
         return {"timed_out"}
     if isinstance(event, ev.ConnectionLost):
+        if event.cause == Closed(1009):
+            return {"too_large"}
         return {"rejected"} if _rejected(event) else {"lost", "unreachable"}
+    if isinstance(event, ev.ResponseEnded) and isinstance(event.cause, Malformed):
+        return {"lost"}
+    if isinstance(event, ev.OutputReceived):
+        return {None, "lost"}  # more than can be held back, before response.created
     if isinstance(event, ev.UpstreamRefused):
         kind = _refusal(event)
+        if kind == "large":
+            return {"too_large"}
         if kind == "other":
             return {"rate_limited", "invalid", "server_error"}
         return {"connection_limit" if kind == "limit" else kind}

@@ -17,7 +17,10 @@ class Property(enum.Enum):
         "not-found reaches a client only as the upstream's word about an id that the bridge never "
         "saw, or after the bounded refusals are used up (1)"
     )
-    INJECTED_IS_INVISIBLE = "an injected anchor never reaches the client as not-found (section 2)"
+    INJECTED_IS_INVISIBLE = (
+        "an injected anchor never reaches the client as an error: whatever the upstream says "
+        "against it, the client's own input goes (section 2)"
+    )
     CONTINUED_AT_ONCE = (
         "a turn that an open socket can carry in some form is sent; it is not refused (1, 2)"
     )
@@ -32,6 +35,14 @@ class Property(enum.Enum):
         "nothing the first time (5, 32)"
     )
     RECOVERED_ONCE = "an upstream refusal costs at most one extra send of its kind (5, 32)"
+    REFUSED_IS_NOT_REPEATED = (
+        "what the upstream refused is not sent again in that form, and a stored id that met "
+        "silence is not tried again where the chain is held (5)"
+    )
+    REFUSED_PLAN_ENDS = (
+        "an injected anchor and a rebuilt input that were refused are given up for good, and only "
+        "those (4, 5)"
+    )
     REFUSALS_ARE_BOUNDED = (
         "the same dead end is offered a bounded number of times, then an honest answer (5, 35)"
     )
@@ -52,7 +63,10 @@ class Property(enum.Enum):
         "yet be sent again; response.created is the first, and the terminal event ends the turn "
         "(14, 24, 26)"
     )
-    DELIVERED_TO_ITS_TURN = "an upstream event reaches only the turn that caused it (24, 27)"
+    DELIVERED_TO_ITS_TURN = (
+        "an upstream event reaches only the turn that caused it, told by the response it names "
+        "(24, 27)"
+    )
     ONE_AT_A_TIME = (
         "a socket carries one turn at a time, and is dropped after a turn that did not end (24)"
     )
@@ -121,7 +135,13 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
     3: _BRIDGE + "CREDENTIALS_ARE_KEPT_APART" + _SIM + "'credential'",
     4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/test_endpoint_held.py",
-    5: (_P.RECOVERED_ONCE, _P.REFUSALS_ARE_BOUNDED, _P.SILENCE_DROPS_THE_SOCKET),
+    5: (
+        _P.RECOVERED_ONCE,
+        _P.REFUSED_IS_NOT_REPEATED,
+        _P.REFUSED_PLAN_ENDS,
+        _P.REFUSALS_ARE_BOUNDED,
+        _P.SILENCE_DROPS_THE_SOCKET,
+    ),
     6: _BRIDGE + "CONTEXT_IS_MEANT" + _SIM + "'context'",
     7: (_P.FORM_IS_POSSIBLE,),
     8: _BRIDGE + "OUTPUTS_HAVE_CALLS" + _SIM + "'self-contained'",
