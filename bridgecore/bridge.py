@@ -48,12 +48,12 @@ from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.wire.decisions import Recorder, hashed
+from bridgecore.wire.errors import read_error
 from bridgecore.wire.responses import (
     EventKind,
     UpstreamEvent,
     outcome_of,
     output_items,
-    read_error,
     read_event,
     read_usage,
     response_id,

@@ -13,6 +13,7 @@ from bridgecore.config import Config
 from bridgecore.messages import TurnReceived
 from bridgecore.recovery.timers import Timer
 from bridgecore.rendering import HttpError, http_error, render_failed_response
+from bridgecore.wire.errors import read_error
 from bridgecore.wire.http import (
     BadRequest,
     HttpLimits,
@@ -30,7 +31,6 @@ from bridgecore.wire.responses import (
     final_response,
     keepalive_event,
     parse_create,
-    read_error,
     sequence_number,
 )
 from bridgecore.wire.sse import COMMENT, encode_event
@@ -233,9 +233,8 @@ class Front:
             self._respond(error, close=close)
             return
         sequence = max(0, sequence_number(answer.last) + 1) if answer.last is not None else 0
-        event = failed_event(
-            error.code, error.message, sequence, answer.created, f"resp_failed_{answer.turn}"
-        )
+        name = f"resp_failed_{answer.turn}"
+        event = failed_event(error.code, error.message, sequence, answer.created, name, error.more)
         self.out.append(self._http.stream(encode_event(event)))
         self._finish(self._http.end_stream(), close=close)
 

@@ -15,7 +15,6 @@ import attrs
 import msgspec
 
 from bridgecore.recovery.events import Outcome
-from bridgecore.recovery.failure import ErrorFrame
 
 # ---------------------------------------------------------------- requests
 
@@ -242,70 +241,6 @@ def sequence_number(data: bytes) -> int:
     return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
 
-def read_error(data: bytes) -> ErrorFrame:
-    """An in-band error in any shape: nested, flat, or a ``response.failed``; fields may miss."""
-    frame = _object(data)
-    response = frame.get("response")
-    nested = response.get("error") if isinstance(response, dict) else frame.get("error")
-    flat = nested is None and frame.get("type") == "error"
-    fields = nested if isinstance(nested, dict) else (frame if flat else {})
-    status = frame.get("status", frame.get("status_code"))
-    return ErrorFrame(
-        status=_integer(status),
-        code=_text(fields.get("code")),
-        type=None if flat else _text(fields.get("type")),
-        message=_text(fields.get("message")) or (_text(nested)),
-        param=_text(fields.get("param")),
-        retry_after=_retry_after(frame, fields),
-    )
-
-
-def read_error_body(body: bytes) -> ErrorFrame:
-    """The OpenAI error object of an HTTP answer; empty if the body has none."""
-    error = _object(body).get("error")
-    fields = error if isinstance(error, dict) else {}
-    return ErrorFrame(
-        code=_text(fields.get("code")),
-        type=_text(fields.get("type")),
-        message=_text(fields.get("message")) or _text(error),
-        param=_text(fields.get("param")),
-    )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _retry_after(frame: dict[str, Any], fields: dict[str, Any]) -> int | None:
-    """Seconds to wait, from where upstreams put them: ``resets_in_seconds`` or the headers."""
-    headers = frame.get("headers")
-    if isinstance(headers, dict):
-        for name, value in headers.items():
-            if name.lower() == "retry-after" and isinstance(value, str | int):
-                return read_seconds(str(value))
-    for name in ("resets_in_seconds", "retry_after"):
-        value = fields.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return min(-int(-value // 1), _MAX_SECONDS)
-    return None
-
-
-_MAX_SECONDS = 86_400  # longer waits are nobody's, and a number can have any length
-
-
-def read_seconds(text: str) -> int | None:
-    """The delay of a ``Retry-After``, at most a day; None if it is not a number of seconds."""
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal()):
-        return None
-    significant = digits.lstrip("0") or "0"
-    return _MAX_SECONDS if len(significant) > 5 else min(int(significant), _MAX_SECONDS)
-
-
 # ---------------------------------------------------------------- answers
 
 
@@ -353,12 +288,18 @@ class _Output(msgspec.Struct):
 
 
 def failed_event(
-    code: str, message: str, sequence: int, created: bytes | None, fallback_id: str
+    code: str,
+    message: str,
+    sequence: int,
+    created: bytes | None,
+    fallback_id: str,
+    more: str | None = None,
 ) -> UpstreamEvent:
     """The bridge's own ``response.failed``: the response that was created, failed.
 
     ``created`` is the ``response.created`` event the client has seen, None if it has seen none;
-    then the response is called ``fallback_id``.
+    then the response is called ``fallback_id``. ``more``: further members of the error, as the
+    text of a JSON object.
     """
     response = _object(created).get("response") if created is not None else None
     if not isinstance(response, dict):
@@ -366,7 +307,7 @@ def failed_event(
     response = {
         **response,
         "status": "failed",
-        "error": {"code": code, "message": message},
+        "error": _with_members({"code": code, "message": message}, more),
         "incomplete_details": None,
     }
     event = {"type": "response.failed", "sequence_number": sequence, "response": response}
@@ -379,7 +320,16 @@ def keepalive_event(sequence: int) -> UpstreamEvent:
     return UpstreamEvent(EventKind.OTHER, b"keepalive", data)
 
 
-def error_body(message: str, type_: str, code: str | None, param: str | None) -> bytes:
-    """An error in OpenAI's shape."""
+def error_body(
+    message: str, type_: str, code: str | None, param: str | None, more: str | None = None
+) -> bytes:
+    """An error in OpenAI's shape. ``more``: further members, as the text of a JSON object."""
     error = {"message": message, "type": type_, "code": code, "param": param}
-    return msgspec.json.encode({"error": error})
+    return msgspec.json.encode({"error": _with_members(error, more)})
+
+
+def _with_members(error: dict[str, str | None], more: str | None) -> msgspec.Raw:
+    """``error`` as JSON, followed by the members of ``more`` as they are: they are not read, since
+    what an upstream wrote (a lone surrogate, a number of any length) need not be readable here."""
+    known = msgspec.json.encode(error)
+    return msgspec.Raw(known if more is None else known[:-1] + b"," + more[1:].encode())
