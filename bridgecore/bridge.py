@@ -644,7 +644,7 @@ class Bridge:
             turn=turn.id,
             standing=turn.recall.standing.value,
             status=error.status,
-            code=effect.answer.value,
+            code=error.log_code,
             cause=effect.failure.detail if effect.failure is not None else "none",
             anchor=_hashed(anchor),
             # How often the anchor was refused so far, of a bounded number of times.

@@ -6,6 +6,7 @@ here is ever read back to choose a recovery.
 
 from __future__ import annotations
 
+import re
 from typing import assert_never
 
 import attrs
@@ -17,12 +18,14 @@ from bridgecore.recovery.failure import (
     Failure,
     FailureKind,
     classify,
+    known_name,
 )
 from bridgecore.wire.responses import error_body
 
 # Codex honours an integer Retry-After, and every SDK does: a second is enough for a reconnect.
 _RETRY_AFTER = 1
 _RETRIABLE = frozenset({429, 502, 503, 504})
+_NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
 
 
 @attrs.frozen
@@ -44,6 +47,17 @@ class HttpError:
     def body(self) -> bytes:
         """The JSON body, in OpenAI's error shape."""
         return error_body(self.message, self.type, self.code, self.param, self.more)
+
+    @property
+    def log_code(self) -> str:
+        """The code as logs show it: what the client was told, if it is a name.
+
+        An upstream can put anything into a code, the credential or the request too. A text that is
+        more than a name is shown as the known name that it stands for, else as ``upstream_error``.
+        """
+        if _NAME.fullmatch(self.code):
+            return self.code
+        return known_name(self.code) or Answer.UPSTREAM_ERROR.value
 
 
 def http_error(

@@ -750,6 +750,32 @@ def test_an_upstream_that_does_not_close_back() -> None:
 # ------------------------------------------------------------------ what logs do not say
 
 
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        ("invalid_api_key", "invalid_api_key"),
+        ("a_code_of_tomorrow", "a_code_of_tomorrow"),
+        ("unauthenticated:bad-credentials", "unauthenticated"),
+        ("sk-1234567890abcdef", "upstream_error"),
+        ("Wrong key sk-1234", "upstream_error"),
+    ],
+)
+def test_the_log_has_the_code_that_the_client_was_told(code: str, logged: str) -> None:
+    """What is no name could be anything that the request held; see the next test."""
+    world = World()
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Error(400, code)))
+    assert world.ask().error["code"] == code
+    (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]
+    assert (refused.fields["code"], refused.fields["status"]) == (logged, 400)
+
+
+def test_the_log_has_not_found_when_the_client_was_told_so() -> None:
+    world = World()
+    world.ask("b", previous_response_id="resp_elsewhere", store=False)
+    (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]
+    assert refused.fields["code"] == NOT_FOUND
+
+
 def test_logs_tell_no_secrets() -> None:
     world = World()
     secrets = [KEY, "sk-in-words", "the-body", "tool-output", "their-id"]

@@ -161,3 +161,20 @@ def test_a_size_that_was_refused_by_a_close() -> None:
     assert (error.status, error.code, error.retry_after) == (413, "request_too_large", None)
     assert error.type == "invalid_request_error"
     assert "close 1009" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        ("a_code.of_tomorrow", "a_code.of_tomorrow"),
+        ("20012", "20012"),
+        ("unauthenticated:sk-secret", "unauthenticated"),
+        ("sk-secret", "upstream_error"),
+        ("Some words of the request", "upstream_error"),
+        ("x" * 65, "upstream_error"),
+        ("0123456", "upstream_error"),
+        ("a\nb", "upstream_error"),
+    ],
+)
+def test_the_log_shows_names_only(code: str, logged: str) -> None:
+    assert http_error(400, code, "m").log_code == logged

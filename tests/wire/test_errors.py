@@ -440,6 +440,7 @@ def test_any_json_is_read_and_can_be_shown(value: object) -> None:
         if frame.more is not None and shown.more is not None:
             members = json.loads(frame.more)
             assert members == {name: error[name] for name in members}
+        shown.log_code.encode("ascii")
 
 
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]":,\\ue019 "', max_size=40).map(str.encode))
