@@ -184,7 +184,7 @@ def _find(message: _Members) -> ErrorFrame | None:
                 break
             around.append(inner)
         there = len(around) - len(place)  # 1: the place holds an object; 0: something else
-        if there == 1 and _is_error(around[-1], place):
+        if there == 1 and _is_error(around, place):
             return _read_object(around)
         if there == 0 and place[-1] == "error" and _text(raw) is not None:
             return _read_words(around, raw)
@@ -198,16 +198,17 @@ def _find(message: _Members) -> ErrorFrame | None:
     return None
 
 
-def _is_error(members: _Members, place: tuple[str, ...]) -> bool:
-    """Whether the object at ``place`` is an error."""
+def _is_error(around: list[_Members], place: tuple[str, ...]) -> bool:
+    """Whether the last of ``around``, which is at ``place``, is an error."""
+    members = around[-1]
     if place and place[-1] == "error":
         return True
     if _words(members) is None:
         return False
     # Anybody may send an object with a message. An error says what it is, too, or how bad.
-    status = _status_of([members])
+    status = _status_of(around)
     return (
-        bool(place)
+        place == ("detail",)
         or (status is not None and status >= 400)
         or _code(members.get("code")) is not None
         or _text(members.get("type")) == "error"

@@ -201,6 +201,7 @@ def test_a_shape(message: str, frame: ErrorFrame, kind: FailureKind, status: int
         *('{"event":"ping"}', '{"type":null}', '{"type":7}', '{"type":""}', '{"status":500}'),
         *('{"error":null}', '{"error":""}', '{"error":false}', '{"error":[]}', '{"error":7}'),
         *('{"detail":""}', '{"detail":[]}', '{"detail":[{}]}', '{"detail":{}}', '{"body":{}}'),
+        *('{"event":"x","body":{"message":"hi"}}', '{"status":200,"body":{"message":"hi"}}'),
         *('{"message":"hi"}', '{"status":"ok","message":"hi"}', '{"status":200,"message":"hi"}'),
         *('{"type":"response.created","response":{"error":null}}', '{"response":"x"}'),
     ],
