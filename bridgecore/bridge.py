@@ -52,6 +52,7 @@ from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.stragglers import Stragglers
 from bridgecore.wire.decisions import Recorder, hashed
+from bridgecore.wire.errors import read_error
 from bridgecore.wire.responses import (
     ITEM_ADDED,
     ITEM_DONE,
@@ -59,7 +60,6 @@ from bridgecore.wire.responses import (
     Terminal,
     UpstreamEvent,
     created_event,
-    read_error,
     read_event,
     read_terminal,
 )
@@ -788,7 +788,7 @@ class Bridge:
             turn=turn.id,
             standing=turn.recall.standing.value,
             status=error.status,
-            code=effect.answer.value,
+            code=error.log_code,
             cause=effect.failure.detail if effect.failure is not None else "none",
             anchor=_hashed(anchor),
             # How often the anchor was refused so far, of a bounded number of times.

@@ -13,6 +13,7 @@ from bridgecore.config import Config
 from bridgecore.messages import TurnReceived
 from bridgecore.recovery.timers import Timer
 from bridgecore.rendering import HttpError, http_error, render_failed_response
+from bridgecore.wire.errors import read_error
 from bridgecore.wire.http import (
     BadRequest,
     HttpLimits,
@@ -31,7 +32,6 @@ from bridgecore.wire.responses import (
     final_response,
     keepalive_event,
     parse_create,
-    read_error,
     sequence_number,
 )
 from bridgecore.wire.sse import COMMENT, encode_event
@@ -238,7 +238,7 @@ class Front:
             answer.created = answer.last = created.data
             events.append(created)
         sequence = max(0, sequence_number(answer.last or b"") + 1)
-        events.append(failed_event(error.code, error.message, sequence, answer.created))
+        events.append(failed_event(error.code, error.message, sequence, answer.created, error.more))
         self.out.append(self._http.stream(b"".join([encode_event(event) for event in events])))
         self._finish(self._http.end_stream(), close=close)
 

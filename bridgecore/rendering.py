@@ -6,22 +6,34 @@ here is ever read back to choose a recovery.
 
 from __future__ import annotations
 
+import re
 from typing import assert_never
 
 import attrs
 
 from bridgecore.recovery.effects import Answer
-from bridgecore.recovery.failure import NOT_FOUND_CODE, ErrorFrame, Failure, FailureKind, classify
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    ErrorFrame,
+    Failure,
+    FailureKind,
+    classify,
+    known_name,
+)
 from bridgecore.wire.responses import error_body
 
 # Codex honours an integer Retry-After, and every SDK does: a second is enough for a reconnect.
 _RETRY_AFTER = 1
 _RETRIABLE = frozenset({429, 502, 503, 504})
+_NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
 
 
 @attrs.frozen
 class HttpError:
-    """An error as a client sees it. ``retry_after``: seconds; None when no retry is asked for."""
+    """An error as a client sees it. ``retry_after``: seconds; None when no retry is asked for.
+
+    ``more``: further members of an upstream's error, as the text of a JSON object.
+    """
 
     status: int
     type: str
@@ -29,11 +41,23 @@ class HttpError:
     message: str
     param: str | None = None
     retry_after: int | None = None
+    more: str | None = None
 
     @property
     def body(self) -> bytes:
         """The JSON body, in OpenAI's error shape."""
-        return error_body(self.message, self.type, self.code, self.param)
+        return error_body(self.message, self.type, self.code, self.param, self.more)
+
+    @property
+    def log_code(self) -> str:
+        """The code as logs show it: what the client was told, if it is a name.
+
+        An upstream can put anything into a code, the credential or the request too. A text that is
+        more than a name is shown as the known name that it stands for, else as ``upstream_error``.
+        """
+        if _NAME.fullmatch(self.code):
+            return self.code
+        return known_name(self.code) or Answer.UPSTREAM_ERROR.value
 
 
 def http_error(
@@ -101,10 +125,17 @@ def render_failed_response(error: ErrorFrame, anchor: str | None) -> HttpError:
     return _render_upstream_error(classify(error), error, anchor)
 
 
+# What an error is called that the upstream gave no name.
+_CODES = {
+    FailureKind.RATE_LIMITED: "rate_limit_exceeded",
+    FailureKind.TOO_LARGE: "request_too_large",
+}
+
+
 def _render_upstream_error(
     failure: Failure | None, error: ErrorFrame, anchor: str | None
 ) -> HttpError:
-    """The upstream's own error: code and words kept, the status one that clients act upon."""
+    """The upstream's own error: words and members kept, the status one that clients act upon."""
     kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
     if kind is FailureKind.NOT_FOUND and anchor is None:
         # The client named no id, so it has none to drop: the upstream is at fault.
@@ -113,14 +144,28 @@ def _render_upstream_error(
     if kind is FailureKind.NOT_FOUND:
         # Whatever shape it came in, the client gets the one it knows.
         return render_answer(Answer.NOT_FOUND, failure, None, anchor)
+    if kind is FailureKind.REJECTED and classify(error).kind in _OF_A_SOCKET:
+        # A refused upgrade named no anchor, and its client knows nothing of sockets.
+        return render_answer(Answer.UPSTREAM_UNAVAILABLE, failure, None, anchor)
     upstream = failure.status if failure is not None else None
     if kind is FailureKind.RATE_LIMITED:
         status = 429
+    elif kind is FailureKind.TOO_LARGE:
+        status = 413
     elif kind in (FailureKind.INVALID, FailureKind.REJECTED) and upstream is not None:
         status = upstream
     else:
         status = 502
-    code = error.code or error.type or Answer.UPSTREAM_ERROR.value
-    message = error.message or f"The upstream refused the turn ({code})."
+    code = error.code or error.type or _CODES.get(kind, Answer.UPSTREAM_ERROR.value)
+    words = error.message
+    if words is None and kind is FailureKind.TOO_LARGE:
+        happened = f" ({failure.detail})" if failure is not None else ""
+        words = f"The request is larger than the upstream takes{happened}. Send less input."
+    elif words is None:
+        words = f"The upstream refused the turn ({code})."
     wait = failure.retry_after if failure is not None else None
-    return http_error(status, code, message, type_=error.type, param=error.param, retry_after=wait)
+    answer = http_error(status, code, words, type_=error.type, param=error.param, retry_after=wait)
+    return attrs.evolve(answer, more=error.more)
+
+
+_OF_A_SOCKET = frozenset({FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT})

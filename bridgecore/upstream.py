@@ -23,7 +23,7 @@ from bridgecore.recovery.failure import (
 )
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire import websocket as ws
-from bridgecore.wire.responses import read_error_body, read_seconds
+from bridgecore.wire.errors import longest, read_error_body, read_wait
 
 
 class Stage(enum.Enum):
@@ -112,8 +112,10 @@ class Upstream:
                 self.stage = Stage.OPEN
                 self.deadline = now + self._config.ping_interval
             elif isinstance(event, ws.UpgradeRejected):
-                refused = UpgradeRefused(event.status, _retry_after(event.headers))
-                heard.loss = Loss(refused, read_error_body(event.body))
+                error = read_error_body(event.body)
+                fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
+                wait = longest(read_wait(fields), error.retry_after)
+                heard.loss = Loss(UpgradeRefused(event.status, wait), error)
             elif isinstance(event, ws.CloseReceived):
                 heard.loss = Loss(Closed(event.code), goodbye=True)
             elif isinstance(event, ws.Failed):
@@ -168,11 +170,3 @@ class Upstream:
 
 def _failure(code: int) -> Evidence:
     return Closed(code) if code == 1006 else Malformed(f"protocol error {code}")
-
-
-def _retry_after(headers: list[tuple[bytes, bytes]]) -> int | None:
-    """The seconds of a ``Retry-After`` header; a date, which no clock here could read, is none."""
-    for name, value in headers:
-        if name.lower() == b"retry-after":
-            return read_seconds(value.decode("latin-1"))
-    return None

@@ -57,7 +57,7 @@ class Answer:
     @property
     def error(self) -> Json:
         error: Json = self.json["error"]
-        assert set(error) == {"message", "type", "code", "param"}
+        assert set(error) >= {"message", "type", "code", "param"}
         return error
 
     @property

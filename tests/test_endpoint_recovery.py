@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from bridgecore.config import Continuity
 from bridgecore.recovery.timers import Timer
 from bridgecore.testing import (
     EVERY,
@@ -205,8 +206,7 @@ def test_errors_are_relayed(status: int, code: str, expected: int, shape: ErrorS
     error = Error(status, code, "some_error", "Words of the upstream.", None, shape)
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, error))
     answer = world.ask()
-    if shape is ErrorShape.NO_STATUS:
-        expected = 429 if code == "rate_limit_exceeded" else 502
+    # Without a status, the code tells as much.
     if shape is ErrorShape.TERSE:
         expected, code = (
             (429 if status == 429 else 400 if expected == 429 else expected),
@@ -225,6 +225,7 @@ BARE = b'{"type":"error"}'
 NULLS = b'{"type":"error","status":null,"error":{"type":null,"code":null,"message":null}}'
 TEXT = b'{"type":"error","status":400,"error":"just text"}'
 HUGE = b'{"type":"error","status":429,"headers":{"Retry-After":"%b"},"error":{}}' % (b"9" * 9000)
+YEAR = 366 * 86_400  # seconds; a longer wait is told by no upstream
 ODD = b'{"type":"error","status":1e400,"error":{"code":7,"resets_in_seconds":1e300}}'
 
 
@@ -241,18 +242,89 @@ def test_odd_error_frames(frame: bytes, status: int) -> None:
     assert answer.error["message"]
     assert answer.error["type"]
     if status in (429, 502):
-        assert 1 <= int(answer.headers["retry-after"]) <= 86_400
+        assert 1 <= int(answer.headers["retry-after"]) <= YEAR
     world.assert_empty()
 
 
 @pytest.mark.parametrize(
-    "where", [b'"headers":{"Retry-After":"7"},"error":{}', b'"error":{"resets_in_seconds":6.2}']
+    ("where", "wait"),
+    [
+        (b'"headers":{"Retry-After":"7"},"error":{}', 7),
+        (b'"error":{"headers":{"retry-after-ms":"6001"}}', 7),
+        (b'"error":{"resets_in_seconds":6.2}', 7),
+        (b'"error":{"resets_in_seconds":596369}', 596_369),  # a weekly window
+        (b'"error":{"message":"Rate limit reached. Please try again in 6m0s."}', 360),
+    ],
 )
-def test_a_wait_told_in_band_is_a_floor(where: bytes) -> None:
+def test_a_wait_told_in_band_is_a_floor(where: bytes, wait: int) -> None:
     world = World()
     frame = b'{"type":"error","status":429,' + where + b"}"
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents((frame,))))
-    assert world.ask().headers["retry-after"] == "7"
+    assert world.ask().headers["retry-after"] == str(wait)
+
+
+USED_UP = {"type": "usage_limit_reached", "message": "The usage limit has been reached."}
+WINDOW: Json = {"plan_type": "plus", "resets_at": 1788879437, "resets_in_seconds": 9568}
+
+
+@pytest.mark.parametrize("point", [Point.BEFORE_CREATED, Point.AFTER_CREATED, Point.MID_OUTPUT])
+@pytest.mark.parametrize("beside", [True, False], ids=["beside the error", "in the error"])
+def test_further_members_of_an_error_reach_the_client(point: Point, beside: bool) -> None:
+    """Clients show when a used-up window opens again."""
+    world = World()
+    frame: Json = {"type": "error", "status": 429, "error": {**USED_UP}}
+    (frame if beside else frame["error"]).update(WINDOW)
+    sent = SendEvents((json.dumps(frame).encode(),))
+    world.emulator.faults.add(1, Fault(point, sent))
+    answer = world.ask("a")
+    if point is Point.BEFORE_CREATED:
+        assert (answer.status, answer.headers["retry-after"]) == (429, "9568")
+        assert answer.error == {**USED_UP, "code": "usage_limit_reached", "param": None, **WINDOW}
+    else:
+        error = answer.response["error"]
+        message = USED_UP["message"]
+        assert error == {"code": "usage_limit_reached", "message": message, **WINDOW}
+    world.assert_empty()
+
+
+def test_further_members_of_a_failed_response_reach_a_client_without_stream() -> None:
+    world = World()
+    failed = {
+        "type": "response.failed",
+        "response": {"id": "%RESPONSE_ID%", "error": {"code": "rate_limit_exceeded", **WINDOW}},
+    }
+    sent = SendEvents((json.dumps(failed).encode(),))
+    world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, sent))
+    answer = world.ask("a", stream=False)
+    assert (answer.status, answer.headers["retry-after"]) == (429, "9568")
+    assert answer.error.items() >= WINDOW.items()
+    world.assert_empty()
+
+
+NOT_FOUND_WORDS = [
+    {"status": 404, "error": {"code": 404, "param": "response_id", "message": "{0} not found."}},
+    {"error": {"type": "api_error", "message": "gRPC error: {0} not found"}},
+    {"error": {"code": "invalid_value", "param": "previous_response_id", "message": "Odd."}},
+    {"status": 400, "body": {"error": {"code": "response_not_found"}}},
+]
+
+
+@pytest.mark.parametrize("said", NOT_FOUND_WORDS)
+def test_not_found_in_other_words(said: Json) -> None:
+    """A held chain goes on with its whole input; of one that is not, the client is told in the
+    words that it knows."""
+    for continuity in Continuity:
+        world = World(continuity=continuity)
+        words = json.dumps({"type": "error", **said}).replace("{0}", "Response with id 'resp_1'")
+        world.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, SendEvents((words.encode(),))))
+        first = first_turn(world, store=True)
+        answer = world.ask("b", previous_response_id=first, store=True)
+        if continuity is Continuity.TRANSCRIPT:
+            assert answer.text.endswith("b")
+            assert "previous_response_id" not in world.frames[2]
+        else:
+            assert answer.status == 502  # stored: a bounded number of times, then a 400
+        world.assert_empty()
 
 
 @pytest.mark.parametrize("point", [Point.AFTER_CREATED, Point.MID_OUTPUT])
@@ -533,17 +605,20 @@ def test_connect_breaks(point: Point, action: Action) -> None:
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (401, 401),
-        (403, 403),
-        (429, 429),
-        (404, 502),
-        (426, 502),
-        (500, 502),
-        (503, 502),
-        (302, 502),
+        *((status, status) for status in (400, 401, 402, 403, 413, 422, 429, 451)),
+        *((status, 502) for status in (404, 408, 426, 500, 503, 302)),
     ],
 )
-@pytest.mark.parametrize("body", [b"", b'{"error":{"code":"their_code","message":"Their words."}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b'{"error":{"code":"their_code","message":"Their words.","plan_type":"plus"}}',
+        b'{"detail":"Their words."}',
+        b"Their words.",
+        b"<html>Their words.</html>",
+    ],
+)
 def test_upgrade_refused(status: int, expected: int, body: bytes) -> None:
     world = World()
     reject = Reject(status, ((b"retry-after", b"17"),), body)
@@ -554,9 +629,14 @@ def test_upgrade_refused(status: int, expected: int, body: bytes) -> None:
         assert answer.status == expected
         if expected in (429, 502):
             assert int(answer.headers["retry-after"]) >= 17
-        if expected != 502 and body:
-            assert answer.error["code"] == "their_code"
-            assert answer.error["message"] == "Their words."
+        else:
+            assert "retry-after" not in answer.headers
+        if expected != 502:
+            said = b"Their words." in body and b"<html>" not in body
+            assert (answer.error["message"] == "Their words.") is said
+            if b"their_code" in body:
+                assert answer.error["code"] == "their_code"
+                assert answer.error["plan_type"] == "plus"
         assert world.net.connects - before <= 3
     world.assert_empty()
 
@@ -566,7 +646,7 @@ def test_an_odd_retry_after(value: bytes) -> None:
     world = World()
     reject = Reject(503, ((b"retry-after", value),))
     world.emulator.faults.add(EVERY, Fault(Point.ON_UPGRADE, reject))
-    assert 1 <= int(world.ask().headers["retry-after"]) <= 86_400
+    assert 1 <= int(world.ask().headers["retry-after"]) <= YEAR
 
 
 # ------------------------------------------------------------------ age, idleness, life
@@ -668,6 +748,32 @@ def test_an_upstream_that_does_not_close_back() -> None:
 
 
 # ------------------------------------------------------------------ what logs do not say
+
+
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        ("invalid_api_key", "invalid_api_key"),
+        ("a_code_of_tomorrow", "a_code_of_tomorrow"),
+        ("unauthenticated:bad-credentials", "unauthenticated"),
+        ("sk-1234567890abcdef", "upstream_error"),
+        ("Wrong key sk-1234", "upstream_error"),
+    ],
+)
+def test_the_log_has_the_code_that_the_client_was_told(code: str, logged: str) -> None:
+    """What is no name could be anything that the request held; see the next test."""
+    world = World()
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Error(400, code)))
+    assert world.ask().error["code"] == code
+    (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]
+    assert (refused.fields["code"], refused.fields["status"]) == (logged, 400)
+
+
+def test_the_log_has_not_found_when_the_client_was_told_so() -> None:
+    world = World()
+    world.ask("b", previous_response_id="resp_elsewhere", store=False)
+    (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]
+    assert refused.fields["code"] == NOT_FOUND
 
 
 def test_logs_tell_no_secrets() -> None:

@@ -85,6 +85,18 @@ def test_types(status: int, type_: str) -> None:
         (ErrorFrame(400, "websocket_connection_limit_reached"), 502, None),
         (ErrorFrame(400, "rate_limit_exceeded"), 429, "rate_limit_exceeded"),
         (ErrorFrame(500, "x"), 502, "x"),
+        (ErrorFrame(404, "x"), 404, "x"),
+        (ErrorFrame(409, "x"), 409, "x"),
+        (ErrorFrame(403, "rate_limit_exceeded"), 403, None),
+        (ErrorFrame(413), 413, "request_too_large"),
+        (ErrorFrame(400, "message_too_big"), 413, None),
+        (ErrorFrame(413, "context_length_exceeded"), 413, None),
+        (ErrorFrame(429), 429, "rate_limit_exceeded"),
+        (ErrorFrame(None, "context_length_exceeded"), 400, None),
+        (ErrorFrame(None, "invalid_api_key"), 401, None),
+        (ErrorFrame(None, None, "permission_error"), 403, "permission_error"),
+        (ErrorFrame(None, None, "not_found_error"), 404, "not_found_error"),
+        (ErrorFrame(None, None, "rate_limit_error"), 429, "rate_limit_error"),
         (ErrorFrame(200, "x"), 502, "x"),
         (ErrorFrame(None, "x"), 502, "x"),
         (ErrorFrame(None, None, "theirs"), 502, "theirs"),
@@ -111,3 +123,58 @@ def test_a_not_found_that_no_turn_asked_for_is_the_upstreams_fault() -> None:
     error = ErrorFrame(status=400, code="previous_response_not_found")
     said = render_answer(Answer.UPSTREAM_ERROR, classify(error), error, None)
     assert (said.status, said.code, said.retry_after) == (502, "upstream_error", 1)
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 413, 422, 429, 451])
+def test_a_refused_upgrade_that_concerns_the_client(status: int) -> None:
+    failure = classify(UpgradeRefused(status, 9))
+    words = ErrorFrame(None, "theirs", "their_type", "Their words.", "p", 9, '{"plan_type":"plus"}')
+    error = render_answer(Answer.UPSTREAM_ERROR, failure, words, "resp_1")
+    assert error.status == status
+    assert error.retry_after == (9 if status == 429 else None)
+    assert json.loads(error.body) == {
+        "error": {
+            "message": "Their words.",
+            "type": "their_type",
+            "code": "theirs",
+            "param": "p",
+            "plan_type": "plus",
+        }
+    }
+    bare = render_answer(Answer.UPSTREAM_ERROR, failure, None, None)
+    assert (bare.status, bare.code) == (status, "upstream_error")
+
+
+@pytest.mark.parametrize(
+    "code", ["previous_response_not_found", "websocket_connection_limit_reached"]
+)
+@pytest.mark.parametrize("status", [400, 401, 403, 429])
+def test_an_upgrade_cannot_refuse_an_anchor_or_a_socket(status: int, code: str) -> None:
+    """The upgrade named no anchor: a client that is told so would drop an id that is good."""
+    failure = classify(UpgradeRefused(status, 9))
+    error = render_answer(Answer.UPSTREAM_ERROR, failure, ErrorFrame(code=code), "resp_1")
+    assert (error.status, error.code, error.retry_after) == (502, "upstream_unavailable", 9)
+
+
+def test_a_size_that_was_refused_by_a_close() -> None:
+    error = render_answer(Answer.UPSTREAM_ERROR, classify(Closed(1009)), None, "resp_1")
+    assert (error.status, error.code, error.retry_after) == (413, "request_too_large", None)
+    assert error.type == "invalid_request_error"
+    assert "close 1009" in error.message
+
+
+@pytest.mark.parametrize(
+    ("code", "logged"),
+    [
+        ("a_code.of_tomorrow", "a_code.of_tomorrow"),
+        ("20012", "20012"),
+        ("unauthenticated:sk-secret", "unauthenticated"),
+        ("sk-secret", "upstream_error"),
+        ("Some words of the request", "upstream_error"),
+        ("x" * 65, "upstream_error"),
+        ("0123456", "upstream_error"),
+        ("a\nb", "upstream_error"),
+    ],
+)
+def test_the_log_shows_names_only(code: str, logged: str) -> None:
+    assert http_error(400, code, "m").log_code == logged

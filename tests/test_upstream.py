@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from bridgecore.config import Config, UpstreamUrl
-from bridgecore.recovery.failure import Closed, Malformed, TimedOut, UpgradeRefused
+from bridgecore.recovery.failure import (
+    Closed,
+    ErrorFrame,
+    Malformed,
+    TimedOut,
+    UpgradeRefused,
+)
 from bridgecore.recovery.timers import Timer
 from bridgecore.upstream import Heard, Stage, Upstream
 from bridgecore.wire.websocket import WebSocketServer
@@ -39,14 +45,31 @@ def test_messages() -> None:
     assert heard.loss is None
 
 
-def test_a_refusal() -> None:
+@pytest.mark.parametrize(
+    ("headers", "body", "wait"),
+    [
+        ([(b"Retry-After", b"7")], b'{"error":{"code":"c","message":"m"}}', 7),
+        ([(b"retry-after-ms", b"6001")], b'{"error":{"code":"c","message":"m"}}', 7),
+        ([], b'{"error":{"code":"c","message":"m","resets_in_seconds":7}}', 7),
+        ([(b"Retry-After", b"7")], b'{"code":"c","message":"m","retry_after":6}', 7),
+        ([(b"Retry-After", b"Sun, 06 Nov 1994 08:49:37 GMT")], b'{"code":"c","message":"m"}', None),
+        ([(b"X-Odd", b"caf\xe9")], b'{"error":{"code":"c","message":"m"}}', None),
+    ],
+)
+def test_a_refusal(headers: list[tuple[bytes, bytes]], body: bytes, wait: int | None) -> None:
     upstream, server = asked()
-    body = b'{"error":{"code":"c","message":"m"}}'
-    loss = upstream.receive(server.reject(429, [(b"Retry-After", b"7")], body), 1).loss
+    loss = upstream.receive(server.reject(429, headers, body), 1).loss
     assert loss is not None
-    assert loss.cause == UpgradeRefused(429, 7)
+    assert loss.cause == UpgradeRefused(429, wait)
     assert loss.error is not None
-    assert (loss.error.code, loss.goodbye) == ("c", False)
+    assert (loss.error.code, loss.error.message, loss.goodbye) == ("c", "m", False)
+
+
+def test_a_refusal_in_plain_text() -> None:
+    upstream, server = asked()
+    loss = upstream.receive(server.reject(403, [], b"No access.\n"), 1).loss
+    assert loss is not None
+    assert loss.error == ErrorFrame(message="No access.")
 
 
 def test_a_close() -> None:

@@ -35,19 +35,25 @@ class Unreachable:
 
 @attrs.frozen
 class UpgradeRefused:
-    """The WebSocket upgrade was answered with ``status``; ``retry_after`` in seconds."""
+    """The WebSocket upgrade was answered with ``status``; ``retry_after`` in seconds, from the
+    answer's head or body."""
     status: int
     retry_after: int | None = None
 
 @attrs.frozen
 class ErrorFrame:
-    """An in-band error, in any of the shapes that upstreams use; every field can be missing."""
+    """An in-band error, in any of the shapes that upstreams use; every field can be missing.
+
+    ``more``: the further members of the error (``plan_type``, ``resets_at``, ...) as the text of a
+    JSON object, for the client to read. Nothing here looks into it.
+    """
     status: int | None = None
     code: str | None = None
     type: str | None = None
     message: str | None = None
     param: str | None = None
     retry_after: int | None = None  # seconds
+    more: str | None = None
 
 @attrs.frozen
 class TimedOut:
@@ -66,7 +72,9 @@ class FailureKind(enum.Enum):
     CONNECTION_LIMIT = "connection_limit"  # the socket is too old for the upstream
     RATE_LIMITED = "rate_limited"  # the upstream refused: too much
     INVALID = "invalid"  # the upstream refused: the request (a 4xx)
-    TOO_LARGE = "too_large"  # the upstream takes no frame of this size, and processed nothing
+    # The upstream refused: the size. It processed nothing, so the refusal is not ambiguous, and the
+    # same frame will never pass.
+    TOO_LARGE = "too_large"
     SERVER_ERROR = "server_error"  # the upstream refused: its own trouble, or no reason given
 
 @attrs.frozen
@@ -74,7 +82,8 @@ class Failure:
     """A classified failure.
 
     ``detail`` is a short word for logs ("close 1006", "created deadline"), never upstream text.
-    ``status`` is the HTTP status that the upstream gave, if any; ``retry_after`` its seconds.
+    ``status`` is the HTTP status that the upstream gave or, if it gave none, the one that its
+    ``code`` and ``type`` stand for, if any; ``retry_after`` its seconds.
     """
     kind: FailureKind
     detail: str
@@ -83,26 +92,163 @@ class Failure:
 # fmt: on
 
 
+# ---------------------------------------------------------------- what upstreams call things
+#
+# Upstreams put the same words into ``code`` or ``type``, and write them in their own way:
+# ``rate_limit_error``, ``RateLimitError``, ``unauthenticated:bad-credentials``. So names are
+# compared by their letters and digits, up to a colon, without a final "error"; see ``_key``.
+
 NOT_FOUND_CODE = "previous_response_not_found"
-_LIMIT_CODE = "websocket_connection_limit_reached"
-# fmt: off
-_RATE_CODES = frozenset({
+_NOT_FOUND = (
+    NOT_FOUND_CODE, "previous_response_id_not_found", "invalid_previous_response_id",
+    "previous_response_expired", "response_not_found", "response_expired",
+)  # fmt: skip
+_LIMIT = ("websocket_connection_limit_reached",)
+_RATE = (
     "rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", "usage_limit_reached",
-    "usage_not_included", "insufficient_quota", "too_many_requests",
+    "usage_limit_exceeded", "usage_not_included", "insufficient_quota", "quota_exceeded",
+    "credit_balance_exhausted", "too_many_requests", "resource_exhausted", "throttling_exception",
     "websocket_stream_limit_reached",
-})
-# fmt: on
-# The two texts by which upstreams say not-found without a code (protocol.md, section 1).
-_NOT_FOUND_TEXT = re.compile(
-    r"\s*(?:Invalid `?previous_response_id`?|Previous response with id .{0,256} not found)\.?\s*",
-    re.IGNORECASE | re.DOTALL,
+)  # fmt: skip
+# The size of the message. The size of the context (``context_length_exceeded``) is another matter:
+# there the upstream has read the request.
+_TOO_LARGE = (
+    "message_too_big", "message_too_large", "request_too_large", "request_entity_too_large",
+    "payload_too_large", "content_too_large", "body_too_large", "frame_too_large",
+)  # fmt: skip
+# Names of a class of errors: they say no more than the status does.
+_CLASSES = {
+    400: (
+        "invalid_request_error", "bad_request_error", "invalid_argument", "invalid_value",
+        "failed_precondition", "validation_error",
+    ),
+    404: ("not_found_error",),
+    422: ("unprocessable_entity_error",),
+}  # fmt: skip
+# Names of one error. Sources: the Responses API reference (error codes of a response, of the
+# stream and of HTTP) and, where marked, others.
+_SPECIFIC = {
+    400: (
+        "context_length_exceeded", "string_above_max_length", "invalid_prompt", "invalid_type",
+        "invalid_stream_id", "invalid_encrypted_content", "missing_required_parameter",
+        "unknown_parameter", "unsupported_parameter", "unsupported_value", "model_not_supported",
+        "content_policy_violation", "bio_policy", "cyber_policy", "data_residency_mismatch",
+        "image_content_policy_violation", "image_file_not_found", "image_file_too_large",
+        "image_parse_error", "image_too_large", "image_too_small", "invalid_base64_image",
+        "invalid_image", "invalid_image_format", "invalid_image_mode", "invalid_image_url",
+        "empty_image_file", "failed_to_download_image", "unsupported_image_media_type",
+    ),
+    401: (
+        "authentication_error", "invalid_api_key", "invalid_token", "token_expired",
+        "unauthenticated", "unauthorized",
+    ),
+    402: ("insufficient_balance", "payment_required", "billing_error"),  # Anthropic, DeepSeek
+    403: (
+        "permission_error", "permission_denied", "forbidden", "access_denied",
+        "unsupported_country_region_territory",
+    ),
+    404: ("model_not_found", "item_not_found", "conversation_not_found"),
+    409: ("conflict_error",),
+}  # fmt: skip
+
+
+def _key(word: str) -> str:
+    """What is compared of a code or a type; empty if it says nothing."""
+    plain = _PUNCTUATION.sub("", word[:_LONGEST_NAME].partition(":")[0].lower())
+    return plain.removesuffix("exception").removesuffix("error")
+
+
+_LONGEST_NAME = 128  # characters; a longer word is none of the names above
+_PUNCTUATION = re.compile(r"[^a-z0-9]")
+
+
+def _keys(*words: str) -> frozenset[str]:
+    return frozenset(map(_key, words))
+
+
+_NOT_FOUND_KEYS, _LIMIT_KEYS, _RATE_KEYS = _keys(*_NOT_FOUND), _keys(*_LIMIT), _keys(*_RATE)
+_TOO_LARGE_KEYS = _keys(*_TOO_LARGE)
+_SPECIFIC_KEYS = frozenset(_key(word) for words in _SPECIFIC.values() for word in words)
+_STATUS_OF_KEY = {
+    _key(word): status
+    for group in (_CLASSES, _SPECIFIC)
+    for status, words in group.items()
+    for word in words
+}
+_SPELLINGS = {
+    _key(word): word
+    for words in (_NOT_FOUND, _LIMIT, _RATE, _TOO_LARGE, *_CLASSES.values(), *_SPECIFIC.values())
+    for word in words
+}
+
+# Not-found is also told by words. The subject must be a response: "Item with id 'rs_1' not found",
+# "Conversation not found" or "The model does not exist" are about something else. Ids are quoted,
+# follow the word "id", or look like ids of responses: "Response format not found" has none.
+_QUOTED = r"""(?:'[^']*'|"[^"]*"|`[^`]*`)"""
+_ID = rf"(?:\bid ?[=:]? ?(?:{_QUOTED}|[^\s'\"`]+)|{_QUOTED}|resp[_-]\S+)"
+_MISSING = (
+    r"(?:(?:was|is|could|can|has|does) )?"
+    r"(?:not (?:be )?found|cannot be found|not exist|(?:been )?expired|unknown)\b"
 )
+_PREVIOUS_ID = r"['\"`]?previous[_ ]response[_ ]id['\"`]?"
+_NOT_FOUND_TEXT = re.compile(
+    # OpenAI, vLLM, SGLang and xAI: "Response with id 'resp_1' not found."
+    rf"(?:the )?(?:previous |referenced )?response(?: with)?(?: {_ID})? {_MISSING}"
+    # OpenAI, in few words: "Invalid `previous_response_id`."
+    rf"|(?:invalid|unknown) {_PREVIOUS_ID}"
+    rf"|{_PREVIOUS_ID}(?: ?[=:]? ?{_ID})? {_MISSING}"
+    rf"|(?:unknown|no such) response:? {_ID}"
+    rf"|no response (?:was )?found (?:with|for) (?:previous_response_)?{_ID}"
+    rf"|(?:could not|cannot) find (?:the )?(?:previous )?response(?: with)? {_ID}"
+    # LM Studio, where each response is a node of a history.
+    rf"|prediction history node (?:with )?{_ID} {_MISSING}",
+    re.IGNORECASE,
+)
+# What gateways put before the words of their upstream: "gRPC error: ", "rpc error: code = NotFound
+# desc = ", "litellm.BadRequestError: OpenAIException - ", or the JSON of its answer up to the
+# message. Words after anything else are a quotation, of the request perhaps.
+_WRAPPER = re.compile(
+    r".*(?:error|exception|fail|invalid|bad request|desc|code|status|not ?found|\d{3})"
+    r"[^:=]{0,40}[:=-] ?"
+    r"|.*\{.*\\?[\"']message\\?[\"'] ?: ?\\?[\"']",
+    re.IGNORECASE,
+)
+_WRAPPED_CODE = re.compile(rf"\{{.*\\?[\"']code\\?[\"'] ?: ?\\?[\"']{NOT_FOUND_CODE}\b")
+# Of a message so many characters are looked at: an id may have 4,096 (a longer one never goes
+# upstream), and the time that a search takes grows with the square.
+_LONGEST_TEXT = 5_000
+# The parameter that names the anchor: by itself (OpenAI), or where the words are about a response
+# too (vLLM calls it as its path parameter).
+_ANCHOR_PARAM, _ID_PARAM = "previous_response_id", "response_id"
+_PARAMS = {_key(name): name for name in (_ANCHOR_PARAM, _ID_PARAM)}
+# Statuses with a meaning of their own, which no word of a body changes: they are about the account
+# or the credential.
+_ACCOUNT = frozenset({401, 402, 403, 407})
+# Refusals of an upgrade that concern the client's request or account, not the way to the upstream.
+_REJECTIONS = frozenset({400, 401, 402, 403, 413, 422, 429, 451})
+
+
+def known_name(word: str) -> str | None:
+    """The name that ``word``, a ``code`` or ``type``, is read as; None if it tells nothing.
+
+    Whoever shows evidence around, but not the upstream's words, shows this instead.
+    """
+    return _SPELLINGS.get(_key(word))
+
+
+def known_param(param: str) -> str | None:
+    """The name that ``param`` is read as, like ``known_name``."""
+    return _PARAMS.get(_key(param.rpartition(".")[2]))
+
+
+# ---------------------------------------------------------------- classification
 
 
 def classify(evidence: Evidence) -> Failure:
     """Tell what kind of failure ``evidence`` shows. Total: every evidence has a kind."""
     if isinstance(evidence, Closed):
-        # RFC 6455, section 7.4.1: 1009 says that a message was too big to process.
+        # 1009, "message too big" (RFC 6455, 7.4.1), is what an upstream says of our frame. (If a
+        # message of its own is too big for us, that is ``Malformed``.)
         kind = FailureKind.TOO_LARGE if evidence.code == 1009 else FailureKind.LOST
         return Failure(kind, f"close {evidence.code}")
     if isinstance(evidence, Malformed):
@@ -112,9 +258,9 @@ def classify(evidence: Evidence) -> Failure:
     if isinstance(evidence, Unreachable):
         return Failure(FailureKind.UNREACHABLE, evidence.reason)
     if isinstance(evidence, UpgradeRefused):
-        # 401, 403 and 429 concern the client's credential or pace: it has to hear them. Anything
-        # else (404 and 426 included) is a matter between the bridge and its upstream.
-        rejected = evidence.status in (401, 403, 429)
+        # Anything else (404 and 426 included) is a matter between the bridge and its upstream. A
+        # 413 is about the head of the upgrade: no frame was sent that could be too large.
+        rejected = evidence.status in _REJECTIONS
         kind = FailureKind.REJECTED if rejected else FailureKind.UNREACHABLE
         return Failure(kind, f"upgrade {evidence.status}", evidence.status, evidence.retry_after)
     if isinstance(evidence, ErrorFrame):
@@ -123,25 +269,50 @@ def classify(evidence: Evidence) -> Failure:
 
 
 def _classify_error_frame(frame: ErrorFrame) -> Failure:
-    names = {frame.code, frame.type}  # some upstreams put the code in ``type``
-    status = frame.status
-    if NOT_FOUND_CODE in names or (
-        frame.code is None
-        and frame.param in (None, "previous_response_id")
-        and frame.message is not None
-        and _NOT_FOUND_TEXT.fullmatch(frame.message)
-    ):
+    names = [_key(word) for word in (frame.code, frame.type) if word is not None]
+    told = next((_STATUS_OF_KEY[name] for name in names if name in _STATUS_OF_KEY), None)
+    # A status below 400 is that of an answer that carries the error, not of the error.
+    status = told if frame.status is None or frame.status < 400 else frame.status
+    if not _NOT_FOUND_KEYS.isdisjoint(names):
         kind = FailureKind.NOT_FOUND
-    elif _LIMIT_CODE in names:
+    elif not _LIMIT_KEYS.isdisjoint(names):
         kind = FailureKind.CONNECTION_LIMIT
-    elif status == 413:
-        kind = FailureKind.TOO_LARGE
-    elif status == 429 or names & _RATE_CODES:
+    elif status in _ACCOUNT:
+        kind = FailureKind.INVALID
+    elif status == 429 or not _RATE_KEYS.isdisjoint(names):
         kind = FailureKind.RATE_LIMITED
+    elif not _TOO_LARGE_KEYS.isdisjoint(names) or (
+        status == 413 and _SPECIFIC_KEYS.isdisjoint(names)
+    ):
+        kind = FailureKind.TOO_LARGE
+    elif _says_not_found(frame, status):
+        kind = FailureKind.NOT_FOUND
     elif status is not None and 400 <= status < 500:
         kind = FailureKind.INVALID
     else:
         kind = FailureKind.SERVER_ERROR
     # The code is not repeated here: it is the upstream's text and could carry anything.
-    detail = f"error frame {status if status is not None else 'without status'}: {kind.value}"
+    given = frame.status if frame.status is not None else "without status"
+    detail = f"error frame {given}: {kind.value}"
     return Failure(kind, detail, status, frame.retry_after)
+
+
+def _says_not_found(frame: ErrorFrame, status: int | None) -> bool:
+    """Whether the parameter or the words say that the anchor is not known."""
+    param = None if frame.param is None else known_param(frame.param)
+    if param == _ANCHOR_PARAM and status in (None, 400, 404, 410, 422):
+        return True
+    if frame.param is not None and param is None:
+        return False  # the words are about another parameter
+    code = _key(frame.code or "")
+    if code in _SPECIFIC_KEYS:
+        return False  # the words only mention it: the code is about something else
+    message = " ".join((frame.message or "")[:_LONGEST_TEXT].split())
+    found = _NOT_FOUND_TEXT.search(message)
+    if found is not None and (
+        found.start() == 0 or _WRAPPER.fullmatch(message, 0, found.start()) is not None
+    ):
+        return True
+    if _WRAPPED_CODE.search(message) is not None:
+        return True
+    return param == _ID_PARAM and status in (404, 410)

@@ -26,7 +26,7 @@ class Situation(enum.Enum):
     __hash__ = object.__hash__  # by identity: looked up for every event
     SEND_SKIPPED = "socket is open but does not know the anchor"
     CONNECT_FAILED = "connect failed"
-    UPGRADE_REJECTED = "upgrade rejected (401, 403, 429)"
+    UPGRADE_REJECTED = "upgrade rejected for a reason that concerns the client"
     LOST_SENDING = "lost while sending"
     LOST_SENT = "lost after sending, before response.created"
     SILENT = "no response.created until the deadline"

@@ -942,7 +942,10 @@ _NAMED_CODES = (NOT_FOUND_CODE, "websocket_connection_limit_reached")
 
 def _rejected(event: ev.ConnectionLost) -> bool:
     cause = event.cause
-    return isinstance(cause, UpgradeRefused) and cause.status in (401, 403, 429)
+    return isinstance(cause, UpgradeRefused) and cause.status in _PASSED_ON
+
+
+_PASSED_ON = (400, 401, 402, 403, 413, 422, 429, 451)  # upgrade refusals that concern the client
 
 
 def _evidence(event: Event) -> set[str | None]:

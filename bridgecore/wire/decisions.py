@@ -19,7 +19,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType
 from typing import Any, TypeAlias, get_args, get_type_hints
@@ -36,11 +36,11 @@ from bridgecore.recovery.events import (
     UpstreamRefused,
 )
 from bridgecore.recovery.failure import (
-    NOT_FOUND_CODE,
     ErrorFrame,
     Evidence,
-    FailureKind,
     classify,
+    known_name,
+    known_param,
 )
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.session import Session
@@ -51,7 +51,7 @@ DECISION = "session.decision"  # the event of a Log whose field "line" is a line
 
 _HEADER = {"log": "bridgecore decisions", "format": FORMAT}
 _OTHER = "other"  # stands for a word of the upstream's that classification does not know
-_PARAM = "previous_response_id"
+_TERSE = "Invalid `previous_response_id`."
 
 
 @attrs.frozen
@@ -142,23 +142,21 @@ def _anonymous_cause(cause: Evidence) -> Evidence:
     """Evidence that is classified just so. All but an error frame consists of our own words."""
     if not isinstance(cause, ErrorFrame):
         return cause
-    told_by_code = NOT_FOUND_CODE in (cause.code, cause.type)
-    told_by_text = not told_by_code and classify(cause).kind is FailureKind.NOT_FOUND
-    param = cause.param if cause.param in (None, _PARAM) else _OTHER
+    # The words count only where nothing else tells not-found; then others tell it as well.
+    told_by_text = classify(cause) != classify(attrs.evolve(cause, message=None))
     return attrs.evolve(
         cause,
-        code=_known(cause.code),
-        type=_known(cause.type),
-        message=f"Invalid `{_PARAM}`." if told_by_text else None,
-        param=param,
+        code=_known(cause.code, known_name),
+        type=_known(cause.type, known_name),
+        message=_TERSE if told_by_text else None,
+        param=_known(cause.param, known_param),
+        more=None,
     )
 
 
-def _known(word: str | None) -> str | None:
-    """``word`` if it tells classification something, else one that tells nothing."""
-    if word is None or classify(ErrorFrame(code=word)).kind is not FailureKind.SERVER_ERROR:
-        return word
-    return _OTHER
+def _known(word: str | None, name: Callable[[str], str | None]) -> str | None:
+    """The name that classification reads ``word`` as, else one that tells it nothing."""
+    return None if word is None else name(word) or _OTHER
 
 
 # ---------------------------------------------------------------- writing

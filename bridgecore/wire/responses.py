@@ -16,7 +16,7 @@ import attrs
 import msgspec
 
 from bridgecore.recovery.events import Outcome
-from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.errors import looks_like_error
 from bridgecore.wire.jsontext import (
     UnreadableError,
     read_array,
@@ -212,9 +212,8 @@ def _read_odd_event(data: bytes) -> UpstreamEvent | None:
         return None
     name = value.get("type")
     if not isinstance(name, str):
-        # In some shapes an error has no type (protocol notes): but it is an error.
-        wrong = value.get("error") or value.get("detail")
-        return UpstreamEvent(EventKind.ERROR, b"error", data) if wrong else None
+        # In some shapes an error has no type (see bridgecore.wire.errors): it is one all the same.
+        return UpstreamEvent(EventKind.ERROR, b"error", data) if looks_like_error(data) else None
     response = _member_of(value.get("response"), "id") or _member_of(value, "response_id")
     item = _member_of(value.get("item"), "id") or _member_of(value, "item_id")
     return _event(data, name, response, item)
@@ -462,70 +461,6 @@ def sequence_number(data: bytes) -> int:
     return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
 
-def read_error(data: bytes) -> ErrorFrame:
-    """An in-band error in any shape: nested, flat, or a ``response.failed``; fields may miss."""
-    frame = _object(data)
-    response = frame.get("response")
-    nested = response.get("error") if isinstance(response, dict) else frame.get("error")
-    flat = nested is None and frame.get("type") == "error"
-    fields = nested if isinstance(nested, dict) else (frame if flat else {})
-    status = frame.get("status", frame.get("status_code"))
-    return ErrorFrame(
-        status=_integer(status),
-        code=_text(fields.get("code")),
-        type=None if flat else _text(fields.get("type")),
-        message=_text(fields.get("message")) or (_text(nested)),
-        param=_text(fields.get("param")),
-        retry_after=_retry_after(frame, fields),
-    )
-
-
-def read_error_body(body: bytes) -> ErrorFrame:
-    """The OpenAI error object of an HTTP answer; empty if the body has none."""
-    error = _object(body).get("error")
-    fields = error if isinstance(error, dict) else {}
-    return ErrorFrame(
-        code=_text(fields.get("code")),
-        type=_text(fields.get("type")),
-        message=_text(fields.get("message")) or _text(error),
-        param=_text(fields.get("param")),
-    )
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _integer(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _retry_after(frame: dict[str, Any], fields: dict[str, Any]) -> int | None:
-    """Seconds to wait, from where upstreams put them: ``resets_in_seconds`` or the headers."""
-    headers = frame.get("headers")
-    if isinstance(headers, dict):
-        for name, value in headers.items():
-            if name.lower() == "retry-after" and isinstance(value, str | int):
-                return read_seconds(str(value))
-    for name in ("resets_in_seconds", "retry_after"):
-        value = fields.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-            return min(-int(-value // 1), _MAX_SECONDS)
-    return None
-
-
-_MAX_SECONDS = 86_400  # longer waits are nobody's, and a number can have any length
-
-
-def read_seconds(text: str) -> int | None:
-    """The delay of a ``Retry-After``, at most a day; None if it is not a number of seconds."""
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdecimal()):
-        return None
-    significant = digits.lstrip("0") or "0"
-    return _MAX_SECONDS if len(significant) > 5 else min(int(significant), _MAX_SECONDS)
-
-
 # ---------------------------------------------------------------- answers
 
 
@@ -561,13 +496,16 @@ def created_event(
     return UpstreamEvent(EventKind.CREATED, b"response.created", data, name)
 
 
-def failed_event(code: str, message: str, sequence: int, created: bytes) -> UpstreamEvent:
+def failed_event(
+    code: str, message: str, sequence: int, created: bytes, more: str | None = None
+) -> UpstreamEvent:
     """The bridge's own ``response.failed``: the response of ``created``, the ``response.created``
-    event that the client has seen, failed."""
+    event that the client has seen, failed. ``more``: further members of the error, as the text of
+    a JSON object."""
     response = {
         **_response_of(created),
         "status": b'"failed"',
-        "error": msgspec.json.encode({"code": code, "message": message}),
+        "error": bytes(_with_members({"code": code, "message": message}, more)),
         "incomplete_details": b"null",
     }
     data = _event_of("response.failed", sequence, response)
@@ -597,7 +535,16 @@ def keepalive_event(sequence: int) -> UpstreamEvent:
     return UpstreamEvent(EventKind.OTHER, b"keepalive", data)
 
 
-def error_body(message: str, type_: str, code: str | None, param: str | None) -> bytes:
-    """An error in OpenAI's shape."""
+def error_body(
+    message: str, type_: str, code: str | None, param: str | None, more: str | None = None
+) -> bytes:
+    """An error in OpenAI's shape. ``more``: further members, as the text of a JSON object."""
     error = {"message": message, "type": type_, "code": code, "param": param}
-    return msgspec.json.encode({"error": error})
+    return msgspec.json.encode({"error": _with_members(error, more)})
+
+
+def _with_members(error: dict[str, str | None], more: str | None) -> msgspec.Raw:
+    """``error`` as JSON, followed by the members of ``more`` as they are: they are not read, since
+    what an upstream wrote (a lone surrogate, a number of any length) need not be readable here."""
+    known = msgspec.json.encode(error)
+    return msgspec.Raw(known if more is None else known[:-1] + b"," + more[1:].encode())

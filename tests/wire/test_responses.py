@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
-from bridgecore.recovery.failure import ErrorFrame
 from bridgecore.wire.responses import (
     EventKind,
     InvalidBodyError,
@@ -21,10 +20,7 @@ from bridgecore.wire.responses import (
     keepalive_event,
     outcome_of,
     parse_create,
-    read_error,
-    read_error_body,
     read_event,
-    read_seconds,
     response_id,
     sequence_number,
 )
@@ -197,77 +193,6 @@ def test_response_ids(data: bytes, expected: str | None) -> None:
 )
 def test_sequence_numbers(data: bytes, expected: int) -> None:
     assert sequence_number(data) == expected
-
-
-# ------------------------------------------------------------------ errors
-
-WHOLE = ErrorFrame(400, "c", "t", "m", "p")
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (
-            b'{"type":"error","status":400,'
-            b'"error":{"type":"t","code":"c","message":"m","param":"p"}}',
-            WHOLE,
-        ),
-        (b'{"type":"error","status_code":400,"error":{"code":"c"}}', ErrorFrame(400, "c")),
-        (b'{"type":"error","code":"c","message":"m"}', ErrorFrame(code="c", message="m")),
-        (b'{"type":"error","error":"m"}', ErrorFrame(message="m")),
-        (b'{"type":"error","status":true,"error":{"code":7}}', ErrorFrame()),
-        (b'{"type":"response.failed","response":{"error":{"code":"c"}}}', ErrorFrame(code="c")),
-        (b'{"type":"response.failed","response":{"error":null}}', ErrorFrame()),
-        (b'{"type":"response.failed"}', ErrorFrame()),
-        (b'{"error":{"resets_in_seconds":1.2}}', ErrorFrame(retry_after=2)),
-        (b'{"error":{"resets_in_seconds":1e300}}', ErrorFrame(retry_after=86_400)),
-        (b'{"error":{"resets_in_seconds":-1}}', ErrorFrame()),
-        (b'{"error":{"resets_in_seconds":true}}', ErrorFrame()),
-        (b'{"headers":{"retry-after":9},"error":{}}', ErrorFrame(retry_after=9)),
-        (b'{"headers":{"Retry-After":"soon"},"error":{}}', ErrorFrame()),
-        (b"nonsense", ErrorFrame()),
-        (b"[]", ErrorFrame()),
-    ],
-    ids=str,
-)
-def test_error_frames(data: bytes, expected: ErrorFrame) -> None:
-    assert read_error(data) == expected
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"error":{"code":"c","message":"m"}}', ErrorFrame(code="c", message="m")),
-        (b'{"error":"m"}', ErrorFrame(message="m")),
-        (b"<html>", ErrorFrame()),
-        (b"", ErrorFrame()),
-        (b'{"error":[]}', ErrorFrame()),
-    ],
-)
-def test_error_bodies(body: bytes, expected: ErrorFrame) -> None:
-    assert read_error_body(body) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("7", 7),
-        (" 7 ", 7),
-        ("0", 0),
-        ("007", 7),
-        ("0" * 5000 + "7", 7),
-        ("99999", 86_400),
-        ("9" * 5000, 86_400),
-        ("-1", None),
-        ("1.5", None),
-        ("", None),
-        ("\u0663", None),
-        ("Sun, 06 Nov 1994 08:49:37 GMT", None),
-    ],
-    ids=lambda value: str(value)[:20],
-)
-def test_seconds(text: str, seconds: int | None) -> None:
-    assert read_seconds(text) == seconds
 
 
 # ------------------------------------------------------------------ answers

@@ -1,0 +1,528 @@
+r"""Reads the errors of upstreams, whatever shape they have. Total: no bytes make it raise.
+
+What belongs here: finding the error in a message or in the body of a refused upgrade, its words and
+its further members, and how long the client is to wait. What kind of failure it is, is told by
+``bridgecore.recovery.failure``; how it is shown, by ``bridgecore.rendering``.
+
+The shapes, and who sends them (``_PLACES`` has the order in which they are tried)::
+
+    {"type":"error","status":400,"error":{..}}   OpenAI, WebSocket mode (API reference). Codex takes
+                                                 "status_code" for "status", and "headers" beside it
+    {"type":"error","code":..,"message":..}      OpenAI, the stream's "error" event (API reference)
+    {"type":"response.failed","response":{..}}   OpenAI: response.error; in the Realtime API,
+                                                 response.status_details.error
+    {"error":{..}}, {"status":403,"error":{..}}  xAI; the HTTP body of all that are like OpenAI
+                                                 (in vLLM and SGLang "code" is the status)
+    {"code":"..","error":"words"}                xAI over HTTP
+    {"type":"error","body":{"error":{..}}}       gateways that wrap an HTTP answer, as JSON or as
+                                                 the text of it
+    {"error":{"error":{..}}}                     gateways that wrap another gateway
+    {"detail":"words"}, {"detail":[{..}]}        FastAPI; a list is a validation error, status 422,
+                                                 each mistake with "loc" and "msg"
+    {"detail":{"error":{..}}}                    gateways built on FastAPI
+    {"error":"code","error_description":".."}    OAuth (RFC 6749, 5.2): gateways that check tokens
+    {"code":5,"message":"..","details":[..]}     gRPC as JSON (google.rpc.Status, google.rpc.Code)
+    {"error":{"code":429,"status":"NAME",..}}    Google APIs: "status" is the name of the code
+    {"message":"..","connectionId":".."}         AWS API Gateway, WebSocket APIs
+
+Each field can be missing, null or of another type: ``status`` a text, ``code`` a number. A number
+for a ``code`` is a status, and so is a text that is one.
+
+The wait is the longest of those that are told, since each is a time before which the upstream does
+not want to be asked: ``Retry-After`` in seconds and ``retry-after-ms`` (OpenAI's client libraries
+read it), from the head of an HTTP answer or from ``headers`` in the message or in the error;
+``resets_in_seconds`` (OpenAI, usage limits); ``retryDelay`` (google.rpc.RetryInfo); "try again in
+6m0s" in the message; and, of a usage window that is used up,
+``x-codex-primary-reset-after-seconds``.
+Not read are times of day (``resets_at``, a ``Retry-After`` that is a date): the core has no clock
+to compare them with. Nor is ``x-ratelimit-reset-requests`` and its like: it tells when a limit is
+whole again, and the next request may pass long before that.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
+
+from bridgecore.recovery.failure import ErrorFrame
+
+_Members: TypeAlias = dict[str, str]  # of an object: each value as the text that it came as
+# Where the error is: names of members, from the outside to the inside. The first place that holds
+# one counts.
+_PLACES: tuple[tuple[str, ...], ...] = (
+    ("response", "error"),
+    ("response", "status_details", "error"),
+    ("body", "error"),
+    ("body", "detail"),
+    ("error", "error"),
+    ("error",),
+    ("detail", "error"),
+    ("detail",),
+    ("body",),
+    (),
+)
+_STATUS = ("status", "status_code", "statusCode")
+_WORDS = ("message", "error_description", "detail", "msg")
+# Beside an error: what belongs to the message that carries it.
+_ENVELOPE = frozenset(
+    {
+        *("type", "error", "body", "detail", "response", "headers", *_STATUS),
+        *("event_id", "sequence_number", "stream_id", "response_id", "item_id", "connectionId"),
+    }
+)
+# What an error is made of in OpenAI's shape; all else is ``ErrorFrame.more``.
+_FIELDS = frozenset({"type", "code", "message", "param"})
+# google.rpc.Code: the name of a number, and its HTTP status (from the comments of the enumeration).
+_GRPC_CODES = {
+    1: ("cancelled", 499),
+    2: ("unknown", 500),
+    3: ("invalid_argument", 400),
+    4: ("deadline_exceeded", 504),
+    5: ("not_found", 404),
+    6: ("already_exists", 409),
+    7: ("permission_denied", 403),
+    8: ("resource_exhausted", 429),
+    9: ("failed_precondition", 400),
+    10: ("aborted", 409),
+    11: ("out_of_range", 400),
+    12: ("unimplemented", 501),
+    13: ("internal", 500),
+    14: ("unavailable", 503),
+    15: ("data_loss", 500),
+    16: ("unauthenticated", 401),
+}
+# A code is a word or a few; a longer text is none, and would be repeated in every log line.
+_LONGEST_CODE = 128
+# Further members that are kept, as text: enough for everything that is shown, and an error is
+# copied several times on its way.
+_MOST_MORE = 16_384
+# Of the validation errors of a body, so many are spelt out; all of them are in the members.
+_MOST_MISTAKES = 8
+# What a client is told to wait is not cut short, but a number can have any length: more than a year
+# is no wait that anybody means.
+_LONGEST_WAIT = 366 * 86_400  # seconds
+
+# ---------------------------------------------------------------- what others call
+
+
+def read_error(data: bytes) -> ErrorFrame:
+    """The error that a message carries; an empty one if there is none that can be read."""
+    return find_error(data) or ErrorFrame()
+
+
+def looks_like_error(data: bytes) -> bool:
+    """Whether a message without a string ``type`` is an error in one of the known shapes."""
+    return find_error(data) is not None
+
+
+def find_error(data: bytes) -> ErrorFrame | None:
+    """The error that a message carries; None if it carries none in a known shape."""
+    members = _members(_decode(data))
+    return None if members is None else _find(members)
+
+
+def read_error_body(body: bytes) -> ErrorFrame:
+    """The error in the body of an HTTP answer, JSON or plain text; empty if it has none.
+
+    A page for people (HTML) has no words that belong into an error.
+    """
+    text = _decode(body).strip()
+    if text.startswith("["):  # some stream their answers as a list
+        text = next(iter(_elements(text)), "")
+    members = _members(text)
+    if members is not None:
+        # Without the known shapes, still an answer that refused something: an error as it is.
+        return _find(members) or _read_object([members])
+    words = _text(text) if text.startswith('"') else " ".join(text.split())
+    if not words or words[0] in "<{[" or not words.isprintable():
+        return ErrorFrame()
+    return ErrorFrame(message=words, retry_after=_asked_wait(words))
+
+
+def read_wait(headers: Iterable[tuple[str, str]]) -> int | None:
+    """Seconds to wait, as the fields of an HTTP head tell it; None if they do not."""
+    fields = {name.lower(): value for name, value in headers}
+    waits = [
+        read_seconds(fields.get("retry-after", "")),
+        _seconds(_number(fields.get("retry-after-ms")), 1000),
+    ]
+    for window in ("primary", "secondary"):
+        used = _number(fields.get(f"x-codex-{window}-used-percent"))
+        if used is not None and used >= 100:
+            waits.append(_seconds(_number(fields.get(f"x-codex-{window}-reset-after-seconds"))))
+    return longest(*waits)
+
+
+def read_seconds(text: str) -> int | None:
+    """The delay of a ``Retry-After``; None if it is none, a date for example.
+
+    RFC 9110, 10.2.3, has whole seconds; client libraries read decimals, too.
+    """
+    number = _number(text)
+    return 0 if number == 0 else _seconds(number)
+
+
+def longest(*waits: int | None) -> int | None:
+    """The longest of ``waits``; None if there is none."""
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+# ---------------------------------------------------------------- finding it
+
+
+def _find(message: _Members) -> ErrorFrame | None:
+    for place in _PLACES:
+        # The objects on the way to the place, the outermost first.
+        around, raw = [message], ""
+        for name in place:
+            raw = around[-1].get(name, "")
+            inner = _members(_text(raw) if name == "body" else raw) or _members(raw)
+            if inner is None:
+                break
+            around.append(inner)
+        there = len(around) - len(place)  # 1: the place holds an object; 0: something else
+        if there == 1 and _is_error(around, place):
+            return _read_object(around)
+        if there == 0 and place[-1] == "error" and _text(raw) is not None:
+            return _read_words(around, raw)
+        if there == 0 and place[-1] == "detail" and (_text(raw) or any(_mistakes(raw))):
+            return _read_detail(around, raw)
+    # What says that something went wrong is an error, even if nothing in it can be read.
+    if _text(message.get("type")) == "error":
+        return _read_object([message])
+    if _text(message.get("type")) == "response.failed":
+        return _read_object([message, {}])
+    return None
+
+
+def _is_error(around: list[_Members], place: tuple[str, ...]) -> bool:
+    """Whether the last of ``around``, which is at ``place``, is an error."""
+    members = around[-1]
+    if place and place[-1] == "error":
+        return True
+    if _words(members) is None:
+        return False
+    # Anybody may send an object with a message. An error says what it is, too, or how bad.
+    status = _status_of(around)
+    return (
+        place == ("detail",)
+        or (status is not None and status >= 400)
+        or _code(members.get("code")) is not None
+        or _text(members.get("type")) == "error"
+        or "connectionId" in members
+    )
+
+
+# ---------------------------------------------------------------- reading it
+
+
+def _read_object(around: list[_Members]) -> ErrorFrame:
+    """The error that is the last of ``around``."""
+    error = around[-1]
+    code, type_ = _code(error.get("code")), _code(error.get("type"))
+    if (grpc := _grpc(error)) is not None:
+        code = grpc[0]
+    elif code is None and _status(error.get("status")) is None:
+        code = _code(error.get("status"))  # the name of a code, where the code is a number
+    message = _words(error)
+    return ErrorFrame(
+        status=_status_of(around),
+        code=code,
+        type=None if type_ == "error" else type_,  # it is the event's, and the error is flat
+        message=message,
+        param=_text(error.get("param")),
+        retry_after=longest(_wait_of(around), _asked_wait(message)),
+        more=_more(around),
+    )
+
+
+def _read_words(around: list[_Members], raw: str) -> ErrorFrame:
+    """The error that is a text, a member of the last of ``around``."""
+    outer = around[-1]
+    code, message, described = _code(outer.get("code")), _text(raw), _words(outer)
+    if described is not None:  # then the text is the name of the error
+        code, message = code or _code(raw), described
+    return ErrorFrame(
+        status=_status_of(around),
+        code=code,
+        message=message,
+        retry_after=longest(_wait_of(around), _asked_wait(message)),
+        more=_more([*around, {}]),
+    )
+
+
+def _read_detail(around: list[_Members], raw: str) -> ErrorFrame:
+    """The error that is a FastAPI ``detail``: a text, or a list of what is wrong with the body."""
+    mistakes = list(_mistakes(raw))
+    words = [f"{param}: {said}" if param else said for said, param in mistakes]
+    message = "; ".join(words[:_MOST_MISTAKES]) or _text(raw)
+    return ErrorFrame(
+        status=_status_of(around) or (422 if mistakes else None),
+        code=_code(around[-1].get("code")),
+        message=message,
+        param=next((param for _, param in mistakes if param), None),
+        retry_after=longest(_wait_of(around), _asked_wait(message)),
+        more=_more([*around, {"detail": raw} if mistakes else {}]),
+    )
+
+
+def _mistakes(raw: str) -> Iterator[tuple[str, str | None]]:
+    """What a list of validation errors says: each in words, and the path of its parameter."""
+    for item in _objects(raw):
+        words = _words(item)
+        if words is not None:
+            path = [_value(part) for part in _elements(item.get("loc", ""))]
+            names = [str(part) for part in path if isinstance(part, str | int) and part != "body"]
+            yield words, _clean(".".join(names)) or None
+
+
+def _words(members: _Members) -> str | None:
+    return next((words for name in _WORDS if (words := _text(members.get(name)))), None)
+
+
+def _status_of(around: list[_Members]) -> int | None:
+    """The status that is told, or that a number in place of a code stands for."""
+    for members in around:
+        for name in _STATUS:
+            if (status := _status(members.get(name))) is not None:
+                return status
+    for members in around:
+        if (grpc := _grpc(members)) is not None:
+            return grpc[1]
+        if (status := _status(members.get("code"))) is not None:
+            return status
+    return None
+
+
+def _grpc(members: _Members) -> tuple[str, int] | None:
+    """The name and the HTTP status of a gRPC code. Only beside ``details``, which google.rpc.Status
+    has: a small number alone could be anybody's."""
+    code = _value(members.get("code")) if "details" in members else None
+    return _GRPC_CODES.get(code) if type(code) is int else None
+
+
+def _status(raw: str | None) -> int | None:
+    """A number that is an HTTP status, or a text that begins with one ("403 Forbidden")."""
+    value = _value(raw)
+    text = value if isinstance(value, str) else str(value)
+    found = _STATUS_TEXT.fullmatch(text)
+    return int(found[1]) if found is not None else None
+
+
+_STATUS_TEXT = re.compile(r"\s*([1-5][0-9][0-9])(?:\s.*|\.0)?", re.DOTALL)
+
+
+def _code(raw: str | None) -> str | None:
+    """A code or a type: a text, or a number that is no status."""
+    value = _value(raw)
+    text = str(value) if type(value) is int else _text(raw)
+    if text is None or len(text) > _LONGEST_CODE or _STATUS_TEXT.fullmatch(text):
+        return None
+    return text.strip() or None
+
+
+def _more(around: list[_Members]) -> str | None:
+    """The members of the error, and those beside it, that ``ErrorFrame`` has no field for."""
+    outer, error = around[0], around[-1]
+    members: _Members = {}
+    if "response" not in outer:  # what is beside the response of an event is not about its error
+        members = {name: raw for name, raw in outer.items() if name not in _ENVELOPE}
+    if error is not outer:
+        members |= error
+    kept, room = [], _MOST_MORE
+    for name, raw in members.items():
+        member = f"{json.dumps(name)}:{raw}"
+        if name not in _FIELDS and len(member) <= room and _is_strict(raw):
+            kept.append(member)
+            room -= len(member)
+    return "{" + ",".join(kept) + "}" if kept else None
+
+
+# ---------------------------------------------------------------- waits
+
+
+def _wait_of(around: list[_Members]) -> int | None:
+    """The wait that is told beside the words of an error, or in the head that came with them."""
+    waits = []
+    for members in around:
+        waits += [_seconds(_number(members.get(name))) for name in _WAITS]
+        waits.append(_seconds(_number(members.get("retry_after_ms")), 1000))
+        waits.append(read_wait(_headers(members.get("headers"))))
+        waits += [
+            _wait_in(_text(item.get("retryDelay"))) for item in _objects(members.get("details"))
+        ]
+    return longest(*waits)
+
+
+_WAITS = ("resets_in_seconds", "retry_after", "retry_after_seconds")
+
+
+def _headers(raw: str | None) -> Iterator[tuple[str, str]]:
+    for name, value in (_members(raw) or {}).items():
+        for one in _elements(value) or [value]:
+            yield name, _text(one) or one
+
+
+def _asked_wait(message: str | None) -> int | None:
+    """The wait that the words of an error ask for."""
+    if message is None:
+        return None
+    return longest(*[_wait_in(found[1]) for found in _ASKED.finditer(message[:_LONGEST_TEXT])])
+
+
+def _wait_in(text: str | None) -> int | None:
+    """The seconds of a duration such as "6m0s", "350ms" or "1 hour 2 minutes"; None for others."""
+    parts = _PART.findall((text or "")[:_LONGEST_TEXT])
+    return _seconds(sum(float(number) * _UNITS[unit[:3].lower()] for number, unit in parts))
+
+
+# A unit by its first three letters.
+_UNITS = {
+    **dict.fromkeys(("ms", "mil"), 0.001),
+    **dict.fromkeys(("s", "sec"), 1.0),
+    **dict.fromkeys(("m", "min"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hou"), 3600.0),
+    **dict.fromkeys(("d", "day"), 86_400.0),
+}
+_UNIT = r"ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|days?"
+_PART = re.compile(rf"([0-9]+(?:\.[0-9]+)?) ?({_UNIT})(?![a-z])", re.IGNORECASE)
+# "Please try again in 6m0s.", "retry after 20 seconds", "Please retry in 34.07s."
+_ASKED = re.compile(
+    r"(?:try|retry)(?: your request)?(?: again)? (?:in|after) "
+    rf"((?:[0-9]+(?:\.[0-9]+)? ?(?:{_UNIT})(?![a-z])(?:,? (?:and )?)?)+)",
+    re.IGNORECASE,
+)
+_LONGEST_TEXT = 5_000  # characters of a message that are searched
+
+
+def _seconds(number: float | None, parts: int = 1) -> int | None:
+    """``number`` of the ``parts`` of a second, as whole seconds, rounded up: a wait is a floor."""
+    if number is None or not number > 0:
+        return None
+    return math.ceil(min(number / parts, _LONGEST_WAIT))
+
+
+def _number(raw: str | None) -> float | None:
+    """A number, bare or in a JSON text; None if it is none or below 0."""
+    text = _text(raw) or raw or ""
+    found = _NUMBER.fullmatch(text)
+    return float(found[1]) if found is not None else None  # infinite if it has too many digits
+
+
+_NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,9})?)\s*")
+
+
+# ---------------------------------------------------------------- JSON, as it came
+#
+# The members of an object are kept as the text that they came as: further members go to the client
+# just so. The standard library reads them because it takes what msgspec does not: lone surrogates,
+# and numbers of any size.
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)  # int() has a limit of its own
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_decoder = json.JSONDecoder(parse_int=_integer)
+_strict_decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
+_SPACE = re.compile(r"[ \t\n\r]*")
+_UNREADABLE = (ValueError, IndexError, StopIteration, RecursionError)
+
+
+def _decode(data: bytes) -> str:
+    return data.decode("utf-8-sig", "replace")
+
+
+def _members(text: str | None) -> _Members | None:
+    """The members of the object that ``text`` is, each as its text; None if it is no object."""
+    try:
+        return dict(_scan(text or "", "{}"))
+    except _UNREADABLE:
+        return None
+
+
+def _elements(text: str | None) -> list[str]:
+    """The elements of the list that ``text`` is, each as its text; empty if it is no list."""
+    try:
+        return [raw for _, raw in _scan(text or "", "[]")]
+    except _UNREADABLE:
+        return []
+
+
+def _objects(text: str | None) -> Iterator[_Members]:
+    """The objects in the list that ``text`` is."""
+    for element in _elements(text):
+        members = _members(element)
+        if members is not None:
+            yield members
+
+
+def _scan(text: str, brackets: str) -> Iterator[tuple[str, str]]:
+    """What is between ``brackets``: names (in an object) and values as they are written.
+
+    Raises ``_UNREADABLE`` where ``text`` is no object or list.
+    """
+    at = _skip(text, 0)
+    if text[at] != brackets[0]:
+        raise ValueError("it is none")
+    at = _skip(text, at + 1)
+    more = text[at] != brackets[1]
+    while more:
+        name = ""
+        if brackets == "{}":
+            if text[at] != '"':
+                raise ValueError("a member without a name")
+            name, at = _decoder.raw_decode(text, at)
+            at = _skip(text, at)
+            if text[at] != ":":
+                raise ValueError("a name without a value")
+            at = _skip(text, at + 1)
+        _, end = _decoder.raw_decode(text, at)
+        yield name, text[at:end]
+        at = _skip(text, end)
+        more = text[at] == ","
+        if more:
+            at = _skip(text, at + 1)
+    if text[at] != brackets[1] or _skip(text, at + 1) != len(text):
+        raise ValueError("it does not end there")
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None, "it matches nothing, too"
+    return found.end()
+
+
+def _value(raw: str | None) -> Any:
+    """What ``raw`` says; None if it cannot be read."""
+    try:
+        return _decoder.decode(raw or "")
+    except _UNREADABLE:
+        return None
+
+
+def _text(raw: str | None) -> str | None:
+    """The text that ``raw`` is; None if it is another value, or empty."""
+    value = _value(raw)
+    return _clean(value) or None if isinstance(value, str) else None
+
+
+def _clean(text: str) -> str:
+    """``text`` without lone surrogates, which no answer of ours could be encoded with."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_strict(raw: str) -> bool:
+    """Whether every reader of JSON takes ``raw``: NaN and Infinity are Python's own."""
+    try:
+        _strict_decoder.decode(raw)
+    except _UNREADABLE:
+        return False
+    return True
