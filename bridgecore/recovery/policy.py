@@ -182,7 +182,7 @@ _PR397_ROWS: dict[Situation, _Row] = {
     **_DEFAULT_ROWS,
     Situation.LOST_SENDING: _row(_resend(_OWNER), _refuse(_OWNER)),
     Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _refuse(_INCOMPLETE)),
-    Situation.SILENT: _row(_resend(_TIMEOUT), _TOO_LATE),
+    Situation.SILENT: (_resend(_TIMEOUT), _TOO_LATE, _SILENT_STORED, *[_TOO_LATE] * 4),
     Situation.OWNER_LOST_DISPATCHED: _row(Remedy(Action.REBIND, _OWNER)),
 }
 _V1_12_ROWS: dict[Situation, _Row] = {
