@@ -149,4 +149,4 @@ class Config:
     close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
     max_sessions: int = 10_000  # conversations with state; idle ones make room
     max_waiting: int = 64  # turns that wait for one conversation's socket
-    max_aliases: int = 200_000  # response ids remembered, least recently used first to go
+    alias_bytes: int = 128 * 1024 * 1024  # of response ids remembered; least recently used go first
