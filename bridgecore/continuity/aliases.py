@@ -15,20 +15,26 @@ from collections.abc import Iterable
 import attrs
 
 from bridgecore.recovery.events import Standing
-
-# What tells one client's conversations from another's: the credential and whom it acts for.
-_CREDENTIAL_HEADERS = frozenset(
-    {b"authorization", b"openai-organization", b"openai-project", b"chatgpt-account-id"}
-)
+from bridgecore.wire.headers import CREDENTIAL_HEADERS
 
 
-def credential_scope(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """A digest of the credential in ``headers`` (names in lower case): never the credential."""
+def credential_scope(
+    headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes] = CREDENTIAL_HEADERS
+) -> str:
+    """A digest of the credential in ``headers``: never the credential.
+
+    ``names``: the headers, in lower case, that belong to it.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(headers):
-        if name in _CREDENTIAL_HEADERS:
+    for name, value in sorted((name.lower(), value) for name, value in headers):
+        if name in names:
             digest.update(b"%d:%b%d:%b" % (len(name), name, len(value), value))
     return digest.hexdigest()
+
+
+def named_scope(name: str) -> str:
+    """The scope of a tenant that an embedder calls ``name``. No credential has the same one."""
+    return hashlib.sha256(b"named:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @attrs.define

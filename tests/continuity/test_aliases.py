@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgecore.continuity.aliases import Alias, Aliases, credential_scope
+from bridgecore.continuity.aliases import Alias, Aliases, credential_scope, named_scope
 from bridgecore.recovery.events import Standing
 from tests.memory import taken
 
@@ -95,11 +95,31 @@ def test_a_scope_does_not_tell_the_credential() -> None:
         [KEY, (b"openai-organization", b"o")],
         [KEY, (b"openai-project", b"o")],
         [KEY, (b"chatgpt-account-id", b"o")],
+        [KEY, (b"api-key", b"k")],
+        [(b"api-key", b"Bearer sk-secret")],
         [(b"openai-project", b"Bearer sk-secret")],
     ],
 )
 def test_scopes_differ(headers: list[tuple[bytes, bytes]]) -> None:
     assert credential_scope(headers) != credential_scope([KEY])
+
+
+def test_the_case_of_a_name_makes_no_scope() -> None:
+    assert credential_scope([(b"AuthoriZation", KEY[1])]) == credential_scope([KEY])
+
+
+def test_other_headers_can_belong_to_the_credential() -> None:
+    one, two = [KEY, (b"X-Tenant", b"1")], [KEY, (b"x-tenant", b"2")]
+    names = frozenset({b"authorization", b"x-tenant"})
+    assert credential_scope(one) == credential_scope(two)
+    assert credential_scope(one, names) != credential_scope(two, names)
+
+
+def test_a_named_scope_is_nobody_elses() -> None:
+    names = ["", "a", "named:a", credential_scope([]), credential_scope([KEY]), "\ud800"]
+    scopes = {named_scope(name) for name in names}
+    assert len(scopes) == len(names)
+    assert not scopes & {credential_scope([]), credential_scope([KEY]), *names}
 
 
 def test_scopes_do_not_run_into_each_other() -> None:

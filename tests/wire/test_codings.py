@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import random
 import struct
-import sys
 import zlib
 
 import pytest
@@ -25,28 +24,12 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
     parse_codings,
 )
+from tests.encoders import CODING, ENCODERS, zstd
 from tests.memory import peak
-
-if sys.version_info >= (3, 14):
-    import compression.zstd as zstd
-else:
-    import backports.zstd as zstd
 
 BODY = b'{"model":"m","input":"' + b"hello, " * 300 + b'"}'
 
 
-def raw_deflate(data: bytes) -> bytes:
-    encoder = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return encoder.compress(data) + encoder.flush()
-
-
-ENCODERS = {
-    "gzip": gzip.compress,
-    "zlib": zlib.compress,
-    "raw deflate": raw_deflate,
-    "zstd": zstd.compress,
-}
-CODING = {"gzip": "gzip", "zlib": "deflate", "raw deflate": "deflate", "zstd": "zstd"}
 SKIPPABLE = struct.pack("<II", 0x184D2A53, 4) + b"note"
 
 
