@@ -44,6 +44,8 @@ from bridgecore.wire.responses import (
 from bridgecore.wire.sse import COMMENT, encode_event
 
 _JSON = (b"content-type", b"application/json")
+# With a 415: what would have been accepted (RFC 9110, section 15.5.16).
+_ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
@@ -118,7 +120,10 @@ class Front:
                 self._respond(http_error(event.status, event.code, event.message), close=True)
             elif isinstance(event, BodyRefused):
                 self._read = self._http.phase is HttpPhase.ANSWERING
-                self._respond(http_error(event.status, event.code, event.message))
+                self._respond(
+                    http_error(event.status, event.code, event.message),
+                    [_ACCEPT_ENCODING] if event.status == 415 else [],
+                )
             elif isinstance(event, RequestHead):
                 self._head = event
                 self._request_id = request_id_of(event.headers)
@@ -177,9 +182,8 @@ class Front:
                 value for name, value in head.headers if name == b"content-encoding"
             )
         except UnsupportedCodingError as exc:
-            # RFC 9110, section 15.5.16: what would have been accepted.
-            accepted = [(b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))]
-            return http_error(415, "unsupported_content_encoding", str(exc)), accepted
+            error = http_error(415, "unsupported_content_encoding", str(exc))
+            return error, [_ACCEPT_ENCODING]
         if codings:
             self._http.decode_body(BodyDecoder(codings, self._config.max_body))
         return None

@@ -223,6 +223,14 @@ def test_other_codings_are_refused_with_what_is_accepted(coding: str, head_first
         assert read_answers(client.take())[0].text == "turn 1: hi"
 
 
+def test_a_variant_that_is_not_supported_is_refused_like_an_unknown_coding() -> None:
+    data = b"\x28\xb5\x2f\xfd" + json.dumps(TURN).encode()
+    answer, client = exchange(request(data, headers="content-encoding: zstd\r\n"))
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
+    assert answer.headers["accept-encoding"] == "gzip, deflate, zstd"
+    assert not client.eof
+
+
 def test_the_coding_of_a_body_that_is_not_read_does_not_matter() -> None:
     headers = "content-encoding: br\r\n"
     for body in (None, b"x"):

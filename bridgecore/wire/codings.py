@@ -47,11 +47,13 @@ MAX_MEMBERS = 64
 
 _BLOCK = 64 * 1024  # bytes
 _WINDOW_LOG = 23  # 8 MiB, as the power of two
+_HEADER = 18  # bytes of the longest zstd header
 _ALIASES = {"x-gzip": "gzip"}  # RFC 9110, section 8.4.1.3
 
 
 class UnsupportedCodingError(Exception):
-    """A ``Content-Encoding`` that is not accepted: 415. The message is for the client."""
+    """A ``Content-Encoding`` that is not accepted, or a variant of one: 415. The message is for
+    the client."""
 
 
 class UndecodableBodyError(Exception):
@@ -111,6 +113,7 @@ class BodyDecoder:
 
         Raises:
             UndecodableBodyError: they are not what the coding says.
+            UnsupportedCodingError: they use what is not accepted of the coding.
             BodyTooLargeError: they decode to too much.
         """
         with memoryview(data) as view:
@@ -127,6 +130,7 @@ class BodyDecoder:
 
         Raises:
             UndecodableBodyError: it ends too early, or something follows it.
+            UnsupportedCodingError: it uses what is not accepted of the coding.
             BodyTooLargeError: it decodes to too much.
         """
         self._decode_block()
@@ -157,7 +161,8 @@ class _Decompressor(Protocol):
 
 @attrs.frozen
 class _Coding:
-    """``looks_right``: whether a member can begin with these bytes, at least ``lookahead``."""
+    """``looks_right``: whether a member can begin with these bytes, at least ``lookahead``;
+    ``unsupported``: what is not accepted of it, if anything, judging by up to ``_HEADER`` bytes."""
 
     name: str
     error: type[Exception]
@@ -165,6 +170,7 @@ class _Coding:
     looks_right: Callable[[bytes], bool]
     lookahead: int
     members: int = MAX_MEMBERS
+    unsupported: Callable[[bytes], str | None] = lambda _: None
 
 
 class _Layer:
@@ -176,6 +182,7 @@ class _Layer:
         self._member: _Decompressor | None = None
         self._members = 0  # begun so far
         self._held = b""  # too few bytes to tell what they begin
+        self._header = b""  # the first bytes of the member
 
     def decode(self, data: bytes) -> bytes:
         """What ``data``, the next bytes of the encoded body, decodes to."""
@@ -187,11 +194,12 @@ class _Layer:
                 self._held = data
                 break
             member = self._member or self._begin(data)
+            self._header += data[: _HEADER - len(self._header)]
             try:
                 # One byte more than there is room for: that tells too much from just enough.
                 piece = member.decompress(data, max_length=self._room + 1)
             except self._coding.error:
-                raise self._undecodable() from None
+                raise self._refusal() from None
             self._room -= len(piece)
             if self._room < 0:
                 raise BodyTooLargeError
@@ -222,7 +230,18 @@ class _Layer:
                 " members or frames. Compress it as one."
             )
         self._members += 1
+        self._header = b""
         return self._coding.start(data)
+
+    def _refusal(self) -> UnsupportedCodingError | UndecodableBodyError:
+        """Why the member could not be decoded: it is of a variant, or it is no member."""
+        unsupported = self._coding.unsupported(self._header)
+        if unsupported is None:
+            return self._undecodable()
+        return UnsupportedCodingError(
+            f"The {self._coding.name} data of the request body needs {unsupported}, which is not"
+            f" supported. Compress it without, as {' or '.join(ACCEPTED)}."
+        )
 
     def _trailing(self) -> UndecodableBodyError:
         return UndecodableBodyError(
@@ -231,12 +250,9 @@ class _Layer:
         )
 
     def _undecodable(self) -> UndecodableBodyError:
-        hint = ""
-        if self._coding.name == "zstd":
-            hint = f" with a window of at most {(1 << _WINDOW_LOG) >> 20} MiB"
         return UndecodableBodyError(
-            f"The request body is not valid {self._coding.name}{hint}, which its Content-Encoding"
-            " says it is."
+            f"The request body is not valid {self._coding.name}, which its Content-Encoding says"
+            " it is."
         )
 
 
@@ -266,6 +282,29 @@ def _is_zstd(data: bytes) -> bool:
     )
 
 
+def _unsupported_zstd(header: bytes) -> str | None:
+    """What a decoder without dictionaries, and with a bounded window, cannot decode of a frame
+    (RFC 8878, section 3.1.1.1)."""
+    descriptor, window = header[4], 0
+    if descriptor & 0x08:
+        return "a later version of zstd"
+    at = 5
+    if not descriptor & 0x20:
+        base = 1 << (10 + (header[at] >> 3))
+        window = base + (base >> 3) * (header[at] & 7)
+        at += 1
+    size = (0, 1, 2, 4)[descriptor & 3]
+    if any(header[at : at + size]):
+        return "a dictionary"
+    if descriptor & 0x20:  # a single segment: the window is the content
+        at += size
+        size = 1 << (descriptor >> 6)
+        window = int.from_bytes(header[at : at + size], "little") + (256 if size == 2 else 0)
+    if window > 1 << _WINDOW_LOG:
+        return f"a window of more than {(1 << _WINDOW_LOG) >> 20} MiB"
+    return None
+
+
 _CODINGS = {
     coding.name: coding
     for coding in (
@@ -289,7 +328,8 @@ _CODINGS = {
             error=zstd.ZstdError,
             start=_start_zstd,
             looks_right=_is_zstd,
-            lookahead=4,
+            lookahead=6,  # less than the smallest frame has
+            unsupported=_unsupported_zstd,
         ),
     )
 }

@@ -33,7 +33,12 @@ import attrs
 import h11
 from h11 import LocalProtocolError
 
-from bridgecore.wire.codings import BodyDecoder, BodyTooLargeError, UndecodableBodyError
+from bridgecore.wire.codings import (
+    BodyDecoder,
+    BodyTooLargeError,
+    UndecodableBodyError,
+    UnsupportedCodingError,
+)
 
 __all__ = [
     "BadRequest",
@@ -113,7 +118,8 @@ class BodyRefused:
     """The body is framed as it should be but cannot be decoded; see ``HttpServer.decode_body``.
 
     To be answered with ``respond``: what follows the body can still be understood. ``status`` is
-    400 (code ``undecodable_body``) or 413 (``body_too_large``). ``message`` says what is wrong and
+    400 (code ``undecodable_body``), 413 (``body_too_large``) or 415
+    (``unsupported_content_encoding``). ``message`` says what is wrong and
     what to do; it repeats nothing of the body.
     """
 
@@ -244,6 +250,9 @@ class HttpServer:
         except UndecodableBodyError as exc:
             self._drop_body()
             return BodyRefused(400, "undecodable_body", str(exc))
+        except UnsupportedCodingError as exc:
+            self._drop_body()
+            return BodyRefused(415, "unsupported_content_encoding", str(exc))
         except BodyTooLargeError:
             self._drop_body()
             refusal = _body_too_large(self._limits.max_body).event

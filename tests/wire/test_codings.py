@@ -217,16 +217,40 @@ def test_frames_to_be_skipped_count_too() -> None:
         decode(SKIPPABLE * MAX_MEMBERS + zstd.compress(BODY), "zstd")
 
 
-def zstd_with_window(log: int) -> bytes:
-    """A frame that does not say how much it decodes to, so the window alone counts."""
-    encoder = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
-    return encoder.compress(BODY) + encoder.flush()
+def zstd_frame(body: bytes = BODY, size: int | None = None, **options: int) -> bytes:
+    """A frame. ``size``: of the content, as its header says; None if it does not."""
+    by_number = {zstd.CompressionParameter[name].value: n for name, n in options.items()}
+    encoder = zstd.ZstdCompressor(options=by_number)
+    if size is not None:
+        encoder.set_pledged_input_size(size)
+    return encoder.compress(body) + encoder.flush()
 
 
 def test_the_window_of_zstd_is_bounded() -> None:
-    assert decode(zstd_with_window(23), "zstd") == BODY
-    with pytest.raises(UndecodableBodyError, match="window of at most 8 MiB"):
-        decode(zstd_with_window(24), "zstd")
+    assert decode(zstd_frame(window_log=23), "zstd") == BODY
+    with pytest.raises(UnsupportedCodingError, match="a window of more than 8 MiB"):
+        decode(zstd_frame(window_log=24), "zstd")
+
+
+def test_the_window_of_zstd_can_be_the_content() -> None:
+    size = 1 << 23
+    frame = zstd_frame(bytes(size), size, compression_level=22)
+    assert frame[4] & 0x20  # a single segment
+    assert decode(frame, "zstd", max_size=size) == bytes(size)
+    frame = zstd_frame(bytes(size + 1), size + 1, compression_level=22)
+    for max_size in (1000, size + 1):
+        with pytest.raises(UnsupportedCodingError, match="a window of more than 8 MiB"):
+            decode(frame, "zstd", max_size=max_size)
+
+
+def test_what_else_is_not_supported_of_zstd_is_said() -> None:
+    with_id = bytes([*b"\x28\xb5\x2f\xfd", 0x21, 7, 2, 0x11, 0, 0, *b"{}"])
+    with pytest.raises(UnsupportedCodingError, match="a dictionary"):
+        decode(with_id, "zstd")
+    later = b"\x28\xb5\x2f\xfd" + BODY
+    with pytest.raises(UnsupportedCodingError, match="a later version") as refused:
+        decode(later, "zstd")
+    assert all(name in str(refused.value) for name in ACCEPTED)
 
 
 # ---------------------------------------------------------------------- any cut
@@ -261,7 +285,7 @@ def test_the_outcome_does_not_depend_on_how_the_body_is_cut(
     def outcome(sizes: list[int] | None) -> object:
         try:
             return decode(data, *codings, max_size=100_000, sizes=sizes)
-        except (UndecodableBodyError, BodyTooLargeError) as refused:
+        except (UndecodableBodyError, UnsupportedCodingError, BodyTooLargeError) as refused:
             return type(refused), str(refused)
 
     assert outcome(sizes) == outcome(None)
