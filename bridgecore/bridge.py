@@ -19,7 +19,7 @@ import msgspec
 from bridgecore.admission.placement import Placement, place
 from bridgecore.config import Ambiguous, Config, Rotation, replaying
 from bridgecore.continuity.accounts import Accounts, account_of
-from bridgecore.continuity.aliases import credential_scope
+from bridgecore.continuity.aliases import credential_scope, named_scope
 from bridgecore.continuity.memory import Manner, Memory, Recall
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.messages import (
@@ -53,6 +53,7 @@ from bridgecore.schedule import Schedule
 from bridgecore.stragglers import Stragglers
 from bridgecore.wire.decisions import Recorder, hashed
 from bridgecore.wire.errors import read_error
+from bridgecore.wire.headers import credential_names, lower_names, upgrade_headers
 from bridgecore.wire.responses import (
     ITEM_ADDED,
     ITEM_DONE,
@@ -65,22 +66,6 @@ from bridgecore.wire.responses import (
 )
 from bridgecore.wire.transport import Log, LogLevel
 
-# What of a client's head goes upstream. Everything else stays here: hop-by-hop headers, cookies
-# and whatever a proxy put in must not leak to another host.
-_UPSTREAM_HEADERS = frozenset(
-    {
-        b"authorization",
-        b"openai-organization",
-        b"openai-project",
-        b"openai-beta",
-        b"chatgpt-account-id",
-        b"originator",
-        b"session-id",
-        b"thread-id",
-        b"user-agent",
-        b"x-client-request-id",
-    }
-)
 # Events that came before response.created wait for it: a client helper insists that it be first.
 _MAX_EARLY = 256  # events
 # Frames that say nothing are skipped, so many between two that do: a gateway that keeps its sockets
@@ -96,6 +81,7 @@ class _Turn:
     id: int
     recall: Recall
     conversation: _Conversation
+    request: str = "-"  # the id of its request, for log lines
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
     names: list[str] = attrs.Factory(list)  # the ids that its response was called by
     opened: bool = False  # its client was given a response.created
@@ -159,6 +145,10 @@ class Bridge:
                 warm=config.rotation is Rotation.WARM,
             ),
         )
+        # Everything else of a client's head stays here: hop-by-hop headers, cookies and whatever a
+        # proxy put in must not leak to another host.
+        self._forwarded = frozenset(name.encode("ascii") for name in config.forward_headers)
+        self._credential = credential_names(config.forward_headers)
         self._turns: dict[int, _Turn] = {}
         self._links: dict[int, _Link] = {}
         self._conversations: OrderedDict[int, _Conversation] = OrderedDict()
@@ -240,7 +230,13 @@ class Bridge:
             turn = self._turns.pop(event.turn, None)
             if turn is not None:
                 self._step(turn.conversation, ev.TurnAbandoned(turn.id), now)
-                self._log(LogLevel.INFO, "turn.abandoned", turn.conversation, turn=turn.id)
+                self._log(
+                    LogLevel.INFO,
+                    "turn.abandoned",
+                    turn.conversation,
+                    turn=turn.id,
+                    request_id=turn.request,
+                )
         elif isinstance(event, TurnBlocked):
             self._turn_blocked(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -268,9 +264,13 @@ class Bridge:
         return out
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
-        scope = credential_scope(event.headers)
-        headers = [header for header in event.headers if header[0] in _UPSTREAM_HEADERS]
-        recall = self._memory.recall(scope, event.request, event.headers, now)
+        received = lower_names(event.headers)
+        if event.scope is None:
+            scope = credential_scope(received, self._credential)
+        else:
+            scope = named_scope(event.scope)
+        headers = upgrade_headers(received, self._forwarded)
+        recall = self._memory.recall(scope, event.request, received, now)
         conversation = self._place(recall)
         if conversation is None:
             if not self._make_room(now):
@@ -285,11 +285,16 @@ class Bridge:
             self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
         conversation.warmed = False
-        turn = _Turn(event.turn, recall, conversation)
+        turn = _Turn(event.turn, recall, conversation, event.request_id or "-")
         self._turns[turn.id] = turn
         standing = recall.standing
         self._log(
-            LogLevel.DEBUG, "turn.received", conversation, turn=turn.id, standing=standing.value
+            LogLevel.DEBUG,
+            "turn.received",
+            conversation,
+            turn=turn.id,
+            request_id=turn.request,
+            standing=standing.value,
         )
         submitted = ev.Turn(turn.id, standing, recall.anchor)
         self._step(conversation, ev.TurnSubmitted(submitted), now)
@@ -753,6 +758,7 @@ class Bridge:
             "turn.completed",
             conversation,
             turn=turn.id,
+            request_id=turn.request,
             outcome=terminal.outcome.value,
             response=_hashed(response),
             input_tokens=read,
@@ -786,6 +792,7 @@ class Bridge:
             "turn.refused",
             conversation,
             turn=turn.id,
+            request_id=turn.request,
             standing=turn.recall.standing.value,
             status=error.status,
             code=error.log_code,
@@ -817,6 +824,7 @@ class Bridge:
             "turn.sent",
             conversation,
             turn=turn.id,
+            request_id=turn.request,
             standing=turn.recall.standing.value,
             form=effect.form.value,
             bytes=len(frame),
@@ -842,6 +850,10 @@ class Bridge:
             "generation": session.state.generation,
             "rule": session.rule,
         }
+        running = self._running(conversation)
+        if running is not None and "request_id" not in fields:
+            # Also what happens to the session happens to the request that it serves.
+            common["request_id"] = running.request
         return Log(level, event, {**fields, **common})
 
 

@@ -6,6 +6,7 @@ What belongs here: values and their validation. Durations are integer nanosecond
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 import attrs
@@ -13,6 +14,7 @@ import attrs
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.wire.headers import FORWARDED_HEADERS, check_forwarded
 
 _PORTS = {"ws": 80, "wss": 443}
 
@@ -106,6 +108,17 @@ def replaying(policy: Policy) -> Policy:
     return policy
 
 
+def _header_names(names: Iterable[str]) -> tuple[str, ...]:
+    """``names`` in lower case; ValueError, with the name, for one that must not be forwarded."""
+    checked = []
+    for name in names:
+        try:
+            checked.append(check_forwarded(name))
+        except ValueError as exc:
+            raise ValueError(f"forward_headers: {name!r} {exc}") from None
+    return tuple(checked)
+
+
 def _seconds(count: int) -> int:
     return count * NS_PER_SECOND
 
@@ -140,6 +153,12 @@ class Config:
     max_body: int = 64 * 1024 * 1024  # bytes of a request body
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
 
+    # Headers of a client that the upgrade request carries. Those that are not known to be harmless
+    # are part of the credential, see ``bridgecore.wire.headers``.
+    forward_headers: tuple[str, ...] = attrs.field(
+        default=FORWARDED_HEADERS, converter=_header_names
+    )
+
     decisions: bool = False  # tell every decision of every session (``bridgecore.wire.decisions``)
 
     # Not settings of the command line: mechanics that every upstream known so far agrees with.
@@ -149,4 +168,4 @@ class Config:
     close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
     max_sessions: int = 10_000  # conversations with state; idle ones make room
     max_waiting: int = 64  # turns that wait for one conversation's socket
-    max_aliases: int = 200_000  # response ids remembered, least recently used first to go
+    alias_bytes: int = 128 * 1024 * 1024  # of response ids remembered; least recently used go first

@@ -38,10 +38,16 @@ class _Client:
 
 
 class Endpoint:
-    """A complete bridge without I/O. A ``Machine``: see ``bridgecore.wire.transport``."""
+    """A complete bridge without I/O. A ``Machine``: see ``bridgecore.wire.transport``.
 
-    def __init__(self, config: Config) -> None:
+    ``request_seed``: what the ids of requests that bring none (``x-request-id``) are made of,
+    together with a count. Random bytes, drawn anew for each process, keep them from being repeated
+    by the next process and from telling how many requests there were.
+    """
+
+    def __init__(self, config: Config, request_seed: bytes = b"") -> None:
         self._config = config
+        self._request_seed = request_seed
         self._bridge = Bridge(config)
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, Upstream] = {}
@@ -153,7 +159,8 @@ class Endpoint:
         if self._leaving:
             self._out.append(tp.Abort(conn))  # it came while the listener was being closed
             return
-        client = self._clients[conn] = _Client(Front(self._config, self._now))
+        seed = b"%d/%b" % (conn, self._request_seed)
+        client = self._clients[conn] = _Client(Front(self._config, self._now, seed))
         self._tell(conn, client)
 
     def _client_data(self, conn: int, client: _Client, data: bytes) -> None:

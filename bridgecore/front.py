@@ -13,9 +13,17 @@ from bridgecore.config import Config
 from bridgecore.messages import TurnReceived
 from bridgecore.recovery.timers import Timer
 from bridgecore.rendering import HttpError, http_error, render_failed_response
+from bridgecore.wire.codings import (
+    ACCEPTED,
+    BodyDecoder,
+    UnsupportedCodingError,
+    parse_codings,
+)
 from bridgecore.wire.errors import read_error
+from bridgecore.wire.headers import make_request_id, request_id_of
 from bridgecore.wire.http import (
     BadRequest,
+    BodyRefused,
     HttpLimits,
     HttpPhase,
     HttpServer,
@@ -37,6 +45,8 @@ from bridgecore.wire.responses import (
 from bridgecore.wire.sse import COMMENT, encode_event
 
 _JSON = (b"content-type", b"application/json")
+# With a 415: what would have been accepted (RFC 9110, section 15.5.16).
+_ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
@@ -65,10 +75,17 @@ class Exchange:
 
 
 class Front:
-    """One client connection. ``out`` collects what is to be sent to it, in order."""
+    """One client connection. ``out`` collects what is to be sent to it, in order.
 
-    def __init__(self, config: Config, now: int) -> None:
+    ``request_seed``: the ids of requests that bring none are made of it; no other connection has
+    the same.
+    """
+
+    def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
+        self._request_seed = request_seed
+        self._requests = 0  # answered so far
+        self._request_id: str | None = None  # the client's own, of the request at hand
         self._http = HttpServer(HttpLimits(config.max_header, config.max_body))
         self._head: RequestHead | None = None
         self._spoke = now  # when something was last sent to the client
@@ -102,8 +119,15 @@ class Front:
             if isinstance(event, BadRequest):
                 self._read = False
                 self._respond(http_error(event.status, event.code, event.message), close=True)
+            elif isinstance(event, BodyRefused):
+                self._read = self._http.phase is HttpPhase.ANSWERING
+                self._respond(
+                    http_error(event.status, event.code, event.message),
+                    [_ACCEPT_ENCODING] if event.status == 415 else [],
+                )
             elif isinstance(event, RequestHead):
                 self._head = event
+                self._request_id = request_id_of(event.headers)
                 self._read = False
                 error = self._route(event, draining=draining)
                 if error is not None:
@@ -150,10 +174,19 @@ class Front:
             return http_error(405, "method_not_allowed", message), allow
         if draining and head.path != "/livez":
             return SHUTTING_DOWN, []
-        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
-        if encoding not in (b"", b"identity"):
-            message = "A request body must not be compressed (Content-Encoding: identity)."
-            return http_error(415, "unsupported_content_encoding", message), []
+        return self._decode_body(head) if head.path == "/v1/responses" else None
+
+    def _decode_body(self, head: RequestHead) -> tuple[HttpError, list[tuple[bytes, bytes]]] | None:
+        """Have the body decoded as its head says; the refusal if that is not possible."""
+        try:
+            codings = parse_codings(
+                value for name, value in head.headers if name == b"content-encoding"
+            )
+        except UnsupportedCodingError as exc:
+            error = http_error(415, "unsupported_content_encoding", str(exc))
+            return error, [_ACCEPT_ENCODING]
+        if codings:
+            self._http.decode_body(BodyDecoder(codings, self._config.max_body))
         return None
 
     def _request(
@@ -163,7 +196,7 @@ class Front:
         assert head is not None, "a body follows its head"
         self._read = True
         if head.path != "/v1/responses":
-            self._finish(self._http.respond(200, [_JSON], b'{"status":"ok"}', close=draining))
+            self._send_json(200, [], b'{"status":"ok"}', close=draining)
             return None
         if draining:
             self._respond(SHUTTING_DOWN, close=True)
@@ -176,7 +209,7 @@ class Front:
         self.answer = Exchange(turn, request.stream, request.previous_response_id, request.model)
         if request.stream:
             self.deadlines[Timer.HEAD] = now + self._config.head_timeout
-        return TurnReceived(turn, request, head.headers)
+        return TurnReceived(turn, request, head.headers, request_id=self.request_id)
 
     # ------------------------------------------------------------ answers
 
@@ -208,7 +241,7 @@ class Front:
         answer.begun = True
         self.deadlines.pop(Timer.HEAD, None)
         self.deadlines[Timer.KEEPALIVE] = now + self._config.keepalive
-        return self._http.start_stream(_STREAM_HEADERS)
+        return self._http.start_stream([*_STREAM_HEADERS, self._request_id_header()])
 
     def _collect(self, answer: Exchange, events: list[UpstreamEvent]) -> None:
         """Answer with the response object that the terminal event carries."""
@@ -218,7 +251,7 @@ class Front:
         if terminal.type == b"response.failed":
             self._respond(render_failed_response(read_error(terminal.data), answer.anchor))
         else:
-            self._finish(self._http.respond(200, [_JSON], final_response(terminal)))
+            self._send_json(200, [], final_response(terminal))
 
     def error(self, error: HttpError, *, close: bool = False) -> None:
         """End the answer with ``error``: a status before the head, ``response.failed`` after.
@@ -249,15 +282,35 @@ class Front:
         *,
         close: bool = False,
     ) -> None:
-        fields = [_JSON, *(headers or [])]
+        fields = list(headers or [])
         if error.retry_after is not None:
             fields.append((b"retry-after", b"%d" % error.retry_after))
-        self._finish(self._http.respond(error.status, fields, error.body, close=close))
+            # OpenAI's SDKs look at this one first.
+            fields.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
+        self._send_json(error.status, fields, error.body, close=close)
+
+    def _send_json(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool = False
+    ) -> None:
+        """A whole answer, which is JSON."""
+        fields = [_JSON, self._request_id_header(), *headers]
+        self._finish(self._http.respond(status, fields, body, close=close))
+
+    @property
+    def request_id(self) -> str:
+        """What the request at hand is called in its answer and in log lines: the client's own id
+        or, if it sent none, one of ours."""
+        return self._request_id or make_request_id(self._request_seed, self._requests)
+
+    def _request_id_header(self) -> tuple[bytes, bytes]:
+        return b"x-request-id", self.request_id.encode("ascii")
 
     def _finish(self, data: bytes, *, close: bool = False) -> None:
         """The answer is complete with ``data``: on to the next request, or to the end."""
         self.out.append(data)
         self.answer = None
+        self._requests += 1
+        self._request_id = None
         self.deadlines.clear()
         if self._http.must_close or close:
             self.closing = True

@@ -23,11 +23,19 @@ from bridgecore.wire.transport import Log
 
 @attrs.define
 class TurnReceived:
-    """A client wants a turn. ``headers``: the client's, names in lower case."""
+    """A client wants a turn.
+
+    ``headers``: the client's, names in any case. ``scope``: the tenant, where the embedder knows it
+    better than the headers do: turns of equal scope can continue each other's responses and may
+    share a socket, whatever their credentials, and no others can. None: the credential headers
+    tell. ``request_id``: what log lines about the turn call its request.
+    """
 
     turn: int
     request: CreateRequest
     headers: list[tuple[bytes, bytes]]
+    scope: str | None = attrs.field(default=None, kw_only=True)
+    request_id: str | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.define

@@ -42,12 +42,13 @@ class SseEvent:
 
 @attrs.define
 class Answer:
-    """One HTTP answer. ``complete``: its end has come."""
+    """One HTTP answer. ``complete``: its end has come. ``headers``: all but ``x-request-id``."""
 
     status: int
     headers: dict[str, str]
     body: bytes
     complete: bool = True
+    request_id: str = ""
 
     @property
     def json(self) -> Json:
@@ -119,6 +120,13 @@ def read_answers(data: bytes, *, heads: Iterable[bool] = ()) -> list[Answer]:
             continue
         answer = Answer(status, headers, b"")
         answers.append(answer)
+        # What every answer has, whatever it says.
+        del headers["x-request-id"]
+        answer.request_id = head.split(b"\r\nx-request-id: ")[1].split(b"\r\n")[0].decode("ascii")
+        if "retry-after" in headers:
+            assert int(headers["retry-after-ms"]) == 1000 * int(headers["retry-after"])
+        else:
+            assert "retry-after-ms" not in headers
         if next(is_head, False):
             continue
         if headers.get("transfer-encoding") == "chunked":

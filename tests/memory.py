@@ -25,3 +25,12 @@ def taken(make: Callable[[], T]) -> tuple[T, int]:
     size = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     return made, size
+
+
+def peak(act: Callable[[], object]) -> int:
+    """The bytes that ``act`` takes while it runs, at their highest."""
+    tracemalloc.start()
+    act()
+    size = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return size

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bridgecore.config import Continuity
+from bridgecore.endpoint import Endpoint
 from bridgecore.testing import Fault, Point, Silence
 from bridgecore.testing.network import ByteClient
+from bridgecore.wire import transport as tp
+from tests.encoders import CODING, ENCODERS
 from tests.endpoint_world import SECOND, Answer, World, read_answers, request
 
 TURN = {"model": "m", "input": "hi"}
@@ -165,9 +173,243 @@ def test_a_default_bridge_takes_large_bodies_and_messages() -> None:
     assert len(answer.text) == len("turn 1: ") + 6_000_000
 
 
-def test_compressed_bodies_are_refused() -> None:
-    answer, _ = exchange(request(b"\x1f\x8b", headers="content-encoding: gzip\r\n"))
+# ------------------------------------------------------------------ compressed bodies
+
+
+ENCODE = {CODING[name]: encode for name, encode in ENCODERS.items()}
+ENCODE |= {"x-gzip": ENCODE["gzip"], "identity": bytes}
+
+
+def encoded(body: object, *codings: str, headers: str = "") -> bytes:
+    """A request whose body has these codings, in the order of their application."""
+    data = json.dumps(body).encode()
+    for coding in codings:
+        data = ENCODE[coding.lower()](data)
+    names = f"content-encoding: {', '.join(codings)}\r\n" if codings else ""
+    return request(data, headers=names + headers)
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        *([], ["identity"], ["gzip"], ["x-gzip"], ["deflate"], ["zstd"], ["GZIP"]),
+        *(["gzip", "identity"], ["gzip", "zstd"], ["zstd", "deflate"]),
+    ],
+)
+def test_compressed_bodies(codings: list[str]) -> None:
+    world = World()
+    answer, client = exchange(encoded(TURN, *codings), world)
+    assert answer.text == "turn 1: hi"
+    client.take()
+    client.send(request(TURN))
+    assert read_answers(client.take())[0].text == "turn 1: hi"
+    assert world.frames[0] == world.frames[1]
+
+
+@pytest.mark.parametrize("coding", ["br", "compress", "gzip, br", "gzip, gzip, gzip", "chunked"])
+@pytest.mark.parametrize("head_first", [False, True])
+def test_other_codings_are_refused_with_what_is_accepted(coding: str, head_first: bool) -> None:
+    world = World()
+    data = request(b"\x1f\x8b", headers=f"content-encoding: {coding}\r\n")
+    cut = len(data) - 2 if head_first else len(data)
+    client = world.client()
+    client.send(data[:cut])
+    (answer,) = read_answers(client.take())
     assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
+    assert answer.headers["accept-encoding"] == "gzip, deflate, zstd"
+    assert "gzip, deflate, zstd" in answer.error["message"]
+    if not head_first:  # the body is in, so the connection goes on
+        client.send(request(TURN))
+        assert read_answers(client.take())[0].text == "turn 1: hi"
+
+
+def test_a_variant_that_is_not_supported_is_refused_like_an_unknown_coding() -> None:
+    data = b"\x28\xb5\x2f\xfd" + json.dumps(TURN).encode()
+    answer, client = exchange(request(data, headers="content-encoding: zstd\r\n"))
+    assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
+    assert answer.headers["accept-encoding"] == "gzip, deflate, zstd"
+    assert not client.eof
+
+
+def test_the_coding_of_a_body_that_is_not_read_does_not_matter() -> None:
+    headers = "content-encoding: br\r\n"
+    for body in (None, b"x"):
+        answer, _ = exchange(request(body, method="GET", path="/livez", headers=headers))
+        assert answer.status == 200
+        assert exchange(request(body, path="/v1", headers=headers))[0].status == 404
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "incomplete"),
+        (gzip.compress(b"{}")[:-1], "incomplete"),
+        (gzip.compress(b"{}") + b"{}", "followed by something else"),
+        (b'{"model":"m"}', "not valid gzip"),
+    ],
+)
+def test_bodies_that_cannot_be_decoded(data: bytes, why: str) -> None:
+    world = World()
+    answer, client = exchange(request(data, headers="content-encoding: gzip\r\n"), world)
+    assert (answer.status, answer.error["code"]) == (400, "undecodable_body")
+    assert why in answer.error["message"]
+    assert "gzip" in answer.error["message"]
+    client.take()
+    client.send(request(TURN))
+    assert read_answers(client.take())[0].text == "turn 1: hi"
+    client.half_close()
+    world.assert_empty()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
+def test_the_bound_is_on_what_comes_out(coding: str) -> None:
+    turn = {**TURN, "input": "x" * 2000}
+    world = World(max_body=len(json.dumps(turn)))
+    assert exchange(encoded(turn, coding), world)[0].status == 200
+    turn["input"] += "x"
+    answer, client = exchange(encoded(turn, coding), world)
+    assert (answer.status, answer.error["code"]) == (413, "body_too_large")
+    client.half_close()
+    world.assert_empty()
+
+
+def test_a_bomb_is_refused_before_it_is_in() -> None:
+    world = World()
+    bomb = gzip.compress(bytes(100_000_000))
+    client = world.client()
+    client.send(request(bomb, headers="content-encoding: gzip\r\n")[:-1])
+    (answer,) = read_answers(bytes(client.received))
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    client.half_close()
+    world.assert_empty()
+
+
+@given(cuts=st.lists(st.integers(1, 400), max_size=8), coding=st.sampled_from(["gzip", "zstd"]))
+def test_a_compressed_body_in_any_pieces(cuts: list[int], coding: str) -> None:
+    sized = encoded({**TURN, "input": "x" * 300}, coding)
+    head, _, body = sized.partition(b"\r\n\r\n")
+    head = re.sub(rb"content-length: \d+", b"transfer-encoding: chunked", head)
+    chunks: list[bytes] = []
+    while body:
+        size = cuts[len(chunks) % len(cuts)] if cuts else len(body)
+        chunks.append(b"%x\r\n%b\r\n" % (len(body[:size]), body[:size]))
+        body = body[size:]
+    world = World(split=lambda data: [data[i : i + 97] for i in range(0, len(data), 97)])
+    answer, _ = exchange(head + b"\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n", world)
+    assert answer.text == "turn 1: " + "x" * 300
+
+
+# ------------------------------------------------------------------ targets and ids
+
+
+@pytest.mark.parametrize(
+    "target", ["http://bridge", "http://elsewhere:81", "HTTPS://bridge", "http://[::1]"]
+)
+def test_targets_in_absolute_form_are_served(target: str) -> None:
+    world = World()
+    answer, client = exchange(request(TURN, path=target + "/v1/responses?a=b"), world)
+    assert answer.text == "turn 1: hi"
+    client.take()
+    client.send(request(None, method="GET", path=target + "/livez"))
+    assert read_answers(client.take())[0].status == 200
+    client.send(request(None, path=target))
+    assert read_answers(client.take())[0].status == 404
+
+
+def test_a_request_is_named_in_its_answer() -> None:
+    """By its client or, if it does not, by a name that no other request has."""
+    world = World(max_body=1000)
+    seen = set()
+    malformed = b"GET /livez HTTP/1.1\r\nhost: a b\r\n"
+    for name in ("", "x-request-id: a b\r\n", f"x-request-id: {'r' * 300}\r\n"):
+        for data in (
+            request(TURN, headers=name),
+            request({**TURN, "stream": True}, headers=name),
+            request({}, headers=name),
+            request(b"x", headers=name + "content-encoding: br\r\n"),
+            request(b"x" * 2000, headers=name),
+            request(None, method="GET", path="/livez", headers=name),
+            request(None, method="HEAD", path="/livez", headers=name),
+            request(None, path="/v2", headers=name),
+            request(None, method="GET", headers=name),
+            malformed + name.encode() + b"\r\n",
+        ):
+            answer, client = exchange(data, world)
+            assert re.fullmatch("req_[0-9a-f]{24}", answer.request_id)
+            seen.add(answer.request_id)
+            client.half_close()
+    assert len(seen) == 30
+    client = world.client()
+    for number in range(3):
+        client.send(request(TURN, headers=f"X-Request-ID: Mine/{number}\r\n"))
+        assert read_answers(client.take())[0].request_id == f"Mine/{number}"
+        client.send(request({**TURN, "stream": True}))
+        seen.add(read_answers(client.take())[0].request_id)
+    assert len(seen) == 33
+
+
+def test_the_names_of_requests_follow_from_the_seed() -> None:
+    def first(seed: bytes) -> str:
+        endpoint = Endpoint(World().config, seed)
+        conn = endpoint.new_connection()
+        endpoint.handle(tp.Accepted(conn), 0)
+        data = request(None, method="GET", path="/livez")
+        effects = endpoint.handle(tp.DataReceived(conn, data), 0)
+        (sent,) = [effect for effect in effects if isinstance(effect, tp.Send)]
+        return read_answers(sent.data)[0].request_id
+
+    assert first(b"a") == first(b"a") != first(b"b")
+
+
+def test_log_lines_name_the_request() -> None:
+    world = World()
+    client = world.client()
+    client.send(request(TURN, headers="x-request-id: one\r\n"))
+    world.emulator.delta_interval = SECOND
+    client.send(request({**TURN, "stream": True}, headers="x-request-id: two\r\n"))
+    client.half_close()  # it leaves before its answer
+    lines = [(log.event, log.fields.get("request_id")) for log in world.net.logs]
+    events = {
+        name: {event for event, request in lines if request == name} for name in ("one", "two")
+    }
+    assert events["one"] >= {"turn.received", "session.connect", "turn.sent", "turn.completed"}
+    assert events["two"] >= {"turn.received", "turn.sent", "turn.abandoned"}
+    assert all(request for event, request in lines if event.startswith("turn."))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_background_is_refused(stream: bool) -> None:
+    world = World()
+    answer, _ = exchange(request({**TURN, "background": True, "stream": stream}), world)
+    assert (answer.status, answer.error["param"]) == (400, "background")
+    assert world.frames == []
+
+
+# ------------------------------------------------------------------ ids of responses
+
+
+@pytest.mark.parametrize("continuity", list(Continuity))
+@pytest.mark.parametrize("store", [False, True])
+def test_an_empty_id_joins_nobody(continuity: Continuity, store: bool) -> None:
+    """What the upstream says about it is passed on, and nobody waits for anybody."""
+    world = World(continuity=continuity)
+    world.emulator.delta_interval = SECOND
+    clients = [world.start(f"q{n}", previous_response_id="", store=store) for n in range(4)]
+    assert len(world.frames) == 4
+    assert {frame["previous_response_id"] for frame in world.frames} == {""}
+    world.advance(20)
+    answers = [world.read(client) for client in clients]
+    assert {answer.status for answer in answers} == {400}
+    assert {answer.error["code"] for answer in answers} == {"previous_response_not_found"}
+
+
+def test_ids_up_to_a_bound() -> None:
+    world = World()
+    for length, status in ((4096, 400), (4097, 400), (4_000_000, 400)):
+        answer = world.ask(previous_response_id="x" * length, store=False, stream=False)
+        assert answer.status == status
+        assert answer.error["param"] == "previous_response_id"
+        assert (answer.error["code"] == "invalid_request_body") == (length > 4096)
 
 
 # ------------------------------------------------------------------ slow clients

@@ -77,9 +77,12 @@ PURE_STDLIB = frozenset(
         "types",
         "typing",
         "urllib.parse",
+        "zlib",
     }
 )
 CORE_LIBRARIES = frozenset({"attrs", "h11", "msgspec", "wsproto"})
+# zstd is in the standard library from Python 3.14 on; sys, for its version number, tells which.
+ZSTD = frozenset({"backports.zstd", "compression.zstd", "sys"})
 
 # What a pure module would need no import for.
 IMPURE_CALLS = frozenset(
@@ -134,6 +137,8 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
             return PURE_STDLIB | {"attrs"}, own
         case ["testing", "strategies.py"]:
             return PURE_STDLIB | CORE_LIBRARIES | {"hypothesis"}, frozenset({"bridgecore"})
+        case ["wire", "codings.py"]:
+            return PURE_STDLIB | CORE_LIBRARIES | ZSTD, frozenset({"bridgecore"})
         case _:
             return PURE_STDLIB | CORE_LIBRARIES, frozenset({"bridgecore"})
 
@@ -420,6 +425,8 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
         "msgspec",
         "wsproto",
     }
+    (zstd,) = (one for one in run_time if canonicalize_name(one.name) == "backports-zstd")
+    assert str(zstd.marker) == 'python_version < "3.14"'
 
 
 def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
@@ -469,6 +476,8 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ("bridgecore/testing/emulator.py", "import hypothesis", "hypothesis"),
         ("bridgecore/bridge.py", "from . import config", "."),
         ("bridgecore/bridge.py", "def f():\n    open('x')", "open()"),
+        ("bridgecore/bridge.py", "import backports.zstd as zstd", "backports.zstd"),
+        ("bridgecore/wire/codings.py", "import backports.tarfile", "backports.tarfile"),
         ("bridgecore/bridge.py", "print(1)", "print()"),
         ("bridgecore/recovery/rules.py", "import msgspec", "msgspec"),
         (
@@ -501,6 +510,7 @@ def test_an_impure_module_is_found(path: str, source: str, offence: str) -> None
         ("bridgecore/bridge.py", "from urllib.parse import urlsplit\nfrom http import HTTPStatus"),
         ("bridgecore/bridge.py", "from bridgecore.wire.http import HttpServer"),
         ("bridgecore/bridge.py", "archive.open('x')"),
+        ("bridgecore/wire/codings.py", "import sys, zlib\nimport compression.zstd as zstd"),
         ("bridgecore/testing/strategies.py", "from hypothesis import strategies"),
         ("bridgecore/recovery/rules.py", "import attrs\nfrom bridgecore.recovery import timers"),
     ],

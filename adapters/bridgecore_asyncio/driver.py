@@ -6,6 +6,7 @@ events. To be read beside ``bridgecore_trio/driver.py``: same names, same order.
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import ssl
 import struct
@@ -39,7 +40,8 @@ async def serve(
     for a clean end, ``request_drain()`` and ``wait_stopped()`` first. Raises OSError if it cannot
     listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
     """
-    machine = Endpoint(machine) if isinstance(machine, Config) else machine
+    if isinstance(machine, Config):
+        machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log)
     server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
     try:

@@ -21,6 +21,7 @@ import attrs
 from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.wire.headers import check_forwarded
 
 USAGE = 2  # exit code: a flag is wrong
 CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
@@ -116,6 +117,25 @@ def _file(value: Any) -> str | None:
     return None if value == NONE else value
 
 
+def _header_names(value: Any) -> tuple[str, ...]:
+    """Header names: a TOML list, or text with commas or spaces between them; ``none`` for none."""
+    if isinstance(value, str):
+        names: list[Any] = [] if value == NONE else value.replace(",", " ").split()
+        valid = bool(names) or value == NONE
+    else:
+        names = value if isinstance(value, list) else []
+        valid = isinstance(value, list) and all(isinstance(name, str) for name in names)
+    if not valid:
+        raise ValueError(f"is not a list of header names, or {NONE!r}")
+    checked = []
+    for name in names:
+        try:
+            checked.append(check_forwarded(name))
+        except ValueError as exc:
+            raise ValueError(f"has {name[:100]!r}, which {exc}") from None
+    return tuple(dict.fromkeys(checked))
+
+
 def _show_seconds(value: int) -> str:
     return f"{Decimal(value) / NS_PER_SECOND:f}"
 
@@ -125,6 +145,7 @@ PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
+HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
 FILE = Kind("FILE", _file, lambda path: path or NONE)
 
 
@@ -186,6 +207,7 @@ CORE = (
     _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
     _of_config("transcript_scope_bytes", SIZE, "of those of one credential, at most"),
     _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
+    _of_config("forward_headers", HEADERS, "of a request that go upstream, comma-separated"),
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),

@@ -2,7 +2,8 @@
 
 What belongs here: the table from (credential scope, response id) to what the bridge knows about
 that response. The scope is part of the key, so an id of somebody else looks exactly like one that
-nobody has (invariants 3, 39). Bounded: the least recently used go first.
+nobody has (invariants 3, 39). Bounded in bytes, because a client can send any string as an id: the
+least recently used go first.
 """
 
 from __future__ import annotations
@@ -14,20 +15,26 @@ from collections.abc import Iterable
 import attrs
 
 from bridgecore.recovery.events import Standing
-
-# What tells one client's conversations from another's: the credential and whom it acts for.
-_CREDENTIAL_HEADERS = frozenset(
-    {b"authorization", b"openai-organization", b"openai-project", b"chatgpt-account-id"}
-)
+from bridgecore.wire.headers import CREDENTIAL_HEADERS
 
 
-def credential_scope(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """A digest of the credential in ``headers`` (names in lower case): never the credential."""
+def credential_scope(
+    headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes] = CREDENTIAL_HEADERS
+) -> str:
+    """A digest of the credential in ``headers``: never the credential.
+
+    ``names``: the headers, in lower case, that belong to it.
+    """
     digest = hashlib.sha256()
-    for name, value in sorted(headers):
-        if name in _CREDENTIAL_HEADERS:
+    for name, value in sorted((name.lower(), value) for name, value in headers):
+        if name in names:
             digest.update(b"%d:%b%d:%b" % (len(name), name, len(value), value))
     return digest.hexdigest()
+
+
+def named_scope(name: str) -> str:
+    """The scope of a tenant that an embedder calls ``name``. No credential has the same one."""
+    return hashlib.sha256(b"named:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @attrs.define
@@ -42,13 +49,24 @@ class Alias:
     tokens: int = 0
 
 
-class Aliases:
-    """At most ``limit`` response ids."""
+# What an entry takes besides the characters of its key: tables, string headers, the alias.
+_OVERHEAD = 512  # bytes, measured
 
-    __slots__ = ("_entries", "_limit")
+
+def _size(key: tuple[str, str]) -> int:
+    """Bytes that an entry takes, rounded up."""
+    # A string takes up to four bytes for each character if one of them is not ASCII.
+    return _OVERHEAD + sum(len(text) * (1 if text.isascii() else 4) for text in key)
+
+
+class Aliases:
+    """What is known about response ids, in at most ``limit`` bytes."""
+
+    __slots__ = ("_entries", "_limit", "_size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._size = 0
         self._entries: OrderedDict[tuple[str, str], Alias] = OrderedDict()
 
     def get(self, scope: str, response: str) -> Alias | None:
@@ -60,16 +78,25 @@ class Aliases:
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Remember ``alias``."""
-        self._entries[scope, response] = alias
-        self._entries.move_to_end((scope, response))
-        if len(self._entries) > self._limit:
-            self._entries.popitem(last=False)
+        key = (scope, response)
+        if key not in self._entries:
+            self._size += _size(key)
+        self._entries[key] = alias
+        self._entries.move_to_end(key)
+        while self._size > self._limit:
+            oldest, _ = self._entries.popitem(last=False)
+            self._size -= _size(oldest)
 
     def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing], ...]:
         """The entries as a value, the one used longest ago first."""
         return tuple(
             (key, alias.conversation, alias.standing) for key, alias in self._entries.items()
         )
+
+    @property
+    def size(self) -> int:
+        """The bytes that the entries take, overhead included."""
+        return self._size
 
     def __len__(self) -> int:
         return len(self._entries)

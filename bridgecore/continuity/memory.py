@@ -87,7 +87,7 @@ class Memory:
     """Aliases and transcripts, bounded as ``config`` says."""
 
     def __init__(self, config: Config) -> None:
-        self._aliases = Aliases(config.max_aliases)
+        self._aliases = Aliases(config.alias_bytes)
         self._transcripts: Transcripts | None = None
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
@@ -123,7 +123,7 @@ class Memory:
         now: int,
     ) -> Recall:
         """What is known for a turn with these ``headers`` (names in lower case)."""
-        anchor = request.previous_response_id
+        anchor = request.previous_response_id or None  # clients send "" for none
         narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
         prompt = self._prompt(request, narrow)
         recall = Recall(scope, request, Standing.UNANCHORED, anchor, None, prompt)
@@ -185,7 +185,7 @@ class Memory:
     def belongs(self, recall: Recall, conversation: int) -> None:
         """Remember that the turn's anchor is asked for in ``conversation``."""
         request = recall.request
-        if request.previous_response_id is not None:
+        if request.previous_response_id:
             alias = recall.alias or Alias(conversation, Standing.UNKNOWN)
             moved = attrs.evolve(alias, conversation=conversation)
             self._aliases.put(recall.scope, request.previous_response_id, moved)

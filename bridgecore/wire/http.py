@@ -33,8 +33,16 @@ import attrs
 import h11
 from h11 import LocalProtocolError
 
+from bridgecore.wire.codings import (
+    BodyDecoder,
+    BodyTooLargeError,
+    UndecodableBodyError,
+    UnsupportedCodingError,
+)
+
 __all__ = [
     "BadRequest",
+    "BodyRefused",
     "HttpEvent",
     "HttpLimits",
     "HttpPhase",
@@ -57,7 +65,7 @@ class HttpLimits:
 
     ``max_header``: bytes of the head, from the request line to the empty line that ends it; also
     of all chunk extensions and trailers of one body together. ``max_body``: bytes of the body
-    without its framing.
+    without its framing, as it comes; what it decodes to is bounded by its ``BodyDecoder``.
     """
 
     max_header: int
@@ -76,11 +84,12 @@ class HttpPhase(enum.Enum):
 
 @attrs.define
 class RequestHead:
-    """A request whose head is complete; ``RequestBody`` or ``BadRequest`` follows.
+    """A request whose head is complete; ``RequestBody``, ``BodyRefused`` or ``BadRequest`` follows.
 
-    ``path`` is the target up to ``?`` as it was sent: visible ASCII, not percent-decoded.
-    ``query`` is what follows the ``?``, without it. Names in ``headers`` are lower-case, values
-    have no white space around them and may hold bytes above 127.
+    ``path`` is the target's path as it was sent: visible ASCII, not percent-decoded. ``query`` is
+    what follows the ``?``, without it. The scheme and authority of an absolute-form target are left
+    out: they override ``Host``, and nothing is chosen by the host's name here. Names in
+    ``headers`` are lower-case, values have no white space around them and may hold bytes above 127.
     """
 
     method: bytes
@@ -105,6 +114,21 @@ class RequestBody:
 
 
 @attrs.define
+class BodyRefused:
+    """The body is framed as it should be but cannot be decoded; see ``HttpServer.decode_body``.
+
+    To be answered with ``respond``: what follows the body can still be understood. ``status`` is
+    400 (code ``undecodable_body``), 413 (``body_too_large``) or 415
+    (``unsupported_content_encoding``). ``message`` says what is wrong and
+    what to do; it repeats nothing of the body.
+    """
+
+    status: int
+    code: str
+    message: str
+
+
+@attrs.define
 class BadRequest:
     """What came cannot be served, and nothing after it can be understood.
 
@@ -118,7 +142,7 @@ class BadRequest:
     message: str
 
 
-HttpEvent: TypeAlias = RequestHead | RequestBody | BadRequest
+HttpEvent: TypeAlias = RequestHead | RequestBody | BodyRefused | BadRequest
 
 
 class _Reading(enum.Enum):
@@ -172,6 +196,9 @@ class HttpServer:
         self._continue_owed = False
         # Body.
         self._body = bytearray()  # of a chunked one
+        self._decoder: BodyDecoder | None = None  # takes the body's bytes as they come
+        self._dropping = False  # the body's framing is followed, its bytes are not kept
+        self._announced = 0  # bytes of the chunks that have begun
         self._remaining = 0  # bytes to come of a sized body, or of this chunk
         self._chunk = _Chunk.SIZE
         self._extras = 0  # bytes of chunk extensions and trailers
@@ -200,7 +227,8 @@ class HttpServer:
     @property
     def buffered(self) -> int:
         """Bytes that were received and that no event has handed out yet."""
-        return len(self._buffer) + len(self._body)
+        decoding = 0 if self._decoder is None else self._decoder.buffered
+        return len(self._buffer) + len(self._body) + decoding
 
     def next_event(self) -> HttpEvent | None:
         """The next event, or None: more input is needed, or an answer is owed.
@@ -219,6 +247,33 @@ class HttpServer:
         except _RefusedError as refused:
             self._abandon_input()
             return refused.event
+        except UndecodableBodyError as exc:
+            self._drop_body()
+            return BodyRefused(400, "undecodable_body", str(exc))
+        except UnsupportedCodingError as exc:
+            self._drop_body()
+            return BodyRefused(415, "unsupported_content_encoding", str(exc))
+        except BodyTooLargeError:
+            self._drop_body()
+            refusal = _body_too_large(self._limits.max_body).event
+            return BodyRefused(refusal.status, refusal.code, refusal.message)
+
+    def decode_body(self, decoder: BodyDecoder) -> None:
+        """Have the body of the request whose head was the last event decoded as it comes in.
+
+        Raises:
+            LocalProtocolError: there is no such request, or some of its body was read already.
+        """
+        due = self._in_request and self._reading is not _Reading.NOTHING
+        if not due or self._decoder is not None or self._dropping or self._announced:
+            raise LocalProtocolError("decode_body is for a request whose body was not read yet")
+        self._decoder = decoder
+
+    def _drop_body(self) -> None:
+        """Follow the framing of what is left of the body, which is of no interest any more."""
+        self._decoder = None
+        self._dropping = True
+        self._body.clear()
 
     def _abandon_input(self) -> None:
         """What comes, and what is buffered, will not be looked at."""
@@ -227,6 +282,7 @@ class HttpServer:
         self._continue_owed = False
         self._buffer.clear()
         self._body.clear()
+        self._decoder = None
 
     def _read_head(self) -> RequestHead | None:
         buffer = self._buffer
@@ -319,14 +375,29 @@ class HttpServer:
         )
 
     def _read_sized_body(self) -> RequestBody | None:
+        if self._decoder is not None or self._dropping:
+            size = min(self._remaining, len(self._buffer))
+            data = self._copy(0, size)
+            del self._buffer[:size]
+            self._remaining -= size
+            self._pass_on(data)
+            return None if self._remaining else self._end_body()
         # The body is accumulated where it was received: one copy, whatever the size of the reads.
         size = self._remaining
         if len(self._buffer) < size:
             return None
-        with memoryview(self._buffer) as view:
-            data = bytes(view[:size])
+        data = self._copy(0, size)
         del self._buffer[:size]
         return self._end_body(data)
+
+    def _copy(self, start: int, end: int) -> bytes:
+        with memoryview(self._buffer) as view:
+            return bytes(view[start:end])
+
+    def _pass_on(self, data: bytes) -> None:
+        """Decode ``data``, the next of the body. May raise: it has to be counted as read before."""
+        if self._decoder is not None:
+            self._decoder.receive(data)
 
     def _read_chunked_body(self) -> RequestBody | None:
         buffer = self._buffer
@@ -334,6 +405,14 @@ class HttpServer:
         try:
             while True:
                 if self._chunk is _Chunk.DATA:
+                    if self._decoder is not None or self._dropping:
+                        end = min(at + self._remaining, len(buffer))
+                        data = self._copy(at, end)
+                        self._remaining -= end - at
+                        at = end
+                        self._pass_on(data)
+                        if self._remaining:
+                            return None
                     # Left where it was received until it is complete, as a sized body is.
                     data_end = at + self._remaining
                     crlf = buffer[data_end : data_end + 2]
@@ -384,7 +463,8 @@ class HttpServer:
         if len(line) > len(digits):
             self._count_extras(len(line) - len(digits))
         size = int(digits, 16)
-        if len(self._body) + size > self._limits.max_body:
+        self._announced += size
+        if self._announced > self._limits.max_body:
             raise _body_too_large(self._limits.max_body)
         self._remaining = size
         self._chunk = _Chunk.DATA if size else _Chunk.TRAILER
@@ -404,13 +484,15 @@ class HttpServer:
                 " leave them out, they are not used"
             )
 
-    def _end_body(self, data: bytes) -> RequestBody:
+    def _end_body(self, data: bytes = b"") -> RequestBody:
+        """The body is complete: ``data``, unless there is a decoder, which has all of it."""
         self._reading = _Reading.NOTHING
         self._continue_owed = False
         self._body.clear()
         if self._close:
             self._buffer.clear()  # the client said that nothing follows, or nothing may
-        return RequestBody(data)
+        decoder, self._decoder = self._decoder, None
+        return RequestBody(data if decoder is None else decoder.finish())
 
     # ------------------------------------------------------------------ output
 
@@ -487,10 +569,10 @@ class HttpServer:
 
         # Nothing can be refused from here on. A request that is in but was not looked at, such as
         # one without a body, costs the connection nothing; one that is not has to end it.
-        if self._reading is not _Reading.NOTHING and (
-            not self._in_request or not isinstance(self.next_event(), RequestBody)
-        ):
-            self._abandon_input()
+        if self._reading is not _Reading.NOTHING:
+            self._drop_body()
+            if not self._in_request or not isinstance(self.next_event(), RequestBody):
+                self._abandon_input()
         if close and not self._close:
             self._close = True
             self._buffer.clear()
@@ -605,6 +687,7 @@ _METHOD = re.compile(_TOKEN)
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([^\x00]*)")
 _VERSION = re.compile(rb"HTTP/([0-9]\.[0-9])")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
+_SCHEME = re.compile(rb"https?://", re.IGNORECASE)
 
 # RFC 9112, section 7.1.1. More digits than 16 cannot be meant.
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
@@ -652,14 +735,29 @@ def _split_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def _split_target(method: bytes, target: bytes) -> tuple[str, bytes]:
-    """Path and query of an origin-form target (RFC 9112, section 3.2.1), the only one served."""
+    """Path and query of a target in origin form or absolute form (RFC 9112, section 3.2).
+
+    A client that takes this server for its proxy sends ``http://host/path``, and every server has
+    to accept it. So does one behind something that ends TLS, with https. The other two forms are
+    for proxies (CONNECT) and for questions about the server as a whole (OPTIONS), and not served.
+    """
     if _TARGET.fullmatch(target) is None:
         raise _malformed("the request target has a character that must be percent-encoded")
-    if not target.startswith(b"/") or method == b"CONNECT":
-        raise _malformed("the request target must be a path; this is a server, not a proxy")
     if b"#" in target:
         raise _malformed("the request target has a fragment; send it without")
     path, _, query = target.partition(b"?")
+    scheme = _SCHEME.match(path)
+    if scheme is not None:
+        authority, slash, rest = path[scheme.end() :].partition(b"/")
+        if not _is_authority(authority):
+            raise _malformed(
+                "the request target's authority is malformed; send a host name and, at most, a port"
+            )
+        path = slash + rest or b"/"  # RFC 9110, section 4.2.3
+    if not path.startswith(b"/") or method == b"CONNECT":
+        raise _malformed(
+            "the request target must be a path or an http URL; this is a server, not a proxy"
+        )
     return path.decode("ascii"), query
 
 

@@ -42,15 +42,28 @@ class CreateRequest:
     """A ``POST /v1/responses`` body, as far as the bridge has to know it.
 
     ``frame`` is the ``response.create`` event that goes upstream: the client's own members, each
-    value byte for byte, without ``stream`` (implied on a WebSocket) and with ``type``.
+    value byte for byte, with ``type`` and without what belongs to HTTP or to the connection
+    (``_HTTP_ONLY``). ``model`` is None where a ``prompt`` stands for it.
     """
 
     frame: bytes
     stream: bool
     store: bool
     previous_response_id: str | None
-    model: str
+    model: str | None
 
+
+# Ids of up to 465 characters are in use. Longer ones are kept nowhere, so that memory does not
+# depend on what strangers call their responses.
+MAX_RESPONSE_ID = 4096  # bytes of UTF-8
+
+_HTTP_ONLY = (
+    "stream",  # a WebSocket always streams
+    "stream_options",  # of the SSE stream
+    "background",  # not in WebSocket mode; true was refused
+    "stream_id",  # names a lane of the connection, and that is the bridge's
+    "type",  # the frame has its own
+)
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -59,7 +72,9 @@ def parse_create(body: bytes) -> CreateRequest:
     """Read a create body.
 
     Raises:
-        InvalidBodyError: no JSON object, no string ``model``, or a routing field of a wrong type.
+        InvalidBodyError: no JSON object; neither a string ``model`` nor a ``prompt``; a routing
+            field of a wrong type; ``background``, which WebSocket mode does not have; a
+            ``previous_response_id`` of more than ``MAX_RESPONSE_ID`` bytes.
     """
     try:
         members = _members.decode(body)
@@ -73,13 +88,27 @@ def parse_create(body: bytes) -> CreateRequest:
     except RecursionError:
         raise InvalidBodyError("The request body is nested too deeply.") from None
     model = _member(members, "model", str)
-    if model is None:
-        raise InvalidBodyError("The request body must have a 'model' that is a string.", "model")
+    # A prompt template brings its model along.
+    if model is None and not bytes(members.get("prompt", b"")).startswith(b"{"):
+        raise InvalidBodyError(
+            "The request body must have a 'model' that is a string, or a 'prompt'.", "model"
+        )
     stream = _member(members, "stream", bool)
     store = _member(members, "store", bool)
     previous = _member(members, "previous_response_id", str)
-    members.pop("stream", None)
-    members.pop("type", None)
+    if previous is not None and len(previous.encode()) > MAX_RESPONSE_ID:
+        raise InvalidBodyError(
+            f"'previous_response_id' must not be longer than {MAX_RESPONSE_ID} bytes.",
+            "previous_response_id",
+        )
+    if _member(members, "background", bool):
+        raise InvalidBodyError(
+            "'background' is not supported: this server answers while the request lasts. Leave it"
+            " out, or set it to false.",
+            "background",
+        )
+    for name in _HTTP_ONLY:
+        members.pop(name, None)
     parts = [b'{"type":"response.create"']
     for name, raw in members.items():
         parts += (b",", msgspec.json.encode(name), b":", bytes(raw))

@@ -22,6 +22,7 @@ import trustme
 from trio.testing import MockClock
 
 import bridgecore_trio
+from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.wire.transport import (
     Abort,
@@ -1052,6 +1053,25 @@ def test_accepted_sockets_do_not_wait_to_fill_segments(backend: Backend) -> None
             assert time.monotonic() - started < 20 * 0.04  # with Nagle: 40 ms each
 
     backend.run(body)
+
+
+def test_each_server_names_its_requests_otherwise(backend: Backend) -> None:
+    """The core has no randomness: the seed of request ids is drawn here."""
+    config = Config(upstream=UpstreamUrl.parse("ws://127.0.0.1:9/"))
+    ids = []
+
+    async def body() -> None:
+        for _ in range(2):
+            async with (
+                backend.serve(config) as server,
+                await backend.connect(server.host, server.port) as peer,
+            ):
+                await peer.send(b"GET /livez HTTP/1.0\r\n\r\n")
+                head = (await peer.receive_all()).split(b"\r\n\r\n")[0]
+                ids.append(head.split(b"x-request-id: ")[1].split(b"\r\n")[0])
+
+    backend.run(body)
+    assert ids[0] != ids[1]
 
 
 def test_linger_is_packed_as_the_system_wants_it() -> None:

@@ -13,6 +13,7 @@ from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.settings import (
     CONFIGURATION,
     CORE,
+    HEADERS,
     SECONDS,
     SETTINGS,
     SIZE,
@@ -51,6 +52,12 @@ PROMISED = {
     "transcript_bytes": 256 * 1024 * 1024,
     "transcript_scope_bytes": 128 * 1024 * 1024,
     "transcript_age": 21_600 * S,
+    "forward_headers": (
+        *("api-key", "authorization", "chatgpt-account-id", "openai-beta", "openai-organization"),
+        *("openai-project", "originator", "session-id", "thread-id", "user-agent"),
+        *("x-client-request-id", "x-codex-beta-features", "x-codex-turn-metadata"),
+        "x-codex-window-id",
+    ),
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
     "max_message": 16 * 1024 * 1024,
@@ -96,11 +103,14 @@ def test_the_configuration_gets_every_value() -> None:
         "continuity": Continuity.PASSTHROUGH,
     }
     flags |= {name: choice.value for name, choice in chosen.items()}
+    flags["forward_headers"] = "x-tenant"
     config = load({**flags, "policy": "pr397"}, {}).config(URL)
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
     for index, setting in enumerate(CORE, start=1):
         value: object = index * S if setting.kind is SECONDS else index
+        if setting.kind is HEADERS:
+            value = ("x-tenant",)
         assert getattr(config, setting.name) == chosen.get(setting.name, value), setting.name
 
 
@@ -150,6 +160,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "ambiguous": "replay",
         "rotation": "warm",
         "continuity": "passthrough",
+        "forward_headers": "x-tenant",
     }
     quoted = {name for name, value in values.items() if not value.isdigit()}
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
@@ -363,3 +374,52 @@ def test_an_empty_file_is_fine(tmp_path: Path) -> None:
 def test_sizes_are_whole_bytes() -> None:
     assert SIZE.read("1") == 1
     assert SIZE.read(2) == 2
+
+
+# ------------------------------------------------------------------ header names
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("X-Tenant", ("x-tenant",)),
+        ("a,b", ("a", "b")),
+        (" a , B  c ", ("a", "b", "c")),
+        ("a,A", ("a",)),
+        ("none", ()),
+    ],
+)
+def test_header_names_as_text(text: str, names: tuple[str, ...]) -> None:
+    assert load({"forward_headers": text}, {}).core["forward_headers"] == names
+    assert load({}, {"BRIDGECORE_FORWARD_HEADERS": text}).core["forward_headers"] == names
+
+
+def test_header_names_in_a_file(tmp_path: Path) -> None:
+    for text, names in (
+        ('["X-Tenant", "api-key"]', ("x-tenant", "api-key")),
+        ("[]", ()),
+        ('"a, b"', ("a", "b")),
+    ):
+        path = write(tmp_path, f"forward_headers = {text}")
+        assert load({"config": path}, {}).core["forward_headers"] == names
+
+
+@pytest.mark.parametrize("text", ["", ",", "a:b", "cookie", "x-tenant,Host", "Sec-WebSocket-Key"])
+def test_bad_header_names_are_refused(text: str) -> None:
+    assert error({"forward_headers": text}).exit_code == USAGE
+    found = error(environ={"BRIDGECORE_FORWARD_HEADERS": text})
+    assert found.exit_code == CONFIGURATION
+    assert str(found).startswith("BRIDGECORE_FORWARD_HEADERS: ")
+
+
+@pytest.mark.parametrize("text", ["7", "[7]", '["a b"]', '["cookie"]', "{a = 1}"])
+def test_bad_header_names_in_a_file_are_refused(text: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"forward_headers = {text}")
+    assert error({"config": path}).exit_code == CONFIGURATION
+
+
+def test_a_configuration_checks_header_names() -> None:
+    config = Config(upstream=URL, forward_headers=("X-Tenant",))
+    assert config.forward_headers == ("x-tenant",)
+    with pytest.raises(ValueError, match=r"forward_headers: 'Cookie' names a header"):
+        Config(upstream=URL, forward_headers=("Cookie",))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bridgecore.continuity.aliases import Alias, Aliases, credential_scope
+from bridgecore.continuity.aliases import Alias, Aliases, credential_scope, named_scope
 from bridgecore.recovery.events import Standing
+from tests.memory import taken
 
 KEY = (b"authorization", b"Bearer sk-secret")
 
 
 def test_the_scope_is_part_of_the_key() -> None:
-    aliases = Aliases(10)
+    aliases = Aliases(10_000)
     alias = Alias(1, Standing.STORED)
     aliases.put("mine", "resp_1", alias)
     assert aliases.get("mine", "resp_1") is alias
@@ -19,8 +22,14 @@ def test_the_scope_is_part_of_the_key() -> None:
     assert aliases.get("mine", "resp_2") is None
 
 
+def size_of(scope: str, response: str) -> int:
+    aliases = Aliases(1_000_000)
+    aliases.put(scope, response, Alias(1, Standing.BOUND))
+    return aliases.size
+
+
 def test_the_least_recently_used_go_first() -> None:
-    aliases = Aliases(2)
+    aliases = Aliases(2 * size_of("s", "a"))
     for name in ("a", "b"):
         aliases.put("s", name, Alias(1, Standing.BOUND))
     assert aliases.get("s", "a") is not None
@@ -30,6 +39,44 @@ def test_the_least_recently_used_go_first() -> None:
     aliases.put("s", "a", Alias(3, Standing.STORED))  # again: newer, and one of two still
     aliases.put("s", "d", Alias(4, Standing.STORED))
     assert [aliases.get("s", name) is not None for name in "acd"] == [True, False, True]
+
+
+def test_a_long_id_takes_the_place_of_many_short_ones() -> None:
+    long = "x" * 4096
+    aliases = Aliases(size_of("s", long))
+    for number in range(8):
+        aliases.put("s", str(number), Alias(1, Standing.BOUND))
+    assert len(aliases) == 8
+    aliases.put("s", long, Alias(1, Standing.BOUND))
+    assert len(aliases) == 1
+    assert aliases.get("s", long) is not None
+    aliases.put("s", long + "x", Alias(1, Standing.BOUND))  # larger than all there is
+    assert (len(aliases), aliases.size) == (0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from("st"), st.text(max_size=9)), max_size=60))
+def test_the_size_is_that_of_the_entries(keys: list[tuple[str, str]]) -> None:
+    aliases = Aliases(5000)
+    for scope, response in keys:
+        aliases.put(scope, response, Alias(1, Standing.BOUND))
+        assert aliases.size <= 5000
+    left = {key for key, _, _ in aliases.snapshot()}
+    assert aliases.size == sum(size_of(*key) for key in left)
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\u20ac", "\U0001f600"])
+@pytest.mark.parametrize("length", [20, 465, 1024])
+def test_the_bound_is_one_on_memory(letter: str, length: int) -> None:
+    def fill() -> Aliases:
+        aliases = Aliases(2_000_000)
+        for number in range(10_000):
+            scope = credential_scope([KEY])
+            aliases.put(scope, f"{number}{letter * length}", Alias(number, Standing.BOUND))
+        return aliases
+
+    aliases, size = taken(fill)
+    assert aliases.size <= 2_000_000
+    assert size <= 2_000_000
 
 
 def test_a_scope_does_not_tell_the_credential() -> None:
@@ -48,11 +95,31 @@ def test_a_scope_does_not_tell_the_credential() -> None:
         [KEY, (b"openai-organization", b"o")],
         [KEY, (b"openai-project", b"o")],
         [KEY, (b"chatgpt-account-id", b"o")],
+        [KEY, (b"api-key", b"k")],
+        [(b"api-key", b"Bearer sk-secret")],
         [(b"openai-project", b"Bearer sk-secret")],
     ],
 )
 def test_scopes_differ(headers: list[tuple[bytes, bytes]]) -> None:
     assert credential_scope(headers) != credential_scope([KEY])
+
+
+def test_the_case_of_a_name_makes_no_scope() -> None:
+    assert credential_scope([(b"AuthoriZation", KEY[1])]) == credential_scope([KEY])
+
+
+def test_other_headers_can_belong_to_the_credential() -> None:
+    one, two = [KEY, (b"X-Tenant", b"1")], [KEY, (b"x-tenant", b"2")]
+    names = frozenset({b"authorization", b"x-tenant"})
+    assert credential_scope(one) == credential_scope(two)
+    assert credential_scope(one, names) != credential_scope(two, names)
+
+
+def test_a_named_scope_is_nobody_elses() -> None:
+    names = ["", "a", "named:a", credential_scope([]), credential_scope([KEY]), "\ud800"]
+    scopes = {named_scope(name) for name in names}
+    assert len(scopes) == len(names)
+    assert not scopes & {credential_scope([]), credential_scope([KEY]), *names}
 
 
 def test_scopes_do_not_run_into_each_other() -> None:

@@ -165,7 +165,7 @@ def test_room_is_made_by_who_was_here_longest_ago() -> None:
 
 
 def test_one_scope_for_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bridges, "credential_scope", lambda headers: "everybody")
+    monkeypatch.setattr(bridges, "credential_scope", lambda *_: "everybody")
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
     assert found.prop in (P.CREDENTIALS_ARE_KEPT_APART, P.FOREIGN_IS_UNKNOWN)
 

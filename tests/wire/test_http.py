@@ -6,6 +6,7 @@ read back with h11's client, which knows nothing of our framing.
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Iterable
 from itertools import pairwise
@@ -15,8 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore.wire.codings import BodyDecoder
 from bridgecore.wire.http import (
     BadRequest,
+    BodyRefused,
     HttpEvent,
     HttpLimits,
     HttpPhase,
@@ -108,6 +111,29 @@ def read_answer(data: bytes, method: bytes = b"GET") -> tuple[h11.Response, byte
 
 
 # ---------------------------------------------------------------------- lawful requests
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"http://a/v1/responses", "/v1/responses", b""),
+        (b"HTTP://A/v1/responses", "/v1/responses", b""),
+        (b"https://a/v1/responses", "/v1/responses", b""),
+        (b"http://elsewhere.example:8080/livez?q=1?2", "/livez", b"q=1?2"),
+        (b"http://[::1]:80/livez", "/livez", b""),
+        (b"http://a", "/", b""),
+        (b"http://a/", "/", b""),
+        (b"http://a?q=/x", "/", b"q=/x"),
+        (b"http://a//b", "//b", b""),
+        (b"/http://a/b", "/http://a/b", b""),
+    ],
+)
+def test_targets_in_absolute_form(target: bytes, path: str, query: bytes) -> None:
+    head, _ = served(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % target)
+    assert (head.path, head.query) == (path, query)
+    assert head.headers == [(b"host", b"a")]
+    old, _ = served(b"GET %b HTTP/1.0\r\n\r\n" % target)
+    assert (old.path, old.query) == (path, query)
 
 
 def test_a_request_without_a_body() -> None:
@@ -317,7 +343,33 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "version long": (with_fields(line=b"GET / HTTP/1.10"), "HTTP version"),
     "version lower-case": (with_fields(line=b"GET / http/1.1"), "HTTP version"),
     "not HTTP": (with_fields(line=b"GET / ICY/1.1"), "HTTP version"),
-    "absolute-form": (with_fields(line=b"GET http://a/ HTTP/1.1"), "must be a path"),
+    **{
+        f"target {target!r}": (with_fields(line=b"GET %b HTTP/1.1" % target), why)
+        for target, why in [
+            (b"http://a/#b", "fragment"),
+            (b"http://", "authority is malformed"),
+            (b"http:///livez", "authority is malformed"),
+            (b"http://?x", "authority is malformed"),
+            (b"http://user@a/", "authority is malformed"),
+            (b"http://a:65536/", "authority is malformed"),
+            (b"http://a:b/", "authority is malformed"),
+            (b"http://[::1/", "authority is malformed"),
+            (b"http://a,b/", "authority is malformed"),
+            (b"http://a%2/", "authority is malformed"),
+            (b"http:/a/", "must be a path or an http URL"),
+            (b"http:a", "must be a path or an http URL"),
+            (b"ftp://a/", "must be a path or an http URL"),
+            (b"ws://a/", "must be a path or an http URL"),
+            (b"httpx://a/", "must be a path or an http URL"),
+            (b"a:80", "must be a path or an http URL"),
+        ]
+    },
+    "absolute-form without Host": (b"GET http://a/ HTTP/1.1\r\n\r\n", "no Host header"),
+    "absolute-form, bad Host": (
+        b"GET http://a/ HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "Host header is malformed",
+    ),
+    "CONNECT to a URL": (with_fields(line=b"CONNECT http://a/ HTTP/1.1"), "must be a path"),
     "authority-form": (with_fields(line=b"CONNECT a:80 HTTP/1.1"), "must be a path"),
     "CONNECT to a path": (with_fields(line=b"CONNECT / HTTP/1.1"), "must be a path"),
     "asterisk-form": (with_fields(line=b"OPTIONS * HTTP/1.1"), "must be a path"),
@@ -1051,3 +1103,125 @@ def test_a_request_body_of_64_mib() -> None:
     (body,) = feed(server, *[piece] * 256)
     assert isinstance(body, RequestBody)
     assert body.data == piece * 256
+
+
+# ---------------------------------------------------------------------- compressed bodies
+
+
+def chunks(data: bytes, *sizes: int) -> bytes:
+    """``data`` in chunks of these sizes, the rest in one, and the end."""
+    parts = []
+    for size in (*sizes, len(data)):
+        if data[:size]:
+            parts.append(b"%x;ext\r\n%b\r\n" % (len(data[:size]), data[:size]))
+        data = data[size:]
+    return CHUNKED + b"".join(parts) + b"0\r\nTrailer: x\r\n\r\n"
+
+
+def decoding(*pieces: bytes, max_body: int = 1000) -> tuple[HttpServer, list[HttpEvent]]:
+    """All events of ``pieces``; every body is gzip."""
+    server = HttpServer(HttpLimits(4096, max_body))
+    events: list[HttpEvent] = []
+    for piece in pieces:
+        server.receive(piece)
+        while (event := server.next_event()) is not None:
+            events.append(event)
+            if isinstance(event, RequestHead):
+                server.decode_body(BodyDecoder(["gzip"], max_body))
+    return server, events
+
+
+BODY = b"x" * 900
+ENCODED = gzip.compress(BODY)
+SENT = {"sized": post(ENCODED), "chunked": chunks(ENCODED, 1, 7)}
+
+
+@pytest.mark.parametrize("data", SENT.values(), ids=SENT)
+def test_a_body_is_decoded_as_it_comes_in(data: bytes) -> None:
+    server, (_, body) = decoding(data)
+    assert body == RequestBody(BODY)
+    assert server.buffered == 0
+    server.respond(200, [], b"")
+    server.start_next()
+    assert feed(server, post(b"plain"))[1] == RequestBody(b"plain")
+
+
+@pytest.mark.parametrize("name", SENT)
+@given(cuts=st.lists(st.integers(0, 200), max_size=6), flaw=st.sampled_from(["", "end", "extra"]))
+def test_decoding_does_not_depend_on_reads(name: str, cuts: list[int], flaw: str) -> None:
+    encoded = {"": ENCODED, "end": ENCODED[:-3], "extra": ENCODED + b"!"}[flaw]
+    data = post(encoded) if name == "sized" else chunks(encoded, 1, 7)
+    bounds = [0, *sorted(cuts), len(data)]
+    server, events = decoding(*(data[a:b] for a, b in pairwise(bounds)))
+    assert events == decoding(data)[1]
+    assert isinstance(events[1], BodyRefused) == bool(flaw)
+    server.respond(400, [], b"")
+    assert not server.must_close
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_that_cannot_be_decoded_costs_its_connection_nothing(chunked: bool) -> None:
+    bad = b"\x1f\x8b" + bytes(100)
+    data = chunks(bad, 10) if chunked else post(bad)
+    server, (_, refusal) = decoding(data + GET)
+    assert isinstance(refusal, BodyRefused)
+    assert (refusal.status, refusal.code) == (400, "undecodable_body")
+    assert b"connection" not in server.respond(400, [], b"no").lower()
+    server.start_next()
+    (head, _) = drain(server)
+    assert isinstance(head, RequestHead)
+    assert head.path == "/livez"
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_follows_a_bomb_is_not_waited_for(chunked: bool) -> None:
+    bomb = gzip.compress(bytes(10_000_000)) * 30
+    data = chunks(bomb, 70_000, 70_000) if chunked else post(bomb)
+    server, (_, refusal) = decoding(data[:100_000], max_body=len(bomb))
+    assert isinstance(refusal, BodyRefused)
+    assert (refusal.status, refusal.code) == (413, "body_too_large")
+    assert b"connection: close" in server.respond(413, [], b"no").lower()
+    assert server.buffered == 0
+
+
+def test_the_bound_of_a_body_is_one_for_what_comes_and_what_it_decodes_to() -> None:
+    for body, status in ((b"x" * 1000, None), (b"x" * 1001, 413)):
+        for data in (post(gzip.compress(body)), chunks(gzip.compress(body), 5)):
+            _, (_, event) = decoding(data)
+            assert event == RequestBody(body) if status is None else isinstance(event, BodyRefused)
+    # Empty members: nothing comes out.
+    for data in (post(gzip.compress(b"") * 51), chunks(gzip.compress(b"") * 51, 500)):
+        refusal = decoding(data)[1][-1]
+        assert isinstance(refusal, BadRequest)
+        assert refusal.status == 413
+
+
+def test_an_early_answer_decodes_nothing() -> None:
+    bomb = gzip.compress(bytes(10_000_000))
+    server = HttpServer(HttpLimits(4096, len(bomb)))
+    server.receive(post(bomb))
+    assert isinstance(server.next_event(), RequestHead)
+    server.decode_body(BodyDecoder(["gzip"], len(bomb)))
+    server.respond(404, [], b"")
+    assert not server.must_close
+    server.start_next()
+    assert feed(server, GET)
+
+
+def test_when_a_body_can_be_decoded() -> None:
+    server = HttpServer(LIMITS)
+    decoder = BodyDecoder(["gzip"], 10)
+    with pytest.raises(LocalProtocolError):
+        server.decode_body(decoder)
+    server.receive(CHUNKED)
+    drain(server)
+    server.decode_body(decoder)
+    with pytest.raises(LocalProtocolError):
+        server.decode_body(decoder)
+    server = HttpServer(LIMITS)
+    feed(server, CHUNKED + b"2\r\n{}\r\n")
+    with pytest.raises(LocalProtocolError):
+        server.decode_body(decoder)
+    feed(server, b"0\r\n\r\n")
+    with pytest.raises(LocalProtocolError):
+        server.decode_body(decoder)

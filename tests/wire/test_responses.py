@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
 from bridgecore.wire.responses import (
+    MAX_RESPONSE_ID,
     EventKind,
     InvalidBodyError,
     UpstreamEvent,
@@ -53,7 +54,9 @@ def test_store(text: str | None, store: bool) -> None:
     assert (b'"store"' in request.frame) == (text is not None)
 
 
-@pytest.mark.parametrize("member", ["stream", "store", "previous_response_id", "model"])
+@pytest.mark.parametrize(
+    "member", ["stream", "store", "previous_response_id", "model", "background"]
+)
 @pytest.mark.parametrize("value", ["7", "[]", "{}", "1.5"])
 def test_wrong_types_are_named(member: str, value: str) -> None:
     members = {"model": '"m"', member: value}
@@ -79,7 +82,7 @@ def test_wrong_types_are_named(member: str, value: str) -> None:
 )
 def test_members_pass_unchanged(members: dict[str, object]) -> None:
     members = {**members, "model": "m"}
-    for name in ("type", "stream", "store", "previous_response_id"):
+    for name in ("type", "stream", "store", "previous_response_id", "background"):
         members.pop(name, None)
     frame = json.loads(parse_create(json.dumps(members).encode()).frame)
     assert frame == {**members, "type": "response.create"}
@@ -89,7 +92,67 @@ def test_members_pass_unchanged(members: dict[str, object]) -> None:
 def test_any_body_is_a_request_or_invalid(body: bytes) -> None:
     with contextlib.suppress(InvalidBodyError):
         request = parse_create(body)
-        assert json.loads(request.frame)["model"] == request.model
+        assert json.loads(request.frame).get("model") == request.model
+
+
+@pytest.mark.parametrize("name", ["stream_options", "stream_id", "background", "type", "stream"])
+@pytest.mark.parametrize("value", ["null", "false", '{"include_obfuscation":false}', '"lane"'])
+def test_what_belongs_to_http_does_not_go_upstream(name: str, value: str) -> None:
+    body = f'{{"input":"a","{name}":{value},"model":"m"}}'.encode()
+    if name in ("background", "stream") and value[0] in '{"':
+        with pytest.raises(InvalidBodyError):
+            parse_create(body)
+        return
+    frame = parse_create(body).frame
+    assert frame == b'{"type":"response.create","input":"a","model":"m"}'
+
+
+@pytest.mark.parametrize(
+    "member", ['"background":true', '"background" : true', '"\\u0062ackground":true']
+)
+@pytest.mark.parametrize("more", ["", ',"stream":true', ',"prompt":{"id":"p"}'])
+def test_background_is_refused(member: str, more: str) -> None:
+    with pytest.raises(InvalidBodyError, match="'background' is not supported") as caught:
+        parse_create(f'{{"model":"m",{member}{more}}}'.encode())
+    assert caught.value.param == "background"
+
+
+@pytest.mark.parametrize("model", ["", '"model":null,'])
+def test_a_prompt_brings_its_model_along(model: str) -> None:
+    request = parse_create(f'{{{model}"prompt": {{"id":"pmpt_1"}}}}'.encode())
+    assert request.model is None
+    assert json.loads(request.frame)["prompt"] == {"id": "pmpt_1"}
+    assert ("model" in json.loads(request.frame)) == bool(model)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{}", '{"model":null}', '{"prompt":null}', '{"prompt":"pmpt_1"}', '{"model":7,"prompt":{}}'],
+)
+def test_a_body_without_model_and_prompt_is_refused(body: str) -> None:
+    with pytest.raises(InvalidBodyError) as caught:
+        parse_create(body.encode())
+    assert caught.value.param == "model"
+
+
+@pytest.mark.parametrize("letter", ["x", "\u00e9", "\U0001f600"])
+def test_ids_have_any_length_up_to_a_bound_in_bytes(letter: str) -> None:
+    size = len(letter.encode())
+    longest = letter * (MAX_RESPONSE_ID // size)
+    for text in (longest[:1500], longest):
+        for ascii_only in (False, True):
+            body = json.dumps({"model": "m", "previous_response_id": text}, ensure_ascii=ascii_only)
+            assert parse_create(body.encode()).previous_response_id == text
+    with pytest.raises(InvalidBodyError, match="longer than 4096 bytes") as caught:
+        parse_create(json.dumps({"model": "m", "previous_response_id": longest + letter}).encode())
+    assert caught.value.param == "previous_response_id"
+    assert letter * 2 not in caught.value.message
+
+
+def test_an_empty_id_is_passed_on() -> None:
+    request = parse_create(b'{"model":"m","previous_response_id":""}')
+    assert request.previous_response_id == ""
+    assert b'"previous_response_id":""' in request.frame
 
 
 def test_errors_do_not_repeat_the_body() -> None:
