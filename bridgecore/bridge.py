@@ -202,10 +202,11 @@ class Bridge:
                 for turn in self._turns.values()
             ),
             tuple(
-                (number, link.generation, link.conversation.id)
+                (number, link.generation, link.conversation.id, link.stragglers.snapshot())
                 for number, link in self._links.items()
             ),
             self._memory.snapshot(),
+            self._too_large.snapshot(),
         )
 
     def next_timeout(self) -> Deadline | None:

@@ -79,6 +79,7 @@ def _figures(growth: Growth) -> dict[str, Any]:
     return {
         "turns": [attrs.asdict(row) for row in growth.rows],
         "tokens_per_turn": growth.per_turn,
+        "bytes_upstream": growth.upstream,
         "window": growth.experiment.window,
         "full_at_turn": growth.full,
         "stuck_at_turn": growth.stuck,

@@ -69,7 +69,10 @@ class BridgeProperty(enum.Enum):
     )
     ONE_TURN_A_LINK = "a link carries one turn at a time (24)"
     ONE_END = "each turn has one end, and nothing comes after it (25, 41)"
-    ANSWER_IS_ITS_OWN = "what comes on a link goes to the turn that the link carries (24, 27)"
+    ANSWER_IS_ITS_OWN = (
+        "what comes on a link goes to the turn that the link carries, unless it is of a response "
+        "that has ended: that goes to nobody (24, 27)"
+    )
     SESSIONS_ARE_LIMITED = "there are never more conversations than the limit (21)"
     REJECTED_ONLY_WHEN_FULL = (
         "a turn is rejected for want of room only if no conversation is idle (23)"
@@ -78,6 +81,8 @@ class BridgeProperty(enum.Enum):
         "only an idle conversation makes room for another, the one that was used longest ago (19)"
     )
     REJECTED_INJECTION_ENDS = "an anchor that was rejected is not put in place of history again (4)"
+    REJECTED_REBUILD_ENDS = "what was rebuilt for an anchor and rejected is not rebuilt again (5)"
+    SIZE_IS_NOT_REPEATED = "a frame that is larger than the upstream takes is not sent again (5)"
     NOTHING_IS_LEFT = "when all turns are over and time has passed, nothing is left (18, 20)"
     NO_ERROR = "the bridge raises no error for what can happen (law 6)"
 
@@ -188,9 +193,13 @@ class _Link:
     store: bool = False
     began: bool = False
     anchored: bool = False  # the turn's frame named a response
+    frame: bytes = b""  # the turn's
+    last: tuple[bytes, ...] = ()  # what it said of the response that ended last, after its created
+    late: bool = False  # and says again, after the next turn's frame
     used: int = 0  # when a turn was last routed to it, in turns
 
 
+_CODES = {"limit": "websocket_connection_limit_reached", "invalid": "invalid_prompt"}
 _KEYS = (b"Bearer sk-a", b"Bearer sk-b")
 _NOBODY = "resp_0"
 _NEVER_ASKED = "resp_z"  # nobody has it, either, and nobody asks for it
@@ -231,8 +240,12 @@ class World:
         self.submitted = 0
         self.links: dict[int, _Link] = {}
         self.responses: dict[str, _Response] = {}
-        self.rejected: set[tuple[int, str]] = set()  # injected, and not known
+        self.refused: _Turn | None = None  # for its size, and not repeated yet
+        self.rejected: set[tuple[int, str]] = set()  # injected, and rejected
+        self.unbuilt: set[tuple[int, str]] = set()  # rebuilt for that anchor, and rejected
+        self.too_large: set[tuple[int, bytes]] = set()  # frames
         self.told: set[str] = set()  # calls
+        self.ended: set[str] = set()  # responses whose end was told
         self.checked = Counter[BridgeProperty]()
         for move in path:
             self.happens(move)
@@ -258,11 +271,16 @@ class World:
                 yield Move("not found", (number,))
                 continue
             yield Move("answers", (number,))
+            if link.last and not link.late:
+                yield Move("repeats itself", (number,))
             if not link.began:
                 yield Move("begins", (number,))
                 yield Move("limit", (number,))
+                yield Move("too large", (number,))
                 if link.anchored:
                     yield Move("forgets", (number,))
+                if self._is_ours(link):
+                    yield Move("invalid", (number,))
         for turn in self.turns:
             yield Move("leaves", (turn,))
         if self.bridge.next_timeout() is not None:
@@ -270,7 +288,17 @@ class World:
         if self.links and not self.turns:
             yield Move("evict")
 
+    def _is_ours(self, link: _Link) -> bool:
+        """Whether the frame of the link says something that its client did not."""
+        turn = self.turns.get(link.turn or 0)
+        if turn is None:
+            return False
+        frame = json.loads(link.frame)
+        return bool(frame.get("previous_response_id") != turn.anchor)
+
     def _submissions(self, credential: int) -> Iterator[Move]:
+        if self.refused is not None and self.refused.credential == credential:
+            yield Move("the same again", (credential,))
         yield Move("fresh", (credential,))
         if not self.submitted:
             yield Move("stored", (credential,))
@@ -289,7 +317,9 @@ class World:
             BridgeViolationError: something does not hold.
         """
         what, about = move
-        if what in ("fresh", "stored", "calling", "continue", "repeat"):
+        if what == "the same again":
+            self._submit_again(int(about[0]))
+        elif what in ("fresh", "stored", "calling", "continue", "repeat"):
             self._submit(what, int(about[0]), str(about[1]) if len(about) > 1 else None)
         elif what == "leaves":
             self.turns.pop(int(about[0]))
@@ -318,11 +348,23 @@ class World:
             self._tell(LinkLost(number, cause))
         elif what == "begins":
             link.began = True
-            self._tell(MessagesReceived(number, [_event("created", response={"id": "resp_x"})]))
+            self._tell(MessagesReceived(number, [_event("created", response={"id": self._next()})]))
         elif what == "answers":
             self._answers(number, link)
+        elif what == "repeats itself":
+            link.late = True
+            self._tell(MessagesReceived(number, [*link.last]))
+        elif what == "too large":
+            self.too_large.add((link.credential, link.frame))
+            self.refused = self.turns.get(link.turn or 0)
+            self._gone(number)
+            self._tell(LinkLost(number, Closed(1009)))
         else:
             self._refuses(what, number, link)
+
+    def _next(self) -> str:
+        """What the upstream calls its next response."""
+        return f"resp_{len(self.responses) + 1}"
 
     def _gone(self, number: int) -> None:
         """A link is lost; or a turn that has none may have waited for it."""
@@ -335,7 +377,7 @@ class World:
         if link.turn is None or link.context is None:
             raise KeyError(number)
         turn = self.turns.get(link.turn)
-        response = f"resp_{len(self.responses) + 1}"
+        response = self._next()
         call = None
         asked = link.context[-1][-1]
         item: dict[str, Any]
@@ -353,19 +395,25 @@ class World:
         self.responses[response] = made
         link.cached = response
         messages = [] if link.began else [_event("created", response={"id": response})]
-        messages += [
+        link.last = (
+            _event("output_item.added", item={**item, "status": "in_progress"}),
             _event("output_item.done", item=item),
             _event("completed", response={"id": response, "output": [item]}),
-        ]
-        self._tell(MessagesReceived(number, messages))
+            _event("done", response={"id": response}),
+        )
+        self._tell(MessagesReceived(number, [*messages, *link.last]))
 
     def _refuses(self, what: str, number: int, link: _Link) -> None:
         turn = self.turns.get(link.turn) if link.turn is not None else None
-        code = "websocket_connection_limit_reached" if what == "limit" else NOT_FOUND_CODE
+        code = _CODES.get(what, NOT_FOUND_CODE)
         if turn is not None:
             if what == "limit":
                 turn.harmed = turn.sends > 1
-            self.rejected.update((turn.credential, anchor) for anchor in turn.injected[-1:])
+            else:
+                self.rejected.update((turn.credential, anchor) for anchor in turn.injected[-1:])
+            if what == "invalid" and turn.anchor is not None:
+                turn.harmed = True
+                self.unbuilt.add((turn.credential, turn.anchor))
         link.turn = link.context = link.cached = None
         error = {"type": "invalid_request_error", "code": code, "message": "no"}
         self._tell(
@@ -380,12 +428,26 @@ class World:
         again = about is not None and Move("continue", (credential, about)) in self.path
         if made is not None and made.credential != credential and not again:
             self._compare(turn, made.id)
+        self._tell_of(turn)
+
+    def _submit_again(self, credential: int) -> None:
+        """A client repeats what was refused for its size, not having been told to."""
+        if self.refused is None or self.refused.credential != credential:
+            raise KeyError(credential)
+        self.submitted += 1
+        old, self.refused = self.refused, None
+        self._tell_of(
+            _Turn(self.submitted, credential, old.meaning, old.items, old.anchor, old.store,
+                  old.asks_for_call, self.now, harmed=True)
+        )  # fmt: skip
+
+    def _tell_of(self, turn: _Turn) -> None:
         self.turns[turn.id] = turn
         body: dict[str, Any] = {"model": "m", "store": turn.store, "input": turn.items}
         if turn.anchor is not None:
             body["previous_response_id"] = turn.anchor
             body["input"] = turn.items[-1:]
-        headers = [(b"authorization", _KEYS[credential])]
+        headers = [(b"authorization", _KEYS[turn.credential])]
         self._tell(TurnReceived(turn.id, parse_create(_json(body)), headers), turn)
 
     def _turn(self, number: int, what: str, credential: int, about: str | None) -> _Turn:
@@ -485,6 +547,11 @@ class World:
         anchor: str | None = frame.get("previous_response_id")
         before = self.responses.get(anchor or "")
         context: tuple[Item, ...] | None = items
+        sized = (link.credential, effect.data) not in self.too_large
+        self._check(_P.SIZE_IS_NOT_REPEATED, sized, f"turn {turn.id}")
+        if anchor is None and turn.anchor is not None:
+            unbuilt = (turn.credential, turn.anchor) in self.unbuilt
+            self._check(_P.REJECTED_REBUILD_ENDS, not unbuilt, f"turn {turn.id}")
         if anchor is not None:
             if anchor != turn.anchor:
                 pair = (turn.credential, anchor)
@@ -511,6 +578,7 @@ class World:
         link.turn, link.context, link.began = turn.id, context, False
         link.store, link.used = bool(frame.get("store")), self.submitted
         link.anchored = anchor is not None
+        link.frame, link.late = effect.data, False
         turn.link, turn.sends = effect.link, turn.sends + 1
 
     def _meant(self, last: Item) -> _Turn:
@@ -525,6 +593,8 @@ class World:
         if turn is None:
             raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} goes on after its end")
         for event in effect.events:
+            mine = event.response is None or event.response not in self.ended
+            self._check(_P.ANSWER_IS_ITS_OWN, mine, f"{event.response} went to turn {turn.id}")
             if event.type == b"response.output_item.done":
                 item = json.loads(event.data)["item"]
                 if item["type"] == "function_call":
@@ -532,6 +602,8 @@ class World:
                     self._check(_P.CALLS_ARE_TOLD_ONCE, call not in self.told, call)
                     self.told.add(call)
             if event.kind is EventKind.ENDED:
+                if event.response is not None:
+                    self.ended.add(event.response)
                 self._end(turn)
 
     def _failed(self, effect: AnswerError, submitted: _Turn | None) -> None:
@@ -556,6 +628,8 @@ class World:
             return False
         if turn.anchor is None:
             return True
+        if (turn.credential, turn.anchor) in self.unbuilt:
+            return False
         before = self.responses.get(turn.anchor)
         age = _SECONDS["transcript_age"] * NS_PER_SECOND
         return (
@@ -612,7 +686,7 @@ class World:
             ),
             tuple(
                 (link.credential, link.open, link.cached, link.turn, link.context, link.store,
-                 link.began, link.anchored, link.used)
+                 link.began, link.anchored, bool(link.last), link.late, link.used)
                 for link in self.links.values()
             ),
             tuple(
@@ -620,13 +694,16 @@ class World:
                 for made in self.responses.values()
             ),
             tuple(sorted(self.rejected)),
+            tuple(sorted(self.unbuilt)),
+            len(self.too_large),
+            None if self.refused is None else (self.refused.credential, str(self.refused.items)),
         )  # fmt: skip
         return around, _folded(self.bridge.snapshot(), self.now)
 
 
 def _folded(snapshot: Any, now: int) -> object:
     """A snapshot with links and conversations named by their place, times relative to ``now``."""
-    conversations, turns, links, memory = snapshot
+    conversations, turns, links, memory, too_large = snapshot
     names = {one[0]: place for place, one in enumerate(conversations)}
     sockets = {number: place for place, (number, *_) in enumerate(links)}
     aliases, held = memory
@@ -636,7 +713,8 @@ def _folded(snapshot: Any, now: int) -> object:
             for _, scope, state, link, blocked, sent in conversations
         ),
         tuple((turn, names[of], standing, anchor) for turn, of, standing, anchor in turns),
-        tuple((generation, names[of]) for _, generation, of in links),
+        tuple((generation, names[of], late) for _, generation, of, late in links),
+        too_large,
         tuple((key, names.get(of, -1), standing) for key, of, standing in aliases),
         tuple((scope, response, now - used) for scope, response, used in held),
     )

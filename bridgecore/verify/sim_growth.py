@@ -61,13 +61,15 @@ class Experiment:
 class Row:
     """A turn. ``sent``: tokens of the input items of the request that was answered; ``grown``: by
     how much the context is larger than after the turn before; ``context``: its size, answer
-    included; ``errors``: what the client was told before."""
+    included; ``errors``: what the client was told before; ``upstream``: the bytes of all frames
+    that the bridge sent upstream for the turn, those that were lost included."""
 
     turn: int
     sent: int
     grown: int
     context: int
     errors: tuple[str, ...]
+    upstream: int
 
 
 @attrs.frozen
@@ -87,6 +89,11 @@ class Growth:
         return sum(grown) / len(grown) if grown else 0.0
 
     @property
+    def upstream(self) -> int:
+        """The bytes of all frames that the bridge sent upstream."""
+        return sum(row.upstream for row in self.rows)
+
+    @property
     def sound(self) -> bool:
         """Every turn was had, and the window sufficed."""
         return self.full is None and self.stuck is None
@@ -102,17 +109,18 @@ def grow(experiment: Experiment) -> Growth:
     emulator.faults = faults
 
     def forget() -> None:
+        client.upstream += sum(len(request.raw) for request in emulator.requests)
         emulator.requests.clear()
         emulator.turns.clear()
 
     url = UpstreamUrl.parse("ws://upstream:80/v1/responses")
     endpoint = Endpoint(Config(upstream=url, policy=experiment.policy))
+    client = _Client(experiment)
 
     def lose_sockets() -> None:
         for end in network.ends(emulator):
             network.reset(end)
 
-    client = _Client(experiment)
     client.between_turns = lambda: network.at(network.now + 500 * MILLISECOND, lose_sockets)
     network.add(emulator, host="upstream", after=forget)
     network.add(endpoint, host="bridge")
@@ -171,6 +179,7 @@ class _Client:
         self.full: int | None = None
         self.stuck: int | None = None
         self.done = False
+        self.upstream = 0  # bytes of frames upstream, in this turn
         self.between_turns: Callable[[], None] | None = None
         self._experiment = experiment
         self._rng = Rng(experiment.seed, 6)
@@ -305,7 +314,8 @@ class _Client:
         context: int = response["usage"]["total_tokens"]
         sent = count_tokens(self._input)
         grown = context - before
-        self.rows.append(Row(self._turn, sent, grown, context, tuple(self._errors)))
+        self.rows.append(Row(self._turn, sent, grown, context, tuple(self._errors), self.upstream))
+        self.upstream = 0
         self._history += [*self._new, *response["output"]]
         self._anchor = response["id"]
         self._asking = False
@@ -332,10 +342,12 @@ def table(growth: Growth) -> str:
             row for row in rows if row.turn <= 8 or row.turn % step == 0 or row == rows[-1]
         )
     lines = [
-        f"{'turn':>5} {'sent':>9} {'grown':>9} {'context':>9}  what the client was told before"
+        f"{'turn':>5} {'sent':>9} {'grown':>9} {'context':>9} {'bytes up':>12}"
+        "  what the client was told before"
     ]
     lines += [
-        f"{row.turn:>5} {row.sent:>9,} {row.grown:>9,} {row.context:>9,}  {_told(row.errors)}"
+        f"{row.turn:>5} {row.sent:>9,} {row.grown:>9,} {row.context:>9,} {row.upstream:>12,}"
+        f"  {_told(row.errors)}"
         for row in shown
     ]
     return "\n".join(lines)
@@ -354,7 +366,7 @@ def summary(growth: Growth) -> str:
     name = growth.experiment.policy.name
     turns = len(growth.rows)
     window = growth.experiment.window
-    mean = f"{growth.per_turn:,.0f} tokens a turn"
+    mean = f"{growth.per_turn:,.0f} tokens a turn, {growth.upstream:,} bytes upstream"
     if growth.full is not None:
         return f"{name}: the window of {window:,} tokens is full at turn {growth.full}; {mean}"
     if growth.stuck is not None:
