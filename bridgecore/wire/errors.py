@@ -48,6 +48,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.jsontext import scan_array, scan_members
 
 _Members: TypeAlias = dict[str, str]  # of an object: each value as the text that it came as
 # Where the error is: names of members, from the outside to the inside. The first place that holds
@@ -432,8 +433,7 @@ def _no_constant(name: str) -> None:
 
 _decoder = json.JSONDecoder(parse_int=_integer)
 _strict_decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
-_SPACE = re.compile(r"[ \t\n\r]*")
-_UNREADABLE = (ValueError, IndexError, StopIteration, RecursionError)
+_UNREADABLE = (ValueError, RecursionError)
 
 
 def _decode(data: bytes) -> str:
@@ -443,7 +443,7 @@ def _decode(data: bytes) -> str:
 def _members(text: str | None) -> _Members | None:
     """The members of the object that ``text`` is, each as its text; None if it is no object."""
     try:
-        return dict(_scan(text or "", "{}"))
+        return dict(scan_members(text or "", _decoder))
     except _UNREADABLE:
         return None
 
@@ -451,7 +451,7 @@ def _members(text: str | None) -> _Members | None:
 def _elements(text: str | None) -> list[str]:
     """The elements of the list that ``text`` is, each as its text; empty if it is no list."""
     try:
-        return [raw for _, raw in _scan(text or "", "[]")]
+        return list(scan_array(text or "", _decoder))
     except _UNREADABLE:
         return []
 
@@ -462,42 +462,6 @@ def _objects(text: str | None) -> Iterator[_Members]:
         members = _members(element)
         if members is not None:
             yield members
-
-
-def _scan(text: str, brackets: str) -> Iterator[tuple[str, str]]:
-    """What is between ``brackets``: names (in an object) and values as they are written.
-
-    Raises ``_UNREADABLE`` where ``text`` is no object or list.
-    """
-    at = _skip(text, 0)
-    if text[at] != brackets[0]:
-        raise ValueError("it is none")
-    at = _skip(text, at + 1)
-    more = text[at] != brackets[1]
-    while more:
-        name = ""
-        if brackets == "{}":
-            if text[at] != '"':
-                raise ValueError("a member without a name")
-            name, at = _decoder.raw_decode(text, at)
-            at = _skip(text, at)
-            if text[at] != ":":
-                raise ValueError("a name without a value")
-            at = _skip(text, at + 1)
-        _, end = _decoder.raw_decode(text, at)
-        yield name, text[at:end]
-        at = _skip(text, end)
-        more = text[at] == ","
-        if more:
-            at = _skip(text, at + 1)
-    if text[at] != brackets[1] or _skip(text, at + 1) != len(text):
-        raise ValueError("it does not end there")
-
-
-def _skip(text: str, at: int) -> int:
-    found = _SPACE.match(text, at)
-    assert found is not None, "it matches nothing, too"
-    return found.end()
 
 
 def _value(raw: str | None) -> Any:

@@ -45,12 +45,12 @@ def read_value(data: bytes) -> Any:
 
 def read_members(data: bytes) -> dict[str, bytes]:
     """The members of an object, each value byte for byte. Of equal names the last counts."""
-    return _read(data, _raw_members, lambda text: dict(_scan_members(text)))
+    return _read(data, _raw_members, _scanned_members)
 
 
 def read_array(data: bytes) -> list[bytes]:
     """The elements of an array, each byte for byte."""
-    return _read(data, _raw_array, lambda text: list(_scan_array(text)))
+    return _read(data, _raw_array, _scanned_array)
 
 
 def write_object(members: dict[str, bytes]) -> bytes:
@@ -75,6 +75,14 @@ def _raw_members(data: bytes) -> dict[str, bytes]:
     return {name: bytes(raw) for name, raw in _members(data).items()}
 
 
+def _scanned_members(text: str) -> dict[str, bytes]:
+    return {name: raw.encode() for name, raw in scan_members(text)}
+
+
+def _scanned_array(text: str) -> list[bytes]:
+    return [raw.encode() for raw in scan_array(text)]
+
+
 def _raw_array(data: bytes) -> list[bytes]:
     return [bytes(raw) for raw in _array(data)]
 
@@ -82,37 +90,49 @@ def _raw_array(data: bytes) -> list[bytes]:
 # ------------------------------------------------------------------ the tolerant reader
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def scan_members(text: str, decoder: json.JSONDecoder | None = None) -> Iterator[tuple[str, str]]:
+    """The members of the object that ``text`` is, each value as it is written.
 
+    Args:
+        decoder: what reads the values, to find where they end; by default a strict one.
 
-_strict: Final = json.JSONDecoder(parse_constant=_no_constant)
-
-
-def _scan_members(text: str) -> Iterator[tuple[str, bytes]]:
+    Raises:
+        ValueError: ``text`` is no object; some members may have been given before.
+        RecursionError: it is nested too deeply.
+    """
+    read = (decoder or _strict).raw_decode
     at = _opened(text, "{")
     while text[at : at + 1] != "}":
         if text[at : at + 1] != '"':
             raise ValueError(f"no member begins at character {at}")
-        name, at = _strict.raw_decode(text, at)
+        name, at = read(text, at)
         name.encode()  # half a surrogate pair in a name: it could not be written again
         at = _skip(text, at)
         if text[at : at + 1] != ":":
             raise ValueError(f"no value at character {at}")
         start = _skip(text, at + 1)
-        _, end = _strict.raw_decode(text, start)
-        yield name, text[start:end].encode()
+        _, end = read(text, start)
+        yield name, text[start:end]
         at = _next(text, end, "}")
     _closed(text, at + 1)
 
 
-def _scan_array(text: str) -> Iterator[bytes]:
+def scan_array(text: str, decoder: json.JSONDecoder | None = None) -> Iterator[str]:
+    """The elements of the array that ``text`` is, as ``scan_members`` gives members."""
+    read = (decoder or _strict).raw_decode
     at = _opened(text, "[")
     while text[at : at + 1] != "]":
-        _, end = _strict.raw_decode(text, at)
-        yield text[at:end].encode()
+        _, end = read(text, at)
+        yield text[at:end]
         at = _next(text, end, "]")
     _closed(text, at + 1)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_strict: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def _skip(text: str, at: int) -> int:
