@@ -31,7 +31,7 @@ from bridgecore.verify.environment import BOUNDS, Bounds, due
 from bridgecore.verify.explore import Counterexample, Step, explore
 from bridgecore.verify.properties import Property
 
-_SMALL = attrs.evolve(BOUNDS["small"][0], max_states=2000)  # all of them are found early
+_SMALL = attrs.evolve(BOUNDS["small"][0], max_states=6000)  # all of them are found early
 _QUEUE = attrs.evolve(
     _SMALL, name="small, with a queue", waiting=1, standings=(Standing.UNANCHORED,)
 )
@@ -68,10 +68,42 @@ def _any_connection(policy: Policy, state: SessionState, event: Event, now: int)
 
 
 def _any_ending(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-    """Whatever response ended last is continued, complete or not."""
+    """Whatever response ended last is continued, a failed one, too."""
     if isinstance(event, ev.ResponseEnded):
         event = attrs.evolve(event, outcome=Outcome.COMPLETED)
     return step(policy, state, event, now)
+
+
+def _only_complete(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """A response that was cut short at ``max_output_tokens`` is taken for one that failed."""
+    after = step(policy, state, event, now)
+    if not isinstance(event, ev.ResponseEnded) or event.outcome is not Outcome.INCOMPLETE:
+        return after
+    return attrs.evolve(after, state=attrs.evolve(after.state, live_anchor=None))
+
+
+def _any_response(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """An event belongs to the turn that runs, whatever response it names."""
+    if isinstance(event, ev.ResponseCreated | ev.OutputReceived | ev.ResponseEnded):
+        return step(policy, attrs.evolve(state, ended=()), event, now)
+    return step(policy, state, event, now)
+
+
+def _taken_for_sent(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """A close counts from when it is handled, and not from when it was read."""
+    if isinstance(event, ev.ConnectionLost):
+        event = attrs.evolve(event, unsent=False)
+    return step(policy, state, event, now)
+
+
+def _rebuilt_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """That a rebuilt input was refused is told to the client and remembered by nobody."""
+    return _without(step(policy, state, event, now), fx.StopRebuilding)
+
+
+def _injected_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """That an injected anchor was refused is made good and remembered by nobody."""
+    return _without(step(policy, state, event, now), fx.StopInjecting)
 
 
 def _slot_kept(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -204,10 +236,73 @@ BUGS: Sequence[Bug] = (
         _cell(Situation.SEND_SKIPPED, Standing.HELD, Action.SEND, Answer.UPSTREAM_UNAVAILABLE),
     ),
     Bug(
-        "an unfinished response that is continued",
-        "A response that was cut off became the anchor of the next turn; no upstream knows it.",
+        "a failed response that is continued",
+        "A response that had failed became the anchor of the next turn; no upstream knows it.",
         _P.ANCHOR_IS_KNOWN,
         stepper=_any_ending,
+    ),
+    Bug(
+        "an answer cut short that ends the conversation",
+        "max_output_tokens was used up. The client asked to go on, as the API lets it, and was "
+        "told that its response was not to be found.",
+        _P.CONTINUED_AT_ONCE,
+        stepper=_only_complete,
+    ),
+    Bug(
+        "the answer to another turn",
+        "The upstream repeated the end of a response after the next turn's frame went out: the "
+        "next turn was answered with it, and the status was 200.",
+        _P.DELIVERED_TO_ITS_TURN,
+        stepper=_any_response,
+    ),
+    Bug(
+        "a close that was read before the send",
+        "The upstream ended a response and closed, and both were read at once. The next turn was "
+        "given up as if its frame had been lost on the way, though it had never left.",
+        _P.ANSWER_TELLS_WHAT_HAPPENED,
+        stepper=_taken_for_sent,
+    ),
+    Bug(
+        "the same megabytes, again and again",
+        "The upstream closed with 1009, message too big. The client was told to retry, and did, "
+        "with the same message.",
+        _P.ANSWER_TELLS_WHAT_HAPPENED,
+        _cell(
+            Situation.TOO_LARGE, Standing.UNANCHORED, Action.REFUSE, Answer.STREAM_INCOMPLETE
+        ),
+    ),
+    Bug(
+        "a rebuilt input that is refused for ever",
+        "The upstream refused the input that was rebuilt for a lost chain. Each retry rebuilt and "
+        "uploaded the same again.",
+        _P.REFUSED_PLAN_ENDS,
+        stepper=_rebuilt_for_ever,
+    ),
+    Bug(
+        "an injected anchor that is refused for ever",
+        "An upstream takes no anchor together with instructions. Each turn was sent twice: with "
+        "the anchor, and then without.",
+        _P.REFUSED_PLAN_ENDS,
+        stepper=_injected_for_ever,
+    ),
+    Bug(
+        "an error about words that the client did not say",
+        "The upstream refused the anchor that stood for a history, for another reason than that "
+        "it did not know it, and the client was told.",
+        _P.INJECTED_IS_INVISIBLE,
+        _cell(Situation.REFUSED, Standing.INJECTED, Action.SURFACE, Answer.UPSTREAM_ERROR),
+    ),
+    Bug(
+        "a whole context where an id would have done",
+        "The upstream stored the conversation. After each lost socket all of it was sent again: "
+        "39 times the bytes, and no cached token.",
+        _P.FORM_IS_POSSIBLE,
+        _cell(
+            Situation.SEND_SKIPPED,
+            Standing.HELD_STORED,
+            Action.REHYDRATE,
+            Answer.UPSTREAM_UNAVAILABLE,
+        ),
     ),
     Bug(
         "an answer to somebody who left",
