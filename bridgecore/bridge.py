@@ -15,7 +15,7 @@ from typing import assert_never
 import attrs
 
 from bridgecore.admission.placement import Placement, place
-from bridgecore.config import Ambiguous, Config, Rotation, replaying
+from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.continuity.memory import Manner, Memory, Recall
@@ -41,7 +41,7 @@ from bridgecore.messages import (
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import ErrorFrame, Malformed
-from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer

@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
+from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 _PORTS = {"ws": 80, "wss": 443}
@@ -77,33 +76,11 @@ class Ambiguous(enum.Enum):
     REPLAY = "replay"  # it is sent again within the policy's budget, and may run twice
 
 
-# The rows in which the upstream may run the turn, and its client has seen nothing of the answer.
-_AMBIGUOUS = (
-    Situation.LOST_SENDING,
-    Situation.LOST_SENT,
-    Situation.SILENT,
-    Situation.LOST_CREATED,
-)
-
-
 class Rotation(enum.Enum):
     """What follows when a socket is given up for its age."""
 
     LAZY = "lazy"  # the next turn opens another, and pays for what it has to be told
     WARM = "warm"  # another is opened and told what the old one knew, before anybody asks for it
-
-
-def replaying(policy: Policy) -> Policy:
-    """``policy`` with ``Ambiguous.REPLAY``: an ambiguous turn is sent again, out of budget it is
-    told what it would have been told. Left as they are: turns that live in the memory of the lost
-    socket alone, which no other socket could continue, and what would end just so again."""
-    for situation in _AMBIGUOUS:
-        for standing in Standing:
-            remedy = policy.remedy(situation, standing)
-            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
-                again = Remedy(Action.RESEND, remedy.answer)
-                policy = policy.with_cell(situation, standing, again)
-    return policy
 
 
 def _seconds(count: int) -> int:

@@ -193,3 +193,30 @@ DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
 PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
 V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}
+
+
+# The rows of an ambiguous loss: the upstream may have run the turn, and its client has seen nothing
+# of the answer, so that a second send could go unnoticed, and could also do everything twice.
+_AMBIGUOUS = (
+    Situation.LOST_SENDING,
+    Situation.LOST_SENT,
+    Situation.SILENT,
+    Situation.LOST_CREATED,
+)
+
+
+def replaying(policy: Policy) -> Policy:
+    """``policy`` with an ambiguous turn sent again, within ``Budgets.replays``, not refused.
+
+    For those to whom a turn that runs twice does no harm. When the budget is spent, the answer of
+    the replaced cell applies. Two kinds of cells stay as they are: those of a turn that depends on
+    the memory of the lost socket (``Standing.BOUND``), because no other socket can continue it, and
+    those that refuse a bounded number of times, because the same send would be lost the same way.
+    """
+    for situation in _AMBIGUOUS:
+        for standing in Standing:
+            remedy = policy.remedy(situation, standing)
+            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
+                again = Remedy(Action.RESEND, remedy.answer)
+                policy = policy.with_cell(situation, standing, again)
+    return policy

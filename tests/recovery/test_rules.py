@@ -25,6 +25,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
     Timeouts,
+    replaying,
 )
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
@@ -97,6 +98,24 @@ def test_with_cell_changes_one_cell_of_a_copy() -> None:
     mine = DEFAULT.with_cell(*cell, remedy)
     assert DEFAULT.remedy(*cell) != remedy
     assert {key for key in DEFAULT.cells if mine.cells[key] != DEFAULT.cells[key]} == {cell}
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
+    policy: Policy,
+) -> None:
+    mine = replaying(policy)
+    for (situation, standing), remedy in policy.cells.items():
+        ambiguous = situation in {
+            Situation.LOST_SENDING,
+            Situation.LOST_SENT,
+            Situation.SILENT,
+            Situation.LOST_CREATED,
+        }
+        kept = standing is Standing.BOUND or remedy.action is Action.REFUSE_BOUNDED
+        again = Remedy(Action.RESEND, remedy.answer) if ambiguous and not kept else remedy
+        assert mine.remedy(situation, standing) == again
+    assert (mine.budgets, mine.timeouts) == (policy.budgets, policy.timeouts)
 
 
 @pytest.mark.parametrize("name", [field.name for field in attrs.fields(Timeouts)])
