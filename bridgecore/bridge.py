@@ -10,7 +10,7 @@ reports, and what it is told, is in ``bridgecore.messages``.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import assert_never
+from typing import assert_never, get_args
 
 import attrs
 
@@ -19,6 +19,7 @@ from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.continuity.memory import Manner, Memory, Recall
+from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -40,7 +41,8 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Malformed
+from bridgecore.recovery.checks import EventCheck, check_time
+from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed
 from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -124,6 +126,9 @@ class Bridge:
     """Turns to sessions to links. See ``Config`` for what it is told."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError if ``config`` is no Config."""
+        if not isinstance(config, Config):
+            raise ConfigError(f"a Bridge needs a Config, not {config!r:.100}")
         self._config = config
         policy = config.policy
         if config.ambiguous is Ambiguous.REPLAY:
@@ -213,7 +218,18 @@ class Bridge:
     # ------------------------------------------------------------ events
 
     def handle(self, event: BridgeEvent, now: int) -> list[BridgeEffect]:
-        """Take in what happened at ``now`` (ns); what to do about it, in order."""
+        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+
+        Reports about a turn or a link that is over are ignored: they may have been on their way.
+
+        Raises:
+            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or it
+                cannot happen: a turn whose number is in use, a link that was never asked for, or
+                opened before. Nothing has changed.
+        """
+        _check_event(event)
+        check_time(now)
+        self._refuse_impossible(event)
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, TurnReceived):
@@ -222,7 +238,7 @@ class Bridge:
             turn = self._turns.pop(event.turn, None)
             if turn is not None:
                 self._step(turn.conversation, ev.TurnAbandoned(turn.id), now)
-                self._log(LogLevel.INFO, "turn.abandoned", turn.conversation, turn=turn.id)
+                self._log_left(event, turn)
         elif isinstance(event, TurnBlocked):
             self._turn_blocked(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -249,6 +265,42 @@ class Bridge:
             out += self._recorder.take()
         return out
 
+    def _refuse_impossible(self, event: BridgeEvent) -> None:
+        """Raise LocalProtocolError for what no lawful driver reports, before anything changes."""
+        if isinstance(event, TurnReceived | TurnLeft | TurnBlocked):
+            if event.turn < 0:
+                raise LocalProtocolError(f"turn {event.turn}: a turn's number is 0 or more")
+            if not isinstance(event, TurnReceived):
+                return
+            if event.turn in self._turns:
+                what = "runs already: its number can be used again when it has ended"
+                raise LocalProtocolError(f"turn {event.turn} {what}")
+            if not all(map(_is_header, event.headers)):
+                what = "headers must be a list of (name, value), both bytes"
+                raise LocalProtocolError(f"turn {event.turn}: {what}")
+        elif isinstance(event, MessagesReceived | LinkOpened | LinkLost | LinkFrameSent):
+            if not 0 < event.link <= self._serial:
+                raise LocalProtocolError(f"link {event.link} was never asked for by OpenLink")
+            link = self._links.get(event.link)
+            if link is None or isinstance(event, LinkLost):
+                return
+            opening = link.conversation.session.state.phase is Phase.RECONNECTING
+            if isinstance(event, LinkOpened):
+                if not opening:
+                    raise LocalProtocolError(f"link {event.link} was opened before")
+                return
+            if opening:
+                raise LocalProtocolError(f"{type(event).__name__} before LinkOpened({event.link})")
+            if isinstance(event, MessagesReceived) and not set(map(type, event.messages)) <= _BYTES:
+                raise LocalProtocolError(f"link {event.link}: messages must be a list of bytes")
+
+    def _log_left(self, event: TurnLeft, turn: _Turn) -> None:
+        if event.error is None:
+            self._log(LogLevel.INFO, "turn.abandoned", turn.conversation, turn=turn.id)
+        else:
+            code = event.error.code
+            self._log(LogLevel.WARNING, "turn.cut_off", turn.conversation, turn=turn.id, code=code)
+
     def _turn_received(self, event: TurnReceived, now: int) -> None:
         scope = credential_scope(event.headers)
         headers = [header for header in event.headers if header[0] in _UPSTREAM_HEADERS]
@@ -259,6 +311,10 @@ class Bridge:
                 message = "The bridge has as many conversations as it can hold. Retry later."
                 error = http_error(503, fx.Answer.OVERLOADED.value, message)
                 self._out.append(AnswerError(event.turn, error))
+                fields: dict[str, str | int] = {"turn": event.turn, "status": error.status}
+                self._out.append(
+                    Log(LogLevel.WARNING, "turn.refused", {**fields, "code": error.code})
+                )
                 return
             conversation = self._new_conversation(scope, headers)
         elif conversation.session.state.running is None:
@@ -689,6 +745,14 @@ class Bridge:
             "rule": session.rule,
         }
         self._out.append(Log(level, event, {**fields, **common}))
+
+
+_check_event = EventCheck(BridgeEvent, "bridgecore.messages", *get_args(Evidence))
+_BYTES = frozenset({bytes})
+
+
+def _is_header(header: object) -> bool:
+    return isinstance(header, tuple) and list(map(type, header)) == [bytes, bytes]
 
 
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1

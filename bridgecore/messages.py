@@ -23,7 +23,8 @@ from bridgecore.wire.transport import Log
 
 @attrs.define
 class TurnReceived:
-    """A client wants a turn. ``headers``: the client's, names in lower case."""
+    """A client wants a turn. ``turn``: 0 or more, and of no turn that has not ended yet.
+    ``headers``: the client's, names in lower case."""
 
     turn: int
     request: CreateRequest
@@ -32,9 +33,11 @@ class TurnReceived:
 
 @attrs.define
 class TurnLeft:
-    """The client of ``turn`` is gone before its answer was complete."""
+    """The answer of ``turn`` ends before it is complete: its client is gone, or, with ``error``,
+    the driver gave the turn up and told its client so."""
 
     turn: int
+    error: HttpError | None = None
 
 
 @attrs.define

@@ -14,13 +14,14 @@ from typing import Any
 import attrs
 import msgspec
 
+from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.events import Outcome
 from bridgecore.recovery.failure import ErrorFrame
 
 # ---------------------------------------------------------------- requests
 
 
-class InvalidBodyError(Exception):
+class InvalidBodyError(BridgecoreError):
     """A request body that cannot be a turn. ``message`` says what is wrong and what to do."""
 
     def __init__(self, message: str, param: str | None = None) -> None:

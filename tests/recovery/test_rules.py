@@ -137,9 +137,9 @@ def test_a_negative_budget_is_refused(name: str) -> None:
 @pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UNANCHORED])
 def test_a_turn_has_an_anchor_unless_it_is_unanchored(standing: Standing) -> None:
     Turn(1, standing, "resp_1")
-    with pytest.raises(ValueError, match=standing.value):
+    with pytest.raises(LocalProtocolError, match=standing.value):
         Turn(1, standing)
-    with pytest.raises(ValueError, match="unanchored"):
+    with pytest.raises(LocalProtocolError, match="unanchored"):
         Turn(1, Standing.UNANCHORED, "resp_1")
 
 

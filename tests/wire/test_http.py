@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.http import (
     BadRequest,
     HttpEvent,
     HttpLimits,
     HttpPhase,
     HttpServer,
-    LocalProtocolError,
     RequestBody,
     RequestHead,
 )
