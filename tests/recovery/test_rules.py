@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.errors import LocalProtocolError
+from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
@@ -124,6 +124,41 @@ def test_a_deadline_in_the_past_is_refused(name: str, duration: int) -> None:
     """Else a deadline could be set at the time that it is handled at (invariant 29)."""
     with pytest.raises(ValueError, match=name):
         Timeouts(**{name: duration})
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "1", None])
+def test_a_deadline_is_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="idle="):
+        Timeouts(idle=wrong)
+    with pytest.raises(ConfigError, match="replays="):
+        Budgets(replays=wrong)
+
+
+def test_a_policy_is_made_of_what_it_says() -> None:
+    cell = (Situation.LOST_SENT, Standing.HELD)
+    wrong: Any = Action.RESEND
+    mixed_up: Any = DEFAULT.remedy(*cell)
+    with pytest.raises(ConfigError, match="'default': LOST_SENT/HELD must be a Remedy"):
+        DEFAULT.with_cell(*cell, wrong)
+    with pytest.raises(ConfigError, match="'default': budgets must be a Budgets, not Remedy"):
+        attrs.evolve(DEFAULT, budgets=mixed_up)
+    with pytest.raises(ConfigError, match="'default': timeouts must be a Timeouts, not <Action"):
+        attrs.evolve(DEFAULT, timeouts=wrong)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_policy_is_shown_on_one_line(policy: Policy) -> None:
+    mine = attrs.evolve(
+        replaying(policy),
+        name="a name that is quite a bit longer than names of policies are",
+        timeouts=Timeouts(**dict.fromkeys(attrs.fields_dict(Timeouts), 10**18)),
+    )
+    for one in (policy, mine):
+        assert len(repr(one)) <= 100
+        assert one.name[:20] in repr(one)
+    cells = sum(DEFAULT.cells[cell] != remedy for cell, remedy in policy.cells.items())
+    assert f"differs from default in {cells} cells, " in repr(policy)
+    assert repr(attrs.evolve(DEFAULT, timeouts=Timeouts(idle=1))).endswith("1 timeouts>")
 
 
 @pytest.mark.parametrize("name", ["replays", "refusals", "waiting"])
