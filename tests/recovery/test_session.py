@@ -29,6 +29,7 @@ from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing.strategies import (
     History,
+    Record,
     Step,
     events,
     histories,
@@ -112,6 +113,15 @@ WRONG: list[Any] = [
 ]
 
 
+def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
+    """What comes of the recorded event. It can be unlawful where output was told of that was not
+    recorded, because that puts a deadline off."""
+    try:
+        return session.handle(record.event, record.now)
+    except LocalProtocolError as exc:
+        return str(exc)
+
+
 @settings(deadline=None)
 @given(runs, st.sampled_from(WRONG), st.booleans())
 def test_what_is_no_event_is_named_and_changes_nothing(
@@ -136,7 +146,7 @@ def test_what_is_no_event_is_named_and_changes_nothing(
             with pytest.raises(LocalProtocolError, match="nanoseconds"):
                 abused.touch(when)
         assert abused.state is before
-        assert abused.handle(record.event, record.now) == lawful.handle(record.event, record.now)
+        assert outcome(abused, record) == outcome(lawful, record)
         assert abused.state == lawful.state
         assert abused.next_timeout() == lawful.next_timeout()
 
