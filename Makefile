@@ -6,8 +6,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependencies are pinned, the build backend with them; hence no isolated, unpinned build.
 INSTALL := $(PIP) install --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
-# Tests run in as many processes as there are cores. More than 8 gain little: the longest test takes a
-# fifth of what 8 need. A group (the marker xdist_group) stays in one process, for what it shares.
+# Tests run in as many processes as there are cores. More than 8 gain nothing: then the longest test
+# takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: help run test check format generate docs changelog clean mutation verify-nightly

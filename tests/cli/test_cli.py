@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -351,6 +351,17 @@ sys.exit(script.load()())
 """
 
 
+@contextmanager
+def interrupts(handler: Any) -> Iterator[None]:
+    """What a child inherits: SIGINT is ignored, or, for any other handler, does what it usually
+    does. A test run in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how", ["module", "script"])
 @pytest.mark.parametrize(
     ("module", "arguments"), [("tomllib", ["rules"]), ("multiprocessing", ["verify"])]
@@ -361,13 +372,14 @@ def test_an_interrupt_while_modules_are_loaded_is_quiet(
     (tmp_path / f"{module}.py").write_text(INTERRUPTED, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     command = COMMAND if how == "module" else [*SCRIPT, BY_ENTRY_POINT]
-    result = subprocess.run(
-        [*command, *arguments],
-        env=environment({"PYTHONPATH": path}),
-        capture_output=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
+    with interrupts(signal.default_int_handler):
+        result = subprocess.run(
+            [*command, *arguments],
+            env=environment({"PYTHONPATH": path}),
+            capture_output=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
     assert result.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert result.stderr == b""
 
@@ -376,11 +388,8 @@ def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As it is for ``nohup``, and for what a script puts into the background."""
     (tmp_path / "tomllib.py").write_text(INTERRUPTED + "load = TOMLDecodeError = None\n")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+    with interrupts(signal.SIG_IGN):
         result = run("rules", environ={"PYTHONPATH": path})
-    finally:
-        signal.signal(signal.SIGINT, before)
     assert (result.returncode, result.stderr) == (0, "")
 
 

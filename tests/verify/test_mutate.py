@@ -30,7 +30,6 @@ from bridgecore.verify.mutate import (
 )
 from bridgecore.verify.properties import Property
 
-
 # What is shared here takes seconds to make, so that it is made in one process.
 pytestmark = pytest.mark.xdist_group("mutate")
 
