@@ -6,13 +6,16 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Dependencies are pinned, the build backend with them; hence no isolated, unpinned build.
 INSTALL := $(PIP) install --constraint constraints.txt
 PINS := pyproject.toml constraints.txt
+# Tests run in as many processes as there are cores. More than 8 gain nothing: then the longest test
+# takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
 .PHONY: help run test check format generate docs changelog clean mutation verify-nightly
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
-	@echo "make test       run the tests (ARGS='tests/wire -k chunked' selects)"
+	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
@@ -27,7 +30,7 @@ run: $(VENV)/.ready-to-run
 	@$(BIN)/bridgecore serve $(ARGS)
 
 test: $(VENV)/.ready-to-develop
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.ready-to-develop
 	$(BIN)/ruff check .

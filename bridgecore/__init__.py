@@ -8,15 +8,16 @@ events and effects of each are in ``bridgecore.recovery.events`` and ``.effects`
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
-from bridgecore.errors import BridgecoreError, InternalError, LocalProtocolError
+from bridgecore.errors import BridgecoreError, ConfigError, InternalError, LocalProtocolError
 from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Policy
 from bridgecore.recovery.rules import RULES, Transition, step
 from bridgecore.recovery.session import Session
-from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.tables import render_rules
 
 __all__ = [
     "DEFAULT",
+    "NS_PER_SECOND",
     "POLICIES",
     "PR397",
     "RULES",
@@ -24,6 +25,7 @@ __all__ = [
     "Bridge",
     "BridgecoreError",
     "Config",
+    "ConfigError",
     "Deadline",
     "Endpoint",
     "InternalError",

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import assert_never
+from typing import assert_never, get_args
 
 import attrs
 import msgspec
 
 from bridgecore.admission.placement import Placement, place
-from bridgecore.config import Ambiguous, Config, Rotation, replaying
+from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope, named_scope
 from bridgecore.continuity.memory import Manner, Memory, Recall
 from bridgecore.continuity.refused import RefusedFrames
+from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -43,8 +44,9 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
+from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import ErrorFrame, Evidence, FailureKind, Malformed, classify
-from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
@@ -125,6 +127,9 @@ class Bridge:
     """Turns to sessions to links. See ``Config`` for what it is told."""
 
     def __init__(self, config: Config) -> None:
+        """Raises ConfigError if ``config`` is no Config."""
+        if not isinstance(config, Config):
+            raise ConfigError(f"a Bridge needs a Config, not {config!r:.100}")
         self._config = config
         policy = config.policy
         if config.ambiguous is Ambiguous.REPLAY:
@@ -222,7 +227,18 @@ class Bridge:
     # ------------------------------------------------------------ events
 
     def handle(self, event: BridgeEvent, now: int) -> list[BridgeEffect]:
-        """Take in what happened at ``now`` (ns); what to do about it, in order."""
+        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+
+        Reports about a turn or a link that is over are ignored: they may have been on their way.
+
+        Raises:
+            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or it
+                cannot happen: a turn whose number is in use, a link that was never asked for, or
+                opened before. Nothing has changed.
+        """
+        _check_event(event)
+        check_time(now)
+        self._refuse_impossible(event)
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, TurnReceived):
@@ -231,13 +247,7 @@ class Bridge:
             turn = self._turns.pop(event.turn, None)
             if turn is not None:
                 self._step(turn.conversation, ev.TurnAbandoned(turn.id), now)
-                self._log(
-                    LogLevel.INFO,
-                    "turn.abandoned",
-                    turn.conversation,
-                    turn=turn.id,
-                    request_id=turn.request,
-                )
+                self._log_left(event, turn)
         elif isinstance(event, TurnBlocked):
             self._turn_blocked(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -264,6 +274,54 @@ class Bridge:
             out += self._recorder.take()
         return out
 
+    def _refuse_impossible(self, event: BridgeEvent) -> None:
+        """Raise LocalProtocolError for what no lawful driver reports, before anything changes."""
+        if isinstance(event, TurnReceived | TurnLeft | TurnBlocked):
+            if event.turn < 0:
+                raise LocalProtocolError(f"turn {event.turn}: a turn's number is 0 or more")
+            if not isinstance(event, TurnReceived):
+                return
+            if event.turn in self._turns:
+                what = "runs already: its number can be used again when it has ended"
+                raise LocalProtocolError(f"turn {event.turn} {what}")
+            if not all(map(_is_header, event.headers)):
+                what = "headers must be a list of (name, value), both bytes"
+                raise LocalProtocolError(f"turn {event.turn}: {what}")
+        elif isinstance(event, MessagesReceived | LinkOpened | LinkLost | LinkFrameSent):
+            if not 0 < event.link <= self._serial:
+                raise LocalProtocolError(f"link {event.link} was never asked for by OpenLink")
+            link = self._links.get(event.link)
+            if link is None or isinstance(event, LinkLost):
+                return
+            opening = link.conversation.session.state.phase is Phase.RECONNECTING
+            if isinstance(event, LinkOpened):
+                if not opening:
+                    raise LocalProtocolError(f"link {event.link} was opened before")
+                return
+            if opening:
+                raise LocalProtocolError(f"{type(event).__name__} before LinkOpened({event.link})")
+            if isinstance(event, MessagesReceived) and not set(map(type, event.messages)) <= _BYTES:
+                raise LocalProtocolError(f"link {event.link}: messages must be a list of bytes")
+
+    def _log_left(self, event: TurnLeft, turn: _Turn) -> None:
+        if event.error is None:
+            self._log(
+                LogLevel.INFO,
+                "turn.abandoned",
+                turn.conversation,
+                turn=turn.id,
+                request_id=turn.request,
+            )
+        else:
+            self._log(
+                LogLevel.WARNING,
+                "turn.cut_off",
+                turn.conversation,
+                turn=turn.id,
+                request_id=turn.request,
+                code=event.error.code,
+            )
+
     def _turn_received(self, event: TurnReceived, now: int) -> None:
         received = lower_names(event.headers)
         if event.scope is None:
@@ -278,6 +336,10 @@ class Bridge:
                 message = "The bridge has as many conversations as it can hold. Retry later."
                 error = http_error(503, fx.Answer.OVERLOADED.value, message)
                 self._out.append(AnswerError(event.turn, error))
+                fields: dict[str, str | int] = {"turn": event.turn, "status": error.status}
+                self._out.append(
+                    Log(LogLevel.WARNING, "turn.refused", {**fields, "code": error.code})
+                )
                 return
             conversation = self._new_conversation(scope, headers)
         elif conversation.session.state.running is None:
@@ -398,12 +460,28 @@ class Bridge:
             return  # it was closed before this was reported
         conversation = link.conversation
         if isinstance(event, LinkOpened):
-            early = _early(event.link, self._policy.timeouts.lifetime)
-            self._step(conversation, ev.ConnectionOpened(link.generation, early), now)
+            self._link_opened(event, link, now)
         elif isinstance(event, LinkFrameSent):
             self._step(conversation, ev.FrameSent(link.generation), now)
         else:
             self._link_lost(event, now)
+
+    def _link_opened(self, event: LinkOpened, link: _Link, now: int) -> None:
+        conversation = link.conversation
+        early = _early(event.link, self._policy.timeouts.lifetime)
+        self._reading = event.link
+        self._step(conversation, ev.ConnectionOpened(link.generation, early), now)
+        for message in event.messages:
+            upstream = read_event(message)
+            if upstream is None:
+                self._is_noise(link, message)
+            elif upstream.kind is EventKind.OTHER and not self._is_full(conversation, upstream):
+                self._keep_early(conversation, upstream)  # such as codex.rate_limits
+            else:
+                self._behind_the_end(conversation, link, upstream, now)
+        unsent, self._unsent, self._reading = self._unsent, [], None
+        if event.link in self._links:
+            self._out += unsent
 
     def _link_lost(self, event: LinkLost, now: int, *, unsent: bool = False) -> None:
         """``unsent``: the frame that the running turn was to be sent in has not left."""
@@ -856,6 +934,14 @@ class Bridge:
             # Also what happens to the session happens to the request that it serves.
             common["request_id"] = running.request
         return Log(level, event, {**fields, **common})
+
+
+_check_event = EventCheck(BridgeEvent, "bridgecore.messages", *get_args(Evidence))
+_BYTES = frozenset({bytes})
+
+
+def _is_header(header: object) -> bool:
+    return isinstance(header, tuple) and list(map(type, header)) == [bytes, bytes]
 
 
 # What the upstream said of the frame before, by closing its connection or in words.

@@ -1,18 +1,20 @@
 """What an embedder or the command line can set, with the defaults the contract promises.
 
-What belongs here: values and their validation. Durations are integer nanoseconds, sizes bytes.
+What belongs here: values and their validation. Durations are integer nanoseconds, sizes bytes. A
+value that cannot be used is a ``ConfigError`` when the object is built, not when it is needed.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import attrs
 
-from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
+from bridgecore.errors import ConfigError
+from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire.headers import FORWARDED_HEADERS, check_forwarded
 
@@ -34,25 +36,29 @@ class UpstreamUrl:
         """Take ``ws://host[:port]/path`` or ``wss://...`` apart.
 
         Raises:
-            ValueError: what is wrong with ``url``, in one sentence.
+            ConfigError: what is wrong with ``url``, in one sentence.
         """
+        if not isinstance(url, str):
+            raise ConfigError(f"upstream URL must be a str, not {_a(url)}")
         try:
             parts = urlsplit(url)
             port = parts.port
         except ValueError as exc:
-            raise ValueError(f"upstream URL {url!r}: {exc}") from None
+            raise ConfigError(f"upstream URL {url!r}: {exc}") from None
         if parts.scheme not in _PORTS:
-            raise ValueError(f"upstream URL {url!r} must begin with ws:// or wss://")
+            raise ConfigError(f"upstream URL {url!r} must begin with ws:// or wss://")
         if not parts.hostname:
-            raise ValueError(f"upstream URL {url!r} names no host")
+            raise ConfigError(f"upstream URL {url!r} names no host")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("upstream URL must not carry credentials: clients send their own")
+            raise ConfigError("upstream URL must not carry credentials: clients send their own")
         if parts.fragment:
-            raise ValueError(f"upstream URL {url!r} must not have a fragment (RFC 6455, section 3)")
+            raise ConfigError(
+                f"upstream URL {url!r} must not have a fragment (RFC 6455, section 3)"
+            )
         if any(c <= " " or c >= "\x7f" for c in url):
-            raise ValueError(f"upstream URL {url!r} has characters that a URL cannot have")
+            raise ConfigError(f"upstream URL {url!r} has characters that a URL cannot have")
         if port == 0:
-            raise ValueError(f"upstream URL {url!r}: port must be 1 to 65535")
+            raise ConfigError(f"upstream URL {url!r}: port must be 1 to 65535")
         target = parts.path or "/"
         if parts.query:
             target += "?" + parts.query
@@ -79,15 +85,6 @@ class Ambiguous(enum.Enum):
     REPLAY = "replay"  # it is sent again within the policy's budget, and may run twice
 
 
-# The rows in which the upstream may run the turn, and its client has seen nothing of the answer.
-_AMBIGUOUS = (
-    Situation.LOST_SENDING,
-    Situation.LOST_SENT,
-    Situation.SILENT,
-    Situation.LOST_CREATED,
-)
-
-
 class Rotation(enum.Enum):
     """What follows when a socket is given up for its age."""
 
@@ -95,37 +92,81 @@ class Rotation(enum.Enum):
     WARM = "warm"  # another is opened and told what the old one knew, before anybody asks for it
 
 
-def replaying(policy: Policy) -> Policy:
-    """``policy`` with ``Ambiguous.REPLAY``: an ambiguous turn is sent again, out of budget it is
-    told what it would have been told. Left as they are: turns that live in the memory of the lost
-    socket alone, which no other socket could continue, and what would end just so again."""
-    for situation in _AMBIGUOUS:
-        for standing in Standing:
-            remedy = policy.remedy(situation, standing)
-            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
-                again = Remedy(Action.RESEND, remedy.answer)
-                policy = policy.with_cell(situation, standing, again)
-    return policy
+_SHORTEST = NS_PER_SECOND // 1000  # less is a number of seconds or ms that was given as ns
+_LONGEST = 10**9 * NS_PER_SECOND  # some thirty years: beyond it a clock's arithmetic gets doubtful
+_LARGEST = 10**15 - 1  # bytes, or how many
 
 
 def _header_names(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` in lower case; ValueError, with the name, for one that must not be forwarded."""
+    """``names`` in lower case; ConfigError, with the name, for one that must not be forwarded."""
     checked = []
     for name in names:
         try:
             checked.append(check_forwarded(name))
         except ValueError as exc:
-            raise ValueError(f"forward_headers: {name!r} {exc}") from None
+            raise ConfigError(f"forward_headers: {name!r} {exc}") from None
     return tuple(checked)
 
 
 def _seconds(count: int) -> int:
-    return count * NS_PER_SECOND
+    """A duration with this default. In ``Config`` it is in ns; its value is checked as one."""
+    return attrs.field(default=count * NS_PER_SECOND, metadata={"unit": "ns"})
+
+
+def _check(field: attrs.Attribute[Any], value: object) -> None:
+    """Raise ``ConfigError`` unless ``value`` suits ``field``: it has the type of the default, and a
+    number is within the bounds of its unit."""
+    name, default = field.name, field.default
+    if name == "upstream":
+        if not isinstance(value, UpstreamUrl):
+            # A URL may carry a secret, so it is not repeated.
+            what = f"an UpstreamUrl, not {_a(value)}: use UpstreamUrl.parse('wss://...')"
+            raise ConfigError(f"upstream must be {what}")
+    elif name == "policy":
+        if not isinstance(value, Policy):
+            what = f"a Policy such as bridgecore.DEFAULT, not {value!r:.100}"
+            raise ConfigError(f"policy must be {what}")
+    elif field.metadata.get("unit") == "ns":
+        if type(value) is not int:
+            _refuse(name, value, "is no duration: give whole nanoseconds, an int", in_ns=True)
+        if not _SHORTEST <= value <= _LONGEST:
+            what = "is no duration between 1 ms and 10**9 s in nanoseconds"
+            _refuse(name, value, what, in_ns=True)
+    elif type(default) is int:
+        least = field.metadata.get("least", 1)
+        if type(value) is not int or not least <= value <= _LARGEST:
+            _refuse(name, value, f"is no whole number between {least} and {_LARGEST:,}")
+    elif isinstance(default, enum.Enum):
+        if not isinstance(value, type(default)):
+            names = ", ".join(map(str, type(default)))
+            _refuse(name, value, f"must be one of {names}")
+    elif isinstance(default, bool) and not isinstance(value, bool):
+        _refuse(name, value, "must be True or False")
+
+
+def _refuse(name: str, value: Any, why: str, *, in_ns: bool = False) -> NoReturn:
+    hint = ""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if in_ns and number and 0 < value < _SHORTEST:
+        hint = f"; {value:g} seconds are int({value:g} * bridgecore.NS_PER_SECOND)"
+    raise ConfigError(f"{name}={value!r:.100} {why}{hint}")
+
+
+def _a(value: object) -> str:
+    name = type(value).__name__
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """Everything an ``Endpoint`` is told. Names and defaults are those of the command line."""
+    """Everything an ``Endpoint`` is told. Names and defaults are those of the command line.
+
+    Durations are integer nanoseconds (``NS_PER_SECOND`` of them are a second), sizes bytes.
+
+    Raises:
+        ConfigError: a value has a wrong type, or is out of bounds; a duration below 1 ms, for one,
+            is taken for a number of seconds that was not converted.
+    """
 
     upstream: UpstreamUrl
     policy: Policy = DEFAULT
@@ -167,5 +208,17 @@ class Config:
     client_idle: int = _seconds(300)  # how long a kept client connection may be unused
     close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
     max_sessions: int = 10_000  # conversations with state; idle ones make room
-    max_waiting: int = 64  # turns that wait for one conversation's socket
+    # Turns that wait for one conversation's socket; 0: a second one is refused at once.
+    max_waiting: int = attrs.field(default=64, metadata={"least": 0})
     alias_bytes: int = 128 * 1024 * 1024  # of response ids remembered; least recently used go first
+
+    def __attrs_post_init__(self) -> None:
+        for field in attrs.fields(Config):
+            _check(field, getattr(self, field.name))
+        scope, whole = self.transcript_scope_bytes, self.transcript_bytes
+        # Whoever lowers the one need not lower the other: its default then counts for less.
+        if scope > whole and scope != attrs.fields(Config).transcript_scope_bytes.default:
+            raise ConfigError(
+                f"transcript_scope_bytes={scope} is more than transcript_bytes={whole}: one "
+                "credential cannot have more than all of them together"
+            )

@@ -19,12 +19,16 @@ import attrs
 from bridgecore import messages as msg
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
+from bridgecore.errors import LocalProtocolError
 from bridgecore.front import SHUTTING_DOWN, Front
+from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
-from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.schedule import Schedule
 from bridgecore.upstream import Heard, Stage, Upstream
 from bridgecore.wire import transport as tp
+
+_check_event = EventCheck(tp.TransportEvent, "bridgecore.wire.transport")
 
 
 @attrs.define(eq=False)
@@ -55,6 +59,7 @@ class Endpoint:
         self._of_link: dict[int, int] = {}  # link -> upstream connection
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
+        self._numbered: set[int] = set()  # numbers that were given out, and not accepted yet
         self._turn_serial = 0
         self._now = 0
         self._drain_deadline: int | None = None  # ns; also: a drain was asked for
@@ -82,7 +87,11 @@ class Endpoint:
         return len(self._upstreams)
 
     def new_connection(self) -> int:
-        """A number for a connection that was just accepted."""
+        """A number for a connection that was just accepted, to be reported with ``Accepted``."""
+        self._numbered.add(conn := self._next_number())
+        return conn
+
+    def _next_number(self) -> int:
         self._serial += 1
         return self._serial
 
@@ -110,7 +119,15 @@ class Endpoint:
     # ------------------------------------------------------------ events
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order."""
+        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+
+        Raises:
+            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or no
+                lawful adapter reports it (see ``bridgecore.wire.transport``). Nothing has changed.
+        """
+        _check_event(event)
+        check_time(now)
+        self._refuse_impossible(event)
         now = self._now = max(now, self._now)
         if isinstance(event, tp.DataReceived):
             if (upstream := self._upstreams.get(event.conn)) is not None:
@@ -141,13 +158,42 @@ class Endpoint:
             self._timeout(now)
         elif isinstance(event, tp.DrainRequested):
             if self._drain_deadline is None:
-                self._drain_deadline = now + self._config.drain_timeout
+                self._begin_drain(event.by)
         else:
             assert_never(event)
         if self._drain_deadline is not None and not self._stopped:
             self._drain(self._drain_deadline)
         out, self._out = self._out, []
         return out
+
+    def _refuse_impossible(self, event: tp.TransportEvent) -> None:
+        """Raise LocalProtocolError for what no lawful adapter reports, before anything changes."""
+        if isinstance(event, tp.TimeoutReached | tp.DrainRequested):
+            return
+        conn, name = event.conn, type(event).__name__
+        if isinstance(event, tp.Accepted):
+            if conn not in self._numbered:
+                what = "needs a number of new_connection() that was not used before"
+                raise LocalProtocolError(f"Accepted({conn}) {what}")
+            return
+        if not 0 < conn <= self._serial or conn in self._numbered:
+            raise LocalProtocolError(f"{name}({conn}): it was neither accepted nor asked for")
+        upstream, client = self._upstreams.get(conn), self._clients.get(conn)
+        connecting = upstream is not None and upstream.stage is Stage.CONNECTING
+        if isinstance(event, tp.Connected | tp.ConnectFailed):
+            if client is not None or (upstream is not None and not connecting):
+                raise LocalProtocolError(f"{name}({conn}), but no connect is under way")
+        elif connecting and not isinstance(event, tp.Disconnected):
+            raise LocalProtocolError(f"{name}({conn}) before Connected({conn})")
+        elif isinstance(event, tp.DataReceived):
+            if not event.data:
+                what = "without data: the end of a stream is EofReceived"
+                raise LocalProtocolError(f"{name}({conn}) {what}")
+        elif isinstance(event, tp.DataSent) and (
+            (upstream is not None and upstream.stage is Stage.UPGRADING)
+            or (client is not None and client.closing is None)
+        ):
+            raise LocalProtocolError(f"DataSent({conn}), but no Send had notify")
 
     @property
     def _draining(self) -> bool:
@@ -156,6 +202,7 @@ class Endpoint:
     # ------------------------------------------------------------ clients
 
     def _accepted(self, conn: int) -> None:
+        self._numbered.remove(conn)
         if self._leaving:
             self._out.append(tp.Abort(conn))  # it came while the listener was being closed
             return
@@ -286,7 +333,6 @@ class Endpoint:
         was_open = upstream.stage is not Stage.CLOSING
         if heard.opened:
             self._schedule.set(conn, upstream.deadline)
-            self._drive(msg.LinkOpened(upstream.link))
         if heard.reply:
             self._out.append(tp.Send(conn, heard.reply))
         loss = heard.loss
@@ -301,7 +347,9 @@ class Endpoint:
                 self._forget_upstream(conn)
         if not was_open:
             return  # the bridge has closed the link before
-        if heard.messages:
+        if heard.opened and lost is None:
+            self._drive(msg.LinkOpened(upstream.link, heard.messages))
+        elif heard.messages and not heard.opened:
             self._drive(msg.MessagesReceived(upstream.link, heard.messages, lost))
         elif lost is not None:
             self._drive(lost)
@@ -367,7 +415,7 @@ class Endpoint:
                 self._upstreams[conn].paused = effect.paused
                 self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
         elif isinstance(effect, msg.OpenLink):
-            conn = self.new_connection()
+            conn = self._next_number()
             url = self._config.upstream
             self._upstreams[conn] = Upstream(self._config, effect.link, effect.headers, self._now)
             self._of_link[effect.link] = conn
@@ -393,6 +441,17 @@ class Endpoint:
 
     # ------------------------------------------------------------ the end
 
+    def _begin_drain(self, by: str) -> None:
+        left = self._config.drain_timeout
+        self._drain_deadline = self._now + left
+        # Turns that run have so many seconds; those that then still run are cut off.
+        fields: dict[str, str | int] = {
+            "by": by or "-",
+            "turns": len(self._of_turn),
+            "seconds": f"{left / NS_PER_SECOND:g}",
+        }
+        self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
+
     def _drain(self, deadline: int) -> None:
         """First signal: what runs may finish, idle connections go; at the deadline all does."""
         due = deadline <= self._now
@@ -403,7 +462,7 @@ class Endpoint:
                 client = self._clients[conn]
                 client.front.error(SHUTTING_DOWN, close=True)
                 self._tell(conn, client)
-                self._drive(msg.TurnLeft(turn))
+                self._drive(msg.TurnLeft(turn, SHUTTING_DOWN))
         if not self._of_turn and not self._leaving:
             self._leaving = True
             # A client that reads slowly has what is left of the time to take its answer.

@@ -23,7 +23,7 @@ from bridgecore.wire.transport import Log
 
 @attrs.define
 class TurnReceived:
-    """A client wants a turn.
+    """A client wants a turn. ``turn``: 0 or more, and of no turn that has not ended yet.
 
     ``headers``: the client's, names in any case. ``scope``: the tenant, where the embedder knows it
     better than the headers do: turns of equal scope can continue each other's responses and may
@@ -40,9 +40,11 @@ class TurnReceived:
 
 @attrs.define
 class TurnLeft:
-    """The client of ``turn`` is gone before its answer was complete."""
+    """The answer of ``turn`` ends before it is complete: its client is gone, or, with ``error``,
+    the driver gave the turn up and told its client so."""
 
     turn: int
+    error: HttpError | None = None
 
 
 @attrs.define
@@ -55,9 +57,11 @@ class TurnBlocked:
 
 @attrs.define
 class LinkOpened:
-    """The link is upgraded and usable."""
+    """The link is upgraded and usable. ``messages``: complete text messages that were read together
+    with the answer to the upgrade, so before anything was sent."""
 
     link: int
+    messages: list[bytes] = attrs.Factory(list)
 
 
 @attrs.define

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import attrs
 import pytest
@@ -28,6 +29,7 @@ from bridgecore.bridge import (
     TurnReceived,
 )
 from bridgecore.config import Ambiguous, Config, UpstreamUrl
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
@@ -269,3 +271,105 @@ def test_logs(driver: Driver) -> None:
         assert secret not in told
     for log in driver.logs:
         assert {"session", "generation", "rule"} <= set(log.fields)
+
+
+# ------------------------------------------------------------------ misuse
+
+
+def test_a_turn_number_is_used_again_only_when_its_turn_has_ended(driver: Driver) -> None:
+    link = driver.send(1)
+    before = driver.bridge.snapshot()
+    with pytest.raises(LocalProtocolError, match="turn 1 runs already"):
+        driver.submit(1)
+    with pytest.raises(LocalProtocolError, match="turn 1 runs already"):
+        driver.submit(1, input="other words")
+    assert driver.bridge.snapshot() == before
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    assert isinstance(driver.submit(1)[0], OpenLink)
+
+
+def test_a_waiting_turn_keeps_its_number(driver: Driver) -> None:
+    link = driver.send(1, store=False)
+    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+    driver.submit(2, previous_response_id="resp_1", store=False)
+    assert driver.submit(3, previous_response_id="resp_1", store=False) == []  # it waits
+    with pytest.raises(LocalProtocolError, match="turn 3 runs already"):
+        driver.submit(3)
+
+
+LINK = 2  # the first link of a bridge: its conversation is 1
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ("foo", "'foo' is no event: they are in bridgecore.messages"),
+        (CloseLink(LINK), "is no event"),
+        (LinkLost(LINK, 1006), "cause must be"),  # type: ignore[arg-type]  # no evidence
+        (LinkLost(LINK, ErrorFrame(status="404")), "status must be"),  # type: ignore[arg-type]  # text is wrong
+        (LinkLost(LINK, Closed(1006), "gone"), "error must be"),  # type: ignore[arg-type]  # text is wrong
+        (LinkOpened(LINK), "link 2 was opened before"),
+        (LinkOpened(7), "link 7 was never asked for"),
+        (LinkOpened(0), "link 0 was never asked for"),
+        (LinkFrameSent("1"), "link must be int"),  # type: ignore[arg-type]  # text is wrong
+        (MessagesReceived(LINK, b"{}"), "messages must be list"),  # type: ignore[arg-type]  # bytes are wrong
+        (MessagesReceived(LINK, [DELTA, "{}"]), "list of bytes"),  # type: ignore[list-item]  # text is wrong
+        (TurnReceived(2, {"model": "m"}, []), "request must be"),  # type: ignore[arg-type]  # a dict is wrong
+        (TurnReceived(-2, parse_create(b'{"model":"m"}'), []), "0 or more"),
+        (TurnLeft(-2), "0 or more"),
+        (TurnBlocked(-2, True), "0 or more"),
+        (TurnBlocked(1, 1), "blocked must be bool"),  # type: ignore[arg-type]  # a number is wrong
+    ],
+)
+def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> None:
+    driver = Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), max_waiting=1)))
+    (opened,) = driver.submit(1)
+    assert isinstance(opened, OpenLink)
+    assert opened.link == LINK
+    driver.tell(LinkOpened(LINK))
+    driver.tell(LinkFrameSent(LINK))
+    before = driver.bridge.snapshot(), driver.bridge.next_timeout()
+    with pytest.raises(LocalProtocolError, match=re.escape(text)):
+        driver.tell(event)
+    assert (driver.bridge.snapshot(), driver.bridge.next_timeout()) == before
+    (answer,) = driver.tell(MessagesReceived(LINK, [CREATED, DELTA, DONE]))
+    assert isinstance(answer, AnswerEvents)
+    assert len(answer.events) == 3
+
+
+def test_nothing_comes_over_a_link_before_it_is_open(driver: Driver) -> None:
+    (opened,) = driver.submit(1)
+    assert isinstance(opened, OpenLink)
+    for event in (MessagesReceived(opened.link, [CREATED]), LinkFrameSent(opened.link)):
+        with pytest.raises(LocalProtocolError, match="before LinkOpened"):
+            driver.tell(event)
+    assert isinstance(driver.tell(LinkOpened(opened.link))[0], SendFrame)
+
+
+def test_what_was_under_way_when_a_link_was_closed_is_ignored(driver: Driver) -> None:
+    link = driver.send(1)
+    (closed,) = driver.tell(TurnLeft(1))
+    assert closed == CloseLink(link)
+    for event in (
+        LinkOpened(link),
+        LinkFrameSent(link),
+        MessagesReceived(link, [CREATED]),
+        LinkLost(link, Closed(1006)),
+        TurnLeft(1),
+        TurnBlocked(1, True),
+    ):
+        assert driver.tell(event) == []
+
+
+def test_a_refusal_for_want_of_room_is_logged_as_the_client_was_told() -> None:
+    config = Config(upstream=UpstreamUrl.parse("ws://up/"), max_sessions=1)
+    driver = Driver(Bridge(config))
+    driver.send(1)
+    (error,) = driver.submit(2)
+    assert isinstance(error, AnswerError)
+    (log,) = [log for log in driver.logs if log.event == "turn.refused"]
+    assert (log.fields["turn"], log.fields["status"], log.fields["code"]) == (
+        2,
+        error.error.status,
+        error.error.code,
+    )

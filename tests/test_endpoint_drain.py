@@ -143,6 +143,37 @@ def test_at_the_deadline_hung_turns_fail() -> None:
     assert stopped(world)
 
 
+def test_a_turn_that_the_drain_cuts_off_is_not_logged_as_one_whose_client_left() -> None:
+    world = World()
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    world.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, Silence()))
+    streamed, silent = world.start("a"), world.start("b", stream=False)
+    left = world.start("c", stream=False)
+    world.emulator.faults.add(4, Fault(Point.BEFORE_CREATED, Silence()))
+    gone = world.start("d")
+    gone.abort()
+    world.net.handle(world.endpoint, tp.DrainRequested(by="SIGTERM"))
+    world.advance(32)
+    assert world.read(left).status == 200
+    assert stopped(world)
+    logs = world.net.logs
+    codes = [log.fields["code"] for log in logs if log.event == "turn.cut_off"]
+    told = [world.read(streamed).response["error"]["code"], world.read(silent).error["code"]]
+    assert codes == told[::-1] == ["server_shutting_down"] * 2
+    assert [log.fields["turn"] for log in logs if log.event == "turn.abandoned"] == [4]
+    (began,) = [log for log in logs if log.event == "drain.started"]
+    assert began.fields == {"by": "SIGTERM", "turns": 2, "seconds": "30"}
+
+
+def test_a_drain_that_is_asked_for_twice_begins_once() -> None:
+    world = World()
+    world.emulator.delta_interval = SECOND
+    world.start()
+    world.drain()
+    world.drain()
+    assert [log.fields["by"] for log in world.net.logs if log.event == "drain.started"] == ["-"]
+
+
 def test_a_slow_reader_has_the_rest_of_the_time() -> None:
     world = World(emulator=Emulator(answer=lambda _: [Text("x" * 1_000_000)]))
     client = world.client()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
+from bridgecore.errors import LocalProtocolError
 from bridgecore.testing import (
     Abort,
     CloseWith,
@@ -25,6 +27,7 @@ from bridgecore.testing import (
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import ByteClient
 from bridgecore.testing.strategies import cutters, fault_plans
+from bridgecore.upstream import Stage
 from bridgecore.wire import transport as tp
 from tests.endpoint_world import SECOND, World, read_answers, request
 
@@ -216,27 +219,128 @@ def test_garbage_from_an_upstream(data: list[bytes], upgraded: bool) -> None:
     world.assert_empty()
 
 
+def about(conn: int) -> list[tp.TransportEvent]:
+    """Everything that can be reported of a connection that is there."""
+    return [
+        tp.Connected(conn),
+        tp.ConnectFailed(conn, tp.ConnectError.TLS, "x"),
+        tp.DataReceived(conn, b"x"),
+        tp.EofReceived(conn),
+        tp.Disconnected(conn),
+        tp.DataSent(conn),
+        tp.WriteBlocked(conn),
+        tp.WriteUnblocked(conn),
+    ]
+
+
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3), st.integers(0, 100)), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 100)), max_size=30))
 def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
-    """Events of connections that are gone, or never were, do nothing; a clock may go backwards."""
+    """Events of connections that are gone do nothing; a clock may go backwards."""
     endpoint = Endpoint(Config(upstream=UpstreamUrl.parse("ws://up/")))
-    for kind, conn, now in strays:
-        events: list[tp.TransportEvent] = [
-            tp.Connected(conn),
-            tp.ConnectFailed(conn, tp.ConnectError.TLS, "x"),
-            tp.DataReceived(conn, b"x"),
-            tp.EofReceived(conn),
-            tp.Disconnected(conn),
-            tp.DataSent(conn),
-            tp.WriteBlocked(conn),
-            tp.WriteUnblocked(conn),
-            tp.TimeoutReached(),
-            tp.TimeoutReached(),
-            tp.TimeoutReached(),
-        ]
-        assert endpoint.handle(events[kind], now) == []
+    gone = [endpoint.new_connection() for _ in range(2)]
+    for conn in gone:
+        endpoint.handle(tp.Accepted(conn), 0)
+        endpoint.handle(tp.Disconnected(conn), 0)
+    for kind, place, now in strays:
+        event = [*about(gone[place]), tp.TimeoutReached()][kind]
+        assert endpoint.handle(event, now) == []
         assert endpoint.next_timeout() is None
+
+
+def mistakes(world: World) -> list[object]:
+    """What no lawful adapter reports, whatever the endpoint is doing."""
+    endpoint = world.endpoint
+    found: list[object] = [
+        "foo",
+        None,
+        tp.DataReceived,
+        tp.Abort(1),
+        tp.Send(1, b"x"),
+        *about(0),
+        *about(10**9),
+        tp.Accepted(10**9),
+        tp.Accepted(True),
+        tp.Accepted(1.0),  # type: ignore[arg-type]  # to be refused
+        tp.DrainRequested(15),  # type: ignore[arg-type]  # to be refused
+    ]
+    for conn, client in endpoint._clients.items():
+        found += [tp.Accepted(conn), *about(conn)[:2]]
+        found += [tp.DataReceived(conn, data) for data in (b"", bytearray(b"x"), "x")]  # type: ignore[arg-type]  # to be refused
+        found += [tp.DataSent(conn)] if client.closing is None else []
+    for conn, upstream in endpoint._upstreams.items():
+        found.append(tp.Accepted(conn))
+        if upstream.stage is Stage.CONNECTING:
+            found += [event for event in about(conn)[2:] if not isinstance(event, tp.Disconnected)]
+        else:
+            found += about(conn)[:2]
+            found.append(tp.DataReceived(conn, b""))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    moves=moves,
+    plan=fault_plans(),
+    continuity=st.sampled_from(list(Continuity)),
+    time=st.sampled_from([-1, 1.5, True, None, "0"]),
+)
+def test_misuse_changes_nothing(
+    moves: list[tuple[str, int]], plan: FaultPlan, continuity: Continuity, time: Any
+) -> None:
+    """Of two worlds that live through the same, one is told nonsense after each move: each bit of
+    it is named, and in the end both have said the same, byte for byte."""
+    worlds = [World(continuity=continuity, decisions=True) for _ in range(2)]
+    for world in worlds:
+        world.emulator.faults = copy.deepcopy(plan)
+    lawful, abused = crowds = [Crowd(world) for world in worlds]
+    for what, number in moves:
+        for crowd in crowds:
+            crowd.move(what, number)
+        endpoint, now = abused.world.endpoint, abused.world.net.now
+        for mistake in mistakes(abused.world):
+            with pytest.raises(LocalProtocolError):
+                endpoint.handle(mistake, now)  # type: ignore[arg-type]  # to be refused
+            with pytest.raises(LocalProtocolError):
+                endpoint.handle(tp.TimeoutReached(), time)
+        assert endpoint.bridge.snapshot() == lawful.world.endpoint.bridge.snapshot()
+        assert endpoint.next_timeout() == lawful.world.endpoint.next_timeout()
+    for crowd in crowds:
+        crowd.world.settle()
+    assert [bytes(client.received) for client, _ in lawful.clients] == [
+        bytes(client.received) for client, _ in abused.clients
+    ]
+    assert lawful.world.net.logs == abused.world.net.logs
+
+
+def test_a_number_is_accepted_once_and_only_if_it_was_given_out() -> None:
+    endpoint = Endpoint(Config(upstream=UpstreamUrl.parse("ws://up/")))
+    conn = endpoint.new_connection()
+    for event in about(conn):
+        with pytest.raises(LocalProtocolError, match="neither accepted nor asked for"):
+            endpoint.handle(event, 0)
+    endpoint.handle(tp.Accepted(conn), 0)
+    endpoint.handle(tp.Disconnected(conn), 0)
+    with pytest.raises(LocalProtocolError, match=rf"Accepted\({conn}\)"):
+        endpoint.handle(tp.Accepted(conn), 0)
+    assert endpoint.clients == 0
+
+
+def test_nothing_can_be_reported_of_a_connection_before_it_is_up() -> None:
+    world = World()
+    world.net.swallow_connects("up", 80)
+    world.start()
+    endpoint, now = world.endpoint, world.net.now
+    (conn,) = endpoint._upstreams
+    before = endpoint.bridge.snapshot(), endpoint.next_timeout()
+    for event in mistakes(world):
+        with pytest.raises(LocalProtocolError):
+            endpoint.handle(event, now)  # type: ignore[arg-type]  # to be refused
+    assert (endpoint.bridge.snapshot(), endpoint.next_timeout()) == before
+    assert isinstance(endpoint.handle(tp.Connected(conn), now)[0], tp.Send)
+    # Nothing that is sent before the upgrade is over asks for a DataSent, which is for frames.
+    with pytest.raises(LocalProtocolError, match="no Send had notify"):
+        endpoint.handle(tp.DataSent(conn), now)
 
 
 def test_the_same_events_have_the_same_effects() -> None:

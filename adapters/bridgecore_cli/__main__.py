@@ -2,7 +2,7 @@
 
 import sys
 
-from bridgecore_cli.main import main
+from bridgecore_cli.entry import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

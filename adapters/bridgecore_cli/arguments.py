@@ -7,6 +7,7 @@ own module, which is loaded when it is its turn: ``serve`` need not wait for the
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -145,7 +146,7 @@ def _simulate(commands: _Commands) -> None:
         metavar="N",
         help="size of the system prompt",
     )
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="write a plot of the context")
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="write a plot of the context")
     parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
 
 
@@ -166,20 +167,23 @@ def _verify(commands: _Commands) -> None:
     )
     parser.add_argument("--bounds", choices=BOUNDS_NAMES, default=BOUNDS_NAMES[0])
     parser.add_argument(
-        "--svg", type=Path, metavar="FILE", help="draw the shortest counterexample, if there is one"
+        "--svg",
+        type=_writable,
+        metavar="FILE",
+        help="draw the shortest counterexample, if there is one",
     )
     parser.add_argument(
         "--mutants", action="store_true", help="break the rules on purpose: is it noticed?"
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        type=_at_least(1),
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes that judge mutants (default: one for each core)",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="write what became of the mutants, as JSON"
+        "--report", type=_writable, metavar="FILE", help="write what became of the mutants, as JSON"
     )
 
 
@@ -208,6 +212,29 @@ def load_policy(name: str) -> Policy:
     if not isinstance(found, Policy):
         raise argparse.ArgumentTypeError(f"{name!r} is no Policy")
     return found
+
+
+def _writable(text: str) -> Path:
+    """A file that can be written when the run is over, which may take an hour. Nothing is created.
+
+    Raises:
+        argparse.ArgumentTypeError: it cannot, as far as can be seen now.
+    """
+    path = Path(text)
+    try:
+        if path.is_dir():
+            reason = errno.EISDIR
+        elif path.exists():
+            reason = 0 if os.access(path, os.W_OK) else errno.EACCES
+        elif not path.parent.is_dir():
+            reason = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        else:
+            reason = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
+    except (OSError, ValueError) as exc:  # a name that is too long, a null byte
+        reason = getattr(exc, "errno", None) or errno.EINVAL
+    if reason:
+        raise argparse.ArgumentTypeError(f"cannot write {text!r}: {os.strerror(reason)}")
+    return path
 
 
 def _policies(name: str) -> list[Policy]:

@@ -1,14 +1,17 @@
 """The command: arguments in, exit code out.
 
 What belongs here: what ``serve``, ``rules`` and ``--version`` do with standard output, signals and
-the exit code. 0: clean; 1: run-time failure; 2: usage; 78: bad configuration; 128 plus the signal's
-number: a second signal. A failure is one line on standard error, never a traceback.
+the exit code. 0: clean; 1: run-time failure; 2: usage; 78: bad configuration; 128 plus a signal's
+number: ended by it, which is the second one of ``serve`` (SIGINT 130, SIGTERM 143), an interrupt of
+another command (130), or nobody reading what it prints any more (SIGPIPE, 141). A failure is one
+line on standard error, never a traceback.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import signal
 import sys
@@ -19,11 +22,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 from bridgecore.config import UpstreamUrl
-from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.policy import POLICIES, V1_12
 from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli import replay
 from bridgecore_cli.arguments import parser
-from bridgecore_cli.logs import LineLog
+from bridgecore_cli.logs import LineLog, format_line, utc_now
 from bridgecore_cli.settings import (
     CONFIGURATION,
     USAGE,
@@ -33,13 +36,14 @@ from bridgecore_cli.settings import (
 )
 
 FAILURE = 1
+NO_READER = 128 + 13  # as a shell shows a process that SIGPIPE ended; not every system has the name
 
 
 class _Server(Protocol):
     host: str
     port: int
 
-    def request_drain(self) -> None: ...
+    def request_drain(self, by: str = "") -> None: ...
     async def wait_stopped(self) -> None: ...
 
 
@@ -54,13 +58,18 @@ class _RunError(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command with ``arguments`` (default: the process's); the exit code."""
     try:
-        return _main(sys.argv[1:] if arguments is None else arguments)
+        code = _main(sys.argv[1:] if arguments is None else arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        return FAILURE
+        return NO_READER
+    except OSError as exc:
+        return _fail(f"cannot write standard output: {exc.strerror}", FAILURE)
     finally:
-        _flush_stdout()
+        _give_up_stdout_if_broken()
+    return code
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -87,6 +96,8 @@ def _main(arguments: Sequence[str]) -> int:
     except _RunError as exc:
         return _fail(str(exc), FAILURE)
     except Exception as exc:
+        if isinstance(exc, BrokenPipeError) and options.command != "serve":
+            raise  # nobody reads what is printed: no failure of ours
         # A bug. Its message may hold what a client sent, so only the place is shown.
         frames = traceback.extract_tb(exc.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames[::-1])
@@ -105,8 +116,32 @@ def _serve(settings: Settings) -> int:
     return 0
 
 
+def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
+    """Tell what is allowed and rarely meant. ``address``: where the listener is."""
+    if not _is_loopback(address):
+        # There is no TLS and no login of the bridge's own: it passes on what clients send.
+        detail = (
+            "any host that reaches this address can use the bridge: it authenticates nobody, and "
+            "nothing is encrypted; put a proxy or a firewall in front, or listen on 127.0.0.1"
+        )
+        log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
+    if settings.policy == V1_12.name:
+        detail = (
+            "this policy answers lost sockets with previous_response_not_found, so that clients "
+            "resend their whole history: it is there to be demonstrated; use default"
+        )
+        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
 def _run(settings: Settings, log: _WriteLog) -> None:
-    signals = _Signals()
+    signals = _Signals(loud=LogLevel[settings.log_level.upper()] <= LogLevel.WARNING)
     if settings.backend == "asyncio":
         from bridgecore_asyncio import serve as asyncio_serve
 
@@ -155,16 +190,22 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
         origin = "emulator" if settings.upstream is None else upstream.authority
         fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
         log(Log(LogLevel.INFO, "serving", {**fields, "backend": settings.backend}))
+        _warn(settings, server.host, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first asks for a drain, the second ends the process at once."""
+    """SIGINT and SIGTERM: the first asks for a drain, the second ends the process at once.
 
-    def __init__(self) -> None:
-        self._received = 0
-        self._drain: Callable[[], None] | None = None
+    The first is logged by the bridge as it begins to drain (``drain.started``): a handler may have
+    interrupted the writing of a line. The second is told from here if ``loud``.
+    """
+
+    def __init__(self, *, loud: bool) -> None:
+        self._loud = loud
+        self._first: str | None = None  # the name of the first signal, once it has come
+        self._drain: Callable[[str], None] | None = None
         self._install()
 
     def _install(self) -> None:
@@ -177,18 +218,24 @@ class _Signals:
             loop.add_signal_handler(number, lambda: None)  # sets the wakeup descriptor
         self._install()
 
-    def on_first(self, drain: Callable[[], None]) -> None:
-        """Call ``drain`` at the first signal, at once if it has come already."""
+    def on_first(self, drain: Callable[[str], None]) -> None:
+        """Call ``drain`` with the first signal's name, at once if it has come already."""
         self._drain = drain
-        if self._received:
-            drain()
+        if self._first is not None:
+            drain(self._first)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._received += 1
-        if self._received > 1:
+        name = signal.Signals(number).name
+        if self._first is not None:
+            if self._loud:
+                fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
+                record = Log(LogLevel.WARNING, "drain.cut_short", fields)
+                with contextlib.suppress(OSError):  # not through sys.stderr, which may be in use
+                    os.write(2, f"{format_line(record, utc_now())}\n".encode())
             os._exit(128 + number)
+        self._first = name
         if self._drain is not None:
-            self._drain()
+            self._drain(name)
 
 
 def _authority(host: str, port: int) -> str:
@@ -199,9 +246,10 @@ def _authority(host: str, port: int) -> str:
 
 
 def _print(line: str) -> None:
-    """Whoever started us may not listen: that is no reason not to serve."""
+    """Print for whoever started the bridge. That nobody reads it is no reason not to serve."""
     with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)
+    _give_up_stdout_if_broken()
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -212,12 +260,15 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def _flush_stdout() -> None:
-    """Flush now, or the interpreter complains at its end about a pipe that is closed."""
+def _give_up_stdout_if_broken() -> None:
+    """Have what is still to be written to a pipe that is closed go nowhere, or the interpreter
+    complains about it when it ends."""
     if sys.stdout is None:
         return
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)

@@ -1,9 +1,9 @@
 """The settings of ``bridgecore serve``: one table, from which all three ways to set them follow.
 
 What belongs here: which settings there are, how their text is read, and which source wins (flag,
-then environment, then file, then default). Values that no source chose are not looked at, so a
-flag rescues a run from a bad environment. What a setting does is the business of
-``bridgecore.config`` and ``main``.
+then environment, then file, then default). A wrong value is an error wherever it stands, also one
+that another source overrides: it would come into force on the day that the other is taken away.
+What a setting does is the business of ``bridgecore.config`` and ``main``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 
 from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
+from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire.headers import check_forwarded
@@ -29,8 +30,12 @@ NONE = "none"  # no file, where one can be named
 EMULATOR = "emulator"  # the upstream that needs no key
 PREFIX = "BRIDGECORE_"
 
+_SHORTEST = Decimal("0.001")  # seconds, as in Config
 _LONGEST = 10**9  # seconds, some thirty years: beyond it a clock's arithmetic gets doubtful
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+
+
+_NOWHERE = UpstreamUrl.parse("ws://nowhere.invalid/")
 
 
 class SettingsError(Exception):
@@ -96,9 +101,9 @@ def _seconds(value: Any) -> int:
         number = Decimal(value)
     else:
         number = Decimal("NaN")
-    if not number.is_finite() or not 0 < number <= _LONGEST:
-        raise ValueError(f"is not a time (seconds, more than 0, at most {_LONGEST})")
-    return max(1, int(number * NS_PER_SECOND))
+    if not number.is_finite() or not _SHORTEST <= number <= _LONGEST:
+        raise ValueError(f"is not a time (seconds, from {_SHORTEST} to {_LONGEST})")
+    return int(number * NS_PER_SECOND)
 
 
 def _upstream(value: Any) -> UpstreamUrl | None:
@@ -258,22 +263,36 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     """
     values = {setting.name: setting.default for setting in SETTINGS}
     given = {s.name: s for s in SETTINGS if flags.get(s.name) is not None}
-    for name, setting in given.items():
-        values[name] = _read(setting, flags[name], setting.flag, USAGE)
+    chosen = {n: _read(s, flags[n], s.flag, USAGE) for n, s in given.items()}
     path, path_from = flags.get("config"), "--config"
     if path is None:
         path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
     file = {} if path is None else _read_file(path, path_from)
-    for setting in SETTINGS:
-        if setting.name in given:
-            continue
-        if (text := environ.get(setting.variable)) is not None:
-            values[setting.name] = _read(setting, text, setting.variable, CONFIGURATION)
-        elif setting.name in file:
+    for setting in SETTINGS:  # the source that wins is read last
+        if setting.name in file:
             where = f"{path}: {setting.name}"
             values[setting.name] = _read(setting, file[setting.name], where, CONFIGURATION)
+        if (text := environ.get(setting.variable)) is not None:
+            values[setting.name] = _read_variable(setting, text)
+    values |= chosen
     core = {setting.name: values.pop(setting.name) for setting in CORE}
-    return Settings(core=core, **values)
+    settings = Settings(core=core, **values)
+    try:
+        settings.config(_NOWHERE)  # values that are right one by one need not go together
+    except ConfigError as exc:
+        by_flags = any(setting.name in given for setting in CORE)
+        raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
+    return settings
+
+
+def _read_variable(setting: Setting, text: str) -> Any:
+    try:
+        return _read(setting, text, setting.variable, CONFIGURATION)
+    except SettingsError as exc:
+        if setting.kind is not PORT or "://" not in text:
+            raise
+        hint = "Kubernetes sets it for a Service of that name; enableServiceLinks: false ends that"
+        raise SettingsError(f"{exc}; {hint}", CONFIGURATION) from None
 
 
 def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 import sys
 import time
 from collections import Counter
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     policy: Policy = args.policy
     reports: list[Report] = []
     stories: dict[Property, Story] = {}
-    print(f"policy             {policy.name}")
+    print(f"policy             {policy.name}", flush=True)
     for part in BOUNDS[args.bounds]:
 
         def tell_at_once(found: Counterexample, part: Bounds = part) -> None:
@@ -247,7 +248,9 @@ def _spread(
         show("")
         return
     _inherited[:] = [tasks, work]
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    # An interrupt reaches every process of the terminal: this one ends the others, quietly.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("fork").Pool(jobs, signal.signal, ignore) as pool:
         for done, result in enumerate(pool.imap(_carry_out, range(len(tasks)))):
             show(f"{done} of {len(tasks)} {what}")
             yield result

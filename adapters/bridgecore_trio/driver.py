@@ -76,9 +76,10 @@ class Server(Driver["Connection"]):
         """How many connections, accepted or asked for, are not over yet."""
         return len(self._alive)
 
-    def request_drain(self) -> None:
-        """Tell the machine to finish. Threads and signal handlers may call it, too."""
-        self._token.run_sync_soon(self.report, wire.DrainRequested())
+    def request_drain(self, by: str = "") -> None:
+        """Tell the machine to finish. Threads and signal handlers may call it, too. ``by``: who
+        asks, such as ``SIGTERM``, for the log."""
+        self._token.run_sync_soon(self.report, wire.DrainRequested(by))
 
     async def wait_stopped(self) -> None:
         """Wait until the machine says that it has drained, or the context is left."""

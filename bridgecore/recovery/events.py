@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import attrs
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Timer
 
@@ -30,14 +31,15 @@ class Standing(enum.Enum):
 @attrs.frozen
 class Turn:
     """One turn as recovery sees it. ``anchor`` is the response id that it depends on: None for an
-    unanchored turn, and for no other, or ``ValueError``."""
+    unanchored turn, and for no other, or ``LocalProtocolError``."""
     id: int
     standing: Standing = Standing.UNANCHORED
     anchor: str | None = None
 
     def __attrs_post_init__(self) -> None:
         if (self.anchor is None) is not (self.standing is Standing.UNANCHORED):
-            raise ValueError(f"a turn that is {self.standing.value}, with anchor {self.anchor}")
+            what = f"is {self.standing.value}, with anchor {self.anchor}"
+            raise LocalProtocolError(f"turn {self.id} {what}")
 
 class Outcome(enum.Enum):
     """How the upstream ended a response, by its terminal event."""

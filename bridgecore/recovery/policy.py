@@ -11,10 +11,11 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import attrs
 
+from bridgecore.errors import ConfigError
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -65,12 +66,18 @@ class Remedy:
             return "surface"
         return f"{self.action.value} ({self.answer.value})"
 
-_duration = partial(attrs.field, validator=attrs.validators.gt(0))
-_count = partial(attrs.field, validator=attrs.validators.ge(0))
+def _at_least(low: int) -> Any:
+    def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
+        if type(value) is not int or value < low:
+            raise ConfigError(f"{field.name}={value!r:.100} is no whole number of at least {low}")
+    return check
+
+_duration = partial(attrs.field, validator=_at_least(1))
+_count = partial(attrs.field, validator=_at_least(0))
 
 @attrs.frozen
 class Timeouts:
-    """Durations of a session's deadlines, ns; each more than 0, or ``ValueError``."""
+    """Durations of a session's deadlines, ns; each more than 0, or ``ConfigError``."""
     connect: int = _duration(default=10 * NS_PER_SECOND)
     created: int = _duration(default=60 * NS_PER_SECOND)
     idle: int = _duration(default=300 * NS_PER_SECOND)
@@ -80,7 +87,7 @@ class Timeouts:
 
 @attrs.frozen
 class Budgets:
-    """How often; none below 0, or ``ValueError``."""
+    """How often; none below 0, or ``ConfigError``."""
     replays: int = _count(default=1)  # resends of a turn after a loss, over all paths together
     refusals: int = _count(default=3)  # of one anchor, after its loss, before the honest not-found
     waiting: int = _count(default=64)  # turns that may wait for one session
@@ -93,7 +100,11 @@ class Budgets:
 @attrs.frozen(eq=False)
 class Policy:
     """A named, total table from (situation, standing) to a remedy, with its budgets and times.
-    One that lacks a cell is a ``ValueError``."""
+
+    Raises:
+        ConfigError: a cell is missing or holds no ``Remedy``; budgets or timeouts are of another
+            type.
+    """
 
     name: str
     summary: str
@@ -104,7 +115,25 @@ class Policy:
     def __attrs_post_init__(self) -> None:
         wanted = {(situation, standing) for situation in Situation for standing in Standing}
         if missing := sorted(f"{row.name}/{cell.name}" for row, cell in wanted - set(self.cells)):
-            raise ValueError(f"policy {self.name!r} has no remedy for {', '.join(missing)}")
+            raise ConfigError(f"policy {self.name!r} has no remedy for {', '.join(missing)}")
+        for (row, column), remedy in self.cells.items():
+            self._require(f"{row.name}/{column.name}", remedy, Remedy)
+        self._require("budgets", self.budgets, Budgets)
+        self._require("timeouts", self.timeouts, Timeouts)
+
+    def _require(self, what: str, value: object, kind: type) -> None:
+        if not isinstance(value, kind):
+            must = f"{what} must be a {kind.__name__}, not {value!r:.100}"
+            raise ConfigError(f"policy {self.name!r}: {must}")
+
+    def __repr__(self) -> str:
+        """One line of at most 100 columns: a table of cells is for ``bridgecore rules``."""
+        cells = sum(self.cells[key] != DEFAULT.cells[key] for key in DEFAULT.cells)
+        budgets = _differing(self.budgets, DEFAULT.budgets)
+        times = _differing(self.timeouts, DEFAULT.timeouts)
+        name = self.name if len(self.name) <= 32 else self.name[:29] + "..."
+        differs = f"{cells} cells, {budgets} budgets, {times} timeouts"
+        return f"<Policy {name}: differs from default in {differs}>"
 
     def remedy(self, situation: Situation, standing: Standing) -> Remedy:
         """The cell for ``situation`` and ``standing``."""
@@ -113,6 +142,11 @@ class Policy:
     def with_cell(self, situation: Situation, standing: Standing, remedy: Remedy) -> Policy:
         """The same policy with one cell replaced."""
         return attrs.evolve(self, cells={**self.cells, (situation, standing): remedy})
+
+
+def _differing(one: Budgets | Timeouts, other: Budgets | Timeouts) -> int:
+    fields = (field.name for field in attrs.fields(type(one)))
+    return sum(getattr(one, name) != getattr(other, name) for name in fields)
 
 
 _Row: TypeAlias = tuple[Remedy, ...]  # a remedy for each Standing, in their order
@@ -205,3 +239,30 @@ DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
 PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
 V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}
+
+
+# The rows of an ambiguous loss: the upstream may have run the turn, and its client has seen nothing
+# of the answer, so that a second send could go unnoticed, and could also do everything twice.
+_AMBIGUOUS = (
+    Situation.LOST_SENDING,
+    Situation.LOST_SENT,
+    Situation.SILENT,
+    Situation.LOST_CREATED,
+)
+
+
+def replaying(policy: Policy) -> Policy:
+    """``policy`` with an ambiguous turn sent again, within ``Budgets.replays``, not refused.
+
+    For those to whom a turn that runs twice does no harm. When the budget is spent, the answer of
+    the replaced cell applies. Two kinds of cells stay as they are: those of a turn that depends on
+    the memory of the lost socket (``Standing.BOUND``), because no other socket can continue it, and
+    those that refuse a bounded number of times, because the same send would be lost the same way.
+    """
+    for situation in _AMBIGUOUS:
+        for standing in Standing:
+            remedy = policy.remedy(situation, standing)
+            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
+                again = Remedy(Action.RESEND, remedy.answer)
+                policy = policy.with_cell(situation, standing, again)
+    return policy

@@ -1,16 +1,21 @@
 """A session with a memory: the thin mutable facade over ``step``.
 
 What belongs here: keeping the state between calls, clamping a clock that goes backwards, folding
-the events of a running answer together, and telling what led to a broken invariant. No decision.
+the events of a running answer together, checking what the caller gave, and telling what led to a
+broken invariant. No decision.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from typing import get_args
 
-from bridgecore.errors import InternalError
+from bridgecore.errors import ConfigError, InternalError
+from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.effects import Effect
-from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived
+from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived, Turn
+from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.rules import step
 from bridgecore.recovery.state import Phase, SessionState
@@ -29,6 +34,11 @@ class Session:
     __slots__ = ("_now", "_touched", "_trace", "policy", "rule", "state")
 
     def __init__(self, policy: Policy = DEFAULT, state: SessionState | None = None) -> None:
+        """Raises ConfigError if ``policy`` is no Policy or ``state`` no SessionState."""
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policy must be a Policy such as DEFAULT, not {policy!r:.100}")
+        if not isinstance(state, SessionState | None):
+            raise ConfigError(f"state must be a SessionState, not {state!r:.100}")
         self.policy = policy
         self.state = state if state is not None else SessionState()
         self.rule = ""  # the id of the rule that ruled last
@@ -40,34 +50,55 @@ class Session:
         """Take in ``event``; what to do about it, in order.
 
         Raises:
-            LocalProtocolError: the event cannot happen now; nothing has changed.
+            LocalProtocolError: ``event`` is no event, a field of it or ``now`` has a wrong type, or
+                it cannot happen now; nothing has changed.
             InternalError: a bug in bridgecore; the text has the rule and the last transitions.
         """
-        now = self._clamp(now)
-        self._fold()
-        return self._step(event, now)
+        _check_event(event)
+        check_time(now)
+        now = max(self._now, now)
+        if self._touched is not None:
+            # Whether the event is lawful is found out before the output is folded in, which could
+            # not be undone. Folding changes deadlines only, so that the answer is the same.
+            self._refuse_unlawful(event, now)
+            self._fold()
+        effects = self._step(event, now)
+        self._now = now
+        return effects
 
     def touch(self, now: int) -> None:
         """More output of the running answer came at ``now``: what ``OutputReceived`` says once
-        a turn is in its output, without the cost of a transition for every delta."""
-        self._touched = self._clamp(now)
+        a turn is in its output, without the cost of a transition for every delta.
+
+        Raises:
+            LocalProtocolError: ``now`` is no time; nothing has changed.
+        """
+        check_time(now)
+        self._now = self._touched = max(self._now, now)
 
     def next_timeout(self) -> Deadline | None:
         """The earliest deadline. It may turn out early (see ``touch``): then nothing happens."""
         return self.state.timers.next()
 
     def handle_timeout(self, now: int) -> tuple[Effect, ...]:
-        """Let every deadline that is due at ``now`` pass, in the order of their times."""
-        now = self._clamp(now)
+        """Let every deadline that is due at ``now`` pass, in the order of their times.
+
+        Raises:
+            LocalProtocolError: ``now`` is no time; nothing has changed.
+            InternalError: a bug in bridgecore; the text has the rule and the last transitions.
+        """
+        check_time(now)
+        now = self._now = max(self._now, now)
         self._fold()
         effects: list[Effect] = []
         while (deadline := self.state.timers.next()) is not None and deadline.at <= now:
             effects += self._step(DeadlineReached(deadline.reason), now)
         return tuple(effects)
 
-    def _clamp(self, now: int) -> int:
-        self._now = max(self._now, now)
-        return self._now
+    def _refuse_unlawful(self, event: Event, now: int) -> None:
+        # A bug is met again when the event is handled, and then told with its trace.
+        with contextlib.suppress(InternalError):
+            step(self.policy, self.state, event, now)
 
     def _fold(self) -> None:
         """Let the state know of the output that ``touch`` told of, as of the time it came."""
@@ -88,3 +119,6 @@ class Session:
         self._trace.append((transition.rule, repr(event)))
         self.rule, self.state = transition.rule, transition.state
         return transition.effects
+
+
+_check_event = EventCheck(Event, "bridgecore.recovery.events", Turn, *get_args(Evidence))

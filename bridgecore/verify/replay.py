@@ -27,7 +27,7 @@ from bridgecore.recovery.state import SessionState
 from bridgecore.wire.decisions import Decision, read_line, show
 
 
-class MalformedLog(ValueError):  # noqa: N818 (what it is about, not that it is an error)
+class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about, not that it is an error)
     """A file that is no decision log. ``line``: the number of the line, from 1."""
 
     def __init__(self, line: int, reason: str) -> None:

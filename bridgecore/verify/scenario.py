@@ -45,7 +45,7 @@ from typing import Any, assert_never
 
 import attrs
 
-from bridgecore.config import Ambiguous, replaying
+from bridgecore.config import Ambiguous
 from bridgecore.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
@@ -58,7 +58,7 @@ from bridgecore.recovery.failure import (
     Unreachable,
     UpgradeRefused,
 )
-from bridgecore.recovery.policy import POLICIES, Budgets, Policy
+from bridgecore.recovery.policy import POLICIES, Budgets, Policy, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer

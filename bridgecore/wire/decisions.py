@@ -26,6 +26,7 @@ from typing import Any, TypeAlias, get_args, get_type_hints
 
 import attrs
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.effects import Effect, WarmSession
 from bridgecore.recovery.events import (
     ConnectionLost,
@@ -307,7 +308,11 @@ _NAMES: dict[type, str] = {NoneType: "null", str: "text", int: "a number", bool:
 def _fields(kind: type, found: Any) -> Any:
     hints = _hints(kind)
     _expect_keys(kind.__name__, found, list(hints))
-    return kind(**{name: _value(found[name], hint) for name, hint in hints.items()})
+    values = {name: _value(found[name], hint) for name, hint in hints.items()}
+    try:
+        return kind(**values)
+    except LocalProtocolError as exc:  # a turn that cannot be
+        raise ValueError(str(exc)) from None
 
 
 @cache

@@ -31,8 +31,8 @@ from typing import TypeAlias
 
 import attrs
 import h11
-from h11 import LocalProtocolError
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.codings import (
     BodyDecoder,
     BodyTooLargeError,
@@ -47,7 +47,6 @@ __all__ = [
     "HttpLimits",
     "HttpPhase",
     "HttpServer",
-    "LocalProtocolError",
     "RequestBody",
     "RequestHead",
 ]
@@ -565,7 +564,10 @@ class HttpServer:
             if name.lower() in _OWN_HEADERS:
                 raise LocalProtocolError(f"{name.decode('ascii', 'replace')} is set by HttpServer")
         reason = _REASONS.get(status, b"")
-        response = h11.Response(status_code=status, headers=fields, reason=reason)
+        try:
+            response = h11.Response(status_code=status, headers=fields, reason=reason)
+        except h11.LocalProtocolError as exc:
+            raise LocalProtocolError(f"the answer cannot be written: {exc}") from exc
 
         # Nothing can be refused from here on. A request that is in but was not looked at, such as
         # one without a body, costs the connection nothing; one that is not has to end it.

@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import attrs
 import msgspec
 
+from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.events import Outcome
 from bridgecore.wire.errors import looks_like_error
 from bridgecore.wire.jsontext import (
@@ -28,7 +29,7 @@ from bridgecore.wire.jsontext import (
 # ---------------------------------------------------------------- requests
 
 
-class InvalidBodyError(Exception):
+class InvalidBodyError(BridgecoreError):
     """A request body that cannot be a turn. ``message`` says what is wrong and what to do."""
 
     def __init__(self, message: str, param: str | None = None) -> None:

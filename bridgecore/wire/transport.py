@@ -9,10 +9,17 @@ The duty of an adapter, in full:
 * call ``handle(event, now)`` for each thing that happens, ``now`` being integer nanoseconds of a
   monotonic clock, and carry out the effects in order;
 * call ``handle(TimeoutReached(), now)`` when ``next_timeout()`` has come;
-* number accepted connections with ``machine.new_connection()``; the machine numbers those that it
-  asks for with ``Connect``. A number is never used twice.
+* number accepted connections with ``machine.new_connection()`` and report ``Accepted`` for each;
+  the machine numbers those that it asks for with ``Connect``. A number is never used twice.
+* answer each ``Connect`` with ``Connected`` or ``ConnectFailed``, once, before anything else of
+  that connection; report ``DataSent`` for a ``Send(notify=True)`` and for no other.
 * after ``Disconnected(conn)`` was reported, or ``Abort(conn)`` was carried out, forget ``conn``;
   effects for a connection that is gone are no-ops.
+
+``Endpoint`` tells misuse from races. A report that no lawful adapter makes (of a connection that
+was never accepted nor asked for, of data before ``Connected``, of a second ``Accepted``) raises
+``LocalProtocolError`` and changes nothing. A report of a connection that *is gone* is ignored: it
+may have waited in the adapter's queue while the ``Abort`` was on its way.
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 """
@@ -111,7 +118,10 @@ class TimeoutReached:
 
 @attrs.define
 class DrainRequested:
-    """The process was asked to end: finish what runs, take nothing new."""
+    """The process was asked to end: finish what runs, take nothing new. ``by``: who asked, such as
+    ``SIGTERM``, for the log."""
+
+    by: str = ""
 
 
 TransportEvent: TypeAlias = (

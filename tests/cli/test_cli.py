@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
+from bridgecore.recovery.policy import DEFAULT
+from bridgecore.wire.decisions import write_header
 from bridgecore.wire.transport import Log, LogLevel
+from bridgecore_cli.arguments import parser
 from bridgecore_cli.logs import LineLog, format_line
 from bridgecore_cli.main import main
 
@@ -93,6 +96,9 @@ def running_port(process: subprocess.Popen[str]) -> int:
         (["serve", "--created-timeout", "-1"], "--created-timeout: '-1'"),
         (["serve", "--keepalive", "nan"], "--keepalive: 'nan'"),
         (["serve", "--max-body", "0"], "--max-body: '0'"),
+        (["serve", "--keepalive", "0.0009"], "--keepalive: '0.0009'"),
+        (["serve", "--transcript-bytes", "9", "--transcript-scope-bytes", "10"], "_scope_bytes=10"),
+        (["verify", "--jobs", "0"], "--jobs"),
         (["serve", "--policy", "nope"], "--policy: 'nope'"),
         (["serve", "--por", "80"], "--por"),
         (["rules", "--policy", "nope"], "--policy"),
@@ -119,6 +125,7 @@ def test_usage(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str
         ([], {"BRIDGECORE_IDLE_TIMEOUT": "soon"}, "BRIDGECORE_IDLE_TIMEOUT: 'soon'"),
         (["--upstream", "http://h/"], {}, "--upstream"),
         ([], {"BRIDGECORE_UPSTREAM": "https://h/"}, "BRIDGECORE_UPSTREAM"),
+        (["--port", "0"], {"BRIDGECORE_PORT": "http"}, "BRIDGECORE_PORT: 'http'"),
     ],
 )
 def test_bad_configuration(arguments: list[str], environ: dict[str, str], said: str) -> None:
@@ -201,8 +208,11 @@ def test_the_second_signal_ends_a_drain_that_cannot_end(backend: Backend) -> Non
                     process.send_signal(signal.SIGTERM)
                     with pytest.raises(subprocess.TimeoutExpired):
                         process.wait(0.3)
-                    process.send_signal(signal.SIGTERM)
-                    assert process.wait(1.0) == 128 + signal.SIGTERM
+                    process.send_signal(signal.SIGINT)
+                    assert process.wait(1.0) == 128 + signal.SIGINT
+            _, err = process.communicate(timeout=TIME_LIMIT)
+            assert re.search(r"info drain\.started by=SIGTERM turns=1 seconds=30$", err, re.M)
+            assert re.search(r"warning drain\.cut_short by=SIGINT exit_code=130$", err, re.M)
 
 
 def test_ipv6_hosts_are_in_brackets() -> None:
@@ -237,6 +247,40 @@ def test_a_standard_output_that_nobody_reads_does_not_end_the_bridge() -> None:
         process.communicate()
 
 
+def stderr_of_a_run(*arguments: str) -> str:
+    """Serve, end by SIGTERM, and see what was logged."""
+    with serving("--port", "0", *arguments) as process:
+        assert "running on" in pipe(process.stdout).readline()
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIME_LIMIT)
+        assert process.returncode == 0, err
+    return err
+
+
+def test_the_signal_is_logged_with_what_follows(backend: Backend) -> None:
+    err = stderr_of_a_run("--backend", backend.name, "--drain-timeout", "7")
+    assert re.search(r"info drain\.started by=SIGTERM turns=0 seconds=7$", err, re.M)
+    assert " warning " not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--host", "0.0.0.0"], "warning listening.open host=0.0.0.0 "),
+        (["--policy", "v1_12"], "warning policy.broken policy=v1_12 "),
+    ],
+)
+def test_what_is_rarely_meant_is_warned_of(arguments: list[str], said: str) -> None:
+    err = stderr_of_a_run(*arguments)
+    (line,) = [line for line in err.splitlines() if " warning " in line]
+    assert said in line
+
+
+@pytest.mark.parametrize("arguments", [["--host", "localhost"], ["--policy", "pr397"]])
+def test_what_is_usual_is_not_warned_of(arguments: list[str]) -> None:
+    assert " warning " not in stderr_of_a_run(*arguments)
+
+
 # ------------------------------------------------------------------ the rest of the command
 
 
@@ -247,11 +291,28 @@ def test_rules_prints_the_policy() -> None:
     assert "pr397" in result.stdout.splitlines()[0]
 
 
-def test_rules_into_a_closed_pipe_is_quiet() -> None:
+NEEDS_A_LOG = "LOG"  # stands for the path of a decision log
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["rules"],
+        ["simulate", "--turns", "2"],
+        ["simulate", "--turns", "2", "--json"],
+        ["replay", NEEDS_A_LOG],
+        ["verify"],
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_has_gone_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+    """What ``| head -1`` does to a command; that it was cut short, its status tells."""
+    log = tmp_path / "decisions.ndjson"
+    log.write_text(write_header(DEFAULT) + "\n", encoding="utf-8")
     read_end, write_end = os.pipe()
     os.close(read_end)
     result = subprocess.run(
-        [*COMMAND, "rules"],
+        [*COMMAND, *(str(log) if one == NEEDS_A_LOG else one for one in arguments)],
         env=environment(),
         stdout=write_end,
         stderr=subprocess.PIPE,
@@ -259,8 +320,106 @@ def test_rules_into_a_closed_pipe_is_quiet() -> None:
         check=False,
     )
     os.close(write_end)
+    assert (result.returncode, result.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["rules"], ["simulate", "--turns", "2"]], ids=" ".join)
+def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [*COMMAND, *arguments],
+            env=environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
     assert result.returncode == 1
+    assert result.stderr.count(b"\n") == 1
+    assert b"Traceback" not in result.stderr
+
+
+# A module that is loaded while the command starts, and is interrupted just then.
+INTERRUPTED = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
+SCRIPT = [sys.executable, "-W", "error", "-c"]
+BY_ENTRY_POINT = """
+import sys
+from importlib.metadata import entry_points
+(script,) = entry_points(group="console_scripts", name="bridgecore")
+sys.exit(script.load()())
+"""
+
+
+@contextmanager
+def interrupts(handler: Any) -> Iterator[None]:
+    """What a child inherits: SIGINT is ignored, or, for any other handler, does what it usually
+    does. A test run in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("how", ["module", "script"])
+@pytest.mark.parametrize(
+    ("module", "arguments"), [("tomllib", ["rules"]), ("multiprocessing", ["verify"])]
+)
+def test_an_interrupt_while_modules_are_loaded_is_quiet(
+    how: str, module: str, arguments: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / f"{module}.py").write_text(INTERRUPTED, encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    command = COMMAND if how == "module" else [*SCRIPT, BY_ENTRY_POINT]
+    with interrupts(signal.default_int_handler):
+        result = subprocess.run(
+            [*command, *arguments],
+            env=environment({"PYTHONPATH": path}),
+            capture_output=True,
+            timeout=TIME_LIMIT,
+            check=False,
+        )
+    assert result.returncode in (-signal.SIGINT, 128 + signal.SIGINT)
     assert result.stderr == b""
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As it is for ``nohup``, and for what a script puts into the background."""
+    (tmp_path / "tomllib.py").write_text(INTERRUPTED + "load = TOMLDecodeError = None\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    with interrupts(signal.SIG_IGN):
+        result = run("rules", environ={"PYTHONPATH": path})
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["simulate", "--svg"], ["verify", "--svg"], ["verify", "--mutants", "--report"]],
+    ids=" ".join,
+)
+def test_a_file_that_cannot_be_written_is_found_out_before_the_run(
+    arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No test of the run itself: were it to begin, it would print at once."""
+    (tmp_path / "file").write_bytes(b"")
+    for path, why in (
+        (tmp_path / "missing" / "x.svg", "No such file or directory"),
+        (tmp_path / "file" / "x.svg", "Not a directory"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            main([*arguments, str(path)])
+        out, err = capfd.readouterr()
+        assert (exit_.value.code, out) == (2, "")
+        assert f"cannot write {str(path)!r}: {why}" in err
+
+
+def test_that_a_file_can_be_written_is_found_out_without_making_one(tmp_path: Path) -> None:
+    options = parser().parse_args(["simulate", "--svg", str(tmp_path / "x.svg")])
+    assert options.svg == tmp_path / "x.svg"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_version_and_help_mention_what_they_should() -> None:

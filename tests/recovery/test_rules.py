@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.errors import LocalProtocolError
+from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer
@@ -25,6 +25,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
     Timeouts,
+    replaying,
 )
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
@@ -99,12 +100,65 @@ def test_with_cell_changes_one_cell_of_a_copy() -> None:
     assert {key for key in DEFAULT.cells if mine.cells[key] != DEFAULT.cells[key]} == {cell}
 
 
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
+    policy: Policy,
+) -> None:
+    mine = replaying(policy)
+    for (situation, standing), remedy in policy.cells.items():
+        ambiguous = situation in {
+            Situation.LOST_SENDING,
+            Situation.LOST_SENT,
+            Situation.SILENT,
+            Situation.LOST_CREATED,
+        }
+        kept = standing is Standing.BOUND or remedy.action is Action.REFUSE_BOUNDED
+        again = Remedy(Action.RESEND, remedy.answer) if ambiguous and not kept else remedy
+        assert mine.remedy(situation, standing) == again
+    assert (mine.budgets, mine.timeouts) == (policy.budgets, policy.timeouts)
+
+
 @pytest.mark.parametrize("name", [field.name for field in attrs.fields(Timeouts)])
 @pytest.mark.parametrize("duration", [0, -1])
 def test_a_deadline_in_the_past_is_refused(name: str, duration: int) -> None:
     """Else a deadline could be set at the time that it is handled at (invariant 29)."""
     with pytest.raises(ValueError, match=name):
         Timeouts(**{name: duration})
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "1", None])
+def test_a_deadline_is_a_whole_number(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="idle="):
+        Timeouts(idle=wrong)
+    with pytest.raises(ConfigError, match="replays="):
+        Budgets(replays=wrong)
+
+
+def test_a_policy_is_made_of_what_it_says() -> None:
+    cell = (Situation.LOST_SENT, Standing.HELD)
+    wrong: Any = Action.RESEND
+    mixed_up: Any = DEFAULT.remedy(*cell)
+    with pytest.raises(ConfigError, match="'default': LOST_SENT/HELD must be a Remedy"):
+        DEFAULT.with_cell(*cell, wrong)
+    with pytest.raises(ConfigError, match="'default': budgets must be a Budgets, not Remedy"):
+        attrs.evolve(DEFAULT, budgets=mixed_up)
+    with pytest.raises(ConfigError, match="'default': timeouts must be a Timeouts, not <Action"):
+        attrs.evolve(DEFAULT, timeouts=wrong)
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_a_policy_is_shown_on_one_line(policy: Policy) -> None:
+    mine = attrs.evolve(
+        replaying(policy),
+        name="a name that is quite a bit longer than names of policies are",
+        timeouts=Timeouts(**dict.fromkeys(attrs.fields_dict(Timeouts), 10**18)),
+    )
+    for one in (policy, mine):
+        assert len(repr(one)) <= 100
+        assert one.name[:20] in repr(one)
+    cells = sum(DEFAULT.cells[cell] != remedy for cell, remedy in policy.cells.items())
+    assert f"differs from default in {cells} cells, " in repr(policy)
+    assert repr(attrs.evolve(DEFAULT, timeouts=Timeouts(idle=1))).endswith("1 timeouts>")
 
 
 @pytest.mark.parametrize("name", ["replays", "refusals", "waiting"])
@@ -118,9 +172,9 @@ def test_a_negative_budget_is_refused(name: str) -> None:
 @pytest.mark.parametrize("standing", [s for s in Standing if s is not Standing.UNANCHORED])
 def test_a_turn_has_an_anchor_unless_it_is_unanchored(standing: Standing) -> None:
     Turn(1, standing, "resp_1")
-    with pytest.raises(ValueError, match=standing.value):
+    with pytest.raises(LocalProtocolError, match=standing.value):
         Turn(1, standing)
-    with pytest.raises(ValueError, match="unanchored"):
+    with pytest.raises(LocalProtocolError, match="unanchored"):
         Turn(1, Standing.UNANCHORED, "resp_1")
 
 

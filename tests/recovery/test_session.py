@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.errors import InternalError, LocalProtocolError
+from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import (
@@ -27,6 +29,7 @@ from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing.strategies import (
     History,
+    Record,
     Step,
     events,
     histories,
@@ -83,6 +86,97 @@ def test_misuse_changes_nothing(run: tuple[Policy, History], mistakes: History) 
             assert session.state is before
             assert session.next_timeout() == deadline
             assert session.rule == rule
+
+
+WRONG: list[Any] = [
+    "foo",
+    None,
+    ev.EvictionRequested,
+    CloseConnection(1),
+    Ignored("the turn is over already"),
+    Closed(1006),
+    ev.ConnectionLost(1, 1006),  # type: ignore[arg-type]  # no evidence
+    ev.ConnectionLost(1, ev.Outcome.FAILED),  # type: ignore[arg-type]  # no evidence
+    ev.ConnectionLost(1, Closed("1006")),  # type: ignore[arg-type]  # evidence of a wrong shape
+    ev.ConnectionLost(True, Closed(1006)),
+    ev.UpstreamRefused(1, "rate_limit_exceeded"),  # type: ignore[arg-type]  # no evidence
+    ev.ResponseEnded(1, "completed"),  # type: ignore[arg-type]  # no Outcome
+    ev.ResponseEnded(1, ev.Outcome.COMPLETED, b"resp_1"),  # type: ignore[arg-type]  # bytes are wrong
+    ev.FrameSent(1.0),  # type: ignore[arg-type]  # a float is wrong
+    ev.FrameSent("1"),  # type: ignore[arg-type]  # text is wrong
+    ev.TurnSubmitted(1),  # type: ignore[arg-type]  # a number, and no Turn
+    ev.TurnSubmitted(Turn("1")),  # type: ignore[arg-type]  # a Turn of a wrong shape
+    ev.TurnSubmitted(Turn(1, "held", "resp_1")),  # type: ignore[arg-type]  # text, and no Standing
+    ev.TurnAbandoned(None),  # type: ignore[arg-type]  # no number
+    ev.RelayPaused(1, 1),  # type: ignore[arg-type]  # is no bool
+    ev.DeadlineReached("idle"),  # type: ignore[arg-type]  # no Timer
+]
+
+
+def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
+    """What comes of the recorded event. It can be unlawful where output was told of that was not
+    recorded, because that puts a deadline off."""
+    try:
+        return session.handle(record.event, record.now)
+    except LocalProtocolError as exc:
+        return str(exc)
+
+
+@settings(deadline=None)
+@given(runs, st.sampled_from(WRONG), st.booleans())
+def test_what_is_no_event_is_named_and_changes_nothing(
+    run: tuple[Policy, History], wrong: Any, touched: bool
+) -> None:
+    """Of two sessions that live through the same, one is told nonsense in between, from a time
+    that is yet to come: neither its state nor its clock has moved."""
+    lawful, abused = Session(run[0]), Session(run[0])
+    for record in replay(*run):
+        if touched:
+            lawful.touch(record.now)
+            abused.touch(record.now)
+        before = abused.state
+        with pytest.raises(LocalProtocolError):
+            abused.handle(wrong, record.now + 10**15)
+        for time in (-1, 1.5, True, "0", None):
+            when: Any = time
+            with pytest.raises(LocalProtocolError, match="nanoseconds"):
+                abused.handle(record.event, when)
+            with pytest.raises(LocalProtocolError, match="nanoseconds"):
+                abused.handle_timeout(when)
+            with pytest.raises(LocalProtocolError, match="nanoseconds"):
+                abused.touch(when)
+        assert abused.state is before
+        assert outcome(abused, record) == outcome(lawful, record)
+        assert abused.state == lawful.state
+        assert abused.next_timeout() == lawful.next_timeout()
+
+
+def test_an_event_that_comes_at_a_wrong_time_leaves_output_unfolded_and_the_clock_alone() -> None:
+    session = in_output()
+    session.touch(5 * SECOND)
+    before = session.state
+    with pytest.raises(LocalProtocolError, match="submitted before"):
+        session.handle(ev.TurnSubmitted(Turn(1)), 9000 * SECOND)
+    assert session.state is before
+    assert session.handle_timeout(6 * SECOND) == ()
+    assert session.next_timeout() == Deadline(305 * SECOND, Timer.IDLE)
+
+
+def test_the_text_says_what_is_wrong_and_where() -> None:
+    session = Session()
+    with pytest.raises(LocalProtocolError, match=r"'foo' is no event: .*recovery\.events"):
+        session.handle("foo", 0)  # type: ignore[arg-type]  # that is the point
+    with pytest.raises(LocalProtocolError, match=r"ConnectionLost: cause must be Closed or .*1006"):
+        session.handle(ev.ConnectionLost(1, 1006), 0)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("wrong", ["default", None, 3])
+def test_a_session_has_a_policy(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="Policy"):
+        Session(wrong)
+    if wrong is not None:
+        with pytest.raises(ConfigError, match="SessionState"):
+            Session(DEFAULT, wrong)
 
 
 @settings(deadline=None)

@@ -128,6 +128,10 @@ def run(python: str, script: str, log: bytes, *path: Path, seed: str) -> tuple[s
     return digest, int(count)
 
 
+# What is shared here takes a while to make, so that it is made in one process.
+pytestmark = pytest.mark.xdist_group("determinism")
+
+
 @pytest.fixture(scope="module")
 def of_sessions() -> bytes:
     """A log of a few thousand events of sessions: (policy, [(event, now)]), pickled."""

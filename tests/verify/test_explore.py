@@ -8,11 +8,18 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import replaying
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Budgets, Policy
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    POLICIES,
+    PR397,
+    V1_12,
+    Budgets,
+    Policy,
+    replaying,
+)
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Timer

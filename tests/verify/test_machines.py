@@ -37,9 +37,11 @@ from hypothesis.stateful import (
 from bridgecore import messages as msg
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.errors import LocalProtocolError
+from bridgecore.recovery import effects as fx
 from bridgecore.recovery import session as session_module
 from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.failure import Evidence, FailureKind, classify
+from bridgecore.recovery.failure import Closed, Evidence, FailureKind, classify
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situation
 from bridgecore.recovery.rules import (
     RULES,
@@ -129,6 +131,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self.serial = 0
         self.asked: dict[int, Asked] = {}
         self.wires: dict[int, Wire] = {}
+        self.links: set[int] = set()  # that there ever were
         self.made: dict[str, Made] = {}
         self.ended: set[int] = set()
 
@@ -348,17 +351,51 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def something_old(self, data: st.DataObject) -> None:
-        """What is reported of a link or a turn that is gone, or never was, does nothing."""
-        link = data.draw(st.sampled_from([0, 10**6]))
+        """What is reported of a link or a turn that is gone does nothing."""
         turn = data.draw(st.sampled_from([10**6, *sorted(self.ended)]))
-        events: list[msg.BridgeEvent] = [
-            msg.LinkOpened(link),
-            msg.LinkFrameSent(link),
-            msg.MessagesReceived(link, [self.created(turn)]),
-            msg.TurnLeft(turn),
-            msg.TurnBlocked(turn, True),
-        ]
+        events: list[msg.BridgeEvent] = [msg.TurnLeft(turn), msg.TurnBlocked(turn, True)]
+        if gone := sorted(self.links - self.wires.keys()):
+            link = data.draw(st.sampled_from(gone))
+            events += [
+                msg.LinkOpened(link),
+                msg.LinkFrameSent(link),
+                msg.MessagesReceived(link, [self.created(turn)]),
+            ]
         assert self.tell(data.draw(st.sampled_from(events))) == []
+
+    @rule(data=st.data())
+    def misuse(self, data: st.DataObject) -> None:
+        """What no driver can report is named, and changes nothing."""
+        request = parse_create(b'{"model":"m","input":"x"}')
+        headers: Any = [("authorization", "x")]
+        code: Any = 1006
+        text: Any = "{}"
+        time: Any = data.draw(st.sampled_from([-1, 1.5, None, True]))
+        events: list[Any] = [
+            "foo",
+            fx.RetireSession(),
+            msg.CloseLink(1),
+            msg.LinkOpened(0),
+            msg.LinkFrameSent(10**6),
+            msg.LinkLost(10**6, Closed(1006)),
+            msg.MessagesReceived(10**6, [b"{}"]),
+            msg.TurnLeft(-1),
+            msg.TurnReceived(10**6, request, headers),
+            *(msg.TurnReceived(turn, request, []) for turn in self.asked),
+        ]
+        for link, wire in self.wires.items():
+            events.append(msg.LinkLost(link, code))
+            if wire.open:
+                events += [msg.LinkOpened(link), msg.MessagesReceived(link, [text])]
+            else:
+                events += [msg.LinkFrameSent(link), msg.MessagesReceived(link, [b"{}"])]
+        before = self.bridge.snapshot(), self.bridge.next_timeout()
+        event = data.draw(st.sampled_from(events))
+        with pytest.raises(LocalProtocolError):
+            self.bridge.handle(event, self.now)
+        with pytest.raises(LocalProtocolError):
+            self.bridge.handle(msg.BridgeTimeout(), time)
+        assert (self.bridge.snapshot(), self.bridge.next_timeout()) == before
 
     @rule(odds=st.integers(0, 9))
     def evict(self, odds: int) -> None:
@@ -392,6 +429,7 @@ class BridgeMachine(RuleBasedStateMachine):
             assert effect.link not in self.wires
             credential = dict(effect.headers)[b"authorization"].decode()
             assert b"cookie" not in dict(effect.headers)
+            self.links.add(effect.link)
             self.wires[effect.link] = Wire(credential.removeprefix("Bearer "))
         elif isinstance(effect, msg.CloseLink):
             del self.wires[effect.link]  # one that is gone would be a KeyError: 42

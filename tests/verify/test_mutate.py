@@ -30,6 +30,9 @@ from bridgecore.verify.mutate import (
 )
 from bridgecore.verify.properties import Property
 
+# What is shared here takes seconds to make, so that it is made in one process.
+pytestmark = pytest.mark.xdist_group("mutate")
+
 
 @pytest.fixture(scope="module")
 def observed() -> Observed:

@@ -545,7 +545,7 @@ MALFORMED = [
                 "TurnSubmitted": {"turn": {"Turn": {"id": 1, "standing": "held", "anchor": None}}}
             }
         ),
-        "a turn that is held",
+        "turn 1 is held, with anchor None",
     ),
     (_header(log="of another program"), "another kind"),
     (_header(format=2), "its format is 2, not 1"),

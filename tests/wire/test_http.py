@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.codings import BodyDecoder
 from bridgecore.wire.http import (
     BadRequest,
@@ -24,7 +25,6 @@ from bridgecore.wire.http import (
     HttpLimits,
     HttpPhase,
     HttpServer,
-    LocalProtocolError,
     RequestBody,
     RequestHead,
 )

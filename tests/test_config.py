@@ -1,0 +1,156 @@
+"""What a ``Config`` and an upstream's URL can be, and what is said about one that cannot."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import attrs
+import pytest
+
+import bridgecore
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Rotation, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.errors import BridgecoreError, ConfigError
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.policy import DEFAULT, Budgets, Policy, Timeouts
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.wire.responses import InvalidBodyError
+
+URL = UpstreamUrl.parse("ws://up/")
+FIELDS = attrs.fields_dict(Config)
+DURATIONS = [name for name, field in FIELDS.items() if field.metadata.get("unit") == "ns"]
+NUMBERS = [
+    name for name, field in FIELDS.items() if type(field.default) is int and name not in DURATIONS
+]
+ENUMS = ["ambiguous", "rotation", "continuity"]
+NO_NUMBERS: list[Any] = [1.0, 2.5e9, True, "15", None, [15]]
+
+
+def refused(**settings: Any) -> str:
+    """The text of the error, which names the one setting that was given and its value."""
+    with pytest.raises(ConfigError) as caught:
+        Config(**{"upstream": URL, **settings})
+    assert "\n" not in str(caught.value)
+    for name in settings:
+        assert str(caught.value).startswith(name)
+    return str(caught.value)
+
+
+def test_every_setting_that_is_a_time_is_known_as_one() -> None:
+    named = {name for name in FIELDS if name.endswith(("_timeout", "_interval", "_age", "_idle"))}
+    assert named <= set(DURATIONS)
+    assert {"keepalive", "upstream_lifetime"} <= set(DURATIONS)
+
+
+@pytest.mark.parametrize("name", DURATIONS)
+def test_durations(name: str) -> None:
+    for value in (NS_PER_SECOND // 1000, NS_PER_SECOND, 10**9 * NS_PER_SECOND):
+        assert getattr(Config(upstream=URL, **{name: value}), name) == value  # type: ignore[arg-type]  # durations are int
+    for value in (0, -1, NS_PER_SECOND // 1000 - 1, 10**9 * NS_PER_SECOND + 1):
+        assert f"{name}={value} " in refused(**{name: value})
+    for wrong in NO_NUMBERS:
+        assert "nanoseconds" in refused(**{name: wrong})
+
+
+def test_seconds_that_were_given_as_nanoseconds_are_told_how_to_be_given() -> None:
+    text = refused(keepalive=30)
+    assert text.endswith("30 seconds are int(30 * bridgecore.NS_PER_SECOND)")
+    assert bridgecore.NS_PER_SECOND == NS_PER_SECOND
+    assert "int(0.25 * bridgecore.NS_PER_SECOND)" in refused(keepalive=0.25)
+    for wrong in (0, -30, 10**30, True, "30"):
+        assert "seconds are" not in refused(keepalive=wrong)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_sizes_and_counts(name: str) -> None:
+    least = 0 if name == "max_waiting" else 1
+    if name != "transcript_scope_bytes":
+        assert getattr(Config(upstream=URL, **{name: 10**15 - 1}), name) == 10**15 - 1  # type: ignore[arg-type]  # it is an int
+    assert getattr(Config(upstream=URL, **{name: least}), name) == least  # type: ignore[arg-type]  # it is an int
+    for value in (least - 1, -100, 10**15):
+        assert f"{name}={value} " in refused(**{name: value})
+    for wrong in NO_NUMBERS:
+        assert "whole number" in refused(**{name: wrong})
+
+
+@pytest.mark.parametrize("name", ENUMS)
+def test_choices_are_members(name: str) -> None:
+    default = FIELDS[name].default
+    assert isinstance(default, enum.Enum)
+    for wrong in (default.value, default.name, None, 1, Standing.HELD):
+        text = refused(**{name: wrong})
+        assert all(str(member) in text for member in type(default))
+
+
+def test_flags_are_bools() -> None:
+    assert Config(upstream=URL, decisions=True).decisions
+    for wrong in (1, 0, "yes", None):
+        assert "True or False" in refused(decisions=wrong)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_no_setting_is_none(name: str) -> None:
+    """Whoever adds a setting whose default is of another kind has to say how it is checked."""
+    refused(**{name: None})
+
+
+def test_the_policy_is_a_policy() -> None:
+    assert "bridgecore.DEFAULT" in refused(policy="default")
+    refused(policy=Policy)
+
+
+def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
+    text = refused(upstream="wss://h/?key=hunter2")
+    assert "UpstreamUrl.parse" in text
+    assert "hunter2" not in text
+    refused(upstream=b"wss://h/")
+
+
+def test_one_credential_has_no_more_than_all() -> None:
+    with pytest.raises(ConfigError, match=r"transcript_scope_bytes=1001 .* transcript_bytes=1000"):
+        Config(upstream=URL, transcript_scope_bytes=1001, transcript_bytes=1000)
+    Config(upstream=URL, transcript_scope_bytes=1000, transcript_bytes=1000)
+    # Whoever says nothing about the one has said nothing wrong.
+    Config(upstream=URL, transcript_bytes=1000)
+
+
+def test_a_changed_copy_is_checked_too() -> None:
+    config = Config(upstream=URL)
+    assert attrs.evolve(config, rotation=Rotation.WARM).rotation is Rotation.WARM
+    with pytest.raises(ConfigError, match="keepalive"):
+        attrs.evolve(config, keepalive=15)
+
+
+@pytest.mark.parametrize("wrong", [None, "ws://up/", URL, {}])
+@pytest.mark.parametrize("door", [Bridge, Endpoint])
+def test_a_door_needs_a_config(door: Any, wrong: object) -> None:
+    with pytest.raises(ConfigError, match="Config"):
+        door(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, b"ws://h/", 80, URL])
+def test_a_url_is_text(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a str"):
+        UpstreamUrl.parse(wrong)
+
+
+def test_whatever_is_raised_to_a_caller_has_one_base() -> None:
+    """And what is about a value is a ``ValueError``, as Python's own are."""
+    for kind in (bridgecore.LocalProtocolError, bridgecore.InternalError, InvalidBodyError):
+        assert issubclass(kind, BridgecoreError)
+    refusals: list[Any] = [
+        lambda: Config(upstream=URL, keepalive=1),
+        lambda: UpstreamUrl.parse("http://h/"),
+        lambda: UpstreamUrl.parse("ws://[h/"),
+        lambda: Timeouts(idle=0),
+        lambda: Budgets(replays=-1),
+        lambda: Policy("mine", "", {}),
+        lambda: attrs.evolve(DEFAULT, cells={}),
+    ]
+    for refusal in refusals:
+        with pytest.raises(BridgecoreError):
+            refusal()
+        with pytest.raises(ValueError, match=r"\w"):
+            refusal()
