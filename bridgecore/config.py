@@ -99,6 +99,8 @@ _LARGEST = 10**15 - 1  # bytes, or how many
 
 def _header_names(names: Iterable[str]) -> tuple[str, ...]:
     """``names`` in lower case; ConfigError, with the name, for one that must not be forwarded."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise ConfigError(f"forward_headers must be a list of header names, not {names!r:.100}")
     checked = []
     for name in names:
         try:
