@@ -53,11 +53,11 @@ from bridgecore.recovery.rules import step
 from bridgecore.recovery.state import Lifecycle, Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing.faults import (
+    DRAWN_SHAPES,
     EVERY,
     Abort,
     CloseWith,
     Error,
-    ErrorShape,
     Fault,
     FaultPlan,
     Freeze,
@@ -743,7 +743,7 @@ _ERRORS = st.builds(
     Error,
     status=st.sampled_from([status for status in _STATUSES if status is not None]),
     code=st.sampled_from(_CODES),
-    shape=st.sampled_from(ErrorShape),
+    shape=st.sampled_from(DRAWN_SHAPES),
 )
 _FAULTS = st.one_of(
     st.builds(Fault, st.sampled_from(CONNECTION_POINTS), _ANYWHERE),

@@ -34,7 +34,7 @@ import attrs
 import msgspec
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.testing.emulator import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
 from bridgecore.verify.sim_network import MILLISECOND, Rng
 from bridgecore.verify.sim_upstream import Asked
 from bridgecore.wire import transport as tp

@@ -24,7 +24,8 @@ from typing import Any, Final, TypeAlias
 import attrs
 import msgspec
 
-from bridgecore.testing.emulator import CreateRequest, Turn
+from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.emulator import Turn
 
 Json: TypeAlias = dict[str, Any]
 

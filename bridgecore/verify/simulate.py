@@ -40,8 +40,10 @@ from bridgecore.config import Config, Rotation, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.testing.emulator import CreateRequest, Emulator, Outcome, Turn
+from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.emulator import Emulator, Outcome, Turn
 from bridgecore.testing.faults import (
+    DRAWN_SHAPES,
     Abort,
     Action,
     CloseWith,
@@ -149,7 +151,7 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
         Fault(Point.MID_OUTPUT, Error()),
     ),
     tuple(
-        Fault(Point.BEFORE_CREATED, attrs.evolve(_NOT_FOUND, shape=shape)) for shape in ErrorShape
+        Fault(Point.BEFORE_CREATED, attrs.evolve(_NOT_FOUND, shape=shape)) for shape in DRAWN_SHAPES
     ),
     (
         Fault(Point.BEFORE_CREATED, _LIMIT),
