@@ -148,7 +148,7 @@ class Turn:
     request: CreateRequest
     response_id: str
     outcome: Outcome = Outcome.RUNNING
-    usage: Json | None = None  # as reported at its end
+    usage: Json | None = None  # as its terminal event reported it
     created_id: str = ""  # the id in response.created, where it is not response_id
     _changes: set[Change] = attrs.field(factory=set, init=False)
     _transformations: list[Json] | None = attrs.field(default=None, init=False)
@@ -798,7 +798,7 @@ class Emulator:
 
     def _faults(self, request: CreateRequest, point: Point) -> list[Fault]:
         found = self.faults.at(request.number, point)
-        return [fault for fault in found if _is_met(request, fault.when)]
+        return [fault for fault in found if is_met(request, fault.when)]
 
     def _item(self, turn: Turn, index: int, part: Output, cut: bool) -> tuple[Json, list[Json]]:
         """An output item as it ends up, and the events that bring it about. ``cut``: it is not
@@ -947,7 +947,8 @@ class Emulator:
             _change_terminal(event, change)
         self._say_event(conn, turn, event)
         conn.ended = _Ended(turn.response_id, _encode(event), conn.delta)
-        turn.usage = finish.usage
+        told = event.get("response")
+        turn.usage = told.get("usage") if isinstance(told, dict) else None
         if Change.CANCELLED in changes:
             turn.outcome = Outcome.FAILED
             return
@@ -1166,7 +1167,8 @@ def _decode(raw: bytes) -> object:
     return body
 
 
-def _is_met(request: CreateRequest, when: When) -> bool:
+def is_met(request: CreateRequest, when: When) -> bool:
+    """Whether a fault that strikes ``when`` strikes the frame of ``request``."""
     match when:
         case When.ALWAYS:
             return True

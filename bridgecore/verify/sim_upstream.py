@@ -18,6 +18,7 @@ Checked for every create frame, also of turns that fail later:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -29,7 +30,25 @@ from bridgecore.testing.emulator import Turn
 
 Json: TypeAlias = dict[str, Any]
 
-_encode = msgspec.json.encode
+
+def encode(value: object) -> bytes:
+    """JSON, also of what has half a surrogate pair in it: upstreams send those, escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(data: bytes | bytearray) -> Any:
+    """What ``data`` says.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(data)
 
 
 @attrs.frozen(eq=False)
@@ -91,7 +110,8 @@ class Witness:
         asked in the attempts so far, the latest last."""
         request = turn.request
         latest = asked[-1]
-        self._made[turn.response_id] = (latest.credential, turn)
+        for name in (turn.response_id, turn.created_id):
+            self._made[name] = (latest.credential, turn)
         found = [
             *self._credential(request, asked),
             *self._sibling(request, asked),
@@ -232,7 +252,7 @@ def said(item: Json) -> tuple[object, ...]:
 
 def _size(items: Sequence[Json], anchor: str | None) -> int:
     """Bytes of a frame that say what it is about."""
-    size = len(_encode(items))
+    size = len(encode(items))
     return size if anchor is None else size + len(anchor) + _ANCHOR
 
 
