@@ -199,6 +199,10 @@ class AnswerReader:
         return Head(int(match[1]), headers)
 
 
+# Events of some upstreams that do not count as events of the response.
+_NEVER_NUMBERED = frozenset({"response.metadata", "codex.rate_limits"})
+
+
 class _Event(msgspec.Struct):
     type: str
     sequence_number: int | None = None
@@ -276,7 +280,7 @@ class Answer:
             raise AnswerError(f"event: {name}, but its data is {event.type}")
         number = event.sequence_number
         if number is None:
-            self.unnumbered = True
+            self.unnumbered = self.unnumbered or name not in _NEVER_NUMBERED
             number = self.sequence + 1
         if name == "keepalive":
             if number < self.sequence:
@@ -284,7 +288,8 @@ class Answer:
             return
         if number <= self.sequence:
             raise AnswerError(f"{name}: the sequence number does not rise (invariant 14)")
-        self.sequence = number
+        if event.sequence_number is not None:
+            self.sequence = number
         first = self.events == 0
         self.events += 1
         if name == "response.created":
@@ -322,17 +327,27 @@ class Answer:
                 raise AnswerError("a body that is no JSON") from None
             if not isinstance(response, dict):
                 raise AnswerError("a body that is no object")
+            if self.head.status == 200:
+                _check_output(response)
             return response
         if self.terminal is None:
             raise AnswerError("a stream that ends without a terminal event (invariant 25)")
         if self.body:
             raise AnswerError("half an event at the end of a stream")
         response = self.terminal["response"]
+        _check_output(response)
         completed = self.terminal["type"] == "response.completed"
         if completed and response["output"] != self.items:
             raise AnswerError("the output differs from the items that the stream brought")
         assert isinstance(response, dict), "the id was read from it"
         return response
+
+
+def _check_output(response: Json) -> None:
+    output = response.get("output")
+    items = output if isinstance(output, list) else [None]
+    if not all(isinstance(item, dict) and isinstance(item.get("type"), str) for item in items):
+        raise AnswerError("a response whose output is no list of items")
 
 
 # ------------------------------------------------------------------ the models

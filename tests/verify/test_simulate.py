@@ -298,14 +298,38 @@ def test_the_clients_notice_what_only_an_altered_stream_may_have() -> None:
     assert all(answer.final()["output"] == [] for answer in found)
 
 
+@pytest.mark.parametrize("output", [b"null", b"[null]", b"[{}]", b'["x"]', b"7"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_clients_want_a_list_of_items(output: bytes, stream: bool) -> None:
+    response = b'{"id":"a","status":"completed","output":%b}' % output
+    answer = streamed(
+        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
+        b'{"type":"response.completed","sequence_number":1,"response":%b}' % response,
+    )
+    if not stream:
+        answer = ClientAnswer(Head(200, {b"content-type": b"application/json"}))
+        answer.feed(response)
+    with pytest.raises(AnswerError, match="no list of items"):
+        answer.final()
+
+
+def test_events_of_no_response_need_no_number() -> None:
+    answer = streamed(
+        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
+        b'{"type":"codex.rate_limits"}',
+        b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}',
+    )
+    assert not answer.unnumbered
+
+
 def test_the_clients_read_half_a_surrogate_pair() -> None:
     answer = streamed(
         b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
-        b'{"type":"response.output_item.done","sequence_number":1,"item":{"x":"\\ud83d"}}',
+        b'{"type":"response.output_item.done","sequence_number":1,"item":{"type":"\\ud83d"}}',
         b'{"type":"response.completed","sequence_number":2,'
-        b'"response":{"id":"a","output":[{"x":"\\ud83d"}]}}',
+        b'"response":{"id":"a","output":[{"type":"\\ud83d"}]}}',
     )
-    assert answer.final()["output"] == [{"x": "\ud83d"}]
+    assert answer.final()["output"] == [{"type": "\ud83d"}]
     with pytest.raises(AnswerError):
         streamed(b'{"type":"response.created","sequence_number":"\\ud83d"}')
 
