@@ -974,7 +974,7 @@ class Emulator:
 
     def _refuse(self, conn: _Connection, turn: Turn, error: Error) -> None:
         """End the turn with an error frame. A lane's failed continuation evicts its parent."""
-        conn.say(_error_frame(error, turn.request.lane, turn.response_id))
+        conn.say(_error_frame(error, turn.request.lane, turn))
         if turn.outcome is Outcome.RUNNING:
             turn.outcome = Outcome.FAILED
             if error.status >= 400:
@@ -995,7 +995,7 @@ class Emulator:
             turn.outcome = Outcome.SILENT
 
     def _say_error(self, conn: _Connection, lane: str | None, error: Error) -> None:
-        conn.say(_error_frame(attrs.evolve(error, shape=self.error_shape), lane, ""))
+        conn.say(_error_frame(attrs.evolve(error, shape=self.error_shape), lane))
 
     # -- faults
 
@@ -1058,7 +1058,7 @@ class Emulator:
                 if turn is not None:
                     self._refuse(conn, turn, action)
                 else:
-                    conn.say(_error_frame(action, None, ""))
+                    conn.say(_error_frame(action, None))
                     if action.close is not None:
                         self._close(conn, action.close, "")
                 return False
@@ -1313,8 +1313,8 @@ def _unpaired(items: Sequence[Json]) -> Error | None:
     return None
 
 
-def _error_frame(error: Error, lane: str | None, response_id: str) -> bytes:
-    """The frame that says ``error`` in its shape."""
+def _error_frame(error: Error, lane: str | None, turn: Turn | None = None) -> bytes:
+    """The frame that says ``error`` in its shape. ``turn``: the one that is refused."""
     missed = error.code == "previous_response_not_found"
     words = {
         "type": error.type,
@@ -1353,7 +1353,8 @@ def _error_frame(error: Error, lane: str | None, response_id: str) -> bytes:
             frame["error"] = words
         case ErrorShape.INTEGER_CODE:
             status = 404 if missed else error.status
-            message = f"Response with id '{response_id}' not found." if missed else error.message
+            anchor = turn.request.anchor if turn is not None else None
+            message = f"Response with id '{anchor}' not found." if missed else error.message
             kind = "NotFoundError" if missed else error.type
             frame = {"error": {**words, "message": message, "type": kind, "code": status}}
         case ErrorShape.GRPC:
@@ -1363,7 +1364,7 @@ def _error_frame(error: Error, lane: str | None, response_id: str) -> bytes:
         case ErrorShape.RESPONSE_FAILED:
             code = error.code or error.type
             failed = {
-                "id": response_id,
+                "id": turn.response_id if turn is not None else "resp_none",
                 "object": "response",
                 "status": "failed",
                 "output": [],

@@ -1743,3 +1743,14 @@ def test_a_slow_reader_wants_its_pongs(answers_pings: bool) -> None:
 
 def test_a_small_frame_is_never_read_slowly() -> None:
     assert types(named("slow-reader").connect().create()) == WHOLE
+
+
+def test_not_found_in_the_words_of_others() -> None:
+    w = world(error_shape=ErrorShape.INTEGER_CODE)
+    error = w.connect().create(previous_response_id="resp_x")[0]["error"]
+    assert error["message"] == "Response with id 'resp_x' not found."
+    assert (error["type"], error["code"]) == ("NotFoundError", 404)
+    w = world(error_shape=ErrorShape.GRPC)
+    error = w.connect().create(previous_response_id="resp_x")[0]["error"]
+    assert error["message"].startswith("rpc error: code = NotFound desc = ")
+    assert "resp_x" in error["message"]
