@@ -45,6 +45,7 @@ from bridgecore.testing.faults import (
     CATALOGUE,
     DRAW_ODD_FAULTS,
     DRAWN_SHAPES,
+    NOT_FOUND,
     Abort,
     Action,
     Alter,
@@ -112,13 +113,6 @@ class Trouble:
         return f"the upstream: {self.what.action} {self.what.point.value}"
 
 
-_NOT_FOUND = Error(
-    400,
-    "previous_response_not_found",
-    "invalid_request_error",
-    "Previous response not found.",
-    "previous_response_id",
-)
 _LIMIT = Error(
     400,
     "websocket_connection_limit_reached",
@@ -157,7 +151,9 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
         Fault(Point.MID_OUTPUT, Error()),
     ),
     tuple(
-        Fault(Point.BEFORE_CREATED, attrs.evolve(_NOT_FOUND, shape=shape)) for shape in DRAWN_SHAPES
+        # No upstream misses a response that nobody asked for.
+        Fault(Point.BEFORE_CREATED, attrs.evolve(NOT_FOUND, shape=shape), when=When.ANCHORED)
+        for shape in DRAWN_SHAPES
     ),
     (
         Fault(Point.BEFORE_CREATED, _LIMIT),
