@@ -29,7 +29,7 @@ from bridgecore import Config, Endpoint, UpstreamUrl
 from bridgecore.config import Ambiguous, Continuity
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Abort, CloseWith, Emulator, Error, Fault, Point, Silence
-from bridgecore.testing.emulator import count_tokens
+from bridgecore.testing.answers import count_tokens
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import Network
 from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head

@@ -20,6 +20,7 @@ from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.tables import list_table, render_rst
+from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
 from bridgecore.verify.environment import BOUNDS
@@ -123,6 +124,14 @@ def render_properties() -> str:
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
 
 
+def render_faults() -> str:
+    """The named faults, and where in a turn each strikes."""
+    rows = [("name", "strikes", "what a client of the emulator sees")]
+    for name, named in sorted(CATALOGUE.items()):
+        rows.append((f"`{name}`", f"`{named.fault.point.name}`", named.doc))
+    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+
+
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
@@ -130,6 +139,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "states.svg": render_svg,
     "properties.rst": render_properties,
     "bugs.rst": render_bugs,
+    "faults.rst": render_faults,
 }
 
 

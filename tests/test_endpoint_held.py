@@ -31,7 +31,7 @@ from bridgecore.testing import (
     SendEvents,
     Silence,
 )
-from bridgecore.testing.faults import Action
+from bridgecore.testing.faults import COMMON_SHAPES, Action
 from bridgecore.testing.network import ByteClient
 from bridgecore.verify.sim_upstream import said
 from bridgecore.wire.responses import InvalidBodyError, parse_create
@@ -39,7 +39,7 @@ from tests.endpoint_world import KEY, SECOND, Answer, Json, World, request
 
 CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
 NOT_FOUND = "previous_response_not_found"
-SHAPES = list(ErrorShape)
+SHAPES = list(COMMON_SHAPES)
 AGE = 21_600  # seconds that a transcript is kept unless told otherwise
 
 
@@ -844,11 +844,12 @@ def test_what_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
 def test_a_conversation_with_a_reference_in_it_lives_on_its_socket() -> None:
     world = held()
     world.emulator.answer = lambda _: []
-    talker = Talker(world)
-    talker.attempt(REFERENCE)
-    talker.attempt(user("b"))
+    world.emulator.keep({**user("kept"), "id": REFERENCE["id"]}, KEY)
+    first = world.ask([REFERENCE], store=False)
+    second = world.ask("b", previous_response_id=first.response["id"], store=False)
+    assert second.status == 200
     world.advance(1000)
-    answer = world.ask("c", previous_response_id=talker.last, store=False)
+    answer = world.ask("c", previous_response_id=second.response["id"], store=False)
     assert (answer.status, len(world.frames)) == (502, 2)
     assert_empty(world)
 
@@ -931,7 +932,7 @@ def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
     for depth in range(limit - 147, limit + 3, 3):
         deep = b"[" * depth + b"]" * depth
         item = b'{"role":"user","content":%b}' % (deep if where == "item" else b'"x"')
-        tools = deep if where == "tools" else b"[]"
+        tools = b'[{"type":"x","y":%b}]' % deep if where == "tools" else b"[]"
         for anchor in (b"null", b'"%b"' % (first.last or "").encode()):
             body = b'{"model":"m","store":false,"previous_response_id":%b,"input":[%b],"tools":%b}'
             client = world.client()

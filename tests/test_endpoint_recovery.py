@@ -25,7 +25,7 @@ from bridgecore.testing import (
     SendEvents,
     Silence,
 )
-from bridgecore.testing.faults import Action
+from bridgecore.testing.faults import COMMON_SHAPES, Action
 from tests.endpoint_world import KEY, SECOND, Json, World, request
 
 POLICIES = ["default", "pr397", "v1_12"]
@@ -185,7 +185,7 @@ def test_a_message_that_is_too_large() -> None:
 
 # ------------------------------------------------------------------ error frames
 
-SHAPES = list(ErrorShape)
+SHAPES = list(COMMON_SHAPES)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

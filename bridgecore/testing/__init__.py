@@ -4,19 +4,23 @@ What belongs here: what embedders' tests and the project's own share. Nothing in
 ``bridgecore`` imports it.
 """
 
-from bridgecore.testing.emulator import (
+from bridgecore.testing.answers import (
     Answer,
     CreateRequest,
-    Emulator,
-    Outcome,
+    Output,
+    Reasoning,
     Text,
     ToolCall,
-    Turn,
+    count_tokens,
     echo,
 )
+from bridgecore.testing.emulator import Emulator, Outcome, Turn
 from bridgecore.testing.faults import (
+    CATALOGUE,
     EVERY,
     Abort,
+    Alter,
+    Change,
     CloseWith,
     Error,
     ErrorShape,
@@ -25,15 +29,22 @@ from bridgecore.testing.faults import (
     Freeze,
     Garbage,
     Point,
+    ReadSlowly,
     Reject,
     SendEvents,
     Silence,
+    Stale,
+    StaleEvent,
+    When,
 )
 
 __all__ = [
+    "CATALOGUE",
     "EVERY",
     "Abort",
+    "Alter",
     "Answer",
+    "Change",
     "CloseWith",
     "CreateRequest",
     "Emulator",
@@ -44,12 +55,19 @@ __all__ = [
     "Freeze",
     "Garbage",
     "Outcome",
+    "Output",
     "Point",
+    "ReadSlowly",
+    "Reasoning",
     "Reject",
     "SendEvents",
     "Silence",
+    "Stale",
+    "StaleEvent",
     "Text",
     "ToolCall",
     "Turn",
+    "When",
+    "count_tokens",
     "echo",
 ]

@@ -5,18 +5,24 @@ and what it answers. It speaks the vocabulary of ``wire/transport.py``, so that 
 it; what may go wrong is in ``faults.py``.
 
 Everything it says follows from its settings and its input: there is no randomness, and times come
-from ``now``. The answer to a turn depends on the turn's *effective context* alone (what the chain
-holds, plus this input), so a conversation that was rebuilt from a transcript gets the very answer
-that the unbroken one would have got:
-
-* to a user's text: ``turn N: TEXT``, N counting the user messages of the context;
-* to ``call tool NAME ARGS``, as the input's last item: a function call, without ARGS of ``{}``;
-* to function call outputs that end an input: ``turn N: NAME returned OUTPUT``;
-* to ``repeat N ...``: N deltas, ``1 `` to ``N ``.
+from ``now``. What it answers by default is described in ``answers.py``: it depends on the turn's
+*effective context* alone, so a rebuilt conversation gets the answer of the unbroken one.
 
 Its ``usage`` follows from the effective context, too: what a model reads of the items
 (``count_tokens``), and of instructions and tools. Ids, statuses and whatever else is there for
 machines cost nothing, so a context costs the same whichever way it came.
+
+What it does as the real service:
+
+* ``item_reference`` is resolved against the chain and what is stored; 404 if it cannot be, as for
+  a reasoning item that has an id and no encrypted content;
+* ``max_output_tokens``: what does not fit is cut off, and the response is incomplete. It can be
+  continued from;
+* ``compaction_trigger`` as an input item: the answer is a compaction item and nothing else. With
+  ``context_management``, a context of more tokens than ``compact_threshold`` is compacted before
+  the answer. What stands before the latest compaction item is not shown to the model any more;
+* reasoning items with ``encrypted_content`` are bound to what came before them and to the model.
+  Shown again after something else they are dropped, and ``input_transformations`` says so.
 
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
 against the chain and writes its events down as steps; ``_run`` says the steps, as pacing and the
@@ -26,20 +32,35 @@ peer's reading allow, and meets the faults that stand between them.
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise, takewhile
-from typing import Any, Final, TypeAlias, assert_never
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Final, TypeAlias, assert_never
 from urllib.parse import urlsplit
 
 import attrs
 import msgspec
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from bridgecore.testing import answers, resource
+from bridgecore.testing.answers import (
+    Answer,
+    CreateRequest,
+    Json,
+    Output,
+    Reasoning,
+    Text,
+    ToolCall,
+    echo,
+)
 from bridgecore.testing.faults import (
     Abort,
     Action,
+    Alter,
+    Change,
     CloseWith,
     Error,
     ErrorShape,
@@ -48,9 +69,13 @@ from bridgecore.testing.faults import (
     Freeze,
     Garbage,
     Point,
+    ReadSlowly,
     Reject,
     SendEvents,
     Silence,
+    Stale,
+    StaleEvent,
+    When,
 )
 from bridgecore.wire.transport import Abort as AbortConnection
 from bridgecore.wire.transport import (
@@ -64,6 +89,7 @@ from bridgecore.wire.transport import (
     DrainRequested,
     EofReceived,
     PauseReading,
+    ResumeReading,
     Send,
     Stop,
     StopListening,
@@ -84,53 +110,24 @@ from bridgecore.wire.websocket import (
     WebSocketServer,
 )
 
-Json: TypeAlias = dict[str, Any]
-
 MAX_IN_FLIGHT: Final = 16  # responses of one connection that run at once; further ones wait
 MAX_LANES: Final = 32  # distinct named lanes of one connection
-MAX_REPEAT: Final = 100_000  # deltas that ``repeat`` can ask for
 
 _EPOCH: Final = 1_767_225_600  # Unix seconds at now=0: where the clock starts is not told
 _CLOSE_GRACE: Final = 2 * NS_PER_SECOND  # for a peer to take what is said last, and answer it
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
-_CALL_TOOL = re.compile(r"call tool ([A-Za-z0-9_.-]+)[ \t]*([^\n]*)")
-_REPEAT = re.compile(r"repeat ([0-9]{1,9})\b")
+_OPENING = frozenset({"response.created", "response.in_progress"})
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete", "error"})
 
-_encode = msgspec.json.encode
+
+def _encode(value: object) -> bytes:
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
-# ------------------------------------------------------------------ what it was asked
-
-
-@attrs.define(eq=False)
-class CreateRequest:
-    """A ``response.create`` frame as the emulator saw it."""
-
-    number: int  # 1 for the first create frame of the emulator
-    conn: int
-    headers: list[tuple[bytes, bytes]]  # of the connection's upgrade request, names lower-case
-    raw: bytes
-    body: Json
-    at: int  # ns, when the frame was complete
-    lane: str | None = None
-    context: tuple[Json, ...] = ()  # effective: chain, then input; set when the turn starts
-    context_tokens: int = 0  # with instructions and tools; set when the turn starts
-
-    @property
-    def input(self) -> list[Json]:
-        """The frame's own input items; a plain string is one user message."""
-        given = self.body.get("input")
-        if isinstance(given, str):
-            content = [{"type": "input_text", "text": given}]
-            return [{"type": "message", "role": "user", "content": content}]
-        return given if isinstance(given, list) else []
-
-    @property
-    def anchor(self) -> str | None:
-        """``previous_response_id``."""
-        anchor = self.body.get("previous_response_id")
-        return anchor if isinstance(anchor, str) else None
+# ------------------------------------------------------------------ turns
 
 
 class Outcome(enum.Enum):
@@ -138,6 +135,7 @@ class Outcome(enum.Enum):
 
     RUNNING = "running"
     COMPLETED = "completed"
+    INCOMPLETE = "incomplete"  # cut off by max_output_tokens; can be continued from
     FAILED = "failed"  # ended with an error frame, or with a scripted terminal event
     SILENT = "silent"  # nothing more will be said about it
     LOST = "lost"  # its connection ended first
@@ -150,75 +148,14 @@ class Turn:
     request: CreateRequest
     response_id: str
     outcome: Outcome = Outcome.RUNNING
-    usage: Json | None = None  # as reported when it completed
+    usage: Json | None = None  # as its terminal event reported it
+    created_id: str = ""  # the id in response.created, where it is not response_id
+    _changes: set[Change] = attrs.field(factory=set, init=False)
+    _transformations: list[Json] | None = attrs.field(default=None, init=False)
     _sequence: int = attrs.field(default=0, init=False)
     _steps: deque[_Step] = attrs.field(factory=deque, init=False)
     _due: int = attrs.field(default=0, init=False)  # ns, when the next delta may go
     _stuck: bool = attrs.field(default=False, init=False)  # holds its lane for ever
-
-
-# ------------------------------------------------------------------ what it answers
-
-
-@attrs.frozen
-class Text:
-    """An assistant's message. ``deltas`` must join to ``text``; None: the emulator splits it."""
-
-    text: str
-    deltas: tuple[str, ...] | None = None
-
-
-@attrs.frozen
-class ToolCall:
-    """A function call; the call id is the emulator's, unique in its response."""
-
-    name: str
-    arguments: str = "{}"
-
-
-Output: TypeAlias = Text | ToolCall | Json  # an object is an output item, passed on as it is
-Answer: TypeAlias = Callable[[CreateRequest], Sequence[Output]]
-
-
-def echo(request: CreateRequest) -> Sequence[Output]:
-    """The answer the module's docstring describes."""
-    items = request.input
-    users = [item for item in request.context if item.get("role") == "user"]
-    turn = f"turn {len(users)}: "
-    if items and _is_output(items[-1]):
-        # Those before them were told when they were new, whichever way they came this time.
-        tail = [*takewhile(_is_output, reversed(request.context))][::-1]
-        names = {
-            item.get("call_id"): item.get("name") for item in request.context if _is_call(item)
-        }
-        said = (
-            f"{names[item.get('call_id')]} returned {_text(item.get('output'))}" for item in tail
-        )
-        return [Text(turn + ", ".join(said))]
-    text = _text(users[-1].get("content")) if users else ""
-    if items and items[-1].get("role") == "user":
-        if call := _CALL_TOOL.search(text):
-            return [ToolCall(call[1], call[2].strip() or "{}")]
-        if repeat := _REPEAT.match(text):
-            deltas = tuple(f"{n} " for n in range(1, min(int(repeat[1]), MAX_REPEAT) + 1))
-            return [Text("".join(deltas), deltas)]
-    return [Text(turn + text)]
-
-
-def _text(content: object) -> str:
-    """The text of a message's content or of a tool's output: a string or a list of parts."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
-
-
-def _is_call(item: Json) -> bool:
-    return str(item.get("type")).endswith("_call") and "call_id" in item
-
-
-def _is_output(item: Json) -> bool:
-    return str(item.get("type")).endswith("_call_output")
 
 
 def _split(text: str, count: int) -> tuple[str, ...]:
@@ -228,46 +165,14 @@ def _split(text: str, count: int) -> tuple[str, ...]:
     return tuple(text[a:b] for a, b in pairwise(edges) if a < b)
 
 
-# What is in an item for machines: no model reads it, and a service that is shown an item again
-# without it takes it for the same.
-_FOR_MACHINES: Final = frozenset({"type", "role", "id", "call_id", "status", "logprobs"})
-
-
-def count_tokens(items: Iterable[Json]) -> int:
-    """What ``items`` cost: a token for four bytes, rounded up, of what a model reads of them."""
-    return _tokens(_read_size(items))
-
-
-def _read_size(values: Iterable[Any]) -> int:
-    """Bytes of what a model reads of ``values``: texts, and numbers as JSON writes them."""
-    size = 0
-    left = list(values)  # what could be read may be nested more deeply than calls can
-    while left:
-        value = left.pop()
-        if isinstance(value, str):
-            size += len(value) if value.isascii() else len(value.encode(errors="replace"))
-        elif isinstance(value, list):
-            left += value
-        elif isinstance(value, dict):
-            left += [part for name, part in value.items() if name not in _FOR_MACHINES]
-        elif value is not None:
-            size += len(_encode(value))
-    return size
-
-
-def _tokens(size: int) -> int:
-    """Tokens of ``size`` bytes: four bytes each, rounded up."""
-    return -(-size // 4)
-
-
 # ------------------------------------------------------------------ state
 
 
 @attrs.frozen
 class _Chain:
-    """A completed response as something to continue from."""
+    """A completed or incomplete response as something to continue from."""
 
-    id: str
+    ids: tuple[str, ...]  # one, but for ``Change.TWO_IDS``
     items: tuple[Json, ...]
     size: int  # bytes that a model reads of the items
 
@@ -280,6 +185,16 @@ class _Finish:
     usage: Json
     chain: _Chain
     response: Json
+    incomplete: bool
+
+
+@attrs.frozen
+class _Ended:
+    """What the latest response that ended on a connection said, for stale copies of it."""
+
+    response_id: str
+    terminal: bytes
+    delta: bytes | None
 
 
 _Step: TypeAlias = Json | Fault | _Finish
@@ -290,6 +205,16 @@ class _End(enum.Enum):
     ABORT = enum.auto()  # reset, but first say what is to be said
     ABORTING = enum.auto()  # reset once that is with the operating system
     ENDED = enum.auto()  # the adapter knows
+
+
+@attrs.define
+class _SlowReading:
+    """A create frame that is read slowly: see ``ReadSlowly``."""
+
+    how: ReadSlowly
+    due: int  # ns, when to read on
+    pings: int = 0
+    pongs: int = 0
 
 
 @attrs.define(eq=False)
@@ -307,9 +232,13 @@ class _Connection:
     out: bytearray = attrs.Factory(bytearray)
     end: _End | None = None
     pause: bool = False  # PauseReading is to be told
+    resume: bool = False  # ResumeReading is to be told
     mute: bool = False  # frozen, or in its closing handshake: no turn says anything
     deaf: bool = False  # input is dropped
     blocked: bool = False  # the peer does not read
+    ended: _Ended | None = None
+    delta: bytes | None = None  # the latest one that was said
+    slow: _SlowReading | None = None
     close_at: int | None = None  # ns, when the closing handshake has taken too long
     retire_at: int | None = None  # ns, when a connection past its lifetime is closed
 
@@ -340,7 +269,7 @@ class Emulator:
     lifetime: int | None = None  # age of a connection from which create frames are refused
     lifetime_grace: int | None = None  # from that refusal to our close; None: the client closes
     context_window: int | None = None  # tokens
-    max_message: int = 64 * 1024 * 1024
+    max_message: int = 64 * 1024 * 1024  # a larger one is answered with close code 1009
 
     # What it has seen.
     requests: list[CreateRequest] = attrs.field(factory=list, init=False)
@@ -349,11 +278,13 @@ class Emulator:
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
     rejections: int = attrs.field(default=0, init=False)  # answered with anything else
     malformed: int = attrs.field(default=0, init=False)  # frames that are no create frames
+    pongs: int = attrs.field(default=0, init=False)  # in answer to pings of ``ReadSlowly``
 
     _connections: dict[int, _Connection] = attrs.field(factory=dict, init=False)
     _touched: dict[int, _Connection] = attrs.field(factory=dict, init=False)
     _deadlines: dict[int, Deadline] = attrs.field(factory=dict, init=False)
     _storage: dict[tuple[bytes | None, str], _Chain] = attrs.field(factory=dict, init=False)
+    _items: dict[tuple[bytes | None, str], Json] = attrs.field(factory=dict, init=False)  # stored
     _numbers: int = attrs.field(default=0, init=False)
     _creates: int = attrs.field(default=0, init=False)
     _now: int = attrs.field(default=0, init=False)
@@ -369,6 +300,11 @@ class Emulator:
     def response_id(self, number: int) -> str:
         """The id of the response to the ``number``-th create frame."""
         return f"resp_{self._hex(number)}"
+
+    def keep(self, item: Json, key: str) -> None:
+        """Store ``item`` for those who come with the bearer token ``key``, as if a response had
+        brought it: ``item_reference`` finds it by its ``id``."""
+        self._items[b"Bearer " + key.encode(), item["id"]] = item
 
     # -- Machine
 
@@ -482,7 +418,9 @@ class Emulator:
                     conn.out += conn.ws.data_to_send()
                     self._finish(conn, _End.CLOSE)
                 case PongReceived():
-                    pass
+                    if conn.slow is not None:
+                        conn.slow.pongs += 1
+                        self.pongs += 1
                 case Upgraded() | UpgradeRejected():
                     raise AssertionError("a server is not answered")
                 case _:
@@ -491,7 +429,12 @@ class Emulator:
                 return
         conn.out += conn.ws.data_to_send()
         if conn.ws.mid_message and not conn.mute:
-            self._fault_while_receiving(conn)
+            if conn.slow is None:
+                self._fault_while_receiving(conn)
+            else:
+                self._read_slowly(conn, conn.slow)
+        elif not conn.ws.mid_message:
+            conn.slow = None
         self._advance(conn)
 
     def _upgrade(self, conn: _Connection, target: str, headers: list[tuple[bytes, bytes]]) -> None:
@@ -559,6 +502,8 @@ class Emulator:
         elif conn.retire_at is not None and conn.retire_at <= self._now:
             self._close(conn, 1001, "the connection is past its lifetime")
         else:
+            if conn.slow is not None and conn.slow.due <= self._now:
+                self._read_on(conn, conn.slow)
             self._advance(conn)
 
     def _flush(self) -> list[TransportEffect]:
@@ -573,6 +518,8 @@ class Emulator:
                         conn.close_at = self._now + _CLOSE_GRACE
                 if conn.pause:
                     effects.append(PauseReading(number))
+                if conn.resume:
+                    effects.append(ResumeReading(number))
                 if conn.end is _End.CLOSE:
                     effects.append(Close(number))
                     conn.end = _End.ENDED
@@ -581,7 +528,7 @@ class Emulator:
                     conn.end = _End.ENDED
                     del self._connections[number]
             conn.out.clear()
-            conn.pause = False
+            conn.pause = conn.resume = False
             deadline = self._deadline(conn)
             if deadline is None:
                 self._deadlines.pop(number, None)
@@ -598,6 +545,8 @@ class Emulator:
         due = []
         if conn.retire_at is not None:
             due.append(Deadline(conn.retire_at, Timer.LIFETIME))
+        if conn.slow is not None:
+            due.append(Deadline(conn.slow.due, Timer.PING))
         if not conn.blocked and not conn.mute:
             due += (
                 Deadline(turn._due, Timer.KEEPALIVE)
@@ -609,19 +558,17 @@ class Emulator:
     # -- create frames
 
     def _message(self, conn: _Connection, raw: bytes) -> None:
-        try:
-            body = msgspec.json.decode(raw)
-            _encode([[[[[[[[body]]]]]]]])  # what is echoed later must not be nested too deeply
-        except (msgspec.DecodeError, RecursionError):
-            body = None
+        body = _decode(raw)
         if not isinstance(body, dict):
             self.malformed += 1
-            self._say_error(conn, None, _bad("invalid_json", "The message is not a JSON object."))
+            self._say_error(
+                conn, None, resource.bad("invalid_json", "The message is not a JSON object.")
+            )
             return
         if body.get("type") != "response.create":
             self.malformed += 1
             message = f"Unknown event type {body.get('type')!r}; expected 'response.create'."
-            self._say_error(conn, None, _bad("invalid_value", message, "type"))
+            self._say_error(conn, None, resource.bad("invalid_value", message, "type"))
             return
         self._creates += 1
         request = CreateRequest(self._creates, conn.number, conn.headers, raw, body, self._now)
@@ -629,7 +576,7 @@ class Emulator:
         error = self._find_lane(conn, request)
         if error is None and self._is_past_lifetime(conn):
             message = "This connection has reached its time limit; please open a new one."
-            error = _bad("websocket_connection_limit_reached", message)
+            error = resource.bad("websocket_connection_limit_reached", message)
         if error is None:
             conn.waiting.append(request)
         else:
@@ -641,11 +588,11 @@ class Emulator:
             return None
         if not isinstance(lane, str) or not _STREAM_ID.fullmatch(lane):
             message = "stream_id must match ^[A-Za-z0-9_.-]{1,256}$."
-            return _bad("invalid_stream_id", message, "stream_id")
+            return resource.bad("invalid_stream_id", message, "stream_id")
         request.lane = lane
         if lane not in conn.lanes and len(conn.lanes) >= MAX_LANES:
             message = f"A connection may use at most {MAX_LANES} streams."
-            return _bad("websocket_stream_limit_reached", message, "stream_id")
+            return resource.bad("websocket_stream_limit_reached", message, "stream_id")
         conn.lanes.add(lane)
         return None
 
@@ -681,7 +628,7 @@ class Emulator:
         turn._due = self._now + self.delta_interval
         self.turns.append(turn)
         conn.running[request.lane] = turn
-        for fault in self.faults.at(request.number, Point.BEFORE_CREATED):
+        for fault in self._faults(request, Point.BEFORE_CREATED):
             if not self._act(conn, turn, fault.action):
                 return
         error = self._prepare(conn, turn)
@@ -691,10 +638,10 @@ class Emulator:
     def _prepare(self, conn: _Connection, turn: Turn) -> Error | None:
         """Check the request against the chain and write down what to say; or what is wrong."""
         request = turn.request
-        error = _invalid(request.body)
+        error = resource.invalid(request.body)
         if error is not None:
             return error
-        parent = _Chain("", (), 0)
+        parent = _Chain((), (), 0)
         if request.anchor is not None:
             found = self._find_chain(conn, request.anchor)
             if found is None and self.silent_on_unknown_anchor:
@@ -702,15 +649,25 @@ class Emulator:
                 return None
             if found is None:
                 message = f"Previous response with id '{request.anchor}' not found."
-                return _bad("previous_response_not_found", message, "previous_response_id")
+                return resource.bad("previous_response_not_found", message, "previous_response_id")
             parent = found
-        given = request.input
-        request.context = (*parent.items, *given)
-        size = parent.size + _read_size(given)
-        fixed = _read_size([request.body.get("instructions")])
+        given: list[Json] = []
+        for item in request.input:
+            resolved = self._resolve(conn, parent, item)
+            if isinstance(resolved, Error):
+                return resolved
+            given.append(resolved)
+        given = self._drop_reasoning(turn, parent, given)
+        triggered = any(item.get("type") == "compaction_trigger" for item in given)
+        given = [item for item in given if item.get("type") != "compaction_trigger"]
+        shown = answers.since_compaction((*parent.items, *given))
+        request.context = tuple(shown)
+        whole = len(shown) == len(parent.items) + len(given)
+        size = parent.size + answers.read_size(given) if whole else answers.read_size(shown)
+        fixed = answers.read_size([request.body.get("instructions")])
         tools = request.body.get("tools")  # a model is shown their schemas as they are
         fixed += len(_encode(tools)) if tools else 0
-        request.context_tokens = _tokens(size + fixed)
+        request.context_tokens = answers.tokens(size + fixed)
         error = _unpaired(request.context)
         if error is not None:
             return error
@@ -719,33 +676,107 @@ class Emulator:
                 "Your input exceeds the context window of this model. "
                 "Please adjust your input and try again."
             )
-            return _bad("context_length_exceeded", message, "input")
-        self._write_steps(turn, size, _tokens(parent.size))
+            return resource.bad("context_length_exceeded", message, "input")
+        cached = answers.tokens(parent.size) if whole else 0
+        self._write_steps(turn, self._outputs(request, triggered), size, cached)
         return None
 
     def _find_chain(self, conn: _Connection, anchor: str) -> _Chain | None:
         for chain in conn.cache.values():
-            if chain.id == anchor:
+            if anchor in chain.ids:
                 return chain
         return self._storage.get((conn.authorization, anchor))
 
+    def _resolve(self, conn: _Connection, parent: _Chain, item: Json) -> Json | Error:
+        """An input item; what it names, if it is a reference; 404, if that is not known."""
+        name = item.get("id")
+        reference = item.get("type") == "item_reference" or item.keys() == {"id"}
+        # Without its content, a reasoning item is nothing but a reference to what was stored.
+        thoughts = item.get("type") == "reasoning" and not (
+            item.get("encrypted_content") or item.get("content")
+        )
+        if not reference and not (thoughts and name):
+            return item
+        chains = (parent, *conn.cache.values())
+        known = (one for chain in chains for one in chain.items if one.get("id") == name)
+        found = next(known, None) or self._items.get((conn.authorization, str(name)))
+        if found is not None:
+            return found
+        message = f"Item with id '{name}' not found. Items are not kept when 'store' is false."
+        return attrs.evolve(resource.bad(None, message, "input"), status=404)
+
+    def _drop_reasoning(self, turn: Turn, parent: _Chain, given: list[Json]) -> list[Json]:
+        """``given`` without reasoning that was made after another context, or by another model."""
+        kept: list[Json] = []
+        for item in given:
+            bound = answers.unseal(item.get("encrypted_content"))
+            if item.get("type") != "reasoning" or not bound:
+                kept.append(item)
+                continue
+            if turn._transformations is None:
+                turn._transformations = []
+            reason = None
+            if bound.get("model") != turn.request.body.get("model"):
+                reason = "model_mismatch"
+            elif bound.get("prefix") != _digest((*parent.items, *kept)):
+                reason = "prefix_mismatch"
+            if reason is None:
+                kept.append(item)
+            else:
+                entry = {"type": "reasoning_dropped", "item_id": item.get("id"), "reason": reason}
+                turn._transformations.append(entry)
+        return kept
+
     # -- turns
 
-    def _write_steps(self, turn: Turn, size: int, cached: int) -> None:
-        request = turn.request
-        base = _response(request, turn.response_id, self._wall_clock())
+    def _outputs(self, request: CreateRequest, triggered: bool) -> list[Output]:
+        """What is answered. ``triggered``: the input asks for a compaction and nothing else."""
+        if request.body.get("generate") is False:
+            return []
+        compaction: Json = {
+            "type": "compaction",
+            "encrypted_content": answers.seal({"users": answers.count_users(request.context)}),
+        }
+        if triggered:
+            return [compaction]
+        threshold = _compact_threshold(request.body)
+        if threshold is not None and request.context_tokens > threshold:
+            return [compaction, *self.answer(request)]
+        return list(self.answer(request))
+
+    def _write_steps(self, turn: Turn, outputs: list[Output], size: int, cached: int) -> None:
+        request, changes = turn.request, turn._changes
+        if Change.CHAIN_ID in changes and request.anchor is not None:
+            turn.response_id = request.anchor
+        base = resource.in_progress(request.body, turn.response_id, self._wall_clock())
+        if turn._transformations is not None:
+            base["input_transformations"] = turn._transformations
+        if Change.STORE_FALSE in changes and request.body.get("store") is None:
+            base["store"] = False
+        ids: tuple[str, ...] = (turn.response_id,)
+        begun = base
+        if Change.TWO_IDS in changes:
+            turn.created_id = f"{turn.response_id}c"
+            ids = (*ids, turn.created_id)
+            begun = {**base, "id": turn.created_id}
+        outputs, incomplete = _fit(outputs, request.body.get("max_output_tokens"))
         output: list[Json] = []
         said: list[_Step] = []
+        for index, part in enumerate(outputs):
+            cut = incomplete and index == len(outputs) - 1 and isinstance(part, Text)
+            item, events = self._item(turn, index, part, cut)
+            output.append(item)
+            said += events
         if request.body.get("generate") is not False:
-            said.append({"type": "response.in_progress", "response": base})
-            for index, part in enumerate(self.answer(request)):
-                item, events = self._item(request.number, index, part)
-                output.append(item)
-                said += events
+            said.insert(0, {"type": "response.in_progress", "response": begun})
         for fault in reversed(self._faults(request, Point.MID_OUTPUT)):
             said.insert(_after_deltas(said, fault.deltas), fault)
-        said_size = _read_size(output)
-        produced = _tokens(said_size)
+        shown = answers.since_compaction((*request.context, *output))
+        said_size = answers.read_size(output)
+        whole = len(shown) == len(request.context) + len(output)
+        chain_size = size + said_size if whole else answers.read_size(shown)
+        thoughts = [item for item in output if item.get("type") == "reasoning"]
+        produced = answers.tokens(said_size)
         usage = {
             "input_tokens": request.context_tokens,
             "input_tokens_details": {
@@ -753,30 +784,33 @@ class Emulator:
                 "cache_write_tokens": 0,
             },
             "output_tokens": produced,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": answers.count_tokens(thoughts)},
             "total_tokens": request.context_tokens + produced,
         }
-        items = (*request.context, *output)
-        chain = _Chain(turn.response_id, items, size + said_size)
         turn._steps += [
-            {"type": "response.created", "response": base},
+            {"type": "response.created", "response": begun},
             *self._faults(request, Point.AFTER_CREATED),
             *said,
             *self._faults(request, Point.BEFORE_TERMINAL),
-            _Finish(output, usage, chain, base),
+            _Finish(output, usage, _Chain(ids, tuple(shown), chain_size), base, incomplete),
             *self._faults(request, Point.AFTER_TERMINAL),
         ]
 
     def _faults(self, request: CreateRequest, point: Point) -> list[Fault]:
-        return self.faults.at(request.number, point)
+        found = self.faults.at(request.number, point)
+        return [fault for fault in found if is_met(request, fault.when)]
 
-    def _item(self, number: int, index: int, part: Output) -> tuple[Json, list[Json]]:
-        """An output item as it ends up, and the events that bring it about."""
-        mark = f"{self._hex(number)}{index:02x}"
+    def _item(self, turn: Turn, index: int, part: Output, cut: bool) -> tuple[Json, list[Json]]:
+        """An output item as it ends up, and the events that bring it about. ``cut``: it is not
+        complete."""
+        mark = f"{self._hex(turn.request.number)}{index:02x}"
         where: Json = {"output_index": index}
         middle: list[Json] = []
         if isinstance(part, Text):
-            deltas = _split(part.text, self.deltas) if part.deltas is None else part.deltas
+            text = part.text + ("\ud83d" if Change.SURROGATE in turn._changes else "")
+            deltas = part.deltas
+            if deltas is None or text != part.text:
+                deltas = _split(text, self.deltas)
             begun: Json = {
                 "id": f"msg_{mark}",
                 "type": "message",
@@ -786,8 +820,9 @@ class Emulator:
             }
             where_text = {"item_id": begun["id"], **where, "content_index": 0}
             empty = {"type": "output_text", "annotations": [], "logprobs": [], "text": ""}
-            full = {**empty, "text": part.text}
-            done = {**begun, "status": "completed", "content": [full]}
+            full = {**empty, "text": text}
+            status = "incomplete" if cut else "completed"
+            done = {**begun, "status": status, "content": [full]}
             middle = [
                 {"type": "response.content_part.added", **where_text, "part": empty},
                 *(
@@ -802,7 +837,7 @@ class Emulator:
                 {
                     "type": "response.output_text.done",
                     **where_text,
-                    "text": part.text,
+                    "text": text,
                     "logprobs": [],
                 },
                 {"type": "response.content_part.done", **where_text, "part": full},
@@ -834,13 +869,44 @@ class Emulator:
                     "arguments": part.arguments,
                 },
             ]
+        elif isinstance(part, Reasoning):
+            begun = {"id": f"rs_{mark}", "type": "reasoning", "summary": []}
+            done, middle = self._reasoning(turn.request, begun, where, part)
         else:
             begun = done = {"id": f"item_{mark}", **part}
+            if part.get("type") == "compaction" and "id" not in part:
+                begun = done = {"id": f"cmp_{mark}", **part}
         return done, [
             {"type": "response.output_item.added", **where, "item": begun},
             *middle,
             {"type": "response.output_item.done", **where, "item": done},
         ]
+
+    def _reasoning(
+        self, request: CreateRequest, begun: Json, where: Json, part: Reasoning
+    ) -> tuple[Json, list[Json]]:
+        """A reasoning item, done, and the events between its begin and its end."""
+        done = dict(begun)
+        middle: list[Json] = []
+        if part.summary:
+            empty = {"type": "summary_text", "text": ""}
+            full = {**empty, "text": part.summary}
+            done["summary"] = [full]
+            name = "response.reasoning_summary_"
+            at = {"item_id": begun["id"], **where, "summary_index": 0}
+            middle = [
+                {"type": f"{name}part.added", **at, "part": empty},
+                *(
+                    {"type": f"{name}text.delta", **at, "delta": delta}
+                    for delta in _split(part.summary, self.deltas)
+                ),
+                {"type": f"{name}text.done", **at, "text": part.summary},
+                {"type": f"{name}part.done", **at, "part": full},
+            ]
+        if request.wants_encrypted_reasoning:
+            bound = {"prefix": _digest(request.context), "model": request.body.get("model")}
+            done["encrypted_content"] = answers.seal(bound)
+        return done, middle
 
     def _run(self, conn: _Connection, turn: Turn) -> None:
         """Say the turn's steps, until one is not due yet or the turn is over."""
@@ -860,42 +926,66 @@ class Emulator:
                         return
                     turn._due += self.delta_interval
                 steps.popleft()
+                if Change.NO_CREATED in turn._changes and step["type"] in _OPENING:
+                    continue
                 self._say_event(conn, turn, step)
 
     def _complete(self, conn: _Connection, turn: Turn, finish: _Finish) -> None:
+        changes = turn._changes
+        status = "incomplete" if finish.incomplete else "completed"
         response = {
             **finish.response,
-            "status": "completed",
-            "completed_at": self._wall_clock(),
+            "status": status,
+            "completed_at": None if finish.incomplete else self._wall_clock(),
             "output": finish.output,
             "usage": finish.usage,
         }
-        self._say_event(conn, turn, {"type": "response.completed", "response": response})
-        turn.outcome = Outcome.COMPLETED
-        turn.usage = finish.usage
+        if finish.incomplete:
+            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        event: Json = {"type": f"response.{status}", "response": response}
+        for change in sorted(changes, key=lambda one: one.value):
+            _change_terminal(event, change)
+        self._say_event(conn, turn, event)
+        conn.ended = _Ended(turn.response_id, _encode(event), conn.delta)
+        told = event.get("response")
+        turn.usage = told.get("usage") if isinstance(told, dict) else None
+        if Change.CANCELLED in changes:
+            turn.outcome = Outcome.FAILED
+            return
+        turn.outcome = Outcome.INCOMPLETE if finish.incomplete else Outcome.COMPLETED
         conn.cache[turn.request.lane] = finish.chain
-        if response["store"]:
-            self._storage[conn.authorization, finish.chain.id] = finish.chain
+        if finish.response["store"]:
+            for name in finish.chain.ids:
+                self._storage[conn.authorization, name] = finish.chain
+            for item in finish.chain.items:
+                if isinstance(item.get("id"), str):
+                    self._items[conn.authorization, item["id"]] = item
 
     def _say_event(self, conn: _Connection, turn: Turn, event: Json) -> None:
-        event["sequence_number"] = turn._sequence
+        if Change.NO_SEQUENCE not in turn._changes:
+            event["sequence_number"] = turn._sequence
         turn._sequence += 1
         if turn.request.lane is not None:
             event["stream_id"] = turn.request.lane
-        conn.say(_encode(event))
+        data = _encode(event)
+        if event["type"].endswith(".delta"):
+            conn.delta = data
+        conn.say(data)
 
     def _refuse(self, conn: _Connection, turn: Turn, error: Error) -> None:
         """End the turn with an error frame. A lane's failed continuation evicts its parent."""
-        conn.say(_error_frame(error, turn.request.lane))
+        conn.say(_error_frame(error, turn.request.lane, turn))
         if turn.outcome is Outcome.RUNNING:
             turn.outcome = Outcome.FAILED
             if error.status >= 400:
                 self._evict(conn, turn.request)
+        if error.close is not None:
+            self._close(conn, error.close, "")
         turn._steps.clear()
 
     def _evict(self, conn: _Connection, request: CreateRequest) -> None:
         cached = conn.cache.get(request.lane)
-        if cached is not None and cached.id == request.anchor:
+        if cached is not None and request.anchor in cached.ids:
             del conn.cache[request.lane]
 
     def _silence(self, turn: Turn) -> None:
@@ -924,13 +1014,18 @@ class Emulator:
                 self._freeze(conn)
             case Reject():
                 self._reject(conn, action)
-            case Error() | SendEvents():
+            case Error() | SendEvents() | Stale() | Alter() | ReadSlowly():
                 raise AssertionError("Fault does not allow this before the upgrade")
             case _:
                 assert_never(action)
 
     def _fault_while_receiving(self, conn: _Connection) -> None:
         faults = self.faults.at(self._creates + 1, Point.WHILE_RECEIVING)
+        slow = [fault.action for fault in faults if isinstance(fault.action, ReadSlowly)]
+        if slow:
+            conn.slow = _SlowReading(slow[0], self._now + slow[0].interval)
+            conn.pause = True
+            return
         if not faults:
             return
         self._creates += 1  # this frame is the one, though it will never be complete
@@ -964,6 +1059,8 @@ class Emulator:
                     self._refuse(conn, turn, action)
                 else:
                     conn.say(_error_frame(action, None))
+                    if action.close is not None:
+                        self._close(conn, action.close, "")
                 return False
             case Garbage(data, raw):
                 if raw:
@@ -974,10 +1071,48 @@ class Emulator:
                 return not raw
             case SendEvents(events):
                 return self._say_scripted(conn, turn, events)
-            case Reject():
-                raise AssertionError("Fault does not allow this after the upgrade")
+            case Stale(event):
+                self._say_stale(conn, event)
+                return True
+            case Alter(change):
+                if turn is not None:
+                    turn._changes.add(change)
+                return True
+            case Reject() | ReadSlowly():
+                raise AssertionError("Fault does not allow this here")
             case _:
                 assert_never(action)
+
+    def _read_slowly(self, conn: _Connection, slow: _SlowReading) -> None:
+        """A piece of the frame came: read no more until it is time."""
+        conn.pause = True
+        if slow.due <= self._now:
+            slow.due = self._now + slow.how.interval
+
+    def _read_on(self, conn: _Connection, slow: _SlowReading) -> None:
+        if slow.pings - slow.pongs >= slow.how.patience:
+            self._close(conn, 1011, "keepalive ping timeout")
+            return
+        if slow.pings < slow.how.pings:
+            conn.out += conn.ws.ping()
+            slow.pings += 1
+        slow.due = self._now + slow.how.interval
+        conn.resume = True
+
+    def _say_stale(self, conn: _Connection, event: StaleEvent) -> None:
+        if conn.ended is None:
+            return
+        match event:
+            case StaleEvent.TERMINAL:
+                conn.say(conn.ended.terminal)
+            case StaleEvent.DELTA:
+                if conn.ended.delta is not None:
+                    conn.say(conn.ended.delta)
+            case StaleEvent.DONE:
+                response = {"id": conn.ended.response_id, "usage": {"input_tokens": 1}}
+                conn.say(_encode({"type": "response.done", "response": response}))
+            case _:
+                assert_never(event)
 
     def _say_scripted(
         self, conn: _Connection, turn: Turn | None, events: tuple[bytes, ...]
@@ -1014,6 +1149,129 @@ class Emulator:
 # ------------------------------------------------------------------ JSON
 
 
+def _decode(raw: bytes) -> object:
+    """JSON, or None. What is echoed later must not be nested too deeply to be written."""
+    try:
+        body = msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        try:
+            body = json.loads(raw)  # half a surrogate pair, which msgspec does not take
+        except (ValueError, RecursionError):
+            return None
+    except RecursionError:
+        return None
+    try:
+        _encode([[[[[[[[body]]]]]]]])
+    except RecursionError:
+        return None
+    return body
+
+
+def is_met(request: CreateRequest, when: When) -> bool:
+    """Whether a fault that strikes ``when`` strikes the frame of ``request``."""
+    match when:
+        case When.ALWAYS:
+            return True
+        case When.ANCHORED:
+            return request.anchor is not None
+        case When.REBUILT:
+            return request.anchor is None and any(map(_is_answer, request.input))
+        case _:
+            assert_never(when)
+
+
+def _is_answer(item: object) -> bool:
+    """Whether a model said ``item`` once."""
+    if not isinstance(item, dict):
+        return False
+    kinds = ("reasoning", "compaction")
+    return item.get("role") == "assistant" or answers.is_call(item) or item.get("type") in kinds
+
+
+def _digest(items: Sequence[Json]) -> str:
+    """Of a context as a model reads it. Reasoning is left out: clients may leave it out, too."""
+    read = [answers.as_read(item) for item in items if item.get("type") != "reasoning"]
+    return hashlib.blake2b(_encode(read), digest_size=8).hexdigest()
+
+
+def _compact_threshold(body: Json) -> int | None:
+    """Tokens of a context that is to be compacted first, as ``context_management`` says."""
+    for entry in body.get("context_management") or []:
+        if isinstance(entry, dict) and entry.get("type") == "compaction":
+            threshold = entry.get("compact_threshold")
+            return threshold if isinstance(threshold, int) else None
+    return None
+
+
+def _fit(outputs: list[Output], limit: int | None) -> tuple[list[Output], bool]:
+    """What of ``outputs`` is produced with at most ``limit`` tokens, and whether that is less. A
+    text is cut; anything else that does not fit is left out."""
+    if limit is None:
+        return outputs, False
+    left = limit * answers.BYTES_PER_TOKEN
+    kept: list[Output] = []
+    for part in outputs:
+        if isinstance(part, Text):
+            data = part.text.encode(errors="replace")
+            if len(data) > left:
+                kept.append(Text(data[:left].decode(errors="ignore")))
+                return kept, True
+            size = len(data)
+        elif isinstance(part, ToolCall):
+            size = answers.read_size([part.name, part.arguments])
+        elif isinstance(part, Reasoning):
+            size = answers.read_size([part.summary])
+        else:
+            size = answers.read_size([part])
+        if size > left:
+            return kept, True
+        left -= size
+        kept.append(part)
+    return kept, False
+
+
+def _change_terminal(event: Json, change: Change) -> None:
+    """Let ``change`` befall a terminal event."""
+    response = event.get("response")
+    if not isinstance(response, dict):
+        return
+    match change:
+        case Change.OUTPUT_EMPTY:
+            response["output"] = []
+        case Change.OUTPUT_SHORT:
+            response["output"] = response["output"][:-1]
+        case Change.OUTPUT_NULL:
+            response["output"] = None
+        case Change.OUTPUT_MISSING:
+            del response["output"]
+        case Change.OUTPUT_MALFORMED:
+            response["output"] = [None, "item", 7]
+        case Change.USAGE_NULL:
+            response["usage"] = None
+        case Change.RESPONSE_MISSING:
+            del event["response"]
+        case Change.RESPONSE_NULL:
+            event["response"] = None
+        case Change.RESPONSE_STRING:
+            event["response"] = response["id"]
+        case Change.DONE:
+            event["type"] = "response.done"
+        case Change.CANCELLED:
+            event["type"] = "response.cancelled"
+            response["status"] = "cancelled"
+        case (
+            Change.TWO_IDS
+            | Change.CHAIN_ID
+            | Change.STORE_FALSE
+            | Change.NO_CREATED
+            | Change.NO_SEQUENCE
+            | Change.SURROGATE
+        ):
+            pass  # these change other events, or all
+        case _:
+            assert_never(change)
+
+
 def _type(event: bytes) -> str | None:
     try:
         value = msgspec.json.decode(event)
@@ -1035,81 +1293,88 @@ def _after_deltas(steps: Sequence[_Step], count: int) -> int:
     return deltas[0] if count == 0 else deltas[min(count, len(deltas)) - 1] + 1
 
 
-def _bad(code: str, message: str, param: str | None = None) -> Error:
-    return Error(400, code, "invalid_request_error", message, param)
-
-
-def _invalid(body: Mapping[str, Any]) -> Error | None:
-    """What is wrong with a create frame by itself."""
-    if not isinstance(body.get("model"), str):
-        return _bad("missing_required_parameter", "Missing required parameter: 'model'.", "model")
-    if body.get("background") is True:
-        message = "background is not supported in WebSocket mode."
-        return _bad("unsupported_parameter", message, "background")
-    for name, kind in (("store", bool), ("generate", bool), ("previous_response_id", str)):
-        value = body.get(name)
-        if value is not None and not isinstance(value, kind):
-            message = f"Invalid type for '{name}': expected {kind.__name__}."
-            return _bad("invalid_type", message, name)
-    if body.get("conversation") is not None and body.get("previous_response_id") is not None:
-        message = "conversation cannot be combined with previous_response_id."
-        return _bad("mutually_exclusive_parameters", message, "conversation")
-    given = body.get("input", [])
-    items = given if isinstance(given, list) else []
-    if not isinstance(given, str | list) or not all(isinstance(item, dict) for item in items):
-        message = "Invalid type for 'input': expected a string or a list of objects."
-        return _bad("invalid_type", message, "input")
-    if not all(isinstance(item.get("call_id", ""), str) for item in items):
-        return _bad("invalid_type", "Invalid type for 'call_id': expected a string.", "input")
-    return None
-
-
 def _unpaired(items: Sequence[Json]) -> Error | None:
     """Tool outputs need a call before them, and calls an output."""
     calls: set[object] = set()
     pending: dict[object, None] = {}
     for item in items:
         call_id = item.get("call_id")
-        if _is_call(item):
+        if answers.is_call(item):
             calls.add(call_id)
             pending[call_id] = None
-        elif _is_output(item):
+        elif answers.is_output(item):
             if call_id not in calls:
                 message = f"No tool call found for function call output with call_id {call_id}."
-                return attrs.evolve(_bad("", message, "input"), code=None)
+                return resource.bad(None, message, "input")
             pending.pop(call_id, None)
     for call_id in pending:
         message = f"No tool output found for function call {call_id}."
-        return attrs.evolve(_bad("", message, "input"), code=None)
+        return resource.bad(None, message, "input")
     return None
 
 
-def _error_frame(error: Error, lane: str | None) -> bytes:
-    frame: Json = {"type": "error"}
-    if error.shape is not ErrorShape.NO_STATUS:
-        frame["status"] = error.status
-    if lane is not None:
-        frame["stream_id"] = lane
+def _error_frame(error: Error, lane: str | None, turn: Turn | None = None) -> bytes:
+    """The frame that says ``error`` in its shape. ``turn``: the one that is refused."""
+    missed = error.code == "previous_response_not_found"
+    words = {
+        "type": error.type,
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+        **dict(error.members),
+    }
+    frame: Json = {"type": "error", "status": error.status}
     match error.shape:
-        case ErrorShape.FULL | ErrorShape.NO_STATUS:
-            frame["error"] = {
-                "type": error.type,
-                "code": error.code,
-                "message": error.message,
-                "param": error.param,
-            }
+        case ErrorShape.FULL:
+            frame["error"] = words
+        case ErrorShape.NO_STATUS:
+            frame = {"type": "error", "error": words}
         case ErrorShape.TERSE:
-            missed = error.code == "previous_response_not_found"
             message = "Invalid `previous_response_id`." if missed else error.message
             frame["error"] = {"type": error.type, "message": message}
         case ErrorShape.CODE_IN_TYPE:
-            frame["error"] = {
-                "type": error.code or error.type,
-                "message": error.message,
-                "param": error.param,
+            del words["code"]
+            frame["error"] = {**words, "type": error.code or error.type}
+        case ErrorShape.FLAT:
+            del words["type"]
+            frame |= words
+        case ErrorShape.BARE:
+            frame = {"error": words}
+        case ErrorShape.BARE_STATUS:
+            frame = {"status": error.status, "error": words}
+        case ErrorShape.DETAIL:
+            frame = {"detail": error.message}
+        case ErrorShape.BODY:
+            frame["body"] = {"error": words}
+        case ErrorShape.STATUS_CODE:
+            frame = {"type": "error", "status_code": error.status, "error": words}
+        case ErrorShape.STATUS_STRING:
+            frame["status"] = str(error.status)
+            frame["error"] = words
+        case ErrorShape.INTEGER_CODE:
+            status = 404 if missed else error.status
+            anchor = turn.request.anchor if turn is not None else None
+            message = f"Response with id '{anchor}' not found." if missed else error.message
+            kind = "NotFoundError" if missed else error.type
+            frame = {"error": {**words, "message": message, "type": kind, "code": status}}
+        case ErrorShape.GRPC:
+            kind = "NotFound" if missed else "Unknown"
+            message = f"rpc error: code = {kind} desc = {error.message}"
+            frame = {"error": {"message": message, "type": "api_error"}}
+        case ErrorShape.RESPONSE_FAILED:
+            code = error.code or error.type
+            failed = {
+                "id": turn.response_id if turn is not None else "resp_none",
+                "object": "response",
+                "status": "failed",
+                "output": [],
+                "error": {"code": code, "message": error.message, **dict(error.members)},
             }
+            frame = {"type": "response.failed", "sequence_number": 0, "response": failed}
         case _:
             assert_never(error.shape)
+    if lane is not None:
+        frame["stream_id"] = lane
     return _encode(frame)
 
 
@@ -1123,44 +1388,3 @@ def _http_error(error: Error) -> Reject:
         }
     }
     return Reject(error.status, ((b"content-type", b"application/json"),), _encode(body))
-
-
-def _response(request: CreateRequest, response_id: str, created_at: int) -> Json:
-    """The response object as ``response.created`` shows it: what was asked, or its default."""
-    defaults: Json = {
-        "background": False,
-        "instructions": None,
-        "max_output_tokens": None,
-        "max_tool_calls": None,
-        "metadata": {},
-        "model": None,
-        "parallel_tool_calls": True,
-        "previous_response_id": None,
-        "prompt_cache_key": None,
-        "reasoning": {"effort": None, "summary": None},
-        "safety_identifier": None,
-        "service_tier": "default",
-        "store": True,
-        "temperature": 1.0,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
-        "tool_choice": "auto",
-        "tools": [],
-        "top_logprobs": 0,
-        "top_p": 1.0,
-        "truncation": "disabled",
-        "user": None,
-    }
-    asked = {name: request.body[name] for name in defaults if request.body.get(name) is not None}
-    return {
-        "id": response_id,
-        "object": "response",
-        "created_at": created_at,
-        "status": "in_progress",
-        "completed_at": None,
-        "error": None,
-        "incomplete_details": None,
-        "output": [],
-        "usage": None,
-        **defaults,
-        **asked,
-    }

@@ -53,11 +53,13 @@ from bridgecore.recovery.rules import step
 from bridgecore.recovery.state import Lifecycle, Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing.faults import (
+    CATALOGUE,
+    DRAW_ODD_FAULTS,
+    DRAWN_SHAPES,
     EVERY,
     Abort,
     CloseWith,
     Error,
-    ErrorShape,
     Fault,
     FaultPlan,
     Freeze,
@@ -743,7 +745,7 @@ _ERRORS = st.builds(
     Error,
     status=st.sampled_from([status for status in _STATUSES if status is not None]),
     code=st.sampled_from(_CODES),
-    shape=st.sampled_from(ErrorShape),
+    shape=st.sampled_from(DRAWN_SHAPES),
 )
 _FAULTS = st.one_of(
     st.builds(Fault, st.sampled_from(CONNECTION_POINTS), _ANYWHERE),
@@ -767,16 +769,25 @@ _FAULTS = st.one_of(
 )
 
 
+_ODD_FAULTS = st.sampled_from([named.fault for named in CATALOGUE.values()])
+_DRAWN_FAULTS = _FAULTS | _ODD_FAULTS if DRAW_ODD_FAULTS else _FAULTS
+
+
 def faults() -> st.SearchStrategy[Fault]:
     """What can go wrong at an upstream, at every point of a turn or a connection."""
-    return _FAULTS
+    return _DRAWN_FAULTS
+
+
+def odd_faults() -> st.SearchStrategy[Fault]:
+    """What real services have been seen to do: the faults of ``CATALOGUE``."""
+    return _ODD_FAULTS
 
 
 def fault_plans(turns: int = 6, max_size: int = 8) -> st.SearchStrategy[FaultPlan]:
     """Plans for an ``Emulator``: up to ``max_size`` faults, each for one of the first ``turns``
     turns or connections; few are for every one of them, because little happens after that."""
     number = st.sampled_from((*range(1, turns + 1), *range(1, turns + 1), EVERY))
-    return st.lists(st.tuples(number, _FAULTS), max_size=max_size).map(_plan)
+    return st.lists(st.tuples(number, _DRAWN_FAULTS), max_size=max_size).map(_plan)
 
 
 def _plan(entries: list[tuple[int, Fault]]) -> FaultPlan:
@@ -806,6 +817,7 @@ __all__ = [
     "invalid_create_bodies",
     "losses",
     "malformed_requests",
+    "odd_faults",
     "policies",
     "remedies",
     "replay",

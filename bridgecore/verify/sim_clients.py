@@ -34,9 +34,10 @@ import attrs
 import msgspec
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.testing.emulator import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.faults import Change
 from bridgecore.verify.sim_network import MILLISECOND, Rng
-from bridgecore.verify.sim_upstream import Asked
+from bridgecore.verify.sim_upstream import Asked, decode, encode
 from bridgecore.wire import transport as tp
 
 Json: TypeAlias = dict[str, Any]
@@ -49,7 +50,6 @@ _RETRIABLE = frozenset({429, 502, 503, 504})
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
 _MARK = re.compile(rb"<c(\d+)t(\d+)>")
 _CALL_TOOLS = re.compile(r"call (\d) tools ")
-_encode = msgspec.json.encode
 
 
 def mark(client: int, turn: int) -> str:
@@ -199,12 +199,31 @@ class AnswerReader:
         return Head(int(match[1]), headers)
 
 
+# Events of some upstreams that do not count as events of the response.
+_NEVER_NUMBERED = frozenset({"response.metadata", "codex.rate_limits"})
+
+
 class _Event(msgspec.Struct):
     type: str
-    sequence_number: int
+    sequence_number: int | None = None
 
 
 _event = msgspec.json.Decoder(_Event)
+
+
+def _read(data: bytes) -> _Event:
+    """What a reader of streams looks at in each event.
+
+    Raises:
+        AnswerError: it is no event.
+    """
+    try:
+        return _event.decode(data)
+    except msgspec.DecodeError:
+        try:  # half a surrogate pair, which msgspec does not take
+            return msgspec.convert(decode(data), _Event)
+        except ValueError as exc:
+            raise AnswerError(f"an event that cannot be read: {exc}") from None
 
 
 @attrs.define(eq=False)
@@ -218,6 +237,8 @@ class Answer:
     sequence: int = -1
     items: list[Json] = attrs.Factory(list)  # finished output items
     terminal: Json | None = None  # the last event of a stream, or None
+    renamed: bool = False  # the terminal event names another response than response.created
+    unnumbered: bool = False  # an event had no sequence number
 
     @property
     def stream(self) -> bool:
@@ -254,34 +275,35 @@ class Answer:
         self._take(name.decode(), b"\n".join(data))
 
     def _take(self, name: str, data: bytes) -> None:
-        try:
-            event = _event.decode(data)
-        except msgspec.DecodeError as exc:
-            raise AnswerError(f"an event {name} that cannot be read: {exc}") from None
+        event = _read(data)
         if event.type != name:
             raise AnswerError(f"event: {name}, but its data is {event.type}")
+        number = event.sequence_number
+        if number is None:
+            self.unnumbered = self.unnumbered or name not in _NEVER_NUMBERED
+            number = self.sequence + 1
         if name == "keepalive":
-            if event.sequence_number < self.sequence:
+            if number < self.sequence:
                 raise AnswerError("a keepalive whose sequence number falls")
             return
-        if event.sequence_number <= self.sequence:
+        if number <= self.sequence:
             raise AnswerError(f"{name}: the sequence number does not rise (invariant 14)")
-        self.sequence = event.sequence_number
+        if event.sequence_number is not None:
+            self.sequence = number
         first = self.events == 0
         self.events += 1
         if name == "response.created":
             if not first:
                 raise AnswerError("response.created is not the first event, or not the only one")
-            self.response = self._id_of(msgspec.json.decode(data))
+            self.response = self._id_of(decode(data))
         elif first and name != "response.failed":
             raise AnswerError(f"the first event is {name}, not response.created (invariant 26)")
         elif name == "response.output_item.done":
-            self.items.append(msgspec.json.decode(data)["item"])
+            self.items.append(decode(data)["item"])
         elif name in _TERMINAL:
-            self.terminal = msgspec.json.decode(data)
+            self.terminal = decode(data)
             found = self._id_of(self.terminal)
-            if self.response is not None and found != self.response:
-                raise AnswerError("the terminal event names another response (invariant 14)")
+            self.renamed = self.response is not None and found != self.response
         elif name == "error":
             raise AnswerError("an error event in a stream, which clients ignore")
 
@@ -300,22 +322,32 @@ class Answer:
         """
         if not self.stream:
             try:
-                response = msgspec.json.decode(self.body)
-            except msgspec.DecodeError:
+                response = decode(self.body)
+            except ValueError:
                 raise AnswerError("a body that is no JSON") from None
             if not isinstance(response, dict):
                 raise AnswerError("a body that is no object")
+            if self.head.status == 200:
+                _check_output(response)
             return response
         if self.terminal is None:
             raise AnswerError("a stream that ends without a terminal event (invariant 25)")
         if self.body:
             raise AnswerError("half an event at the end of a stream")
         response = self.terminal["response"]
+        _check_output(response)
         completed = self.terminal["type"] == "response.completed"
         if completed and response["output"] != self.items:
             raise AnswerError("the output differs from the items that the stream brought")
         assert isinstance(response, dict), "the id was read from it"
         return response
+
+
+def _check_output(response: Json) -> None:
+    output = response.get("output")
+    items = output if isinstance(output, list) else [None]
+    if not all(isinstance(item, dict) and isinstance(item.get("type"), str) for item in items):
+        raise AnswerError("a response whose output is no list of items")
 
 
 # ------------------------------------------------------------------ the models
@@ -380,6 +412,9 @@ class Observer(Protocol):
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether something was done to ``client`` that explains a refusal of the turn with
         ``status``; None: that explains a connection lost."""
+
+    def altered(self, client: Client) -> Change | None:
+        """How the upstream alters the events of the turn of ``client``, if it does."""
 
     def violate(self, prop: str, client: Client, text: str) -> None:
         """``client`` saw what must not be."""
@@ -686,7 +721,9 @@ class Client:
         self._anchor = self._checkpoints[-1] if profile.anchored and self._checkpoints else None
         if self._probing:
             self._anchor = _Checkpoint(self._probing[0].response, len(self._history))
-        body: Json = {"model": "sim", "stream": profile.stream, "store": profile.store}
+        body: Json = {"model": "sim", "stream": profile.stream}
+        if not profile.store or self.number % 24 < 12:  # true is what it is when it is left out
+            body["store"] = profile.store
         if self._warming:
             body["generate"] = False
         length = 0
@@ -699,7 +736,7 @@ class Client:
         if profile.terse:
             self._ours = [_terse(item) for item in self._ours]
         body["input"] = self._ours
-        self._body = _encode(body)
+        self._body = encode(body)
 
     @property
     def _key(self) -> str:
@@ -846,6 +883,12 @@ class Client:
 
     def _succeed(self, answer: Answer) -> None:
         response = answer.final()
+        altered = self._observer.altered(self)
+        # Without the upstream's response.created the bridge has to invent its id.
+        if answer.renamed and altered not in (Change.TWO_IDS, Change.NO_CREATED):
+            raise AnswerError("the terminal event names another response (invariant 14)")
+        if answer.unnumbered and altered is not Change.NO_SEQUENCE:
+            raise AnswerError("an event without a sequence number")
         state = response.get("status")
         error = response.get("error")
         if state == "failed":
@@ -860,7 +903,7 @@ class Client:
         if self._probing:
             self._told(f"an answer: {state}")
             return
-        if state == "incomplete":
+        if state in ("incomplete", "cancelled"):
             if not self._observer.explained(self, 200):
                 self._violate("status", "an incomplete response out of the blue")
             self._note("incomplete")

@@ -30,7 +30,8 @@ from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.testing.emulator import CreateRequest, Emulator, Output, Text, count_tokens
+from bridgecore.testing.answers import CreateRequest, Output, Text, count_tokens
+from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
 from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head, Json
 from bridgecore.verify.sim_network import MILLISECOND, Rng, SimNetwork

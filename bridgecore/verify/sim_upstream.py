@@ -18,17 +18,37 @@ Checked for every create frame, also of turns that fail later:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import attrs
 import msgspec
 
-from bridgecore.testing.emulator import CreateRequest, Turn
+from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.emulator import Outcome, Turn
 
 Json: TypeAlias = dict[str, Any]
 
-_encode = msgspec.json.encode
+
+def encode(value: object) -> bytes:
+    """JSON, also of what has half a surrogate pair in it: upstreams send those, escaped."""
+    try:
+        return msgspec.json.encode(value)
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":")).encode()
+
+
+def decode(data: bytes | bytearray) -> Any:
+    """What ``data`` says.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        return json.loads(data)
 
 
 @attrs.frozen(eq=False)
@@ -90,7 +110,8 @@ class Witness:
         asked in the attempts so far, the latest last."""
         request = turn.request
         latest = asked[-1]
-        self._made[turn.response_id] = (latest.credential, turn)
+        for name in (turn.response_id, turn.created_id):
+            self._made[name] = (latest.credential, turn)
         found = [
             *self._credential(request, asked),
             *self._sibling(request, asked),
@@ -109,6 +130,8 @@ class Witness:
         # It stands for that answer from now on.
         self._made[turn.response_id] = (asked.credential, answer)
         found = [*self._credential(request, [asked]), *_self_contained(request, asked)]
+        if turn.outcome is Outcome.FAILED and not request.context:
+            return found  # it was refused before anything was shown
         shown = [said(item) for item in request.context]
         if meant is not None and shown != [said(item) for item in meant]:
             text = f"a socket learnt {len(shown)} items for the {len(meant)} that were said"
@@ -231,7 +254,7 @@ def said(item: Json) -> tuple[object, ...]:
 
 def _size(items: Sequence[Json], anchor: str | None) -> int:
     """Bytes of a frame that say what it is about."""
-    size = len(_encode(items))
+    size = len(encode(items))
     return size if anchor is None else size + len(anchor) + _ANCHOR
 
 

@@ -34,16 +34,22 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 import attrs
-import msgspec
 
 from bridgecore.config import Config, Rotation, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.testing.emulator import CreateRequest, Emulator, Outcome, Turn
+from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.emulator import Emulator, Outcome, Turn, is_met
 from bridgecore.testing.faults import (
+    CATALOGUE,
+    DRAW_ODD_FAULTS,
+    DRAWN_SHAPES,
+    NOT_FOUND,
     Abort,
     Action,
+    Alter,
+    Change,
     CloseWith,
     Error,
     ErrorShape,
@@ -52,13 +58,16 @@ from bridgecore.testing.faults import (
     Freeze,
     Garbage,
     Point,
+    ReadSlowly,
     Reject,
     SendEvents,
     Silence,
+    Stale,
+    When,
 )
 from bridgecore.verify.sim_clients import PROFILES, Client, Probe, Profile, answer, marks
 from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
-from bridgecore.verify.sim_upstream import Asked, Json, Ledger, Witness
+from bridgecore.verify.sim_upstream import Asked, Json, Ledger, Witness, encode
 from bridgecore.wire import transport as tp
 from bridgecore.wire.decisions import hashed
 
@@ -104,13 +113,6 @@ class Trouble:
         return f"the upstream: {self.what.action} {self.what.point.value}"
 
 
-_NOT_FOUND = Error(
-    400,
-    "previous_response_not_found",
-    "invalid_request_error",
-    "Previous response not found.",
-    "previous_response_id",
-)
 _LIMIT = Error(
     400,
     "websocket_connection_limit_reached",
@@ -149,7 +151,9 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
         Fault(Point.MID_OUTPUT, Error()),
     ),
     tuple(
-        Fault(Point.BEFORE_CREATED, attrs.evolve(_NOT_FOUND, shape=shape)) for shape in ErrorShape
+        # No upstream misses a response that nobody asked for.
+        Fault(Point.BEFORE_CREATED, attrs.evolve(NOT_FOUND, shape=shape), when=When.ANCHORED)
+        for shape in DRAWN_SHAPES
     ),
     (
         Fault(Point.BEFORE_CREATED, _LIMIT),
@@ -174,15 +178,48 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
     ),
 )
 _OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
+# Of the faults of real services these are not drawn. What happens while a frame is received cannot
+# be attributed to a client (upstreams that read slowly are drawn for a whole run); and turns are
+# told apart by the ids of their responses.
+_NOT_DRAWN: Final = frozenset({"slow-reader", "too-large-while-receiving", "chain-id"})
+_USUAL: Final = {fault for kind in _UPSTREAM_FAULTS for fault in kind}
+_ODD_NAMES: Final[dict[Fault, str]] = {
+    named.fault: name
+    for name, named in CATALOGUE.items()
+    if name not in _NOT_DRAWN and named.fault not in _USUAL
+}
 
 
-def trouble(seed: int, client: int, turn: int, every: int | None) -> Trouble | None:
-    """What goes wrong in the turn, once in ``every`` turns; None: nothing, as for most."""
+def _odd_kinds() -> tuple[tuple[Fault, ...], ...]:
+    """The faults of real services, each list one kind of trouble."""
+    kinds: dict[str, list[Fault]] = {}
+    for fault in _ODD_NAMES:
+        match fault.action:
+            case Stale() | Alter():
+                kind = type(fault.action).__name__
+            case Garbage() | SendEvents():
+                kind = "noise"
+            case _:
+                kind = "anchor" if fault.when is not When.ALWAYS else "refusal"
+        kinds.setdefault(kind, []).append(fault)
+    return tuple(map(tuple, kinds.values()))
+
+
+_ODD_FAULTS: Final = _odd_kinds()
+_SLOWLY: Final = Fault(Point.WHILE_RECEIVING, ReadSlowly())
+
+
+def trouble(
+    seed: int, client: int, turn: int, every: int | None, *, odd: bool = DRAW_ODD_FAULTS
+) -> Trouble | None:
+    """What goes wrong in the turn, once in ``every`` turns; None: nothing, as for most. ``odd``:
+    the faults of ``CATALOGUE`` are drawn, too."""
     rng = Rng(seed, 3, client, turn)
     if every is None or not rng.one_in(every):
         return None
     if rng.one_in(2):
-        return Trouble(rng.pick(rng.pick(_UPSTREAM_FAULTS)))
+        kinds = (*_UPSTREAM_FAULTS, *_ODD_FAULTS) if odd else _UPSTREAM_FAULTS
+        return Trouble(rng.pick(rng.pick(kinds)))
     strike = rng.pick(tuple(Strike))
     count = rng.between(1, 3) if strike is Strike.REFUSED else _bytes(rng)
     # Mostly shorter than any deadline, sometimes longer than most.
@@ -207,6 +244,7 @@ class Scenario:
     clients: int = 32
     turns: int = 20  # of each client
     fault_every: int | None = 4  # turns for one trouble; None: nothing goes wrong
+    odd: bool = DRAW_ODD_FAULTS  # upstreams misbehave as in ``CATALOGUE``, too
     restarts: bool = True  # the upstream goes away and comes back, every few hours
     warm: bool = False  # sockets are given up after minutes, and those that follow are warmed
     profiles: tuple[Profile, ...] = PROFILES
@@ -301,6 +339,8 @@ class _UpstreamFaults(FaultPlan):
 
     def at(self, nth: int, point: Point) -> list[Fault]:
         """The faults that the ``nth`` connection or turn meets at ``point``."""
+        if point is Point.WHILE_RECEIVING:  # apart from this, the network breaks frames in two
+            return [_SLOWLY] if self._world.reads_slowly else []
         fault = self._world.fault(nth, point)
         return [] if fault is None else [fault]
 
@@ -330,7 +370,8 @@ class _World:
         self._troubles: dict[int, Trouble | None] = {}  # client -> trouble of its turn
         self._struck: dict[int, set[int]] = {}  # client -> turns whose upstream fault has struck
         self._of_create: dict[int, tuple[int, int]] = {}  # create frame -> client, turn
-        self._anchored: set[int] = set()  # create frames that name a response
+        self._whens: dict[int, set[When]] = {}  # create frame -> which faults strike it
+        self.reads_slowly = scenario.odd and Rng(seed, 8).one_in(4)
         self._sends: dict[tuple[int, int], _Sends] = {}
         self._faulted: dict[int, Fault] = {}  # create frame -> what it met
         self._wires: dict[int, End] = {}  # client -> its connection, as of its latest attempt
@@ -479,9 +520,7 @@ class _World:
 
     def fault(self, nth: int, point: Point) -> Fault | None:
         """The fault that the ``nth`` connection or turn of the upstream meets at ``point``."""
-        if point is Point.WHILE_RECEIVING:
-            return None  # the network breaks frames in two
-        anchored = True
+        whens = set(When)
         if point in _OF_CONNECTIONS:
             client = self._network.accepted(self._emulator, nth).label
         else:
@@ -491,12 +530,12 @@ class _World:
             client = found[0]
             if found[1] != self._turn_of(client):
                 return None  # a straggler of a turn that is over
-            anchored = nth in self._anchored
+            whens = self._whens[nth]
         met = self._troubles.get(client)
         if met is None or not isinstance(met.what, Fault) or met.what.point is not point:
             return None
-        if isinstance(met.what.action, Error) and met.what.action.param and not anchored:
-            return None  # no upstream misses a response that nobody asked for
+        if met.what.when not in whens:
+            return None
         turn = self._turn_of(client)
         struck = self._struck.setdefault(client, set())
         if turn in struck:
@@ -516,8 +555,7 @@ class _World:
         if nth not in self._of_create:
             for request in self._emulator.requests:
                 self._of_create.setdefault(request.number, _whose(request))
-                if request.anchor is not None:
-                    self._anchored.add(request.number)
+                self._whens[request.number] = {one for one in When if is_met(request, one)}
         return self._of_create.get(nth)
 
     def _look_upstream(self) -> None:
@@ -571,17 +609,21 @@ class _World:
 
     def _refused(self, turn: Turn) -> bool:
         """Whether the upstream refused the turn before it generated anything."""
-        if turn.outcome is not Outcome.FAILED:
-            return False
         fault = self._faulted.get(turn.request.number)
-        return fault is None or fault.point is Point.BEFORE_CREATED
+        if turn.outcome is Outcome.LOST and fault is not None:
+            # Close code 1009: it was not even read.
+            return isinstance(fault.action, CloseWith) and fault.action.code == 1009
+        if turn.outcome is not Outcome.FAILED or fault is None:
+            return turn.outcome is Outcome.FAILED
+        return fault.point is Point.BEFORE_CREATED and not isinstance(fault.action, Alter)
 
     def _told(self, log: tp.Log) -> None:
         """The bridge says what a turn saved and cost: is it so?"""
         if log.event == "session.warmed" and log.fields["outcome"] == "completed":
             cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
-            if not any(cost == (size, usage and usage["input_tokens"]) for size, usage in seen):
+            costs = {(size, usage["input_tokens"] if usage else 0) for size, usage in seen}
+            if cost not in costs:
                 self._violate("accounts", NOBODY, f"no socket was warmed for {cost}")
             self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
@@ -676,7 +718,7 @@ class _World:
         scenario = self._scenario
         if (client, turn) in scenario.spared:
             return None
-        return trouble(scenario.seed, client, turn, scenario.fault_every)
+        return trouble(scenario.seed, client, turn, scenario.fault_every, odd=scenario.odd)
 
     def attempt_begins(self, client: Client) -> None:
         """The client sends its body once more."""
@@ -737,9 +779,25 @@ class _World:
             # Whose bytes do not come is told so, or taken for gone.
             return met.what is Strike.CLIENT_STALL and status in (None, 408)
         action = met.what.action
-        return (isinstance(action, Error) and action.status == status) or (
-            isinstance(action, SendEvents) and status == 200
-        )
+        match action:
+            case Error():
+                # Whoever names no response hears nothing of an anchor that was refused.
+                named = met.what.when is not When.ANCHORED or client.anchor is not None
+                return named and action.status == status
+            case CloseWith():
+                return action.code == 1009 and status == 413
+            case Alter(change):
+                return change is Change.CANCELLED and status == 200
+            case _:
+                return isinstance(action, SendEvents) and status == 200
+
+    def altered(self, client: Client) -> Change | None:
+        """How the events of the client's turn are altered, if they are."""
+        met = self._troubles.get(client.number)
+        if met is None or not isinstance(met.what, Fault):
+            return None
+        action = met.what.action
+        return action.change if isinstance(action, Alter) else None
 
     def violate(self, prop: str, client: Client, text: str) -> None:
         """A client saw what must not be."""
@@ -782,13 +840,15 @@ _BETWEEN = frozenset(
 
 
 def _fault_name(fault: Fault) -> str:
+    if fault in _ODD_NAMES:
+        return _ODD_NAMES[fault]
     return f"{type(fault.action).__name__} {fault.point.value}"
 
 
 def _whose(request: CreateRequest) -> tuple[int, int]:
     """Whose create frame it is, by the last mark in it: earlier ones are of earlier turns."""
     for item in reversed(request.input):
-        found = marks(msgspec.json.encode(item))
+        found = marks(encode(item))
         if found:
             return found.pop() if len(found) == 1 else (NOBODY, 0)
     return NOBODY, 0
@@ -842,7 +902,7 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
         (client, turn)
         for client in (clients if best.only is None else best.only)
         for turn in range(1, best.turns + 1)
-        if trouble(best.seed, client, turn, best.fault_every) is not None
+        if trouble(best.seed, client, turn, best.fault_every, odd=best.odd) is not None
     }
     if best.restarts:
         met |= {(NOBODY, nth) for nth in range(_RESTARTS_SPARED)}

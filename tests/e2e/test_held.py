@@ -22,7 +22,7 @@ import pytest
 
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.testing import EVERY, Abort, CloseWith, CreateRequest, Emulator, Fault, Point
-from bridgecore.testing.emulator import Output, Text, ToolCall, echo
+from bridgecore.testing.answers import Output, Text, ToolCall, echo
 from tests.e2e.conftest import KEY, TIME_LIMIT, Process, Upstream, eventually, running, sdk
 from tests.e2e.test_conversations import (
     BULK,

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing import (
+    CATALOGUE,
     EVERY,
     Abort,
     CloseWith,
@@ -34,8 +35,10 @@ from bridgecore.testing import (
     Silence,
     Text,
     ToolCall,
+    When,
 )
-from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES, Output, count_tokens, echo
+from bridgecore.testing.answers import Output, count_tokens, echo
+from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES
 from bridgecore.testing.faults import Action
 from bridgecore.wire import transport
 from bridgecore.wire.transport import (
@@ -47,6 +50,7 @@ from bridgecore.wire.transport import (
     DrainRequested,
     EofReceived,
     PauseReading,
+    ResumeReading,
     Send,
     Stop,
     StopListening,
@@ -156,6 +160,8 @@ class World:
                         self.links[conn].ended = "abort"
                     case PauseReading(conn):
                         self.links[conn].paused = True
+                    case ResumeReading(conn):
+                        self.links[conn].paused = False
                     case _:
                         pass
                 self.effects.append(effect)
@@ -1202,3 +1208,549 @@ def test_faults_can_be_added_while_running() -> None:
 def test_plans_without_meaning_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"\S"):
         make()
+
+
+# ------------------------------------------------------------------ what the real service does
+
+WEATHER = {
+    "type": "function",
+    "name": "get_weather",
+    "parameters": {
+        "type": "object",
+        "properties": {"place": {"type": "string"}},
+        "required": ["place"],
+    },
+}
+
+
+def test_tools_are_called_by_themselves() -> None:
+    link = world().connect()
+    frames = link.create("the weather in Oslo?", tools=[WEATHER], store=False)
+    for frame in frames:
+        EVENT.validate_python(frame)
+    response = frames[-1]["response"]
+    assert response["tools"] == [{**WEATHER, "description": None, "strict": True}]
+    (call,) = response["output"]
+    assert (call["name"], json.loads(call["arguments"])) == (
+        "get_weather",
+        {"place": "the weather in Oslo?"},
+    )
+    result = link.ask([output(call["call_id"], "rain")], previous_response_id=response["id"])
+    assert said(result) == "turn 1: get_weather returned rain"
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("other", [True, False])
+def test_item_references(store: bool, other: bool) -> None:
+    """They are found on their socket, and elsewhere if they are stored."""
+    w = world()
+    link = w.connect()
+    first = link.ask("a", store=store)
+    (item,) = first["output"]
+    reference = {"type": "item_reference", "id": item["id"]}
+    asker = w.connect() if other else link
+    if store or not other:
+        answer = asker.ask([user("a"), reference, user("b")])
+        assert said(answer) == "turn 2: b"
+        assert w.emulator.requests[-1].context == (user("a"), item, user("b"))
+    else:
+        frame = asker.refused([user("a"), reference, user("b")])
+        assert (frame["status"], frame["error"]["param"]) == (404, "input")
+        assert item["id"] in frame["error"]["message"]
+
+
+def test_references_are_scoped_by_credential() -> None:
+    w = world()
+    (item,) = w.connect().ask("a")["output"]
+    for reference in ({"id": item["id"]}, {"type": "item_reference", "id": item["id"]}):
+        assert w.connect(token="sk-2").refused([reference])["status"] == 404
+        assert w.connect().ask([reference, user("b")])["status"] == "completed"
+
+
+@pytest.mark.parametrize("limit", [16, 17, 25])
+def test_max_output_tokens_cuts_the_answer(limit: int) -> None:
+    w = world()
+    link = w.connect()
+    frames = link.create("x" * 500, max_output_tokens=limit, store=False)
+    for frame in frames:
+        EVENT.validate_python(frame)
+    assert frames[-1]["type"] == "response.incomplete"
+    response = frames[-1]["response"]
+    assert response["incomplete_details"] == {"reason": "max_output_tokens"}
+    assert (response["status"], response["completed_at"]) == ("incomplete", None)
+    assert response["output"][0]["status"] == "incomplete"
+    assert response["usage"]["output_tokens"] == limit
+    assert "".join(f["delta"] for f in frames if "delta" in f) == said(response)
+    assert w.emulator.turns[0].outcome is Outcome.INCOMPLETE
+    assert said(link.ask("b", store=False, previous_response_id=response["id"])) == "turn 2: b"
+    assert w.emulator.requests[1].context[1] == response["output"][0]
+
+
+def test_calls_that_do_not_fit_are_left_out() -> None:
+    call = ToolCall("f", json.dumps({"x": "y" * 500}))
+    w = world(answer=lambda _: [Text("ok"), call])
+    response = w.connect().create(max_output_tokens=16)[-1]["response"]
+    assert [item["type"] for item in response["output"]] == ["message"]
+    assert response["status"] == "incomplete"
+    w.emulator.answer = lambda _: [ToolCall("f")]
+    assert w.connect().create(max_output_tokens=16)[-1]["type"] == "response.completed"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=200), st.integers(16, 60))
+def test_no_answer_costs_more_than_it_may(text: str, limit: int) -> None:
+    link = world().connect()
+    response = link.create(text, max_output_tokens=limit)[-1]["response"]
+    assert response["usage"]["output_tokens"] <= limit
+    whole = f"turn 1: {text}"
+    assert whole.startswith(said(response))
+    assert (response["status"] == "completed") is (said(response) == whole)
+
+
+def test_reasoning_comes_before_the_answer() -> None:
+    link = world().connect()
+    frames = link.create("a", reasoning={"effort": "low", "summary": "auto"}, store=False)
+    for frame in frames:
+        EVENT.validate_python(frame)
+    reasoning, message = frames[-1]["response"]["output"]
+    assert reasoning["type"] == "reasoning"
+    assert reasoning["summary"] == [{"type": "summary_text", "text": "thoughts of turn 1"}]
+    assert reasoning["encrypted_content"]
+    assert message["type"] == "message"
+    usage = frames[-1]["response"]["usage"]
+    spent = usage["output_tokens_details"]["reasoning_tokens"]
+    assert 0 < spent < usage["output_tokens"]
+    assert "response.reasoning_summary_text.delta" in types(frames)
+    stored = link.ask("a", reasoning={"effort": "low"})
+    assert stored["output"][0].keys() == {"id", "type", "summary"}
+
+
+@pytest.mark.parametrize(
+    ("before", "model", "reason"),
+    [
+        ([user("a")], "m", None),
+        ([{"role": "user", "content": "a"}], "m", None),
+        ([user("other")], "m", "prefix_mismatch"),
+        ([], "m", "prefix_mismatch"),
+        ([user("a")], "n", "model_mismatch"),
+    ],
+)
+def test_reasoning_is_bound_to_its_prefix(
+    before: list[Json], model: str, reason: str | None
+) -> None:
+    w = world()
+    made = w.connect().ask("a", include=["reasoning.encrypted_content"], store=False)
+    reasoning, message = made["output"]
+    shown = [*before, reasoning, message, user("b")]
+    response = w.connect().ask(shown, model=model, store=False)
+    dropped = [entry["reason"] for entry in response["input_transformations"]]
+    assert dropped == ([] if reason is None else [reason])
+    assert (reasoning in w.emulator.requests[-1].context) is (reason is None)
+    assert "input_transformations" not in w.connect().ask("no reasoning")
+
+
+def test_reasoning_without_its_content_is_a_reference() -> None:
+    w = world()
+    link = w.connect()
+    stored = link.ask("a", reasoning={"effort": "low"})["output"]
+    assert w.connect().ask([user("a"), *stored, user("b")])["status"] == "completed"
+    unknown = {"type": "reasoning", "id": "rs_none", "summary": []}
+    assert w.connect().refused([user("a"), unknown, user("b")])["status"] == 404
+    bare = {"type": "reasoning", "summary": []}
+    assert w.connect().ask([user("a"), bare, user("b")])["status"] == "completed"
+
+
+def test_compaction_on_request() -> None:
+    w = world()
+    link = w.connect()
+    first = link.ask("a", store=False)
+    trigger = {"type": "compaction_trigger"}
+    compacted = link.ask([user("b"), trigger], store=False, previous_response_id=first["id"])
+    (item,) = compacted["output"]
+    assert (item["type"], item["id"][:4]) == ("compaction", "cmp_")
+    chained = link.ask("c", store=False, previous_response_id=compacted["id"])
+    assert said(chained) == "turn 3: c"
+    assert w.emulator.requests[-1].context == (item, user("c"))
+    # Whatever a stateless client sends from before it is not shown.
+    rebuilt = w.connect().ask([user("a"), user("b"), item, user("c")])
+    assert said(rebuilt) == "turn 3: c"
+    assert rebuilt["usage"]["input_tokens"] == chained["usage"]["input_tokens"]
+
+
+def test_compaction_above_a_threshold() -> None:
+    w = world()
+    link = w.connect()
+    manage = [{"type": "compaction", "compact_threshold": 100}]
+    small = link.ask("a", context_management=manage)
+    assert [item["type"] for item in small["output"]] == ["message"]
+    text = "repeat 2 " + "x" * 500  # a long text with a short answer
+    large = link.ask(text, context_management=manage, previous_response_id=small["id"])
+    assert [item["type"] for item in large["output"]] == ["compaction", "message"]
+    after = link.ask("c", context_management=manage, previous_response_id=large["id"])
+    assert said(after) == "turn 3: c"
+    assert w.emulator.requests[-1].context == (*large["output"], user("c"))
+
+
+def test_larger_messages_are_closed_with_1009() -> None:
+    w = world(max_message=1000)
+    link = w.connect()
+    link.ask("x" * 100)
+    assert link.create("x" * 1000) == []
+    closed = link.events[-1]
+    assert isinstance(closed, CloseReceived)
+    assert closed.code == 1009
+
+
+def test_a_lone_surrogate_is_echoed() -> None:
+    link = world().connect()
+    raw = b'{"type":"response.create","model":"m","input":"a\\ud83d"}'
+    frames = link.text(raw)
+    assert said(frames[-1]["response"]) == "turn 1: a\ud83d"
+    assert b"\\ud83d" in link.raw[-1]
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "detail": "auto"},
+        {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,AAAA"},
+    ],
+)
+def test_images_and_files_are_taken(part: Json) -> None:
+    content = [{"type": "input_text", "text": "what is it?"}, part]
+    response = world().connect().ask([{"type": "message", "role": "user", "content": content}])
+    assert said(response) == "turn 1: what is it?"
+
+
+# ------------------------------------------------------------------ faults of real services
+
+
+def named(name: str, nth: int = 1) -> World:
+    return world(faults=FaultPlan().add_named(nth, name))
+
+
+def struck(name: str, **fields: object) -> tuple[World, Link, list[Json]]:
+    """A first turn, and what is answered to a second one that continues it and is struck."""
+    w = named(name, 2)
+    link = w.connect()
+    first = link.ask("a", store=False)
+    frames = link.create("b", store=False, previous_response_id=first["id"], **fields)
+    return w, link, frames
+
+
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_every_named_fault_strikes(name: str) -> None:
+    """What is said differs from what is said without it, and the emulator goes on."""
+    fault = CATALOGUE[name]
+    assert fault.doc.endswith(".")
+
+    def play(plan: FaultPlan) -> tuple[list[bytes], list[WebSocketEvent], World]:
+        w = world(faults=plan)
+        link = w.connect()
+        first = link.ask("a")
+        anchor = {} if fault.fault.when is When.REBUILT else {"previous_response_id": first["id"]}
+        history = [user("a"), *first["output"], user("x" * 100_000)]
+        body = {"type": "response.create", "model": "m", "input": history, **anchor}
+        data = link.ws.send_text(json.dumps(body).encode())
+        for start in range(0, len(data), 50_000):
+            if not link.paused:
+                link.send(data[start : start + 50_000])
+        return link.raw, link.events, w
+
+    usual = play(FaultPlan())
+    raw, events, w = play(FaultPlan().add_named(2, name))
+    assert (raw, events) != usual[:2] or name == "slow-reader"
+    w.emulator.faults.clear()
+    assert said(w.connect().ask("next")) == "turn 1: next"
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("stale-terminal", 0),
+        ("stale-delta", 0),
+        ("stale-done", 0),
+        ("stale-terminal-mid-output", 5),
+        ("stale-delta-mid-output", 5),
+    ],
+)
+def test_stale_events_are_of_the_response_before(name: str, place: int) -> None:
+    w, link, frames = struck(name)
+    stale = frames.pop(place)
+    assert types(frames) == WHOLE
+    if "done" in name:
+        assert stale["response"]["id"] == w.emulator.response_id(1)
+    else:
+        wanted = "response.completed" if "terminal" in name else "response.output_text.delta"
+        before = [frame for frame in link.frames[: len(WHOLE)] if frame["type"] == wanted]
+        assert stale == before[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("doubled-terminal", "response.completed"),
+        ("late-delta", "response.output_text.delta"),
+        ("done-after-terminal", "response.done"),
+    ],
+)
+def test_events_after_the_end_of_a_turn(name: str, last: str) -> None:
+    w = named(name)
+    link = w.connect()
+    sends = link.sends
+    assert types(link.create()) == [*WHOLE, last]
+    assert link.sends == sends + 1
+    assert w.emulator.turns[0].outcome is Outcome.COMPLETED
+
+
+def test_nothing_is_stale_at_first() -> None:
+    for name in ("stale-terminal", "stale-delta", "stale-done"):
+        assert types(named(name).connect().create()) == WHOLE
+
+
+def test_stale_events_of_a_response_without_deltas() -> None:
+    w = named("stale-delta", 2)
+    link = w.connect()
+    link.ask("a", generate=False)
+    assert types(link.create("b")) == WHOLE
+
+
+def test_two_ids_are_both_valid() -> None:
+    for store in (True, False):
+        w = named("two-ids")
+        link = w.connect()
+        frames = link.create("a", store=store)
+        begun, ended = frames[0]["response"]["id"], frames[-1]["response"]["id"]
+        assert begun != ended == w.emulator.turns[0].response_id
+        assert begun == w.emulator.turns[0].created_id
+        other = w.connect() if store else link
+        assert said(other.ask("b", store=store, previous_response_id=begun)) == "turn 2: b"
+    link = named("two-ids").connect()
+    frames = link.create("a", store=False)
+    ended = frames[-1]["response"]["id"]
+    assert said(link.ask("b", store=False, previous_response_id=ended)) == "turn 2: b"
+
+
+def test_a_refusal_evicts_either_id() -> None:
+    w = world(
+        faults=FaultPlan().add_named(1, "two-ids").add(2, Fault(Point.BEFORE_CREATED, Error()))
+    )
+    link = w.connect()
+    begun = link.create("a", store=False)[0]["response"]["id"]
+    link.refused(store=False, previous_response_id=begun)
+    link.refused(store=False, previous_response_id=begun.removesuffix("c"))
+
+
+def test_one_id_for_a_chain() -> None:
+    w = world(faults=FaultPlan().add_named(EVERY, "chain-id"))
+    link = w.connect()
+    first = link.ask("a", store=False)
+    second = link.ask("b", store=False, previous_response_id=first["id"])
+    third = link.ask("c", store=False, previous_response_id=second["id"])
+    assert first["id"] == second["id"] == third["id"]
+    assert said(third) == "turn 3: c"
+    assert link.ask("d", store=False)["id"] != first["id"]
+
+
+def test_the_response_says_that_it_is_not_stored() -> None:
+    w = named("store-false")
+    link = w.connect()
+    first = link.ask("a")
+    assert first["store"] is False
+    w.connect().refused(previous_response_id=first["id"])
+    assert named("store-false").connect().ask("a", store=True)["store"] is True
+
+
+@pytest.mark.parametrize(
+    ("name", "output_of"),
+    [
+        ("output-empty", []),
+        ("output-null", None),
+        ("output-malformed", [None, "item", 7]),
+    ],
+)
+def test_output_of_the_terminal_event(name: str, output_of: object) -> None:
+    _, link, frames = struck(name)
+    assert frames[-1]["response"]["output"] == output_of
+    anchor = frames[-1]["response"]["id"]
+    assert said(link.ask("c", store=False, previous_response_id=anchor)) == "turn 3: c"
+
+
+def test_other_terminal_events() -> None:
+    assert struck("output-short")[2][-1]["response"]["output"] == []
+    assert "output" not in struck("output-missing")[2][-1]["response"]
+    assert struck("usage-null")[2][-1]["response"]["usage"] is None
+    assert "response" not in struck("response-missing")[2][-1]
+    assert struck("response-null")[2][-1]["response"] is None
+    assert isinstance(struck("response-string")[2][-1]["response"], str)
+    assert types(struck("done")[2]) == [*TO_LAST, "response.done"]
+    assert types(struck("no-created")[2]) == WHOLE[2:]
+    assert not any("sequence_number" in frame for frame in struck("no-sequence")[2])
+    assert said(struck("surrogate")[2][-1]["response"]) == "turn 2: b\ud83d"
+
+
+def test_a_cancelled_response_cannot_be_continued() -> None:
+    w, link, frames = struck("cancelled")
+    assert (frames[-1]["type"], frames[-1]["response"]["status"]) == (
+        "response.cancelled",
+        "cancelled",
+    )
+    assert w.emulator.turns[1].outcome is Outcome.FAILED
+    link.refused("c", store=False, previous_response_id=frames[-1]["response"]["id"])
+
+
+@pytest.mark.parametrize("name", ["anchor-refused", "anchor-expired"])
+def test_only_anchored_frames_are_refused(name: str) -> None:
+    w = world(faults=FaultPlan().add_named(EVERY, name))
+    link = w.connect()
+    first = link.ask("a", store=False)
+    frame = link.refused("b", store=False, previous_response_id=first["id"])
+    assert frame["error"]["code"] != "previous_response_not_found"
+    link.ask([user("a"), *first["output"], user("b")], store=False)
+
+
+def test_only_rebuilt_inputs_are_refused() -> None:
+    w = world(faults=FaultPlan().add_named(EVERY, "rebuilt-input-refused"))
+    link = w.connect()
+    first = link.ask("a", store=False)
+    link.ask("b", store=False, previous_response_id=first["id"])
+    frame = link.refused([user("a"), *first["output"], user("b")], store=False)
+    assert frame["error"]["code"] == "invalid_encrypted_content"
+
+
+def test_a_close_can_come_with_a_refusal() -> None:
+    w = named("closed-with-refusal", 2)
+    link = w.connect()
+    first = link.ask("a", store=False)
+    sends = link.sends
+    frame = link.refused("b", store=False, previous_response_id=first["id"])
+    assert frame["error"]["code"] == "previous_response_not_found"
+    assert link.events[-1] == CloseReceived(1001, "")
+    assert link.sends == sends + 1
+    assert w.emulator.turns[1].outcome is Outcome.FAILED
+
+
+def test_further_members_of_errors() -> None:
+    error = named("usage-limit").connect().refused()["error"]
+    assert (error["code"], error["plan_type"], error["resets_in_seconds"]) == (
+        "usage_limit_reached",
+        "plus",
+        600,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (
+            ErrorShape.FLAT,
+            {"type": "error", "status": 429, "code": "c", "message": "w", "param": "p"},
+        ),
+        (ErrorShape.BARE, {"error": {"type": "t", "code": "c", "message": "w", "param": "p"}}),
+        (
+            ErrorShape.BARE_STATUS,
+            {"status": 429, "error": {"type": "t", "code": "c", "message": "w", "param": "p"}},
+        ),
+        (ErrorShape.DETAIL, {"detail": "w"}),
+        (
+            ErrorShape.BODY,
+            {
+                "type": "error",
+                "status": 429,
+                "body": {"error": {"type": "t", "code": "c", "message": "w", "param": "p"}},
+            },
+        ),
+        (
+            ErrorShape.STATUS_CODE,
+            {
+                "type": "error",
+                "status_code": 429,
+                "error": {"type": "t", "code": "c", "message": "w", "param": "p"},
+            },
+        ),
+        (
+            ErrorShape.STATUS_STRING,
+            {
+                "type": "error",
+                "status": "429",
+                "error": {"type": "t", "code": "c", "message": "w", "param": "p"},
+            },
+        ),
+        (
+            ErrorShape.INTEGER_CODE,
+            {"error": {"type": "t", "code": 429, "message": "w", "param": "p"}},
+        ),
+        (
+            ErrorShape.GRPC,
+            {"error": {"message": "rpc error: code = Unknown desc = w", "type": "api_error"}},
+        ),
+    ],
+)
+def test_further_error_shapes(shape: ErrorShape, expected: Json) -> None:
+    error = Error(429, "c", "t", "w", "p", shape)
+    link = faulty(Point.BEFORE_CREATED, error).connect()
+    link.create()
+    assert link.frames == [expected]
+
+
+def test_a_refusal_as_a_failed_response() -> None:
+    (frame,) = named("server-error-response-failed").connect().create()
+    assert frame["type"] == "response.failed"
+    assert frame["response"]["error"]["code"] == "server_error"
+
+
+# ------------------------------------------------------------------ reading slowly
+
+
+def client_frame(opcode: int, payload: bytes, *, last: bool = True) -> bytes:
+    """A masked frame (RFC 6455, section 5.2) whose key is zero."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + size.to_bytes(2, "big")
+    return bytes([0x80 * last | opcode]) + length + bytes(4) + payload
+
+
+def upload(link: Link, *, answers_pings: bool) -> None:
+    """Send a create frame in 20 fragments, each when the one before was read."""
+    text = json.dumps({"type": "response.create", "model": "m", "input": "x" * 100_000}).encode()
+    pieces = [text[at : at + 5100] for at in range(0, len(text), 5100)]
+    for number, piece in enumerate(pieces):
+        while link.paused and not link.ended:
+            link.world.wait()
+        pongs = link.ws.data_to_send()
+        if link.ended or (not link.ws.is_open and pongs == b""):
+            return
+        last = number == len(pieces) - 1
+        data = client_frame(0 if number else 1, piece, last=last)
+        link.send((pongs if answers_pings else b"") + data)
+
+
+@pytest.mark.parametrize("answers_pings", [True, False])
+def test_a_slow_reader_wants_its_pongs(answers_pings: bool) -> None:
+    w = named("slow-reader")
+    link = w.connect()
+    upload(link, answers_pings=answers_pings)
+    if answers_pings:
+        assert types(link.frames) == WHOLE
+        assert w.emulator.pongs == 4
+        assert w.now >= 19 * NS_PER_SECOND
+        assert w.emulator.next_timeout() is None
+    else:
+        assert link.frames == []
+        closed = link.events[-1]
+        assert isinstance(closed, CloseReceived)
+        assert closed.code == 1011
+
+
+def test_a_small_frame_is_never_read_slowly() -> None:
+    assert types(named("slow-reader").connect().create()) == WHOLE
+
+
+def test_not_found_in_the_words_of_others() -> None:
+    w = world(error_shape=ErrorShape.INTEGER_CODE)
+    error = w.connect().create(previous_response_id="resp_x")[0]["error"]
+    assert error["message"] == "Response with id 'resp_x' not found."
+    assert (error["type"], error["code"]) == ("NotFoundError", 404)
+    w = world(error_shape=ErrorShape.GRPC)
+    error = w.connect().create(previous_response_id="resp_x")[0]["error"]
+    assert error["message"].startswith("rpc error: code = NotFound desc = ")
+    assert "resp_x" in error["message"]

@@ -27,10 +27,12 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
 )
-from bridgecore.verify.sim_clients import PROFILES, AnswerError, AnswerReader
+from bridgecore.testing.faults import CATALOGUE, DRAW_ODD_FAULTS
+from bridgecore.verify.sim_clients import PROFILES, AnswerError, AnswerReader, Head
+from bridgecore.verify.sim_clients import Answer as ClientAnswer
 from bridgecore.verify.sim_growth import Experiment, grow, plot, summary, table
 from bridgecore.verify.sim_network import Rng
-from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink
+from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink, trouble
 from bridgecore.wire import transport as tp
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
@@ -274,6 +276,90 @@ def test_the_clients_read_answers_in_any_pieces() -> None:
         assert bodies == b"abcdeno"
         assert [part.status for part in parts if hasattr(part, "status")] == [200, 502]
         assert reader.untouched
+
+
+def streamed(*events: bytes) -> ClientAnswer:
+    """An answer whose stream has these events."""
+    answer = ClientAnswer(Head(200, {b"content-type": b"text/event-stream"}))
+    for event in events:
+        name = event.split(b'"')[3]
+        answer.feed(b"event: %b\ndata: %b\n\n" % (name, event))
+    return answer
+
+
+def test_the_clients_notice_what_only_an_altered_stream_may_have() -> None:
+    created = b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}'
+    same = b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}'
+    other = same.replace(b'"id":"a"', b'"id":"b"')
+    bare = same.replace(b'"sequence_number":1,', b"")
+    found = [streamed(created, event) for event in (same, other, bare)]
+    assert [answer.renamed for answer in found] == [False, True, False]
+    assert [answer.unnumbered for answer in found] == [False, False, True]
+    assert all(answer.final()["output"] == [] for answer in found)
+
+
+@pytest.mark.parametrize("output", [b"null", b"[null]", b"[{}]", b'["x"]', b"7"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_clients_want_a_list_of_items(output: bytes, stream: bool) -> None:
+    response = b'{"id":"a","status":"completed","output":%b}' % output
+    answer = streamed(
+        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
+        b'{"type":"response.completed","sequence_number":1,"response":%b}' % response,
+    )
+    if not stream:
+        answer = ClientAnswer(Head(200, {b"content-type": b"application/json"}))
+        answer.feed(response)
+    with pytest.raises(AnswerError, match="no list of items"):
+        answer.final()
+
+
+def test_events_of_no_response_need_no_number() -> None:
+    answer = streamed(
+        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
+        b'{"type":"codex.rate_limits"}',
+        b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}',
+    )
+    assert not answer.unnumbered
+
+
+def test_the_clients_read_half_a_surrogate_pair() -> None:
+    answer = streamed(
+        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
+        b'{"type":"response.output_item.done","sequence_number":1,"item":{"type":"\\ud83d"}}',
+        b'{"type":"response.completed","sequence_number":2,'
+        b'"response":{"id":"a","output":[{"type":"\\ud83d"}]}}',
+    )
+    assert answer.final()["output"] == [{"type": "\ud83d"}]
+    with pytest.raises(AnswerError):
+        streamed(b'{"type":"response.created","sequence_number":"\\ud83d"}')
+
+
+# ------------------------------------------------------------------ faults of real services
+
+
+def drawn(odd: bool) -> set[object]:
+    turns = [trouble(1, client, turn, 1, odd=odd) for client in range(100) for turn in range(100)]
+    return {found.what for found in turns if found is not None}
+
+
+def test_the_faults_of_real_services_are_drawn_if_they_are_wanted() -> None:
+    missing = {name for name, named in CATALOGUE.items() if named.fault not in drawn(True)}
+    assert missing == {"slow-reader", "too-large-while-receiving", "chain-id"}
+    usual = {name for name, named in CATALOGUE.items() if named.fault in drawn(False)}
+    assert all(name.startswith(("not-found", "server-error", "closed-with")) for name in usual)
+    assert Scenario(seed=1).odd is DRAW_ODD_FAULTS
+
+
+def test_an_upstream_that_reads_slowly_changes_nothing() -> None:
+    profiles = tuple(profile for profile in PROFILES if not profile.impatient)
+    slow = attrs.evolve(SMALL, fault_every=None, odd=True, profiles=profiles)
+    reports = [run(attrs.evolve(slow, seed=seed)) for seed in range(8)]
+    assert [str(violation) for report in reports for violation in report.violations] == []
+    usual = [run(attrs.evolve(slow, seed=seed, odd=False)) for seed in range(8)]
+    assert [report.turns for report in reports] == [report.turns for report in usual]
+    # Some of these upstreams are slow, others are not.
+    same = [report.digest == other.digest for report, other in zip(reports, usual, strict=True)]
+    assert 0 < sum(same) < 8
 
 
 # ------------------------------------------------------------------ growth

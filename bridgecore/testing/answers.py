@@ -1,0 +1,439 @@
+"""What the emulator is asked and what it answers: requests, output items, and the default answer.
+
+What belongs here: everything that depends on a request's body and context alone. Connections,
+chains, storage and faults are in ``emulator.py``; the response object is in ``resource.py``.
+
+The default answer (``echo``) depends on the turn's *effective context* alone: what the chain holds,
+plus this input. So a conversation that was rebuilt from a transcript gets the very answer that the
+unbroken one would have got. In this order:
+
+* ``tool_choice`` that demands a tool (``required``, or a function by name): a call of it;
+* to ``call tool NAME ARGS``, as the input's last item: a function call, without ARGS of ``{}``;
+* to a user's text that invites a function tool (``invited``): a call of it, or of each invited one
+  if ``parallel_tool_calls`` allows it. Its arguments are a small instance of its schema;
+* to function call outputs that end an input: ``turn N: NAME returned OUTPUT``;
+* to ``repeat N ...``: N deltas, ``1 `` to ``N ``;
+* to any other user's text: ``turn N: TEXT``, N counting the user messages of the context.
+
+``tool_choice: none`` leaves out calls. With ``text.format`` the answer is JSON: a small instance of
+the schema, or ``{"text": ...}``. If reasoning is asked for, a reasoning item comes first.
+
+A compaction item stands for the context before it. It carries how many user messages that was, so
+that counting goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
+from typing import Any, Final, TypeAlias
+
+import attrs
+import msgspec
+
+Json: TypeAlias = dict[str, Any]
+
+BYTES_PER_TOKEN: Final = 4
+MAX_REPEAT: Final = 100_000  # deltas that ``repeat`` can ask for
+_MAX_VALUES: Final = 200  # of an instance of a schema; few enough for Python's recursion
+_MAX_LENGTH: Final = 10_000  # of a string of such an instance
+
+_CALL_TOOL = re.compile(r"call tool ([A-Za-z0-9_.-]+)[ \t]*([^\n]*)")
+_REPEAT = re.compile(r"repeat ([0-9]{1,9})\b")
+_SEAL: Final = "gAAAAA"  # how encrypted contents of real services begin
+
+
+# ------------------------------------------------------------------ what it was asked
+
+
+@attrs.define(eq=False)
+class CreateRequest:
+    """A ``response.create`` frame as the emulator saw it."""
+
+    number: int  # 1 for the first create frame of the emulator
+    conn: int
+    headers: list[tuple[bytes, bytes]]  # of the connection's upgrade request, names lower-case
+    raw: bytes
+    body: Json
+    at: int  # ns, when the frame was complete
+    lane: str | None = None
+    # Effective: chain, then input, references resolved, from the latest compaction item on. Set
+    # when the turn starts.
+    context: tuple[Json, ...] = ()
+    context_tokens: int = 0  # with instructions and tools; set when the turn starts
+
+    @property
+    def input(self) -> list[Json]:
+        """The frame's own input items; a plain string is one user message."""
+        given = self.body.get("input")
+        if isinstance(given, str):
+            content = [{"type": "input_text", "text": given}]
+            return [{"type": "message", "role": "user", "content": content}]
+        return given if isinstance(given, list) else []
+
+    @property
+    def anchor(self) -> str | None:
+        """``previous_response_id``."""
+        anchor = self.body.get("previous_response_id")
+        return anchor if isinstance(anchor, str) else None
+
+    @property
+    def tools(self) -> list[Json]:
+        """The function tools that may be called: those of ``allowed_tools``, if it is given."""
+        given = self.body.get("tools")
+        tools = [tool for tool in given if is_function(tool)] if isinstance(given, list) else []
+        choice = self.body.get("tool_choice")
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            named = choice.get("tools")
+            allowed = named if isinstance(named, list) else []
+            names = [one.get("name") for one in allowed if isinstance(one, dict)]
+            tools = [tool for tool in tools if tool["name"] in names]
+        return tools
+
+    @property
+    def tool_mode(self) -> str:
+        """``auto``, ``none`` or ``required``, or the name of the function that must be called."""
+        choice = self.body.get("tool_choice")
+        if isinstance(choice, dict) and choice.get("type") == "function":
+            return str(choice.get("name"))
+        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+            choice = choice.get("mode")
+        return choice if choice in ("none", "required") else "auto"
+
+    @property
+    def wants_encrypted_reasoning(self) -> bool:
+        """Reasoning is to come with its encrypted content: ``include`` says so, or nothing is
+        stored that could stand for it later."""
+        return self._includes_encrypted or self.body.get("store") is False
+
+    @property
+    def reasons(self) -> bool:
+        """A reasoning item is asked for."""
+        reasoning = self.body.get("reasoning")
+        effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
+        return effort not in (None, "none") or self._includes_encrypted
+
+    @property
+    def _includes_encrypted(self) -> bool:
+        include = self.body.get("include")
+        return isinstance(include, list) and "reasoning.encrypted_content" in include
+
+
+def is_function(tool: object) -> bool:
+    """Whether ``tool`` is a function tool as requests define them."""
+    return (
+        isinstance(tool, dict)
+        and tool.get("type") == "function"
+        and isinstance(tool.get("name"), str)
+    )
+
+
+# ------------------------------------------------------------------ what it answers
+
+
+@attrs.frozen
+class Text:
+    """An assistant's message. ``deltas`` must join to ``text``; None: the emulator splits it."""
+
+    text: str
+    deltas: tuple[str, ...] | None = None
+
+
+@attrs.frozen
+class ToolCall:
+    """A function call; the call id is the emulator's, unique in its response."""
+
+    name: str
+    arguments: str = "{}"
+
+
+@attrs.frozen
+class Reasoning:
+    """A reasoning item, with its encrypted content if the request asks for that."""
+
+    summary: str = ""  # empty: no summary part
+
+
+Output: TypeAlias = Text | ToolCall | Reasoning | Json  # an object is passed on as it is
+Answer: TypeAlias = Callable[[CreateRequest], Sequence[Output]]
+
+
+def echo(request: CreateRequest) -> Sequence[Output]:
+    """The answer the module's docstring describes."""
+    turn = count_users(request.context)
+    output: list[Output] = []
+    if request.reasons:
+        reasoning = request.body.get("reasoning")
+        summary = reasoning.get("summary") if isinstance(reasoning, dict) else None
+        output.append(Reasoning(f"thoughts of turn {turn}" if summary is not None else ""))
+    calls = _calls(request)
+    return [*output, *calls] if calls else [*output, _say(request, turn)]
+
+
+def _say(request: CreateRequest, turn: int) -> Text:
+    items, text = request.input, _latest_text(request)
+    if items and is_output(items[-1]):
+        # Those before them were told when they were new, whichever way they came this time.
+        tail = [*takewhile(is_output, reversed(request.context))][::-1]
+        names = {item.get("call_id"): item.get("name") for item in request.context if is_call(item)}
+        text = ", ".join(
+            f"{names[item.get('call_id')]} returned {_text(item.get('output'))}" for item in tail
+        )
+    elif items and items[-1].get("role") == "user" and (repeat := _REPEAT.match(text)):
+        deltas = tuple(f"{n} " for n in range(1, min(int(repeat[1]), MAX_REPEAT) + 1))
+        return Text("".join(deltas), deltas)
+    text = f"turn {turn}: {text}"
+    wanted = request.body.get("text")
+    form = wanted.get("format") if isinstance(wanted, dict) else None
+    kind = form.get("type") if isinstance(form, dict) else None
+    if kind == "json_schema" and isinstance(form, dict):
+        return Text(_dump(instance(form.get("schema"), text)))
+    return Text(_dump({"text": text}) if kind == "json_object" else text)
+
+
+def _calls(request: CreateRequest) -> list[ToolCall]:
+    mode, tools, items = request.tool_mode, request.tools, request.input
+    if mode == "none":
+        return []
+    text = _latest_text(request)
+    asked = bool(items) and items[-1].get("role") == "user"
+    if mode not in ("auto", "required"):
+        tools = [tool for tool in tools if tool["name"] == mode][:1]
+        return [_call(tool, text) for tool in tools] or [ToolCall(mode)]
+    if asked and (call := _CALL_TOOL.search(text)):
+        return [ToolCall(call[1], call[2].strip() or "{}")]
+    wanted = [tool for tool in tools if asked and invited(tool["name"], text)]
+    if mode == "required" and not wanted:
+        wanted = tools[:1]
+    if request.body.get("parallel_tool_calls") is False:
+        wanted = wanted[:1]
+    return [_call(tool, text) for tool in wanted]
+
+
+def _call(tool: Json, text: str) -> ToolCall:
+    arguments = instance(tool.get("parameters"), text)
+    return ToolCall(tool["name"], _dump(arguments) if isinstance(arguments, dict) else "{}")
+
+
+def invited(name: str, text: str) -> bool:
+    """Whether ``text`` invites the tool of that name: every word of the name that has more than
+    three letters is a word of the text, and there is one. ``get_weather`` is invited by "What is
+    the weather?"; a name like ``f`` by nothing."""
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) if len(word) > 3]
+    said = set(re.findall(r"[a-z]+", text.lower())) if words else set()
+    return bool(words) and said.issuperset(words)
+
+
+def _latest_text(request: CreateRequest) -> str:
+    users = [item for item in request.context if item.get("role") == "user"]
+    return _text(users[-1].get("content")) if users else ""
+
+
+def _text(content: object) -> str:
+    """The text of a message's content or of a tool's output: a string or a list of parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+# ------------------------------------------------------------------ items
+
+
+def is_call(item: Json) -> bool:
+    """Whether ``item`` is a tool call that awaits an output."""
+    return str(item.get("type")).endswith("_call") and "call_id" in item
+
+
+def is_output(item: Json) -> bool:
+    """Whether ``item`` is the output of a tool call."""
+    return str(item.get("type")).endswith("_call_output")
+
+
+def count_users(items: Iterable[Json]) -> int:
+    """The user messages of a context, with those that its compaction item stands for."""
+    count = 0
+    for item in items:
+        if item.get("type") == "compaction":
+            users = unseal(item.get("encrypted_content")).get("users")
+            count += users if isinstance(users, int) else 0
+        elif item.get("role") == "user":
+            count += 1
+    return count
+
+
+def since_compaction(items: Sequence[Json]) -> Sequence[Json]:
+    """``items`` from the latest compaction item on: the ones before it are no longer shown."""
+    for index in range(len(items) - 1, -1, -1):
+        if items[index].get("type") == "compaction":
+            return items[index:]
+    return items
+
+
+def seal(content: Json) -> str:
+    """``content`` as an ``encrypted_content`` that the emulator can read again."""
+    return _SEAL + base64.urlsafe_b64encode(msgspec.json.encode(content)).decode()
+
+
+def unseal(sealed: object) -> Json:
+    """What ``seal`` was given; empty for anything else."""
+    if not isinstance(sealed, str) or not sealed.startswith(_SEAL):
+        return {}
+    try:
+        content = msgspec.json.decode(base64.urlsafe_b64decode(sealed[len(_SEAL) :]))
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+# What is in an item for machines: no model reads it, and a service that is shown an item again
+# without it takes it for the same.
+_FOR_MACHINES: Final = frozenset({"type", "role", "id", "call_id", "status", "logprobs"})
+
+
+def count_tokens(items: Iterable[Json]) -> int:
+    """What ``items`` cost: a token for four bytes, rounded up, of what a model reads of them."""
+    return tokens(read_size(items))
+
+
+def read_size(values: Iterable[Any]) -> int:
+    """Bytes of what a model reads of ``values``: texts, and numbers as JSON writes them."""
+    size = 0
+    left = list(values)  # what could be read may be nested more deeply than calls can
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            size += len(value) if value.isascii() else len(value.encode(errors="replace"))
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [part for name, part in value.items() if name not in _FOR_MACHINES]
+        elif value is not None:
+            size += len(msgspec.json.encode(value))
+    return size
+
+
+def tokens(size: int) -> int:
+    """Tokens of ``size`` bytes, rounded up."""
+    return -(-size // BYTES_PER_TOKEN)
+
+
+def as_read(item: Json) -> list[object]:
+    """An item as a model reads it: equal for items that differ in bookkeeping alone."""
+    if "role" in item:
+        return [item.get("role"), _text(item.get("content"))]
+    names = sorted(name for name in item if name not in ("id", "status"))
+    return [[name, item[name]] for name in names]
+
+
+# ------------------------------------------------------------------ instances of JSON Schema
+
+_FORMATS: Final[dict[str, str]] = {
+    "date": "2026-01-01",
+    "date-time": "2026-01-01T00:00:00Z",
+    "time": "00:00:00Z",
+    "duration": "PT0S",
+    "email": "a@example.com",
+    "hostname": "example.com",
+    "ipv4": "192.0.2.1",
+    "ipv6": "2001:db8::1",
+    "uri": "https://example.com/",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+}
+
+
+def instance(schema: object, text: str) -> Any:
+    """A small instance of a JSON Schema: what is required and no more. Strings that may be anything
+    are ``text``, so that an answer shows which turn it answers.
+
+    Knows what the API's strict mode allows (types, ``enum``, ``const``, ``anyOf``, ``$ref`` into
+    the schema itself, bounds of numbers, strings and arrays, formats); patterns are not looked at.
+    Where a schema is none, or asks for more than ``_MAX_VALUES`` values, there is null.
+    """
+    return _Maker(schema, text).make(schema)
+
+
+@attrs.define
+class _Maker:
+    """Makes one instance. Counts values, because a schema that refers to itself has no end."""
+
+    root: object
+    text: str
+    left: int = _MAX_VALUES
+
+    def make(self, schema: object) -> Any:
+        self.left -= 1
+        if not isinstance(schema, dict) or self.left < 0:
+            return None
+        if isinstance(schema.get("$ref"), str):
+            return self.make(_resolve(schema["$ref"], self.root))
+        if "const" in schema:
+            return schema["const"]
+        if isinstance(schema.get("enum"), list) and schema["enum"]:
+            return schema["enum"][0]
+        for name in ("anyOf", "oneOf", "allOf"):
+            if isinstance(schema.get(name), list) and schema[name]:
+                return self.make(schema[name][0])
+        kind = schema.get("type", "object" if "properties" in schema else None)
+        if isinstance(kind, list):
+            kind = next((one for one in kind if one != "null"), "null")
+        match kind:
+            case "object":
+                return self._object(schema)
+            case "array":
+                return self._array(schema)
+            case "string":
+                return self._string(schema)
+            case "integer" | "number":
+                return _number(schema)
+            case "boolean":
+                return False
+            case _:
+                return None
+
+    def _object(self, schema: Json) -> Json:
+        found, required = schema.get("properties"), schema.get("required")
+        properties = found if isinstance(found, dict) else {}
+        names = required if isinstance(required, list) else []
+        return {name: self.make(properties.get(name)) for name in names if isinstance(name, str)}
+
+    def _array(self, schema: Json) -> list[Any]:
+        items: list[Any] = []
+        while len(items) < _bound(schema, "minItems", 0) and self.left > 0:
+            items.append(self.make(schema.get("items")))
+        return items
+
+    def _string(self, schema: Json) -> str:
+        if isinstance(schema.get("format"), str):
+            return _FORMATS.get(schema["format"], self.text)
+        low = _bound(schema, "minLength", 0)
+        high = _bound(schema, "maxLength", max(low, len(self.text)))
+        return self.text[:high].ljust(min(low, _MAX_LENGTH), ".")
+
+
+def _number(schema: Json) -> int | float:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if isinstance(low, int | float):
+        return low
+    return min(0, high) if isinstance(high, int | float) else 0
+
+
+def _bound(schema: Json, name: str, default: int) -> int:
+    value = schema.get(name)
+    return value if isinstance(value, int) and value >= 0 else default
+
+
+def _resolve(reference: str, root: object) -> object:
+    """What a ``#/a/b`` reference names in ``root``."""
+    found = root
+    for name in reference.removeprefix("#").split("/")[1:]:
+        name = name.replace("~1", "/").replace("~0", "~")
+        found = found.get(name) if isinstance(found, dict) else None
+    return found

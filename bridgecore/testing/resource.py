@@ -1,0 +1,179 @@
+"""The response object of the Responses API: every member that its schema requires.
+
+What belongs here: how a request's settings are shown in the response, with the defaults of those
+that it leaves out, and which of them are refused. Source: the Open Responses specification
+(openresponses.org), ``ResponseResource`` and the models that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+from bridgecore.testing.answers import Json, is_function
+from bridgecore.testing.faults import Error
+
+MIN_OUTPUT_TOKENS: Final = 16  # the least that max_output_tokens may ask for
+
+_NUMBER: Final = (int, float)
+_Types: TypeAlias = type | tuple[type, ...]
+
+# What a setting may be; null is the same as absent. Names not listed are not looked at.
+_TYPES: Final[dict[str, _Types]] = {
+    "background": bool,
+    "context_management": list,
+    "frequency_penalty": _NUMBER,
+    "generate": bool,
+    "include": list,
+    "instructions": (str, list),
+    "max_output_tokens": int,
+    "max_tool_calls": int,
+    "metadata": dict,
+    "parallel_tool_calls": bool,
+    "presence_penalty": _NUMBER,
+    "previous_response_id": str,
+    "prompt_cache_key": str,
+    "reasoning": dict,
+    "safety_identifier": str,
+    "service_tier": str,
+    "store": bool,
+    "temperature": _NUMBER,
+    "text": dict,
+    "tool_choice": (str, dict),
+    "tools": list,
+    "top_logprobs": int,
+    "top_p": _NUMBER,
+    "truncation": str,
+    "user": str,
+}
+
+
+def bad(code: str | None, message: str, param: str | None = None) -> Error:
+    """A 400 in the words of the API."""
+    return Error(400, code, "invalid_request_error", message, param)
+
+
+def invalid(body: Mapping[str, Any]) -> Error | None:
+    """What is wrong with a create frame by itself."""
+    if not isinstance(body.get("model"), str) and not isinstance(body.get("prompt"), dict):
+        return bad("missing_required_parameter", "Missing required parameter: 'model'.", "model")
+    if body.get("background") is True:
+        message = "background is not supported in WebSocket mode."
+        return bad("unsupported_parameter", message, "background")
+    for name, kinds in _TYPES.items():
+        value = body.get(name)
+        wrong = isinstance(value, bool) and kinds is not bool
+        if value is not None and (wrong or not isinstance(value, kinds)):
+            return bad("invalid_type", f"Invalid type for '{name}'.", name)
+    limit = body.get("max_output_tokens")
+    if limit is not None and limit < MIN_OUTPUT_TOKENS:
+        message = f"Invalid 'max_output_tokens': expected a value >= {MIN_OUTPUT_TOKENS}."
+        return bad("integer_below_min_value", message, "max_output_tokens")
+    if body.get("conversation") is not None and body.get("previous_response_id") is not None:
+        message = "conversation cannot be combined with previous_response_id."
+        return bad("mutually_exclusive_parameters", message, "conversation")
+    return _invalid_tools(body) or _invalid_input(body.get("input"))
+
+
+def _invalid_tools(body: Mapping[str, Any]) -> Error | None:
+    tools = body.get("tools") or []
+    for index, tool in enumerate(tools):
+        if not isinstance(tool, dict) or not isinstance(tool.get("type"), str):
+            message = f"Invalid type for 'tools[{index}]': expected an object with a type."
+            return bad("invalid_type", message, f"tools[{index}]")
+        if tool["type"] == "function" and not is_function(tool):
+            message = f"Missing required parameter: 'tools[{index}].name'."
+            return bad("missing_required_parameter", message, f"tools[{index}].name")
+    choice = body.get("tool_choice")
+    if choice == "required" and not tools:
+        message = "Tool choice 'required' must be specified with 'tools' parameter."
+        return bad(None, message, "tool_choice")
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        names = [tool["name"] for tool in tools if is_function(tool)]
+        if choice.get("name") not in names:
+            message = f"Tool choice '{choice.get('name')}' not found in 'tools' parameter."
+            return bad(None, message, "tool_choice")
+    return None
+
+
+def _invalid_input(given: object) -> Error | None:
+    items = given if isinstance(given, list) else []
+    if not isinstance(given, str | list | None) or not all(
+        isinstance(item, dict) for item in items
+    ):
+        message = "Invalid type for 'input': expected a string or a list of objects."
+        return bad("invalid_type", message, "input")
+    if not all(isinstance(item.get("call_id", ""), str) for item in items):
+        return bad("invalid_type", "Invalid type for 'call_id': expected a string.", "input")
+    return None
+
+
+def in_progress(body: Mapping[str, Any], response_id: str, created_at: int) -> Json:
+    """The response object as ``response.created`` shows it. ``created_at``: Unix seconds."""
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created_at,
+        "status": "in_progress",
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "output": [],
+        "usage": None,
+        **_settings(body),
+    }
+
+
+def _settings(body: Mapping[str, Any]) -> Json:
+    defaults: Json = {
+        "background": False,
+        "frequency_penalty": 0.0,
+        "instructions": None,
+        "max_output_tokens": None,
+        "max_tool_calls": None,
+        "metadata": {},
+        "model": "emulator",  # of a request that names a prompt, which would name the model
+        "parallel_tool_calls": True,
+        "presence_penalty": 0.0,
+        "previous_response_id": None,
+        "prompt_cache_key": None,
+        "reasoning": {},
+        "safety_identifier": None,
+        "service_tier": "default",
+        "store": True,
+        "temperature": 1.0,
+        "text": {},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": 1.0,
+        "truncation": "disabled",
+        "user": None,
+    }
+    asked = {name: body[name] for name in defaults if body.get(name) is not None}
+    settings = {**defaults, **asked}
+    if settings["service_tier"] == "auto":
+        settings["service_tier"] = "default"  # the tier that served it
+    settings["reasoning"] = {"effort": None, "summary": None, **settings["reasoning"]}
+    settings["text"] = _text(settings["text"])
+    settings["tools"] = [_tool(tool) for tool in settings["tools"]]
+    choice = settings["tool_choice"]
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        settings["tool_choice"] = {"mode": "auto", "tools": [], **choice}
+    return settings
+
+
+def _tool(tool: Json) -> Json:
+    if tool["type"] != "function":
+        return tool
+    return {"description": None, "parameters": None, "strict": True, **tool}
+
+
+def _text(text: Json) -> Json:
+    form = text.get("format")
+    if not isinstance(form, dict) or not isinstance(form.get("type"), str):
+        form = {"type": "text"}
+    elif form["type"] == "json_schema":
+        form = {"name": "", "description": None, "schema": None, **form}
+        form["strict"] = form.get("strict") is True
+    return {"verbosity": "medium", **text, "format": form}
