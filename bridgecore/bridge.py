@@ -10,15 +10,16 @@ reports, and what it is told, is in ``bridgecore.messages``.
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import islice
 from typing import assert_never
 
 import attrs
 
-from bridgecore.admission.placement import Placement, place
+from bridgecore.admission.placement import Idle, Placement, place, take_over
 from bridgecore.config import Ambiguous, Config, Rotation, replaying
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope
-from bridgecore.continuity.memory import Manner, Memory, Recall
+from bridgecore.continuity.memory import Candidate, Manner, Memory, Recall
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -55,6 +56,7 @@ from bridgecore.wire.responses import (
     output_items,
     read_error,
     read_event,
+    read_stored,
     read_usage,
     response_id,
 )
@@ -112,6 +114,9 @@ class _Conversation:
     manner: Manner | None = None  # of its latest turn, if sockets are to be warmed
     warmed: bool = False  # and nobody has used it since: an idle one is not warmed for ever
     stand_in: tuple[str, str] | None = None  # a response, and what the present socket knows it as
+    family: bytes | None = None  # what its turns have in common with those of other conversations
+    continued: bool = False  # its latest turn was anchored
+    repeats: bool = False  # its latest turn brought a history: its client names no ids
 
 
 @attrs.define(eq=False)
@@ -147,6 +152,8 @@ class Bridge:
         self._turns: dict[int, _Turn] = {}
         self._links: dict[int, _Link] = {}
         self._conversations: OrderedDict[int, _Conversation] = OrderedDict()
+        # By family: its conversations, the one used longest ago first.
+        self._families: dict[bytes, OrderedDict[int, _Conversation]] = {}
         self._memory = Memory(config)
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
@@ -186,7 +193,16 @@ class Bridge:
         ago first, turns, links, and what is remembered. For those who compare bridges."""
         return (
             tuple(
-                (one.id, one.scope, one.session.state, one.link, one.blocked_by, len(one.early))
+                (
+                    one.id,
+                    one.scope,
+                    one.session.state,
+                    one.link,
+                    one.blocked_by,
+                    len(one.early),
+                    one.continued,
+                    one.repeats,
+                )
                 for one in self._conversations.values()
             ),
             tuple(
@@ -253,7 +269,7 @@ class Bridge:
         scope = credential_scope(event.headers)
         headers = [header for header in event.headers if header[0] in _UPSTREAM_HEADERS]
         recall = self._memory.recall(scope, event.request, event.headers, now)
-        conversation = self._place(recall)
+        conversation = self._place(recall, now)
         if conversation is None:
             if not self._make_room(now):
                 message = "The bridge has as many conversations as it can hold. Retry later."
@@ -266,6 +282,7 @@ class Bridge:
         if recall.alias is None or recall.alias.conversation not in self._conversations:
             self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
+        self._note_family(conversation, recall)
         conversation.warmed = False
         turn = _Turn(event.turn, recall, conversation)
         self._turns[turn.id] = turn
@@ -276,24 +293,70 @@ class Bridge:
         submitted = ev.Turn(turn.id, standing, recall.anchor)
         self._step(conversation, ev.TurnSubmitted(submitted), now)
 
-    def _place(self, recall: Recall) -> _Conversation | None:
+    def _place(self, recall: Recall, now: int) -> _Conversation | None:
         """The conversation that the turn joins; None for one of its own."""
+        for candidate in recall.candidates:
+            at_hand = self._at_hand(candidate)
+            if at_hand is not None:
+                recall.inject(candidate)
+                return at_hand
         alias = recall.alias
         found = self._conversations.get(alias.conversation) if alias is not None else None
-        state = found.session.state if found is not None else None
-        if recall.match is not None and (
-            state is None or not state.idle or state.live_anchor != recall.anchor
-        ):
-            recall.forgo_anchor()  # history was recognised, but no socket has it at hand
-        if found is None or state is None:
+        if found is not None:
+            state = found.session.state
+            placement = place(
+                recall.standing,
+                known=True,
+                idle=state.idle,
+                displaces=state.live_anchor is not None and state.live_anchor != recall.anchor,
+            )
+            if placement is Placement.JOIN:
+                return found
+        return self._taken_over(recall, now) if recall.anchor is None else None
+
+    def _at_hand(self, candidate: Candidate) -> _Conversation | None:
+        """The idle conversation whose socket remembers the candidate's response."""
+        alias = candidate.alias
+        found = self._conversations.get(alias.conversation) if alias is not None else None
+        if found is None or not found.session.state.idle:
             return None
-        placement = place(
-            recall.standing,
-            known=True,
-            idle=state.idle,
-            displaces=state.live_anchor is not None and state.live_anchor != recall.anchor,
-        )
-        return found if placement is Placement.JOIN else None
+        live = found.session.state.live_anchor
+        return found if live == candidate.match.node.response_id else None
+
+    def _taken_over(self, recall: Recall, now: int) -> _Conversation | None:
+        """The idle conversation of the turn's family that it takes the place of, if any."""
+        family = recall.family
+        if family is None:
+            return None
+        members = reversed(self._families.get(family.key, {}).values())
+        idle = [one for one in islice(members, _KIN) if one.session.state.idle]
+        facts = [Idle(one.continued, self._is_dispensable(one, now)) for one in idle]
+        place = take_over(facts, repeats=family.repeats)
+        return None if place is None else idle[place]
+
+    def _is_dispensable(self, conversation: _Conversation, now: int) -> bool:
+        live = conversation.session.state.live_anchor
+        if live is None or conversation.repeats:
+            return True
+        return self._memory.keeps(conversation.scope, live, now)
+
+    def _note_family(self, conversation: _Conversation, recall: Recall) -> None:
+        """Remember what was learnt from the turn about other turns of its client."""
+        conversation.continued = recall.anchor is not None
+        conversation.repeats = recall.family is not None and recall.family.repeats
+        self._leave_family(conversation)
+        if recall.family is not None:
+            conversation.family = recall.family.key
+            members = self._families.setdefault(conversation.family, OrderedDict())
+            members[conversation.id] = conversation
+
+    def _leave_family(self, conversation: _Conversation) -> None:
+        if conversation.family is not None:
+            members = self._families[conversation.family]
+            del members[conversation.id]
+            if not members:
+                del self._families[conversation.family]
+            conversation.family = None
 
     def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> _Conversation:
         self._serial += 1
@@ -531,7 +594,8 @@ class Bridge:
                     self._forget_link(conversation.link)
                     self._log(LogLevel.INFO, "session.close", conversation)
             elif isinstance(effect, fx.RetireSession):
-                self._conversations.pop(conversation.id, None)
+                if self._conversations.pop(conversation.id, None) is not None:
+                    self._leave_family(conversation)
                 # Said at the end: what nobody caused is counted, not lost (invariant 27).
                 unmatched = conversation.unmatched
                 self._log(LogLevel.DEBUG, "session.retired", conversation, unmatched=unmatched)
@@ -594,12 +658,23 @@ class Bridge:
             self._warmed(turn, read, outcome_of(upstream))
             return
         account = Accounts()
-        if response is not None and upstream.type == b"response.completed":
+        outcome = outcome_of(upstream)
+        if response is not None and outcome is ev.Outcome.COMPLETED:
             account = account_of(turn.recall, turn.form, turn.sent)
             self._accounts += account
+        if response is not None and outcome in _CONTINUABLE:
             output = output_items(upstream, turn.items)
-            tokens = read + written
-            self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
+            # The terminal event's id first; clients may name the one of response.created as well.
+            ids = list(dict.fromkeys([response, turn.response or response]))
+            self._memory.remember(
+                turn.recall,
+                ids,
+                output,
+                conversation.id,
+                read + written,
+                now,
+                stored=read_stored(upstream),
+            )
             if self._policy.budgets.warm:
                 conversation.manner = turn.recall.manner(conversation.manner)
             self._schedule.set(_MEMORY, self._memory.next_expiry())
@@ -609,7 +684,7 @@ class Bridge:
             "turn.completed",
             conversation,
             turn=turn.id,
-            outcome=outcome_of(upstream).value,
+            outcome=outcome.value,
             response=_hashed(response),
             input_tokens=read,
             output_tokens=written,
@@ -691,6 +766,8 @@ class Bridge:
         self._out.append(Log(level, event, {**fields, **common}))
 
 
+_KIN = 64  # conversations of one family that are looked at, the latest used first
+_CONTINUABLE = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})

@@ -6,6 +6,7 @@ write down what was said, and after every answer what the upstream was shown has
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -950,25 +951,44 @@ def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
     assert_empty(world)
 
 
-@pytest.mark.parametrize("end", ["incomplete", "failed"])
-def test_only_a_completed_response_is_held(end: str) -> None:
+def ending(how: str, output: list[Json]) -> SendEvents:
+    """The end of a response that was not completed."""
+    response: Json = {"id": "%RESPONSE_ID%", "status": how, "output": output, "error": None}
+    response["incomplete_details"] = {"reason": "max_output_tokens"}
+    event = {"type": f"response.{how}", "response": response}
+    return SendEvents((json.dumps(event).encode(),))
+
+
+def test_a_failed_response_is_not_held() -> None:
     world = held()
     talker = Talker(world)
     talker.attempt(user("a"))
-    event = (
-        '{"type":"response.%s","response":{"id":"%%RESPONSE_ID%%","status":"%s","output":[],'
-        '"error":null,"incomplete_details":{"reason":"max_output_tokens"}}}'
-    )
     before = world.endpoint.bridge.memory.size
-    strike(world, Point.BEFORE_TERMINAL, SendEvents(((event % (end, end)).encode(),)))
+    strike(world, Point.BEFORE_TERMINAL, ending("failed", []))
     cut = world.ask("b", previous_response_id=talker.last, store=False)
-    assert cut.response["status"] == end
+    assert cut.response["status"] == "failed"
     assert world.endpoint.bridge.memory.size == before
     heal(world)
     asked: Json = {"previous_response_id": cut.response["id"], "store": False, "stream": False}
     assert world.ask("c", **asked).status == 400  # the upstream's word: nobody else knows it
     talker.attempt(user("b"))  # what it continued is as good as ever
     assert talker.told == ["200", "200"]
+    assert_empty(world)
+
+
+def test_an_incomplete_response_is_held_as_the_fragment_that_it_is() -> None:
+    world = held()
+    part = {"type": "output_text", "text": "half a", "annotations": []}
+    item = {"type": "message", "role": "assistant", "status": "incomplete", "content": [part]}
+    strike(world, Point.BEFORE_TERMINAL, ending("incomplete", [{"id": "msg_1", **item}]))
+    cut = world.ask("a", store=False)
+    assert cut.response["status"] == "incomplete"
+    heal(world)
+    world.advance(1000)  # its socket is given up
+    answer = world.ask("go on", previous_response_id=cut.response["id"], store=False)
+    assert answer.status == 200
+    assert "previous_response_id" not in frame(world)
+    assert frame(world)["input"][1] == item
     assert_empty(world)
 
 
@@ -1229,15 +1249,11 @@ def test_another_thread_is_another_conversation(header: str) -> None:
     two = Historian(world, headers=f"{header}: two\r\n", history=list(one.history))
     two.attempt(user("b"))
     assert anchors(world) == []
-    one.attempt(user("c"))  # in full: what was continued once is not continued by recognition
+    one.attempt(user("c"))  # its response is at hand, and nobody was anchored there
     two.attempt(user("d"))
     one.attempt(user("e"))
-    assert [request.anchor is None for request in world.emulator.requests[2:]] == [
-        True,
-        False,
-        False,
-    ]
-    assert len(set(anchors(world))) == 2
+    assert [request.anchor is None for request in world.emulator.requests[2:]] == [False] * 3
+    assert len(set(anchors(world))) == 3
     assert_empty(world)
 
 

@@ -32,18 +32,32 @@ def credential_scope(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 @attrs.define
 class Alias:
-    """What the bridge knows about one response id. ``conversation`` may have been retired.
+    """What the bridge knows about one response. ``conversation`` may have been retired.
 
     ``tokens``: of its context, its own output included, as the upstream counted; 0: not known.
+    ``response``: the id that its terminal event gave it, if that is known; an upstream that calls
+    it otherwise in ``response.created`` has the one ``Alias`` found under both ids.
     """
 
     conversation: int
     standing: Standing
     tokens: int = 0
+    response: str | None = None
+
+
+_LONGEST_KEY = 128  # characters of an id that is kept as it is
+
+
+def _key(scope: str, response: str) -> tuple[str, str]:
+    """What a response id is found by. Ids can have any length, and many are never used again: a
+    digest takes the place of a long one, so that the bound on entries is one on bytes."""
+    if len(response) > _LONGEST_KEY:
+        response = "#" + hashlib.sha256(response.encode(errors="surrogatepass")).hexdigest()
+    return scope, response
 
 
 class Aliases:
-    """At most ``limit`` response ids."""
+    """At most ``limit`` response ids, in at most some 500 bytes each."""
 
     __slots__ = ("_entries", "_limit")
 
@@ -53,15 +67,17 @@ class Aliases:
 
     def get(self, scope: str, response: str) -> Alias | None:
         """What is known about ``response``; using it keeps it."""
-        alias = self._entries.get((scope, response))
+        key = _key(scope, response)
+        alias = self._entries.get(key)
         if alias is not None:
-            self._entries.move_to_end((scope, response))
+            self._entries.move_to_end(key)
         return alias
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Remember ``alias``."""
-        self._entries[scope, response] = alias
-        self._entries.move_to_end((scope, response))
+        key = _key(scope, response)
+        self._entries[key] = alias
+        self._entries.move_to_end(key)
         if len(self._entries) > self._limit:
             self._entries.popitem(last=False)
 
