@@ -312,7 +312,9 @@ class Bridge:
             )
             if placement is Placement.JOIN:
                 return found
-        return self._taken_over(recall, now) if recall.anchor is None else None
+        if recall.anchor is not None or recall.candidates:
+            return None  # what continues from here on is recognised: its socket is its own
+        return self._taken_over(recall, now)
 
     def _at_hand(self, candidate: Candidate) -> _Conversation | None:
         """The idle conversation whose socket remembers the candidate's response."""

@@ -122,6 +122,17 @@ def test_continuing(driver: Driver) -> None:
     assert sent.link == link
 
 
+@pytest.mark.parametrize("name", ["resp_1", "resp_created"])
+def test_either_id_of_a_response_continues_it_where_it_was_made(driver: Driver, name: str) -> None:
+    link = driver.send(store=False)
+    created = CREATED.replace(b"resp_1", b"resp_created")
+    driver.tell(MessagesReceived(link, [created, DONE]))
+    (sent,) = driver.submit(2, previous_response_id=name, store=False)
+    assert isinstance(sent, SendFrame)
+    assert sent.link == link
+    assert json.loads(sent.data)["previous_response_id"] == name
+
+
 def test_a_failed_response_makes_no_anchor(driver: Driver) -> None:
     link = driver.send(store=False)
     terminal = b'{"type":"response.failed","response":{"id":"resp_1"}}'

@@ -46,7 +46,7 @@ def place(standing: Standing, *, known: bool, idle: bool, displaces: bool) -> Pl
 PROTECTED: Final = (
     8  # sessions of one family, the latest used, that no other conversation displaces
 )
-SINGLES: Final = 8  # sessions of one family that may be idle after a single turn
+SINGLES: Final = 32  # sessions of one family that may be idle after a single turn
 
 
 @attrs.frozen
@@ -73,7 +73,7 @@ def take_over(family: Sequence[Idle], *, repeats: bool) -> int | None:
 
     Args:
         family: the idle sessions, the latest used first.
-        repeats: the turn brings a history that is not at hand on any socket.
+        repeats: the turn brings a history, and it was not recognised.
     """
     if repeats:
         for place, idle in enumerate(family):
