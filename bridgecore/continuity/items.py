@@ -131,7 +131,10 @@ def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
     if kind != "reasoning" or _text_of(members.get("encrypted_content")):
         return False
     content = members.get("content")
-    return content is None or bytes(content) in (b"null", b"[]", b'""')
+    return content is None or _any.decode(content) in _NOTHING
+
+
+_NOTHING: Final[tuple[object, ...]] = (None, [], "")
 
 
 def is_kind(item: msgspec.Raw | bytes, kind: str) -> bool:
@@ -251,7 +254,7 @@ def _is_bare(item: Json) -> bool:
         return False
     encrypted = item.get("encrypted_content")
     has_text = isinstance(encrypted, str) and encrypted != ""
-    return not has_text and item.get("content") in (None, [], "")
+    return not has_text and item.get("content") in _NOTHING
 
 
 def _parse_arguments(call: Json) -> None:

@@ -116,6 +116,13 @@ def test_reasoning_is_nothing_without_its_encrypted_content(encrypted: Item) -> 
     assert form(REASONING) == {name: REASONING[name] for name in REASONING if name != "id"}
 
 
+@pytest.mark.parametrize("content", ["null", "[]", "[ ]", '""'])
+def test_reasoning_is_bare_however_nothing_is_written(content: str) -> None:
+    raw = b'{"type":"reasoning","id":"rs_1","content":' + content.encode() + b"}"
+    assert input_form(raw, stored=False) is None
+    assert chain_digest(ROOT, raw, stored=False) == ROOT
+
+
 def test_reasoning_that_can_be_read_is_context() -> None:
     assert form(READABLE) == {name: READABLE[name] for name in READABLE if name != "id"}
 
