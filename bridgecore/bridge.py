@@ -91,6 +91,7 @@ class _Turn:
     conversation: _Conversation
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
     response: str | None = None  # the id of its response, once created
+    stored: bool | None = None  # whether that is stored, as far as response.created said
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
     form: fx.Form = fx.Form.AS_IS  # in which it was sent last
     sent: int = 0  # bytes of that frame
@@ -510,6 +511,7 @@ class Bridge:
         if kind is EventKind.CREATED:
             if turn is not None and turn.response is None:
                 turn.response = response_id(upstream)
+                turn.stored = read_stored(upstream)
             event = ev.ResponseCreated(generation)
         elif kind is EventKind.ENDED:
             error = read_error(upstream.data) if upstream.type == b"response.failed" else None
@@ -668,14 +670,12 @@ class Bridge:
             output = output_items(upstream, turn.items)
             # The terminal event's id first; clients may name the one of response.created as well.
             ids = list(dict.fromkeys([response, turn.response or response]))
+            tokens = read + written
+            stored = read_stored(upstream)
+            if stored is None:
+                stored = turn.stored
             self._memory.remember(
-                turn.recall,
-                ids,
-                output,
-                conversation.id,
-                read + written,
-                now,
-                stored=read_stored(upstream),
+                turn.recall, ids, output, conversation.id, tokens, now, stored=stored
             )
             if self._policy.budgets.warm:
                 conversation.manner = turn.recall.manner(conversation.manner)
@@ -733,7 +733,7 @@ class Bridge:
         if turn is None or conversation.link is None:
             return
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
-        turn.response = None
+        turn.response = turn.stored = None
         turn.items.clear()
         self._forget_early(conversation)
         conversation.sends += 1

@@ -181,20 +181,25 @@ class Memory:
             recall.named = recall.alias = self._aliases.get(scope, named)
             recall.standing = recall.alias.standing if recall.alias else Standing.UNKNOWN
             recall.anchor = (recall.alias and recall.alias.response) or named
-            if prompt is not None:
-                prompt.anchor = recall.anchor
-                recall.node = self._held(scope, recall.anchor, prompt, now)
-            if recall.node is not None:
-                recall.standing = Standing.HELD
-        if self._transcripts is not None and prompt is not None:
-            # An anchored turn whose anchor is not held needs that very response.
-            if named is None or recall.node is not None:
-                recall.candidates = [
-                    Candidate(match, self._aliases.get(scope, match.node.response_id))
-                    for match in self._transcripts.recognise(scope, prompt, now)
-                ]
-            if named is None and recall.candidates:
-                recall.alias = recall.candidates[0].alias  # it belongs to that conversation
+        if self._transcripts is None or prompt is None:
+            return recall
+        node = None
+        if recall.anchor is not None:
+            prompt.anchor = recall.anchor
+            node = self._transcripts.get(scope, recall.anchor, now)
+            if node is not None:
+                resolve(node, prompt)
+        matches = self._transcripts.recognise(scope, prompt, now)
+        if node is not None and _can_rebuild(node, prompt):
+            recall.node, recall.standing = node, Standing.HELD
+        # A turn that cannot be rebuilt after its own anchor could not go back to it.
+        if named is None or recall.node is not None:
+            recall.candidates = [
+                Candidate(match, self._aliases.get(scope, match.node.response_id))
+                for match in matches
+            ]
+        if named is None and recall.candidates:
+            recall.alias = recall.candidates[0].alias  # it belongs to that conversation
         return recall
 
     def _prompt(self, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
@@ -204,34 +209,6 @@ class Memory:
             return Prompt(request, narrow)
         except ValueError:
             return None  # no input that anybody could hold: the upstream will say so
-
-    def _held(self, scope: str, anchor: str, prompt: Prompt, now: int) -> Node | None:
-        """The response of that id, if the turn with it is self-contained
-        (``STRIPPED_ONLY_IF_SELF_CONTAINED``).
-
-        It is not if the request brings context besides its items: in full, that would no longer
-        stand where it stands after an anchor. References are resolved.
-        """
-        if self._transcripts is None or not prompt.whole:
-            return None
-        node = self._transcripts.get(scope, anchor, now)
-        if node is None or not node.readable or not node.rebuildable:
-            return None
-        proof = prove(prompt.text)
-        if proof.opaque:
-            resolve(node, prompt)
-            proof = prove(prompt.meant_text())
-        if proof.opaque:
-            return None
-        unanswered = set(proof.orphans)
-        before: Node | None = node
-        while unanswered and before is not None:
-            if before.cut >= 0:
-                # What stands before a compaction is not sent again, but for a call it has.
-                return node if expand(node, prompt).proof.self_contained else None
-            unanswered -= calls(before.own_text())
-            before = before.parent
-        return None if unanswered else node
 
     def keeps(self, scope: str, response: str, now: int) -> bool:
         """Whether ``response`` can be continued without the socket that made it, as far as is
@@ -308,6 +285,29 @@ class Memory:
             self._transcripts.put(
                 recall.scope, ids[0], recall.prompt, output, now, match=recall.match, stored=stored
             )
+
+
+def _can_rebuild(node: Node, prompt: Prompt) -> bool:
+    """Whether the turn of ``prompt``, anchored at ``node``, can be said in full: it is proven to be
+    self-contained, and the upstream did not refuse it so before.
+
+    It is not if the request brings context besides its items: in full, that would no longer stand
+    where it stands after an anchor.
+    """
+    if not (prompt.whole and node.readable and node.rebuildable):
+        return False
+    proof = prove(prompt.meant_text())
+    if proof.opaque:
+        return False
+    unanswered = set(proof.orphans)
+    before: Node | None = node
+    while unanswered and before is not None:
+        if before.cut >= 0:
+            # What stands before a compaction is sent again only for a call that it has.
+            return expand(node, prompt).proof.self_contained
+        unanswered -= calls(before.own_text())
+        before = before.parent
+    return not unanswered
 
 
 def _family(scope: str, prompt: Prompt, narrow: Iterable[bytes]) -> Family | None:

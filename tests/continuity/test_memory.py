@@ -199,6 +199,37 @@ def test_an_anchored_turn_that_cannot_be_rebuilt_is_not_reduced() -> None:
     assert held.ask(steps, "r1").candidates == ()
 
 
+def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
+    """As the Vercel AI SDK repeats steps that are stored."""
+    held = book()
+    call = {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    first = {"id": "msg_1", **said("A")}
+    held.hold(held.ask([user("a")], store=True), "r1", output=[first])
+    held.hold(held.ask([user("b")], "r1", store=True), "r2", output=[call])
+    result = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    steps = [user("b"), {"type": "item_reference", "id": "fc_1"}, result]
+    recall = held.ask(steps, "r1", store=True)
+    (candidate,) = recall.candidates
+    recall.inject(candidate)
+    assert sent(recall, Form.AS_IS)["input"] == [result]
+    assert sent(recall, Form.CLIENT_FULL)["input"] == [user("a"), first, user("b"), call, result]
+
+
+def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
+    held = book()
+    first = {"id": "msg_1", **said("A")}
+    held.hold(held.ask([user("a")], store=True), "r1", output=[first])
+    for name, standing in (("msg_1", Standing.HELD), ("msg_2", Standing.STORED)):
+        reference = {"type": "item_reference", "id": name}
+        recall = held.ask([reference, user("b")], "r1", store=True)
+        assert recall.standing is standing
+    for untyped in ({}, {"type": "item_reference"}):
+        reference = {**untyped, "id": "msg_1"}
+        recall = held.ask([reference, user("b")], "r1", store=True)
+        assert sent(recall, Form.REHYDRATED)["input"] == [user("a"), first, first, user("b")]
+        assert sent(recall, Form.AS_IS)["input"] == [reference, user("b")]
+
+
 # ------------------------------------------------------------------ families
 
 
