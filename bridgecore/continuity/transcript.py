@@ -301,7 +301,7 @@ class Transcripts:
                 and not node.continued
                 and node.settings == prompt.settings
             ]
-            if repeated < len(prompt.items) and fitting:
+            if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # something is added
                 fitting[0].node.used = self._now
                 return fitting
         return []
@@ -618,7 +618,7 @@ class _Scope:
                 latest = ends.get(chain[here])
                 if latest is None and self.pruned:
                     latest = self.pruned.get(chain[here])
-                if latest is not None:
+                if latest is not None and chain[here] != chain[0]:  # some of it is repeated
                     found.append((here, latest))
             next_up = []
             if latest is not None:

@@ -840,6 +840,11 @@ def read(item: Item) -> Meaning:
     return ("answer", item["call_id"], item["output"])
 
 
+def meanings_of(items: Sequence[Item]) -> tuple[Meaning, ...]:
+    """What ``items`` say; reasoning without content says nothing."""
+    return tuple(read(item) for item in items if {**item, "id": "rs_1"} != THOUGHT)
+
+
 words = st.sampled_from(["", "a", "b"])
 numbers = st.sampled_from(["c1", "c2"])
 asked_items = st.one_of(
@@ -920,7 +925,13 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
     now = 0
 
     def word(meanings: Sequence[Meaning]) -> list[Item]:
-        return [draw(st.sampled_from(ways(meaning))) for meaning in meanings]
+        return strewn([draw(st.sampled_from(ways(meaning))) for meaning in meanings])
+
+    def strewn(items: list[Item]) -> list[Item]:
+        """``items``, and reasoning without content somewhere among them."""
+        if draw(st.integers(0, 4)) == 0:
+            items.insert(draw(st.integers(0, len(items))), dict(THOUGHT))
+        return items
 
     for number in range(draw(st.integers(1, 14))):
         now += draw(st.sampled_from([0, 1, 300]))
@@ -955,7 +966,7 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
             assert mine is not None
             before = len(mine.context)
             full = mine.context + new
-            assert tuple(map(read, sent(expand(parent, asked).frame))) == full
+            assert meanings_of(sent(expand(parent, asked).frame)) == full
         held.expire(now)
         expected = model.expected(scope, before, full, settled)
         matches = held.recognise(scope, asked, now)
@@ -967,11 +978,11 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
             assert reduced.items
             assert reduced.request.previous_response_id == match.node.response_id
             shown = sent(expand(match.node, reduced).frame)
-            assert tuple(map(read, shown)) == full
+            assert meanings_of(shown) == full
             model.anchors.add((scope, match.node.response_id))
         elif asked.anchor is not None:
             model.anchors.add((scope, asked.anchor))
-        said = raw(*(ways(each)[0] for each in output))
+        said = raw(*strewn([ways(each)[0] for each in output]))
         node = held.put(scope, name, asked, said, now, match=match)
         if node is not None:
             known = Known(scope, name, full + output, settled, node)
