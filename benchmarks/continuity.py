@@ -188,8 +188,7 @@ def measure_time(output_share: float, title: str) -> bool:
 
     def recognise(held: Transcripts, request: CreateRequest) -> Match:
         prompt = Prompt(request)
-        match = held.recognise("scope", prompt, 1000)
-        assert match is not None
+        (match,) = held.recognise("scope", prompt, 1000)
         assert match.repeated == len(prompt.items) - 1
         return match
 

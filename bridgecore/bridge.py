@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import assert_never, get_args
 
 import attrs
 import msgspec
 
-from bridgecore.admission.placement import Placement, place
+from bridgecore.admission.placement import Idle, Placement, place, take_over
 from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope, named_scope
-from bridgecore.continuity.memory import Manner, Memory, Recall
+from bridgecore.continuity.memory import Candidate, Manner, Memory, Recall
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.messages import (
@@ -64,6 +65,7 @@ from bridgecore.wire.responses import (
     UpstreamEvent,
     created_event,
     read_event,
+    read_stored,
     read_terminal,
 )
 from bridgecore.wire.transport import Log, LogLevel
@@ -87,6 +89,7 @@ class _Turn:
     error: ErrorFrame | None = None  # the upstream's own words about it, the latest ones
     names: list[str] = attrs.Factory(list)  # the ids that its response was called by
     opened: bool = False  # its client was given a response.created
+    stored: bool | None = None  # whether that is stored, as far as response.created said
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
     form: fx.Form = fx.Form.AS_IS  # in which it was sent last
     sent: int = 0  # bytes of that frame
@@ -110,6 +113,9 @@ class _Conversation:
     manner: Manner | None = None  # of its latest turn, if sockets are to be warmed
     warmed: bool = False  # and nobody has used it since: an idle one is not warmed for ever
     stand_in: tuple[str, str] | None = None  # a response, and what the present socket knows it as
+    family: bytes | None = None  # what its turns have in common with those of other conversations
+    continued: bool = False  # its latest turn was anchored
+    repeats: bool = False  # its latest turn brought a history: its client names no ids
 
 
 @attrs.define(eq=False)
@@ -157,6 +163,8 @@ class Bridge:
         self._turns: dict[int, _Turn] = {}
         self._links: dict[int, _Link] = {}
         self._conversations: OrderedDict[int, _Conversation] = OrderedDict()
+        # By family: its conversations, the one used longest ago first.
+        self._families: dict[bytes, OrderedDict[int, _Conversation]] = {}
         self._memory = Memory(config)
         self._schedule: Schedule[int] = Schedule()
         self._serial = 0
@@ -199,7 +207,16 @@ class Bridge:
         ago first, turns, links, and what is remembered. For those who compare bridges."""
         return (
             tuple(
-                (one.id, one.scope, one.session.state, one.link, one.blocked_by, len(one.early))
+                (
+                    one.id,
+                    one.scope,
+                    one.session.state,
+                    one.link,
+                    one.blocked_by,
+                    len(one.early),
+                    one.continued,
+                    one.repeats,
+                )
                 for one in self._conversations.values()
             ),
             tuple(
@@ -330,7 +347,7 @@ class Bridge:
             scope = named_scope(event.scope)
         headers = upgrade_headers(received, self._forwarded)
         recall = self._memory.recall(scope, event.request, received, now)
-        conversation = self._place(recall)
+        conversation = self._place(recall, now)
         if conversation is None:
             if not self._make_room(now):
                 message = "The bridge has as many conversations as it can hold. Retry later."
@@ -347,6 +364,7 @@ class Bridge:
         if recall.alias is None or recall.alias.conversation not in self._conversations:
             self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
+        self._note_family(conversation, recall)
         conversation.warmed = False
         turn = _Turn(event.turn, recall, conversation, event.request_id or "-")
         self._turns[turn.id] = turn
@@ -362,24 +380,72 @@ class Bridge:
         submitted = ev.Turn(turn.id, standing, recall.anchor)
         self._step(conversation, ev.TurnSubmitted(submitted), now)
 
-    def _place(self, recall: Recall) -> _Conversation | None:
+    def _place(self, recall: Recall, now: int) -> _Conversation | None:
         """The conversation that the turn joins; None for one of its own."""
+        for candidate in recall.candidates:
+            at_hand = self._at_hand(candidate)
+            if at_hand is not None:
+                recall.inject(candidate)
+                return at_hand
         alias = recall.alias
         found = self._conversations.get(alias.conversation) if alias is not None else None
-        state = found.session.state if found is not None else None
-        if recall.match is not None and (
-            state is None or not state.idle or state.live_anchor != recall.anchor
-        ):
-            recall.forgo_anchor()  # history was recognised, but no socket has it at hand
-        if found is None or state is None:
+        if found is not None:
+            state = found.session.state
+            placement = place(
+                recall.standing,
+                known=True,
+                idle=state.idle,
+                displaces=state.live_anchor is not None and state.live_anchor != recall.anchor,
+            )
+            if placement is Placement.JOIN:
+                return found
+        if recall.anchor is not None or recall.candidates:
+            return None  # what continues from here on is recognised: its socket is its own
+        return self._taken_over(recall, now)
+
+    def _at_hand(self, candidate: Candidate) -> _Conversation | None:
+        """The idle conversation whose socket remembers the candidate's response."""
+        alias = candidate.alias
+        found = self._conversations.get(alias.conversation) if alias is not None else None
+        if found is None or not found.session.state.idle:
             return None
-        placement = place(
-            recall.standing,
-            known=True,
-            idle=state.idle,
-            displaces=state.live_anchor is not None and state.live_anchor != recall.anchor,
-        )
-        return found if placement is Placement.JOIN else None
+        live = found.session.state.live_anchor
+        return found if live == candidate.match.node.response_id else None
+
+    def _taken_over(self, recall: Recall, now: int) -> _Conversation | None:
+        """The idle conversation of the turn's family that it takes the place of, if any."""
+        family = recall.family
+        if family is None:
+            return None
+        members = reversed(self._families.get(family.key, {}).values())
+        idle = [one for one in islice(members, _KIN) if one.session.state.idle]
+        facts = [Idle(one.continued, self._is_dispensable(one, now)) for one in idle]
+        place = take_over(facts, repeats=family.repeats)
+        return None if place is None else idle[place]
+
+    def _is_dispensable(self, conversation: _Conversation, now: int) -> bool:
+        live = conversation.session.state.live_anchor
+        if live is None or conversation.repeats:
+            return True
+        return self._memory.keeps(conversation.scope, live, now)
+
+    def _note_family(self, conversation: _Conversation, recall: Recall) -> None:
+        """Remember what was learnt from the turn about other turns of its client."""
+        conversation.continued = recall.anchor is not None
+        conversation.repeats = recall.family is not None and recall.family.repeats
+        self._leave_family(conversation)
+        if recall.family is not None:
+            conversation.family = recall.family.key
+            members = self._families.setdefault(conversation.family, OrderedDict())
+            members[conversation.id] = conversation
+
+    def _leave_family(self, conversation: _Conversation) -> None:
+        if conversation.family is not None:
+            members = self._families[conversation.family]
+            del members[conversation.id]
+            if not members:
+                del self._families[conversation.family]
+            conversation.family = None
 
     def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> _Conversation:
         self._serial += 1
@@ -627,6 +693,8 @@ class Bridge:
             room = not self._is_full(conversation, upstream)
             event = ev.OutputReceived(generation, bearing, room, named)
         self._step(conversation, event, now, upstream, terminal)
+        if kind is EventKind.CREATED and turn is not None and turn.opened:
+            turn.stored = read_stored(upstream)
         if upstream.type == ITEM_ADDED and conversation.session.state.phase is Phase.OUTPUT:
             link.stragglers.announced(upstream)
 
@@ -725,7 +793,8 @@ class Bridge:
                     self._forget_link(conversation.link)
                     self._log(LogLevel.INFO, "session.close", conversation)
             elif isinstance(effect, fx.RetireSession):
-                self._conversations.pop(conversation.id, None)
+                if self._conversations.pop(conversation.id, None) is not None:
+                    self._leave_family(conversation)
                 # Said at the end: what nobody caused is counted, not lost (invariant 27).
                 unmatched = conversation.unmatched
                 self._log(LogLevel.DEBUG, "session.retired", conversation, unmatched=unmatched)
@@ -818,16 +887,21 @@ class Bridge:
             self._warmed(turn, read, terminal.outcome)
             return
         account = Accounts()
-        ids = [name for name in (*turn.names, *effect.responses) if name != terminal.response_id]
-        if terminal.response_id is not None:
-            ids.append(terminal.response_id)
-        response = ids[-1] if ids else None
-        if response is not None and terminal.outcome is not ev.Outcome.FAILED:
+        others = [name for name in (*turn.names, *effect.responses) if name != terminal.response_id]
+        # The terminal event's id first; clients may name any other that they were told.
+        ids = others if terminal.response_id is None else [terminal.response_id, *others]
+        response = ids[0] if ids else None
+        outcome = terminal.outcome
+        if response is not None and outcome is ev.Outcome.COMPLETED:
             account = account_of(turn.recall, turn.form, turn.sent)
             self._accounts += account
+        if response is not None and outcome in _CONTINUABLE:
             output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
             tokens = read + written
-            self._memory.remember(turn.recall, response, output, conversation.id, tokens, now)
+            stored = turn.stored if terminal.store is None else terminal.store
+            self._memory.remember(
+                turn.recall, ids, output, conversation.id, tokens, now, stored=stored
+            )
             if self._policy.budgets.warm:
                 conversation.manner = turn.recall.manner(conversation.manner)
             self._schedule.set(_MEMORY, self._memory.next_expiry())
@@ -838,7 +912,7 @@ class Bridge:
             conversation,
             turn=turn.id,
             request_id=turn.request,
-            outcome=terminal.outcome.value,
+            outcome=outcome.value,
             response=_hashed(response),
             input_tokens=read,
             output_tokens=written,
@@ -886,6 +960,7 @@ class Bridge:
         if turn is None or conversation.link is None:
             return
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
+        turn.stored = None
         turn.items.clear()
         self._forget_early(conversation)
         meant, stand_in = conversation.stand_in or (None, None)
@@ -950,6 +1025,8 @@ _TOO_LARGE = ErrorFrame(
     code="request_too_large",
     message="The upstream does not take a request of this size: it has refused this one before.",
 )
+_KIN = 64  # conversations of one family that are looked at, the latest used first
+_CONTINUABLE = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})

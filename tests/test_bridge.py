@@ -124,10 +124,37 @@ def test_continuing(driver: Driver) -> None:
     assert sent.link == link
 
 
-@pytest.mark.parametrize("end", ["incomplete", "failed"])
-def test_only_completion_makes_an_anchor(driver: Driver, end: str) -> None:
+@pytest.mark.parametrize("name", ["resp_1", "resp_created"])
+def test_either_id_of_a_response_continues_it_where_it_was_made(driver: Driver, name: str) -> None:
     link = driver.send(store=False)
-    terminal = b'{"type":"response.%b","response":{"id":"resp_1"}}' % end.encode()
+    created = CREATED.replace(b"resp_1", b"resp_created")
+    driver.tell(MessagesReceived(link, [created, DONE]))
+    (sent,) = driver.submit(2, previous_response_id=name, store=False)
+    assert isinstance(sent, SendFrame)
+    assert sent.link == link
+    assert json.loads(sent.data)["previous_response_id"] == name
+
+
+@pytest.mark.parametrize("where", ["created", "completed", "both"])
+def test_a_response_that_says_it_is_not_stored_is_bound_to_its_socket(
+    driver: Driver, where: str
+) -> None:
+    """The request left ``store`` out; ``created`` and ``completed`` need not both tell."""
+    link = driver.send()
+    says = b'"id":"resp_1","store":false'
+    created, done = (
+        event.replace(b'"id":"resp_1"', says) if where in (name, "both") else event
+        for name, event in (("created", CREATED), ("completed", DONE))
+    )
+    driver.tell(MessagesReceived(link, [created, done]))
+    driver.submit(2, previous_response_id="resp_1")
+    received = [log.fields for log in driver.logs if log.event == "turn.received"]
+    assert received[-1]["standing"] == "bound"
+
+
+def test_a_failed_response_makes_no_anchor(driver: Driver) -> None:
+    link = driver.send(store=False)
+    terminal = b'{"type":"response.failed","response":{"id":"resp_1"}}'
     driver.tell(MessagesReceived(link, [CREATED, terminal]))
     (opened,) = driver.submit(2, previous_response_id="resp_1", store=False)
     assert isinstance(opened, OpenLink)

@@ -6,6 +6,7 @@ write down what was said, and after every answer what the upstream was shown has
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 
@@ -951,25 +952,44 @@ def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
     assert_empty(world)
 
 
-@pytest.mark.parametrize("end", ["incomplete", "failed"])
-def test_only_a_completed_response_is_held(end: str) -> None:
+def ending(how: str, output: list[Json]) -> SendEvents:
+    """The end of a response that was not completed."""
+    response: Json = {"id": "%RESPONSE_ID%", "status": how, "output": output, "error": None}
+    response["incomplete_details"] = {"reason": "max_output_tokens"}
+    event = {"type": f"response.{how}", "response": response}
+    return SendEvents((json.dumps(event).encode(),))
+
+
+def test_a_failed_response_is_not_held() -> None:
     world = held()
     talker = Talker(world)
     talker.attempt(user("a"))
-    event = (
-        '{"type":"response.%s","response":{"id":"%%RESPONSE_ID%%","status":"%s","output":[],'
-        '"error":null,"incomplete_details":{"reason":"max_output_tokens"}}}'
-    )
     before = world.endpoint.bridge.memory.size
-    strike(world, Point.BEFORE_TERMINAL, SendEvents(((event % (end, end)).encode(),)))
+    strike(world, Point.BEFORE_TERMINAL, ending("failed", []))
     cut = world.ask("b", previous_response_id=talker.last, store=False)
-    assert cut.response["status"] == end
+    assert cut.response["status"] == "failed"
     assert world.endpoint.bridge.memory.size == before
     heal(world)
     asked: Json = {"previous_response_id": cut.response["id"], "store": False, "stream": False}
     assert world.ask("c", **asked).status == 400  # the upstream's word: nobody else knows it
     talker.attempt(user("b"))  # what it continued is as good as ever
     assert talker.told == ["200", "200"]
+    assert_empty(world)
+
+
+def test_an_incomplete_response_is_held_as_the_fragment_that_it_is() -> None:
+    world = held()
+    part = {"type": "output_text", "text": "half a", "annotations": []}
+    item = {"type": "message", "role": "assistant", "status": "incomplete", "content": [part]}
+    strike(world, Point.BEFORE_TERMINAL, ending("incomplete", [{"id": "msg_1", **item}]))
+    cut = world.ask("a", store=False)
+    assert cut.response["status"] == "incomplete"
+    heal(world)
+    world.advance(1000)  # its socket is given up
+    answer = world.ask("go on", previous_response_id=cut.response["id"], store=False)
+    assert answer.status == 200
+    assert "previous_response_id" not in frame(world)
+    assert frame(world)["input"][1] == item
     assert_empty(world)
 
 
@@ -1230,15 +1250,11 @@ def test_another_thread_is_another_conversation(header: str) -> None:
     two = Historian(world, headers=f"{header}: two\r\n", history=list(one.history))
     two.attempt(user("b"))
     assert anchors(world) == []
-    one.attempt(user("c"))  # in full: what was continued once is not continued by recognition
+    one.attempt(user("c"))  # its response is at hand, and nobody was anchored there
     two.attempt(user("d"))
     one.attempt(user("e"))
-    assert [request.anchor is None for request in world.emulator.requests[2:]] == [
-        True,
-        False,
-        False,
-    ]
-    assert len(set(anchors(world))) == 2
+    assert [request.anchor is None for request in world.emulator.requests[2:]] == [False] * 3
+    assert len(set(anchors(world))) == 3
     assert_empty(world)
 
 
@@ -1322,6 +1338,266 @@ def test_a_client_that_changes_its_ways() -> None:
     talker.attempt(user("d"), after=answer.response["id"])
     assert talker.told == ["200"] * 3
     assert len(frame(world)["input"]) == 7
+    assert_empty(world)
+
+
+# ------------------------------------------------------------------ clients as they are
+
+
+CODEX = "internal_chat_message_metadata_passthrough"
+
+
+@attrs.define
+class Codex(Historian):
+    """Codex with its built-in provider: each item that it sends carries what it knows of it."""
+
+    turns: int = 0
+
+    def body_of(self, *items: Json) -> list[Json]:
+        self.turns += 1
+        note = {"turn_id": f"01a059de-d2ff-78f1-{self.turns:04}", "create_time": 1788214171.12}
+        return [{**item, CODEX: note} for item in items]
+
+
+def test_codex_is_recognised_by_what_a_model_reads() -> None:
+    world = held()
+    fields = {"prompt_cache_key": "k", "instructions": "Be brief."}
+    codex = Codex(world, headers="thread-id: k\r\n", fields=fields)
+    for n in range(1, 9):
+        items = codex.body_of(user(f'call tool look {{"n":{n}}}'))
+        (call,) = codex.attempt(*items).response["output"]
+        codex.history[-1:] = codex.body_of({**call, "status": None})  # what it sends back
+        codex.attempt(*codex.body_of(output_for(call, f"seen {n}")))
+        codex.history[-1:] = codex.body_of(codex.history[-1])
+    assert codex.told == ["200"] * 16
+    assert len(anchors(world)) == 15
+    assert world.net.connects == 1
+    # What is forwarded is forwarded as it came.
+    assert all(CODEX in item for request in world.frames for item in request["input"])
+    assert_empty(world)
+
+
+def calling(request: CreateRequest) -> list[Json]:
+    """A call for each output so far, until there are five; then an answer."""
+    outputs = sum(item.get("type") == "function_call_output" for item in request.context)
+    if outputs % 6 == 5:
+        part = {"type": "output_text", "text": f"after {outputs}", "annotations": []}
+        return [{"type": "message", "role": "assistant", "status": "completed", "content": [part]}]
+    arguments = json.dumps({"n": outputs}, separators=(",", ":"))
+    call = {"type": "function_call", "name": "look", "arguments": arguments}
+    return [{**call, "call_id": f"call_{outputs}", "status": "completed"}]
+
+
+def steps_of(world: World, lose: Sequence[int] = ()) -> list[Json]:
+    """A tool loop as the Vercel AI SDK goes through it with ``previousResponseId``: each step says
+    all that came since the response before the user's message. The frames of its steps; before
+    those of ``lose``, the socket is lost."""
+    world.emulator.answer = calling
+    first = world.ask([user("hi")], store=False).response
+    (call,) = first["output"]
+    turn = [output_for(call, "zero")]
+    frames = []
+    for step in range(5):
+        if step in lose:
+            world.advance(1000)
+        answer = world.ask(turn, previous_response_id=first["id"], store=False)
+        assert answer.status == 200, answer.body
+        (turned,) = [t for t in world.emulator.turns if t.response_id == answer.response["id"]]
+        assert meant(turned.request.context) == meant([user("hi"), call, *turn])
+        frames.append(frame(world))
+        (made,) = answer.response["output"]
+        if made["type"] == "function_call":
+            # It parses arguments, and writes them again.
+            again = {**made, "arguments": json.dumps(json.loads(made["arguments"]))}
+            turn += [bare(again), output_for(made, f"seen {step}")]
+    return frames
+
+
+def meant(items: Sequence[Json]) -> list[tuple[object, ...]]:
+    """What a model reads of ``items``, whatever the white space of arguments."""
+    return [
+        said({**item, "arguments": json.loads(item["arguments"])} if "arguments" in item else item)
+        for item in items
+    ]
+
+
+def test_a_tool_loop_that_repeats_itself_after_an_anchor_is_reduced() -> None:
+    world = held()
+    frames = steps_of(world)
+    assert world.net.connects == 1
+    assert [len(sent["input"]) for sent in frames] == [1] * 5
+    assert all(sent["input"][0]["type"] == "function_call_output" for sent in frames)
+    names = [turn.response_id for turn in world.emulator.turns]
+    assert [sent["previous_response_id"] for sent in frames] == names[:-1]
+    assert_empty(world)
+
+
+def test_a_tool_loop_that_loses_its_socket_is_rebuilt_once() -> None:
+    world = held()
+    frames = steps_of(world, lose=[2])
+    assert world.net.connects == 2
+    assert ["previous_response_id" in sent for sent in frames] == [True, True, False, True, True]
+    assert [len(sent["input"]) for sent in frames] == [1, 1, 7, 1, 1]
+    assert_empty(world)
+
+
+def test_what_is_left_behind_by_an_anchor_of_ours_is_the_clients_context() -> None:
+    """The upstream has forgotten what we named: what the client meant goes, in full."""
+    world = held()
+    world.emulator.answer = calling
+    first = world.ask([user("hi")], store=False).response
+    turn = [output_for(first["output"][0], "zero")]
+    second = world.ask(turn, previous_response_id=first["id"], store=False).response
+    turn += [second["output"][0], output_for(second["output"][0], "one")]
+    strike(world, Point.BEFORE_CREATED, Error(400, NOT_FOUND))
+    answer = world.ask(turn, previous_response_id=first["id"], store=False)
+    assert answer.status == 200
+    assert [sent.get("previous_response_id") for sent in world.frames[2:]] == [second["id"], None]
+    assert context(world.emulator.requests[-1]) == [
+        said(item) for item in [user("hi"), first["output"][0], *turn]
+    ]
+    assert_empty(world)
+
+
+# ------------------------------------------------------------------ sockets of one cache key
+
+
+@attrs.define
+class Stranger(Historian):
+    """A client whose history is never recognised: it numbers its requests in what it sends back."""
+
+    def stranger_turn(self, text: str) -> None:
+        self.history = [{**item, "request": len(self.sizes)} for item in self.history]
+        client = self.begin(user(text))
+        answer = self.world.read(client)
+        client.half_close()
+        assert answer.status == 200
+        self.history += [user(text), *answer.response["output"]]
+
+
+@pytest.mark.parametrize("continuity", Continuity)
+@pytest.mark.parametrize("store", [True, False])
+def test_a_client_that_is_never_recognised_keeps_to_its_socket(
+    store: bool, continuity: Continuity
+) -> None:
+    world = World(continuity=continuity, split=in_segments)
+    stranger = Stranger(world, store, fields={"prompt_cache_key": "k"})
+    for n in range(30):
+        stranger.stranger_turn(f"text {n}")
+    assert anchors(world) == []
+    assert world.net.connects <= 2
+    assert world.endpoint.bridge.links <= 2
+    assert_empty(world)
+
+
+def test_sockets_are_not_used_across_keys_threads_and_credentials() -> None:
+    world = held()
+    strangers = [
+        Stranger(world, key=key, headers=headers, fields=fields)
+        for key in ("sk-one", "sk-two")
+        for headers in ("", "thread-id: t\r\n")
+        for fields in ({}, {"prompt_cache_key": "k"}, {"prompt_cache_key": "l"})
+    ]
+    for n in range(4):
+        for stranger in strangers:
+            stranger.stranger_turn(f"text {n}")
+    users: dict[int, set[object]] = {}
+    for seen in world.emulator.requests:
+        heads = dict(seen.headers)
+        thread = heads.get(b"thread-id")
+        who = (heads.get(b"authorization"), thread, seen.body.get("prompt_cache_key"))
+        users.setdefault(seen.conn, set()).add(who)
+    assert all(len(whose) == 1 for whose in users.values())
+    assert len(users) == 8 + 4 * 4  # those without a key have a socket for each turn
+    assert_empty(world)
+
+
+def test_conversations_that_share_a_key_keep_their_sockets() -> None:
+    """One key for all: whoever is recognised, or says ids, is not displaced by the others."""
+    world = held()
+    fields: Json = {"prompt_cache_key": "shared"}
+    talkers = [Talker(world, fields=fields) for _ in range(20)]
+    historians = [Historian(world, fields=fields) for _ in range(20)]
+    for n in range(4):
+        for number in range(20):
+            talkers[number].attempt(user(f"talker {number} says {n}"))
+            historians[number].attempt(user(f"historian {number} says {n}"))
+    assert all(one.told == ["200"] * 4 for one in talkers)
+    assert all(one.told == ["200"] * 4 for one in historians)
+    # A few lost theirs to others that began after them; nobody did after that.
+    assert sum("previous_response_id" not in sent for sent in world.frames[40:80]) <= 8
+    assert all("previous_response_id" in sent for sent in world.frames[80:])
+    assert_empty(world)
+
+
+def test_single_turns_of_one_key_leave_few_sockets() -> None:
+    world = held()
+    for n in range(80):
+        assert world.ask(f"classify {n}", prompt_cache_key="k", store=False).status == 200
+    assert world.endpoint.bridge.links <= 32
+    assert_empty(world)
+
+
+def test_a_socket_that_somebody_may_need_is_not_taken() -> None:
+    """Nothing is held, and the one who knows the response's id may come back."""
+    world = World(continuity=Continuity.PASSTHROUGH, split=in_segments)
+    fields: Json = {"prompt_cache_key": "k"}
+    first = world.ask("a", store=False, **fields).response
+    stranger = Stranger(
+        world, fields=fields, history=[user("x"), {"role": "assistant", "content": "y"}]
+    )
+    for n in range(3):
+        stranger.stranger_turn(f"text {n}")
+    assert world.net.connects == 2
+    again = world.ask("b", store=False, previous_response_id=first["id"], **fields)
+    assert again.status == 200
+    assert world.net.connects == 2
+
+
+# ------------------------------------------------------------------ the same again
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_asking_the_same_again_and_editing_go_on_reduced(keyed: bool) -> None:
+    world = held()
+    fields: Json = {"prompt_cache_key": "k"} if keyed else {}
+    historian = Historian(world, fields=fields)
+    historian.attempt(user("a"))
+    historian.attempt(user("b"))
+    for text in ("b", "b", "other"):  # regenerate, twice, then edit
+        del historian.history[2:]
+        historian.attempt(user(text))
+        before = len(anchors(world))
+        for n in range(3):
+            historian.attempt(user(f"on {n}"))
+        assert len(anchors(world)) == before + 3
+    assert set(historian.told) == {"200"}
+    assert len(anchors(world)) == len(set(anchors(world)))
+    assert_empty(world)
+
+
+def test_a_conversation_that_begins_like_many_is_reduced_at_once() -> None:
+    """Conversations that were given up leave responses of equal context behind."""
+    world = held()
+    for n in range(5):
+        historian = Historian(world)
+        historian.attempt(user("hello"))
+        historian.attempt(user(f"question {n}"))
+        assert len(anchors(world)) == n + 1
+        Historian(world).attempt(user("hello"))
+        world.advance(1000)  # sockets are given up
+    assert len(anchors(world)) == len(set(anchors(world)))
+    assert_empty(world)
+
+
+def test_a_full_send_does_not_end_the_reduction_of_what_it_repeats() -> None:
+    world = held()
+    one = Historian(world)
+    one.attempt(user("a"))
+    two = Historian(world, history=list(one.history), fields={"instructions": "others"})
+    two.attempt(user("b"))
+    one.attempt(user("c"))
+    assert len(anchors(world)) == 1
     assert_empty(world)
 
 

@@ -40,8 +40,12 @@ def account_of(recall: Recall, form: Form, sent: int) -> Accounts:
     last; ``sent``: the bytes of that frame."""
     asked = len(recall.request.frame)
     tokens = 0 if recall.alias is None else recall.alias.tokens
+    if form is Form.CLIENT_FULL and recall.named is not None:
+        form, tokens = Form.REHYDRATED, recall.named.tokens  # the client's anchor stood for those
     if form is Form.REHYDRATED:
         return Accounts(1, rehydrated=1, bytes_spent=sent - asked, tokens_spent=tokens)
     if form is Form.AS_IS and recall.match is not None:
+        if recall.named is not None:
+            tokens = max(0, tokens - recall.named.tokens)  # the client's own anchor stood for those
         return Accounts(1, reduced=1, bytes_saved=asked - sent, tokens_saved=tokens)
     return Accounts(1)

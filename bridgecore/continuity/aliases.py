@@ -39,14 +39,28 @@ def named_scope(name: str) -> str:
 
 @attrs.define
 class Alias:
-    """What the bridge knows about one response id. ``conversation`` may have been retired.
+    """What the bridge knows about one response. ``conversation`` may have been retired.
 
     ``tokens``: of its context, its own output included, as the upstream counted; 0: not known.
+    ``response``: the id that its terminal event gave it, if that is known; an upstream that calls
+    it otherwise in ``response.created`` has the one ``Alias`` found under both ids.
     """
 
     conversation: int
     standing: Standing
     tokens: int = 0
+    response: str | None = None
+
+
+_LONGEST_KEY = 128  # characters of an id that is kept as it is
+
+
+def _key(scope: str, response: str) -> tuple[str, str]:
+    """What a response id is found by. Ids can have any length, and many are never used again: a
+    digest takes the place of a long one, so that the bound on entries is one on bytes."""
+    if len(response) > _LONGEST_KEY:
+        response = "#" + hashlib.sha256(response.encode(errors="surrogatepass")).hexdigest()
+    return scope, response
 
 
 # What an entry takes besides the characters of its key: tables, string headers, the alias.
@@ -71,14 +85,15 @@ class Aliases:
 
     def get(self, scope: str, response: str) -> Alias | None:
         """What is known about ``response``; using it keeps it."""
-        alias = self._entries.get((scope, response))
+        key = _key(scope, response)
+        alias = self._entries.get(key)
         if alias is not None:
-            self._entries.move_to_end((scope, response))
+            self._entries.move_to_end(key)
         return alias
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Remember ``alias``."""
-        key = (scope, response)
+        key = _key(scope, response)
         if key not in self._entries:
             self._size += _size(key)
         self._entries[key] = alias

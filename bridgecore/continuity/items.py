@@ -55,6 +55,15 @@ _BOOKKEEPING: Final[Mapping[str, frozenset[str]]] = {
 _KEPT_WHOLE: Final[Mapping[str, frozenset[str]]] = {
     "compaction": frozenset({"id", "created_by"}),
 }
+# Members that clients add to items of any type when they send them back. No upstream put them there
+# and no model reads them, so they are forwarded unchanged and not compared.
+CLIENT_MEMBERS: Final = frozenset(
+    {
+        # Codex 0.171, built-in provider: turn id, time and kinds of content, on each item that it
+        # sends (codex-rs protocol/src/models.rs; seen in the request bodies of `codex exec`).
+        "internal_chat_message_metadata_passthrough",
+    }
+)
 
 read_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 read_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -76,10 +85,12 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
 
     A response of ``store=true`` (``stored``) has items the service can look up: they go back as
     they came. Otherwise the service's bookkeeping is cut out; ``reasoning`` is kept only with its
-    ``encrypted_content``, because without it there is nothing but an id that names nothing. Content
-    stays ``output_text``, which the API takes from the assistant, with its annotations (the
-    reference requires the member, and citations belong to the text), without its log
-    probabilities (optional, never read by a model, and many times the size of the text).
+    ``encrypted_content`` or its readable ``content``, because without them there is nothing but an
+    id that names nothing. Content stays ``output_text``, which the API takes from the assistant,
+    with its annotations (the reference requires the member, and citations belong to the text),
+    without its log probabilities (optional, never read by a model, and many times the size of the
+    text). A ``status`` that says more than "completed" stays: an item of an incomplete response is
+    sent back as the fragment that it is.
 
     The order of members and the bytes of every member that stays are kept.
     """
@@ -115,8 +126,26 @@ def ignored(kind: str) -> frozenset[str]:
 
 
 def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether an item is reasoning without its content: then all there is of it is its id."""
-    return kind == "reasoning" and not _text_of(members.get("encrypted_content"))
+    """Whether an item is reasoning without its content, encrypted or readable (open models have
+    the latter): then all there is of it is its id."""
+    if kind != "reasoning" or _text_of(members.get("encrypted_content")):
+        return False
+    content = members.get("content")
+    return content is None or _any.decode(content) in _NOTHING
+
+
+_NOTHING: Final[tuple[object, ...]] = (None, [], "")
+
+
+def is_kind(item: msgspec.Raw | bytes, kind: str) -> bool:
+    """Whether ``item`` is of the type ``kind``."""
+    raw = bytes(item)
+    if kind.encode() not in raw:
+        return False
+    try:
+        return kind_of(read_members(raw)) == kind
+    except UNREADABLE:
+        return False
 
 
 def kind_of(members: Mapping[str, msgspec.Raw]) -> str:
@@ -156,19 +185,25 @@ def _object(members: Mapping[str, msgspec.Raw | bytes]) -> bytes:
 # ------------------------------------------------------------------ digests
 
 
-def chain_digest(before: bytes, item: msgspec.Raw | bytes) -> bytes:
+def chain_digest(before: bytes, item: msgspec.Raw | bytes, *, stored: bool = True) -> bytes:
     """The digest of a list of items: that of all but the last, and the last.
 
     Lists have one digest if and only if they are the same context. The same are: members in another
-    order, other white space and escapes, the bookkeeping there or not, a null member of an
-    item or of a content part and none, empty annotations and none, log probabilities or not, a
-    message with ``type`` or without, and a message whose content is a string or its one text part
-    (``output_text`` from the assistant, ``input_text`` from anybody else). Everything else
-    differs: above all what a tool was called with and what it said, to the byte, and an item that
+    order, other white space and escapes, the bookkeeping there or not, a member of
+    ``CLIENT_MEMBERS`` or none, a null member of an item or of a content part and none, empty
+    annotations and none, log probabilities or not, a message with ``type`` or without, a message
+    whose content is a string or its one text part (``output_text`` from the assistant,
+    ``input_text`` from anybody else), and ``arguments`` of a function call that are the same JSON
+    value. Everything else differs: above all what a tool said, to the byte, and an item that
     cannot be read, which equals nothing but its own bytes.
+
+    Without a store (``stored`` is False), reasoning without content is no item at all: its id names
+    nothing, so no client can lawfully send it back, and those that keep histories leave it out.
     """
     try:
         value = _any.decode(item)
+        if not stored and isinstance(value, dict) and _is_bare(value):
+            return before
         # An array in MessagePack: it begins otherwise than what cannot be read.
         said = _canonical.encode((before, _normal(value) if isinstance(value, dict) else value))
     except UNREADABLE:
@@ -178,6 +213,8 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes) -> bytes:
 
 def _normal(item: Json) -> Json:
     """What of ``item`` a model would read, each thing said in one way. ``item`` is used up."""
+    for name in CLIENT_MEMBERS & item.keys():
+        del item[name]
     kind = item.get("type")
     if "type" not in item and "role" in item:
         kind = "message"
@@ -186,7 +223,7 @@ def _normal(item: Json) -> Json:
     noise = _BOOKKEEPING.get(kind)
     if noise is None and (noise := _KEPT_WHOLE.get(kind)) is None:
         return item
-    named = item.get("id")
+    named = item.get("id") if _is_bare(item) else None
     for name in noise:
         if name != "status" or item.get(name) == "completed":
             item.pop(name, None)
@@ -200,13 +237,39 @@ def _normal(item: Json) -> Json:
         else:
             _normal_parts(content)
     elif kind == "reasoning":
-        if not item.get("encrypted_content") and named is not None:
+        if named is not None:
             item["id"] = named  # all there is of it: the service has the rest
         if item.get("content") == []:
             del item["content"]
+    elif kind == "function_call":
+        _parse_arguments(item)
     else:
         _normal_parts(item.get("output"))
     return item
+
+
+def _is_bare(item: Json) -> bool:
+    """``is_bare_thought`` of an item that is decoded already."""
+    if item.get("type") != "reasoning":
+        return False
+    encrypted = item.get("encrypted_content")
+    has_text = isinstance(encrypted, str) and encrypted != ""
+    return not has_text and item.get("content") in _NOTHING
+
+
+def _parse_arguments(call: Json) -> None:
+    """Put the value of ``arguments`` in place of its text, if that is a JSON object or array.
+
+    SDKs parse arguments and write them again with white space of their own. As an extension type,
+    which no JSON is read as, so that a value never equals a text.
+    """
+    text = call.get("arguments")
+    if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
+        try:
+            value = _canonical.encode(_any.decode(text))
+        except UNREADABLE:  # numbers that are too large for it included: then the text counts
+            return
+        call["arguments"] = msgspec.msgpack.Ext(0, value)
 
 
 def _normal_parts(parts: Any) -> None:
@@ -258,6 +321,41 @@ class _Pairing(msgspec.Struct):
 _pairings = msgspec.json.Decoder(list[_Pairing])
 
 
+class _Reference(msgspec.Struct):
+    type: Any = None
+    role: Any = None
+    id: Any = None
+
+
+_reference = msgspec.json.Decoder(_Reference)
+
+
+def referred(item: msgspec.Raw | bytes) -> str | None:
+    """The id that an ``item_reference`` names; None if ``item`` is none. The API reference lets
+    its ``type`` be left out."""
+    if len(item) > _LONGEST_REFERENCE:
+        return None
+    try:
+        found = _reference.decode(item)
+    except UNREADABLE:
+        return None
+    if found.role is not None or found.type not in (None, "item_reference"):
+        return None
+    return found.id if isinstance(found.id, str) and found.id else None
+
+
+def has_id(item: bytes, name: str) -> bool:
+    """Whether ``item`` is one that has the id ``name``, and no reference to it."""
+    try:
+        found = _reference.decode(item)
+    except UNREADABLE:
+        return False
+    return found.id == name and found.type not in (None, "item_reference")
+
+
+_LONGEST_REFERENCE: Final = 4096  # bytes: most items are longer than any reference
+
+
 def prove(text: bytes) -> Proof:
     """What is to be said for and against the items of ``text``, the inside of a JSON array."""
     try:
@@ -293,6 +391,23 @@ def calls(text: bytes) -> frozenset[str]:
     kinds = [(item.type if isinstance(item.type, str) else "", item) for item in items]
     found = (_called(kind, item) for kind, item in kinds if not _is_answer(kind))
     return frozenset(call for call in found if call is not None)
+
+
+def repeats_answers(text: bytes) -> bool:
+    """Whether an item of ``text``, the inside of a JSON array, is one that a model made: then it is
+    a history and no beginning. False if it cannot be read."""
+    try:
+        items = _pairings.decode(b"[%b]" % text)
+    except UNREADABLE:
+        return False
+    return any(
+        item.role == "assistant"
+        or (isinstance(item.type, str) and (item.type in _MADE or item.type.endswith("_call")))
+        for item in items
+    )
+
+
+_MADE: Final = frozenset({"reasoning", "compaction", "item_reference", "mcp_approval_request"})
 
 
 def _is_answer(kind: str) -> bool:
@@ -377,9 +492,24 @@ class Prompt:
 
     ``text`` is the inside of the ``input`` array with nothing between items but commas; ``items``
     are views of the request's own bytes, so a prompt is for as long as its turn runs, no longer.
+
+    ``anchor`` is the response that the items follow: ``previous_response_id``, by the id under
+    which the bridge knows that response. ``resolved`` has the items that an ``item_reference``
+    stands for, by its place among ``items``, as far as the bridge holds them.
     """
 
-    __slots__ = ("bounds", "chain", "items", "request", "settings", "text", "whole")
+    __slots__ = (
+        "anchor",
+        "bounds",
+        "cache_key",
+        "chain",
+        "items",
+        "request",
+        "resolved",
+        "settings",
+        "text",
+        "whole",
+    )
 
     def __init__(self, request: CreateRequest, narrow: Iterable[bytes] = ()) -> None:
         """Read ``request``.
@@ -405,15 +535,46 @@ class Prompt:
         self.text = b",".join(self.items)
         # Where in text each item begins, and where one more would.
         self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]
-        self.chain = [ROOT]  # the digest of the first n items, as far as it is known
+        # The digests of what the items follow and the first n of them, as far as they are known.
+        self.chain = [ROOT]
+        self.anchor = request.previous_response_id
+        self.resolved: dict[int, bytes] = {}
         # Everything besides items that has to be equal along a conversation, as a digest.
         self.settings = said.digest(request.store, narrow)
         # Whether the items are all the context that the request itself brings.
         self.whole = said.whole
+        # As it came; None: there is none.
+        self.cache_key = None if bytes(said.prompt_cache_key) == b"null" else said.prompt_cache_key
+
+    def begin_chain(self, before: bytes) -> None:
+        """Let ``chain`` begin at the digest ``before``, of what the items follow."""
+        if self.chain[0] != before:
+            self.chain = [before]
 
     def extend_chain(self) -> None:
         """Take one more item into ``chain``."""
-        self.chain.append(chain_digest(self.chain[-1], self.items[len(self.chain) - 1]))
+        item = self.meant(len(self.chain) - 1)
+        self.chain.append(chain_digest(self.chain[-1], item, stored=self.request.store))
+
+    def complete_chain(self) -> None:
+        """Take all items into ``chain``."""
+        while len(self.chain) <= len(self.items):
+            self.extend_chain()
+
+    def leaves_out(self, place: int) -> bool:
+        """Whether the item at ``place``, which is in ``chain``, is none without a store (see
+        ``chain_digest``)."""
+        return self.chain[place] == self.chain[place + 1]
+
+    def meant(self, place: int) -> msgspec.Raw | bytes:
+        """The item at ``place``, or the one that it refers to."""
+        return self.resolved.get(place) or self.items[place]
+
+    def meant_text(self, start: int = 0) -> bytes:
+        """``text_from`` with the items that are referred to in place of the references."""
+        if not self.resolved:
+            return self.text_from(start)
+        return b",".join(map(self.meant, range(start, len(self.items))))
 
     def wording(self, start: int, end: int) -> bytes:
         """The digest of items ``start`` to ``end``, byte for byte: equal if they are."""

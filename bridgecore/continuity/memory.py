@@ -7,6 +7,7 @@ down when it is over. What is done with it is decided in ``recovery``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -14,8 +15,8 @@ import msgspec
 
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
-from bridgecore.continuity.items import Prompt, calls, changed, prove
-from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce
+from bridgecore.continuity.items import Prompt, calls, changed, prove, repeats_answers
+from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import Form
 from bridgecore.recovery.events import Standing
@@ -34,12 +35,36 @@ class Manner:
     frame: bytes = attrs.field(repr=False)
 
 
+@attrs.frozen
+class Candidate:
+    """A response that the turn can be anchored at, and what is known about it."""
+
+    match: Match
+    alias: Alias | None
+
+
+@attrs.frozen
+class Family:
+    """What a turn has in common with others of its client, whether its history is known or not.
+
+    ``key`` is equal for turns of one credential with one ``prompt_cache_key`` and the same thread
+    headers. ``repeats``: the turn names no response but has items that a model made, so that it
+    goes on with something and its client keeps histories, not ids.
+    """
+
+    key: bytes
+    repeats: bool
+
+
 @attrs.define(eq=False)
 class Recall:
     """One turn, and what is known for it.
 
-    ``anchor``: the response it depends on, the client's word or ours (then ``match`` is set).
+    ``anchor``: the response it depends on, by its terminal event's id: the one that the client
+    named, or one that is put in place of history (then ``match`` is set, by ``inject``).
     ``alias``: what is known about the response that it continues, if anything is.
+    ``node``: the response that the client named, if the turn can be rebuilt from it.
+    ``candidates``: the responses at which it could be anchored, because it repeats what was said.
     """
 
     scope: str
@@ -50,6 +75,20 @@ class Recall:
     prompt: Prompt | None = None
     node: Node | None = None
     match: Match | None = None
+    candidates: Sequence[Candidate] = ()
+    family: Family | None = None
+    named: Alias | None = None  # what is known about the response that the client named
+
+    @property
+    def stored(self) -> bool:
+        """Whether the upstream has stored the response that the turn is anchored at, so that any
+        socket can continue it; whether the bridge holds it, too, does not matter."""
+        return self.alias is not None and self.alias.standing is Standing.STORED
+
+    def inject(self, candidate: Candidate) -> None:
+        """Anchor the turn at ``candidate`` in place of the history that it repeats."""
+        self.match, self.alias = candidate.match, candidate.alias
+        self.standing, self.anchor = Standing.INJECTED, candidate.match.node.response_id
 
     def manner(self, known: Manner | None) -> Manner | None:
         """The manner of this turn; ``known``, of an earlier one, if it is the same, because to read
@@ -61,14 +100,19 @@ class Recall:
         frame = changed(self.request.frame, input=b"[]", previous_response_id=None)
         return Manner(self.prompt.settings, frame)
 
-    def forgo_anchor(self) -> None:
-        """Let the client's full input stand as it came: no socket has the anchor at hand."""
-        self.standing, self.anchor, self.match = Standing.UNANCHORED, None, None
-
     def frame(self, form: Form, stand_in: str | None = None) -> bytes:
         """The ``response.create`` frame of the turn in ``form``; ``stand_in``: the response that
-        has to be named where the anchor is meant."""
-        if form is Form.REHYDRATED:
+        has to be named where the anchor is meant.
+
+        ``CLIENT_FULL`` is what a turn with an injected anchor goes back to. If the client sent its
+        whole history, that is its own request, unchanged. If it named a response of its own, that
+        response is not at hand on the socket either, so its items follow what was said up to it:
+        the same context, needing nothing of the upstream, as the client's request asks for.
+        """
+        rebuilt = form is Form.REHYDRATED or (
+            form is Form.CLIENT_FULL and self.request.previous_response_id is not None
+        )
+        if rebuilt:
             if self.node is None or self.prompt is None:
                 raise InternalError("a turn is to be rehydrated from nothing")
             expansion = expand(self.node, self.prompt)
@@ -122,52 +166,60 @@ class Memory:
         headers: Iterable[tuple[bytes, bytes]],
         now: int,
     ) -> Recall:
-        """What is known for a turn with these ``headers`` (names in lower case)."""
-        anchor = request.previous_response_id or None  # clients send "" for none
+        """What is known for a turn with these ``headers`` (names in lower case). It is not anchored
+        at a candidate yet: which one a socket has at hand, the caller knows."""
         narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
         prompt = self._prompt(request, narrow)
-        recall = Recall(scope, request, Standing.UNANCHORED, anchor, None, prompt)
-        if anchor is not None:
-            recall.alias = self._aliases.get(scope, anchor)
+        recall = Recall(scope, request, Standing.UNANCHORED, None, None)
+        if prompt is not None:
+            recall.family = _family(scope, prompt, narrow)
+        if self._transcripts is None:
+            prompt = None
+        recall.prompt = prompt
+        named = request.previous_response_id or None  # clients send "" for none
+        if named is not None:
+            recall.named = recall.alias = self._aliases.get(scope, named)
             recall.standing = recall.alias.standing if recall.alias else Standing.UNKNOWN
-            recall.node = self._held(scope, anchor, prompt, now)
-            if recall.node is not None:
-                stored = recall.standing is Standing.STORED
-                recall.standing = Standing.HELD_STORED if stored else Standing.HELD
-        elif prompt is not None and self._transcripts is not None:
-            recall.match = self._transcripts.recognise(scope, prompt, now)
-            if recall.match is not None:
-                recall.standing = Standing.INJECTED
-                recall.anchor = recall.match.node.response_id
-                recall.alias = self._aliases.get(scope, recall.anchor)
+            recall.anchor = (recall.alias and recall.alias.response) or named
+        if self._transcripts is None or prompt is None:
+            return recall
+        node = None
+        if recall.anchor is not None:
+            prompt.anchor = recall.anchor
+            node = self._transcripts.get(scope, recall.anchor, now)
+            if node is not None:
+                resolve(node, prompt)
+        matches = self._transcripts.recognise(scope, prompt, now)
+        if node is not None and _can_rebuild(node, prompt):
+            stored = recall.standing is Standing.STORED
+            recall.node = node
+            recall.standing = Standing.HELD_STORED if stored else Standing.HELD
+        # A turn that cannot be rebuilt after its own anchor could not go back to it.
+        if named is None or recall.node is not None:
+            recall.candidates = [
+                Candidate(match, self._aliases.get(scope, match.node.response_id))
+                for match in matches
+            ]
+        if named is None and recall.candidates:
+            recall.alias = recall.candidates[0].alias  # it belongs to that conversation
         return recall
 
     def _prompt(self, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
-        if self._transcripts is None:
+        if self._transcripts is None and b'"prompt_cache_key"' not in request.frame:
             return None
         try:
             return Prompt(request, narrow)
         except ValueError:
             return None  # no input that anybody could hold: the upstream will say so
 
-    def _held(self, scope: str, anchor: str, prompt: Prompt | None, now: int) -> Node | None:
-        """The response of that id, if the turn with it is self-contained (invariant 7).
-
-        It is not if the request brings context besides its items: in full, that would no longer
-        stand where it stands after an anchor.
-        """
-        if self._transcripts is None or prompt is None or not prompt.whole:
-            return None
-        node = self._transcripts.get(scope, anchor, now)
-        if node is None or not node.readable:
-            return None
-        proof = prove(prompt.text)
-        unanswered = set(proof.orphans)
-        before: Node | None = node
-        while unanswered and before is not None:
-            unanswered -= calls(before.own_text())
-            before = before.parent
-        return None if unanswered or proof.opaque else node
+    def keeps(self, scope: str, response: str, now: int) -> bool:
+        """Whether ``response`` can be continued without the socket that made it, as far as is
+        known: it is held, or stored by the upstream."""
+        alias = self._aliases.get(scope, response)
+        if alias is not None and alias.standing is Standing.STORED:
+            return True
+        node = None if self._transcripts is None else self._transcripts.peek(scope, response, now)
+        return node is not None and node.readable and node.rebuildable
 
     def warm_up(self, scope: str, anchor: str, manner: Manner, now: int) -> Recall | None:
         """A turn that has a socket learn what ``anchor`` stands for, and answers nothing; None if
@@ -176,32 +228,96 @@ class Memory:
         What ends in a call that waits for its output cannot be said without it (invariant 8).
         """
         node = None if self._transcripts is None else self._transcripts.peek(scope, anchor, now)
-        if node is None or not node.readable or prove(node.text()).pending:
+        if node is None or not node.readable or not node.rebuildable:
+            return None
+        if prove(node.text()).pending:
             return None
         request = parse_create(changed(manner.frame, generate=b"false"))
         alias = self._aliases.get(scope, anchor)
         return Recall(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
     def belongs(self, recall: Recall, conversation: int) -> None:
-        """Remember that the turn's anchor is asked for in ``conversation``."""
-        request = recall.request
-        if request.previous_response_id:
-            alias = recall.alias or Alias(conversation, Standing.UNKNOWN)
-            moved = attrs.evolve(alias, conversation=conversation)
-            self._aliases.put(recall.scope, request.previous_response_id, moved)
+        """Remember that what the client named is asked for in ``conversation``."""
+        named = recall.request.previous_response_id
+        if named:
+            alias = recall.named or Alias(conversation, Standing.UNKNOWN)
+            alias.conversation = conversation  # under all its ids
+            self._aliases.put(recall.scope, named, alias)
+
+    def injection_refused(self, recall: Recall) -> None:
+        """The upstream refused the anchor that was put in place of the turn's history, for whatever
+        reason: it is never put in place of any history again, as long as it is held."""
+        if recall.match is not None:
+            recall.match.node.injectable = False
+
+    def rebuild_refused(self, recall: Recall) -> None:
+        """The upstream refused the rebuilt input of the response that the turn's client named: from
+        the next turn on, that response is not rebuilt any more, under none of its ids."""
+        if recall.node is not None:
+            recall.node.rebuildable = False
 
     def remember(
         self,
         recall: Recall,
-        response: str,
+        ids: Sequence[str],
         output: Sequence[msgspec.Raw] | None,
         conversation: int,
         tokens: int,
         now: int,
+        *,
+        stored: bool | None = None,
     ) -> None:
-        """Write down a completed response (invariant 9: no other). ``output``: its items, None
-        when they are not known; ``tokens``: of its context and output, as the upstream counted."""
-        standing = Standing.STORED if recall.request.store else Standing.BOUND
-        self._aliases.put(recall.scope, response, Alias(conversation, standing, tokens))
+        """Write down a response that can be continued: completed, or incomplete, but no failed one.
+
+        Args:
+            ids: of the response, that of its terminal event first; some upstreams give it another
+                one in ``response.created``, and clients name either.
+            output: its items; None when they are not known.
+            tokens: of its context and output, as the upstream counted.
+            stored: whether the upstream says that it stored it; None: it does not say, so what the
+                request asked for counts.
+        """
+        if stored is None:
+            stored = recall.request.store
+        standing = Standing.STORED if stored else Standing.BOUND
+        alias = Alias(conversation, standing, tokens, ids[0])
+        for name in ids:
+            self._aliases.put(recall.scope, name, alias)
         if self._transcripts is not None and recall.prompt is not None and output is not None:
-            self._transcripts.put(recall.scope, response, recall.prompt, output, now)
+            self._transcripts.put(
+                recall.scope, ids[0], recall.prompt, output, now, match=recall.match, stored=stored
+            )
+
+
+def _can_rebuild(node: Node, prompt: Prompt) -> bool:
+    """Whether the turn of ``prompt``, anchored at ``node``, can be said in full: it is proven to be
+    self-contained, and the upstream did not refuse it so before.
+
+    It is not if the request brings context besides its items: in full, that would no longer stand
+    where it stands after an anchor.
+    """
+    if not (prompt.whole and node.readable and node.rebuildable):
+        return False
+    proof = prove(prompt.meant_text())
+    if proof.opaque:
+        return False
+    unanswered = set(proof.orphans)
+    before: Node | None = node
+    while unanswered and before is not None:
+        if before.cut >= 0:
+            # What stands before a compaction is sent again only for a call that it has.
+            return expand(node, prompt).proof.self_contained
+        unanswered -= calls(before.own_text())
+        before = before.parent
+    return not unanswered
+
+
+def _family(scope: str, prompt: Prompt, narrow: Iterable[bytes]) -> Family | None:
+    """The family of a turn; None if it has no ``prompt_cache_key``."""
+    if prompt.cache_key is None:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (scope.encode(), bytes(prompt.cache_key), *narrow):
+        digest.update(b"%d:%b" % (len(part), part))
+    anchored = prompt.request.previous_response_id is not None
+    return Family(digest.digest(), not anchored and repeats_answers(prompt.text))

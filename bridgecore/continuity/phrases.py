@@ -26,6 +26,7 @@ import attrs
 import msgspec
 
 from bridgecore.continuity.items import (
+    CLIENT_MEMBERS,
     UNREADABLE,
     ignored,
     is_bare_thought,
@@ -55,6 +56,10 @@ _VALUES: Final = frozenset(
 _CONTENT: Final = "encrypted_content"  # of a thought; if it is empty, there is none
 _PARTS: Final = frozenset({"content", "summary"})  # lists of objects, whose text is a value
 _ANY_ID: Final = re.compile(rb'"[^"\\]{,128}"')
+# What no model reads: an id, or what a client adds, a flat object.
+_FLAT: Final = rb'\{[^{}"\\]{,64}(?:"[^"\\]{,128}"[^{}"\\]{,64}){,32}\}'
+_UNREAD: Final = re.compile(_ANY_ID.pattern + rb"|" + _FLAT)
+_UNREAD_NAMES: Final = CLIENT_MEMBERS | {"id"}
 
 
 @attrs.frozen(eq=False)
@@ -80,7 +85,10 @@ class Phrase:
             here = there + len(word)
         values.append(item[here : len(item) - len(last)])
         for name, value in zip(self.names, values, strict=True):
-            if not _is_text(value) or (name == _CONTENT and value == b'""'):
+            if name in CLIENT_MEMBERS:
+                if not _UNREAD.fullmatch(value):
+                    return None
+            elif not _is_text(value) or (name == _CONTENT and value == b'""'):
                 return None
         return values
 
@@ -110,7 +118,8 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
         reading = _Reading()
         for name, raw in members.items():
             value = bytes(raw)
-            if name == "id" and name in unread and _ANY_ID.fullmatch(value):
+            is_id = name == "id" and name in unread and _ANY_ID.fullmatch(value)
+            if is_id or (name in CLIENT_MEMBERS and _UNREAD.fullmatch(value)):
                 reading.value(name, name, value)
             elif name in _PARTS and value.startswith(b"["):
                 reading.parts(name, value)
@@ -187,7 +196,7 @@ def _written(words: Sequence[bytes], values: Sequence[bytes]) -> bytes:
 
 class _Manner:
     """One way of writing values: ``words``, and between them the values whose numbers are ``uses``;
-    None is some id that nobody reads."""
+    None is a value that is not compared, such as an id."""
 
     __slots__ = ("_pieces", "uses", "words")
 
@@ -210,12 +219,16 @@ class _Manner:
         """What it takes, in bytes."""
         return MANNER_OVERHEAD + sum(map(len, self.words))
 
+    def same_as(self, other: _Manner) -> bool:
+        """Whether the two write all values alike."""
+        return self.words == other.words and self.uses == other.uses
+
     def is_at(self, text: bytes, begin: int, end: int, values: Sequence[bytes]) -> bool:
         """Whether ``text`` from ``begin`` to ``end`` is ``values``, written in this way."""
         at = begin
         for place, (words, numbers) in enumerate(self._pieces):
             if place > 0:
-                unread = _ANY_ID.match(text, at)
+                unread = _UNREAD.match(text, at)
                 if unread is None:
                     return False
                 at = unread.end()
@@ -326,7 +339,9 @@ class Phrasebook:
             if any(manner.is_at(item, 0, len(item), values) for manner in manners):
                 continue
             manner = _manner(self._phrases[number - 1], item)
-            if manner is not None and len(manners) <= _MAX_MANNERS and self._has_room(manner.size):
+            if manner is None or any(manner.same_as(known) for known in manners):
+                continue  # its values are written otherwise: arguments with other white space
+            if len(manners) <= _MAX_MANNERS and self._has_room(manner.size):
                 manners.insert(0, manner)
 
     def _remember(self, numbers: bytes, found: Sequence[tuple[int, _Manner]]) -> None:
@@ -377,7 +392,7 @@ def _as_it_is(phrase: Phrase) -> _Manner:
 def _manner(phrase: Phrase, item: bytes) -> _Manner | None:
     """How ``item`` puts the values of ``phrase``; None if it has others."""
     other, _ = split(item)
-    if PLAIN in (phrase, other) or {*phrase.names} - {"id"} != {*other.names} - {"id"}:
+    if PLAIN in (phrase, other) or ({*phrase.names} ^ {*other.names}) - _UNREAD_NAMES:
         return None
-    uses = (None if name == "id" else phrase.names.index(name) for name in other.names)
+    uses = (None if name in _UNREAD_NAMES else phrase.names.index(name) for name in other.names)
     return _Manner(other.words, tuple(uses))

@@ -33,8 +33,11 @@ from bridgecore.continuity.items import (
     Prompt,
     Proof,
     chain_digest,
+    has_id,
     input_form,
+    is_kind,
     prove,
+    referred,
 )
 from bridgecore.continuity.phrases import SPARE, Phrasebook
 
@@ -60,9 +63,14 @@ class Node:
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
-    readable: bool  # no item up to here is one that only the upstream can resolve
-    exact: bool  # the upstream's context is what the path says: no item of it had to be dropped
+    readable: bool  # no item of its text is one that only the upstream can resolve
+    cut: int  # which of its items is the latest compaction that it made; -1: it made none
+    pruned: bytes | None  # the digest of its items from there on, as a list of their own
     used: int  # ns
+    named: bool = True  # False: a response that continues it has its id now
+    continued: bool = False  # a turn was anchored at it and completed
+    injectable: bool = True  # False: the upstream refused it in place of a history
+    rebuildable: bool = True  # False: the upstream refused its text as the input of a turn
     # Who stands by it. Lists by links, because some are long and their middles are taken out.
     child: Node | None = attrs.field(default=None, repr=False)  # the latest that continues it
     elder: Node | None = attrs.field(default=None, repr=False)  # of those that continue the same
@@ -112,9 +120,19 @@ class Node:
         nodes.reverse()
         return nodes
 
-    def text(self) -> bytes:
-        """Every item up to and with this response, as the inside of an ``input`` array."""
-        return _joined(node.own_text() for node in self.path())
+    def text(self, *, whole: bool = False) -> bytes:
+        """The items up to and with this response, as the inside of an ``input`` array, from the
+        latest compaction on that a response on the path made, because that item stands for all
+        before it; or every item, if ``whole``."""
+        parts: list[bytes] = []
+        node: Node | None = self
+        while node is not None:
+            if node.cut >= 0 and not whole:
+                parts.append(b",".join(node.book.items(node.notes)[node.cut :]))
+                break
+            parts.append(node.own_text())
+            node = node.parent
+        return _joined(reversed(parts))
 
 
 def _joined(parts: Iterable[bytes]) -> bytes:
@@ -133,14 +151,45 @@ class Expansion:
 
 
 def expand(node: Node, prompt: Prompt) -> Expansion:
-    """The turn of ``prompt``, anchored at ``node``, without its anchor and with the whole input."""
-    text = _joined((node.text(), prompt.text))
-    return Expansion(prompt.frame(text, None), prove(text))
+    """The turn of ``prompt``, anchored at ``node``, without its anchor and with the whole input.
+
+    What stands before the latest compaction is left out, unless an output needs a call from there.
+    """
+    new = prompt.meant_text()
+    text = _joined((node.text(), new))
+    proof = prove(text)
+    if proof.orphans:
+        whole = _joined((node.text(whole=True), new))
+        if (all_proof := prove(whole)).self_contained:
+            text, proof = whole, all_proof
+    return Expansion(prompt.frame(text, None), proof)
+
+
+def resolve(node: Node, prompt: Prompt) -> None:
+    """Find the items that references of ``prompt`` name, on the path of ``node``.
+
+    An id that two different items have resolves to neither: some upstreams number their items anew
+    in each response.
+    """
+    for place, item in enumerate(prompt.items):
+        name = referred(item)
+        if name is not None:
+            found = {each for one in node.path() for each in _of_id(one, name)}
+            if len(found) == 1:
+                prompt.resolved[place] = found.pop()
+
+
+def _of_id(node: Node, name: str) -> list[bytes]:
+    """The items of ``node`` itself that have the id ``name``."""
+    if name.encode(errors="replace") not in node.notes:
+        return []
+    return [item for item in node.book.items(node.notes) if has_id(item, name)]
 
 
 @attrs.frozen
 class Match:
-    """A held chain that a request repeats: ``repeated`` items of it are the path of ``node``."""
+    """A held chain that a request repeats: its first ``repeated`` items, after its anchor if it
+    names one, are the path of ``node``."""
 
     node: Node
     repeated: int
@@ -184,12 +233,18 @@ class Transcripts:
 
     def __len__(self) -> int:
         """How many responses are held."""
-        return sum(len(scope.nodes) for scope in self._scopes.values())
+        return sum(scope.count for scope in self._scopes.values())
 
-    def snapshot(self) -> tuple[tuple[str, str, int], ...]:
-        """What is held as a value: scope, id, and when it was last used, in ns."""
+    def snapshot(self) -> tuple[tuple[str, str, int, tuple[bool, ...]], ...]:
+        """What is held as a value: scope, id, when it was last used, in ns, and what became of
+        it."""
         return tuple(
-            (scope.name, node.response_id, node.used)
+            (
+                scope.name,
+                node.response_id,
+                node.used,
+                (node.named, node.continued, node.injectable, node.rebuildable),
+            )
             for scope in self._scopes.values()
             for node in scope.nodes.values()
         )
@@ -209,35 +264,47 @@ class Transcripts:
         held = self._scopes.get(scope)
         return None if held is None else held.nodes.get(response_id)
 
-    def recognise(self, scope: str, prompt: Prompt, now: int) -> Match | None:
-        """The held chain that an unanchored ``prompt`` repeats and adds to: the longest; or None.
+    def recognise(self, scope: str, prompt: Prompt, now: int) -> list[Match]:
+        """The held responses at which ``prompt`` can be anchored because it repeats all that was
+        said up to them, and adds to it. They have one context, the longest; the latest comes first.
 
-        It has to be beyond doubt that the upstream would see the same context (invariant 6) and
-        that no two conversations come to share an anchor (invariant 40). So there is none if
+        The history of a prompt is its items; of one with an anchor that is held, what was said up
+        to the anchor, then its items (the Vercel AI SDK names the response before the user's
+        message and repeats the steps since, at each step of a tool loop).
 
-        * the settings, the narrowing keys or the credential differ, or the request has context
-          besides its items;
-        * an item of the chain could not be put into input form, so that the upstream knows more
-          than any client can repeat;
-        * the response was continued already, in this or another conversation;
-        * two responses fit equally well.
+        It has to be beyond doubt that the upstream would see the same context
+        (``CONTEXT_IS_MEANT``), and no two conversations may come to share an anchor ('sibling'). So
+        these are left out:
+
+        * responses under other settings, narrowing keys or another credential; and all of them, if
+          the request has context besides its items;
+        * responses that a turn was anchored at already, in this or another conversation. That they
+          were repeated in full does not count: such a turn has no part in the anchor;
+        * responses that the upstream refused as an anchor, or whose id has passed to another.
+
+        Responses of equal context are as good as each other, whoever's they are: each is an anchor
+        once. Which of them a socket has at hand, the caller knows.
         """
         self.expire(now)
         held = self._scopes.get(scope)
-        if held is None or prompt.request.previous_response_id is not None or not prompt.whole:
-            return None
-        for repeated, latest in reversed(held.prefixes(prompt)):
+        if held is None or not prompt.whole:
+            return []
+        base = None if prompt.anchor is None else held.nodes.get(prompt.anchor)
+        if base is None and prompt.anchor is not None:
+            return []
+        for repeated, latest in reversed(held.prefixes(prompt, base)):
             fitting = [
-                node
-                for node in latest.twins()
-                if node.exact and node.child is None and node.settings == prompt.settings
+                Match(node, repeated)
+                for node in islice(latest.twins(), _TRIES)
+                if node.named
+                and node.injectable
+                and not node.continued
+                and node.settings == prompt.settings
             ]
-            if repeated < len(prompt.items) and fitting:
-                if len(fitting) > 1:
-                    return None
-                fitting[0].used = self._now
-                return Match(fitting[0], repeated)
-        return None
+            if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # something is added
+                fitting[0].node.used = self._now
+                return fitting
+        return []
 
     # -------------------------------------------------------------- holding
 
@@ -248,11 +315,20 @@ class Transcripts:
         prompt: Prompt,
         output: Sequence[msgspec.Raw | bytes],
         now: int,
+        *,
+        match: Match | None = None,
+        stored: bool | None = None,
     ) -> Node | None:
-        """Hold a completed response (invariant 9: no other) to the client's request ``prompt``.
+        """Hold a response that can be continued, to the client's request ``prompt``.
 
-        It continues the response that ``prompt`` names; if it names none, the longest held chain
-        whose items it repeats, be it under other settings: those items are then held once.
+        It continues the response of ``match``, if the turn was anchored there; else the one that
+        ``prompt`` names and of those that continue it the last whose items ``prompt`` repeats; if
+        it names none, the longest held chain whose items it repeats, be it under other settings.
+        What is repeated is held once.
+
+        Args:
+            match: of those that ``recognise`` gave for ``prompt``, the one that was made use of.
+            stored: whether the upstream says that it stored the response; None: as requested.
 
         Returns:
             The node; None if the response cannot be held: what it continues is not held, the
@@ -263,27 +339,26 @@ class Transcripts:
         """
         self.expire(now)
         held = self._scopes.get(scope)
-        anchor = prompt.request.previous_response_id
-        stale = None if held is None else held.nodes.get(response_id)
-        if stale is not None:
-            # An id that names two responses names none: what hung on it is unknown from now on.
-            self._drop_all(scope, stale)
-            held = self._scopes.get(scope)
-        if not prompt.whole:
-            return None
         parent: Node | None = None
         repeated = 0
-        if anchor is not None:
-            parent = None if held is None else held.nodes.get(anchor)
-            if parent is None:
-                return None
-        elif held is not None and (found := held.prefixes(prompt)):
-            repeated, latest = found[-1]
-            parent = max(latest.twins(), key=_last_use)
+        if held is not None and prompt.whole:
+            parent, repeated = self._continues(held, prompt, match)
+        stale = None if held is None else held.nodes.get(response_id)
+        if held is not None and stale is not None:
+            if parent is not None and stale in parent.path():
+                # Some upstreams call all responses of a chain by one id: it names the latest.
+                held.unname(stale)
+            else:
+                # The id names another response now: what continued the old one is unknown.
+                self._drop_all(scope, stale)
+                held = self._scopes.get(scope)
+        if not prompt.whole or (prompt.anchor is not None and parent is None):
+            return None
         fresh = held is None
         held = held or _Scope(scope, Phrasebook(min(SPARE, self._max_scope // 32)))
         before = 0 if fresh else held.size
-        node = self._node(response_id, parent, prompt, repeated, output, held.book)
+        stored = prompt.request.store if stored is None else stored
+        node = self._node(response_id, parent, prompt, repeated, output, held.book, stored)
         held.book.grow()
         room = self._max_scope - SCOPE_OVERHEAD - held.book.size - node.size
         # If everything fits, what it continues does.
@@ -306,6 +381,24 @@ class Transcripts:
             self._drop_idlest(oldest)
         return node if fits and node.held else None
 
+    def _continues(
+        self, held: _Scope, prompt: Prompt, match: Match | None
+    ) -> tuple[Node | None, int]:
+        """What a response to ``prompt`` continues, and how many items of the prompt that has."""
+        if match is not None and match.node.held:
+            match.node.continued = True
+            return match.node, match.repeated
+        base = None if prompt.anchor is None else held.nodes.get(prompt.anchor)
+        if base is not None:
+            base.continued = True
+        elif prompt.anchor is not None:
+            return None, 0
+        found = held.prefixes(prompt, base)
+        if not found:
+            return base, 0
+        repeated, latest = found[-1]
+        return max(latest.twins(), key=_last_use), repeated
+
     def _node(
         self,
         response_id: str,
@@ -314,24 +407,27 @@ class Transcripts:
         repeated: int,
         output: Sequence[msgspec.Raw | bytes],
         book: Phrasebook,
+        stored: bool,
     ) -> Node:
-        forms = [input_form(item, stored=prompt.request.store) for item in output]
+        forms = [input_form(item, stored=stored) for item in output]
         said = [form for form in forms if form is not None]
-        own = [bytes(item) for item in prompt.items[repeated:]]
-        digests = [parent.end if parent is not None else ROOT]
-        if prompt.request.previous_response_id is None:
-            while len(prompt.chain) <= len(prompt.items):
-                prompt.extend_chain()
-            digests += prompt.chain[repeated + 1 :]
-        else:
-            for item in own:
-                digests.append(chain_digest(digests[-1], item))
+        prompt.complete_chain()
+        places = [n for n in range(repeated, len(prompt.items)) if not prompt.leaves_out(n)]
+        own = [bytes(prompt.meant(place)) for place in places]
+        digests = [prompt.chain[repeated], *(prompt.chain[place + 1] for place in places)]
         for form in said:
-            digests.append(chain_digest(digests[-1], form))
+            digests.append(chain_digest(digests[-1], form, stored=stored))
+        made = [number for number, form in enumerate(said) if is_kind(form, "compaction")]
+        cut = len(own) + made[-1] if made else -1
+        pruned = None
+        if made:
+            pruned = ROOT
+            for form in said[made[-1] :]:
+                pruned = chain_digest(pruned, form, stored=stored)
         settings = prompt.settings
         if parent is not None and parent.settings == settings:
             settings = parent.settings  # one object for a whole conversation
-        continues = parent is not None and prompt.request.previous_response_id is not None
+        shown = said[made[-1] :] if made else (*own, *said)
         return Node(
             response_id=response_id,
             parent=parent,
@@ -340,10 +436,10 @@ class Transcripts:
             chain=b"".join(digests[1:-1]),
             end=digests[-1],
             settings=settings,
-            readable=(parent is None or parent.readable)
-            and not prove(_joined((prompt.text_from(repeated), *said))).opaque,
-            # What was sent unanchored is known to the item, whatever the chain is that it repeats.
-            exact=len(said) == len(forms) and not (continues and parent and not parent.exact),
+            readable=(bool(made) or parent is None or parent.readable)
+            and not prove(_joined(shown)).opaque,
+            cut=cut,
+            pruned=pruned,
             used=self._now,
         )
 
@@ -375,7 +471,7 @@ class Transcripts:
         """Let go of a node that nothing hangs on."""
         scope.remove(node)
         self._size -= node.size
-        if not scope.nodes:
+        if not scope.held:
             del self._scopes[scope.name]
             self._size -= scope.size
 
@@ -403,9 +499,13 @@ class _Scope:
 
     name: str
     book: Phrasebook
-    nodes: dict[str, Node] = attrs.Factory(dict)
+    nodes: dict[str, Node] = attrs.Factory(dict)  # by id; those that have lost theirs are not here
+    count: int = 0  # of all nodes
     root: Node | None = None  # the latest
     ends: dict[bytes, Node] = attrs.Factory(dict)  # by chain digest: the latest of the twins
+    # Those that made a compaction, by the digest of their items from there on: a client that
+    # drops what stands before it has that as its history.
+    pruned: dict[bytes, Node] = attrs.Factory(dict)
     taken: int = 0  # bytes, by nodes
     idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
 
@@ -416,7 +516,7 @@ class _Scope:
 
     @property
     def held(self) -> bool:
-        return bool(self.nodes)
+        return self.count > 0
 
     @property
     def child(self) -> None:
@@ -438,6 +538,9 @@ class _Scope:
         else:
             parent.child = node
         self.nodes[node.response_id] = node
+        self.count += 1
+        if node.pruned is not None:
+            self.pruned[node.pruned] = node
         node.elder_twin = self.ends.get(node.end)
         if node.elder_twin is not None:
             node.elder_twin.younger_twin = node
@@ -461,7 +564,11 @@ class _Scope:
             if parent.child is None:
                 self.idlest.add(parent)
         node.held = False
-        del self.nodes[node.response_id]
+        self.count -= 1
+        if node.named:
+            del self.nodes[node.response_id]
+        if node.pruned is not None and self.pruned.get(node.pruned) is node:
+            del self.pruned[node.pruned]
         elder, younger = node.elder_twin, node.younger_twin
         if elder is not None:
             elder.younger_twin = younger
@@ -473,14 +580,27 @@ class _Scope:
             del self.ends[node.end]
         self.taken -= node.size
 
-    def prefixes(self, prompt: Prompt) -> list[tuple[int, Node]]:
-        """Each number of items at the beginning of ``prompt`` that are a held path, rising; and
-        the latest of the responses that those paths lead to."""
+    def unname(self, node: Node) -> None:
+        """The id of ``node`` is that of a response that continues it from now on."""
+        node.named = False
+        del self.nodes[node.response_id]
+
+    def prefixes(self, prompt: Prompt, base: Node | None) -> list[tuple[int, Node]]:
+        """Each number of items at the beginning of ``prompt`` that are a held path, after that of
+        ``base`` if there is one, rising; and the latest of the responses that those paths lead to.
+
+        References to items of the responses that are passed on the way are resolved.
+        """
         found: list[tuple[int, Node]] = []
+        prompt.begin_chain(ROOT if base is None else base.end)
         chain, ends = prompt.chain, self.ends
         total = len(prompt.items)
         count = 0
-        next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
+        if base is not None:
+            next_up = _continuations(base)
+        else:
+            next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
+        near, since = next_up, 0  # what may go on from the latest response that was passed
         while count < total:
             start = count
             learning = False
@@ -489,19 +609,43 @@ class _Scope:
             elif next_up and _leap(prompt, next_up):
                 count = len(chain) - 1
             else:
+                _look_up(prompt, start, near, since)
                 prompt.extend_chain()
                 count = start + 1
                 learning = True
             latest: Node | None = None
             for here in range(start + 1, count + 1):
-                if (latest := ends.get(chain[here])) is not None:
+                latest = ends.get(chain[here])
+                if latest is None and self.pruned:
+                    latest = self.pruned.get(chain[here])
+                if latest is not None and chain[here] != chain[0]:  # some of it is repeated
                     found.append((here, latest))
             next_up = []
             if latest is not None:
                 next_up = _continuations(latest)
+                near, since = next_up, count
                 if learning:
                     _learn(prompt, count, islice(latest.twins(), _TRIES))
         return found
+
+
+def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> None:
+    """Resolve the item at ``place``, if it is a reference: by those of ``near`` whose items are the
+    prompt's from ``since`` on."""
+    name = referred(prompt.items[place])
+    if name is None or place in prompt.resolved:
+        return
+    number = place - since
+    told = b"".join(prompt.chain[since + 1 : place + 1])
+    found = {
+        item
+        for node in near
+        if number < node.items and node.chain.startswith(told)
+        for item in node.book.items(node.notes)[number : number + 1]
+        if has_id(item, name)
+    }
+    if len(found) == 1:
+        prompt.resolved[place] = found.pop()
 
 
 def _continuations(latest: Node) -> list[Node]:
@@ -554,6 +698,11 @@ def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
     for node in nodes:
         items = node.items
         start = end - items
+        if start < 0 or b"".join(prompt.chain[start + 1 : end]) != node.chain:
+            continue  # item by item they are not the same: some are left out
+        places = range(start, end)
+        if any(place in prompt.resolved or prompt.leaves_out(place) for place in places):
+            continue
         if _repeated(prompt, start, node, items) < items:
             node.book.learn(node.notes, prompt.items[start:end])
             if (count := _repeated(prompt, start, node, items)) < items:

@@ -709,14 +709,14 @@ def _folded(snapshot: Any, now: int) -> object:
     aliases, held = memory
     return (
         tuple(
-            (scope, later(state, now), sockets.get(link), blocked, sent)
-            for _, scope, state, link, blocked, sent in conversations
+            (scope, later(state, now), sockets.get(link), *rest)
+            for _, scope, state, link, *rest in conversations
         ),
         tuple((turn, names[of], standing, anchor) for turn, of, standing, anchor in turns),
         tuple((generation, names[of], late) for _, generation, of, late in links),
         too_large,
         tuple((key, names.get(of, -1), standing) for key, of, standing in aliases),
-        tuple((scope, response, now - used) for scope, response, used in held),
+        tuple((scope, response, now - used, flags) for scope, response, used, flags in held),
     )
 
 

@@ -485,6 +485,28 @@ def _place_of(item: _Item, index: int, places: dict[int, _Item]) -> int | None:
     return index if alike else None
 
 
+class _Stored(msgspec.Struct):
+    store: bool | None = None
+
+
+class _WithStored(msgspec.Struct):
+    response: _Stored | None = None
+
+
+_with_stored = msgspec.json.Decoder(_WithStored)
+
+
+def read_stored(event: UpstreamEvent) -> bool | None:
+    """Whether the response that ``event`` (created or terminal) carries says that the upstream
+    stores it; None if it does not say. An organisation without retention gets ``"store": false``
+    for a request that left ``store`` out."""
+    try:
+        response = _with_stored.decode(event.data).response
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return None if response is None else response.store
+
+
 def sequence_number(data: bytes) -> int:
     """The ``sequence_number`` of an event; -1 if it has none."""
     number = _object(data).get("sequence_number")

@@ -1,12 +1,21 @@
-"""Tests of admission/placement.py: the whole table."""
+"""Tests of admission/placement.py: the whole table, and who takes over whose session."""
 
 from __future__ import annotations
 
 from itertools import product
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bridgecore.admission.placement import Placement, place
+from bridgecore.admission.placement import (
+    PROTECTED,
+    SINGLES,
+    Idle,
+    Placement,
+    place,
+    take_over,
+)
 from bridgecore.recovery.events import Standing
 
 JOIN, BRANCH = Placement.JOIN, Placement.BRANCH
@@ -43,3 +52,49 @@ def test_unknown_does_not_wait(idle: bool, displaces: bool) -> None:
 def test_what_goes_anywhere(standing: Standing, idle: bool, displaces: bool) -> None:
     found = place(standing, known=True, idle=idle, displaces=displaces)
     assert found is (JOIN if idle and not displaces else BRANCH)
+
+
+# ------------------------------------------------------------------ taking over an idle session
+
+FREE = Idle(continued=False, dispensable=True)
+CONTINUED = Idle(continued=True, dispensable=True)
+NEEDED = Idle(continued=False, dispensable=False)
+
+
+def test_a_history_that_is_not_at_hand_takes_the_session_of_the_one_before_it() -> None:
+    assert take_over([FREE, FREE], repeats=True) == 0
+    assert take_over([NEEDED, CONTINUED, FREE], repeats=True) == 2
+    assert take_over([NEEDED, CONTINUED], repeats=True) is None
+    assert take_over([], repeats=True) is None
+
+
+def test_what_is_continued_is_left_alone_unless_there_are_many() -> None:
+    assert take_over([CONTINUED] * PROTECTED, repeats=True) is None
+    assert take_over([CONTINUED] * (PROTECTED + 1), repeats=True) == PROTECTED
+
+
+def test_a_beginning_takes_over_only_where_many_came_to_nothing() -> None:
+    assert take_over([FREE] * (SINGLES - 1), repeats=False) is None
+    assert take_over([FREE] * SINGLES, repeats=False) == SINGLES - 1
+    assert take_over([FREE] * SINGLES + [CONTINUED, NEEDED] * 9, repeats=False) == SINGLES - 1
+    assert take_over([CONTINUED] * 99, repeats=False) is None
+
+
+@given(st.lists(st.sampled_from([FREE, CONTINUED, NEEDED]), max_size=30), st.booleans())
+def test_what_is_needed_is_never_taken_over(family: list[Idle], repeats: bool) -> None:
+    place = take_over(family, repeats=repeats)
+    if place is not None:
+        assert family[place].dispensable
+        assert place >= PROTECTED or not family[place].continued
+
+
+@given(st.integers(1, 200), st.sampled_from([FREE, CONTINUED]))
+def test_histories_leave_few_sessions_behind(turns: int, after: Idle) -> None:
+    """Whatever becomes of a turn's session, a family of one turn at a time stays small."""
+    family: list[Idle] = []
+    for _ in range(turns):
+        place = take_over(family, repeats=True)
+        if place is not None:
+            del family[place]
+        family.insert(0, after)
+    assert len(family) <= PROTECTED + 1

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from openai.types.responses import response_input_item_param as reference
 
 from bridgecore.continuity import items as module
-from bridgecore.continuity.items import ROOT, Prompt, Proof, chain_digest, input_form, prove
+from bridgecore.continuity.items import (
+    ROOT,
+    Prompt,
+    Proof,
+    chain_digest,
+    input_form,
+    prove,
+    referred,
+    repeats_answers,
+)
 from bridgecore.wire.responses import parse_create
 
 Item = dict[str, Any]
@@ -55,6 +64,10 @@ CALL: Item = {
 RESULT: Item = {"type": "function_call_output", "call_id": "call_1", "output": "one"}
 REASONING: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
 USER: Item = {"role": "user", "content": "hello"}
+# Reasoning as open models give it, to be read.
+THOUGHT: Item = {"type": "reasoning_text", "text": "hm"}
+READABLE: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "content": [THOUGHT]}
+CODEX = "internal_chat_message_metadata_passthrough"
 
 # ------------------------------------------------------------------ input form
 
@@ -101,6 +114,65 @@ def test_reasoning_is_nothing_without_its_encrypted_content(encrypted: Item) -> 
     assert form(item) is None
     assert form(item, stored=True) == item
     assert form(REASONING) == {name: REASONING[name] for name in REASONING if name != "id"}
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "[ ]", '""'])
+def test_reasoning_is_bare_however_nothing_is_written(content: str) -> None:
+    raw = b'{"type":"reasoning","id":"rs_1","content":' + content.encode() + b"}"
+    assert input_form(raw, stored=False) is None
+    assert chain_digest(ROOT, raw, stored=False) == ROOT
+
+
+def test_reasoning_that_can_be_read_is_context() -> None:
+    assert form(READABLE) == {name: READABLE[name] for name in READABLE if name != "id"}
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": []}])
+def test_without_a_store_reasoning_without_content_is_no_item(content: Item) -> None:
+    bare = json.dumps({"id": "rs_1", "type": "reasoning", "summary": [], **content}).encode()
+    before = digest(USER)
+    assert chain_digest(before, bare, stored=False) == before
+    assert chain_digest(before, bare, stored=True) != before
+    for item in (REASONING, READABLE, MESSAGE):
+        assert chain_digest(before, json.dumps(item).encode(), stored=False) != before
+
+
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        ({"type": "item_reference", "id": "msg_1"}, "msg_1"),
+        ({"id": "msg_1"}, "msg_1"),
+        ({"id": "msg_1", "type": None}, "msg_1"),
+        ({"id": "", "type": "item_reference"}, None),
+        ({"type": "item_reference"}, None),
+        ({"id": 1, "type": "item_reference"}, None),
+        ({"id": "msg_1", "role": "user", "content": "a"}, None),
+        (MESSAGE, None),
+        ("text", None),
+    ],
+)
+def test_references_are_told_from_items(item: object, name: str | None) -> None:
+    assert referred(json.dumps(item).encode()) == name
+
+
+@pytest.mark.parametrize(
+    ("item", "made"),
+    [
+        (MESSAGE, True),
+        (CALL, True),
+        (REASONING, True),
+        ({"role": "assistant", "content": "hi"}, True),
+        ({"type": "custom_tool_call", "call_id": "c"}, True),
+        ({"type": "compaction", "encrypted_content": "x"}, True),
+        ({"type": "item_reference", "id": "msg_1"}, True),
+        (USER, False),
+        ({"role": "developer", "content": "be brief"}, False),
+        (RESULT, False),
+        ("text", False),
+    ],
+)
+def test_a_history_has_something_that_a_model_made(item: object, made: bool) -> None:
+    assert repeats_answers(json.dumps([USER, item])[1:-1].encode()) is made
 
 
 @pytest.mark.parametrize("item", [MESSAGE, CALL, REASONING])
@@ -194,6 +266,16 @@ SAME: list[tuple[str, Item, Item]] = [
     ("other ids", CALL, {**CALL, "id": "fc_2"}),
     ("order", CALL, dict(reversed(CALL.items()))),
     ("reasoning without id", REASONING, {**REASONING, "id": None}),
+    ("arguments with other white space", CALL, {**CALL, "arguments": ' {"a":null}\n'}),
+    (
+        "arguments with other escapes and order",
+        {**CALL, "arguments": '{"a":"\\u00e9","b":[1,2.50]}'},
+        {**CALL, "arguments": '{ "b" : [1, 2.5], "a" : "é" }'},
+    ),
+    ("what Codex adds to a message", MESSAGE, {**MESSAGE, CODEX: {"turn_id": "t", "kinds": [{}]}}),
+    ("what Codex adds to a call", {**CALL, CODEX: {"turn_id": "1"}}, {**CALL, CODEX: None}),
+    ("what Codex adds to an unknown item", {"type": "new"}, {"type": "new", CODEX: {"x": 1}}),
+    ("readable reasoning without id", READABLE, {**READABLE, "id": None}),
     ("empty content", REASONING, {**REASONING, "content": []}),
     ("null content", REASONING, {**REASONING, "content": None}),
     (
@@ -244,7 +326,36 @@ DIFFERENT: list[tuple[str, Item, Item]] = [
             ],
         },
     ),
-    ("arguments, to the byte", CALL, {**CALL, "arguments": '{"a":null}'}),
+    ("arguments of another value", CALL, {**CALL, "arguments": '{"a":0}'}),
+    ("a null in arguments", CALL, {**CALL, "arguments": "{}"}),
+    ("arguments that are no JSON", {**CALL, "arguments": "{a}"}, {**CALL, "arguments": "{a }"}),
+    ("arguments that are no object", {**CALL, "arguments": "a"}, {**CALL, "arguments": "a "}),
+    (
+        "numbers in arguments",
+        {**CALL, "arguments": '{"a":1}'},
+        {**CALL, "arguments": '{"a":1.0}'},
+    ),
+    (
+        "numbers in arguments that are too large",
+        {**CALL, "arguments": '{"a":123456789012345678901234567890}'},
+        {**CALL, "arguments": '{"a": 123456789012345678901234567890}'},
+    ),
+    (
+        "arguments as a text and as a value",
+        {**CALL, "arguments": '{"a": null}'},
+        {**CALL, "arguments": [{"a": None}]},
+    ),
+    (
+        "input of a custom tool, to the byte",
+        {"type": "custom_tool_call", "call_id": "c", "name": "f", "input": '{"a":1}'},
+        {"type": "custom_tool_call", "call_id": "c", "name": "f", "input": '{"a": 1}'},
+    ),
+    (
+        "output that is JSON, to the byte",
+        {**RESULT, "output": '{"a":1}'},
+        {**RESULT, "output": '{"a": 1}'},
+    ),
+    ("readable reasoning", READABLE, {**READABLE, "content": [{**THOUGHT, "text": "x"}]}),
     ("call id", CALL, {**CALL, "call_id": "call_2"}),
     ("name", CALL, {**CALL, "name": "g"}),
     ("unknown member", CALL, {**CALL, "mood": "good"}),

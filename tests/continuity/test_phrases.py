@@ -137,6 +137,43 @@ def test_an_id_is_a_plain_string(unread: str) -> None:
     assert not is_same(book, notes, b'{"id":"a","id":"b"' + dump(call("1", "a"))[1:])
 
 
+CODEX = "internal_chat_message_metadata_passthrough"
+
+
+@pytest.mark.parametrize("place", [0, 1, 4])
+def test_what_a_client_adds_is_not_looked_at(place: int) -> None:
+    """It is another one in each item, so that no two items would be written alike."""
+    book = Phrasebook()
+    one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
+
+    def with_note(item: Item, note: object) -> bytes:
+        members = list(item.items())
+        return dump(dict([*members[:place], (CODEX, note), *members[place:]]))
+
+    first = {"turn_id": "01a059de", "create_time": 1788214171.12, "kinds": ["a", "b"]}
+    book.learn(one, [with_note(call("1", "a"), first)])
+    for note in (first, {"turn_id": "x"}, {}, "t"):
+        assert is_same(book, two, with_note(call("2", "b"), note))
+        assert not is_same(book, two, with_note(call("2", "c"), note))
+    # As what was asked, it is held with everything.
+    asked = with_note(call("3", "c"), first)
+    notes = book.note([asked, with_note(call("4", "d"), {"turn_id": "y"})])
+    assert book.items(notes)[0] == asked
+    assert is_same(book, notes, dump(call("3", "c")), dump(call("4", "d"))) is False
+    book.learn(notes, [dump(call("3", "c")), dump(call("4", "d"))])
+    assert is_same(book, notes, dump(call("3", "c")), dump(call("4", "d")))
+
+
+def test_arguments_that_are_written_otherwise_teach_no_words_twice() -> None:
+    book = Phrasebook()
+    notes = book.note([dump(call("1", '{"a":1}'))])
+    other = {"type": "function_call", "name": "f", "call_id": "1"}
+    for space in range(9):
+        book.learn(notes, [dump({**other, "arguments": '{"a":%s1}' % (" " * space)})])
+    assert [len(manners) for manners in book._manners] == [1, 2]
+    assert is_same(book, notes, dump({**other, "arguments": '{"a":1}'}))
+
+
 def test_a_thought_without_its_content_is_its_id() -> None:
     book = Phrasebook()
     known = book.note([dump(thought("e"))])
@@ -287,7 +324,8 @@ def items(draw: st.DrawFn) -> Item:
         if draw(st.booleans()):
             del item["type"]
     elif kind == "function_call":
-        item = {"type": kind, "call_id": draw(texts), "name": "f", "arguments": text}
+        made = draw(st.sampled_from([text, '{"a":1}', '{"a": 1}', '{"a":1.0}', '{"b":1,"a":1}']))
+        item = {"type": kind, "call_id": draw(texts), "name": "f", "arguments": made}
     elif kind == "output":
         item = {"type": "function_call_output", "call_id": draw(texts), "output": text}
     else:
@@ -295,10 +333,15 @@ def items(draw: st.DrawFn) -> Item:
         item = {"type": kind, "summary": summary}
         if draw(st.booleans()):
             item["encrypted_content"] = draw(texts)
+        if draw(st.integers(0, 2)) == 0:
+            readable = [{"type": "reasoning_text", "text": text}]
+            item["content"] = draw(st.sampled_from([[], None, readable]))
     if draw(st.booleans()):
         item["id"] = draw(st.sampled_from(["i", "j", None, 7, '"']))
     if draw(st.booleans()):
         item["status"] = draw(statuses)
+    if draw(st.integers(0, 3)) == 0:
+        item[CODEX] = draw(st.sampled_from([None, {}, {"t": "1"}, {"t": {}}, {"t": '"'}, "t"]))
     if draw(st.integers(0, 3)) == 0:
         item["phase"] = draw(st.sampled_from(["x", "y", None]))
     return shuffled(draw, item)

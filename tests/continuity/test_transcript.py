@@ -21,6 +21,7 @@ from bridgecore.continuity.transcript import (
     Transcripts,
     expand,
     reduce,
+    resolve,
 )
 from bridgecore.wire.responses import parse_create
 from tests.memory import taken
@@ -155,8 +156,8 @@ def test_a_foreign_scope_is_a_miss() -> None:
     assert held.get("yours", "r2", 0) is None
     assert held.put("yours", "r3", prompt("c", "r2"), [], 0) is None
     history = prompt([user("a"), echo("A"), user("b"), echo("B"), user("c")])
-    assert held.recognise("yours", history, 0) is None
-    assert held.recognise("mine", history, 0) is not None
+    assert held.recognise("yours", history, 0) == []
+    assert held.recognise("mine", history, 0)
     assert held.scope_size("yours") == 0
 
 
@@ -167,7 +168,7 @@ def test_a_request_with_hidden_context_is_not_held(name: str) -> None:
     assert held.put("s", "r1", asked, raw(said("A")), 0) is None
     linear(held)
     more = [user("a"), echo("A"), user("b"), echo("B"), user("c")]
-    assert held.recognise("s", prompt(more, None, **{name: {"id": "x"}}), 0) is None
+    assert held.recognise("s", prompt(more, None, **{name: {"id": "x"}}), 0) == []
 
 
 def test_a_history_that_is_sent_in_full_is_held_once() -> None:
@@ -242,7 +243,7 @@ def test_recognising_is_using() -> None:
     held = transcripts()
     linear(held)
     history = prompt([user("a"), echo("A"), user("b"), echo("B"), user("c")])
-    assert held.recognise("s", history, 900) is not None
+    assert held.recognise("s", history, 900)
     assert held.next_expiry() == 1900
 
 
@@ -376,8 +377,7 @@ HISTORY = [user("a"), echo("A"), user("b"), echo("B")]
 
 
 def recognised(held: Transcripts, asked: Prompt) -> Match:
-    match = held.recognise("s", asked, 0)
-    assert match is not None
+    (match,) = held.recognise("s", asked, 0)
     return match
 
 
@@ -412,7 +412,7 @@ def test_a_history_is_reduced_to_its_end() -> None:
 def test_what_does_not_extend_a_chain_is_not_recognised(items: list[Item]) -> None:
     held = transcripts()
     linear(held)
-    assert held.recognise("s", prompt(items), 0) is None
+    assert held.recognise("s", prompt(items), 0) == []
 
 
 @pytest.mark.parametrize(
@@ -422,29 +422,57 @@ def test_what_does_not_extend_a_chain_is_not_recognised(items: list[Item]) -> No
 def test_other_settings_are_not_recognised(members: Item) -> None:
     held = transcripts()
     linear(held)
-    assert held.recognise("s", prompt([*HISTORY, user("c")], None, **members), 0) is None
+    assert held.recognise("s", prompt([*HISTORY, user("c")], None, **members), 0) == []
 
 
 def test_an_anchored_turn_is_never_reduced() -> None:
     held = transcripts()
     linear(held)
-    assert held.recognise("s", prompt([*HISTORY, user("c")], "r2"), 0) is None
+    assert held.recognise("s", prompt([*HISTORY, user("c")], "r2"), 0) == []
 
 
 def test_a_response_that_was_continued_is_no_anchor() -> None:
     held = transcripts()
     linear(held)
     history = [*HISTORY[:2], user("another way")]
-    assert held.recognise("s", prompt(history), 0) is None
+    assert held.recognise("s", prompt(history), 0) == []
 
 
-def test_siblings_do_not_share_an_anchor() -> None:
+def test_responses_of_equal_context_are_anchors_once_each() -> None:
     held = transcripts()
     for name in ("r1", "r2"):
         # Two conversations begin alike, and nothing tells them apart.
         held_turn(held, name, [user("a")], said("A"), prompt_cache_key="k")
-    asked = prompt([*HISTORY[:2], user("b")], None, prompt_cache_key="k")
-    assert held.recognise("s", asked, 0) is None
+    asked = [prompt([*HISTORY[:2], user(t)], None, prompt_cache_key="k") for t in "bc"]
+    for name, each, left in (("x", asked[0], ["r2", "r1"]), ("y", asked[1], ["r1"])):
+        matches = held.recognise("s", each, 0)
+        assert [match.node.response_id for match in matches] == left
+        assert held.put("s", name, each, raw(said("B")), 0, match=matches[0]) is not None
+    assert held.recognise("s", asked[0], 0) == []
+
+
+def test_asking_the_same_again_does_not_end_reduction() -> None:
+    """A full send has no part in an anchor, even if it repeats what the anchor stands for."""
+    held = transcripts()
+    first = held_turn(held, "r1", [user("a")], said("A"))
+    again = held_turn(held, "r2", [*HISTORY[:2], user("b")], said("B"))
+    assert again.parent is first
+    other = prompt([*HISTORY[:2], user("b2")])
+    assert recognised(held, other).node is first
+    assert held.put("s", "r3", other, raw(said("C")), 0, match=recognised(held, other))
+    for name, text in (("r2", "b"), ("r3", "b2")):
+        answer = {"r2": "B", "r3": "C"}[name]
+        more = prompt([*HISTORY[:2], user(text), echo(answer), user("on")])
+        assert recognised(held, more).node.response_id == name
+    assert held.recognise("s", prompt([*HISTORY[:2], user("b")]), 0) == []
+
+
+def test_what_was_refused_as_an_anchor_is_none_again() -> None:
+    held = transcripts()
+    node = linear(held)
+    node.injectable = False
+    assert held.recognise("s", prompt([*HISTORY, user("c")]), 0) == []
+    assert held.get("s", "r2", 0) is node
 
 
 def test_narrowing_keys_tell_siblings_apart() -> None:
@@ -455,20 +483,277 @@ def test_narrowing_keys_tell_siblings_apart() -> None:
     for name in ("one", "two"):
         more = prompt([*HISTORY[:2], user("b")], None, name.encode())
         assert recognised(held, more).node.response_id == name
-    assert held.recognise("s", prompt([*HISTORY[:2], user("b")], None, b"three"), 0) is None
+    assert held.recognise("s", prompt([*HISTORY[:2], user("b")], None, b"three"), 0) == []
 
 
-def test_a_chain_that_no_client_can_repeat_is_not_recognised() -> None:
+THOUGHT = {"id": "rs_1", "type": "reasoning", "summary": []}
+
+
+def test_reasoning_that_no_client_can_send_back_is_not_compared() -> None:
     held = transcripts()
-    thought = {"id": "rs_1", "type": "reasoning", "summary": []}
-    node = held_turn(held, "r1", [user("a")], thought, said("A"))
+    node = held_turn(held, "r1", [user("a")], THOUGHT, said("A"))
     assert b"reasoning" not in node.text()
-    held_turn(held, "r2", [user("b")], said("B"), anchor="r1")
-    assert held.recognise("s", prompt([*HISTORY, user("c")]), 0) is None
-    # But it is held once, and a response that was asked for in full is known in full.
-    full = held_turn(held, "r3", [*HISTORY, user("c")], said("C"))
-    assert [read(item)[1] for item in json.loads(b"[%b]" % full.own_text())] == ["c", "C"]
-    assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is full
+    last = held_turn(held, "r2", [user("b")], said("B"), anchor="r1")
+    assert recognised(held, prompt([*HISTORY, user("c")])).node is last
+    # Nor if a client sends it back all the same; then it is part of what is repeated.
+    sent_back = [user("a"), THOUGHT, echo("A"), user("b"), THOUGHT, echo("B"), user("c")]
+    for _ in range(2):
+        match = recognised(held, prompt(sent_back))
+        assert (match.node, match.repeated) == (last, 6)
+        assert sent(reduce(prompt(sent_back), match)) == [user("c")]
+    # It is in no rebuild, whoever said it.
+    more = held_turn(held, "r3", [*sent_back, THOUGHT], said("C"))
+    assert b"reasoning" not in more.text()
+    assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is more
+
+
+def test_what_is_left_out_does_not_shift_what_is_learnt() -> None:
+    """An item must not be taken for another in words that stand elsewhere."""
+    held = transcripts()
+    held_turn(held, "r1", [user("a"), user("x")], said("A"))
+    recognised(held, prompt([user("a"), THOUGHT, user("x"), THOUGHT, echo("A"), user("b")]))
+    for wrong in ([THOUGHT, user("x"), echo("A")], [user("x"), THOUGHT, echo("A")]):
+        assert held.recognise("s", prompt([*wrong, user("b")]), 0) == []
+
+
+def test_stored_reasoning_is_compared() -> None:
+    held = transcripts()
+    held_turn(held, "r1", [user("a")], THOUGHT, said("A"), store=True)
+    assert held.recognise("s", prompt([*HISTORY[:2], user("b")], None, store=True), 0) == []
+    whole = prompt([user("a"), THOUGHT, echo("A"), user("b")], None, store=True)
+    assert recognised(held, whole).repeated == 3
+
+
+def test_what_the_response_says_about_the_store_counts() -> None:
+    held = transcripts()
+    asked = prompt([user("a")], None, store=True)
+    node = held.put("s", "r1", asked, raw(THOUGHT, said("A")), 0, stored=False)
+    assert node is not None
+    assert [item.get("id") for item in json.loads(b"[%b]" % node.text())] == [None, None]
+    again = prompt([*HISTORY[:2], user("b")], None, store=True)
+    assert recognised(held, again).node is node
+
+
+# ------------------------------------------------------------------ anchored turns that repeat
+
+
+def tool_loop(held: Transcripts) -> None:
+    """A question after r1, and two calls to answer it, in r2 and r3."""
+    held_turn(held, "r1", [user("a")], said("A"))
+    held_turn(held, "r2", [user("go")], call(1), anchor="r1")
+    held_turn(held, "r3", [result(1)], call(2), anchor="r2")
+
+
+def made(number: int) -> Item:
+    """A call as the Vercel AI SDK sends it back: its arguments parsed and written again."""
+    return {
+        "type": "function_call", "call_id": f"c{number}", "name": "f", "arguments": "{ }",
+    }  # fmt: skip
+
+
+def test_an_anchored_turn_that_repeats_the_steps_since_is_reduced() -> None:
+    """As the Vercel AI SDK goes through a tool loop: always after the first response."""
+    held = transcripts()
+    tool_loop(held)
+    steps = [user("go"), made(1), result(1), made(2), result(2)]
+    asked = prompt(steps, "r1")
+    match = recognised(held, asked)
+    assert recognised(held, asked) == match
+    assert (match.node.response_id, match.repeated) == ("r3", 4)
+    frame = json.loads(reduce(asked, match))
+    assert (frame["previous_response_id"], frame["input"]) == ("r3", [result(2)])
+    node = held.put("s", "r4", asked, raw(said("B")), 0, match=match)
+    assert node is not None
+    assert node.parent is held.get("s", "r3", 0)
+    more = prompt([*steps, echo("B"), user("on")], "r1")
+    assert recognised(held, more).node is node
+
+
+def test_an_anchored_turn_that_went_in_full_is_held_once() -> None:
+    held = transcripts()
+    tool_loop(held)
+    asked = prompt([user("go"), made(1), result(1), made(2), result(2)], "r1")
+    node = held.put("s", "r4", asked, raw(said("B")), 0)
+    assert node is not None
+    assert node.parent is held.get("s", "r3", 0)
+    assert json.loads(b"[%b]" % node.own_text())[0] == result(2)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [user("go")],
+        [user("go"), made(1)],  # nothing new
+        [user("gone"), made(1), result(1)],
+        [user("go"), {**made(1), "arguments": '{"a":1}'}, result(1)],
+        [made(1), result(1)],
+        [user("a"), echo("A"), user("go"), made(1), result(1)],  # the history twice
+    ],
+)
+def test_an_anchored_turn_that_says_other_things_is_not_reduced(steps: list[Item]) -> None:
+    held = transcripts()
+    held_turn(held, "r1", [user("a")], said("A"))
+    held_turn(held, "r2", [user("go")], call(1), anchor="r1")
+    assert held.recognise("s", prompt(steps, "r1"), 0) == []
+
+
+# ------------------------------------------------------------------ references to items
+
+
+def reference(name: str) -> Item:
+    return {"type": "item_reference", "id": name}
+
+
+def test_references_are_compared_as_what_they_name() -> None:
+    """As the Vercel AI SDK repeats what a model said, if it is stored."""
+    held = transcripts()
+    held_turn(held, "r1", [user("a")], THOUGHT, said("A"), store=True)
+    held_turn(held, "r2", [user("b")], said("B"), anchor="r1", store=True)
+    history = [user("a"), reference("rs_1"), reference("msg_A"), user("b"), reference("msg_B")]
+    for _ in range(2):
+        asked = prompt([*history, user("c")], None, store=True)
+        match = recognised(held, asked)
+        assert (match.node.response_id, match.repeated) == ("r2", 5)
+        assert sent(reduce(asked, match)) == [user("c")]
+    for wrong in (reference("msg_B"), reference("msg_X"), {"id": "rs_1"}):
+        other = prompt([*history[:2], wrong, *history[3:], user("c")], None, store=True)
+        assert held.recognise("s", other, 0) == []
+
+
+def test_references_are_resolved_where_a_context_is_rebuilt() -> None:
+    held = transcripts()
+    node = held_turn(held, "r1", [user("a")], said("A"), store=True)
+    asked = prompt([reference("msg_A"), user("b"), reference("msg_X")], "r1", store=True)
+    resolve(node, asked)
+    expansion = expand(node, asked)
+    assert sent(expansion.frame)[2:] == [said("A"), user("b"), reference("msg_X")]
+    assert expansion.proof.opaque == 1
+    asked = prompt([reference("msg_A"), user("b")], "r1", store=True)
+    resolve(node, asked)
+    more = held.put("s", "r2", asked, raw(said("B")), 0)
+    assert more is not None
+    assert more.readable
+    assert b"item_reference" not in more.text()
+
+
+def test_an_id_that_names_two_items_names_none() -> None:
+    """Some upstreams number their items anew in each response."""
+    held = transcripts()
+    again = {**said("B"), "id": "msg_A"}
+    held_turn(held, "r1", [user("a")], said("A"), store=True)
+    node = held_turn(held, "r2", [user("b")], again, anchor="r1", store=True)
+    asked = prompt([reference("msg_A"), user("c")], "r2", store=True)
+    resolve(node, asked)
+    assert expand(node, asked).proof.opaque == 1
+
+
+# ------------------------------------------------------------------ compaction
+
+COMPACTED = {"id": "cmp_1", "type": "compaction", "encrypted_content": "gAAA"}
+
+
+def kinds(text: bytes) -> list[str]:
+    return [item.get("type", "message") for item in json.loads(b"[%b]" % text)]
+
+
+def compacted(held: Transcripts) -> Node:
+    """Two turns, the second of which compacts, and a third."""
+    held_turn(held, "r1", [user("a")], said("A"))
+    held_turn(held, "r2", [user("b")], COMPACTED, said("B"), anchor="r1")
+    return held_turn(held, "r3", [user("c")], said("C"), anchor="r2")
+
+
+def test_a_rebuild_begins_at_the_latest_compaction() -> None:
+    held = transcripts()
+    node = compacted(held)
+    assert kinds(node.text()) == ["compaction", "message", "message", "message"]
+    assert kinds(node.text(whole=True)) == ["message"] * 3 + ["compaction"] + ["message"] * 3
+    again = {**COMPACTED, "id": "cmp_2"}
+    for place, output in enumerate(([again, said("D")], [said("D"), again])):
+        latest = held_turn(held, f"x{place}", [user("d")], *output, anchor="r3")
+        assert kinds(latest.text()) == ["compaction", "message"][: 2 - place]
+        assert latest.parent is node
+
+
+def test_a_compaction_that_a_client_sends_cuts_nothing() -> None:
+    """What it keeps before it, it means to be read: the window of /responses/compact is such."""
+    held = transcripts()
+    window = [user("kept"), {**COMPACTED, "id": None}, user("b")]
+    node = held_turn(held, "r1", window, said("B"))
+    assert kinds(node.text()) == ["message", "compaction", "message", "message"]
+
+
+def test_a_call_before_the_compaction_is_kept_for_its_output() -> None:
+    held = transcripts()
+    node = held_turn(held, "r1", [user("a")], call(1), COMPACTED)
+    with_output = expand(node, prompt([result(1)], "r1"))
+    assert with_output.proof.self_contained
+    assert [item.get("type") for item in sent(with_output.frame)][1:] == [
+        "function_call", "compaction", "function_call_output",
+    ]  # fmt: skip
+    assert [item.get("type") for item in sent(expand(node, prompt([user("b")], "r1")).frame)] == [
+        "compaction", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_histories_are_recognised_with_and_without_what_was_compacted(pruned: bool) -> None:
+    held = transcripts()
+    node = compacted(held)
+    before = [user("a"), echo("A"), user("b")]
+    after = [COMPACTED, echo("B"), user("c"), echo("C")]
+    history = after if pruned else [*before, *after]
+    for number in range(3):
+        asked = prompt([*history, user(f"q{number}")])
+        match = recognised(held, asked)
+        assert (match.node, match.repeated) == (node, len(history))
+        name = f"next{number}"
+        more = held.put("s", name, asked, raw(said(name)), 0, match=match)
+        assert more is not None
+        node, history = more, [*history, user(f"q{number}"), echo(name)]
+        assert kinds(node.text())[0] == "compaction"
+
+
+def test_what_else_a_client_keeps_beside_a_compaction_counts() -> None:
+    held = transcripts()
+    compacted(held)
+    after = [COMPACTED, echo("B"), user("c"), echo("C"), user("d")]
+    assert held.recognise("s", prompt([user("kept"), *after]), 0) == []
+    assert (
+        held.recognise("s", prompt([{**COMPACTED, "encrypted_content": "x"}, *after[1:]]), 0) == []
+    )
+
+
+# ------------------------------------------------------------------ one id for many responses
+
+
+def test_an_id_for_a_whole_chain_names_its_end() -> None:
+    held = transcripts()
+    held_turn(held, "same", [user("a")], said("A"))
+    held_turn(held, "same", [user("b")], said("B"), anchor="same")
+    node = held_turn(held, "same", [user("c")], said("C"), anchor="same")
+    assert held.get("s", "same", 0) is node
+    assert [read(item)[1] for item in json.loads(b"[%b]" % node.text())] == [*"aAbBcC"]
+    assert len(held) == 3
+    # No history is anchored at what has no id any more.
+    assert held.recognise("s", prompt([*HISTORY, user("x")]), 0) == []
+    assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is node
+    assert held.expire(AGE) == 3
+    assert held.size == len(held) == 0
+
+
+def test_an_id_for_a_whole_chain_of_histories() -> None:
+    held = transcripts()
+    history: list[Item] = []
+    for number, text in enumerate("abc", 1):
+        asked = prompt([*history, user(text)])
+        matches = held.recognise("s", asked, 0)
+        match = matches[0] if matches else None
+        assert (match is None) is (text == "a")
+        node = held.put("s", "same", asked, raw(said(text.upper())), 0, match=match)
+        assert node is not None
+        assert len(node.path()) == number
+        history += [user(text), echo(text.upper())]
 
 
 def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
@@ -505,7 +790,7 @@ def test_words_that_were_learned_do_not_hide_a_change(
     recognised(held, written(prompt([*HISTORY, user("c")])))
     changed = [dict(item) for item in HISTORY]
     changed[at]["content"] = changed[at]["content"].swapcase()  # of the same length
-    assert held.recognise("s", written(prompt([*changed, user("c")])), 0) is None
+    assert held.recognise("s", written(prompt([*changed, user("c")])), 0) == []
 
 
 # ------------------------------------------------------------------ against a naive model
@@ -555,6 +840,11 @@ def read(item: Item) -> Meaning:
     return ("answer", item["call_id"], item["output"])
 
 
+def meanings_of(items: Sequence[Item]) -> tuple[Meaning, ...]:
+    """What ``items`` say; reasoning without content says nothing."""
+    return tuple(read(item) for item in items if {**item, "id": "rs_1"} != THOUGHT)
+
+
 words = st.sampled_from(["", "a", "b"])
 numbers = st.sampled_from(["c1", "c2"])
 asked_items = st.one_of(
@@ -584,24 +874,26 @@ class Model:
     def __init__(self, held: Transcripts) -> None:
         self.held = held
         self.known: dict[tuple[str, str], Known] = {}
+        self.anchors: set[tuple[str, str]] = set()  # at which a turn was anchored
 
     def live(self, scope: str) -> Iterator[Known]:
         return (each for each in self.known.values() if each.scope == scope and each.node.held)
 
-    def expected(self, scope: str, context: Sequence[Meaning], model: str) -> Known | None:
-        """The one leaf whose context is the longest that ``context`` adds something to."""
-        parents = {id(each.node.parent) for each in self.live(scope)}
+    def expected(
+        self, scope: str, before: int, context: Sequence[Meaning], model: str
+    ) -> list[str]:
+        """Those that no turn was anchored at, whose context is the longest that ``context`` adds
+        something to, and reaches beyond the first ``before`` items of it; the latest first."""
         fitting = [
             each
             for each in self.live(scope)
-            if id(each.node) not in parents
+            if (scope, each.name) not in self.anchors
             and each.settings == model
-            and 0 < len(each.context) < len(context)
+            and before < len(each.context) < len(context)
             and each.context == tuple(context[: len(each.context)])
         ]
         longest = max((len(each.context) for each in fitting), default=0)
-        fitting = [each for each in fitting if len(each.context) == longest]
-        return fitting[0] if len(fitting) == 1 else None
+        return [each.name for each in fitting if len(each.context) == longest][::-1]
 
     def check(self, max_bytes: int, max_scope: int) -> None:
         """What is held is complete, and adds up."""
@@ -633,7 +925,13 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
     now = 0
 
     def word(meanings: Sequence[Meaning]) -> list[Item]:
-        return [draw(st.sampled_from(ways(meaning))) for meaning in meanings]
+        return strewn([draw(st.sampled_from(ways(meaning))) for meaning in meanings])
+
+    def strewn(items: list[Item]) -> list[Item]:
+        """``items``, and reasoning without content somewhere among them."""
+        if draw(st.integers(0, 4)) == 0:
+            items.insert(draw(st.integers(0, len(items))), dict(THOUGHT))
+        return items
 
     for number in range(draw(st.integers(1, 14))):
         now += draw(st.sampled_from([0, 1, 300]))
@@ -648,31 +946,44 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
             if draw(st.integers(0, 4)) == 0:
                 context = context[: draw(st.integers(0, len(context)))]
             full = context + new
+            before = 0
             asked = prompt(word(full), None, model=settled)
-            held.expire(now)
-            expected = model.expected(scope, full, settled)
-            match = held.recognise(scope, asked, now)
-            assert (match and match.node) == (expected and expected.node)
-            if match is not None:
-                frame = reduce(asked, match)
-                reduced = Prompt(parse_create(frame))
-                assert reduced.items
-                assert reduced.request.previous_response_id == match.node.response_id
-                again = sent(expand(match.node, reduced).frame)
-                assert tuple(map(read, again)) == full
-        else:  # the new items only, after an answer that may be gone or foreign
+        else:  # the new items, after an answer that may be gone or foreign
             anchor = base.name if base is not None else "r?"
+            mine = model.known.get((scope, anchor))
+            again: tuple[Meaning, ...] = ()
+            if mine is not None and draw(st.booleans()):  # and some that followed it already
+                below = [e.context for e in model.live(scope) if mine.node in e.node.path()]
+                again = draw(st.sampled_from(below or [mine.context]))[len(mine.context) :]
+            new = again + new
             asked = prompt(word(new), anchor, model=settled)
             parent = held.get(scope, anchor, now)
-            mine = model.known.get((scope, anchor))
             assert parent is (mine.node if mine is not None and mine.node.held else None)
             if parent is None:
+                assert held.recognise(scope, asked, now) == []
                 assert held.put(scope, name, asked, [], now) is None
                 continue
             assert mine is not None
+            before = len(mine.context)
             full = mine.context + new
-            assert tuple(map(read, sent(expand(parent, asked).frame))) == full
-        node = held.put(scope, name, asked, raw(*(ways(each)[0] for each in output)), now)
+            assert meanings_of(sent(expand(parent, asked).frame)) == full
+        held.expire(now)
+        expected = model.expected(scope, before, full, settled)
+        matches = held.recognise(scope, asked, now)
+        assert [match.node.response_id for match in matches] == expected
+        match = draw(st.sampled_from([None, *matches]))
+        if match is not None:
+            frame = reduce(asked, match)
+            reduced = Prompt(parse_create(frame))
+            assert reduced.items
+            assert reduced.request.previous_response_id == match.node.response_id
+            shown = sent(expand(match.node, reduced).frame)
+            assert meanings_of(shown) == full
+            model.anchors.add((scope, match.node.response_id))
+        elif asked.anchor is not None:
+            model.anchors.add((scope, asked.anchor))
+        said = raw(*strewn([ways(each)[0] for each in output]))
+        node = held.put(scope, name, asked, said, now, match=match)
         if node is not None:
             known = Known(scope, name, full + output, settled, node)
             model.known[scope, name] = known
@@ -706,10 +1017,9 @@ def test_every_wording_is_recognised_and_no_other_word(
         return spaced(asked) if data.draw(st.integers(0, 2)) == 0 else asked
 
     for _ in range(4):  # the words of the last time are known, those of the next are new
-        match = held.recognise("s", request(history), 0)
-        assert match is not None
+        (match,) = held.recognise("s", request(history), 0)
         assert match.repeated == len(history)
     at = data.draw(st.integers(0, len(history) - 1))
     changed = [*history]
     changed[at] = (*changed[at][:-1], changed[at][-1] + "!")
-    assert held.recognise("s", request(changed), 0) is None
+    assert held.recognise("s", request(changed), 0) == []

@@ -173,9 +173,9 @@ def test_one_scope_for_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_reduction_that_takes_too_much_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     recognise = Transcripts.recognise
 
-    def greedy(self: Transcripts, scope: str, prompt: Any, now: int) -> Match | None:
-        match = recognise(self, scope, prompt, now)
-        return match and Match(match.node, match.repeated - 1)
+    def greedy(self: Transcripts, scope: str, prompt: Any, now: int) -> list[Match]:
+        matches = recognise(self, scope, prompt, now)
+        return [Match(match.node, match.repeated - 1) for match in matches]
 
     monkeypatch.setattr(Transcripts, "recognise", greedy)
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
@@ -194,6 +194,6 @@ def test_a_context_that_is_rebuilt_in_part_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Memory, "remember", lambda *args: None)
+    monkeypatch.setattr(Memory, "remember", lambda *args, **more: None)
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
     assert found.prop is P.HELD_IS_ANSWERED

@@ -1,0 +1,263 @@
+"""Tests of bridgecore.continuity.memory: what is known for a turn, and what is written down."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+
+from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.recovery.effects import Form
+from bridgecore.recovery.events import Standing
+from bridgecore.wire.responses import parse_create
+
+Item = dict[str, Any]
+SCOPE = "scope"
+
+
+@attrs.define
+class Book:
+    """A memory, and what a bridge does with it."""
+
+    memory: Memory
+
+    def ask(self, items: list[Item], anchor: str | None = None, **members: object) -> Recall:
+        body: Item = {"model": "m", "store": False, "input": items, **members}
+        if anchor is not None:
+            body["previous_response_id"] = anchor
+        headers = body.pop("headers", [])
+        return self.memory.recall(SCOPE, parse_create(json.dumps(body).encode()), headers, 0)
+
+    def hold(
+        self, recall: Recall, *ids: str, output: list[Item], stored: bool | None = None
+    ) -> None:
+        items: Any = [json.dumps(item).encode() for item in output]
+        self.memory.remember(recall, ids, items, 1, 10, 0, stored=stored)
+
+
+def book(continuity: Continuity = Continuity.TRANSCRIPT) -> Book:
+    config = Config(upstream=UpstreamUrl.parse("ws://up/"), continuity=continuity)
+    return Book(Memory(config))
+
+
+def user(text: str) -> Item:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> Item:
+    return {"role": "assistant", "type": "message", "content": text}
+
+
+def sent(recall: Recall, form: Form) -> Item:
+    frame: Item = json.loads(recall.frame(form))
+    return frame
+
+
+# ------------------------------------------------------------------ ids
+
+
+@pytest.mark.parametrize("continuity", Continuity)
+@pytest.mark.parametrize("name", ["completed", "created"])
+def test_both_ids_name_the_response(name: str, continuity: Continuity) -> None:
+    held = book(continuity)
+    held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
+    recall = held.ask([user("b")], name)
+    assert recall.anchor == "completed"  # what the socket is known to remember
+    assert sent(recall, Form.AS_IS)["previous_response_id"] == name  # the client's word
+    held_here = continuity is Continuity.TRANSCRIPT
+    assert recall.standing is (Standing.HELD if held_here else Standing.BOUND)
+    if held_here:
+        full = sent(recall, Form.REHYDRATED)
+        assert "previous_response_id" not in full
+        assert full["input"] == [user("a"), said("A"), user("b")]
+        held.hold(recall, "r2", output=[said("B")])
+        assert held.ask([user("c")], "r2").standing is Standing.HELD
+
+
+def test_what_is_learnt_of_one_id_is_known_of_both() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
+    held.memory.belongs(held.ask([user("b")], "created"), 7)
+    for name in ("created", "completed"):
+        recall = held.ask([user("b")], name)
+        assert recall.alias is not None
+        assert recall.alias.conversation == 7
+
+
+def test_ids_of_any_length_take_little() -> None:
+    held = book(Continuity.PASSTHROUGH)
+    for number in range(3):
+        name = f"{number}" * 1_000_000
+        held.memory.belongs(held.ask([user("a")], name), number)
+        recall = held.ask([user("a")], name)
+        assert recall.alias is not None
+        assert recall.alias.conversation == number
+    aliases, _ = held.memory.snapshot()
+    assert len(repr(aliases)) < 1000
+
+
+# ------------------------------------------------------------------ what the response says
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "standing"),
+    [
+        (True, None, Standing.STORED),
+        (True, False, Standing.BOUND),
+        (False, None, Standing.BOUND),
+        (False, True, Standing.STORED),
+    ],
+)
+def test_what_the_response_says_about_the_store_counts(
+    asked: bool, told: bool | None, standing: Standing
+) -> None:
+    for continuity in Continuity:
+        held = book(continuity)
+        held.hold(held.ask([user("a")], store=asked), "r1", output=[said("A")], stored=told)
+        recall = held.ask([user("b")], "r1", store=asked)
+        assert recall.stored is (standing is Standing.STORED)
+        if continuity is Continuity.TRANSCRIPT:
+            assert recall.standing is Standing.HELD
+        else:
+            assert recall.standing is standing
+
+
+# ------------------------------------------------------------------ what the upstream refused
+
+HISTORY = [user("a"), said("A"), user("b")]
+
+
+def test_an_anchor_that_was_refused_is_injected_nowhere() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
+    recall = held.ask(HISTORY)
+    (candidate,) = recall.candidates
+    recall.inject(candidate)
+    assert (recall.standing, recall.anchor) == (Standing.INJECTED, "completed")
+    held.memory.injection_refused(recall)
+    assert sent(recall, Form.CLIENT_FULL)["input"] == HISTORY
+    for again in (held.ask(HISTORY), held.ask([*HISTORY[:2], user("c")])):
+        assert again.candidates == []
+        assert again.standing is Standing.UNANCHORED
+    for name in ("completed", "created"):  # the client may name it all the same
+        assert held.ask([user("b")], name).standing is Standing.HELD
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_a_rebuild_that_was_refused_is_not_planned_again(store: bool) -> None:
+    held = book()
+    first = held.ask([user("a")], store=store)
+    held.hold(first, "completed", "created", output=[said("A")])
+    recall = held.ask([user("b")], "created", store=store)
+    assert recall.standing is Standing.HELD
+    held.memory.rebuild_refused(recall)
+    for name in ("completed", "created"):
+        again = held.ask([user("b")], name, store=store)
+        assert again.standing is (Standing.STORED if store else Standing.BOUND)
+    assert not held.memory.keeps(SCOPE, "completed", 0) or store
+
+
+def test_refusals_of_turns_without_either_change_nothing() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "r1", output=[said("A")])
+    recall = held.ask(HISTORY)
+    held.memory.injection_refused(recall)
+    held.memory.rebuild_refused(recall)
+    assert held.ask(HISTORY).candidates
+    assert held.ask([user("b")], "r1").standing is Standing.HELD
+
+
+# ------------------------------------------------------------------ anchored turns that repeat
+
+
+def test_an_anchored_turn_goes_back_to_what_its_client_meant() -> None:
+    """Its own anchor is not at hand either: its items follow what was said up to that."""
+    held = book()
+    held.hold(held.ask([user("a")]), "r1", output=[said("A")])
+    held.hold(held.ask([user("b")], "r1"), "r2", output=[said("B")])
+    steps = [user("b"), said("B"), user("c")]
+    recall = held.ask(steps, "r1")
+    assert (recall.standing, recall.anchor) == (Standing.HELD, "r1")
+    (candidate,) = recall.candidates
+    recall.inject(candidate)
+    assert (recall.standing, recall.anchor) == (Standing.INJECTED, "r2")
+    short = sent(recall, Form.AS_IS)
+    assert (short["previous_response_id"], short["input"]) == ("r2", [user("c")])
+    full = sent(recall, Form.CLIENT_FULL)
+    assert "previous_response_id" not in full
+    assert full["input"] == [user("a"), said("A"), *steps]
+
+
+def test_an_anchored_turn_that_cannot_be_rebuilt_is_not_reduced() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "r1", output=[said("A")])
+    held.hold(held.ask([user("b")], "r1"), "r2", output=[said("B")])
+    steps = [user("b"), said("B"), {"type": "item_reference", "id": "msg_x"}]
+    assert held.ask(steps, "r1").candidates == ()
+
+
+def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
+    """As the Vercel AI SDK repeats steps that are stored."""
+    held = book()
+    call = {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+    first = {"id": "msg_1", **said("A")}
+    held.hold(held.ask([user("a")], store=True), "r1", output=[first])
+    held.hold(held.ask([user("b")], "r1", store=True), "r2", output=[call])
+    result = {"type": "function_call_output", "call_id": "c", "output": "1"}
+    steps = [user("b"), {"type": "item_reference", "id": "fc_1"}, result]
+    recall = held.ask(steps, "r1", store=True)
+    (candidate,) = recall.candidates
+    recall.inject(candidate)
+    assert sent(recall, Form.AS_IS)["input"] == [result]
+    assert sent(recall, Form.CLIENT_FULL)["input"] == [user("a"), first, user("b"), call, result]
+
+
+def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
+    held = book()
+    first = {"id": "msg_1", **said("A")}
+    held.hold(held.ask([user("a")], store=True), "r1", output=[first])
+    for name, standing in (("msg_1", Standing.HELD), ("msg_2", Standing.STORED)):
+        reference = {"type": "item_reference", "id": name}
+        recall = held.ask([reference, user("b")], "r1", store=True)
+        assert recall.standing is standing
+    for untyped in ({}, {"type": "item_reference"}):
+        reference = {**untyped, "id": "msg_1"}
+        recall = held.ask([reference, user("b")], "r1", store=True)
+        assert sent(recall, Form.REHYDRATED)["input"] == [user("a"), first, first, user("b")]
+        assert sent(recall, Form.AS_IS)["input"] == [reference, user("b")]
+
+
+# ------------------------------------------------------------------ families
+
+
+def test_families_are_of_one_key_and_one_thread() -> None:
+    held = book()
+
+    def key(**members: Any) -> object:
+        family = held.ask([user("a")], **members).family
+        return None if family is None else family.key
+
+    assert key() is None
+    assert key(prompt_cache_key=None) is None
+    assert key(prompt_cache_key="k") == key(prompt_cache_key="k", model="n")
+    assert key(prompt_cache_key="k") != key(prompt_cache_key="l")
+    thread = [(b"thread-id", b"t")]
+    assert key(prompt_cache_key="k", headers=thread) != key(prompt_cache_key="k")
+
+
+@pytest.mark.parametrize("continuity", Continuity)
+def test_a_history_is_told_from_a_beginning_and_from_a_continuation(
+    continuity: Continuity,
+) -> None:
+    held = book(continuity)
+    for items, anchor, repeats in [
+        ([user("a")], None, False),
+        (HISTORY, None, True),
+        (HISTORY, "r1", False),
+    ]:
+        family = held.ask(items, anchor, prompt_cache_key="k").family
+        assert family is not None
+        assert family.repeats is repeats
