@@ -56,8 +56,8 @@ _LONGEST_KEY = 128  # characters of an id that is kept as it is
 
 
 def _key(scope: str, response: str) -> tuple[str, str]:
-    """What a response id is found by. Ids can have any length, and many are never used again: a
-    digest takes the place of a long one, so that the bound on entries is one on bytes."""
+    """What a response id is found by. Ids can be long, and many are never used again: a digest
+    takes the place of a long one, so that there is room for more of them."""
     if len(response) > _LONGEST_KEY:
         response = "#" + hashlib.sha256(response.encode(errors="surrogatepass")).hexdigest()
     return scope, response

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import attrs
 import msgspec
 
+from bridgecore.wire import jsontext
 from bridgecore.wire.responses import CreateRequest
 
 Json: TypeAlias = dict[str, Any]
@@ -65,16 +66,49 @@ CLIENT_MEMBERS: Final = frozenset(
     }
 )
 
-read_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-read_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
-read_value: Final = msgspec.json.Decoder(msgspec.Raw).decode  # that it is one
-_any = msgspec.json.Decoder()
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_any: Final = msgspec.json.Decoder().decode
 # MessagePack because it is canonical once keys are sorted: one encoding per value, types told
 # apart, and no escapes to write.
 _canonical = msgspec.msgpack.Encoder(order="sorted")
 
 # Everything that reading a value can raise: malformed (a lone surrogate is), too deep, too large.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, ValueError)
+UNREADABLE = (
+    msgspec.DecodeError,
+    jsontext.UnreadableError,
+    UnicodeDecodeError,
+    RecursionError,
+    OverflowError,
+    ValueError,
+)
+
+
+# Views of the text where msgspec reads it, which is nearly always; else see jsontext.
+
+
+def read_members(data: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
+    """The members of an object, each value byte for byte."""
+    try:
+        return _members(data)
+    except msgspec.DecodeError:
+        return {n: msgspec.Raw(raw) for n, raw in jsontext.read_members(bytes(data)).items()}
+
+
+def read_array(data: msgspec.Raw | bytes) -> list[msgspec.Raw]:
+    """The elements of an array, each byte for byte."""
+    try:
+        return _array(data)
+    except msgspec.DecodeError:
+        return [msgspec.Raw(raw) for raw in jsontext.read_array(bytes(data))]
+
+
+def read_value(data: msgspec.Raw | bytes) -> Any:
+    """``data`` as Python values."""
+    try:
+        return _any(data)
+    except msgspec.DecodeError:
+        return jsontext.read_value(bytes(data))
 
 
 # ------------------------------------------------------------------ input form
@@ -131,7 +165,7 @@ def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
     if kind != "reasoning" or _text_of(members.get("encrypted_content")):
         return False
     content = members.get("content")
-    return content is None or _any.decode(content) in _NOTHING
+    return content is None or read_value(content) in _NOTHING
 
 
 _NOTHING: Final[tuple[object, ...]] = (None, [], "")
@@ -155,7 +189,7 @@ def kind_of(members: Mapping[str, msgspec.Raw]) -> str:
 
 
 def _text_of(raw: msgspec.Raw | None) -> str:
-    value = None if raw is None else _any.decode(raw)
+    value = None if raw is None else read_value(raw)
     return value if isinstance(value, str) else ""
 
 
@@ -201,7 +235,7 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes, *, stored: bool = Tru
     nothing, so no client can lawfully send it back, and those that keep histories leave it out.
     """
     try:
-        value = _any.decode(item)
+        value = read_value(item)
         if not stored and isinstance(value, dict) and _is_bare(value):
             return before
         # An array in MessagePack: it begins otherwise than what cannot be read.
@@ -266,7 +300,7 @@ def _parse_arguments(call: Json) -> None:
     text = call.get("arguments")
     if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
         try:
-            value = _canonical.encode(_any.decode(text))
+            value = _canonical.encode(_any(text))
         except UNREADABLE:  # numbers that are too large for it included: then the text counts
             return
         call["arguments"] = msgspec.msgpack.Ext(0, value)
@@ -318,7 +352,15 @@ class _Pairing(msgspec.Struct):
     approval_request_id: Any = None
 
 
-_pairings = msgspec.json.Decoder(list[_Pairing])
+_pairings: Final = msgspec.json.Decoder(list[_Pairing]).decode
+
+
+def _read_pairings(text: bytes) -> list[_Pairing]:
+    """The items of ``text``, the inside of a JSON array. Raises one of ``UNREADABLE``."""
+    try:
+        return _pairings(b"[%b]" % text)
+    except msgspec.DecodeError:
+        return msgspec.convert(jsontext.read_value(b"[%b]" % text), list[_Pairing])
 
 
 class _Reference(msgspec.Struct):
@@ -359,7 +401,7 @@ _LONGEST_REFERENCE: Final = 4096  # bytes: most items are longer than any refere
 def prove(text: bytes) -> Proof:
     """What is to be said for and against the items of ``text``, the inside of a JSON array."""
     try:
-        items = _pairings.decode(b"[%b]" % text)
+        items = _read_pairings(text)
     except UNREADABLE:
         return Proof((), (), 1)
     pending: dict[str, None] = {}
@@ -385,7 +427,7 @@ def calls(text: bytes) -> frozenset[str]:
     """The ids of the calls among the items of ``text``, the inside of a JSON array, be they
     answered there or not; no ids if ``text`` cannot be read."""
     try:
-        items = _pairings.decode(b"[%b]" % text)
+        items = _read_pairings(text)
     except UNREADABLE:
         return frozenset()
     kinds = [(item.type if isinstance(item.type, str) else "", item) for item in items]
@@ -397,7 +439,7 @@ def repeats_answers(text: bytes) -> bool:
     """Whether an item of ``text``, the inside of a JSON array, is one that a model made: then it is
     a history and no beginning. False if it cannot be read."""
     try:
-        items = _pairings.decode(b"[%b]" % text)
+        items = _read_pairings(text)
     except UNREADABLE:
         return False
     return any(
@@ -465,7 +507,7 @@ class _Settings(msgspec.Struct):
         for name in _Settings.__struct_fields__:
             raw = getattr(self, name)
             try:
-                values.append(_canonical.encode(_any.decode(raw)))
+                values.append(_canonical.encode(read_value(raw)))
             except UNREADABLE:
                 values.append([bytes(raw)])  # equal to its own bytes only
         return _digest(_canonical.encode(values))
@@ -479,12 +521,7 @@ class _Listed(_Settings, kw_only=True):
     input: list[msgspec.Raw]
 
 
-class _Unlisted(_Settings, kw_only=True):
-    input: msgspec.Raw = _NULL
-
-
 _listed = msgspec.json.Decoder(_Listed)
-_unlisted = msgspec.json.Decoder(_Unlisted)
 
 
 class Prompt:
@@ -529,9 +566,14 @@ class Prompt:
             self.items = listed.input
         except RecursionError:
             raise ValueError("the request is nested too deeply") from None
-        except msgspec.ValidationError:
-            said = unlisted = _unlisted.decode(request.frame)
-            self.items = _unlisted_items(bytes(unlisted.input))
+        except msgspec.DecodeError:
+            # ``input`` is no list, or the text needs the tolerant reader.
+            members = read_members(request.frame)
+            given = members.pop("input", _NULL)
+            listed_too = bytes(given).lstrip().startswith(b"[")
+            self.items = read_array(given) if listed_too else _unlisted_items(bytes(given))
+            names = _Settings.__struct_fields__
+            said = _Settings(**{name: members[name] for name in names if name in members})
         self.text = b",".join(self.items)
         # Where in text each item begins, and where one more would.
         self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]

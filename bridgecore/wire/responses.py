@@ -77,17 +77,7 @@ def parse_create(body: bytes) -> CreateRequest:
             field of a wrong type; ``background``, which WebSocket mode does not have; a
             ``previous_response_id`` of more than ``MAX_RESPONSE_ID`` bytes.
     """
-    try:
-        members = _members.decode(body)
-        body.decode()  # a WebSocket text message has to be UTF-8
-    except msgspec.ValidationError:
-        raise InvalidBodyError("The request body must be a JSON object.") from None
-    except msgspec.DecodeError as exc:
-        raise InvalidBodyError(f"The request body is not valid JSON: {_where(exc)}.") from None
-    except UnicodeDecodeError as exc:
-        raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
-    except RecursionError:
-        raise InvalidBodyError("The request body is nested too deeply.") from None
+    members = _read_body(body)
     model = _member(members, "model", str)
     # A prompt template brings its model along.
     if model is None and not bytes(members.get("prompt", b"")).startswith(b"{"):
@@ -121,6 +111,25 @@ def parse_create(body: bytes) -> CreateRequest:
         previous_response_id=previous,
         model=model,
     )
+
+
+def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        body.decode()  # a WebSocket text message has to be UTF-8
+        return _members.decode(body)
+    except msgspec.ValidationError:
+        raise InvalidBodyError("The request body must be a JSON object.") from None
+    except msgspec.DecodeError as exc:
+        try:
+            # It is JSON all the same if all that is wrong is half a surrogate pair in a string.
+            return {name: msgspec.Raw(raw) for name, raw in read_members(body).items()}
+        except UnreadableError:
+            pass
+        raise InvalidBodyError(f"The request body is not valid JSON: {_where(exc)}.") from None
+    except UnicodeDecodeError as exc:
+        raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
+    except RecursionError:
+        raise InvalidBodyError("The request body is nested too deeply.") from None
 
 
 def _where(exc: msgspec.DecodeError) -> str:
