@@ -46,14 +46,13 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import ErrorFrame, Evidence, FailureKind, Malformed, classify
 from bridgecore.recovery.policy import Policy, Timeouts
 from bridgecore.recovery.session import Session
-from bridgecore.recovery.state import Phase
+from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.stragglers import Stragglers
 from bridgecore.wire.decisions import Recorder, hashed
 from bridgecore.wire.responses import (
-    ITEM_ADDED,
     ITEM_DONE,
     EventKind,
     Terminal,
@@ -447,7 +446,8 @@ class Bridge:
         conversation = link.conversation
         session = conversation.session
         plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
-        in_output = session.state.phase is Phase.OUTPUT  # looked up once, not for every delta
+        # Looked up once, not for every delta: whether it is in its output, and its names.
+        in_output, names = session.state.phase is Phase.OUTPUT, _names(session.state)
         for message in messages:
             upstream = read_event(message)
             if upstream is None:
@@ -462,22 +462,22 @@ class Bridge:
                 return
             link.noise = link.noise_size = 0
             kind = upstream.kind
-            if in_output and kind in _PLAIN and upstream.item is None:
+            own = in_output and kind in _PLAIN and upstream.response in names
+            if own and upstream.item is None:
                 plain.append(upstream)
                 continue
             if self._unsent:
                 self._behind_the_end(conversation, link, upstream, now)
-            elif link.stragglers.is_late(upstream, answering=session.state.phase in _ANSWERING):
+            elif link.stragglers.is_late(upstream, answering=_is_answering(session.state)):
                 conversation.unmatched += 1
-            elif in_output and kind in _PLAIN:
-                if upstream.type == ITEM_ADDED:
-                    link.stragglers.announced(upstream)
+            elif own:
+                link.stragglers.note(upstream)
                 plain.append(upstream)
                 continue
             else:
                 self._flush(conversation, plain, now)
                 self._upstream_event(conversation, link, upstream, now)
-            in_output = session.state.phase is Phase.OUTPUT
+            in_output, names = session.state.phase is Phase.OUTPUT, _names(session.state)
             if number not in self._links:
                 return  # what this read brought beyond it belongs to nobody
         self._flush(conversation, plain, now)
@@ -543,8 +543,8 @@ class Bridge:
             room = not self._is_full(conversation, upstream)
             event = ev.OutputReceived(generation, bearing, room, named)
         self._step(conversation, event, now, upstream, terminal)
-        if upstream.type == ITEM_ADDED and conversation.session.state.phase is Phase.OUTPUT:
-            link.stragglers.announced(upstream)
+        if conversation.session.state.phase is Phase.OUTPUT:
+            link.stragglers.note(upstream)
 
     def _ended(
         self,
@@ -581,9 +581,10 @@ class Bridge:
         conversation.early_size += len(upstream.data)
 
     def _take_early(self, conversation: _Conversation, names: Sequence[str]) -> list[UpstreamEvent]:
-        """What was held back. What names another response than these is not the turn's: it was
-        held because that could not be known."""
-        early = [each for each in conversation.early if each.response in (None, *names)]
+        """What was held back for the response of these ``names``. What names one that has ended
+        is not the turn's: it was held because that could not be known."""
+        ended = set(conversation.session.state.ended).difference(names)
+        early = [each for each in conversation.early if each.response not in ended]
         conversation.unmatched += len(conversation.early) - len(early)
         self._forget_early(conversation)
         return early
@@ -623,6 +624,7 @@ class Bridge:
                     self._deliver(conversation, effect.turn, upstream, names)
             elif isinstance(effect, fx.CompleteTurn):
                 if upstream is not None and terminal is not None:
+                    self._claim(conversation, effect, upstream, terminal)
                     self._deliver(conversation, effect.turn, terminal.event, effect.responses)
                     self._complete(conversation, effect, upstream, terminal, now)
             elif isinstance(effect, fx.FailTurn):
@@ -707,6 +709,20 @@ class Bridge:
         else:
             self._out.append(AnswerEvents(turn.id, events))
 
+    def _claim(
+        self,
+        conversation: _Conversation,
+        effect: fx.CompleteTurn,
+        upstream: UpstreamEvent,
+        terminal: Terminal,
+    ) -> None:
+        """Deliver what looked like an event of an earlier response and was this one's own."""
+        link = self._links.get(conversation.link or 0)
+        claimed = link.stragglers.claim(upstream, terminal.items) if link is not None else []
+        conversation.unmatched -= len(claimed)
+        for event in claimed:
+            self._deliver(conversation, effect.turn, event, effect.responses)
+
     def _own_created(self, turn: _Turn, events: list[UpstreamEvent]) -> UpstreamEvent:
         """The response.created that the upstream left out. Its client may continue from the id in
         it, whatever the upstream calls the response at the end."""
@@ -728,7 +744,7 @@ class Bridge:
         if turn is None:
             return
         if (link := self._links.get(conversation.link or 0)) is not None:
-            link.stragglers.ended(upstream)
+            link.stragglers.ended(upstream, effect.responses)
         read, written = terminal.usage
         if turn.warms:
             self._warmed(turn, read, terminal.outcome)
@@ -802,6 +818,8 @@ class Bridge:
         turn.error = None  # each attempt starts with a clean slate (invariant 16)
         turn.items.clear()
         self._forget_early(conversation)
+        if (link := self._links.get(conversation.link)) is not None:
+            link.stragglers.begin()
         meant, stand_in = conversation.stand_in or (None, None)
         at_hand = meant is not None and conversation.session.state.live_anchor == meant
         known = at_hand and turn.recall.anchor == meant
@@ -854,6 +872,17 @@ _TOO_LARGE = ErrorFrame(
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
+
+
+def _is_answering(state: SessionState) -> bool:
+    """Whether a ``response.created`` has come for the running turn, though it may be in doubt."""
+    doubtful = state.running is not None and state.running.doubtful is not None
+    return doubtful or state.phase in _ANSWERING
+
+
+def _names(state: SessionState) -> tuple[str | None, ...]:
+    """What an event may name as its response if it belongs to the running turn; None: nothing."""
+    return (None,) if state.running is None else (None, *state.running.responses)
 
 
 def _early(link: int, lifetime: int) -> int:

@@ -270,6 +270,7 @@ class Terminal:
         response: the response object.
         response_id: its id.
         output: its items, None if nobody knows them.
+        items: the ids of those that have one.
         store: whether the upstream stores it; None if it does not say.
         usage: tokens of the whole context that was read, and of what was written, as the upstream
             counted them; zeros if it did not.
@@ -280,6 +281,7 @@ class Terminal:
     response: bytes
     response_id: str | None
     output: list[bytes] | None
+    items: tuple[str, ...]
     store: bool | None
     usage: tuple[int, int]
 
@@ -343,6 +345,7 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
         response=members["response"],
         response_id=_text_of(response.get("id")) or None,
         output=output,
+        items=tuple(item.id for item in map(_Item.read, output or ()) if item and item.id),
         store={b"true": True, b"false": False}.get(response.get("store", b"")),
         usage=_read_usage(response.get("usage")),
     )
