@@ -45,6 +45,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import ErrorFrame, Evidence, FailureKind, Malformed, classify
 from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
@@ -516,6 +517,7 @@ class Bridge:
     ) -> None:
         kind, generation, named = upstream.kind, link.generation, upstream.response
         turn = self._running(conversation)
+        words = turn.error if turn is not None else None
         terminal: Terminal | None = None
         event: ev.Event
         if kind is EventKind.CREATED:
@@ -543,6 +545,8 @@ class Bridge:
             room = not self._is_full(conversation, upstream)
             event = ev.OutputReceived(generation, bearing, room, named)
         self._step(conversation, event, now, upstream, terminal)
+        if turn is not None and conversation.session.rule == ENDED_RESPONSE:
+            turn.error = words  # those of this event were about another response
         if conversation.session.state.phase is Phase.OUTPUT:
             link.stragglers.note(upstream)
 
