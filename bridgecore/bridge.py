@@ -415,8 +415,10 @@ class Bridge:
         self._log(LogLevel.INFO, "session.connection_lost", conversation)
 
     def _note_size(self, turn: _Turn, cause: Evidence) -> None:
-        """Remember a frame that is too large for the upstream, so that it is not sent again."""
-        if turn.frame and classify(cause).kind is FailureKind.TOO_LARGE:
+        """Remember a frame that is too large for the upstream, so that it is not sent again. One
+        that the upstream has answered was not too large, whatever closed the connection then."""
+        unanswered = turn.conversation.session.state.phase in _UNANSWERED
+        if unanswered and turn.frame and classify(cause).kind is FailureKind.TOO_LARGE:
             self._too_large.add(turn.recall.scope, turn.frame)
 
     def _forget_link(self, number: int) -> None:
@@ -731,7 +733,9 @@ class Bridge:
         """The response.created that the upstream left out. Its client may continue from the id in
         it, whatever the upstream calls the response at the end."""
         told = next((each for each in events if each.response is not None), events[0])
-        event = created_event(told, f"resp_{turn.conversation.id}_{turn.id}", None)
+        event = created_event(
+            told, f"resp_{turn.conversation.id}_{turn.id}", turn.recall.request.model
+        )
         if event.response is not None:
             turn.names.append(event.response)
         return event
@@ -874,6 +878,7 @@ _TOO_LARGE = ErrorFrame(
     message="The upstream does not take a request of this size: it has refused this one before.",
 )
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
+_UNANSWERED = frozenset({Phase.SENDING, Phase.SENT})
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 
