@@ -48,8 +48,9 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import ErrorFrame, Evidence, FailureKind, Malformed, classify
 from bridgecore.recovery.policy import Policy, Timeouts, replaying
+from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
-from bridgecore.recovery.state import Phase
+from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
@@ -58,7 +59,6 @@ from bridgecore.wire.decisions import Recorder, hashed
 from bridgecore.wire.errors import read_error
 from bridgecore.wire.headers import credential_names, lower_names, upgrade_headers
 from bridgecore.wire.responses import (
-    ITEM_ADDED,
     ITEM_DONE,
     EventKind,
     Terminal,
@@ -565,8 +565,10 @@ class Bridge:
         self._log(LogLevel.INFO, "session.connection_lost", conversation)
 
     def _note_size(self, turn: _Turn, cause: Evidence) -> None:
-        """Remember a frame that is too large for the upstream, so that it is not sent again."""
-        if turn.frame and classify(cause).kind is FailureKind.TOO_LARGE:
+        """Remember a frame that is too large for the upstream, so that it is not sent again. One
+        that the upstream has answered was not too large, whatever closed the connection then."""
+        unanswered = turn.conversation.session.state.phase in _UNANSWERED
+        if unanswered and turn.frame and classify(cause).kind is FailureKind.TOO_LARGE:
             self._too_large.add(turn.recall.scope, turn.frame)
 
     def _forget_link(self, number: int) -> None:
@@ -597,7 +599,8 @@ class Bridge:
         conversation = link.conversation
         session = conversation.session
         plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
-        in_output = session.state.phase is Phase.OUTPUT  # looked up once, not for every delta
+        # Looked up once, not for every delta: whether it is in its output, and its names.
+        in_output, names = session.state.phase is Phase.OUTPUT, _names(session.state)
         for message in messages:
             upstream = read_event(message)
             if upstream is None:
@@ -612,22 +615,22 @@ class Bridge:
                 return
             link.noise = link.noise_size = 0
             kind = upstream.kind
-            if in_output and kind in _PLAIN and upstream.item is None:
+            own = in_output and kind in _PLAIN and upstream.response in names
+            if own and upstream.item is None:
                 plain.append(upstream)
                 continue
             if self._unsent:
                 self._behind_the_end(conversation, link, upstream, now)
-            elif link.stragglers.is_late(upstream, answering=session.state.phase in _ANSWERING):
+            elif link.stragglers.is_late(upstream, answering=_is_answering(session.state)):
                 conversation.unmatched += 1
-            elif in_output and kind in _PLAIN:
-                if upstream.type == ITEM_ADDED:
-                    link.stragglers.announced(upstream)
+            elif own:
+                link.stragglers.note(upstream)
                 plain.append(upstream)
                 continue
             else:
                 self._flush(conversation, plain, now)
                 self._upstream_event(conversation, link, upstream, now)
-            in_output = session.state.phase is Phase.OUTPUT
+            in_output, names = session.state.phase is Phase.OUTPUT, _names(session.state)
             if number not in self._links:
                 return  # what this read brought beyond it belongs to nobody
         self._flush(conversation, plain, now)
@@ -666,6 +669,7 @@ class Bridge:
     ) -> None:
         kind, generation, named = upstream.kind, link.generation, upstream.response
         turn = self._running(conversation)
+        words = turn.error if turn is not None else None
         terminal: Terminal | None = None
         event: ev.Event
         if kind is EventKind.CREATED:
@@ -695,8 +699,10 @@ class Bridge:
         self._step(conversation, event, now, upstream, terminal)
         if kind is EventKind.CREATED and turn is not None and turn.opened:
             turn.stored = read_stored(upstream)
-        if upstream.type == ITEM_ADDED and conversation.session.state.phase is Phase.OUTPUT:
-            link.stragglers.announced(upstream)
+        if turn is not None and conversation.session.rule == ENDED_RESPONSE:
+            turn.error = words  # those of this event were about another response
+        if conversation.session.state.phase is Phase.OUTPUT:
+            link.stragglers.note(upstream)
 
     def _ended(
         self,
@@ -733,9 +739,10 @@ class Bridge:
         conversation.early_size += len(upstream.data)
 
     def _take_early(self, conversation: _Conversation, names: Sequence[str]) -> list[UpstreamEvent]:
-        """What was held back. What names another response than these is not the turn's: it was
-        held because that could not be known."""
-        early = [each for each in conversation.early if each.response in (None, *names)]
+        """What was held back for the response of these ``names``. What names one that has ended
+        is not the turn's: it was held because that could not be known."""
+        ended = set(conversation.session.state.ended).difference(names)
+        early = [each for each in conversation.early if each.response not in ended]
         conversation.unmatched += len(conversation.early) - len(early)
         self._forget_early(conversation)
         return early
@@ -775,6 +782,7 @@ class Bridge:
                     self._deliver(conversation, effect.turn, upstream, names)
             elif isinstance(effect, fx.CompleteTurn):
                 if upstream is not None and terminal is not None:
+                    self._claim(conversation, effect, upstream, terminal)
                     self._deliver(conversation, effect.turn, terminal.event, effect.responses)
                     self._complete(conversation, effect, upstream, terminal, now)
             elif isinstance(effect, fx.FailTurn):
@@ -860,11 +868,27 @@ class Bridge:
         else:
             self._out.append(AnswerEvents(turn.id, events))
 
+    def _claim(
+        self,
+        conversation: _Conversation,
+        effect: fx.CompleteTurn,
+        upstream: UpstreamEvent,
+        terminal: Terminal,
+    ) -> None:
+        """Deliver what looked like an event of an earlier response and was this one's own."""
+        link = self._links.get(conversation.link or 0)
+        claimed = link.stragglers.claim(upstream, terminal.items) if link is not None else []
+        conversation.unmatched -= len(claimed)
+        for event in claimed:
+            self._deliver(conversation, effect.turn, event, effect.responses)
+
     def _own_created(self, turn: _Turn, events: list[UpstreamEvent]) -> UpstreamEvent:
         """The response.created that the upstream left out. Its client may continue from the id in
         it, whatever the upstream calls the response at the end."""
         told = next((each for each in events if each.response is not None), events[0])
-        event = created_event(told, f"resp_{turn.conversation.id}_{turn.id}", None)
+        event = created_event(
+            told, f"resp_{turn.conversation.id}_{turn.id}", turn.recall.request.model
+        )
         if event.response is not None:
             turn.names.append(event.response)
         return event
@@ -881,7 +905,7 @@ class Bridge:
         if turn is None:
             return
         if (link := self._links.get(conversation.link or 0)) is not None:
-            link.stragglers.ended(upstream)
+            link.stragglers.ended(upstream, effect.responses)
         read, written = terminal.usage
         if turn.warms:
             self._warmed(turn, read, terminal.outcome)
@@ -963,6 +987,8 @@ class Bridge:
         turn.stored = None
         turn.items.clear()
         self._forget_early(conversation)
+        if (link := self._links.get(conversation.link)) is not None:
+            link.stragglers.begin()
         meant, stand_in = conversation.stand_in or (None, None)
         at_hand = meant is not None and conversation.session.state.live_anchor == meant
         known = at_hand and turn.recall.anchor == meant
@@ -1028,8 +1054,20 @@ _TOO_LARGE = ErrorFrame(
 _KIN = 64  # conversations of one family that are looked at, the latest used first
 _CONTINUABLE = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
 _MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
+_UNANSWERED = frozenset({Phase.SENDING, Phase.SENT})
 _ANSWERING = frozenset({Phase.CREATED, Phase.OUTPUT})
 _PLAIN = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
+
+
+def _is_answering(state: SessionState) -> bool:
+    """Whether a ``response.created`` has come for the running turn, though it may be in doubt."""
+    doubtful = state.running is not None and state.running.doubtful is not None
+    return doubtful or state.phase in _ANSWERING
+
+
+def _names(state: SessionState) -> tuple[str | None, ...]:
+    """What an event may name as its response if it belongs to the running turn; None: nothing."""
+    return (None,) if state.running is None else (None, *state.running.responses)
 
 
 def _early(link: int, lifetime: int) -> int:

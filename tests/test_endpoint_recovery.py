@@ -108,11 +108,8 @@ LOSSES = [
     CloseWith(1011),
     Abort(),
     Garbage(b"\xff\xff\xff\xff", raw=True),
-    Garbage(b"no JSON"),
-    Garbage(b'["type"]'),
-    Garbage(b'{"type":7}'),
-    Garbage(b'{"type":"a\\nb"}'),
 ]
+NOISE = [b"no JSON", b'["type"]', b'{"type":7}', b'{"type":"a\\nb"}', b"", b"[DONE]"]
 
 
 @pytest.mark.parametrize("action", LOSSES, ids=repr)
@@ -160,17 +157,27 @@ def test_silence_before_created(policy: str, action: Action) -> None:
     world.assert_empty()
 
 
+@pytest.mark.parametrize("data", [b"\x00 garbage", *NOISE])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_text_frame_of_garbage_in_mid_output(stream: bool) -> None:
-    world = World()
-    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Garbage(b"\x00 garbage")))
-    answer = world.ask(stream=stream)
-    if stream:
-        assert answer.names[-1] == "response.failed"
-        assert "response.output_text.delta" in answer.names
-    else:
-        assert (answer.status, answer.error["code"]) == (502, "stream_incomplete")
-    assert world.ask().text == "turn 1: hi"
+@pytest.mark.parametrize("anchored", [True, False])
+def test_a_text_frame_that_says_nothing(anchored: bool, stream: bool, data: bytes) -> None:
+    """Wherever it comes, the answer is what it is without it, and so is the socket."""
+    world, quiet = World(), World()
+    for point in (
+        Point.BEFORE_CREATED,
+        Point.AFTER_CREATED,
+        Point.MID_OUTPUT,
+        Point.AFTER_TERMINAL,
+    ):
+        world.emulator.faults.add(EVERY, Fault(point, Garbage(data)))
+    last: Json = {}
+    for _ in range(3):
+        answer = world.ask("a", stream=stream, **last)
+        assert answer.body == quiet.ask("a", stream=stream, **last).body
+        if anchored:
+            last = {"previous_response_id": answer.response["id"]}
+    assert world.net.connects == (1 if anchored else 3)
+    assert len(world.frames) == 3
     world.assert_empty()
 
 

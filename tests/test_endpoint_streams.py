@@ -70,15 +70,31 @@ def test_what_comes_before_created_follows_it() -> None:
     assert answer.events[1].data.encode() == EARLY
 
 
-def test_what_comes_before_created_is_bounded() -> None:
+def early(count: int, large: int) -> tuple[bytes, ...]:
+    many = tuple(b'{"type":"response.many","n":%d}' % n for n in range(count))
+    return (*[b'{"type":"large","x":"%b"}' % (b"x" * 60_000)] * large, *many)
+
+
+def test_what_comes_before_created_waits_for_it() -> None:
     world = World(max_message=100_000)
-    large = b'{"type":"large","x":"%b"}' % (b"x" * 60_000)
-    many = tuple(b'{"type":"many","n":%d}' % n for n in range(1000))
-    world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents((large, large, *many))))
+    world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents(early(255, 1))))
     answer = world.ask()
-    assert answer.names.count("large") == 1
-    assert answer.names.count("many") == 255
+    assert answer.names[:3] == ["response.created", "large", "response.many"]
+    assert answer.names.count("response.many") == 255
     assert answer.text == "turn 1: hi"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(("count", "large"), [(257, 0), (0, 2)])
+def test_what_comes_before_created_is_bounded(count: int, large: int, stream: bool) -> None:
+    """More than there is room for ends the turn honestly: nothing is dropped in silence."""
+    world = World(max_message=100_000)
+    world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents(early(count, large))))
+    answer = world.ask(stream=stream)
+    assert (answer.status, answer.error["code"]) == (502, "stream_incomplete")
+    assert len(world.frames) == 1
+    assert world.ask().text == "turn 1: hi"
+    world.assert_empty()
 
 
 def test_what_came_before_a_failure_is_not_the_next_turns() -> None:
@@ -146,32 +162,46 @@ def test_json_is_the_terminal_events_response_byte_for_byte() -> None:
 
 
 def test_json_output_is_filled_in_from_the_events() -> None:
-    item = b'{"type":"response.output_item.done","item":{"id":"msg_1","x":1.0}}'
+    item = b'{"type":"response.output_item.done","item":{"type":"x","id":"msg_1","x":1.0}}'
     end = b'{"type":"response.completed","response":{"id":"%RESPONSE_ID%","output":[]}}'
     world = World()
     world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, SendEvents((item, item, end))))
     answer = world.ask(stream=False)
-    assert answer.body.endswith(b'"output":[{"id":"msg_1","x":1.0},{"id":"msg_1","x":1.0}]}')
+    raw = b'{"type":"x","id":"msg_1","x":1.0}'
+    assert answer.body.endswith(b'"output":[%b,%b]}' % (raw, raw))
 
 
 @pytest.mark.parametrize(
     "end",
-    [b'{"type":"response.completed"}', b'{"type":"response.completed","response":nonsense}'],
+    [
+        b'{"type":"response.completed"}',
+        b'{"type":"response.completed","response":"nonsense"}',
+        b'{"type":"response.incomplete","response":null}',
+    ],
 )
-def test_an_end_without_a_response_is_an_error_for_json(end: bytes) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_end_without_a_response_is_the_upstreams_failure(end: bytes, stream: bool) -> None:
     world = World()
     world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, SendEvents((end,))))
-    answer = world.ask(stream=False)
-    assert (answer.status, answer.error["code"]) == (502, "upstream_error")
+    answer = world.ask(stream=stream)
+    if stream:
+        assert answer.names == ["response.created", "response.failed"]
+        assert answer.response["error"]["code"] == "upstream_error"
+    else:
+        assert (answer.status, answer.error["code"]) == (502, "upstream_error")
     assert world.endpoint.bridge.turns == 0
 
 
-def test_a_broken_item_is_an_error_for_json() -> None:
-    item = b'{"type":"response.output_item.done","item":{"id":nonsense}}'
-    end = b'{"type":"response.completed","response":{"id":"r","output":[]}}'
-    world = World()
-    world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, SendEvents((item, end))))
-    assert world.ask(stream=False).status == 502
+@pytest.mark.parametrize("item", [b"7", b'{"id":nonsense}', b'{"id":"msg_1"}', b"null"])
+def test_a_broken_item_is_in_no_answer(item: bytes) -> None:
+    """What is not JSON is noise, and what is no item is none in the final response either."""
+    event = b'{"type":"response.output_item.done","item":' + item + b"}"
+    end = b'{"type":"response.completed","response":{"id":"r","output":[],"status":"completed"}}'
+    for stream in (True, False):
+        world = World()
+        world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, SendEvents((event, end))))
+        answer = world.ask(stream=stream)
+        assert (answer.status, answer.response["output"]) == (200, [])
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -242,8 +272,13 @@ def test_comments_before_created_and_a_failure_after_the_head() -> None:
     world.advance(1)  # the deadline for response.created
     answer = world.read(client)
     assert answer.complete
-    assert answer.names == ["response.failed"]
-    failed = answer.events[0].json
+    # A client's helper insists that response.created be the first event: it is the bridge's own.
+    assert answer.names == ["response.created", "response.failed"]
+    created, failed = (event.json for event in answer.events)
+    assert created["response"]["status"] == "in_progress"
+    assert created["response"]["id"] == failed["response"]["id"]
+    assert created["response"]["model"] == failed["response"]["model"] == "m"
+    assert created["sequence_number"] < failed["sequence_number"]
     assert failed["response"]["status"] == "failed"
     assert failed["response"]["error"]["code"] == "upstream_request_timeout"
     assert failed["response"]["id"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TypeGuard
 
@@ -196,7 +197,7 @@ _KINDS = {
 # event says something about the response, as ``response.metadata`` does: recovery goes on.
 _OUTPUT = re.compile(
     rb"response\.(?:output_\w+|content_part|refusal|reasoning\w*|audio\w*|function_call\w*"
-    rb"|custom_tool_call\w*|mcp_\w+|\w+_call(?:_\w+)?)\.\w+"
+    rb"|custom_tool_call\w*|mcp_\w+|\w+_call(?:_\w+)?)(?:\.\w+)+"
 )
 _OUTCOMES = {
     b"response.completed": Outcome.COMPLETED,
@@ -307,6 +308,7 @@ class Terminal:
         response: the response object.
         response_id: its id.
         output: its items, None if nobody knows them.
+        items: the ids of those that have one.
         store: whether the upstream stores it; None if it does not say.
         usage: tokens of the whole context that was read, and of what was written, as the upstream
             counted them; zeros if it did not.
@@ -317,6 +319,7 @@ class Terminal:
     response: bytes
     response_id: str | None
     output: list[bytes] | None
+    items: tuple[str, ...]
     store: bool | None
     usage: tuple[int, int]
 
@@ -342,7 +345,8 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
     * an ``output`` that is empty, shorter than what was streamed or malformed is completed from
       ``streamed``, the ``response.output_item.done`` events of the answer;
     * ``response.done`` and ``response.cancelled`` become the standard event that the response's
-      ``status`` names. A cancelled response is a failed one to those who wait for its answer.
+      ``status`` names; if that names no end, the event's own name says how it ended. A cancelled
+      response is a failed one to those who wait for its answer.
     """
     try:
         members = read_members(event.data)
@@ -352,7 +356,11 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
     mended = False
     name = event.type
     if name not in _OUTCOMES:
-        name = _STANDARD.get(_text_of(response.get("status")), b"response.completed")
+        status = _text_of(response.get("status"))
+        if status not in _STANDARD:
+            status = "completed" if name == b"response.done" else "cancelled"
+            response["status"] = b'"%b"' % status.encode()
+        name = _STANDARD[status]
         members["type"] = b'"%b"' % name
         mended = True
         if name == _FAILED and not response.get("error", b"").startswith(b"{"):
@@ -375,6 +383,7 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
         response=members["response"],
         response_id=_text_of(response.get("id")) or None,
         output=output,
+        items=tuple(item.id for item in map(_Item.read, output or ()) if item and item.id),
         store={b"true": True, b"false": False}.get(response.get("store", b"")),
         usage=_read_usage(response.get("usage")),
     )
@@ -417,6 +426,7 @@ class _Item:
     id: str | None
     call_id: str | None
     whole: bool
+    said: dict[str, bytes]  # its members but for the id
 
     @classmethod
     def read(cls, raw: bytes) -> _Item | None:
@@ -428,8 +438,8 @@ class _Item:
         if not kind:
             return None
         whole = all(members.get(name, b"null") != b"null" for name in _ESSENTIAL.get(kind, ()))
-        name, call = _text_of(members.get("id")), _text_of(members.get("call_id"))
-        return cls(raw, kind, name or None, call or None, whole)
+        name, call = _text_of(members.pop("id", None)), _text_of(members.get("call_id"))
+        return cls(raw, kind, name or None, call or None, whole, members)
 
 
 _ESSENTIAL = {
@@ -442,28 +452,63 @@ _ESSENTIAL = {
 def _completed(output: list[bytes] | None, streamed: list[bytes]) -> list[bytes] | None:
     """``output`` with what was streamed and is missing or mutilated there; None if nothing is.
 
-    An item is found again by its id, else by its call, else by its place and type: some upstreams
-    give an item another id in each event. Items that were never streamed stay.
+    Items that were never streamed stay.
     """
     said = _streamed_items(streamed)
     if not said:
         return None
     found = [_Item.read(raw) for raw in output or ()]
-    left = [item for item in found if item is not None]
-    result: list[bytes] = [item.raw for item in left]
-    places = dict(enumerate(left))  # of the items of output that are not found again yet
+    there = [item for item in found if item is not None]
+    places = _find_again(said, there)
+    result = [item.raw for item in there]
     changed = output is None
-    missing: list[tuple[int, bytes]] = []
     for index, item in said:
-        place = _place_of(item, index, places)
-        if place is None:
-            missing.append((index, item.raw))
-        elif (old := places.pop(place)).type != item.type or (item.whole and not old.whole):
+        place = places.get(index)
+        if place is not None and item.whole and not there[place].whole:
             result[place] = item.raw
             changed = True
+    missing = [(index, item.raw) for index, item in said if index not in places]
     for index, raw in missing:
         result.insert(min(index, len(result)), raw)
     return result if changed or missing else None
+
+
+def _find_again(said: list[tuple[int, _Item]], there: list[_Item]) -> dict[int, int]:
+    """Which of the items ``there`` each streamed item is, by the index it was streamed with.
+
+    By its id, else by its call, else by what it says, else by its place: some upstreams give an
+    item another id in each event. Each way is tried for all items before the next one, so that an
+    item is not taken for another that would be found again by its id.
+    """
+    left = dict(enumerate(there))
+    places: dict[int, int] = {}
+    for alike in _WAYS:
+        for index, item in said:
+            if index in places:
+                continue
+            for place, other in left.items():
+                if alike(item, index, other, place):
+                    places[index] = place
+                    del left[place]
+                    break
+    return places
+
+
+def _one_call(item: _Item, other: _Item) -> bool:
+    """Whether both can be one item. Different calls never are, whatever their ids and places."""
+    return item.type == other.type and (
+        item.call_id is None or other.call_id is None or item.call_id == other.call_id
+    )
+
+
+_WAYS: tuple[Callable[[_Item, int, _Item, int], bool], ...] = (
+    lambda item, _, other, __: (
+        item.id is not None and item.id == other.id and _one_call(item, other)
+    ),
+    lambda item, _, other, __: item.call_id is not None and item.call_id == other.call_id,
+    lambda item, _, other, __: item.said == other.said,
+    lambda item, index, other, place: index == place and _one_call(item, other),
+)
 
 
 def _streamed_items(events: list[bytes]) -> list[tuple[int, _Item]]:
@@ -480,18 +525,6 @@ def _streamed_items(events: list[bytes]) -> list[tuple[int, _Item]]:
         if item is not None:
             found[index if _is_count(index) else number] = item
     return sorted(found.items(), key=lambda entry: entry[0])
-
-
-def _place_of(item: _Item, index: int, places: dict[int, _Item]) -> int | None:
-    for place, other in places.items():
-        if item.id is not None and other.id == item.id:
-            return place
-    for place, other in places.items():
-        if item.call_id is not None and other.call_id == item.call_id:
-            return place
-    there = places.get(index)
-    alike = there is not None and there.type == item.type and there.call_id == item.call_id
-    return index if alike else None
 
 
 class _Stored(msgspec.Struct):

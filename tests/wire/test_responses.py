@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,17 +15,20 @@ from bridgecore.wire.responses import (
     MAX_RESPONSE_ID,
     EventKind,
     InvalidBodyError,
+    Terminal,
     UpstreamEvent,
+    created_event,
     error_body,
     failed_event,
     final_response,
     keepalive_event,
-    outcome_of,
     parse_create,
     read_event,
-    response_id,
+    read_terminal,
     sequence_number,
 )
+
+Json = dict[str, Any]
 
 # ------------------------------------------------------------------ requests
 
@@ -171,10 +175,12 @@ def test_errors_do_not_repeat_the_body() -> None:
         (b'{"x":1,"type":"response.created"}', EventKind.CREATED, b"response.created"),
         (b'{ "type":"response.queued"}', EventKind.PROGRESS, b"response.queued"),
         (b'{"type":"response.in_progress"}', EventKind.PROGRESS, b"response.in_progress"),
-        (b'{"type":"response.new.thing"}\n', EventKind.OUTPUT, b"response.new.thing"),
         (b'{"type":"response.completed"}', EventKind.ENDED, b"response.completed"),
         (b'{"type":"response.failed"}', EventKind.ENDED, b"response.failed"),
         (b'{"type":"response.incomplete"}', EventKind.ENDED, b"response.incomplete"),
+        (b'{"type":"response.done"}', EventKind.ENDED, b"response.done"),
+        (b'{"type":"response.cancelled"}', EventKind.ENDED, b"response.cancelled"),
+        (b'{"type":"response.canceled"}', EventKind.ENDED, b"response.canceled"),
         (b'{"type":"error"}', EventKind.ERROR, b"error"),
         (b'{"type":"thing"}', EventKind.OTHER, b"thing"),
         (b'{"type":"th\\u0069ng"}', EventKind.OTHER, b"thing"),
@@ -187,30 +193,147 @@ def test_events(data: bytes, kind: EventKind, name: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.annotation.added",
+        "response.output_audio.delta",
+        "response.refusal.delta",
+        "response.reasoning.delta",
+        "response.reasoning_text.delta",
+        "response.reasoning_summary_part.added",
+        "response.reasoning_summary_text.done",
+        "response.function_call_arguments.delta",
+        "response.custom_tool_call_input.done",
+        "response.mcp_call.in_progress",
+        "response.mcp_call_arguments.delta",
+        "response.mcp_list_tools.completed",
+        "response.web_search_call.searching",
+        "response.file_search_call.completed",
+        "response.code_interpreter_call.interpreting",
+        "response.code_interpreter_call_code.delta",
+        "response.image_generation_call.partial_image",
+        "response.audio.delta",
+        "response.audio.transcript.delta",
+    ],
+)
+def test_output(name: str) -> None:
+    event = read_event(json.dumps({"type": name}).encode())
+    assert event is not None
+    assert event.kind is EventKind.OUTPUT
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "response.metadata",
+        "response.new.thing",
+        "response.compaction.compacting",
+        "response.interrupt.accepted",
+        "response.steer.pending",
+        "response.rate_limits.updated",
+        "response.outputs",
+        "codex.response.metadata",
+        "codex.rate_limits",
+        "responsesapi.websocket_timing",
+        "keepalive",
+    ],
+)
+def test_what_is_not_known_is_not_output(name: str) -> None:
+    """It changes nothing about what can be recovered."""
+    event = read_event(json.dumps({"type": name, "response": {"id": "r"}}).encode())
+    assert event is not None
+    assert (event.kind, event.response) == (EventKind.OTHER, "r")
+
+
+NOISE = [
+    b"",
+    b" ",
+    b"\n",
+    b"garbage",
+    b"ping",
+    b"[DONE]",
+    b"data: {}",
+    b"null",
+    b"5",
+    b"true",
+    b"NaN",
+    b"[]",
+    b"{}",
+    b'"response.created"',
+    b'"ping"',
+    b'["type"]',
+    b'{"event":"ping"}',
+    b'{"type":7}',
+    b'{"type":null}',
+    b'{"type":""}',
+    b'{"type":["error"]}',
+    b'{"type":7,"error":null}',
+    b'{"error":{}}',
+    b'{"type":"a\\nb"}',
+    b'{"type":"a\\rdata: x"}',
+    b'{"type":"a\nb","x":1}',
+    b'{"type":"a\\u2028b"}',
+    b'{"type":"a\\ud83d"}',
+    b'{"type":"response.created"',
+    b'{"type":"response.created"}}',
+    b'{"type":"response.created"} {"type":"response.created"}',
+    b'{"type":"response.created","x":"\xff"',
+    b'{"type":"thing","x":' + b"[" * 100_000,
+    b'{"type":"thing","x":"\\ud83d","y":' + b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("data", NOISE, ids=lambda data: str(data[:40]))
+def test_noise(data: bytes) -> None:
+    assert read_event(data) is None
+
+
+@pytest.mark.parametrize(
     "data",
     [
-        b"",
-        b"garbage",
-        b"[]",
-        b'"response.created"',
-        b"{}",
-        b'{"type":7}',
-        b'{"type":null}',
-        b'{"type":""}',
-        b'{"type":"a\\nb"}',
-        b'{"type":"a\\rdata: x"}',
-        b'{"type":"a\nb","x":1}',
-        b'{"type":"a\\u2028b"}',
-        b'{"type":"response.created"',
-        b'{"type":"response.created"}}',
-        b'{"type":"thing","x":' + b"[" * 100_000,
+        b'{"error":{"code":"c"}}',
+        b'{"error":"words"}',
+        b'{"status":403,"error":{"message":"m"}}',
+        b'{"detail":"words"}',
+        b'{"type":null,"error":{"code":"c"}}',
+        b'{"error":{"message":"\\ud83d"}}',
     ],
-    ids=lambda data: str(data[:40]),
 )
-def test_no_events(data: bytes) -> None:
+def test_errors_without_a_type(data: bytes) -> None:
+    assert read_event(data) == UpstreamEvent(EventKind.ERROR, b"error", data)
+
+
+@pytest.mark.parametrize(
+    ("members", "response", "item"),
+    [
+        ('"response":{"id":"r"}', "r", None),
+        ('"response":{"x":[1],"id":"r"},"item":{"id":"i"}', "r", "i"),
+        ('"response_id":"r","item_id":"i"', "r", "i"),
+        ('"item":{"type":"message","id":"i"}', None, "i"),
+        ('"response":{"id":"r"},"response_id":"s"', "r", None),
+        ('"response":{"id":7}', None, None),
+        ('"response":{"id":7},"response_id":"s"', "s", None),
+        ('"response":{"id":""},"item":{"id":null}', None, None),
+        ('"response":{}', None, None),
+        ('"response":null,"item":null', None, None),
+        ('"response":"r","item":"i"', None, None),
+        ('"response":[{"id":"r"}],"item_id":7', None, None),
+        ('"response":7,"item_id":"i"', None, "i"),
+        ('"x":0', None, None),
+    ],
+)
+@pytest.mark.parametrize("half", ["", ',"y":"\\ud83d"'])
+def test_the_ids_that_an_event_names(
+    members: str, response: str | None, item: str | None, half: str
+) -> None:
+    """Odd types of members, and half a surrogate pair, make no difference to the others."""
+    data = f'{{"type":"response.thing",{members}{half}}}'.encode()
     event = read_event(data)
-    # A message that begins as an event and ends as an object is not looked at any further.
-    assert event is None or data == b'{"type":"response.created"}}'
+    assert event == UpstreamEvent(EventKind.OTHER, b"response.thing", data, response, item)
 
 
 @given(st.text(max_size=20), st.booleans())
@@ -222,25 +345,14 @@ def test_a_type_never_leaves_its_sse_field(name: str, first: bool) -> None:
         assert len(event.type.splitlines()) == 1
 
 
-def test_outcomes() -> None:
-    ends = [b"response.completed", b"response.incomplete", b"response.failed"]
-    found = [outcome_of(UpstreamEvent(EventKind.ENDED, end, b"")) for end in ends]
-    assert found == [Outcome.COMPLETED, Outcome.INCOMPLETE, Outcome.FAILED]
-
-
-@pytest.mark.parametrize(
-    ("data", "expected"),
-    [
-        (b'{"response":{"id":"r"}}', "r"),
-        (b'{"response":{"id":7}}', None),
-        (b'{"response":{}}', None),
-        (b'{"response":null}', None),
-        (b"{}", None),
-        (b"nonsense", None),
-    ],
-)
-def test_response_ids(data: bytes, expected: str | None) -> None:
-    assert response_id(UpstreamEvent(EventKind.CREATED, b"response.created", data)) == expected
+@given(st.binary(max_size=60) | st.sampled_from(NOISE))
+def test_any_message_is_an_event_or_noise(data: bytes) -> None:
+    event = read_event(data)
+    if event is not None:
+        assert isinstance(json.loads(data), dict)
+        read_terminal(event, [])
+        read_error(data)
+        sequence_number(data)
 
 
 @pytest.mark.parametrize(
@@ -258,50 +370,328 @@ def test_sequence_numbers(data: bytes, expected: int) -> None:
     assert sequence_number(data) == expected
 
 
-# ------------------------------------------------------------------ answers
+# ------------------------------------------------------------------ terminal events
 
 
 def ended(data: bytes) -> UpstreamEvent:
-    return UpstreamEvent(EventKind.ENDED, b"response.completed", data)
+    event = read_event(data)
+    assert event is not None
+    assert event.kind is EventKind.ENDED
+    return event
 
 
-def test_final_response_is_as_it_came() -> None:
-    response = b'{ "output":[ {"a":1.0} ],"x" : "\\u00e9"}'
-    event = ended(b'{"type":"response.completed","response":' + response + b',"y":1}')
-    assert final_response(event, [b'{"item":1}']) == response
-
-
-@pytest.mark.parametrize("output", [b"", b'"output":[],', b'"output":null,', b'"output":[ ] ,'])
-def test_final_response_without_output(output: bytes) -> None:
-    event = ended(b'{"response":{' + output + b'"id":"r"}}')
-    found = final_response(event, [b'{"item":{"a":1.0}}', b'{"noitem":1}', b'{"item":2}'])
+def terminal(data: bytes, streamed: list[bytes] | None = None) -> Terminal:
+    found = read_terminal(ended(data), streamed or [])
     assert found is not None
-    assert b'[{"a":1.0},2]' in found
-    assert json.loads(found) == {"id": "r", "output": [{"a": 1.0}, 2]}
+    return found
+
+
+def completed(response: str, kind: str = "response.completed") -> bytes:
+    return f'{{"type":"{kind}","sequence_number":9,"response":{response},"x":1.0}}'.encode()
+
+
+def message(name: str | None, text: str) -> Json:
+    return {"type": "message", "id": name, "content": [{"type": "output_text", "text": text}]}
+
+
+def call(name: str, call_id: str) -> Json:
+    return {"type": "function_call", "id": name, "call_id": call_id, "name": "f", "arguments": "{}"}
+
+
+def done(item: object, index: object = None) -> bytes:
+    event = {"type": "response.output_item.done", "output_index": index, "item": item}
+    return json.dumps(event).encode()
 
 
 @pytest.mark.parametrize(
-    "data", [b"{}", b'{"response":7}', b'{"response":null}', b"nonsense", b'{"response":{]}']
+    ("kind", "outcome"),
+    [
+        ("response.completed", Outcome.COMPLETED),
+        ("response.incomplete", Outcome.INCOMPLETE),
+        ("response.failed", Outcome.FAILED),
+    ],
 )
-def test_no_final_response(data: bytes) -> None:
-    assert final_response(ended(data), []) is None
+@pytest.mark.parametrize("streamed", [[], [message("m", "a")]])
+def test_a_standard_terminal_event_is_as_it_came(
+    kind: str, outcome: Outcome, streamed: list[Json]
+) -> None:
+    output = json.dumps(streamed)
+    response = f'{{ "id" : "r\\u0031","output":{output} ,"store" : false,"y":"\\u00e9\\ud83d" }}'
+    data = completed(response, kind)
+    found = terminal(data, [done(item, index) for index, item in enumerate(streamed)])
+    assert found.event.data == data
+    assert found.response == final_response(found.event) == response.encode()
+    assert (found.outcome, found.response_id, found.store) == (outcome, "r1", False)
+    assert found.output == [json.dumps(item).encode() for item in streamed]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"type":"response.completed"}',
+        b'{"type":"response.completed","response":7}',
+        b'{"type":"response.completed","response":null}',
+        b'{"type":"response.completed","response":"r"}',
+        b'{"type":"response.completed","response":[]}',
+        b'{"type":"response.failed","error":{"code":"c"}}',
+        b'{"type":"response.done"}',
+    ],
+)
+def test_a_terminal_event_without_a_response(data: bytes) -> None:
+    assert read_terminal(ended(data), [done(message("m", "a"), 0)]) is None
+
+
+# The status of a response that does not say how it ended.
+STATUS = {"done": "completed", "cancelled": "cancelled", "canceled": "cancelled"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "expected"),
+    [
+        *[
+            (kind, status, expected)
+            for kind in ("done", "cancelled", "canceled")
+            for status, expected in [
+                ('"completed"', "completed"),
+                ('"incomplete"', "incomplete"),
+                ('"failed"', "failed"),
+                ('"cancelled"', "failed"),
+                ('"canceled"', "failed"),
+            ]
+        ],
+        ("done", '"in_progress"', "completed"),
+        ("done", "null", "completed"),
+        ("done", "7", "completed"),
+        ("cancelled", '"in_progress"', "failed"),
+        ("cancelled", "null", "failed"),
+        ("canceled", "7", "failed"),
+    ],
+)
+def test_other_ends_become_the_standard_one(kind: str, status: str, expected: str) -> None:
+    """What the response's ``status`` names; without one, what the event itself says."""
+    response = f'{{"id":"r","status":{status},"x":"\\ud83d"}}'
+    found = terminal(completed(response, f"response.{kind}"))
+    assert found.event.type == f"response.{expected}".encode()
+    assert found.outcome is Outcome(expected)
+    value = json.loads(found.event.data)
+    assert (value["type"], value["sequence_number"]) == (f"response.{expected}", 9)
+    assert b'"x":1.0' in found.event.data
+    assert b'"x":"\\ud83d"' in found.event.data
+    # The object does not contradict the event that carries it.
+    told = value["response"]["status"]
+    ended_as = json.loads(status)
+    assert told == (STATUS[kind] if ended_as in ("in_progress", None, 7) else ended_as)
+    assert bool(value["response"].get("error")) == (expected == "failed")
+    assert final_response(found.event) == found.response
+    assert (found.event.response, found.response_id) == ("r", "r")
+
+
+@pytest.mark.parametrize("kind", ["done", "cancelled"])
+def test_why_it_failed_is_kept(kind: str) -> None:
+    why = '{"code":"server_error", "message":"Sorry."}'
+    found = terminal(completed(f'{{"status":"failed","error":{why}}}', f"response.{kind}"))
+    assert why.encode() in found.event.data
+
+
+A, B, C = message("msg_a", "a"), message("msg_b", "b"), call("fc_c", "call_c")
+R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
+
+
+@pytest.mark.parametrize(
+    ("output", "streamed", "expected"),
+    [
+        # Nothing to mend.
+        ([], [], []),
+        (None, [], None),
+        ("missing", [], None),
+        ([A, C], [(A, 0), (C, 1)], [A, C]),
+        # Left out, by any word for it.
+        ("missing", [(A, 0), (C, 1)], [A, C]),
+        (None, [(A, 0), (C, 1)], [A, C]),
+        ([], [(A, 0), (C, 1)], [A, C]),
+        ({}, [(A, 0)], [A]),
+        ("words", [(A, 0)], [A]),
+        (7, [(A, 0)], [A]),
+        # Shorter, from either end or the middle.
+        ([A], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
+        ([B], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
+        ([C], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
+        ([A, C], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
+        ([R], [(R, 0), (C, 1)], [R, C]),
+        # Items that are none, or that miss what makes them what they are.
+        ([None], [(A, 0)], [A]),
+        ([A, 7], [(A, 0), (B, 1)], [A, B]),
+        ([{"id": "msg_a"}], [(A, 0)], [A]),
+        ([{**A, "content": None}], [(A, 0)], [A]),
+        ([{"type": "message", "id": "msg_a"}, C], [(A, 0), (C, 1)], [A, C]),
+        ([{**C, "arguments": None}], [(C, 0)], [C]),
+        ([{**C, "call_id": None}], [(C, 0)], [C]),
+        # Another id in each event: an item is found by its call, or by its place.
+        (
+            [{**A, "id": "x"}, {**C, "id": "y"}],
+            [(A, 0), (C, 1)],
+            [{**A, "id": "x"}, {**C, "id": "y"}],
+        ),
+        (
+            [{**C, "id": "y"}, {**A, "id": "x"}],
+            [(C, 0), (A, 1)],
+            [{**C, "id": "y"}, {**A, "id": "x"}],
+        ),
+        ([{**C, "id": "y"}], [(A, 0), (C, 1)], [A, {**C, "id": "y"}]),
+        # Two calls are two calls, whatever their ids.
+        ([{**C, "call_id": "call_d"}], [(C, 0)], [C, {**C, "call_id": "call_d"}]),
+        # Never streamed: it stays.
+        ([A, R], [(A, 0)], [A, R]),
+        ([R, A], [(A, 1)], [R, A]),
+        ([A], [], [A]),
+        # Out of order, without an index, twice.
+        ([], [(C, 1), (A, 0)], [A, C]),
+        ([], [(A, None), (C, None)], [A, C]),
+        ([], [(A, True), (C, "1")], [A, C]),
+        ([], [({**A, "content": []}, 0), (A, 0)], [A]),
+        ([], [(A, 10**30), (C, 2)], [C, A]),
+        # What was streamed is no item.
+        ([], [("words", 0), (A, 1), ({"id": "x"}, 2)], [A]),
+        ([A], [(None, 0)], [A]),
+    ],
+)
+def test_the_output_is_what_was_streamed(
+    output: object, streamed: list[tuple[object, object]], expected: list[Json] | None
+) -> None:
+    response = {"id": "r", "output": output, "x": 1}
+    if output == "missing":
+        del response["output"]
+    data = completed(json.dumps(response))
+    found = terminal(data, [done(item, index) for item, index in streamed])
+    said = json.loads(found.response).get("output")
+    if expected is None:
+        assert found.output is None
+        assert found.event.data == data
+    else:
+        assert said == expected
+        assert found.output is not None
+        assert [json.loads(item) for item in found.output] == expected
+        if expected == output:
+            assert found.event.data == data
+    assert final_response(found.event) == found.response
+    assert json.loads(found.event.data)["response"] == json.loads(found.response)
+
+
+def test_mended_items_are_as_they_came() -> None:
+    item = b'{ "type":"message" , "id":"m","content":[ {"t":1.50,"text":"\\ud83d"} ] }'
+    event = b'{"type":"response.output_item.done" ,"item": ' + item + b' ,"output_index":0}'
+    found = terminal(completed('{"id":"\\u0072","output":[ ]}'), [event])
+    assert found.output == [item]
+    assert found.response == b'{"id":"\\u0072","output":[' + item + b"]}"
+
+
+def test_a_failed_response_is_not_mended() -> None:
+    data = completed('{"id":"r","output":[]}', "response.failed")
+    assert terminal(data, [done(A, 0)]).event.data == data
+
+
+@given(
+    st.lists(st.sampled_from([A, B, C, R]), unique_by=json.dumps),
+    st.data(),
+)
+def test_whatever_is_left_out_is_put_back(items: list[Json], data: st.DataObject) -> None:
+    """Stream and final response say the same, in the same order, each item once."""
+    kept = data.draw(
+        st.lists(st.sampled_from(items), unique_by=json.dumps) if items else st.just([])
+    )
+    kept.sort(key=items.index)
+    order = data.draw(st.permutations(range(len(items))))
+    streamed = [done(items[index], index) for index in order]
+    found = terminal(completed(json.dumps({"output": kept})), streamed)
+    assert json.loads(found.response)["output"] == items
+    # What is complete is not touched again.
+    again = terminal(found.event.data, streamed)
+    assert again.event.data == found.event.data
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        ('{"input_tokens":5,"output_tokens":7}', (5, 7)),
+        ('{"input_tokens":5}', (5, 0)),
+        ('{"input_tokens":null,"output_tokens":null,"total_tokens":null}', (0, 0)),
+        ('{"input_tokens":-5,"output_tokens":true}', (0, 0)),
+        ('{"input_tokens":"5","output_tokens":1.5}', (0, 0)),
+        ("null", (0, 0)),
+        ("[]", (0, 0)),
+        ('"words"', (0, 0)),
+    ],
+)
+def test_usage(usage: str, expected: tuple[int, int]) -> None:
+    assert terminal(completed(f'{{"id":"r","usage":{usage}}}')).usage == expected
+
+
+@pytest.mark.parametrize(
+    ("response", "name", "store"),
+    [
+        ("{}", None, None),
+        ('{"id":7,"store":1}', None, None),
+        ('{"id":"","store":null}', None, None),
+        ('{"id":"r","store":true}', "r", True),
+        ('{"id":"r","store":false}', "r", False),
+    ],
+)
+def test_what_a_response_says_of_itself(
+    response: str, name: str | None, store: bool | None
+) -> None:
+    found = terminal(completed(response))
+    assert (found.response_id, found.store) == (name, store)
+
+
+# ------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [
+        (b'{"type":"response.in_progress","sequence_number":4,"response":{"id":"r","x":1.0}}', "r"),
+        (b'{"type":"response.completed","sequence_number":4,"response":{"id":"r","x":1.0}}', "r"),
+        (b'{"type":"response.output_text.delta","sequence_number":4,"delta":"x"}', "own"),
+        (b'{"type":"response.output_text.delta","sequence_number":4,"response":7}', "own"),
+    ],
+)
+def test_created_event(event: bytes, name: str) -> None:
+    found = created_event(read_event(event), "own", "m")
+    assert (found.kind, found.type, found.response) == (
+        EventKind.CREATED, b"response.created", name,
+    )  # fmt: skip
+    value = json.loads(found.data)
+    assert (value["type"], value["sequence_number"]) == ("response.created", 3)
+    response = value["response"]
+    assert (response["id"], response["status"], response["output"]) == (name, "in_progress", [])
+    assert (response["error"], response["usage"]) == (None, None)
+    assert (b'"x":1.0' in found.data) == (name == "r")
+
+
+def test_created_event_before_nothing() -> None:
+    value = json.loads(created_event(None, "own", None).data)
+    assert value["sequence_number"] == 0
+    assert (value["response"]["id"], value["response"]["object"]) == ("own", "response")
 
 
 def test_failed_event() -> None:
-    created = b'{"type":"response.created","response":{"id":"r","model":"m","status":"x"}}'
-    event = failed_event("c", "m", 7, created, "fallback")
+    created = (
+        b'{"type":"response.created","response":{"id":"r","model":"m","status":"x","h":"\\ud83d"}}'
+    )
+    event = failed_event("c", "m", 7, created)
     assert (event.kind, event.type) == (EventKind.ENDED, b"response.failed")
     value = json.loads(event.data)
     assert (value["type"], value["sequence_number"]) == ("response.failed", 7)
     response = value["response"]
     assert (response["id"], response["model"], response["status"]) == ("r", "m", "failed")
     assert response["error"] == {"code": "c", "message": "m"}
+    assert b'"h":"\\ud83d"' in event.data
 
 
-@pytest.mark.parametrize("created", [None, b"nonsense", b'{"response":7}'])
-def test_failed_event_without_a_response(created: bytes | None) -> None:
-    response = json.loads(failed_event("c", "m", 0, created, "fallback").data)["response"]
-    assert (response["id"], response["status"]) == ("fallback", "failed")
+@pytest.mark.parametrize("created", [b"nonsense", b'{"response":7}', b"{}"])
+def test_failed_event_without_a_response(created: bytes) -> None:
+    response = json.loads(failed_event("c", "m", 0, created).data)["response"]
+    assert response["status"] == "failed"
 
 
 def test_keepalive_event() -> None:

@@ -1,0 +1,466 @@
+"""Answers by messages: what may stand between their events, come before them, or cut them off.
+
+What belongs here: noise, unknown events, missing events, and what one read brings together, for a
+``Bridge`` that is driven directly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, LinkOpened, MessagesReceived
+from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
+from bridgecore.recovery.failure import Closed
+from bridgecore.rendering import http_error
+from tests.link_world import (
+    CHAIN_ID,
+    NORMAL,
+    TWO_IDS,
+    Driver,
+    Json,
+    answer,
+    assert_answered,
+    raw,
+    second_turn,
+)
+
+NOISE = [b"", b" ", b"\n", b"ping", b"[DONE]", b"null", b"[]", b"5", b'"ping"', b"{}", b"{"]
+NOISE += [b'{"type":7}', b'{"type":null}', b'{"type":""}', b'{"type":"a\\nb"}', b'{"event":"ping"}']
+PASSTHROUGH = Continuity.PASSTHROUGH
+ERROR_502 = http_error(502, "", "")
+MAX_NOISE, MAX_NOISE_SIZE, MAX_EARLY = 1024, 1024 * 1024, 256
+LIMIT: Json = {
+    "type": "error",
+    "status": 400,
+    "error": {"code": "websocket_connection_limit_reached", "message": "Too old."},
+}
+NOT_FOUND: Json = {"type": "error", "error": {"code": "previous_response_not_found"}}
+
+noise = st.sampled_from(NOISE) | st.text("pi ng[]{", max_size=4).map(str.encode)
+
+
+def driver_with(**settings: Any) -> Driver:
+    return Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), **settings)))
+
+
+def replaying() -> Driver:
+    return driver_with(ambiguous=Ambiguous.REPLAY)
+
+
+def started(driver: Driver | None = None) -> Driver:
+    """Turn 1 is sent."""
+    driver = driver or Driver()
+    driver.submit(1)
+    opened(driver)
+    return driver
+
+
+def opened(driver: Driver) -> None:
+    """The link is there, and the frame of the turn that it was opened for has left."""
+    driver.tell(LinkOpened(driver.link))
+    if driver.bridge.turns:
+        driver.tell(LinkFrameSent(driver.link))
+
+
+def in_reads(data: st.DataObject, messages: list[bytes]) -> list[list[bytes]]:
+    """``messages`` in their order, in reads of any size."""
+    reads: list[list[bytes]] = [[]]
+    for message in messages:
+        if reads[-1] and data.draw(st.booleans()):
+            reads.append([])
+        reads[-1].append(message)
+    return reads
+
+
+# ------------------------------------------------------------------ noise
+
+
+@given(st.data())
+def test_noise_changes_nothing(data: st.DataObject) -> None:
+    """Wherever it stands: before the answer, in it, behind it."""
+    first, own = answer(1), answer(2, TWO_IDS, ("message", "function_call"))
+    driver = second_turn(first)
+    messages = list(map(raw, own))
+    for _ in range(data.draw(st.integers(1, 8))):
+        messages.insert(data.draw(st.integers(0, len(messages))), data.draw(noise))
+    for read in in_reads(data, messages):
+        driver.read(*read)
+    assert_answered(driver, own)
+
+
+@pytest.mark.parametrize("come", range(7), ids=lambda come: f"behind {come} events")
+@pytest.mark.parametrize("large", [False, True])
+def test_nothing_but_noise_ends_honestly(come: int, large: bool) -> None:
+    """Bounded in number and in size, between two events that say something."""
+    own = answer(2)
+    assert len(own) == 7
+    driver = second_turn(answer(1))
+    fits = [b"x" * MAX_NOISE_SIZE] if large else [b"ping"] * MAX_NOISE
+    for event in own[:come]:
+        driver.read(*fits)
+        driver.read(event)
+    driver.read(*fits)
+    assert (driver.errors, driver.bridge.links) == ({}, 1)
+    driver.read(b"ping", own[come])
+    assert driver.bridge.links == 0
+    assert driver.errors[2].code == "stream_incomplete"
+    assert driver.events.get(2, []) == own[:come]
+    assert driver.bridge.turns == 0
+
+
+def test_nothing_but_noise_between_turns() -> None:
+    first = answer(1)
+    driver = started()
+    driver.read(*first)
+    driver.read(*[b"ping"] * (MAX_NOISE + 1))
+    assert (driver.bridge.links, driver.errors) == (0, {})
+    driver.submit(2, previous_response_id="resp_1")
+    opened(driver)
+    driver.read(*answer(2))
+    assert_answered(driver, answer(2))
+
+
+def test_noise_forges_nothing() -> None:
+    """It does not extend the time that the answer has to begin."""
+    driver = started()
+    deadline = driver.bridge.next_timeout()
+    driver.read(*NOISE)
+    assert driver.bridge.next_timeout() == deadline
+
+
+# ------------------------------------------------------------------ what nobody knows
+
+UNKNOWN: list[Json] = [
+    {"type": "response.metadata", "headers": {"openai-model": "m-2"}},
+    {"type": "response.new.thing", "response_id": "resp_1"},
+    {"type": "codex.rate_limits", "rate_limits": {"limit_reached": True}},
+    {"type": "response.interrupt.failed", "response": {"id": "resp_1"}},
+]
+unknown = st.lists(st.sampled_from(UNKNOWN), min_size=1, max_size=5)
+
+
+@given(unknown, st.sampled_from([Driver, replaying]), st.integers(0, 2), st.booleans())
+def test_what_is_not_known_changes_nothing_about_a_loss(
+    events: list[Json], make: Any, come: int, apart: bool
+) -> None:
+    """Before response.created and before output: what is lost is recovered as without them."""
+    with_them, without = started(make()), started(make())
+    own = answer(1)[:come]
+    for driver, more in ((with_them, events), (without, [])):
+        for event in [*more, *own, *more]:
+            driver.read(event)
+        driver.tell(LinkLost(driver.link, Closed(1006)))
+    assert with_them.errors == without.errors
+    assert len(with_them.frames) == len(without.frames)
+    assert (with_them.bridge.links, with_them.bridge.turns) == (
+        without.bridge.links,
+        without.bridge.turns,
+    )
+    if with_them.bridge.turns:  # it is replayed: its client sees one answer
+        opened(with_them)
+        with_them.read(*answer(1, TWO_IDS))
+        assert_answered(with_them, answer(1, TWO_IDS), 1)
+
+
+@given(unknown, st.sampled_from([Driver, replaying]), st.booleans())
+def test_what_comes_before_created_follows_it(
+    events: list[Json], make: Any, one_read: bool
+) -> None:
+    own = answer(1)
+    driver = started(make())
+    if one_read:
+        driver.read(*events, *own)
+    else:
+        for event in [*events, *own]:
+            driver.read(event)
+    assert_answered(driver, [own[0], *events, *own[1:]], 1)
+
+
+def test_too_much_before_created_ends_honestly() -> None:
+    driver = started()
+    driver.read(*[UNKNOWN[0]] * MAX_EARLY)
+    assert (driver.errors, driver.bridge.links) == ({}, 1)
+    driver.read(UNKNOWN[0], *answer(1))
+    assert driver.errors[1].code == "stream_incomplete"
+    assert (driver.bridge.links, driver.events) == (0, {})
+
+
+def test_too_much_before_created_is_a_loss_like_any_other() -> None:
+    driver = started(replaying())
+    driver.read(*[UNKNOWN[0]] * (MAX_EARLY + 1))
+    assert (driver.errors, driver.bridge.links) == ({}, 1)
+    opened(driver)
+    assert driver.frames[0] == driver.frames[1]
+    driver.read(*answer(1))
+    assert_answered(driver, answer(1), 1)
+
+
+# ------------------------------------------------------------------ response.created comes first
+
+
+@given(st.data())
+def test_response_created_is_first_whatever_was_left_out(data: st.DataObject) -> None:
+    """One response.created, by the bridge if the upstream has none; the rest as it came."""
+    whole = answer(1, data.draw(st.sampled_from([NORMAL, TWO_IDS])), ("message", "function_call"))
+    keep = data.draw(st.lists(st.booleans(), min_size=len(whole) - 1, max_size=len(whole) - 1))
+    own: list[Json] = [event for event, kept in zip(whole, [*keep, True], strict=True) if kept]
+    early = data.draw(st.lists(st.sampled_from(UNKNOWN[:1]), max_size=2))
+    driver = started()
+    for read in in_reads(data, list(map(raw, [*early, *own]))):
+        driver.read(*read)
+    told = driver.events[1]
+    assert [event["type"] for event in told].count("response.created") == 1
+    assert told[0]["type"] == "response.created"
+    rest = told[1:]
+    if own[0] == whole[0]:
+        assert told == [own[0], *early, *own[1:]]
+        return
+    made = told[0]
+    assert [event for event in rest if event not in early] == own
+    assert [event for event in rest if event in early] == early
+    assert made["response"]["status"] == "in_progress"
+    assert made["response"]["output"] == []
+    assert made["sequence_number"] <= own[0]["sequence_number"]
+    # The id in it can be continued from, as the one at the end can.
+    for name in {made["response"]["id"], own[-1]["response"]["id"]}:
+        before = driver.link
+        driver.submit(2, previous_response_id=name)
+        if driver.link == before:
+            driver.tell(LinkFrameSent(driver.link))
+        else:
+            opened(driver)
+        assert driver.errors == {}
+        driver.read(*answer(2, kinds=()))
+        assert driver.events.pop(2)[-1]["type"] == "response.completed"
+
+
+def test_the_bridges_own_created_names_the_model() -> None:
+    driver = started()
+    driver.read(answer(1)[3])
+    (made, _) = driver.events[1]
+    assert made["response"]["model"] == "m"
+    assert made["response"]["id"]
+
+
+# ------------------------------------------------------------------ what one read brought
+
+
+@attrs.define
+class Next:
+    """A link whose running turn ends by ``own``, upon which the frame of ``turn`` is to be sent."""
+
+    driver: Driver
+    own: list[Json]
+    turn: int
+    saved: bool  # another link can carry it, too
+
+    @property
+    def left(self) -> bool:
+        """Its frame went out."""
+        return len(self.driver.frames) > 2
+
+    def finish(self) -> None:
+        """Whatever still runs is answered, on whatever link."""
+        if not self.driver.bridge.turns:
+            return
+        if not self.left or self.saved:
+            opened(self.driver)
+        else:
+            self.driver.tell(LinkFrameSent(self.driver.link))
+        if self.driver.bridge.turns:
+            self.driver.read(*answer(9))
+        assert self.driver.bridge.turns == 0
+
+
+def waits() -> Next:
+    """Turn 3 waits for turn 2: only this link knows the response that it continues."""
+    driver = second_turn(answer(1, CHAIN_ID), driver=driver_with(continuity=PASSTHROUGH))
+    driver.submit(3, previous_response_id="resp")
+    assert len(driver.frames) == 2
+    return Next(driver, answer(2, CHAIN_ID), 3, saved=False)
+
+
+def is_refused() -> Next:
+    """Turn 2 is refused for its anchor, and can be sent again in full."""
+    return Next(second_turn(answer(1)), [NOT_FOUND], 2, saved=True)
+
+
+@given(st.data())
+def test_a_frame_that_did_not_leave_is_not_ambiguous(data: st.DataObject) -> None:
+    """The link is lost behind the event that causes a send, in any split of the reads: the turn is
+    told that its answer is incomplete only if its frame had left."""
+    world = data.draw(st.sampled_from([waits, is_refused]))()
+    driver, link = world.driver, world.driver.link
+    behind = data.draw(st.lists(st.sampled_from([b"ping", raw(answer(2)[1])]), max_size=2))
+    reads = in_reads(data, [*map(raw, world.own), *behind])
+    together = data.draw(st.booleans())
+    lost = LinkLost(link, Closed(data.draw(st.sampled_from([1000, 1001, 1006, 1009, 1011]))))
+    for read in reads[:-1]:
+        driver.read(*read)
+    driver.tell(MessagesReceived(link, reads[-1], lost if together else None))
+    left = world.left
+    assert left == (not together or raw(world.own[-1]) not in reads[-1])
+    if not together:
+        driver.tell(lost)
+    world.finish()
+    if left:
+        assert driver.errors[world.turn].code in ("stream_incomplete", "request_too_large")
+        assert len(driver.frames) == 3
+    elif world.saved:
+        assert driver.errors == {}
+        assert driver.events[world.turn] == answer(9)
+    else:
+        assert driver.errors[world.turn].code == "upstream_unavailable"
+        assert len(driver.frames) == 2  # no other link knows its anchor
+    # Nothing was refused for its size that had not left.
+    assert driver.errors.get(world.turn, ERROR_502).status == (
+        413 if left and lost.cause == Closed(1009) else 502
+    )
+
+
+@given(st.data())
+def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
+    """Before the end of an answer a loss is a loss, whatever it was read together with."""
+    world = waits()
+    driver, link = world.driver, world.driver.link
+    come = data.draw(st.integers(0, len(world.own) - 1))
+    reads = in_reads(data, list(map(raw, world.own[:come])))
+    lost = LinkLost(link, Closed(1006))
+    for read in reads[:-1]:
+        driver.read(*read)
+    driver.tell(MessagesReceived(link, reads[-1], lost))
+    assert driver.errors[2].code == "stream_incomplete"
+    assert driver.events.get(2, []) == world.own[:come]
+    assert not world.left
+
+
+@pytest.mark.parametrize("split", [(3,), (1, 2), (2, 1), (1, 1, 1)])
+@pytest.mark.parametrize("close", [None, "together", "apart"])
+@pytest.mark.parametrize("make", [waits, is_refused])
+def test_the_connection_limit_behind_the_end(
+    make: Callable[[], Next], split: tuple[int, ...], close: str | None
+) -> None:
+    """In whatever reads: it costs the next turn its link, and nothing else."""
+    world = make()
+    driver, link = world.driver, world.driver.link
+    driver.read(*world.own[:-1])
+    messages = [raw(world.own[-1]), raw(LIMIT), b"ping"]
+    lost = LinkLost(link, Closed(1000))
+    for size in split:
+        read, messages = messages[:size], messages[size:]
+        last = not messages and close == "together"
+        driver.tell(MessagesReceived(link, read, lost if last else None))
+    if close == "apart":
+        driver.tell(lost)
+    left = world.left
+    assert left == (split[0] == 1)
+    world.finish()
+    if world.saved:
+        assert driver.errors == {}
+        assert driver.events[world.turn] == answer(9)
+        assert len(driver.frames) == 3 + left
+    else:
+        assert driver.errors[world.turn].code == "upstream_unavailable"
+
+
+def test_the_connection_limit_between_turns() -> None:
+    driver = started()
+    driver.read(*answer(1), LIMIT)
+    assert (driver.bridge.links, driver.errors) == (0, {})
+
+
+@pytest.mark.parametrize("make", [waits, is_refused])
+def test_too_much_noise_behind_the_end(make: Callable[[], Next]) -> None:
+    world = make()
+    driver = world.driver
+    driver.read(*world.own, *[b"ping"] * (MAX_NOISE + 1))
+    assert not world.left
+    world.finish()
+    if world.saved:
+        assert (driver.errors, driver.events[world.turn]) == ({}, answer(9))
+    else:
+        assert driver.errors[world.turn].code == "upstream_unavailable"
+
+
+@pytest.mark.parametrize("make", [waits, is_refused])
+def test_events_behind_the_end_are_nobodys(make: Callable[[], Next]) -> None:
+    world = make()
+    driver = world.driver
+    driver.read(*world.own, *answer(8), raw(NOT_FOUND))
+    assert world.turn not in driver.events
+    assert len(driver.frames) == 3
+    driver.tell(LinkFrameSent(driver.link))
+    driver.read(*answer(9))
+    assert driver.events[world.turn] == answer(9)
+    assert driver.errors == {}
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@given(st.data())
+def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
+    """An upstream that closes with 1009 above a limit, sockets that are lost, chains and branches:
+    a frame that was refused for its size never goes out again; what fits is answered."""
+    limit = 1500  # bytes
+    driver = driver_with()
+    uploads: list[str] = []
+    known: list[str] = []
+    for turn in range(1, data.draw(st.integers(2, 8)) + 1):
+        size = data.draw(st.sampled_from([10, 700, 1400, 2000]))
+        fields: Json = {"input": "x" * size, "stream": False}
+        if known and data.draw(st.booleans()):
+            fields["previous_response_id"] = data.draw(st.sampled_from(sorted(known)))
+        before = len(driver.frames)
+        driver.submit(turn, **fields)
+        while driver.bridge.turns:
+            if len(driver.frames) == before:
+                driver.tell(LinkOpened(driver.link))
+            if not driver.bridge.turns:
+                break
+            before = len(driver.frames)
+            upload = raw(driver.frames[-1]).decode()
+            uploads.append(upload)
+            driver.tell(LinkFrameSent(driver.link))
+            if len(upload) > limit:
+                driver.tell(LinkLost(driver.link, Closed(1009)))
+            else:
+                driver.read(*answer(turn))
+        if turn in driver.errors:
+            assert driver.errors[turn].status == 413
+            assert driver.errors[turn].retry_after is None
+        else:
+            known.append(f"resp_{turn}")
+            assert driver.events[turn] == answer(turn)
+        if data.draw(st.booleans()):
+            driver.tell(LinkLost(driver.link, Closed(1001)))
+    refused = [upload for upload in uploads if len(upload) > limit]
+    assert len(refused) == len(set(refused))
+
+
+def test_a_frame_that_was_answered_was_not_too_large() -> None:
+    """With replays the answer's beginning is held back; 1009 then is about something else."""
+    driver = started(replaying())
+    driver.read(*answer(1)[:2])
+    driver.tell(LinkLost(driver.link, Closed(1009)))
+    opened(driver)
+    assert driver.frames[0] == driver.frames[1]
+    driver.read(*answer(1))
+    assert_answered(driver, answer(1), 1)
+
+
+def test_a_size_that_was_refused_in_words() -> None:
+    driver = started()
+    error = {"type": "error", "status": 413, "error": {"code": "request_too_large", "message": "m"}}
+    driver.read(error)
+    assert driver.errors[1].status == 413
+    driver.submit(2, input="q1")  # a link of its own
+    driver.tell(LinkOpened(driver.link))
+    assert driver.errors[2].status == 413
+    assert len(driver.frames) == 1
