@@ -67,6 +67,7 @@ from bridgecore.wire.responses import (
     read_event,
     read_stored,
     read_terminal,
+    sequence_number,
 )
 from bridgecore.wire.transport import Log, LogLevel
 
@@ -887,7 +888,10 @@ class Bridge:
         it, whatever the upstream calls the response at the end."""
         told = next((each for each in events if each.response is not None), events[0])
         event = created_event(
-            told, f"resp_{turn.conversation.id}_{turn.id}", turn.recall.request.model
+            told,
+            f"resp_{turn.conversation.id}_{turn.id}",
+            turn.recall.request.model,
+            sequence=max(0, sequence_number(events[0].data) - 1),
         )
         if event.response is not None:
             turn.names.append(event.response)

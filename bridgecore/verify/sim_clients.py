@@ -74,6 +74,10 @@ def answer(request: CreateRequest) -> Sequence[Output]:
 # ------------------------------------------------------------------ reading an answer
 
 
+# Members of each error; an upstream's may have more.
+_STANDARD: Final = frozenset({"message", "type", "code", "param"})
+
+
 class AnswerError(Exception):
     """An answer that breaks HTTP or the contract for streams. The text says how."""
 
@@ -831,7 +835,7 @@ class Client:
             self._succeed(answer)
             return
         error = answer.final().get("error") if not answer.stream else None
-        if not isinstance(error, dict) or set(error) != {"message", "type", "code", "param"}:
+        if not isinstance(error, dict) or not _STANDARD.issubset(error):
             raise AnswerError(f"{status} without an error object")
         code = error["code"]
         self._note(f"{status} {code}")

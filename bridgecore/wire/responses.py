@@ -565,13 +565,13 @@ def final_response(terminal: UpstreamEvent) -> bytes:
 
 
 def created_event(
-    event: UpstreamEvent | None, response_id: str, model: str | None
+    event: UpstreamEvent | None, response_id: str, model: str | None, *, sequence: int = 0
 ) -> UpstreamEvent:
     """The bridge's own ``response.created``, where the upstream has sent none.
 
     SDK helpers for streams insist that it is the first event, also where the answer is a failure.
-    ``event`` is the event that comes next: if it carries the response, its object is the one that
-    was created; else that is called ``response_id``.
+    If ``event``, one of those that come next, carries the response, its object is the one that was
+    created; else that is called ``response_id``.
     """
     response = {
         "id": msgspec.json.encode(response_id),
@@ -584,7 +584,6 @@ def created_event(
         "output": b"[]",
         "usage": b"null",
     }
-    sequence = max(0, sequence_number(event.data) - 1) if event is not None else 0
     name = _text_of(response["id"]) or response_id
     data = _event_of("response.created", sequence, response)
     return UpstreamEvent(EventKind.CREATED, b"response.created", data, name)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
+from bridgecore.wire.errors import read_error
 from bridgecore.wire.responses import (
     MAX_RESPONSE_ID,
     EventKind,
