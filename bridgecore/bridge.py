@@ -887,11 +887,14 @@ class Bridge:
         """The response.created that the upstream left out. Its client may continue from the id in
         it, whatever the upstream calls the response at the end."""
         told = next((each for each in events if each.response is not None), events[0])
+        # The number before the first of the upstream's, which may be 0: a client that takes numbers
+        # which do not rise for repetitions must drop neither event.
+        first = sequence_number(events[0].data)
         event = created_event(
             told,
             f"resp_{turn.conversation.id}_{turn.id}",
             turn.recall.request.model,
-            sequence=max(0, sequence_number(events[0].data) - 1),
+            sequence=first - 1 if first >= 0 else 0,
         )
         if event.response is not None:
             turn.names.append(event.response)

@@ -40,11 +40,6 @@ COMMON_SHAPES: Final = (
     ErrorShape.NO_STATUS,
 )
 
-# Whether strategies and the simulator draw the faults of ``CATALOGUE`` and every error shape. False
-# as long as a bridge is not proof against each of them.
-DRAW_ODD_FAULTS: bool = False
-DRAWN_SHAPES: Final = tuple(ErrorShape) if DRAW_ODD_FAULTS else COMMON_SHAPES
-
 
 class Point(enum.Enum):
     """Where in the life of a connection or a turn a fault strikes."""

@@ -54,12 +54,11 @@ from bridgecore.recovery.state import Lifecycle, Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing.faults import (
     CATALOGUE,
-    DRAW_ODD_FAULTS,
-    DRAWN_SHAPES,
     EVERY,
     Abort,
     CloseWith,
     Error,
+    ErrorShape,
     Fault,
     FaultPlan,
     Freeze,
@@ -745,7 +744,7 @@ _ERRORS = st.builds(
     Error,
     status=st.sampled_from([status for status in _STATUSES if status is not None]),
     code=st.sampled_from(_CODES),
-    shape=st.sampled_from(DRAWN_SHAPES),
+    shape=st.sampled_from(ErrorShape),
 )
 _FAULTS = st.one_of(
     st.builds(Fault, st.sampled_from(CONNECTION_POINTS), _ANYWHERE),
@@ -770,7 +769,7 @@ _FAULTS = st.one_of(
 
 
 _ODD_FAULTS = st.sampled_from([named.fault for named in CATALOGUE.values()])
-_DRAWN_FAULTS = _FAULTS | _ODD_FAULTS if DRAW_ODD_FAULTS else _FAULTS
+_DRAWN_FAULTS = _FAULTS | _ODD_FAULTS
 
 
 def faults() -> st.SearchStrategy[Fault]:

@@ -238,7 +238,7 @@ class Answer:
     body: bytearray = attrs.Factory(bytearray)  # of a stream: what is not a whole event yet
     events: int = 0
     response: str | None = None  # its id, once created
-    sequence: int = -1
+    sequence: int = -2  # the bridge's own response.created comes before number 0
     items: list[Json] = attrs.Factory(list)  # finished output items
     terminal: Json | None = None  # the last event of a stream, or None
     renamed: bool = False  # the terminal event names another response than response.created

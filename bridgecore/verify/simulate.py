@@ -43,8 +43,6 @@ from bridgecore.testing.answers import CreateRequest
 from bridgecore.testing.emulator import Emulator, Outcome, Turn, is_met
 from bridgecore.testing.faults import (
     CATALOGUE,
-    DRAW_ODD_FAULTS,
-    DRAWN_SHAPES,
     NOT_FOUND,
     Abort,
     Action,
@@ -153,7 +151,7 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
     tuple(
         # No upstream misses a response that nobody asked for.
         Fault(Point.BEFORE_CREATED, attrs.evolve(NOT_FOUND, shape=shape), when=When.ANCHORED)
-        for shape in DRAWN_SHAPES
+        for shape in ErrorShape
     ),
     (
         Fault(Point.BEFORE_CREATED, _LIMIT),
@@ -210,7 +208,7 @@ _SLOWLY: Final = Fault(Point.WHILE_RECEIVING, ReadSlowly())
 
 
 def trouble(
-    seed: int, client: int, turn: int, every: int | None, *, odd: bool = DRAW_ODD_FAULTS
+    seed: int, client: int, turn: int, every: int | None, *, odd: bool = True
 ) -> Trouble | None:
     """What goes wrong in the turn, once in ``every`` turns; None: nothing, as for most. ``odd``:
     the faults of ``CATALOGUE`` are drawn, too."""
@@ -244,7 +242,7 @@ class Scenario:
     clients: int = 32
     turns: int = 20  # of each client
     fault_every: int | None = 4  # turns for one trouble; None: nothing goes wrong
-    odd: bool = DRAW_ODD_FAULTS  # upstreams misbehave as in ``CATALOGUE``, too
+    odd: bool = True  # upstreams misbehave as in ``CATALOGUE``, too
     restarts: bool = True  # the upstream goes away and comes back, every few hours
     warm: bool = False  # sockets are given up after minutes, and those that follow are warmed
     profiles: tuple[Profile, ...] = PROFILES

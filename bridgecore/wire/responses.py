@@ -455,8 +455,6 @@ def _completed(output: list[bytes] | None, streamed: list[bytes]) -> list[bytes]
     Items that were never streamed stay.
     """
     said = _streamed_items(streamed)
-    if not said:
-        return None
     found = [_Item.read(raw) for raw in output or ()]
     there = [item for item in found if item is not None]
     places = _find_again(said, there)
