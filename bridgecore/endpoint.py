@@ -198,7 +198,11 @@ class Endpoint:
 
     def _data_sent(self, conn: int) -> None:
         if (upstream := self._upstreams.get(conn)) is not None:
-            self._drive(msg.LinkFrameSent(upstream.link))
+            frame = upstream.frame_sent(self._now)
+            if frame:
+                self._out.append(tp.Send(conn, frame, notify=True))
+            else:
+                self._drive(msg.LinkFrameSent(upstream.link))
         elif (client := self._clients.get(conn)) is not None:
             client.deadline = self._now + self._config.close_timeout
             self._schedule.set(conn, client.deadline)
@@ -348,9 +352,10 @@ class Endpoint:
                 self._answered(effect.turn, conn, client)
         elif isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
-            data = self._upstreams[conn].send(effect.data) if conn is not None else b""
-            if conn is not None and data:  # else the link is closing: its loss is on its way
-                self._out.append(tp.Send(conn, data, notify=True))
+            if conn is not None:  # else the link is closing: its loss is on its way
+                frame = self._upstreams[conn].send(effect.data, self._now)
+                if frame:  # else it follows the frames that the transport has yet to take
+                    self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
             conn = self._of_link.get(effect.link)
             if conn is not None:
