@@ -82,6 +82,12 @@ class LinksEvicted:
 
 
 @attrs.define
+class SocketsExhausted:
+    """No further link can be opened here, for want of descriptors: the conversation that has been
+    idle longest gives up its link, if there is one."""
+
+
+@attrs.define
 class BridgeTimeout:
     """The time that ``next_timeout`` named has come."""
 
@@ -95,6 +101,7 @@ BridgeEvent: TypeAlias = (
     | LinkFrameSent
     | MessagesReceived
     | LinksEvicted
+    | SocketsExhausted
     | BridgeTimeout
 )
 

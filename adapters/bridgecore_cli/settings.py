@@ -26,6 +26,7 @@ USAGE = 2  # exit code: a flag is wrong
 CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
 NONE = "none"  # no file, where one can be named
 EMULATOR = "emulator"  # the upstream that needs no key
+AUTO = "auto"  # a number that follows from what the process may do
 PREFIX = "BRIDGECORE_"
 
 _LONGEST = 10**9  # seconds, some thirty years: beyond it a clock's arithmetic gets doubtful
@@ -87,6 +88,16 @@ def _size(value: Any) -> int:
     return number
 
 
+def _limit(value: Any) -> int | None:
+    """None for ``auto``."""
+    if value == AUTO:
+        return None
+    number = _whole_number(value)
+    if number is None or number < 1:
+        raise ValueError(f"is not a whole number, at least 1, or {AUTO!r}")
+    return number
+
+
 def _seconds(value: Any) -> int:
     """Seconds, as ns. Decimal throughout: 0.1 s is 100,000,000 ns and not one less."""
     if isinstance(value, str):
@@ -125,6 +136,7 @@ PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
+LIMIT = Kind("N", _limit, lambda limit: AUTO if limit is None else str(limit))
 FILE = Kind("FILE", _file, lambda path: path or NONE)
 
 
@@ -186,6 +198,7 @@ CORE = (
     _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
     _of_config("transcript_scope_bytes", SIZE, "of those of one credential, at most"),
     _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
+    Setting("max_sessions", LIMIT, None, "conversations with a session; idle ones give way"),
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
@@ -218,14 +231,39 @@ class Settings:
     decision_log: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
-    def config(self, upstream: UpstreamUrl) -> Config:
-        """The bridge's configuration, with ``upstream`` in place of the emulator."""
+    def config(self, upstream: UpstreamUrl, files: int | None) -> Config:
+        """The bridge's configuration, with ``upstream`` in place of the emulator, for a process
+        that may open ``files`` files (None: as many as it likes)."""
+        core = dict(self.core)
+        if core["max_sessions"] is None:
+            core["max_sessions"] = sessions_for(files, emulator=self.upstream is None)
         return Config(
             upstream=upstream,
             policy=POLICIES[self.policy],
             decisions=self.decision_log is not None,
-            **self.core,
+            **core,
         )
+
+
+# Descriptors that are not for sessions: standard streams, the event loop's own, the listener, the
+# decision log, look-ups of names, and clients that are to be told 503. A process that may open
+# very few keeps a quarter for them.
+_SPARE = 64
+
+
+def sessions_for(files: int | None, *, emulator: bool) -> int:
+    """How many conversations have room in a process that may open ``files`` files (None: as many
+    as it likes).
+
+    A session costs a client's socket and an upstream socket; the embedded emulator has the other
+    end of that in the same process. Never more than the default of ``Config``.
+    """
+    most: int | None = attrs.fields(Config).max_sessions.default
+    assert most is not None
+    if files is None:
+        return most
+    room = files - min(_SPARE, files // 4)
+    return max(1, min(most, room // (3 if emulator else 2)))
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
