@@ -379,7 +379,9 @@ class Endpoint:
         idle = [
             (client.idle_since, conn)
             for conn, client in self._clients.items()
-            if client.idle_since is not None and Timer.CLIENT_IDLE in client.front.deadlines
+            if client.idle_since is not None
+            and client.closing is None
+            and Timer.CLIENT_IDLE in client.front.deadlines  # its next request has not begun
         ]
         if not idle:
             return False

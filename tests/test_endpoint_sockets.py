@@ -242,6 +242,20 @@ def test_a_client_whose_next_request_has_begun_is_not_idle() -> None:
     assert not kept.closed
 
 
+def test_a_client_that_is_leaving_already_is_not_waited_for() -> None:
+    """It takes its time to read its answer: nobody else can have its socket before."""
+    world = limited(2)
+    slow = world.client()
+    slow.pause()
+    slow.send(request({"model": "m", "input": "x" * 100_000, "stream": True}))
+    slow.half_close()
+    assert not slow.closed
+    refused = world.ask("more")
+    assert refused.status == 503
+    slow.resume()
+    assert world.ask("more").status == 200
+
+
 def test_the_log_says_so_once_a_second() -> None:
     world = limited(3)
     world.emulator.delta_interval = 100 * SECOND
