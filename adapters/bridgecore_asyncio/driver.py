@@ -107,10 +107,19 @@ class Server(Driver["Connection"]):
             found = await self._loop.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
+            unsupported: OSError | None = None  # a family that this host does not have, IPv6, say
             for family, _, _, _, address in dict.fromkeys(found):
-                listener = socket.create_server(address, family=family, backlog=BACKLOG)
+                try:
+                    listener = socket.create_server(address, family=family, backlog=BACKLOG)
+                except OSError as exc:
+                    if exc.errno != errno.EAFNOSUPPORT:
+                        raise
+                    unsupported = exc
+                    continue
                 listener.setblocking(False)
                 self._listeners.append(listener)
+            if unsupported is not None and not self._listeners:
+                raise unsupported
         except BaseException:
             self._stop_listening()
             self._alarm.cancel()
@@ -124,7 +133,7 @@ class Server(Driver["Connection"]):
         Not with ``asyncio.Server``, which writes a traceback for each of ``backlog`` attempts when
         descriptors run out, and nobody can be told to give one back.
         """
-        for _ in range(ACCEPTED_AT_ONCE):
+        for _ in range(0 if self._closed else ACCEPTED_AT_ONCE):
             try:
                 accepted, _ = listener.accept()
             except OSError as exc:
@@ -336,12 +345,13 @@ class Connection(asyncio.Protocol):
                     self.report(wire.WriteBlocked(self.conn))
                 if effect.notify and waiting:
                     self.marks += 1
-                elif effect.notify and len(effect.data) > HIGH_WATER:
-                    # Its DataSent may cause the next such write: others have a turn before that.
-                    self.marks += 1
-                    self.server._loop.call_soon(self.flushed)
-                elif effect.notify and not self.transport.is_closing():
-                    self.report(wire.DataSent(self.conn))
+                elif effect.notify and not self.transport.is_closing():  # else writing failed
+                    if len(effect.data) <= HIGH_WATER:
+                        self.report(wire.DataSent(self.conn))
+                    else:
+                        # It may cause the next such write: others have a turn before that.
+                        self.marks += 1
+                        self.server._loop.call_soon(self.flushed)
             case wire.EndSending() | wire.Close():
                 if self.tls is not None:
                     with contextlib.suppress(ssl.SSLError):  # wants an answer that need not come

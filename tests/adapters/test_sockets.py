@@ -34,6 +34,7 @@ from bridgecore.wire.transport import (
     ConnectError,
     ConnectFailed,
     DataReceived,
+    DataSent,
     Disconnected,
     DrainRequested,
     Send,
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
     from tests.conftest import Backend
 
 # ------------------------------------------------------------------ slow readers
+
+
+LATE = b"too late" * 10_000  # more than an adapter writes without giving others a turn
 
 
 class Watched(Endpoint):
@@ -138,7 +142,7 @@ def test_what_came_before_a_reset_is_reported_although_writing_fails(
             case DataReceived(data=b"go"):
                 return [Send(event.conn, BIG if blocked else b"unread")]
             case DrainRequested():
-                return [Send(len(machine.of(Accepted)), b"too late")]
+                return [Send(len(machine.of(Accepted)), LATE, notify=True)]
             case _:
                 return []
 
@@ -156,6 +160,7 @@ def test_what_came_before_a_reset_is_reported_although_writing_fails(
                 peer.sock.close()  # with bytes unread: the system sends RST
                 await machine.saw(Disconnected, turn)
         assert machine.data() == b"gowhy" * 10
+        assert machine.of(DataSent) == []
 
     machine = Machine(backend, answer)
     backend.run(body)
