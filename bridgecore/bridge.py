@@ -39,6 +39,7 @@ from bridgecore.messages import (
     OpenLink,
     PauseLink,
     SendFrame,
+    SocketsExhausted,
     TurnBlocked,
     TurnLeft,
     TurnReceived,
@@ -273,6 +274,10 @@ class Bridge:
         elif isinstance(event, LinksEvicted):
             for conversation in list(self._conversations.values()):
                 self._evict(conversation, now)
+        elif isinstance(event, SocketsExhausted):
+            idle = self._idle_longest(with_link=True)
+            if idle is not None:
+                self._evict(idle, now)
         elif isinstance(event, BridgeTimeout):
             for key in self._schedule.due(now):
                 if key == _MEMORY:
@@ -462,11 +467,19 @@ class Bridge:
         """Evict the idle conversation that was used longest ago, if there are too many."""
         if len(self._conversations) < self._config.max_sessions:
             return True
+        idle = self._idle_longest(with_link=False)
+        if idle is None:
+            return False
+        self._evict(idle, now)
+        return True
+
+    def _idle_longest(self, *, with_link: bool) -> _Conversation | None:
+        """The conversation without a client's turn that was used longest ago."""
         for conversation in self._conversations.values():
-            if conversation.session.state.idle or self._only_warms(conversation):
-                self._evict(conversation, now)
-                return True
-        return False
+            idle = conversation.session.state.idle or self._only_warms(conversation)
+            if idle and (conversation.link is not None or not with_link):
+                return conversation
+        return None
 
     def _evict(self, conversation: _Conversation, now: int) -> None:
         """Ask the session to give up its socket and its state; what it does for nobody goes."""
@@ -529,7 +542,7 @@ class Bridge:
         if isinstance(event, LinkOpened):
             self._link_opened(event, link, now)
         elif isinstance(event, LinkFrameSent):
-            self._step(conversation, ev.FrameSent(link.generation), now)
+            self._step(conversation, ev.FrameSent(link.generation, event.whole), now)
         else:
             self._link_lost(event, now)
 
@@ -1110,6 +1123,7 @@ __all__ = [
     "OpenLink",
     "PauseLink",
     "SendFrame",
+    "SocketsExhausted",
     "TurnBlocked",
     "TurnLeft",
     "TurnReceived",

@@ -39,6 +39,12 @@ class _Client:
     closing: tp.EndSending | tp.Close | None = None  # what was told to the adapter
     deadline: int | None = None  # ns: of CLOSE_HANDSHAKE; when to stop being polite
     linger_until: int = 0  # ns: when to stop listening to a client that still sends
+    idle_since: int | None = None  # ns: its last turn was answered, and there is no other
+
+
+# At most one log record in this many ns says that descriptors ran out: each connection that waits
+# would be worth one, and writing them makes it worse.
+_EXHAUSTED_LOG = NS_PER_SECOND
 
 
 class Endpoint:
@@ -68,6 +74,12 @@ class Endpoint:
         self._out: list[tp.TransportEffect] = []
         self._pending: deque[msg.BridgeEvent] = deque()
         self._driving = False
+        self._giving_way: set[int] = set()  # connections closed so that others can be opened
+        self._unconnected: deque[int] = (
+            deque()
+        )  # upstream connections that wait for one of them to end
+        self._exhausted_log = 0  # ns: when the next log record may say so
+        self._exhausted = 0  # how often since the last one did
 
     # ------------------------------------------------------------ what an observer may ask
 
@@ -136,13 +148,14 @@ class Endpoint:
                 self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
             self._accepted(event.conn)
+        elif isinstance(event, tp.AcceptFailed):
+            self._log_exhausted("accept", event.detail)
+            self._free_a_socket()
         elif isinstance(event, tp.Connected):
             if (upstream := self._upstreams.get(event.conn)) is not None:
                 self._out.append(tp.Send(event.conn, upstream.connected()))
         elif isinstance(event, tp.ConnectFailed):
-            if event.conn in self._upstreams:
-                self._log_connect_failed(event)
-                self._lose(event.conn, Unreachable(event.error.value))
+            self._connect_failed(event)
         elif isinstance(event, tp.EofReceived):
             self._eof(event.conn)
         elif isinstance(event, tp.Disconnected):
@@ -163,12 +176,14 @@ class Endpoint:
             assert_never(event)
         if self._drain_deadline is not None and not self._stopped:
             self._drain(self._drain_deadline)
+        if self._unconnected:
+            self._connect_again(event)
         out, self._out = self._out, []
         return out
 
     def _refuse_impossible(self, event: tp.TransportEvent) -> None:
         """Raise LocalProtocolError for what no lawful adapter reports, before anything changes."""
-        if isinstance(event, tp.TimeoutReached | tp.DrainRequested):
+        if isinstance(event, tp.TimeoutReached | tp.DrainRequested | tp.AcceptFailed):
             return
         conn, name = event.conn, type(event).__name__
         if isinstance(event, tp.Accepted):
@@ -226,6 +241,7 @@ class Endpoint:
         if received is not None:
             self._turn_serial = turn
             self._of_turn[turn] = conn
+            client.idle_since = None
         self._tell(conn, client)
         if received is not None:
             self._drive(received)
@@ -252,7 +268,10 @@ class Endpoint:
 
     def _data_sent(self, conn: int) -> None:
         if (upstream := self._upstreams.get(conn)) is not None:
-            self._drive(msg.LinkFrameSent(upstream.link))
+            frame = upstream.frame_sent(self._now)
+            if frame:
+                self._out.append(tp.Send(conn, frame, notify=True))
+            self._drive(msg.LinkFrameSent(upstream.link, whole=not frame))
         elif (client := self._clients.get(conn)) is not None:
             client.deadline = self._now + self._config.close_timeout
             self._schedule.set(conn, client.deadline)
@@ -262,6 +281,7 @@ class Endpoint:
         answer = client.front.answer
         if answer is None or answer.turn != turn:
             self._of_turn.pop(turn, None)
+            client.idle_since = self._now
             self._serve(conn, client)
         else:
             self._tell(conn, client)
@@ -272,6 +292,7 @@ class Endpoint:
     def _forget_client(self, conn: int) -> None:
         """The client is gone; a turn of its own has nobody to be answered to."""
         client = self._clients.pop(conn, None)
+        self._giving_way.discard(conn)
         self._schedule.set(conn, None)
         if client is not None and client.front.answer is not None:
             turn = client.front.answer.turn
@@ -370,14 +391,103 @@ class Endpoint:
 
     def _forget_upstream(self, conn: int) -> Upstream | None:
         upstream = self._upstreams.pop(conn, None)
+        self._giving_way.discard(conn)
         self._schedule.set(conn, None)
         if upstream is not None:
             self._of_link.pop(upstream.link, None)
         return upstream
 
-    def _log_connect_failed(self, event: tp.ConnectFailed) -> None:
-        fields: dict[str, str | int] = {"error": event.error.value, "detail": event.detail}
-        self._out.append(tp.Log(tp.LogLevel.WARNING, "upstream.connect_failed", fields))
+    def _connect_failed(self, event: tp.ConnectFailed) -> None:
+        conn = event.conn
+        upstream = self._upstreams.get(conn)
+        if upstream is None:
+            return
+        if event.error is not tp.ConnectError.LOCAL:
+            fields: dict[str, str | int] = {"error": event.error.value, "detail": event.detail}
+            self._out.append(tp.Log(tp.LogLevel.WARNING, "upstream.connect_failed", fields))
+        else:
+            self._log_exhausted("connect", event.detail)
+            if not self._leaving and self._free_a_socket():
+                self._forget_upstream(conn)
+                again = self._next_number()
+                self._upstreams[again] = upstream
+                self._of_link[upstream.link] = again
+                self._unconnected.append(again)
+                return
+        self._lose(conn, Unreachable(event.error.value))
+
+    # ------------------------------------------------------------ out of sockets
+
+    def _free_a_socket(self) -> bool:
+        """Have one more socket closed, of those that are missed least; whether there was one.
+
+        First those on which only the peer's goodbye is awaited; then that of the conversation
+        that has been idle longest, which can be rebuilt; then the connection of the client that
+        has been idle longest: last, because its next request may be on the way (RFC 9112, 9.5).
+        """
+        if self._hang_up():
+            return True
+        upstreams = len(self._upstreams)
+        self._drive(msg.SocketsExhausted())
+        if len(self._upstreams) < upstreams:
+            return True  # it was not open yet, and was aborted
+        if self._hang_up():
+            return True
+        idle = [
+            (client.idle_since, conn)
+            for conn, client in self._clients.items()
+            if client.idle_since is not None
+            and client.closing is None
+            and Timer.CLIENT_IDLE in client.front.deadlines  # its next request has not begun
+        ]
+        if not idle:
+            return False
+        _, conn = min(idle)
+        self._giving_way.add(conn)
+        self._clients[conn].front.shut()
+        self._tell(conn, self._clients[conn])
+        return True
+
+    def _hang_up(self) -> bool:
+        """Close an upstream connection that we have said goodbye on, without waiting for its."""
+        for conn, upstream in self._upstreams.items():
+            if upstream.stage is Stage.CLOSING and conn not in self._giving_way:
+                self._giving_way.add(conn)
+                self._out.append(tp.Close(conn))
+                return True
+        return False
+
+    def _connect_again(self, event: tp.TransportEvent) -> None:
+        """Connect those that wait for a socket, as many as ``event`` has had closed."""
+        ended = isinstance(event, tp.Disconnected) or (
+            isinstance(event, tp.ConnectFailed) and event.error is not tp.ConnectError.LOCAL
+        )
+        closed = ended + sum(isinstance(effect, tp.Abort) for effect in self._out)
+        while closed and self._unconnected:
+            conn = self._unconnected.popleft()
+            if conn in self._upstreams:  # else it was given up
+                self._connect(conn)
+                closed -= 1
+
+    def _connect(self, conn: int) -> None:
+        url = self._config.upstream
+        self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
+
+    def _log_exhausted(self, what: str, detail: str) -> None:
+        """Say that ``what`` failed for want of sockets, unless that was said a moment ago."""
+        self._exhausted += 1
+        if self._now < self._exhausted_log:
+            return
+        self._exhausted_log = self._now + _EXHAUSTED_LOG
+        fields: dict[str, str | int] = {
+            "failed": what,
+            "detail": detail,
+            "count": self._exhausted,  # since the last record
+            "clients": len(self._clients),
+            "upstreams": len(self._upstreams),
+        }
+        self._exhausted = 0
+        self._out.append(tp.Log(tp.LogLevel.WARNING, "sockets.exhausted", fields))
 
     # ------------------------------------------------------------ the bridge
 
@@ -406,9 +516,10 @@ class Endpoint:
                 self._answered(effect.turn, conn, client)
         elif isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
-            data = self._upstreams[conn].send(effect.data) if conn is not None else b""
-            if conn is not None and data:  # else the link is closing: its loss is on its way
-                self._out.append(tp.Send(conn, data, notify=True))
+            if conn is not None:  # else the link is closing: its loss is on its way
+                frame = self._upstreams[conn].send(effect.data, self._now)
+                if frame:  # else it follows the frames that the transport has yet to take
+                    self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
             conn = self._of_link.get(effect.link)
             if conn is not None:
@@ -416,10 +527,9 @@ class Endpoint:
                 self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
         elif isinstance(effect, msg.OpenLink):
             conn = self._next_number()
-            url = self._config.upstream
             self._upstreams[conn] = Upstream(self._config, effect.link, effect.headers, self._now)
             self._of_link[effect.link] = conn
-            self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
+            self._connect(conn)
         elif isinstance(effect, msg.CloseLink):
             self._close(effect.link)
         elif isinstance(effect, tp.Log):

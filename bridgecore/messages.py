@@ -75,9 +75,11 @@ class LinkLost:
 
 @attrs.define
 class LinkFrameSent:
-    """The frame of the last ``SendFrame`` was handed to the operating system."""
+    """The message of the last ``SendFrame`` was handed to the operating system; or, ``whole`` being
+    False, one more part of it, and others follow."""
 
     link: int
+    whole: bool = True
 
 
 @attrs.define
@@ -100,6 +102,12 @@ class LinksEvicted:
 
 
 @attrs.define
+class SocketsExhausted:
+    """No further link can be opened here, for want of descriptors: the conversation that has been
+    idle longest gives up its link, if there is one."""
+
+
+@attrs.define
 class BridgeTimeout:
     """The time that ``next_timeout`` named has come."""
 
@@ -113,6 +121,7 @@ BridgeEvent: TypeAlias = (
     | LinkFrameSent
     | MessagesReceived
     | LinksEvicted
+    | SocketsExhausted
     | BridgeTimeout
 )
 

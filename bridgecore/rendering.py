@@ -99,6 +99,10 @@ def render_answer(
     """
     happened = f" ({failure.detail})" if failure is not None else ""
     wait = failure.retry_after if failure is not None else None
+    exhausted = failure is not None and failure.kind is FailureKind.EXHAUSTED
+    if answer is Answer.UPSTREAM_UNAVAILABLE and exhausted:
+        message = "The bridge has no socket left to reach the upstream with. Retry later."
+        return http_error(503, Answer.OVERLOADED.value, message)
     if answer is Answer.UPSTREAM_UNAVAILABLE:
         message = f"The upstream connection could not carry this turn{happened}. Retry as is."
     elif answer is Answer.OWNER_UNREACHABLE:

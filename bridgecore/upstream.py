@@ -70,8 +70,10 @@ class Upstream:
             headers=headers,
             max_message=config.max_message,
         )
-        self._seen = now  # when bytes came last
-        self._pinged = False  # and no byte has come since
+        self._seen = now  # when the upstream last showed that it is alive
+        self._pong_due: int | None = None  # it was pinged and has not shown it since
+        self._sending = False  # the transport has a frame of a message that is not out yet
+        self._taken = now  # when the transport last took one
         self.link = link
         self.stage = Stage.CONNECTING
         self.paused = False  # it is not read: a client is too slow
@@ -91,8 +93,7 @@ class Upstream:
 
     def receive(self, data: bytes, now: int) -> Heard:
         """Take in bytes."""
-        self._seen = now
-        self._pinged = False  # any byte proves life, a pong is just the one that was asked for
+        self._alive(now)  # any byte proves life, a pong is just the one that was asked for
         return self._read(self._socket.receive(data), now)
 
     def receive_eof(self, now: int) -> Heard:
@@ -133,9 +134,33 @@ class Upstream:
 
     # ------------------------------------------------------------ output
 
-    def send(self, text: bytes) -> bytes:
-        """The bytes of a text message; none if the link is closing."""
-        return self._socket.send_text(text)
+    def send(self, text: bytes, now: int) -> bytes:
+        """Take a text message to send: what of it goes out at once.
+
+        Nothing, if the link is closing or an earlier message is not out yet. A large message goes
+        out in frames: one is returned here, the others by ``frame_sent``, so that replies to the
+        upstream's pings wait for one frame and not for megabytes.
+        """
+        self._socket.queue_text(text)
+        if self._sending:
+            return b""
+        return self._next_frame(now)
+
+    def frame_sent(self, now: int) -> bytes:
+        """The transport has taken the frame that was to be sent last: the next one, if any."""
+        # The transport buffers less than a long message, so the upstream reads: it is alive.
+        self._alive(now)
+        return self._next_frame(now)
+
+    def _next_frame(self, now: int) -> bytes:
+        frame = self._socket.next_frame()
+        self._sending = bool(frame)
+        self._taken = now
+        return frame
+
+    def _alive(self, now: int) -> None:
+        self._seen = now
+        self._pong_due = None
 
     def close(self) -> bytes:
         """The bytes of our close frame; none if nobody could understand it."""
@@ -153,19 +178,27 @@ class Upstream:
         if self.stage is Stage.CLOSING:
             return TimedOut(Timer.CLOSE_HANDSHAKE)
         if self.paused:
-            # Nothing is read, so a pong that came would not be seen.
-            self._pinged = False
-        elif self._pinged:
-            return TimedOut(Timer.PING)
-        elif self._seen + config.ping_interval > now:
-            self.deadline = self._seen + config.ping_interval
+            # Nothing is read: a pong that came would not be seen, and an upstream whose events
+            # nobody takes may have stopped reading, too.
+            self._pong_due = None
+            self._taken = now
+            self.deadline = now + config.ping_interval
             return b""
-        else:
-            self._pinged = True
-            self.deadline = now + config.ping_timeout
-            return self._socket.ping()
-        self.deadline = now + config.ping_interval
-        return b""
+        if self._pong_due is not None and self._pong_due <= now:
+            return TimedOut(Timer.PING)
+        # An upstream may send, pongs included, and take nothing of a message. It is given up like a
+        # quiet one, and as late: our own pongs wait behind the frame that it does not take.
+        stalled = self._taken + config.ping_interval + config.ping_timeout
+        if self._sending and stalled <= now:
+            return TimedOut(Timer.PING)
+        ping = b""
+        if self._pong_due is not None:
+            due = self._pong_due
+        elif (due := self._seen + config.ping_interval) <= now:
+            ping = self._socket.ping()
+            due = self._pong_due = now + config.ping_timeout
+        self.deadline = min(due, stalled) if self._sending else due
+        return ping
 
 
 def _failure(code: int) -> Evidence:

@@ -134,6 +134,10 @@ class Backend(ABC):
         """What ``function`` returns, called in a thread."""
 
     @abstractmethod
+    async def tick(self) -> None:
+        """Let everything else that is ready go one step on."""
+
+    @abstractmethod
     def event(self) -> Event:
         """An event of this loop, not set yet."""
 
@@ -187,6 +191,9 @@ class AsyncioBackend(Backend):
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await asyncio.to_thread(function, *args)
 
+    async def tick(self) -> None:
+        await asyncio.sleep(0)
+
     def event(self) -> Event:
         return asyncio.Event()
 
@@ -214,6 +221,9 @@ class TrioBackend(Backend):
 
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
         return await trio.to_thread.run_sync(function, *args)
+
+    async def tick(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     def event(self) -> Event:
         return trio.Event()

@@ -953,7 +953,7 @@ def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
     assert_empty(world)
 
 
-def cut(world: World, end: str, **fields: object) -> Answer:
+def cut(world: World, end: str, **fields: Any) -> Answer:
     """A turn that the upstream ends with ``response.END``, without output."""
     event = (
         '{"type":"response.%s","response":{"id":"%%RESPONSE_ID%%","status":"%s","output":[],'

@@ -14,22 +14,22 @@ from bridgecore.recovery.failure import (
 )
 from bridgecore.recovery.timers import Timer
 from bridgecore.upstream import Heard, Stage, Upstream
-from bridgecore.wire.websocket import WebSocketServer
+from bridgecore.wire.websocket import FRAGMENT, MessageReceived, WebSocketServer
 
 CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/v1/responses"))
 
 
-def asked() -> tuple[Upstream, WebSocketServer]:
+def asked(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
     upstream = Upstream(CONFIG, 1, [(b"authorization", b"Bearer k")], 0)
-    server = WebSocketServer(max_message=1000)
+    server = WebSocketServer(max_message=max_message)
     assert upstream.close() == b""  # nobody could understand it yet
     server.receive(upstream.connected())
     assert upstream.close() == b""
     return upstream, server
 
 
-def opened() -> tuple[Upstream, WebSocketServer]:
-    upstream, server = asked()
+def opened(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
+    upstream, server = asked(max_message)
     heard = upstream.receive(server.accept(), 0)
     assert heard == Heard(opened=True)
     assert (upstream.stage, upstream.timer) == (Stage.OPEN, Timer.PING)
@@ -79,7 +79,7 @@ def test_a_close() -> None:
     assert heard.loss is not None
     assert (heard.loss.cause, heard.loss.goodbye) == (Closed(1012), True)
     assert heard.reply
-    assert upstream.send(b"late") == b""
+    assert upstream.send(b"late", 1) == b""
 
 
 @pytest.mark.parametrize("upgraded", [True, False])
@@ -143,3 +143,89 @@ def test_parting() -> None:
     assert upstream.deadline == 7 + CONFIG.close_timeout
     assert upstream.close() == b""
     assert upstream.timeout(upstream.deadline) == TimedOut(Timer.CLOSE_HANDSHAKE)
+
+
+# ------------------------------------------------------------------ a long message
+
+LONG = b"x" * (3 * FRAGMENT)
+
+
+def uploading() -> tuple[Upstream, WebSocketServer]:
+    """The first of three frames is with the transport, since 1 ns."""
+    upstream, server = opened()
+    assert len(upstream.send(LONG, 1)) < FRAGMENT + 20
+    return upstream, server
+
+
+def test_a_long_message_leaves_at_the_pace_of_the_transport() -> None:
+    upstream, server = opened(len(LONG))
+    wire = upstream.send(LONG, 1)
+    assert upstream.send(b"next", 1) == b""  # it follows when the first one is out
+    while frame := upstream.frame_sent(2):
+        wire += frame
+    assert server.receive(wire) == [MessageReceived(LONG), MessageReceived(b"next")]
+    assert upstream.send(b"at once", 3)
+
+
+def test_a_ping_is_answered_between_two_frames() -> None:
+    upstream, server = uploading()
+    heard = upstream.receive(server.ping(), 2)
+    assert heard.reply
+    assert heard.loss is None
+
+
+def test_a_close_in_the_middle_drops_the_rest() -> None:
+    upstream, server = uploading()
+    heard = upstream.receive(server.close(1009), 2)
+    assert heard.loss is not None
+    assert heard.loss.cause == Closed(1009)
+    assert upstream.frame_sent(3) == b""
+
+
+def test_an_upstream_that_takes_frames_is_alive() -> None:
+    """It is too busy reading to send anything, for longer than a quiet one is given."""
+    upstream, _ = opened()
+    upstream.send(b"x" * (40 * FRAGMENT), 0)
+    now = 0
+    for _ in range(30):
+        now += CONFIG.ping_interval - 1
+        assert upstream.frame_sent(now)
+        while upstream.deadline is not None and upstream.deadline <= now:
+            assert upstream.timeout(now) == b""
+
+
+def test_an_upstream_that_takes_nothing_is_given_up_as_late_as_a_quiet_one() -> None:
+    upstream, _ = uploading()
+    said = [upstream.timeout(CONFIG.ping_interval)]
+    assert upstream.deadline is not None
+    said.append(upstream.timeout(upstream.deadline))
+    assert isinstance(said[0], bytes)
+    assert said[1] == TimedOut(Timer.PING)
+
+
+def test_an_upstream_that_sends_but_takes_nothing_is_given_up_at_the_same_time() -> None:
+    """Its bytes show that it is alive, but the message would never be out."""
+    upstream, server = uploading()
+    end = 1 + CONFIG.ping_interval + CONFIG.ping_timeout
+    now = 0
+    said: bytes | TimedOut = b""
+    while not isinstance(said, TimedOut):
+        assert upstream.deadline is not None
+        assert now < upstream.deadline <= end
+        now = upstream.deadline
+        said = upstream.timeout(now)
+        if now < end:
+            upstream.receive(server.send_text(b"I am here") + server.ping(), now)
+    assert (now, said) == (end, TimedOut(Timer.PING))
+
+
+def test_an_upload_cannot_stall_while_nothing_is_read() -> None:
+    """The upstream may be waiting for us to take its events before it reads on."""
+    upstream, _ = uploading()
+    upstream.paused = True
+    for _ in range(5):
+        assert upstream.deadline is not None
+        assert upstream.timeout(upstream.deadline) == b""
+    upstream.paused = False
+    assert upstream.deadline is not None
+    assert isinstance(upstream.timeout(upstream.deadline), bytes)

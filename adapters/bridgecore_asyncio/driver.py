@@ -6,21 +6,39 @@ events. To be read beside ``bridgecore_trio/driver.py``: same names, same order.
 
 import asyncio
 import contextlib
+import errno
+import os
 import secrets
 import socket
 import ssl
 import struct
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
-from typing import cast
+from functools import partial
+from itertools import zip_longest
+from typing import Any, TypeAlias, cast
 
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire import transport as wire
-from bridgecore.wire.driver import BACKLOG, HIGH_WATER, LOCAL, Driver
+from bridgecore.wire.driver import Driver
 
+HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
+BACKLOG = 512  # connections that the OS holds until they are accepted
+NEXT_ADDRESS = 0.25  # seconds until the next address is tried, too (RFC 8305, section 5)
+ACCEPTED_AT_ONCE = 64  # connections, before others have a turn
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
+# This process or host has no descriptor, memory or local port left.
+EXHAUSTED = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EADDRNOTAVAIL,
+)
+FORBIDDEN = (errno.EACCES, errno.EPERM)  # by a firewall or a sandbox of this host
 
 
 @contextlib.asynccontextmanager
@@ -62,7 +80,7 @@ class Server(Driver["Connection"]):
     _upstream_ssl: ssl.SSLContext | None
     _listener_ssl: ssl.SSLContext | None
     _tasks: asyncio.TaskGroup
-    _listener: asyncio.Server
+    _listeners: list[socket.socket]
     _alarm: asyncio.Handle
 
     def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
@@ -86,16 +104,54 @@ class Server(Driver["Connection"]):
         await self._stopped.wait()
 
     async def _listen(self, host: str, port: int) -> None:
-        self._listener = await self._loop.create_server(
-            lambda: Connection(self), host, port, backlog=BACKLOG
-        )
-        self.host, self.port = self._listener.sockets[0].getsockname()[:2]
+        self._listeners = []
         self._alarm = self._loop.call_soon(self._arm)
+        try:
+            found = await self._loop.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            unsupported: OSError | None = None  # a family that this host does not have, IPv6, say
+            for family, _, _, _, address in dict.fromkeys(found):
+                try:
+                    listener = socket.create_server(address, family=family, backlog=BACKLOG)
+                except OSError as exc:
+                    if exc.errno != errno.EAFNOSUPPORT:
+                        raise
+                    unsupported = exc
+                    continue
+                listener.setblocking(False)
+                self._listeners.append(listener)
+            if unsupported is not None and not self._listeners:
+                raise unsupported
+        except BaseException:
+            self._stop_listening()
+            self._alarm.cancel()
+            raise
+        self.host, self.port = self._listeners[0].getsockname()[:2]
+        self._resume_listening()
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept what waits, some of it: others have a turn before the rest.
+
+        Not with ``asyncio.Server``, which writes a traceback for each of ``backlog`` attempts when
+        descriptors run out, and nobody can be told to give one back.
+        """
+        for _ in range(0 if self._closed else ACCEPTED_AT_ONCE):
+            try:
+                accepted, _ = listener.accept()
+            except OSError as exc:
+                if exc.errno in EXHAUSTED:
+                    self.accept_failed(exc)
+                return  # else nothing waits, or what waited is gone: see accept(2)
+            accepted.setblocking(False)
+            connection = Connection(self, sock=accepted)
+            connection.task = self._tasks.create_task(connection.accept(accepted))
+            connection.task.add_done_callback(connection.attempted)
 
     async def _shut_down(self) -> None:
         self._closed = True
         self._stopped.set()
-        self._listener.close()
+        self._stop_listening()
         self._alarm.cancel()
         for connection in (alive := list(self._alive)):
             connection.abort()
@@ -113,10 +169,22 @@ class Server(Driver["Connection"]):
     def _connect(self, effect: wire.Connect) -> "Connection":
         connection = Connection(self, effect.conn)
         connection.task = self._tasks.create_task(connection.connect(effect))
+        connection.task.add_done_callback(connection.attempted)
         return connection
 
+    def _pause_listening(self) -> None:
+        for listener in self._listeners:
+            self._loop.remove_reader(listener)
+
+    def _resume_listening(self) -> None:
+        for listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
     def _stop_listening(self) -> None:
-        self._listener.close()
+        self._pause_listening()
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
 
     def _crashed(self, why: Exception) -> None:
         self._tasks.create_task(fail(why))
@@ -125,15 +193,15 @@ class Server(Driver["Connection"]):
 class Connection(asyncio.Protocol):
     """One socket, from the attempt to get it until it is closed."""
 
-    task: asyncio.Task[None]  # the attempt
+    task: asyncio.Task[None]  # the attempt to have a transport
     transport: asyncio.Transport | None = None
     tls: ssl.SSLObject | None = None  # asyncio's own does not tell how much waits to be written
     up = eof = closing = blocked = False  # up: reported as Accepted or Connected
     marks = 0  # Sends with notify that wait until nothing waits to be written
     why: Exception = ssl.SSLError("connection lost during the handshake")
 
-    def __init__(self, server: Server, conn: int = -1) -> None:
-        self.server, self.conn, self.accepted = server, conn, conn == -1
+    def __init__(self, server: Server, conn: int = -1, sock: socket.socket | None = None) -> None:
+        self.server, self.conn, self.sock, self.accepted = server, conn, sock, conn == -1
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.plain = bytearray()  # waits for the handshake
         self.end = server._loop.create_future()
@@ -145,22 +213,38 @@ class Connection(asyncio.Protocol):
     async def connect(self, effect: wire.Connect) -> None:
         server, into = self.server, (self.incoming, self.outgoing)
         try:
+            require_a_descriptor()
             if effect.tls:
                 server._upstream_ssl = server._upstream_ssl or ssl.create_default_context()
                 self.tls = server._upstream_ssl.wrap_bio(*into, server_hostname=effect.host)
-            await server._loop.create_connection(
-                lambda: self, effect.host, effect.port, happy_eyeballs_delay=0.25
-            )
+            self.sock = await open_tcp(server._tasks, effect.host, effect.port)
+            keep_little_unsent(self.sock)
+            await server._loop.create_connection(lambda: self, sock=self.sock)
         except Exception as exc:
             self.why = exc
-            self.connection_lost(exc)
+
+    async def accept(self, sock: socket.socket) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self.server._loop.connect_accepted_socket(lambda: self, sock)
+        except Exception as exc:
+            self.why = exc
+
+    def attempted(self, task: asyncio.Task[None]) -> None:
+        """``connect`` or ``accept`` is over, or was cancelled, perhaps before it began."""
+        if self.transport is None:
+            if self.sock is not None:
+                reset_on_close(self.sock)
+                self.sock.close()
+            self.connection_lost(None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         # Paused as soon as anything waits, resumed once nothing does: the marks are ours.
         self.transport.set_write_buffer_limits(high=0)
-        if self.end.done():
+        if self.task.cancelling():
             self.abort()
+            self.connection_lost(None)  # uvloop does not say so of a transport made too late
             return
         if self.accepted and self.server._listener_ssl is not None:
             self.tls = self.server._listener_ssl.wrap_bio(self.incoming, self.outgoing, True)
@@ -199,7 +283,7 @@ class Connection(asyncio.Protocol):
             self.transport.write(self.outgoing.read())  # the alert
             self.transport.abort()
             return
-        self.transport.write(self.outgoing.read())
+        self.write(self.outgoing.read())
         if not self.waiting():
             self.resume_writing()
         if data:
@@ -207,6 +291,15 @@ class Connection(asyncio.Protocol):
         if ended:
             self.transport.pause_reading()
             self.eof_received()
+
+    def write(self, data: bytes) -> None:
+        assert self.transport is not None
+        self.transport.write(data)
+        if data and self.transport.is_closing() and self.sock is not None:
+            # It was reset. What came before that, a reason, say, asyncio would not read any more.
+            with contextlib.suppress(OSError):
+                while rest := self.sock.recv(HIGH_WATER):
+                    self.data_received(rest)
 
     def waiting(self) -> int:
         assert self.transport is not None
@@ -218,12 +311,16 @@ class Connection(asyncio.Protocol):
             self.report(wire.EofReceived(self.conn))
         return self.up  # if not, the handshake has failed
 
+    def flushed(self) -> None:
+        if not self.waiting():
+            self.resume_writing()
+
     def resume_writing(self) -> None:
         if self.blocked:
             self.blocked = False
             self.report(wire.WriteUnblocked(self.conn))
-        while self.marks:
-            self.marks -= 1
+        marks, self.marks = self.marks, 0  # those that these cause have their own time
+        for _ in range(marks):
             self.report(wire.DataSent(self.conn))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -241,7 +338,7 @@ class Connection(asyncio.Protocol):
         match effect:
             case wire.Send():
                 if self.tls is None:
-                    self.transport.write(effect.data)
+                    self.write(effect.data)
                 else:
                     self.plain += effect.data
                     self.pump()
@@ -251,8 +348,13 @@ class Connection(asyncio.Protocol):
                     self.report(wire.WriteBlocked(self.conn))
                 if effect.notify and waiting:
                     self.marks += 1
-                elif effect.notify and not self.transport.is_closing():
-                    self.report(wire.DataSent(self.conn))
+                elif effect.notify and not self.transport.is_closing():  # else writing failed
+                    if len(effect.data) <= HIGH_WATER:
+                        self.report(wire.DataSent(self.conn))
+                    else:
+                        # It may cause the next such write: others have a turn before that.
+                        self.marks += 1
+                        self.server._loop.call_soon(self.flushed)
             case wire.EndSending() | wire.Close():
                 if self.tls is not None:
                     with contextlib.suppress(ssl.SSLError):  # wants an answer that need not come
@@ -273,12 +375,102 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self.transport is None:
             self.task.cancel()
-            self.connection_lost(None)
             return
         if not self.closing:  # else what Close left to the OS is still to arrive
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            reset_on_close(self.transport.get_extra_info("socket"))
         self.transport.abort()
+
+
+async def open_tcp(tasks: asyncio.TaskGroup, host: str, port: int) -> socket.socket:
+    """A socket that is connected to ``host``: to the first of its addresses that answers.
+
+    An address has its turn when the one before has failed, or has not answered for ``NEXT_ADDRESS``
+    (RFC 8305). ``create_connection`` would do the same, but not under uvloop, and asyncio's leaves
+    tasks and sockets behind when it is cancelled. Raises OSError if no address can be had.
+    """
+    loop = asyncio.get_running_loop()
+    addresses = deque(by_turns(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    attempts: list[asyncio.Task[socket.socket | OSError]] = []
+    running: set[asyncio.Task[socket.socket | OSError]] = set()
+    connected: socket.socket | None = None
+    failed: list[OSError] = []
+    try:
+        while connected is None and (addresses or running):
+            if addresses:
+                attempts.append(tasks.create_task(connect_to(*addresses.popleft())))
+                running.add(attempts[-1])
+            done, running = await asyncio.wait(
+                running,
+                timeout=NEXT_ADDRESS if addresses else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            for result in (task.result() for task in done):
+                if isinstance(result, OSError):
+                    failed.append(result)
+                else:
+                    connected = connected or result
+    finally:
+        for task in attempts:
+            task.cancel()
+            task.add_done_callback(partial(close_unless, connected))
+    if connected is not None:
+        return connected
+    for exc in failed:
+        if exc.errno in EXHAUSTED:
+            raise exc
+    raise failed[0] if len(failed) == 1 else OSError("; ".join(str(exc) for exc in failed))
+
+
+Address: TypeAlias = tuple[socket.AddressFamily, int, Any]  # family, protocol, what it takes
+
+
+def by_turns(found: list[Any]) -> list[Address]:
+    """What ``getaddrinfo`` found, IPv4 and IPv6 in turns (RFC 8305, section 4): the next address
+    is to help when the network of the first one does not work."""
+    first: list[Address] = []
+    other: list[Address] = []
+    for family, _, proto, _, address in found:
+        (first if family == found[0][0] else other).append((family, proto, address))
+    return [one for pair in zip_longest(first, other) for one in pair if one is not None]
+
+
+async def connect_to(family: int, proto: int, address: Any) -> socket.socket | OSError:
+    """A connected socket, or why not: returned, because an exception would end the task group."""
+    sock = None
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM, proto)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException as exc:
+        if sock is not None:
+            sock.close()
+        if isinstance(exc, OSError):
+            return exc
+        raise
+    return sock
+
+
+def close_unless(used: socket.socket | None, task: asyncio.Task[socket.socket | OSError]) -> None:
+    if not task.cancelled() and not isinstance(sock := task.result(), OSError) and sock is not used:
+        sock.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Have the peer told by RST, and what was not sent dropped, when ``sock`` is closed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def keep_little_unsent(sock: socket.socket) -> None:
+    """Have the OS take no more than it can send soon: what is written next, a pong, say, waits
+    behind all that it has taken, which without this option may be megabytes."""
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER)
+
+
+def require_a_descriptor() -> None:
+    """Raise OSError if this process or host has none left. What comes next would hide it: the
+    resolver says that there is no such name, and ``ssl`` reads an empty trust store, for good."""
+    os.close(os.open(os.devnull, os.O_RDONLY))
 
 
 async def fail(why: Exception) -> None:
@@ -291,6 +483,8 @@ def failed(conn: int, why: Exception) -> wire.ConnectFailed:
         error = wire.ConnectError.TLS
     elif isinstance(why, socket.gaierror | UnicodeError):
         error = wire.ConnectError.RESOLVE
-    elif isinstance(why, OSError) and why.errno not in LOCAL:
+    elif isinstance(why, OSError) and why.errno in EXHAUSTED:
+        error = wire.ConnectError.LOCAL
+    elif isinstance(why, OSError) and why.errno not in FORBIDDEN:
         error = wire.ConnectError.REFUSED
     return wire.ConnectFailed(conn, error, " ".join(str(why).split())[:200])

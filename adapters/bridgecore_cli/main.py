@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -183,12 +184,14 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
 
             emulator = await listen(Emulator(), "127.0.0.1", 0)
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
-        config = settings.config(upstream)
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
         server = await listen(config, settings.host, settings.port, log=log)
         where = _authority(settings.host, server.port)
         _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
         origin = "emulator" if settings.upstream is None else upstream.authority
         fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
+        fields["max_sessions"] = config.max_sessions
         log(Log(LogLevel.INFO, "serving", {**fields, "backend": settings.backend}))
         _warn(settings, server.host, log)
         signals.on_first(server.request_drain)

@@ -28,6 +28,7 @@ USAGE = 2  # exit code: a flag is wrong
 CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
 NONE = "none"  # no file, where one can be named
 EMULATOR = "emulator"  # the upstream that needs no key
+AUTO = "auto"  # a number that follows from what the process may do
 PREFIX = "BRIDGECORE_"
 
 _SHORTEST = Decimal("0.001")  # seconds, as in Config
@@ -93,6 +94,16 @@ def _size(value: Any) -> int:
     return number
 
 
+def _limit(value: Any) -> int | None:
+    """None for ``auto``."""
+    if value == AUTO:
+        return None
+    number = _whole_number(value)
+    if number is None or number < 1:
+        raise ValueError(f"is not a whole number, at least 1, or {AUTO!r}")
+    return number
+
+
 def _seconds(value: Any) -> int:
     """Seconds, as ns. Decimal throughout: 0.1 s is 100,000,000 ns and not one less."""
     if isinstance(value, str):
@@ -151,6 +162,7 @@ URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
+LIMIT = Kind("N", _limit, lambda limit: AUTO if limit is None else str(limit))
 FILE = Kind("FILE", _file, lambda path: path or NONE)
 
 
@@ -213,6 +225,7 @@ CORE = (
     _of_config("transcript_scope_bytes", SIZE, "of those of one credential, at most"),
     _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
     _of_config("forward_headers", HEADERS, "of a request that go upstream, comma-separated"),
+    Setting("max_sessions", LIMIT, None, "conversations with a session; idle ones give way"),
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
@@ -245,14 +258,39 @@ class Settings:
     decision_log: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
-    def config(self, upstream: UpstreamUrl) -> Config:
-        """The bridge's configuration, with ``upstream`` in place of the emulator."""
+    def config(self, upstream: UpstreamUrl, files: int | None) -> Config:
+        """The bridge's configuration, with ``upstream`` in place of the emulator, for a process
+        that may open ``files`` files (None: as many as it likes)."""
+        core = dict(self.core)
+        if core["max_sessions"] is None:
+            core["max_sessions"] = sessions_for(files, emulator=self.upstream is None)
         return Config(
             upstream=upstream,
             policy=POLICIES[self.policy],
             decisions=self.decision_log is not None,
-            **self.core,
+            **core,
         )
+
+
+# Descriptors that are not for sessions: standard streams, the event loop's own, the listener, the
+# decision log, look-ups of names, and clients that are to be told 503. A process that may open
+# very few keeps a quarter for them.
+_SPARE = 64
+
+
+def sessions_for(files: int | None, *, emulator: bool) -> int:
+    """How many conversations have room in a process that may open ``files`` files (None: as many
+    as it likes).
+
+    A session costs a client's socket and an upstream socket; the embedded emulator has the other
+    end of that in the same process. Never more than the default of ``Config``.
+    """
+    most: int | None = attrs.fields(Config).max_sessions.default
+    assert most is not None
+    if files is None:
+        return most
+    room = files - min(_SPARE, files // 4)
+    return max(1, min(most, room // (3 if emulator else 2)))
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
@@ -278,7 +316,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
     try:
-        settings.config(_NOWHERE)  # values that are right one by one need not go together
+        settings.config(_NOWHERE, None)  # values that are right one by one need not go together
     except ConfigError as exc:
         by_flags = any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None

@@ -5,6 +5,7 @@ events. To be read beside ``bridgecore_asyncio/driver.py``: same names, same ord
 """
 
 import contextlib
+import errno
 import math
 import os
 import secrets
@@ -19,9 +20,20 @@ from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire import transport as wire
-from bridgecore.wire.driver import BACKLOG, HIGH_WATER, LOCAL, Driver
+from bridgecore.wire.driver import Driver
 
+HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
+BACKLOG = 512  # connections that the OS holds until they are accepted
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
+# This process or host has no descriptor, memory or local port left.
+EXHAUSTED = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOBUFS,
+    errno.ENOMEM,
+    errno.EADDRNOTAVAIL,
+)
+FORBIDDEN = (errno.EACCES, errno.EPERM)  # by a firewall or a sandbox of this host
 
 
 @contextlib.asynccontextmanager
@@ -70,6 +82,8 @@ class Server(Driver["Connection"]):
         self._alive: set[Connection] = set()  # that have a socket, or try to get one
         self._token = trio.lowlevel.current_trio_token()
         self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
+        self._may_accept = trio.Event()
+        self._may_accept.set()
 
     @property
     def open_connections(self) -> int:
@@ -92,11 +106,26 @@ class Server(Driver["Connection"]):
         self._tasks.start_soon(self._watch_clock)
 
     async def _accept(self, listeners: list[trio.SocketListener]) -> None:
-        async def accept(tcp: trio.SocketStream) -> None:
-            await Connection(self).accept(tcp)
-
         with self._listening:
-            await trio.serve_listeners(accept, listeners, handler_nursery=self._tasks)
+            async with trio.open_nursery() as nursery:
+                for listener in listeners:
+                    nursery.start_soon(self._accept_from, listener)
+
+    async def _accept_from(self, listener: trio.SocketListener) -> None:
+        """Not with ``trio.serve_listeners``, which writes a traceback for each attempt when
+        descriptors run out, and nobody can be told to give one back."""
+        async with listener:
+            while True:
+                await self._may_accept.wait()
+                # To accept with no descriptor left fails even if nothing waits to be accepted.
+                await trio.lowlevel.wait_readable(listener.socket)
+                try:
+                    tcp = await listener.accept()
+                except OSError as exc:
+                    if exc.errno in EXHAUSTED:
+                        self.accept_failed(exc)
+                    continue  # else what waited is gone: see accept(2)
+                self._tasks.start_soon(Connection(self).accept, tcp)
 
     async def _watch_clock(self) -> None:
         while True:
@@ -121,6 +150,12 @@ class Server(Driver["Connection"]):
         connection = Connection(self, effect.conn)
         self._tasks.start_soon(connection.connect, effect)
         return connection
+
+    def _pause_listening(self) -> None:
+        self._may_accept = trio.Event()
+
+    def _resume_listening(self) -> None:
+        self._may_accept.set()
 
     def _stop_listening(self) -> None:
         self._listening.cancel()
@@ -148,11 +183,14 @@ class Connection:
 
     async def connect(self, effect: wire.Connect) -> None:
         with self.until_gone():
-            self.tcp = self.stream = tcp = await trio.open_tcp_stream(effect.host, effect.port)
+            require_a_descriptor()
             if effect.tls:
                 self.server._upstream_ssl = (
                     self.server._upstream_ssl or ssl.create_default_context()
                 )
+            self.tcp = self.stream = tcp = await trio.open_tcp_stream(effect.host, effect.port)
+            keep_little_unsent(tcp)
+            if effect.tls and self.server._upstream_ssl is not None:
                 self.stream = trio.SSLStream(
                     tcp,
                     self.server._upstream_ssl,
@@ -180,7 +218,7 @@ class Connection:
         finally:
             if self.tcp is not None:
                 if why is None and not self.closing:  # what Close left to the OS is to arrive
-                    self.tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+                    reset_on_close(self.tcp)
                 self.tcp.socket.close()
             self.server._alive.discard(self)
             self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, why))
@@ -211,10 +249,11 @@ class Connection:
             if self.blocked:
                 self.blocked = False
                 self.report(wire.WriteUnblocked(self.conn))
-            while self.marks:
-                self.marks -= 1
+            marks, self.marks = self.marks, 0  # those that these cause have their own time
+            for _ in range(marks):
                 self.report(wire.DataSent(self.conn))
-            if self.outbox:
+            if self.outbox or self.marks:
+                await trio.lowlevel.checkpoint()
                 continue
             if self.ending and isinstance(self.stream, trio.SocketStream):
                 self.ending = False
@@ -245,6 +284,7 @@ class Connection:
                 self.resumed.unpark_all()
 
     def send(self, data: bytes, notify: bool) -> None:
+        large = len(data) > HIGH_WATER
         if not self.outbox and not self.sending and self.stream is self.tcp:
             with contextlib.suppress(OSError):  # would block, or is broken: the writer sees to it
                 data = data[os.write(self.tcp.socket.fileno(), data) :]
@@ -255,10 +295,30 @@ class Connection:
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
-        if notify and waiting:
+        if notify and (waiting or large):
+            # Its DataSent may cause the next such write: others have a turn before that.
             self.marks += 1
+            self.work.unpark_all()
         elif notify:
             self.report(wire.DataSent(self.conn))
+
+
+def reset_on_close(tcp: trio.SocketStream) -> None:
+    """Have the peer told by RST, and what was not sent dropped, when ``tcp`` is closed."""
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+
+
+def keep_little_unsent(tcp: trio.SocketStream) -> None:
+    """Have the OS take no more than it can send soon: what is written next, a pong, say, waits
+    behind all that it has taken, which without this option may be megabytes."""
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER)
+
+
+def require_a_descriptor() -> None:
+    """Raise OSError if this process or host has none left. What comes next would hide it: the
+    resolver says that there is no such name, and ``ssl`` reads an empty trust store, for good."""
+    os.close(os.open(os.devnull, os.O_RDONLY))
 
 
 async def fail(why: Exception) -> None:
@@ -273,6 +333,8 @@ def failed(conn: int, why: BaseException | None) -> wire.ConnectFailed:
         error = wire.ConnectError.TLS
     elif isinstance(why, socket.gaierror | UnicodeError):
         error = wire.ConnectError.RESOLVE
-    elif isinstance(why, OSError) and why.errno not in LOCAL:
+    elif isinstance(why, OSError) and why.errno in EXHAUSTED:
+        error = wire.ConnectError.LOCAL
+    elif isinstance(why, OSError) and why.errno not in FORBIDDEN:
         error = wire.ConnectError.REFUSED
     return wire.ConnectFailed(conn, error, " ".join(str(why).split())[:200])

@@ -77,8 +77,10 @@ class ConnectionLost:
 
 @attrs.frozen
 class FrameSent:
-    """The turn's frame was handed to the operating system completely."""
+    """The turn's frame was handed to the operating system completely; or, ``whole`` being False,
+    one more part of a large one, and others follow."""
     generation: int
+    whole: bool = True
 
 # Events of an answer carry the id of the response that they name, where they name one: an upstream
 # may send copies and stragglers of an earlier response after the next turn's frame went out.

@@ -30,7 +30,8 @@ class Malformed:
 
 @attrs.frozen
 class Unreachable:
-    """TCP or TLS could not be set up. ``reason``: a short word such as ``refused``."""
+    """TCP or TLS could not be set up. ``reason``: a short word such as ``refused``; ``local`` if
+    this process or host has no descriptor, port or memory left for a socket."""
     reason: str
 
 @attrs.frozen
@@ -67,6 +68,7 @@ class FailureKind(enum.Enum):
     LOST = "lost"  # the socket is gone or useless
     TIMED_OUT = "timed_out"  # a deadline passed
     UNREACHABLE = "unreachable"  # no socket could be had
+    EXHAUSTED = "exhausted"  # no socket could be had because none is left here
     REJECTED = "rejected"  # the upgrade was refused for a reason that concerns the client
     NOT_FOUND = "not_found"  # the upstream does not know the anchor
     CONNECTION_LIMIT = "connection_limit"  # the socket is too old for the upstream
@@ -256,7 +258,9 @@ def classify(evidence: Evidence) -> Failure:
     if isinstance(evidence, TimedOut):
         return Failure(FailureKind.TIMED_OUT, f"{evidence.timer.value} deadline")
     if isinstance(evidence, Unreachable):
-        return Failure(FailureKind.UNREACHABLE, evidence.reason)
+        local = evidence.reason == "local"  # the upstream is not to blame
+        kind = FailureKind.EXHAUSTED if local else FailureKind.UNREACHABLE
+        return Failure(kind, evidence.reason)
     if isinstance(evidence, UpgradeRefused):
         # Anything else (404 and 426 included) is a matter between the bridge and its upstream. A
         # 413 is about the head of the upgrade: no frame was sent that could be too large.

@@ -287,8 +287,10 @@ _UNACCEPTED = (Situation.LOST_SENDING, Situation.LOST_SENT)
 
 @_rule("frame-sent", ev.FrameSent, _P.SENDING)
 def _frame_sent(draft: Draft, event: ev.FrameSent) -> None:
-    """The frame is with the operating system: response.created is due from now."""
-    draft.advance(AttemptPhase.SENT)
+    """The frame is with the operating system: response.created is due from now. While parts of it
+    are still to go, the upload makes progress, and what is due is the next part."""
+    if event.whole:
+        draft.advance(AttemptPhase.SENT)
     draft.set_timer(Timer.CREATED, draft.policy.timeouts.created)
 
 

@@ -80,6 +80,7 @@ from bridgecore.testing.faults import (
 from bridgecore.wire.transport import Abort as AbortConnection
 from bridgecore.wire.transport import (
     Accepted,
+    AcceptFailed,
     Close,
     Connected,
     ConnectFailed,
@@ -336,6 +337,8 @@ class Emulator:
                 effects.append(StopListening())
             case TimeoutReached():
                 pass  # whatever is due is done below, after any event
+            case AcceptFailed():
+                pass  # all that it has is in use
             case Connected() | ConnectFailed():
                 pass  # it never asks for a connection
             case _:

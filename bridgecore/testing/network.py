@@ -8,6 +8,8 @@ can look at every byte and stop the clock between any two of them. What it model
   sender's writing is blocked, its marks (``DataSent``) and the end of a ``Close`` wait;
 * an orderly close is an end of stream for the peer, who learns that the connection is gone only
   when it writes; a reset is known at once, and destroys what was not read;
+* a process that may open no more sockets (``limit``): its connects fail, and who connects to it
+  waits to be accepted until one of its connections has ended;
 * with ``split``, what was written in one piece arrives in several.
 """
 
@@ -105,6 +107,8 @@ class Network:
         self._listeners: dict[tuple[str, int], tp.Machine] = {}
         self._mute: set[tuple[str, int]] = set()
         self._ends: dict[tuple[int, int], _End] = {}
+        self._limits: dict[int, int] = {}  # of machines, by their id
+        self._unaccepted: list[_End] = []  # machines' ends, held back until there is room
         self._queue: deque[tuple[_End, tp.TransportEvent, bool]] = deque()
         self._running = False
 
@@ -122,6 +126,10 @@ class Network:
     def swallow_connects(self, host: str, port: int) -> None:
         """Connects there are neither refused nor answered."""
         self._mute.add((host, port))
+
+    def limit(self, machine: tp.Machine, count: int) -> None:
+        """Let ``machine`` have at most ``count`` connections at a time, as if by RLIMIT_NOFILE."""
+        self._limits[id(machine)] = count
 
     def connect(self, host: str, port: int) -> ByteClient:
         """A client connected to the machine that listens there.
@@ -234,7 +242,15 @@ class Network:
 
     def _forget(self, end: _End) -> None:
         end.open = False
-        self._ends.pop((id(end.owner), end.conn), None)
+        if self._ends.pop((id(end.owner), end.conn), None) is not None:
+            for one in [one for one in self._unaccepted if one.owner is end.owner]:
+                if not self._let_in(one):
+                    break
+                self._unaccepted.remove(one)
+
+    def _is_full(self, machine: tp.Machine | ByteClient) -> bool:
+        limit = self._limits.get(id(machine))
+        return limit is not None and sum(key[0] == id(machine) for key in self._ends) >= limit
 
     def _next_timeout(self) -> tuple[int, tp.Machine] | None:
         due = [
@@ -251,10 +267,28 @@ class Network:
         machine = self._listeners.get((host, port))
         if machine is None:
             return False
-        end = _End(machine, machine.new_connection(), client)
+        end = _End(machine, machine.new_connection(), client, paused=True)
         client.peer = end
-        self._ends[id(machine), end.conn] = end
+        if not self._let_in(end):
+            self._unaccepted.append(end)
+        return True
+
+    def _let_in(self, end: _End) -> bool:
+        """Have the connection accepted, or have its machine told that it cannot be."""
+        if not end.open:
+            return True  # whoever connected has gone
+        if self._is_full(end.owner):
+            self._post(_End(end.owner, 0), tp.AcceptFailed("too many open files"))
+            return False
+        end.paused = False
+        self._ends[id(end.owner), end.conn] = end
         self._post(end, tp.Accepted(end.conn))
+        for event in end.held:
+            self._post(end, event)
+        end.held.clear()
+        end.unread = 0
+        if end.peer is not None:
+            self._flushed(end.peer)
         return True
 
     # ------------------------------------------------------------ events and effects
@@ -311,6 +345,10 @@ class Network:
     def _connect(self, machine: tp.Machine, effect: tp.Connect) -> None:
         self.connects += 1
         end = _End(machine, effect.conn)
+        if self._is_full(machine):
+            error = tp.ConnectError.LOCAL
+            self._post(end, tp.ConnectFailed(effect.conn, error, "too many open files"))
+            return
         self._ends[id(machine), effect.conn] = end
         if (effect.host, effect.port) in self._mute:
             return

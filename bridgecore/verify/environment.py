@@ -198,6 +198,8 @@ def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
 def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     generation = state.generation
     yield Move("frame sent", ev.FrameSent(generation))
+    if bounds.causes:
+        yield Move("part of the frame sent", ev.FrameSent(generation, whole=False))
     yield from _answers(generation, fresh_name(state))
     if state.ended and state.running is not None:
         yield from _late(generation, state.ended[-1])

@@ -383,7 +383,7 @@ class _Watch:
         elif isinstance(event, ev.ConnectionLost):
             self._connection_lost(event)
         elif isinstance(event, ev.FrameSent):
-            the.framed, the.created_due = True, now + times.created
+            the.framed, the.created_due = event.whole, now + times.created
         elif isinstance(event, _PROGRESS):
             self._progress(event)
         elif isinstance(event, ev.ResponseEnded):

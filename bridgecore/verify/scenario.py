@@ -30,6 +30,7 @@ Commands, one for each event. Those of a connection take ``generation=N``, else 
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
   ``lost timeout TIMER``
   ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
+  ``sent`` takes ``whole=0``: part of a large frame
   ``lost`` and ``refused`` take ``unsent=1``: nothing of the frame had left
   ``evict``     ``deadline TIMER`` (reported whether it is due or not)
 And those that are no event:
@@ -327,8 +328,8 @@ def _event(line: _Line, latest: int) -> ev.Event:
         _only(line, 0, "generation", "early")
         return ev.ConnectionOpened(generation, _duration(line.options.get("early", "0s")))
     if command == "sent":
-        _only(line, 0, "generation")
-        return ev.FrameSent(generation)
+        _only(line, 0, "generation", "whole")
+        return ev.FrameSent(generation, _flag(line, "whole", default=True))
     if command == "created":
         _only(line, len(arguments[:1]), "generation")
         return ev.ResponseCreated(generation, arguments[0] if arguments else None)
@@ -410,7 +411,7 @@ def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.ConnectionLost):
         return f"lost {_cause_of(event.cause)}{' unsent=1' if event.unsent else ''}"
     if isinstance(event, ev.FrameSent):
-        return "sent"
+        return "sent" if event.whole else "sent whole=0"
     if isinstance(event, ev.ResponseCreated):
         return f"created{_name_of(event.response)}"
     if isinstance(event, ev.OutputReceived):

@@ -6,13 +6,17 @@ What belongs here: what every adapter would otherwise write again. An adapter's 
 
 from __future__ import annotations
 
-import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire import transport as tp
+
+# How long a listener rests that could not accept, if no connection ends meanwhile, ns: descriptors
+# may be used and given back by what this driver does not see, such as look-ups of names.
+ACCEPT_REST = NS_PER_SECOND
 
 
 class DrivenConnection(Protocol):
@@ -23,11 +27,6 @@ class DrivenConnection(Protocol):
     def carry_out(self, effect: tp.ConnectionEffect) -> None:
         """Do to this connection what the machine wants."""
 
-
-HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
-BACKLOG = 2048  # connections that the OS may hold for us to accept
-# What an OSError of ours, rather than of the peer or the network, is about.
-LOCAL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EACCES, errno.EPERM)
 
 C = TypeVar("C", bound=DrivenConnection)
 
@@ -54,9 +53,24 @@ class Driver(ABC, Generic[C]):
         self._events: deque[tuple[tp.TransportEvent, C | None]] = deque()
         self._busy = False
         self._closed = False
+        self._accept_at: int | None = None  # ns: when to accept again; None: the listener does
+
+    def accept_failed(self, why: OSError) -> None:
+        """The listener found no descriptor or memory for a connection that waits: let it rest.
+
+        It goes on when a connection has ended, which gives a descriptor back, or after
+        ``ACCEPT_REST``. To try again at once would be a busy loop, because the connection that
+        waits keeps the listener readable.
+        """
+        if not self._closed:
+            self._accept_at = self._clock() + ACCEPT_REST
+            self._pause_listening()
+            self.report(tp.AcceptFailed(str(why)))
 
     def report(self, event: tp.TransportEvent, about: C | None = None) -> None:
         """Let the machine handle ``event`` (``about`` a connection), and what follows from it."""
+        if self._accept_at is not None:
+            self._accept_again(event, self._accept_at)
         self._events.append((event, about))
         if self._busy or self._closed:
             return
@@ -79,10 +93,21 @@ class Driver(ABC, Generic[C]):
             self._crashed(exc)
         self._busy = False
 
+    def _accept_again(self, event: tp.TransportEvent, at: int) -> None:
+        ended = isinstance(event, tp.Disconnected) or (
+            isinstance(event, tp.ConnectFailed) and event.error is not tp.ConnectError.LOCAL
+        )
+        if not self._closed and (ended or self._clock() >= at):
+            self._accept_at = None
+            self._resume_listening()
+
     def _arm(self) -> None:
-        """Have the machine woken when it wants to be."""
+        """Have the machine woken when it wants to be, and a listener that rests."""
         deadline = self.machine.next_timeout()
-        self._set_alarm(None if deadline is None else deadline.at)
+        at = self._accept_at
+        if deadline is not None and (at is None or deadline.at < at):
+            at = deadline.at
+        self._set_alarm(at)
 
     def _carry_out(self, effect: tp.TransportEffect) -> None:
         match effect:
@@ -92,6 +117,7 @@ class Driver(ABC, Generic[C]):
             case tp.Connect():
                 self._connections[effect.conn] = self._connect(effect)
             case tp.StopListening():
+                self._accept_at = None
                 self._stop_listening()
             case tp.Stop():
                 self._stop()
@@ -115,6 +141,14 @@ class Driver(ABC, Generic[C]):
     @abstractmethod
     def _connect(self, effect: tp.Connect) -> C:
         """Begin to connect."""
+
+    @abstractmethod
+    def _pause_listening(self) -> None:
+        """Accept nothing until ``_resume_listening``."""
+
+    @abstractmethod
+    def _resume_listening(self) -> None:
+        """Accept again."""
 
     @abstractmethod
     def _stop_listening(self) -> None:

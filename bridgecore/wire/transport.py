@@ -13,6 +13,9 @@ The duty of an adapter, in full:
   the machine numbers those that it asks for with ``Connect``. A number is never used twice.
 * answer each ``Connect`` with ``Connected`` or ``ConnectFailed``, once, before anything else of
   that connection; report ``DataSent`` for a ``Send(notify=True)`` and for no other.
+* report ``AcceptFailed`` when a connection cannot be accepted for want of descriptors or memory,
+  and accept nothing until a connection has ended or a second has passed: the machine may have idle
+  connections closed for it. (A ``bridgecore.wire.driver.Driver`` sees to the waiting.)
 * after ``Disconnected(conn)`` was reported, or ``Abort(conn)`` was carried out, forget ``conn``;
   effects for a connection that is gone are no-ops.
 
@@ -44,6 +47,16 @@ class Accepted:
 
 
 @attrs.define
+class AcceptFailed:
+    """A connection waits to be accepted, but this process or host has no descriptor or memory left.
+
+    The adapter tries again by itself. ``detail`` is for people, from the OS.
+    """
+
+    detail: str
+
+
+@attrs.define
 class Connected:
     """What ``Connect`` asked for is there: TCP, and TLS if it was asked for, are up."""
 
@@ -56,6 +69,7 @@ class ConnectError(enum.Enum):
     REFUSED = "refused"  # nobody listens, or the network says so
     RESOLVE = "resolve"  # the name has no address
     TLS = "tls"  # the handshake failed or the certificate is not trusted
+    LOCAL = "local"  # this process or host has no descriptor, port or memory left for a socket
     OTHER = "other"
 
 
@@ -126,6 +140,7 @@ class DrainRequested:
 
 TransportEvent: TypeAlias = (
     Accepted
+    | AcceptFailed
     | Connected
     | ConnectFailed
     | DataReceived

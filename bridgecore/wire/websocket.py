@@ -16,6 +16,9 @@ the emulator's. Their life:
 * State changes at the call. After a close or a failure further input is ignored, and sending
   yields ``b""``: a peer that closes while its partner is about to send is a race, not an error.
 * Fragments of one message are joined, text is validated, extensions are never negotiated.
+* A message goes out whole (``send_text``), or frame by frame at the pace at which the transport
+  takes it (``queue_text``, ``next_frame``). Between two frames of a message go pongs, pings and a
+  close frame (RFC 6455, section 5.4): a peer that is sent megabytes still hears that we are alive.
 """
 
 from __future__ import annotations
@@ -42,6 +45,9 @@ MAX_REJECT_BODY: Final = 65_536  # bytes kept of the body of a refused upgrade
 MAX_FRAGMENTS: Final = 16_384  # frames of one message: empty ones cost time, not bytes
 MAX_INTERIM: Final = 8  # 1xx answers before the one that counts
 MAX_PONGS: Final = 16  # pings remembered until data_to_send(); RFC 6455, 5.5.3 lets older ones go
+# Bytes of text in one frame of a queued message. A pong waits for at most one such frame; smaller
+# ones would cost more calls for nothing, because sockets take about as much at once.
+FRAGMENT: Final = 65_536
 
 # Bytes given to wsproto at once. It takes frames off the front of one buffer, which is linear only
 # while the interpreter shortens a bytearray in place; slices make the bound ours at no cost.
@@ -148,6 +154,8 @@ class _Peer:
         self._scanned = 0  # bytes of _head that hold no end of a head
         self._partial: bytearray | None = None  # a message whose end has not come
         self._fragments = 0
+        self._texts: deque[bytes] = deque()  # messages to be sent, the first from _offset on
+        self._offset = 0
         self._pongs: deque[bytes] = deque(maxlen=MAX_PONGS)
         self._queued = b""
 
@@ -179,16 +187,45 @@ class _Peer:
         """One unfragmented text frame; ``b""`` if the connection is closing or closed.
 
         Raises:
-            LocalProtocolError: the upgrade is not complete, or ``data`` is not UTF-8.
+            LocalProtocolError: the upgrade is not complete, ``data`` is not UTF-8, or a queued
+                message is not out yet (frames of two messages must not mix).
         """
         self._require_upgrade()
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as exc:
-            raise LocalProtocolError(f"a text message must be UTF-8: {exc}") from None
+        text = _decode(data)
+        if self._texts:
+            raise LocalProtocolError("a queued message is not out yet: queue this one, too")
         if self._phase is not _Phase.OPEN:
             return b""
         return bytes(self._frames.send_data(text))
+
+    def queue_text(self, data: bytes) -> None:
+        """Have ``next_frame`` send ``data`` as one message, after those queued before.
+
+        Nothing is queued if the connection is closing or closed.
+
+        Raises:
+            LocalProtocolError: the upgrade is not complete, or ``data`` is not UTF-8.
+        """
+        self._require_upgrade()
+        _decode(data)
+        if self._phase is _Phase.OPEN:
+            self._texts.append(data)
+
+    def next_frame(self) -> bytes:
+        """The next frame of the queued messages; ``b""`` if all are out.
+
+        A message of up to ``FRAGMENT`` bytes is one frame. To be called when the transport has
+        taken the frame before. What is queued is dropped when either side closes or fails.
+        """
+        if not self._texts:
+            return b""
+        text, start = self._texts[0], self._offset
+        self._offset = end = _fragment_end(text, start)
+        last = end == len(text)
+        if last:
+            self._texts.popleft()
+            self._offset = 0
+        return bytes(self._frames.send_data(text[start:end].decode(), fin=last))
 
     def ping(self) -> bytes:
         """A ping frame without payload; ``b""`` if the connection is closing or closed.
@@ -214,6 +251,7 @@ class _Peer:
             return b""
         data = self.data_to_send() + self._close_frame(code, reason)
         self._phase = _Phase.CLOSING
+        self._texts.clear()
         return data
 
     def _require_upgrade(self) -> None:
@@ -313,6 +351,7 @@ class _Peer:
             self._queued = self._close_frame(code, reason)
         self._phase = _Phase.CLOSED
         self._partial = None
+        self._texts.clear()
         events.append(CloseReceived(code, reason))
 
     def _fail(self, events: list[WebSocketEvent], code: int, reason: str) -> None:
@@ -320,8 +359,27 @@ class _Peer:
             self._queued = self._close_frame(code, reason)
         self._phase = _Phase.CLOSED
         self._partial = None
+        self._texts.clear()
         self._head.clear()
         events.append(Failed(code, reason))
+
+
+def _decode(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        raise LocalProtocolError(f"a text message must be UTF-8: {exc}") from None
+
+
+def _fragment_end(text: bytes, start: int) -> int:
+    """Where the fragment that begins at ``start`` ends: never inside a character, because wsproto
+    takes text as ``str``."""
+    end = start + FRAGMENT
+    if end >= len(text):
+        return len(text)
+    while text[end] & 0xC0 == 0x80:  # a continuation byte (RFC 3629, section 3)
+        end -= 1
+    return end
 
 
 # ------------------------------------------------------------------ the client

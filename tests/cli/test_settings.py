@@ -58,6 +58,7 @@ PROMISED = {
         *("x-client-request-id", "x-codex-beta-features", "x-codex-turn-metadata"),
         "x-codex-window-id",
     ),
+    "max_sessions": None,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
     "max_message": 16 * 1024 * 1024,
@@ -105,7 +106,7 @@ def test_the_configuration_gets_every_value() -> None:
     }
     flags |= {name: choice.value for name, choice in chosen.items()}
     flags["forward_headers"] = "x-tenant"
-    config = load({**flags, "policy": "pr397"}, {}).config(URL)
+    config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024)
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
     for index, setting in enumerate(CORE):
@@ -117,9 +118,42 @@ def test_the_configuration_gets_every_value() -> None:
 
 def test_every_promised_setting_of_the_core_is_a_field_of_its_configuration() -> None:
     fields = {field.name: field.default for field in attrs.fields(Config)}
+    fields["max_sessions"] = None  # its default depends on the process: see below
     assert {setting.name: fields[setting.name] for setting in CORE} == {
         setting.name: PROMISED[setting.name] for setting in CORE
     }
+
+
+@pytest.mark.parametrize(
+    ("files", "bridge", "with_emulator"),
+    [
+        (None, 10_000, 10_000),
+        (1_048_576, 10_000, 10_000),
+        (20_064, 10_000, 6_666),
+        (20_062, 9_999, 6_666),
+        (1_024, 480, 320),
+        (256, 96, 64),
+        (128, 48, 32),
+        (16, 6, 4),
+        (2, 1, 1),
+    ],
+)
+def test_sessions_follow_from_the_files_that_the_process_may_open(
+    files: int | None, bridge: int, with_emulator: int
+) -> None:
+    """A session has two sockets here, three where the emulator is embedded."""
+    assert load({"upstream": "ws://a/b"}, {}).config(URL, files).max_sessions == bridge
+    assert load({}, {}).config(URL, files).max_sessions == with_emulator
+
+
+@pytest.mark.parametrize("value", ["1", "20000"])
+def test_a_number_of_sessions_that_was_asked_for_is_not_changed(value: str) -> None:
+    assert load({"max_sessions": value}, {}).config(URL, 128).max_sessions == int(value)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
+def test_a_number_of_sessions_is_a_whole_number(value: str) -> None:
+    assert "max-sessions" in str(error({"max_sessions": value}))
 
 
 # ------------------------------------------------------------------ sources

@@ -48,6 +48,7 @@ def test_what_timed_out_is_told_by_the_deadline(timer: Timer) -> None:
 def test_a_broken_protocol_is_a_loss_and_no_socket_is_unreachable() -> None:
     assert classify(Malformed("unreadable message")) == Failure(K.LOST, "unreadable message")
     assert classify(Unreachable("refused")) == Failure(K.UNREACHABLE, "refused")
+    assert classify(Unreachable("local")) == Failure(K.EXHAUSTED, "local")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_other_names_are_not_known() -> None:
 
 
 def test_every_kind_that_a_frame_can_show_is_in_the_table() -> None:
-    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.REJECTED}
+    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.EXHAUSTED, K.REJECTED}
     assert {kind for _, kind in FRAMES} == set(FailureKind) - others
 
 

@@ -100,8 +100,8 @@ class Mixed(Bridge):
     def _running(self, conversation: Any) -> Any:
         return next(reversed(self._turns.values()), None)
 
-    def _deliver(self, conversation: Any, number: int, upstream: Any) -> None:
-        super()._deliver(conversation, next(reversed(self._turns), number), upstream)
+    def _deliver(self, conversation: Any, number: int, upstream: Any, names: Any) -> None:
+        super()._deliver(conversation, next(reversed(self._turns), number), upstream, names)
 
 
 class Stubborn(Session):

@@ -15,6 +15,7 @@ from wsproto.utilities import generate_accept_token
 
 from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.websocket import (
+    FRAGMENT,
     MAX_FRAGMENTS,
     MAX_HEAD,
     MAX_PONGS,
@@ -520,6 +521,88 @@ def test_end_of_stream_without_a_close_frame_is_1006() -> None:
     assert client.data_to_send() == b""
 
 
+# ------------------------------------------------------------------ messages in fragments
+
+long_texts = st.builds(
+    lambda unit, count: (unit * count).encode(),
+    st.text(min_size=1, max_size=9),  # characters of every width, so that some lie on an edge
+    st.sampled_from([0, 1, 5_000, FRAGMENT // 4, FRAGMENT - 1, FRAGMENT, FRAGMENT + 1, 40_000]),
+)
+
+
+def frames_of(peer: WebSocketClient | WebSocketServer) -> list[bytes]:
+    return list(iter(peer.next_frame, b""))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.DataObject) -> None:
+    """Pongs, pings and replies leave in the middle of a message, and the peer reads it whole."""
+    client, server = opened(1 << 24)
+    texts = data.draw(st.lists(long_texts, max_size=3))
+    for text in texts:
+        client.queue_text(text)
+    received: list[WebSocketEvent] = []
+    while frame_ := client.next_frame():
+        assert len(frame_) <= FRAGMENT + 14  # RFC 6455, section 5.2: the longest head
+        received += server.receive(frame_)
+        between = data.draw(st.sampled_from(["nothing", "ping", "pinged", "message"]))
+        if between == "ping":
+            received += server.receive(client.ping())
+            client.receive(server.data_to_send())
+        elif between == "pinged":
+            client.receive(server.ping())
+            assert server.receive(client.data_to_send()) == [PongReceived()]
+        elif between == "message":
+            assert client.receive(server.send_text(b"meanwhile")) == [MessageReceived(b"meanwhile")]
+    assert received == [MessageReceived(text) for text in texts]
+
+
+@settings(max_examples=30, deadline=None)
+@given(long_texts, st.integers(0, 5), st.sampled_from(["we close", "it closes", "it fails"]))
+def test_what_is_queued_is_dropped_at_the_end(text: bytes, sent: int, end: str) -> None:
+    """In the middle of a message a close frame is in order, and nothing follows it."""
+    client, server = opened(1 << 24)
+    client.queue_text(text)
+    out = b"".join(client.next_frame() for _ in range(sent))
+    if end == "we close":
+        out += client.close(1000)
+    else:
+        client.receive(server.close(1009) if end == "it closes" else frame(2, b"binary"))
+        out += client.data_to_send()
+    assert client.next_frame() == b""
+    client.queue_text(b"more")
+    assert client.next_frame() == b""
+    closed = [event for event in server.receive(out) if isinstance(event, CloseReceived)]
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, FRAGMENT])
+def test_a_message_that_fits_is_one_frame(size: int) -> None:
+    client, server = opened()
+    client.queue_text(b"x" * size)
+    (only,) = frames_of(client)
+    assert only[0] == 0x81  # FIN, text
+    assert server.receive(only) == [MessageReceived(b"x" * size)]
+
+
+def test_a_long_message_is_one_text_frame_and_continuations() -> None:
+    client, _ = opened()
+    client.queue_text(b"x" * (2 * FRAGMENT + 1))
+    assert [frame_[0] for frame_ in frames_of(client)] == [0x01, 0x00, 0x80]
+
+
+def test_frames_of_two_messages_do_not_mix() -> None:
+    client, server = opened()
+    client.queue_text(b"x" * (FRAGMENT + 1))
+    first = client.next_frame()
+    with pytest.raises(LocalProtocolError, match="queue"):
+        client.send_text(b"y")
+    client.queue_text(b"y")
+    events = server.receive(first + b"".join(frames_of(client)) + client.send_text(b"z"))
+    assert events == [MessageReceived(b"x" * (FRAGMENT + 1)), *map(MessageReceived, (b"y", b"z"))]
+
+
 # ------------------------------------------------------------------ misuse
 
 
@@ -529,6 +612,8 @@ def test_misuse_raises_and_changes_nothing() -> None:
         for call in (lambda p=peer: p.send_text(b"x"), peer.ping, lambda p=peer: p.close(1000)):
             with pytest.raises(LocalProtocolError):
                 call()
+    with pytest.raises(LocalProtocolError):
+        client.queue_text(b"x")
     with pytest.raises(LocalProtocolError):
         server.accept()
     server.receive(client.connect())
@@ -540,6 +625,9 @@ def test_misuse_raises_and_changes_nothing() -> None:
     assert isinstance(client.receive(server.accept())[0], Upgraded)
     with pytest.raises(LocalProtocolError):
         client.send_text(b"\xff")
+    with pytest.raises(LocalProtocolError):
+        client.queue_text(b"\xff")
+    assert client.next_frame() == b""
     for code in (0, 999, 1004, 1006, 1015, 1016, 5000):
         with pytest.raises(LocalProtocolError):
             client.close(code)

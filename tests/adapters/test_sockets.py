@@ -1,0 +1,408 @@
+"""The adapters at the limits of sockets: slow readers, no descriptor left, leaving in mid-connect.
+
+What belongs here: what ``test_driver.py`` tests with a machine and sockets to spare, where there
+are none to spare, or where the operating system takes its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+
+import bridgecore_asyncio
+import bridgecore_trio
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.wire.transport import (
+    Accepted,
+    AcceptFailed,
+    Connect,
+    Connected,
+    ConnectError,
+    ConnectFailed,
+    DataReceived,
+    DataSent,
+    Disconnected,
+    DrainRequested,
+    Send,
+    Stop,
+    StopListening,
+    TransportEffect,
+    TransportEvent,
+    WriteBlocked,
+)
+from bridgecore.wire.websocket import MessageReceived, PongReceived, WebSocketServer
+from bridgecore_asyncio.driver import by_turns
+from tests.adapters.test_driver import BIG, Machine, dial, echo
+from tests.conftest import AsyncioBackend
+
+if TYPE_CHECKING:
+    from tests.conftest import Backend
+
+# ------------------------------------------------------------------ slow readers
+
+
+LATE = b"too late" * 10_000  # more than an adapter writes without giving others a turn
+
+
+class Watched(Endpoint):
+    """A bridge that another thread can wait for."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.heard = threading.Semaphore(0)  # how often something came from the upstream
+        self._upstream = -1
+
+    def handle(self, event: TransportEvent, now: int) -> list[TransportEffect]:
+        effects = super().handle(event, now)
+        if isinstance(event, Connected):
+            self._upstream = event.conn
+        elif isinstance(event, DataReceived) and event.conn == self._upstream:
+            self.heard.release()
+        return effects
+
+
+def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Backend) -> None:
+    """Each of its pings is answered long before it has read what was on the way when it pinged."""
+    size = 4 << 20
+    pings = 8
+
+    def upstream(listener: socket.socket, bridge: Watched) -> int:
+        """After how many bytes a pong came, at most; all come before the message does."""
+        sock, _ = listener.accept()
+        sock.settimeout(20)
+        server = WebSocketServer(max_message=2 * size)
+        late = 0
+        with sock:
+            while not server.receive(sock.recv(4096)):
+                pass
+            sock.sendall(server.accept())
+            bridge.heard.acquire(timeout=20)
+            server.receive(sock.recv(4096))  # the message has begun
+            for _ in range(pings):
+                sock.sendall(server.ping())
+                bridge.heard.acquire(timeout=20)  # it does not read on before
+                read = 0
+                events: list[Any] = []
+                while not any(isinstance(event, PongReceived) for event in events):
+                    data = sock.recv(4096)
+                    read += len(data)
+                    events += server.receive(data)
+                    assert not any(isinstance(event, MessageReceived) for event in events)
+                late = max(late, read)
+        return late
+
+    async def body() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+            url = f"ws://127.0.0.1:{listener.getsockname()[1]}/v1/responses"
+            bridge = Watched(Config(upstream=UpstreamUrl.parse(url)))
+
+            async def answer() -> None:
+                found.append(await backend.in_thread(upstream, listener, bridge))
+
+            async def ask() -> None:
+                body = json.dumps({"model": "m", "input": "x" * size, "stream": True}).encode()
+                head = b"POST /v1/responses HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n"
+                async with await backend.connect(server.host, server.port) as client:
+                    await client.send(head % len(body) + body)
+                    await client.receive()
+
+            async with backend.serve(bridge) as server:
+                await backend.gather(answer, ask)
+
+    found: list[int] = []
+    backend.run(body)
+    # A fragment, what the system may hold unsent, and what it holds for a reader of this size.
+    assert found[0] < size // pings
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+def test_what_came_before_a_reset_is_reported_although_writing_fails(
+    backend: Backend, blocked: bool
+) -> None:
+    """A peer that says why it closes, and resets because it does not read on, is understood: the
+    reason has come when the next write fails."""
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        match event:
+            case DataReceived(data=b"go"):
+                return [Send(event.conn, BIG if blocked else b"unread")]
+            case DrainRequested():
+                return [Send(len(machine.of(Accepted)), LATE, notify=True)]
+            case _:
+                return []
+
+    async def body() -> None:
+        async with backend.serve(machine) as server:
+            for turn in range(1, 11):
+                peer = await backend.connect(server.host, server.port)
+                await peer.send(b"go")
+                if blocked:
+                    await machine.saw(WriteBlocked, turn)
+                else:
+                    await backend.in_thread(peer.sock.recv, 1)
+                server.request_drain()
+                peer.sock.sendall(b"why")
+                peer.sock.close()  # with bytes unread: the system sends RST
+                await machine.saw(Disconnected, turn)
+        assert machine.data() == b"gowhy" * 10
+        assert machine.of(DataSent) == []
+
+    machine = Machine(backend, answer)
+    backend.run(body)
+
+
+# ------------------------------------------------------------------ no descriptor left
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[list[int]]:
+    """This process can open nothing; what is closed of the yielded ones can be opened again."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 16, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        yield held
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+
+
+async def dialled(peer: socket.socket, port: int, backend: Backend) -> None:
+    """The system has set the connection up; nobody need have accepted it."""
+    await backend.in_thread(peer.connect, ("127.0.0.1", port))
+
+
+def test_who_cannot_be_accepted_is_when_a_connection_has_ended(backend: Backend) -> None:
+    async def body() -> None:
+        machine = Machine(backend, echo)
+        with socket.socket() as late:
+            async with (
+                backend.serve(machine) as server,
+                await backend.connect(server.host, server.port) as first,
+            ):
+                await machine.saw(Accepted)
+                with no_descriptor_left():
+                    begun = time.monotonic()
+                    await dialled(late, server.port, backend)
+                    failed = await machine.saw(AcceptFailed)
+                    assert "open files" in failed.detail
+                    for _ in range(100):  # it is served, and the listener rests meanwhile
+                        await first.send(b"x")
+                        assert await first.receive_exactly(1) == b"x"
+                    attempts = len(machine.of(AcceptFailed))
+                    assert attempts <= 1 + (time.monotonic() - begun)
+                    first.end_sending()
+                    await machine.saw(Disconnected)
+                    await machine.saw(Accepted, 2)
+                    await backend.in_thread(late.sendall, b"here")
+                    assert await backend.in_thread(late.recv, 4) == b"here"
+
+    backend.run(body)
+
+
+def test_the_listener_tries_again_by_itself(backend: Backend) -> None:
+    """Descriptors come back that are not of its connections."""
+
+    async def body() -> None:
+        machine = Machine(backend, echo)
+        with socket.socket() as late:
+            async with backend.serve(machine) as server:
+                with no_descriptor_left() as held:
+                    await dialled(late, server.port, backend)
+                    await machine.saw(AcceptFailed)
+                    os.close(held.pop())
+                    await machine.saw(Accepted)
+
+    backend.run(body)
+
+
+def test_a_listener_that_rests_stops(backend: Backend) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        return [StopListening(), Stop()] if isinstance(event, DrainRequested) else []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        with socket.socket() as late:
+            async with backend.serve(machine) as server:
+                with no_descriptor_left():
+                    await dialled(late, server.port, backend)
+                    await machine.saw(AcceptFailed)
+                    server.request_drain()
+                    await server.wait_stopped()
+            assert machine.of(Accepted) == []
+
+    backend.run(body)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_connect_without_descriptors_is_told_apart(backend: Backend, host: str) -> None:
+    async def body() -> None:
+        async with backend.listen() as listener:
+            machine = Machine(backend, dial(listener.port, host=host))
+            async with backend.serve(machine) as server:
+                with no_descriptor_left():
+                    server.request_drain()
+                    failed = await machine.saw(ConnectFailed)
+                assert failed.error is ConnectError.LOCAL
+                assert "open files" in failed.detail
+
+    backend.run(body)
+
+
+def test_the_trust_store_is_not_read_without_descriptors(
+    backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty store would be kept, and every later upstream would not be trusted."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def body() -> None:
+        async with backend.listen(context) as listener:
+
+            def answer(event: TransportEvent) -> list[TransportEffect]:
+                if isinstance(event, DrainRequested):
+                    number = 77 + len(machine.of(DrainRequested))
+                    return [Connect(number, "127.0.0.1", listener.port, True)]
+                return []
+
+            machine = Machine(backend, answer)
+            async with backend.serve(machine) as server:
+                with no_descriptor_left():
+                    server.request_drain()
+                    failed = await machine.saw(ConnectFailed)
+                assert failed.error is ConnectError.LOCAL
+                server.request_drain()
+                async with await listener.accept():
+                    await machine.saw(Connected)
+
+    backend.run(body)
+
+
+# ------------------------------------------------------------------ leaving in mid-connect
+
+
+async def ticks(backend: Backend, count: int) -> None:
+    for _ in range(count):
+        await backend.tick()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_context_can_be_left_at_any_moment_of_an_accept(backend: Backend, tls: bool) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+
+    async def body(count: int) -> None:
+        peers = [socket.socket() for _ in range(3)]
+        async with backend.serve(
+            Machine(backend, echo), listener_ssl=context if tls else None
+        ) as server:
+            for peer in peers:
+                peer.connect((server.host, server.port))  # the system does it by itself
+            await ticks(backend, count)
+        assert server.open_connections == 0
+        for peer in peers:
+            peer.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert peer.recv(1) == b""
+            peer.close()
+
+    for count in range(10):
+        backend.run(body, count)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "nonexistent.invalid"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_the_context_can_be_left_at_any_moment_of_a_connect(
+    backend: Backend, host: str, tls: bool
+) -> None:
+    async def body(count: int) -> None:
+        async with backend.listen() as listener:
+            machine = Machine(backend, dial(listener.port, host=host, tls=tls))
+            async with backend.serve(machine) as server:
+                server.request_drain()
+                await ticks(backend, count)
+            assert server.open_connections == 0
+
+    for count in range(14):
+        backend.run(body, count)
+
+
+# ------------------------------------------------------------------ other loops of asyncio
+
+
+class OldLoop(asyncio.SelectorEventLoop):
+    """Connects like uvloop and like asyncio before Python 3.8: without happy eyeballs."""
+
+    async def create_connection(  # type: ignore[override]  # fewer arguments, on purpose
+        self, factory: Any, host: Any = None, port: Any = None, *, sock: Any = None
+    ) -> Any:
+        return await super().create_connection(factory, host, port, sock=sock)
+
+
+def new_uvloop() -> asyncio.AbstractEventLoop:
+    loop: asyncio.AbstractEventLoop = pytest.importorskip("uvloop").new_event_loop()
+    return loop
+
+
+@pytest.mark.parametrize("factory", [OldLoop, new_uvloop], ids=["old", "uvloop"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_upstreams_are_connected_to_on_other_loops(
+    factory: Callable[[], asyncio.AbstractEventLoop], host: str
+) -> None:
+    with asyncio.Runner(loop_factory=factory) as runner:
+        backend = AsyncioBackend()
+
+        async def body() -> None:
+            async with asyncio.timeout(20), backend.listen() as listener:
+                machine = Machine(backend, dial(listener.port, host=host))
+                async with bridgecore_asyncio.serve(machine) as server:
+                    server.request_drain()
+                    async with await listener.accept() as peer:
+                        await peer.send(b"ping")
+                        assert await peer.receive_exactly(4) == b"ping"
+
+        runner.run(body())
+
+
+def test_addresses_are_tried_in_turns() -> None:
+    four, six = socket.AF_INET, socket.AF_INET6
+
+    def found(*families: socket.AddressFamily) -> list[Any]:
+        return [(family, 1, 6, "", number) for number, family in enumerate(families)]
+
+    def order(*families: socket.AddressFamily) -> list[int]:
+        return [address for _, _, address in by_turns(found(*families))]
+
+    assert order(four) == [0]
+    assert order(six, six, four, four) == [0, 2, 1, 3]
+    assert order(six, six, six, four) == [0, 3, 1, 2]
+
+
+def test_both_adapters_have_the_same_numbers() -> None:
+    names = ("HIGH_WATER", "BACKLOG", "EXHAUSTED", "FORBIDDEN", "RESET_ON_CLOSE")
+    for name in names:
+        ours = getattr(bridgecore_asyncio.driver, name)
+        assert ours == getattr(bridgecore_trio.driver, name), name
