@@ -139,6 +139,8 @@ _UNAVAILABLE, _OWNER = Answer.UPSTREAM_UNAVAILABLE, Answer.OWNER_UNREACHABLE
 _INCOMPLETE, _TIMEOUT = Answer.STREAM_INCOMPLETE, Answer.REQUEST_TIMEOUT
 _SEND = Remedy(Action.SEND, _UNAVAILABLE)
 _REHYDRATE = Remedy(Action.REHYDRATE, _UNAVAILABLE)
+# What was put in place of the client's history is the bridge's own doing: whatever is wrong with
+# it, the client's input goes as it came, and only what is said about that reaches the client.
 _FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
 _SURFACE = Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)
 _FAIL = Remedy(Action.FAIL, _INCOMPLETE)
@@ -148,9 +150,6 @@ _TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
 # first; where the upstream does not know it or falls silent over it, the chain is at hand.
 _STORED_FIRST = Remedy(Action.SEND_OR_REHYDRATE, _UNAVAILABLE)
 _SILENT_STORED = Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT)
-# What was put in place of the client's history is the bridge's own doing: whatever is wrong with
-# it, the client's input goes as it came, and only what is said about that reaches the client.
-_FULL_INSTEAD = Remedy(Action.SEND_FULL, Answer.UPSTREAM_ERROR)
 _LIE, _LATE_LIE = _refuse(Answer.NOT_FOUND), Remedy(Action.FAIL, Answer.NOT_FOUND)
 
 # The columns, in the order of Standing: unanchored, held, held and stored, stored, bound, unknown,
@@ -171,7 +170,7 @@ _DEFAULT_ROWS: dict[Situation, _Row] = {
     Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
     # The frame was not processed and never will be; any other form of the turn is larger.
     Situation.TOO_LARGE: _row(_SURFACE),
-    Situation.REFUSED: (*_row(_SURFACE)[:-1], _FULL_INSTEAD),
+    Situation.REFUSED: (*_row(_SURFACE)[:-1], _FULL),
     Situation.LOST_CREATED: _row(_FAIL),
     Situation.LOST_OUTPUT: _row(_FAIL),
     Situation.OWNER_LOST: _row(Remedy(Action.REBIND, _OWNER)),
