@@ -24,9 +24,17 @@ from bridgecore.recovery.timers import Timer
 K = FailureKind
 
 
-@pytest.mark.parametrize("code", [*range(1000, 1016), 3000, 3999, 4000, 4001, 4999])
-def test_any_close_code_is_a_loss(code: int) -> None:
+CODES = [*range(1000, 1016), 3000, 3999, 4000, 4001, 4999]
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code != 1009])
+def test_any_close_code_but_one_is_a_loss(code: int) -> None:
     assert classify(Closed(code)) == Failure(K.LOST, f"close {code}")
+
+
+def test_a_close_for_size_tells_that_nothing_was_processed() -> None:
+    """RFC 6455, section 7.4.1."""
+    assert classify(Closed(1009)) == Failure(K.TOO_LARGE, "close 1009")
 
 
 @pytest.mark.parametrize("timer", list(Timer))
@@ -123,7 +131,7 @@ def test_an_error_frame(frame: ErrorFrame, kind: FailureKind) -> None:
 
 
 def test_every_kind_that_a_frame_can_show_is_in_the_table() -> None:
-    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.REJECTED}
+    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.REJECTED, K.TOO_LARGE}
     assert {kind for _, kind in FRAMES} == set(FailureKind) - others
 
 
