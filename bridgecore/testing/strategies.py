@@ -9,7 +9,7 @@ Three kinds of things are drawn:
 
 * values of the decision core: ``evidence``, ``turns``, ``timeouts``, ``budgets``, ``policies``;
 * *histories* of a session: what can lawfully happen to it, step by step. Each step is drawn from
-  the state that the steps before it have led to, half of the time the one by which all goes well,
+  the state that the steps before it have led to, two times of three the one by which all goes well,
   because else few turns would ever get an answer; what ends a session is drawn rarely. ``replay``
   gives the transitions that a history leads to;
 * bytes and what becomes of them: ``create_bodies``, ``http_requests``, ``splits``, ``fault_plans``.
@@ -383,7 +383,7 @@ def histories(
 # a time that depends on the next deadline.
 _PAUSES: st.SearchStrategy[int | str] = st.sampled_from(
     (
-        *[0] * 16,
+        *[0] * 40,
         1,
         NS_PER_SECOND,
         9 * NS_PER_SECOND,
@@ -423,13 +423,13 @@ _OTHER = (
     "evicted",
 )
 _WHAT: dict[Phase, st.SearchStrategy[str]] = {
-    phase: st.sampled_from((*[good] * len(_OTHER), *_OTHER)) for phase, good in _GOOD.items()
+    phase: st.sampled_from((*[good] * 2 * len(_OTHER), *_OTHER)) for phase, good in _GOOD.items()
 }
 _BOOLEANS = st.booleans()
 _RARELY = st.sampled_from((*[False] * 7, True))
 # What is odd about the name of a response, if anything is.
 _ODDITIES = st.sampled_from((*["nothing"] * 6, "ended", "ended", "other", "none"))
-_STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED))
+_STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED, Standing.INJECTED))
 _OUTCOMES = st.sampled_from((*[Outcome.COMPLETED] * 3, *Outcome))
 _OLD = st.sampled_from(("opened", "lost", "sent", "created", "output", "ended", "refused"))
 
@@ -440,7 +440,7 @@ def _lawful(
     """An event that can happen in ``state`` at ``now``; a new turn is called ``turn``. ``last``:
     the transition right before, if no time has passed."""
     what = draw(_WHAT[state.phase])
-    if last is not None and draw(_RARELY) and (unsent := _unsent(draw, last)) is not None:
+    if last is not None and (unsent := _unsent(draw, last)) is not None:
         return unsent
     if what == "submit":
         return ev.TurnSubmitted(_new_turn(draw, state, turn))
@@ -489,25 +489,22 @@ def _of_connection(draw: st.DrawFn, what: str, generation: int, state: SessionSt
 
 
 def _unsent(draw: st.DrawFn, last: Record) -> Event | None:
-    """Something that tells that the frame of the send in ``last`` has not left; None if ``last``
-    has none, or if nobody could tell."""
+    """What can tell that the frame of the send in ``last`` has not left. None if there was no
+    send, or as drawn: mostly, for what no upstream has a part in."""
     if not any(isinstance(effect, SendTurn) for effect in last.effects):
         return None
     generation = last.after.generation
-    kinds = ["size"]
-    if isinstance(last.event, ev.ResponseEnded | ev.UpstreamRefused) and not getattr(
-        last.event, "unsent", False
-    ):
-        kinds += ["lost", "lost", "limit"]  # it was read together with an upstream's event
-    match draw(st.sampled_from(kinds)):
-        case "lost":
+    upstreams = isinstance(last.event, ev.ResponseEnded | ev.UpstreamRefused)
+    if upstreams and not getattr(last.event, "unsent", False) and draw(_BOOLEANS):
+        # It was read together with the event that the send answers.
+        if draw(_BOOLEANS):
             return ev.ConnectionLost(generation, draw(_LOSSES), unsent=True)
-        case "limit":
-            limit = ErrorFrame(400, "websocket_connection_limit_reached")
-            return ev.UpstreamRefused(generation, limit, unsent=True)
-        case _:
-            large = ErrorFrame(413, "request_too_large")
-            return ev.UpstreamRefused(generation, large, unsent=True)
+        limit = ErrorFrame(400, "websocket_connection_limit_reached")
+        return ev.UpstreamRefused(generation, limit, unsent=True)
+    if draw(_RARELY):
+        large = ErrorFrame(413, "request_too_large")
+        return ev.UpstreamRefused(generation, large, unsent=True)
+    return None
 
 
 def _name(draw: st.DrawFn, state: SessionState) -> str | None:
