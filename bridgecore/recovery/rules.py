@@ -306,6 +306,8 @@ def _created(draft: Draft, event: ev.ResponseCreated) -> None:
         else:
             draft.emit(fx.Ignored(_ONE_CREATED))
         return
+    # Whatever was in doubt was a copy: this one is the turn's own, be it with or without an id.
+    draft.taken = attrs.evolve(draft.running, doubtful=None)
     draft.name(event.response)
     _accepted(draft, AttemptPhase.CREATED)
 
