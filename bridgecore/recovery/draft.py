@@ -240,7 +240,7 @@ class Draft:
                 self._refuse_bounded(answer, failure)
             case Action.REFUSE_THEN_REHYDRATE:
                 if self.running.sent is Form.AS_IS:
-                    self._count_refusal(self.running.turn.anchor)
+                    self.count_refusal(self.running.turn.anchor)
                 self.fail(answer, failure)
             case Action.SURFACE:
                 self.fail(Answer.UPSTREAM_ERROR, failure)
@@ -278,10 +278,11 @@ class Draft:
         if dict(self.refusals).get(anchor, 0) >= self.policy.budgets.refusals:
             self.fail(Answer.NOT_FOUND, failure)
             return
-        self._count_refusal(anchor)
+        self.count_refusal(anchor)
         self.fail(answer, failure)
 
-    def _count_refusal(self, anchor: str | None) -> None:
+    def count_refusal(self, anchor: str | None) -> None:
+        """Count a refusal of ``anchor`` or, for an anchor that need not be sent, a try in vain."""
         used = dict(self.refusals).get(anchor, 0)
         most = max(1, self.policy.budgets.refusals)  # more of them change nothing any more
         self.forgive(anchor)

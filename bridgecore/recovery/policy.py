@@ -173,6 +173,8 @@ _UNAVAILABLE, _OWNER = Answer.UPSTREAM_UNAVAILABLE, Answer.OWNER_UNREACHABLE
 _INCOMPLETE, _TIMEOUT = Answer.STREAM_INCOMPLETE, Answer.REQUEST_TIMEOUT
 _SEND = Remedy(Action.SEND, _UNAVAILABLE)
 _REHYDRATE = Remedy(Action.REHYDRATE, _UNAVAILABLE)
+# What was put in place of the client's history is the bridge's own doing: whatever is wrong with
+# it, the client's input goes as it came, and only what is said about that reaches the client.
 _FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
 _SURFACE = Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)
 _FAIL = Remedy(Action.FAIL, _INCOMPLETE)
@@ -202,8 +204,6 @@ _DEFAULT_ROWS: dict[Situation, _Row] = {
     Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
     # The frame was not processed and never will be; any other form of the turn is larger.
     Situation.TOO_LARGE: _row(_SURFACE),
-    # What was put in place of the client's history is the bridge's own doing: whatever is wrong
-    # with it, the client's input goes as it came, and only what is said of that is the client's.
     Situation.REFUSED: (*_row(_SURFACE)[:-1], _FULL),
     Situation.LOST_CREATED: _row(_FAIL),
     Situation.LOST_OUTPUT: _row(_FAIL),

@@ -264,17 +264,18 @@ def _loss(draft: Draft, mine: Situation) -> Situation:
 def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
     """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5).
 
-    If nothing of its frame had left, it is as if the socket had closed between turns (row 1). A
-    close for size means that the frame was not processed and never will be.
+    If nothing of its frame had left, it is as if the socket had closed between turns (row 1): an
+    anchor that only this socket knew does not go to the next one. A close for size means that the
+    frame was not processed and never will be.
     """
     failure = classify(event.cause)
     situation = _loss(draft, _LOST[draft.phase])
     unsent = event.unsent and draft.phase is _P.SENDING
     draft.disconnected()
     if unsent:
-        # What was refused or met silence is not tried again: the rebuilt input goes once more.
-        rebuilt = draft.running.sent is fx.Form.REHYDRATED
-        form = fx.Form.REHYDRATED if rebuilt else None
+        # What was refused or met silence is not tried again: the full input goes once more.
+        sent = draft.running.sent
+        form = None if sent is fx.Form.AS_IS else sent
         draft.taken = attrs.evolve(draft.running, form=form, fallback=None)
         draft.start()
         return
@@ -308,6 +309,8 @@ def _created(draft: Draft, event: ev.ResponseCreated) -> None:
         else:
             draft.emit(fx.Ignored(_ONE_CREATED))
         return
+    # Whatever was in doubt was a copy: this one is the turn's own, be it with or without an id.
+    draft.taken = attrs.evolve(draft.running, doubtful=None)
     draft.name(event.response)
     _accepted(draft, AttemptPhase.CREATED)
 
@@ -434,6 +437,12 @@ def _refused_answering(draft: Draft, event: ev.UpstreamRefused) -> None:
     failure = classify(event.cause)
     # What is wrong with an anchor or a socket is no word for the client of an accepted turn.
     lost = failure.kind in (FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT)
+    if failure.kind is FailureKind.NOT_FOUND and draft.running.sent is fx.Form.AS_IS:
+        # The next try would send this anchor again, and fail again.
+        if draft.standing is ev.Standing.INJECTED:
+            draft.emit(fx.StopInjecting(draft.running.turn.id))
+        elif draft.standing is ev.Standing.HELD_STORED:
+            draft.count_refusal(draft.running.turn.anchor)
     draft.close()
     draft.fail(fx.Answer.STREAM_INCOMPLETE if lost else fx.Answer.UPSTREAM_ERROR, failure)
 

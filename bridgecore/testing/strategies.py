@@ -9,7 +9,7 @@ Three kinds of things are drawn:
 
 * values of the decision core: ``evidence``, ``turns``, ``timeouts``, ``budgets``, ``policies``;
 * *histories* of a session: what can lawfully happen to it, step by step. Each step is drawn from
-  the state that the steps before it have led to, half of the time the one by which all goes well,
+  the state that the steps before it have led to, two times of three the one by which all goes well,
   because else few turns would ever get an answer; what ends a session is drawn rarely. ``replay``
   gives the transitions that a history leads to;
 * bytes and what becomes of them: ``create_bodies``, ``http_requests``, ``splits``, ``fault_plans``.
@@ -28,7 +28,7 @@ import attrs
 from hypothesis import strategies as st
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer, Effect
+from bridgecore.recovery.effects import Answer, Effect, SendTurn
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
     Closed,
@@ -74,7 +74,7 @@ Json: TypeAlias = dict[str, Any]
 # ------------------------------------------------------------------ evidence and turns
 
 _CLOSE_CODES = (1000, 1001, 1002, 1005, 1006, 1008, 1009, 1011, 1012, 1013, 1015, 4000)
-_STATUSES = (None, 200, 400, 401, 403, 404, 429, 500, 502, 503)
+_STATUSES = (None, 200, 400, 401, 403, 404, 413, 429, 500, 502, 503)
 _CODES = (
     None,
     "previous_response_not_found",
@@ -112,6 +112,8 @@ _ERROR_FRAMES = st.one_of(
             ErrorFrame(400, type="invalid_request_error", message=_MESSAGES[2]),
             ErrorFrame(400, "websocket_connection_limit_reached"),
             ErrorFrame(type="websocket_connection_limit_reached"),
+            ErrorFrame(413, "request_too_large"),
+            ErrorFrame(400, "invalid_prompt"),
             ErrorFrame(429),
             ErrorFrame(500, "server_error"),
             ErrorFrame(),
@@ -183,7 +185,13 @@ def budgets() -> st.SearchStrategy[Budgets]:
     )
 
 
-_NEEDS = {Action.REHYDRATE: Standing.HELD, Action.SEND_FULL: Standing.INJECTED}
+_HELD = (Standing.HELD, Standing.HELD_STORED)
+_NEEDS = {
+    Action.REHYDRATE: _HELD,
+    Action.SEND_OR_REHYDRATE: _HELD,
+    Action.REFUSE_THEN_REHYDRATE: _HELD,
+    Action.SEND_FULL: (Standing.INJECTED,),
+}
 
 
 def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
@@ -193,7 +201,7 @@ def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
     be sent: a bridge cannot carry out such a cell in another column.
     """
     actions = [
-        action for action in Action if standing is None or _NEEDS.get(action, standing) is standing
+        action for action in Action if standing is None or standing in _NEEDS.get(action, Standing)
     ]
     return st.builds(Remedy, st.sampled_from(actions), st.sampled_from(Answer))
 
@@ -298,26 +306,33 @@ class _Walk:
         self.now = end
 
 
+# What a session is told of a terminal event that nobody can read.
+_UNREADABLE = Malformed("a terminal event without a response that can be read")
+
+
 def events(generation: int = 1) -> st.SearchStrategy[Event]:
     """Any event of any connection up to ``generation``, whether or not it can happen: what a
     driver that is mistaken could report. Deadlines and turns included."""
     generations = st.integers(0, generation)
     ids = st.integers(1, 6)
+    names = st.none() | st.sampled_from(_ANCHORS)
     return st.one_of(
         st.builds(ev.TurnSubmitted, turns()),
         st.builds(ev.TurnAbandoned, ids),
         st.builds(ev.ConnectionOpened, generations),
-        st.builds(ev.ConnectionLost, generations, _LOSSES),
+        st.builds(ev.ConnectionLost, generations, _LOSSES, st.booleans()),
         st.builds(ev.FrameSent, generations),
-        st.builds(ev.ResponseCreated, generations),
-        st.builds(ev.OutputReceived, generations, st.booleans()),
+        st.builds(ev.ResponseCreated, generations, names),
+        st.builds(ev.OutputReceived, generations, st.booleans(), st.booleans(), names),
+        st.builds(ev.ResponseEnded, generations, st.sampled_from(Outcome), names),
         st.builds(
             ev.ResponseEnded,
             generations,
-            st.sampled_from(Outcome),
-            st.none() | st.sampled_from(_ANCHORS),
+            st.just(Outcome.FAILED),
+            names,
+            _ERROR_FRAMES | st.just(_UNREADABLE),
         ),
-        st.builds(ev.UpstreamRefused, generations, _ERROR_FRAMES),
+        st.builds(ev.UpstreamRefused, generations, _ERROR_FRAMES, st.booleans()),
         st.builds(ev.RelayPaused, ids, st.booleans()),
         st.just(ev.EvictionRequested()),
         st.builds(ev.DeadlineReached, st.sampled_from(Timer)),
@@ -338,7 +353,10 @@ def histories(
     Benign races are part of it: events of connections that are gone, deadlines that are not due,
     clients that leave when their turn is over. Times are odd: just before, at and just after the
     next deadline, or long after all of them. Turns are numbered from 1 in the order in which they
-    come, and the response to turn N, where it has an id, is ``resp_N``. What ends a session (an
+    come, and the response to turn N, where it has an id, is ``resp_N``; rarely it is ``resp_N_b``
+    in some of its events. Copies and stragglers of responses that have ended come, too, and some
+    upstreams use the id of an ended response again. A loss or a refusal is ``unsent`` only where
+    a bridge can know that: together with the event that a send answers. What ends a session (an
     eviction) is rare, and a turn may follow it, as it may in a bridge that starts a session anew.
 
     Args:
@@ -349,14 +367,15 @@ def histories(
     taken = [running.turn.id for running in (walk.state.running,) if running is not None]
     serial = max([*taken, *(waiting.turn.id for waiting in walk.state.waiting)], default=0)
     history: History = []
+    last: Record | None = None
     for _ in range(draw(st.integers(min_size, max_size))):
         after = _pause(draw(_PAUSES), walk)
         for _record in walk.wait(after):
             pass
-        event = _lawful(draw, walk.state, walk.now, serial + 1)
+        event = _lawful(draw, walk.state, walk.now, serial + 1, last if after == 0 else None)
         if isinstance(event, ev.TurnSubmitted):
             serial = event.turn.id
-        walk.take(event)
+        last = walk.take(event)
         history.append(Step(after, event))
     return history
 
@@ -365,7 +384,7 @@ def histories(
 # a time that depends on the next deadline.
 _PAUSES: st.SearchStrategy[int | str] = st.sampled_from(
     (
-        *[0] * 16,
+        *[0] * 40,
         1,
         NS_PER_SECOND,
         9 * NS_PER_SECOND,
@@ -405,17 +424,25 @@ _OTHER = (
     "evicted",
 )
 _WHAT: dict[Phase, st.SearchStrategy[str]] = {
-    phase: st.sampled_from((*[good] * len(_OTHER), *_OTHER)) for phase, good in _GOOD.items()
+    phase: st.sampled_from((*[good] * 2 * len(_OTHER), *_OTHER)) for phase, good in _GOOD.items()
 }
 _BOOLEANS = st.booleans()
-_STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED))
+_RARELY = st.sampled_from((*[False] * 7, True))
+# What is odd about the name of a response, if anything is.
+_ODDITIES = st.sampled_from((*["nothing"] * 6, "ended", "ended", "other", "none"))
+_STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED, Standing.INJECTED))
 _OUTCOMES = st.sampled_from((*[Outcome.COMPLETED] * 3, *Outcome))
 _OLD = st.sampled_from(("opened", "lost", "sent", "created", "output", "ended", "refused"))
 
 
-def _lawful(draw: st.DrawFn, state: SessionState, now: int, turn: int) -> Event:
-    """An event that can happen in ``state`` at ``now``; a new turn is called ``turn``."""
+def _lawful(
+    draw: st.DrawFn, state: SessionState, now: int, turn: int, last: Record | None
+) -> Event:
+    """An event that can happen in ``state`` at ``now``; a new turn is called ``turn``. ``last``:
+    the transition right before, if no time has passed."""
     what = draw(_WHAT[state.phase])
+    if last is not None and (unsent := _unsent(draw, last)) is not None:
+        return unsent
     if what == "submit":
         return ev.TurnSubmitted(_new_turn(draw, state, turn))
     if what in ("abandoned", "paused"):
@@ -448,17 +475,49 @@ def _of_connection(draw: st.DrawFn, what: str, generation: int, state: SessionSt
         case "sent":
             return ev.FrameSent(generation)
         case "created":
-            return ev.ResponseCreated(generation)
+            return ev.ResponseCreated(generation, _name(draw, state))
         case "output":
-            return ev.OutputReceived(generation, draw(_BOOLEANS))
+            room = not draw(_RARELY)
+            return ev.OutputReceived(generation, draw(_BOOLEANS), room, _name(draw, state))
         case "refused":
             return ev.UpstreamRefused(generation, draw(_ERROR_FRAMES))
         case _:
-            running = state.running
-            response = f"resp_{running.turn.id}" if running is not None else None
             outcome = draw(_OUTCOMES)
-            cause = draw(_ERROR_FRAMES) if outcome is Outcome.FAILED else None
-            return ev.ResponseEnded(generation, outcome, response, cause)
+            cause: Evidence | None = None
+            if outcome is Outcome.FAILED:
+                cause = _UNREADABLE if draw(_RARELY) else draw(_ERROR_FRAMES)
+            return ev.ResponseEnded(generation, outcome, _name(draw, state), cause)
+
+
+def _unsent(draw: st.DrawFn, last: Record) -> Event | None:
+    """What can tell that the frame of the send in ``last`` has not left. None if there was no
+    send, or as drawn: mostly, for what no upstream has a part in."""
+    if not any(isinstance(effect, SendTurn) for effect in last.effects):
+        return None
+    generation = last.after.generation
+    upstreams = isinstance(last.event, ev.ResponseEnded | ev.UpstreamRefused)
+    if upstreams and not getattr(last.event, "unsent", False) and draw(_BOOLEANS):
+        # It was read together with the event that the send answers.
+        if draw(_BOOLEANS):
+            return ev.ConnectionLost(generation, draw(_LOSSES), unsent=True)
+        limit = ErrorFrame(400, "websocket_connection_limit_reached")
+        return ev.UpstreamRefused(generation, limit, unsent=True)
+    if draw(_RARELY):
+        large = ErrorFrame(413, "request_too_large")
+        return ev.UpstreamRefused(generation, large, unsent=True)
+    return None
+
+
+def _name(draw: st.DrawFn, state: SessionState) -> str | None:
+    """The id that an event of an answer names: its own as a rule."""
+    running = state.running
+    own = f"resp_{running.turn.id}" if running is not None else None
+    odd = draw(_ODDITIES)
+    if odd == "ended" and state.ended:
+        return draw(st.sampled_from(state.ended))
+    if odd == "other" and own is not None:
+        return f"{own}_b"
+    return None if odd == "none" else own
 
 
 def _new_turn(draw: st.DrawFn, state: SessionState, number: int) -> Turn:

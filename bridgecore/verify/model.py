@@ -416,6 +416,8 @@ class _Watch:
             the.created_due = None
             return
         self._accepted()
+        if isinstance(event, ev.ResponseCreated):
+            the.doubt = None  # another one came: the first was a copy
         self._call(event.response or the.doubt)
         if not the.paused:
             the.idle_due = self.now + the.terms.timeouts.idle
@@ -484,6 +486,8 @@ class _Watch:
         if turn.stage in _BEGUN:
             self.must_close = _P.ONE_AT_A_TIME
             self.lost = turn
+            if kind == "not_found" and turn.form == Form.AS_IS.value:
+                self._led_nowhere(turn)
         else:
             self.refused = kind
             kinds, forms = turn.refusals, turn.refused
@@ -505,6 +509,13 @@ class _Watch:
             # What was created under a name that had ended was not created for this turn.
             the.names, the.doubt = (), None
         the.carried = the.created_due = the.idle_due = None
+
+    def _led_nowhere(self, turn: _Turn) -> None:
+        """The upstream missed the anchor of ``turn`` in mid-answer: it is not sent again."""
+        if turn.source is Standing.INJECTED:
+            self.to_stop.add("injecting")
+        elif turn.source is Standing.HELD_STORED:
+            self._add_dead_end(turn)
 
     def _deadline(self, timer: Timer) -> None:
         the = self.the
@@ -841,6 +852,10 @@ class _Watch:
         count = self._dead_ends(turn) + 1
         if count > self.the.terms.bounded and turn.standing is not Standing.HELD_STORED:
             self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+        self._add_dead_end(turn)
+
+    def _add_dead_end(self, turn: _Turn) -> None:
+        count = self._dead_ends(turn) + 1
         # More is not worse, and what has no end could not be explored without this property.
         count = min(count, self.the.terms.bounded + 1)
         counts = {**dict(self.the.dead_ends), turn.anchor or "": count}

@@ -483,7 +483,8 @@ def describe(effect: fx.Effect) -> str:
     if isinstance(effect, fx.DeliverEvent):
         return f"{'hold for' if effect.held else 'deliver to'} turn {effect.turn}"
     if isinstance(effect, fx.CompleteTurn):
-        return f"complete turn {effect.turn}"
+        names = f", called {', '.join(effect.responses)}" if len(effect.responses) > 1 else ""
+        return f"complete turn {effect.turn}{names}"
     if isinstance(effect, fx.FailTurn):
         failure = effect.failure
         why = "" if failure is None else f" ({failure.kind.value}: {failure.detail})"

@@ -1,8 +1,10 @@
 """A session against a model that shares no code with the rules.
 
 The model keeps its own books: which connection is open, what its upstream remembers, which turns
-have not ended, what the client of each has seen, what nobody can know. It is told what happens and
-judges what the session does about it; the numbers are those of the invariants in the documentation.
+have not ended, what the client of each has seen, what nobody can know; by which names the upstream
+calls the response of the running turn, and which names it has used before; in which forms a turn
+was refused. It is told what happens and judges what the session does about it; the numbers are
+those of the invariants in the documentation.
 """
 
 from __future__ import annotations
@@ -26,15 +28,33 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
-from bridgecore.recovery.failure import Closed, ErrorFrame, Failure, FailureKind, TimedOut, classify
+from bridgecore.recovery.failure import (
+    Closed,
+    ErrorFrame,
+    Failure,
+    FailureKind,
+    Malformed,
+    TimedOut,
+    classify,
+)
 from bridgecore.recovery.policy import DEFAULT, POLICIES
 from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing.strategies import error_frames, losses
 
 WAITING = 2
 RECOVERABLE = (Standing.STORED, Standing.BOUND)  # not-found is refused, and then the truth
-ANYWHERE = (Standing.STORED, Standing.UNKNOWN)  # any socket may know such an anchor
+ANYWHERE = (Standing.STORED, Standing.HELD_STORED, Standing.UNKNOWN)  # any socket may know it
+REBUILT = (Standing.HELD, Standing.HELD_STORED)  # its whole chain is at hand
+UNREADABLE = Malformed("a terminal event without a response that can be read")
+LIMIT = ErrorFrame(400, "websocket_connection_limit_reached")
+TOO_LARGE = ErrorFrame(413, "request_too_large")
+# What ends much is drawn rarely.
+ODDS = st.integers(0, 3)
+SECONDS = st.sampled_from([*[0] * 6, *[1] * 6, 10, 60, 300, 1000, 3600])
+# What is said of the socket or of a size says nothing about what was put into a turn.
+NOT_OF_THE_INPUT = (FailureKind.CONNECTION_LIMIT, FailureKind.TOO_LARGE)
 
 
 @attrs.define
@@ -47,6 +67,10 @@ class Live:
     open_send: bool = False  # the latest send was not refused by the upstream itself
     seen: bool = False  # its client has seen the answer begin
     created: int = 0
+    form: Form | None = None  # in which it was sent last
+    refused: set[Form] = attrs.Factory(set)  # the forms in which the upstream refused it
+    unknown: bool = False  # its anchor was sent and not found
+    pinned: Form | None = None  # in which it goes next, since the last send has not left
 
 
 class Machine(RuleBasedStateMachine):
@@ -57,26 +81,50 @@ class Machine(RuleBasedStateMachine):
         self.serial = 0
         self.generation = 0
         self.socket = "none"  # none, connecting, open
-        self.made: set[str] = set()  # responses that this connection has made
-        self.carried: int | None = None  # the turn whose frame the connection carries
-        self.standings: dict[str, Standing] = {}  # of every response there ever was
+        self.standings: dict[str, Standing] = {}  # of every response that can be continued
         # Since an anchor was accepted: how often it met a dead end, and how often silence.
         self.dead_ends: Counter[str] = Counter()
         self.silences: Counter[str] = Counter()
+        self.vain: set[str] = set()  # anchors that were sent in vain, though they need not be
         self.retired = False
+        self.attempts = 0  # sends of all turns together
+        self.just_sent = ""  # why, if the last thing that happened led to a send
+        self.forget_socket()
+
+    def forget_socket(self) -> None:
+        self.made: set[str] = set()  # responses that this connection has made
+        self.carried: int | None = None  # the turn whose frame the connection carries
+        self.ended_names: list[str] = []  # of the responses that have ended on this connection
+        self.begin_attempt()
+
+    def begin_attempt(self) -> None:
+        self.begun = False  # the turn was accepted
+        self.names: list[str] = []  # of the response of the running turn
+        self.doubt: str | None = None  # the name of a response.created that may be a late copy
 
     @initialize(name=st.sampled_from(["default", "pr397"]), refusals=st.integers(0, 3))
     def begin(self, name: str, refusals: int) -> None:
         policy = POLICIES[name]
         self.ambiguous = 0 if policy is DEFAULT else policy.budgets.replays
         self.bounded = refusals
+        self.silence_counts = policy is DEFAULT  # of an id that is stored, where it is held, too
         budgets = attrs.evolve(policy.budgets, waiting=WAITING, refusals=refusals)
         self.session = Session(attrs.evolve(policy, budgets=budgets))
 
     # ------------------------------------------------------------ what happens
 
-    def tell(self, event: Event) -> None:
-        self.judge(event, self.session.handle(event, self.now))
+    def tell(self, event: Event, *due: Effect) -> tuple[Effect, ...]:
+        """``due``: what the bridge must be told never to do again, and nothing else."""
+        self.just_sent = ""
+        effects = self.session.handle(event, self.now)
+        self.judge(event, effects)
+        stops = [each for each in effects if isinstance(each, fx.StopInjecting | fx.StopRebuilding)]
+        assert stops == list(due)  # 4, 5
+        return effects
+
+    def running(self) -> Live:
+        assert self.carried is not None
+        return self.live[self.carried]
 
     def submit_turn(self, standing: Standing, anchor: str | None) -> None:
         self.serial += 1
@@ -89,7 +137,11 @@ class Machine(RuleBasedStateMachine):
     def submit_unanchored(self) -> None:
         self.submit_turn(Standing.UNANCHORED, None)
 
-    @rule(standing=st.sampled_from([Standing.HELD, Standing.UNKNOWN, Standing.BOUND]))
+    @rule(
+        standing=st.sampled_from(
+            [Standing.HELD, Standing.HELD_STORED, Standing.UNKNOWN, Standing.BOUND]
+        )
+    )
     def submit_foreign(self, standing: Standing) -> None:
         """An anchor that no connection here has made."""
         anchor = f"foreign_{standing.value}"
@@ -99,12 +151,15 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.standings)
     @rule(data=st.data())
     def submit_anchored(self, data: st.DataObject) -> None:
-        anchor = data.draw(st.sampled_from(sorted(self.standings)))
+        here = sorted(self.made & set(self.standings)) * 20
+        anchor = data.draw(st.sampled_from([*here, *sorted(self.standings)]))
         self.submit_turn(self.standings[anchor], anchor)
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def abandon(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), odds=ODDS)
+    def abandon(self, data: st.DataObject, odds: int) -> None:
+        if odds:
+            return
         number = data.draw(st.sampled_from(sorted(self.live)))
         del self.live[number]
         self.tell(ev.TurnAbandoned(number))
@@ -115,63 +170,285 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def opened(self) -> None:
         self.socket = "open"
-        self.made = set()
+        self.forget_socket()
         self.tell(ev.ConnectionOpened(self.generation))
 
+    @rule(steps=st.integers(1, 6), standing=st.sampled_from(Standing))
+    def go_on(self, steps: int, standing: Standing) -> None:
+        """What comes next if all goes well, or else few turns would ever get an answer."""
+        for _ in range(steps):
+            if self.socket == "connecting":
+                self.opened()
+            elif self.carried is None:
+                here = sorted(self.made & set(self.standings))
+                anchor = here[0] if here else None
+                standing_of = self.standings.get(anchor or "", Standing.UNANCHORED)
+                self.submit_turn(standing_of, anchor)
+            elif not self.begun:
+                self.created("own")
+            else:
+                self.ended(Outcome.COMPLETED, standing, "own")
+
     @precondition(lambda self: self.socket != "none")
+    @rule(cause=losses(), odds=ODDS)
+    def lost(self, cause: Any, odds: int) -> None:
+        if odds:
+            return
+        lost, begun = self.carried, self.begun
+        self.socket = "none"
+        self.forget_socket()
+        effects = self.tell(ev.ConnectionLost(self.generation, cause))
+        if lost is not None and classify(cause).kind is FailureKind.TOO_LARGE and not begun:
+            # It was refused for its size: its client hears that, and it is not sent again.
+            assert [effect.answer for effect in failures_of(lost, effects)] == [
+                Answer.UPSTREAM_ERROR
+            ]
+
+    @precondition(lambda self: self.just_sent == "upstream")
     @rule(cause=losses())
-    def lost(self, cause: Any) -> None:
-        self.socket, self.carried = "none", None
-        self.made = set()
-        self.tell(ev.ConnectionLost(self.generation, cause))
+    def lost_unsent(self, cause: Any) -> None:
+        """What the upstream's event led to has not left: nothing is ambiguous about the loss."""
+        lost, live = self.carried, self.running()
+        assert lost is not None
+        live.open_send = False
+        live.sends -= 1
+        live.pinned = None if live.form is Form.AS_IS else live.form
+        self.socket = "none"
+        self.forget_socket()
+        effects = self.tell(ev.ConnectionLost(self.generation, cause, unsent=True))
+        assert [type(effect) for effect in effects] == [fx.OpenConnection]
 
     @precondition(lambda self: self.carried is not None)
     @rule()
     def sent(self) -> None:
         self.tell(ev.FrameSent(self.generation))
 
-    @precondition(lambda self: self.carried is not None)
-    @rule()
-    def created(self) -> None:
-        self.accepted()
-        self.tell(ev.ResponseCreated(self.generation))
+    # An event of an answer: ``named`` tells how it calls the response.
 
-    @precondition(lambda self: self.carried is not None)
-    @rule(bearing=st.booleans())
-    def output(self, bearing: bool) -> None:
-        self.accepted()
-        self.tell(ev.OutputReceived(self.generation, bearing))
+    def call(self, named: str) -> str | None:
+        own = f"resp_{self.attempts}"
+        return {"own": own, "other": f"{own}_b", "none": None, "doubt": self.doubt}[named]
 
-    def accepted(self) -> None:
-        assert self.carried is not None
-        anchor = self.live[self.carried].turn.anchor
+    def named(self, name: str | None) -> None:
+        if name is not None and name not in self.names:
+            self.names.append(name)
+
+    def accepted(self, name: str | None) -> None:
+        self.begun, self.doubt = True, None
+        self.named(name)
+        self.forgive()
+
+    def forgive(self) -> None:
+        anchor = self.running().turn.anchor
         if anchor is not None:
             self.dead_ends[anchor] = self.silences[anchor] = 0
+            self.vain.discard(anchor)
+
+    def expect(self, event: Event, *delivered: bool) -> None:
+        """``delivered``: of what goes to the client of the running turn, whether it is held."""
+        carried = self.carried
+        effects = self.tell(event)
+        told = [effect for effect in effects if not isinstance(effect, fx.Ignored)]
+        assert told == [fx.DeliverEvent(carried or 0, held) for held in delivered]  # 24
 
     @precondition(lambda self: self.carried is not None)
-    @rule(outcome=st.sampled_from(Outcome), standing=st.sampled_from(Standing))
-    def ended(self, outcome: Outcome, standing: Standing) -> None:
-        assert self.carried is not None
-        self.accepted()
-        response = f"resp_{self.carried}"
-        self.made = {response} if outcome is Outcome.COMPLETED else set()
-        if outcome is Outcome.COMPLETED and standing is not Standing.UNANCHORED:
-            self.standings[response] = standing
-        ended, self.carried = self.carried, None
-        self.ending = ended
-        self.tell(ev.ResponseEnded(self.generation, outcome, response))
+    @rule(named=st.sampled_from(["own", "own", "other", "none"]))
+    def created(self, named: str) -> None:
+        name = self.call(named)
+        event = ev.ResponseCreated(self.generation, name)
+        if self.begun:
+            self.expect(event)  # 14
+        else:
+            self.accepted(name)
+            self.expect(event, False)
+
+    @precondition(lambda self: self.carried is not None)
+    @rule(
+        bearing=st.booleans(),
+        room=st.sampled_from([True, True, True, False]),
+        named=st.sampled_from(["own", "other", "none", "doubt"]),
+    )
+    def output(self, bearing: bool, room: bool, named: str) -> None:
+        name = self.call(named)
+        event = ev.OutputReceived(self.generation, bearing, room, name)
+        if self.begun:
+            self.named(name)
+            self.expect(event, False)
+        elif not bearing and not room:
+            # It cannot be held, and it is no answer: such an upstream is as good as gone.
+            effects = self.tell(event)
+            assert effects[0] == fx.CloseConnection(event.generation)
+        elif not bearing and self.doubt is not None and name in (None, self.doubt):
+            self.expect(event, True)
+        else:
+            self.accepted(name or self.doubt)
+            self.expect(event, False)
+
+    @precondition(lambda self: self.carried is not None)
+    @rule(
+        outcome=st.sampled_from([Outcome.COMPLETED, Outcome.INCOMPLETE]),
+        standing=st.sampled_from(Standing),
+        named=st.sampled_from(["own", "own", "other", "none", "doubt"]),
+    )
+    def ended(self, outcome: Outcome, standing: Standing, named: str) -> None:
+        ended, name = self.carried, self.call(named)
+        assert ended is not None
+        self.accepted(name or self.doubt)
+        last = name or self.last_name()
+        self.made = set() if last is None else {last}
+        if last is not None and standing is not Standing.UNANCHORED:
+            self.standings[last] = standing
+        effects = self.end(ev.ResponseEnded(self.generation, outcome, name))
+        assert effects[:1] == self.completion(ended, name) or isinstance(
+            effects[0], fx.CloseConnection
+        )
         assert ended not in self.live
+
+    def last_name(self) -> str | None:
+        return self.names[-1] if self.names else None
+
+    def completion(self, turn: int, name: str | None) -> tuple[Effect, ...]:
+        """Its names in the order in which they came, that of the terminal event last."""
+        names = [each for each in self.ending_names if each != name]
+        return (fx.CompleteTurn(turn, tuple(names if name is None else [*names, name])),)
+
+    def end(self, event: ev.ResponseEnded, *due: Effect) -> tuple[Effect, ...]:
+        """The response of the running turn ends, under all of its names."""
+        self.named(event.response or self.doubt)
+        self.ending, self.ending_names = self.carried, self.names
+        self.ended_names += self.names
+        self.carried = None
+        self.begin_attempt()
+        return self.tell(event, *due)
+
+    @precondition(lambda self: self.carried is not None)
+    @rule(
+        cause=st.none() | error_frames(),
+        named=st.sampled_from(["own", "other", "none"]),
+    )
+    def failed(self, cause: ErrorFrame | None, named: str) -> None:
+        ended, live, name = self.carried, self.running(), self.call(named)
+        assert ended is not None
+        event = ev.ResponseEnded(self.generation, Outcome.FAILED, name, cause)
+        if cause is not None and not self.begun:
+            # A refusal: the turn may go on in another form.
+            self.refused(live, cause)
+            self.end(event, *self.due(live, cause))
+            return
+        ours = live.turn.standing in (Standing.UNANCHORED, Standing.INJECTED, *REBUILT)
+        if cause is not None and classify(cause).kind is FailureKind.NOT_FOUND and ours:
+            self.refused_answering(live, cause)
+            effects = self.end(event, *self.due(live, cause))
+            assert fx.CloseConnection(event.generation) in effects
+            (failure,) = failures_of(ended, effects)
+            assert failure.answer is Answer.STREAM_INCOMPLETE
+            return
+        self.accepted(name or self.doubt)
+        self.made = set()
+        self.end(event)
+        assert ended not in self.live
+
+    @precondition(lambda self: self.carried is not None)
+    @rule(named=st.sampled_from(["own", "other", "none"]))
+    def ended_unreadably(self, named: str) -> None:
+        """The upstream has run the turn: it ends, and is not sent again."""
+        ended, name = self.carried, self.call(named)
+        assert ended is not None
+        self.made = set()
+        effects = self.end(ev.ResponseEnded(self.generation, Outcome.FAILED, name, UNREADABLE))
+        assert [effect.answer for effect in failures_of(ended, effects)] == [Answer.UPSTREAM_ERROR]
+
+    # Late and doubled events of responses that have ended on this connection.
+
+    def late_names(self) -> list[str]:
+        return [name for name in self.ended_names if name not in (*self.names, self.doubt)]
+
+    @precondition(lambda self: self.late_names())
+    @rule(data=st.data())
+    def late(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(self.late_names()))
+        events: list[Event] = [
+            ev.OutputReceived(self.generation, True, True, name),
+            ev.OutputReceived(self.generation, False, True, name),
+            ev.OutputReceived(self.generation, False, False, name),
+            ev.ResponseEnded(self.generation, Outcome.COMPLETED, name),
+            ev.ResponseEnded(self.generation, Outcome.INCOMPLETE, name),
+            ev.ResponseEnded(self.generation, Outcome.FAILED, name, ErrorFrame(400, "x")),
+            ev.ResponseEnded(self.generation, Outcome.FAILED, name, UNREADABLE),
+        ]
+        if self.begun or self.carried is None:
+            events.append(ev.ResponseCreated(self.generation, name))
+        self.nothing_happens(data.draw(st.sampled_from(events)))  # 24
+
+    @precondition(lambda self: self.ended_names and self.carried is not None and not self.begun)
+    @rule(data=st.data())
+    def created_in_doubt(self, data: st.DataObject) -> None:
+        """A late copy, or an upstream that uses an id again: who knows."""
+        name = data.draw(st.sampled_from(self.ended_names))
+        event = ev.ResponseCreated(self.generation, name)
+        if self.doubt is None:
+            self.doubt = name
+            self.expect(event, True)
+        else:
+            self.nothing_happens(event)
+
+    # Refusals.
+
+    def due(self, live: Live, cause: ErrorFrame) -> list[Effect]:
+        """What is never to be done again after a refusal of ``live``."""
+        kind, turn = classify(cause).kind, live.turn
+        if self.begun:
+            found = kind is not FailureKind.NOT_FOUND
+            injected = turn.standing is Standing.INJECTED and live.form is Form.AS_IS and not found
+            return [fx.StopInjecting(turn.id)] if injected else []
+        if turn.standing is Standing.INJECTED and live.form is Form.AS_IS:
+            return [] if kind in NOT_OF_THE_INPUT else [fx.StopInjecting(turn.id)]
+        if live.form is Form.REHYDRATED and kind is FailureKind.INVALID:
+            return [fx.StopRebuilding(turn.id)]
+        return []
+
+    def refused(self, live: Live, cause: ErrorFrame) -> None:
+        kind = classify(cause).kind
+        live.open_send = False
+        if kind is not FailureKind.CONNECTION_LIMIT and live.form is not None:
+            live.refused.add(live.form)
+        live.unknown |= kind is FailureKind.NOT_FOUND
+        self.made.discard(live.turn.anchor or "")
+
+    def refused_answering(self, live: Live, cause: ErrorFrame) -> None:
+        anchor, unknown = live.turn.anchor, classify(cause).kind is FailureKind.NOT_FOUND
+        if unknown and live.turn.standing is Standing.HELD_STORED and live.form is Form.AS_IS:
+            self.vain.add(anchor or "")
 
     @precondition(lambda self: self.carried is not None)
     @rule(cause=error_frames())
     def refuse(self, cause: ErrorFrame) -> None:
-        assert self.carried is not None
-        live = self.live[self.carried]
-        live.open_send = False
-        if not live.seen:
-            self.made.discard(live.turn.anchor or "")
+        live = self.running()
+        if self.begun:
+            self.refused_answering(live, cause)
+        else:
+            self.refused(live, cause)
+        due = self.due(live, cause)
         self.carried = None
-        self.tell(ev.UpstreamRefused(self.generation, cause))
+        self.begin_attempt()
+        self.tell(ev.UpstreamRefused(self.generation, cause), *due)
+
+    @precondition(lambda self: self.just_sent)
+    @rule(sized=st.booleans())
+    def refuse_unsent(self, sized: bool) -> None:
+        """The very frame was refused for its size before; or the upstream said of the socket, in
+        the read that led to the send, that it is too old."""
+        cause = TOO_LARGE if sized or self.just_sent != "upstream" else LIMIT
+        refused, live, made = self.carried, self.running(), self.made
+        assert refused is not None
+        self.refused(live, cause)
+        due = self.due(live, cause)
+        self.made, self.carried = made, None
+        self.begin_attempt()
+        generation = self.generation
+        effects = self.tell(ev.UpstreamRefused(generation, cause, unsent=True), *due)
+        # A socket on which nothing was begun can be used for what comes next.
+        assert (fx.CloseConnection(generation) in effects) is (cause is LIMIT)
 
     @precondition(lambda self: self.generation > 1)
     @rule(data=st.data())
@@ -184,7 +461,9 @@ class Machine(RuleBasedStateMachine):
             ev.ResponseCreated(generation),
             ev.OutputReceived(generation),
             ev.ResponseEnded(generation, Outcome.COMPLETED, "resp_0"),
+            ev.ResponseEnded(generation, Outcome.FAILED, "resp_0", UNREADABLE),
             ev.UpstreamRefused(generation, ErrorFrame(500)),
+            ev.ConnectionLost(generation, Closed(1000), unsent=True),
         ]
         self.nothing_happens(data.draw(st.sampled_from(events)))
 
@@ -195,8 +474,9 @@ class Machine(RuleBasedStateMachine):
     def nothing_happens(self, event: Event) -> None:
         before = self.session.state
         effects = self.session.handle(event, self.now)
+        assert effects
         assert all(isinstance(effect, fx.Ignored) for effect in effects)
-        assert self.session.state is before
+        assert self.session.state == before
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), paused=st.booleans())
@@ -204,11 +484,13 @@ class Machine(RuleBasedStateMachine):
         self.tell(ev.RelayPaused(data.draw(st.sampled_from(sorted(self.live))), paused))
 
     @precondition(lambda self: not self.retired)
-    @rule()
-    def evict(self) -> None:
+    @rule(odds=ODDS)
+    def evict(self, odds: int) -> None:
+        if odds:
+            return
         self.tell(ev.EvictionRequested())
 
-    @rule(seconds=st.sampled_from([1, 10, 60, 300, 1000, 3600]))
+    @rule(seconds=SECONDS)
     def time_passes(self, seconds: int) -> None:
         end = self.now + seconds * NS_PER_SECOND
         while (deadline := self.session.next_timeout()) is not None and deadline.at <= end:
@@ -220,6 +502,10 @@ class Machine(RuleBasedStateMachine):
         deadline = self.session.next_timeout()
         assert deadline is not None
         self.now = max(self.now, deadline.at)
+        if deadline.reason is Timer.CREATED and self.silence_counts:
+            turn = self.running().turn
+            if turn.standing is Standing.HELD_STORED and turn.anchor is not None:
+                self.vain.add(turn.anchor)
         self.tell(ev.DeadlineReached(deadline.reason))
         again = self.session.state.timers.get(deadline.reason)
         assert again is None or again > self.now  # 29
@@ -236,23 +522,34 @@ class Machine(RuleBasedStateMachine):
             elif isinstance(effect, fx.CloseConnection):
                 assert self.socket != "none"
                 assert effect.generation == self.generation  # 42
-                self.socket, self.carried = "none", None
-                self.made = set()
+                self.socket = "none"
+                self.forget_socket()
             elif isinstance(effect, fx.SendTurn):
                 self.judge_send(effect)
+                answers = isinstance(event, ev.ResponseEnded | ev.UpstreamRefused)
+                unsent = getattr(event, "unsent", False)
+                self.just_sent = "upstream" if answers and not unsent else "somebody"
             elif isinstance(effect, fx.DeliverEvent):
                 live = self.live[effect.turn]
                 assert effect.turn == self.carried  # 24
                 assert isinstance(event, ev.ResponseCreated | ev.OutputReceived)
-                live.seen = True
-                live.created += isinstance(event, ev.ResponseCreated)
-                assert live.created <= 1  # 14
+                if not effect.held:
+                    live.seen = True
+                    live.created += isinstance(event, ev.ResponseCreated)
+                    assert live.created <= 1  # 14
             elif isinstance(effect, fx.CompleteTurn):
                 assert isinstance(event, ev.ResponseEnded)
                 assert effect.turn == self.ending  # 24
                 del self.live[effect.turn]  # a second end would be a KeyError: 41
             elif isinstance(effect, fx.FailTurn):
                 self.judge_failure(effect, event)
+            elif isinstance(effect, fx.StopInjecting):
+                # The bridge takes its word: nothing is reduced by this anchor again.
+                self.standings.pop(self.live[effect.turn].turn.anchor or "", None)
+            elif isinstance(effect, fx.StopRebuilding):
+                turn = self.live[effect.turn].turn
+                stored = turn.standing is Standing.HELD_STORED
+                self.standings[turn.anchor or ""] = Standing.STORED if stored else Standing.BOUND
             elif isinstance(effect, fx.RetireSession):
                 assert not self.live  # 19
                 assert self.socket == "none"  # 18
@@ -264,18 +561,32 @@ class Machine(RuleBasedStateMachine):
         assert effect.generation == self.generation  # 42
         assert self.carried is None  # 24
         assert not live.seen  # 13
+        assert effect.form not in live.refused  # 5
+        assert live.pinned in (None, effect.form)
+        assert live.form is not Form.CLIENT_FULL or effect.form is Form.CLIENT_FULL
         turn = live.turn
+        tried = live.unknown or turn.anchor in self.vain
         if effect.form is Form.AS_IS:
-            assert turn.anchor is None or turn.anchor in self.made or turn.standing in ANYWHERE  # 2
+            here = turn.anchor is None or turn.anchor in self.made
+            assert here or turn.standing in ANYWHERE  # 2
+            assert here or turn.standing is not Standing.HELD_STORED or not tried  # 5
+        elif effect.form is Form.REHYDRATED:
+            assert turn.standing in REBUILT  # 7
+            # The id costs a few bytes, the chain many thousand.
+            assert (
+                turn.anchor not in self.made or live.unknown or turn.standing is not Standing.HELD
+            )
+            assert tried or turn.standing is not Standing.HELD_STORED
         else:
-            full = Standing.HELD if effect.form is Form.REHYDRATED else Standing.INJECTED
-            assert turn.standing is full  # 7
+            assert turn.standing is Standing.INJECTED  # 7
         live.ambiguous += live.open_send
         assert live.ambiguous <= self.ambiguous  # 11, 12
         live.sends += 1
         assert live.sends <= 3 + self.ambiguous  # 5: one for each kind of refusal
-        live.open_send = True
+        live.open_send, live.form, live.pinned = True, effect.form, None
         self.carried = effect.turn
+        self.attempts += 1
+        self.begin_attempt()
 
     def judge_failure(self, effect: fx.FailTurn, event: Event) -> None:
         live = self.live.pop(effect.turn)  # a second end would be a KeyError: 41
@@ -289,26 +600,30 @@ class Machine(RuleBasedStateMachine):
         if effect.answer is Answer.NOT_FOUND:
             assert anchor is not None
             assert self.dead_ends[anchor] + self.silences[anchor] >= self.bounded  # 1
-            assert standing not in (Standing.HELD, Standing.INJECTED)  # 1
+            assert standing not in (Standing.INJECTED, *REBUILT)  # 1
         elif effect.answer is Answer.UPSTREAM_ERROR and kind is FailureKind.NOT_FOUND:
-            assert standing in (Standing.UNANCHORED, Standing.UNKNOWN)  # 1
+            own = live.form is Form.CLIENT_FULL  # the client's own input, and what is said of it
+            assert standing in (Standing.UNANCHORED, Standing.UNKNOWN) or own  # 1
+        elif effect.answer is Answer.STREAM_INCOMPLETE:
+            pass  # it was accepted
         elif kind is None or (kind is FailureKind.NOT_FOUND and standing in RECOVERABLE):
             assert anchor is not None
+            assert kind is not None or anchor not in self.made  # its socket knows it
             self.dead_ends[anchor] += 1
             assert self.dead_ends[anchor] <= self.bounded  # 5
         elif anchor is not None and event == ev.DeadlineReached(Timer.CREATED):
             self.silences[anchor] += 1
-        if self.carried == effect.turn:
-            assert isinstance(event, ev.UpstreamRefused)
+        assert self.carried != effect.turn  # 24
 
     def judge_blame(self, failure: Failure | None, event: Event) -> None:
         """Each attempt starts clean: what is told is what has just happened (16, 31)."""
-        if isinstance(event, ev.ConnectionLost | ev.UpstreamRefused):
-            mine = classify(event.cause)
+        mine: Failure | None = None
+        if isinstance(event, ev.OutputReceived):
+            mine = classify(Malformed("too much before response.created"))
+        elif isinstance(event, ev.ConnectionLost | ev.UpstreamRefused | ev.ResponseEnded):
+            mine = classify(event.cause) if event.cause is not None else None
         elif isinstance(event, ev.DeadlineReached):
             mine = classify(TimedOut(event.timer))
-        else:
-            mine = None
         # A waiting turn that goes next may be refused by the socket at hand: nothing failed then.
         assert failure in (None, mine)
 
@@ -320,6 +635,8 @@ class Machine(RuleBasedStateMachine):
             return
         state = self.session.state
         assert self.carried is None or self.carried in self.live
+        if self.carried is not None:
+            assert (state.phase in (Phase.CREATED, Phase.OUTPUT)) is self.begun
         assert (state.running is not None) == bool(self.live)  # 18, 41
         assert len(self.live) == len(state.waiting) + (state.running is not None)  # 21
         if self.live:
@@ -340,8 +657,12 @@ class Machine(RuleBasedStateMachine):
         assert self.session.next_timeout() is None
 
 
+def failures_of(turn: int, effects: tuple[Effect, ...]) -> list[fx.FailTurn]:
+    return [each for each in effects if isinstance(each, fx.FailTurn) and each.turn == turn]
+
+
 def test_a_session_keeps_the_invariants() -> None:
     run_state_machine_as_test(
         Machine,
-        settings=settings(max_examples=150, stateful_step_count=40, deadline=None, database=None),
+        settings=settings(max_examples=500, stateful_step_count=40, deadline=None, database=None),
     )

@@ -44,6 +44,7 @@ from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.failure import Closed, Evidence, FailureKind, classify
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situation
 from bridgecore.recovery.rules import (
+    ENDED_RESPONSE,
     RULES,
     SPURIOUS_DEADLINE,
     STALE_GENERATION,
@@ -824,7 +825,7 @@ def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
 
     of_sessions()
     # An illegal pair is misuse: no machine and no history has any.
-    assert set(met) == {*LAWFUL, STALE_GENERATION, SPURIOUS_DEADLINE}
+    assert set(met) == {*LAWFUL, STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE}
 
 
 # ------------------------------------------------------------------ the strategies themselves
@@ -862,7 +863,12 @@ def test_feasible_policies_ask_for_nothing_that_is_not_there(
     policy: Policy, standing: Standing
 ) -> None:
     actions = {policy.remedy(situation, standing).action for situation in Situation}
-    assert Action.REHYDRATE not in actions or standing is Standing.HELD
+    rehydrate = {
+        Action.REHYDRATE,
+        Action.SEND_OR_REHYDRATE,
+        Action.REFUSE_THEN_REHYDRATE,
+    }
+    assert not rehydrate & actions or standing in (Standing.HELD, Standing.HELD_STORED)
     assert Action.SEND_FULL not in actions or standing is Standing.INJECTED
 
 
