@@ -121,7 +121,8 @@ def raw(event: Json) -> bytes:
 
 @attrs.define
 class Driver:
-    """A driver without a world, and what each turn's client was given."""
+    """A driver without a world, and what each turn's client was given. ``link``: the one that was
+    used or asked for last."""
 
     bridge: Bridge = attrs.Factory(lambda: Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"))))
     link: int = 0
@@ -141,6 +142,7 @@ class Driver:
             self.errors[effect.turn] = effect.error
         elif isinstance(effect, SendFrame):
             self.frames.append(json.loads(effect.data))
+            self.link = effect.link
         elif isinstance(effect, OpenLink):
             self.link = effect.link
         else:

