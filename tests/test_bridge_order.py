@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bridgecore.bridge import LinkFrameSent, LinkLost, LinkOpened
+from bridgecore.bridge import LinkFrameSent, LinkLost
 from bridgecore.recovery.failure import Closed
 from tests.link_world import (
     CHAIN_ID,
@@ -94,8 +94,7 @@ def test_late_events_between_turns_disturb_nobody(data: st.DataObject) -> None:
     late = stragglers(first, style.last.format(n=1))
     driver = Driver()
     driver.submit(1)
-    driver.tell(LinkOpened(driver.link))
-    driver.tell(LinkFrameSent(driver.link))
+    driver.proceed()
     driver.read(*first, *data.draw(st.lists(st.sampled_from(late), max_size=4)))
     driver.read(*data.draw(st.lists(st.sampled_from(late), max_size=4)))
     assert driver.events == {1: first}
@@ -125,9 +124,7 @@ def test_item_ids_that_are_used_again(
         events = json.loads(json.dumps(events).replace(f"msg_{turn}_", "msg_"))
         before = {"previous_response_id": style.last.format(n=turn - 1)} if turn > 1 else {}
         driver.submit(turn, **before)
-        if turn == 1:
-            driver.tell(LinkOpened(driver.link))
-        driver.tell(LinkFrameSent(driver.link))
+        driver.proceed()
         if one_read:
             driver.read(*events)
         else:

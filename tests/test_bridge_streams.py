@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, LinkOpened, MessagesReceived
+from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, MessagesReceived
 from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.recovery.failure import Closed
 from bridgecore.rendering import http_error
@@ -57,15 +57,8 @@ def started(driver: Driver | None = None) -> Driver:
     """Turn 1 is sent."""
     driver = driver or Driver()
     driver.submit(1)
-    opened(driver)
+    driver.proceed()
     return driver
-
-
-def opened(driver: Driver) -> None:
-    """The link is there, and the frame of the turn that it was opened for has left."""
-    driver.tell(LinkOpened(driver.link))
-    if driver.bridge.turns:
-        driver.tell(LinkFrameSent(driver.link))
 
 
 def in_reads(data: st.DataObject, messages: list[bytes]) -> list[list[bytes]]:
@@ -121,7 +114,7 @@ def test_nothing_but_noise_between_turns() -> None:
     driver.read(*[b"ping"] * (MAX_NOISE + 1))
     assert (driver.bridge.links, driver.errors) == (0, {})
     driver.submit(2, previous_response_id="resp_1")
-    opened(driver)
+    driver.proceed()
     driver.read(*answer(2))
     assert_answered(driver, answer(2))
 
@@ -163,7 +156,7 @@ def test_what_is_not_known_changes_nothing_about_a_loss(
         without.bridge.turns,
     )
     if with_them.bridge.turns:  # it is replayed: its client sees one answer
-        opened(with_them)
+        with_them.proceed()
         with_them.read(*answer(1, TWO_IDS))
         assert_answered(with_them, answer(1, TWO_IDS), 1)
 
@@ -195,7 +188,7 @@ def test_too_much_before_created_is_a_loss_like_any_other() -> None:
     driver = started(replaying())
     driver.read(*[UNKNOWN[0]] * (MAX_EARLY + 1))
     assert (driver.errors, driver.bridge.links) == ({}, 1)
-    opened(driver)
+    driver.proceed()
     assert driver.frames[0] == driver.frames[1]
     driver.read(*answer(1))
     assert_answered(driver, answer(1), 1)
@@ -228,13 +221,9 @@ def test_response_created_is_first_whatever_was_left_out(data: st.DataObject) ->
     assert made["response"]["output"] == []
     assert made["sequence_number"] <= own[0]["sequence_number"]
     # The id in it can be continued from, as the one at the end can.
-    for name in {made["response"]["id"], own[-1]["response"]["id"]}:
-        before = driver.link
+    for name in (made["response"]["id"], own[-1]["response"]["id"]):
         driver.submit(2, previous_response_id=name)
-        if driver.link == before:
-            driver.tell(LinkFrameSent(driver.link))
-        else:
-            opened(driver)
+        driver.proceed()
         assert driver.errors == {}
         driver.read(*answer(2, kinds=()))
         assert driver.events.pop(2)[-1]["type"] == "response.completed"
@@ -259,10 +248,6 @@ class Next:
     own: list[Json]
     turn: int
     saved: bool  # another link can carry it, too
-    link: int = attrs.field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.link = self.driver.link
 
     @property
     def left(self) -> bool:
@@ -273,10 +258,7 @@ class Next:
         """Whatever still runs is answered, on whatever link."""
         if not self.driver.bridge.turns:
             return
-        if self.driver.link != self.link:
-            opened(self.driver)
-        else:
-            self.driver.tell(LinkFrameSent(self.link))
+        self.driver.proceed()
         if self.driver.bridge.turns:
             self.driver.read(*answer(9))
         assert self.driver.bridge.turns == 0
@@ -424,12 +406,10 @@ def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
             fields["previous_response_id"] = data.draw(st.sampled_from(sorted(known)))
         before = len(driver.frames)
         driver.submit(turn, **fields)
-        if driver.bridge.turns and len(driver.frames) == before:
-            driver.tell(LinkOpened(driver.link))
-        if driver.bridge.turns:
+        driver.proceed()
+        if len(driver.frames) > before:
             upload = raw(driver.frames[-1]).decode()
             uploads.append(upload)
-            driver.tell(LinkFrameSent(driver.link))
             if len(upload) > limit:
                 driver.tell(LinkLost(driver.link, Closed(1009)))
             else:
@@ -452,7 +432,7 @@ def test_a_frame_that_was_answered_was_not_too_large() -> None:
     driver = started(replaying())
     driver.read(*answer(1)[:2])
     driver.tell(LinkLost(driver.link, Closed(1009)))
-    opened(driver)
+    driver.proceed()
     assert driver.frames[0] == driver.frames[1]
     driver.read(*answer(1))
     assert_answered(driver, answer(1), 1)
@@ -464,6 +444,6 @@ def test_a_size_that_was_refused_in_words() -> None:
     driver.read(error)
     assert driver.errors[1].status == 413
     driver.submit(2, input="q1")  # a link of its own
-    driver.tell(LinkOpened(driver.link))
+    driver.proceed()
     assert driver.errors[2].status == 413
     assert len(driver.frames) == 1
