@@ -197,3 +197,17 @@ def test_what_is_held_for_another_id_of_the_response() -> None:
     driver.read(metadata)
     driver.read(*own)
     assert_answered(driver, [own[0], metadata, *own[1:]])
+
+
+def test_what_came_between_turns_is_not_the_next_ones_although_it_has_its_items_id() -> None:
+    first = answer(1)
+    driver = Driver()
+    driver.submit(1)
+    driver.proceed()
+    driver.read(*first)
+    driver.read(*first[3:5])
+    own = json.loads(json.dumps(answer(2)).replace("msg_2_", "msg_1_"))
+    driver.submit(2, previous_response_id="resp_1")
+    driver.proceed()
+    driver.read(*own)
+    assert_answered(driver, own)

@@ -310,6 +310,14 @@ def test_a_frame_that_did_not_leave_is_not_ambiguous(data: st.DataObject) -> Non
     )
 
 
+def test_a_frame_that_did_not_leave_was_not_too_large() -> None:
+    world = is_refused()
+    lost = LinkLost(world.driver.link, Closed(1009))
+    world.driver.tell(MessagesReceived(world.driver.link, [raw(NOT_FOUND)], lost))
+    world.finish()
+    assert (world.driver.errors, world.driver.events[2]) == ({}, answer(9))
+
+
 @given(st.data())
 def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
     """Before the end of an answer a loss is a loss, whatever it was read together with."""
