@@ -121,10 +121,12 @@ def raw(event: Json) -> bytes:
 
 @attrs.define
 class Driver:
-    """A driver without a world, and what each turn's client was given."""
+    """A driver without a world, and what each turn's client was given. ``link``: the one that was
+    used or asked for last."""
 
     bridge: Bridge = attrs.Factory(lambda: Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"))))
     link: int = 0
+    opening: bool = False  # it is not there yet
     events: dict[int, list[Json]] = attrs.Factory(dict)
     errors: dict[int, HttpError] = attrs.Factory(dict)
     frames: list[Json] = attrs.Factory(list)
@@ -141,14 +143,23 @@ class Driver:
             self.errors[effect.turn] = effect.error
         elif isinstance(effect, SendFrame):
             self.frames.append(json.loads(effect.data))
+            self.link, self.opening = effect.link, False
         elif isinstance(effect, OpenLink):
-            self.link = effect.link
+            self.link, self.opening = effect.link, True
         else:
             assert isinstance(effect, Log | CloseLink)
 
     def submit(self, turn: int, **fields: object) -> None:
         body = json.dumps({"model": "m", "input": f"q{turn}", "store": False, **fields})
         self.tell(TurnReceived(turn, parse_create(body.encode()), []))
+
+    def proceed(self) -> None:
+        """The link comes to be, if it is asked for, and the frame of the turn leaves."""
+        if self.opening:
+            self.opening = False
+            self.tell(LinkOpened(self.link))
+        if self.bridge.turns and not self.opening:
+            self.tell(LinkFrameSent(self.link))
 
     def read(self, *messages: Json | bytes) -> None:
         data = [each if isinstance(each, bytes) else raw(each) for each in messages]
@@ -159,8 +170,7 @@ def second_turn(first: list[Json], *, sent: bool = True, driver: Driver | None =
     """A link on which turn 1 was answered with ``first`` and turn 2 was sent."""
     driver = driver or Driver()
     driver.submit(1)
-    driver.tell(LinkOpened(driver.link))
-    driver.tell(LinkFrameSent(driver.link))
+    driver.proceed()
     driver.read(*first)
     assert driver.events[1] == first
     driver.submit(2, previous_response_id=first[-1]["response"]["id"])

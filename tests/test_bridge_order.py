@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bridgecore.bridge import LinkFrameSent, LinkLost, LinkOpened
+from bridgecore.bridge import LinkFrameSent, LinkLost
 from bridgecore.recovery.failure import Closed
 from tests.link_world import (
     CHAIN_ID,
@@ -48,7 +48,7 @@ def interleaved(
         put.append(event)
     reads: list[list[Json]] = [[]]
     for event in order:
-        if reads[-1] and draw(st.booleans()):
+        if draw(st.booleans()) and reads[-1]:
             reads.append([])
         reads[-1].append(event)
     return reads, put
@@ -94,8 +94,7 @@ def test_late_events_between_turns_disturb_nobody(data: st.DataObject) -> None:
     late = stragglers(first, style.last.format(n=1))
     driver = Driver()
     driver.submit(1)
-    driver.tell(LinkOpened(driver.link))
-    driver.tell(LinkFrameSent(driver.link))
+    driver.proceed()
     driver.read(*first, *data.draw(st.lists(st.sampled_from(late), max_size=4)))
     driver.read(*data.draw(st.lists(st.sampled_from(late), max_size=4)))
     assert driver.events == {1: first}
@@ -125,9 +124,7 @@ def test_item_ids_that_are_used_again(
         events = json.loads(json.dumps(events).replace(f"msg_{turn}_", "msg_"))
         before = {"previous_response_id": style.last.format(n=turn - 1)} if turn > 1 else {}
         driver.submit(turn, **before)
-        if turn == 1:
-            driver.tell(LinkOpened(driver.link))
-        driver.tell(LinkFrameSent(driver.link))
+        driver.proceed()
         if one_read:
             driver.read(*events)
         else:
@@ -200,3 +197,17 @@ def test_what_is_held_for_another_id_of_the_response() -> None:
     driver.read(metadata)
     driver.read(*own)
     assert_answered(driver, [own[0], metadata, *own[1:]])
+
+
+def test_what_came_between_turns_is_not_the_next_ones_although_it_has_its_items_id() -> None:
+    first = answer(1)
+    driver = Driver()
+    driver.submit(1)
+    driver.proceed()
+    driver.read(*first)
+    driver.read(*first[3:5])
+    own = json.loads(json.dumps(answer(2)).replace("msg_2_", "msg_1_"))
+    driver.submit(2, previous_response_id="resp_1")
+    driver.proceed()
+    driver.read(*own)
+    assert_answered(driver, own)

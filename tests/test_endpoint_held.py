@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import attrs
 import pytest
@@ -446,6 +445,114 @@ def test_lost_before_created(store: bool, point: Point, action: Action) -> None:
     # turn's is on its socket.
     assert [request.anchor is not None for request in world.emulator.requests][-2:] == [store, True]
     assert_empty(world)
+
+
+NOT_FOUND_FRAME = b'{"type":"error","error":{"code":"previous_response_not_found"}}'
+LIMIT_FRAME = b'{"type":"error","error":{"code":"websocket_connection_limit_reached"}}'
+
+
+def in_wire_format(text: bytes) -> bytes:
+    """A short text message as a server sends it (RFC 6455, section 5.2)."""
+    assert len(text) < 126
+    return b"\x81%c%b" % (len(text), text)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        *[b"\x88\x02%b" % code.to_bytes(2, "big") for code in (1000, 1001, 1009, 1011)],
+        b"\x88\x00",  # 1005
+        b"\xff\xff\xff\xff",  # no frame at all
+        in_wire_format(LIMIT_FRAME),
+        in_wire_format(b"ping") + in_wire_format(LIMIT_FRAME) + b"\x88\x02\x03\xe8",
+    ],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_is_read_behind_a_refusal(stream: bool, behind: bytes) -> None:
+    """The refusal leads to a send in full. If the end of the socket was read together with it, that
+    frame has not left: nothing is ambiguous, and the turn is answered in the first try."""
+    world = held()
+    talker = Talker(world, stream=stream)
+    talker.attempt(user("a"))
+    data = in_wire_format(NOT_FOUND_FRAME) + behind
+    strike(world, Point.BEFORE_CREATED, Garbage(data, raw=True))
+    talker.attempt(user("b"))
+    assert talker.told == ["200", "200"]
+    assert (len(world.frames), world.net.connects) == (3, 2)
+    assert_empty(world)
+
+
+@pytest.mark.parametrize("code", [1000, 1009, 1011])
+def test_what_is_read_after_the_send_that_a_refusal_leads_to(code: int) -> None:
+    """In a read of its own the close may be the answer to the frame that has gone."""
+    refusal = in_wire_format(NOT_FOUND_FRAME)
+
+    def behind_the_refusal(data: bytes) -> list[bytes]:
+        before, found, rest = data.partition(refusal)
+        return [before + found, rest] if found else [data]
+
+    world = World(continuity=Continuity.TRANSCRIPT, split=behind_the_refusal)
+    talker = Talker(world)
+    talker.attempt(user("a"))
+    data = in_wire_format(NOT_FOUND_FRAME) + b"\x88\x02%b" % code.to_bytes(2, "big")
+    strike(world, Point.BEFORE_CREATED, Garbage(data, raw=True))
+    talker.attempt(user("b"))
+    assert talker.told == ["200", "413" if code == 1009 else "502"]
+    talker.attempt(user("c"))
+    assert talker.told[-1] == "200"
+    assert_empty(world)
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
+    """Each form of it is uploaded once, however often it is asked for; a smaller one works."""
+    world = held()
+    talker = Talker(world, store, stream=stream)
+    talker.attempt(user("a"))
+    world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, CloseWith(1009)))
+    for _ in range(4):
+        answer = talker.attempt(user("b" * 10_000))
+        assert (answer.status, answer.error["code"]) == (413, "request_too_large")
+        assert "retry-after" not in answer.headers
+    heal(world)
+    # With the id; where that lives on the lost socket only, once more in full.
+    assert len(world.frames) == (2 if store else 3)
+    talker.attempt(user("c"))
+    assert talker.told == ["200", *["413"] * 4, "200"]
+    assert_empty(world)
+
+
+def test_a_rebuilt_conversation_that_is_too_large_ends_honestly() -> None:
+    """Each turn fits, and the whole of them does not: no other form of the turn is smaller."""
+    world = held()
+    talker = Talker(world)
+    for n in range(3):
+        talker.attempt(user(f"{n}" * 4_000))
+    world.advance(1000)  # the socket that knew the chain is given up
+    strike(world, Point.BEFORE_CREATED, CloseWith(1009))
+    for _ in range(4):
+        answer = talker.attempt(user("d"))
+        assert answer.status == 413
+        heal(world)
+    assert len(world.frames) == 4
+    talker.attempt(user("d"), after=list(talker.past)[1])
+    assert talker.told[-1] == "200"
+    assert_empty(world)
+
+
+def test_what_is_too_large_for_one_credential() -> None:
+    """Another one may have another upstream behind it, with other limits."""
+    world = World()
+    world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, CloseWith(1009)))
+    assert world.ask("b" * 10_000).status == 413
+    assert world.ask("b" * 10_000).status == 413
+    assert world.ask("b" * 10_000, key="sk-another").status == 200
+    assert len(world.frames) == 2
+    world.assert_empty()
 
 
 @pytest.mark.parametrize("action", [Silence(), Freeze()], ids=repr)
@@ -954,14 +1061,14 @@ def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
     assert_empty(world)
 
 
-def cut(world: World, end: str, **fields: Any) -> Answer:
+def cut(world: World, end: str, anchor: str | None) -> Answer:
     """A turn that the upstream ends with ``response.END``, without output."""
     event = (
         '{"type":"response.%s","response":{"id":"%%RESPONSE_ID%%","status":"%s","output":[],'
         '"error":null,"incomplete_details":{"reason":"max_output_tokens"}}}'
     )
     strike(world, Point.BEFORE_TERMINAL, SendEvents(((event % (end, end)).encode(),)))
-    answer = world.ask("b", store=False, **fields)
+    answer = world.ask("b", store=False, previous_response_id=anchor)
     assert answer.response["status"] == end
     heal(world)
     return answer
@@ -972,7 +1079,7 @@ def test_a_failed_response_is_not_held() -> None:
     talker = Talker(world)
     talker.attempt(user("a"))
     before = world.endpoint.bridge.memory.size
-    answer = cut(world, "failed", previous_response_id=talker.last)
+    answer = cut(world, "failed", talker.last)
     assert world.endpoint.bridge.memory.size == before
     asked: Json = {"previous_response_id": answer.response["id"], "store": False, "stream": False}
     assert world.ask("c", **asked).status == 400  # the upstream's word: nobody else knows it
@@ -1010,7 +1117,7 @@ def test_an_incomplete_response_is_held() -> None:
     world = held()
     talker = Talker(world)
     talker.attempt(user("a"))
-    answer = cut(world, "incomplete", previous_response_id=talker.last)
+    answer = cut(world, "incomplete", talker.last)
     world.advance(1000)  # its socket is given up
     after: Json = {"previous_response_id": answer.response["id"], "store": False}
     assert world.ask("c", **after).text == "turn 3: c"

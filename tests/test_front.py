@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.front import Front
@@ -88,6 +90,44 @@ def test_an_error(begun: bool) -> None:
     stream.error(ERROR)  # too late: nobody waits for it
     stream.events([DELTA], 2)
     assert stream.out == []
+
+
+@given(st.data())
+def test_created_is_first_whatever_fails_when(data: st.DataObject) -> None:
+    """Whatever the client has seen when its turn fails, head or no head, comments or none: it sees
+    one ``response.created``, first, and one terminal event, last, of one response."""
+    stream = front(stream=True)
+    now = 1
+    for _ in range(data.draw(st.integers(0, 2))):  # the head goes out, then comments
+        now = min(stream.deadlines.values())
+        stream.timeout(now)
+    deltas = [DELTA, event(b'{"type":"response.output_text.delta","sequence_number":8}'), OTHER]
+    whole = [CREATED, *deltas]
+    shown = whole[: data.draw(st.integers(0, len(whole)))]
+    while shown:
+        size = data.draw(st.integers(1, len(shown)))
+        stream.events(shown[:size], now)
+        shown = shown[size:]
+        if data.draw(st.booleans()):
+            now = min(stream.deadlines.values())
+            stream.timeout(now)
+    begun = bool(stream.out)
+    stream.error(ERROR)
+    answer = said(stream)
+    assert answer.complete
+    if not begun:
+        assert answer.status == 502
+        return
+    assert answer.names[0] == "response.created"
+    assert answer.names.count("response.created") == 1
+    assert answer.names[-1] == "response.failed"
+    assert answer.names.count("response.failed") == 1
+    first, last = answer.events[0].json, answer.events[-1].json
+    assert first["response"]["id"] == last["response"]["id"]
+    assert last["response"]["error"]["code"] == "stream_incomplete"
+    numbers = [one.json["sequence_number"] for one in answer.events if one.event != "other"]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] > first["sequence_number"]
 
 
 def test_an_error_that_closes() -> None:
