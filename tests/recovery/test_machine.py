@@ -173,8 +173,12 @@ class Machine(RuleBasedStateMachine):
         self.forget_socket()
         self.tell(ev.ConnectionOpened(self.generation))
 
-    @rule(steps=st.integers(1, 6), standing=st.sampled_from(Standing))
-    def go_on(self, steps: int, standing: Standing) -> None:
+    @rule(
+        steps=st.integers(1, 6),
+        standing=st.sampled_from(Standing),
+        outcome=st.sampled_from([Outcome.COMPLETED, Outcome.INCOMPLETE]),
+    )
+    def go_on(self, steps: int, standing: Standing, outcome: Outcome) -> None:
         """What comes next if all goes well, or else few turns would ever get an answer."""
         for _ in range(steps):
             if self.socket == "connecting":
@@ -187,22 +191,62 @@ class Machine(RuleBasedStateMachine):
             elif not self.begun:
                 self.created("own")
             else:
-                self.ended(Outcome.COMPLETED, standing, "own")
+                self.ended(outcome, standing, "own")
+
+    # Sequences that chance alone would rarely bring together.
+
+    @precondition(lambda self: self.carried is not None)
+    @rule(cause=error_frames(), lost=losses(), sized=st.booleans(), odd=st.booleans())
+    def read_together(self, cause: ErrorFrame, lost: Any, sized: bool, odd: bool) -> None:
+        """What ends an attempt comes together with what keeps the next one from being sent."""
+        if self.begun:
+            self.ended(Outcome.COMPLETED, Standing.BOUND, "own")
+        else:
+            self.refuse(cause)
+        if self.just_sent == "upstream" and odd:
+            self.refuse_unsent(sized)
+        elif self.just_sent == "upstream":
+            self.lost_unsent(lost)
+
+    @precondition(lambda self: self.ended_names and self.carried is not None and not self.begun)
+    @rule(data=st.data(), named=st.sampled_from(["own", "none", "doubt"]))
+    def doubt_is_settled(self, data: st.DataObject, named: str) -> None:
+        self.created_in_doubt(data)
+        match data.draw(st.sampled_from(["created", "output", "progress", "ended", "refused"])):
+            case "created":
+                self.created("none" if named == "doubt" else named)
+            case "output":
+                self.output(True, True, named)
+            case "progress":
+                self.output(False, True, named)
+            case "ended":
+                self.ended(Outcome.COMPLETED, Standing.BOUND, named)
+            case _:
+                self.refuse(data.draw(error_frames()))
+        if self.late_names():
+            self.late(data)
+
+    @precondition(lambda self: self.carried is not None and not self.begun)
+    @rule()
+    def silence_and_the_same_again(self) -> None:
+        turn = self.running().turn
+        self.time_passes(60)
+        if turn.id not in self.live:
+            self.submit_turn(turn.standing, turn.anchor)
 
     @precondition(lambda self: self.socket != "none")
-    @rule(cause=losses(), odds=ODDS)
+    @rule(cause=losses() | st.just(Closed(1009)), odds=ODDS)
     def lost(self, cause: Any, odds: int) -> None:
-        if odds:
+        if odds and self.carried is None:
             return
         lost, begun = self.carried, self.begun
         self.socket = "none"
         self.forget_socket()
         effects = self.tell(ev.ConnectionLost(self.generation, cause))
-        if lost is not None and classify(cause).kind is FailureKind.TOO_LARGE and not begun:
+        if lost is not None and classify(cause).kind is FailureKind.TOO_LARGE:
             # It was refused for its size: its client hears that, and it is not sent again.
-            assert [effect.answer for effect in failures_of(lost, effects)] == [
-                Answer.UPSTREAM_ERROR
-            ]
+            answer = Answer.STREAM_INCOMPLETE if begun else Answer.UPSTREAM_ERROR
+            assert [effect.answer for effect in failures_of(lost, effects)] == [answer]
 
     @precondition(lambda self: self.just_sent == "upstream")
     @rule(cause=losses())
@@ -345,6 +389,8 @@ class Machine(RuleBasedStateMachine):
             return
         self.accepted(name or self.doubt)
         self.made = set()
+        if name is not None:
+            self.standings[name] = Standing.BOUND  # a client may try, but nothing can continue it
         self.end(event)
         assert ended not in self.live
 
@@ -597,6 +643,9 @@ class Machine(RuleBasedStateMachine):
         self.judge_blame(effect.failure, event)
         standing = live.turn.standing
         kind = effect.failure.kind if effect.failure is not None else None
+        if isinstance(event, ev.UpstreamRefused) and not live.seen and live.form is Form.AS_IS:
+            # What is wrong with an injected anchor is no word for a client that never sent it.
+            assert standing is not Standing.INJECTED or kind in NOT_OF_THE_INPUT  # 4
         if effect.answer is Answer.NOT_FOUND:
             assert anchor is not None
             assert self.dead_ends[anchor] + self.silences[anchor] >= self.bounded  # 1

@@ -27,7 +27,14 @@ from bridgecore.recovery.policy import (
     Timeouts,
     replaying,
 )
-from bridgecore.recovery.rules import EVENT_KEYS, RULES, SESSION_TIMERS, Handling, step
+from bridgecore.recovery.rules import (
+    ENDED_RESPONSE,
+    EVENT_KEYS,
+    RULES,
+    SESSION_TIMERS,
+    Handling,
+    step,
+)
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer, Timers
 from bridgecore.testing.strategies import History, Step, histories, policies, replay
@@ -327,3 +334,91 @@ def test_a_refused_anchor_is_known_no_more() -> None:
     assert sent.live_anchor == "resp_1"
     refused = ev.UpstreamRefused(1, ErrorFrame(400, "invalid_prompt"))
     assert step(DEFAULT, sent, refused, 0).state.live_anchor is None
+
+
+# ------------------------------------------------------------------ forms, and names
+
+
+def test_a_frame_that_has_not_left_goes_in_the_form_that_was_chosen_for_it() -> None:
+    """Whatever the table says of a socket that does not know the anchor."""
+    refuse = Remedy(Action.REFUSE, Answer.UPSTREAM_UNAVAILABLE)
+    policy = DEFAULT.with_cell(Situation.SEND_SKIPPED, Standing.HELD, refuse)
+    not_found = ErrorFrame(400, "previous_response_not_found")
+    history: list[Event] = [
+        TurnSubmitted(Turn(1)),
+        ev.ConnectionOpened(1),
+        ev.ResponseCreated(1, "resp_1"),
+        TurnSubmitted(Turn(2, Standing.HELD, "resp_1")),
+        ev.FrameSent(1),
+        ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1"),
+        ev.FrameSent(1),
+        ev.UpstreamRefused(1, not_found),
+        ev.ConnectionLost(1, Closed(1000), unsent=True),
+        ev.ConnectionOpened(2),
+    ]
+    *_, last = replay(policy, [Step(0, event) for event in history])
+    assert last.effects == (fx.SendTurn(2, 2, fx.Form.REHYDRATED),)
+
+
+@pytest.mark.parametrize("refusals", [0, 1, 3])
+def test_a_silent_stored_id_is_rebuilt_at_the_next_try(refusals: int) -> None:
+    """However few refusals the budget has: this is no refusal that is to be bounded."""
+    budgets = attrs.evolve(DEFAULT.budgets, refusals=refusals)
+    policy = attrs.evolve(DEFAULT, budgets=budgets)
+    second = NS_PER_SECOND
+    steps = [
+        Step(0, TurnSubmitted(Turn(1, Standing.HELD_STORED, "resp_0"))),
+        Step(0, ev.ConnectionOpened(1)),
+        Step(0, ev.FrameSent(1)),
+        Step(60 * second, TurnSubmitted(Turn(2, Standing.HELD_STORED, "resp_0"))),
+        Step(0, ev.ConnectionOpened(2)),
+    ]
+    sends = [
+        effect
+        for record in replay(policy, steps)
+        for effect in record.effects
+        if isinstance(effect, fx.SendTurn)
+    ]
+    assert [send.form for send in sends] == [fx.Form.AS_IS, fx.Form.REHYDRATED]
+
+
+def test_names_are_remembered_within_bounds() -> None:
+    """However many ids an upstream invents, for one answer or for many."""
+    state = after(TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
+    for number in range(100):
+        state = step(DEFAULT, state, ev.OutputReceived(1, True, True, f"a{number}"), 0).state
+    assert state.running is not None
+    assert 0 < len(state.running.responses) < 10
+    transition = step(DEFAULT, state, ev.ResponseEnded(1, ev.Outcome.COMPLETED, "last"), 0)
+    (complete,) = transition.effects
+    assert isinstance(complete, fx.CompleteTurn)
+    assert complete.responses[-1] == "last"
+    state = transition.state
+    assert state.live_anchor == "last"
+    for number in range(2, 100):
+        for event in (
+            TurnSubmitted(Turn(number)),
+            ev.FrameSent(1),
+            ev.ResponseEnded(1, ev.Outcome.COMPLETED, f"b{number}"),
+        ):
+            state = step(DEFAULT, state, event, 0).state
+    assert 1 < len(state.ended) < 20
+    assert state.ended[-1] == "b99"  # the latest are the ones whose stragglers come
+    again = step(DEFAULT, state, TurnSubmitted(Turn(100)), 0).state
+    late = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "b99")
+    assert step(DEFAULT, again, late, 0).rule == ENDED_RESPONSE
+
+
+@settings(deadline=None)
+@given(runs(policies(feasible=False)))
+def test_what_names_a_response_that_has_ended_changes_nothing(run: tuple[Policy, History]) -> None:
+    """Under any table, unless the upstream uses the name for the running response, too."""
+    for record in replay(*run):
+        running = record.before.running
+        if record.rule == ENDED_RESPONSE:
+            assert record.after == record.before
+            assert [type(effect) for effect in record.effects] == [fx.Ignored]
+        elif running is not None and isinstance(record.event, ev.ResponseEnded):
+            name = record.event.response
+            mine = {*running.responses, running.doubtful}
+            assert name not in record.before.ended or name in mine or name is None

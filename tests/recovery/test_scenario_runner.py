@@ -8,12 +8,21 @@ import pytest
 from hypothesis import given, settings
 
 from bridgecore.errors import LocalProtocolError
-from bridgecore.recovery.events import EvictionRequested, UpstreamRefused
-from bridgecore.recovery.failure import Closed
+from bridgecore.recovery.events import (
+    ConnectionLost,
+    Event,
+    EvictionRequested,
+    Outcome,
+    OutputReceived,
+    ResponseCreated,
+    ResponseEnded,
+    UpstreamRefused,
+)
+from bridgecore.recovery.failure import Closed, ErrorFrame, Malformed
 from bridgecore.recovery.policy import DEFAULT
 from bridgecore.recovery.session import Session
 from bridgecore.testing.strategies import History, histories
-from bridgecore.verify.scenario import ScenarioError, command_of, replay
+from bridgecore.verify.scenario import ScenarioError, command_of, describe, replay
 
 
 def test_a_text_that_is_up_to_date_replays_to_itself() -> None:
@@ -58,7 +67,14 @@ def test_what_a_person_wrote_is_kept_and_output_is_replaced() -> None:
         ("lost interest completely", "no connection is lost by interest"),
         ("lost close 1006 retry_after=3", "retry_after is for an upgrade"),
         ("lost timeout never", "no timer is named never"),
+        ("lost close 1006 unsent=perhaps", "perhaps is no number"),
+        ("created resp_1 resp_2", "created takes 1 argument"),
+        ("created resp_1 room=0", "unknown option room"),
+        ("output resp_1 resp_2", "output takes 1 argument"),
+        ("progress room=some", "some is no number"),
+        ("sent unsent=1", "unknown option unsent"),
         ("ended happily", "no response ends as happily"),
+        ("ended completed resp_1 malformed=x", "unknown option malformed"),
         ("refused stats=400", "unknown option stats"),
         ("refused status=bad", "bad is no number"),
         ('refused message="no end', "cannot read from column 9 on"),
@@ -89,20 +105,43 @@ def test_settings_stand_before_commands() -> None:
 @given(histories())
 def test_events_can_be_written_as_commands(history: History) -> None:
     """A history that was found by a machine, written down and replayed, says the same."""
-    lines, rules = ["policy default"], list[str]()
+    lines, rules, effects = ["policy default"], list[str](), list[str]()
     session = Session(DEFAULT)
     for event in [item.event for item in history]:
         try:
-            session.handle(event, 0)  # time has commands of its own
+            done = session.handle(event, 0)  # time has commands of its own
         except LocalProtocolError:
             continue
+        effects += map(describe, done)
         lines += ["", command_of(event)]
         rules.append(session.rule)
-    said = re.findall(r" by ([\w-]+)$", replay("\n".join(lines)), re.MULTILINE)
-    assert said == rules
+    text = replay("\n".join(lines))
+    assert re.findall(r" by ([\w-]+)$", text, re.MULTILINE) == rules
+    assert re.findall(r"^  (.*)$", text, re.MULTILINE) == effects
+
+
+@pytest.mark.parametrize(
+    ("event", "command"),
+    [
+        (ResponseCreated(1, "resp 1"), 'created "resp 1" generation=1'),
+        (OutputReceived(2), "output generation=2"),
+        (OutputReceived(2, False, False, "r"), "progress r room=0 generation=2"),
+        (ResponseEnded(1, Outcome.INCOMPLETE, "r"), "ended incomplete r generation=1"),
+        (
+            ResponseEnded(1, Outcome.FAILED, None, Malformed("no response")),
+            'ended failed malformed="no response" generation=1',
+        ),
+        (ConnectionLost(3, Closed(1009), unsent=True), "lost close 1009 unsent=1 generation=3"),
+        (UpstreamRefused(1, ErrorFrame(413), True), "refused status=413 unsent=1 generation=1"),
+    ],
+)
+def test_what_an_event_carries_is_written(event: Event, command: str) -> None:
+    assert command_of(event) == command
 
 
 def test_what_a_scenario_cannot_say_is_refused() -> None:
     with pytest.raises(ValueError, match="refused by an error frame"):
         command_of(UpstreamRefused(1, Closed(1006)))
+    with pytest.raises(ValueError, match="refused by an error frame"):
+        command_of(ResponseEnded(1, Outcome.FAILED, "resp_1", Closed(1006)))
     assert command_of(EvictionRequested()) == "evict"
