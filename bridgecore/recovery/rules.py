@@ -424,8 +424,13 @@ def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
     cut = running.phase is AttemptPhase.SENDING and not event.unsent
     if situation is Situation.CONNECTION_LIMIT or cut:
         draft.close()
-    if draft.standing is ev.Standing.INJECTED and failure.kind not in _NOT_OF_THE_INPUT:
+    evicts = failure.kind not in _NOT_OF_THE_INPUT
+    if draft.standing is ev.Standing.INJECTED and evicts:
         draft.emit(fx.StopInjecting(running.turn.id))
+    if draft.standing is ev.Standing.HELD_STORED and evicts and running.sent is fx.Form.AS_IS:
+        # It evicts the id. The service may have stored it, but the chain at hand is certain: the
+        # next try goes in full.
+        draft.count_refusal(running.turn.anchor)
     if running.sent is fx.Form.REHYDRATED and failure.kind is FailureKind.INVALID:
         draft.emit(fx.StopRebuilding(running.turn.id))
     draft.recover(situation, failure)

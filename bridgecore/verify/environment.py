@@ -40,6 +40,7 @@ class Bounds:
     queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
     remote: bool = True  # begin with a session that another replica owns, too
     causes: bool = True  # several kinds of lost connects and of refusals, else one of each
+    late: bool = True  # late and doubled events of responses that have ended
     depth: int | None = None  # moves from the beginning; None: to the end
     max_states: int = 5_000_000
 
@@ -53,11 +54,11 @@ _SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
 BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "small": (Bounds("small", 0, _ALL, _SHORT, 1),),
     "ci": (
-        Bounds("ci, longer times", 0, _SOME, _LONG, 1),
+        Bounds("ci, longer times", 0, _SOME, _LONG, 1, late=False),
         Bounds("ci, a queue", 1, _ALL, _SHORT, 1),
     ),
     "nightly": (
-        Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME),
+        Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME, late=False),
         Bounds("nightly, two that wait", 2, _SOME, _SHORT, 1),
     ),
 }
@@ -201,7 +202,7 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     if bounds.causes:
         yield Move("part of the frame sent", ev.FrameSent(generation, whole=False))
     yield from _answers(generation, fresh_name(state))
-    if state.ended and state.running is not None:
+    if bounds.late and state.ended and state.running is not None:
         yield from _late(generation, state.ended[-1])
     if state.phase in (Phase.SENDING, Phase.SENT):  # later it is a failure like any other
         limit = ev.ResponseEnded(generation, Outcome.FAILED, fresh_name(state), _LIMIT)

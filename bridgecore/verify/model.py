@@ -498,6 +498,9 @@ class _Watch:
             self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds, refused=forms))
             if turn.source is Standing.INJECTED and kind not in ("limit", "large"):
                 self.to_stop.add("injecting")
+            as_is = turn.form == Form.AS_IS.value
+            if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
+                self._add_dead_end(turn)
             if turn.form == Form.REHYDRATED.value and _is_of_the_input(event.cause):
                 self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
