@@ -24,7 +24,13 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeouts
-from bridgecore.recovery.rules import SPURIOUS_DEADLINE, STALE_GENERATION, Transition, step
+from bridgecore.recovery.rules import (
+    ENDED_RESPONSE,
+    SPURIOUS_DEADLINE,
+    STALE_GENERATION,
+    Transition,
+    step,
+)
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, SessionState
 from bridgecore.recovery.timers import Timer
 from bridgecore.verify.environment import Bounds, due
@@ -112,8 +118,13 @@ class _Read(dict[tuple[Situation, Standing], Remedy]):
         return super().__getitem__(cell)
 
 
-_FIELDS = ("lifecycle", "generation", "live_anchor", "waiting", "refusals", "worn", "remote")
-_RUNNING = ("phase", "form", "replays", "recovered", "fallback", "paused")
+_FIELDS = (
+    *("lifecycle", "generation", "live_anchor", "ended", "waiting", "refusals", "worn", "remote"),
+)
+_RUNNING = (
+    *("phase", "form", "sent", "responses", "doubtful", "replays", "recovered", "fallback"),
+    "paused",
+)
 
 
 def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> Observed:
@@ -211,8 +222,8 @@ def _heard(effects: tuple[Effect, ...]) -> dict[object, list[Effect]]:
         peer: object = None
         if isinstance(effect, fx.FailTurn | fx.CompleteTurn | fx.DeliverEvent):
             peer = effect.turn
-        elif isinstance(effect, fx.RebindSession):
-            peer = fx.RebindSession
+        elif isinstance(effect, fx.RebindSession | fx.StopInjecting | fx.StopRebuilding):
+            peer = type(effect)
         heard.setdefault(peer, []).append(effect)
     return heard
 
@@ -251,7 +262,7 @@ def candidates(policy: Policy, seen: Mapping[str, Seen]) -> Iterator[Mutant]:
     """Everything that could be wrong, whether or not it changes anything."""
     for rule in sorted(seen):
         does = seen[rule]
-        if rule in (STALE_GENERATION, SPURIOUS_DEADLINE):
+        if rule in (STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE):
             continue
         for what, change in _changes(does):
             yield Mutant(f"{rule}: {what}", rule, policy, _changing(rule, change))
@@ -415,6 +426,12 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
             event = attrs.evolve(changed, generation=state.generation)
         return step(p, state, event, now)
 
+    def any_response(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
+        """Whether the response that an event names has ended is not looked at."""
+        if isinstance(event, ev.ResponseCreated | ev.OutputReceived | ev.ResponseEnded):
+            return step(p, attrs.evolve(state, ended=()), event, now)
+        return step(p, state, event, now)
+
     def too_early(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
         """A deadline that is not due passes all the same."""
         return step(p, state, event, now + (1 if isinstance(event, ev.DeadlineReached) else 0))
@@ -443,7 +460,7 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
         later = [attrs.evolve(w, deadline=w.deadline + (w.deadline == now)) for w in state.waiting]
         return step(p, attrs.evolve(state, waiting=tuple(later)), event, now)
 
-    for stepper in (any_generation, too_early, strictly, never_cleared, waits_on):
+    for stepper in (any_generation, any_response, too_early, strictly, never_cleared, waits_on):
         yield Mutant(f"step: {stepper.__name__.replace('_', ' ')}", "step", policy, stepper)
 
 

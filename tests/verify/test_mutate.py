@@ -58,7 +58,8 @@ def test_a_rule_that_is_dropped_is_noticed(every: list[Mutant]) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", ["any generation", "too early", "strictly", "never cleared", "waits on"]
+    "what",
+    ["any generation", "any response", "too early", "strictly", "never cleared", "waits on"],
 )
 def test_what_holds_in_every_phase_is_noticed(observed: Observed, what: str) -> None:
     found = candidates(DEFAULT, observed.seen)
