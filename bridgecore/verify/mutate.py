@@ -40,11 +40,13 @@ from bridgecore.verify.properties import Property
 _TICKS = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONGER = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
 _QUEUE = (Standing.UNANCHORED, Standing.BOUND)
+_STORED = (Standing.UNANCHORED, Standing.HELD_STORED)
 # Tried in this order: most mutants die in the first, and soon.
 BOUNDS: Sequence[Bounds] = (
-    Bounds("mutants", 0, tuple(Standing), _TICKS, 1),
-    Bounds("mutants, a queue", 1, _QUEUE, _TICKS, 1, causes=False),
-    Bounds("mutants, longer times", 0, (*_QUEUE, Standing.HELD), _LONGER, 1),
+    Bounds("mutants", 0, tuple(Standing), _TICKS, 1, late=False),
+    Bounds("mutants, a queue", 1, _QUEUE, _TICKS, 1, causes=False, late=False),
+    Bounds("mutants, longer times", 0, (*_QUEUE, Standing.HELD), _LONGER, 1, late=False),
+    Bounds("mutants, late events", 0, _STORED, _TICKS, 1, remote=False, causes=False),
 )
 
 Change = Callable[[SessionState, Event, Transition], Transition]
