@@ -175,7 +175,7 @@ class Config:
 
     connect_timeout: int = _seconds(10)  # TCP, TLS and upgrade together
     created_timeout: int = _seconds(60)  # frame sent to response.created
-    idle_timeout: int = _seconds(300)  # between upstream events of a turn
+    idle_timeout: int = _seconds(1200)  # between upstream events of a turn
     turn_timeout: int = _seconds(3600)  # a whole turn, replays and waits included
     head_timeout: int = _seconds(15)  # holding back the answer's head for an early failure
     keepalive: int = _seconds(15)  # silence towards a client before something is sent

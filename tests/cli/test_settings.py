@@ -37,7 +37,7 @@ PROMISED = {
     "decision_log": None,
     "connect_timeout": 10 * S,
     "created_timeout": 60 * S,
-    "idle_timeout": 300 * S,
+    "idle_timeout": 1200 * S,
     "turn_timeout": 3600 * S,
     "head_timeout": 15 * S,
     "keepalive": 15 * S,

@@ -62,7 +62,7 @@ def test_a_rule_that_is_dropped_is_noticed(every: list[Mutant]) -> None:
 def test_what_holds_in_every_phase_is_noticed(observed: Observed, what: str) -> None:
     found = candidates(DEFAULT, observed.seen)
     (mutant,) = (mutant for mutant in found if mutant.name == f"step: {what}")
-    bounds = BOUNDS[1:2] if what == "waits on" else BOUNDS[:1]
+    bounds = {"waits on": BOUNDS[1:2], "any response": BOUNDS[3:]}.get(what, BOUNDS[:1])
     assert judge(mutant, bounds).killer is not None
 
 
