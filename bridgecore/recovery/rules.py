@@ -365,9 +365,10 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     want of an anchor, where the turn can be said without, is no word for its client. A terminal
     event that cannot be read is the upstream's failure.
     """
-    draft.end_response(event.response or draft.running.doubtful)
+    name = event.response or draft.running.doubtful
     if isinstance(event.cause, Malformed):
         # The upstream has run the turn, so it is not tried again.
+        draft.end_response(name)
         draft.forgive(draft.running.turn.anchor)
         draft.live_anchor = None
         if draft.running.phase is AttemptPhase.SENDING:
@@ -383,6 +384,8 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
         if kind is FailureKind.NOT_FOUND and draft.standing in _OURS:
             _refused_answering(draft, refused)
             return
+    # A refusal, above, has no response, whatever id it brings: some upstreams use one for all.
+    draft.end_response(name)
     draft.forgive(draft.running.turn.anchor)
     last = event.response
     names = tuple(name for name in draft.running.responses if name != last)

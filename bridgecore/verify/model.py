@@ -192,7 +192,6 @@ class Model:
         Raises:
             ViolationError: a property does not hold.
         """
-        told = event
         event = self._by_its_name(event)
         if not self._means(event, now):
             for effect in effects:
@@ -208,8 +207,6 @@ class Model:
         )  # fmt: skip
         watch = _Watch(self, model, event, now)
         watch.learn()
-        if event is not told and isinstance(told, ev.ResponseEnded) and told.response is not None:
-            model.ended = model.ended | {told.response, *self.names}
         for effect in effects:
             watch.obey(effect)
         watch.judge()
