@@ -575,6 +575,10 @@ KEPT: Mapping[Property, str] = {
         "an untrue not-found is unearned as well (NOT_FOUND_IS_EARNED); this one forbids it even "
         "to a policy that counts refusals of injected anchors"
     ),
+    Property.REFUSED_IS_NOT_REPEATED: (
+        "an id that is tried in vain again and again is also refused more often than is allowed "
+        "(REFUSALS_ARE_BOUNDED); this one says so at the second send, of every form"
+    ),
     Property.REPLAYS_ARE_BOUNDED: (
         "the safe policy replays nothing; those that do are held to their budget by it, on every "
         "path, where RECOVERY_DESCENDS looks at one try at a time"
