@@ -224,12 +224,13 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes, *, stored: bool = Tru
 
     Lists have one digest if and only if they are the same context. The same are: members in another
     order, other white space and escapes, the bookkeeping there or not, a member of
-    ``CLIENT_MEMBERS`` or none, a null member of an item or of a content part and none, empty
-    annotations and none, log probabilities or not, a message with ``type`` or without, a message
-    whose content is a string or its one text part (``output_text`` from the assistant,
-    ``input_text`` from anybody else), and ``arguments`` of a function call that are the same JSON
-    value. Everything else differs: above all what a tool said, to the byte, and an item that
-    cannot be read, which equals nothing but its own bytes.
+    ``CLIENT_MEMBERS`` or none, a null member of an item, of a content part or of an ``action`` and
+    none (Codex leaves out the null ``url`` of a page that was opened), empty annotations and none,
+    log probabilities or not, a message with ``type`` or without, a message whose content is a
+    string or its one text part (``output_text`` from the assistant, ``input_text`` from anybody
+    else), and ``arguments`` of a function call that are the same JSON value. Everything else
+    differs: above all what a tool said, to the byte, and an item that cannot be read, which equals
+    nothing but its own bytes.
 
     Without a store (``stored`` is False), reasoning without content is no item at all: its id names
     nothing, so no client can lawfully send it back, and those that keep histories leave it out.
@@ -279,6 +280,9 @@ def _normal(item: Json) -> Json:
         _parse_arguments(item)
     else:
         _normal_parts(item.get("output"))
+        action = item.get("action")  # of a search of the web, or of a shell
+        if isinstance(action, dict):
+            _drop_nulls(action)
     return item
 
 

@@ -293,9 +293,17 @@ def unseal(sealed: object) -> Json:
     return content if isinstance(content, dict) else {}
 
 
+# Members that tell items apart which are the same to a model.
+_BOOKKEEPING: Final = frozenset(
+    {
+        "id",
+        "status",
+        "internal_chat_message_metadata_passthrough",  # Codex, on each item that it sends
+    }
+)
 # What is in an item for machines: no model reads it, and a service that is shown an item again
 # without it takes it for the same.
-_FOR_MACHINES: Final = frozenset({"type", "role", "id", "call_id", "status", "logprobs"})
+_FOR_MACHINES: Final = _BOOKKEEPING | {"type", "role", "call_id", "logprobs"}
 
 
 def count_tokens(items: Iterable[Json]) -> int:
@@ -326,11 +334,12 @@ def tokens(size: int) -> int:
 
 
 def as_read(item: Json) -> list[object]:
-    """An item as a model reads it: equal for items that differ in bookkeeping alone."""
+    """An item as a model reads it: equal for items that differ in bookkeeping alone. A null member
+    is one that was left out."""
     if "role" in item:
         return [item.get("role"), _text(item.get("content"))]
-    names = sorted(name for name in item if name not in ("id", "status"))
-    return [[name, item[name]] for name in names]
+    names = sorted(item.keys() - _BOOKKEEPING)
+    return [[name, item[name]] for name in names if item[name] is not None]
 
 
 # ------------------------------------------------------------------ instances of JSON Schema

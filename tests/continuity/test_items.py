@@ -275,6 +275,16 @@ SAME: list[tuple[str, Item, Item]] = [
     ("what Codex adds to a message", MESSAGE, {**MESSAGE, CODEX: {"turn_id": "t", "kinds": [{}]}}),
     ("what Codex adds to a call", {**CALL, CODEX: {"turn_id": "1"}}, {**CALL, CODEX: None}),
     ("what Codex adds to an unknown item", {"type": "new"}, {"type": "new", CODEX: {"x": 1}}),
+    (
+        "null in the action of a search",
+        {"type": "web_search_call", "id": "ws_1", "action": {"type": "open_page", "url": None}},
+        {"type": "web_search_call", "id": "ws_1", "action": {"type": "open_page"}},
+    ),
+    (
+        "null in the action of a shell",
+        {"type": "shell_call", "call_id": "c", "action": {"commands": [""], "timeout_ms": None}},
+        {"type": "shell_call", "call_id": "c", "action": {"commands": [""]}},
+    ),
     ("readable reasoning without id", READABLE, {**READABLE, "id": None}),
     ("empty content", REASONING, {**REASONING, "content": []}),
     ("null content", REASONING, {**REASONING, "content": None}),
@@ -325,6 +335,16 @@ DIFFERENT: list[tuple[str, Item, Item]] = [
                 {**MESSAGE["content"][0], "annotations": [{"type": "file_path", "file_id": "f"}]}
             ],
         },
+    ),
+    (
+        "what an action says",
+        {"type": "web_search_call", "action": {"type": "search", "query": "a"}},
+        {"type": "web_search_call", "action": {"type": "search", "query": "a", "queries": ["a"]}},
+    ),
+    (
+        "a null in the action of an item that is not known that well",
+        {"type": "computer_call", "action": {"type": "wait", "ms": None}},
+        {"type": "computer_call", "action": {"type": "wait"}},
     ),
     ("arguments of another value", CALL, {**CALL, "arguments": '{"a":0}'}),
     ("a null in arguments", CALL, {**CALL, "arguments": "{}"}),

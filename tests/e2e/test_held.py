@@ -1,6 +1,6 @@
 """Real clients whose conversations the bridge holds, while its upstream socket is lost on the way.
 
-What belongs here: openai-python, openai-agents and Codex as they are, against a bridge as it is
+What belongs here: openai-python and openai-agents as they are, against a bridge as it is
 without settings, on both backends; nothing is stored upstream (``store=false``). What the bridge
 does in each case is tests/test_endpoint_held.py's; here it counts what a user sees of it: nothing.
 """
@@ -8,12 +8,6 @@ does in each case is tests/test_endpoint_held.py's; here it counts what a user s
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import agents
@@ -22,7 +16,7 @@ import pytest
 
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.testing import EVERY, Abort, CloseWith, CreateRequest, Emulator, Fault, Point
-from bridgecore.testing.answers import Output, Text, ToolCall, echo
+from bridgecore.testing.answers import Output, Text, echo
 from tests.e2e.conftest import KEY, TIME_LIMIT, Process, Upstream, eventually, running, sdk
 from tests.e2e.test_conversations import (
     BULK,
@@ -199,87 +193,3 @@ def test_an_agent_with_a_tool_sees_no_loss(
     ]
     calls = {item["call_id"] for item in whole if item.get("type") == "function_call"}
     assert len(calls) == TURNS
-
-
-# ------------------------------------------------------------------ Codex
-
-CODEX = os.environ.get("CODEX") or shutil.which("codex")
-SETTINGS = """\
-model = "gpt-5.4"
-model_provider = "local"
-approval_policy = "never"
-sandbox_mode = "danger-full-access"
-check_for_update_on_startup = false
-[analytics]
-enabled = false
-[otel]
-exporter = "none"
-[features]
-plugins = false
-apps = false
-[model_providers.local]
-name = "local"
-base_url = "http://127.0.0.1:{port}/v1"
-wire_api = "responses"
-env_key = "LOCAL_API_KEY"
-supports_websockets = false
-"""
-
-
-def codex_answer(request: CreateRequest) -> list[Output]:
-    """A call of its shell for the first word, and something to say for every other."""
-    last = request.input[-1]
-    kind = str(last.get("type"))
-    if kind.endswith("_output"):
-        return [Text("The command has run.")]
-    if "run something" in json.dumps(last):
-        return [ToolCall("exec_command", '{"cmd":"echo from-the-shell"}')]
-    return [Text("Said again.")]
-
-
-def codex(home: Path, *arguments: str) -> str:
-    assert CODEX is not None
-    environ = {**os.environ, "CODEX_HOME": str(home), "HOME": str(home), "LOCAL_API_KEY": KEY}
-    done = subprocess.run(
-        [CODEX, "exec", *arguments],
-        env=environ,
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=40,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.mark.skipif(CODEX is None, reason="Codex is not installed: no `codex`, and no CODEX=PATH")
-@pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
-def test_codex(backend: Backend, upstream: Upstream, lost: bool) -> None:
-    """A tool call and a resumed thread: it repeats everything, the upstream gets what is new."""
-    emulator = upstream.emulator
-    emulator.answer = codex_answer
-    if lost:
-        emulator.faults.add(EVERY, IDLE_CLOSE)
-        emulator.faults.add(2, FAULTS[Lost.SENT])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running("--upstream", upstream.url, "--backend", backend.name) as process,
-    ):
-        home = Path(folder)
-        (home / "config.toml").write_text(SETTINGS.format(port=process.port))
-        flags = ("--json", "--skip-git-repo-check")
-        first = codex(home, *flags, "run something")
-        assert "The command has run." in first
-        again = codex(home, "resume", "--last", *flags, "again")
-        assert "Said again." in again
-        end_cleanly(process)
-    frames = [request for request in emulator.requests if request.context]
-    shown = json.dumps(frames[-1].context)
-    assert all(said in shown for said in ("from-the-shell", "The command has run.", "again"))
-    if lost:
-        assert not any(request.anchor for request in frames[2:])
-    else:
-        assert [request.anchor is None for request in frames] == [True, False, False]
-        assert all(len(frame.raw) < len(frames[0].raw) for frame in frames[1:])

@@ -37,7 +37,7 @@ from bridgecore.testing import (
     ToolCall,
     When,
 )
-from bridgecore.testing.answers import Output, count_tokens, echo
+from bridgecore.testing.answers import Output, Reasoning, count_tokens, echo
 from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES
 from bridgecore.testing.faults import Action
 from bridgecore.wire import transport
@@ -1347,6 +1347,38 @@ def test_reasoning_is_bound_to_its_prefix(
     assert dropped == ([] if reason is None else [reason])
     assert (reasoning in w.emulator.requests[-1].context) is (reason is None)
     assert "input_transformations" not in w.connect().ask("no reasoning")
+
+
+@pytest.mark.parametrize(
+    ("change", "dropped"),
+    [
+        ({"internal_chat_message_metadata_passthrough": {"turn_id": "t"}}, []),  # Codex
+        ({"namespace": None}, []),
+        ({"id": "fc_other"}, []),
+        ({"namespace": "n"}, ["prefix_mismatch"]),
+        ({"arguments": '{"other":1}'}, ["prefix_mismatch"]),
+    ],
+)
+def test_what_no_model_reads_of_an_item_is_no_part_of_the_prefix(
+    change: Json, dropped: list[str]
+) -> None:
+    w = world(answer=a_call_and_then_a_thought)
+    link = w.connect()
+    include = {"include": ["reasoning.encrypted_content"], "store": False}
+    called = link.ask("a", **include)
+    (call,) = called["output"]
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "1"}
+    answered = link.ask([output], previous_response_id=called["id"], **include)
+    shown = [user("a"), {**call, **change}, output, *answered["output"], user("b")]
+    response = w.connect().ask(shown, **include)
+    assert [entry["reason"] for entry in response["input_transformations"]] == dropped
+
+
+def a_call_and_then_a_thought(request: CreateRequest) -> list[Output]:
+    """A call, or, once the context has its output, an answer."""
+    if any(item.get("type") == "function_call_output" for item in request.context):
+        return [Reasoning("hm"), Text("done")]
+    return [ToolCall("f")]
 
 
 def test_reasoning_without_its_content_is_a_reference() -> None:
