@@ -599,7 +599,8 @@ class _World:
 
     def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
         """The bridge has a socket learn what a turn that was answered came to."""
-        answers = [one for one in sends.responses.values() if one.outcome is Outcome.COMPLETED]
+        continued = (Outcome.COMPLETED, Outcome.INCOMPLETE)
+        answers = [one for one in sends.responses.values() if one.outcome in continued]
         # Which of several it stands for cannot be told from outside; they were asked the same.
         meant = self._believed.get(key) if len(answers) == 1 else None
         for prop, found in self._witness.warmed(turn, answers[-1], sends.asked[-1], meant):

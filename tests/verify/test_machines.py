@@ -331,9 +331,11 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(wire.open for wire in self.wires.values()))
     @rule(data=st.data(), garbage=st.sampled_from([b"", b"{", b"[]", b'{"type":7}', b"\xff"]))
     def unreadable(self, data: st.DataObject, garbage: bytes) -> None:
+        """A frame that says nothing reaches no turn and costs no link."""
         link = self.pick(data, lambda wire: wire.open)
-        self.tell(msg.MessagesReceived(link, [garbage]))
-        assert link not in self.wires
+        effects = self.tell(msg.MessagesReceived(link, [garbage]))
+        assert all(isinstance(effect, Log) for effect in effects)
+        assert link in self.wires
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
