@@ -599,11 +599,18 @@ class _World:
 
     def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
         """The bridge has a socket learn what a turn that was answered came to."""
-        answers = [one for one in sends.responses.values() if one.outcome is Outcome.COMPLETED]
+        answers = [one for one in sends.responses.values() if self._is_answer(one)]
         # Which of several it stands for cannot be told from outside; they were asked the same.
         meant = self._believed.get(key) if len(answers) == 1 else None
         for prop, found in self._witness.warmed(turn, answers[-1], sends.asked[-1], meant):
             self._violate(prop, key[0], found, key[1])
+
+    def _is_answer(self, turn: Turn) -> bool:
+        """Whether ``turn`` can be continued: it was completed or cut short. An end of the script's
+        counts as a failure upstream, and may be such an end to those who read it."""
+        fault = self._faulted.get(turn.request.number)
+        scripted = fault is not None and isinstance(fault.action, SendEvents)
+        return scripted or turn.outcome in (Outcome.COMPLETED, Outcome.INCOMPLETE)
 
     def _refused(self, turn: Turn) -> bool:
         """Whether the upstream refused the turn before it generated anything."""

@@ -5,7 +5,7 @@ decisions down. A log is a sequence of runs. A run begins with a header, which h
 policy that decided (cells, budgets, timeouts), so that the log needs nothing beside it; each line
 after it is one transition of one session, in the order in which they happened::
 
-    {"at":5000,"session":1,"event":{"FrameSent":{"generation":1}},"rule":"frame-sent","effects":[]}
+    {"at":5000,"session":1,"event":{"FrameSent":{"generation":1,"whole":true}},"rule":"frame-sent","effects":[]}
 
 Values of the core's types are written as ``{"Type":{field: value}}``, enumerations by their value.
 
@@ -22,15 +22,17 @@ import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import NoneType
-from typing import Any, TypeAlias, get_args, get_type_hints
+from typing import Any, TypeAlias, get_args, get_origin, get_type_hints
 
 import attrs
 
 from bridgecore.errors import LocalProtocolError
-from bridgecore.recovery.effects import Effect, WarmSession
+from bridgecore.recovery.effects import CompleteTurn, Effect, WarmSession
 from bridgecore.recovery.events import (
     ConnectionLost,
     Event,
+    OutputReceived,
+    ResponseCreated,
     ResponseEnded,
     Standing,
     TurnSubmitted,
@@ -47,7 +49,8 @@ from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeo
 from bridgecore.recovery.session import Session
 from bridgecore.wire.transport import Log, LogLevel
 
-FORMAT = 1
+# 2: events name their response and tell whether the frame was sent; error frames have members.
+FORMAT = 2
 DECISION = "session.decision"  # the event of a Log whose field "line" is a line of the log
 
 _HEADER = {"log": "bridgecore decisions", "format": FORMAT}
@@ -124,18 +127,25 @@ def anonymous(event: Event) -> Event:
     if isinstance(event, TurnSubmitted) and event.turn.anchor is not None:
         turn = attrs.evolve(event.turn, anchor=hashed(event.turn.anchor))
         return attrs.evolve(event, turn=turn)
+    if isinstance(event, ResponseCreated | OutputReceived):
+        return attrs.evolve(event, response=_anonymous_id(event.response))
     if isinstance(event, ResponseEnded):
-        response = None if event.response is None else hashed(event.response)
         cause = None if event.cause is None else _anonymous_cause(event.cause)
-        return attrs.evolve(event, response=response, cause=cause)
+        return attrs.evolve(event, response=_anonymous_id(event.response), cause=cause)
     if isinstance(event, ConnectionLost | UpstreamRefused):
         return attrs.evolve(event, cause=_anonymous_cause(event.cause))
     return event
 
 
+def _anonymous_id(identifier: str | None) -> str | None:
+    return None if identifier is None else hashed(identifier)
+
+
 def _anonymous_effect(effect: Effect) -> Effect:
     if isinstance(effect, WarmSession):
         return attrs.evolve(effect, anchor=hashed(effect.anchor))
+    if isinstance(effect, CompleteTurn):
+        return attrs.evolve(effect, responses=tuple(map(hashed, effect.responses)))
     return effect
 
 
@@ -205,6 +215,8 @@ def _plain(value: Any) -> Any:
     kind: Any = type(value)
     if attrs.has(kind):
         return {kind.__name__: {name: _plain(getattr(value, name)) for name in _hints(kind)}}
+    if kind is tuple:
+        return [_plain(each) for each in value]
     return value
 
 
@@ -282,7 +294,12 @@ def _count(name: str, value: object) -> int:
 
 
 def _value(found: Any, kind: Any) -> Any:
-    """What ``_plain`` made ``found`` of, a value of ``kind``: a type or a union of types."""
+    """What ``_plain`` made ``found`` of, a value of ``kind``: a type, a union of types or a tuple
+    of any length."""
+    if get_origin(kind) is tuple:
+        if not isinstance(found, list):
+            raise ValueError(f"{_shown(found)} is not a list")
+        return tuple([_value(each, get_args(kind)[0]) for each in found])
     choices: tuple[type, ...] = get_args(kind) or (kind,)
     for choice in choices:
         if attrs.has(choice):
@@ -295,11 +312,13 @@ def _value(found: Any, kind: Any) -> Any:
         elif type(found) is choice:
             return found
     names = " or ".join(_NAMES.get(choice, choice.__name__) for choice in choices)
+    raise ValueError(f"{_shown(found)} is not {names}")
+
+
+def _shown(found: object) -> str:
     if isinstance(found, list):
-        shown = "a list"
-    else:
-        shown = _json(list(found) if isinstance(found, dict) else found)  # an object: its keys
-    raise ValueError(f"{shown[:100]} is not {names}")
+        return "a list"
+    return _json(list(found) if isinstance(found, dict) else found)[:100]  # an object: its keys
 
 
 _NAMES: dict[type, str] = {NoneType: "null", str: "text", int: "a number", bool: "true or false"}

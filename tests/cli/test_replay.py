@@ -210,7 +210,7 @@ def test_a_divergence_is_shown(log_file: Path, capsys: pytest.CaptureFixture[str
     assert err == ""
     where, event, recorded, replayed, summary = out.splitlines()
     assert where == "first divergence: line 5, run 1, session 7, at 40 ns"
-    shown = '{"ConnectionLost":{"generation":1,"cause":{"Closed":{"code":1006}}}}'
+    shown = '{"ConnectionLost":{"generation":1,"cause":{"Closed":{"code":1006}},"unsent":false}}'
     assert event == f"  event:    {shown}"
     assert recorded.startswith('  recorded: lost-in-flight: {"FailTurn":{"turn":1,')
     assert "bridge_overloaded" in recorded

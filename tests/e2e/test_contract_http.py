@@ -432,7 +432,7 @@ DONE = (
 )
 INCOMPLETE = (
     b'{"type":"response.incomplete","sequence_number":5,"response":{"id":"resp_x","status":'
-    b'"incomplete","incomplete_details":{"reason":"max_output_tokens"},"output":[{"x":1}]}}'
+    b'"incomplete","incomplete_details":{"reason":"max_output_tokens"},"output":[{"type":"x"}]}}'
 )
 
 
@@ -520,17 +520,31 @@ def check_failed(event: Json) -> str:
 
 
 @pytest.mark.parametrize(
-    "garbage",
+    "noise",
     [
         pytest.param(Garbage(), id="no JSON"),
         pytest.param(Garbage(b"[]"), id="no object"),
         pytest.param(Garbage(b'{"type":5}'), id="no type"),
-        pytest.param(Garbage(b"\xff\xff\xff\xff", raw=True), id="no frame"),
     ],
 )
-def test_an_upstream_that_cannot_be_understood(
-    emulated: Bridges, port: int, garbage: Garbage
+@pytest.mark.parametrize("where", [Point.BEFORE_CREATED, Point.AFTER_CREATED, Point.MID_OUTPUT])
+def test_frames_that_say_nothing_are_skipped(
+    emulated: Bridges, port: int, noise: Garbage, where: Point
 ) -> None:
+    emulated.strike(Fault(where, noise))
+    with Raw(port) as raw:
+        raw.send(post(STREAM))
+        assert raw.head().status == 200
+        events = list(raw.events())
+    assert events[0].name == "response.created"
+    assert events[-1].name == "response.completed"
+    assert all(event.name.startswith("response.") for event in events)
+    emulated.strike(Fault(where, noise))
+    assert text(ask(port, post(TURN)).json) == text(events[-1].json["response"])
+
+
+def test_an_upstream_that_cannot_be_understood(emulated: Bridges, port: int) -> None:
+    garbage = Garbage(b"\xff\xff\xff\xff", raw=True)
     emulated.strike(Fault(Point.BEFORE_CREATED, garbage))
     answer = ask(port, post(STREAM))
     assert answer.status == 502
@@ -566,8 +580,9 @@ def test_keepalives_and_deadlines(backend: Backend) -> None:
         not_created, created, plain = clients
 
         assert not_created.head().status == 200
-        *comments, last = not_created.blocks()
+        *comments, first, last = not_created.blocks()
         assert len(comments) >= 3
+        assert read_event(first).name == "response.created"  # the bridge's own
         assert all(comment.startswith(b":") for comment in comments)
         assert check_failed(read_event(last).json) == "upstream_request_timeout"
 
@@ -871,7 +886,8 @@ def test_nothing_confidential_is_printed(backend: Backend, upstream: Upstream) -
     secret = "kingfisher"  # in the input, in answers, in errors, in what is malformed
     turn = {**TURN, "input": secret, "instructions": secret, "store": False}
     emulator.answer = lambda _: [Text(f"about {secret}s")]
-    error = Error(500, f"{secret}_code", f"{secret}_type", f"It is the {secret}.", secret)
+    # A code that is a name is logged; one that is more could be anything.
+    error = Error(500, f"{secret}-1", f"{secret}_type", f"It is the {secret}.", secret)
     emulator.faults.add(2, Fault(Point.BEFORE_CREATED, error))
     emulator.faults.add(3, Fault(Point.MID_OUTPUT, error))
     emulator.faults.add(4, Fault(Point.BEFORE_CREATED, Garbage(secret.encode())))

@@ -441,21 +441,20 @@ _CAUSES = st.one_of(
 
 def _events(cause: st.SearchStrategy[Evidence]) -> Iterator[st.SearchStrategy[ev.Event]]:
     one, number = st.booleans(), st.integers(0, 2**53)
+    name = st.none() | st.text(max_size=9)
     anchored = [standing for standing in ev.Standing if standing is not ev.Standing.UNANCHORED]
     turns = st.builds(ev.Turn, number) | st.builds(
         ev.Turn, number, st.sampled_from(anchored), st.text()
     )
     yield st.builds(ev.TurnSubmitted, turns)
     yield st.builds(ev.TurnAbandoned, number)
-    yield st.builds(ev.ConnectionOpened, number)
-    yield st.builds(ev.ConnectionLost, number, cause)
-    yield st.builds(ev.FrameSent, number)
-    yield st.builds(ev.ResponseCreated, number)
-    yield st.builds(ev.OutputReceived, number, one)
-    yield st.builds(
-        ev.ResponseEnded, number, st.sampled_from(ev.Outcome), st.none() | st.text(max_size=9)
-    )
-    yield st.builds(ev.UpstreamRefused, number, cause)
+    yield st.builds(ev.ConnectionOpened, number, number)
+    yield st.builds(ev.ConnectionLost, number, cause, one)
+    yield st.builds(ev.FrameSent, number, one)
+    yield st.builds(ev.ResponseCreated, number, name)
+    yield st.builds(ev.OutputReceived, number, one, one, name)
+    yield st.builds(ev.ResponseEnded, number, st.sampled_from(ev.Outcome), name, st.none() | cause)
+    yield st.builds(ev.UpstreamRefused, number, cause, one)
     yield st.builds(ev.RelayPaused, number, one)
     yield st.just(ev.EvictionRequested())
     yield st.builds(ev.DeadlineReached, st.sampled_from(Timer))
@@ -466,8 +465,11 @@ EFFECTS = st.one_of(
     st.builds(fx.OpenConnection, _NUMBER, st.booleans()),
     st.builds(fx.CloseConnection, _NUMBER),
     st.builds(fx.SendTurn, _NUMBER, _NUMBER, st.sampled_from(fx.Form)),
-    st.builds(fx.DeliverEvent, _NUMBER),
-    st.builds(fx.CompleteTurn, _NUMBER),
+    st.builds(fx.DeliverEvent, _NUMBER, st.booleans()),
+    st.builds(fx.CompleteTurn, _NUMBER, st.lists(st.text(max_size=9), max_size=3).map(tuple)),
+    st.builds(fx.StopInjecting, _NUMBER),
+    st.builds(fx.StopRebuilding, _NUMBER),
+    st.builds(fx.WarmSession, st.text(max_size=9)),
     st.builds(
         fx.FailTurn, _NUMBER, st.sampled_from(fx.Answer), st.none() | st.builds(classify, _CAUSES)
     ),
@@ -533,10 +535,12 @@ MALFORMED = [
     (_line(effects={}), "effects is not a list"),
     (_line(effects=[{"Launch": {}}]), '["Launch"] is not OpenConnection or'),
     (_line(effects=[[]]), "a list is not"),
+    (_line(effects=[{"CompleteTurn": {"turn": 1, "responses": "x"}}]), '"x" is not a list'),
+    (_line(effects=[{"CompleteTurn": {"turn": 1, "responses": [1]}}]), "1 is not text"),
     (_line(event={"FrameSent": {}}), "FrameSent lacks generation"),
-    (_line(event={"FrameSent": {"generation": 1, "x": 1}}), "unknown 'x'"),
+    (_line(event={"RelayPaused": {"turn": 1, "paused": True, "x": 1}}), "unknown 'x'"),
     (_line(event={"FrameSent": 1}), "FrameSent is not an object"),
-    (_line(event={"FrameSent": {"generation": True}}), "true is not a number"),
+    (_line(event={"TurnAbandoned": {"turn": True}}), "true is not a number"),
     (_line(event={"FrameSent": {"generation": 1}, "x": 1}), "is not TurnSubmitted or"),
     (_line(event={"DeadlineReached": {"timer": "tea"}}), '"tea" is not Timer'),
     (
@@ -548,7 +552,7 @@ MALFORMED = [
         "turn 1 is held, with anchor None",
     ),
     (_header(log="of another program"), "another kind"),
-    (_header(format=2), "its format is 2, not 1"),
+    (_header(format=1), "its format is 1, not 2"),
     (_header(cells={}), "cells lacks SEND_SKIPPED"),
     (_header(cells=1), "cells is not an object"),
     (_header(Budgets={}), "Budgets lacks replays"),
