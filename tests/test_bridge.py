@@ -28,7 +28,7 @@ from bridgecore.bridge import (
     TurnLeft,
     TurnReceived,
 )
-from bridgecore.config import Ambiguous, Config, UpstreamUrl
+from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
 from bridgecore.recovery.timers import Timer
@@ -37,7 +37,7 @@ from bridgecore.wire.transport import Log
 
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
 DELTA = b'{"type":"response.output_text.delta","delta":"x"}'
-DONE = b'{"type":"response.completed","response":{"id":"resp_1"}}'
+DONE = b'{"type":"response.completed","response":{"id":"resp_1","output":[]}}'
 SECRET = (b"authorization", b"Bearer sk-secret")
 
 
@@ -68,9 +68,20 @@ class Driver:
         return opened.link
 
 
+def driving(continuity: Continuity) -> Driver:
+    upstream = UpstreamUrl.parse("ws://up/")
+    return Driver(Bridge(Config(upstream=upstream, max_waiting=1, continuity=continuity)))
+
+
 @pytest.fixture
 def driver() -> Driver:
-    return Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), max_waiting=1)))
+    return driving(Continuity.TRANSCRIPT)
+
+
+@pytest.fixture
+def bound() -> Driver:
+    """Without transcripts: only the socket that made a response can continue it."""
+    return driving(Continuity.PASSTHROUGH)
 
 
 def test_a_turn(driver: Driver) -> None:
@@ -132,11 +143,19 @@ def test_either_id_of_a_response_continues_it_where_it_was_made(driver: Driver, 
     assert json.loads(sent.data)["previous_response_id"] == name
 
 
-@pytest.mark.parametrize("where", ["created", "completed", "both"])
+@pytest.mark.parametrize("where", ["created", "completed", "both", "neither"])
+@pytest.mark.parametrize(
+    ("continuity", "standings"),
+    [
+        (Continuity.PASSTHROUGH, ("bound", "stored")),
+        (Continuity.TRANSCRIPT, ("held", "held_stored")),
+    ],
+)
 def test_a_response_that_says_it_is_not_stored_is_bound_to_its_socket(
-    driver: Driver, where: str
+    where: str, continuity: Continuity, standings: tuple[str, str]
 ) -> None:
     """The request left ``store`` out; ``created`` and ``completed`` need not both tell."""
+    driver = driving(continuity)
     link = driver.send()
     says = b'"id":"resp_1","store":false'
     created, done = (
@@ -146,7 +165,7 @@ def test_a_response_that_says_it_is_not_stored_is_bound_to_its_socket(
     driver.tell(MessagesReceived(link, [created, done]))
     driver.submit(2, previous_response_id="resp_1")
     received = [log.fields for log in driver.logs if log.event == "turn.received"]
-    assert received[-1]["standing"] == "bound"
+    assert received[-1]["standing"] == standings[where == "neither"]
 
 
 @pytest.mark.parametrize("end", ["completed", "incomplete", "failed"])
@@ -235,22 +254,22 @@ def test_blocking(driver: Driver) -> None:
     assert driver.tell(TurnBlocked(1, True)) == []
 
 
-def test_waiting_turns(driver: Driver) -> None:
-    link = driver.send(store=False)
-    driver.tell(MessagesReceived(link, [CREATED, DONE]))
+def test_waiting_turns(bound: Driver) -> None:
+    link = bound.send(store=False)
+    bound.tell(MessagesReceived(link, [CREATED, DONE]))
     fields = {"previous_response_id": "resp_1", "store": False}
-    driver.submit(2, **fields)
-    driver.tell(MessagesReceived(link, [CREATED.replace(b"resp_1", b"resp_2")]))
-    driver.tell(TurnBlocked(2, True))
-    assert driver.submit(3, **fields) == []
-    (rejected,) = driver.submit(4, **fields)
+    bound.submit(2, **fields)
+    bound.tell(MessagesReceived(link, [CREATED.replace(b"resp_1", b"resp_2")]))
+    bound.tell(TurnBlocked(2, True))
+    assert bound.submit(3, **fields) == []
+    (rejected,) = bound.submit(4, **fields)
     assert isinstance(rejected, AnswerError)
     assert rejected.error.code == "bridge_overloaded"
     # Neither the one that was rejected nor one that leaves lets the blocked one's link run.
-    assert driver.tell(TurnBlocked(3, True)) == []
-    assert driver.tell(TurnBlocked(3, False)) == []
-    assert driver.tell(TurnLeft(3)) == []
-    assert driver.bridge.turns == 1
+    assert bound.tell(TurnBlocked(3, True)) == []
+    assert bound.tell(TurnBlocked(3, False)) == []
+    assert bound.tell(TurnLeft(3)) == []
+    assert bound.bridge.turns == 1
 
 
 def test_leaving(driver: Driver) -> None:
@@ -314,13 +333,13 @@ def test_a_turn_number_is_used_again_only_when_its_turn_has_ended(driver: Driver
     assert isinstance(driver.submit(1)[0], OpenLink)
 
 
-def test_a_waiting_turn_keeps_its_number(driver: Driver) -> None:
-    link = driver.send(1, store=False)
-    driver.tell(MessagesReceived(link, [CREATED, DONE]))
-    driver.submit(2, previous_response_id="resp_1", store=False)
-    assert driver.submit(3, previous_response_id="resp_1", store=False) == []  # it waits
+def test_a_waiting_turn_keeps_its_number(bound: Driver) -> None:
+    link = bound.send(1, store=False)
+    bound.tell(MessagesReceived(link, [CREATED, DONE]))
+    bound.submit(2, previous_response_id="resp_1", store=False)
+    assert bound.submit(3, previous_response_id="resp_1", store=False) == []  # it waits
     with pytest.raises(LocalProtocolError, match="turn 3 runs already"):
-        driver.submit(3)
+        bound.submit(3)
 
 
 LINK = 2  # the first link of a bridge: its conversation is 1

@@ -243,8 +243,8 @@ def test_the_coding_of_a_body_that_is_not_read_does_not_matter() -> None:
     ("data", "why"),
     [
         (b"", "incomplete"),
-        (gzip.compress(b"{}")[:-1], "incomplete"),
-        (gzip.compress(b"{}") + b"{}", "followed by something else"),
+        (gzip.compress(b"{}", mtime=0)[:-1], "incomplete"),
+        (gzip.compress(b"{}", mtime=0) + b"{}", "followed by something else"),
         (b'{"model":"m"}', "not valid gzip"),
     ],
 )

@@ -41,17 +41,30 @@ def test_the_least_recently_used_go_first() -> None:
     assert [aliases.get("s", name) is not None for name in "acd"] == [True, False, True]
 
 
-def test_a_long_id_takes_the_place_of_many_short_ones() -> None:
-    long = "x" * 4096
-    aliases = Aliases(size_of("s", long))
-    for number in range(8):
+def test_a_large_entry_takes_the_place_of_several_small_ones() -> None:
+    large = "\u20ac" * 128
+    aliases = Aliases(2 * size_of("s", "1"))
+    for number in range(2):
         aliases.put("s", str(number), Alias(1, Standing.BOUND))
-    assert len(aliases) == 8
-    aliases.put("s", long, Alias(1, Standing.BOUND))
+    assert len(aliases) == 2
+    aliases.put("s", large, Alias(1, Standing.BOUND))
     assert len(aliases) == 1
-    assert aliases.get("s", long) is not None
-    aliases.put("s", long + "x", Alias(1, Standing.BOUND))  # larger than all there is
+    assert aliases.get("s", large) is not None
+    aliases.put(large, large, Alias(1, Standing.BOUND))  # larger than all there is
     assert (len(aliases), aliases.size) == (0, 0)
+
+
+@pytest.mark.parametrize("letter", ["x", "\u20ac", "\ud800"])
+def test_a_long_id_takes_little_and_is_told_from_others(letter: str) -> None:
+    most = size_of("s", "x" * 128)
+    aliases = Aliases(10 * most)
+    names = [letter * length for length in (129, 130, 4096, 1_000_000)]
+    for number, name in enumerate(names):
+        aliases.put("s", name, Alias(number, Standing.BOUND))
+    found = [aliases.get("s", name) for name in names]
+    assert [alias.conversation for alias in found if alias is not None] == [0, 1, 2, 3]
+    assert aliases.get("t", names[0]) is None
+    assert aliases.size <= len(names) * most
 
 
 @given(st.lists(st.tuples(st.sampled_from("st"), st.text(max_size=9)), max_size=60))
