@@ -172,15 +172,18 @@ def exhausted(world: World) -> list[tp.Log]:
     return [log for log in world.net.logs if log.event == "sockets.exhausted"]
 
 
-def test_idle_conversations_give_up_their_sockets_and_go_on_later() -> None:
+@pytest.mark.parametrize("store", [True, False])
+def test_idle_conversations_give_up_their_sockets_and_go_on_later(store: bool) -> None:
     world = limited(4)
-    answers = [world.ask(f"word {index}") for index in range(10)]
+    answers = [world.ask(f"word {index}", store=store) for index in range(10)]
     assert [answer.status for answer in answers] == [200] * 10
-    again = world.ask("more", previous_response_id=str(answers[0].response["id"]))
+    name = str(answers[0].response["id"])
+    again = world.ask("more", previous_response_id=name, store=store)
     assert again.status == 200
-    assert (
-        world.frames[-1]["input"][0]["content"][0]["text"] == "word 0"
-    )  # rebuilt from what was kept
+    frame = world.frames[-1]
+    # By its id where the service stores it, else rebuilt from what was kept.
+    assert frame.get("previous_response_id") == (name if store else None)
+    assert ("word 0" in str(frame["input"])) is not store
     world.assert_empty()
 
 

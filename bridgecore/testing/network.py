@@ -208,7 +208,9 @@ class Network:
         self._queue.append((end, event, when_flushed))
 
     def _reset(self, peer: _End | None) -> None:
-        if peer is not None and peer.open:
+        if peer is not None and peer in self._unaccepted:
+            peer.open = False  # its machine has never heard of it
+        elif peer is not None and peer.open:
             peer.paused = False
             peer.held.clear()
             self._post(peer, tp.Disconnected(peer.conn))

@@ -107,7 +107,6 @@ class Machine(RuleBasedStateMachine):
         policy = POLICIES[name]
         self.ambiguous = 0 if policy is DEFAULT else policy.budgets.replays
         self.bounded = refusals
-        self.silence_counts = policy is DEFAULT  # of an id that is stored, where it is held, too
         budgets = attrs.evolve(policy.budgets, waiting=WAITING, refusals=refusals)
         self.session = Session(attrs.evolve(policy, budgets=budgets))
 
@@ -263,9 +262,12 @@ class Machine(RuleBasedStateMachine):
         assert [type(effect) for effect in effects] == [fx.OpenConnection]
 
     @precondition(lambda self: self.carried is not None)
-    @rule()
-    def sent(self) -> None:
-        self.tell(ev.FrameSent(self.generation))
+    @rule(whole=st.booleans())
+    def sent(self, whole: bool) -> None:
+        """``whole``: its last part, too; until then a frame is still being sent."""
+        before = self.session.state.phase
+        self.tell(ev.FrameSent(self.generation, whole))
+        assert whole or self.session.state.phase is before
 
     # An event of an answer: ``named`` tells how it calls the response.
 
@@ -400,6 +402,7 @@ class Machine(RuleBasedStateMachine):
         """The upstream has run the turn: it ends, and is not sent again."""
         ended, name = self.carried, self.call(named)
         assert ended is not None
+        self.forgive()
         self.made = set()
         effects = self.end(ev.ResponseEnded(self.generation, Outcome.FAILED, name, UNREADABLE))
         assert [effect.answer for effect in failures_of(ended, effects)] == [Answer.UPSTREAM_ERROR]
@@ -460,11 +463,17 @@ class Machine(RuleBasedStateMachine):
             live.refused.add(live.form)
         live.unknown |= kind is FailureKind.NOT_FOUND
         self.made.discard(live.turn.anchor or "")
+        if kind not in NOT_OF_THE_INPUT:
+            self.anchor_in_vain(live)
+
+    def anchor_in_vain(self, live: Live) -> None:
+        """The refusal evicts the anchor; where its chain is at hand, that goes next time."""
+        if live.turn.standing is Standing.HELD_STORED and live.form is Form.AS_IS:
+            self.vain.add(live.turn.anchor or "")
 
     def refused_answering(self, live: Live, cause: ErrorFrame) -> None:
-        anchor, unknown = live.turn.anchor, classify(cause).kind is FailureKind.NOT_FOUND
-        if unknown and live.turn.standing is Standing.HELD_STORED and live.form is Form.AS_IS:
-            self.vain.add(anchor or "")
+        if classify(cause).kind is FailureKind.NOT_FOUND:
+            self.anchor_in_vain(live)
 
     @precondition(lambda self: self.carried is not None)
     @rule(cause=error_frames())
@@ -548,7 +557,7 @@ class Machine(RuleBasedStateMachine):
         deadline = self.session.next_timeout()
         assert deadline is not None
         self.now = max(self.now, deadline.at)
-        if deadline.reason is Timer.CREATED and self.silence_counts:
+        if deadline.reason is Timer.CREATED:
             turn = self.running().turn
             if turn.standing is Standing.HELD_STORED and turn.anchor is not None:
                 self.vain.add(turn.anchor)
