@@ -40,6 +40,8 @@ from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
 
 (SMALL,) = BOUNDS["small"]
+# Late events double the states, for what is neither told by them nor about them.
+PUNCTUAL = attrs.evolve(SMALL, late=False)
 ALL = len(Property)
 SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
 TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote=False, depth=6)
@@ -70,7 +72,7 @@ def test_every_pair_is_ruled() -> None:
     assert len(RULES) == PAIRS
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_the_default_policy_is_clean() -> None:
     reports = [explore(DEFAULT, part, most=ALL) for part in BOUNDS["ci"]]
     assert [found for report in reports for found in report.counterexamples] == []
@@ -125,9 +127,9 @@ def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
         assert svg.count("marker-end") + svg.count("<circle") == len(drawn)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_what_may_run_twice_is_all_that_a_replaying_policy_breaks() -> None:
-    report = explore(replaying(DEFAULT), SMALL, most=ALL)
+    report = explore(replaying(DEFAULT), PUNCTUAL, most=ALL)
     assert set(report.broken) == {Property.NO_AMBIGUOUS_RESEND}
     without = frozenset({Property.NO_AMBIGUOUS_RESEND})
     report = explore(replaying(DEFAULT), SMALL, most=ALL, without=without)
@@ -144,7 +146,8 @@ def refuses_longer(policy: Policy, state: SessionState, event: Event, now: int) 
 def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
     """Liveness by itself, on the graph: nobody counts the refusals."""
     without = frozenset({Property.REFUSALS_ARE_BOUNDED})
-    report = explore(DEFAULT, SMALL, stepper=refuses_longer, without=without, most=ALL)
+    bounds = attrs.evolve(PUNCTUAL, standings=(Standing.UNANCHORED, Standing.BOUND))
+    report = explore(DEFAULT, bounds, stepper=refuses_longer, without=without, most=ALL)
     assert {prop: found.path for prop, found in report.broken.items()} == {
         Property.RETRIES_END: ("submit bound old",)
     }
@@ -166,7 +169,7 @@ def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) 
 def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
     """Nothing is lost, refused or late, so nothing is tried again: but the turn never ends."""
     without = frozenset({Property.SOUND_SOCKETS_STAY})
-    report = explore(DEFAULT, SMALL, stepper=opens_for_ever, without=without, most=ALL)
+    report = explore(DEFAULT, PUNCTUAL, stepper=opens_for_ever, without=without, most=ALL)
     assert report.complete
     assert {prop: found.path for prop, found in report.broken.items()} == {
         Property.TURNS_END: ("submit unanchored",)
@@ -175,7 +178,7 @@ def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
 
 def test_warming_breaks_nothing() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
-    report = explore(warm, SMALL, most=ALL)
+    report = explore(warm, PUNCTUAL, most=ALL)
     assert report.complete
     assert report.counterexamples == []
 
