@@ -44,6 +44,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing.strategies import error_frames, losses
 
 WAITING = 2
+REMEMBERED = 16  # names of responses that have ended on a connection
 RECOVERABLE = (Standing.STORED, Standing.BOUND)  # not-found is refused, and then the truth
 ANYWHERE = (Standing.STORED, Standing.HELD_STORED, Standing.UNKNOWN)  # any socket may know it
 REBUILT = (Standing.HELD, Standing.HELD_STORED)  # its whole chain is at hand
@@ -362,7 +363,8 @@ class Machine(RuleBasedStateMachine):
         """The response of the running turn ends, under all of its names."""
         self.named(event.response or self.doubt)
         self.ending, self.ending_names = self.carried, self.names
-        self.ended_names += self.names
+        before = [name for name in self.ended_names if name not in self.names]
+        self.ended_names = [*before, *self.names][-REMEMBERED:]
         self.carried = None
         self.begin_attempt()
         return self.tell(event, *due)
@@ -494,7 +496,7 @@ class Machine(RuleBasedStateMachine):
         """The very frame was refused for its size before; or the upstream said of the socket, in
         the read that led to the send, that it is too old."""
         cause = TOO_LARGE if sized or self.just_sent != "upstream" else LIMIT
-        refused, live, made = self.carried, self.running(), self.made
+        refused, live, made = self.carried, self.running(), set(self.made)
         assert refused is not None
         self.refused(live, cause)
         due = self.due(live, cause)
