@@ -251,18 +251,21 @@ _AMBIGUOUS = (
 )
 
 
+_COUNTING = (Action.REFUSE_BOUNDED, Action.REFUSE_THEN_REHYDRATE)
+
+
 def replaying(policy: Policy) -> Policy:
     """``policy`` with an ambiguous turn sent again, within ``Budgets.replays``, not refused.
 
     For those to whom a turn that runs twice does no harm. When the budget is spent, the answer of
     the replaced cell applies. Two kinds of cells stay as they are: those of a turn that depends on
     the memory of the lost socket (``Standing.BOUND``), because no other socket can continue it, and
-    those that refuse a bounded number of times, because the same send would be lost the same way.
+    those that count the refusal, because the same send would be lost the same way.
     """
     for situation in _AMBIGUOUS:
         for standing in Standing:
             remedy = policy.remedy(situation, standing)
-            if standing is not Standing.BOUND and remedy.action is not Action.REFUSE_BOUNDED:
+            if standing is not Standing.BOUND and remedy.action not in _COUNTING:
                 again = Remedy(Action.RESEND, remedy.answer)
                 policy = policy.with_cell(situation, standing, again)
     return policy

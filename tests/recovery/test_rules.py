@@ -119,7 +119,8 @@ def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
             Situation.SILENT,
             Situation.LOST_CREATED,
         }
-        kept = standing is Standing.BOUND or remedy.action is Action.REFUSE_BOUNDED
+        counting = (Action.REFUSE_BOUNDED, Action.REFUSE_THEN_REHYDRATE)
+        kept = standing is Standing.BOUND or remedy.action in counting
         again = Remedy(Action.RESEND, remedy.answer) if ambiguous and not kept else remedy
         assert mine.remedy(situation, standing) == again
     assert (mine.budgets, mine.timeouts) == (policy.budgets, policy.timeouts)

@@ -158,7 +158,7 @@ def of_bridges() -> bytes:
     class Recorded(BridgeMachine):
         logs = log
 
-    run_machine(Recorded, 50, **REPEATABLE)
+    run_machine(Recorded, 70, **REPEATABLE)
     return pickle.dumps(log)
 
 
