@@ -226,9 +226,9 @@ class Front:
             for event in events:
                 if event.kind is EventKind.CREATED:
                     answer.created = event.data
-        # What is not of the response need not carry a sequence number.
+        # What is not known here need not carry a number; if it does, numbers go on from it.
         for event in reversed(events):
-            if event.kind is not EventKind.OTHER:
+            if event.kind is not EventKind.OTHER or sequence_number(event.data) >= 0:
                 answer.last = event.data
                 break
         self._spoke = now

@@ -130,6 +130,15 @@ def test_created_is_first_whatever_fails_when(data: st.DataObject) -> None:
     assert numbers[-1] > first["sequence_number"]
 
 
+def test_numbers_go_on_from_an_event_that_is_not_known() -> None:
+    connection = front(stream=True)
+    note = event(b'{"type":"response.note","sequence_number":7}')
+    connection.events([CREATED, DELTA, note], 1)
+    connection.error(ERROR)
+    numbers = [one.json["sequence_number"] for one in said(connection).events]
+    assert numbers == [4, 5, 7, 8]
+
+
 def test_an_error_that_closes() -> None:
     stream = front(stream=True)
     stream.error(ERROR, close=True)
