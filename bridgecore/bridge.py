@@ -75,7 +75,7 @@ from bridgecore.wire.transport import Log, LogLevel
 # Events that came before response.created wait for it: a client helper insists that it be first.
 _MAX_EARLY = 256  # events
 # Frames that say nothing are skipped, so many between two that do: a gateway that keeps its sockets
-# warm sends one every few seconds, one that sends nothing else has lost its mind.
+# warm sends one every few seconds; one that sends nothing else is broken.
 _MAX_NOISE = 1024  # frames
 _MAX_NOISE_SIZE = 1024 * 1024  # bytes
 
@@ -726,7 +726,7 @@ class Bridge:
         upstream: UpstreamEvent,
         terminal: Terminal | None,
     ) -> ev.ResponseEnded:
-        """What the session is told of a terminal event."""
+        """Translate a terminal event into the session's ``ResponseEnded``."""
         if terminal is None:
             cause = Malformed("a terminal event without a response that can be read")
             return ev.ResponseEnded(generation, ev.Outcome.FAILED, upstream.response, cause)
@@ -737,7 +737,8 @@ class Bridge:
                 turn.error = error
         response = terminal.response_id
         if turn is not None and turn.warms and response and turn.recall.anchor:
-            # It has the context of the client's response, and stands for it on this socket.
+            # A warmed-up response has the same context as the client's: on this connection its id
+            # is sent in place of the client's.
             conversation.stand_in = turn.recall.anchor, response
             response = turn.recall.anchor
         return ev.ResponseEnded(generation, terminal.outcome, response, error)
