@@ -327,23 +327,12 @@ class Bridge:
                 raise LocalProtocolError(f"link {event.link}: messages must be a list of bytes")
 
     def _log_left(self, event: TurnLeft, turn: _Turn) -> None:
+        about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request}
         if event.error is None:
-            self._log(
-                LogLevel.INFO,
-                "turn.abandoned",
-                turn.conversation,
-                turn=turn.id,
-                request_id=turn.request,
-            )
+            self._log(LogLevel.INFO, "turn.abandoned", turn.conversation, **about)
         else:
-            self._log(
-                LogLevel.WARNING,
-                "turn.cut_off",
-                turn.conversation,
-                turn=turn.id,
-                request_id=turn.request,
-                code=event.error.code,
-            )
+            about["code"] = event.error.code
+            self._log(LogLevel.WARNING, "turn.cut_off", turn.conversation, **about)
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
         received = lower_names(event.headers)
