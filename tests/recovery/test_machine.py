@@ -379,9 +379,12 @@ class Machine(RuleBasedStateMachine):
         assert ended is not None
         event = ev.ResponseEnded(self.generation, Outcome.FAILED, name, cause)
         if cause is not None and not self.begun:
-            # A refusal: the turn may go on in another form.
+            # A refusal: the turn may go on in another form. It ends no response, named or not.
             self.refused(live, cause)
-            self.end(event, *self.due(live, cause))
+            due = self.due(live, cause)
+            self.carried = None
+            self.begin_attempt()
+            self.tell(event, *due)
             return
         ours = live.turn.standing in (Standing.UNANCHORED, Standing.INJECTED, *REBUILT)
         if cause is not None and classify(cause).kind is FailureKind.NOT_FOUND and ours:
