@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Emulator
 from bridgecore.testing.network import ByteClient, Network
-from bridgecore.wire import transport as tp
 
 Json = dict[str, Any]
 SECOND = NS_PER_SECOND

@@ -32,8 +32,8 @@ from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
 from bridgecore.recovery.timers import Timer
+from bridgecore.transport import Log
 from bridgecore.wire.responses import parse_create
-from bridgecore.wire.transport import Log
 
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
 DELTA = b'{"type":"response.output_text.delta","delta":"x"}'

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore.api_error import api_error
 from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, MessagesReceived
 from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.recovery.failure import Closed
-from bridgecore.rendering import http_error
 from tests.link_world import (
     CHAIN_ID,
     NORMAL,
@@ -33,7 +33,7 @@ from tests.link_world import (
 NOISE = [b"", b" ", b"\n", b"ping", b"[DONE]", b"null", b"[]", b"5", b'"ping"', b"{}", b"{"]
 NOISE += [b'{"type":7}', b'{"type":null}', b'{"type":""}', b'{"type":"a\\nb"}', b'{"event":"ping"}']
 PASSTHROUGH = Continuity.PASSTHROUGH
-ERROR_502 = http_error(502, "", "")
+ERROR_502 = api_error(502, "", "")
 MAX_NOISE, MAX_NOISE_SIZE, MAX_EARLY = 1024, 1024 * 1024, 256
 LIMIT: Json = {
     "type": "error",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bridgecore import transport as tp
 from bridgecore.recovery.timers import Timer
 from bridgecore.testing import Emulator, Fault, Freeze, Point, Silence, Text
-from bridgecore.wire import transport as tp
 from tests.endpoint_world import SECOND, World, read_answers, request
 
 TURN = {"model": "m", "input": "hi"}

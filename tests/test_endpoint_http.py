@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore import transport as tp
 from bridgecore.config import Continuity
 from bridgecore.endpoint import Endpoint
 from bridgecore.testing import Fault, Point, Silence
 from bridgecore.testing.network import ByteClient
-from bridgecore.wire import transport as tp
 from tests.encoders import CODING, ENCODERS
 from tests.endpoint_world import SECOND, Answer, World, read_answers, request
 

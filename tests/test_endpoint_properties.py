@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.errors import LocalProtocolError
+from bridgecore.links import Stage
 from bridgecore.testing import (
     Abort,
     CloseWith,
@@ -27,8 +29,6 @@ from bridgecore.testing import (
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import ByteClient
 from bridgecore.testing.strategies import cutters, fault_plans
-from bridgecore.upstream import Stage
-from bridgecore.wire import transport as tp
 from tests.endpoint_world import SECOND, World, read_answers, request
 
 ODD = b'{"type":"thing","x":[1,\n2]}'

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.testing.network import ByteClient
-from bridgecore.wire import transport as tp
 from bridgecore.wire.websocket import (
     CloseReceived,
     MessageReceived,

@@ -492,8 +492,8 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ),
         (
             "bridgecore/admission/gates.py",
-            "from bridgecore.wire.transport import Log",
-            "bridgecore.wire.transport",
+            "from bridgecore.transport import Log",
+            "bridgecore.transport",
         ),
     ],
 )

@@ -47,7 +47,7 @@ from bridgecore.recovery.failure import (
 )
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.session import Session
-from bridgecore.wire.transport import Log, LogLevel
+from bridgecore.transport import Log, LogLevel
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
 FORMAT = 2

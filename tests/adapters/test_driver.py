@@ -24,7 +24,7 @@ from trio.testing import MockClock
 import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     Abort,
     Accepted,
     Close,

@@ -26,7 +26,7 @@ import bridgecore_asyncio
 import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     Accepted,
     AcceptFailed,
     Connect,

@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 import pytest
 
 from bridgecore.recovery.policy import DEFAULT
+from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import write_header
-from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.logs import LineLog, format_line
 from bridgecore_cli.main import main

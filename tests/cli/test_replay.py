@@ -16,8 +16,8 @@ import pytest
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT
+from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, Recorder, write_header
-from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.main import main
 from bridgecore_cli.replay import DecisionLog
 from bridgecore_cli.settings import CONFIGURATION, SettingsError

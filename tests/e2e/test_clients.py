@@ -17,7 +17,7 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 from bridgecore.testing import CloseWith, Emulator, Fault, Outcome, Point, SendEvents, Silence
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     DataReceived,
     Machine,
     PauseReading,

@@ -35,7 +35,7 @@ from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import Deadline
 from bridgecore.testing import EVERY, CreateRequest, Emulator
 from bridgecore.testing.answers import Output, Reasoning, Text, ToolCall
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     DataReceived,
     Log,
     Machine,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
+from bridgecore import transport
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing import (
     CATALOGUE,
@@ -40,8 +41,7 @@ from bridgecore.testing import (
 from bridgecore.testing.answers import Output, Reasoning, count_tokens, echo
 from bridgecore.testing.emulator import MAX_IN_FLIGHT, MAX_LANES
 from bridgecore.testing.faults import Action
-from bridgecore.wire import transport
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     Accepted,
     Close,
     DataReceived,

@@ -66,7 +66,7 @@ OF_ENDPOINTS = """
 import hashlib
 from bridgecore.testing import CloseWith, Error, Fault, Freeze, Point
 from bridgecore.testing.strategies import Cutter
-from bridgecore.wire import transport as tp
+from bridgecore import transport as tp
 from tests.endpoint_world import World, request
 digest, count = hashlib.sha256(), 0
 world = World(policy="pr397", split=Cutter((3, 200, 1)))

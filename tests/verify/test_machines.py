@@ -57,8 +57,8 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import strategies
 from bridgecore.testing.faults import Fault
 from bridgecore.testing.network import ByteClient
+from bridgecore.transport import Log
 from bridgecore.wire.responses import EventKind, InvalidBodyError, parse_create
-from bridgecore.wire.transport import Log
 from tests.endpoint_world import World, read_answers
 
 SECOND = NS_PER_SECOND

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import attrs
 import pytest
 
+from bridgecore import transport as tp
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
@@ -33,7 +34,6 @@ from bridgecore.verify.sim_clients import Answer as ClientAnswer
 from bridgecore.verify.sim_growth import Experiment, grow, plot, summary, table
 from bridgecore.verify.sim_network import Rng
 from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink, trouble
-from bridgecore.wire import transport as tp
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore.api_error import render_failed_response
 from bridgecore.recovery.failure import ErrorFrame, FailureKind, classify
-from bridgecore.rendering import render_failed_response
 from bridgecore.wire.errors import (
     find_error,
     longest,

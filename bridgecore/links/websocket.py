@@ -1,21 +1,17 @@
-"""One upstream connection: upgrade, messages, pings, goodbye, what is due when.
+"""An upstream connection that speaks WebSocket: upgrade, messages, pings, close, deadlines.
 
-What belongs here: the life of the socket of one link, the counterpart of ``Front``. It is the
-endpoint's: it hands bytes back and never touches a socket. It says *how* a socket was lost, as
-evidence; what that means for a turn is decided elsewhere.
+What belongs here: how a link is opened and closed (RFC 6455), how a long message is sent in parts
+so that pongs go between them, and when an upstream that shows no life is given up.
 """
 
 from __future__ import annotations
 
-import enum
 from typing import assert_never
 
-import attrs
-
 from bridgecore.config import Config
+from bridgecore.links import Loss, ReadResult, Stage
 from bridgecore.recovery.failure import (
     Closed,
-    ErrorFrame,
     Evidence,
     Malformed,
     TimedOut,
@@ -26,39 +22,8 @@ from bridgecore.wire import websocket as ws
 from bridgecore.wire.errors import longest, read_error_body, read_wait
 
 
-class Stage(enum.Enum):
-    """How far an upstream connection is."""
-
-    CONNECTING = "connecting"
-    UPGRADING = "upgrading"
-    OPEN = "open"
-    CLOSING = "closing"  # the link is over; the peer's close or the deadline comes next
-
-
-@attrs.define
-class Loss:
-    """The link cannot go on. ``error``: the upstream's words, if it had any.
-
-    ``goodbye``: what ``Heard.reply`` holds is the last that is said, and worth arriving.
-    """
-
-    cause: Evidence
-    error: ErrorFrame | None = None
-    goodbye: bool = False
-
-
-@attrs.define
-class Heard:
-    """What one read brought, in this order."""
-
-    opened: bool = False
-    messages: list[bytes] = attrs.Factory(list)
-    reply: bytes = b""  # to be sent at once
-    loss: Loss | None = None
-
-
-class Upstream:
-    """The connection of ``link``. ``deadline``: when ``timeout`` is to be called, ns."""
+class WebSocketConnection:
+    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``."""
 
     def __init__(
         self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int
@@ -91,46 +56,46 @@ class Upstream:
         self.stage = Stage.UPGRADING
         return self._socket.connect()
 
-    def receive(self, data: bytes, now: int) -> Heard:
+    def receive(self, data: bytes, now: int) -> ReadResult:
         """Take in bytes."""
         self._alive(now)  # any byte proves life, a pong is just the one that was asked for
         return self._read(self._socket.receive(data), now)
 
-    def receive_eof(self, now: int) -> Heard:
+    def receive_eof(self, now: int) -> ReadResult:
         """The upstream will send no more; the link is lost, if it was not before."""
-        heard = self._read(self._socket.receive_eof(), now)
-        if heard.loss is None:
-            heard.loss = Loss(Closed(1006))
-        return heard
+        read = self._read(self._socket.receive_eof(), now)
+        if read.loss is None:
+            read.loss = Loss(Closed(1006))
+        return read
 
-    def _read(self, events: list[ws.WebSocketEvent], now: int) -> Heard:
-        heard = Heard()
+    def _read(self, events: list[ws.WebSocketEvent], now: int) -> ReadResult:
+        read = ReadResult()
         for event in events:
             if isinstance(event, ws.MessageReceived):
-                heard.messages.append(event.data)
+                read.messages.append(event.data)
             elif isinstance(event, ws.Upgraded):
-                heard.opened = True
+                read.opened = True
                 self.stage = Stage.OPEN
                 self.deadline = now + self._config.ping_interval
             elif isinstance(event, ws.UpgradeRejected):
                 error = read_error_body(event.body)
                 fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
                 wait = longest(read_wait(fields), error.retry_after)
-                heard.loss = Loss(UpgradeRefused(event.status, wait), error)
+                read.loss = Loss(UpgradeRefused(event.status, wait), error)
             elif isinstance(event, ws.CloseReceived):
-                heard.loss = Loss(Closed(event.code), goodbye=True)
+                read.loss = Loss(Closed(event.code), goodbye=True)
             elif isinstance(event, ws.Failed):
-                heard.loss = Loss(_failure(event.code))
+                read.loss = Loss(_failure(event.code))
             elif isinstance(event, ws.PongReceived):
                 pass
             elif isinstance(event, ws.UpgradeRequested):
                 raise AssertionError("a server does not ask for an upgrade")
             else:
                 assert_never(event)
-        heard.reply = self._socket.data_to_send()
-        if heard.loss is not None and heard.reply:
-            heard.loss.goodbye = True
-        return heard
+        read.reply = self._socket.data_to_send()
+        if read.loss is not None and read.reply:
+            read.loss.goodbye = True
+        return read
 
     # ------------------------------------------------------------ output
 

@@ -1,10 +1,12 @@
-"""Tests of upstream.py: the life of one upstream connection, driven by a WebSocket server."""
+"""Tests of links/websocket.py: one upstream connection, driven by a WebSocket server."""
 
 from __future__ import annotations
 
 import pytest
 
 from bridgecore.config import Config, UpstreamUrl
+from bridgecore.links import ReadResult, Stage
+from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
@@ -13,14 +15,13 @@ from bridgecore.recovery.failure import (
     UpgradeRefused,
 )
 from bridgecore.recovery.timers import Timer
-from bridgecore.upstream import Heard, Stage, Upstream
 from bridgecore.wire.websocket import FRAGMENT, MessageReceived, WebSocketServer
 
 CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/v1/responses"))
 
 
-def asked(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
-    upstream = Upstream(CONFIG, 1, [(b"authorization", b"Bearer k")], 0)
+def asked(max_message: int = 1000) -> tuple[WebSocketConnection, WebSocketServer]:
+    upstream = WebSocketConnection(CONFIG, 1, [(b"authorization", b"Bearer k")], 0)
     server = WebSocketServer(max_message=max_message)
     assert upstream.close() == b""  # nobody could understand it yet
     server.receive(upstream.connected())
@@ -28,10 +29,10 @@ def asked(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
     return upstream, server
 
 
-def opened(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
+def opened(max_message: int = 1000) -> tuple[WebSocketConnection, WebSocketServer]:
     upstream, server = asked(max_message)
-    heard = upstream.receive(server.accept(), 0)
-    assert heard == Heard(opened=True)
+    read = upstream.receive(server.accept(), 0)
+    assert read == ReadResult(opened=True)
     assert (upstream.stage, upstream.timer) == (Stage.OPEN, Timer.PING)
     assert upstream.deadline == CONFIG.ping_interval
     return upstream, server
@@ -39,10 +40,10 @@ def opened(max_message: int = 1000) -> tuple[Upstream, WebSocketServer]:
 
 def test_messages() -> None:
     upstream, server = opened()
-    heard = upstream.receive(server.send_text(b"a") + server.ping() + server.send_text(b"b"), 1)
-    assert heard.messages == [b"a", b"b"]
-    assert heard.reply  # the pong
-    assert heard.loss is None
+    read = upstream.receive(server.send_text(b"a") + server.ping() + server.send_text(b"b"), 1)
+    assert read.messages == [b"a", b"b"]
+    assert read.reply  # the pong
+    assert read.loss is None
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,11 @@ def test_a_refusal_in_plain_text() -> None:
 
 def test_a_close() -> None:
     upstream, server = opened()
-    heard = upstream.receive(server.send_text(b"a") + server.close(1012), 1)
-    assert heard.messages == [b"a"]
-    assert heard.loss is not None
-    assert (heard.loss.cause, heard.loss.goodbye) == (Closed(1012), True)
-    assert heard.reply
+    read = upstream.receive(server.send_text(b"a") + server.close(1012), 1)
+    assert read.messages == [b"a"]
+    assert read.loss is not None
+    assert (read.loss.cause, read.loss.goodbye) == (Closed(1012), True)
+    assert read.reply
     assert upstream.send(b"late", 1) == b""
 
 
@@ -92,18 +93,18 @@ def test_an_end_without_a_close(upgraded: bool) -> None:
 
 def test_a_protocol_error_is_told() -> None:
     upstream, _ = opened()
-    heard = upstream.receive(b"\xff\xff\xff\xff", 1)
-    assert heard.loss is not None
-    assert isinstance(heard.loss.cause, Malformed)
-    assert heard.loss.goodbye
-    assert heard.reply
+    read = upstream.receive(b"\xff\xff\xff\xff", 1)
+    assert read.loss is not None
+    assert isinstance(read.loss.cause, Malformed)
+    assert read.loss.goodbye
+    assert read.reply
 
 
 def test_pings() -> None:
     upstream, server = opened()
     interval, late = CONFIG.ping_interval, CONFIG.ping_timeout
     assert upstream.receive(server.send_text(b"a"), 5).messages
-    assert upstream.timeout(interval) == b""  # it was heard of in the meantime
+    assert upstream.timeout(interval) == b""  # it was read of in the meantime
     assert upstream.deadline == 5 + interval
     ping = upstream.timeout(5 + interval)
     assert isinstance(ping, bytes)
@@ -150,7 +151,7 @@ def test_parting() -> None:
 LONG = b"x" * (3 * FRAGMENT)
 
 
-def uploading() -> tuple[Upstream, WebSocketServer]:
+def uploading() -> tuple[WebSocketConnection, WebSocketServer]:
     """The first of three frames is with the transport, since 1 ns."""
     upstream, server = opened()
     assert len(upstream.send(LONG, 1)) < FRAGMENT + 20
@@ -169,16 +170,16 @@ def test_a_long_message_leaves_at_the_pace_of_the_transport() -> None:
 
 def test_a_ping_is_answered_between_two_frames() -> None:
     upstream, server = uploading()
-    heard = upstream.receive(server.ping(), 2)
-    assert heard.reply
-    assert heard.loss is None
+    read = upstream.receive(server.ping(), 2)
+    assert read.reply
+    assert read.loss is None
 
 
 def test_a_close_in_the_middle_drops_the_rest() -> None:
     upstream, server = uploading()
-    heard = upstream.receive(server.close(1009), 2)
-    assert heard.loss is not None
-    assert heard.loss.cause == Closed(1009)
+    read = upstream.receive(server.close(1009), 2)
+    assert read.loss is not None
+    assert read.loss.cause == Closed(1009)
     assert upstream.frame_sent(3) == b""
 
 

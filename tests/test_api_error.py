@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from bridgecore.api_error import api_error, render_answer, render_failed_response
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.failure import (
     Closed,
@@ -17,7 +18,6 @@ from bridgecore.recovery.failure import (
     classify,
 )
 from bridgecore.recovery.timers import Timer
-from bridgecore.rendering import http_error, render_answer, render_failed_response
 
 
 @pytest.mark.parametrize("answer", Answer)
@@ -57,9 +57,9 @@ def test_every_answer(answer: Answer, evidence: Evidence | None) -> None:
 
 @pytest.mark.parametrize(("status", "asks"), [(429, True), (503, True), (500, False), (400, False)])
 def test_retry_after_follows_the_status(status: int, asks: bool) -> None:
-    assert http_error(status, "c", "m").retry_after == (1 if asks else None)
-    assert http_error(status, "c", "m", retry_after=30).retry_after == (30 if asks else None)
-    assert http_error(status, "c", "m", retry_after=0).retry_after == (1 if asks else None)
+    assert api_error(status, "c", "m").retry_after == (1 if asks else None)
+    assert api_error(status, "c", "m", retry_after=30).retry_after == (30 if asks else None)
+    assert api_error(status, "c", "m", retry_after=0).retry_after == (1 if asks else None)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_retry_after_follows_the_status(status: int, asks: bool) -> None:
     ],
 )
 def test_types(status: int, type_: str) -> None:
-    assert http_error(status, "c", "m").type == type_
-    assert http_error(status, "c", "m", type_="theirs").type == "theirs"
+    assert api_error(status, "c", "m").type == type_
+    assert api_error(status, "c", "m", type_="theirs").type == "theirs"
 
 
 @pytest.mark.parametrize(
@@ -177,4 +177,4 @@ def test_a_size_that_was_refused_by_a_close() -> None:
     ],
 )
 def test_the_log_shows_names_only(code: str, logged: str) -> None:
-    assert http_error(400, code, "m").log_code == logged
+    assert api_error(400, code, "m").log_code == logged

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
+from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire import transport as tp
 
 # How long a listener rests that could not accept, if no connection ends meanwhile, ns: descriptors
 # may be used and given back by what this driver does not see, such as look-ups of names.

@@ -1,7 +1,8 @@
-"""How a decision looks on HTTP: status, code, words, ``Retry-After``.
+"""Failures as a client is told them: status, code, words, the time to wait.
 
-What belongs here: the one place where an ``Answer`` becomes something that a client reads. Nothing
-here is ever read back to choose a recovery.
+What belongs here: the one place where a decision (``recovery.effects.Answer``) or an upstream's
+error becomes something that a client reads. It is a value, which each front writes in its own way.
+Nothing here is ever read back to choose a recovery.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ _NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
 
 
 @attrs.frozen
-class HttpError:
-    """An error as a client sees it. ``retry_after``: seconds; None when no retry is asked for.
+class ApiError:
+    """An error as a client sees it, with the members that OpenAI's API gives an error.
 
-    ``more``: further members of an upstream's error, as the text of a JSON object.
+    ``status``: of HTTP, whatever carries the answer. ``retry_after``: seconds; None when no retry
+    is asked for. ``more``: further members of an upstream's error, as the text of a JSON object.
     """
 
     status: int
@@ -60,7 +62,7 @@ class HttpError:
         return known_name(self.code) or Answer.UPSTREAM_ERROR.value
 
 
-def http_error(
+def api_error(
     status: int,
     code: str,
     message: str,
@@ -68,12 +70,12 @@ def http_error(
     type_: str | None = None,
     param: str | None = None,
     retry_after: int | None = None,
-) -> HttpError:
-    """An ``HttpError`` whose type and ``Retry-After`` follow from its status."""
+) -> ApiError:
+    """An ``ApiError`` whose type and ``Retry-After`` follow from its status."""
     if type_ is None:
         type_ = _type_of(status)
     wait = max(retry_after or 0, _RETRY_AFTER) if status in _RETRIABLE else None
-    return HttpError(status, type_, code, message, param, wait)
+    return ApiError(status, type_, code, message, param, wait)
 
 
 def _type_of(status: int) -> str:
@@ -86,9 +88,12 @@ def _type_of(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
+SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting down.")
+
+
 def render_answer(
     answer: Answer, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
-) -> HttpError:
+) -> ApiError:
     """What the client of a turn is told.
 
     Args:
@@ -102,7 +107,7 @@ def render_answer(
     exhausted = failure is not None and failure.kind is FailureKind.EXHAUSTED
     if answer is Answer.UPSTREAM_UNAVAILABLE and exhausted:
         message = "The bridge has no socket left to reach the upstream with. Retry later."
-        return http_error(503, Answer.OVERLOADED.value, message)
+        return api_error(503, Answer.OVERLOADED.value, message)
     if answer is Answer.UPSTREAM_UNAVAILABLE:
         message = f"The upstream connection could not carry this turn{happened}. Retry as is."
     elif answer is Answer.OWNER_UNREACHABLE:
@@ -113,18 +118,18 @@ def render_answer(
         message = f"The upstream did not answer in time{happened}. Retry as is."
     elif answer is Answer.OVERLOADED:
         message = "Too many turns wait for this conversation. Retry later."
-        return http_error(503, answer.value, message)
+        return api_error(503, answer.value, message)
     elif answer is Answer.NOT_FOUND:
         message = f"Previous response with id '{anchor}' not found."
-        return http_error(400, NOT_FOUND_CODE, message, param="previous_response_id")
+        return api_error(400, NOT_FOUND_CODE, message, param="previous_response_id")
     elif answer is Answer.UPSTREAM_ERROR:
         return _render_upstream_error(failure, error or ErrorFrame(), anchor)
     else:
         assert_never(answer)
-    return http_error(502, answer.value, message, retry_after=wait)
+    return api_error(502, answer.value, message, retry_after=wait)
 
 
-def render_failed_response(error: ErrorFrame, anchor: str | None) -> HttpError:
+def render_failed_response(error: ErrorFrame, anchor: str | None) -> ApiError:
     """A ``response.failed`` for a client that gets no stream: the status its error stands for."""
     return _render_upstream_error(classify(error), error, anchor)
 
@@ -138,13 +143,13 @@ _CODES = {
 
 def _render_upstream_error(
     failure: Failure | None, error: ErrorFrame, anchor: str | None
-) -> HttpError:
+) -> ApiError:
     """The upstream's own error: words and members kept, the status one that clients act upon."""
     kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
     if kind is FailureKind.NOT_FOUND and anchor is None:
         # The client named no id, so it has none to drop: the upstream is at fault.
         message = "The upstream did not find a response that the turn does not name. Retry as is."
-        return http_error(502, Answer.UPSTREAM_ERROR.value, message)
+        return api_error(502, Answer.UPSTREAM_ERROR.value, message)
     if kind is FailureKind.NOT_FOUND:
         # Whatever shape it came in, the client gets the one it knows.
         return render_answer(Answer.NOT_FOUND, failure, None, anchor)
@@ -168,7 +173,7 @@ def _render_upstream_error(
     elif words is None:
         words = f"The upstream refused the turn ({code})."
     wait = failure.retry_after if failure is not None else None
-    answer = http_error(status, code, words, type_=error.type, param=error.param, retry_after=wait)
+    answer = api_error(status, code, words, type_=error.type, param=error.param, retry_after=wait)
     return attrs.evolve(answer, more=error.more)
 
 

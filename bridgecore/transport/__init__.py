@@ -15,7 +15,7 @@ The duty of an adapter, in full:
   that connection; report ``DataSent`` for a ``Send(notify=True)`` and for no other.
 * report ``AcceptFailed`` when a connection cannot be accepted for want of descriptors or memory,
   and accept nothing until a connection has ended or a second has passed: the machine may have idle
-  connections closed for it. (A ``bridgecore.wire.driver.Driver`` sees to the waiting.)
+  connections closed for it. (A ``bridgecore.transport.driver.Driver`` sees to the waiting.)
 * after ``Disconnected(conn)`` was reported, or ``Abort(conn)`` was carried out, forget ``conn``;
   effects for a connection that is gone are no-ops.
 
