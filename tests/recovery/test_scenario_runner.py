@@ -22,28 +22,62 @@ from bridgecore.recovery.failure import Closed, ErrorFrame, Malformed
 from bridgecore.recovery.policy import DEFAULT
 from bridgecore.recovery.session import Session
 from bridgecore.testing.strategies import History, histories
-from bridgecore.verify.scenario import ScenarioError, command_of, describe, replay
+from bridgecore.verify.scenario import ScenarioError, command_of, describe, replay, rules_of
 
 
 def test_a_text_that_is_up_to_date_replays_to_itself() -> None:
     text = (
-        "# A comment.\npolicy default\n\nsubmit 1\n----\nclosed -> reconnecting by submit\n"
-        "  open connection 1\nnext: connect in 10s\n"
+        "# A comment.\npolicy default\n\nsubmit 1\n----\n  open connection 1\n\nopened\n----\n"
+        "  send turn 1 as_is on connection 1\n\nsent\n"
     )
     assert replay(text) == text
-    assert replay("# A comment.\npolicy default\n\nsubmit 1") == text
+    assert replay("# A comment.\npolicy default\n\nsubmit 1\n\nopened\n\nsent") == text
 
 
 def test_what_a_person_wrote_is_kept_and_output_is_replaced() -> None:
     text = "policy default\nsubmit 1\n----\nlies\n  more lies\n# Then:\nsubmit 2\nevict\n"
     assert replay(text) == (
-        "policy default\nsubmit 1\n----\nclosed -> reconnecting by submit\n  open connection 1\n"
-        "next: connect in 10s\n\n# Then:\nsubmit 2\n----\nreconnecting -> reconnecting by "
-        "submit-busy\nnext: connect in 10s; waiting: 2\n\nevict\n----\nreconnecting -> "
-        "reconnecting by evict-busy\n  ignore: a turn runs or waits (invariant 19)\n"
-        "next: connect in 10s; waiting: 2\n"
+        "policy default\nsubmit 1\n----\n  open connection 1\n\n# Then:\nsubmit 2\nevict\n----\n"
+        "  ignore: a turn runs or waits (invariant 19)\n"
     )
     assert replay(replay(text)) == replay(text)
+
+
+SHOWN = """\
+submit 1
+----
+closed -> reconnecting by submit
+  open connection 1
+next: connect in 10s
+
+submit 2
+----
+reconnecting -> reconnecting by submit-busy
+next: connect in 10s; waiting: 2
+
+advance 10s
+----
+after 10s, connect: reconnecting -> reconnecting by connect-deadline
+  close connection 1
+  fail turn 1: upstream_unavailable (timed_out: connect deadline)
+  open connection 2
+next: connect in 10s
+"""
+
+
+@pytest.mark.parametrize("shown", ["rules", "next", "rules next", "next rules", ""])
+def test_rules_and_deadlines_are_printed_where_the_text_asks_for_them(shown: str) -> None:
+    text = SHOWN
+    if "rules" not in shown:
+        text = re.sub(r"^\w+ -> \w+ by [\w-]+\n", "", text, flags=re.MULTILINE)
+        text = re.sub(r":.* by [\w-]+$", ":", text, flags=re.MULTILINE)
+    if "next" not in shown:
+        text = re.sub(r"^next: .*\n", "", text, flags=re.MULTILINE)
+    if not shown:
+        text = text.replace("submit 2\n----\n", "submit 2\n")
+    head = f"show {shown}\n\n" if shown else ""
+    assert replay(head + text) == head + text
+    assert rules_of(head + text) == ("submit", "submit-busy", "connect-deadline")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +90,9 @@ def test_what_a_person_wrote_is_kept_and_output_is_replaced() -> None:
         ("policy default connect=0s", "connect must be more than 0"),
         ("policy default replays=-1", "-1 is no number"),
         ("remote control", "remote takes 0 argument"),
+        ("show", "show takes 1 argument"),
+        ("show rules phases", "what can be shown is rules and next, not phases"),
+        ("show rules=1", "unknown option rules"),
         ("submit", "submit takes 3 argument"),
         ("submit one", "one is no number"),
         ("submit 1 dreamt resp_1", "no anchored turn is dreamt"),
@@ -97,8 +134,9 @@ def test_the_number_of_a_line_counts_output_too() -> None:
 
 
 def test_settings_stand_before_commands() -> None:
-    with pytest.raises(ScenarioError, match="before the first command"):
-        replay("submit 1\n\npolicy default\n")
+    for setting in ("policy default", "remote", "show next"):
+        with pytest.raises(ScenarioError, match="before the first command"):
+            replay(f"submit 1\n\n{setting}\n")
 
 
 @settings(deadline=None)
@@ -116,7 +154,7 @@ def test_events_can_be_written_as_commands(history: History) -> None:
         lines += ["", command_of(event)]
         rules.append(session.rule)
     text = replay("\n".join(lines))
-    assert re.findall(r" by ([\w-]+)$", text, re.MULTILINE) == rules
+    assert list(rules_of(text)) == rules
     assert re.findall(r"^  (.*)$", text, re.MULTILINE) == effects
 
 
