@@ -129,10 +129,10 @@ def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
 
 @pytest.mark.timeout(400)
 def test_what_may_run_twice_is_all_that_a_replaying_policy_breaks() -> None:
-    report = explore(replaying(DEFAULT), PUNCTUAL, most=ALL)
-    assert set(report.broken) == {Property.NO_AMBIGUOUS_RESEND}
+    few = attrs.evolve(PUNCTUAL, max_states=4000)  # the first resend comes early
+    assert set(explore(replaying(DEFAULT), few, most=ALL).broken) == {Property.NO_AMBIGUOUS_RESEND}
     without = frozenset({Property.NO_AMBIGUOUS_RESEND})
-    report = explore(replaying(DEFAULT), SMALL, most=ALL, without=without)
+    report = explore(replaying(DEFAULT), PUNCTUAL, most=ALL, without=without)
     assert report.complete
     assert report.counterexamples == []
 
