@@ -135,7 +135,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def tick(self) -> None:
-        """Let everything else that is ready go one step on."""
+        """Let everything else that is ready go one step on.
+
+        To stop at each moment of a procedure in turn; not to wait for something to happen.
+        """
 
     @abstractmethod
     def event(self) -> Event:

@@ -28,6 +28,12 @@ ENUMS = ["ambiguous", "rotation", "continuity"]
 NO_NUMBERS: list[Any] = [1.0, 2.5e9, True, "15", None, [15]]
 
 
+def accepted(name: str, value: Any) -> Any:
+    """What a config has under ``name`` that was given ``value`` for it."""
+    settings: dict[str, Any] = {name: value}
+    return getattr(Config(upstream=URL, **settings), name)
+
+
 def refused(**settings: Any) -> str:
     """The text of the error, which names the one setting that was given and its value."""
     with pytest.raises(ConfigError) as caught:
@@ -47,7 +53,7 @@ def test_every_setting_that_is_a_time_is_known_as_one() -> None:
 @pytest.mark.parametrize("name", DURATIONS)
 def test_durations(name: str) -> None:
     for value in (NS_PER_SECOND // 1000, NS_PER_SECOND, 10**9 * NS_PER_SECOND):
-        assert getattr(Config(upstream=URL, **{name: value}), name) == value  # type: ignore[arg-type]  # durations are int
+        assert accepted(name, value) == value
     for value in (0, -1, NS_PER_SECOND // 1000 - 1, 10**9 * NS_PER_SECOND + 1):
         assert f"{name}={value} " in refused(**{name: value})
     for wrong in NO_NUMBERS:
@@ -67,8 +73,8 @@ def test_seconds_that_were_given_as_nanoseconds_are_told_how_to_be_given() -> No
 def test_sizes_and_counts(name: str) -> None:
     least = 0 if name == "max_waiting" else 1
     if name != "transcript_scope_bytes":
-        assert getattr(Config(upstream=URL, **{name: 10**15 - 1}), name) == 10**15 - 1  # type: ignore[arg-type]  # it is an int
-    assert getattr(Config(upstream=URL, **{name: least}), name) == least  # type: ignore[arg-type]  # it is an int
+        assert accepted(name, 10**15 - 1) == 10**15 - 1
+    assert accepted(name, least) == least
     for value in (least - 1, -100, 10**15):
         assert f"{name}={value} " in refused(**{name: value})
     for wrong in NO_NUMBERS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import pytest
@@ -49,9 +50,9 @@ def in_segments(data: bytes) -> list[bytes]:
     return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
-def held(**settings: object) -> World:
+def held(**settings: Any) -> World:
     """A world whose bridge keeps transcripts."""
-    return World(continuity=Continuity.TRANSCRIPT, split=in_segments, **settings)  # type: ignore[arg-type]  # any setting
+    return World(continuity=Continuity.TRANSCRIPT, split=in_segments, **settings)
 
 
 def assert_empty(world: World) -> None:

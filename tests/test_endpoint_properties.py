@@ -248,10 +248,10 @@ def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
         assert endpoint.next_timeout() is None
 
 
-def mistakes(world: World) -> list[object]:
+def mistakes(world: World) -> list[Any]:
     """What no lawful adapter reports, whatever the endpoint is doing."""
     endpoint = world.endpoint
-    found: list[object] = [
+    found: list[Any] = [
         "foo",
         None,
         tp.DataReceived,
@@ -264,9 +264,10 @@ def mistakes(world: World) -> list[object]:
         tp.Accepted(1.0),  # type: ignore[arg-type]  # to be refused
         tp.DrainRequested(15),  # type: ignore[arg-type]  # to be refused
     ]
+    no_data: list[Any] = [b"", bytearray(b"x"), "x"]
     for conn, client in endpoint._clients.items():
         found += [tp.Accepted(conn), *about(conn)[:2]]
-        found += [tp.DataReceived(conn, data) for data in (b"", bytearray(b"x"), "x")]  # type: ignore[arg-type]  # to be refused
+        found += [tp.DataReceived(conn, data) for data in no_data]
         found += [tp.DataSent(conn)] if client.closing is None else []
     for conn, upstream in endpoint._upstreams.items():
         found.append(tp.Accepted(conn))
@@ -300,7 +301,7 @@ def test_misuse_changes_nothing(
         endpoint, now = abused.world.endpoint, abused.world.net.now
         for mistake in mistakes(abused.world):
             with pytest.raises(LocalProtocolError):
-                endpoint.handle(mistake, now)  # type: ignore[arg-type]  # to be refused
+                endpoint.handle(mistake, now)
             with pytest.raises(LocalProtocolError):
                 endpoint.handle(tp.TimeoutReached(), time)
         assert endpoint.bridge.snapshot() == lawful.world.endpoint.bridge.snapshot()
@@ -335,7 +336,7 @@ def test_nothing_can_be_reported_of_a_connection_before_it_is_up() -> None:
     before = endpoint.bridge.snapshot(), endpoint.next_timeout()
     for event in mistakes(world):
         with pytest.raises(LocalProtocolError):
-            endpoint.handle(event, now)  # type: ignore[arg-type]  # to be refused
+            endpoint.handle(event, now)
     assert (endpoint.bridge.snapshot(), endpoint.next_timeout()) == before
     assert isinstance(endpoint.handle(tp.Connected(conn), now)[0], tp.Send)
     # Nothing that is sent before the upgrade is over asks for a DataSent, which is for frames.

@@ -41,7 +41,7 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import session as session_module
 from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.failure import Closed, Evidence, FailureKind, classify
+from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, FailureKind, classify
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situation
 from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
@@ -308,11 +308,10 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(wire.carries is not None for wire in self.wires.values()))
     @rule(data=st.data(), error=strategies.error_frames())
-    def refused(self, data: st.DataObject, error: object) -> None:
+    def refused(self, data: st.DataObject, error: ErrorFrame) -> None:
         link = self.pick(data, lambda wire: wire.carries is not None)
         turn, self.wires[link].carries = self.wires[link].carries, None
-        assert attrs.has(type(error))
-        fields = attrs.asdict(error)  # type: ignore[arg-type]  # the line above says that it can
+        fields = attrs.asdict(error)
         status = fields.pop("status")
         self.tell(
             msg.MessagesReceived(link, [event("error", turn=turn, status=status, error=fields)])
