@@ -13,6 +13,7 @@ from collections import Counter
 from typing import Any
 
 import attrs
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -724,6 +725,9 @@ def failures_of(turn: int, effects: tuple[Effect, ...]) -> list[fx.FailTurn]:
     return [each for each in effects if isinstance(each, fx.FailTurn) and each.turn == turn]
 
 
+# A run that fails is shrunk for up to 300 s. If the general limit of 60 s ends that, Hypothesis
+# reports FlakyStrategyDefinition instead of the failure.
+@pytest.mark.timeout(400)
 def test_a_session_keeps_the_invariants() -> None:
     run_state_machine_as_test(
         Machine,

@@ -779,10 +779,17 @@ def run_machine(machine: type[RuleBasedStateMachine], examples: int, **choices: 
     )
 
 
+# A run that fails is shrunk for up to 300 s. If the general limit of 60 s ends that, Hypothesis
+# reports FlakyStrategyDefinition instead of the failure.
+SHRINKS = pytest.mark.timeout(400)
+
+
+@SHRINKS
 def test_a_bridge_keeps_the_invariants() -> None:
     run_machine(BridgeMachine, 60)
 
 
+@SHRINKS
 def test_an_endpoint_keeps_the_invariants() -> None:
     run_machine(EndpointMachine, 30)
 
