@@ -60,7 +60,7 @@ def test_durations(name: str) -> None:
         assert "nanoseconds" in refused(**{name: wrong})
 
 
-def test_seconds_that_were_given_as_nanoseconds_are_told_how_to_be_given() -> None:
+def test_seconds_given_as_nanoseconds_are_refused_with_advice() -> None:
     text = refused(keepalive=30)
     assert text.endswith("30 seconds are int(30 * bridgecore.NS_PER_SECOND)")
     assert bridgecore.NS_PER_SECOND == NS_PER_SECOND
@@ -114,7 +114,7 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     refused(upstream=b"wss://h/")
 
 
-def test_one_credential_has_no_more_than_all() -> None:
+def test_the_bytes_of_one_credential_are_at_most_those_of_all() -> None:
     with pytest.raises(ConfigError, match=r"transcript_scope_bytes=1001 .* transcript_bytes=1000"):
         Config(upstream=URL, transcript_scope_bytes=1001, transcript_bytes=1000)
     Config(upstream=URL, transcript_scope_bytes=1000, transcript_bytes=1000)
@@ -131,7 +131,7 @@ def test_a_changed_copy_is_checked_too() -> None:
 
 @pytest.mark.parametrize("wrong", [None, "ws://up/", URL, {}])
 @pytest.mark.parametrize("door", [Bridge, Endpoint])
-def test_a_door_needs_a_config(door: Any, wrong: object) -> None:
+def test_bridge_and_endpoint_require_a_config(door: Any, wrong: object) -> None:
     with pytest.raises(ConfigError, match="Config"):
         door(wrong)
 
@@ -142,7 +142,7 @@ def test_a_url_is_text(wrong: Any) -> None:
         UpstreamUrl.parse(wrong)
 
 
-def test_whatever_is_raised_to_a_caller_has_one_base() -> None:
+def test_all_errors_share_one_base_class() -> None:
     """And what is about a value is a ``ValueError``, as Python's own are."""
     for kind in (bridgecore.LocalProtocolError, bridgecore.InternalError, InvalidBodyError):
         assert issubclass(kind, BridgecoreError)

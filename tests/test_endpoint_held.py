@@ -294,7 +294,7 @@ def test_a_socket_is_warmed_as_the_latest_turn_would_have_it() -> None:
     assert request.body["instructions"] == "Be kind."
 
 
-def test_what_nobody_uses_is_warmed_once() -> None:
+def test_an_unused_conversation_is_warmed_once() -> None:
     world = warming(session_idle=1000 * SECOND)
     talker = Talker(world)
     talker.turn(user("a"))
@@ -306,7 +306,7 @@ def test_what_nobody_uses_is_warmed_once() -> None:
     assert_empty(world)
 
 
-def test_histories_go_on_where_a_warmed_socket_stands() -> None:
+def test_a_full_history_continues_on_a_warmed_socket() -> None:
     world = warming()
     historian = Historian(world)
     historian.turn(user("a"))
@@ -316,7 +316,7 @@ def test_histories_go_on_where_a_warmed_socket_stands() -> None:
     assert world.net.connects == 2
 
 
-def test_a_branch_does_not_take_what_stands_for_another() -> None:
+def test_a_branch_does_not_continue_the_warm_up_of_another() -> None:
     world = warming()
     talker = Talker(world)
     talker.turn(user("a"))
@@ -348,7 +348,7 @@ def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
         (Error(400, NOT_FOUND), 1),  # what was said in full and refused is not said so again
     ],
 )
-def test_a_warm_up_that_fails_is_nothing_to_anybody(action: Action, sends: int) -> None:
+def test_a_failed_warm_up_is_invisible_to_clients(action: Action, sends: int) -> None:
     world = warming(created_timeout=SECOND)
     talker = Talker(world)
     talker.turn(user("a"))
@@ -397,7 +397,7 @@ def test_a_drain_does_not_wait_for_a_warm_up() -> None:
     assert (world.endpoint.bridge.links, world.endpoint.bridge.conversations) == (0, 0)
 
 
-def test_nothing_is_warmed_unless_it_is_wanted() -> None:
+def test_sockets_are_not_warmed_by_default() -> None:
     world = held(upstream_lifetime=LIFETIME * SECOND)
     Talker(world).turn(user("a"))
     world.advance(LIFETIME)
@@ -405,7 +405,7 @@ def test_nothing_is_warmed_unless_it_is_wanted() -> None:
     assert world.endpoint.bridge.links == 0
 
 
-def test_conversations_that_make_room_go_on() -> None:
+def test_evicted_conversations_can_be_continued() -> None:
     world = held(max_sessions=1)
     one, two = Talker(world), Talker(world)
     for n in range(3):
@@ -469,7 +469,7 @@ def in_wire_format(text: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
-def test_what_is_read_behind_a_refusal(stream: bool, behind: bytes) -> None:
+def test_a_close_read_together_with_a_refusal_is_not_ambiguous(stream: bool, behind: bytes) -> None:
     """The refusal leads to a send in full. If the end of the socket was read together with it, that
     frame has not left: nothing is ambiguous, and the turn is answered in the first try."""
     world = held()
@@ -484,7 +484,7 @@ def test_what_is_read_behind_a_refusal(stream: bool, behind: bytes) -> None:
 
 
 @pytest.mark.parametrize("code", [1000, 1009, 1011])
-def test_what_is_read_after_the_send_that_a_refusal_leads_to(code: int) -> None:
+def test_a_close_read_after_the_second_send_is_ambiguous(code: int) -> None:
     """In a read of its own the close may be the answer to the frame that has gone."""
     refusal = in_wire_format(NOT_FOUND_FRAME)
 
@@ -527,7 +527,7 @@ def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
     assert_empty(world)
 
 
-def test_a_rebuilt_conversation_that_is_too_large_ends_honestly() -> None:
+def test_a_rebuilt_conversation_that_is_too_large_is_refused() -> None:
     """Each turn fits, and the whole of them does not: no other form of the turn is smaller."""
     world = held()
     talker = Talker(world)
@@ -545,7 +545,7 @@ def test_a_rebuilt_conversation_that_is_too_large_ends_honestly() -> None:
     assert_empty(world)
 
 
-def test_what_is_too_large_for_one_credential() -> None:
+def test_a_refused_size_is_remembered_per_credential() -> None:
     """Another one may have another upstream behind it, with other limits."""
     world = World()
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, CloseWith(1009)))
@@ -937,7 +937,7 @@ REFERENCE = {"type": "item_reference", "id": "msg_1"}
 
 
 @pytest.mark.parametrize("item", [ORPHAN, REFERENCE], ids=["output", "reference"])
-def test_what_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
+def test_input_that_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
     world = held()
     talker = Talker(world)
     strike(world, Point.AFTER_TERMINAL, CloseWith(1001))
@@ -952,7 +952,7 @@ def test_what_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
     assert_empty(world)
 
 
-def test_a_conversation_with_a_reference_in_it_lives_on_its_socket() -> None:
+def test_a_conversation_with_an_item_reference_depends_on_its_socket() -> None:
     world = held()
     world.emulator.answer = lambda _: []
     world.emulator.keep({**user("kept"), "id": REFERENCE["id"]}, KEY)
@@ -970,7 +970,7 @@ def test_a_conversation_with_a_reference_in_it_lives_on_its_socket() -> None:
 
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("lost", [True, False])
-def test_what_a_warmup_said_is_context(store: bool, lost: bool) -> None:
+def test_the_input_of_a_clients_warmup_is_held(store: bool, lost: bool) -> None:
     world = held()
     if lost:
         world.emulator.faults.add(EVERY, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))
@@ -987,7 +987,7 @@ def test_what_a_warmup_said_is_context(store: bool, lost: bool) -> None:
 # ------------------------------------------------------------------ bounds
 
 
-def test_what_was_evicted_is_honestly_unknown() -> None:
+def test_an_evicted_conversation_is_answered_not_found() -> None:
     world = held(transcript_bytes=8_000)
     old = Talker(world)
     old.attempt(user("a" * 2_000))
@@ -1033,7 +1033,7 @@ def deepest() -> int:
 
 
 @pytest.mark.parametrize("where", ["item", "tools"])
-def test_what_is_nested_as_deeply_as_can_be_read(where: str) -> None:
+def test_json_at_the_nesting_limit_is_answered_or_refused(where: str) -> None:
     """Somewhere there is a depth that the first reader can read and a later one cannot."""
     world = held()
     first = Talker(world)
@@ -1130,7 +1130,7 @@ def test_an_incomplete_response_is_held() -> None:
     assert_empty(world)
 
 
-def test_what_nobody_uses_is_forgotten_in_time() -> None:
+def test_an_unused_transcript_expires() -> None:
     world = held(transcript_age=1_000 * SECOND, session_idle=100 * SECOND)
     talker = Talker(world)
     talker.attempt(user("a"))
@@ -1155,7 +1155,7 @@ def test_what_nobody_uses_is_forgotten_in_time() -> None:
         (Continuity.TRANSCRIPT, "v1_12"),
     ],
 )
-def test_what_is_to_hold_nothing_holds_nothing(continuity: Continuity, policy: str) -> None:
+def test_passthrough_keeps_no_transcripts(continuity: Continuity, policy: str) -> None:
     world = World(continuity=continuity, policy=policy)
     for n in range(3):
         world.ask(f"text {n}", store=n % 2 == 0)
@@ -1319,7 +1319,7 @@ def test_after_a_loss_histories_go_in_full(point: Point, action: Action, told: l
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_rejected_injection_is_made_good_and_never_made_again(shape: ErrorShape) -> None:
+def test_a_rejected_injection_is_recovered_and_never_repeated(shape: ErrorShape) -> None:
     world = held()
     historian = Historian(world)
     historian.attempt(user("a"))
@@ -1339,7 +1339,7 @@ def test_a_rejected_injection_is_made_good_and_never_made_again(shape: ErrorShap
     assert_empty(world)
 
 
-def test_an_injection_whose_full_form_fails_too_is_never_made_again() -> None:
+def test_a_rejected_injection_is_not_repeated_if_the_full_input_fails_too() -> None:
     world = held()
     historian = Historian(world)
     historian.attempt(user("a"))
@@ -1461,7 +1461,7 @@ def test_an_edited_history_is_not_extended() -> None:
     assert_empty(world)
 
 
-def test_a_client_that_changes_its_ways() -> None:
+def test_a_client_can_change_between_ids_and_histories() -> None:
     """From ids to histories and back: what was said is one conversation."""
     world = held()
     talker = Talker(world)
@@ -1578,7 +1578,7 @@ def test_a_tool_loop_that_loses_its_socket_is_rebuilt_once() -> None:
     assert_empty(world)
 
 
-def test_what_is_left_behind_by_an_anchor_of_ours_is_the_clients_context() -> None:
+def test_after_a_refused_injection_the_clients_whole_context_is_sent() -> None:
     """The upstream has forgotten what we named: what the client meant goes, in full."""
     world = held()
     world.emulator.answer = calling
@@ -1675,7 +1675,7 @@ def test_single_turns_of_one_key_leave_few_sockets() -> None:
     assert_empty(world)
 
 
-def test_a_socket_that_somebody_may_need_is_not_taken() -> None:
+def test_a_socket_with_an_unstored_response_is_not_taken_over() -> None:
     """Nothing is held, and the one who knows the response's id may come back."""
     world = World(continuity=Continuity.PASSTHROUGH, split=in_segments)
     fields: Json = {"prompt_cache_key": "k"}
@@ -1851,7 +1851,7 @@ def total(answer: Answer) -> int:
     return int(usage["input_tokens"] + usage["output_tokens"])
 
 
-def test_what_reduction_saves_is_what_the_upstream_counted_before() -> None:
+def test_tokens_saved_are_the_usage_of_the_answer_continued() -> None:
     world = held()
     historian = Historian(world)
     answers = [historian.turn(user(f"{n} " + "x" * 2000)) for n in range(3)]
@@ -1866,7 +1866,7 @@ def test_what_reduction_saves_is_what_the_upstream_counted_before() -> None:
     assert counted == [total(answer) for answer in answers]
 
 
-def test_what_rehydration_costs_is_what_the_upstream_counted_before() -> None:
+def test_tokens_spent_are_the_usage_of_the_answer_rebuilt() -> None:
     world = held()
     talker = Talker(world)
     answers = [talker.turn(user("a" * 4000))]
@@ -1913,7 +1913,7 @@ steps = st.tuples(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(steps, min_size=2, max_size=25), shape=st.sampled_from(SHAPES))
-def test_what_is_shown_is_what_was_said(
+def test_the_upstream_is_shown_exactly_what_was_said(
     steps: list[tuple[int, str, tuple[Point, Action] | None, int]], shape: ErrorShape
 ) -> None:
     """Invariants 1, 6 and 8: the helpers compare contexts at every answer."""

@@ -390,7 +390,9 @@ def test_background_is_refused(stream: bool) -> None:
 
 @pytest.mark.parametrize("continuity", list(Continuity))
 @pytest.mark.parametrize("store", [False, True])
-def test_an_empty_id_joins_nobody(continuity: Continuity, store: bool) -> None:
+def test_turns_with_an_empty_id_do_not_wait_for_each_other(
+    continuity: Continuity, store: bool
+) -> None:
     """What the upstream says about it is passed on, and nobody waits for anybody."""
     world = World(continuity=continuity)
     world.emulator.delta_interval = SECOND
@@ -457,7 +459,7 @@ def test_slow_body() -> None:
     world.assert_empty()
 
 
-def test_silent_clients_are_let_go() -> None:
+def test_idle_client_connections_are_closed() -> None:
     world = World(client_idle=100 * SECOND)
     fresh, used = world.client(), world.client()
     used.send(request(TURN))
@@ -575,7 +577,7 @@ def test_chunked_bodies() -> None:
     assert not client.eof
 
 
-def test_bytes_after_the_end_are_nobodys() -> None:
+def test_bytes_after_connection_close_are_ignored() -> None:
     world = World()
     client = world.client()
     client.send(request(TURN, headers="connection: close\r\n") + request(TURN))

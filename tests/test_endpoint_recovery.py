@@ -160,7 +160,9 @@ def test_silence_before_created(policy: str, action: Action) -> None:
 @pytest.mark.parametrize("data", [b"\x00 garbage", *NOISE])
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("anchored", [True, False])
-def test_a_text_frame_that_says_nothing(anchored: bool, stream: bool, data: bytes) -> None:
+def test_a_meaningless_text_frame_changes_nothing(
+    anchored: bool, stream: bool, data: bytes
+) -> None:
     """Wherever it comes, the answer is what it is without it, and so is the socket."""
     world, quiet = World(), World()
     for point in (
@@ -263,7 +265,7 @@ def test_odd_error_frames(frame: bytes, status: int) -> None:
         (b'"error":{"message":"Rate limit reached. Please try again in 6m0s."}', 360),
     ],
 )
-def test_a_wait_told_in_band_is_a_floor(where: bytes, wait: int) -> None:
+def test_a_retry_after_in_an_error_frame_is_a_floor(where: bytes, wait: int) -> None:
     world = World()
     frame = b'{"type":"error","status":429,' + where + b"}"
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents((frame,))))
@@ -767,7 +769,7 @@ def test_an_upstream_that_does_not_close_back() -> None:
         ("Wrong key sk-1234", "upstream_error"),
     ],
 )
-def test_the_log_has_the_code_that_the_client_was_told(code: str, logged: str) -> None:
+def test_the_log_has_the_code_of_the_client(code: str, logged: str) -> None:
     """What is no name could be anything that the request held; see the next test."""
     world = World()
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Error(400, code)))
@@ -776,7 +778,7 @@ def test_the_log_has_the_code_that_the_client_was_told(code: str, logged: str) -
     assert (refused.fields["code"], refused.fields["status"]) == (logged, 400)
 
 
-def test_the_log_has_not_found_when_the_client_was_told_so() -> None:
+def test_the_log_has_not_found_where_the_client_has() -> None:
     world = World()
     world.ask("b", previous_response_id="resp_elsewhere", store=False)
     (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]

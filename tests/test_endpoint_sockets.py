@@ -199,7 +199,7 @@ def test_the_conversation_that_is_idle_longest_gives_way() -> None:
     assert world.emulator.accepted == connections + 1
 
 
-def test_what_cannot_be_served_is_503_and_service_resumes() -> None:
+def test_turns_without_a_socket_get_503_and_service_resumes() -> None:
     world = limited(5)
     world.emulator.delta_interval = SECOND
     running = [world.start("slowly") for _ in range(2)]  # two sockets each
@@ -215,7 +215,7 @@ def test_what_cannot_be_served_is_503_and_service_resumes() -> None:
     world.assert_empty()
 
 
-def test_who_cannot_be_accepted_waits_for_a_socket_that_is_idle() -> None:
+def test_a_client_that_cannot_be_accepted_waits_for_an_idle_socket() -> None:
     world = limited(3)
     kept = world.client()
     body = {"model": "m", "input": "hi", "stream": True}
@@ -275,7 +275,7 @@ def test_the_log_says_so_once_a_second() -> None:
     running.abort()
 
 
-def test_other_failures_to_connect_evict_nobody() -> None:
+def test_other_failures_to_connect_evict_no_session() -> None:
     world = World(continuity=Continuity.TRANSCRIPT)
     first = world.ask("one")
     world.net.remove_listener("up", 80)
@@ -288,7 +288,7 @@ def test_other_failures_to_connect_evict_nobody() -> None:
 
 
 @pytest.mark.parametrize("sockets", [0, 1, 2])
-def test_with_hardly_any_sockets_nothing_hangs(sockets: int) -> None:
+def test_with_few_sockets_no_turn_hangs(sockets: int) -> None:
     world = limited(sockets)
     clients = [world.start("hi") for _ in range(3)]
     answers = [read_answers(bytes(client.received)) for client in clients]

@@ -62,7 +62,7 @@ def test_events_pass_byte_for_byte() -> None:
     assert event.json == json.loads(ODD)
 
 
-def test_what_comes_before_created_follows_it() -> None:
+def test_events_before_created_are_delivered_after_it() -> None:
     world = World()
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents((EARLY, ODD))))
     answer = world.ask()
@@ -75,7 +75,7 @@ def early(count: int, large: int) -> tuple[bytes, ...]:
     return (*[b'{"type":"large","x":"%b"}' % (b"x" * 60_000)] * large, *many)
 
 
-def test_what_comes_before_created_waits_for_it() -> None:
+def test_events_before_created_are_held_up_to_the_bound() -> None:
     world = World(max_message=100_000)
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents(early(255, 1))))
     answer = world.ask()
@@ -86,7 +86,7 @@ def test_what_comes_before_created_waits_for_it() -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("count", "large"), [(257, 0), (0, 2)])
-def test_what_comes_before_created_is_bounded(count: int, large: int, stream: bool) -> None:
+def test_too_much_before_created_fails_the_turn(count: int, large: int, stream: bool) -> None:
     """More than there is room for ends the turn honestly: nothing is dropped in silence."""
     world = World(max_message=100_000)
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents(early(count, large))))
@@ -97,7 +97,7 @@ def test_what_comes_before_created_is_bounded(count: int, large: int, stream: bo
     world.assert_empty()
 
 
-def test_what_came_before_a_failure_is_not_the_next_turns() -> None:
+def test_events_before_a_failure_do_not_reach_the_next_turn() -> None:
     world = World()
     refusal = b'{"type":"error","status":500,"error":{"code":"server_error","message":"no"}}'
     world.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, SendEvents((EARLY, refusal))))
@@ -117,7 +117,7 @@ def test_nothing_follows_the_terminal_event() -> None:
     assert "thing.happened" not in world.read(client).names
 
 
-def test_what_follows_a_terminal_event_is_not_the_waiting_turns() -> None:
+def test_events_after_a_terminal_event_do_not_reach_the_waiting_turn() -> None:
     world = World()
     stray = b'{"type":"response.output_text.delta","delta":"stray"}'
     world.emulator.faults.add(2, Fault(Point.AFTER_TERMINAL, SendEvents((stray,))))
@@ -133,7 +133,7 @@ def test_what_follows_a_terminal_event_is_not_the_waiting_turns() -> None:
     assert all(b"stray" not in bytes(turn.received) for turn in turns)
 
 
-def test_what_no_turn_caused_is_counted() -> None:
+def test_events_without_a_turn_are_counted() -> None:
     world = World()
     stray = b'{"type":"response.output_text.delta","delta":"stray"}'
     world.emulator.faults.add(1, Fault(Point.AFTER_TERMINAL, SendEvents((stray, stray))))

@@ -224,7 +224,7 @@ def test_shut_does_not_touch_a_running_turn() -> None:
     assert said(stream).complete
 
 
-def test_a_slow_head_is_told_once() -> None:
+def test_a_slow_head_is_answered_408_once() -> None:
     found = Front(CONFIG, 0)
     assert found.deadlines == {Timer.CLIENT_IDLE: CONFIG.header_timeout}
     found.receive(b"GET /")

@@ -515,7 +515,7 @@ def test_an_impure_module_is_found(path: str, source: str, offence: str) -> None
         ("bridgecore/recovery/rules.py", "import attrs\nfrom bridgecore.recovery import timers"),
     ],
 )
-def test_a_pure_module_is_let_pass(path: str, source: str) -> None:
+def test_a_pure_module_passes(path: str, source: str) -> None:
     assert impurities(path, source) == []
 
 

@@ -225,7 +225,7 @@ def test_ipv6_hosts_are_in_brackets() -> None:
         assert re.match(r"bridgecore running on http://\[::1\]:\d+ ", line)
 
 
-def test_a_standard_output_that_nobody_reads_does_not_end_the_bridge() -> None:
+def test_a_closed_standard_output_does_not_end_the_bridge() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = subprocess.Popen(
@@ -270,14 +270,14 @@ def test_the_signal_is_logged_with_what_follows(backend: Backend) -> None:
         (["--policy", "v1_12"], "warning policy.broken policy=v1_12 "),
     ],
 )
-def test_what_is_rarely_meant_is_warned_of(arguments: list[str], said: str) -> None:
+def test_unusual_settings_are_warned_of(arguments: list[str], said: str) -> None:
     err = stderr_of_a_run(*arguments)
     (line,) = [line for line in err.splitlines() if " warning " in line]
     assert said in line
 
 
 @pytest.mark.parametrize("arguments", [["--host", "localhost"], ["--policy", "pr397"]])
-def test_what_is_usual_is_not_warned_of(arguments: list[str]) -> None:
+def test_usual_settings_are_not_warned_of(arguments: list[str]) -> None:
     assert " warning " not in stderr_of_a_run(*arguments)
 
 
@@ -305,7 +305,7 @@ NEEDS_A_LOG = "LOG"  # stands for the path of a decision log
     ],
     ids=" ".join,
 )
-def test_a_reader_that_has_gone_is_no_error(arguments: list[str], tmp_path: Path) -> None:
+def test_a_closed_pipe_on_standard_output_is_no_error(arguments: list[str], tmp_path: Path) -> None:
     """What ``| head -1`` does to a command; that it was cut short, its status tells."""
     log = tmp_path / "decisions.ndjson"
     log.write_text(write_header(DEFAULT) + "\n", encoding="utf-8")
@@ -398,7 +398,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     [["simulate", "--svg"], ["verify", "--svg"], ["verify", "--mutants", "--report"]],
     ids=" ".join,
 )
-def test_a_file_that_cannot_be_written_is_found_out_before_the_run(
+def test_an_unwritable_file_is_reported_before_the_run(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """No test of the run itself: were it to begin, it would print at once."""
@@ -416,13 +416,13 @@ def test_a_file_that_cannot_be_written_is_found_out_before_the_run(
         assert f"cannot write {str(path)!r}: {why}" in err
 
 
-def test_that_a_file_can_be_written_is_found_out_without_making_one(tmp_path: Path) -> None:
+def test_checking_that_a_file_is_writable_does_not_create_it(tmp_path: Path) -> None:
     options = parser().parse_args(["simulate", "--svg", str(tmp_path / "x.svg")])
     assert options.svg == tmp_path / "x.svg"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_version_and_help_mention_what_they_should() -> None:
+def test_version_and_help_print_the_version_and_the_flags() -> None:
     assert re.fullmatch(r"bridgecore \S.*\n", run("--version").stdout)
     text = run("serve", "--help").stdout
     for flag in ("--port", "--created-timeout", "--max-body", "--config", "--log-level"):
@@ -463,7 +463,7 @@ def test_a_value_cannot_make_a_line_of_its_own(value: str | int, shown: str) -> 
     assert line.isprintable()
 
 
-def test_names_cannot_make_a_line_either() -> None:
+def test_field_names_cannot_make_a_line_of_their_own() -> None:
     line = format_line(Log(LogLevel.ERROR, "e\nf", {"k\n v=": 1, "": 2}), AT)
     assert line == "2026-01-01T00:00:00.001Z error e_f k__v_=1 _=2"
 
@@ -476,7 +476,7 @@ def test_only_records_of_the_level_are_written() -> None:
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["warning", "error"]
 
 
-def test_a_stream_that_is_gone_is_no_error() -> None:
+def test_a_closed_log_stream_is_no_error() -> None:
     stream = io.StringIO()
     log = LineLog(stream, "info")
     stream.close()

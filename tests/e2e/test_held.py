@@ -66,7 +66,7 @@ async def hold(run: Running, client: Client, lost: Lost) -> None:
 
 
 @pytest.mark.parametrize("lost", Lost, ids=lambda lost: lost.name.lower())
-def test_ten_turns_that_nobody_stores(backend: Backend, lost: Lost) -> None:
+def test_ten_turns_with_store_false_succeed(backend: Backend, lost: Lost) -> None:
     async def body() -> None:
         emulator = Emulator()
         async with backend.serve(emulator) as upstream:

@@ -249,14 +249,14 @@ def test_states_and_effects_cannot_be_changed() -> None:
         transition.rule = "x"  # type: ignore[misc]  # what the test is about
 
 
-def test_a_timer_of_the_endpoint_is_nothing_to_a_session() -> None:
+def test_a_session_ignores_timers_of_the_endpoint() -> None:
     for timer in set(Timer) - set(SESSION_TIMERS):
         transition = step(DEFAULT, SessionState(), ev.DeadlineReached(timer), NS_PER_SECOND)
         assert transition.state == SessionState()
         assert transition.effects == (fx.Ignored("the deadline is not due"),)
 
 
-def test_a_deadline_that_is_due_where_it_is_never_set_is_misuse() -> None:
+def test_a_deadline_due_in_a_phase_that_never_sets_it_is_misuse() -> None:
     """Only a state that no session came to by itself can have one."""
     state = SessionState(timers=Timers.of({Timer.CONNECT: 5}))
     with pytest.raises(LocalProtocolError, match="never set"):
@@ -318,7 +318,7 @@ def test_refusals_of_an_anchor_are_counted_in_one_place() -> None:
     assert again.refusals == (("resp_1", 2),)
 
 
-def test_an_answer_without_a_beginning_forgives_them_too() -> None:
+def test_an_answer_without_created_resets_the_count_too() -> None:
     """Some upstreams leave response.created out."""
     unknown = Turn(2, Standing.UNKNOWN, "resp_1")
     sent = step(DEFAULT, REFUSED, TurnSubmitted(unknown), 0).state
@@ -327,7 +327,7 @@ def test_an_answer_without_a_beginning_forgives_them_too() -> None:
     assert step(DEFAULT, sent, ended, 0).state.refusals == ()
 
 
-def test_a_refused_anchor_is_known_no_more() -> None:
+def test_a_refused_anchor_is_no_longer_cached() -> None:
     ended = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
     open_ = after(TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1), ended)
     sent = step(DEFAULT, open_, TurnSubmitted(attrs.evolve(BOUND, id=2)), 0).state
@@ -340,7 +340,7 @@ def test_a_refused_anchor_is_known_no_more() -> None:
 # ------------------------------------------------------------------ forms, and names
 
 
-def test_a_frame_that_has_not_left_goes_in_the_form_that_was_chosen_for_it() -> None:
+def test_an_unsent_frame_is_sent_again_in_the_form_chosen_for_it() -> None:
     """Whatever the table says of a socket that does not know the anchor."""
     refuse = Remedy(Action.REFUSE, Answer.UPSTREAM_UNAVAILABLE)
     policy = DEFAULT.with_cell(Situation.SEND_SKIPPED, Standing.HELD, refuse)
@@ -412,7 +412,7 @@ def test_names_are_remembered_within_bounds() -> None:
 
 @settings(deadline=None)
 @given(runs(policies(feasible=False)))
-def test_what_names_a_response_that_has_ended_changes_nothing(run: tuple[Policy, History]) -> None:
+def test_events_of_an_ended_response_change_nothing(run: tuple[Policy, History]) -> None:
     """Under any table, unless the upstream uses the name for the running response, too."""
     for record in replay(*run):
         running = record.before.running

@@ -33,7 +33,7 @@ def read(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_scenario(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_scenario_prints_what_happens(path: Path, request: pytest.FixtureRequest) -> None:
     said = path.read_text(encoding="utf-8")
     happened = replay(said, f"tests/scenarios/{path.name}")
     if said != happened and request.config.getoption("--rewrite-scenarios", default=False):

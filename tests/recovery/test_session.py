@@ -57,7 +57,7 @@ def in_output() -> Session:
 
 @settings(deadline=None)
 @given(runs)
-def test_it_does_what_step_does(run: tuple[Policy, History]) -> None:
+def test_handle_does_what_step_does(run: tuple[Policy, History]) -> None:
     session = Session(run[0])
     for record in replay(*run):
         assert session.state == record.before
@@ -124,7 +124,7 @@ def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
 
 @settings(deadline=None)
 @given(runs, st.sampled_from(WRONG), st.booleans())
-def test_what_is_no_event_is_named_and_changes_nothing(
+def test_a_wrong_event_is_named_and_changes_nothing(
     run: tuple[Policy, History], wrong: Any, touched: bool
 ) -> None:
     """Of two sessions that live through the same, one is told nonsense in between, from a time
@@ -203,7 +203,7 @@ def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History],
 
 @settings(deadline=None)
 @given(runs, st.data())
-def test_a_wake_up_before_the_deadline_is_nothing(
+def test_a_timeout_before_the_deadline_changes_nothing(
     run: tuple[Policy, History], data: st.DataObject
 ) -> None:
     session = Session(run[0])
@@ -223,7 +223,7 @@ def test_a_wake_up_before_the_deadline_is_nothing(
     st.booleans(),
     st.sampled_from(["pause", "end", "wait"]),
 )
-def test_touching_is_stepping_each_output(gaps: list[int], paused: bool, then: str) -> None:
+def test_touch_equals_a_step_for_each_output(gaps: list[int], paused: bool, then: str) -> None:
     touched, stepped = in_output(), in_output()
     now = 0
     if paused:
@@ -334,7 +334,7 @@ def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(raised.value).count("lost-closed") == 16
 
 
-def test_a_new_session_has_ruled_nothing_and_was_touched_by_nothing() -> None:
+def test_a_new_session_has_no_rule_and_no_touched_output() -> None:
     assert Session(DEFAULT).rule == ""
     session = Session(DEFAULT)
     for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.OutputReceived(1)):

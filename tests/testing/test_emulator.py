@@ -424,7 +424,7 @@ def test_tool_round_trip() -> None:
     assert said(third) == "turn 2: thanks"
 
 
-def test_of_a_whole_history_only_the_new_outputs_are_told() -> None:
+def test_a_full_history_is_answered_for_its_new_outputs_only() -> None:
     """Parallel calls among them; a chain and its rebuilt context get the same answer."""
     w = world(answer=lambda request: [ToolCall("f"), ToolCall("g")])
     link = w.connect()
@@ -878,7 +878,7 @@ def test_drain_closes_everything_with_1001_and_stops() -> None:
     assert w.accept().ended == "close"
 
 
-def test_drain_waits_for_its_last_words_but_not_for_ever() -> None:
+def test_drain_waits_for_its_last_bytes_within_a_deadline() -> None:
     w = world()
     emulator, link = w.emulator, w.connect()
     effects = emulator.handle(DrainRequested(), w.now)
@@ -897,7 +897,7 @@ def test_drain_waits_for_its_last_words_but_not_for_ever() -> None:
     assert w.emulator.handle(TimeoutReached(), 2 * NS_PER_SECOND + 1) == []
 
 
-def test_abort_waits_for_its_last_words_but_not_for_ever() -> None:
+def test_abort_waits_for_its_last_bytes_within_a_deadline() -> None:
     for event in (None, TimeoutReached()):
         w = faulty(Point.AFTER_CREATED, Abort())
         link = w.connect()
@@ -1359,9 +1359,7 @@ def test_reasoning_is_bound_to_its_prefix(
         ({"arguments": '{"other":1}'}, ["prefix_mismatch"]),
     ],
 )
-def test_what_no_model_reads_of_an_item_is_no_part_of_the_prefix(
-    change: Json, dropped: list[str]
-) -> None:
+def test_bookkeeping_of_an_item_is_no_part_of_the_prefix(change: Json, dropped: list[str]) -> None:
     w = world(answer=a_call_and_then_a_thought)
     link = w.connect()
     include = {"include": ["reasoning.encrypted_content"], "store": False}
@@ -1777,7 +1775,7 @@ def test_a_small_frame_is_never_read_slowly() -> None:
     assert types(named("slow-reader").connect().create()) == WHOLE
 
 
-def test_not_found_in_the_words_of_others() -> None:
+def test_not_found_in_the_shapes_of_other_upstreams() -> None:
     w = world(error_shape=ErrorShape.INTEGER_CODE)
     error = w.connect().create(previous_response_id="resp_x")[0]["error"]
     assert error["message"] == "Response with id 'resp_x' not found."
