@@ -21,7 +21,7 @@ from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.main import main
 from bridgecore_cli.replay import DecisionLog
 from bridgecore_cli.settings import CONFIGURATION, SettingsError
-from tests.cli.test_cli import TIME_LIMIT, run, running_port, serving
+from tests.cli.process import TIME_LIMIT, run, running_port, serving
 
 if TYPE_CHECKING:
     from tests.conftest import Backend

@@ -1,85 +1,28 @@
-"""The command as a process: output, exit codes and signals; and how log lines look."""
+"""Tests of bridgecore_cli.main: the command as a process, its output, exit codes and signals."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from bridgecore.recovery.policy import DEFAULT
 from bridgecore.wire.decisions import write_header
-from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.arguments import parser
-from bridgecore_cli.logs import LineLog, format_line
 from bridgecore_cli.main import main
+from tests.cli.process import COMMAND, TIME_LIMIT, environment, pipe, run, running_port, serving
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
-
-TIME_LIMIT = 20  # seconds
-COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli"]
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    ours = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGECORE_")}
-    return {**ours, **(extra or {})}
-
-
-def run(
-    *arguments: str, environ: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        env=environment(environ),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-
-
-@contextmanager
-def serving(
-    *arguments: str, environ: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, "serve", *arguments],
-        env=environment(environ),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def pipe(stream: IO[str] | None) -> IO[str]:
-    assert stream is not None
-    return stream
-
-
-def running_port(process: subprocess.Popen[str]) -> int:
-    """From the first line on standard output, which must be exactly as promised."""
-    line = pipe(process.stdout).readline()
-    match = re.fullmatch(
-        r"bridgecore running on http://127\.0\.0\.1:(\d+) \(Press CTRL\+C to quit\)\n", line
-    )
-    assert match, line or pipe(process.stderr).read()
-    return int(match[1])
 
 
 # ------------------------------------------------------------------ exit codes
@@ -427,58 +370,3 @@ def test_version_and_help_print_the_version_and_the_flags() -> None:
     text = run("serve", "--help").stdout
     for flag in ("--port", "--created-timeout", "--max-body", "--config", "--log-level"):
         assert flag in text
-
-
-# ------------------------------------------------------------------ logs
-
-AT = datetime(2026, 1, 1, 0, 0, 0, 1999, tzinfo=UTC)
-
-
-def test_a_log_line() -> None:
-    record = Log(LogLevel.INFO, "turn.refused", {"turn": 3, "session": "s-1", "rule": "resend"})
-    assert format_line(record, AT) == (
-        "2026-01-01T00:00:00.001Z info turn.refused turn=3 session=s-1 rule=resend"
-    )
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("", '""'),
-        ("a b", '"a b"'),
-        ("a=b", '"a=b"'),
-        ('a"b', '"a\\"b"'),
-        ("a\nb", '"a\\nb"'),
-        ("a\r\x1b[31m", '"a\\r\\u001b[31m"'),
-        ("a\u2028b", '"a\\u2028b"'),
-        ("\x7f\x85", '"\\u007f\\u0085"'),
-        (-1, "-1"),
-        ("127.0.0.1:80", "127.0.0.1:80"),
-    ],
-)
-def test_a_value_cannot_make_a_line_of_its_own(value: str | int, shown: str) -> None:
-    line = format_line(Log(LogLevel.WARNING, "e", {"k": value}), AT)
-    assert line == f"2026-01-01T00:00:00.001Z warning e k={shown}"
-    assert line.isascii()
-    assert line.isprintable()
-
-
-def test_field_names_cannot_make_a_line_of_their_own() -> None:
-    line = format_line(Log(LogLevel.ERROR, "e\nf", {"k\n v=": 1, "": 2}), AT)
-    assert line == "2026-01-01T00:00:00.001Z error e_f k__v_=1 _=2"
-
-
-def test_only_records_of_the_level_are_written() -> None:
-    stream = io.StringIO()
-    log = LineLog(stream, "warning", lambda: AT)
-    for level in LogLevel:
-        log(Log(level, level.name, {}))
-    assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["warning", "error"]
-
-
-def test_a_closed_log_stream_is_no_error() -> None:
-    stream = io.StringIO()
-    log = LineLog(stream, "info")
-    stream.close()
-    log(Log(LogLevel.INFO, "e", {}))
-    LineLog(None, "info")(Log(LogLevel.INFO, "e", {}))
