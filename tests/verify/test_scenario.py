@@ -1,4 +1,4 @@
-"""The scenario runner itself: its reader, its complaints, and what it writes."""
+"""Tests of verify/scenario.py: its reader, its complaints, and what it writes."""
 
 from __future__ import annotations
 
