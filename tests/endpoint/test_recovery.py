@@ -1,4 +1,8 @@
-"""Tests of recovery as seen from outside: contract, "Recovery", and the seed's table."""
+"""Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the seed's table.
+
+What belongs here: losses and refusals where the bridge holds no transcripts. Where it holds them:
+test_losses.py and test_refusals.py.
+"""
 
 from __future__ import annotations
 

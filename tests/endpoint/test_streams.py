@@ -1,4 +1,7 @@
-"""Tests of what a client sees of an answer: contract, "Streams"; slow readers and leavers too."""
+"""Answers of a whole endpoint as its clients see them: contract, "Streams".
+
+What belongs here: events, JSON, keepalives; readers that are slow and clients that leave.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tests of an endpoint's end: contract, "Operation"."""
+"""Whole endpoints that are told to drain: contract, "Operation".
+
+What belongs here: what becomes of connections and turns from the request to drain to the end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Properties of an endpoint that hold for any input: splits, faults, garbage."""
+"""Properties of a whole endpoint that hold for any input: splits, faults, garbage.
+
+What belongs here: Hypothesis tests that draw the input or the misbehaviour. Rule-based machines are
+tests/verify/test_machines.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tests of HTTP as an endpoint's clients meet it: contract, "HTTP"."""
+"""HTTP as the clients of a whole endpoint meet it: contract, "HTTP".
+
+What belongs here: routes, statuses, ids and the life of client connections. The framing of HTTP in
+bytes alone is tests/wire/test_http.py.
+"""
 
 from __future__ import annotations
 
