@@ -134,7 +134,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     ),
     2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
     3: _BRIDGE + "CREDENTIALS_ARE_KEPT_APART" + _SIM + "'credential'",
-    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/test_endpoint_held.py",
+    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/endpoint/test_reduction.py",
     5: (
         _P.RECOVERED_ONCE,
         _P.REFUSED_IS_NOT_REPEATED,
