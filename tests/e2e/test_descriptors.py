@@ -1,4 +1,8 @@
-"""The command where files run out: idle sockets give way, the log stays short, service resumes."""
+"""The command where files run out: idle sockets give way, the log stays short, service resumes.
+
+What belongs here: the real command under a limit on open files. The same in virtual time is
+tests/endpoint/test_sockets.py.
+"""
 
 from __future__ import annotations
 

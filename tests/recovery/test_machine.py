@@ -1,5 +1,7 @@
 """A session against a model that shares no code with the rules.
 
+What belongs here: one rule-based state machine, over ``Session``.
+
 The model keeps its own books: which connection is open, what its upstream remembers, which turns
 have not ended, what the client of each has seen, what nobody can know; by which names the upstream
 calls the response of the running turn, and which names it has used before; in which forms a turn

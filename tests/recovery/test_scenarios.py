@@ -1,5 +1,8 @@
 """The scenarios of tests/scenarios: what each says happens, happens, and would be missed if not.
 
+What belongs here: the coverage of cells and rules by scenarios. How a scenario is read and printed
+is tests/verify/test_scenario.py.
+
 ``pytest tests/recovery --rewrite-scenarios`` writes today's output under each command: read the
 difference before you commit it.
 """
