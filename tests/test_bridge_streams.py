@@ -446,7 +446,7 @@ def test_a_frame_that_was_answered_was_not_too_large() -> None:
     assert_answered(driver, answer(1), 1)
 
 
-def test_a_size_that_was_refused_in_words() -> None:
+def test_a_413_error_frame_is_remembered_for_its_frame() -> None:
     driver = started()
     error = {"type": "error", "status": 413, "error": {"code": "request_too_large", "message": "m"}}
     driver.read(error)

@@ -507,7 +507,7 @@ def test_reasoning_that_no_client_can_send_back_is_not_compared() -> None:
     assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is more
 
 
-def test_what_is_left_out_does_not_shift_what_is_learnt() -> None:
+def test_an_item_left_out_does_not_shift_the_learnt_forms() -> None:
     """An item must not be taken for another in words that stand elsewhere."""
     held = transcripts()
     held_turn(held, "r1", [user("a"), user("x")], said("A"))
@@ -764,7 +764,7 @@ def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
     assert (match.node, match.repeated) == (short, 2)
 
 
-def test_a_clients_own_words_are_learned() -> None:
+def test_the_form_in_which_a_client_repeats_items_is_learnt() -> None:
     held = transcripts()
     node = linear(held)
     asked = prompt([*HISTORY, user("c")])
@@ -782,9 +782,7 @@ def test_a_clients_own_words_are_learned() -> None:
 
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("written", [lambda given: given, spaced])
-def test_words_that_were_learned_do_not_hide_a_change(
-    at: int, written: Callable[[Prompt], Prompt]
-) -> None:
+def test_a_learnt_form_does_not_hide_a_change(at: int, written: Callable[[Prompt], Prompt]) -> None:
     held = transcripts()
     linear(held)
     recognised(held, written(prompt([*HISTORY, user("c")])))
@@ -1001,7 +999,7 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
 
 @given(st.data(), st.lists(st.tuples(asked_items, output_items), min_size=1, max_size=6))
 @settings(deadline=None, max_examples=100)
-def test_every_wording_is_recognised_and_no_other_word(
+def test_every_form_is_recognised_and_no_other_content(
     data: st.DataObject, turns: list[tuple[Meaning, Meaning]]
 ) -> None:
     held = transcripts()

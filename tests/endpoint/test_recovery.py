@@ -323,7 +323,7 @@ NOT_FOUND_WORDS = [
 
 
 @pytest.mark.parametrize("said", NOT_FOUND_WORDS)
-def test_not_found_in_other_words(said: Json) -> None:
+def test_not_found_in_other_error_shapes(said: Json) -> None:
     """A held chain goes on with its whole input; of one that is not, the client is told in the
     words that it knows."""
     for continuity in Continuity:
@@ -388,7 +388,7 @@ def test_connection_limit_once(policy: str, store: bool) -> None:
 @pytest.mark.parametrize("policy", ["default", "pr397"])
 @pytest.mark.parametrize("anchored", [True, False])
 @pytest.mark.parametrize("shape", [ErrorShape.FULL, ErrorShape.NO_STATUS, ErrorShape.CODE_IN_TYPE])
-def test_connection_limit_for_ever(policy: str, anchored: bool, shape: ErrorShape) -> None:
+def test_connection_limit_without_end(policy: str, anchored: bool, shape: ErrorShape) -> None:
     world = World(policy=policy)
     first = first_turn(world, store=True)
     error = Error(400, "websocket_connection_limit_reached", "invalid_request_error", shape=shape)
@@ -564,7 +564,7 @@ def test_a_turns_whole_budget() -> None:
 # ------------------------------------------------------------------ connecting
 
 
-def test_nobody_listens_upstream() -> None:
+def test_a_refused_connect() -> None:
     world = World()
     first = first_turn(world, store=True)
     world.emulator.faults.add(2, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))

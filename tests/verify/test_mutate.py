@@ -100,7 +100,7 @@ def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
     assert all(len(why) > 20 for why in EQUIVALENT.values())
 
 
-def test_each_reason_to_keep_a_property_is_told() -> None:
+def test_every_kept_property_has_a_reason() -> None:
     """Which properties need one is seen by the full run, ``make verify-nightly``."""
     assert all(len(why) > 20 for why in KEPT.values())
     assert set(KEPT) < set(Property)

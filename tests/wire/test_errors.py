@@ -332,7 +332,7 @@ def test_a_wait(members: str, wait: int | None) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_wait_in_words(text: str, wait: int | None) -> None:
+def test_a_wait_in_the_message_is_read(text: str, wait: int | None) -> None:
     expected = None if wait is None else min(wait, YEAR)
     body = json.dumps({"error": {"message": text}}).encode()
     assert read_error(body).retry_after == expected

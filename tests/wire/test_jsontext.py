@@ -225,7 +225,7 @@ def test_deep_nesting(read: Any, half: str, brackets: str) -> None:
 
 
 @pytest.mark.parametrize("half", ["", f'"{HALF}",'])
-def test_a_number_that_nobody_can_read(half: str) -> None:
+def test_a_huge_integer_is_read_or_refused(half: str) -> None:
     """CPython refuses integers of more than 4,300 digits."""
     with contextlib.suppress(UnreadableError):
         read_value(f"[{half}{'9' * 5000}]".encode())
