@@ -140,7 +140,7 @@ def test_shut_does_not_touch_a_running_turn() -> None:
     assert said(connection).complete
 
 
-def test_a_slow_head_is_told_once() -> None:
+def test_a_slow_head_is_answered_408_once() -> None:
     connection = HttpConnection(CONFIG, 0)
     assert (connection.timer, connection.deadline) == (Timer.CLIENT_IDLE, CONFIG.header_timeout)
     connection.receive(b"GET /")

@@ -91,7 +91,7 @@ def test_an_end_without_a_close(upgraded: bool) -> None:
     assert (loss.cause, loss.goodbye) == (Closed(1006), False)
 
 
-def test_a_protocol_error_is_told() -> None:
+def test_a_protocol_error_is_reported_as_malformed() -> None:
     upstream, _ = opened()
     read = upstream.receive(b"\xff\xff\xff\xff", 1)
     assert read.loss is not None
@@ -136,7 +136,7 @@ def test_a_pong_cannot_be_missed_while_nothing_is_read() -> None:
     assert ping
 
 
-def test_parting() -> None:
+def test_closing_waits_for_the_peer_within_a_deadline() -> None:
     upstream, _ = opened()
     assert upstream.close()
     upstream.part(7)

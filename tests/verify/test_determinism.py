@@ -105,9 +105,7 @@ world.advance(1000)
 print(digest.hexdigest(), count)
 """
 
-GENERATED = settings(
-    max_examples=150, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
-)
+GENERATED = settings(max_examples=150, database=None, derandomize=True, phases=[Phase.generate])
 
 
 def run(python: str, script: str, log: bytes, *path: Path, seed: str) -> tuple[str, int]:
