@@ -28,12 +28,12 @@ import msgspec
 from bridgecore import Config, Endpoint, UpstreamUrl
 from bridgecore.config import Ambiguous, Continuity
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.simulate.answers import Answer, AnswerReader, End, Head
+from bridgecore.simulate.witness import said
 from bridgecore.testing import Abort, CloseWith, Emulator, Error, Fault, Point, Silence
 from bridgecore.testing.answers import count_tokens
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import Network
-from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head
-from bridgecore.verify.sim_upstream import said
 
 Json = dict[str, Any]
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from bridgecore.config import Ambiguous, Continuity, Rotation
 from bridgecore.recovery.timers import Timer
+from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     EVERY,
     Abort,
@@ -34,7 +35,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
 from bridgecore.testing.network import ByteClient
-from bridgecore.verify.sim_upstream import said
 from bridgecore.wire.responses import InvalidBodyError, parse_create
 from tests.endpoint_world import KEY, SECOND, Answer, Json, World, request
 

@@ -1,9 +1,9 @@
 """A network in virtual time that does everything to a connection that a real one does.
 
-What belongs here: the source of chance, the wires, the clock and the loop. ``SimNetwork`` drives
-machines (``Endpoint``, ``Emulator``, the clients of ``sim_clients``) as an adapter would, so that
-whatever speaks ``wire/transport.py`` can be put into it. What happens to whom is decided by
-``simulate``; what must hold is checked there and in the clients.
+What belongs here: the wires, the clock and the loop. ``SimNetwork`` drives
+machines (``Endpoint``, ``Emulator``, ``Client``) as an adapter would, so that
+whatever speaks ``wire/transport.py`` can be put into it. What happens to whom is decided in
+``strikes.py`` and ``upstream.py``.
 
 A wire has a latency for each direction and jitter on top, keeps the order of its bytes, and cuts
 what was written into pieces now and then; wires know nothing of each other, so what two of them
@@ -23,57 +23,19 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias, TypeVar, assert_never
+from collections.abc import Callable
+from typing import Final, TypeAlias, assert_never
 
 import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.simulate.chance import Rng
 from bridgecore.wire import transport as tp
-
-T = TypeVar("T")
 
 NOBODY: Final = -1  # the label of a wire of which nobody knows yet for whom it is
 MILLISECOND: Final = 1_000_000  # ns
 WINDOW: Final = 65_536  # bytes that wait for a receiver that does not read, before writing blocks
 _TCP_GIVES_UP: Final = 900 * NS_PER_SECOND  # after which the ends of a half-open wire are told
-
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
-
-
-class Rng:
-    """Chance from a key: SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
-    Generators", 2014). The same key gives the same numbers on every machine and version; different
-    keys, even neighbouring ones, give unrelated numbers, so each thing that happens can have a
-    generator of its own and taking one away does not disturb the others.
-    """
-
-    __slots__ = ("_state",)
-
-    def __init__(self, *key: int) -> None:
-        self._state = 0
-        for part in key:
-            self._state = (self.bits() ^ part) & _MASK
-
-    def bits(self) -> int:
-        """64 random bits."""
-        self._state = z = (self._state + _GOLDEN) & _MASK
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-        return z ^ (z >> 31)
-
-    def between(self, low: int, high: int) -> int:
-        """An integer from ``low`` to ``high``, both included."""
-        return low + self.bits() % (high - low + 1)
-
-    def one_in(self, n: int) -> bool:
-        """True once in ``n`` times."""
-        return self.bits() % n == 0
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of ``options``, each as likely as the others."""
-        return options[self.bits() % len(options)]
 
 
 class MachineError(Exception):

@@ -27,12 +27,22 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
 )
+from bridgecore.simulate import (
+    PROFILES,
+    Experiment,
+    Report,
+    Scenario,
+    grow,
+    run,
+    run_many,
+    shrink,
+)
+from bridgecore.simulate.answers import Answer as ClientAnswer
+from bridgecore.simulate.answers import AnswerError, AnswerReader, Head
+from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.growth_report import plot, summary, table
+from bridgecore.simulate.troubles import trouble
 from bridgecore.testing.faults import CATALOGUE
-from bridgecore.verify.sim_clients import PROFILES, AnswerError, AnswerReader, Head
-from bridgecore.verify.sim_clients import Answer as ClientAnswer
-from bridgecore.verify.sim_growth import Experiment, grow, plot, summary, table
-from bridgecore.verify.sim_network import Rng
-from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink, trouble
 from bridgecore.wire import transport as tp
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
