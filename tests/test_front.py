@@ -125,7 +125,7 @@ def test_created_is_first_whatever_fails_when(data: st.DataObject) -> None:
     first, last = answer.events[0].json, answer.events[-1].json
     assert first["response"]["id"] == last["response"]["id"]
     assert last["response"]["error"]["code"] == "stream_incomplete"
-    numbers = [one.json["sequence_number"] for one in answer.events if one.event != "other"]
+    numbers = [one.json["sequence_number"] for one in answer.events if one.name != "other"]
     assert numbers == sorted(numbers)
     assert numbers[-1] > first["sequence_number"]
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 import attrs
 
 from bridgecore.continuity.accounts import Accounts
-from bridgecore.simulate.clients import Client, Json, Probe
+from bridgecore.simulate.clients import Client, Probe
+from bridgecore.simulate.contract import Json
 from bridgecore.simulate.network import NOBODY
 from bridgecore.simulate.report import Journal
 from bridgecore.simulate.upstream import Upstream

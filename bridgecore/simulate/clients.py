@@ -15,21 +15,20 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.simulate.answers import Answer, AnswerError, AnswerReader, End, Head
 from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.network import MILLISECOND
 from bridgecore.simulate.profiles import Profile
 from bridgecore.simulate.witness import Asked, encode
 from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
 from bridgecore.wire import transport as tp
-
-Json: TypeAlias = dict[str, Any]
 
 MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served (invariant 35)
 # A turn's whole budget in the endpoint is an hour by default; nobody waits longer for an answer.
@@ -173,8 +172,8 @@ class Client:
         self._ours: list[Json] = []  # the items of the body
         self._body = b""
         self._anchor: _Checkpoint | None = None  # of the body
-        self._reader = AnswerReader()
-        self._answer: Answer | None = None
+        self._reader = HttpReader()
+        self._answer: CheckedAnswer | None = None
         self._asked_at = 0
         self._reading = True
         self._leave_at: int | None = None
@@ -428,7 +427,7 @@ class Client:
         if self.conn is None:
             self._serial += 1
             self.conn = self._serial
-            self._reader = AnswerReader()
+            self._reader = HttpReader()
             self._state = _State.DIALLING
             self._asked_at = self._now
             self._wake = self._now + PATIENCE
@@ -470,15 +469,17 @@ class Client:
             self._violate("isolation", f"its answer has texts of clients {sorted(strange)}")
         try:
             for part in self._reader.feed(data):
-                if isinstance(part, Head):
-                    self._answer = Answer(part)
+                if isinstance(part, HttpHead):
+                    if part.status < 200:
+                        raise ReadError(f"an interim answer {part.status} that nobody asked for")
+                    self._answer = CheckedAnswer(part)
                 elif self._answer is None:
-                    raise AnswerError("a body without a head")
-                elif isinstance(part, End):
+                    raise ReadError("a body without a head")
+                elif isinstance(part, HttpEnd):
                     self._complete(self._answer)
-                elif part:
+                else:
                     self._answer.feed(part)
-        except AnswerError as exc:
+        except ReadError as exc:
             self._violate("stream", str(exc))
             self._hang_up()
             self._next_or_done()
@@ -494,24 +495,24 @@ class Client:
             self._out.append(tp.PauseReading(self.conn))
             self._wake = self._now + self._rng.between(1, 20_000) * MILLISECOND
 
-    def _complete(self, answer: Answer) -> None:
+    def _complete(self, answer: CheckedAnswer) -> None:
         """The answer is in: what now?"""
         status = answer.head.status
         self._leave_at = None
-        if answer.head.headers.get(b"connection", b"").lower() == b"close":
+        if answer.head.headers.get("connection", "").lower() == "close":
             self._hang_up()
         if status == 200:
             self._succeed(answer)
             return
         error = answer.final().get("error") if not answer.stream else None
         if not isinstance(error, dict) or not _STANDARD.issubset(error):
-            raise AnswerError(f"{status} without an error object")
+            raise ReadError(f"{status} without an error object")
         code = error["code"]
         self._note(f"{status} {code}")
         if status in _RETRIABLE:
-            wait = answer.head.headers.get(b"retry-after", b"")
+            wait = answer.head.headers.get("retry-after", "")
             if not wait.isdigit() or int(wait) < 1:
-                raise AnswerError(f"{status} without an integer Retry-After")
+                raise ReadError(f"{status} without an integer Retry-After")
             if self._probing:
                 self._probing[0].told.append(f"{status} {code}, to be tried after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
@@ -541,9 +542,9 @@ class Client:
     def _not_found(self, error: Json) -> None:
         anchor = self._anchor
         if anchor is None:
-            raise AnswerError("not-found for a turn that names no response")
+            raise ReadError("not-found for a turn that names no response")
         if error["param"] != "previous_response_id" or anchor.response not in error["message"]:
-            raise AnswerError("a not-found that does not name the id")
+            raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
         if refused < self._refusals:
             text = f"told not-found after {refused} refusals of the id, not {self._refusals}"
@@ -554,20 +555,20 @@ class Client:
         self._write_body()
         self._try()
 
-    def _succeed(self, answer: Answer) -> None:
+    def _succeed(self, answer: CheckedAnswer) -> None:
         response = answer.final()
         altered = self._observer.altered(self)
         # Without the upstream's response.created the bridge has to invent its id.
         if answer.renamed and altered not in (Change.TWO_IDS, Change.NO_CREATED):
-            raise AnswerError("the terminal event names another response (invariant 14)")
+            raise ReadError("the terminal event names another response (invariant 14)")
         if answer.unnumbered and altered is not Change.NO_SEQUENCE:
-            raise AnswerError("an event without a sequence number")
+            raise ReadError("an event without a sequence number")
         state = response.get("status")
         error = response.get("error")
         if state == "failed":
             code = error.get("code") if isinstance(error, dict) else None
             if not isinstance(code, str) or not code or not answer.stream:
-                raise AnswerError("a failed response without an error code")
+                raise ReadError("a failed response without an error code")
             self._note(f"response.failed {code}")
             self._run_tools(answer.items, cut=True)
             self._rest(1)
@@ -584,7 +585,7 @@ class Client:
             self._next_or_done()
             return
         if state != "completed":
-            raise AnswerError(f"a complete answer whose status is {state}")
+            raise ReadError(f"a complete answer whose status is {state}")
         given = len(self._history)
         context = [*self._history, *self._new]
         self._check_text(response["output"], context)

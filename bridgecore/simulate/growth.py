@@ -29,10 +29,11 @@ from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.simulate.answers import Answer, AnswerReader, End, Head, Json
 from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.network import MILLISECOND, SimNetwork
 from bridgecore.testing.answers import CreateRequest, Output, Text, count_tokens
+from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader
 from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
 from bridgecore.wire import transport as tp
@@ -189,8 +190,8 @@ class _Client:
         self._out: list[tp.TransportEffect] = []
         self._conn: int | None = None
         self._serial = 0
-        self._reader = AnswerReader()
-        self._answer: Answer | None = None
+        self._reader = HttpReader()
+        self._answer: CheckedAnswer | None = None
         self._turn = 0
         self._tries = 0
         self._asking = False
@@ -265,7 +266,7 @@ class _Client:
         elif self._conn is None:
             self._serial += 1
             self._conn = self._serial
-            self._reader = AnswerReader()
+            self._reader = HttpReader()
             self._asking = True
             self._out.append(tp.Connect(self._conn, "bridge", 80, False))
         else:
@@ -283,14 +284,14 @@ class _Client:
 
     def _receive(self, data: bytes) -> None:
         for part in self._reader.feed(data):
-            if isinstance(part, Head):
-                self._answer = Answer(part)
-            elif self._answer is not None and isinstance(part, End):
+            if isinstance(part, HttpHead):
+                self._answer = CheckedAnswer(part)
+            elif self._answer is not None and isinstance(part, HttpEnd):
                 self._complete(self._answer)
             elif self._answer is not None and isinstance(part, bytes):
                 self._answer.feed(part)
 
-    def _complete(self, answer: Answer) -> None:
+    def _complete(self, answer: CheckedAnswer) -> None:
         status = answer.head.status
         response = answer.final()
         error = response.get("error")
@@ -307,7 +308,7 @@ class _Client:
             self.full = self._turn
             self.done = True
         else:
-            wait = answer.head.headers.get(b"retry-after", b"1")
+            wait = answer.head.headers.get("retry-after", "1")
             self._rest(int(wait))
 
     def _succeed(self, response: Json) -> None:
