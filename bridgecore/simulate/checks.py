@@ -19,12 +19,12 @@ import attrs
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.simulate.clients import Client, Probe
 from bridgecore.simulate.contract import Json
-from bridgecore.simulate.network import NOBODY
 from bridgecore.simulate.report import Journal
 from bridgecore.simulate.upstream import Upstream
 from bridgecore.simulate.witness import Asked, Ledger, Witness
 from bridgecore.testing.emulator import Outcome, Turn
 from bridgecore.testing.faults import Alter, CloseWith, Point, SendEvents
+from bridgecore.testing.network import NOBODY
 from bridgecore.wire import transport as tp
 from bridgecore.wire.decisions import hashed
 

@@ -22,12 +22,12 @@ import attrs
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
-from bridgecore.simulate.network import MILLISECOND
 from bridgecore.simulate.profiles import Profile
 from bridgecore.simulate.witness import Asked, encode
 from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
+from bridgecore.testing.network import MILLISECOND
 from bridgecore.wire import transport as tp
 
 MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served (invariant 35)

@@ -31,11 +31,12 @@ from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
-from bridgecore.simulate.network import MILLISECOND, SimNetwork
+from bridgecore.simulate.paths import Paths
 from bridgecore.testing.answers import CreateRequest, Output, Text, count_tokens
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader
 from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
+from bridgecore.testing.network import MILLISECOND, Network
 from bridgecore.wire import transport as tp
 
 _encode = msgspec.json.encode
@@ -103,7 +104,7 @@ class Growth:
 
 def grow(experiment: Experiment) -> Growth:
     """Carry out ``experiment``."""
-    network = SimNetwork(experiment.seed)
+    network = Network(conditions=Paths(experiment.seed))
     emulator = Emulator(
         seed=experiment.seed, context_window=experiment.window, answer=_answer, deltas=2
     )
@@ -124,8 +125,8 @@ def grow(experiment: Experiment) -> Growth:
             network.reset(end)
 
     client.between_turns = lambda: network.at(network.now + 500 * MILLISECOND, lose_sockets)
-    network.add(emulator, host="upstream", after=forget)
-    network.add(endpoint, host="bridge")
+    network.add(emulator, "upstream", 80, after=forget)
+    network.add(endpoint, "bridge", 80)
     network.add(client, label=0)
     network.run((experiment.turns + 1) * 3600 * NS_PER_SECOND, lambda: client.done)
     return Growth(experiment, tuple(client.rows), client.full, client.stuck)

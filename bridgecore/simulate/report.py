@@ -12,8 +12,8 @@ from collections.abc import Callable
 import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.simulate.network import NOBODY
 from bridgecore.simulate.witness import Ledger
+from bridgecore.testing.network import NOBODY
 
 _HOUR = 3600 * NS_PER_SECOND
 _MAX_VIOLATIONS = 20  # of one run: more tell nothing new

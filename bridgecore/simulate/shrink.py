@@ -11,11 +11,11 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from bridgecore.simulate.network import NOBODY
 from bridgecore.simulate.report import Violation
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.troubles import trouble
 from bridgecore.simulate.world import run
+from bridgecore.testing.network import NOBODY
 
 T = TypeVar("T", bound=Any)  # sortable
 

@@ -1,17 +1,18 @@
 """Carries out the faults of the network, turn by turn, and says what they explain.
 
-What belongs here: which wire is struck, when, and what a client may see because of it. Which faults
-there are is ``troubles.py``'s subject, what they do to a wire the network's.
+What belongs here: which connection is struck, when, and what a client may see because of it. Which
+faults there are is ``troubles.py``'s subject, what they do to a connection the network's.
 """
 
 from __future__ import annotations
 
 from bridgecore.simulate.clients import Client
-from bridgecore.simulate.network import MILLISECOND, End, SimNetwork
+from bridgecore.simulate.paths import Paths
 from bridgecore.simulate.report import Journal
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.troubles import Strike, Trouble, name_of, trouble
 from bridgecore.testing.faults import Alter, Change, CloseWith, Error, Fault, SendEvents, When
+from bridgecore.testing.network import MILLISECOND, End, Network
 from bridgecore.wire.transport import Machine
 
 _OF_CLIENT = frozenset({Strike.CLIENT_CUT_UP, Strike.CLIENT_CUT_DOWN, Strike.CLIENT_STALL})
@@ -30,10 +31,16 @@ class Strikes:
     """The faults of the turns that run. ``upstream`` is the machine whose sockets are struck."""
 
     def __init__(
-        self, scenario: Scenario, network: SimNetwork, upstream: Machine, journal: Journal
+        self,
+        scenario: Scenario,
+        network: Network,
+        paths: Paths,
+        upstream: Machine,
+        journal: Journal,
     ) -> None:
         self._scenario = scenario
         self._network = network
+        self._paths = paths
         self._upstream = upstream
         self._journal = journal
         self._troubles: dict[int, Trouble | None] = {}  # client -> trouble of its turn
@@ -67,11 +74,11 @@ class Strikes:
 
     def turn_begins(self, client: Client) -> None:
         """Prepare what is to go wrong in the turn."""
-        network, number = self._network, client.number
+        network, paths, number = self._network, self._paths, client.number
         for upstream in (False, True):
-            network.armed.pop((upstream, number), None)
-        network.refuse.pop(number, None)
-        network.swallow.pop(number, None)
+            paths.armed.pop((upstream, number), None)
+        paths.refuse.pop(number, None)
+        paths.swallow.pop(number, None)
         self._began[number] = network.now
         met = self._troubles[number] = self._draw(number, client.turn)
         if met is None:
@@ -82,9 +89,9 @@ class Strikes:
             return
         self._journal.note(f"client {number} turn {client.turn}: {met}")
         if what is Strike.REFUSED:
-            network.refuse[number] = met.count
+            paths.refuse[number] = met.count
         elif what is Strike.SWALLOWED:
-            network.swallow[number] = 1
+            paths.swallow[number] = 1
         elif what not in _BETWEEN:
             upstream = what not in _OF_CLIENT
             # An unanchored turn gets a socket of its own; what can be struck is the next one.
@@ -93,7 +100,7 @@ class Strikes:
             if ends and not fresh:
                 self._strike(ends[-1], what, met)
             else:
-                strikes = network.armed.setdefault((upstream, number), [])
+                strikes = paths.armed.setdefault((upstream, number), [])
                 strikes.append(lambda end: self._strike(end, what, met))
 
     def attempt_begins(self, client: Client) -> None:
@@ -101,7 +108,7 @@ class Strikes:
         self._wires[client.number] = self._network.ends(client)[-1]
 
     def _strike(self, end: End, what: Strike, met: Trouble) -> None:
-        """Strike the wire that ``end`` opened."""
+        """Strike the connection of which ``end`` is the end that opened it."""
         network, peer = self._network, end.peer
         if peer is None:
             return

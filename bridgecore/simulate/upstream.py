@@ -10,7 +10,6 @@ from __future__ import annotations
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.clients import Client, answer, marks
-from bridgecore.simulate.network import MILLISECOND, NOBODY, SimNetwork
 from bridgecore.simulate.report import Journal
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.strikes import Strikes
@@ -18,8 +17,9 @@ from bridgecore.simulate.witness import encode
 from bridgecore.testing.answers import CreateRequest
 from bridgecore.testing.emulator import Emulator, is_met
 from bridgecore.testing.faults import Fault, FaultPlan, Point, ReadSlowly, When
+from bridgecore.testing.network import MILLISECOND, NOBODY, Network
 
-HOST = "upstream"
+HOST, PORT = "upstream", 80
 _OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
 _SLOWLY = Fault(Point.WHILE_RECEIVING, ReadSlowly())
 
@@ -46,7 +46,7 @@ class Upstream:
     def __init__(
         self,
         scenario: Scenario,
-        network: SimNetwork,
+        network: Network,
         emulator: Emulator,
         strikes: Strikes,
         clients: dict[int, Client],
@@ -83,8 +83,10 @@ class Upstream:
         self._journal.note(f"the upstream restarts and is away for {seconds} s")
         self._journal.report.restarts += 1
         self.away = self._network.now + seconds * NS_PER_SECOND
-        self._network.shut(HOST)
-        self._network.at(self.away, lambda: self._network.listen(HOST, self.emulator))
+        self._network.remove_listener(HOST, PORT)
+        for end in self._network.ends(self.emulator):
+            self._network.reset(end)
+        self._network.at(self.away, lambda: self._network.add(self.emulator, HOST, PORT))
 
     def _over(self) -> bool:
         return self._journal.full or all(client.done for client in self._clients.values())

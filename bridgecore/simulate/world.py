@@ -24,12 +24,13 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.checks import Checks
 from bridgecore.simulate.clients import Client, Probe
-from bridgecore.simulate.network import NOBODY, MachineError, SimNetwork
+from bridgecore.simulate.paths import Paths, Recorder
 from bridgecore.simulate.report import Journal, Report
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.strikes import Strikes
-from bridgecore.simulate.upstream import HOST, Upstream, emulator_of
+from bridgecore.simulate.upstream import HOST, PORT, Upstream, emulator_of
 from bridgecore.testing.faults import Change
+from bridgecore.testing.network import NOBODY, WINDOW, MachineError, Network
 from bridgecore.wire import transport as tp
 
 _HOUR = 3600 * NS_PER_SECOND
@@ -55,7 +56,7 @@ def run_many(scenario: Scenario, conversations: int) -> Iterator[tuple[Scenario,
 
 def _config(scenario: Scenario) -> Config:
     config = Config(
-        upstream=UpstreamUrl.parse(f"ws://{HOST}:80/v1/responses"),
+        upstream=UpstreamUrl.parse(f"ws://{HOST}:{PORT}/v1/responses"),
         policy=scenario.policy,
         # At the usual pace pings would be most of what is simulated, and show no more.
         ping_interval=300 * NS_PER_SECOND,
@@ -73,20 +74,21 @@ class _World:
         self._scenario = scenario
         self._clients: dict[int, Client] = {}
         self._undone = 0  # clients that have turns left
-        self._network = network = SimNetwork(scenario.seed)
-        self._journal = journal = Journal(scenario.seed, lambda: network.now, record)
+        self._journal = journal = Journal(scenario.seed, lambda: self._network.now, record)
+        paths = Paths(scenario.seed)
+        note = journal.note if record is not None else None
+        self._recorder = Recorder(note, lambda log: self._checks.logged(log))
+        self._network = network = Network(conditions=paths, watcher=self._recorder)
         self._emulator = emulator = emulator_of(scenario.seed)
-        self._strikes = Strikes(scenario, network, emulator, journal)
+        self._strikes = Strikes(scenario, network, paths, emulator, journal)
         self._upstream = Upstream(
             scenario, network, emulator, self._strikes, self._clients, journal
         )
         self._checks = Checks(self._upstream, journal, warm=scenario.warm)
-        network.record = journal.note if record is not None else None
-        network.told = self._checks.logged
         self._config = _config(scenario)
         self._endpoint = scenario.endpoint(self._config)
-        network.add(emulator, host=HOST, after=self._checks.look_upstream)
-        network.add(self._endpoint, host="bridge")
+        network.add(emulator, HOST, PORT, after=self._checks.look_upstream)
+        network.add(self._endpoint, "bridge", 80)
         for number in range(scenario.clients):
             if scenario.only is None or number in scenario.only:
                 self._add_client(number)
@@ -108,9 +110,8 @@ class _World:
             observer=self,
         )
         client.start(network.now + Rng(scenario.seed, 4, number).between(1, 600) * NS_PER_SECOND)
-        if profile.slow:
-            network.windows[number] = _SLOW_WINDOW
-        network.add(client, label=number)
+        window = _SLOW_WINDOW if profile.slow else WINDOW
+        network.add(client, label=number, window=window)
         self._clients[number] = client
         self._undone += 1
 
@@ -130,8 +131,8 @@ class _World:
             report.probes += client.probes
             report.resends += client.resends
         self._checks.add_warmth(report.ledger)
-        report.events = network.events
-        report.digest = network.digest
+        report.events = self._recorder.events
+        report.digest = self._recorder.digest
         return report
 
     def _settled(self) -> bool:
@@ -147,7 +148,7 @@ class _World:
                 journal.violate("liveness", client.number, "is not done after two months")
         if endpoint.bridge.turns:
             journal.violate("leak", NOBODY, f"{endpoint.bridge.turns} turns without a client")
-        network.run(network.now + 3 * _HOUR, lambda: False)
+        network.run(network.now + 3 * _HOUR)
         left = {
             "turns": endpoint.bridge.turns,
             "conversations": endpoint.bridge.conversations,
@@ -161,8 +162,8 @@ class _World:
         for name, count in left.items():
             if count:
                 journal.violate("leak", NOBODY, f"{count} {name} three hours after the last turn")
-        network.tell(endpoint, tp.DrainRequested())
-        network.run(network.now + self._config.drain_timeout * 2, lambda: False)
+        network.handle(endpoint, tp.DrainRequested())
+        network.run(network.now + self._config.drain_timeout * 2)
         if endpoint not in network.stopped or endpoint.next_timeout() is not None:
             journal.violate("drain", NOBODY, "an endpoint without connections does not stop")
 
