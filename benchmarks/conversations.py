@@ -28,12 +28,13 @@ import msgspec
 from bridgecore import Config, Endpoint, UpstreamUrl
 from bridgecore.config import Ambiguous, Continuity
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.simulate.contract import CheckedAnswer
+from bridgecore.simulate.witness import said
 from bridgecore.testing import Abort, CloseWith, Emulator, Error, Fault, Point, Silence
 from bridgecore.testing.answers import count_tokens
+from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader
 from bridgecore.testing.faults import Action
 from bridgecore.testing.network import Network
-from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head
-from bridgecore.verify.sim_upstream import said
 
 Json = dict[str, Any]
 
@@ -95,22 +96,22 @@ class World:
             if status == 200 and response["status"] == "completed":
                 self._note(response, len(data))
                 return response
-            wait = int(answer.head.headers.get(b"retry-after", b"1"))
+            wait = int(answer.head.headers.get("retry-after", "1"))
             self.network.advance(wait * NS_PER_SECOND)
             self.upstream.faults.clear()
         self.run.shown += 1
         return None
 
-    def _ask(self, data: bytes) -> Answer:
+    def _ask(self, data: bytes) -> CheckedAnswer:
         client = self.network.connect("bridge", 80)
         head = b"POST /v1/responses HTTP/1.1\r\nHost: bridge\r\nContent-Length: %d\r\n\r\n"
         client.send(head % len(data) + data)
         self.network.advance(NS_PER_SECOND)
-        answer: Answer | None = None
-        for part in AnswerReader().feed(client.take()):
-            if isinstance(part, Head):
-                answer = Answer(part)
-            elif answer is not None and not isinstance(part, End):
+        answer: CheckedAnswer | None = None
+        for part in HttpReader().feed(client.take()):
+            if isinstance(part, HttpHead):
+                answer = CheckedAnswer(part)
+            elif answer is not None and not isinstance(part, HttpEnd):
                 answer.feed(part)
         if answer is None:
             raise RuntimeError("no answer has come")

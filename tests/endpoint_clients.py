@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from bridgecore.config import Continuity
+from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     CreateRequest,
     Fault,
@@ -21,7 +22,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
 from bridgecore.testing.network import ByteClient
-from bridgecore.verify.sim_upstream import said
 from tests.endpoint_world import KEY, Answer, Json, World, request
 
 NOT_FOUND = "previous_response_not_found"

@@ -7,7 +7,6 @@ and reading answers with the strictness of a client that trusts nobody.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,84 +18,24 @@ from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Emulator
+from bridgecore.testing import client as http
+from bridgecore.testing.client import HttpAnswer
 from bridgecore.testing.network import ByteClient, Network
 
 Json = dict[str, Any]
 SECOND = NS_PER_SECOND
 KEY = "sk-secret-one"
-_CHUNK = re.compile(rb"([0-9a-f]+)\r\n")
 
 
 @attrs.define
-class SseEvent:
-    """One server-sent event, or a comment (then ``event`` is empty)."""
+class Answer(HttpAnswer):
+    """An answer of an endpoint. ``headers``: all but ``x-request-id``, which is ``request_id``."""
 
-    event: str
-    data: str
-
-    @property
-    def json(self) -> Json:
-        value: Json = json.loads(self.data)
-        return value
-
-
-@attrs.define
-class Answer:
-    """One HTTP answer. ``complete``: its end has come. ``headers``: all but ``x-request-id``."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-    complete: bool = True
     request_id: str = ""
 
     @property
-    def json(self) -> Json:
-        value: Json = json.loads(self.body)
-        return value
-
-    @property
-    def error(self) -> Json:
-        error: Json = self.json["error"]
-        assert set(error) >= {"message", "type", "code", "param"}
-        return error
-
-    @property
-    def everything(self) -> list[SseEvent]:
-        """Events and comments, in order."""
-        assert self.headers["content-type"] == "text/event-stream"
-        *blocks, rest = self.body.decode().split("\n\n")
-        assert rest == ""
-        found = []
-        for block in blocks:
-            if block.startswith(":"):
-                found.append(SseEvent("", block))
-                continue
-            first, *data = block.split("\n")
-            assert first.startswith("event: ")
-            assert data
-            assert all(line.startswith("data: ") for line in data)
-            found.append(SseEvent(first[7:], "\n".join(line[6:] for line in data)))
-        return found
-
-    @property
-    def events(self) -> list[SseEvent]:
-        return [event for event in self.everything if event.event]
-
-    @property
-    def names(self) -> list[str]:
-        return [event.event for event in self.events]
-
-    @property
-    def response(self) -> Json:
-        """The response object of the terminal event, or of the JSON answer."""
-        if self.headers["content-type"] == "application/json":
-            return self.json
-        response: Json = self.events[-1].json["response"]
-        return response
-
-    @property
     def text(self) -> str:
+        """What a completed response says."""
         assert self.status == 200
         assert self.response["status"] == "completed", self.body
         return "".join(
@@ -105,52 +44,21 @@ class Answer:
 
 
 def read_answers(data: bytes, *, heads: Iterable[bool] = ()) -> list[Answer]:
-    """Take apart what a server sent. ``heads``: which answers are to HEAD, from the first."""
-    answers = []
-    is_head = iter(heads)
-    while data:
-        head, found, data = data.partition(b"\r\n\r\n")
-        assert found, head
-        first, *lines = head.split(b"\r\n")
-        status = int(first.split(b" ")[1])
-        assert first.startswith(b"HTTP/1.1 ")
-        headers = dict(line.decode().lower().split(": ", 1) for line in lines)
-        if status == 100:
-            answers.append(Answer(status, headers, b""))
-            continue
-        answer = Answer(status, headers, b"")
-        answers.append(answer)
+    """Take apart what an endpoint sent. ``heads``: which answers are to HEAD, from the first."""
+    return [_read(answer) for answer in http.read_answers(data, of_head=heads)]
+
+
+def _read(answer: HttpAnswer) -> Answer:
+    headers = answer.headers
+    request_id = ""
+    if answer.status != 100:
         # What every answer has, whatever it says.
-        del headers["x-request-id"]
-        answer.request_id = head.split(b"\r\nx-request-id: ")[1].split(b"\r\n")[0].decode("ascii")
+        request_id = headers.pop("x-request-id")
         if "retry-after" in headers:
             assert int(headers["retry-after-ms"]) == 1000 * int(headers["retry-after"])
         else:
             assert "retry-after-ms" not in headers
-        if next(is_head, False):
-            continue
-        if headers.get("transfer-encoding") == "chunked":
-            data = _read_chunks(answer, data)
-        elif "content-length" in headers:
-            size = int(headers["content-length"])
-            answer.complete = len(data) >= size
-            answer.body, data = data[:size], data[size:]
-        else:
-            answer.body, data = data, b""
-    return answers
-
-
-def _read_chunks(answer: Answer, data: bytes) -> bytes:
-    while (match := _CHUNK.match(data)) is not None:
-        size, start = int(match[1], 16), match.end()
-        assert data[start + size : start + size + 2] == b"\r\n"
-        answer.body += data[start : start + size]
-        data = data[start + size + 2 :]
-        if size == 0:
-            return data
-    assert data == b""
-    answer.complete = False
-    return b""
+    return Answer(answer.status, headers, answer.body, answer.complete, request_id)
 
 
 def request(

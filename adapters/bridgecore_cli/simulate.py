@@ -1,7 +1,7 @@
 """``bridgecore simulate``: see what a policy is worth, in virtual time.
 
 What belongs here: flags in, tables and figures out, the exit code. What is simulated is
-``bridgecore.verify``'s; this file reads the clock and writes the files.
+``bridgecore.simulate``'s; this file reads the clock and writes the files.
 
 Exit codes: 0: the window sufficed, every turn was had and nothing was violated; 1: not so (of
 ``both``, the safe policy is judged, the broken one is there to be compared with); 2: usage.
@@ -18,8 +18,17 @@ from typing import Any
 import attrs
 
 from bridgecore.recovery.policy import Policy
-from bridgecore.verify.sim_growth import Experiment, Growth, grow, plot, summary, table
-from bridgecore.verify.simulate import Report, Scenario, Shrunk, run_many, shrink
+from bridgecore.simulate import (
+    Experiment,
+    Growth,
+    Report,
+    Scenario,
+    Shrunk,
+    grow,
+    run_many,
+    shrink,
+)
+from bridgecore.simulate.growth_report import plot, summary, table
 from bridgecore_cli.progress import bar, show
 
 

@@ -1,79 +1,239 @@
-"""Machines, clients and time in one process, without a socket.
+"""Machines, byte clients and time in one process, without a socket.
 
 What belongs here: a ``Network`` connects machines (``Endpoint``, ``Emulator``) and plain byte
-clients by loss-free in-memory connections in virtual time. It does what an adapter does, so a test
-can look at every byte and stop the clock between any two of them. What it models of real sockets:
+clients by in-memory connections in virtual time. It does what an adapter does, so a test can look
+at every byte and stop the clock between any two of them. What it models of real sockets:
 
 * a receiver that does not read: up to ``WINDOW`` bytes are with the operating system, then the
   sender's writing is blocked, its marks (``DataSent``) and the end of a ``Close`` wait;
 * an orderly close is an end of stream for the peer, who learns that the connection is gone only
-  when it writes; a reset is known at once, and destroys what was not read;
+  when it writes; a reset destroys what was not read;
 * a process that may open no more sockets (``limit``): its connects fail, and who connects to it
   waits to be accepted until one of its connections has ended;
 * with ``split``, what was written in one piece arrives in several.
+
+By default nothing takes time and nothing is lost: what follows from an event has happened when the
+call that caused it returns. ``Conditions`` give connections latency and jitter, and can refuse
+connects. And a connection can be harmed at any time:
+
+* ``cut_after``: it breaks at a byte; what came before arrives, then both ends hear of a reset;
+* ``stall``: nothing arrives in one direction for a while;
+* ``vanish``: it goes half-open: bytes disappear in both directions, and nobody is told until TCP
+  would give up.
+
+Every connection has a *label*: a number that says for whose sake it exists, so that what is done to
+one conversation does not depend on which others there are. It is the label of the machine that
+opened it, or, if that one has none, of the connection whose event made it open this one.
+
+Everything is deterministic: what is due at the same time happens in the order in which it came up.
 """
 
 from __future__ import annotations
 
+import enum
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, TypeAlias, assert_never
+from typing import Final, Protocol, TypeAlias, assert_never
 
 import attrs
 
 from bridgecore import transport as tp
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
-WINDOW: Final = 65_536  # bytes in flight to a receiver that does not read
+NOBODY: Final = -1  # the label of a connection of which it is not known for whom it is
+MILLISECOND: Final = 1_000_000  # ns
+WINDOW: Final = 65_536  # bytes that wait for a receiver that does not read, before writing blocks
+_TCP_GIVES_UP: Final = 900 * NS_PER_SECOND  # after which the ends of a half-open connection hear
 
 _OnConnection: TypeAlias = (
     tp.Send | tp.EndSending | tp.Close | tp.Abort | tp.PauseReading | tp.ResumeReading
 )
 
 
-@attrs.define(eq=False)
-class _End:
-    """One end of a connection: a machine's, or a ``ByteClient``'s (then ``conn`` is 0)."""
+class MachineError(AssertionError):
+    """A machine broke its duty. ``label``: of the connection for which it worked."""
 
-    owner: tp.Machine | ByteClient
+    def __init__(self, label: int, message: str) -> None:
+        super().__init__(message)
+        self.label = label
+
+
+# ------------------------------------------------------------------ options
+
+
+class Path(Protocol):
+    """How bytes travel on a connection, in either direction."""
+
+    @property
+    def latency(self) -> int:
+        """The ns that anything takes at least."""
+
+    def pieces(self, data: bytes) -> Iterable[tuple[int, bytes]]:
+        """The pieces in which ``data`` arrives, each with the ns by which it is late: the first
+        one after ``latency``, others after the piece before."""
+
+
+class Fate(enum.Enum):
+    """What becomes of a connect."""
+
+    ARRIVES = enum.auto()
+    REFUSED = enum.auto()
+    UNANSWERED = enum.auto()
+
+
+class Conditions(Protocol):
+    """How a network treats connections."""
+
+    def path(self, label: int) -> Path:
+        """For the next connection with that label."""
+
+    def connecting(self, end: End) -> Fate:
+        """The owner of ``end`` connects."""
+
+    def connected(self, end: End) -> None:
+        """``end`` has a peer now. Both can be harmed."""
+
+    def label_of(self, data: bytes) -> int | None:
+        """The label of a connection without one, told by what was written; None: it is not."""
+
+
+class Watcher(Protocol):
+    """Sees all that happens."""
+
+    def added(self, machine: tp.Machine, label: int) -> None:
+        """The network drives ``machine`` from now on."""
+
+    def handles(self, machine: tp.Machine, event: tp.TransportEvent, network: Network) -> None:
+        """``machine`` is about to handle ``event``, for ``network.label``."""
+
+    def raised(self, machine: tp.Machine, error: Exception, network: Network) -> None:
+        """It raised ``error``, which the network raises again."""
+
+    def logged(self, log: tp.Log) -> None:
+        """A machine logs something."""
+
+    def breaks(self, end: End) -> None:
+        """A connection breaks where ``cut_after`` said."""
+
+
+@attrs.frozen
+class Direct:
+    """A path that takes ``latency`` ns and loses nothing."""
+
+    split: Callable[[bytes], Iterable[bytes]] | None = None
+    latency: int = 0
+
+    def pieces(self, data: bytes) -> Iterable[tuple[int, bytes]]:
+        """All of it at once, in the pieces that ``split`` makes."""
+        return [(0, data)] if self.split is None else [(0, piece) for piece in self.split(data)]
+
+
+@attrs.frozen
+class _Calm:
+    """Conditions under which every connection is alike, and none is refused."""
+
+    alike: Path
+
+    def path(self, label: int) -> Path:
+        return self.alike
+
+    def connecting(self, end: End) -> Fate:
+        return Fate.ARRIVES
+
+    def connected(self, end: End) -> None:
+        pass
+
+    def label_of(self, data: bytes) -> int | None:
+        return None
+
+
+# ------------------------------------------------------------------ machines and connections
+
+
+@attrs.define(eq=False)
+class End:
+    """One end of a connection; what it writes travels to ``peer``. To be read, not changed."""
+
+    driver: _Driver
     conn: int
-    peer: _End | None = None
+    label: int
+    path: Path
+    peer: End | None = None
+    window: int = WINDOW  # bytes of ``held`` from which on the peer's writing blocks
     open: bool = True
+    vanishing: bool = False  # what it writes from now on goes nowhere
+    harmed: bool = False  # something was done to the connection that explains its loss
+    arrival: int = 0  # ns: when the latest that it wrote arrives; nothing overtakes
+    stalled: int = 0  # ns: nothing that it writes arrives before
+    sent: int = 0  # bytes
+    cut_at: int | None = None  # of ``sent``: where the connection breaks
     paused: bool = False
     held: deque[tp.TransportEvent] = attrs.Factory(deque)  # what came while reading was paused
     unread: int = 0  # bytes of ``held``
-    waiting: list[tp.TransportEvent] = attrs.Factory(list)  # the owner's, once its data is out
     blocked: bool = False  # the owner was told that its writing is
+    waiting: list[tp.TransportEvent] = attrs.Factory(list)  # the owner's, once its data is out
+
+    @property
+    def owner_labelled(self) -> bool:
+        """Whether its owner has a label of its own."""
+        return self.driver.label != NOBODY
+
+
+@attrs.define(eq=False)
+class _Driver:
+    """A machine and what the network knows of it."""
+
+    machine: tp.Machine
+    label: int = NOBODY  # of the connections that it opens; NOBODY: of what made it open them
+    window: int = WINDOW  # of the connections that it opens
+    after: Callable[[], None] | None = None
+    limit: int | None = None  # of its connections at a time
+    ends: dict[int, End] = attrs.Factory(dict)
+    backlog: deque[End] = attrs.Factory(deque)  # held back until there is room
+    timer: int | None = None  # ns, as it is in the queue
+    accepted: list[End] = attrs.Factory(list)
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and len(self.ends) >= self.limit
 
 
 class ByteClient:
     """A client made of bytes: what it received is in ``received``."""
 
     def __init__(self, network: Network) -> None:
-        self._network = network
         self.received = bytearray()
         self.eof = False  # the other side will send no more
-        self.closed = False  # the connection is gone
-        self._end: _End | None = None
+        self._lost = False
+        self._network = network
+        self._end: End | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection is gone: reset, or closed by the other side."""
+        peer = None if self._end is None else self._end.peer
+        return self._lost or (self.eof and peer is not None and not peer.open)
 
     def send(self, data: bytes) -> None:
         """Send ``data`` and let everything happen that follows from it now."""
-        self._network.transmit(self._require(), tp.DataReceived(0, data))
+        self._do(tp.Send(0, data))
 
     def half_close(self) -> None:
         """Say that nothing more will be sent."""
-        self._network.transmit(self._require(), tp.EofReceived(0))
+        self._do(tp.EndSending(0))
 
     def abort(self) -> None:
         """Go without a word: a reset."""
-        self._network.drop(self._require())
+        self._do(tp.Abort(0))
 
     def pause(self) -> None:
         """Stop reading."""
-        self._require().paused = True
+        self._do(tp.PauseReading(0))
 
     def resume(self) -> None:
         """Read what has come, and go on reading."""
-        self._network.resume(self._require())
+        self._do(tp.ResumeReading(0))
 
     def take(self) -> bytes:
         """What came since the last call."""
@@ -81,43 +241,102 @@ class ByteClient:
         self.received.clear()
         return data
 
-    def attach(self, end: _End) -> None:
-        """For the network: the end of the connection that is this client's."""
-        self._end = end
-
-    def _require(self) -> _End:
+    def _do(self, effect: _OnConnection) -> None:
         if self._end is None:
             raise ConnectionError("the client is not connected")
-        return self._end
+        if self._end.open:
+            self._network.act(self._end, effect)
+
+    # ------------------------------------------------------------ for the network
+
+    def attach(self, end: End) -> None:
+        """``end`` is the client's."""
+        self._end = end
+
+    def new_connection(self) -> int:
+        """A client accepts no connections."""
+        raise AssertionError("a client does not listen")
+
+    def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
+        """Take in what came."""
+        if isinstance(event, tp.DataReceived):
+            self.received += event.data
+        elif isinstance(event, tp.EofReceived):
+            self.eof = True
+        elif isinstance(event, tp.Disconnected):
+            self.eof = self._lost = True
+        return []
+
+    def next_timeout(self) -> Deadline | None:
+        """It never does anything by itself."""
+        return None
+
+
+_Do: TypeAlias = Callable[[], None]
+_TIMEOUT: Final = tp.TimeoutReached()
 
 
 class Network:
-    """Virtual wires and a virtual clock (``now``, ns). Deterministic: first come, first served.
+    """Connections in memory, and a virtual clock (``now``, ns).
 
-    ``split`` cuts what is written into the pieces in which it arrives.
+    Args:
+        split: cuts what is written into the pieces in which it arrives. Without ``conditions``.
+        latency: the ns that bytes take in either direction. Without ``conditions``.
+        conditions: how each connection behaves; by default all are alike and loss-free.
+        watcher: sees what happens; by default logs are collected in ``logs``.
     """
 
-    def __init__(self, split: Callable[[bytes], Iterable[bytes]] | None = None) -> None:
-        self.now = 1_000_000_000
+    def __init__(
+        self,
+        split: Callable[[bytes], Iterable[bytes]] | None = None,
+        *,
+        latency: int = 0,
+        conditions: Conditions | None = None,
+        watcher: Watcher | None = None,
+    ) -> None:
+        self.now = NS_PER_SECOND
+        self.label = NOBODY  # for whose sake things happen right now
         self.logs: list[tp.Log] = []
         self.stopped: list[tp.Machine] = []
         self.connects = 0  # that machines asked for
-        self._split = split
-        self._machines: list[tp.Machine] = []
-        self._listeners: dict[tuple[str, int], tp.Machine] = {}
+        self.disturbed: dict[int, int] = {}  # label -> ns: how long what was done to it shows
+        self._conditions = _Calm(Direct(split, latency)) if conditions is None else conditions
+        self._watcher = watcher
+        self._drivers: dict[int, _Driver] = {}  # by the id of their machine
+        self._listeners: dict[tuple[str, int], _Driver] = {}
         self._mute: set[tuple[str, int]] = set()
-        self._ends: dict[tuple[int, int], _End] = {}
-        self._limits: dict[int, int] = {}  # of machines, by their id
-        self._unaccepted: list[_End] = []  # machines' ends, held back until there is room
-        self._queue: deque[tuple[_End, tp.TransportEvent, bool]] = deque()
+        # Both are heaps: what is due first, and of that what came up first. Timers are apart: what
+        # follows from an event is settled without them.
+        self._queue: list[tuple[int, int, End | _Do, tp.TransportEvent]] = []
+        self._timers: list[tuple[int, int, _Driver]] = []
+        self._serial = 0
         self._running = False
 
-    def add(self, machine: tp.Machine, host: str = "", port: int = 0) -> None:
-        """Drive ``machine``; with a ``port``, it listens there."""
-        if machine not in self._machines:
-            self._machines.append(machine)
+    # ------------------------------------------------------------ for who builds a world
+
+    def add(
+        self,
+        machine: tp.Machine,
+        host: str = "",
+        port: int = 0,
+        *,
+        label: int = NOBODY,
+        window: int = WINDOW,
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Drive ``machine``; with a ``port``, it listens there.
+
+        ``label`` and ``window`` (bytes) are those of the connections that it opens; ``after`` is
+        called whenever it has handled something. Only the first call for a machine sets them.
+        """
+        driver = self._drivers.get(id(machine))
+        if driver is None:
+            driver = self._drivers[id(machine)] = _Driver(machine, label, window, after)
+            if self._watcher is not None:
+                self._watcher.added(machine, label)
         if port:
-            self._listeners[host, port] = machine
+            self._listeners[host, port] = driver
+        self._set_timer(driver)
 
     def remove_listener(self, host: str, port: int) -> None:
         """Nobody listens there any more: connects are refused."""
@@ -129,7 +348,7 @@ class Network:
 
     def limit(self, machine: tp.Machine, count: int) -> None:
         """Let ``machine`` have at most ``count`` connections at a time, as if by RLIMIT_NOFILE."""
-        self._limits[id(machine)] = count
+        self._drivers[id(machine)].limit = count
 
     def connect(self, host: str, port: int) -> ByteClient:
         """A client connected to the machine that listens there.
@@ -137,253 +356,393 @@ class Network:
         Raises:
             ConnectionRefusedError: nobody listens there.
         """
-        client = ByteClient(self)
-        end = _End(client, 0)
-        client.attach(end)
-        if not self._accept(end, host, port):
+        if (host, port) not in self._listeners:
             raise ConnectionRefusedError(f"nobody listens on {host}:{port}")
-        self._run()
+        client = ByteClient(self)
+        self.label = NOBODY
+        end = self._open(_Driver(client), 0, (host, port))
+        client.attach(end)
+        if end.path.latency:
+            self.advance(2 * end.path.latency)
+        self._settle()
         return client
 
     def handle(self, machine: tp.Machine, event: tp.TransportEvent) -> None:
         """Let ``machine`` handle an event that is not of a connection, and what follows."""
-        self._carry_out(machine, machine.handle(event, self.now))
-        self._run()
+        self._handle(self._drivers[id(machine)], event, NOBODY)
+        self._settle()
+
+    def carry_out(self, machine: tp.Machine, effects: Iterable[tp.TransportEffect]) -> None:
+        """Do what ``machine`` wants, as if it had just asked for it, and what follows."""
+        driver = self._drivers[id(machine)]
+        for effect in effects:
+            self._carry_out(driver, effect)
+        self._settle()
+
+    def act(self, end: End, effect: _OnConnection) -> None:
+        """Do what the owner of ``end`` wants, and what follows."""
+        self._on_connection(end, effect)
+        self._settle()
 
     def open_connections(self, machine: tp.Machine) -> int:
         """How many connections ``machine`` has."""
-        return sum(1 for end in self._ends.values() if end.owner is machine)
+        return len(self._drivers[id(machine)].ends)
+
+    def ends(self, machine: tp.Machine, label: int | None = None) -> list[End]:
+        """The ends that ``machine`` has, of ``label`` if it is given, the oldest first."""
+        found = self._drivers[id(machine)].ends.values()
+        return [end for end in found if label is None or end.label == label]
+
+    def accepted(self, machine: tp.Machine, ordinal: int) -> End:
+        """The ``ordinal``-th connection (from 1) that ``machine`` accepted, gone or not."""
+        return self._drivers[id(machine)].accepted[ordinal - 1]
+
+    # ------------------------------------------------------------ time
+
+    def at(self, when: int, do: _Do) -> None:
+        """Call ``do`` at ``when`` (ns)."""
+        self._push(when, do)
 
     def advance(self, duration: int) -> None:
-        """Let ``duration`` ns pass, and every deadline on the way.
+        """Let ``duration`` ns pass, and everything that is due on the way.
 
         Raises:
-            AssertionError: after a deadline was handled it is still due (invariant 29).
+            MachineError: after a deadline was handled it is still due.
         """
         until = self.now + duration
-        while (first := self._next_timeout()) is not None and first[0] <= until:
-            machine = first[1]
-            self.now = max(self.now, first[0])
-            self._carry_out(machine, machine.handle(tp.TimeoutReached(), self.now))
-            left = machine.next_timeout()
-            if left is not None and left.at <= self.now:
-                raise AssertionError(f"{left.reason} was handled at {self.now} and is due again")
-            self._run()
+        for driver in self._drivers.values():
+            self._set_timer(driver)  # tests change machines behind the network's back
+        self.run(until)
         self.now = until
+
+    def run(self, until: int, stop: Callable[[], bool] | None = None) -> None:
+        """Let time pass to ``until`` (ns), or until ``stop()`` or until nothing is left to happen.
+        The clock then shows when the latest event was.
+
+        Raises:
+            MachineError: after a deadline was handled it is still due.
+        """
+        queue, timers = self._queue, self._timers
+        self._running = True
+        try:
+            while queue or timers:
+                timed = not queue or bool(timers and timers[0][:2] < queue[0][:2])
+                first = timers[0][0] if timed else queue[0][0]
+                if first > until or (stop is not None and stop()):
+                    break
+                if timed:
+                    at, _, driver = heapq.heappop(timers)
+                    if driver.timer == at:
+                        self.now = at
+                        driver.timer = None
+                        self._due(driver)
+                else:
+                    self._step()
+        finally:
+            self._running = False
 
     def next_deadline(self) -> int | None:
         """When the next deadline of any machine is, ns."""
-        first = self._next_timeout()
-        return None if first is None else first[0]
+        found = [driver.machine.next_timeout() for driver in self._drivers.values()]
+        return min((deadline.at for deadline in found if deadline is not None), default=None)
 
-    # ------------------------------------------------------------ wires
-
-    def transmit(self, end: _End, event: tp.TransportEvent) -> None:
-        """Let ``event`` happen at the other side of ``end``."""
-        if end.open and end.peer is not None:
-            if isinstance(event, tp.DataReceived):
-                self._write(end, event.data)
-            else:
-                self._post(end.peer, event)
-            self._run()
-
-    def drop(self, end: _End) -> None:
-        """End the connection: the other side sees it lost."""
-        self._forget(end)
-        self._reset(end.peer)
-        self._run()
-
-    def resume(self, end: _End) -> None:
-        """Let the owner of ``end`` read again, what was held back first."""
-        end.paused = False
-        self._queue.extendleft((end, event, False) for event in reversed(end.held))
-        end.held.clear()
-        end.unread = 0
-        if end.peer is not None:
-            self._flushed(end.peer)
-        self._run()
-
-    def _post(self, end: _End, event: tp.TransportEvent, *, when_flushed: bool = False) -> None:
-        """Let ``event`` happen at ``end``; ``when_flushed``: once all that it wrote is out."""
-        self._queue.append((end, event, when_flushed))
-
-    def _reset(self, peer: _End | None) -> None:
-        if peer is not None and peer in self._unaccepted:
-            peer.open = False  # its machine has never heard of it
-        elif peer is not None and peer.open:
-            peer.paused = False
-            peer.held.clear()
-            self._post(peer, tp.Disconnected(peer.conn))
-
-    def _write(self, end: _End, data: bytes) -> None:
-        peer = end.peer
-        if peer is None or not peer.open:
-            self._post(end, tp.Disconnected(end.conn))
-            return
-        for piece in [data] if self._split is None else self._split(data):
-            self._post(peer, tp.DataReceived(peer.conn, piece))
-
-    def _hold(self, end: _End, event: tp.TransportEvent) -> None:
-        """``end`` does not read: keep what came, and block its peer when it is too much."""
-        end.held.append(event)
-        if isinstance(event, tp.DataReceived):
-            end.unread += len(event.data)
-        peer = end.peer
-        if peer is not None and end.unread > WINDOW and not peer.blocked:
-            peer.blocked = True
-            self._post(peer, tp.WriteBlocked(peer.conn))
-
-    def _flushed(self, end: _End) -> None:
-        """Everything that ``end`` wrote is out."""
-        if end.blocked:
-            end.blocked = False
-            self._post(end, tp.WriteUnblocked(end.conn))
-        for event in end.waiting:
-            self._post(end, event)
-        end.waiting.clear()
-
-    def _forget(self, end: _End) -> None:
-        end.open = False
-        if self._ends.pop((id(end.owner), end.conn), None) is not None:
-            for one in [one for one in self._unaccepted if one.owner is end.owner]:
-                if not self._let_in(one):
-                    break
-                self._unaccepted.remove(one)
-
-    def _is_full(self, machine: tp.Machine | ByteClient) -> bool:
-        limit = self._limits.get(id(machine))
-        return limit is not None and sum(key[0] == id(machine) for key in self._ends) >= limit
-
-    def _next_timeout(self) -> tuple[int, tp.Machine] | None:
-        due = [
-            (deadline.at, index)
-            for index, machine in enumerate(self._machines)
-            if (deadline := machine.next_timeout()) is not None
-        ]
-        if not due:
-            return None
-        at, index = min(due)
-        return at, self._machines[index]
-
-    def _accept(self, client: _End, host: str, port: int) -> bool:
-        machine = self._listeners.get((host, port))
-        if machine is None:
-            return False
-        end = _End(machine, machine.new_connection(), client, paused=True)
-        client.peer = end
-        if not self._let_in(end):
-            self._unaccepted.append(end)
-        return True
-
-    def _let_in(self, end: _End) -> bool:
-        """Have the connection accepted, or have its machine told that it cannot be."""
-        if not end.open:
-            return True  # whoever connected has gone
-        if self._is_full(end.owner):
-            self._post(_End(end.owner, 0), tp.AcceptFailed("too many open files"))
-            return False
-        end.paused = False
-        self._ends[id(end.owner), end.conn] = end
-        self._post(end, tp.Accepted(end.conn))
-        for event in end.held:
-            self._post(end, event)
-        end.held.clear()
-        end.unread = 0
-        if end.peer is not None:
-            self._flushed(end.peer)
-        return True
-
-    # ------------------------------------------------------------ events and effects
-
-    def _run(self) -> None:
+    def _settle(self) -> None:
+        """Let everything happen that takes no time, deadlines aside."""
         if self._running:
             return
         self._running = True
         try:
-            while self._queue:
-                end, event, when_flushed = self._queue.popleft()
-                of_peer = isinstance(event, tp.DataReceived | tp.EofReceived)
-                if end.paused and (of_peer or isinstance(end.owner, ByteClient)):
-                    self._hold(end, event)
-                elif end.blocked and when_flushed:
-                    end.waiting.append(event)
-                elif end.open:
-                    self._deliver(end, event)
+            while self._queue and self._queue[0][0] <= self.now:
+                self._step()
         finally:
             self._running = False
 
-    def _deliver(self, end: _End, event: tp.TransportEvent) -> None:
+    def _step(self) -> None:
+        at, _, target, event = heapq.heappop(self._queue)
+        if not isinstance(target, End):
+            self.now = at
+            target()
+        elif target.open:
+            self.now = at
+            self._deliver(target, event)
+
+    def _push(self, at: int, target: End | _Do, event: tp.TransportEvent = _TIMEOUT) -> None:
+        """Let ``event`` happen to an end, or something be done, at ``at`` (ns)."""
+        self._serial += 1
+        heapq.heappush(self._queue, (at, self._serial, target, event))
+
+    def _set_timer(self, driver: _Driver) -> None:
+        deadline = driver.machine.next_timeout()
+        if deadline is None:
+            driver.timer = None
+        elif deadline.at != driver.timer:
+            driver.timer = max(deadline.at, self.now)
+            self._serial += 1
+            heapq.heappush(self._timers, (driver.timer, self._serial, driver))
+
+    def _due(self, driver: _Driver) -> None:
+        self._handle(driver, _TIMEOUT, driver.label)
+        left = driver.machine.next_timeout()
+        if left is not None and left.at <= self.now:
+            text = f"{left.reason.value} was handled at {self.now} and is due again (invariant 29)"
+            raise MachineError(driver.label, text)
+
+    # ------------------------------------------------------------ what can be done to a connection
+
+    def reset(self, end: End) -> None:
+        """Break the connection now: both ends hear of it as soon as the news can reach them."""
+        for side, other in ((end, end.peer), (end.peer, end)):
+            if side is not None and side.open:
+                side.harmed = side.vanishing = True
+                self._disturb(side, self.now)
+                # What the other side wrote before is on its way, and comes first.
+                at = self.now + side.path.latency
+                if other is not None:
+                    at = max(at, other.arrival)
+                self._push(at, side, tp.Disconnected(side.conn))
+
+    def finish(self, end: End) -> None:
+        """What the far side of ``end`` does: it closes the connection, without a word before it."""
+        if end.peer is not None and end.peer.open:
+            end.harmed = end.peer.harmed = True
+            self._disturb(end, self.now)
+            self._on_connection(end.peer, tp.Close(end.peer.conn))
+
+    def vanish(self, end: End) -> None:
+        """Make the connection half-open: nothing arrives any more, and nobody is told for long."""
+        for side in (end, end.peer):
+            if side is not None and side.open:
+                side.harmed = side.vanishing = True
+                self._disturb(side, self.now + _TCP_GIVES_UP)
+                self._push(self.now + _TCP_GIVES_UP, side, tp.Disconnected(side.conn))
+
+    def stall(self, end: End, until: int) -> None:
+        """Nothing that ``end`` writes arrives before ``until`` (ns)."""
+        end.stalled = max(end.stalled, until)
+        self._disturb(end, until)
+
+    def cut_after(self, end: End, count: int) -> None:
+        """Break the connection when ``end`` has written ``count`` more bytes."""
+        end.cut_at = end.sent + count
+
+    def _disturb(self, end: End, until: int) -> None:
+        self.disturbed[end.label] = max(self.disturbed.get(end.label, 0), until)
+
+    # ------------------------------------------------------------ events and effects
+
+    def _deliver(self, end: End, event: tp.TransportEvent) -> None:
+        driver = end.driver
         if isinstance(event, tp.Disconnected):
             self._forget(end)
-        owner = end.owner
-        if isinstance(owner, ByteClient):
+            if end in driver.backlog:
+                driver.backlog.remove(end)
+                return  # its machine has never heard of it
+        elif (end.paused or end.held) and isinstance(event, tp.DataReceived | tp.EofReceived):
+            end.held.append(event)
             if isinstance(event, tp.DataReceived):
-                owner.received += event.data
-            elif isinstance(event, tp.EofReceived):
-                owner.eof = True
-            elif isinstance(event, tp.Disconnected):
-                owner.eof = owner.closed = True
+                end.unread += len(event.data)
+                peer = end.peer
+                if end.unread > end.window and peer is not None and not peer.blocked:
+                    peer.blocked = True
+                    self._push(self.now, peer, tp.WriteBlocked(peer.conn))
             return
-        if isinstance(event, tp.EofReceived):
-            event = tp.EofReceived(end.conn)
-        self._carry_out(owner, owner.handle(event, self.now))
+        self._handle(driver, event, end.label)
 
-    def _carry_out(self, machine: tp.Machine, effects: list[tp.TransportEffect]) -> None:
+    def _handle(self, driver: _Driver, event: tp.TransportEvent, label: int) -> None:
+        self.label = label
+        watcher = self._watcher
+        if watcher is not None:
+            watcher.handles(driver.machine, event, self)
+        try:
+            effects = driver.machine.handle(event, self.now)
+        except Exception as error:
+            if watcher is not None:
+                watcher.raised(driver.machine, error, self)
+            raise
         for effect in effects:
-            if isinstance(effect, tp.Log):
+            self._carry_out(driver, effect)
+        self._set_timer(driver)
+        if driver.after is not None:
+            driver.after()
+
+    def _carry_out(self, driver: _Driver, effect: tp.TransportEffect) -> None:
+        if isinstance(effect, tp.Log):
+            if self._watcher is None:
                 self.logs.append(effect)
-            elif isinstance(effect, tp.Connect):
-                self._connect(machine, effect)
-            elif isinstance(effect, tp.StopListening):
-                for key in [k for k, m in self._listeners.items() if m is machine]:
-                    del self._listeners[key]
-            elif isinstance(effect, tp.Stop):
-                self.stopped.append(machine)
             else:
-                found = self._ends.get((id(machine), effect.conn))
-                if found is not None:
-                    self._on_connection(found, effect)
-
-    def _connect(self, machine: tp.Machine, effect: tp.Connect) -> None:
-        self.connects += 1
-        end = _End(machine, effect.conn)
-        if self._is_full(machine):
-            error = tp.ConnectError.LOCAL
-            self._post(end, tp.ConnectFailed(effect.conn, error, "too many open files"))
-            return
-        self._ends[id(machine), effect.conn] = end
-        if (effect.host, effect.port) in self._mute:
-            return
-        if self._accept(end, effect.host, effect.port):
-            self._post(end, tp.Connected(effect.conn))
+                self._watcher.logged(effect)
+        elif isinstance(effect, tp.Connect):
+            self.connects += 1
+            self._open(driver, effect.conn, (effect.host, effect.port))
+        elif isinstance(effect, tp.StopListening):
+            for place in [key for key, found in self._listeners.items() if found is driver]:
+                del self._listeners[place]
+        elif isinstance(effect, tp.Stop):
+            self.stopped.append(driver.machine)
         else:
-            del self._ends[id(machine), effect.conn]
-            error = tp.ConnectError.REFUSED
-            self._post(end, tp.ConnectFailed(effect.conn, error, "nobody listens"))
+            end = driver.ends.get(effect.conn)
+            if end is not None:
+                self._on_connection(end, effect)
 
-    def _on_connection(self, end: _End, effect: _OnConnection) -> None:
+    def _on_connection(self, end: End, effect: _OnConnection) -> None:
         peer = end.peer
         if isinstance(effect, tp.Send):
             if effect.data:
                 self._write(end, effect.data)
             if effect.notify:
-                self._post(end, tp.DataSent(end.conn), when_flushed=True)
+                self._when_flushed(end, tp.DataSent(end.conn))
         elif isinstance(effect, tp.EndSending):
-            if peer is not None:
-                self._post(peer, tp.EofReceived(peer.conn))
+            self._say(end, tp.EofReceived(peer.conn if peer is not None else 0))
         elif isinstance(effect, tp.Close):
-            if peer is not None:
-                self._post(peer, tp.EofReceived(peer.conn))
-                if isinstance(peer.owner, ByteClient):
-                    self._post(peer, tp.Disconnected(peer.conn))
-            self._post(end, tp.Disconnected(end.conn), when_flushed=True)
+            self._say(end, tp.EofReceived(peer.conn if peer is not None else 0))
+            self._when_flushed(end, tp.Disconnected(end.conn))
         elif isinstance(effect, tp.Abort):
             self._forget(end)
-            self._reset(peer)
+            if peer is not None:
+                peer.held.clear()
+            self._say(end, tp.Disconnected(peer.conn if peer is not None else 0))
         elif isinstance(effect, tp.PauseReading):
             end.paused = True
         elif isinstance(effect, tp.ResumeReading):
             if end.paused:
-                self.resume(end)
+                end.paused = False
+                self._push(self.now, lambda: self._catch_up(end))
         else:
             assert_never(effect)
+
+    # ------------------------------------------------------------ how a connection begins
+
+    def _open(self, driver: _Driver, conn: int, place: tuple[str, int]) -> End:
+        """The end of a connection that the machine of ``driver`` opens."""
+        label = driver.label if driver.label != NOBODY else self.label
+        path = self._conditions.path(label)
+        end = End(driver, conn, label, path, window=driver.window)
+        if driver.full:
+            error = tp.ConnectError.LOCAL
+            failed = tp.ConnectFailed(conn, error, "too many open files")
+            self._push(self.now, end, failed)
+            return end
+        driver.ends[conn] = end
+        fate = self._conditions.connecting(end)
+        if fate is not Fate.UNANSWERED and place not in self._mute:
+            arrival = self.now + path.latency
+            self._push(arrival, lambda: self._arrive(end, place, fate is Fate.REFUSED))
+        return end
+
+    def _arrive(self, end: End, place: tuple[str, int], refused: bool) -> None:
+        """The connect of ``end`` has come to its destination."""
+        if not end.open:
+            return
+        back = self.now + end.path.latency
+        driver = self._listeners.get(place)
+        if driver is None or refused:
+            # The loop drops what is for an end that is gone, so this one goes when it hears.
+            failed = tp.ConnectFailed(end.conn, tp.ConnectError.REFUSED, "nobody listens")
+            self._push(back, end, failed)
+            self._push(back, lambda: self._forget(end))
+            return
+        number = driver.machine.new_connection()
+        end.peer = peer = End(driver, number, end.label, end.path, end)
+        peer.arrival = back
+        driver.accepted.append(peer)
+        full = driver.full
+        if full:
+            peer.paused = True
+            driver.backlog.append(peer)
+        else:
+            driver.ends[number] = peer
+        self._push(back, end, tp.Connected(end.conn))
+        self._conditions.connected(end)
+        self._handle(driver, _TOO_MANY if full else tp.Accepted(number), end.label)
+
+    def _admit(self, driver: _Driver) -> None:
+        """Have connections accepted that wait for it, as many as there is room for."""
+        while driver.backlog:
+            if driver.full:
+                self._handle(driver, _TOO_MANY, NOBODY)
+                break
+            end = driver.backlog.popleft()
+            driver.ends[end.conn] = end
+            self._handle(driver, tp.Accepted(end.conn), end.label)
+            self._on_connection(end, tp.ResumeReading(end.conn))
+
+    # ------------------------------------------------------------ how bytes travel
+
+    def _say(self, end: End, event: tp.TransportEvent) -> None:
+        """Let ``event`` happen at the other side, behind all that was written."""
+        peer = end.peer
+        if peer is not None and peer.open and not end.vanishing:
+            end.arrival = max(self.now + end.path.latency, end.arrival, end.stalled)
+            self._push(end.arrival, peer, event)
+
+    def _write(self, end: End, data: bytes) -> None:
+        peer = end.peer
+        if end.label == NOBODY and (label := self._conditions.label_of(data)) is not None:
+            end.label = label
+            if peer is not None:
+                peer.label = label
+        if end.vanishing:
+            return
+        at = self.now + end.path.latency
+        if peer is None or not peer.open:
+            # Its answer is a reset.
+            self._push(at, end, tp.Disconnected(end.conn))
+            return
+        cut = end.cut_at is not None and end.sent + len(data) >= end.cut_at
+        if cut and end.cut_at is not None:
+            data = data[: end.cut_at - end.sent]
+        end.sent += len(data)
+        for late, piece in end.path.pieces(data):
+            end.arrival = at = max(at + late, end.arrival, end.stalled)
+            if piece:
+                self._push(at, peer, tp.DataReceived(peer.conn, piece))
+        if cut:
+            if self._watcher is not None:
+                self._watcher.breaks(end)
+            self.reset(end)
+
+    def _when_flushed(self, end: End, event: tp.TransportEvent) -> None:
+        """Let ``event`` happen at ``end`` once everything that it wrote is out."""
+
+        def happen() -> None:
+            if end.blocked and not end.vanishing:
+                end.waiting.append(event)
+            elif end.open:
+                self._deliver(end, event)
+
+        if end.blocked and not end.vanishing:
+            end.waiting.append(event)
+        else:
+            # What was written just now may block, and is to be delivered first.
+            self._push(self.now, happen)
+
+    def _catch_up(self, end: End) -> None:
+        """The owner of ``end`` reads what has come."""
+        while end.held and not end.paused and end.open:
+            event = end.held.popleft()
+            if isinstance(event, tp.DataReceived):
+                end.unread -= len(event.data)
+            self._handle(end.driver, event, end.label)
+        if end.held:
+            return
+        sender = end.peer
+        if sender is not None and sender.blocked:
+            sender.blocked = False
+            self._push(self.now, sender, tp.WriteUnblocked(sender.conn))
+            for event in sender.waiting:
+                self._push(self.now, sender, event)
+            sender.waiting.clear()
+
+    def _forget(self, end: End) -> None:
+        end.open = False
+        driver = end.driver
+        if driver.ends.pop(end.conn, None) is not None and driver.backlog:
+            self._push(self.now, lambda: self._admit(driver))
+        peer = end.peer
+        if peer is not None and peer.open and peer.blocked:
+            # What the peer still wants to write meets a connection that is gone.
+            peer.blocked = False
+            self._push(self.now + end.path.latency, peer, tp.Disconnected(peer.conn))
+
+
+_TOO_MANY: Final = tp.AcceptFailed("too many open files")

@@ -1,8 +1,8 @@
 """Every state that a session can reach, and every event that it can meet there.
 
-What belongs here: the canonical form of a state, the search, the judgement of liveness, and the
-report. What can happen is environment.py; what must hold is properties.py; this file only looks for
-states and finds the shortest way to one in which something does not hold. Telling it is story.py.
+What belongs here: the canonical form of a state, what follows from each move, the judgement of
+liveness, and the report. What can happen is environment.py; what must hold is properties.py; the
+breadth-first search is search.py, and telling what it found is story.py.
 
 Theory of operation. A *world* is a session's state and the reference model that watches it. The
 search is breadth-first from a closed session, so the first way found to a world is a shortest one.
@@ -21,7 +21,7 @@ told has to be answered.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -48,6 +48,7 @@ from bridgecore.recovery.timers import Deadline, Timers
 from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
 from bridgecore.verify.model import Model, one_ended, own_names
 from bridgecore.verify.properties import Property, ViolationError
+from bridgecore.verify.search import Search
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -336,10 +337,8 @@ class _Search:
         self.outcomes: dict[object, int] = {}
         self.told: list[_Outcome] = []  # by number
         self.after: dict[int, int | ViolationError] = {}  # books and outcome, to books
-        self.found: dict[int, int] = {}  # worlds, to their index in the order of their discovery
-        self.origins: list[tuple[int, str]] = []  # of each world: the one before, and the move
-        self.depths: list[int] = []
-        self.queue: deque[tuple[int, int, int]] = deque()
+        # Worlds, by the numbers of their state and their books in one.
+        self.worlds: Search[int, str] = Search(most=bounds.max_states, depth=bounds.depth)
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns and submission
         self.menus: dict[object, tuple[Move, ...]] = {}
@@ -353,32 +352,27 @@ class _Search:
         self._begin(SessionState(), Model(terms))
         if bounds.remote:
             self._begin(SessionState(remote=True), Model(terms, remote=True))
-        queue, ticks = self.queue, 0
-        while queue and len(self.found) < bounds.max_states:
-            index, state, model = queue.popleft()
-            if bounds.depth is not None and self.depths[index] >= bounds.depth:
-                continue
-            if not self._expand(index, state, model):
-                break
-            ticks += 1
-            if self.progress is not None and ticks % 2048 == 0:
-                report.states, report.ahead = len(self.found), len(queue)
-                self.progress(report)
-        report.complete = not queue
-        report.states = len(self.found) if self.reduced else len(self.reached())
+        self.worlds.run(self._expand, self._progressed, every=2048)
+        report.complete = self.worlds.complete
+        report.states = len(self.worlds) if self.reduced else len(self.reached())
         if report.complete and bounds.depth is None and len(self.broken) < self.most:
             self._judge_liveness()
         return report
 
     def reached(self) -> set[tuple[object, object]]:
         """The keys of the canonical forms of all worlds."""
-        worlds = [(self.states[one >> _BITS], self.models[one & _MASK]) for one in self.found]
+        worlds = [(self.states[one >> _BITS], self.models[one & _MASK]) for one in self.worlds]
         if not self.reduced:
             worlds = [canonical(*world, 0) for world in worlds]
         return {(key_of(state), model.key) for state, model in worlds}
 
     def _begin(self, state: SessionState, model: Model) -> None:
-        self._reach(self._state(state), self._model(model), -1, "")
+        self.worlds.reach(self._state(state) << _BITS | self._model(model))
+
+    def _progressed(self) -> None:
+        if self.progress is not None:
+            self.report.states, self.report.ahead = len(self.worlds), self.worlds.ahead
+            self.progress(self.report)
 
     def _state(self, state: SessionState) -> int:
         number = self.state_numbers.setdefault(key_of(state), len(self.states))
@@ -394,16 +388,9 @@ class _Search:
             self.models.append(model)
         return number
 
-    def _reach(self, state: int, model: int, origin: int, label: str) -> int:
-        index = self.found.setdefault(state << _BITS | model, len(self.origins))
-        if index == len(self.origins):
-            self.origins.append((origin, label))
-            self.depths.append(0 if origin < 0 else self.depths[origin] + 1)
-            self.queue.append((index, state, model))
-        return index
-
-    def _expand(self, index: int, state: int, model: int) -> bool:
+    def _expand(self, index: int, world: int) -> bool:
         """Try every move out of a world; False: enough was found."""
+        state, model = world >> _BITS, world & _MASK
         edges = self.edges[state]
         fresh = None
         if edges is None:
@@ -416,6 +403,7 @@ class _Search:
         if cure == _ACCEPTS and not self.models[model].known:
             cure = _KNOWS_NOT
         quiet = self.states[state].running is None
+        reach = self.worlds.reach
         self.report.edges += len(edges)
         inert = []
         for edge in edges:
@@ -431,7 +419,7 @@ class _Search:
             if edge.inert and books == model:
                 inert.append(edge)
             elif edge.after is not None:
-                reached = self._reach(edge.after, books, index, label)
+                reached = reach(edge.after << _BITS | books, index, label)
             if label == cure:
                 self.healthy[index] = reached, edge.ended
             elif quiet and isinstance(edge.move.event, ev.TurnSubmitted):
@@ -531,11 +519,9 @@ class _Search:
         """Note a violation; False: enough was found."""
         if prop not in self.broken and prop not in self.without:
             self.broken.add(prop)
-            path = [label] if label else []
-            while self.origins[index][0] >= 0:
-                index, before = self.origins[index]
-                path.append(before)
-            found = Counterexample(prop, text, tuple(reversed(path)), remote=index == 1)
+            start, way = self.worlds.way(index)
+            path = (*way, label) if label else way
+            found = Counterexample(prop, text, path, remote=start == 1)
             self.report.counterexamples.append(found)
             if self.found_one is not None:
                 self.found_one(found)

@@ -1,23 +1,23 @@
 """Every way in which a few turns of two clients can go through a bridge.
 
 What belongs here: the environment of a ``Bridge`` (clients with credentials, an upstream that
-remembers what a real one does), what must hold of it, and the search. One session is explore.py's
-subject; here it is what joins sessions: who is routed where, who has to make room, what is sent in
-whose name, and whether the context that the upstream has is the one that the client means.
+remembers what a real one does), what must hold of it, and the bounds. One session is explore.py's
+subject; here it is what joins sessions: which turn is routed to which conversation, which one has
+to make room, under which credential a frame is sent, and whether the context that the upstream has
+is the one that the client means. The search itself is search.py.
 
 Theory of operation. A *world* is a bridge and those around it: each client's own account of its
 conversations, and the upstream's memory, link by link. Worlds are made by going their path again
 from the beginning, which a pure bridge allows, and compared by ``Bridge.snapshot`` with links and
-conversations named by their place and times taken relative. The search is breadth-first, so the
-first way found to a violation is a shortest one. What must hold is folded from messages and effects
-and from what the two sides remember; nothing of it reads what the bridge decided by.
+conversations named by their place and times taken relative. What must hold is folded from messages
+and effects and from what the two sides remember; nothing of it reads what the bridge decided by.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,6 +46,7 @@ from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log
 from bridgecore.verify.explore import later
+from bridgecore.verify.search import Search
 from bridgecore.wire.responses import EventKind, parse_create
 
 
@@ -769,13 +770,12 @@ def explore_bridge(
 ) -> BridgeReport:
     """Explore bridges that ``make`` makes, until the first violation or the bounds' end."""
     report = BridgeReport(bounds)
-    start = World(bounds, make)
-    found = {start.key()}
-    queue: deque[tuple[Move, ...]] = deque([()])
-    while queue and len(found) < bounds.max_worlds:
-        path = queue.popleft()
-        here = World(bounds, make, path)
-        for move in list(here.moves()):
+    search: Search[object, Move] = Search(most=bounds.max_worlds)
+    search.reach(World(bounds, make).key())
+
+    def look(number: int, _: object) -> bool:
+        path = search.way(number)[1]
+        for move in list(World(bounds, make, path).moves()):
             report.edges += 1
             way = (*path, move)
             world = World(bounds, make, path, report.checked)
@@ -783,23 +783,22 @@ def explore_bridge(
             try:
                 world.happens(move)
                 if world.submitted == bounds.turns and not world.turns:
-                    faded = World(bounds, make, way, report.checked)
-                    faded.fade()
+                    World(bounds, make, way, report.checked).fade()
             except BridgeViolationError as violation:
                 names = tuple(map(str, way))
                 shown = BridgeCounterexample(violation.prop, violation.text, names)
                 report.counterexamples.append(shown)
-                report.worlds = len(found)
-                return report
-            if len(way) >= bounds.depth:
-                continue
-            key = world.key()
-            if key not in found:
-                found.add(key)
-                queue.append(way)
+                return False
+            if len(way) < bounds.depth:
+                search.reach(world.key(), number, move)
+        return True
+
+    def show() -> None:
+        report.worlds = len(search)
         if progress is not None:
-            report.worlds = len(found)
             progress(report)
-    report.worlds = len(found)
-    report.complete = not queue
+
+    search.run(look, show)
+    report.worlds = len(search)
+    report.complete = search.complete
     return report

@@ -16,6 +16,7 @@ import pytest
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT
+from bridgecore.testing.client import read_answers
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, Recorder, write_header
 from bridgecore_cli.main import main
@@ -39,10 +40,9 @@ def ask(port: int, **body: Any) -> str:
     )
     with socket.create_connection(("127.0.0.1", port), timeout=TIME_LIMIT) as client:
         client.sendall(head.encode() + data)
-        answer = b"".join(iter(lambda: client.recv(65536), b""))
-    first, _, rest = answer.partition(b"\r\n\r\n")
-    assert first.startswith(b"HTTP/1.1 200 "), answer
-    return str(json.loads(rest)["id"])
+        (answer,) = read_answers(b"".join(iter(lambda: client.recv(65536), b"")))
+    assert answer.status == 200, answer
+    return str(answer.json["id"])
 
 
 def serve_some_turns(backend: Backend, path: Path) -> list[str]:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,15 @@ import pytest
 
 import bridgecore_asyncio
 from bridgecore.testing import Emulator
+from bridgecore.testing.client import (
+    HttpAnswer,
+    HttpEnd,
+    HttpHead,
+    HttpPart,
+    HttpReader,
+    SseEvent,
+    SseReader,
+)
 from bridgecore.transport import Machine
 
 if TYPE_CHECKING:
@@ -249,17 +259,9 @@ def sdk(
     )
 
 
-@attrs.frozen
-class Answer:
-    """An HTTP answer. Names in ``headers`` are lower-case."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes = b""
-
-    @property
-    def json(self) -> Json:
-        return cast(Json, json.loads(self.body))
+@attrs.define
+class Answer(HttpAnswer):
+    """An HTTP answer, judged by what this bridge promises of errors."""
 
     @property
     def error(self) -> Json:
@@ -280,24 +282,13 @@ class Answer:
         return cast(str, self.error["code"])
 
 
-@attrs.frozen
-class Event:
-    """A server-sent event: the ``event:`` line and its ``data:`` lines, joined."""
-
-    name: str
-    data: bytes
-
-    @property
-    def json(self) -> Json:
-        return cast(Json, json.loads(self.data))
-
-
 class Raw:
     """A client made of bytes on a blocking socket."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIME_LIMIT)
-        self._buffer = bytearray()
+        self._reader = HttpReader()
+        self._parts: deque[HttpPart] = deque()
         self._ended = False
 
     def __enter__(self) -> Raw:
@@ -316,84 +307,55 @@ class Raw:
 
     def ended(self) -> bool:
         """Whether the stream ends here: nothing more came, and nothing will."""
-        while not self._ended and not self._buffer:
+        while not self._ended and not self._parts and self._reader.untouched:
             self._fill()
-        return self._ended and not self._buffer
+        return self._ended and not self._parts and self._reader.untouched
 
     def _fill(self) -> None:
         try:
             data = self.sock.recv(1 << 18)
         except ConnectionResetError:
             data = b""
-        self._buffer += data
+        self._parts += self._reader.feed(data)
         self._ended = not data
 
-    def line(self) -> bytes:
-        """The next line, without its CRLF."""
-        while (end := self._buffer.find(b"\r\n")) < 0:
+    def _part(self) -> HttpPart:
+        while not self._parts:
             if self._ended:
-                raise EOFError(f"in a line: {bytes(self._buffer)!r}")
+                raise EOFError("the connection ended before the answer did")
             self._fill()
-        data = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return data
+        return self._parts.popleft()
 
-    def exactly(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            if self._ended:
-                raise EOFError(f"{len(self._buffer)} of {count} bytes came")
-            self._fill()
-        data = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return data
+    def _body(self) -> Iterator[bytes]:
+        while not isinstance(part := self._part(), HttpEnd):
+            assert isinstance(part, bytes)
+            yield part
 
     def head(self) -> Answer:
         """Status and headers of the next answer; its body stays to be read."""
-        version, status, _ = self.line().split(b" ", 2)
-        assert version == b"HTTP/1.1"
-        headers = {}
-        while line := self.line():
-            name, _, value = line.partition(b":")
-            headers[name.decode().lower()] = value.strip().decode()
-        return Answer(int(status), headers)
+        part = self._part()
+        assert isinstance(part, HttpHead)
+        return Answer(part.status, part.headers)
 
-    def answer(self) -> Answer:
-        """The next answer, complete."""
-        head = self.head()
-        if head.headers.get("transfer-encoding") == "chunked":
-            body = b"".join(self.chunks())
-        else:
-            body = self.exactly(int(head.headers["content-length"]))
-        return attrs.evolve(head, body=body)
+    def answer(self, *, of_head: bool = False) -> Answer:
+        """The next answer, complete. ``of_head``: it is one to HEAD."""
+        if of_head:
+            self._reader.expect_no_body()
+        answer = self.head()
+        answer.body = b"".join(self._body())
+        answer.complete = True
+        return answer
 
-    def chunks(self) -> Iterator[bytes]:
-        """The chunks of a chunked body, up to its end."""
-        while size := int(self.line(), 16):
-            yield self.exactly(size)
-            assert self.line() == b""
-        assert self.line() == b""
+    def everything(self) -> Iterator[SseEvent]:
+        """The events and comments of a stream, up to its end."""
+        reader = SseReader()
+        for data in self._body():
+            yield from reader.feed(data)
+        assert not reader.unfinished
 
-    def blocks(self) -> Iterator[bytes]:
-        """What empty lines separate in a stream of events: events and comments."""
-        rest = b""
-        for chunk in self.chunks():
-            *blocks, rest = (rest + chunk).split(b"\n\n")
-            yield from blocks
-        assert rest == b""
-
-    def events(self) -> Iterator[Event]:
-        """The events of a stream, up to its end; comments are left out."""
-        for block in self.blocks():
-            if not block.startswith(b":"):
-                yield read_event(block)
-
-
-def read_event(block: bytes) -> Event:
-    """An event as the bridge writes it: one ``event:`` line, then ``data:`` lines."""
-    first, *lines = block.split(b"\n")
-    assert first.startswith(b"event: ")
-    assert all(line.startswith(b"data: ") for line in lines)
-    return Event(first[7:].decode(), b"\n".join(line[6:] for line in lines))
+    def events(self) -> Iterator[SseEvent]:
+        """The same without comments."""
+        return (event for event in self.everything() if event.name)
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:

@@ -17,6 +17,7 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 from bridgecore.testing import CloseWith, Emulator, Fault, Outcome, Point, SendEvents, Silence
+from bridgecore.testing.client import SseEvent
 from bridgecore.transport import (
     DataReceived,
     Machine,
@@ -27,7 +28,6 @@ from bridgecore.transport import (
 )
 from tests.e2e.conftest import (
     Answer,
-    Event,
     Raw,
     Upstream,
     ask,
@@ -226,12 +226,12 @@ def flood(mebibytes: int) -> Fault:
     return Fault(Point.BEFORE_TERMINAL, SendEvents((event % (b"x" * MIB),) * mebibytes))
 
 
-def drink(raw: Raw) -> list[Event]:
+def drink(raw: Raw) -> list[SseEvent]:
     """What a client that was slow finds when it reads on."""
     return list(raw.events())
 
 
-def check_flood(events: list[Event], mebibytes: int) -> None:
+def check_flood(events: list[SseEvent], mebibytes: int) -> None:
     assert sum(len(event.data) > MIB for event in events) == mebibytes
     assert events[-1].name == "response.completed"
     numbers = [event.json["sequence_number"] for event in events if len(event.data) < MIB]

@@ -6,10 +6,8 @@ tests/endpoint/test_sockets.py.
 
 from __future__ import annotations
 
-import json
 import re
 import resource
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
@@ -18,17 +16,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.conftest import TIME_LIMIT, Process, Upstream, eventually, running
+from tests.e2e.conftest import Process, Raw, Upstream, ask, eventually, post, running
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
 
 FILES = 48
-BODY = json.dumps({"model": "m", "input": "hi"}).encode()
-REQUEST = (
-    b"POST /v1/responses HTTP/1.1\r\nhost: a\r\nauthorization: Bearer k\r\n"
-    b"connection: %s\r\ncontent-length: %d\r\n\r\n%s"
-)
+TURN = post({"model": "m", "input": "hi"})
+LAST_TURN = post({"model": "m", "input": "hi"}, connection="close")
 
 
 @contextmanager
@@ -49,56 +44,37 @@ def short_of_files(backend: Backend, upstream: Upstream) -> Iterator[Process]:
         assert all(later - earlier > 0.9 for earlier, later in pairwise(at))
 
 
-def connect(port: int) -> socket.socket:
-    sock = socket.create_connection(("127.0.0.1", port))
-    sock.settimeout(TIME_LIMIT)
-    return sock
-
-
-def status(sock: socket.socket) -> int:
-    """Of the one answer to a request that asked to close."""
-    data = b""
-    while chunk := sock.recv(65536):
-        data += chunk
-    assert data, "closed without an answer"
-    return int(data.split(b" ", 2)[1])
-
-
-def ask(port: int) -> int:
-    with connect(port) as sock:
-        sock.sendall(REQUEST % (b"close", len(BODY), BODY))
-        return status(sock)
-
-
 def test_more_conversations_than_files_one_after_the_other(
     backend: Backend, upstream: Upstream
 ) -> None:
     """Each leaves an idle socket; the oldest gives way to the next."""
     with short_of_files(backend, upstream) as bridge:
-        assert [ask(bridge.port) for _ in range(2 * FILES)] == [200] * (2 * FILES)
+        found = [ask(bridge.port, LAST_TURN).status for _ in range(2 * FILES)]
+    assert found == [200] * (2 * FILES)
 
 
 def test_more_clients_at_once_than_files(backend: Backend, upstream: Upstream) -> None:
     with short_of_files(backend, upstream) as bridge, ExitStack() as stack:
-        clients = [stack.enter_context(connect(bridge.port)) for _ in range(3 * FILES)]
+        clients = [stack.enter_context(Raw(bridge.port)) for _ in range(3 * FILES)]
         for client in clients:
-            client.sendall(REQUEST % (b"close", len(BODY), BODY))
+            client.send(LAST_TURN)
         found = []
         for client in clients:
-            found.append(status(client))
-            client.close()
+            found.append(client.answer().status)
+            assert client.ended()
+            client.sock.close()
         assert set(found) <= {200, 503}
         assert 200 in found
-        assert [ask(bridge.port) for _ in range(3)] == [200] * 3
+        assert [ask(bridge.port, LAST_TURN).status for _ in range(3)] == [200] * 3
 
 
 def test_idle_client_connections_are_closed_too(backend: Backend, upstream: Upstream) -> None:
     """Each keeps its connection after its answer, as client libraries do."""
     with short_of_files(backend, upstream) as bridge, ExitStack() as stack:
         for _ in range(2 * FILES):
-            client = stack.enter_context(connect(bridge.port))
-            client.sendall(REQUEST % (b"keep-alive", len(BODY), BODY))
-            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+            client = stack.enter_context(Raw(bridge.port))
+            client.send(TURN)
+            assert client.answer().status == 200
 
 
 @pytest.mark.parametrize("files", [64, 128])

@@ -46,11 +46,11 @@ def test_unknown_path(path: str, method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
-        ("GET", "/v1/responses", "post"),
-        ("PUT", "/v1/responses", "post"),
-        ("OPTIONS", "/v1/responses", "post"),
-        ("POST", "/livez", "get, head"),
-        ("DELETE", "/readyz", "get, head"),
+        ("GET", "/v1/responses", "POST"),
+        ("PUT", "/v1/responses", "POST"),
+        ("OPTIONS", "/v1/responses", "POST"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("DELETE", "/readyz", "GET, HEAD"),
     ],
 )
 def test_method_not_allowed(method: str, path: str, allow: str) -> None:
@@ -81,7 +81,7 @@ def test_upgrade_is_sent_to_http() -> None:
     headers = "upgrade: websocket\r\nconnection: upgrade\r\nsec-websocket-version: 13\r\n"
     answer, _ = exchange(request(None, method="GET", headers=headers))
     assert (answer.status, answer.error["code"]) == (426, "upgrade_required")
-    assert answer.headers["allow"] == "post"
+    assert answer.headers["allow"] == "POST"
 
 
 @pytest.mark.parametrize("query", ["?", "?a=b", "?api-version=2025-04-01-preview&x=%20"])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import attrs
 import pytest
 
+from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     Abort,
     CloseWith,
@@ -23,7 +24,6 @@ from bridgecore.testing import (
     Silence,
 )
 from bridgecore.testing.faults import Action
-from bridgecore.verify.sim_upstream import said
 from tests.endpoint_clients import (
     NOT_FOUND,
     SHAPES,
@@ -227,7 +227,7 @@ def test_a_cut_stream_whose_call_was_delivered() -> None:
     historian.attempt(user("a"))
     strike(world, Point.BEFORE_TERMINAL, Abort())
     answer = historian.attempt(user("call tool look {}"))
-    (done,) = [e.json["item"] for e in answer.events if e.event == "response.output_item.done"]
+    (done,) = [e.json["item"] for e in answer.events if e.name == "response.output_item.done"]
     historian.history += [user("call tool look {}"), done]
     heal(world)
     assert historian.attempt(output_for(done, "x")).text == "turn 2: look returned x"

@@ -47,7 +47,7 @@ def test_events_in_order() -> None:
     assert answer.names[-1] == "response.completed"
     assert len(answer.events) > 6
     for event in answer.events:
-        assert event.json["type"] == event.event
+        assert event.json["type"] == event.name
     numbers = [event.json["sequence_number"] for event in answer.events]
     assert numbers == list(range(len(numbers)))
     assert answer.text == "turn 1: hi"
@@ -61,7 +61,7 @@ def test_events_pass_byte_for_byte() -> None:
     assert b'event: response.new\ndata: {"type":"response.new","x":1.0}\n\n' in answer.body
     odd = b"\ndata: ".join(ODD.replace(b"\r\n", b"\n").split(b"\n"))
     assert b"event: thing.happened\ndata: " + odd + b"\n\n" in answer.body
-    (event,) = [event for event in answer.events if event.event == "thing.happened"]
+    (event,) = [event for event in answer.events if event.name == "thing.happened"]
     assert event.json == json.loads(ODD)
 
 
@@ -70,7 +70,7 @@ def test_events_before_created_are_delivered_after_it() -> None:
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents((EARLY, ODD))))
     answer = world.ask()
     assert answer.names[:3] == ["response.created", "codex.rate_limits", "thing.happened"]
-    assert answer.events[1].data.encode() == EARLY
+    assert answer.events[1].data == EARLY
 
 
 def early(count: int, large: int) -> tuple[bytes, ...]:
@@ -160,7 +160,7 @@ def test_no_stream_means_json(stream: object) -> None:
 
 def test_json_is_the_terminal_events_response_byte_for_byte() -> None:
     streamed, whole = World().ask("hi"), World().ask("hi", stream=False)
-    assert whole.body in streamed.events[-1].data.encode()
+    assert whole.body in streamed.events[-1].data
     assert whole.json == streamed.response
 
 
@@ -235,7 +235,7 @@ def test_response_failed(code: str, status: int) -> None:
         answer = world.ask(stream=stream)
         if stream:
             assert answer.status == 200
-            assert answer.events[-1].data.encode() == end
+            assert answer.events[-1].data == end
         else:
             assert answer.status == status
             assert (answer.error["code"], answer.error["message"]) == (code, "Sorry.")
@@ -307,7 +307,7 @@ def test_typed_keepalives_after_created() -> None:
     world.advance(50)
     answer = world.read(client)
     assert not answer.complete
-    assert [event.event for event in answer.everything[before:]] == ["keepalive"] * 3
+    assert [event.name for event in answer.everything[before:]] == ["keepalive"] * 3
     numbers = [e.json["sequence_number"] for e in answer.events if "sequence_number" in e.json]
     assert all(a <= b for a, b in pairwise(numbers))
     for event in answer.events[before:]:

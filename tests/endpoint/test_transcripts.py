@@ -12,6 +12,7 @@ import pytest
 
 from bridgecore.config import Continuity
 from bridgecore.recovery.timers import Timer
+from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     EVERY,
     Abort,
@@ -23,7 +24,6 @@ from bridgecore.testing import (
     SendEvents,
 )
 from bridgecore.testing.faults import Action
-from bridgecore.verify.sim_upstream import said
 from bridgecore.wire.responses import InvalidBodyError, parse_create
 from tests.endpoint_clients import (
     NOT_FOUND,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from bridgecore.config import Rotation
+from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     EVERY,
     Abort,
@@ -18,7 +19,6 @@ from bridgecore.testing import (
     Silence,
 )
 from bridgecore.testing.faults import Action
-from bridgecore.verify.sim_upstream import said
 from tests.endpoint_clients import (
     NOT_FOUND,
     Historian,

@@ -7,7 +7,7 @@ import pytest
 
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.testing.network import WINDOW, Network
+from bridgecore.testing.network import WINDOW, Direct, End, Fate, Network, Path
 
 
 @attrs.define(eq=False)
@@ -42,8 +42,7 @@ class Told:
     machine: Recorder
 
     def do(self, *effects: tp.TransportEffect) -> None:
-        self.network._carry_out(self.machine, list(effects))
-        self.network._run()
+        self.network.carry_out(self.machine, effects)
 
 
 def pair() -> tuple[Network, Recorder, Told]:
@@ -203,3 +202,166 @@ def test_stop_logs_and_listeners() -> None:
         network.connect("host", 80)
     network.handle(machine, tp.DrainRequested())
     assert machine.events == [tp.DrainRequested()]
+
+
+# ------------------------------------------------------------------ latency and harm
+
+
+@attrs.define(eq=False)
+class Rough:
+    """Conditions of the test's choosing, and all that a ``Watcher`` sees."""
+
+    fates: list[Fate] = attrs.Factory(list)  # of the next connects
+    ends: list[End] = attrs.Factory(list)  # that connected
+    seen: list[str] = attrs.Factory(list)
+
+    def path(self, label: int) -> Path:
+        return Direct(latency=10)
+
+    def connecting(self, end: End) -> Fate:
+        return self.fates.pop(0) if self.fates else Fate.ARRIVES
+
+    def connected(self, end: End) -> None:
+        self.ends.append(end)
+
+    def label_of(self, data: bytes) -> int | None:
+        return 7 if data.startswith(b"for 7") else None
+
+    def added(self, machine: tp.Machine, label: int) -> None:
+        self.seen.append("added")
+
+    def handles(self, machine: tp.Machine, event: tp.TransportEvent, network: Network) -> None:
+        self.seen.append(type(event).__name__)
+
+    def raised(self, machine: tp.Machine, error: Exception, network: Network) -> None:
+        self.seen.append(repr(error))
+
+    def logged(self, log: tp.Log) -> None:
+        self.seen.append(log.event)
+
+    def breaks(self, end: End) -> None:
+        self.seen.append("breaks")
+
+
+def rough() -> tuple[Network, Recorder, Recorder, Rough, Told]:
+    """A machine that listens, and one that has been told to connect to it."""
+    conditions = Rough()
+    network = Network(conditions=conditions, watcher=conditions)
+    server, client = Recorder(), Recorder()
+    network.add(server, "host", 80)
+    network.add(client)
+    told = Told(network, client)
+    told.do(tp.Connect(5, "host", 80, tls=False))
+    return network, server, client, conditions, told
+
+
+def test_latency() -> None:
+    network = Network(latency=1000)
+    machine = Recorder(on_accept=[tp.Send(1, b"hello")])
+    network.add(machine, "host", 80)
+    client = network.connect("host", 80)
+    assert client.take() == b"hello"
+    client.send(b"there")
+    assert machine.events == [tp.Accepted(1)]
+    network.advance(999)
+    assert machine.events == [tp.Accepted(1)]
+    network.advance(1)
+    assert machine.events[1:] == [tp.DataReceived(1, b"there")]
+
+
+def test_a_connection_is_cut_at_a_byte() -> None:
+    network, server, client, conditions, told = rough()
+    network.advance(20)
+    (end,) = conditions.ends
+    network.cut_after(end, 3)
+    told.do(tp.Send(5, b"ab"), tp.Send(5, b"cdef"))
+    network.advance(20)
+    assert server.events[1:] == [
+        tp.DataReceived(1, b"ab"), tp.DataReceived(1, b"c"), tp.Disconnected(1),
+    ]  # fmt: skip
+    assert client.events[1:] == [tp.Disconnected(5)]
+    assert "breaks" in conditions.seen
+    assert end.harmed
+    assert network.disturbed
+
+
+def test_a_connection_stalls() -> None:
+    network, server, _, conditions, told = rough()
+    network.advance(20)
+    network.stall(conditions.ends[0], network.now + 1000)
+    told.do(tp.Send(5, b"late"))
+    network.advance(999)
+    assert server.events == [tp.Accepted(1)]
+    network.advance(1)
+    assert server.events[1:] == [tp.DataReceived(1, b"late")]
+
+
+def test_a_connection_goes_half_open() -> None:
+    network, server, client, conditions, told = rough()
+    network.advance(20)
+    network.vanish(conditions.ends[0])
+    told.do(tp.Send(5, b"lost", notify=True))
+    network.advance(800_000_000_000)
+    assert server.events == [tp.Accepted(1)]
+    assert client.events == [tp.Connected(5), tp.DataSent(5)]
+    network.advance(200_000_000_000)
+    assert server.events[1:] == [tp.Disconnected(1)]
+    assert client.events[2:] == [tp.Disconnected(5)]
+
+
+def test_the_far_side_closes() -> None:
+    network, server, client, conditions, _ = rough()
+    network.advance(20)
+    network.finish(conditions.ends[0])
+    network.advance(20)
+    assert server.events[1:] == [tp.Disconnected(1)]
+    assert client.events[1:] == [tp.EofReceived(5)]
+
+
+def test_connects_that_fail() -> None:
+    network, server, client, conditions, told = rough()
+    network.advance(20)
+    conditions.fates += [Fate.REFUSED, Fate.UNANSWERED]
+    told.do(tp.Connect(6, "host", 80, tls=False), tp.Connect(7, "host", 80, tls=False))
+    network.advance(10_000)
+    assert [type(event) for event in client.events] == [tp.Connected, tp.ConnectFailed]
+    assert [end.conn for end in network.ends(client)] == [5, 7]
+    assert len(server.events) == 1
+
+
+def test_labels() -> None:
+    network, server, _, _, told = rough()
+    patient = Recorder()
+    network.add(patient, label=3)
+    Told(network, patient).do(tp.Connect(1, "host", 80, tls=False))
+    network.advance(20)
+    assert [end.label for end in network.ends(server)] == [-1, 3]
+    told.do(tp.Send(5, b"for 7"))
+    assert [end.label for end in network.ends(server)] == [7, 3]
+    assert network.accepted(server, 2).label == 3
+
+
+def test_a_watcher_sees_what_a_machine_raises() -> None:
+    class Raising(Recorder):
+        def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
+            raise ValueError("planted")
+
+    conditions = Rough()
+    network = Network(conditions=conditions, watcher=conditions)
+    machine = Raising()
+    network.add(machine)
+    with pytest.raises(ValueError, match="planted"):
+        network.handle(machine, tp.DrainRequested())
+    network.carry_out(machine, [tp.Log(tp.LogLevel.INFO, "x", {})])
+    assert conditions.seen == ["added", "DrainRequested", "ValueError('planted')", "x"]
+
+
+def test_events_come_in_order_of_time() -> None:
+    network, machine, _ = pair()
+    seen: list[int] = []
+    network.at(network.now + 7, lambda: seen.append(network.now))
+    machine.at = network.now + 5
+    network.run(network.now + 6)
+    network.advance(10)
+    assert [type(event) for event in machine.events] == [tp.TimeoutReached]
+    assert len(seen) == 1

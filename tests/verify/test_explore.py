@@ -61,8 +61,7 @@ def test_each_reason_names_what_exists() -> None:
     root = Path(__file__).parent.parent.parent
     files = {name for reason in reasons for name in re.findall(r"tests/[\w/]+\.py", reason)}
     assert all((root / name).exists() for name in files)
-    source = "".join(path.read_text() for path in root.glob("bridgecore/verify/sim_*.py"))
-    source += (root / "bridgecore/verify/simulate.py").read_text()
+    source = "".join(path.read_text() for path in root.glob("bridgecore/simulate/*.py"))
     for prop in {name for reason in reasons for name in re.findall(r"'([\w-]+)'", reason)}:
         assert f'"{prop}"' in source, prop
 

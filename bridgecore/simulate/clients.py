@@ -4,20 +4,7 @@ What belongs here: how a client reads an answer, what it does when it is refused
 its conversation to be, and every check that a client can make by itself. A ``Client`` speaks
 ``wire/transport.py``, so it can be driven by the simulator's network as well as by a real adapter.
 
-The models (docs, "Protocol notes", section 2):
-
-* *incremental*: the id of the latest response and new items only. It repeats the same body after
-  a 502, 503, 504, 429 or a cut stream; after a 400 ``previous_response_not_found`` it drops the id
-  and sends its whole history;
-* *full history*: ``store: false`` and the whole history each time, never an id; *terse*: in words
-  of its own, with what was said and no more. A tool whose call came before its stream was cut was
-  run, so the next try's history has grown by the call and its output;
-* *impatient*: it leaves in mid-turn now and then, and tries again;
-* *slow reader*: it reads a little, then nothing for a while;
-* *parallel*: its model calls several tools at once;
-* *warm*: it sends ``generate: false`` ahead now and then;
-* *relative*: it shares its keys with a neighbour, and takes over what that one said now and then;
-* *nosy*: it names a response of somebody else's, then one that nobody has, and compares.
+How clients differ is in ``profiles.py``.
 
 What it asks carries its own number and the turn's, which the emulator repeats, so that an answer
 that was meant for somebody else is recognised by its text.
@@ -28,26 +15,28 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
 import attrs
-import msgspec
 
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.contract import CheckedAnswer, Json
+from bridgecore.simulate.profiles import Profile
+from bridgecore.simulate.witness import Asked, encode
 from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
-from bridgecore.verify.sim_network import MILLISECOND, Rng
-from bridgecore.verify.sim_upstream import Asked, decode, encode
-
-Json: TypeAlias = dict[str, Any]
+from bridgecore.testing.network import MILLISECOND
 
 MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served (invariant 35)
 # A turn's whole budget in the endpoint is an hour by default; nobody waits longer for an answer.
 PATIENCE: Final = 2 * 3600 * NS_PER_SECOND
 
 _RETRIABLE = frozenset({429, 502, 503, 504})
-_TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
+# Members of each error; an upstream's may have more.
+_STANDARD: Final = frozenset({"message", "type", "code", "param"})
 _MARK = re.compile(rb"<c(\d+)t(\d+)>")
 _CALL_TOOLS = re.compile(r"call (\d) tools ")
 
@@ -69,327 +58,6 @@ def answer(request: CreateRequest) -> Sequence[Output]:
     if last.get("role") == "user" and (found := _CALL_TOOLS.match(last["content"][0]["text"])):
         return [ToolCall("lookup")] * int(found[1])
     return echo(request)
-
-
-# ------------------------------------------------------------------ reading an answer
-
-
-# Members of each error; an upstream's may have more.
-_STANDARD: Final = frozenset({"message", "type", "code", "param"})
-
-
-class AnswerError(Exception):
-    """An answer that breaks HTTP or the contract for streams. The text says how."""
-
-
-@attrs.define
-class Head:
-    """The status line and headers of an answer."""
-
-    status: int
-    headers: dict[bytes, bytes]
-
-
-class End:
-    """The answer is complete."""
-
-
-_END: Final = End()
-
-
-class _Reading(enum.Enum):
-    HEAD = enum.auto()
-    SIZED = enum.auto()
-    CHUNK_SIZE = enum.auto()
-    CHUNK = enum.auto()
-    TRAILER = enum.auto()
-
-
-class AnswerReader:
-    """HTTP/1.1 answers out of bytes. Strict: what the endpoint need not send is an error."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._reading = _Reading.HEAD
-        self._left = 0
-
-    @property
-    def untouched(self) -> bool:
-        """Whether nothing of the next answer has come."""
-        return self._reading is _Reading.HEAD and not self._buffer
-
-    def feed(self, data: bytes) -> list[Head | bytes | End]:
-        """What ``data`` completes.
-
-        Raises:
-            AnswerError: it is no HTTP/1.1 answer.
-        """
-        self._buffer += data
-        found: list[Head | bytes | End] = []
-        while (part := self._next()) is not None:
-            found.append(part)
-        return found
-
-    def _next(self) -> Head | bytes | End | None:
-        buffer = self._buffer
-        if self._reading is _Reading.HEAD:
-            end = buffer.find(b"\r\n\r\n")
-            if end < 0:
-                return None
-            head = bytes(buffer[:end])
-            del buffer[: end + 4]
-            return self._head(head)
-        if self._reading is _Reading.SIZED:
-            if self._left == 0:
-                self._reading = _Reading.HEAD
-                return _END
-            return self._take()
-        if self._reading is _Reading.CHUNK_SIZE:
-            line = self._line()
-            if line is None:
-                return None
-            if not re.fullmatch(rb"[0-9A-Fa-f]{1,8}", line):
-                raise AnswerError(f"a chunk size of {line!r}")
-            self._left = int(line, 16)
-            self._reading = _Reading.CHUNK if self._left else _Reading.TRAILER
-            return b""
-        if self._reading is _Reading.CHUNK:
-            if self._left:
-                return self._take()
-            if len(buffer) < 2:
-                return None
-            if self._line() != b"":
-                raise AnswerError("a chunk longer than its size")
-            self._reading = _Reading.CHUNK_SIZE
-            return b""
-        if len(buffer) < 2:
-            return None
-        if self._line() != b"":
-            raise AnswerError("trailers that nobody asked for")
-        self._reading = _Reading.HEAD
-        return _END
-
-    def _take(self) -> bytes | None:
-        part = bytes(self._buffer[: self._left])
-        del self._buffer[: len(part)]
-        self._left -= len(part)
-        return part or None
-
-    def _line(self) -> bytes | None:
-        end = self._buffer.find(b"\r\n")
-        if end < 0:
-            return None
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 2]
-        return line
-
-    def _head(self, data: bytes) -> Head:
-        status_line, *lines = data.split(b"\r\n")
-        match = re.fullmatch(rb"HTTP/1\.1 ([1-5][0-9]{2}) ?.*", status_line)
-        if match is None:
-            raise AnswerError(f"a status line {status_line[:80]!r}")
-        headers: dict[bytes, bytes] = {}
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            if not colon or name.strip() != name or not name or name.lower() in headers:
-                raise AnswerError(f"a header line {line[:80]!r}")
-            headers[name.lower()] = value.strip()
-        length = headers.get(b"content-length")
-        chunked = headers.get(b"transfer-encoding", b"").lower() == b"chunked"
-        if chunked is (length is not None) or (length is not None and not length.isdigit()):
-            raise AnswerError("not exactly one of Content-Length and chunked")
-        self._reading = _Reading.CHUNK_SIZE if chunked else _Reading.SIZED
-        self._left = 0 if length is None else int(length)
-        return Head(int(match[1]), headers)
-
-
-# Events of some upstreams that do not count as events of the response.
-_NEVER_NUMBERED = frozenset({"response.metadata", "codex.rate_limits"})
-
-
-class _Event(msgspec.Struct):
-    type: str
-    sequence_number: int | None = None
-
-
-_event = msgspec.json.Decoder(_Event)
-
-
-def _read(data: bytes) -> _Event:
-    """What a reader of streams looks at in each event.
-
-    Raises:
-        AnswerError: it is no event.
-    """
-    try:
-        return _event.decode(data)
-    except msgspec.DecodeError:
-        try:  # half a surrogate pair, which msgspec does not take
-            return msgspec.convert(decode(data), _Event)
-        except ValueError as exc:
-            raise AnswerError(f"an event that cannot be read: {exc}") from None
-
-
-@attrs.define(eq=False)
-class Answer:
-    """An answer as far as it has come, checked on the way."""
-
-    head: Head
-    body: bytearray = attrs.Factory(bytearray)  # of a stream: what is not a whole event yet
-    events: int = 0
-    response: str | None = None  # its id, once created
-    sequence: int = -2  # the bridge's own response.created comes before number 0
-    items: list[Json] = attrs.Factory(list)  # finished output items
-    terminal: Json | None = None  # the last event of a stream, or None
-    renamed: bool = False  # the terminal event names another response than response.created
-    unnumbered: bool = False  # an event had no sequence number
-
-    @property
-    def stream(self) -> bool:
-        return self.head.headers.get(b"content-type") == b"text/event-stream"
-
-    def feed(self, data: bytes) -> None:
-        """Take in a piece of the body.
-
-        Raises:
-            AnswerError: the stream breaks the contract.
-        """
-        self.body += data
-        if self.stream:
-            *blocks, rest = bytes(self.body).split(b"\n\n")
-            self.body[:] = rest
-            for block in blocks:
-                self._block(block)
-
-    def _block(self, block: bytes) -> None:
-        name, data = b"", []
-        for line in block.split(b"\n"):
-            if line.startswith(b"event: "):
-                name = line[7:]
-            elif line.startswith(b"data: "):
-                data.append(line[6:])
-            elif not line.startswith(b":"):
-                raise AnswerError(f"a line {line[:40]!r} in a stream")
-        if not name and not data:
-            if self.events:
-                raise AnswerError("a comment after response.created, where idle timers ignore it")
-            return
-        if self.terminal is not None:
-            raise AnswerError(f"{name.decode()} after the terminal event (invariant 25)")
-        self._take(name.decode(), b"\n".join(data))
-
-    def _take(self, name: str, data: bytes) -> None:
-        event = _read(data)
-        if event.type != name:
-            raise AnswerError(f"event: {name}, but its data is {event.type}")
-        number = event.sequence_number
-        if number is None:
-            self.unnumbered = self.unnumbered or name not in _NEVER_NUMBERED
-            number = self.sequence + 1
-        if name == "keepalive":
-            if number < self.sequence:
-                raise AnswerError("a keepalive whose sequence number falls")
-            return
-        if number <= self.sequence:
-            raise AnswerError(f"{name}: the sequence number does not rise (invariant 14)")
-        if event.sequence_number is not None:
-            self.sequence = number
-        first = self.events == 0
-        self.events += 1
-        if name == "response.created":
-            if not first:
-                raise AnswerError("response.created is not the first event, or not the only one")
-            self.response = self._id_of(decode(data))
-        elif first and name != "response.failed":
-            raise AnswerError(f"the first event is {name}, not response.created (invariant 26)")
-        elif name == "response.output_item.done":
-            self.items.append(decode(data)["item"])
-        elif name in _TERMINAL:
-            self.terminal = decode(data)
-            found = self._id_of(self.terminal)
-            self.renamed = self.response is not None and found != self.response
-        elif name == "error":
-            raise AnswerError("an error event in a stream, which clients ignore")
-
-    def _id_of(self, event: Json) -> str:
-        response = event.get("response")
-        found = response.get("id") if isinstance(response, dict) else None
-        if not isinstance(found, str):
-            raise AnswerError("a response without an id")
-        return found
-
-    def final(self) -> Json:
-        """The response object that the complete answer holds.
-
-        Raises:
-            AnswerError: there is none, or it differs from what the stream brought.
-        """
-        if not self.stream:
-            try:
-                response = decode(self.body)
-            except ValueError:
-                raise AnswerError("a body that is no JSON") from None
-            if not isinstance(response, dict):
-                raise AnswerError("a body that is no object")
-            if self.head.status == 200:
-                _check_output(response)
-            return response
-        if self.terminal is None:
-            raise AnswerError("a stream that ends without a terminal event (invariant 25)")
-        if self.body:
-            raise AnswerError("half an event at the end of a stream")
-        response = self.terminal["response"]
-        _check_output(response)
-        completed = self.terminal["type"] == "response.completed"
-        if completed and response["output"] != self.items:
-            raise AnswerError("the output differs from the items that the stream brought")
-        assert isinstance(response, dict), "the id was read from it"
-        return response
-
-
-def _check_output(response: Json) -> None:
-    output = response.get("output")
-    items = output if isinstance(output, list) else [None]
-    if not all(isinstance(item, dict) and isinstance(item.get("type"), str) for item in items):
-        raise AnswerError("a response whose output is no list of items")
-
-
-# ------------------------------------------------------------------ the models
-
-
-@attrs.frozen
-class Profile:
-    """How a client is. ``anchored``: it sends ``previous_response_id`` and new items only."""
-
-    name: str
-    anchored: bool = True
-    store: bool = True
-    stream: bool = True
-    impatient: bool = False
-    slow: bool = False
-    branches: bool = False  # it goes on from an older response now and then
-    terse: bool = False
-    parallel: bool = False
-    warm: bool = False
-    relative: bool = False
-    nosy: bool = False
-
-
-# Clients 2n and 2n + 1 share a credential, and relatives their keys.
-PROFILES: Final = (
-    Profile("incremental", branches=True),
-    Profile("incremental, store=false", store=False, branches=True),
-    Profile("full history", anchored=False, store=False, warm=True, relative=True),
-    Profile("terse full history", anchored=False, store=False, terse=True, relative=True),
-    Profile("impatient", impatient=True, parallel=True),
-    Profile("slow reader", slow=True),
-    Profile("incremental, JSON", stream=False, warm=True),
-    Profile("impatient, store=false", store=False, impatient=True),
-    Profile("impatient full history", anchored=False, store=False, impatient=True, parallel=True),
-    Profile("nosy", store=False, nosy=True),
-    Profile("tools, store=false", store=False, parallel=True, warm=True, relative=True),
-    Profile("forks, store=false", store=False, branches=True, relative=True),
-)
 
 
 class Observer(Protocol):
@@ -504,8 +172,8 @@ class Client:
         self._ours: list[Json] = []  # the items of the body
         self._body = b""
         self._anchor: _Checkpoint | None = None  # of the body
-        self._reader = AnswerReader()
-        self._answer: Answer | None = None
+        self._reader = HttpReader()
+        self._answer: CheckedAnswer | None = None
         self._asked_at = 0
         self._reading = True
         self._leave_at: int | None = None
@@ -759,7 +427,7 @@ class Client:
         if self.conn is None:
             self._serial += 1
             self.conn = self._serial
-            self._reader = AnswerReader()
+            self._reader = HttpReader()
             self._state = _State.DIALLING
             self._asked_at = self._now
             self._wake = self._now + PATIENCE
@@ -801,15 +469,17 @@ class Client:
             self._violate("isolation", f"its answer has texts of clients {sorted(strange)}")
         try:
             for part in self._reader.feed(data):
-                if isinstance(part, Head):
-                    self._answer = Answer(part)
+                if isinstance(part, HttpHead):
+                    if part.status < 200:
+                        raise ReadError(f"an interim answer {part.status} that nobody asked for")
+                    self._answer = CheckedAnswer(part)
                 elif self._answer is None:
-                    raise AnswerError("a body without a head")
-                elif isinstance(part, End):
+                    raise ReadError("a body without a head")
+                elif isinstance(part, HttpEnd):
                     self._complete(self._answer)
-                elif part:
+                else:
                     self._answer.feed(part)
-        except AnswerError as exc:
+        except ReadError as exc:
             self._violate("stream", str(exc))
             self._hang_up()
             self._next_or_done()
@@ -825,24 +495,24 @@ class Client:
             self._out.append(tp.PauseReading(self.conn))
             self._wake = self._now + self._rng.between(1, 20_000) * MILLISECOND
 
-    def _complete(self, answer: Answer) -> None:
+    def _complete(self, answer: CheckedAnswer) -> None:
         """The answer is in: what now?"""
         status = answer.head.status
         self._leave_at = None
-        if answer.head.headers.get(b"connection", b"").lower() == b"close":
+        if answer.head.headers.get("connection", "").lower() == "close":
             self._hang_up()
         if status == 200:
             self._succeed(answer)
             return
         error = answer.final().get("error") if not answer.stream else None
         if not isinstance(error, dict) or not _STANDARD.issubset(error):
-            raise AnswerError(f"{status} without an error object")
+            raise ReadError(f"{status} without an error object")
         code = error["code"]
         self._note(f"{status} {code}")
         if status in _RETRIABLE:
-            wait = answer.head.headers.get(b"retry-after", b"")
+            wait = answer.head.headers.get("retry-after", "")
             if not wait.isdigit() or int(wait) < 1:
-                raise AnswerError(f"{status} without an integer Retry-After")
+                raise ReadError(f"{status} without an integer Retry-After")
             if self._probing:
                 self._probing[0].told.append(f"{status} {code}, to be tried after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
@@ -872,9 +542,9 @@ class Client:
     def _not_found(self, error: Json) -> None:
         anchor = self._anchor
         if anchor is None:
-            raise AnswerError("not-found for a turn that names no response")
+            raise ReadError("not-found for a turn that names no response")
         if error["param"] != "previous_response_id" or anchor.response not in error["message"]:
-            raise AnswerError("a not-found that does not name the id")
+            raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
         if refused < self._refusals:
             text = f"told not-found after {refused} refusals of the id, not {self._refusals}"
@@ -885,20 +555,20 @@ class Client:
         self._write_body()
         self._try()
 
-    def _succeed(self, answer: Answer) -> None:
+    def _succeed(self, answer: CheckedAnswer) -> None:
         response = answer.final()
         altered = self._observer.altered(self)
         # Without the upstream's response.created the bridge has to invent its id.
         if answer.renamed and altered not in (Change.TWO_IDS, Change.NO_CREATED):
-            raise AnswerError("the terminal event names another response (invariant 14)")
+            raise ReadError("the terminal event names another response (invariant 14)")
         if answer.unnumbered and altered is not Change.NO_SEQUENCE:
-            raise AnswerError("an event without a sequence number")
+            raise ReadError("an event without a sequence number")
         state = response.get("status")
         error = response.get("error")
         if state == "failed":
             code = error.get("code") if isinstance(error, dict) else None
             if not isinstance(code, str) or not code or not answer.stream:
-                raise AnswerError("a failed response without an error code")
+                raise ReadError("a failed response without an error code")
             self._note(f"response.failed {code}")
             self._run_tools(answer.items, cut=True)
             self._rest(1)
@@ -915,7 +585,7 @@ class Client:
             self._next_or_done()
             return
         if state != "completed":
-            raise AnswerError(f"a complete answer whose status is {state}")
+            raise ReadError(f"a complete answer whose status is {state}")
         given = len(self._history)
         context = [*self._history, *self._new]
         self._check_text(response["output"], context)

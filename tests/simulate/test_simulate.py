@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import attrs
@@ -28,12 +27,22 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
 )
+from bridgecore.simulate import (
+    PROFILES,
+    Experiment,
+    Report,
+    Scenario,
+    grow,
+    run,
+    run_many,
+    shrink,
+)
+from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.contract import CheckedAnswer
+from bridgecore.simulate.growth_report import plot, summary, table
+from bridgecore.simulate.troubles import trouble
+from bridgecore.testing.client import HttpHead, ReadError
 from bridgecore.testing.faults import CATALOGUE
-from bridgecore.verify.sim_clients import PROFILES, AnswerError, AnswerReader, Head
-from bridgecore.verify.sim_clients import Answer as ClientAnswer
-from bridgecore.verify.sim_growth import Experiment, grow, plot, summary, table
-from bridgecore.verify.sim_network import Rng
-from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink, trouble
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
 
@@ -243,44 +252,9 @@ def test_keys_give_unrelated_numbers() -> None:
     assert all(850 < rolls.count(side) < 1150 for side in range(1, 7))
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        b"HTTP/1.1 200 OK\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nx : y\r\n\r\n",
-        b"HTTP/2 200\r\ncontent-length: 0\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n-1\r\n",
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: y\r\n\r\n",
-    ],
-)
-def test_the_clients_are_strict(answer: bytes) -> None:
-    with pytest.raises(AnswerError):
-        AnswerReader().feed(answer)
-
-
-def test_the_clients_read_answers_in_any_pieces() -> None:
-    answer = (
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
-        b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 2\r\n\r\nno"
-    )
-    for size in (1, 2, 7, len(answer)):
-        reader = AnswerReader()
-        parts: list[Any] = []
-        for start in range(0, len(answer), size):
-            parts += reader.feed(answer[start : start + size])
-        bodies = b"".join(part for part in parts if isinstance(part, bytes))
-        assert bodies == b"abcdeno"
-        assert [part.status for part in parts if hasattr(part, "status")] == [200, 502]
-        assert reader.untouched
-
-
-def streamed(*events: bytes) -> ClientAnswer:
+def streamed(*events: bytes) -> CheckedAnswer:
     """An answer whose stream has these events."""
-    answer = ClientAnswer(Head(200, {b"content-type": b"text/event-stream"}))
+    answer = CheckedAnswer(HttpHead(200, {"content-type": "text/event-stream"}))
     for event in events:
         name = event.split(b'"')[3]
         answer.feed(b"event: %b\ndata: %b\n\n" % (name, event))
@@ -307,9 +281,9 @@ def test_the_clients_want_a_list_of_items(output: bytes, stream: bool) -> None:
         b'{"type":"response.completed","sequence_number":1,"response":%b}' % response,
     )
     if not stream:
-        answer = ClientAnswer(Head(200, {b"content-type": b"application/json"}))
+        answer = CheckedAnswer(HttpHead(200, {"content-type": "application/json"}))
         answer.feed(response)
-    with pytest.raises(AnswerError, match="no list of items"):
+    with pytest.raises(ReadError, match="no list of items"):
         answer.final()
 
 
@@ -330,7 +304,7 @@ def test_the_clients_read_half_a_surrogate_pair() -> None:
         b'"response":{"id":"a","output":[{"type":"\\ud83d"}]}}',
     )
     assert answer.final()["output"] == [{"type": "\ud83d"}]
-    with pytest.raises(AnswerError):
+    with pytest.raises(ReadError):
         streamed(b'{"type":"response.created","sequence_number":"\\ud83d"}')
 
 

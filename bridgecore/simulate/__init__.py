@@ -1,0 +1,33 @@
+"""Simulates crowds of clients on a faulty network, in virtual time.
+
+``run`` carries out a ``Scenario``: a real ``Endpoint``, a real ``testing.Emulator`` and many
+clients, on wires that break, stall and go half-open. Everything follows from the scenario, chance
+included, so each run can be repeated byte for byte (``Report.digest``), and ``shrink`` can look for
+a smaller one that fails alike. ``grow`` is an experiment with one long conversation: how its
+context grows when sockets are lost.
+
+What belongs here: what takes the whole system. One session, or one bridge, is explored
+exhaustively by ``bridgecore.verify``.
+"""
+
+from bridgecore.simulate.growth import Experiment, Growth, grow
+from bridgecore.simulate.profiles import PROFILES, Profile
+from bridgecore.simulate.report import Report, Violation
+from bridgecore.simulate.scenario import Scenario
+from bridgecore.simulate.shrink import Shrunk, shrink
+from bridgecore.simulate.world import run, run_many
+
+__all__ = [
+    "PROFILES",
+    "Experiment",
+    "Growth",
+    "Profile",
+    "Report",
+    "Scenario",
+    "Shrunk",
+    "Violation",
+    "grow",
+    "run",
+    "run_many",
+    "shrink",
+]

@@ -1,0 +1,212 @@
+"""Compares what the upstream received with what clients asked and with what the bridge says.
+
+What belongs here: the checks of a run that need the history of a turn's sends: how often a turn
+was executed, what a socket was warmed with, and whether the bridge's accounts are right. Checks of
+one frame by itself are ``witness.py``'s.
+
+* *execution*: the upstream never sees more sends of a turn that it did not refuse than its client
+  made attempts;
+* *accounts*: what the bridge says that continuity saved and cost, turn by turn and in all, is what
+  can be seen from outside;
+* *foreign*: a client that names a response of another credential's is told, and costs the upstream,
+  exactly what is due for one that does not exist.
+"""
+
+from __future__ import annotations
+
+import attrs
+
+from bridgecore import transport as tp
+from bridgecore.continuity.accounts import Accounts
+from bridgecore.simulate.clients import Client, Probe
+from bridgecore.simulate.contract import Json
+from bridgecore.simulate.report import Journal
+from bridgecore.simulate.upstream import Upstream
+from bridgecore.simulate.witness import Asked, Ledger, Witness
+from bridgecore.testing.emulator import Outcome, Turn
+from bridgecore.testing.faults import Alter, CloseWith, Point, SendEvents
+from bridgecore.testing.network import NOBODY
+from bridgecore.wire.decisions import hashed
+
+
+@attrs.define
+class _Sends:
+    """The sends of one turn as the upstream saw them."""
+
+    attempts: int = 0
+    asked: list[Asked] = attrs.Factory(list)  # one for all attempts that ask the same
+    turns: list[Turn] = attrs.Factory(list)
+    responses: dict[str, Turn] = attrs.Factory(dict)
+
+
+class Checks:
+    """Follows every turn of a run from its client's attempts to its sends upstream.
+
+    ``warm``: whether sockets are warmed, so that what was said up to each turn has to be kept.
+    """
+
+    def __init__(self, upstream: Upstream, journal: Journal, *, warm: bool) -> None:
+        self._upstream = upstream
+        self._journal = journal
+        self._warm = warm
+        self._witness = Witness()
+        self._sends: dict[tuple[int, int], _Sends] = {}  # by client, turn
+        self._completed: dict[str, tuple[_Sends, Turn]] = {}  # by response id, as logs show it
+        self._accounted: dict[str, Ledger] = {}  # by the same: what the bridge said of it
+        self._believed: dict[tuple[int, int], list[Json]] = {}  # what was said up to a turn's end
+        self._silent: list[Turn] = []  # turns with ``generate: false``
+        self._warmth = Ledger()  # what the bridge said that those of its own cost
+
+    # ------------------------------------------------------------ what clients do
+
+    def attempt_begins(self, client: Client) -> None:
+        """``client`` sends its body once more."""
+        sends = self._sends.setdefault((client.number, client.turn), _Sends())
+        sends.attempts += 1
+        asked = client.asked()
+        if not sends.asked or sends.asked[-1].new is not asked.new:
+            sends.asked.append(asked)
+
+    def answered(self, client: Client, response: str) -> None:
+        """Whether ``response`` answers what was asked; count what it saved and cost."""
+        sends = self._sends[client.number, client.turn]
+        turn = sends.responses.get(response)
+        if turn is None:
+            self._violate("context", client, "its response is not one of its turn's")
+            return
+        self._journal.report.ledger.add(self._witness.account(turn, sends.asked[-1]))
+        if self._warm:
+            self._believed[client.number, client.turn] = client.history()
+        if hashed(response) not in self._accounted:
+            self._violate("accounts", client, "its turn is in no account")
+
+    def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
+        """Whether ``client`` was told the same of both, at the same cost."""
+        sends = self._sends[client.number, client.turn]
+        cost = [
+            sum(1 for turn in sends.turns if turn.request.anchor == probe.response)
+            for probe in (foreign, unknown)
+        ]
+        if foreign.told != unknown.told or cost[0] != cost[1]:
+            text = (
+                f"of somebody else's response it was told {foreign.told} in {cost[0]} sends, of "
+                f"one that nobody has {unknown.told} in {cost[1]} (invariant 39)"
+            )
+            self._violate("foreign", client, text)
+
+    # ------------------------------------------------------------ what the upstream sees
+
+    def look_upstream(self) -> None:
+        """Check the turns that the upstream began or ended since the last look."""
+        emulator = self._upstream.emulator
+        for turn in emulator.turns:
+            key = self._upstream.owner_of(turn.request.number)
+            if key is not None:
+                self._sent(key, turn)
+        emulator.turns.clear()
+        emulator.requests.clear()
+
+    def _sent(self, key: tuple[int, int], turn: Turn) -> None:
+        client, number = key
+        sends = self._sends.setdefault(key, _Sends())
+        if self._journal.record is not None:
+            what = f"create frame {turn.request.number}, anchor {turn.request.anchor}"
+            self._journal.note(
+                f"upstream: client {client} turn {number}: {what}, {turn.outcome.value}"
+            )
+        self._journal.report.upstream_turns += 1
+        if self._is_of_the_bridge(turn, sends):
+            self._warming(key, turn, sends)
+            return
+        sends.turns.append(turn)
+        sends.responses[turn.response_id] = turn
+        self._completed[hashed(turn.response_id)] = sends, turn
+        if sends.asked:
+            for prop, found in self._witness.saw(turn, sends.asked):
+                self._journal.violate(prop, client, found, number)
+        count = self._executions(sends)
+        if count > sends.attempts:
+            text = f"sent upstream {count} times in {sends.attempts} attempts (invariant 11)"
+            self._journal.violate("execution", client, text, number)
+
+    def _executions(self, sends: _Sends) -> int:
+        return sum(1 for sent in sends.turns if not self._refused(sent))
+
+    def _is_of_the_bridge(self, turn: Turn, sends: _Sends) -> bool:
+        """Whether the bridge warms a socket with it: it generates nothing, and no client asked."""
+        if turn.request.body.get("generate") is not False:
+            return False
+        self._silent.append(turn)
+        return not sends.asked[-1].warms or self._executions(sends) >= sends.attempts
+
+    def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
+        """The bridge preloads a socket with the context of a turn that was answered."""
+        answers = [one for one in sends.responses.values() if self._is_answer(one)]
+        # With several answers it cannot be told from outside which one is meant.
+        meant = self._believed.get(key) if len(answers) == 1 else None
+        for prop, found in self._witness.warmed(turn, answers[-1], sends.asked[-1], meant):
+            self._journal.violate(prop, key[0], found, key[1])
+
+    def _is_answer(self, turn: Turn) -> bool:
+        """Whether ``turn`` can be continued: it was completed or cut short. The emulator counts an
+        end that a fault scripted as a failure, whatever the script says."""
+        fault = self._upstream.faulted.get(turn.request.number)
+        scripted = fault is not None and isinstance(fault.action, SendEvents)
+        return scripted or turn.outcome in (Outcome.COMPLETED, Outcome.INCOMPLETE)
+
+    def _refused(self, turn: Turn) -> bool:
+        """Whether the upstream refused the turn before it generated anything."""
+        fault = self._upstream.faulted.get(turn.request.number)
+        if turn.outcome is Outcome.LOST and fault is not None:
+            # Close code 1009 (message too big): the frame was not even read.
+            return isinstance(fault.action, CloseWith) and fault.action.code == 1009
+        if turn.outcome is not Outcome.FAILED or fault is None:
+            return turn.outcome is Outcome.FAILED
+        return fault.point is Point.BEFORE_CREATED and not isinstance(fault.action, Alter)
+
+    # ------------------------------------------------------------ what the bridge says
+
+    def logged(self, log: tp.Log) -> None:
+        """Compare what the bridge says that a turn saved and cost with what was seen."""
+        if log.event == "session.warmed" and log.fields["outcome"] == "completed":
+            cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
+            seen = [(len(t.request.raw), t.usage) for t in self._silent]
+            costs = {(size, usage["input_tokens"] if usage else 0) for size, usage in seen}
+            if cost not in costs:
+                self._journal.violate("accounts", NOBODY, f"no socket was warmed for {cost}")
+            self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
+        if log.event != "turn.completed" or log.fields["outcome"] != "completed":
+            return
+        name = str(log.fields["response"])
+        figures = {field: int(log.fields[field]) for field in _FIGURES}
+        sends, turn = self._completed[name]
+        accounts = [self._witness.account(turn, asked) for asked in reversed(sends.asked)]
+        fitting = [one for one in accounts if _figures(one) == figures]
+        if not fitting:
+            client, number = self._upstream.owner_of(turn.request.number) or (NOBODY, 0)
+            text = f"the bridge says {figures}, what was seen is {_figures(accounts[0])}"
+            self._journal.violate("accounts", client, text, number)
+        self._accounted[name] = (fitting or accounts)[0]
+
+    def close(self, accounts: Accounts) -> None:
+        """Compare the sum of what the bridge said with its ``accounts``, once nothing is left."""
+        total = attrs.evolve(self._warmth)
+        for account in self._accounted.values():
+            total.add(account)
+        if attrs.astuple(total) != attrs.astuple(accounts):
+            text = f"all in all {accounts}, turn by turn {total}"
+            self._journal.violate("accounts", NOBODY, text)
+
+    def add_warmth(self, ledger: Ledger) -> None:
+        """Add what warming cost to ``ledger``, which has what clients' turns saved and cost."""
+        ledger.add(self._warmth)
+
+    def _violate(self, prop: str, client: Client, text: str) -> None:
+        self._journal.violate(prop, client.number, text, client.turn)
+
+
+_FIGURES = ("bytes_saved", "bytes_spent", "tokens_saved", "tokens_spent")
+
+
+def _figures(account: Ledger) -> dict[str, int]:
+    return {field: getattr(account, field) for field in _FIGURES}

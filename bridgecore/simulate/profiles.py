@@ -1,0 +1,58 @@
+"""The kinds of clients in a run: how each sends its conversation, and what it does now and then.
+
+The models (docs, "Protocol notes", section 2):
+
+* *incremental*: the id of the latest response and new items only. It repeats the same body after
+  a 502, 503, 504, 429 or a cut stream; after a 400 ``previous_response_not_found`` it drops the id
+  and sends its whole history;
+* *full history*: ``store: false`` and the whole history each time, never an id; *terse*: in words
+  of its own, with what was said and no more. A tool whose call came before its stream was cut was
+  run, so the next try's history has grown by the call and its output;
+* *impatient*: it leaves in mid-turn now and then, and tries again;
+* *slow reader*: it reads a little, then nothing for a while;
+* *parallel*: its model calls several tools at once;
+* *warm*: it sends ``generate: false`` ahead now and then;
+* *relative*: it shares its keys with a neighbour, and takes over what that one said now and then;
+* *nosy*: it names a response of somebody else's, then one that nobody has, and compares.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+
+@attrs.frozen
+class Profile:
+    """How a client is. ``anchored``: it sends ``previous_response_id`` and new items only."""
+
+    name: str
+    anchored: bool = True
+    store: bool = True
+    stream: bool = True
+    impatient: bool = False
+    slow: bool = False
+    branches: bool = False  # it goes on from an older response now and then
+    terse: bool = False
+    parallel: bool = False
+    warm: bool = False
+    relative: bool = False
+    nosy: bool = False
+
+
+# Clients 2n and 2n + 1 share a credential, and relatives their keys.
+PROFILES: Final = (
+    Profile("incremental", branches=True),
+    Profile("incremental, store=false", store=False, branches=True),
+    Profile("full history", anchored=False, store=False, warm=True, relative=True),
+    Profile("terse full history", anchored=False, store=False, terse=True, relative=True),
+    Profile("impatient", impatient=True, parallel=True),
+    Profile("slow reader", slow=True),
+    Profile("incremental, JSON", stream=False, warm=True),
+    Profile("impatient, store=false", store=False, impatient=True),
+    Profile("impatient full history", anchored=False, store=False, impatient=True, parallel=True),
+    Profile("nosy", store=False, nosy=True),
+    Profile("tools, store=false", store=False, parallel=True, warm=True, relative=True),
+    Profile("forks, store=false", store=False, branches=True, relative=True),
+)

@@ -1,0 +1,113 @@
+"""The result of a run: its violations, its totals, and its timeline while it is written.
+
+What belongs here: what is told about a run. What counts as a violation is decided in the clients,
+in ``checks.py``, ``witness.py`` and ``world.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import attrs
+
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.simulate.witness import Ledger
+from bridgecore.testing.network import NOBODY
+
+_HOUR = 3600 * NS_PER_SECOND
+_MAX_VIOLATIONS = 20  # of one run: more tell nothing new
+
+
+@attrs.frozen
+class Violation:
+    """Something that must not be, seen at ``at`` (ns since the run began)."""
+
+    prop: str
+    seed: int
+    at: int
+    client: int  # NOBODY: no client in particular
+    turn: int
+    text: str
+
+    def __str__(self) -> str:
+        who = "" if self.client == NOBODY else f", client {self.client} turn {self.turn}"
+        return f"{self.prop}: {self.text} (seed {self.seed}{who}, t+{self.at / 1e9:.3f} s)"
+
+
+@attrs.define
+class Report:
+    """What a run, or many of them, came to. Times are ns of virtual time."""
+
+    violations: list[Violation] = attrs.Factory(list)
+    conversations: int = 0
+    conversation_time: int = 0  # of all conversations together, each from its begin to its end
+    turns: int = 0  # that succeeded
+    given_up: int = 0  # turns that an honest refusal ended
+    attempts: int = 0
+    probes: int = 0  # turns that were spent on naming what is somebody else's
+    resends: int = 0  # whole histories that were sent after a not-found
+    ledger: Ledger = attrs.Factory(Ledger)  # what continuity saved and cost
+    events: int = 0  # that machines handled
+    upstream_turns: int = 0
+    restarts: int = 0
+    troubles: Counter[str] = attrs.Factory(Counter)
+    digest: str = ""  # of the latest run
+
+    @property
+    def hours(self) -> float:
+        """Conversation-hours."""
+        return self.conversation_time / _HOUR
+
+    def add(self, other: Report) -> None:
+        """Take in another run."""
+        self.violations += other.violations
+        self.conversations += other.conversations
+        self.conversation_time += other.conversation_time
+        self.turns += other.turns
+        self.given_up += other.given_up
+        self.attempts += other.attempts
+        self.probes += other.probes
+        self.resends += other.resends
+        self.ledger.add(other.ledger)
+        self.events += other.events
+        self.upstream_turns += other.upstream_turns
+        self.restarts += other.restarts
+        self.troubles += other.troubles
+        self.digest = other.digest
+
+
+class Journal:
+    """Writes the report of a run while it goes on, and its timeline if somebody reads it.
+
+    ``clock`` tells the virtual time, ns. ``record`` is called for each line of the timeline.
+    """
+
+    def __init__(
+        self, seed: int, clock: Callable[[], int], record: Callable[[str], None] | None
+    ) -> None:
+        self.report = Report()
+        self.record = record
+        self._seed = seed
+        self._clock = clock
+
+    @property
+    def full(self) -> bool:
+        """Whether enough violations were found: the run can end."""
+        return len(self.report.violations) >= _MAX_VIOLATIONS
+
+    def note(self, text: str) -> None:
+        """Write a line of the timeline."""
+        if self.record is not None:
+            self.record(f"{self._elapsed() / 1e9:12.3f}  {text}")
+
+    def violate(self, prop: str, client: int, text: str, turn: int = 0) -> None:
+        """Write down that property ``prop`` does not hold; without effect once ``full``."""
+        if self.full:
+            return
+        found = Violation(prop, self._seed, self._elapsed(), client, turn, text)
+        self.report.violations.append(found)
+        self.note(f"VIOLATION of {prop}: {text}")
+
+    def _elapsed(self) -> int:
+        return self._clock() - NS_PER_SECOND  # the clock of a network begins at one second

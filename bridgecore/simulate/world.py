@@ -1,0 +1,220 @@
+"""One run: an endpoint, its upstream and many clients on a faulty network, in virtual time.
+
+What belongs here: putting the parts together, the order in which they hear of what a client does,
+and what is checked at the end. The parts: ``clients`` read answers and check what a client can
+check by itself, ``strikes`` and ``upstream`` make things go wrong, ``checks`` and ``witness``
+compare both ends of each turn, ``report`` has the result.
+
+Checked here:
+
+* *machine*: nothing raises, and no deadline that was handled is due again;
+* *liveness*: every client comes to the end of its turns;
+* *leak*: when all is over and every timer has run out, nothing is left;
+* *drain*: a drained endpoint stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import attrs
+
+from bridgecore import transport as tp
+from bridgecore.config import Config, Rotation, UpstreamUrl
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.checks import Checks
+from bridgecore.simulate.clients import Client, Probe
+from bridgecore.simulate.paths import Paths, Recorder
+from bridgecore.simulate.report import Journal, Report
+from bridgecore.simulate.scenario import Scenario
+from bridgecore.simulate.strikes import Strikes
+from bridgecore.simulate.upstream import HOST, PORT, Upstream, emulator_of
+from bridgecore.testing.faults import Change
+from bridgecore.testing.network import NOBODY, WINDOW, MachineError, Network
+
+_HOUR = 3600 * NS_PER_SECOND
+_HORIZON = 60 * 24 * _HOUR  # virtual time after which clients that are not done never will be
+_SLOW_WINDOW = 2048  # bytes that a slow reader leaves unread before the sender is blocked
+
+
+def run(scenario: Scenario, record: Callable[[str], None] | None = None) -> Report:
+    """Run ``scenario``. ``record`` is called with each line of the timeline, for people."""
+    return _World(scenario, record).run()
+
+
+def run_many(scenario: Scenario, conversations: int) -> Iterator[tuple[Scenario, Report]]:
+    """Run ``scenario`` with consecutive seeds until that many conversations were had; each run's
+    scenario and report as soon as it is over."""
+    seed = scenario.seed
+    while conversations > 0:
+        one = attrs.evolve(scenario, seed=seed, clients=min(scenario.clients, conversations))
+        yield one, run(one)
+        conversations -= one.clients
+        seed += 1
+
+
+def _config(scenario: Scenario) -> Config:
+    config = Config(
+        upstream=UpstreamUrl.parse(f"ws://{HOST}:{PORT}/v1/responses"),
+        policy=scenario.policy,
+        # At the usual pace pings would be most of what is simulated, and show no more.
+        ping_interval=300 * NS_PER_SECOND,
+    )
+    if scenario.warm:
+        lifetime = 200 * NS_PER_SECOND
+        config = attrs.evolve(config, rotation=Rotation.WARM, upstream_lifetime=lifetime)
+    return config
+
+
+class _World:
+    """A run. Also the ``Observer`` of its clients."""
+
+    def __init__(self, scenario: Scenario, record: Callable[[str], None] | None) -> None:
+        self._scenario = scenario
+        self._clients: dict[int, Client] = {}
+        self._undone = 0  # clients that have turns left
+        self._journal = journal = Journal(scenario.seed, lambda: self._network.now, record)
+        paths = Paths(scenario.seed)
+        note = journal.note if record is not None else None
+        self._recorder = Recorder(note, lambda log: self._checks.logged(log))
+        self._network = network = Network(conditions=paths, watcher=self._recorder)
+        self._emulator = emulator = emulator_of(scenario.seed)
+        self._strikes = Strikes(scenario, network, paths, emulator, journal)
+        self._upstream = Upstream(
+            scenario, network, emulator, self._strikes, self._clients, journal
+        )
+        self._checks = Checks(self._upstream, journal, warm=scenario.warm)
+        self._config = _config(scenario)
+        self._endpoint = scenario.endpoint(self._config)
+        network.add(emulator, HOST, PORT, after=self._checks.look_upstream)
+        network.add(self._endpoint, "bridge", 80)
+        for number in range(scenario.clients):
+            if scenario.only is None or number in scenario.only:
+                self._add_client(number)
+        for number, client in self._clients.items():
+            if (neighbour := self._clients.get(number ^ 1)) is not None:
+                client.befriend(neighbour)
+        if scenario.restarts and scenario.fault_every is not None:
+            self._upstream.schedule_restart()
+
+    def _add_client(self, number: int) -> None:
+        scenario, network = self._scenario, self._network
+        profile = scenario.profiles[number % len(scenario.profiles)]
+        client = Client(
+            number,
+            profile,
+            turns=scenario.turns,
+            refusals=scenario.policy.budgets.refusals,
+            seed=scenario.seed,
+            observer=self,
+        )
+        client.start(network.now + Rng(scenario.seed, 4, number).between(1, 600) * NS_PER_SECOND)
+        window = _SLOW_WINDOW if profile.slow else WINDOW
+        network.add(client, label=number, window=window)
+        self._clients[number] = client
+        self._undone += 1
+
+    def run(self) -> Report:
+        """Let everything happen; the report."""
+        network, report = self._network, self._journal.report
+        try:
+            network.run(_HORIZON, self._settled)
+            self._check_end()
+        except MachineError as exc:
+            self._journal.violate("machine", exc.label, str(exc))
+        report.conversations = len(self._clients)
+        for client in self._clients.values():
+            report.conversation_time += max(0, client.ended - client.begun)
+            report.turns += client.completed
+            report.given_up += client.given_up
+            report.probes += client.probes
+            report.resends += client.resends
+        self._checks.add_warmth(report.ledger)
+        report.events = self._recorder.events
+        report.digest = self._recorder.digest
+        return report
+
+    def _settled(self) -> bool:
+        return self._undone == 0 or self._journal.full
+
+    def _check_end(self) -> None:
+        """Clients are done: what is left has to go by itself, then the endpoint has to stop."""
+        journal, network, endpoint = self._journal, self._network, self._endpoint
+        if journal.full:
+            return
+        for client in self._clients.values():
+            if not client.done:
+                journal.violate("liveness", client.number, "is not done after two months")
+        if endpoint.bridge.turns:
+            journal.violate("leak", NOBODY, f"{endpoint.bridge.turns} turns without a client")
+        network.run(network.now + 3 * _HOUR)
+        left = {
+            "turns": endpoint.bridge.turns,
+            "conversations": endpoint.bridge.conversations,
+            "links": endpoint.bridge.links,
+            "client connections": endpoint.clients,
+            "upstream connections": endpoint.upstreams,
+            "connections at the upstream": self._emulator.connections,
+            "wires of the endpoint": len(network.ends(endpoint)),
+        }
+        self._checks.close(endpoint.bridge.accounts)
+        for name, count in left.items():
+            if count:
+                journal.violate("leak", NOBODY, f"{count} {name} three hours after the last turn")
+        network.handle(endpoint, tp.DrainRequested())
+        network.run(network.now + self._config.drain_timeout * 2)
+        if endpoint not in network.stopped or endpoint.next_timeout() is not None:
+            journal.violate("drain", NOBODY, "an endpoint without connections does not stop")
+
+    # ------------------------------------------------------------ Observer
+
+    def turn_begins(self, client: Client) -> None:
+        """Prepare what is to go wrong in the turn."""
+        self._strikes.turn_begins(client)
+
+    def turn_ended(self, client: Client) -> None:
+        """Count the client if it was its last turn; else prepare what goes wrong before the next
+        one."""
+        if client.done:
+            self._undone -= 1
+        else:
+            self._strikes.before_turn(client)
+
+    def attempt_begins(self, client: Client) -> None:
+        """The client sends its body once more."""
+        self._journal.report.attempts += 1
+        self._checks.attempt_begins(client)
+        self._strikes.attempt_begins(client)
+
+    def answered(self, client: Client, response: str) -> None:
+        """Check that it is the answer to what was asked."""
+        self._checks.answered(client, response)
+
+    def foreign(self, client: Client) -> str | None:
+        """A response of another credential's, if there is one."""
+        others = [other for other in self._clients.values() if other.scope != client.scope]
+        known = [other.latest for other in others if other.latest is not None]
+        rng = Rng(self._scenario.seed, 7, client.number, client.turn)
+        return rng.pick(known) if known else None
+
+    def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
+        """Compare what the client was told, and what it cost, unless something went wrong."""
+        if not self._strikes.disturbed(client, self._upstream.away):
+            self._checks.probed(client, foreign, unknown)
+
+    def explained(self, client: Client, status: int | None) -> bool:
+        """Whether the turn's trouble explains ``status``; None: a connection lost."""
+        return self._strikes.explained(client, status)
+
+    def altered(self, client: Client) -> Change | None:
+        """How the events of the client's turn are altered, if they are."""
+        return self._strikes.altered(client)
+
+    def violate(self, prop: str, client: Client, text: str) -> None:
+        """A client saw what must not be."""
+        self._journal.violate(prop, client.number, text, client.turn)
+
+    def note(self, text: str) -> None:
+        """Write a line of the timeline."""
+        self._journal.note(text)
