@@ -1,26 +1,38 @@
-"""What an upstream still sends of responses that have ended.
+"""Which response an upstream event belongs to.
 
-What belongs here: telling, on one connection, an event of the response that runs from a copy or a
-straggler of an earlier one. Upstreams have been seen to repeat a terminal event, and to send deltas
-and ``response.done`` of a response, after the next turn's frame went out. An event that names its
-response is matched by that name in ``recovery`` (see "ended-response" among its rules). This module
-is for what names no response, such as a delta, or the same one as the turn at hand, because some
-upstreams call all responses of a chain by one id. It knows two things of an earlier response: the
-ids of its items, and its terminal event.
+An upstream has been seen to repeat a terminal event, and to send deltas and ``response.done`` of a
+response, after the next turn's frame went out. Such an event must reach neither the next turn's
+client nor its session. Who decides, in the order in which an event meets them:
 
-Some upstreams use the ids of items again in each response, and a test server may say the same
-answer, byte for byte, to every turn. Such an event looks late and is not. So what looks late is
-kept until the response that runs has ended: if its terminal event lists the item, or is itself
-said again together with all items that belong to it, it was the response's own.
+1. ``Stragglers``, here, by item ids and by bytes, before the session hears of the event. It is for
+   events that name no response, such as deltas, and for upstreams that call all responses of a
+   chain by one id. Of an ended response it knows the ids of its items and its terminal event. A
+   session cannot do this: its events carry no bodies.
+2. The session, by the id of the response that the event names: the rule "ended-response" of
+   ``bridgecore.recovery.rules``. Which ids have ended is part of its state, because a loss is
+   judged by it, too. Its word on a named event is final: it is ignored and counted.
+3. ``running_only``, here, when events that the session held back are released. The session held
+   them because their response was not known yet; by now it is, and those of an ended one are
+   dropped.
+
+What ``Stragglers`` calls late may turn out not to be. Some upstreams use the ids of items again in
+each response, and a test server may say the same answer, byte for byte, to every turn. So what
+looks late is kept until the running response has ended: if its terminal event lists the item, or
+is itself said again together with all items that belong to it, it was the response's own, and
+``claim`` gives it back.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+import attrs
+
+from bridgecore.recovery.inflight import ANSWERING
+from bridgecore.recovery.state import SessionState
 from bridgecore.wire.responses import ITEM_ADDED, ITEM_DONE, EventKind, UpstreamEvent
 
 # Stragglers come right behind the response that they belong to, so a few responses are enough.
@@ -30,23 +42,42 @@ _MAX_KEPT: Final = 256  # events that look late
 _MAX_KEPT_SIZE: Final = 1024 * 1024  # bytes of them
 
 
+def is_answering(state: SessionState) -> bool:
+    """Whether a ``response.created`` has come for the running turn, though it may be in doubt."""
+    doubtful = state.running is not None and state.running.doubtful is not None
+    return doubtful or state.phase in ANSWERING
+
+
+def running_names(state: SessionState) -> tuple[str | None, ...]:
+    """What an event may name as its response if it belongs to the running turn. None: an event that
+    names no response."""
+    return (None,) if state.running is None else (None, *state.running.responses)
+
+
+def running_only(
+    held: Iterable[UpstreamEvent], state: SessionState, names: Sequence[str]
+) -> list[UpstreamEvent]:
+    """Of the events that were held back, those of the running response, whose ids are ``names``:
+    all but those that name a response that has ended."""
+    ended = set(state.ended).difference(names)
+    return [event for event in held if event.response not in ended]
+
+
+@attrs.define(eq=False)
 class Stragglers:
     """The items and terminal events of responses that have ended on one connection."""
 
-    __slots__ = ("_completes", "_copies", "_ended", "_items", "_kept", "_kept_size", "_reuses")
-
-    def __init__(self) -> None:
-        # By the id of an item, the digest of the event that announced it, if one did: of the
-        # running response, and of those that have ended.
-        self._items: dict[str, bytes | None] = {}
-        self._ended: OrderedDict[str, bytes | None] = OrderedDict()
-        # By the digest of a terminal event, the items of its response.
-        self._copies: OrderedDict[bytes, frozenset[str]] = OrderedDict()
-        # The ids of responses that ended by response.completed: response.done may follow it.
-        self._completes: deque[str] = deque(maxlen=_MAX_COPIES)
-        self._kept: list[UpstreamEvent] = []
-        self._kept_size = 0
-        self._reuses = False  # the upstream uses ids of items again
+    # By the id of an item, the digest of the event that announced it, if one did: of the running
+    # response, and of those that have ended.
+    _items: dict[str, bytes | None] = attrs.Factory(dict)
+    _ended: OrderedDict[str, bytes | None] = attrs.Factory(OrderedDict)
+    # By the digest of a terminal event, the items of its response.
+    _copies: OrderedDict[bytes, frozenset[str]] = attrs.Factory(OrderedDict)
+    # The ids of responses that ended by response.completed: response.done may follow it.
+    _completes: deque[str] = attrs.Factory(lambda: deque(maxlen=_MAX_COPIES))
+    _kept: list[UpstreamEvent] = attrs.Factory(list)
+    _kept_size: int = 0  # bytes
+    _reuses: bool = False  # the upstream uses ids of items again
 
     def begin(self) -> None:
         """A turn's frame goes out: no response runs now."""
@@ -132,13 +163,6 @@ class Stragglers:
         self._items.clear()
         while len(self._ended) > _MAX_ITEMS:
             self._ended.popitem(last=False)
-
-    def snapshot(self) -> tuple[object, ...]:
-        """What is known, as a value."""
-        kept = tuple(event.data for event in self._kept)
-        ended = tuple(self._ended.items())
-        copies = tuple(self._copies.items()), tuple(self._completes)
-        return tuple(self._items.items()), ended, copies, kept, self._reuses
 
 
 _COMPLETED: Final = b"response.completed"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import pytest
 
@@ -172,11 +171,10 @@ def test_the_memory_of_item_ids_is_bounded() -> None:
         assert stragglers.is_late(delta("m1999", x="x" * 8_000), answering=True)
     for _ in range(1_000):
         assert stragglers.is_late(delta("m1999"), answering=True)
-    snapshot: Any = stragglers.snapshot()
-    items, ended, (copies, completes), kept, _ = snapshot
-    assert len(items) == len(ended) == 256
-    assert len(copies) == len(completes) == 16
-    assert len(kept) <= 256
-    assert sum(map(len, kept)) <= 1024 * 1024
+    known = stragglers
+    assert len(known._items) == len(known._ended) == 256
+    assert len(known._copies) == len(known._completes) == 16
+    assert len(known._kept) <= 256
+    assert sum(len(event.data) for event in known._kept) <= 1024 * 1024
     assert stragglers.is_late(completed("r1999"), answering=True)
     assert not stragglers.is_late(completed("r0"), answering=True)

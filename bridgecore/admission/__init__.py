@@ -1,1 +1,1 @@
-"""HOW MUCH, and where: which conversation a turn goes to. Values, not locks."""
+"""Admission: limits and placement, as pure functions over values. No locks, no queues."""

@@ -111,13 +111,21 @@ class Draft:
         """Take ``turn`` out of the queue; False if it does not wait."""
         before = self.waiting
         self.waiting = tuple(waiting for waiting in before if waiting.turn.id != turn)
+        if self.taken is not None:
+            self.time_turns()
         return len(self.waiting) < len(before)
 
     def run(self, waiting: Waiting) -> None:
-        """Give the session to the turn. Those behind it came later: their budgets end later."""
-        self.taken = Running(waiting.turn)
+        """Give the session to the turn."""
+        self.taken = Running(waiting.turn, deadline=waiting.deadline)
         self.clear_timer(Timer.EXPIRY)
-        self.timers[Timer.TURN] = waiting.deadline
+        self.time_turns()
+
+    def time_turns(self) -> None:
+        """Make the turns' timer due with the first of their budgets. As a rule that is the running
+        one's; but a turn whose way here took longer may wait behind one that came later."""
+        ends = [self.running.deadline, *[waiting.deadline for waiting in self.waiting]]
+        self.timers[Timer.TURN] = min(ends)
 
     def deliver(self) -> None:
         """The event at hand goes to the client; as long as the turn may be replayed, it waits: the

@@ -49,8 +49,13 @@ class Outcome(enum.Enum):
 
 @attrs.frozen
 class TurnSubmitted:
-    """A client's turn was routed to this session."""
+    """A client's turn was routed to this session.
+
+    ``deadline``: when its whole budget ends, in ns, as its way here may have taken time. None: the
+    budget of the policy begins now.
+    """
     turn: Turn
+    deadline: int | None = None
 
 @attrs.frozen
 class TurnAbandoned:

@@ -170,8 +170,24 @@ _UNMATCHED = "no turn runs that could have caused it (invariant 27)"
 @_rule("submit", ev.TurnSubmitted, *_IDLE)
 def _submit(draft: Draft, event: ev.TurnSubmitted) -> None:
     """Connect first if there is no socket (row 1); send unless it cannot know the anchor."""
-    draft.run(Waiting(event.turn, draft.now + draft.policy.timeouts.turn))
+    arrived = _arrive(draft, event)
+    if arrived is None:
+        draft.set_timer(Timer.EXPIRY, draft.policy.timeouts.expiry)
+        return
+    draft.run(arrived)
     draft.start()
+
+
+def _arrive(draft: Draft, event: ev.TurnSubmitted) -> Waiting | None:
+    """The turn with the end of its budget; None if that is over: then it is told so."""
+    deadline = event.deadline
+    if deadline is None:
+        deadline = draft.now + draft.policy.timeouts.turn
+    if deadline <= draft.now:
+        failure = classify(TimedOut(Timer.TURN))
+        draft.emit(fx.FailTurn(event.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
+        return None
+    return Waiting(event.turn, deadline)
 
 
 @_rule("submit-busy", ev.TurnSubmitted, *_BUSY)
@@ -184,7 +200,10 @@ def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
     if len(queue) >= draft.policy.budgets.waiting:
         draft.emit(fx.FailTurn(event.turn.id, fx.Answer.OVERLOADED, None))
         return
-    draft.waiting = (*queue, Waiting(event.turn, draft.now + draft.policy.timeouts.turn))
+    arrived = _arrive(draft, event)
+    if arrived is not None:
+        draft.waiting = (*queue, arrived)
+        draft.time_turns()
 
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
@@ -497,12 +516,14 @@ def _relay_paused(draft: Draft, event: ev.RelayPaused) -> None:
 def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
     """The whole budget of a turn is used up, waits and replays included."""
     failure = classify(TimedOut(Timer.TURN))
+    draft.time_turns()
     for waiting in draft.waiting:
         if waiting.deadline <= draft.now:
             draft.drop_waiting(waiting.turn.id)
             draft.emit(fx.FailTurn(waiting.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
-    draft.close()
-    draft.fail(fx.Answer.REQUEST_TIMEOUT, failure)
+    if draft.running.deadline <= draft.now:
+        draft.close()
+        draft.fail(fx.Answer.REQUEST_TIMEOUT, failure)
 
 
 @_rule("lifetime-idle", Timer.LIFETIME, *_USABLE)

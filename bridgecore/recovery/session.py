@@ -76,6 +76,11 @@ class Session:
         check_time(now)
         self._now = self._touched = max(self._now, now)
 
+    def snapshot(self) -> tuple[SessionState, int | None]:
+        """What the next decision depends on: the state, and when more output came that the state
+        does not know of yet (ns; see ``touch``)."""
+        return self.state, self._touched
+
     def next_timeout(self) -> Deadline | None:
         """The earliest deadline. It may turn out early (see ``touch``): then nothing happens."""
         return self.state.timers.next()

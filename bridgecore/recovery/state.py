@@ -59,6 +59,7 @@ class Running:
     recovered: frozenset[FailureKind] = frozenset()  # upstream refusals recovered so far
     fallback: Answer | None = None  # what to say if the recovery under way fails, too
     paused: bool = False  # its client reads too slowly
+    deadline: int = 0  # ns: when its whole budget ends
 
 @attrs.frozen
 class Waiting:

@@ -428,6 +428,8 @@ _WHAT: dict[Phase, st.SearchStrategy[str]] = {
 }
 _BOOLEANS = st.booleans()
 _RARELY = st.sampled_from((*[False] * 7, True))
+_LEFT = st.sampled_from((*[None] * 12, 1, 30, 200))  # s: of a turn's budget, at its submission
+_MS = NS_PER_SECOND // 1000
 # What is odd about the name of a response, if anything is.
 _ODDITIES = st.sampled_from((*["nothing"] * 6, "ended", "ended", "other", "none"))
 _STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED, Standing.INJECTED))
@@ -444,7 +446,7 @@ def _lawful(
     if last is not None and (unsent := _unsent(draw, last)) is not None:
         return unsent
     if what == "submit":
-        return ev.TurnSubmitted(_new_turn(draw, state, turn))
+        return ev.TurnSubmitted(_new_turn(draw, state, turn), _deadline(draw, now))
     if what in ("abandoned", "paused"):
         here = [waiting.turn.id for waiting in state.waiting]
         here += [state.running.turn.id] * 3 if state.running is not None else []
@@ -464,6 +466,12 @@ def _lawful(
     elif what == "opened" and state.phase not in (Phase.RECONNECTING, Phase.CLOSED):
         what = "lost"  # a connect that is over cannot succeed once more
     return _of_connection(draw, what, generation, state)
+
+
+def _deadline(draw: st.DrawFn, now: int) -> int | None:
+    """When the budget of a new turn ends, in whole ms. None, as mostly: the policy tells."""
+    left = draw(_LEFT)
+    return None if left is None else (now // _MS + left * 1000) * _MS
 
 
 def _of_connection(draw: st.DrawFn, what: str, generation: int, state: SessionState) -> Event:

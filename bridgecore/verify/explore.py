@@ -141,6 +141,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
             turn=Turn(1, running.turn.standing, name(running.turn.anchor)),
             responses=own_names(running.responses, state.ended, name),
             doubtful=name(running.doubtful),
+            deadline=running.deadline - passed,
         )
     waiting = []
     for number, entry in enumerate(state.waiting, 2):
@@ -196,15 +197,22 @@ def _renamed(model: Model, naming: _Naming) -> Model:
 
 def later(state: SessionState, passed: int) -> SessionState:
     """The same state, all times ``passed`` less."""
+    running = state.running
+    if running is not None:
+        running = attrs.evolve(running, deadline=running.deadline - passed)
     return attrs.evolve(
         state,
+        running=running,
         waiting=tuple([Waiting(w.turn, w.deadline - passed) for w in state.waiting]),
         timers=Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
 
 
 def key_of(state: SessionState) -> tuple[object, ...]:
-    """Equal for equal states. Names instead of enumerations and values: hashed much faster."""
+    """Equal for equal states. Names instead of enumerations and values: hashed much faster.
+
+    The running turn's deadline is that of its timer: here no turn comes with one of its own.
+    """
     running = state.running
     turn: tuple[object, ...] | None = None
     if running is not None:

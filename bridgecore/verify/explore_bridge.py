@@ -43,7 +43,9 @@ from bridgecore.messages import (
     TurnReceived,
 )
 from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
+from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.statevalue import LINK, At, Ref
 from bridgecore.transport import Log
 from bridgecore.verify.explore import later
 from bridgecore.verify.search import Search
@@ -699,26 +701,27 @@ class World:
             len(self.too_large),
             None if self.refused is None else (self.refused.credential, str(self.refused.items)),
         )  # fmt: skip
-        return around, _folded(self.bridge.snapshot(), self.now)
+        names = {(LINK, number): place for number, place in links.items()}
+        return around, _folded(self.bridge, names, self.now)
 
 
-def _folded(snapshot: Any, now: int) -> object:
-    """A snapshot with links and conversations named by their place, times relative to ``now``."""
-    conversations, turns, links, memory, too_large = snapshot
-    names = {one[0]: place for place, one in enumerate(conversations)}
-    sockets = {number: place for place, (number, *_) in enumerate(links)}
-    aliases, held = memory
-    return (
-        tuple(
-            (scope, later(state, now), sockets.get(link), *rest)
-            for _, scope, state, link, *rest in conversations
-        ),
-        tuple((turn, names[of], standing, anchor) for turn, of, standing, anchor in turns),
-        tuple((generation, names[of], late) for _, generation, of, late in links),
-        too_large,
-        tuple((key, names.get(of, -1), standing) for key, of, standing in aliases),
-        tuple((scope, response, now - used, flags) for scope, response, used, flags in held),
-    )
+def _folded(bridge: Bridge, names: dict[tuple[str, int], int], now: int) -> object:
+    """The state of ``bridge`` with links and conversations named by their place, and times relative
+    to ``now``. ``names``: the places of links; conversations are added, by when they were used."""
+    state: Any = bridge.snapshot()
+    for place, (conversation, _) in enumerate(dict(state)["_conversations"]):
+        names[conversation] = place
+
+    def fold(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return names.get(value, -1)  # of an alias: its conversation may be over
+        if isinstance(value, At):
+            return now - value.ns
+        if isinstance(value, SessionState):
+            return later(value, now)
+        return tuple(map(fold, value)) if isinstance(value, tuple) else value
+
+    return fold(state)
 
 
 def _event(name: str, **fields: Any) -> bytes:

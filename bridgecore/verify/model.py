@@ -291,12 +291,12 @@ class Model:
     def _due(self, timer: Timer) -> int | None:
         """When the deadline of ``timer`` is owed."""
         if timer is Timer.TURN:
-            return self.turns[0].due if self.turns else None  # the others came later
+            return min([turn.due for turn in self.turns], default=None)
         due: int | None = getattr(self, _DUES[timer])
         return due
 
     def _check_deadline(self, deadline: Deadline | None) -> None:
-        owed = self.turns[0].due if self.turns else None
+        owed = self._due(Timer.TURN)
         for due in (
             self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
         ):  # fmt: skip
@@ -367,7 +367,7 @@ class _Watch:
         times = the.terms.timeouts
         if isinstance(event, ev.TurnSubmitted):
             turn = event.turn
-            due = now + times.turn
+            due = now + times.turn if event.deadline is None else event.deadline
             the.turns = (*the.turns, _Turn(turn.id, turn.standing, turn.anchor, due))
             the.expiry_due = None
         elif isinstance(event, ev.TurnAbandoned):
@@ -527,7 +527,7 @@ class _Watch:
             self._in_the_dark()
             self.must_close = _P.SILENCE_DROPS_THE_SOCKET
         elif timer is Timer.TURN:
-            if the.carried is not None:
+            if the.carried is not None and the._carried_turn().due <= self.now:
                 self.must_close = _P.ONE_AT_A_TIME
         elif timer is Timer.LIFETIME:
             the.worn, the.lifetime_due = True, None

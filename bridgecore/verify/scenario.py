@@ -37,6 +37,7 @@ Settings, which print nothing and stand before the first command:
   ``show rules|next ...``          what is printed besides the effects, see above
 Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
+  ``submit`` takes ``deadline=DURATION``: when the turn's budget ends, from the beginning on
   ``opened [early=DURATION]``     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
   ``progress [RESPONSE]`` (an event of an answer that bears no output)
   ``output`` and ``progress`` take ``room=0``: there is no room to hold the event back
@@ -341,7 +342,8 @@ def _event(line: _Line, latest: int) -> ev.Event:
     """The event that ``line`` tells of; ``latest`` is the generation if it names none."""
     command, arguments = line.words[0], line.words[1:]
     if command == "submit":
-        return ev.TurnSubmitted(_turn(line))
+        deadline = line.options.get("deadline")
+        return ev.TurnSubmitted(_turn(line), None if deadline is None else _duration(deadline))
     if command == "evict":
         _only(line, 0)
         return ev.EvictionRequested()
@@ -393,8 +395,8 @@ def _flag(line: _Line, name: str, *, default: bool = False) -> bool:
 
 def _turn(line: _Line) -> ev.Turn:
     if len(line.words) == 2:
-        return ev.Turn(_number(_only(line, 1)[0]))
-    turn, standing, anchor = _only(line, 3)
+        return ev.Turn(_number(_only(line, 1, "deadline")[0]))
+    turn, standing, anchor = _only(line, 3, "deadline")
     if standing not in {known.value for known in ev.Standing} - {ev.Standing.UNANCHORED.value}:
         raise _UnreadableError(f"no anchored turn is {standing}")
     return ev.Turn(_number(turn), ev.Standing(standing), anchor)
@@ -446,10 +448,12 @@ def command_of(event: ev.Event) -> str:
 
 def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.TurnSubmitted):
-        turn = event.turn
+        turn, deadline = event.turn, ""
+        if event.deadline is not None:
+            deadline = f" deadline={event.deadline // _UNITS['ms']}ms"
         if turn.anchor is None:
-            return f"submit {turn.id}"
-        return f"submit {turn.id} {turn.standing.value} {_quoted(turn.anchor)}"
+            return f"submit {turn.id}{deadline}"
+        return f"submit {turn.id} {turn.standing.value} {_quoted(turn.anchor)}{deadline}"
     if isinstance(event, ev.TurnAbandoned):
         return f"abandon {event.turn}"
     if isinstance(event, ev.ConnectionOpened):

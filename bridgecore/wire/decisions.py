@@ -50,7 +50,8 @@ from bridgecore.recovery.session import Session
 from bridgecore.transport import Log, LogLevel
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
-FORMAT = 2
+# 3: a submitted turn has a deadline.
+FORMAT = 3
 DECISION = "session.decision"  # the event of a Log whose field "line" is a line of the log
 
 _HEADER = {"log": "bridgecore decisions", "format": FORMAT}

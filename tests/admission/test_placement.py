@@ -1,19 +1,28 @@
-"""Tests of admission/placement.py: the whole table, and who takes over whose session."""
+"""Tests of admission/placement.py: the whole table, who takes over whose session, the order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.admission.placement import (
+    LOOKED_AT,
     PROTECTED,
     SINGLES,
+    Arrival,
+    Branch,
     Idle,
+    Join,
+    Kin,
     Placement,
+    Seat,
     place,
+    route,
     take_over,
 )
 from bridgecore.recovery.events import Standing
@@ -102,3 +111,52 @@ def test_histories_leave_few_sessions_behind(turns: int, after: Idle) -> None:
             del family[place]
         family.insert(0, after)
     assert len(family) <= PROTECTED + 1
+
+
+# ------------------------------------------------------------------ the order of the decisions
+
+
+def unread() -> Iterator[Any]:
+    """What must not be looked at, because it does not matter."""
+    return map(pytest.fail, ["it was looked at"])
+
+
+BEGINS = Arrival(Standing.UNANCHORED, None, recognised=False, repeats=False)
+REPEATS = Arrival(Standing.UNANCHORED, None, recognised=False, repeats=True)
+RECOGNISED = Arrival(Standing.UNANCHORED, None, recognised=True, repeats=True)
+HELD = Arrival(Standing.HELD, "r1", recognised=False, repeats=False)
+BOUND = Arrival(Standing.BOUND, "r1", recognised=False, repeats=False)
+OWN = Kin(continued=False, dispensable=True, key=9, idle=True)
+
+
+def test_a_history_goes_where_it_is_at_hand() -> None:
+    candidates = [
+        ("r3", None),
+        ("r2", Seat(1, True, "r3")),  # its socket remembers something else
+        ("r2", Seat(2, False, "r2")),  # a turn runs there
+        ("r1", Seat(3, True, "r1")),
+        ("r0", Seat(4, True, "r0")),
+    ]
+    found = route(RECOGNISED, candidates=candidates, home=Seat(5, True, None), family=unread())
+    assert found == Join(3, inject=3)
+
+
+@pytest.mark.parametrize("live", [None, "r1"])
+def test_an_anchor_goes_to_its_session(live: str | None) -> None:
+    assert route(HELD, candidates=[], home=Seat(5, True, live), family=unread()) == Join(5)
+    assert route(BOUND, candidates=[], home=Seat(5, False, live), family=unread()) == Join(5)
+
+
+@pytest.mark.parametrize("home", [None, Seat(5, False, "r1"), Seat(5, True, "r2")])
+def test_what_continues_elsewhere_gets_a_session_of_its_own(home: Seat | None) -> None:
+    for turn in (HELD, RECOGNISED):
+        assert route(turn, candidates=[], home=home, family=unread()) == Branch()
+
+
+def test_what_begins_may_take_over_a_session_of_its_family() -> None:
+    busy = Kin(continued=False, dispensable=True, key=8, idle=False)
+    assert route(REPEATS, candidates=[], home=None, family=[busy, OWN]) == Join(9)
+    assert route(REPEATS, candidates=[], home=None, family=[busy]) == Branch()
+    assert route(REPEATS, candidates=[], home=None, family=[busy] * LOOKED_AT + [OWN]) == Branch()
+    assert route(BEGINS, candidates=[], home=None, family=[OWN]) == Branch()
+    assert route(BEGINS, candidates=[], home=None, family=[OWN] * SINGLES) == Join(9)

@@ -212,6 +212,32 @@ def test_a_refused_anchor_is_no_longer_cached() -> None:
     assert step(DEFAULT, sent, refused, 0).state.live_anchor is None
 
 
+# ------------------------------------------------------------------ budgets of turns
+
+
+@settings(deadline=None)
+@given(runs(policies(feasible=False)))
+def test_the_turns_timer_is_due_with_the_first_of_their_budgets(
+    run: tuple[Policy, History],
+) -> None:
+    """Whichever turn that is: one whose way here took long has less of its budget left."""
+    for record in replay(*run):
+        running, waiting = record.after.running, record.after.waiting
+        ends = [turn.deadline for turn in (running, *waiting) if turn is not None]
+        assert record.after.timers.get(Timer.TURN) == min(ends, default=None)
+
+
+def test_a_turn_that_comes_too_late_is_told_so() -> None:
+    late = TurnSubmitted(Turn(2), deadline=NS_PER_SECOND)
+    for state in (SessionState(), after(TurnSubmitted(Turn(1)))):
+        transition = step(DEFAULT, state, late, NS_PER_SECOND)
+        (failed,) = transition.effects
+        assert isinstance(failed, fx.FailTurn)
+        assert (failed.turn, failed.answer) == (2, Answer.REQUEST_TIMEOUT)
+        assert transition.state.running == state.running
+        assert transition.state.timers.next() is not None  # so it will end
+
+
 # ------------------------------------------------------------------ forms, and names
 
 

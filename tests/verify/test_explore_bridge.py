@@ -65,21 +65,15 @@ def test_the_same_path_leads_to_the_same_world() -> None:
 class MostRecentFirst(Bridge):
     """Makes room at the expense of who was here last."""
 
-    def _make_room(self, now: int) -> bool:
-        if len(self._conversations) < self._config.max_sessions:
-            return True
-        for conversation in reversed(self._conversations.values()):
-            if conversation.session.state.idle:
-                self._step(conversation, ev.EvictionRequested(), now)
-                return True
-        return False
+    def _residents(self) -> Any:
+        return reversed(list(super()._residents()))
 
 
 class NoRoom(Bridge):
     """Makes room for nobody."""
 
-    def _make_room(self, now: int) -> bool:
-        return len(self._conversations) < self._config.max_sessions
+    def _residents(self) -> Any:
+        return iter(())
 
 
 class AlwaysRoom(Bridge):
@@ -99,11 +93,13 @@ class Deaf(Bridge):
 class Mixed(Bridge):
     """Gives what comes to whichever turn came last."""
 
-    def _running(self, conversation: Any) -> Any:
-        return next(reversed(self._turns.values()), None)
-
-    def _deliver(self, conversation: Any, number: int, upstream: Any, names: Any) -> None:
-        super()._deliver(conversation, next(reversed(self._turns), number), upstream, names)
+    def handle(self, event: Any, now: int) -> Any:
+        last = next(reversed(self._turns), None)
+        effects = super().handle(event, now)
+        for effect in effects:
+            if isinstance(effect, bridges.AnswerEvents) and last is not None:
+                effect.turn = last
+        return effects
 
 
 class Stubborn(Session):

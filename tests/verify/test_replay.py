@@ -448,7 +448,7 @@ def _events(cause: st.SearchStrategy[Evidence]) -> Iterator[st.SearchStrategy[ev
     turns = st.builds(ev.Turn, number) | st.builds(
         ev.Turn, number, st.sampled_from(anchored), st.text()
     )
-    yield st.builds(ev.TurnSubmitted, turns)
+    yield st.builds(ev.TurnSubmitted, turns, st.none() | number)
     yield st.builds(ev.TurnAbandoned, number)
     yield st.builds(ev.ConnectionOpened, number, number)
     yield st.builds(ev.ConnectionLost, number, cause, one)
@@ -548,13 +548,16 @@ MALFORMED = [
     (
         _line(
             event={
-                "TurnSubmitted": {"turn": {"Turn": {"id": 1, "standing": "held", "anchor": None}}}
+                "TurnSubmitted": {
+                    "turn": {"Turn": {"id": 1, "standing": "held", "anchor": None}},
+                    "deadline": None,
+                }
             }
         ),
         "turn 1 is held, with anchor None",
     ),
     (_header(log="of another program"), "another kind"),
-    (_header(format=1), "its format is 1, not 2"),
+    (_header(format=1), "its format is 1, not 3"),
     (_header(cells={}), "cells lacks SEND_SKIPPED"),
     (_header(cells=1), "cells is not an object"),
     (_header(Budgets={}), "Budgets lacks replays"),

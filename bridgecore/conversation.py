@@ -1,0 +1,738 @@
+"""One conversation: a client's chain of responses, its session, its link and its turns.
+
+What belongs here: carrying between the three. A ``Conversation`` is told what happened to its turns
+and its link, in messages; it reports that to its ``Session`` in the session's terms, and what the
+session decides it returns as messages again. It knows JSON events, but no bytes of HTTP or
+WebSocket, and no other conversation. It decides nothing about a loss: that is ``recovery``'s.
+
+Who calls whom: ``Bridge`` calls the methods up to ``next_timeout``, each of which returns the
+effects, in order. Below them, ``_read`` and what it calls turn messages into events of the session;
+``_step`` hands an event to the session; ``_carry_out`` and what it calls turn the session's effects
+into messages. Sending may find that a frame was refused for its size before, which is an event
+again, so the two may call each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, assert_never
+
+import attrs
+import msgspec
+
+from bridgecore.api_error import ApiError, render_answer
+from bridgecore.continuity.accounts import Accounts, account_of
+from bridgecore.continuity.memory import Manner, Memory
+from bridgecore.continuity.refused import RefusedFrames
+from bridgecore.errors import InternalError
+from bridgecore.generation import Generation, HeldEvents
+from bridgecore.messages import (
+    AnswerError,
+    AnswerEvents,
+    BridgeEffect,
+    CloseLink,
+    LinkLost,
+    OpenLink,
+    PauseLink,
+    SendFrame,
+)
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed
+from bridgecore.recovery.inflight import ANSWERING, concerns_unsent, proves_too_large
+from bridgecore.recovery.policy import Policy
+from bridgecore.recovery.rules import ENDED_RESPONSE
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import Phase
+from bridgecore.recovery.timers import Deadline
+from bridgecore.stragglers import is_answering, running_names, running_only
+from bridgecore.transport import Log, LogLevel
+from bridgecore.turns import RoutedTurn
+from bridgecore.wire.decisions import hashed
+from bridgecore.wire.errors import read_error
+from bridgecore.wire.responses import (
+    EventKind,
+    Terminal,
+    UpstreamEvent,
+    read_event,
+    read_stored,
+    read_terminal,
+)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@attrs.define
+class Numbers:
+    """Numbers for what a bridge names: its conversations, its links, and turns of its own."""
+
+    last: int = 0
+
+    def next(self) -> int:
+        """One that was not given out before."""
+        self.last += 1
+        return self.last
+
+
+@attrs.define(eq=False)
+class Shared:
+    """What the conversations of one bridge have in common. ``max_held``: bytes of events that a
+    link may hold back."""
+
+    policy: Policy
+    memory: Memory
+    refused: RefusedFrames
+    max_held: int
+    numbers: Numbers = attrs.Factory(Numbers)
+
+
+@attrs.define(eq=False)
+class Conversation:
+    """One conversation. Its methods return the effects of what they were told, in order.
+
+    ``scope``: whose it is; turns of another scope never get here. ``headers``: those with which a
+    link is opened, of the latest turn that had the session for itself. ``retired``: the session is
+    over, and the conversation is to be forgotten.
+    """
+
+    id: int
+    scope: str
+    session: Session
+    headers: Headers
+    shared: Shared
+    turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # those that run or wait
+    link: Generation | None = None  # of the present generation
+    manner: Manner | None = None  # of its latest turn, if connections are to be warmed
+    warmed: bool = False  # preloaded, and not used since: then it is not preloaded again
+    retired: bool = False
+    accounts: Accounts = attrs.Factory(Accounts)  # what continuity saved and cost in it
+    unmatched: int = 0  # upstream events that no turn caused
+    _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the call under way
+
+    # ------------------------------------------------------------ what is asked about it
+
+    @property
+    def running(self) -> RoutedTurn | None:
+        """The turn that has the session."""
+        running = self.session.state.running
+        return None if running is None else self.turns.get(running.turn.id)
+
+    @property
+    def spare(self) -> bool:
+        """No client's turn runs or waits. One that only warms a connection makes way."""
+        return self.session.state.idle or self._only_warms
+
+    @property
+    def _only_warms(self) -> bool:
+        turn = self.running
+        return turn is not None and turn.warms and not self.session.state.waiting
+
+    def next_timeout(self) -> Deadline | None:
+        """When ``timeout`` is to be called if nothing else happens first."""
+        return self.session.next_timeout()
+
+    # ------------------------------------------------------------ what happens to its turns
+
+    def submit(self, turn: RoutedTurn, headers: Headers, now: int) -> list[BridgeEffect]:
+        """A client's turn was routed here; it runs or waits. ``headers``: of its own upgrade
+        request, if its turn is to open a link."""
+        if self.session.state.running is None:
+            self.headers = headers
+        self.warmed = False
+        self.turns[turn.id] = turn
+        self._log(LogLevel.DEBUG, "turn.received", **_about(turn), standing=_standing(turn))
+        submitted = ev.Turn(turn.id, turn.recall.standing, turn.recall.anchor)
+        self._step(ev.TurnSubmitted(submitted), now)
+        return self._take()
+
+    def abandon(self, number: int, error: ApiError | None, now: int) -> list[BridgeEffect]:
+        """The client of a turn is gone; or its driver gave the turn up, and told it ``error``."""
+        turn = self.turns.pop(number)
+        self._step(ev.TurnAbandoned(number), now)
+        if error is None:
+            self._log(LogLevel.INFO, "turn.abandoned", **_about(turn))
+        else:
+            self._log(LogLevel.WARNING, "turn.cut_off", **_about(turn), code=error.code)
+        return self._take()
+
+    def block(self, number: int, now: int) -> list[BridgeEffect]:
+        """The client of a turn reads too slowly."""
+        turn, link = self.running, self.link
+        if (
+            turn is not None
+            and turn.id == number
+            # Before its answer begins nothing is relayed: not to read then would be to miss it.
+            and self.session.state.phase in ANSWERING
+            and link is not None
+            and link.paused_for is None
+        ):
+            link.paused_for = number
+            self._out.append(PauseLink(link.number, True))
+            self._step(ev.RelayPaused(number, True), now)
+        return self._take()
+
+    def unblock(self, number: int, now: int) -> list[BridgeEffect]:
+        """The client of a turn has caught up."""
+        if self._resume(number):
+            self._step(ev.RelayPaused(number, False), now)
+        return self._take()
+
+    def _resume(self, number: int) -> bool:
+        """Read the link again, if it was this turn that had it paused."""
+        link = self.link
+        if link is None or link.paused_for != number:
+            return False
+        link.paused_for = None
+        self._out.append(PauseLink(link.number, False))
+        return True
+
+    # ------------------------------------------------------------ what happens to its link
+
+    def opened(self, messages: list[bytes], now: int) -> list[BridgeEffect]:
+        """The link is open. ``messages``: what was read before anything was sent on it."""
+        link = self._present_link
+        early = _early(link.number, self.shared.policy.timeouts.lifetime)
+        link.reading = True
+        self._step(ev.ConnectionOpened(link.generation, early), now)
+        for message in messages:
+            event = read_event(message)
+            if event is None:
+                self._count_noise(link, message)
+            elif event.kind is EventKind.OTHER and link.held.has_room_for(event):
+                link.held.hold(event)  # such as codex.rate_limits
+            else:
+                self._before_the_frame(link, event, now)
+        unsent = link.end_read()
+        if self.link is link:
+            self._out += unsent
+        return self._take()
+
+    def frame_sent(self, whole: bool, now: int) -> list[BridgeEffect]:
+        """The turn's frame, or one more part of it, is with the operating system."""
+        self._step(ev.FrameSent(self._present_link.generation, whole), now)
+        return self._take()
+
+    def lost(self, loss: LinkLost, now: int) -> list[BridgeEffect]:
+        """The link is gone or never came to be."""
+        self._lose(self._present_link, loss.cause, loss.error, now, unsent=False)
+        return self._take()
+
+    def received(
+        self, messages: list[bytes], lost: LinkLost | None, now: int
+    ) -> list[BridgeEffect]:
+        """Messages came on the link. ``lost``: its end, if that was read behind them. A frame that
+        the messages lead to is sent only if the link still stands when all of them were read."""
+        link = self._present_link
+        link.reading = True
+        self._read(link, messages, now)
+        unsent = link.end_read()
+        if self.link is link:
+            if lost is None:
+                self._out += unsent
+            else:
+                self._lose(link, lost.cause, lost.error, now, unsent=bool(unsent))
+        return self._take()
+
+    @property
+    def _present_link(self) -> Generation:
+        if self.link is None:
+            raise InternalError(f"conversation {self.id} was told of a link that it does not have")
+        return self.link
+
+    # ------------------------------------------------------------ what happens to all
+
+    def evict(self, now: int) -> list[BridgeEffect]:
+        """Room is needed: the session gives up its link and its state, unless a client's turn runs
+        or waits."""
+        turn = self.running
+        if turn is not None and self._only_warms:
+            del self.turns[turn.id]
+            self._step(ev.TurnAbandoned(turn.id), now)
+        self._step(ev.EvictionRequested(), now)
+        return self._take()
+
+    def timeout(self, now: int) -> list[BridgeEffect]:
+        """The time that ``next_timeout`` named has come. It may have been too early."""
+        before = self.session.state
+        effects = self.session.handle_timeout(now)
+        if self.session.state is not before:
+            self._log(LogLevel.DEBUG, "session.deadline")
+        self._carry_out(effects, now, None)
+        return self._take()
+
+    def _take(self) -> list[BridgeEffect]:
+        out, self._out = self._out, []
+        return out
+
+    # ------------------------------------------------------------ upstream messages
+
+    def _read(self, link: Generation, messages: list[bytes], now: int) -> None:
+        """Go through the messages of one read.
+
+        The hot path: a delta in mid-output goes to the running turn without meeting a rule.
+        """
+        session = self.session
+        plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
+        # Looked up once, not for every delta: whether it is in its output, and its names.
+        in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
+        for message in messages:
+            event = read_event(message)
+            if event is None:
+                if self._count_noise(link, message):
+                    continue
+                self._flush(plain, now)
+                self._give_up(link, now)
+                return
+            link.noise = link.noise_size = 0
+            own = in_output and event.kind in _PLAIN and event.response in names
+            if own and event.item is None:
+                plain.append(event)
+                continue
+            if link.unsent:
+                self._before_the_frame(link, event, now)
+            elif link.stragglers.is_late(event, answering=is_answering(session.state)):
+                self.unmatched += 1
+            elif own:
+                link.stragglers.note(event)
+                plain.append(event)
+                continue
+            else:
+                self._flush(plain, now)
+                self._upstream_event(link, event, now)
+            in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
+            if self.link is not link:
+                return  # it was closed: what this read brought beyond that belongs to no turn
+        self._flush(plain, now)
+
+    def _flush(self, plain: list[UpstreamEvent], now: int) -> None:
+        """Deliver output that needs no decision; the session only hears when it came."""
+        if plain:
+            self.session.touch(now)
+            turn = self.running
+            if turn is not None:
+                self._answer(turn, plain.copy())
+            plain.clear()
+
+    def _count_noise(self, link: Generation, message: bytes) -> bool:
+        """Count a frame without meaning; False if there were too many of them."""
+        self.unmatched += 1
+        return link.count_noise(len(message))
+
+    def _give_up(self, link: Generation, now: int) -> None:
+        """Close a link on which nothing but noise comes; to the session, it is lost."""
+        self._out.append(CloseLink(link.number))
+        unsent = bool(link.end_read())
+        self._lose(link, Malformed("nothing but noise"), None, now, unsent=unsent)
+
+    def _before_the_frame(self, link: Generation, event: UpstreamEvent, now: int) -> None:
+        """An event was read before the turn's frame was sent, so it cannot answer it. Most say
+        nothing about the turn; see ``concerns_unsent``."""
+        if event.kind is EventKind.ERROR:
+            error = read_error(event.data)
+            if concerns_unsent(error):
+                link.unsent.clear()
+                self._step(ev.UpstreamRefused(link.generation, error, unsent=True), now, event)
+                return
+        self.unmatched += 1
+
+    def _upstream_event(self, link: Generation, upstream: UpstreamEvent, now: int) -> None:
+        """Report an upstream event to the session, in the session's terms."""
+        kind, generation, named = upstream.kind, link.generation, upstream.response
+        turn = self.running
+        error_before = turn.error if turn is not None else None
+        terminal: Terminal | None = None
+        event: ev.Event | None
+        if kind is EventKind.CREATED:
+            event = ev.ResponseCreated(generation, named)
+        elif kind is EventKind.ENDED:
+            terminal = read_terminal(upstream, turn.items if turn is not None else [])
+            event = self._ended(link, turn, upstream, terminal)
+        elif kind is EventKind.ERROR:
+            event = self._refused(link, turn, read_error(upstream.data))
+        elif kind is EventKind.OTHER and self.session.state.phase not in ANSWERING:
+            event = self._unknown(link, turn, upstream)
+            if event is None:
+                return
+        else:
+            room = link.held.has_room_for(upstream)
+            event = ev.OutputReceived(generation, kind is EventKind.OUTPUT, room, named)
+        self._step(event, now, upstream, terminal)
+        if kind is EventKind.CREATED and turn is not None and turn.opened:
+            turn.stored = read_stored(upstream)
+        if turn is not None and self.session.rule == ENDED_RESPONSE:
+            turn.error = error_before  # that of this event was about another response
+        if self.session.state.phase is Phase.OUTPUT:
+            link.stragglers.note(upstream)
+
+    def _refused(self, link: Generation, turn: RoutedTurn | None, error: ErrorFrame) -> ev.Event:
+        """An error frame, as an event of the session."""
+        if turn is not None:
+            turn.error = error
+            self._remember_size(turn, error)
+        return ev.UpstreamRefused(link.generation, error)
+
+    def _unknown(
+        self, link: Generation, turn: RoutedTurn | None, upstream: UpstreamEvent
+    ) -> ev.Event | None:
+        """An event of a type that is not known, before the answer has begun. It changes nothing
+        about the turn and is held until the answer begins. If there is no room, the upstream does
+        not speak the protocol, and the session has to know (the event that is returned)."""
+        if turn is None:
+            self.unmatched += 1
+        elif link.held.has_room_for(upstream):
+            link.held.hold(upstream)
+        else:
+            return ev.OutputReceived(link.generation, bearing=False, room=False)
+        return None
+
+    def _ended(
+        self,
+        link: Generation,
+        turn: RoutedTurn | None,
+        upstream: UpstreamEvent,
+        terminal: Terminal | None,
+    ) -> ev.Event:
+        """A terminal event, as an event of the session."""
+        generation = link.generation
+        if terminal is None:
+            cause = Malformed("a terminal event without a response that can be read")
+            return ev.ResponseEnded(generation, ev.Outcome.FAILED, upstream.response, cause)
+        error = None
+        if terminal.outcome is ev.Outcome.FAILED:
+            error = read_error(terminal.event.data)
+            if turn is not None:
+                turn.error = error
+        response = terminal.response_id
+        if turn is not None and turn.warms and response and turn.recall.anchor:
+            # The preloaded response has the same context as the client's. To the session it is the
+            # client's; on this connection its id is sent in place of the client's.
+            link.stand_in = turn.recall.anchor, response
+            response = turn.recall.anchor
+        return ev.ResponseEnded(generation, terminal.outcome, response, error)
+
+    def _lose(
+        self,
+        link: Generation,
+        cause: Evidence,
+        error: ErrorFrame | None,
+        now: int,
+        *,
+        unsent: bool,
+    ) -> None:
+        """The link is gone. ``unsent``: the frame of the running turn had not left."""
+        self.link = None
+        turn = self.running
+        if turn is not None and error is not None:
+            turn.error = error
+        if turn is not None and not unsent:
+            self._remember_size(turn, cause)
+        self._step(ev.ConnectionLost(link.generation, cause, unsent), now)
+        self._log(LogLevel.INFO, "session.connection_lost")
+
+    def _remember_size(self, turn: RoutedTurn, cause: Evidence) -> None:
+        """If ``cause`` shows that the turn's frame is too large, no turn sends that frame again."""
+        if turn.frame and proves_too_large(self.session.state, cause):
+            self.shared.refused.add(turn.recall.scope, turn.frame)
+
+    # ------------------------------------------------------------ what the session decides
+
+    def _step(
+        self,
+        event: ev.Event,
+        now: int,
+        upstream: UpstreamEvent | None = None,
+        terminal: Terminal | None = None,
+    ) -> None:
+        """Tell the session and do what it says. ``upstream``: the event at hand, if there is one;
+        ``terminal``: the same, read in full."""
+        self._carry_out(self.session.handle(event, now), now, upstream, terminal)
+
+    def _carry_out(
+        self,
+        effects: tuple[fx.Effect, ...],
+        now: int,
+        upstream: UpstreamEvent | None,
+        terminal: Terminal | None = None,
+    ) -> None:
+        for effect in effects:
+            match effect:
+                case fx.DeliverEvent():
+                    self._deliver_or_hold(effect, upstream)
+                case fx.CompleteTurn():
+                    if upstream is not None and terminal is not None:
+                        self._complete(effect, upstream, terminal, now)
+                case fx.FailTurn():
+                    self._fail(effect)
+                case fx.SendTurn():
+                    self._send(effect, now)
+                case fx.OpenConnection():
+                    self._open(effect)
+                case fx.CloseConnection():
+                    self._close()
+                case fx.RetireSession():
+                    self.retired = True
+                    # Told at the end: what no turn caused is counted, not lost.
+                    self._log(LogLevel.DEBUG, "session.retired", unmatched=self.unmatched)
+                case fx.Ignored():
+                    self.unmatched += upstream is not None
+                    self._log(LogLevel.DEBUG, "session.ignored", reason=effect.reason)
+                case fx.StopInjecting():
+                    if (turn := self.turns.get(effect.turn)) is not None:
+                        self.shared.memory.injection_refused(turn.recall)
+                case fx.StopRebuilding():
+                    if (turn := self.turns.get(effect.turn)) is not None:
+                        self.shared.memory.rebuild_refused(turn.recall)
+                case fx.WarmSession():
+                    self._warm(effect.anchor, now)
+                case fx.RebindSession():
+                    self._log(LogLevel.INFO, "session.rebound")
+                case _:
+                    assert_never(effect)
+
+    # ------------------------------------------------------------ links and frames
+
+    def _open(self, effect: fx.OpenConnection) -> None:
+        number = self.shared.numbers.next()
+        self.link = Generation(number, effect.generation, HeldEvents(self.shared.max_held))
+        self._out.append(OpenLink(number, self.headers))
+        self._log(LogLevel.INFO, "session.connect")
+
+    def _close(self) -> None:
+        if self.link is not None:
+            self._out.append(CloseLink(self.link.number))
+            self.link = None
+            self._log(LogLevel.INFO, "session.close")
+
+    def _send(self, effect: fx.SendTurn, now: int) -> None:
+        """Send a turn's frame, unless the upstream has refused the same frame for its size."""
+        turn, link = self.turns.get(effect.turn), self.link
+        if turn is None or link is None:
+            return
+        turn.begin_attempt()
+        link.held.take()  # of an attempt before, or of a response that has ended
+        link.stragglers.begin()
+        frame = turn.recall.frame(effect.form, self._stand_in(link, turn))
+        turn.form, turn.sent, turn.frame = effect.form, len(frame), frame
+        if (turn.recall.scope, frame) in self.shared.refused:
+            turn.error = _TOO_LARGE
+            self._step(ev.UpstreamRefused(effect.generation, _TOO_LARGE, unsent=True), now)
+            return
+        line = self._line(
+            LogLevel.INFO,
+            "turn.sent",
+            **_about(turn),
+            standing=_standing(turn),
+            form=effect.form.value,
+            bytes=len(frame),
+            # What reduction saved; below 0, what rehydration cost.
+            saved=len(turn.recall.request.frame) - len(frame),
+            anchor=_hashed(turn.recall.anchor),
+        )
+        out = link.unsent if link.reading else self._out
+        out += [SendFrame(link.number, frame), line]
+
+    def _stand_in(self, link: Generation, turn: RoutedTurn) -> str | None:
+        """The id to send in place of the turn's anchor, if the connection was preloaded with that
+        and still has it in its memory."""
+        if link.stand_in is None:
+            return None
+        anchor, stand_in = link.stand_in
+        known = self.session.state.live_anchor == anchor == turn.recall.anchor
+        return stand_in if known else None
+
+    def _warm(self, anchor: str, now: int) -> None:
+        """Preload a new connection with the context (``generate: false``); skip it if the last
+        preload went unused, or an unused conversation would be preloaded for ever."""
+        if self.manner is None or self.warmed:
+            return
+        recall = self.shared.memory.warm_up(self.scope, anchor, self.manner, now)
+        if recall is None:
+            return
+        self.warmed = True
+        # Clients' turns count from 0, so this number is free.
+        turn = RoutedTurn(-self.shared.numbers.next(), recall, warms=True)
+        self.turns[turn.id] = turn
+        self._step(ev.TurnSubmitted(ev.Turn(turn.id, recall.standing, recall.anchor)), now)
+
+    # ------------------------------------------------------------ answers
+
+    def _deliver_or_hold(self, effect: fx.DeliverEvent, upstream: UpstreamEvent | None) -> None:
+        turn = self.turns.get(effect.turn)
+        if upstream is None:
+            return
+        if effect.held:
+            if self.link is not None:
+                self.link.held.hold(upstream)
+        elif turn is not None:
+            running = self.session.state.running
+            self._deliver(turn, upstream, running.responses if running is not None else ())
+
+    def _deliver(self, turn: RoutedTurn, event: UpstreamEvent, names: Sequence[str]) -> None:
+        """Pass on an event, with those that were held back. ``names``: ids of the turn's response.
+
+        What came before ``response.created`` follows it; all else is in the order it came in.
+        """
+        turn.frame = b""
+        held = self._release_held(names)
+        self._answer(turn, [event, *held] if event.kind is EventKind.CREATED else [*held, event])
+
+    def _release_held(self, names: Sequence[str]) -> list[UpstreamEvent]:
+        if self.link is None or not self.link.held.events:
+            return []
+        held = self.link.held.take()
+        own = running_only(held, self.session.state, names)
+        self.unmatched += len(held) - len(own)
+        return own
+
+    def _answer(self, turn: RoutedTurn, events: list[UpstreamEvent]) -> None:
+        """Give a turn's client events; what one read brought leaves in one effect."""
+        told = turn.deliver(events, self.id)
+        if not told:
+            return
+        last = self._out[-1] if self._out else None
+        if isinstance(last, AnswerEvents) and last.turn == turn.id:
+            last.events.extend(told)
+        else:
+            self._out.append(AnswerEvents(turn.id, told))
+
+    def _complete(
+        self, effect: fx.CompleteTurn, upstream: UpstreamEvent, terminal: Terminal, now: int
+    ) -> None:
+        """Deliver the end of a turn's answer, and remember the response."""
+        turn, link = self.turns.get(effect.turn), self.link
+        if turn is None:
+            return
+        if link is not None:
+            # What looked like an event of an earlier response, and turns out to be this one's.
+            claimed = link.stragglers.claim(upstream, terminal.items)
+            self.unmatched -= len(claimed)
+            for event in claimed:
+                self._deliver(turn, event, effect.responses)
+        self._deliver(turn, terminal.event, effect.responses)
+        del self.turns[turn.id]
+        if link is not None:
+            link.stragglers.ended(upstream, effect.responses)
+        if turn.warms:
+            self._warmed(turn, terminal)
+            return
+        ids = turn.response_ids(terminal, effect.responses)
+        account = self._account(turn, terminal, ids)
+        self._remember(turn, terminal, ids, now)
+        self._resume(turn.id)
+        self._log(
+            LogLevel.INFO,
+            "turn.completed",
+            **_about(turn),
+            outcome=terminal.outcome.value,
+            response=_hashed(ids[0] if ids else None),
+            input_tokens=terminal.usage[0],
+            output_tokens=terminal.usage[1],
+            bytes_saved=account.bytes_saved,
+            bytes_spent=account.bytes_spent,
+            tokens_saved=account.tokens_saved,
+            tokens_spent=account.tokens_spent,
+        )
+
+    def _account(self, turn: RoutedTurn, terminal: Terminal, ids: list[str]) -> Accounts:
+        """What continuity saved and cost in a turn; added up if the turn was completed."""
+        if not ids or terminal.outcome is not ev.Outcome.COMPLETED:
+            return Accounts()
+        account = account_of(turn.recall, turn.form, turn.sent)
+        self.accounts += account
+        return account
+
+    def _remember(self, turn: RoutedTurn, terminal: Terminal, ids: list[str], now: int) -> None:
+        """Remember a response that can be continued. A failed one cannot."""
+        if not ids or terminal.outcome not in _CONTINUABLE:
+            return
+        output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
+        stored = turn.stored if terminal.store is None else terminal.store
+        tokens = sum(terminal.usage)
+        self.shared.memory.remember(turn.recall, ids, output, self.id, tokens, now, stored=stored)
+        if self.shared.policy.budgets.warm:
+            self.manner = turn.recall.manner(self.manner)
+
+    def _warmed(self, turn: RoutedTurn, terminal: Terminal) -> None:
+        tokens, outcome = terminal.usage[0], terminal.outcome
+        if outcome is ev.Outcome.COMPLETED:
+            self.accounts += Accounts(warmed=1, bytes_spent=turn.sent, tokens_spent=tokens)
+        fields = {"outcome": outcome.value, "input_tokens": tokens, "bytes_spent": turn.sent}
+        self._log(LogLevel.INFO, "session.warmed", **fields)
+
+    def _fail(self, effect: fx.FailTurn) -> None:
+        """End a turn's answer with an error."""
+        turn = self.turns.pop(effect.turn, None)
+        if turn is None:
+            return
+        cause = effect.failure.detail if effect.failure is not None else "none"
+        if turn.warms:
+            self._log(LogLevel.INFO, "session.not_warmed", cause=cause)
+            return
+        anchor = turn.recall.request.previous_response_id
+        error = render_answer(effect.answer, effect.failure, turn.error, anchor)
+        self._out.append(AnswerError(turn.id, error))
+        self._resume(turn.id)
+        self._log(
+            LogLevel.WARNING,
+            "turn.refused",
+            **_about(turn),
+            standing=_standing(turn),
+            status=error.status,
+            code=error.log_code,
+            cause=cause,
+            anchor=_hashed(anchor),
+            # How often the anchor was refused so far, of a bounded number of times.
+            refusals=dict(self.session.state.refusals).get(turn.recall.anchor, 0),
+        )
+
+    # ------------------------------------------------------------ log lines
+
+    def _log(self, level: LogLevel, event: str, **fields: str | int) -> None:
+        self._out.append(self._line(level, event, **fields))
+
+    def _line(self, level: LogLevel, event: str, **fields: str | int) -> Log:
+        common: dict[str, str | int] = {
+            "session": self.id,
+            "generation": self.session.state.generation,
+            "rule": self.session.rule,
+        }
+        running = self.running
+        if running is not None and "request_id" not in fields:
+            # What happens to the session happens to the request that it serves, too.
+            common["request_id"] = running.request
+        return Log(level, event, {**fields, **common})
+
+
+# What a client is told of a frame that the upstream has refused before, by closing its connection
+# or in words.
+_TOO_LARGE: Final = ErrorFrame(
+    status=413,
+    code="request_too_large",
+    message="The upstream does not take a request of this size: it has refused this one before.",
+)
+_CONTINUABLE: Final = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
+_PLAIN: Final = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
+
+
+def _about(turn: RoutedTurn) -> dict[str, str | int]:
+    return {"turn": turn.id, "request_id": turn.request}
+
+
+def _standing(turn: RoutedTurn) -> str:
+    return turn.recall.standing.value
+
+
+def _hashed(response: str | None) -> str:
+    """An id as logs show it: comparable, not usable."""
+    return "-" if response is None else hashed(response)
+
+
+def _early(link: int, lifetime: int) -> int:
+    """By how many ns the connection of ``link`` is replaced before its lifetime is over: up to a
+    tenth of it. Connections that were opened together, after a deploy, say, must not all be
+    replaced together; the golden ratio spreads their numbers evenly, whatever their count."""
+    return (link * _GOLDEN % _RANGE) * (lifetime // 10) // _RANGE
+
+
+_RANGE: Final = 1 << 32
+_GOLDEN: Final = 2_654_435_769  # the golden ratio's part of it

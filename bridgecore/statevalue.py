@@ -1,0 +1,159 @@
+"""The state of a bridge as a value: what two bridges have to agree in to go on alike.
+
+What belongs here: deriving that value from the objects that hold the state. Every field of every
+object counts, unless it is listed here with the reason why no decision reads it. So a new field is
+compared by default: to forget it would merge different worlds in the explorer of bridges
+(``bridgecore.verify.explore_bridge``), which then would not search what follows from it.
+
+Numbers that only name something, such as a link's, and times are marked (``Ref``, ``At``): whoever
+compares bridges that came to the same state by different ways has to rename the first and to take
+the second relative to now.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import attrs
+
+from bridgecore.admission.families import Families
+from bridgecore.continuity.aliases import Alias
+from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.continuity.refused import RefusedFrames
+from bridgecore.continuity.transcript import Node
+from bridgecore.conversation import Conversation
+from bridgecore.generation import Generation, HeldEvents
+from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import SessionState
+from bridgecore.stragglers import Stragglers
+from bridgecore.turns import RoutedTurn
+
+Value: TypeAlias = Hashable
+
+CONVERSATION: Final = "conversation"
+LINK: Final = "link"
+
+
+class Ref(NamedTuple):
+    """The number of a conversation or a link: it names it, and its size means nothing."""
+
+    kind: str
+    number: int
+
+
+class At(NamedTuple):
+    """A time, in ns: what counts is how far from now it is."""
+
+    ns: int
+
+
+@attrs.frozen
+class Compared:
+    """How the fields of a class are compared. ``names``: by field, what the number in it names, or
+    what the keys of the table in it name. ``left_out``: by field, why no decision reads it."""
+
+    names: Mapping[str, str] = attrs.Factory(dict)
+    left_out: Mapping[str, str] = attrs.Factory(dict)
+
+
+COMPARED: Final[Mapping[type, Compared]] = {
+    Conversation: Compared(
+        names={"id": CONVERSATION},
+        left_out={
+            "shared": "the bridge's own: it is compared there",
+            "accounts": "sums for an observer",
+            "unmatched": "a count for one log line",
+            "_out": "empty between two calls",
+        },
+    ),
+    RoutedTurn: Compared(
+        left_out={"request": "what log lines call its request", "sent": "a size for accounts"}
+    ),
+    Recall: Compared(
+        left_out={
+            "prompt": "the request, parsed",
+            "candidates": "used to place the turn, which has been placed",
+            "family": "used to place the turn, which has been placed",
+            "named": "what accounts and the alias table say about the client's anchor",
+        }
+    ),
+    Alias: Compared(names={"conversation": CONVERSATION}, left_out={"tokens": "for accounts"}),
+    Generation: Compared(names={"number": LINK}),
+    HeldEvents: Compared(left_out={"limit": "a setting", "size": "the sum of what is held"}),
+    Stragglers: Compared(left_out={"_kept_size": "the sum of what is kept"}),
+    Families: Compared(
+        names={"_latest": CONVERSATION},
+        left_out={"_members": "an index over _latest, in the same order"},
+    ),
+}
+
+
+def _session(session: Session) -> Value:
+    state, touched = session.snapshot()
+    return state, None if touched is None else At(touched)
+
+
+def _memory(memory: Memory) -> Value:
+    known: Any = memory.snapshot()
+    aliases, held = known
+    return (
+        tuple((key, Ref(CONVERSATION, number), standing) for key, number, standing in aliases),
+        tuple((scope, response, At(used), flags) for scope, response, used, flags in held),
+    )
+
+
+# What is compared otherwise than field by field.
+_WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
+    Session: _session,
+    SessionState: lambda state: state,  # a value already; whoever compares takes its times relative
+    Memory: _memory,
+    RefusedFrames: RefusedFrames.snapshot,
+    Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
+}
+_ATOMS: Final = (int, str, bytes, type(None), enum.Enum)
+
+
+def state_of(value: object) -> Value:
+    """``value`` as a value that can be hashed.
+
+    Raises:
+        TypeError: it holds an object of a class that nothing says how to compare.
+    """
+    if isinstance(value, _ATOMS):
+        return value
+    kind = type(value)
+    for base in kind.__mro__:
+        if (whole := _WHOLE.get(base)) is not None:
+            return whole(value)
+    if attrs.has(kind):
+        own = {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
+        return fields_of(own, _compared(kind))
+    if isinstance(value, Mapping):
+        return tuple((state_of(key), state_of(each)) for key, each in value.items())
+    if isinstance(value, list | tuple | deque):
+        return tuple(map(state_of, value))
+    if isinstance(value, frozenset):
+        return value
+    raise TypeError(f"{kind.__qualname__}: say in bridgecore.statevalue how it is compared")
+
+
+def fields_of(fields: Mapping[str, object], compared: Compared) -> Value:
+    """The fields of an object, by name, as a value; without those that are left out."""
+    return tuple(
+        (name, _named(value, compared.names[name]) if name in compared.names else state_of(value))
+        for name, value in fields.items()
+        if name not in compared.left_out
+    )
+
+
+def _named(value: Any, kind: str) -> Value:
+    if isinstance(value, Mapping):
+        return tuple((Ref(kind, number), state_of(each)) for number, each in value.items())
+    return Ref(kind, value)
+
+
+def _compared(kind: type) -> Compared:
+    return next((COMPARED[base] for base in kind.__mro__ if base in COMPARED), Compared())
