@@ -90,7 +90,7 @@ class Checks:
         if foreign.told != unknown.told or cost[0] != cost[1]:
             text = (
                 f"of somebody else's response it was told {foreign.told} in {cost[0]} sends, of "
-                f"one that nobody has {unknown.told} in {cost[1]} (invariant 39)"
+                f"one that nobody has {unknown.told} in {cost[1]}"
             )
             self._violate("foreign", client, text)
 
@@ -126,7 +126,7 @@ class Checks:
                 self._journal.violate(prop, client, found, number)
         count = self._executions(sends)
         if count > sends.attempts:
-            text = f"sent upstream {count} times in {sends.attempts} attempts (invariant 11)"
+            text = f"sent upstream {count} times in {sends.attempts} attempts"
             self._journal.violate("execution", client, text, number)
 
     def _executions(self, sends: _Sends) -> int:

@@ -2,7 +2,7 @@
 
 What belongs here: how a client reads an answer, what it does when it is refused, what it believes
 its conversation to be, and every check that a client can make by itself. A ``Client`` speaks
-``wire/transport.py``, so it can be driven by the simulator's network as well as by a real adapter.
+``bridgecore.transport``, so a virtual network can drive it as well as a real adapter.
 
 How clients differ is in ``profiles.py``.
 
@@ -30,7 +30,7 @@ from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
 from bridgecore.testing.network import MILLISECOND
 
-MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served (invariant 35)
+MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served
 # A turn's whole budget in the endpoint is an hour by default; nobody waits longer for an answer.
 PATIENCE: Final = 2 * 3600 * NS_PER_SECOND
 
@@ -277,7 +277,7 @@ class Client:
             self._hang_up()
             self._rest(self._rng.between(0, 5))
         elif self._state in (_State.ASKING, _State.DIALLING):
-            self._violate("liveness", "no answer for two hours (invariant 35)")
+            self._violate("liveness", "no answer for two hours")
             self._hang_up()
             self._next_or_done()
 
@@ -417,7 +417,7 @@ class Client:
 
     def _try(self) -> None:
         if self.tries >= MAX_TRIES:
-            self._violate("liveness", f"not served in {MAX_TRIES} tries (invariant 35)")
+            self._violate("liveness", f"not served in {MAX_TRIES} tries")
             self._next_or_done()
             return
         self.tries += 1
@@ -548,7 +548,7 @@ class Client:
         refused = self._attempted[anchor.response] - 1
         if refused < self._refusals:
             text = f"told not-found after {refused} refusals of the id, not {self._refusals}"
-            self._violate("not-found", f"{text} (invariant 1)")
+            self._violate("not-found", text)
         self._note("drops the id and sends its whole history")
         self.resends += 1
         self._checkpoints.clear()
@@ -560,7 +560,7 @@ class Client:
         altered = self._observer.altered(self)
         # Without the upstream's response.created the bridge has to invent its id.
         if answer.renamed and altered not in (Change.TWO_IDS, Change.NO_CREATED):
-            raise ReadError("the terminal event names another response (invariant 14)")
+            raise ReadError("the terminal event names another response")
         if answer.unnumbered and altered is not Change.NO_SEQUENCE:
             raise ReadError("an event without a sequence number")
         state = response.get("status")
@@ -609,7 +609,7 @@ class Client:
         calls = [item for item in items if item["type"] == _CALL]
         for call in calls:
             if call["call_id"] in self._calls:
-                self._violate("tool", f"{call['call_id']} was delivered before (invariant 15)")
+                self._violate("tool", f"{call['call_id']} was delivered before")
             self._calls.add(call["call_id"])
         if cut and calls and not self.profile.anchored:
             self._history += [*self._new, *calls]
@@ -646,7 +646,7 @@ class Client:
             # answer has come, and to try again is right (RFC 9112, section 9.3.1).
             crossed = untouched and self._now - self._asked_at < NS_PER_SECOND
             if not (crossed or self._observer.explained(self, None)):
-                self._violate("stream", "its answer was cut short (invariant 25)")
+                self._violate("stream", "its answer was cut short")
             self._note("the connection is lost")
             self._reading = True
             self._leave_at = None

@@ -6,14 +6,12 @@ emulator received; of the bridge between them it knows nothing, and shares no co
 
 Checked for every create frame, also of turns that fail later:
 
-* *context*: what the upstream shows its model is what the client means, item by item
-  (invariant 6);
+* *context*: what the upstream shows its model is what the client means, item by item;
 * *self-contained*: an input whose anchor was taken away has the call of every output, and nothing
-  that is shown has an output without its call or a call without its output (invariants 7 and 8);
+  that is shown has an output without its call or a call without its output;
 * *credential*: a frame goes out under its client's credential, and names no response of another
-  one's unless the client itself did (invariants 3 and 39);
-* *sibling*: no response is the injected anchor of two conversations, whatever they share
-  (invariant 40).
+  one's unless the client itself did;
+* *sibling*: no response is the injected anchor of two conversations, whatever they share.
 """
 
 from __future__ import annotations
@@ -135,7 +133,7 @@ class Witness:
         shown = [said(item) for item in request.context]
         if meant is not None and shown != [said(item) for item in meant]:
             text = f"a socket learnt {len(shown)} items for the {len(meant)} that were said"
-            found.append(("context", f"{text} (invariant 6)"))
+            found.append(("context", text))
         return found
 
     def account(self, turn: Turn, asked: Asked) -> Ledger:
@@ -161,14 +159,14 @@ class Witness:
     ) -> Iterable[tuple[str, str]]:
         sent = next((value for name, value in request.headers if name == b"authorization"), b"")
         if sent != asked[-1].credential:
-            text = f"sent under {sent.decode()!r}, not its own credential (invariant 3)"
+            text = f"sent under {sent.decode()!r}, not its own credential"
             yield "credential", text
         anchor = request.anchor
         made = None if anchor is None else self._made.get(anchor)
         if made is None or made[0] == asked[-1].credential:
             return
         if all(one.anchor != anchor for one in asked):
-            text = f"anchored at a response of {made[0].decode()!r} (invariants 3 and 39)"
+            text = f"anchored at a response of {made[0].decode()!r}"
             yield "credential", text
 
     def _sibling(self, request: CreateRequest, asked: Sequence[Asked]) -> Iterable[tuple[str, str]]:
@@ -178,7 +176,7 @@ class Witness:
         client = asked[-1].client
         first = self._injected.setdefault(anchor, client)
         if first != client:
-            text = f"anchored at the response that stood for client {first} (invariant 40)"
+            text = f"anchored at the response that stood for client {first}"
             yield "sibling", text
 
 
@@ -186,14 +184,14 @@ def _self_contained(request: CreateRequest, asked: Asked) -> Iterable[tuple[str,
     if request.anchor is None and asked.anchor is not None:
         orphans, _ = _pairing(request.input)
         if orphans:
-            text = f"its anchor was taken away, and {orphans[0]} has no call (invariant 7)"
+            text = f"its anchor was taken away, and {orphans[0]} has no call"
             yield "self-contained", text
     orphans, pending = _pairing(request.context)
     if orphans:
-        text = f"the upstream is shown an output of {orphans[0]}, which has no call (invariant 8)"
+        text = f"the upstream is shown an output of {orphans[0]}, which has no call"
         yield "self-contained", text
     if pending:
-        text = f"the upstream is shown the call {pending[0]} without its output (invariant 8)"
+        text = f"the upstream is shown the call {pending[0]} without its output"
         yield "self-contained", text
 
 
@@ -231,9 +229,9 @@ def _context(request: CreateRequest, asked: Asked) -> tuple[str, str]:
     held = len(request.context)
     if asked.context is None:
         return "foreign", f"it named what it does not own, and {held} items were shown for it"
-    text = f"it believes in {len(asked.context)} items, the upstream held {held} (invariant 6)"
+    text = f"it believes in {len(asked.context)} items, the upstream held {held}"
     if held == len(asked.context):
-        text = "an item that the upstream held is not what it believes (invariant 6)"
+        text = "an item that the upstream held is not what it believes"
     return "context", text
 
 

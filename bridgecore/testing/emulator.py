@@ -1,8 +1,8 @@
 """An upstream to test against: a Responses WebSocket-mode service as a machine without sockets.
 
 What belongs here: how such a service behaves (lanes, continuation cache, storage, limits, errors)
-and what it answers. It speaks the vocabulary of ``wire/transport.py``, so that any adapter serves
-it; what may go wrong is in ``faults.py``.
+and what it answers. It speaks ``bridgecore.transport``, so that any adapter serves it; what
+may go wrong is in ``faults.py``.
 
 Everything it says follows from its settings and its input: there is no randomness, and times come
 from ``now``. What it answers by default is described in ``answers.py``: it depends on the turn's

@@ -484,7 +484,7 @@ class Network:
         self._handle(driver, _TIMEOUT, driver.label)
         left = driver.machine.next_timeout()
         if left is not None and left.at <= self.now:
-            text = f"{left.reason.value} was handled at {self.now} and is due again (invariant 29)"
+            text = f"{left.reason.value} was handled at {self.now} and is due again"
             raise MachineError(driver.label, text)
 
     # ------------------------------------------------------------ what can be done to a connection

@@ -6,10 +6,7 @@ What belongs here: runs with few clients and fixed seeds. The big ones are the c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
-from xml.etree import ElementTree
 
 import attrs
 import pytest
@@ -29,22 +26,14 @@ from bridgecore.recovery.policy import (
 )
 from bridgecore.simulate import (
     PROFILES,
-    Experiment,
     Report,
     Scenario,
-    grow,
     run,
     run_many,
     shrink,
 )
-from bridgecore.simulate.chance import Rng
-from bridgecore.simulate.contract import CheckedAnswer
-from bridgecore.simulate.growth_report import plot, summary, table
 from bridgecore.simulate.troubles import trouble
-from bridgecore.testing.client import HttpHead, ReadError
 from bridgecore.testing.faults import CATALOGUE
-from bridgecore_cli import simulate as command
-from bridgecore_cli.arguments import parser
 
 SMALL = Scenario(seed=7, clients=8, turns=6, fault_every=3)
 
@@ -235,77 +224,10 @@ def test_only_what_fails_can_be_shrunk() -> None:
         shrink(SMALL, violation)
 
 
-def test_the_generator_is_splitmix64() -> None:
-    """The numbers that the published reference code gives for the seed 0."""
-    rng = Rng()
-    assert [rng.bits() for _ in range(3)] == [
-        0xE220A8397B1DCDAF,
-        0x6E789E6AA1B965F4,
-        0x06C45D188009454F,
-    ]
-
-
-def test_keys_give_unrelated_numbers() -> None:
-    numbers = {Rng(a, b).bits() for a in range(30) for b in range(30)}
-    assert len(numbers) == 900
-    rolls = [Rng(5, n).between(1, 6) for n in range(6000)]
-    assert all(850 < rolls.count(side) < 1150 for side in range(1, 7))
-
-
-def streamed(*events: bytes) -> CheckedAnswer:
-    """An answer whose stream has these events."""
-    answer = CheckedAnswer(HttpHead(200, {"content-type": "text/event-stream"}))
-    for event in events:
-        name = event.split(b'"')[3]
-        answer.feed(b"event: %b\ndata: %b\n\n" % (name, event))
-    return answer
-
-
-def test_the_clients_notice_what_only_an_altered_stream_may_have() -> None:
-    created = b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}'
-    same = b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}'
-    other = same.replace(b'"id":"a"', b'"id":"b"')
-    bare = same.replace(b'"sequence_number":1,', b"")
-    found = [streamed(created, event) for event in (same, other, bare)]
-    assert [answer.renamed for answer in found] == [False, True, False]
-    assert [answer.unnumbered for answer in found] == [False, False, True]
-    assert all(answer.final()["output"] == [] for answer in found)
-
-
-@pytest.mark.parametrize("output", [b"null", b"[null]", b"[{}]", b'["x"]', b"7"])
-@pytest.mark.parametrize("stream", [True, False])
-def test_the_clients_want_a_list_of_items(output: bytes, stream: bool) -> None:
-    response = b'{"id":"a","status":"completed","output":%b}' % output
-    answer = streamed(
-        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
-        b'{"type":"response.completed","sequence_number":1,"response":%b}' % response,
-    )
-    if not stream:
-        answer = CheckedAnswer(HttpHead(200, {"content-type": "application/json"}))
-        answer.feed(response)
-    with pytest.raises(ReadError, match="no list of items"):
-        answer.final()
-
-
-def test_events_of_no_response_need_no_number() -> None:
-    answer = streamed(
-        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
-        b'{"type":"codex.rate_limits"}',
-        b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}',
-    )
-    assert not answer.unnumbered
-
-
-def test_the_clients_read_half_a_surrogate_pair() -> None:
-    answer = streamed(
-        b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
-        b'{"type":"response.output_item.done","sequence_number":1,"item":{"type":"\\ud83d"}}',
-        b'{"type":"response.completed","sequence_number":2,'
-        b'"response":{"id":"a","output":[{"type":"\\ud83d"}]}}',
-    )
-    assert answer.final()["output"] == [{"type": "\ud83d"}]
-    with pytest.raises(ReadError):
-        streamed(b'{"type":"response.created","sequence_number":"\\ud83d"}')
+def test_a_client_that_comes_back_at_once_is_not_due_again() -> None:
+    """Found after some millions of events: a client drew a pause of no length at all."""
+    report = run(Scenario(seed=162, fault_every=3, only=frozenset({15})))
+    assert report.violations == []
 
 
 # ------------------------------------------------------------------ faults of real services
@@ -335,146 +257,3 @@ def test_an_upstream_that_reads_slowly_changes_nothing() -> None:
     # Some of these upstreams are slow, others are not.
     same = [report.digest == other.digest for report, other in zip(reports, usual, strict=True)]
     assert 0 < sum(same) < 8
-
-
-# ------------------------------------------------------------------ growth
-
-
-def test_the_context_grows_by_what_is_new_under_default() -> None:
-    growth = grow(Experiment())
-    assert growth.sound
-    assert len(growth.rows) == 200
-    assert all(row.grown == 2_300 for row in growth.rows[1:])
-    assert all(row.sent == 2_000 for row in growth.rows[1:])
-    assert all(row.errors == ("502 stream_incomplete",) for row in growth.rows[1:])
-
-
-def test_the_context_blows_up_under_v1_12() -> None:
-    growth = grow(Experiment(policy=V1_12))
-    assert growth.full is not None
-    assert 10 <= growth.full < 20
-    assert 60_000 <= growth.per_turn <= 75_000
-    assert not growth.sound
-    assert all(
-        row.errors == ("400 previous_response_not_found",) and row.grown == row.sent + 300
-        for row in growth.rows[1:]
-    )
-
-
-def test_without_losses_the_policies_are_alike() -> None:
-    calm = Experiment(turns=10, fault_every=None)
-    assert grow(calm).rows == grow(attrs.evolve(calm, policy=V1_12)).rows
-
-
-def test_a_window_can_be_too_small_for_anybody() -> None:
-    growth = grow(Experiment(turns=10, window=60_000))
-    assert growth.full == 5
-    assert "full at turn 5" in summary(growth)
-
-
-def test_without_storage_the_context_is_what_it_must_be() -> None:
-    growth = grow(Experiment(turns=6, store=False))
-    assert growth.sound
-    # What is rehydrated goes without the service's ids, which no model reads.
-    assert all(row.grown == 2_300 and row.sent == 2_000 for row in growth.rows[1:])
-
-
-def test_the_plot_can_be_read() -> None:
-    growths = [
-        grow(Experiment(turns=30, fault_every=3)),
-        grow(Experiment(turns=30, policy=V1_12, fault_every=3)),
-    ]
-    root = ElementTree.fromstring(plot(growths))
-    space = "{http://www.w3.org/2000/svg}"
-    texts = ["".join(text.itertext()) for text in root.iter(f"{space}text")]
-    assert {"turn", "context, tokens", "window, 876 K", "0 K", "0"} <= set(texts)
-    assert all(summary(growth) in texts for growth in growths)
-    lines = [line.attrib["points"].split() for line in root.iter(f"{space}polyline")]
-    assert [len(line) for line in lines] == [len(growth.rows) for growth in growths]
-    # Higher is more, and nothing leaves the picture.
-    heights = [float(point.split(",")[1]) for point in lines[1]]
-    assert heights == sorted(heights, reverse=True)
-    _, _, width, height = (float(number) for number in root.attrib["viewBox"].split())
-    for line in lines:
-        for point in line:
-            x, y = map(float, point.split(","))
-            assert 0 < x < width
-            assert 0 < y < height
-
-
-def test_a_long_table_is_shortened() -> None:
-    growth = grow(Experiment(turns=60, new_tokens=500, system_tokens=500))
-    lines = table(growth).splitlines()
-    assert len(lines) < 32
-    assert lines[1].split()[0] == "1"
-    assert lines[-1].split()[0] == "60"
-
-
-# ------------------------------------------------------------------ the command
-
-
-def invoke(*arguments: str) -> int:
-    return command.run(parser().parse_args(["simulate", *arguments]))
-
-
-def test_the_command_shows_both_policies(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    svg = tmp_path / "context.svg"
-    assert invoke("--policy", "both", "--turns", "20", "--svg", str(svg)) == 0
-    out = capsys.readouterr().out
-    assert "default: 20 turns use" in out
-    assert "v1_12: the window of 876,000 tokens is full at turn 14" in out
-    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
-
-
-def test_the_command_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
-    code = invoke(
-        "--policy", "v1_12", "--turns", "8", "--conversations", "32", "--faults", "2", "--json"
-    )
-    found = json.loads(capsys.readouterr().out)
-    assert code == 1
-    assert found["sound"] is False
-    assert len(found["growth"]["v1_12"]["turns"]) == 8
-    storm = found["conversations"]["v1_12"]
-    assert storm["violations"]
-    assert storm["conversation_hours_per_minute"] > 0
-    assert "VIOLATION" in storm["shrunk"]
-
-
-def test_the_command_reports_a_sound_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke("--turns", "5", "--conversations", "8", "--seed", "3") == 0
-    out = capsys.readouterr().out
-    assert "8 conversations of 5 turns" in out
-    assert "0 violations" in out
-    assert "a minute" in out
-    assert "sockets warmed" not in out
-
-
-def test_the_command_warms_sockets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert invoke("--turns", "5", "--conversations", "8", "--warm") == 0
-    assert "sockets warmed" in capsys.readouterr().out
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_the_command_fails_if_the_plot_cannot_be_written_after_all(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """That its place is a wrong one is found out before the run: tests/cli/test_main.py."""
-    assert invoke("--turns", "2", "--svg", "/dev/full") == 1
-    assert "cannot write" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--turns", "0"], ["--faults", "often"], ["--seed", "-1"], ["--policy", "none"]]
-)
-def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        invoke(*arguments)
-    assert caught.value.code == 2
-
-
-def test_a_client_that_comes_back_at_once_is_not_due_again() -> None:
-    """Found after some millions of events: a client drew a pause of no length at all."""
-    report = run(Scenario(seed=162, fault_every=3, only=frozenset({15})))
-    assert report.violations == []

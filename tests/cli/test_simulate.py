@@ -1,0 +1,73 @@
+"""The command ``simulate``: its tables, its JSON and its exit codes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bridgecore_cli import simulate as command
+from bridgecore_cli.arguments import parser
+
+
+def invoke(*arguments: str) -> int:
+    return command.run(parser().parse_args(["simulate", *arguments]))
+
+
+def test_the_command_shows_both_policies(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    svg = tmp_path / "context.svg"
+    assert invoke("--policy", "both", "--turns", "20", "--svg", str(svg)) == 0
+    out = capsys.readouterr().out
+    assert "default: 20 turns use" in out
+    assert "v1_12: the window of 876,000 tokens is full at turn 14" in out
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_the_command_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
+    code = invoke(
+        "--policy", "v1_12", "--turns", "8", "--conversations", "32", "--faults", "2", "--json"
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert found["sound"] is False
+    assert len(found["growth"]["v1_12"]["turns"]) == 8
+    storm = found["conversations"]["v1_12"]
+    assert storm["violations"]
+    assert storm["conversation_hours_per_minute"] > 0
+    assert "VIOLATION" in storm["shrunk"]
+
+
+def test_the_command_reports_a_sound_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--turns", "5", "--conversations", "8", "--seed", "3") == 0
+    out = capsys.readouterr().out
+    assert "8 conversations of 5 turns" in out
+    assert "0 violations" in out
+    assert "a minute" in out
+    assert "sockets warmed" not in out
+
+
+def test_the_command_warms_sockets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--turns", "5", "--conversations", "8", "--warm") == 0
+    assert "sockets warmed" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_the_command_fails_if_the_plot_cannot_be_written_after_all(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """That its place is a wrong one is found out before the run: tests/cli/test_cli.py."""
+    assert invoke("--turns", "2", "--svg", "/dev/full") == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--turns", "0"], ["--faults", "often"], ["--seed", "-1"], ["--policy", "none"]]
+)
+def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        invoke(*arguments)
+    assert caught.value.code == 2
