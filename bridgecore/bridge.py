@@ -57,7 +57,6 @@ from bridgecore.rendering import http_error, render_answer
 from bridgecore.schedule import Schedule
 from bridgecore.stragglers import Stragglers
 from bridgecore.wire.decisions import Recorder, hashed
-from bridgecore.wire.errors import read_error
 from bridgecore.wire.headers import credential_names, lower_names, upgrade_headers
 from bridgecore.wire.responses import (
     ITEM_DONE,
@@ -66,9 +65,7 @@ from bridgecore.wire.responses import (
     UpstreamEvent,
     created_event,
     read_event,
-    read_stored,
     read_terminal,
-    sequence_number,
 )
 from bridgecore.wire.transport import Log, LogLevel
 
@@ -651,7 +648,7 @@ class Bridge:
         """An event that was read together with the one that a frame is to be sent for: it cannot be
         an answer to that frame. Only that the socket is too old concerns the turn that waits."""
         if upstream.kind is EventKind.ERROR:
-            error = read_error(upstream.data)
+            error = upstream.error
             if classify(error).kind is FailureKind.CONNECTION_LIMIT:
                 self._unsent.clear()
                 refused = ev.UpstreamRefused(link.generation, error, unsent=True)
@@ -681,7 +678,7 @@ class Bridge:
             terminal = read_terminal(upstream, turn.items if turn is not None else [])
             event = self._ended(conversation, generation, turn, upstream, terminal)
         elif kind is EventKind.ERROR:
-            error = read_error(upstream.data)
+            error = upstream.error
             if turn is not None:
                 turn.error = error
                 self._note_size(turn, error)
@@ -701,7 +698,7 @@ class Bridge:
             event = ev.OutputReceived(generation, bearing, room, named)
         self._step(conversation, event, now, upstream, terminal)
         if kind is EventKind.CREATED and turn is not None and turn.opened:
-            turn.stored = read_stored(upstream)
+            turn.stored = upstream.stored
         if turn is not None and conversation.session.rule == ENDED_RESPONSE:
             turn.error = words  # those of this event were about another response
         if conversation.session.state.phase is Phase.OUTPUT:
@@ -721,7 +718,7 @@ class Bridge:
             return ev.ResponseEnded(generation, ev.Outcome.FAILED, upstream.response, cause)
         error = None
         if terminal.outcome is ev.Outcome.FAILED:
-            error = read_error(terminal.event.data)
+            error = terminal.event.error
             if turn is not None:
                 turn.error = error
         response = terminal.response_id
@@ -892,7 +889,7 @@ class Bridge:
         told = next((each for each in events if each.response is not None), events[0])
         # The number before the first of the upstream's, which may be 0: a client that takes numbers
         # which do not rise for repetitions must drop neither event.
-        first = sequence_number(events[0].data)
+        first = events[0].sequence_number
         event = created_event(
             told,
             f"resp_{turn.conversation.id}_{turn.id}",

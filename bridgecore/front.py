@@ -19,7 +19,6 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
     parse_codings,
 )
-from bridgecore.wire.errors import read_error
 from bridgecore.wire.headers import make_request_id, request_id_of
 from bridgecore.wire.http import (
     BadRequest,
@@ -40,7 +39,6 @@ from bridgecore.wire.responses import (
     final_response,
     keepalive_event,
     parse_create,
-    sequence_number,
 )
 from bridgecore.wire.sse import COMMENT, encode_event
 
@@ -70,8 +68,8 @@ class Exchange:
     anchor: str | None = None  # the turn's previous_response_id
     model: str | None = None  # the turn's
     begun: bool = False  # the head of the stream went out
-    created: bytes | None = None  # the response.created event that the client has seen
-    last: bytes | None = None  # the latest event of the response that the client has seen
+    created: UpstreamEvent | None = None  # the response.created event that the client has seen
+    last: UpstreamEvent | None = None  # the latest event of the response that the client has seen
 
 
 class Front:
@@ -225,11 +223,11 @@ class Front:
         if answer.created is None:
             for event in events:
                 if event.kind is EventKind.CREATED:
-                    answer.created = event.data
+                    answer.created = event
         # What is not known here need not carry a number; if it does, numbers go on from it.
         for event in reversed(events):
-            if event.kind is not EventKind.OTHER or sequence_number(event.data) >= 0:
-                answer.last = event.data
+            if event.kind is not EventKind.OTHER or event.sequence_number >= 0:
+                answer.last = event
                 break
         self._spoke = now
         payload = b"".join([encode_event(event) for event in events])
@@ -249,7 +247,7 @@ class Front:
         if terminal.kind is not EventKind.ENDED:
             return
         if terminal.type == b"response.failed":
-            self._respond(render_failed_response(read_error(terminal.data), answer.anchor))
+            self._respond(render_failed_response(terminal.error, answer.anchor))
         else:
             self._send_json(200, [], final_response(terminal))
 
@@ -268,9 +266,10 @@ class Front:
         events = []
         if answer.created is None:
             created = created_event(None, f"resp_failed_{answer.turn}", answer.model)
-            answer.created = answer.last = created.data
+            answer.created = answer.last = created
             events.append(created)
-        sequence = max(0, sequence_number(answer.last or b"") + 1)
+        last = -1 if answer.last is None else answer.last.sequence_number
+        sequence = max(0, last + 1)
         events.append(failed_event(error.code, error.message, sequence, answer.created, error.more))
         self.out.append(self._http.stream(b"".join([encode_event(event) for event in events])))
         self._finish(self._http.end_stream(), close=close)
@@ -352,7 +351,7 @@ class Front:
                 text = COMMENT  # a client helper insists that response.created be the first event
             else:
                 # It takes the number of the event before it: the upstream's go on from there.
-                text = encode_event(keepalive_event(max(0, sequence_number(answer.last))))
+                text = encode_event(keepalive_event(max(0, answer.last.sequence_number)))
             self.out.append(self._http.stream(text))
             self._spoke = now
         heard = now if self.blocked else self._spoke
