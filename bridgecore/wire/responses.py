@@ -526,8 +526,8 @@ def _completed(output: list[_Item] | None, streamed: Sequence[bytes]) -> list[_I
 
     Items that were never streamed stay.
     """
-    said = _streamed_items(streamed)
     there = output or []
+    said = _streamed_items(streamed, {item.raw: item for item in there})
     places = _find_again(said, there)
     result = [*there]
     changed = output is None
@@ -580,16 +580,19 @@ _WAYS: tuple[Callable[[_Item, int, _Item, int], bool], ...] = (
 )
 
 
-def _streamed_items(events: Sequence[bytes]) -> list[tuple[int, _Item]]:
+def _streamed_items(
+    events: Sequence[bytes], known: Mapping[bytes, _Item]
+) -> list[tuple[int, _Item]]:
     """The items of ``response.output_item.done`` events with their places, in order. Of several for
-    one place the last counts."""
+    one place the last counts. ``known``: items that have been read, by their text."""
     found: dict[int, _Item] = {}
     for number, data in enumerate(events):
         try:
             members = read_members(data)
         except UnreadableError:
             continue
-        item = _Item.read(members.get("item", _NULL))
+        raw = members.get("item", _NULL)
+        item = known.get(bytes(raw)) or _Item.read(raw)
         index = _value_of(members.get("output_index"))
         if item is not None:
             found[index if _is_count(index) else number] = item
