@@ -524,13 +524,16 @@ class Prompt:
                 self._heads = dict(enumerate(found))
         return [self._head(place) for place in range(len(self.items))]
 
+    def meant_head(self, place: int) -> Head | None:
+        """The head of the item at ``place``, or of the one that it refers to."""
+        item = self.resolved.get(place)
+        return self._head(place) if item is None else read_head(item)
+
     def meant_heads(self) -> list[Head | None]:
-        """The heads of all items, those of items that are referred to in place of the
-        references'."""
-        found = self.heads()
-        for place, item in self.resolved.items():
-            found[place] = read_head(item)
-        return found
+        """The heads of all items, and of those that are referred to in place of references."""
+        if not self.resolved:
+            return self.heads()
+        return [self.meant_head(place) for place in range(len(self.items))]
 
     def reference(self, place: int) -> str | None:
         """The id that the item at ``place`` refers to; None if it is no reference."""

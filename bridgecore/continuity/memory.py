@@ -117,7 +117,7 @@ class Recall:
             if self.node is None or self.prompt is None:
                 raise InternalError("a turn is to be rehydrated from nothing")
             expansion = expand(self.node, self.prompt)
-            # That everything in it can be read was seen when it was recalled, higher in the stack.
+            # Whether all of it can be read was settled when the turn was recalled.
             if expansion.proof.orphans:
                 raise InternalError("a turn that is to be rehydrated is not self-contained")
             return expansion.frame

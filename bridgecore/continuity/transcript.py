@@ -427,11 +427,7 @@ class Transcripts:
         settings = prompt.settings
         if parent is not None and parent.settings == settings:
             settings = parent.settings  # one object for a whole conversation
-        if made:
-            shown = heads[made[-1] :]
-        else:
-            asked = prompt.meant_heads()
-            shown = [*[asked[place] for place in places], *heads]
+        shown = heads[made[-1] :] if made else [*map(prompt.meant_head, places), *heads]
         return Node(
             response_id=response_id,
             parent=parent,

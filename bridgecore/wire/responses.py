@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any, TypeGuard
 
@@ -147,17 +148,15 @@ def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
 
 
 def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
-    raw = members.get(name)
-    if raw is None:
+    raw = members.get(name, _NULL)
+    if raw == _NULL:  # to the API, as good as absent
         return None
-    try:
+    with suppress(UnreadableError, UnicodeEncodeError):
         value = read_value(raw)
         if isinstance(value, str):
             value.encode()  # half a surrogate pair could not be written again
-    except (UnreadableError, UnicodeEncodeError):
-        value = ...
-    if value is None or type(value) is kind:
-        return value
+        if isinstance(value, kind):
+            return value
     word = {str: "a string", bool: "a boolean"}[kind]
     raise InvalidBodyError(f"'{name}' must be {word}.", name)
 

@@ -6,12 +6,14 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
 from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.jsontext import write_object
 from bridgecore.wire.responses import (
     MAX_RESPONSE_ID,
     EventKind,
@@ -88,8 +90,18 @@ def test_members_pass_unchanged(members: dict[str, object]) -> None:
     members = {**members, "model": "m"}
     for name in ("type", "stream", "store", "previous_response_id", "background"):
         members.pop(name, None)
-    frame = json.loads(parse_create(json.dumps(members).encode()).frame)
-    assert frame == {**members, "type": "response.create"}
+    request = parse_create(json.dumps(members).encode())
+    assert json.loads(request.frame) == {**members, "type": "response.create"}
+    assert write_object(request.members) == request.frame
+
+
+def test_a_frame_with_other_members() -> None:
+    request = parse_create(b'{"model":"m", "input":[ 1.0 ],"store" : false,"x":1e5}')
+    assert request.frame_with() == request.frame
+    assert request.frame_with(input=b"[]", store=None, extra=b'"y"') == (
+        b'{"type":"response.create","model":"m","input":[],"x":1e5,"extra":"y"}'
+    )
+    assert request.members["input"] == msgspec.Raw(b"[ 1.0 ]")
 
 
 @given(st.binary(max_size=60))
