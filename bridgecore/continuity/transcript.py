@@ -31,6 +31,7 @@ from bridgecore.continuity.items import (
     ROOT,
     Prompt,
     Proof,
+    calls,
     chain_digest,
     has_id,
     input_form,
@@ -63,7 +64,9 @@ class Node:
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
-    readable: bool  # no item of its text is one that only the upstream can resolve
+    # Its text can be sent anew: no item is one that only the upstream can resolve, and no output is
+    # without its call (some upstreams take such an output, and most refuse it).
+    readable: bool
     cut: int  # which of its items is the latest compaction that it made; -1: it made none
     pruned: bytes | None  # the digest of its items from there on, as a list of their own
     used: int  # ns
@@ -162,6 +165,21 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
         if (all_proof := prove([*read_heads(whole), *new])).self_contained:
             before, proof = whole, all_proof
     return Expansion(prompt.frame(_joined((before, prompt.meant_text())), None), proof)
+
+
+def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
+    """Whether what stands before the items of ``node`` has the calls ``orphans``, whose outputs are
+    among those."""
+    missing = set(orphans)
+    before: Node | None = node
+    while missing and before is not None:
+        if before.cut >= 0:
+            # What stands before a compaction is sent again only for a call that it has.
+            return prove(read_heads(node.text(whole=True))).self_contained
+        if before is not node:
+            missing -= calls(read_heads(before.own_text()))
+        before = before.parent
+    return not missing
 
 
 def resolve(node: Node, prompt: Prompt) -> None:
@@ -428,7 +446,8 @@ class Transcripts:
         if parent is not None and parent.settings == settings:
             settings = parent.settings  # one object for a whole conversation
         shown = heads[made[-1] :] if made else [*map(prompt.meant_head, places), *heads]
-        return Node(
+        proof = prove(shown)
+        node = Node(
             response_id=response_id,
             parent=parent,
             notes=book.note((*own, *said)),
@@ -436,11 +455,13 @@ class Transcripts:
             chain=b"".join(digests[1:-1]),
             end=digests[-1],
             settings=settings,
-            readable=(bool(made) or parent is None or parent.readable) and not prove(shown).opaque,
+            readable=(bool(made) or parent is None or parent.readable) and not proof.opaque,
             cut=cut,
             pruned=pruned,
             used=self._now,
         )
+        node.readable = node.readable and _has_calls(node, proof.orphans)
+        return node
 
     # -------------------------------------------------------------- letting go
 
