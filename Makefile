@@ -60,6 +60,7 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore simulate --conversations 23000 --turns 20 --faults 3 --seed 77
 	$(BIN)/bridgecore simulate --conversations 960 --turns 20 --faults 3 --warm
 	$(BIN)/python tests/mutation/run.py
+	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
 
 mutation: $(VENV)/.ready-for-nightly
 	$(BIN)/python tests/mutation/run.py

@@ -1,14 +1,14 @@
 """A sans-IO core for bridges between HTTP clients and Responses WebSocket sessions.
 
-Three doors: ``Session`` (just the decisions), ``Bridge`` (messages) and ``Endpoint`` (bytes). The
+Three doors: ``Session`` (just the decisions), ``Gateway`` (messages) and ``Endpoint`` (bytes). The
 events and effects of each are in ``bridgecore.recovery.events`` and ``.effects``, in
-``bridgecore.bridge`` and in ``bridgecore.wire.transport``.
+``bridgecore.messages`` and in ``bridgecore.transport``.
 """
 
-from bridgecore.bridge import Bridge
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.errors import BridgecoreError, ConfigError, InternalError, LocalProtocolError
+from bridgecore.gateway import Gateway
 from bridgecore.recovery.policy import DEFAULT, POLICIES, PR397, V1_12, Policy
 from bridgecore.recovery.rules import RULES, Transition, step
 from bridgecore.recovery.session import Session
@@ -22,12 +22,12 @@ __all__ = [
     "PR397",
     "RULES",
     "V1_12",
-    "Bridge",
     "BridgecoreError",
     "Config",
     "ConfigError",
     "Deadline",
     "Endpoint",
+    "Gateway",
     "InternalError",
     "LocalProtocolError",
     "Policy",

@@ -18,6 +18,7 @@ import attrs
 import msgspec
 
 from bridgecore.admission.placement import Idle, Placement, place, take_over
+from bridgecore.api_error import api_error, render_answer
 from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.aliases import credential_scope, named_scope
@@ -53,11 +54,16 @@ from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.rendering import http_error, render_answer
-from bridgecore.schedule import Schedule
 from bridgecore.stragglers import Stragglers
+from bridgecore.transport import Log, LogLevel
+from bridgecore.transport.timer_queue import Schedule
 from bridgecore.wire.decisions import Recorder, hashed
-from bridgecore.wire.headers import credential_names, lower_names, upgrade_headers
+from bridgecore.wire.headers import (
+    check_headers,
+    credential_names,
+    lower_names,
+    upgrade_headers,
+)
 from bridgecore.wire.responses import (
     ITEM_DONE,
     EventKind,
@@ -67,7 +73,6 @@ from bridgecore.wire.responses import (
     read_event,
     read_terminal,
 )
-from bridgecore.wire.transport import Log, LogLevel
 
 # Events that came before response.created wait for it: a client helper insists that it be first.
 _MAX_EARLY = 256  # events
@@ -304,9 +309,7 @@ class Bridge:
             if event.turn in self._turns:
                 what = "runs already: its number can be used again when it has ended"
                 raise LocalProtocolError(f"turn {event.turn} {what}")
-            if not all(map(_is_header, event.headers)):
-                what = "headers must be a list of (name, value), both bytes"
-                raise LocalProtocolError(f"turn {event.turn}: {what}")
+            check_headers(event.headers, f"turn {event.turn}")
         elif isinstance(event, MessagesReceived | LinkOpened | LinkLost | LinkFrameSent):
             if not 0 < event.link <= self._serial:
                 raise LocalProtocolError(f"link {event.link} was never asked for by OpenLink")
@@ -343,7 +346,7 @@ class Bridge:
         if conversation is None:
             if not self._make_room(now):
                 message = "The bridge has as many conversations as it can hold. Retry later."
-                error = http_error(503, fx.Answer.OVERLOADED.value, message)
+                error = api_error(503, fx.Answer.OVERLOADED.value, message)
                 self._out.append(AnswerError(event.turn, error))
                 fields: dict[str, str | int] = {"turn": event.turn, "status": error.status}
                 self._out.append(
@@ -1046,10 +1049,6 @@ class Bridge:
 
 _check_event = EventCheck(BridgeEvent, "bridgecore.messages", *get_args(Evidence))
 _BYTES = frozenset({bytes})
-
-
-def _is_header(header: object) -> bool:
-    return isinstance(header, tuple) and list(map(type, header)) == [bytes, bytes]
 
 
 # What the upstream said of the frame before, by closing its connection or in words.

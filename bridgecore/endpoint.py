@@ -1,41 +1,48 @@
-"""Bytes in, effects out: the bridge and the wire together. What an adapter drives.
+"""The byte door: connections of clients and of the upstream around a ``Gateway``.
 
-What belongs here: the third door for embedders. An ``Endpoint`` owns every connection, a client's
-(``Front``) or an upstream's (``Upstream``), and carries bytes between them and the ``Bridge``. It
-decides nothing about a loss; what it decides is when the process has drained.
+What belongs here: the third door for embedders, and what the adapters drive. An ``Endpoint`` owns
+every connection, a client's (``fronts``) or an upstream's (``links``), and carries messages between
+them and the gateway. It decides nothing about a loss; what it decides is which connections end when
+sockets are scarce, and when the process has drained.
 
-Who calls whom: an adapter reports a ``TransportEvent``; a front turns client bytes into turns, an
-upstream turns socket bytes into messages; both go to the bridge, whose effects come back here and
-become ``TransportEffect``s.
+Who calls whom: an adapter reports a ``TransportEvent``; a front reads requests from the bytes of a
+client, a link reads messages from those of the upstream; both go to the gateway, whose effects come
+back here and become ``TransportEffect``s.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import assert_never
+from typing import assert_never, get_args
 
 import attrs
 
 from bridgecore import messages as msg
+from bridgecore import transport as tp
+from bridgecore.api_error import SHUTTING_DOWN
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
-from bridgecore.front import SHUTTING_DOWN, Front
+from bridgecore.fronts import ClientConnection
+from bridgecore.fronts.http import HttpConnection
+from bridgecore.gateway import Gateway
+from bridgecore.links import ReadResult, Stage, UpstreamConnection
+from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.schedule import Schedule
-from bridgecore.upstream import Heard, Stage, Upstream
-from bridgecore.wire import transport as tp
+from bridgecore.transport.timer_queue import Schedule
 
-_check_event = EventCheck(tp.TransportEvent, "bridgecore.wire.transport")
+_ANSWERS = frozenset(get_args(msg.AnswerEffect))
+_check_event = EventCheck(tp.TransportEvent, "bridgecore.transport")
 
 
 @attrs.define(eq=False)
 class _Client:
     """A client connection, and how far its end is."""
 
-    front: Front
+    connection: ClientConnection
+    blocked: bool = False  # its client reads too slowly
     closing: tp.EndSending | tp.Close | None = None  # what was told to the adapter
     deadline: int | None = None  # ns: of CLOSE_HANDSHAKE; when to stop being polite
     linger_until: int = 0  # ns: when to stop listening to a client that still sends
@@ -48,7 +55,7 @@ _EXHAUSTED_LOG = NS_PER_SECOND
 
 
 class Endpoint:
-    """A complete bridge without I/O. A ``Machine``: see ``bridgecore.wire.transport``.
+    """A complete bridge without I/O. A ``Machine``: see ``bridgecore.transport``.
 
     ``request_seed``: what the ids of requests that bring none (``x-request-id``) are made of,
     together with a count. Random bytes, drawn anew for each process, keep them from being repeated
@@ -58,9 +65,9 @@ class Endpoint:
     def __init__(self, config: Config, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
-        self._bridge = Bridge(config)
+        self._gateway = Gateway(config)
         self._clients: dict[int, _Client] = {}
-        self._upstreams: dict[int, Upstream] = {}
+        self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
         self._of_link: dict[int, int] = {}  # link -> upstream connection
         self._schedule: Schedule[int] = Schedule()
@@ -72,8 +79,9 @@ class Endpoint:
         self._leaving = False  # drained: only goodbyes are left
         self._stopped = False
         self._out: list[tp.TransportEffect] = []
-        self._pending: deque[msg.BridgeEvent] = deque()
+        self._pending: deque[msg.GatewayEvent] = deque()
         self._driving = False
+        self._answered: dict[int, int] = {}  # turns with something to send, and their connections
         self._giving_way: set[int] = set()  # connections closed so that others can be opened
         self._unconnected: deque[int] = (
             deque()
@@ -86,7 +94,7 @@ class Endpoint:
     @property
     def bridge(self) -> Bridge:
         """The bridge inside, for its counts."""
-        return self._bridge
+        return self._gateway.bridge
 
     @property
     def clients(self) -> int:
@@ -111,7 +119,7 @@ class Endpoint:
         """When ``TimeoutReached`` is to be reported if nothing else happens first."""
         if self._stopped:
             return None
-        found = self._bridge.next_timeout()
+        found = self._gateway.next_timeout()
         own = self._schedule.next()
         if own is not None and (found is None or own[0] < found.at):
             found = Deadline(own[0], self._reason(own[1]))
@@ -126,7 +134,7 @@ class Endpoint:
             return self._upstreams[conn].timer
         if client.deadline is not None:
             return Timer.CLOSE_HANDSHAKE
-        return min(client.front.deadlines.items(), key=lambda item: item[1])[0]
+        return client.connection.timer
 
     # ------------------------------------------------------------ events
 
@@ -135,7 +143,7 @@ class Endpoint:
 
         Raises:
             LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or no
-                lawful adapter reports it (see ``bridgecore.wire.transport``). Nothing has changed.
+                lawful adapter reports it (see ``bridgecore.transport``). Nothing has changed.
         """
         _check_event(event)
         check_time(now)
@@ -143,7 +151,7 @@ class Endpoint:
         now = self._now = max(now, self._now)
         if isinstance(event, tp.DataReceived):
             if (upstream := self._upstreams.get(event.conn)) is not None:
-                self._heard(event.conn, upstream, upstream.receive(event.data, now))
+                self._read(event.conn, upstream, upstream.receive(event.data, now))
             elif (client := self._clients.get(event.conn)) is not None:
                 self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
@@ -222,12 +230,12 @@ class Endpoint:
             self._out.append(tp.Abort(conn))  # it came while the listener was being closed
             return
         seed = b"%d/%b" % (conn, self._request_seed)
-        client = self._clients[conn] = _Client(Front(self._config, self._now, seed))
+        client = self._clients[conn] = _Client(HttpConnection(self._config, self._now, seed))
         self._tell(conn, client)
 
     def _client_data(self, conn: int, client: _Client, data: bytes) -> None:
         if client.closing is None:
-            client.front.receive(data)
+            client.connection.receive(data)
             self._serve(conn, client)
         elif isinstance(client.closing, tp.EndSending):
             # It still sends what nobody reads; as long as it does, it has not seen the answer.
@@ -237,7 +245,7 @@ class Endpoint:
     def _serve(self, conn: int, client: _Client) -> None:
         """Take the next turn of a client, if there is one, and send what is to be sent."""
         turn = self._turn_serial + 1
-        received = client.front.next_turn(turn, self._now, draining=self._draining)
+        received = client.connection.next_request(turn, self._now, draining=self._draining)
         if received is not None:
             self._turn_serial = turn
             self._of_turn[turn] = conn
@@ -247,24 +255,22 @@ class Endpoint:
             self._drive(received)
 
     def _tell(self, conn: int, client: _Client) -> None:
-        """Send what the front has to say, and keep its deadlines."""
-        front = client.front
-        closes = front.closing and client.closing is None
-        if front.out:
-            self._out.append(tp.Send(conn, b"".join(front.out), notify=closes))
+        """Send what the connection has to send, and keep its deadline."""
+        connection = client.connection
+        closes = connection.closing and client.closing is None
+        if connection.out:
+            self._out.append(tp.Send(conn, b"".join(connection.out), notify=closes))
         if closes:
-            client.closing = tp.EndSending(conn) if front.lingering else tp.Close(conn)
+            client.closing = tp.EndSending(conn) if connection.lingering else tp.Close(conn)
             self._out.append(client.closing)
             # Until the last answer is out, it is the client's reading that takes its time.
-            unread = bool(front.out) or front.blocked
+            unread = bool(connection.out) or client.blocked
             patience = self._config.client_idle if unread else self._config.close_timeout
             client.deadline = self._now + patience
             client.linger_until = self._now + self._config.body_timeout
-        front.out.clear()
+        connection.out.clear()
         at = client.deadline
-        if at is None and front.deadlines:
-            at = min(front.deadlines.values())
-        self._schedule.set(conn, at)
+        self._schedule.set(conn, connection.deadline if at is None else at)
 
     def _data_sent(self, conn: int) -> None:
         if (upstream := self._upstreams.get(conn)) is not None:
@@ -276,48 +282,35 @@ class Endpoint:
             client.deadline = self._now + self._config.close_timeout
             self._schedule.set(conn, client.deadline)
 
-    def _answered(self, turn: int, conn: int, client: _Client) -> None:
-        """After something was said about ``turn``: if that was the end, the next one's turn."""
-        answer = client.front.answer
-        if answer is None or answer.turn != turn:
-            self._of_turn.pop(turn, None)
-            client.idle_since = self._now
-            self._serve(conn, client)
-        else:
-            self._tell(conn, client)
-            if client.front.blocked:
-                # It was blocked before this turn had anything to say.
-                self._drive(msg.TurnBlocked(turn, True))
-
     def _forget_client(self, conn: int) -> None:
-        """The client is gone; a turn of its own has nobody to be answered to."""
+        """The client is gone, and does not wait for answers any more."""
         client = self._clients.pop(conn, None)
         self._giving_way.discard(conn)
         self._schedule.set(conn, None)
-        if client is not None and client.front.answer is not None:
-            turn = client.front.answer.turn
-            self._of_turn.pop(turn, None)
-            self._drive(msg.TurnLeft(turn))
+        if client is not None:
+            for turn in client.connection.turns:
+                self._of_turn.pop(turn, None)
+                self._drive(msg.TurnLeft(turn))
 
     def _client_eof(self, conn: int, client: _Client) -> None:
         """A client that has said goodbye does not wait for an answer: nobody could tell one that
         half-closed from one that left, and a turn that nobody reads costs money."""
-        if client.front.answer is not None:
+        if client.connection.turns:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
         elif not isinstance(client.closing, tp.Close):
             # What was answered may still be on its way, so it is not dropped.
-            client.front.closing = True
-            client.front.lingering = False
+            client.connection.closing = True
+            client.connection.lingering = False
             client.closing = None
             self._tell(conn, client)
 
     def _write_blocked(self, conn: int, blocked: bool) -> None:
         client = self._clients.get(conn)
         if client is not None:
-            client.front.blocked = blocked
-            if client.front.answer is not None:
-                self._drive(msg.TurnBlocked(client.front.answer.turn, blocked))
+            client.blocked = blocked
+            for turn in client.connection.turns:
+                self._drive(msg.TurnBlocked(turn, blocked))
 
     # ------------------------------------------------------------ either
 
@@ -325,7 +318,7 @@ class Endpoint:
         if (client := self._clients.get(conn)) is not None:
             self._client_eof(conn, client)
         elif (upstream := self._upstreams.get(conn)) is not None:
-            self._heard(conn, upstream, upstream.receive_eof(self._now))
+            self._read(conn, upstream, upstream.receive_eof(self._now))
 
     def _timeout(self, now: int) -> None:
         for conn in list(self._schedule.due(now)):
@@ -334,7 +327,7 @@ class Endpoint:
                     self._out.append(tp.Abort(conn))
                     self._forget_client(conn)
                 else:
-                    client.front.timeout(now)
+                    client.connection.timeout()
                     self._serve(conn, client)
             elif (upstream := self._upstreams.get(conn)) is not None:
                 said = upstream.timeout(now)
@@ -349,14 +342,14 @@ class Endpoint:
 
     # ------------------------------------------------------------ upstreams
 
-    def _heard(self, conn: int, upstream: Upstream, heard: Heard) -> None:
+    def _read(self, conn: int, upstream: UpstreamConnection, read: ReadResult) -> None:
         """Everything that one read brought: its messages go to the bridge together."""
         was_open = upstream.stage is not Stage.CLOSING
-        if heard.opened:
+        if read.opened:
             self._schedule.set(conn, upstream.deadline)
-        if heard.reply:
-            self._out.append(tp.Send(conn, heard.reply))
-        loss = heard.loss
+        if read.reply:
+            self._out.append(tp.Send(conn, read.reply))
+        loss = read.loss
         lost = None if loss is None else msg.LinkLost(upstream.link, loss.cause, loss.error)
         if loss is not None:
             if loss.goodbye:
@@ -368,14 +361,14 @@ class Endpoint:
                 self._forget_upstream(conn)
         if not was_open:
             return  # the bridge has closed the link before
-        if heard.opened and lost is None:
-            self._drive(msg.LinkOpened(upstream.link, heard.messages))
-        elif heard.messages and not heard.opened:
-            self._drive(msg.MessagesReceived(upstream.link, heard.messages, lost))
+        if read.opened and lost is None:
+            self._drive(msg.LinkOpened(upstream.link, read.messages))
+        elif read.messages and not read.opened:
+            self._drive(msg.MessagesReceived(upstream.link, read.messages, lost))
         elif lost is not None:
             self._drive(lost)
 
-    def _part(self, conn: int, upstream: Upstream) -> None:
+    def _part(self, conn: int, upstream: UpstreamConnection) -> None:
         """Our side is closed: hear nothing more of the link."""
         self._of_link.pop(upstream.link, None)
         if upstream.paused:
@@ -389,7 +382,7 @@ class Endpoint:
         if upstream is not None and upstream.stage is not Stage.CLOSING:
             self._drive(msg.LinkLost(upstream.link, cause, error))
 
-    def _forget_upstream(self, conn: int) -> Upstream | None:
+    def _forget_upstream(self, conn: int) -> UpstreamConnection | None:
         upstream = self._upstreams.pop(conn, None)
         self._giving_way.discard(conn)
         self._schedule.set(conn, None)
@@ -436,15 +429,13 @@ class Endpoint:
         idle = [
             (client.idle_since, conn)
             for conn, client in self._clients.items()
-            if client.idle_since is not None
-            and client.closing is None
-            and Timer.CLIENT_IDLE in client.front.deadlines  # its next request has not begun
+            if client.idle_since is not None and client.closing is None and client.connection.idle
         ]
         if not idle:
             return False
         _, conn = min(idle)
         self._giving_way.add(conn)
-        self._clients[conn].front.shut()
+        self._clients[conn].connection.shut()
         self._tell(conn, self._clients[conn])
         return True
 
@@ -489,32 +480,27 @@ class Endpoint:
         self._exhausted = 0
         self._out.append(tp.Log(tp.LogLevel.WARNING, "sockets.exhausted", fields))
 
-    # ------------------------------------------------------------ the bridge
+    # ------------------------------------------------------------ the gateway
 
-    def _drive(self, event: msg.BridgeEvent) -> None:
-        """Let the bridge handle ``event``; what comes of it is carried out before the next."""
+    def _drive(self, event: msg.GatewayEvent) -> None:
+        """Let the gateway handle ``event``; what comes of it is carried out before the next."""
         self._pending.append(event)
         if self._driving:
             return
         self._driving = True
         try:
             while self._pending:
-                for effect in self._bridge.handle(self._pending.popleft(), self._now):
+                for effect in self._gateway.handle(self._pending.popleft(), self._now):
+                    if self._answered and type(effect) not in _ANSWERS:
+                        self._flush_answers()
                     self._carry_out(effect)
+                if self._answered:
+                    self._flush_answers()
         finally:
             self._driving = False
 
-    def _carry_out(self, effect: msg.BridgeEffect) -> None:
-        if isinstance(effect, msg.AnswerEvents | msg.AnswerError):
-            conn = self._of_turn.get(effect.turn)
-            if conn is not None:  # else its client left a moment ago
-                client = self._clients[conn]
-                if isinstance(effect, msg.AnswerEvents):
-                    client.front.events(effect.events, self._now)
-                else:
-                    client.front.error(effect.error)
-                self._answered(effect.turn, conn, client)
-        elif isinstance(effect, msg.SendFrame):
+    def _carry_out(self, effect: msg.GatewayEffect) -> None:
+        if isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
             if conn is not None:  # else the link is closing: its loss is on its way
                 frame = self._upstreams[conn].send(effect.data, self._now)
@@ -527,7 +513,9 @@ class Endpoint:
                 self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
         elif isinstance(effect, msg.OpenLink):
             conn = self._next_number()
-            self._upstreams[conn] = Upstream(self._config, effect.link, effect.headers, self._now)
+            self._upstreams[conn] = WebSocketConnection(
+                self._config, effect.link, effect.headers, self._now
+            )
             self._of_link[effect.link] = conn
             self._connect(conn)
         elif isinstance(effect, msg.CloseLink):
@@ -535,7 +523,31 @@ class Endpoint:
         elif isinstance(effect, tp.Log):
             self._out.append(effect)
         else:
-            assert_never(effect)
+            self._answer(effect)
+
+    def _answer(self, effect: msg.AnswerEffect) -> None:
+        conn = self._of_turn.get(effect.turn)
+        if conn is not None:  # else its client left a moment ago
+            self._clients[conn].connection.answer(effect)
+            self._answered[effect.turn] = conn
+
+    def _flush_answers(self) -> None:
+        """Send what was written of answers; where one is complete, serve the next request.
+
+        All that came of one read is written before any of it is sent: one write for it.
+        """
+        answered, self._answered = self._answered, {}
+        for turn, conn in answered.items():
+            client = self._clients[conn]
+            if turn in client.connection.turns:
+                self._tell(conn, client)
+                if client.blocked:
+                    # It was blocked before this turn had anything to say.
+                    self._drive(msg.TurnBlocked(turn, True))
+            else:
+                del self._of_turn[turn]
+                client.idle_since = self._now
+                self._serve(conn, client)
 
     def _close(self, link: int) -> None:
         conn = self._of_link.get(link)
@@ -568,10 +580,7 @@ class Endpoint:
         if due and not self._leaving:
             # The latest first: a turn that waits must not be started by the end of another.
             for turn, conn in reversed(list(self._of_turn.items())):
-                del self._of_turn[turn]
-                client = self._clients[conn]
-                client.front.error(SHUTTING_DOWN, close=True)
-                self._tell(conn, client)
+                self._clients[conn].connection.close_after_answers()
                 self._drive(msg.TurnLeft(turn, SHUTTING_DOWN))
         if not self._of_turn and not self._leaving:
             self._leaving = True
@@ -579,7 +588,7 @@ class Endpoint:
             self._drain_deadline = max(deadline, self._now + self._config.close_timeout)
             self._out.append(tp.StopListening())
             for conn, client in self._clients.items():
-                client.front.shut()
+                client.connection.shut()
                 self._tell(conn, client)
             self._drive(msg.LinksEvicted())
         elif self._leaving and due:

@@ -1,8 +1,15 @@
 """What a driver reports about turns and links, and what it is told: the vocabulary of messages.
 
-What belongs here: the events and effects of ``Bridge``, the second door for embedders. Events are
-past tense and go in, effects are imperative and come out. A turn's number is the driver's; a
-link's comes with ``OpenLink``. Nothing here knows bytes of HTTP or WebSocket.
+What belongs here: the events and effects of ``Gateway``, the second door for embedders, and of the
+``Bridge`` inside it. Events are past tense and go in, effects are imperative and come out. A turn's
+number is the driver's; a link's comes with ``OpenLink``. Nothing here knows bytes of HTTP or
+WebSocket.
+
+A turn comes in as ``RequestReceived``. Its answer goes out in one of three ways:
+
+* a stream: ``BeginAnswer``, then ``AnswerEvents`` and ``AnswerKeepalive``, then ``EndAnswer``;
+* one JSON body: ``AnswerBody``;
+* a failure before anything else was answered: ``AnswerError``.
 
 These classes are built for every read, so they are plain slotted ones, not frozen.
 """
@@ -13,23 +20,36 @@ from typing import TypeAlias
 
 import attrs
 
+from bridgecore.api_error import ApiError
 from bridgecore.recovery.failure import ErrorFrame, Evidence
-from bridgecore.rendering import HttpError
+from bridgecore.transport import Log
 from bridgecore.wire.responses import CreateRequest, UpstreamEvent
-from bridgecore.wire.transport import Log
 
 # ---------------------------------------------------------------- events
 
 
 @attrs.define
-class TurnReceived:
-    """A client wants a turn. ``turn``: 0 or more, and of no turn that has not ended yet.
+class RequestReceived:
+    """A client's request to create a response. ``turn``: a number for it, 0 or more, and of no turn
+    that has not ended yet.
 
-    ``headers``: the client's, names in any case. ``scope``: the tenant, where the embedder knows it
-    better than the headers do: turns of equal scope can continue each other's responses and may
-    share a socket, whatever their credentials, and no others can. None: the credential headers
-    tell. ``request_id``: what log lines about the turn call its request.
+    ``body``: the JSON text, as it came, without content codings. ``headers``: the client's, names
+    in any case. ``scope``: the tenant, where the embedder knows it better than the headers do:
+    turns of equal scope can continue each other's responses and may share a socket, whatever their
+    credentials, and no others can. None: the credential headers tell. ``request_id``: what log
+    lines about the turn call its request.
     """
+
+    turn: int
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    scope: str | None = attrs.field(default=None, kw_only=True)
+    request_id: str | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.define
+class TurnReceived:
+    """``RequestReceived`` as the gateway passes it on to the bridge: with its body read."""
 
     turn: int
     request: CreateRequest
@@ -44,7 +64,7 @@ class TurnLeft:
     the driver gave the turn up and told its client so."""
 
     turn: int
-    error: HttpError | None = None
+    error: ApiError | None = None
 
 
 @attrs.define
@@ -112,9 +132,8 @@ class BridgeTimeout:
     """The time that ``next_timeout`` named has come."""
 
 
-BridgeEvent: TypeAlias = (
-    TurnReceived
-    | TurnLeft
+CommonEvent: TypeAlias = (
+    TurnLeft
     | TurnBlocked
     | LinkOpened
     | LinkLost
@@ -124,6 +143,8 @@ BridgeEvent: TypeAlias = (
     | SocketsExhausted
     | BridgeTimeout
 )
+GatewayEvent: TypeAlias = RequestReceived | CommonEvent
+BridgeEvent: TypeAlias = TurnReceived | CommonEvent
 
 # ---------------------------------------------------------------- effects
 
@@ -160,21 +181,56 @@ class PauseLink:
 
 
 @attrs.define
+class BeginAnswer:
+    """The answer of ``turn`` is a stream of events: send its head, a status of 200."""
+
+    turn: int
+
+
+@attrs.define
 class AnswerEvents:
-    """Pass ``events`` on to the client of ``turn``. The terminal one, if there, is the last."""
+    """Pass ``events``, at least one, on to the client of ``turn``. A terminal one is the last."""
 
     turn: int
     events: list[UpstreamEvent]
 
 
 @attrs.define
-class AnswerError:
-    """End the answer of ``turn`` with ``error``: a status before the head, a failed event after."""
+class AnswerKeepalive:
+    """Show the client of ``turn`` that its stream is alive: by ``event`` or, if that is None,
+    by what is no event in its protocol, such as a comment of server-sent events."""
 
     turn: int
-    error: HttpError
+    event: UpstreamEvent | None = None
 
 
-BridgeEffect: TypeAlias = (
-    OpenLink | CloseLink | SendFrame | PauseLink | AnswerEvents | AnswerError | Log
+@attrs.define
+class EndAnswer:
+    """The stream of ``turn`` is complete."""
+
+    turn: int
+
+
+@attrs.define
+class AnswerBody:
+    """Answer ``turn`` with ``body``, the JSON text of a response object, and a status of 200."""
+
+    turn: int
+    body: bytes
+
+
+@attrs.define
+class AnswerError:
+    """End the answer of ``turn`` with ``error``. From a gateway it comes before the head, so that
+    it is all of the answer: ``error.status`` and ``error.body``."""
+
+    turn: int
+    error: ApiError
+
+
+LinkEffect: TypeAlias = OpenLink | CloseLink | SendFrame | PauseLink
+AnswerEffect: TypeAlias = (
+    BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | AnswerError
 )
+GatewayEffect: TypeAlias = LinkEffect | AnswerEffect | Log
+BridgeEffect: TypeAlias = LinkEffect | AnswerEvents | AnswerError | Log

@@ -17,11 +17,16 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import hypothesis
 import pytest
 import trio
 
 import bridgecore_asyncio
 import bridgecore_trio
+
+# How long one example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 T = TypeVar("T")
 TIME_LIMIT = 20.0  # seconds that a body, or one wait of a peer, may take
@@ -135,7 +140,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def tick(self) -> None:
-        """Let everything else that is ready go one step on."""
+        """Let everything else that is ready go one step on.
+
+        To stop at each moment of a procedure in turn; not to wait for something to happen.
+        """
 
     @abstractmethod
     def event(self) -> Event:

@@ -13,13 +13,13 @@ from typing import Any
 
 import attrs
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Emulator
 from bridgecore.testing.network import ByteClient, Network
-from bridgecore.wire import transport as tp
 
 Json = dict[str, Any]
 SECOND = NS_PER_SECOND
@@ -185,8 +185,8 @@ class World:
         self.emulator = Emulator() if emulator is None else emulator
         self.net.add(self.emulator, "up", 80)
         url = UpstreamUrl.parse("ws://up/v1/responses")
-        # Without transcripts, so that what a lost socket knew is lost: tests/test_endpoint_held.py
-        # is about what is held.
+        # Without transcripts, so that what a lost socket knew is lost: tests/endpoint_clients.py
+        # is for what is held.
         settings.setdefault("continuity", Continuity.PASSTHROUGH)
         self.config = Config(upstream=url, policy=POLICIES[policy], **settings)
         self.endpoint = Endpoint(self.config)

@@ -11,6 +11,7 @@ from typing import Any
 
 import attrs
 
+from bridgecore.api_error import ApiError
 from bridgecore.bridge import (
     AnswerError,
     AnswerEvents,
@@ -26,9 +27,8 @@ from bridgecore.bridge import (
     TurnReceived,
 )
 from bridgecore.config import Config, UpstreamUrl
-from bridgecore.rendering import HttpError
+from bridgecore.transport import Log
 from bridgecore.wire.responses import parse_create
-from bridgecore.wire.transport import Log
 
 Json = dict[str, Any]
 ENDED = ("response.completed", "response.failed", "response.incomplete")
@@ -128,7 +128,7 @@ class Driver:
     link: int = 0
     opening: bool = False  # it is not there yet
     events: dict[int, list[Json]] = attrs.Factory(dict)
-    errors: dict[int, HttpError] = attrs.Factory(dict)
+    errors: dict[int, ApiError] = attrs.Factory(dict)
     frames: list[Json] = attrs.Factory(list)
 
     def tell(self, event: BridgeEvent) -> None:

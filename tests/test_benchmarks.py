@@ -24,7 +24,7 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_losses_are_not_seen_and_what_is_sent_stays_flat(
+def test_losses_are_invisible_and_frames_do_not_grow(
     seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert load("conversations").main(seed, 40) == 0

@@ -32,8 +32,8 @@ from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
 from bridgecore.recovery.timers import Timer
+from bridgecore.transport import Log
 from bridgecore.wire.responses import parse_create
-from bridgecore.wire.transport import Log
 
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
 DELTA = b'{"type":"response.output_text.delta","delta":"x"}'
@@ -110,7 +110,7 @@ def test_a_delta_in_mid_output_meets_no_rule(driver: Driver) -> None:
     assert conversation.session.state is before
 
 
-def test_what_can_be_held_back_no_longer_is_shown_and_ends_the_replay() -> None:
+def test_a_full_hold_back_buffer_is_delivered_and_ends_the_replay() -> None:
     """Nothing is lost for want of room, and nothing is sent again once it was shown."""
     upstream = UpstreamUrl.parse("ws://up/")
     driver = Driver(Bridge(Config(upstream=upstream, ambiguous=Ambiguous.REPLAY)))
@@ -216,7 +216,7 @@ def test_unmatched_events_are_counted(driver: Driver) -> None:
     assert conversation.unmatched == 4
 
 
-def test_what_came_before_a_frame_was_sent_does_not_answer_it(driver: Driver) -> None:
+def test_messages_read_before_the_send_do_not_answer_it(driver: Driver) -> None:
     link = driver.send(store=False)
     done = b'{"type":"response.completed","response":{"id":"resp_1","output":[]}}'
     driver.tell(MessagesReceived(link, [CREATED, done]))
@@ -279,7 +279,7 @@ def test_leaving(driver: Driver) -> None:
     assert (driver.bridge.turns, driver.bridge.links) == (0, 0)
 
 
-def test_eviction_spares_the_busy(driver: Driver) -> None:
+def test_a_busy_session_is_not_evicted(driver: Driver) -> None:
     idle = driver.send(1)
     driver.tell(MessagesReceived(idle, [CREATED, DONE]))
     busy = driver.send(2)
@@ -382,7 +382,7 @@ def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> N
     assert len(answer.events) == 3
 
 
-def test_nothing_comes_over_a_link_before_it_is_open(driver: Driver) -> None:
+def test_messages_of_a_link_that_is_not_open_are_misuse(driver: Driver) -> None:
     (opened,) = driver.submit(1)
     assert isinstance(opened, OpenLink)
     for event in (MessagesReceived(opened.link, [CREATED]), LinkFrameSent(opened.link)):
@@ -391,7 +391,7 @@ def test_nothing_comes_over_a_link_before_it_is_open(driver: Driver) -> None:
     assert isinstance(driver.tell(LinkOpened(opened.link))[0], SendFrame)
 
 
-def test_what_was_under_way_when_a_link_was_closed_is_ignored(driver: Driver) -> None:
+def test_events_of_a_closed_link_are_ignored(driver: Driver) -> None:
     link = driver.send(1)
     (closed,) = driver.tell(TurnLeft(1))
     assert closed == CloseLink(link)
@@ -406,7 +406,7 @@ def test_what_was_under_way_when_a_link_was_closed_is_ignored(driver: Driver) ->
         assert driver.tell(event) == []
 
 
-def test_a_refusal_for_want_of_room_is_logged_as_the_client_was_told() -> None:
+def test_an_overloaded_refusal_is_logged_with_the_code_of_the_client() -> None:
     config = Config(upstream=UpstreamUrl.parse("ws://up/"), max_sessions=1)
     driver = Driver(Bridge(config))
     driver.send(1)

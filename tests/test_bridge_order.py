@@ -55,7 +55,7 @@ def interleaved(
 
 
 @given(st.data())
-def test_whatever_comes_late_the_next_turn_gets_its_own_answer(data: st.DataObject) -> None:
+def test_late_events_never_reach_the_next_turn(data: st.DataObject) -> None:
     style = data.draw(st.sampled_from([NORMAL, TWO_IDS]))
     first = answer(1, style, data.draw(kinds))
     own = answer(2, style, data.draw(kinds), end=data.draw(ends))
@@ -88,7 +88,7 @@ def test_one_id_for_a_chain_and_stragglers(data: st.DataObject) -> None:
 
 
 @given(st.data())
-def test_late_events_between_turns_disturb_nobody(data: st.DataObject) -> None:
+def test_late_events_between_turns_change_nothing(data: st.DataObject) -> None:
     style = data.draw(st.sampled_from([NORMAL, TWO_IDS, CHAIN_ID]))
     first, own = answer(1, style, data.draw(kinds)), answer(2, style, data.draw(kinds))
     late = stragglers(first, style.last.format(n=1))
@@ -138,7 +138,7 @@ def test_item_ids_that_are_used_again(
 
 @pytest.mark.parametrize("kinds", [(), ("message",), ("message", "function_call")])
 @pytest.mark.parametrize("end", ["completed", "incomplete"])
-def test_an_upstream_that_always_says_the_same(kinds: tuple[str, ...], end: str) -> None:
+def test_equal_answers_in_a_row_are_all_delivered(kinds: tuple[str, ...], end: str) -> None:
     """Word for word, ids included, as test servers do: each turn is answered."""
     events = answer(1, NORMAL, kinds, end=end)
     driver = second_turn(events)
@@ -163,7 +163,7 @@ def test_an_event_that_names_another_response_in_mid_output() -> None:
     assert_answered(driver, own)
 
 
-def test_a_copy_of_what_announced_an_item() -> None:
+def test_a_copied_item_announcement_is_dropped() -> None:
     """In mid-answer it looks like an item that is announced anew."""
     first, own = answer(1), answer(2)
     driver = second_turn(first)
@@ -189,7 +189,7 @@ def test_a_late_failure_is_not_the_next_turns_error() -> None:
     assert "words" not in driver.errors[2].message
 
 
-def test_what_is_held_for_another_id_of_the_response() -> None:
+def test_an_early_event_may_name_the_id_that_the_response_ends_with() -> None:
     """An unknown event before response.created names the id that the response has at its end."""
     first, own = answer(1, TWO_IDS), answer(2, TWO_IDS)
     driver = second_turn(first)
@@ -199,7 +199,7 @@ def test_what_is_held_for_another_id_of_the_response() -> None:
     assert_answered(driver, [own[0], metadata, *own[1:]])
 
 
-def test_what_came_between_turns_is_not_the_next_ones_although_it_has_its_items_id() -> None:
+def test_an_event_between_turns_is_dropped_although_the_next_turn_reuses_its_item_id() -> None:
     first = answer(1)
     driver = Driver()
     driver.submit(1)

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore.api_error import api_error
 from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, MessagesReceived
 from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
 from bridgecore.recovery.failure import Closed
-from bridgecore.rendering import http_error
 from tests.link_world import (
     CHAIN_ID,
     NORMAL,
@@ -33,7 +33,7 @@ from tests.link_world import (
 NOISE = [b"", b" ", b"\n", b"ping", b"[DONE]", b"null", b"[]", b"5", b'"ping"', b"{}", b"{"]
 NOISE += [b'{"type":7}', b'{"type":null}', b'{"type":""}', b'{"type":"a\\nb"}', b'{"event":"ping"}']
 PASSTHROUGH = Continuity.PASSTHROUGH
-ERROR_502 = http_error(502, "", "")
+ERROR_502 = api_error(502, "", "")
 MAX_NOISE, MAX_NOISE_SIZE, MAX_EARLY = 1024, 1024 * 1024, 256
 LIMIT: Json = {
     "type": "error",
@@ -89,7 +89,7 @@ def test_noise_changes_nothing(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("come", range(7), ids=lambda come: f"behind {come} events")
 @pytest.mark.parametrize("large", [False, True])
-def test_nothing_but_noise_ends_honestly(come: int, large: bool) -> None:
+def test_a_stream_of_noise_fails_the_turn(come: int, large: bool) -> None:
     """Bounded in number and in size, between two events that say something."""
     own = answer(2)
     assert len(own) == 7
@@ -107,7 +107,7 @@ def test_nothing_but_noise_ends_honestly(come: int, large: bool) -> None:
     assert driver.bridge.turns == 0
 
 
-def test_nothing_but_noise_between_turns() -> None:
+def test_noise_between_turns_drops_the_link() -> None:
     first = answer(1)
     driver = started()
     driver.read(*first)
@@ -119,7 +119,7 @@ def test_nothing_but_noise_between_turns() -> None:
     assert_answered(driver, answer(2))
 
 
-def test_noise_forges_nothing() -> None:
+def test_noise_does_not_extend_a_deadline() -> None:
     """It does not extend the time that the answer has to begin."""
     driver = started()
     deadline = driver.bridge.next_timeout()
@@ -139,7 +139,7 @@ unknown = st.lists(st.sampled_from(UNKNOWN), min_size=1, max_size=5)
 
 
 @given(unknown, st.sampled_from([Driver, replaying]), st.integers(0, 2), st.booleans())
-def test_what_is_not_known_changes_nothing_about_a_loss(
+def test_unknown_events_change_nothing_about_a_loss(
     events: list[Json], make: Any, come: int, apart: bool
 ) -> None:
     """Before response.created and before output: what is lost is recovered as without them."""
@@ -162,7 +162,7 @@ def test_what_is_not_known_changes_nothing_about_a_loss(
 
 
 @given(unknown, st.sampled_from([Driver, replaying]), st.booleans())
-def test_what_comes_before_created_follows_it(
+def test_events_before_created_are_delivered_after_it(
     events: list[Json], make: Any, one_read: bool
 ) -> None:
     own = answer(1)
@@ -175,7 +175,7 @@ def test_what_comes_before_created_follows_it(
     assert_answered(driver, [own[0], *events, *own[1:]], 1)
 
 
-def test_too_much_before_created_ends_honestly() -> None:
+def test_too_much_before_created_fails_the_turn() -> None:
     driver = started()
     driver.read(*[UNKNOWN[0]] * MAX_EARLY)
     assert (driver.errors, driver.bridge.links) == ({}, 1)
@@ -338,7 +338,7 @@ def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
 @pytest.mark.parametrize("split", [(3,), (1, 2), (2, 1), (1, 1, 1)])
 @pytest.mark.parametrize("close", [None, "together", "apart"])
 @pytest.mark.parametrize("make", [waits, is_refused])
-def test_the_connection_limit_behind_the_end(
+def test_the_connection_limit_after_the_end_costs_only_the_link(
     make: Callable[[], Next], split: tuple[int, ...], close: str | None
 ) -> None:
     """In whatever reads: it costs the next turn its link, and nothing else."""
@@ -371,7 +371,7 @@ def test_the_connection_limit_between_turns() -> None:
 
 
 @pytest.mark.parametrize("make", [waits, is_refused])
-def test_too_much_noise_behind_the_end(make: Callable[[], Next]) -> None:
+def test_too_much_noise_after_the_end_spares_the_answer(make: Callable[[], Next]) -> None:
     world = make()
     driver = world.driver
     driver.read(*world.own, *[b"ping"] * (MAX_NOISE + 1))
@@ -384,7 +384,7 @@ def test_too_much_noise_behind_the_end(make: Callable[[], Next]) -> None:
 
 
 @pytest.mark.parametrize("make", [waits, is_refused])
-def test_events_behind_the_end_are_nobodys(make: Callable[[], Next]) -> None:
+def test_events_after_the_end_are_dropped(make: Callable[[], Next]) -> None:
     world = make()
     driver = world.driver
     driver.read(*world.own, *answer(8), raw(NOT_FOUND))
@@ -400,7 +400,7 @@ def test_events_behind_the_end_are_nobodys(make: Callable[[], Next]) -> None:
 
 
 @given(st.data())
-def test_what_is_too_large_is_uploaded_once(data: st.DataObject) -> None:
+def test_a_frame_refused_for_its_size_is_never_sent_again(data: st.DataObject) -> None:
     """An upstream that closes with 1009 above a limit, sockets that are lost, chains and branches:
     a frame that was refused for its size never goes out again; what fits is answered."""
     limit = 1500  # bytes
@@ -446,7 +446,7 @@ def test_a_frame_that_was_answered_was_not_too_large() -> None:
     assert_answered(driver, answer(1), 1)
 
 
-def test_a_size_that_was_refused_in_words() -> None:
+def test_a_413_error_frame_is_remembered_for_its_frame() -> None:
     driver = started()
     error = {"type": "error", "status": 413, "error": {"code": "request_too_large", "message": "m"}}
     driver.read(error)

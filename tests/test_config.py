@@ -28,6 +28,12 @@ ENUMS = ["ambiguous", "rotation", "continuity"]
 NO_NUMBERS: list[Any] = [1.0, 2.5e9, True, "15", None, [15]]
 
 
+def accepted(name: str, value: Any) -> Any:
+    """What a config has under ``name`` that was given ``value`` for it."""
+    settings: dict[str, Any] = {name: value}
+    return getattr(Config(upstream=URL, **settings), name)
+
+
 def refused(**settings: Any) -> str:
     """The text of the error, which names the one setting that was given and its value."""
     with pytest.raises(ConfigError) as caught:
@@ -47,14 +53,14 @@ def test_every_setting_that_is_a_time_is_known_as_one() -> None:
 @pytest.mark.parametrize("name", DURATIONS)
 def test_durations(name: str) -> None:
     for value in (NS_PER_SECOND // 1000, NS_PER_SECOND, 10**9 * NS_PER_SECOND):
-        assert getattr(Config(upstream=URL, **{name: value}), name) == value  # type: ignore[arg-type]  # durations are int
+        assert accepted(name, value) == value
     for value in (0, -1, NS_PER_SECOND // 1000 - 1, 10**9 * NS_PER_SECOND + 1):
         assert f"{name}={value} " in refused(**{name: value})
     for wrong in NO_NUMBERS:
         assert "nanoseconds" in refused(**{name: wrong})
 
 
-def test_seconds_that_were_given_as_nanoseconds_are_told_how_to_be_given() -> None:
+def test_seconds_given_as_nanoseconds_are_refused_with_advice() -> None:
     text = refused(keepalive=30)
     assert text.endswith("30 seconds are int(30 * bridgecore.NS_PER_SECOND)")
     assert bridgecore.NS_PER_SECOND == NS_PER_SECOND
@@ -67,8 +73,8 @@ def test_seconds_that_were_given_as_nanoseconds_are_told_how_to_be_given() -> No
 def test_sizes_and_counts(name: str) -> None:
     least = 0 if name == "max_waiting" else 1
     if name != "transcript_scope_bytes":
-        assert getattr(Config(upstream=URL, **{name: 10**15 - 1}), name) == 10**15 - 1  # type: ignore[arg-type]  # it is an int
-    assert getattr(Config(upstream=URL, **{name: least}), name) == least  # type: ignore[arg-type]  # it is an int
+        assert accepted(name, 10**15 - 1) == 10**15 - 1
+    assert accepted(name, least) == least
     for value in (least - 1, -100, 10**15):
         assert f"{name}={value} " in refused(**{name: value})
     for wrong in NO_NUMBERS:
@@ -108,7 +114,7 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     refused(upstream=b"wss://h/")
 
 
-def test_one_credential_has_no_more_than_all() -> None:
+def test_the_bytes_of_one_credential_are_at_most_those_of_all() -> None:
     with pytest.raises(ConfigError, match=r"transcript_scope_bytes=1001 .* transcript_bytes=1000"):
         Config(upstream=URL, transcript_scope_bytes=1001, transcript_bytes=1000)
     Config(upstream=URL, transcript_scope_bytes=1000, transcript_bytes=1000)
@@ -125,7 +131,7 @@ def test_a_changed_copy_is_checked_too() -> None:
 
 @pytest.mark.parametrize("wrong", [None, "ws://up/", URL, {}])
 @pytest.mark.parametrize("door", [Bridge, Endpoint])
-def test_a_door_needs_a_config(door: Any, wrong: object) -> None:
+def test_bridge_and_endpoint_require_a_config(door: Any, wrong: object) -> None:
     with pytest.raises(ConfigError, match="Config"):
         door(wrong)
 
@@ -136,7 +142,7 @@ def test_a_url_is_text(wrong: Any) -> None:
         UpstreamUrl.parse(wrong)
 
 
-def test_whatever_is_raised_to_a_caller_has_one_base() -> None:
+def test_all_errors_share_one_base_class() -> None:
     """And what is about a value is a ``ValueError``, as Python's own are."""
     for kind in (bridgecore.LocalProtocolError, bridgecore.InternalError, InvalidBodyError):
         assert issubclass(kind, BridgecoreError)

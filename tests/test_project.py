@@ -22,7 +22,7 @@ import tokenize
 import tomllib
 import venv
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,26 @@ def missing_docstring(path: str, source: str) -> list[str]:
     return []
 
 
+def unmirrored(path: str, source: str, modules: Container[str]) -> list[str]:
+    """Whether a test file neither has the name of a module nor says what belongs in it instead.
+
+    ``modules``: the paths of all modules that are tested, such as ``bridgecore/wire/http.py``.
+    """
+    folder, test, name = path.removeprefix("tests/").rpartition("test_")
+    packages = _TESTED_IN.get(folder, (f"bridgecore/{folder}",))
+    if not test or any(f"{package}{name}" in modules for package in packages):
+        return []
+    if "what belongs here" in (ast.get_docstring(ast.parse(source)) or "").lower():
+        return []
+    return [f"{path}: is named after no module, and does not say what belongs here"]
+
+
+_TESTED_IN = {
+    "adapters/": ("adapters/bridgecore_asyncio/", "adapters/bridgecore_trio/"),
+    "cli/": ("adapters/bridgecore_cli/",),
+}
+
+
 def registry_hosts(path: str, text: str) -> list[str]:
     """Host names of package registries: where packages come from is the machine's business."""
     lowered = text.lower()
@@ -302,6 +322,16 @@ def test_the_core_is_pure() -> None:
 @pytest.mark.parametrize("rule", [unexplained_ignores, missing_docstring])
 def test_every_python_file_keeps_the_rule(rule: Callable[[str, str], list[str]]) -> None:
     assert [problem for path, source in python_files() for problem in rule(path, source)] == []
+
+
+def test_test_files_mirror_modules_or_say_why_not() -> None:
+    modules = {path for path, _ in python_files(*PACKAGES.values())}
+    problems = [
+        problem
+        for path, source in python_files(ROOT / "tests")
+        for problem in unmirrored(path, source, modules)
+    ]
+    assert problems == []
 
 
 def test_no_file_names_a_package_registry() -> None:
@@ -492,8 +522,8 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ),
         (
             "bridgecore/admission/gates.py",
-            "from bridgecore.wire.transport import Log",
-            "bridgecore.wire.transport",
+            "from bridgecore.transport import Log",
+            "bridgecore.transport",
         ),
     ],
 )
@@ -515,7 +545,7 @@ def test_an_impure_module_is_found(path: str, source: str, offence: str) -> None
         ("bridgecore/recovery/rules.py", "import attrs\nfrom bridgecore.recovery import timers"),
     ],
 )
-def test_a_pure_module_is_let_pass(path: str, source: str) -> None:
+def test_a_pure_module_passes(path: str, source: str) -> None:
     assert impurities(path, source) == []
 
 
@@ -552,6 +582,16 @@ def test_a_missing_docstring_is_found() -> None:
     assert missing_docstring("x.py", "import os\n")
     assert not missing_docstring("x.py", '"""What belongs here."""\nimport os\n')
     assert not missing_docstring("x.py", "")
+
+
+def test_an_unmirrored_test_file_is_found() -> None:
+    modules = {"bridgecore/wire/http.py", "adapters/bridgecore_cli/logs.py"}
+    for path in ("tests/wire/test_http.py", "tests/cli/test_logs.py", "tests/world.py"):
+        assert unmirrored(path, "", modules) == []
+    said = '"""Whole answers.\n\nWhat belongs here: no single module."""'
+    assert unmirrored("tests/wire/test_answers.py", said, modules) == []
+    (problem,) = unmirrored("tests/test_http.py", '"""Tests of HTTP."""', modules)
+    assert "named after no module" in problem
 
 
 @pytest.mark.parametrize("host", REGISTRY_HOSTS)

@@ -57,7 +57,7 @@ def follow(stragglers: Stragglers, *events: UpstreamEvent, end: UpstreamEvent) -
     [delta("m1"), done("m1"), delta("m1", new=1), added("m1"), completed("r1")],
     ids=lambda late: late.data.decode(),
 )
-def test_what_is_late(late: UpstreamEvent, answering: bool) -> None:
+def test_late_events_are_recognised(late: UpstreamEvent, answering: bool) -> None:
     stragglers = behind(added("m1"), delta("m1"), done("m1"))
     stragglers.begin()
     assert stragglers.is_late(late, answering=answering)
@@ -68,7 +68,7 @@ def test_what_is_late(late: UpstreamEvent, answering: bool) -> None:
     [delta("m2"), delta(None), added("m2"), done("m2"), completed("r2"), completed("r1", x=1)],
     ids=lambda own: own.data.decode(),
 )
-def test_what_is_not_late(own: UpstreamEvent) -> None:
+def test_events_of_the_next_answer_are_not_late(own: UpstreamEvent) -> None:
     stragglers = behind(added("m1"), delta("m1"), done("m1"))
     stragglers.begin()
     assert not stragglers.is_late(own, answering=True)
@@ -119,7 +119,7 @@ def test_done_is_an_end_where_there_is_no_other() -> None:
     follow(stragglers, end=event("done", response={"id": "r", "n": 2}))
 
 
-def test_what_looked_late_is_claimed_by_the_end_that_lists_it() -> None:
+def test_kept_events_are_delivered_by_the_end_that_lists_their_items() -> None:
     stragglers = behind(added("m1"), done("m1"), added("m2"), done("m2"))
     stragglers.begin()
     kept = [added("m1"), delta("m1"), done("m1", new=1)]
@@ -133,7 +133,7 @@ def test_what_looked_late_is_claimed_by_the_end_that_lists_it() -> None:
     assert not stragglers.is_late(added("m1"), answering=True)
 
 
-def test_what_an_attempt_kept_is_not_claimed_by_the_next() -> None:
+def test_events_kept_for_one_attempt_are_dropped_with_it() -> None:
     stragglers = behind(added("m1"))
     stragglers.begin()
     assert stragglers.is_late(delta("m1"), answering=True)
@@ -141,7 +141,7 @@ def test_what_an_attempt_kept_is_not_claimed_by_the_next() -> None:
     assert stragglers.claim(completed("r2"), ["m1"]) == []
 
 
-def test_an_answer_that_is_said_again_word_for_word() -> None:
+def test_an_identical_answer_is_delivered_again() -> None:
     """With all its items; one that lacks some is a copy of the end alone."""
     whole = [added("m1"), delta("m1"), done("m1"), added("m2"), done("m2")]
     stragglers = behind(*whole)
@@ -162,7 +162,7 @@ def test_a_copy_of_an_end_in_the_next_answer() -> None:
     assert stragglers.is_late(completed("r1"), answering=True)
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_the_memory_of_item_ids_is_bounded() -> None:
     stragglers = Stragglers()
     for n in range(2_000):
         follow(stragglers, added(f"m{n}"), end=completed(f"r{n}"))

@@ -234,7 +234,7 @@ def test_a_named_tenant_keeps_its_conversation_when_its_key_changes() -> None:
 
 
 @pytest.mark.parametrize("name", [b"thread-id", b"Thread-Id", b"SESSION-ID"])
-def test_what_keeps_conversations_apart_is_read_in_any_case(name: bytes) -> None:
+def test_scope_headers_are_read_in_any_case(name: bytes) -> None:
     words = History().says("asked by 0")
     key = (b"authorization", b"one")
     for other, joined in ((b"1", True), (b"2", False)):
@@ -247,7 +247,7 @@ def test_what_keeps_conversations_apart_is_read_in_any_case(name: bytes) -> None
 
 
 @pytest.mark.parametrize("casing", [(False,), (True,), (True, False, False)])
-def test_what_goes_upstream_at_the_message_door(casing: tuple[bool, ...]) -> None:
+def test_headers_sent_upstream_by_the_bridge(casing: tuple[bool, ...]) -> None:
     embedder = Embedder(FORWARDED_HEADERS)
     wanted = [
         (b"authorization", b"Bearer k"),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
-from bridgecore.wire.transport import Log, LogLevel
+from bridgecore.transport import Log, LogLevel
 
 _BARE = re.compile(r"[A-Za-z0-9_.:/@+,-]+")
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_.-]")

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from bridgecore.config import UpstreamUrl
 from bridgecore.recovery.policy import POLICIES, V1_12
-from bridgecore.wire.transport import Log, LogLevel
+from bridgecore.transport import Log, LogLevel
 from bridgecore_cli import replay
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.logs import LineLog, format_line, utc_now

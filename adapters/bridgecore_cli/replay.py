@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from bridgecore.recovery.policy import POLICIES
+from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
-from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.settings import CONFIGURATION, SettingsError
 
 if TYPE_CHECKING:  # the other commands need not wait for it to be loaded

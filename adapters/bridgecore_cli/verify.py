@@ -43,6 +43,7 @@ from bridgecore.verify.explore_bridge import (
 )
 from bridgecore.verify.mutate import BOUNDS as MUTANT_BOUNDS
 from bridgecore.verify.mutate import (
+    KEPT,
     Mutant,
     candidates,
     changes_nothing,
@@ -209,6 +210,11 @@ def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
     for name, one in witnesses.items():
         count = len(first[Property[name]])
         print(f"{count:>6} first noticed by {name}{'' if one is None else f', only it: {one}'}")
+    needless = [
+        name for name, one in witnesses.items() if one is None and Property[name] not in KEPT
+    ]
+    for name in needless:
+        print(f"NEEDLESS {name}: no mutant that only it notices, and no reason to keep it")
     if report is not None:
         data = {
             "policy": policy.name,
@@ -223,7 +229,7 @@ def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
         }
         if not _written(report, json.dumps(data, indent=1, sort_keys=True) + "\n"):
             return False
-    return len(survivors) * 100 <= len(every)
+    return len(survivors) * 100 <= len(every) and not needless
 
 
 def _witness(task: tuple[Property, list[Mutant]]) -> str | None:

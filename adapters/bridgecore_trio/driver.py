@@ -1,6 +1,6 @@
 """Drives a machine on trio: sockets, TLS and a clock, and no decision about the protocol.
 
-What belongs here: carrying out the effects of ``bridgecore.wire.transport`` and reporting its
+What belongs here: carrying out the effects of ``bridgecore.transport`` and reporting its
 events. To be read beside ``bridgecore_asyncio/driver.py``: same names, same order.
 """
 
@@ -16,11 +16,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
+from bridgecore import transport as wire
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire import transport as wire
-from bridgecore.wire.driver import Driver
+from bridgecore.transport.driver import Driver
 
 HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
 BACKLOG = 512  # connections that the OS holds until they are accepted

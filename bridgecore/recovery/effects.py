@@ -1,7 +1,7 @@
 """What a session tells its driver to do. Imperative; a closed union of frozen values.
 
 What belongs here: the outputs of ``step`` and the names of the answers they carry. How an answer
-looks on HTTP (status, code, words) is rendered at the edge, in ``bridgecore.rendering``, and never
+looks on HTTP (status, code, words) is rendered at the edge, in ``bridgecore.api_error``, and never
 read back.
 """
 

@@ -77,8 +77,8 @@ from bridgecore.testing.faults import (
     StaleEvent,
     When,
 )
-from bridgecore.wire.transport import Abort as AbortConnection
-from bridgecore.wire.transport import (
+from bridgecore.transport import Abort as AbortConnection
+from bridgecore.transport import (
     Accepted,
     AcceptFailed,
     Close,

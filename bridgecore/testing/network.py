@@ -21,7 +21,7 @@ from typing import Final, TypeAlias, assert_never
 
 import attrs
 
-from bridgecore.wire import transport as tp
+from bridgecore import transport as tp
 
 WINDOW: Final = 65_536  # bytes in flight to a receiver that does not read
 

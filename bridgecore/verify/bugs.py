@@ -31,7 +31,7 @@ from bridgecore.verify.environment import BOUNDS, Bounds, due
 from bridgecore.verify.explore import Counterexample, Step, explore
 from bridgecore.verify.properties import Property
 
-_SMALL = attrs.evolve(BOUNDS["small"][0], max_states=6000)  # all of them are found early
+_SMALL = attrs.evolve(BOUNDS["small"][0], max_states=4000)  # all of them are found early
 _QUEUE = attrs.evolve(
     _SMALL, name="small, with a queue", waiting=1, standings=(Standing.UNANCHORED,)
 )

@@ -44,9 +44,9 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport import Log
 from bridgecore.verify.explore import later
 from bridgecore.wire.responses import EventKind, parse_create
-from bridgecore.wire.transport import Log
 
 
 class BridgeProperty(enum.Enum):

@@ -134,7 +134,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     ),
     2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
     3: _BRIDGE + "CREDENTIALS_ARE_KEPT_APART" + _SIM + "'credential'",
-    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/test_endpoint_held.py",
+    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/endpoint/test_reduction.py",
     5: (
         _P.RECOVERED_ONCE,
         _P.REFUSED_IS_NOT_REPEATED,
@@ -164,7 +164,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     25: (_P.ONE_END,),
     26: (_P.ANSWER_IS_WHOLE,),
     27: (_P.DELIVERED_TO_ITS_TURN, _P.SPURIOUS_IS_NOTHING),
-    28: _FRONT + "backpressure is checked with slow readers (tests/test_endpoint_streams.py)",
+    28: _FRONT + "backpressure is checked with slow readers (tests/endpoint/test_streams.py)",
     29: (_P.DEADLINES_ARE_KEPT,),
     30: (_P.DEADLINES_ARE_KEPT,),
     31: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.SILENCE_DROPS_THE_SOCKET),
@@ -181,7 +181,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     42: (_P.LIVE_GENERATION, _P.SPURIOUS_IS_NOTHING),
     43: "the same log under several hash seeds is compared (tests/verify/test_determinism.py)",
     44: (_P.SPURIOUS_IS_NOTHING,),
-    45: _FRONT + "byte for byte, in tests/test_endpoint_streams.py",
+    45: _FRONT + "byte for byte, in tests/endpoint/test_streams.py",
 }
 
 

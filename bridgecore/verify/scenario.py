@@ -1,10 +1,24 @@
 """Interaction scripts: what happens to a session, and what it does about it, as plain text.
 
 What belongs here: the command vocabulary, its reader and its printer. A scenario is a text of
-comments, settings and commands; under each command stands what the session did:
+comments, settings and commands; under each command stand the effects of the session, or nothing if
+there were none:
 
-    # Seed row 1: the socket is closed between turns.
-    policy pr397
+    # The client leaves before the connection is open.
+    policy default
+
+    submit 1
+    ----
+      open connection 1
+
+    abandon 1
+    ----
+      close connection 1
+
+A scenario prints no more than its subject, so that renaming a rule or moving a deadline changes
+only the files that are about rules or deadlines. ``show rules`` adds to each command the phase
+before and after it and the rule that was applied; ``show next`` adds the next deadline and the
+turns that wait:
 
     submit 1
     ----
@@ -13,12 +27,14 @@ comments, settings and commands; under each command stands what the session did:
     next: connect in 10s
 
 ``replay`` runs such a text and returns it with what the session does today, so that a file that is
-up to date replays to itself. ``command_of`` writes an event as a command.
+up to date replays to itself. ``rules_of`` returns the rules that a text applies, shown or not.
+``command_of`` writes an event as a command.
 
 Settings, which print nothing and stand before the first command:
   ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``, and
                                    ``ambiguous`` as the command line has it
   ``remote``                       another replica owns the session
+  ``show rules|next ...``          what is printed besides the effects, see above
 Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
   ``opened [early=DURATION]``     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
@@ -41,7 +57,7 @@ And those that are no event:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, assert_never
 
 import attrs
@@ -65,6 +81,7 @@ from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 
 SEPARATOR = "----"
+_SHOWN = {"rules", "next"}
 _UNITS = {"ms": NS_PER_SECOND // 1000, "s": NS_PER_SECOND}
 
 
@@ -96,23 +113,38 @@ def replay(text: str, name: str = "<scenario>", policies: Mapping[str, Policy] =
     Raises:
         ScenarioError: a line is no command, or says something that cannot be.
     """
-    runner = _Runner(policies)
     out: list[str] = []
-    printed: list[str] | None = None
-    for number, source in _without_output(text):
-        if printed is not None and source.strip():
+    printed: Sequence[str] = ()
+    for source, output in _run(text, name, _Runner(policies)):
+        if printed and source.strip():
             out.append("")  # it ends the output above
-        printed = None
+        printed = output
         out.append(source)
-        if not source.strip() or source.startswith("#"):
-            continue
-        try:
-            printed = runner.run(_read(number, source))
-        except _UnreadableError as problem:
-            raise ScenarioError(f"{name}:{number}: {problem}: {source.strip()!r}") from None
-        if printed is not None:
+        if printed:
             out += [SEPARATOR, *printed]
     return "\n".join(out).rstrip("\n") + "\n"
+
+
+def rules_of(
+    text: str, name: str = "<scenario>", policies: Mapping[str, Policy] = POLICIES
+) -> tuple[str, ...]:
+    """The ids of the rules that the scenario ``text`` applies, in order; see ``replay``."""
+    runner = _Runner(policies)
+    for _ in _run(text, name, runner):
+        pass
+    return tuple(runner.rules)
+
+
+def _run(text: str, name: str, runner: _Runner) -> Iterator[tuple[str, Sequence[str]]]:
+    """Each line that a person wrote, and what it prints today."""
+    for number, source in _without_output(text):
+        if not source.strip() or source.startswith("#"):
+            yield source, ()
+            continue
+        try:
+            yield source, runner.run(_read(number, source))
+        except _UnreadableError as problem:
+            raise ScenarioError(f"{name}:{number}: {problem}: {source.strip()!r}") from None
 
 
 def _without_output(text: str) -> Iterator[tuple[int, str]]:
@@ -137,28 +169,37 @@ class _Runner:
         self.session = Session()
         self.now = 0
         self.begun = False
+        self.shown: frozenset[str] = frozenset()
+        self.rules: list[str] = []
 
-    def run(self, line: _Line) -> list[str] | None:
-        """Carry out one line. What it prints; None for a setting."""
+    def run(self, line: _Line) -> list[str]:
+        """Carry out one line; what it prints. A setting prints nothing."""
         command = line.words[0]
-        if command in ("policy", "remote"):
+        if command in ("policy", "remote", "show"):
             if self.begun:
                 raise _UnreadableError("a setting stands before the first command")
             self._set(line)
-            return None
+            return []
         self.begun = True
         if command == "advance":
-            return [*self._advance(_duration(_only(line, 1)[0])), self._next()]
-        if command == "touch":
+            output = [*self._advance(_duration(_only(line, 1)[0]))]
+        elif command == "touch":
             _only(line, 0)
             self.session.touch(self.now)
-            return ["noted", self._next()]
-        return [*self._handle(_event(line, self.session.state.generation)), self._next()]
+            output = []
+        else:
+            output = [*self._handle(_event(line, self.session.state.generation))]
+        return [*output, self._next()] if "next" in self.shown else output
 
     def _set(self, line: _Line) -> None:
         if line.words[0] == "remote":
             _only(line, 0)
             self.session = Session(self.session.policy, SessionState(remote=True))
+            return
+        if line.words[0] == "show":
+            self.shown = frozenset(_only(line, max(1, len(line.words) - 1)))
+            if unknown := self.shown - _SHOWN:
+                raise _UnreadableError(f"what can be shown is rules and next, not {min(unknown)}")
             return
         (name,) = _only(line, 1, *_SETTINGS)
         if name not in self.policies:
@@ -173,18 +214,23 @@ class _Runner:
         end = begin + duration
         while (deadline := self.session.next_timeout()) is not None and deadline.at <= end:
             self.now = max(self.now, deadline.at)
-            after = f"after {_seconds(self.now - begin)}, {deadline.reason.value}: "
+            after = f"after {_seconds(self.now - begin)}, {deadline.reason.value}:"
             yield from self._handle(ev.DeadlineReached(deadline.reason), after)
         self.now = end
 
-    def _handle(self, event: ev.Event, prefix: str = "") -> Iterator[str]:
+    def _handle(self, event: ev.Event, heading: str = "") -> Iterator[str]:
         before = self.session.state.phase.value
         try:
             effects = self.session.handle(event, self.now)
         except LocalProtocolError as error:
-            yield f"{prefix}misuse in {before}: {error}"
+            yield f"misuse: {error}"
             return
-        yield f"{prefix}{before} -> {self.session.state.phase.value} by {self.session.rule}"
+        self.rules.append(self.session.rule)
+        if "rules" in self.shown:
+            after = self.session.state.phase.value
+            heading = f"{heading} {before} -> {after} by {self.session.rule}".lstrip()
+        if heading:
+            yield heading
         for effect in effects:
             yield f"  {describe(effect)}"
 

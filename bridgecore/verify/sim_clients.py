@@ -33,12 +33,12 @@ from typing import Any, Final, Protocol, TypeAlias
 import attrs
 import msgspec
 
+from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
 from bridgecore.testing.faults import Change
 from bridgecore.verify.sim_network import MILLISECOND, Rng
 from bridgecore.verify.sim_upstream import Asked, decode, encode
-from bridgecore.wire import transport as tp
 
 Json: TypeAlias = dict[str, Any]
 
@@ -457,7 +457,7 @@ _OUTPUT = "function_call_output"
 
 
 class Client:
-    """One conversation of ``turns`` turns. A ``Machine``: see ``bridgecore.wire.transport``.
+    """One conversation of ``turns`` turns. A ``Machine``: see ``bridgecore.transport``.
 
     ``refusals``: how often one id must have been refused before an honest not-found.
     """

@@ -26,6 +26,7 @@ from typing import Final
 import attrs
 import msgspec
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
@@ -35,7 +36,6 @@ from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
 from bridgecore.verify.sim_clients import Answer, AnswerReader, End, Head, Json
 from bridgecore.verify.sim_network import MILLISECOND, Rng, SimNetwork
-from bridgecore.wire import transport as tp
 
 _encode = msgspec.json.encode
 _BYTES_PER_TOKEN = 4  # as the emulator counts

@@ -28,8 +28,8 @@ from typing import Final, TypeAlias, TypeVar, assert_never
 
 import attrs
 
+from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire import transport as tp
 
 T = TypeVar("T")
 

@@ -35,6 +35,7 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Rotation, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
@@ -66,7 +67,6 @@ from bridgecore.testing.faults import (
 from bridgecore.verify.sim_clients import PROFILES, Client, Probe, Profile, answer, marks
 from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
 from bridgecore.verify.sim_upstream import Asked, Json, Ledger, Witness, encode
-from bridgecore.wire import transport as tp
 from bridgecore.wire.decisions import hashed
 
 T = TypeVar("T", bound=Any)  # sortable

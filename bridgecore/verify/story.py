@@ -122,6 +122,7 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
     settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
     text = f"# {found.text.splitlines()[0]}\npolicy {policy.name} {' '.join(settings)}\n"
     text += "remote\n" if found.remote else ""
+    text += "show rules next\n"  # which rule went wrong is the subject
     text += "".join(f"\n{line}\n" for line in lines)
     return Story(found.prop, found.text, tuple(seen), replay(text, policies={policy.name: policy}))
 

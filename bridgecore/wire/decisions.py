@@ -47,8 +47,8 @@ from bridgecore.recovery.failure import (
 )
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.session import Session
+from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.jsontext import UnreadableError, read_value
-from bridgecore.wire.transport import Log, LogLevel
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
 FORMAT = 2

@@ -2,7 +2,7 @@ r"""Reads the errors of upstreams, whatever shape they have. Total: no bytes mak
 
 What belongs here: finding the error in a message or in the body of a refused upgrade, its words and
 its further members, and how long the client is to wait. What kind of failure it is, is told by
-``bridgecore.recovery.failure``; how it is shown, by ``bridgecore.rendering``.
+``bridgecore.recovery.failure``; how it is shown, by ``bridgecore.api_error``.
 
 The shapes, and who sends them (``_PLACES`` has the order in which they are tried)::
 

@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections.abc import Iterable
 
+from bridgecore.errors import LocalProtocolError
+
 __all__ = [
     "CREDENTIAL_HEADERS",
     "FORWARDED_HEADERS",
     "Headers",
     "check_forwarded",
+    "check_headers",
     "credential_names",
     "lower_names",
     "make_request_id",
@@ -85,6 +88,18 @@ def check_forwarded(name: str) -> str:
     if lowered in _REFUSED or lowered.startswith("sec-websocket-"):
         raise ValueError("names a header that must not be forwarded")
     return lowered
+
+
+def check_headers(headers: Iterable[object], whose: str) -> None:
+    """Refuse what is no list of headers; ``whose`` they are is for the text.
+
+    Raises:
+        LocalProtocolError: an entry is not (name, value), both bytes.
+    """
+    for header in headers:
+        if not (isinstance(header, tuple) and [type(part) for part in header] == [bytes, bytes]):
+            what = "headers must be a list of (name, value), both bytes"
+            raise LocalProtocolError(f"{whose}: {what}")
 
 
 def lower_names(headers: Iterable[tuple[bytes, bytes]]) -> Headers:

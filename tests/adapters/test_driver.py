@@ -24,7 +24,7 @@ from trio.testing import MockClock
 import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.timers import Deadline, Timer
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     Abort,
     Accepted,
     Close,
@@ -301,7 +301,7 @@ def test_close_flushes_to_a_peer_that_reads_late(backend: Backend) -> None:
     backend.run(body)
 
 
-def test_abort_resets_and_nothing_follows(backend: Backend) -> None:
+def test_abort_resets_and_drops_all_later_effects(backend: Backend) -> None:
     def answer(event: TransportEvent) -> list[TransportEffect]:
         if isinstance(event, DataReceived):
             # The DataSent that is due comes after Abort, and so does not come.
@@ -373,7 +373,9 @@ def test_leaving_the_context_ends_every_connection(backend: Backend) -> None:
     backend.run(body)
 
 
-def test_what_close_left_to_the_system_survives_leaving_the_context(backend: Backend) -> None:
+def test_data_handed_to_the_system_before_close_survives_leaving_the_context(
+    backend: Backend,
+) -> None:
     def answer(event: TransportEvent) -> list[TransportEffect]:
         if isinstance(event, DataReceived):
             return [Send(event.conn, b"goodbye"), Close(event.conn), Stop()]
@@ -465,7 +467,7 @@ def test_writes_below_the_mark_do_not_block(backend: Backend) -> None:
     backend.run(body)
 
 
-def test_paused_reading_reads_nothing(backend: Backend) -> None:
+def test_no_data_is_reported_while_reading_is_paused(backend: Backend) -> None:
     def answer(event: TransportEvent) -> list[TransportEffect] | None:
         match event:
             case DataReceived(data=b"pause"):
@@ -976,7 +978,7 @@ def test_the_bodys_own_exception_comes_out_as_it_is(backend: Backend) -> None:
     backend.run(body)
 
 
-def test_cancellation_leaves_nothing(backend: Backend) -> None:
+def test_cancellation_leaves_no_task_or_socket(backend: Backend) -> None:
     class EnoughError(Exception):
         pass
 
@@ -1055,7 +1057,7 @@ def test_accepted_sockets_do_not_wait_to_fill_segments(backend: Backend) -> None
     backend.run(body)
 
 
-def test_each_server_names_its_requests_otherwise(backend: Backend) -> None:
+def test_each_server_has_its_own_seed_for_request_ids(backend: Backend) -> None:
     """The core has no randomness: the seed of request ids is drawn here."""
     config = Config(upstream=UpstreamUrl.parse("ws://127.0.0.1:9/"))
     ids = []

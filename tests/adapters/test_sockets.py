@@ -26,7 +26,7 @@ import bridgecore_asyncio
 import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     Accepted,
     AcceptFailed,
     Connect,
@@ -131,7 +131,7 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
 
 
 @pytest.mark.parametrize("blocked", [True, False])
-def test_what_came_before_a_reset_is_reported_although_writing_fails(
+def test_data_received_before_a_reset_is_reported_although_a_write_failed(
     backend: Backend, blocked: bool
 ) -> None:
     """A peer that says why it closes, and resets because it does not read on, is understood: the
@@ -191,7 +191,9 @@ async def dialled(peer: socket.socket, port: int, backend: Backend) -> None:
     await backend.in_thread(peer.connect, ("127.0.0.1", port))
 
 
-def test_who_cannot_be_accepted_is_when_a_connection_has_ended(backend: Backend) -> None:
+def test_a_client_beyond_the_descriptors_is_accepted_when_another_connection_ends(
+    backend: Backend,
+) -> None:
     async def body() -> None:
         machine = Machine(backend, echo)
         with socket.socket() as late:
@@ -235,7 +237,7 @@ def test_the_listener_tries_again_by_itself(backend: Backend) -> None:
     backend.run(body)
 
 
-def test_a_listener_that_rests_stops(backend: Backend) -> None:
+def test_a_listener_waiting_to_accept_again_can_be_stopped(backend: Backend) -> None:
     def answer(event: TransportEvent) -> list[TransportEffect]:
         return [StopListening(), Stop()] if isinstance(event, DrainRequested) else []
 
@@ -254,7 +256,7 @@ def test_a_listener_that_rests_stops(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_connect_without_descriptors_is_told_apart(backend: Backend, host: str) -> None:
+def test_a_connect_without_descriptors_fails_as_local(backend: Backend, host: str) -> None:
     async def body() -> None:
         async with backend.listen() as listener:
             machine = Machine(backend, dial(listener.port, host=host))
@@ -387,7 +389,7 @@ def test_upstreams_are_connected_to_on_other_loops(
         runner.run(body())
 
 
-def test_addresses_are_tried_in_turns() -> None:
+def test_addresses_of_both_families_are_tried_alternately() -> None:
     four, six = socket.AF_INET, socket.AF_INET6
 
     def found(*families: socket.AddressFamily) -> list[Any]:

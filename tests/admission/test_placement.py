@@ -49,7 +49,9 @@ def test_unknown_does_not_wait(idle: bool, displaces: bool) -> None:
 
 @pytest.mark.parametrize(("idle", "displaces"), FACTS)
 @pytest.mark.parametrize("standing", [Standing.STORED, Standing.HELD, Standing.INJECTED])
-def test_what_goes_anywhere(standing: Standing, idle: bool, displaces: bool) -> None:
+def test_stored_held_and_injected_turns_join_an_idle_session_or_branch(
+    standing: Standing, idle: bool, displaces: bool
+) -> None:
     found = place(standing, known=True, idle=idle, displaces=displaces)
     assert found is (JOIN if idle and not displaces else BRANCH)
 
@@ -61,19 +63,19 @@ CONTINUED = Idle(continued=True, dispensable=True)
 NEEDED = Idle(continued=False, dispensable=False)
 
 
-def test_a_history_that_is_not_at_hand_takes_the_session_of_the_one_before_it() -> None:
+def test_an_unrecognised_history_takes_over_an_idle_session_of_its_family() -> None:
     assert take_over([FREE, FREE], repeats=True) == 0
     assert take_over([NEEDED, CONTINUED, FREE], repeats=True) == 2
     assert take_over([NEEDED, CONTINUED], repeats=True) is None
     assert take_over([], repeats=True) is None
 
 
-def test_what_is_continued_is_left_alone_unless_there_are_many() -> None:
+def test_continued_sessions_are_taken_over_only_beyond_the_protected_number() -> None:
     assert take_over([CONTINUED] * PROTECTED, repeats=True) is None
     assert take_over([CONTINUED] * (PROTECTED + 1), repeats=True) == PROTECTED
 
 
-def test_a_beginning_takes_over_only_where_many_came_to_nothing() -> None:
+def test_a_new_conversation_takes_over_only_after_many_single_turns() -> None:
     assert take_over([FREE] * (SINGLES - 1), repeats=False) is None
     assert take_over([FREE] * SINGLES, repeats=False) == SINGLES - 1
     assert take_over([FREE] * SINGLES + [CONTINUED, NEEDED] * 9, repeats=False) == SINGLES - 1
@@ -81,7 +83,9 @@ def test_a_beginning_takes_over_only_where_many_came_to_nothing() -> None:
 
 
 @given(st.lists(st.sampled_from([FREE, CONTINUED, NEEDED]), max_size=30), st.booleans())
-def test_what_is_needed_is_never_taken_over(family: list[Idle], repeats: bool) -> None:
+def test_a_session_that_a_response_depends_on_is_never_taken_over(
+    family: list[Idle], repeats: bool
+) -> None:
     place = take_over(family, repeats=repeats)
     if place is not None:
         assert family[place].dispensable

@@ -16,12 +16,12 @@ import pytest
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT
+from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, Recorder, write_header
-from bridgecore.wire.transport import Log, LogLevel
 from bridgecore_cli.main import main
 from bridgecore_cli.replay import DecisionLog
 from bridgecore_cli.settings import CONFIGURATION, SettingsError
-from tests.cli.test_cli import TIME_LIMIT, run, running_port, serving
+from tests.cli.process import TIME_LIMIT, run, running_port, serving
 
 if TYPE_CHECKING:
     from tests.conftest import Backend
@@ -61,7 +61,7 @@ def serve_some_turns(backend: Backend, path: Path) -> list[str]:
     return ids
 
 
-def test_what_was_served_is_replayed(backend: Backend, tmp_path: Path) -> None:
+def test_a_served_log_replays_without_divergence(backend: Backend, tmp_path: Path) -> None:
     path = tmp_path / "decisions.ndjson"
     ids = serve_some_turns(backend, path)
     text = path.read_text(encoding="ascii")
@@ -146,7 +146,7 @@ FULL = Path("/dev/full")
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="the system has no device that is always full")
-def test_a_full_disk_is_told_once_and_ends_the_recording_only() -> None:
+def test_a_full_disk_is_logged_once_and_stops_only_the_recording() -> None:
     passed: list[Log] = []
     with DecisionLog(str(FULL), passed.append) as log:
         log(decision("one"))
@@ -155,7 +155,7 @@ def test_a_full_disk_is_told_once_and_ends_the_recording_only() -> None:
     assert passed == [Log(LogLevel.WARNING, "decision_log.stopped", fields)]
 
 
-def test_no_part_of_a_line_is_left_where_there_was_no_room(tmp_path: Path) -> None:
+def test_a_line_that_does_not_fit_is_not_written_in_part(tmp_path: Path) -> None:
     """A limit on the size of files stands in for a disk on which half a line has room."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "log"
@@ -221,7 +221,7 @@ def test_a_divergence_is_shown(log_file: Path, capsys: pytest.CaptureFixture[str
     )
 
 
-def test_what_another_policy_would_have_decided_is_shown(
+def test_the_first_decision_that_differs_under_another_policy_is_shown(
     log_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["replay", str(log_file), "--policy", "v1_12"]) == 1

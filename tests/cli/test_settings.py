@@ -208,7 +208,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         assert value != PROMISED[name], name
 
 
-def test_other_variables_are_not_ours() -> None:
+def test_unknown_variables_are_ignored() -> None:
     assert effective(load({}, {"PORT": "x", "BRIDGECORE": "x", "BRIDGE_PORT": "x"})) == PROMISED
 
 
@@ -243,7 +243,7 @@ def test_a_wrong_value_is_an_error_where_another_source_wins(
         assert str(caught).startswith(where)
 
 
-def test_a_wrong_flag_is_told_before_what_is_wrong_elsewhere(tmp_path: Path) -> None:
+def test_a_wrong_flag_is_reported_before_errors_of_other_sources(tmp_path: Path) -> None:
     path = write(tmp_path, "port = 70000\n")
     assert error({"port": "x", "config": path}, {"BRIDGECORE_PORT": "y"}).exit_code == USAGE
 
@@ -399,7 +399,7 @@ def test_a_bad_upstream_is_a_matter_of_configuration_wherever_it_came_from(url: 
         "user:hunter2@h",
     ],
 )
-def test_what_may_be_a_secret_is_not_repeated(url: str) -> None:
+def test_an_upstream_url_is_not_repeated_in_an_error(url: str) -> None:
     assert "hunter2" not in str(error({"upstream": url}))
 
 

@@ -55,7 +55,7 @@ def test_a_large_entry_takes_the_place_of_several_small_ones() -> None:
 
 
 @pytest.mark.parametrize("letter", ["x", "\u20ac", "\ud800"])
-def test_a_long_id_takes_little_and_is_told_from_others(letter: str) -> None:
+def test_a_long_id_takes_little_memory_and_differs_from_others(letter: str) -> None:
     most = size_of("s", "x" * 128)
     aliases = Aliases(10 * most)
     names = [letter * length for length in (129, 130, 4096, 1_000_000)]
@@ -128,7 +128,7 @@ def test_other_headers_can_belong_to_the_credential() -> None:
     assert credential_scope(one, names) != credential_scope(two, names)
 
 
-def test_a_named_scope_is_nobody_elses() -> None:
+def test_a_named_scope_equals_no_other_scope() -> None:
     names = ["", "a", "named:a", credential_scope([]), credential_scope([KEY]), "\ud800"]
     scopes = {named_scope(name) for name in names}
     assert len(scopes) == len(names)

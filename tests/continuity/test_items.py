@@ -111,7 +111,7 @@ def test_a_status_that_says_something_stays(status: str) -> None:
 
 
 @pytest.mark.parametrize("encrypted", [{}, {"encrypted_content": None}, {"encrypted_content": ""}])
-def test_reasoning_is_nothing_without_its_encrypted_content(encrypted: Item) -> None:
+def test_reasoning_without_encrypted_content_is_dropped_unless_stored(encrypted: Item) -> None:
     item = {"id": "rs_1", "type": "reasoning", "summary": [{"text": "t"}], **encrypted}
     assert form(item) is None
     assert form(item, stored=True) == item
@@ -119,7 +119,7 @@ def test_reasoning_is_nothing_without_its_encrypted_content(encrypted: Item) -> 
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "[ ]", '""'])
-def test_reasoning_is_bare_however_nothing_is_written(content: str) -> None:
+def test_reasoning_with_any_form_of_empty_content_is_dropped(content: str) -> None:
     raw = b'{"type":"reasoning","id":"rs_1","content":' + content.encode() + b"}"
     assert input_form(raw, stored=False) is None
     assert chain_digest(ROOT, raw, stored=False) == ROOT
@@ -153,7 +153,7 @@ def test_without_a_store_reasoning_without_content_is_no_item(content: Item) -> 
         ("text", None),
     ],
 )
-def test_references_are_told_from_items(item: object, name: str | None) -> None:
+def test_item_references_are_recognised(item: object, name: str | None) -> None:
     assert referred(read_head(json.dumps(item).encode())) == name
 
 
@@ -196,7 +196,7 @@ def test_compactions_handles_and_unknown_items_stay_whole(item: Item) -> None:
 
 
 @pytest.mark.parametrize("raw", [b'"text"', b"[1]", b"1", b'{"type":"message"'])
-def test_what_is_no_readable_item_passes_through(raw: bytes) -> None:
+def test_an_unreadable_item_passes_through(raw: bytes) -> None:
     assert input_form(raw, stored=False) == raw
 
 
@@ -439,7 +439,7 @@ def test_another_context_has_another_digest(left: Item, right: Item) -> None:
         b'{"type":"new","deep":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     ],
 )
-def test_what_cannot_be_read_equals_its_own_bytes_only(raw: bytes) -> None:
+def test_an_unreadable_item_equals_only_its_own_bytes(raw: bytes) -> None:
     assert digest(raw) == digest(bytes(bytearray(raw)))
     assert digest(raw) != digest(raw.replace(b":", b": ", 1))
 
@@ -469,8 +469,8 @@ texts = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
 @given(st.data(), texts, texts)
-@settings(deadline=None, max_examples=150)
-def test_a_wording_does_not_matter_and_a_word_does(
+@settings(max_examples=150)
+def test_the_digest_ignores_formatting_and_sees_every_change(
     data: st.DataObject, one: str, other: str
 ) -> None:
     def say(text: str) -> Item:
@@ -492,7 +492,7 @@ def test_a_wording_does_not_matter_and_a_word_does(
 
 
 @given(st.data(), texts)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_input_form_of_an_item_is_the_same_context(data: st.DataObject, text: str) -> None:
     part = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
     item = data.draw(st.sampled_from([{**MESSAGE, "content": [part]}, {**CALL, "name": text}]))
@@ -534,7 +534,7 @@ def test_an_output_does_not_answer_another_call() -> None:
     assert proof({**CALL, "call_id": "call_2"}, RESULT) == Proof(("call_1",), ("call_2",), 0)
 
 
-def test_a_pending_call_is_said_and_left_to_the_upstream() -> None:
+def test_a_pending_call_is_reported_and_still_self_contained() -> None:
     assert proof(CALL, {**CALL, "call_id": "call_2"}, RESULT) == Proof((), ("call_2",), 0)
     assert proof(CALL).self_contained
 
@@ -546,7 +546,7 @@ def test_a_reference_needs_the_upstream(item: Item) -> None:
 
 
 @pytest.mark.parametrize("text", [b"1", b'{"type":', b"null"])
-def test_what_cannot_be_read_proves_nothing(text: bytes) -> None:
+def test_an_unreadable_input_is_not_self_contained(text: bytes) -> None:
     assert not prove(read_heads(text)).self_contained
 
 
@@ -655,7 +655,7 @@ def test_bounds_are_where_items_begin_and_wording_is_theirs_alone() -> None:
         "context_management",
     ],
 )  # fmt: skip
-def test_settings_that_matter_are_told_apart(name: str) -> None:
+def test_settings_that_change_the_answer_are_compared(name: str) -> None:
     assert prompt(**{name: "a"}).settings != prompt(**{name: "b"}).settings
     assert prompt(**{name: "a"}).settings != prompt().settings
 
@@ -670,6 +670,6 @@ def test_settings_are_compared_by_value_and_null_is_absent() -> None:
 
 
 @pytest.mark.parametrize("name", ["conversation", "prompt"])
-def test_hidden_context_is_noticed(name: str) -> None:
+def test_context_outside_the_input_is_noticed(name: str) -> None:
     assert not prompt(**{name: {"id": "x"}}).whole
     assert prompt(**{name: None}).whole

@@ -77,7 +77,7 @@ def test_both_ids_name_the_response(name: str, continuity: Continuity) -> None:
         assert held.ask([user("c")], "r2").standing is Standing.HELD
 
 
-def test_what_is_learnt_of_one_id_is_known_of_both() -> None:
+def test_an_alias_set_under_one_id_is_found_under_both() -> None:
     held = book()
     held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
     held.memory.belongs(held.ask([user("b")], "created"), 7)
@@ -111,7 +111,7 @@ def test_ids_of_any_length_take_little() -> None:
         (False, True, Standing.STORED),
     ],
 )
-def test_what_the_response_says_about_the_store_counts(
+def test_the_store_flag_of_the_response_overrides_the_request(
     asked: bool, told: bool | None, standing: Standing
 ) -> None:
     for continuity in Continuity:
@@ -161,7 +161,7 @@ def test_a_rebuild_that_was_refused_is_not_planned_again(store: bool) -> None:
     assert not held.memory.keeps(SCOPE, "completed", 0) or store
 
 
-def test_refusals_of_turns_without_either_change_nothing() -> None:
+def test_refusals_without_injection_or_rebuild_change_nothing() -> None:
     held = book()
     held.hold(held.ask([user("a")]), "r1", output=[said("A")])
     recall = held.ask(HISTORY)
@@ -174,7 +174,7 @@ def test_refusals_of_turns_without_either_change_nothing() -> None:
 # ------------------------------------------------------------------ anchored turns that repeat
 
 
-def test_an_anchored_turn_goes_back_to_what_its_client_meant() -> None:
+def test_an_anchored_turn_is_rebuilt_from_its_own_anchor() -> None:
     """Its own anchor is not at hand either: its items follow what was said up to that."""
     held = book()
     held.hold(held.ask([user("a")]), "r1", output=[said("A")])
@@ -250,7 +250,7 @@ def test_families_are_of_one_key_and_one_thread() -> None:
 
 
 @pytest.mark.parametrize("continuity", Continuity)
-def test_a_history_is_told_from_a_beginning_and_from_a_continuation(
+def test_only_a_full_history_counts_as_repeating(
     continuity: Continuity,
 ) -> None:
     held = book(continuity)

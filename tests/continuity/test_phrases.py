@@ -84,7 +84,7 @@ def test_the_values_of_an_item(item: Item, names: tuple[str, ...]) -> None:
         b"{",
     ],
 )
-def test_what_no_phrase_is_kept_for(item: bytes) -> None:
+def test_items_without_a_template_are_kept_as_they_are(item: bytes) -> None:
     assert split(item) == (PLAIN, [item])
     book = Phrasebook()
     assert book.items(book.note([item])) == [item]
@@ -111,7 +111,7 @@ def test_a_phrase_is_read_as_json_and_not_as_text() -> None:
 # ------------------------------------------------------------------ other words
 
 
-def test_what_was_learnt_of_one_item_holds_for_all_of_its_phrase() -> None:
+def test_a_form_learnt_from_one_item_holds_for_its_template() -> None:
     book = Phrasebook()
     one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
     size = book.size
@@ -141,7 +141,7 @@ CODEX = "internal_chat_message_metadata_passthrough"
 
 
 @pytest.mark.parametrize("place", [0, 1, 4])
-def test_what_a_client_adds_is_not_looked_at(place: int) -> None:
+def test_members_added_by_a_client_are_not_compared(place: int) -> None:
     """It is another one in each item, so that no two items would be written alike."""
     book = Phrasebook()
     one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
@@ -164,7 +164,7 @@ def test_what_a_client_adds_is_not_looked_at(place: int) -> None:
     assert is_same(book, notes, dump(call("3", "c")), dump(call("4", "d")))
 
 
-def test_arguments_that_are_written_otherwise_teach_no_words_twice() -> None:
+def test_arguments_formatted_differently_add_no_second_form() -> None:
     book = Phrasebook()
     notes = book.note([dump(call("1", '{"a":1}'))])
     other = {"type": "function_call", "name": "f", "call_id": "1"}
@@ -184,7 +184,7 @@ def test_a_thought_without_its_content_is_its_id() -> None:
     assert is_same(book, empty, dump(thought("")))
 
 
-def test_words_are_learnt_from_a_value_that_is_escaped_in_another_way() -> None:
+def test_a_form_is_learnt_from_a_value_escaped_differently() -> None:
     book = Phrasebook()
     notes = book.note([dump(user("caf\u00e9"))])
     other = '{"role":"user","content":"%s"}'
@@ -194,7 +194,7 @@ def test_words_are_learnt_from_a_value_that_is_escaped_in_another_way() -> None:
     assert is_same(book, book.note([dump(user("cafe"))]), (other % "cafe").encode())
 
 
-def test_other_values_are_no_other_words() -> None:
+def test_an_item_with_other_values_adds_no_form() -> None:
     book = Phrasebook()
     notes = book.note([dump(user("a"))])
     two = {**user("a"), "content": [*user("a")["content"], *user("a")["content"]]}
@@ -204,7 +204,7 @@ def test_other_values_are_no_other_words() -> None:
     assert not is_same(book, book.note([b"1"]), b"12")
 
 
-def test_how_much_is_learnt_is_bounded() -> None:
+def test_the_number_of_learnt_forms_is_bounded() -> None:
     book = Phrasebook()
     notes = book.note([dump(user("a"))])
 
@@ -224,7 +224,7 @@ def test_how_much_is_learnt_is_bounded() -> None:
     assert book.size < 5 * SPARE
 
 
-def test_how_many_sequences_are_remembered_is_bounded() -> None:
+def test_the_number_of_sequences_is_bounded() -> None:
     book = Phrasebook()
     kinds = [dump({**user("a"), "phase": f"p{number}"}) for number in range(6)]
     pairs = [(one, two) for one in kinds for two in kinds]
@@ -278,12 +278,12 @@ def test_items_are_looked_for_one_after_another() -> None:
         assert book.is_at(notes, b",".join([b"null", *items]), bounds, 1) == count
 
 
-def test_what_is_no_json_is_refused() -> None:
+def test_invalid_json_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
         Phrasebook().note([b'"a\0b"'])
 
 
-def test_a_book_takes_what_it_says() -> None:
+def test_the_size_of_a_table_is_its_memory() -> None:
     def fill() -> list[Phrasebook]:
         books = []
         for number in range(30):
@@ -361,7 +361,7 @@ def written(draw: st.DrawFn) -> bytes:
 
 @given(st.lists(written(), min_size=2, max_size=12))
 @settings(max_examples=300)
-def test_what_is_noted_is_kept_to_the_byte(said: list[bytes]) -> None:
+def test_encoded_items_are_decoded_to_the_same_bytes(said: list[bytes]) -> None:
     book = Phrasebook()
     assert book.items(book.note(said)) == said
     assert book.items(book.note(said)) == said  # now that their phrases are known
@@ -381,8 +381,8 @@ def reworded(item: bytes, order: list[str], unread: str | None) -> bytes:
     st.permutations(["type", "role", "content", "call_id", "arguments", "output", "id", "summary"]),
     st.sampled_from([None, "k", "l"]),
 )
-@settings(max_examples=600, deadline=None)
-def test_nothing_is_taken_for_the_same_that_digests_tell_apart(
+@settings(max_examples=600)
+def test_items_with_different_digests_never_compare_equal(
     said: list[bytes], order: list[str], unread: str | None
 ) -> None:
     book = Phrasebook()
@@ -400,8 +400,8 @@ def test_nothing_is_taken_for_the_same_that_digests_tell_apart(
 
 
 @given(st.lists(st.lists(written(), min_size=2, max_size=3), min_size=2, max_size=5), st.data())
-@settings(max_examples=200, deadline=None)
-def test_items_in_a_row_are_taken_for_the_same_by_each_of_them(
+@settings(max_examples=200)
+def test_a_sequence_is_equal_if_each_of_its_items_is(
     rows: list[list[bytes]], data: st.DataObject
 ) -> None:
     book = Phrasebook()
@@ -430,8 +430,8 @@ def item_twice(draw: st.DrawFn) -> tuple[Item, Item]:
 
 
 @given(item_twice(), texts)
-@settings(max_examples=200, deadline=None)
-def test_values_make_no_difference_to_what_was_learnt(twice: tuple[Item, Item], new: str) -> None:
+@settings(max_examples=200)
+def test_a_learnt_form_holds_for_any_values(twice: tuple[Item, Item], new: str) -> None:
     """Two ways to say one thing are two ways to say another."""
     book = Phrasebook()
     book.learn(book.note([dump(twice[0])]), [dump(twice[1])])

@@ -14,7 +14,7 @@ LIMIT = 1024  # frames that are remembered
     st.lists(st.tuples(st.sampled_from("ab"), st.binary(max_size=2)), max_size=20),
     st.tuples(st.sampled_from("ab"), st.binary(max_size=2)),
 )
-def test_what_was_refused_and_nothing_else(
+def test_only_the_refused_frames_of_a_scope_are_contained(
     refused: list[tuple[str, bytes]], asked: tuple[str, bytes]
 ) -> None:
     """For one credential; what another one may upload is between it and the upstream."""
@@ -26,7 +26,7 @@ def test_what_was_refused_and_nothing_else(
 
 
 @given(st.lists(st.binary(min_size=1, max_size=1), min_size=1, max_size=40), st.integers(0, 60))
-def test_the_one_refused_longest_ago_goes_first(again: list[bytes], more: int) -> None:
+def test_the_frame_refused_longest_ago_is_forgotten_first(again: list[bytes], more: int) -> None:
     frames = RefusedFrames()
     for one in again:
         frames.add("a", one)

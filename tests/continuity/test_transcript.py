@@ -198,7 +198,7 @@ def test_an_id_that_names_two_responses_names_the_later_one_only() -> None:
 # ------------------------------------------------------------------ what goes first
 
 
-def test_the_idlest_conversation_goes_first_and_from_its_end() -> None:
+def test_the_least_recently_used_conversation_is_evicted_first_from_its_end() -> None:
     def fill(held: Transcripts) -> Transcripts:
         for now, name in enumerate(("p", "q")):
             held_turn(held, f"{name}1", [user(name)], said("A"), now=now)
@@ -217,7 +217,7 @@ def test_the_idlest_conversation_goes_first_and_from_its_end() -> None:
     assert all(held.get("s", name, 14) is not None for name in ("p1", "p2", "x1", "x2"))
 
 
-def test_a_branch_that_is_idle_goes_and_what_is_used_above_it_stays() -> None:
+def test_an_idle_branch_expires_and_its_used_ancestors_stay() -> None:
     held = transcripts()
     linear(held)
     held.get("s", "r1", 600)
@@ -239,7 +239,7 @@ def test_age_counts_from_the_last_use() -> None:
     assert held.size == len(held) == 0
 
 
-def test_recognising_is_using() -> None:
+def test_recognition_counts_as_use() -> None:
     held = transcripts()
     linear(held)
     history = prompt([user("a"), echo("A"), user("b"), echo("B"), user("c")])
@@ -247,7 +247,7 @@ def test_recognising_is_using() -> None:
     assert held.next_expiry() == 1900
 
 
-def test_what_has_expired_is_a_miss_before_anybody_swept() -> None:
+def test_an_expired_node_is_a_miss_before_the_sweep() -> None:
     held = transcripts()
     linear(held)
     assert held.get("s", "r2", 1000) is None
@@ -280,7 +280,7 @@ def test_the_least_recently_used_credential_makes_room() -> None:
     assert held.scope_size("a") == 0
 
 
-def test_a_conversation_that_is_too_large_is_unknown_and_pushes_nobody_out() -> None:
+def test_a_conversation_larger_than_the_budget_is_not_held_and_evicts_none() -> None:
     held = transcripts(max_bytes=20_000)
     linear(held)
     before = held.size
@@ -291,7 +291,7 @@ def test_a_conversation_that_is_too_large_is_unknown_and_pushes_nobody_out() -> 
     assert held.get("s", "r2", 2) is not None
 
 
-def test_a_budget_of_nothing_holds_nothing() -> None:
+def test_a_budget_of_zero_bytes_holds_nothing() -> None:
     held = transcripts(max_bytes=0)
     assert held.put("s", "r1", prompt("a"), [], 0) is None
     assert held.size == 0
@@ -421,7 +421,7 @@ def test_a_history_is_reduced_to_its_end() -> None:
         [],
     ],
 )
-def test_what_does_not_extend_a_chain_is_not_recognised(items: list[Item]) -> None:
+def test_a_history_that_does_not_extend_a_chain_is_not_recognised(items: list[Item]) -> None:
     held = transcripts()
     linear(held)
     assert held.recognise("s", prompt(items), 0) == []
@@ -479,7 +479,7 @@ def test_asking_the_same_again_does_not_end_reduction() -> None:
     assert held.recognise("s", prompt([*HISTORY[:2], user("b")]), 0) == []
 
 
-def test_what_was_refused_as_an_anchor_is_none_again() -> None:
+def test_a_refused_anchor_is_not_offered_again() -> None:
     held = transcripts()
     node = linear(held)
     node.injectable = False
@@ -519,7 +519,7 @@ def test_reasoning_that_no_client_can_send_back_is_not_compared() -> None:
     assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is more
 
 
-def test_what_is_left_out_does_not_shift_what_is_learnt() -> None:
+def test_an_item_left_out_does_not_shift_the_learnt_forms() -> None:
     """An item must not be taken for another in words that stand elsewhere."""
     held = transcripts()
     held_turn(held, "r1", [user("a"), user("x")], said("A"))
@@ -536,7 +536,7 @@ def test_stored_reasoning_is_compared() -> None:
     assert recognised(held, whole).repeated == 3
 
 
-def test_what_the_response_says_about_the_store_counts() -> None:
+def test_the_store_flag_of_the_response_overrides_the_request() -> None:
     held = transcripts()
     asked = prompt([user("a")], None, store=True)
     node = held.put("s", "r1", asked, raw(THOUGHT, said("A")), 0, stored=False)
@@ -687,7 +687,7 @@ def test_a_rebuild_begins_at_the_latest_compaction() -> None:
         assert latest.parent is node
 
 
-def test_a_compaction_that_a_client_sends_cuts_nothing() -> None:
+def test_a_compaction_in_the_input_cuts_nothing() -> None:
     """What it keeps before it, it means to be read: the window of /responses/compact is such."""
     held = transcripts()
     window = [user("kept"), {**COMPACTED, "id": None}, user("b")]
@@ -726,7 +726,7 @@ def test_histories_are_recognised_with_and_without_what_was_compacted(pruned: bo
         assert kinds(node.text())[0] == "compaction"
 
 
-def test_what_else_a_client_keeps_beside_a_compaction_counts() -> None:
+def test_items_kept_beside_a_compaction_are_compared() -> None:
     held = transcripts()
     compacted(held)
     after = [COMPACTED, echo("B"), user("c"), echo("C"), user("d")]
@@ -776,7 +776,7 @@ def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
     assert (match.node, match.repeated) == (short, 2)
 
 
-def test_a_clients_own_words_are_learned() -> None:
+def test_the_form_in_which_a_client_repeats_items_is_learnt() -> None:
     held = transcripts()
     node = linear(held)
     asked = prompt([*HISTORY, user("c")])
@@ -794,9 +794,7 @@ def test_a_clients_own_words_are_learned() -> None:
 
 @pytest.mark.parametrize("at", range(4))
 @pytest.mark.parametrize("written", [lambda given: given, spaced])
-def test_words_that_were_learned_do_not_hide_a_change(
-    at: int, written: Callable[[Prompt], Prompt]
-) -> None:
+def test_a_learnt_form_does_not_hide_a_change(at: int, written: Callable[[Prompt], Prompt]) -> None:
     held = transcripts()
     linear(held)
     recognised(held, written(prompt([*HISTORY, user("c")])))
@@ -926,7 +924,7 @@ class Model:
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=120)
+@settings(max_examples=120)
 def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> None:
     draw: Callable[..., Any] = data.draw
     small = NODE_OVERHEAD + 250
@@ -1012,8 +1010,8 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
 
 
 @given(st.data(), st.lists(st.tuples(asked_items, output_items), min_size=1, max_size=6))
-@settings(deadline=None, max_examples=100)
-def test_every_wording_is_recognised_and_no_other_word(
+@settings(max_examples=100)
+def test_every_form_is_recognised_and_no_other_content(
     data: st.DataObject, turns: list[tuple[Meaning, Meaning]]
 ) -> None:
     held = transcripts()

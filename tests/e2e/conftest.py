@@ -30,7 +30,7 @@ import pytest
 
 import bridgecore_asyncio
 from bridgecore.testing import Emulator
-from bridgecore.wire.transport import Machine
+from bridgecore.transport import Machine
 
 if TYPE_CHECKING:
     from tests.conftest import Backend

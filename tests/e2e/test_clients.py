@@ -17,7 +17,7 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 from bridgecore.testing import CloseWith, Emulator, Fault, Outcome, Point, SendEvents, Silence
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     DataReceived,
     Machine,
     PauseReading,
@@ -129,7 +129,7 @@ def leave(raw: Raw, how: str) -> None:
 @pytest.mark.parametrize(
     "point", [Point.BEFORE_CREATED, Point.MID_OUTPUT], ids=["before-created", "mid-output"]
 )
-def test_a_client_that_leaves_takes_its_socket_along(
+def test_a_client_that_leaves_closes_its_upstream_socket(
     backend: Backend, point: Point, stream: bool, how: str
 ) -> None:
     """The turn's slot at the upstream cannot be used again; another conversation's can."""
@@ -205,7 +205,7 @@ def test_a_client_that_leaves_the_queue(backend: Backend) -> None:
     with_bridge(backend, body)
 
 
-def test_the_upstream_leaves_while_nobody_looks(backend: Backend) -> None:
+def test_an_idle_upstream_socket_that_closes_is_noticed(backend: Backend) -> None:
     """An idle socket is read: its close is seen, and answered, without any turn."""
 
     async def body(run: Running) -> None:
@@ -238,7 +238,7 @@ def check_flood(events: list[Event], mebibytes: int) -> None:
     assert numbers == sorted(set(numbers))
 
 
-def test_a_slow_reader_stops_its_upstream_and_nobody_else(backend: Backend) -> None:
+def test_a_slow_reader_pauses_only_its_own_upstream(backend: Backend) -> None:
     async def body(run: Running) -> None:
         run.emulator.faults.add(1, flood(32))
         watched = run.watched

@@ -3,7 +3,7 @@
 What belongs here: that each of its requests but the first of a thread is recognised and reduced to
 what is new, in every way of setting Codex up, and that it notices nothing of a lost upstream
 socket. These tests need the program: ``CODEX=/path/to/codex``, or ``codex`` on the PATH (``npm
-install @openai/codex``; written with 0.171.0). tests/test_endpoint_codex.py has the requests that
+install @openai/codex``; written with 0.171.0). tests/endpoint/test_codex.py has the requests that
 it sends, restated, and needs no Codex.
 
 A thread is ``codex exec`` and two times ``codex exec resume --last``; Codex keeps it in a file and
@@ -35,7 +35,7 @@ from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import Deadline
 from bridgecore.testing import EVERY, CreateRequest, Emulator
 from bridgecore.testing.answers import Output, Reasoning, Text, ToolCall
-from bridgecore.wire.transport import (
+from bridgecore.transport import (
     DataReceived,
     Log,
     Machine,

@@ -341,7 +341,7 @@ def test_malformed_http(plain: Process, data: bytes) -> None:
         assert raw.ended()
 
 
-def test_nothing_is_smuggled_behind_a_malformed_request(plain: Process) -> None:
+def test_a_request_behind_a_malformed_one_is_not_served(plain: Process) -> None:
     with Raw(plain.port) as raw:
         both = head("Content-Length: 5", "Transfer-Encoding: chunked")
         raw.send(both + b"0\r\n\r\n" + request("GET", "/livez"))
@@ -528,7 +528,7 @@ def check_failed(event: Json) -> str:
     ],
 )
 @pytest.mark.parametrize("where", [Point.BEFORE_CREATED, Point.AFTER_CREATED, Point.MID_OUTPUT])
-def test_frames_that_say_nothing_are_skipped(
+def test_meaningless_frames_are_skipped(
     emulated: Bridges, port: int, noise: Garbage, where: Point
 ) -> None:
     emulated.strike(Fault(where, noise))
@@ -685,7 +685,7 @@ def test_an_upstream_that_is_not_there(backend: Backend) -> None:
             assert ask(process.port, request("GET", "/readyz")).status == 200
 
 
-def test_an_id_that_nobody_knows(emulated: Bridges, port: int) -> None:
+def test_an_unknown_id_is_answered_by_the_upstream(emulated: Bridges, port: int) -> None:
     """The upstream is asked once, its answer is the answer; a foreign id looks just like that."""
     before = len(emulated.emulator.requests)
     answer = ask(port, post({**TURN, "previous_response_id": "resp_nobody"}))
@@ -768,7 +768,7 @@ def is_draining(raw: Raw) -> bool:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_lets_finish_what_runs(
+def test_the_first_signal_lets_running_turns_finish(
     backend: Backend, upstream: Upstream, signum: int
 ) -> None:
     emulator = upstream.emulator
@@ -880,7 +880,7 @@ def test_a_port_in_use(backend: Backend) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_nothing_confidential_is_printed(backend: Backend, upstream: Upstream) -> None:
+def test_contents_and_credentials_are_never_logged(backend: Backend, upstream: Upstream) -> None:
     """At the level that tells most, of turns that succeed and of all that can go wrong."""
     emulator = upstream.emulator
     secret = "kingfisher"  # in the input, in answers, in errors, in what is malformed

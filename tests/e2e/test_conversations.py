@@ -407,7 +407,7 @@ LIES = [
     LIES,
     ids=[f"{lost.name.lower()}-{'stored' if store else 'not-stored'}" for lost, store in LIES],
 )
-def test_v1_12_tells_a_client_that_merely_lost_its_socket_that_its_conversation_is_gone(
+def test_v1_12_answers_not_found_after_a_mere_loss(
     backend: Backend, lost: Lost, store: bool
 ) -> None:
     """At the first loss, so that the client sends everything once more: the context blow-up."""
@@ -417,7 +417,7 @@ def test_v1_12_tells_a_client_that_merely_lost_its_socket_that_its_conversation_
     hold(backend, "v1_12", lost, store=store, streams=[store])
 
 
-def test_what_v1_12_calls_gone_is_there(backend: Backend) -> None:
+def test_a_response_that_v1_12_calls_not_found_can_be_continued(backend: Backend) -> None:
     """The upstream stores the response: asked with the same id once more, it goes on."""
 
     async def body(run: Running) -> None:
@@ -478,7 +478,7 @@ async def fail_in_every_way(run: Running) -> None:
 
 
 @pytest.mark.parametrize("policy", ["default", "pr397", "v1_12"])
-def test_two_failing_runs_in_a_row_leave_nothing(backend: Backend, policy: str) -> None:
+def test_two_failing_runs_leave_no_turn_link_or_socket(backend: Backend, policy: str) -> None:
     async def body(run: Running) -> None:
         bridge = run.endpoint.bridge
 
@@ -541,7 +541,7 @@ def test_the_command_holds_a_stored_conversation(backend: Backend, upstream: Ups
         end_cleanly(process)
 
 
-def test_the_command_gives_up_a_conversation_that_nobody_holds(
+def test_the_command_gives_up_a_conversation_without_transcript_or_store(
     backend: Backend, upstream: Upstream
 ) -> None:
     """Three times 502, whoever counts them; then the honest answer, with which the SDK stops."""

@@ -1,4 +1,8 @@
-"""The command where files run out: idle sockets give way, the log stays short, service resumes."""
+"""The command where files run out: idle sockets give way, the log stays short, service resumes.
+
+What belongs here: the real command under a limit on open files. The same in virtual time is
+tests/endpoint/test_sockets.py.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +92,7 @@ def test_more_clients_at_once_than_files(backend: Backend, upstream: Upstream) -
         assert [ask(bridge.port) for _ in range(3)] == [200] * 3
 
 
-def test_clients_that_stay_give_way_too(backend: Backend, upstream: Upstream) -> None:
+def test_idle_client_connections_are_closed_too(backend: Backend, upstream: Upstream) -> None:
     """Each keeps its connection after its answer, as client libraries do."""
     with short_of_files(backend, upstream) as bridge, ExitStack() as stack:
         for _ in range(2 * FILES):

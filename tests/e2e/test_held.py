@@ -2,7 +2,7 @@
 
 What belongs here: openai-python and openai-agents as they are, against a bridge as it is
 without settings, on both backends; nothing is stored upstream (``store=false``). What the bridge
-does in each case is tests/test_endpoint_held.py's; here it counts what a user sees of it: nothing.
+does in each case is in tests/endpoint/test_losses.py; here it counts what a user sees: nothing.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def hold(run: Running, client: Client, lost: Lost) -> None:
 
 
 @pytest.mark.parametrize("lost", Lost, ids=lambda lost: lost.name.lower())
-def test_ten_turns_that_nobody_stores(backend: Backend, lost: Lost) -> None:
+def test_ten_turns_with_store_false_succeed(backend: Backend, lost: Lost) -> None:
     async def body() -> None:
         emulator = Emulator()
         async with backend.serve(emulator) as upstream:

@@ -41,7 +41,7 @@ def test_a_close_for_the_size_of_our_frame_is_evidence_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("timer", list(Timer))
-def test_what_timed_out_is_told_by_the_deadline(timer: Timer) -> None:
+def test_a_timeout_names_its_deadline(timer: Timer) -> None:
     assert classify(TimedOut(timer)) == Failure(K.TIMED_OUT, f"{timer.value} deadline")
 
 
@@ -228,7 +228,7 @@ def test_an_error_frame(frame: ErrorFrame, kind: FailureKind) -> None:
         (None, ["server_error", "api_error", "a_code_of_tomorrow", "error", ":", "", "x" * 9999]),
     ],
 )
-def test_without_a_status_names_tell_it(status: int | None, words: list[str]) -> None:
+def test_without_a_status_the_code_decides(status: int | None, words: list[str]) -> None:
     kind = K.SERVER_ERROR if status is None else K.INVALID
     for word in words:
         for frame in (ErrorFrame(code=word), ErrorFrame(type=word), ErrorFrame(200, word)):
@@ -247,7 +247,7 @@ def test_a_known_name_is_read_as_itself(word: str) -> None:
     assert classify(ErrorFrame(code=known)) == classify(ErrorFrame(code=word))
 
 
-def test_other_names_are_not_known() -> None:
+def test_an_unknown_name_is_not_taken_for_a_known_one() -> None:
     assert [known_name(word) for word in ("", ":", "error", "sk-secret", "a_code")] == [None] * 5
     assert known_param("body.previous_response_id") == "previous_response_id"
     assert known_param("input") is None

@@ -1,5 +1,8 @@
 """The scenarios of tests/scenarios: what each says happens, happens, and would be missed if not.
 
+What belongs here: the coverage of cells and rules by scenarios. How a scenario is read and printed
+is tests/verify/test_scenario.py.
+
 ``pytest tests/recovery --rewrite-scenarios`` writes today's output under each command: read the
 difference before you commit it.
 """
@@ -18,11 +21,11 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Remedy, Situation
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Remedy, Situation
 from bridgecore.recovery.rules import RULES, EventKey, Handling, Rule
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Timer
-from bridgecore.verify.scenario import replay
+from bridgecore.verify.scenario import replay, rules_of
 
 FOLDER = Path(__file__).resolve().parent.parent / "scenarios"
 SCENARIOS = sorted(FOLDER.glob("*.txt"))
@@ -33,7 +36,7 @@ def read(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_scenario(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_scenario_prints_what_happens(path: Path, request: pytest.FixtureRequest) -> None:
     said = path.read_text(encoding="utf-8")
     happened = replay(said, f"tests/scenarios/{path.name}")
     if said != happened and request.config.getoption("--rewrite-scenarios", default=False):
@@ -218,51 +221,42 @@ def _do_nothing(draft: Draft, event: Event) -> None:
 
 # ------------------------------------------------------------------ the default table
 
-# An unanchored turn depends on nothing that a socket could fail to know, so it is never skipped.
-UNREACHABLE = {(Situation.SEND_SKIPPED, Standing.UNANCHORED)}
+# A turn without an anchor depends on nothing that a connection could fail to know.
+UNREACHABLE = (Situation.SEND_SKIPPED, Standing.UNANCHORED)
+CELLS = sorted(set(DEFAULT.cells) - {UNREACHABLE}, key=str)
 
 
-class Asked(dict[Cell, Remedy]):
-    """A policy's cells, which remember which of them were looked at."""
-
-    def __init__(self, policy: Policy) -> None:
-        super().__init__(policy.cells)
-        self.cells: set[Cell] = set()
-
-    def __getitem__(self, cell: Cell) -> Remedy:
-        self.cells.add(cell)
-        return super().__getitem__(cell)
+def scenario_of(cell: Cell) -> str:
+    """The name of the one scenario that is about ``cell`` of the default table."""
+    situation, standing = cell
+    return f"default-{situation.name}-{standing.value}".lower().replace("_", "-")
 
 
-def asked_by(path: Path) -> set[Cell]:
-    asked = Asked(DEFAULT)
-    policies = {**POLICIES, DEFAULT.name: attrs.evolve(DEFAULT, cells=asked)}
-    replay(path.read_text(encoding="utf-8"), path.name, policies)
-    return asked.cells
+def test_every_cell_of_the_default_table_has_its_scenario() -> None:
+    named = {path.stem for path in SCENARIOS if path.stem.startswith("default-")}
+    assert named == set(map(scenario_of, CELLS))
 
 
-DEFAULT_SCENARIOS = [path for path in SCENARIOS if path.stem.startswith("default-")]
-
-
-def test_the_default_scenarios_reach_every_cell() -> None:
-    asked = set().union(*(asked_by(path) for path in DEFAULT_SCENARIOS))
-    assert set(DEFAULT.cells) - asked == UNREACHABLE
-
-
-@pytest.mark.parametrize("cell", sorted(set(DEFAULT.cells) - UNREACHABLE, key=str), ids=str)
-def test_a_swapped_cell_of_the_default_table_is_noticed(cell: Cell) -> None:
-    texts = [
-        path.read_text(encoding="utf-8") for path in DEFAULT_SCENARIOS if cell in asked_by(path)
-    ]
+@pytest.mark.parametrize("cell", CELLS, ids=scenario_of)
+def test_the_scenario_of_a_cell_fails_when_the_cell_is_swapped(cell: Cell) -> None:
+    said = read(scenario_of(cell))
     for remedy in others(DEFAULT.remedy(*cell)):
-        policies = {DEFAULT.name: DEFAULT.with_cell(*cell, remedy)}
-        assert any(replay(text, policies=policies) != text for text in texts), remedy
+        swapped = {DEFAULT.name: DEFAULT.with_cell(*cell, remedy)}
+        assert replay(said, policies=swapped) != said, remedy
+
+
+def test_no_scenario_reaches_the_unreachable_cell() -> None:
+    for remedy in others(DEFAULT.remedy(*UNREACHABLE)):
+        swapped = {**POLICIES, DEFAULT.name: DEFAULT.with_cell(*UNREACHABLE, remedy)}
+        for path in SCENARIOS:
+            said = path.read_text(encoding="utf-8")
+            assert replay(said, path.name, swapped) == said, path.stem
 
 
 # ------------------------------------------------------------------ the rules
 
 
-def test_every_rule_that_can_be_met_is_shown() -> None:
-    shown = set(re.findall(r" by ([\w-]+)$", "\n".join(map(Path.read_text, SCENARIOS)), re.M))
+def test_every_rule_that_can_be_met_has_a_scenario() -> None:
+    met = {rule for path in SCENARIOS for rule in rules_of(path.read_text(encoding="utf-8"))}
     rules = {rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL}
-    assert rules - shown == set()
+    assert rules - met == set()

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
@@ -55,9 +55,8 @@ def in_output() -> Session:
     return session
 
 
-@settings(deadline=None)
 @given(runs)
-def test_it_does_what_step_does(run: tuple[Policy, History]) -> None:
+def test_handle_does_what_step_does(run: tuple[Policy, History]) -> None:
     session = Session(run[0])
     for record in replay(*run):
         assert session.state == record.before
@@ -70,7 +69,6 @@ def test_it_does_what_step_does(run: tuple[Policy, History]) -> None:
         assert session.rule == record.rule
 
 
-@settings(deadline=None)
 @given(runs, st.lists(st.builds(Step, st.integers(0, 400 * SECOND), events(3)), min_size=1))
 def test_misuse_changes_nothing(run: tuple[Policy, History], mistakes: History) -> None:
     policy, history = run
@@ -122,9 +120,8 @@ def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
         return str(exc)
 
 
-@settings(deadline=None)
 @given(runs, st.sampled_from(WRONG), st.booleans())
-def test_what_is_no_event_is_named_and_changes_nothing(
+def test_a_wrong_event_is_named_and_changes_nothing(
     run: tuple[Policy, History], wrong: Any, touched: bool
 ) -> None:
     """Of two sessions that live through the same, one is told nonsense in between, from a time
@@ -179,7 +176,6 @@ def test_a_session_has_a_policy(wrong: Any) -> None:
             Session(DEFAULT, wrong)
 
 
-@settings(deadline=None)
 @given(runs, st.integers(0, 4000))
 def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History], late: int) -> None:
     """Invariant 29, however late the wake-up comes."""
@@ -201,9 +197,8 @@ def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History],
             continue  # it came too late to be lawful
 
 
-@settings(deadline=None)
 @given(runs, st.data())
-def test_a_wake_up_before_the_deadline_is_nothing(
+def test_a_timeout_before_the_deadline_changes_nothing(
     run: tuple[Policy, History], data: st.DataObject
 ) -> None:
     session = Session(run[0])
@@ -223,7 +218,7 @@ def test_a_wake_up_before_the_deadline_is_nothing(
     st.booleans(),
     st.sampled_from(["pause", "end", "wait"]),
 )
-def test_touching_is_stepping_each_output(gaps: list[int], paused: bool, then: str) -> None:
+def test_touch_equals_a_step_for_each_output(gaps: list[int], paused: bool, then: str) -> None:
     touched, stepped = in_output(), in_output()
     now = 0
     if paused:
@@ -334,7 +329,7 @@ def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(raised.value).count("lost-closed") == 16
 
 
-def test_a_new_session_has_ruled_nothing_and_was_touched_by_nothing() -> None:
+def test_a_new_session_has_no_rule_and_no_touched_output() -> None:
     assert Session(DEFAULT).rule == ""
     session = Session(DEFAULT)
     for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.OutputReceived(1)):

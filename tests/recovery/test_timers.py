@@ -12,7 +12,7 @@ deadlines = st.dictionaries(timer, st.integers(0, 5))
 
 
 @given(deadlines)
-def test_it_is_a_dict_that_knows_its_earliest_entry(model: dict[Timer, int]) -> None:
+def test_timers_are_a_dict_that_knows_its_earliest_entry(model: dict[Timer, int]) -> None:
     timers = Timers.of(model)
     assert {name: timers.get(name) for name in Timer} == {name: model.get(name) for name in Timer}
     order = list(Timer)

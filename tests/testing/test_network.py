@@ -5,9 +5,9 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from bridgecore import transport as tp
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.testing.network import WINDOW, Network
-from bridgecore.wire import transport as tp
 
 
 @attrs.define(eq=False)

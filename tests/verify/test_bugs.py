@@ -15,7 +15,7 @@ from bridgecore.verify.story import tell
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_it_is_found(bug: Bug) -> None:
+def test_every_bug_is_found_by_its_property(bug: Bug) -> None:
     found = bug.find()
     assert found is not None
     assert found.prop is bug.found_by

@@ -66,7 +66,7 @@ OF_ENDPOINTS = """
 import hashlib
 from bridgecore.testing import CloseWith, Error, Fault, Freeze, Point
 from bridgecore.testing.strategies import Cutter
-from bridgecore.wire import transport as tp
+from bridgecore import transport as tp
 from tests.endpoint_world import World, request
 digest, count = hashlib.sha256(), 0
 world = World(policy="pr397", split=Cutter((3, 200, 1)))
@@ -105,9 +105,7 @@ world.advance(1000)
 print(digest.hexdigest(), count)
 """
 
-GENERATED = settings(
-    max_examples=150, deadline=None, database=None, derandomize=True, phases=[Phase.generate]
-)
+GENERATED = settings(max_examples=150, database=None, derandomize=True, phases=[Phase.generate])
 
 
 def run(python: str, script: str, log: bytes, *path: Path, seed: str) -> tuple[str, int]:

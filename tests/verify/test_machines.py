@@ -12,13 +12,11 @@ are the same in every run, every rule of the core that can be met was met.
 
 from __future__ import annotations
 
-import doctest
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -40,9 +38,9 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import session as session_module
-from bridgecore.recovery.events import Event, Standing
-from bridgecore.recovery.failure import Closed, Evidence, FailureKind, classify
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situation
+from bridgecore.recovery.events import Event
+from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
 from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
     RULES,
@@ -57,8 +55,8 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import strategies
 from bridgecore.testing.faults import Fault
 from bridgecore.testing.network import ByteClient
-from bridgecore.wire.responses import EventKind, InvalidBodyError, parse_create
-from bridgecore.wire.transport import Log
+from bridgecore.transport import Log
+from bridgecore.wire.responses import EventKind, parse_create
 from tests.endpoint_world import World, read_answers
 
 SECOND = NS_PER_SECOND
@@ -70,6 +68,7 @@ SECRETS = re.compile(r"sk-|mark-|said-|resp_")
 WORDS = re.compile(rb"(?:mark|said)-[0-9]+")
 # Time is rarely long: it ends whatever goes on.
 SECONDS = st.sampled_from([0, 0, 1, 1, 5, 9, 9, 14, 16, 59, 61, 250, 250, 301, 901, 4000])
+
 
 # ------------------------------------------------------------------ a bridge
 
@@ -308,11 +307,10 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: any(wire.carries is not None for wire in self.wires.values()))
     @rule(data=st.data(), error=strategies.error_frames())
-    def refused(self, data: st.DataObject, error: object) -> None:
+    def refused(self, data: st.DataObject, error: ErrorFrame) -> None:
         link = self.pick(data, lambda wire: wire.carries is not None)
         turn, self.wires[link].carries = self.wires[link].carries, None
-        assert attrs.has(type(error))
-        fields = attrs.asdict(error)  # type: ignore[arg-type]  # the line above says that it can
+        fields = attrs.asdict(error)
         status = fields.pop("status")
         self.tell(
             msg.MessagesReceived(link, [event("error", turn=turn, status=status, error=fields)])
@@ -780,15 +778,23 @@ def run_machine(machine: type[RuleBasedStateMachine], examples: int, **choices: 
     )
 
 
+# A run that fails is shrunk for up to 300 s. If the general limit of 60 s ends that, Hypothesis
+# reports FlakyStrategyDefinition instead of the failure.
+SHRINKS = pytest.mark.timeout(400)
+
+
+@SHRINKS
 def test_a_bridge_keeps_the_invariants() -> None:
     run_machine(BridgeMachine, 60)
 
 
+@SHRINKS
 def test_an_endpoint_keeps_the_invariants() -> None:
     run_machine(EndpointMachine, 30)
 
 
 # ------------------------------------------------------------------ coverage
+
 
 REPEATABLE: dict[str, Any] = {"derandomize": True, "phases": [Phase.generate]}
 LAWFUL = {found.id for found in RULES.values() if found.handling is not Handling.ILLEGAL}
@@ -819,7 +825,7 @@ def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_endpoint["ended"] > 5
     met += of_endpoint
 
-    @settings(max_examples=300, deadline=None, database=None, **REPEATABLE)
+    @settings(max_examples=300, database=None, **REPEATABLE)
     @given(st.data(), strategies.policies(feasible=False), st.booleans())
     def of_sessions(data: st.DataObject, policy: Policy, remote: bool) -> None:
         if not remote:  # sockets that age while anybody looks
@@ -832,60 +838,3 @@ def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     of_sessions()
     # An illegal pair is misuse: no machine and no history has any.
     assert set(met) == {*LAWFUL, STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE}
-
-
-# ------------------------------------------------------------------ the strategies themselves
-
-
-@settings(max_examples=60, deadline=None)
-@given(strategies.http_requests(strategies.create_bodies({"previous_response_id": None})))
-def test_lawful_requests_are_answered(sent: bytes) -> None:
-    world = World()
-    client = world.client()
-    client.send(sent)
-    assert world.read(client).status in (200, 400)  # 400: the upstream's own word
-    assert len(world.emulator.requests) == 1
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_invalid_bodies_are_refused(data: st.DataObject) -> None:
-    body = data.draw(strategies.invalid_create_bodies())
-    with pytest.raises(InvalidBodyError):
-        parse_create(body)
-
-
-@given(st.data(), st.binary(max_size=60), strategies.cutters())
-def test_nothing_is_lost_where_bytes_are_cut(
-    data: st.DataObject, whole: bytes, cutter: Callable[[bytes], list[bytes]]
-) -> None:
-    for pieces in (data.draw(strategies.splits(whole)), cutter(whole)):
-        assert b"".join(pieces) == whole
-        assert all(pieces)
-
-
-@given(strategies.policies(), st.sampled_from(Standing))
-def test_feasible_policies_ask_for_nothing_that_is_not_there(
-    policy: Policy, standing: Standing
-) -> None:
-    actions = {policy.remedy(situation, standing).action for situation in Situation}
-    rehydrate = {
-        Action.REHYDRATE,
-        Action.SEND_OR_REHYDRATE,
-        Action.REFUSE_THEN_REHYDRATE,
-    }
-    assert not rehydrate & actions or standing in (Standing.HELD, Standing.HELD_STORED)
-    assert Action.SEND_FULL not in actions or standing is Standing.INJECTED
-
-
-@settings(deadline=None)
-@given(strategies.evidence())
-def test_all_evidence_has_a_kind(evidence: Evidence) -> None:
-    assert isinstance(classify(evidence).kind, FailureKind)
-
-
-def test_the_examples_of_the_page_about_testing_run() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "testing.rst"
-    done = doctest.testfile(str(page), module_relative=False)
-    assert done.attempted > 0
-    assert done.failed == 0

@@ -59,7 +59,7 @@ def test_a_rule_that_is_dropped_is_noticed(every: list[Mutant]) -> None:
     "what",
     ["any generation", "any response", "too early", "strictly", "never cleared", "waits on"],
 )
-def test_what_holds_in_every_phase_is_noticed(observed: Observed, what: str) -> None:
+def test_mutants_of_the_checks_before_every_rule_are_noticed(observed: Observed, what: str) -> None:
     found = candidates(DEFAULT, observed.seen)
     (mutant,) = (mutant for mutant in found if mutant.name == f"step: {what}")
     bounds = {"waits on": BOUNDS[1:2], "any response": BOUNDS[3:]}.get(what, BOUNDS[:1])
@@ -100,13 +100,13 @@ def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
     assert all(len(why) > 20 for why in EQUIVALENT.values())
 
 
-def test_each_reason_to_keep_a_property_is_told() -> None:
+def test_every_kept_property_has_a_reason() -> None:
     """Which properties need one is seen by the full run, ``make verify-nightly``."""
     assert all(len(why) > 20 for why in KEPT.values())
     assert set(KEPT) < set(Property)
 
 
-def test_what_no_rule_reads_is_read_by_none(observed: Observed) -> None:
+def test_a_rule_depends_only_on_the_fields_that_as_read_keeps(observed: Observed) -> None:
     """The rules go the same way from a state and from what they read of it."""
     cut = 0
     for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
@@ -130,7 +130,9 @@ def test_what_no_rule_reads_is_read_by_none(observed: Observed) -> None:
         ("step: strictly", False),
     ],
 )
-def test_what_changes_nothing_is_no_mutant(observed: Observed, name: str, nothing: bool) -> None:
+def test_a_mutant_that_changes_nothing_is_recognised(
+    observed: Observed, name: str, nothing: bool
+) -> None:
     found = [mutant for mutant in candidates(DEFAULT, observed.seen) if mutant.name == name]
     if "cell" in name:  # the cell as it is
         cell = Situation.CONNECT_FAILED, Standing.HELD

@@ -115,7 +115,7 @@ def log() -> list[bytes]:
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("continuity", Continuity)
-def test_what_an_endpoint_decided_is_decided_again(policy: str, continuity: Continuity) -> None:
+def test_the_decisions_of_an_endpoint_replay_alike(policy: str, continuity: Continuity) -> None:
     lines = lines_of(eventful(policy, continuity=continuity))
     report = replay(lines)
     assert report.same
@@ -133,9 +133,9 @@ def test_the_log_of_the_tests_is_worth_replaying(log: list[bytes]) -> None:
     assert len(log) > 150
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
-def test_whatever_goes_wrong_is_replayed(data: st.DataObject) -> None:
+def test_decisions_under_any_fault_replay_alike(data: st.DataObject) -> None:
     """Several clients at once, any faults, any times; and every policy can be asked about it."""
     policy = data.draw(st.sampled_from(sorted(POLICIES)))
     continuity = data.draw(st.sampled_from(Continuity))
@@ -287,7 +287,9 @@ def test_the_same_policy_would_have_decided_the_same(log: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("other", [PR397, V1_12], ids=lambda policy: policy.name)
-def test_another_policy_would_have_decided_otherwise(log: list[bytes], other: Policy) -> None:
+def test_decisions_that_differ_under_another_policy_are_found(
+    log: list[bytes], other: Policy
+) -> None:
     report = replay(log, other)
     assert report.divergence is None
     assert report.transitions == len(log) - 1
@@ -338,7 +340,7 @@ def test_another_policy_has_a_state_of_its_own_as_long_as_it_agrees() -> None:
 # ------------------------------------------------------------------ secrets
 
 
-def test_nothing_that_anybody_sent_is_in_the_log() -> None:
+def test_the_log_has_no_content_and_no_id() -> None:
     for continuity in Continuity:
         world = eventful(continuity=continuity)
         text = b"\n".join(lines_of(world)).decode()

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import attrs
 import pytest
 
+from bridgecore import transport as tp
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
@@ -33,7 +34,6 @@ from bridgecore.verify.sim_clients import Answer as ClientAnswer
 from bridgecore.verify.sim_growth import Experiment, grow, plot, summary, table
 from bridgecore.verify.sim_network import Rng
 from bridgecore.verify.simulate import Report, Scenario, run, run_many, shrink, trouble
-from bridgecore.wire import transport as tp
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
 
@@ -343,9 +343,10 @@ def drawn(odd: bool) -> set[object]:
 
 
 def test_the_faults_of_real_services_are_drawn_if_they_are_wanted() -> None:
-    missing = {name for name, named in CATALOGUE.items() if named.fault not in drawn(True)}
+    all_of_them, some = drawn(True), drawn(False)
+    missing = {name for name, named in CATALOGUE.items() if named.fault not in all_of_them}
     assert missing == {"slow-reader", "too-large-while-receiving", "chain-id"}
-    usual = {name for name, named in CATALOGUE.items() if named.fault in drawn(False)}
+    usual = {name for name, named in CATALOGUE.items() if named.fault in some}
     assert all(name.startswith(("not-found", "server-error", "closed-with")) for name in usual)
     assert Scenario(seed=1).odd
 
@@ -485,7 +486,7 @@ def test_the_command_warms_sockets(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_fails_if_the_plot_cannot_be_written_after_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """That its place is a wrong one is found out before the run: tests/cli/test_cli.py."""
+    """That its place is a wrong one is found out before the run: tests/cli/test_main.py."""
     assert invoke("--turns", "2", "--svg", "/dev/full") == 1
     assert "cannot write" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """Tests of wire/codings.py: what compressed bodies decode to, and what they must not cost.
 
 What belongs here: the decoder in bytes alone. That it is used for requests is shown in
-tests/test_endpoint_http.py.
+tests/endpoint/test_http.py.
 """
 
 from __future__ import annotations

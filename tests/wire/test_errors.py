@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore.api_error import render_failed_response
 from bridgecore.recovery.failure import ErrorFrame, FailureKind, classify
-from bridgecore.rendering import render_failed_response
 from bridgecore.wire.errors import (
     find_error,
     longest,
@@ -176,7 +176,9 @@ SHAPES: list[tuple[str, ErrorFrame, FailureKind, int]] = [
 
 
 @pytest.mark.parametrize(("message", "frame", "kind", "status"), SHAPES, ids=lambda v: str(v)[:60])
-def test_a_shape(message: str, frame: ErrorFrame, kind: FailureKind, status: int) -> None:
+def test_every_error_shape_is_read(
+    message: str, frame: ErrorFrame, kind: FailureKind, status: int
+) -> None:
     for data in (message, json.dumps(json.loads(message), indent=1)):
         found = read_error(data.encode())
         assert (found.more is None) == (frame.more is None)
@@ -229,7 +231,7 @@ def test_further_members_are_kept_as_they_are_written() -> None:
     assert b'"odd":"\\ud800"' in render_failed_response(frame, None).body
 
 
-def test_what_belongs_to_the_message_is_no_member_of_the_error() -> None:
+def test_members_of_the_event_are_not_members_of_the_error() -> None:
     frame = read_error(
         b'{"type":"error","status":400,"event_id":"e","stream_id":"main","sequence_number":7,'
         b'"headers":{"set-cookie":"x"},"error":{"code":"c"}}'
@@ -258,7 +260,7 @@ def test_a_member_twice_counts_as_the_last() -> None:
     )
 
 
-def test_words_without_lone_surrogates() -> None:
+def test_messages_have_no_lone_surrogates() -> None:
     frame = read_error(b'{"error":{"message":"a\\ud83d\\ude00b\\ud800","code":"\\udc00"}}')
     assert frame == ErrorFrame(message="a\U0001f600b?", code="?")
     assert b"a\xf0\x9f\x98\x80b?" in render_failed_response(frame, None).body
@@ -329,7 +331,7 @@ def test_a_wait(members: str, wait: int | None) -> None:
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_a_wait_in_words(text: str, wait: int | None) -> None:
+def test_a_wait_in_the_message_is_read(text: str, wait: int | None) -> None:
     expected = None if wait is None else min(wait, YEAR)
     body = json.dumps({"error": {"message": text}}).encode()
     assert read_error(body).retry_after == expected

@@ -60,7 +60,7 @@ def test_what_must_not_be_forwarded(name: str) -> None:
         (b"assistants=v2, responses_websockets=1", b"assistants=v2, responses_websockets=1"),
     ],
 )
-def test_the_beta_of_http_stays_here(value: bytes, kept: bytes | None) -> None:
+def test_the_beta_header_of_http_is_not_forwarded(value: bytes, kept: bytes | None) -> None:
     headers = [(b"openai-beta", value), (b"user-agent", b"responses=experimental")]
     expected = [] if kept is None else [(b"openai-beta", kept)]
     assert upgrade_headers(headers, ALL) == [*expected, headers[1]]

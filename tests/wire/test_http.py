@@ -584,7 +584,7 @@ def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     return [data[a:b] for a, b in pairwise(edges)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests([*EXTENSIONS, b" ; a = b"]), st.lists(st.integers(0, 10_000), max_size=8))
 def test_events_do_not_depend_on_how_input_is_cut(data: bytes, places: list[int]) -> None:
     whole = feed(HttpServer(LIMITS), data)
@@ -594,7 +594,7 @@ def test_events_do_not_depend_on_how_input_is_cut(data: bytes, places: list[int]
 
 
 # All but white space before an extension, which h11 refuses and RFC 9112 does not.
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests(EXTENSIONS))
 def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
     head, body = served(data)
@@ -616,7 +616,7 @@ def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
     assert list(request.headers) == head.headers
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     requests([*EXTENSIONS, b" ; a = b"]),
     st.lists(
@@ -916,7 +916,7 @@ def test_a_stream_of_head_is_only_a_head() -> None:
     assert not server.must_close
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.binary(max_size=40), max_size=6))
 def test_a_stream_is_read_back_by_a_client(parts: list[bytes]) -> None:
     server = HttpServer(LIMITS)

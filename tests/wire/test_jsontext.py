@@ -93,7 +93,7 @@ def parts_of(data: bytes) -> dict[str, bytes] | list[bytes] | None:
 
 
 @given(good_texts)
-def test_what_msgspec_reads_is_read_as_msgspec_reads_it(text: str) -> None:
+def test_a_text_is_read_as_msgspec_reads_it(text: str) -> None:
     data = text.encode()
     assert read_value(data) == msgspec.json.decode(data)
     found = parts_of(data)
@@ -138,7 +138,7 @@ def test_slices_are_the_very_bytes(entries: list[tuple[int, str, str, str]]) -> 
 
 
 @given(st.dictionaries(st.text(max_size=4), odd_texts.map(str.strip), max_size=4))
-def test_what_is_written_is_read(members: dict[str, str]) -> None:
+def test_written_values_are_read_back(members: dict[str, str]) -> None:
     raw = {name: text.encode() for name, text in members.items()}
     assert read_members(write_object(raw)) == raw
 
@@ -192,7 +192,7 @@ def test_a_cut_emoji(space: str) -> None:
         '"\\x"',
     ],
 )
-def test_what_is_no_json_is_none_with_a_surrogate_either(half: str, rest: str) -> None:
+def test_invalid_json_stays_invalid_with_a_surrogate(half: str, rest: str) -> None:
     data = f"[{half}{rest}]".encode()
     for read in (read_value, read_array):
         with pytest.raises(UnreadableError):
@@ -258,7 +258,7 @@ def test_a_value_has_a_fixed_number_of_levels(text: str, more: int) -> None:
 
 
 @pytest.mark.parametrize("half", ["", f'"{HALF}",'])
-def test_a_number_that_nobody_can_read(half: str) -> None:
+def test_a_huge_integer_is_read_or_refused(half: str) -> None:
     """CPython refuses integers of more than 4,300 digits."""
     with contextlib.suppress(UnreadableError):
         read_value(f"[{half}{'9' * 5000}]".encode())

@@ -113,7 +113,7 @@ def test_any_body_is_a_request_or_invalid(body: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["stream_options", "stream_id", "background", "type", "stream"])
 @pytest.mark.parametrize("value", ["null", "false", '{"include_obfuscation":false}', '"lane"'])
-def test_what_belongs_to_http_does_not_go_upstream(name: str, value: str) -> None:
+def test_members_for_http_do_not_go_upstream(name: str, value: str) -> None:
     body = f'{{"input":"a","{name}":{value},"model":"m"}}'.encode()
     if name in ("background", "stream") and value[0] in '{"':
         with pytest.raises(InvalidBodyError):
@@ -254,7 +254,7 @@ def test_output(name: str) -> None:
         "keepalive",
     ],
 )
-def test_what_is_not_known_is_not_output(name: str) -> None:
+def test_unknown_events_are_not_output(name: str) -> None:
     """It changes nothing about what can be recovered."""
     event = read_event(json.dumps({"type": name, "response": {"id": "r"}}).encode())
     assert event is not None
@@ -480,7 +480,7 @@ STATUS = {"done": "completed", "cancelled": "cancelled", "canceled": "cancelled"
         ("canceled", "7", "failed"),
     ],
 )
-def test_other_ends_become_the_standard_one(kind: str, status: str, expected: str) -> None:
+def test_other_terminal_events_become_standard_ones(kind: str, status: str, expected: str) -> None:
     """What the response's ``status`` names; without one, what the event itself says."""
     response = f'{{"id":"r","status":{status},"x":"\\ud83d"}}'
     found = terminal(completed(response, f"response.{kind}"))
@@ -500,7 +500,7 @@ def test_other_ends_become_the_standard_one(kind: str, status: str, expected: st
 
 
 @pytest.mark.parametrize("kind", ["done", "cancelled"])
-def test_why_it_failed_is_kept(kind: str) -> None:
+def test_the_error_of_a_failed_response_is_kept(kind: str) -> None:
     why = '{"code":"server_error", "message":"Sorry."}'
     found = terminal(completed(f'{{"status":"failed","error":{why}}}', f"response.{kind}"))
     assert why.encode() in found.event.data
@@ -603,7 +603,7 @@ def test_a_failed_response_is_not_mended() -> None:
     st.lists(st.sampled_from([A, B, C, R]), unique_by=json.dumps),
     st.data(),
 )
-def test_whatever_is_left_out_is_put_back(items: list[Json], data: st.DataObject) -> None:
+def test_missing_output_is_restored_from_the_stream(items: list[Json], data: st.DataObject) -> None:
     """Stream and final response say the same, in the same order, each item once."""
     kept = data.draw(
         st.lists(st.sampled_from(items), unique_by=json.dumps) if items else st.just([])
@@ -645,7 +645,7 @@ def test_usage(usage: str, expected: tuple[int, int]) -> None:
         ('{"id":"r","store":false}', "r", False),
     ],
 )
-def test_what_a_response_says_of_itself(
+def test_the_id_and_store_flag_of_a_response_are_read(
     response: str, name: str | None, store: bool | None
 ) -> None:
     found = terminal(completed(response))

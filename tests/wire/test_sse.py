@@ -46,7 +46,7 @@ def test_several_lines(end: bytes) -> None:
     assert encoded == b'event: some.type\ndata: {"a":\ndata: 1}\n\n'
 
 
-def test_a_comment_is_no_event() -> None:
+def test_a_comment_is_not_read_as_an_event() -> None:
     assert COMMENT.startswith(b":")
     assert decode(COMMENT) == []
 

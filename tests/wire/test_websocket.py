@@ -273,7 +273,7 @@ def test_end_of_stream_while_opening() -> None:
 # ------------------------------------------------------------------ messages
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.text(max_size=300), max_size=8),
     st.lists(st.integers(0, 5_000), max_size=10),
@@ -285,7 +285,7 @@ def test_messages_survive_any_split_in_both_directions(texts: list[str], cuts: l
     assert feed(client, b"".join(server.send_text(t.encode()) for t in texts), cuts) == sent
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_fragments_with_control_frames_between_are_joined(data: st.DataObject) -> None:
     client, _ = opened()
@@ -380,7 +380,7 @@ NOISE = st.lists(
 ).map(b"".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(NOISE, st.lists(st.integers(0, 300), max_size=6), st.booleans(), st.booleans())
 def test_any_bytes_give_events_that_do_not_depend_on_the_split(
     noise: bytes, cuts: list[int], upgraded: bool, at_server: bool
@@ -534,7 +534,7 @@ def frames_of(peer: WebSocketClient | WebSocketServer) -> list[bytes]:
     return list(iter(peer.next_frame, b""))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.DataObject) -> None:
     """Pongs, pings and replies leave in the middle of a message, and the peer reads it whole."""
@@ -558,7 +558,7 @@ def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.Data
     assert received == [MessageReceived(text) for text in texts]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(long_texts, st.integers(0, 5), st.sampled_from(["we close", "it closes", "it fails"]))
 def test_what_is_queued_is_dropped_at_the_end(text: bytes, sent: int, end: str) -> None:
     """In the middle of a message a close frame is in order, and nothing follows it."""

@@ -1,0 +1,5 @@
+"""What a client is shown of a turn, whatever carries it to the client.
+
+``exchange``: the answer to one turn as it goes out. Nothing here knows HTTP, WebSocket or upstream
+connections.
+"""

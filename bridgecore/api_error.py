@@ -1,0 +1,180 @@
+"""Failures as a client is told them: status, code, words, the time to wait.
+
+What belongs here: the one place where a decision (``recovery.effects.Answer``) or an upstream's
+error becomes something that a client reads. It is a value, which each front writes in its own way.
+Nothing here is ever read back to choose a recovery.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import assert_never
+
+import attrs
+
+from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    ErrorFrame,
+    Failure,
+    FailureKind,
+    classify,
+    known_name,
+)
+from bridgecore.wire.responses import error_body
+
+# Codex honours an integer Retry-After, and every SDK does: a second is enough for a reconnect.
+_RETRY_AFTER = 1
+_RETRIABLE = frozenset({429, 502, 503, 504})
+_NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
+
+
+@attrs.frozen
+class ApiError:
+    """An error as a client sees it, with the members that OpenAI's API gives an error.
+
+    ``status``: of HTTP, whatever carries the answer. ``retry_after``: seconds; None when no retry
+    is asked for. ``more``: further members of an upstream's error, as the text of a JSON object.
+    """
+
+    status: int
+    type: str
+    code: str
+    message: str
+    param: str | None = None
+    retry_after: int | None = None
+    more: str | None = None
+
+    @property
+    def body(self) -> bytes:
+        """The JSON body, in OpenAI's error shape."""
+        return error_body(self.message, self.type, self.code, self.param, self.more)
+
+    @property
+    def log_code(self) -> str:
+        """The code as logs show it: what the client was told, if it is a name.
+
+        An upstream can put anything into a code, the credential or the request too. A text that is
+        more than a name is shown as the known name that it stands for, else as ``upstream_error``.
+        """
+        if _NAME.fullmatch(self.code):
+            return self.code
+        return known_name(self.code) or Answer.UPSTREAM_ERROR.value
+
+
+def api_error(
+    status: int,
+    code: str,
+    message: str,
+    *,
+    type_: str | None = None,
+    param: str | None = None,
+    retry_after: int | None = None,
+) -> ApiError:
+    """An ``ApiError`` whose type and ``Retry-After`` follow from its status."""
+    if type_ is None:
+        type_ = _type_of(status)
+    wait = max(retry_after or 0, _RETRY_AFTER) if status in _RETRIABLE else None
+    return ApiError(status, type_, code, message, param, wait)
+
+
+def _type_of(status: int) -> str:
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting down.")
+
+
+def render_answer(
+    answer: Answer, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
+) -> ApiError:
+    """What the client of a turn is told.
+
+    Args:
+        answer: the decision.
+        failure: what happened, if anything did.
+        error: the upstream's own words, when it is the upstream's answer.
+        anchor: the turn's ``previous_response_id``.
+    """
+    happened = f" ({failure.detail})" if failure is not None else ""
+    wait = failure.retry_after if failure is not None else None
+    exhausted = failure is not None and failure.kind is FailureKind.EXHAUSTED
+    if answer is Answer.UPSTREAM_UNAVAILABLE and exhausted:
+        message = "The bridge has no socket left to reach the upstream with. Retry later."
+        return api_error(503, Answer.OVERLOADED.value, message)
+    if answer is Answer.UPSTREAM_UNAVAILABLE:
+        message = f"The upstream connection could not carry this turn{happened}. Retry as is."
+    elif answer is Answer.OWNER_UNREACHABLE:
+        message = f"The connection was lost while the turn was being sent{happened}. Retry as is."
+    elif answer is Answer.STREAM_INCOMPLETE:
+        message = f"The upstream connection was lost before the answer was complete{happened}."
+    elif answer is Answer.REQUEST_TIMEOUT:
+        message = f"The upstream did not answer in time{happened}. Retry as is."
+    elif answer is Answer.OVERLOADED:
+        message = "Too many turns wait for this conversation. Retry later."
+        return api_error(503, answer.value, message)
+    elif answer is Answer.NOT_FOUND:
+        message = f"Previous response with id '{anchor}' not found."
+        return api_error(400, NOT_FOUND_CODE, message, param="previous_response_id")
+    elif answer is Answer.UPSTREAM_ERROR:
+        return _render_upstream_error(failure, error or ErrorFrame(), anchor)
+    else:
+        assert_never(answer)
+    return api_error(502, answer.value, message, retry_after=wait)
+
+
+def render_failed_response(error: ErrorFrame, anchor: str | None) -> ApiError:
+    """A ``response.failed`` for a client that gets no stream: the status its error stands for."""
+    return _render_upstream_error(classify(error), error, anchor)
+
+
+# What an error is called that the upstream gave no name.
+_CODES = {
+    FailureKind.RATE_LIMITED: "rate_limit_exceeded",
+    FailureKind.TOO_LARGE: "request_too_large",
+}
+
+
+def _render_upstream_error(
+    failure: Failure | None, error: ErrorFrame, anchor: str | None
+) -> ApiError:
+    """The upstream's own error: words and members kept, the status one that clients act upon."""
+    kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
+    if kind is FailureKind.NOT_FOUND and anchor is None:
+        # The client named no id, so it has none to drop: the upstream is at fault.
+        message = "The upstream did not find a response that the turn does not name. Retry as is."
+        return api_error(502, Answer.UPSTREAM_ERROR.value, message)
+    if kind is FailureKind.NOT_FOUND:
+        # Whatever shape it came in, the client gets the one it knows.
+        return render_answer(Answer.NOT_FOUND, failure, None, anchor)
+    if kind is FailureKind.REJECTED and classify(error).kind in _OF_A_SOCKET:
+        # A refused upgrade named no anchor, and its client knows nothing of sockets.
+        return render_answer(Answer.UPSTREAM_UNAVAILABLE, failure, None, anchor)
+    upstream = failure.status if failure is not None else None
+    if kind is FailureKind.RATE_LIMITED:
+        status = 429
+    elif kind is FailureKind.TOO_LARGE:
+        status = 413
+    elif kind in (FailureKind.INVALID, FailureKind.REJECTED) and upstream is not None:
+        status = upstream
+    else:
+        status = 502
+    code = error.code or error.type or _CODES.get(kind, Answer.UPSTREAM_ERROR.value)
+    words = error.message
+    if words is None and kind is FailureKind.TOO_LARGE:
+        happened = f" ({failure.detail})" if failure is not None else ""
+        words = f"The request is larger than the upstream takes{happened}. Send less input."
+    elif words is None:
+        words = f"The upstream refused the turn ({code})."
+    wait = failure.retry_after if failure is not None else None
+    answer = api_error(status, code, words, type_=error.type, param=error.param, retry_after=wait)
+    return attrs.evolve(answer, more=error.more)
+
+
+_OF_A_SOCKET = frozenset({FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT})

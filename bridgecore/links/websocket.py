@@ -1,0 +1,170 @@
+"""An upstream connection that speaks WebSocket: upgrade, messages, pings, close, deadlines.
+
+What belongs here: how a link is opened and closed (RFC 6455), how a long message is sent in parts
+so that pongs go between them, and when an upstream that shows no life is given up.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from bridgecore.config import Config
+from bridgecore.links import Loss, ReadResult, Stage
+from bridgecore.recovery.failure import (
+    Closed,
+    Evidence,
+    Malformed,
+    TimedOut,
+    UpgradeRefused,
+)
+from bridgecore.recovery.timers import Timer
+from bridgecore.wire import websocket as ws
+from bridgecore.wire.errors import longest, read_error_body, read_wait
+
+
+class WebSocketConnection:
+    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``."""
+
+    def __init__(
+        self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int
+    ) -> None:
+        self._config = config
+        self._socket = ws.WebSocketClient(
+            authority=config.upstream.authority,
+            target=config.upstream.target,
+            headers=headers,
+            max_message=config.max_message,
+        )
+        self._seen = now  # when the upstream last showed that it is alive
+        self._pong_due: int | None = None  # it was pinged and has not shown it since
+        self._sending = False  # the transport has a frame of a message that is not out yet
+        self._taken = now  # when the transport last took one
+        self.link = link
+        self.stage = Stage.CONNECTING
+        self.paused = False  # it is not read: a client is too slow
+        self.deadline: int | None = None
+
+    @property
+    def timer(self) -> Timer:
+        """Which timer ``deadline`` is of."""
+        return Timer.CLOSE_HANDSHAKE if self.stage is Stage.CLOSING else Timer.PING
+
+    # ------------------------------------------------------------ input
+
+    def connected(self) -> bytes:
+        """The transport is up: what to send."""
+        self.stage = Stage.UPGRADING
+        return self._socket.connect()
+
+    def receive(self, data: bytes, now: int) -> ReadResult:
+        """Take in bytes."""
+        self._alive(now)  # any byte proves life, a pong is just the one that was asked for
+        return self._read(self._socket.receive(data), now)
+
+    def receive_eof(self, now: int) -> ReadResult:
+        """The upstream will send no more; the link is lost, if it was not before."""
+        read = self._read(self._socket.receive_eof(), now)
+        if read.loss is None:
+            read.loss = Loss(Closed(1006))
+        return read
+
+    def _read(self, events: list[ws.WebSocketEvent], now: int) -> ReadResult:
+        read = ReadResult()
+        for event in events:
+            if isinstance(event, ws.MessageReceived):
+                read.messages.append(event.data)
+            elif isinstance(event, ws.Upgraded):
+                read.opened = True
+                self.stage = Stage.OPEN
+                self.deadline = now + self._config.ping_interval
+            elif isinstance(event, ws.UpgradeRejected):
+                error = read_error_body(event.body)
+                fields = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in event.headers]
+                wait = longest(read_wait(fields), error.retry_after)
+                read.loss = Loss(UpgradeRefused(event.status, wait), error)
+            elif isinstance(event, ws.CloseReceived):
+                read.loss = Loss(Closed(event.code), goodbye=True)
+            elif isinstance(event, ws.Failed):
+                read.loss = Loss(_failure(event.code))
+            elif isinstance(event, ws.PongReceived):
+                pass
+            elif isinstance(event, ws.UpgradeRequested):
+                raise AssertionError("a server does not ask for an upgrade")
+            else:
+                assert_never(event)
+        read.reply = self._socket.data_to_send()
+        if read.loss is not None and read.reply:
+            read.loss.goodbye = True
+        return read
+
+    # ------------------------------------------------------------ output
+
+    def send(self, text: bytes, now: int) -> bytes:
+        """Take a text message to send: what of it goes out at once.
+
+        Nothing, if the link is closing or an earlier message is not out yet. A large message goes
+        out in frames: one is returned here, the others by ``frame_sent``, so that replies to the
+        upstream's pings wait for one frame and not for megabytes.
+        """
+        self._socket.queue_text(text)
+        if self._sending:
+            return b""
+        return self._next_frame(now)
+
+    def frame_sent(self, now: int) -> bytes:
+        """The transport has taken the frame that was to be sent last: the next one, if any."""
+        # The transport buffers less than a long message, so the upstream reads: it is alive.
+        self._alive(now)
+        return self._next_frame(now)
+
+    def _next_frame(self, now: int) -> bytes:
+        frame = self._socket.next_frame()
+        self._sending = bool(frame)
+        self._taken = now
+        return frame
+
+    def _alive(self, now: int) -> None:
+        self._seen = now
+        self._pong_due = None
+
+    def close(self) -> bytes:
+        """The bytes of our close frame; none if nobody could understand it."""
+        return self._socket.close(1000) if self.stage is Stage.OPEN else b""
+
+    def part(self, now: int) -> None:
+        """The last word is said: give the peer its time to close."""
+        self.stage = Stage.CLOSING
+        self.paused = False
+        self.deadline = now + self._config.close_timeout
+
+    def timeout(self, now: int) -> bytes | TimedOut:
+        """The deadline has come: what to send, or that nobody is there any more."""
+        config = self._config
+        if self.stage is Stage.CLOSING:
+            return TimedOut(Timer.CLOSE_HANDSHAKE)
+        if self.paused:
+            # Nothing is read: a pong that came would not be seen, and an upstream whose events
+            # nobody takes may have stopped reading, too.
+            self._pong_due = None
+            self._taken = now
+            self.deadline = now + config.ping_interval
+            return b""
+        if self._pong_due is not None and self._pong_due <= now:
+            return TimedOut(Timer.PING)
+        # An upstream may send, pongs included, and take nothing of a message. It is given up like a
+        # quiet one, and as late: our own pongs wait behind the frame that it does not take.
+        stalled = self._taken + config.ping_interval + config.ping_timeout
+        if self._sending and stalled <= now:
+            return TimedOut(Timer.PING)
+        ping = b""
+        if self._pong_due is not None:
+            due = self._pong_due
+        elif (due := self._seen + config.ping_interval) <= now:
+            ping = self._socket.ping()
+            due = self._pong_due = now + config.ping_timeout
+        self.deadline = min(due, stalled) if self._sending else due
+        return ping
+
+
+def _failure(code: int) -> Evidence:
+    return Closed(code) if code == 1006 else Malformed(f"protocol error {code}")

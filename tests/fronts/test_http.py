@@ -1,0 +1,151 @@
+"""Tests of fronts/http.py: what an HTTP connection of a client reads and writes, and when."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bridgecore.api_error import api_error
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.fronts.http import HttpConnection
+from bridgecore.messages import (
+    AnswerBody,
+    AnswerError,
+    AnswerEvents,
+    AnswerKeepalive,
+    BeginAnswer,
+    EndAnswer,
+)
+from bridgecore.recovery.timers import Timer
+from bridgecore.wire.responses import EventKind, UpstreamEvent, keepalive_event
+from tests.endpoint_world import Answer, read_answers, request
+
+CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
+ERROR = api_error(502, "stream_incomplete", "Lost.")
+DELTA = UpstreamEvent(EventKind.OUTPUT, b"response.output_text.delta", b'{"delta":"x"}')
+
+
+def connected() -> HttpConnection:
+    """A connection whose client has asked for turn 1."""
+    connection = HttpConnection(CONFIG, 0)
+    connection.receive(request({"model": "m"}))
+    received = connection.next_request(1, 0, draining=False)
+    assert received is not None
+    assert received.turn == 1
+    assert json.loads(received.body) == {"model": "m"}
+    assert connection.turns == [1]
+    assert connection.deadline is None
+    return connection
+
+
+def said(connection: HttpConnection) -> Answer:
+    (answer,) = read_answers(b"".join(connection.out))
+    return answer
+
+
+def test_a_stream() -> None:
+    connection = connected()
+    for effect in (
+        BeginAnswer(1),
+        AnswerKeepalive(1),
+        AnswerEvents(1, [DELTA, DELTA]),
+        AnswerKeepalive(1, keepalive_event(7)),
+        EndAnswer(1),
+    ):
+        assert connection.turns == [1]
+        connection.answer(effect)
+    answer = said(connection)
+    assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream")
+    assert answer.complete
+    assert answer.body.startswith(b": keepalive\n\nevent: response.output_text.delta\ndata: {")
+    assert answer.names == [*["response.output_text.delta"] * 2, "keepalive"]
+    assert connection.turns == []
+    assert not connection.closing
+    assert connection.next_request(2, 3, draining=False) is None
+    assert (connection.timer, connection.deadline) == (Timer.CLIENT_IDLE, 3 + CONFIG.client_idle)
+    assert connection.idle
+
+
+def test_a_json_answer() -> None:
+    connection = connected()
+    assert not connection.idle
+    connection.answer(AnswerBody(1, b'{"id":"r"}'))
+    answer = said(connection)
+    assert (answer.status, answer.body) == (200, b'{"id":"r"}')
+    assert answer.request_id.startswith("req_")
+
+
+def test_an_error() -> None:
+    connection = connected()
+    connection.answer(AnswerError(1, ERROR))
+    answer = said(connection)
+    assert (answer.status, answer.headers["retry-after"]) == (502, "1")
+    assert answer.headers["retry-after-ms"] == "1000"
+    assert answer.error["code"] == "stream_incomplete"
+    assert connection.turns == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_last_answer(begun: bool) -> None:
+    connection = connected()
+    if begun:
+        connection.answer(BeginAnswer(1))
+    connection.close_after_answers()
+    connection.answer(EndAnswer(1) if begun else AnswerError(1, ERROR))
+    assert said(connection).complete
+    assert connection.closing
+    assert not connection.lingering
+    connection.receive(request({"model": "m"}))
+    assert connection.next_request(2, 1, draining=False) is None
+
+
+def test_a_request_waits_for_the_answer_before_it() -> None:
+    connection = connected()
+    connection.receive(request({"model": "m"}))
+    assert connection.next_request(2, 1, draining=False) is None
+    connection.answer(AnswerError(1, ERROR))
+    received = connection.next_request(2, 1, draining=False)
+    assert received is not None
+    assert received.turn == 2
+
+
+def test_draining() -> None:
+    connection = HttpConnection(CONFIG, 0)
+    connection.receive(request({"model": "m"}))
+    assert connection.next_request(1, 0, draining=True) is None
+    assert said(connection).error["code"] == "server_shutting_down"
+    assert connection.closing
+
+
+@pytest.mark.parametrize(("sent", "status"), [(b"", None), (b"GET", 503), (None, 503)])
+def test_shut(sent: bytes | None, status: int | None) -> None:
+    connection = HttpConnection(CONFIG, 0)
+    connection.receive(request({"model": "m"})[:-1] if sent is None else sent)
+    assert connection.next_request(1, 0, draining=False) is None
+    connection.shut()
+    assert connection.closing
+    assert (said(connection).status if connection.out else None) == status
+    assert connection.lingering == (status is not None)
+    out = list(connection.out)
+    connection.shut()
+    assert connection.out == out
+
+
+def test_shut_does_not_touch_a_running_turn() -> None:
+    connection = connected()
+    connection.shut()
+    assert not connection.closing
+    connection.answer(AnswerBody(1, b"{}"))
+    assert said(connection).complete
+
+
+def test_a_slow_head_is_answered_408_once() -> None:
+    connection = HttpConnection(CONFIG, 0)
+    assert (connection.timer, connection.deadline) == (Timer.CLIENT_IDLE, CONFIG.header_timeout)
+    connection.receive(b"GET /")
+    connection.next_request(1, 5, draining=False)
+    assert (connection.timer, connection.deadline) == (Timer.HEADER, 5 + CONFIG.header_timeout)
+    connection.timeout()
+    assert said(connection).status == 408
+    assert (connection.closing, connection.lingering, connection.deadline) == (True, True, None)
