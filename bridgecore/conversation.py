@@ -49,13 +49,11 @@ from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import hashed
-from bridgecore.wire.errors import read_error
 from bridgecore.wire.responses import (
     EventKind,
     Terminal,
     UpstreamEvent,
     read_event,
-    read_stored,
     read_terminal,
 )
 
@@ -328,7 +326,7 @@ class Conversation:
         """An event was read before the turn's frame was sent, so it cannot answer it. Most say
         nothing about the turn; see ``concerns_unsent``."""
         if event.kind is EventKind.ERROR:
-            error = read_error(event.data)
+            error = event.error
             if concerns_unsent(error):
                 link.unsent.clear()
                 self._step(ev.UpstreamRefused(link.generation, error, unsent=True), now, event)
@@ -348,7 +346,7 @@ class Conversation:
             terminal = read_terminal(upstream, turn.items if turn is not None else [])
             event = self._ended(link, turn, upstream, terminal)
         elif kind is EventKind.ERROR:
-            event = self._refused(link, turn, read_error(upstream.data))
+            event = self._refused(link, turn, upstream.error)
         elif kind is EventKind.OTHER and self.session.state.phase not in ANSWERING:
             event = self._unknown(link, turn, upstream)
             if event is None:
@@ -358,7 +356,7 @@ class Conversation:
             event = ev.OutputReceived(generation, kind is EventKind.OUTPUT, room, named)
         self._step(event, now, upstream, terminal)
         if kind is EventKind.CREATED and turn is not None and turn.opened:
-            turn.stored = read_stored(upstream)
+            turn.stored = upstream.stored
         if turn is not None and self.session.rule == ENDED_RESPONSE:
             turn.error = error_before  # that of this event was about another response
         if self.session.state.phase is Phase.OUTPUT:
@@ -399,7 +397,7 @@ class Conversation:
             return ev.ResponseEnded(generation, ev.Outcome.FAILED, upstream.response, cause)
         error = None
         if terminal.outcome is ev.Outcome.FAILED:
-            error = read_error(terminal.event.data)
+            error = terminal.event.error
             if turn is not None:
                 turn.error = error
         response = terminal.response_id

@@ -17,7 +17,6 @@ from bridgecore.wire.responses import (
     Terminal,
     UpstreamEvent,
     created_event,
-    sequence_number,
 )
 
 
@@ -72,7 +71,7 @@ class RoutedTurn:
         told = next((each for each in events if each.response is not None), events[0])
         # The number before the first of the upstream's, which may be 0: a client that takes numbers
         # which do not rise for repetitions must drop neither event.
-        first = sequence_number(events[0].data)
+        first = events[0].sequence_number
         event = created_event(
             told,
             f"resp_{conversation}_{self.id}",

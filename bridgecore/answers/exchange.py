@@ -26,7 +26,6 @@ from bridgecore.messages import (
     EndAnswer,
 )
 from bridgecore.recovery.timers import Timer
-from bridgecore.wire.errors import read_error
 from bridgecore.wire.responses import (
     CreateRequest,
     EventKind,
@@ -35,7 +34,6 @@ from bridgecore.wire.responses import (
     failed_event,
     final_response,
     keepalive_event,
-    sequence_number,
 )
 
 
@@ -56,8 +54,8 @@ class Exchange:
     _model: str | None = None
     _keepalive: int = 0  # ns without a word after which a stream is given one
     _begun: bool = False  # the head of the stream went out
-    _created: bytes | None = None  # the response.created event that the client has seen
-    _last: bytes | None = None  # the latest numbered event that the client has seen
+    _created: UpstreamEvent | None = None  # the response.created event that the client has seen
+    _last: UpstreamEvent | None = None  # the latest numbered event that the client has seen
     _spoke: int = 0  # ns: when something was last shown
 
     @classmethod
@@ -87,11 +85,11 @@ class Exchange:
         if self._created is None:
             for event in events:
                 if event.kind is EventKind.CREATED:
-                    self._created = event.data
+                    self._created = event
         # An event of an unknown type need not have a number. If it has one, numbers go on from it.
         for event in reversed(events):
-            if event.kind is not EventKind.OTHER or sequence_number(event.data) >= 0:
-                self._last = event.data
+            if event.kind is not EventKind.OTHER or event.sequence_number >= 0:
+                self._last = event
                 break
         self._spoke = now
         if events[-1].kind is EventKind.ENDED:
@@ -114,7 +112,7 @@ class Exchange:
             return []
         self.ended = True
         if last.type == b"response.failed":
-            error = render_failed_response(read_error(last.data), self._anchor)
+            error = render_failed_response(last.error, self._anchor)
             return [AnswerError(self.turn, error)]
         return [AnswerBody(self.turn, final_response(last))]
 
@@ -131,9 +129,10 @@ class Exchange:
         events = []
         if self._created is None:
             created = created_event(None, f"resp_failed_{self.turn}", self._model)
-            self._created = self._last = created.data
+            self._created = self._last = created
             events.append(created)
-        number = max(0, sequence_number(self._last or b"") + 1)
+        last = -1 if self._last is None else self._last.sequence_number
+        number = max(0, last + 1)
         events.append(failed_event(error.code, error.message, number, self._created, error.more))
         return [AnswerEvents(self.turn, events), self._end()]
 
@@ -155,4 +154,4 @@ class Exchange:
         if self._last is None:
             return None
         # It repeats the number of the event before it: the upstream's next one goes on from there.
-        return keepalive_event(max(0, sequence_number(self._last)))
+        return keepalive_event(max(0, self._last.sequence_number))

@@ -11,18 +11,27 @@ The tables follow the API reference (the input item union) and what clients were
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 import attrs
 import msgspec
 
-from bridgecore.wire import jsontext
+from bridgecore.wire.jsontext import (
+    Text,
+    TooDeepError,
+    UnreadableError,
+    begins,
+    read_array,
+    read_members,
+    read_value,
+    reader,
+    write_object,
+)
 from bridgecore.wire.responses import CreateRequest
 
 Json: TypeAlias = dict[str, Any]
-T = TypeVar("T")
 
 DIGEST_SIZE: Final = 16  # bytes: 2^64 items of one credential before two of them might be confused
 ROOT: Final = bytes(DIGEST_SIZE)  # the chain digest of no items at all
@@ -66,55 +75,19 @@ CLIENT_MEMBERS: Final = frozenset(
     }
 )
 
-_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_any: Final = msgspec.json.Decoder().decode
 # MessagePack because it is canonical once keys are sorted: one encoding per value, types told
 # apart, and no escapes to write.
 _canonical = msgspec.msgpack.Encoder(order="sorted")
 
-# Everything that reading a value can raise: malformed (a lone surrogate is), too deep, too large.
-UNREADABLE = (
-    msgspec.DecodeError,
-    jsontext.UnreadableError,
-    UnicodeDecodeError,
-    RecursionError,
-    OverflowError,
-    ValueError,
-)
-
-
-# Views of the text where msgspec reads it, which is nearly always; else see jsontext.
-
-
-def read_members(data: msgspec.Raw | bytes) -> dict[str, msgspec.Raw]:
-    """The members of an object, each value byte for byte."""
-    try:
-        return _members(data)
-    except msgspec.DecodeError:
-        return {n: msgspec.Raw(raw) for n, raw in jsontext.read_members(bytes(data)).items()}
-
-
-def read_array(data: msgspec.Raw | bytes) -> list[msgspec.Raw]:
-    """The elements of an array, each byte for byte."""
-    try:
-        return _array(data)
-    except msgspec.DecodeError:
-        return [msgspec.Raw(raw) for raw in jsontext.read_array(bytes(data))]
-
-
-def read_value(data: msgspec.Raw | bytes) -> Any:
-    """``data`` as Python values."""
-    try:
-        return _any(data)
-    except msgspec.DecodeError:
-        return jsontext.read_value(bytes(data))
+# A value has no canonical form if it cannot be read, or if MessagePack has no word for it: an
+# integer of more than 64 bits, half of a surrogate pair.
+_NO_FORM = (UnreadableError, OverflowError, ValueError)
 
 
 # ------------------------------------------------------------------ input form
 
 
-def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
+def input_form(item: Text, *, stored: bool) -> bytes | None:
     """An output item of a response as a later request can send it; None if it cannot be sent.
 
     A response of ``store=true`` (``stored``) has items the service can look up: they go back as
@@ -132,7 +105,7 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
     if stored:
         return raw
     try:
-        members = read_members(raw)
+        members = read_members(item)
         kind = kind_of(members)
         if is_bare_thought(kind, members):
             return None
@@ -144,14 +117,14 @@ def input_form(item: msgspec.Raw | bytes, *, stored: bool) -> bytes | None:
         content = None
         if kind == "message" and b'"logprobs"' in raw:
             content = _without_logprobs(members.get("content"))
-    except UNREADABLE:
+    except UnreadableError:
         return raw
     if not unwanted and content is None:
         return raw
-    kept = {name: value for name, value in members.items() if name not in unwanted}
+    kept: dict[str, Text] = {n: value for n, value in members.items() if n not in unwanted}
     if content is not None:
-        kept["content"] = msgspec.Raw(content)
-    return _object(kept)
+        kept["content"] = content
+    return write_object(kept)
 
 
 def ignored(kind: str) -> frozenset[str]:
@@ -171,55 +144,37 @@ def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
 _NOTHING: Final[tuple[object, ...]] = (None, [], "")
 
 
-def is_kind(item: msgspec.Raw | bytes, kind: str) -> bool:
-    """Whether ``item`` is of the type ``kind``."""
-    raw = bytes(item)
-    if kind.encode() not in raw:
-        return False
-    try:
-        return kind_of(read_members(raw)) == kind
-    except UNREADABLE:
-        return False
-
-
 def kind_of(members: Mapping[str, msgspec.Raw]) -> str:
     """The type of an item; one with a role and no type is a message, as the reference says."""
     kind = _text_of(members.get("type"))
     return kind or ("message" if "type" not in members and "role" in members else "")
 
 
-def _text_of(raw: msgspec.Raw | None) -> str:
+def _text_of(raw: Text | None) -> str:
     value = None if raw is None else read_value(raw)
     return value if isinstance(value, str) else ""
 
 
 def _without_logprobs(content: msgspec.Raw | None) -> bytes | None:
     """``content`` with ``logprobs`` cut out of its parts; None if there is nothing to cut."""
-    if content is None or not bytes(content).startswith(b"["):
+    if content is None or not begins(content, b"["):
         return None
     cut = False
-    parts = []
-    for raw in read_array(content):
-        part = bytes(raw)
-        if part.startswith(b"{"):
+    parts: list[Text] = []
+    for part in read_array(content):
+        parts.append(part)
+        if begins(part, b"{"):
             members = read_members(part)
             if "logprobs" in members and _text_of(members.get("type")) == "output_text":
                 del members["logprobs"]
-                part, cut = _object(members), True
-        parts.append(part)
+                parts[-1], cut = write_object(members), True
     return b"[" + b",".join(parts) + b"]" if cut else None
-
-
-def _object(members: Mapping[str, msgspec.Raw | bytes]) -> bytes:
-    """An object of ``members``, each value byte for byte."""
-    parts = [msgspec.json.encode(name) + b":" + bytes(value) for name, value in members.items()]
-    return b"{" + b",".join(parts) + b"}"
 
 
 # ------------------------------------------------------------------ digests
 
 
-def chain_digest(before: bytes, item: msgspec.Raw | bytes, *, stored: bool = True) -> bytes:
+def chain_digest(before: bytes, item: Text, *, stored: bool = True) -> bytes:
     """The digest of a list of items: that of all but the last, and the last.
 
     Lists have one digest if and only if they are the same context. The same are: members in another
@@ -241,7 +196,7 @@ def chain_digest(before: bytes, item: msgspec.Raw | bytes, *, stored: bool = Tru
             return before
         # An array in MessagePack: it begins otherwise than what cannot be read.
         said = _canonical.encode((before, _normal(value) if isinstance(value, dict) else value))
-    except UNREADABLE:
+    except _NO_FORM:
         said = b"\0%b%b" % (before, bytes(item))
     return _digest(said)
 
@@ -304,8 +259,8 @@ def _parse_arguments(call: Json) -> None:
     text = call.get("arguments")
     if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
         try:
-            value = _canonical.encode(_any(text))
-        except UNREADABLE:  # numbers that are too large for it included: then the text counts
+            value = _canonical.encode(read_value(text.encode()))
+        except _NO_FORM:  # then the text counts
             return
         call["arguments"] = msgspec.msgpack.Ext(0, value)
 
@@ -348,108 +303,96 @@ class Proof:
         return not self.orphans and not self.opaque
 
 
-class _Pairing(msgspec.Struct):
+class Head(msgspec.Struct):
+    """What an item is, and what it refers to: the members that tell, and no others."""
+
     type: Any = None
     role: Any = None
     call_id: Any = None
     id: Any = None
     approval_request_id: Any = None
 
+    @property
+    def kind(self) -> str:
+        """Its type; empty if it has none."""
+        return self.type if isinstance(self.type, str) else ""
 
-_pairings: Final = msgspec.json.Decoder(list[_Pairing]).decode
+
+_read_head: Final = reader(Head)
+_read_heads: Final = reader(list[Head])
 
 
-def _read_pairings(text: bytes) -> list[_Pairing]:
-    """The items of ``text``, the inside of a JSON array. Raises one of ``UNREADABLE``."""
+def read_head(item: Text) -> Head | None:
+    """The head of ``item``; None if nobody can read it."""
     try:
-        return _pairings(b"[%b]" % text)
-    except msgspec.DecodeError:
-        return msgspec.convert(jsontext.read_value(b"[%b]" % text), list[_Pairing])
+        return _read_head(item)
+    except UnreadableError:
+        return None
 
 
-class _Reference(msgspec.Struct):
-    type: Any = None
-    role: Any = None
-    id: Any = None
+def read_heads(text: bytes) -> list[Head | None]:
+    """The heads of the items of ``text``, the inside of a JSON array; one None if nobody can read
+    it."""
+    try:
+        return [*_read_heads(b"[%b]" % text)]
+    except UnreadableError:
+        return [None]
 
 
-_reference = msgspec.json.Decoder(_Reference)
-
-
-def referred(item: msgspec.Raw | bytes) -> str | None:
-    """The id that an ``item_reference`` names; None if ``item`` is none. The API reference lets
+def referred(head: Head | None) -> str | None:
+    """The id that an ``item_reference`` names; None if the item is none. The API reference lets
     its ``type`` be left out."""
-    if len(item) > _LONGEST_REFERENCE:
+    if head is None or head.role is not None or head.type not in (None, "item_reference"):
         return None
-    try:
-        found = _reference.decode(item)
-    except UNREADABLE:
-        return None
-    if found.role is not None or found.type not in (None, "item_reference"):
-        return None
-    return found.id if isinstance(found.id, str) and found.id else None
+    return head.id if isinstance(head.id, str) and head.id else None
 
 
-def has_id(item: bytes, name: str) -> bool:
-    """Whether ``item`` is one that has the id ``name``, and no reference to it."""
-    try:
-        found = _reference.decode(item)
-    except UNREADABLE:
-        return False
-    return found.id == name and found.type not in (None, "item_reference")
+def has_id(head: Head | None, name: str) -> bool:
+    """Whether the item is one that has the id ``name``, and no reference to it."""
+    return head is not None and head.id == name and head.type not in (None, "item_reference")
 
 
 _LONGEST_REFERENCE: Final = 4096  # bytes: most items are longer than any reference
 
 
-def prove(text: bytes) -> Proof:
-    """What is to be said for and against the items of ``text``, the inside of a JSON array."""
-    try:
-        items = _read_pairings(text)
-    except UNREADABLE:
-        return Proof((), (), 1)
+def prove(heads: Iterable[Head | None]) -> Proof:
+    """What is to be said for and against sending the items with these ``heads``."""
     pending: dict[str, None] = {}
     called: set[str] = set()
     orphans: dict[str, None] = {}
     opaque = 0
-    for item in items:
-        kind = item.type if isinstance(item.type, str) else ""
-        if kind == "item_reference" or (not kind and not isinstance(item.role, str)):
+    for head in heads:
+        kind = "" if head is None else head.kind
+        if (
+            head is None
+            or kind == "item_reference"
+            or (not kind and not isinstance(head.role, str))
+        ):
             opaque += 1
         elif _is_answer(kind):
-            call = _answered(kind, item)
+            call = _answered(head)
             pending.pop(call or "", None)
             if call is not None and call not in called:
                 orphans[call] = None
-        elif (call := _called(kind, item)) is not None:
+        elif (call := _called(head)) is not None:
             called.add(call)
             pending[call] = None
     return Proof(tuple(orphans), tuple(pending), opaque)
 
 
-def calls(text: bytes) -> frozenset[str]:
-    """The ids of the calls among the items of ``text``, the inside of a JSON array, be they
-    answered there or not; no ids if ``text`` cannot be read."""
-    try:
-        items = _read_pairings(text)
-    except UNREADABLE:
-        return frozenset()
-    kinds = [(item.type if isinstance(item.type, str) else "", item) for item in items]
-    found = (_called(kind, item) for kind, item in kinds if not _is_answer(kind))
+def calls(heads: Iterable[Head | None]) -> frozenset[str]:
+    """The ids of the calls among the items, be they answered there or not."""
+    found = (_called(head) for head in heads if head is not None and not _is_answer(head.kind))
     return frozenset(call for call in found if call is not None)
 
 
-def repeats_answers(text: bytes) -> bool:
-    """Whether an item of ``text``, the inside of a JSON array, is one that a model made: then it is
-    a history and no beginning. False if it cannot be read."""
-    try:
-        items = _read_pairings(text)
-    except UNREADABLE:
-        return False
-    return any(
-        item.role == "assistant"
-        or (isinstance(item.type, str) and (item.type in _MADE or item.type.endswith("_call")))
-        for item in items
+def repeats_answers(heads: Sequence[Head | None]) -> bool:
+    """Whether one of the items is one that a model made: then they are a history and no beginning.
+    False if one of them cannot be read."""
+    return None not in heads and any(
+        head is not None
+        and (head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call"))
+        for head in heads
     )
 
 
@@ -460,17 +403,18 @@ def _is_answer(kind: str) -> bool:
     return kind == "mcp_approval_response" or kind.endswith("_output")
 
 
-def _called(kind: str, item: _Pairing) -> str | None:
+def _called(head: Head) -> str | None:
     """The id by which an item that is no answer can be answered; None if it asks for none."""
-    call = item.id if kind == "mcp_approval_request" else item.call_id
+    call = head.id if head.kind == "mcp_approval_request" else head.call_id
     return call if isinstance(call, str) and call else None
 
 
-def _answered(kind: str, item: _Pairing) -> str | None:
+def _answered(head: Head) -> str | None:
     """The call that an output answers; None if it answers none, "" if it does not say which."""
-    call = item.approval_request_id if kind == "mcp_approval_response" else item.call_id
+    kind = head.kind
+    call = head.approval_request_id if kind == "mcp_approval_response" else head.call_id
     if call is None and kind == "local_shell_call_output":
-        call = item.id  # the reference has this type name its call so
+        call = head.id  # the reference has this type name its call so
     if call is None and kind == "tool_search_output":
         return None  # the service searched for itself
     return call if isinstance(call, str) else ""
@@ -481,58 +425,47 @@ def _answered(kind: str, item: _Pairing) -> str | None:
 _NULL: Final = msgspec.Raw(b"null")  # to the API, as good as absent
 
 
-class _Settings(msgspec.Struct):
-    """What of a request has to be equal along a conversation, and what hides part of its context.
-
-    A chain carries nothing on but items: all of these are said anew by every request. But Codex,
-    which continues chains itself, begins anew when one of the first ten or ``store`` changes (docs,
-    "Protocol notes"); the two after those decide what becomes of a context that grows too long.
-    """
-
-    model: msgspec.Raw = _NULL
-    instructions: msgspec.Raw = _NULL
-    tools: msgspec.Raw = _NULL
-    tool_choice: msgspec.Raw = _NULL
-    parallel_tool_calls: msgspec.Raw = _NULL
-    reasoning: msgspec.Raw = _NULL
-    include: msgspec.Raw = _NULL
-    service_tier: msgspec.Raw = _NULL
-    prompt_cache_key: msgspec.Raw = _NULL
-    text: msgspec.Raw = _NULL
-    truncation: msgspec.Raw = _NULL
-    context_management: msgspec.Raw = _NULL
-
-    # Items that the request does not show come with these.
-    conversation: msgspec.Raw = _NULL
-    prompt: msgspec.Raw = _NULL
-
-    def digest(self, store: bool, narrow: Iterable[bytes]) -> bytes:
-        values: list[Any] = [store, list(narrow)]
-        for name in _Settings.__struct_fields__:
-            raw = getattr(self, name)
-            try:
-                values.append(_canonical.encode(read_value(raw)))
-            except UNREADABLE:
-                values.append([bytes(raw)])  # equal to its own bytes only
-        return _digest(_canonical.encode(values))
-
-    @property
-    def whole(self) -> bool:
-        return bytes(self.conversation) == bytes(self.prompt) == b"null"
+# What of a request has to be equal along a conversation. A chain carries nothing on but items: all
+# of these are said anew by every request. But Codex, which continues chains itself, begins anew
+# when one of the first ten or ``store`` changes (docs, "Protocol notes"); the two after those
+# decide what becomes of a context that grows too long.
+_SETTINGS: Final = (
+    "model",
+    "instructions",
+    "tools",
+    "tool_choice",
+    "parallel_tool_calls",
+    "reasoning",
+    "include",
+    "service_tier",
+    "prompt_cache_key",
+    "text",
+    "truncation",
+    "context_management",
+)
+# Items that the request does not show come with these.
+_HIDING: Final = ("conversation", "prompt")
 
 
-class _Listed(_Settings, kw_only=True):
-    input: list[msgspec.Raw]
-
-
-_listed = msgspec.json.Decoder(_Listed)
+def _settings_digest(request: CreateRequest, narrow: Iterable[bytes]) -> bytes:
+    values: list[Any] = [request.store, list(narrow)]
+    for name in (*_SETTINGS, *_HIDING):
+        raw = request.members.get(name, _NULL)
+        try:
+            values.append(_canonical.encode(None if raw == _NULL else read_value(raw)))
+        except TooDeepError:
+            raise ValueError(f"'{name}' is nested too deeply") from None
+        except _NO_FORM:
+            values.append([bytes(raw)])  # equal to its own bytes only
+    return _digest(_canonical.encode(values))
 
 
 class Prompt:
-    """What one request says, item by item. Read once, then asked by everything in here.
+    """What one request says, item by item.
 
     ``text`` is the inside of the ``input`` array with nothing between items but commas; ``items``
     are views of the request's own bytes, so a prompt is for as long as its turn runs, no longer.
+    Of an item, its head is read once, when it is first asked for.
 
     ``anchor`` is the response that the items follow: ``previous_response_id``, by the id under
     which the bridge knows that response. ``resolved`` has the items that an ``item_reference``
@@ -540,6 +473,7 @@ class Prompt:
     """
 
     __slots__ = (
+        "_heads",
         "anchor",
         "bounds",
         "cache_key",
@@ -560,24 +494,13 @@ class Prompt:
                 the client's thread id. It can only keep conversations apart.
 
         Raises:
-            ValueError: ``input`` is neither a string nor a list, so it has no items; or the request
-                is nested more deeply than is safe to read again later.
+            ValueError: ``input`` is neither a string nor a list that can be read, so it has no
+                items; or a setting is nested too deeply to be compared.
         """
         self.request = request
-        said: _Settings
-        try:
-            said = listed = _with_headroom(_listed.decode, request.frame)
-            self.items = listed.input
-        except RecursionError:
-            raise ValueError("the request is nested too deeply") from None
-        except msgspec.DecodeError:
-            # ``input`` is no list, or the text needs the tolerant reader.
-            members = read_members(request.frame)
-            given = members.pop("input", _NULL)
-            listed_too = bytes(given).lstrip().startswith(b"[")
-            self.items = read_array(given) if listed_too else _unlisted_items(bytes(given))
-            names = _Settings.__struct_fields__
-            said = _Settings(**{name: members[name] for name in names if name in members})
+        members = request.members
+        self.items = _read_items(members.get("input", _NULL))
+        self._heads: dict[int, Head | None] = {}
         self.text = b",".join(self.items)
         # Where in text each item begins, and where one more would.
         self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]
@@ -586,11 +509,42 @@ class Prompt:
         self.anchor = request.previous_response_id
         self.resolved: dict[int, bytes] = {}
         # Everything besides items that has to be equal along a conversation, as a digest.
-        self.settings = said.digest(request.store, narrow)
+        self.settings = _settings_digest(request, narrow)
         # Whether the items are all the context that the request itself brings.
-        self.whole = said.whole
+        self.whole = all(members.get(name, _NULL) == _NULL for name in _HIDING)
         # As it came; None: there is none.
-        self.cache_key = None if bytes(said.prompt_cache_key) == b"null" else said.prompt_cache_key
+        cache_key = members.get("prompt_cache_key", _NULL)
+        self.cache_key = None if cache_key == _NULL else cache_key
+
+    def heads(self) -> list[Head | None]:
+        """The heads of all items."""
+        if not self._heads:  # then it is quicker to read them in one go
+            found = read_heads(self.text) if self.items else []
+            if len(found) == len(self.items):
+                self._heads = dict(enumerate(found))
+        return [self._head(place) for place in range(len(self.items))]
+
+    def meant_head(self, place: int) -> Head | None:
+        """The head of the item at ``place``, or of the one that it refers to."""
+        item = self.resolved.get(place)
+        return self._head(place) if item is None else read_head(item)
+
+    def meant_heads(self) -> list[Head | None]:
+        """The heads of all items, and of those that are referred to in place of references."""
+        if not self.resolved:
+            return self.heads()
+        return [self.meant_head(place) for place in range(len(self.items))]
+
+    def reference(self, place: int) -> str | None:
+        """The id that the item at ``place`` refers to; None if it is no reference."""
+        if len(self.items[place]) > _LONGEST_REFERENCE:
+            return None
+        return referred(self._head(place))
+
+    def _head(self, place: int) -> Head | None:
+        if place not in self._heads:
+            self._heads[place] = read_head(self.items[place])
+        return self._heads[place]
 
     def begin_chain(self, before: bytes) -> None:
         """Let ``chain`` begin at the digest ``before``, of what the items follow."""
@@ -612,7 +566,7 @@ class Prompt:
         ``chain_digest``)."""
         return self.chain[place] == self.chain[place + 1]
 
-    def meant(self, place: int) -> msgspec.Raw | bytes:
+    def meant(self, place: int) -> Text:
         """The item at ``place``, or the one that it refers to."""
         return self.resolved.get(place) or self.items[place]
 
@@ -635,42 +589,24 @@ class Prompt:
 
         Everything else goes as it came, byte for byte.
         """
-        return changed(self.request.frame, input=b"[%b]" % text, previous_response_id=_json(anchor))
-
-
-def changed(frame: bytes, **members: bytes | None) -> bytes:
-    """``frame`` with ``members`` as given, or without those that are None; all else as it came."""
-    said: dict[str, msgspec.Raw | bytes] = {**read_members(frame)}
-    for name, value in members.items():
-        if value is None:
-            said.pop(name, None)
-        else:
-            said[name] = value
-    return _object(said)
-
-
-def _json(anchor: str | None) -> bytes | None:
-    return None if anchor is None else msgspec.json.encode(anchor)
-
-
-_HEADROOM = 100  # calls by which a later reading may stand deeper in the stack than the first
-
-
-def _with_headroom(decode: Callable[[bytes], T], data: bytes, calls: int = _HEADROOM) -> T:
-    """``decode(data)``, with so many calls less for nesting: how deep JSON may be nested depends on
-    where in the stack it is read, and what was read once has to stay readable."""
-    return decode(data) if calls == 0 else _with_headroom(decode, data, calls - 1)
+        named = None if anchor is None else msgspec.json.encode(anchor)
+        return self.request.frame_with(input=b"[%b]" % text, previous_response_id=named)
 
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
 
 
-def _unlisted_items(given: bytes) -> list[msgspec.Raw]:
-    """What the API makes of an ``input`` that is not a list."""
-    if given == b"null":
+def _read_items(given: msgspec.Raw) -> list[msgspec.Raw]:
+    """The items that ``input`` is: those of a list, or what the API makes of anything else."""
+    if begins(given, b"["):
+        try:
+            return read_array(given)
+        except UnreadableError:
+            raise ValueError("'input' cannot be read") from None
+    if given == _NULL:
         return []
-    if not given.startswith(b'"'):
+    if not begins(given, b'"'):
         raise ValueError("'input' is neither a string nor a list")
     part = b'{"type":"input_text","text":%b}' % given
     return [msgspec.Raw(b'{"type":"message","role":"user","content":[%b]}' % part)]

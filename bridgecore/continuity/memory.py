@@ -15,7 +15,7 @@ import msgspec
 
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
-from bridgecore.continuity.items import Prompt, calls, changed, prove, repeats_answers
+from bridgecore.continuity.items import Prompt, calls, prove, read_heads, repeats_answers
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import Form
@@ -29,7 +29,8 @@ _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 @attrs.frozen
 class Manner:
     """What a turn says besides its items: model, instructions, tools and the like. ``settings`` are
-    equal if what a context depends on is; ``frame`` is a ``response.create`` without items."""
+    equal if what a context depends on is; ``frame`` is a ``response.create`` without items that
+    asks for no answer."""
 
     settings: bytes
     frame: bytes = attrs.field(repr=False)
@@ -97,7 +98,7 @@ class Recall:
             return None
         if known is not None and known.settings == self.prompt.settings:
             return known
-        frame = changed(self.request.frame, input=b"[]", previous_response_id=None)
+        frame = self.request.frame_with(input=b"[]", previous_response_id=None, generate=b"false")
         return Manner(self.prompt.settings, frame)
 
     def frame(self, form: Form, stand_in: str | None = None) -> bytes:
@@ -116,14 +117,14 @@ class Recall:
             if self.node is None or self.prompt is None:
                 raise InternalError("a turn is to be rehydrated from nothing")
             expansion = expand(self.node, self.prompt)
-            # That everything in it can be read was seen when it was recalled, higher in the stack.
+            # Whether all of it can be read was settled when the turn was recalled.
             if expansion.proof.orphans:
                 raise InternalError("a turn that is to be rehydrated is not self-contained")
             return expansion.frame
         if form is Form.AS_IS and self.match is not None and self.prompt is not None:
             return reduce(self.prompt, self.match, stand_in)
         if form is Form.AS_IS and stand_in is not None:
-            return changed(self.request.frame, previous_response_id=msgspec.json.encode(stand_in))
+            return self.request.frame_with(previous_response_id=msgspec.json.encode(stand_in))
         return self.request.frame
 
 
@@ -205,7 +206,7 @@ class Memory:
         return recall
 
     def _prompt(self, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
-        if self._transcripts is None and b'"prompt_cache_key"' not in request.frame:
+        if self._transcripts is None and "prompt_cache_key" not in request.members:
             return None
         try:
             return Prompt(request, narrow)
@@ -230,9 +231,9 @@ class Memory:
         node = None if self._transcripts is None else self._transcripts.peek(scope, anchor, now)
         if node is None or not node.readable or not node.rebuildable:
             return None
-        if prove(node.text()).pending:
+        if prove(read_heads(node.text())).pending:
             return None
-        request = parse_create(changed(manner.frame, generate=b"false"))
+        request = parse_create(manner.frame)
         alias = self._aliases.get(scope, anchor)
         return Recall(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
@@ -298,7 +299,7 @@ def _can_rebuild(node: Node, prompt: Prompt) -> bool:
     """
     if not (prompt.whole and node.readable and node.rebuildable):
         return False
-    proof = prove(prompt.meant_text())
+    proof = prove(prompt.meant_heads())
     if proof.opaque:
         return False
     unanswered = set(proof.orphans)
@@ -307,7 +308,7 @@ def _can_rebuild(node: Node, prompt: Prompt) -> bool:
         if before.cut >= 0:
             # What stands before a compaction is sent again only for a call that it has.
             return expand(node, prompt).proof.self_contained
-        unanswered -= calls(before.own_text())
+        unanswered -= calls(read_heads(before.own_text()))
         before = before.parent
     return not unanswered
 
@@ -320,4 +321,4 @@ def _family(scope: str, prompt: Prompt, narrow: Iterable[bytes]) -> Family | Non
     for part in (scope.encode(), bytes(prompt.cache_key), *narrow):
         digest.update(b"%d:%b" % (len(part), part))
     anchored = prompt.request.previous_response_id is not None
-    return Family(digest.digest(), not anchored and repeats_answers(prompt.text))
+    return Family(digest.digest(), not anchored and repeats_answers(prompt.heads()))

@@ -23,14 +23,16 @@ from itertools import pairwise
 from typing import Final
 
 import attrs
-import msgspec
 
 from bridgecore.continuity.items import (
     CLIENT_MEMBERS,
-    UNREADABLE,
     ignored,
     is_bare_thought,
     kind_of,
+)
+from bridgecore.wire.jsontext import (
+    Text,
+    UnreadableError,
     read_array,
     read_members,
     read_value,
@@ -99,7 +101,7 @@ def _is_text(value: bytes) -> bool:
         return False
     try:
         read_value(value)
-    except UNREADABLE:
+    except UnreadableError:
         return False
     return True
 
@@ -130,7 +132,7 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
             else:
                 reading.word(name, value)
         words = reading.end()
-    except UNREADABLE:
+    except (UnreadableError, _LongWordError):
         return PLAIN, [item]
     phrase = Phrase(words, tuple(reading.names))
     # White space, escapes in names, and names that come twice are nothing to keep a phrase for.
@@ -141,6 +143,10 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
     ):
         return PLAIN, [item]
     return phrase, reading.values
+
+
+class _LongWordError(Exception):
+    """A member is too long to be taken for always the same."""
 
 
 class _Reading:
@@ -154,7 +160,7 @@ class _Reading:
 
     def word(self, name: str, value: bytes) -> None:
         if len(value) > _MAX_WORD:
-            raise ValueError("not always the same")
+            raise _LongWordError
         self._open += b'"%b":%b,' % (name.encode(), value)
 
     def value(self, member: str, name: str, value: bytes) -> None:
@@ -272,7 +278,7 @@ class Phrasebook:
         self._step = self._spare = self.size = spare
         self._wanting = False
 
-    def note(self, items: Iterable[bytes]) -> bytes:
+    def note(self, items: Iterable[Text]) -> bytes:
         """``items`` as this book keeps them. The book may grow.
 
         Raises:
@@ -281,7 +287,7 @@ class Phrasebook:
         numbers = bytearray()
         noted = [b""]
         for item in items:
-            number, values = self._noted(item)
+            number, values = self._noted(bytes(item))
             numbers.append(number)
             noted += values
         noted[0] = bytes(numbers)
@@ -331,7 +337,7 @@ class Phrasebook:
             self._remember(numbers, found)
         return len(found)
 
-    def learn(self, notes: bytes, items: Iterable[msgspec.Raw | bytes]) -> None:
+    def learn(self, notes: bytes, items: Iterable[Text]) -> None:
         """Learn from ``items``, which say what the items of ``notes`` say, in the same order."""
         for (number, values), raw in zip(self._read(notes), items, strict=True):
             item = bytes(raw)

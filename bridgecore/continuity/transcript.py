@@ -25,21 +25,22 @@ from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
-import msgspec
 
 from bridgecore.continuity.items import (
     DIGEST_SIZE,
     ROOT,
     Prompt,
     Proof,
+    calls,
     chain_digest,
     has_id,
     input_form,
-    is_kind,
     prove,
-    referred,
+    read_head,
+    read_heads,
 )
 from bridgecore.continuity.phrases import SPARE, Phrasebook
+from bridgecore.wire.jsontext import Text
 
 # What a node costs besides its items, their digests and its id, and a scope besides its nodes and
 # phrases. Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
@@ -63,7 +64,9 @@ class Node:
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
-    readable: bool  # no item of its text is one that only the upstream can resolve
+    # Its text can be sent anew: no item is one that only the upstream can resolve, and no output is
+    # without its call (some upstreams take such an output, and most refuse it).
+    readable: bool
     cut: int  # which of its items is the latest compaction that it made; -1: it made none
     pruned: bytes | None  # the digest of its items from there on, as a list of their own
     used: int  # ns
@@ -155,14 +158,28 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
 
     What stands before the latest compaction is left out, unless an output needs a call from there.
     """
-    new = prompt.meant_text()
-    text = _joined((node.text(), new))
-    proof = prove(text)
+    before, new = node.text(), prompt.meant_heads()
+    proof = prove([*read_heads(before), *new])
     if proof.orphans:
-        whole = _joined((node.text(whole=True), new))
-        if (all_proof := prove(whole)).self_contained:
-            text, proof = whole, all_proof
-    return Expansion(prompt.frame(text, None), proof)
+        whole = node.text(whole=True)
+        if (all_proof := prove([*read_heads(whole), *new])).self_contained:
+            before, proof = whole, all_proof
+    return Expansion(prompt.frame(_joined((before, prompt.meant_text())), None), proof)
+
+
+def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
+    """Whether what stands before the items of ``node`` has the calls ``orphans``, whose outputs are
+    among those."""
+    missing = set(orphans)
+    before: Node | None = node
+    while missing and before is not None:
+        if before.cut >= 0:
+            # What stands before a compaction is sent again only for a call that it has.
+            return prove(read_heads(node.text(whole=True))).self_contained
+        if before is not node:
+            missing -= calls(read_heads(before.own_text()))
+        before = before.parent
+    return not missing
 
 
 def resolve(node: Node, prompt: Prompt) -> None:
@@ -171,8 +188,8 @@ def resolve(node: Node, prompt: Prompt) -> None:
     An id that two different items have resolves to neither: some upstreams number their items anew
     in each response.
     """
-    for place, item in enumerate(prompt.items):
-        name = referred(item)
+    for place in range(len(prompt.items)):
+        name = prompt.reference(place)
         if name is not None:
             found = {each for one in node.path() for each in _of_id(one, name)}
             if len(found) == 1:
@@ -183,7 +200,7 @@ def _of_id(node: Node, name: str) -> list[bytes]:
     """The items of ``node`` itself that have the id ``name``."""
     if name.encode(errors="replace") not in node.notes:
         return []
-    return [item for item in node.book.items(node.notes) if has_id(item, name)]
+    return [item for item in node.book.items(node.notes) if has_id(read_head(item), name)]
 
 
 @attrs.frozen
@@ -313,7 +330,7 @@ class Transcripts:
         scope: str,
         response_id: str,
         prompt: Prompt,
-        output: Sequence[msgspec.Raw | bytes],
+        output: Sequence[Text],
         now: int,
         *,
         match: Match | None = None,
@@ -405,7 +422,7 @@ class Transcripts:
         parent: Node | None,
         prompt: Prompt,
         repeated: int,
-        output: Sequence[msgspec.Raw | bytes],
+        output: Sequence[Text],
         book: Phrasebook,
         stored: bool,
     ) -> Node:
@@ -413,11 +430,12 @@ class Transcripts:
         said = [form for form in forms if form is not None]
         prompt.complete_chain()
         places = [n for n in range(repeated, len(prompt.items)) if not prompt.leaves_out(n)]
-        own = [bytes(prompt.meant(place)) for place in places]
+        own = [prompt.meant(place) for place in places]
         digests = [prompt.chain[repeated], *(prompt.chain[place + 1] for place in places)]
         for form in said:
             digests.append(chain_digest(digests[-1], form, stored=stored))
-        made = [number for number, form in enumerate(said) if is_kind(form, "compaction")]
+        heads = [read_head(form) for form in said]
+        made = [number for number, head in enumerate(heads) if head and head.kind == "compaction"]
         cut = len(own) + made[-1] if made else -1
         pruned = None
         if made:
@@ -427,8 +445,9 @@ class Transcripts:
         settings = prompt.settings
         if parent is not None and parent.settings == settings:
             settings = parent.settings  # one object for a whole conversation
-        shown = said[made[-1] :] if made else (*own, *said)
-        return Node(
+        shown = heads[made[-1] :] if made else [*map(prompt.meant_head, places), *heads]
+        proof = prove(shown)
+        node = Node(
             response_id=response_id,
             parent=parent,
             notes=book.note((*own, *said)),
@@ -436,12 +455,13 @@ class Transcripts:
             chain=b"".join(digests[1:-1]),
             end=digests[-1],
             settings=settings,
-            readable=(bool(made) or parent is None or parent.readable)
-            and not prove(_joined(shown)).opaque,
+            readable=(bool(made) or parent is None or parent.readable) and not proof.opaque,
             cut=cut,
             pruned=pruned,
             used=self._now,
         )
+        node.readable = node.readable and _has_calls(node, proof.orphans)
+        return node
 
     # -------------------------------------------------------------- letting go
 
@@ -632,7 +652,7 @@ class _Scope:
 def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> None:
     """Resolve the item at ``place``, if it is a reference: by those of ``near`` whose items are the
     prompt's from ``since`` on."""
-    name = referred(prompt.items[place])
+    name = prompt.reference(place)
     if name is None or place in prompt.resolved:
         return
     number = place - since
@@ -642,7 +662,7 @@ def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> No
         for node in near
         if number < node.items and node.chain.startswith(told)
         for item in node.book.items(node.notes)[number : number + 1]
-        if has_id(item, name)
+        if has_id(read_head(item), name)
     }
     if len(found) == 1:
         prompt.resolved[place] = found.pop()

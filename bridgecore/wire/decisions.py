@@ -48,6 +48,7 @@ from bridgecore.recovery.failure import (
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.session import Session
 from bridgecore.transport import Log, LogLevel
+from bridgecore.wire.jsontext import UnreadableError, read_value
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
 # 3: a submitted turn has a deadline.
@@ -231,10 +232,11 @@ def read_line(line: bytes) -> Line:
         ValueError: the line is not one of the log; the message, one sentence, says why.
     """
     try:
-        found = json.loads(line.decode())
+        line.decode()
+        found = read_value(line)
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
-    except (ValueError, RecursionError):
+    except UnreadableError:
         raise ValueError("it is not JSON") from None
     if not isinstance(found, dict):
         raise ValueError("it is not an object")

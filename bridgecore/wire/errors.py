@@ -44,11 +44,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
+import msgspec
+
 from bridgecore.recovery.failure import ErrorFrame
-from bridgecore.wire.jsontext import scan_array, scan_members
+from bridgecore.wire.jsontext import UnreadableError, scan_array, scan_members, scan_value
 
 _Members: TypeAlias = dict[str, str]  # of an object: each value as the text that it came as
 # Where the error is: names of members, from the outside to the inside. The first place that holds
@@ -114,15 +116,15 @@ def read_error(data: bytes) -> ErrorFrame:
     return find_error(data) or ErrorFrame()
 
 
-def looks_like_error(data: bytes) -> bool:
-    """Whether a message without a string ``type`` is an error in one of the known shapes."""
-    return find_error(data) is not None
-
-
 def find_error(data: bytes) -> ErrorFrame | None:
     """The error that a message carries; None if it carries none in a known shape."""
     members = _members(_decode(data))
     return None if members is None else _find(members)
+
+
+def error_among(members: Mapping[str, bytes | msgspec.Raw]) -> ErrorFrame | None:
+    """The error in a message that was taken apart: ``find_error`` of its members."""
+    return _find({name: _decode(bytes(raw)) for name, raw in members.items()})
 
 
 def read_error_body(body: bytes) -> ErrorFrame:
@@ -175,12 +177,13 @@ def longest(*waits: int | None) -> int | None:
 
 
 def _find(message: _Members) -> ErrorFrame | None:
+    read = _Objects()
     for place in _PLACES:
         # The objects on the way to the place, the outermost first.
         around, raw = [message], ""
         for name in place:
             raw = around[-1].get(name, "")
-            inner = _members(_text(raw) if name == "body" else raw) or _members(raw)
+            inner = (read[_text(raw)] if name == "body" else None) or read[raw]
             if inner is None:
                 break
             around.append(inner)
@@ -433,7 +436,6 @@ def _no_constant(name: str) -> None:
 
 _decoder = json.JSONDecoder(parse_int=_integer)
 _strict_decoder = json.JSONDecoder(parse_int=_integer, parse_constant=_no_constant)
-_UNREADABLE = (ValueError, RecursionError)
 
 
 def _decode(data: bytes) -> str:
@@ -443,16 +445,25 @@ def _decode(data: bytes) -> str:
 def _members(text: str | None) -> _Members | None:
     """The members of the object that ``text`` is, each as its text; None if it is no object."""
     try:
-        return dict(scan_members(text or "", _decoder))
-    except _UNREADABLE:
+        return scan_members(text or "", _decoder)
+    except UnreadableError:
         return None
+
+
+class _Objects(dict[str | None, _Members | None]):
+    """The members of texts by the text, each taken apart when it is first asked for: several of the
+    places where an error can be lead through the same object."""
+
+    def __missing__(self, text: str | None) -> _Members | None:
+        found = self[text] = _members(text)
+        return found
 
 
 def _elements(text: str | None) -> list[str]:
     """The elements of the list that ``text`` is, each as its text; empty if it is no list."""
     try:
-        return list(scan_array(text or "", _decoder))
-    except _UNREADABLE:
+        return scan_array(text or "", _decoder)
+    except UnreadableError:
         return []
 
 
@@ -467,8 +478,8 @@ def _objects(text: str | None) -> Iterator[_Members]:
 def _value(raw: str | None) -> Any:
     """What ``raw`` says; None if it cannot be read."""
     try:
-        return _decoder.decode(raw or "")
-    except _UNREADABLE:
+        return scan_value(raw or "", _decoder)
+    except UnreadableError:
         return None
 
 
@@ -486,7 +497,7 @@ def _clean(text: str) -> str:
 def _is_strict(raw: str) -> bool:
     """Whether every reader of JSON takes ``raw``: NaN and Infinity are Python's own."""
     try:
-        _strict_decoder.decode(raw)
-    except _UNREADABLE:
+        scan_value(raw, _strict_decoder)
+    except UnreadableError:
         return False
     return True

@@ -1,29 +1,46 @@
-"""JSON text as slices of itself: one reader for everything that comes from outside.
+"""JSON text as slices of itself: the one reader for everything that comes from outside.
 
 What belongs here: taking JSON apart without writing it again, so that what is passed on is passed
-on byte for byte. msgspec does the reading. It refuses one thing that the JSON grammar allows and
-that real peers send: an escape for half of a surrogate pair, such as ``\\ud83d`` alone, which is
-what is left when somebody cuts a string in the middle of an emoji (RFC 8259, section 8.2, says that
-the behaviour of receivers is unpredictable). Text that msgspec refuses and that has such an escape
-is read by the standard library's scanner, which keeps the halves as they are. So there is one
-answer for a text, whatever its white space and whoever asks.
+on byte for byte; and the limits of reading, so that no other module has to know what a decoder
+raises.
+
+msgspec does the reading. It refuses one thing that the JSON grammar allows and that real peers
+send: an escape for half of a surrogate pair, such as ``\\ud83d`` alone, which is what is left when
+somebody cuts a string in the middle of an emoji (RFC 8259, section 8.2, says that the behaviour of
+receivers is unpredictable). Text that msgspec refuses and that has such an escape is read by the
+standard library's scanner, which keeps the halves as they are. So there is one answer for a text,
+whatever its white space and whoever asks.
 
 Every function raises ``UnreadableError``, and nothing else, for what is not JSON or not of the
-expected shape, is nested too deeply to be read, or has numbers too large to be read.
+expected shape, is nested too deeply, or has numbers too large to be read. Nesting has two limits:
+
+* Decoders stop where CPython's recursion limit stops them, also in what they only skip (at some
+  850 levels in CPython 3.11, several thousand in later ones). That bounds what is passed on: it is
+  refused where it comes in, because there it is taken apart for the first time.
+* What is built as Python values is walked and written again, a call for each level, deeper in the
+  stack than it was read. ``MAX_DEPTH`` leaves room for that, so that a value that was read can be
+  written wherever it is needed.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
 from bridgecore.errors import BridgecoreError
 
 T = TypeVar("T")
+Text: TypeAlias = bytes | msgspec.Raw  # a part of what was read is a Raw, a view of its bytes
+
+# Levels of arrays and objects in a value. CPython 3.11 lets all calls together recurse 1,000 times:
+# half of it is for JSON, the other half for the stack of those who read it. What clients send has
+# some 20 levels; OpenAI takes schemas of 10.
+MAX_DEPTH: Final = 512
 
 _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -35,72 +52,158 @@ _FAILURES: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Val
 
 
 class UnreadableError(BridgecoreError):
-    """It is no JSON that can be read here, or not of the shape that was asked for."""
+    """The text is no JSON that can be read here, or not of the shape that was asked for.
+
+    The message says why, and repeats nothing of the text but names that the caller asked for.
+    """
 
 
-def read_value(data: bytes) -> Any:
-    """``data`` as Python values; half a surrogate pair stays one (``"\\ud83d"``)."""
-    return _read(data, _any, lambda text: _strict.decode(text))
+class WrongShapeError(UnreadableError):
+    """The text is JSON, as far as it was read, but not of the shape that was asked for."""
 
 
-def read_members(data: bytes) -> dict[str, bytes]:
+class TooDeepError(UnreadableError):
+    """The text is nested more deeply than can be read."""
+
+
+def read_value(text: Text) -> Any:
+    """``text`` as Python values, of at most ``MAX_DEPTH`` levels; half a surrogate pair stays one
+    (``"\\ud83d"``)."""
+    value = _read(text, _any, _strict_value)
+    nests = isinstance(value, dict | list) and len(text) >= _SHORTEST
+    if nests and _depth(bytes(text)) > MAX_DEPTH:
+        raise TooDeepError("it is nested too deeply")
+    return value
+
+
+def read_members(text: Text) -> dict[str, msgspec.Raw]:
     """The members of an object, each value byte for byte. Of equal names the last counts."""
-    return _read(data, _raw_members, _scanned_members)
+    return _read(text, _members, _scanned_members)
 
 
-def read_array(data: bytes) -> list[bytes]:
+def read_array(text: Text) -> list[msgspec.Raw]:
     """The elements of an array, each byte for byte."""
-    return _read(data, _raw_array, _scanned_array)
+    return _read(text, _array, _scanned_array)
 
 
-def write_object(members: dict[str, bytes]) -> bytes:
+def reader(kind: type[T]) -> Callable[[Text], T]:
+    """A function that reads ``kind``, a Struct or a list of them, and skips members that it does
+    not have. Strings in it may have half a surrogate pair."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(text: Text) -> T:
+        try:
+            return decode(text)
+        except _FAILURES as error:
+            return _read_again(text, error, lambda found: _as_kind(found, kind))
+
+    return read
+
+
+def begins(text: Text, mark: bytes) -> bool:
+    """Whether ``text`` begins with ``mark``: what kind of value a part is, without copying it."""
+    return bytes(memoryview(text)[: len(mark)]) == mark
+
+
+def write_object(members: Mapping[str, Text]) -> bytes:
     """An object of ``members``, each value byte for byte."""
-    parts = [msgspec.json.encode(name) + b":" + value for name, value in members.items()]
-    return b"{" + b",".join(parts) + b"}"
+    parts: list[Text] = []
+    for name, value in members.items():
+        parts += (b",", msgspec.json.encode(name), b":", value)
+    parts[:1] = [b"{"]
+    return b"".join([*parts, b"}"])
 
 
-def _read(data: bytes, fast: Callable[[bytes], T], tolerant: Callable[[str], T]) -> T:
+def _read(text: Text, fast: Callable[[Text], T], tolerant: Callable[[str], T]) -> T:
     try:
-        return fast(data)
+        return fast(text)
     except _FAILURES as error:
-        if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(data):
-            raise UnreadableError(f"it cannot be read: {error}") from None
+        return _read_again(text, error, tolerant)
+
+
+def _read_again(text: Text, error: Exception, tolerant: Callable[[str], T]) -> T:
+    """Read with ``tolerant`` what ``error`` kept the fast decoder from reading."""
+    if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(text):
+        raise _unreadable(error) from None
     try:
-        return tolerant(data.decode())
-    except _FAILURES as error:
-        raise UnreadableError(f"it cannot be read: {error}") from None
+        return tolerant(bytes(text).decode())
+    except _FAILURES as failure:
+        raise _unreadable(failure) from None
 
 
-def _raw_members(data: bytes) -> dict[str, bytes]:
-    return {name: bytes(raw) for name, raw in _members(data).items()}
+def _unreadable(error: Exception) -> UnreadableError:
+    """What is raised in place of ``error``, one of ``_FAILURES``."""
+    if isinstance(error, RecursionError):
+        return TooDeepError("it is nested too deeply")
+    kind = WrongShapeError if isinstance(error, msgspec.ValidationError) else UnreadableError
+    return kind(str(error).removeprefix("JSON is malformed: "))
 
 
-def _scanned_members(text: str) -> dict[str, bytes]:
-    return {name: raw.encode() for name, raw in scan_members(text)}
+def _strict_value(text: str) -> Any:
+    return _strict.decode(text)
 
 
-def _scanned_array(text: str) -> list[bytes]:
-    return [raw.encode() for raw in scan_array(text)]
+def _as_kind(text: str, kind: type[T]) -> T:
+    return msgspec.convert(_strict.decode(text), kind)
 
 
-def _raw_array(data: bytes) -> list[bytes]:
-    return [bytes(raw) for raw in _array(data)]
+def _scanned_members(text: str) -> dict[str, msgspec.Raw]:
+    return {name: msgspec.Raw(raw.encode()) for name, raw in _each_member(text, _strict)}
+
+
+def _scanned_array(text: str) -> list[msgspec.Raw]:
+    return [msgspec.Raw(raw.encode()) for raw in _each_element(text, _strict)]
+
+
+_SHORTEST: Final = 2 * MAX_DEPTH  # bytes: each level has a bracket at both ends
+_NOT_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # a level more; one less (-1)
+
+
+def _depth(text: bytes) -> int:
+    """How deep ``text``, which is JSON, is nested; or any number that is not less and not more than
+    ``MAX_DEPTH``, if it has so few brackets that there is no need to measure it."""
+    brackets = text.count(b"[") + text.count(b"{")
+    if brackets <= MAX_DEPTH:
+        return brackets
+    # Escaped backslashes go first: then a backslash before a quote escapes it.
+    bare = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
+    steps = b"".join(bare.split(b'"')[::2]).translate(_STEPS)
+    return max(accumulate(memoryview(steps).cast("b")))
 
 
 # ------------------------------------------------------------------ the tolerant reader
 
 
-def scan_members(text: str, decoder: json.JSONDecoder | None = None) -> Iterator[tuple[str, str]]:
+def scan_members(text: str, decoder: json.JSONDecoder) -> dict[str, str]:
     """The members of the object that ``text`` is, each value as it is written.
 
-    Args:
-        decoder: what reads the values, to find where they end; by default a strict one.
-
-    Raises:
-        ValueError: ``text`` is no object; some members may have been given before.
-        RecursionError: it is nested too deeply.
+    For text that no client of ours is shown as it is, such as an error: ``decoder`` may take more
+    than JSON, and finds out where the values end. How deep it can follow depends on where in the
+    stack it is called.
     """
-    read = (decoder or _strict).raw_decode
+    return _scan(lambda: dict(_each_member(text, decoder)))
+
+
+def scan_array(text: str, decoder: json.JSONDecoder) -> list[str]:
+    """The elements of the array that ``text`` is, as ``scan_members`` gives members."""
+    return _scan(lambda: list(_each_element(text, decoder)))
+
+
+def scan_value(text: str, decoder: json.JSONDecoder) -> Any:
+    """What ``text`` says, as ``decoder`` reads it."""
+    return _scan(lambda: decoder.decode(text))
+
+
+def _scan(scan: Callable[[], T]) -> T:
+    try:
+        return scan()
+    except _FAILURES as error:
+        raise _unreadable(error) from None
+
+
+def _each_member(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, str]]:
+    read = decoder.raw_decode
     at = _opened(text, "{")
     while text[at : at + 1] != "}":
         if text[at : at + 1] != '"':
@@ -117,9 +220,8 @@ def scan_members(text: str, decoder: json.JSONDecoder | None = None) -> Iterator
     _closed(text, at + 1)
 
 
-def scan_array(text: str, decoder: json.JSONDecoder | None = None) -> Iterator[str]:
-    """The elements of the array that ``text`` is, as ``scan_members`` gives members."""
-    read = (decoder or _strict).raw_decode
+def _each_element(text: str, decoder: json.JSONDecoder) -> Iterator[str]:
+    read = decoder.raw_decode
     at = _opened(text, "[")
     while text[at : at + 1] != "]":
         _, end = read(text, at)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property, lru_cache
 from typing import Any, TypeGuard
 
 import attrs
@@ -18,14 +19,23 @@ import msgspec
 
 from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.events import Outcome
-from bridgecore.wire.errors import looks_like_error
+from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.errors import error_among
 from bridgecore.wire.jsontext import (
+    Text,
+    TooDeepError,
     UnreadableError,
+    WrongShapeError,
+    begins,
     read_array,
     read_members,
     read_value,
+    reader,
     write_object,
 )
+
+_NULL = msgspec.Raw(b"null")
+_CREATE = msgspec.Raw(b'"response.create"')
 
 # ---------------------------------------------------------------- requests
 
@@ -41,18 +51,31 @@ class InvalidBodyError(BridgecoreError):
 
 @attrs.frozen
 class CreateRequest:
-    """A ``POST /v1/responses`` body, as far as the bridge has to know it.
+    """A ``POST /v1/responses`` body, taken apart once, as far as the bridge has to know it.
 
-    ``frame`` is the ``response.create`` event that goes upstream: the client's own members, each
-    value byte for byte, with ``type`` and without what belongs to HTTP or to the connection
-    (``_HTTP_ONLY``). ``model`` is None where a ``prompt`` stands for it.
+    Attributes:
+        frame: the ``response.create`` event that goes upstream: the client's own members, each
+            value byte for byte, with ``type`` and without what belongs to HTTP or to the
+            connection (``_HTTP_ONLY``).
+        members: those of ``frame``, in their order, as views of it.
+        stream: whether the client wants a stream of events.
+        store: whether the upstream is to store the response.
+        previous_response_id: the response that the client continues.
+        model: None where a ``prompt`` brings it along.
     """
 
-    frame: bytes
+    frame: bytes = attrs.field(repr=False)
+    members: Mapping[str, msgspec.Raw] = attrs.field(repr=False, eq=False)
     stream: bool
     store: bool
     previous_response_id: str | None
     model: str | None
+
+    def frame_with(self, **changes: Text | None) -> bytes:
+        """``frame`` with the members ``changes``, or without those that are None there; all else
+        as it came, byte for byte."""
+        members = {**self.members, **changes}
+        return write_object({name: raw for name, raw in members.items() if raw is not None})
 
 
 # Ids of up to 465 characters are in use. Longer ones are kept nowhere, so that memory does not
@@ -67,8 +90,6 @@ _HTTP_ONLY = (
     "type",  # the frame has its own
 )
 
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
 
 def parse_create(body: bytes) -> CreateRequest:
     """Read a create body.
@@ -76,12 +97,12 @@ def parse_create(body: bytes) -> CreateRequest:
     Raises:
         InvalidBodyError: no JSON object; neither a string ``model`` nor a ``prompt``; a routing
             field of a wrong type; ``background``, which WebSocket mode does not have; a
-            ``previous_response_id`` of more than ``MAX_RESPONSE_ID`` bytes.
+            ``previous_response_id`` of more than ``MAX_RESPONSE_ID`` bytes; nested too deeply.
     """
     members = _read_body(body)
     model = _member(members, "model", str)
     # A prompt template brings its model along.
-    if model is None and not bytes(members.get("prompt", b"")).startswith(b"{"):
+    if model is None and not begins(members.get("prompt", _NULL), b"{"):
         raise InvalidBodyError(
             "The request body must have a 'model' that is a string, or a 'prompt'.", "model"
         )
@@ -101,12 +122,10 @@ def parse_create(body: bytes) -> CreateRequest:
         )
     for name in _HTTP_ONLY:
         members.pop(name, None)
-    parts = [b'{"type":"response.create"']
-    for name, raw in members.items():
-        parts += (b",", msgspec.json.encode(name), b":", bytes(raw))
-    parts.append(b"}")
+    frame, members = _write_frame({"type": _CREATE, **members})
     return CreateRequest(
-        frame=b"".join(parts),
+        frame=frame,
+        members=members,
         stream=bool(stream),
         store=store is not False,  # the API stores unless told not to
         previous_response_id=previous,
@@ -117,35 +136,42 @@ def parse_create(body: bytes) -> CreateRequest:
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         body.decode()  # a WebSocket text message has to be UTF-8
-        return _members.decode(body)
-    except msgspec.ValidationError:
-        raise InvalidBodyError("The request body must be a JSON object.") from None
-    except msgspec.DecodeError as exc:
-        try:
-            # It is JSON all the same if all that is wrong is half a surrogate pair in a string.
-            return {name: msgspec.Raw(raw) for name, raw in read_members(body).items()}
-        except UnreadableError:
-            pass
-        raise InvalidBodyError(f"The request body is not valid JSON: {_where(exc)}.") from None
+        return read_members(body)
     except UnicodeDecodeError as exc:
         raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
-    except RecursionError:
+    except WrongShapeError:
+        raise InvalidBodyError("The request body must be a JSON object.") from None
+    except TooDeepError:
         raise InvalidBodyError("The request body is nested too deeply.") from None
-
-
-def _where(exc: msgspec.DecodeError) -> str:
-    return str(exc).removeprefix("JSON is malformed: ")
+    except UnreadableError as exc:
+        raise InvalidBodyError(f"The request body is not valid JSON: {exc}.") from None
 
 
 def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
-    raw = members.get(name)
-    if raw is None:
+    raw = members.get(name, _NULL)
+    if raw == _NULL:  # to the API, as good as absent
         return None
-    try:
-        return msgspec.json.decode(raw, type=kind | None)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        word = {str: "a string", bool: "a boolean"}[kind]
-        raise InvalidBodyError(f"'{name}' must be {word}.", name) from None
+    with suppress(UnreadableError, UnicodeEncodeError):
+        value = read_value(raw)
+        if isinstance(value, str):
+            value.encode()  # half a surrogate pair could not be written again
+        if isinstance(value, kind):
+            return value
+    word = {str: "a string", bool: "a boolean"}[kind]
+    raise InvalidBodyError(f"'{name}' must be {word}.", name)
+
+
+def _write_frame(members: dict[str, msgspec.Raw]) -> tuple[bytes, dict[str, msgspec.Raw]]:
+    """A frame of ``members``; and those as views of it, so that the body can be let go."""
+    frame = write_object(members)
+    view = memoryview(frame)
+    views = {}
+    at = 0
+    for name, raw in members.items():
+        at += len(msgspec.json.encode(name)) + 2  # a bracket or comma before it, a colon after it
+        views[name] = msgspec.Raw(view[at : at + len(raw)])
+        at += len(raw)
+    return frame, views
 
 
 # ---------------------------------------------------------------- events
@@ -167,6 +193,9 @@ class UpstreamEvent:
     """One event. ``data`` is the JSON text as it came; ``type`` is safe in an SSE field.
 
     ``response`` and ``item`` are the ids of the response and of the output item that it names.
+
+    Most events are passed on as they came. What else is asked of one is read from ``data`` when it
+    is first asked for, once for everybody who asks.
     """
 
     kind: EventKind
@@ -174,6 +203,46 @@ class UpstreamEvent:
     data: bytes
     response: str | None = None
     item: str | None = None
+
+    @cached_property
+    def members(self) -> Mapping[str, Text]:
+        """Its members, each value byte for byte; empty if it cannot be read."""
+        try:
+            return read_members(self.data)
+        except UnreadableError:
+            return {}
+
+    @cached_property
+    def response_members(self) -> Mapping[str, Text] | None:
+        """The members of the response object that it carries; None if it carries none."""
+        try:
+            return read_members(self.members.get("response", _NULL))
+        except UnreadableError:
+            return None
+
+    @cached_property
+    def known_error(self) -> ErrorFrame | None:
+        """The error that it carries; None if there is none in a known shape."""
+        return error_among(self.members)
+
+    @property
+    def error(self) -> ErrorFrame:
+        """The error that it carries; an empty one if there is none in a known shape."""
+        return self.known_error or ErrorFrame()
+
+    @property
+    def stored(self) -> bool | None:
+        """Whether the response that it carries says that the upstream stores it; None if it does
+        not say. An organisation without retention gets ``"store": false`` for a request that left
+        ``store`` out."""
+        store = (self.response_members or {}).get("store", _NULL)
+        return {b"true": True, b"false": False}.get(bytes(store))
+
+    @property
+    def sequence_number(self) -> int:
+        """Its ``sequence_number``; -1 if it has none."""
+        number = _value_of(self.members.get("sequence_number"))
+        return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
 
 ITEM_ADDED = b"response.output_item.added"
@@ -220,7 +289,7 @@ class _Envelope(msgspec.Struct):
     item: _Named | None = None
 
 
-_envelope = msgspec.json.Decoder(_Envelope)
+_read_envelope = reader(_Envelope)
 
 
 def read_event(data: bytes) -> UpstreamEvent | None:
@@ -231,19 +300,27 @@ def read_event(data: bytes) -> UpstreamEvent | None:
     that keep their sockets warm, send blank frames, ``null``, ``ping`` and ``[DONE]``.
     """
     try:
-        found = _envelope.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _read_odd_event(data)  # not JSON, or a member that is not of the usual type
+        found = _read_envelope(data)
+    except WrongShapeError:
+        return _read_odd_event(data)
+    except UnreadableError:
+        return None
+    known = _kind(found.type)
+    if known is None:
+        return None
+    kind, name = known
     response, item = found.response, found.item
-    return _event(
+    return UpstreamEvent(
+        kind,
+        name,
         data,
-        found.type,
-        response.id if response is not None else found.response_id,
-        item.id if item is not None else found.item_id,
+        (response.id if response is not None else found.response_id) or None,
+        (item.id if item is not None else found.item_id) or None,
     )
 
 
 def _read_odd_event(data: bytes) -> UpstreamEvent | None:
+    """``read_event`` of what is JSON, but not with every member of the usual type."""
     try:
         value = read_value(data)
     except UnreadableError:
@@ -253,22 +330,19 @@ def _read_odd_event(data: bytes) -> UpstreamEvent | None:
     name = value.get("type")
     if not isinstance(name, str):
         # In some shapes an error has no type (see bridgecore.wire.errors): it is one all the same.
-        return UpstreamEvent(EventKind.ERROR, b"error", data) if looks_like_error(data) else None
+        event = UpstreamEvent(EventKind.ERROR, b"error", data)
+        return None if event.known_error is None else event
+    known = _kind(name)
+    if known is None:
+        return None
     response = _member_of(value.get("response"), "id") or _member_of(value, "response_id")
     item = _member_of(value.get("item"), "id") or _member_of(value, "item_id")
-    return _event(data, name, response, item)
+    return UpstreamEvent(*known, data, response or None, item or None)
 
 
 def _member_of(value: object, name: str) -> str | None:
     found = value.get(name) if isinstance(value, dict) else None
     return found if isinstance(found, str) else None
-
-
-def _event(data: bytes, name: str, response: str | None, item: str | None) -> UpstreamEvent | None:
-    known = _kind(name)
-    if known is None:
-        return None
-    return UpstreamEvent(*known, data, response or None, item or None)
 
 
 @lru_cache(maxsize=256)  # most events have one of some thirty names
@@ -286,13 +360,12 @@ def _kind(name: str) -> tuple[EventKind, bytes] | None:
     return kind, raw
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    """``data`` as an object; empty if it is none. For the few events that are read in full."""
+def _value_of(raw: Text | None) -> Any:
+    """What ``raw`` says; None if there is none, or it cannot be read."""
     try:
-        value = read_value(data)
+        return None if raw is None else read_value(raw)
     except UnreadableError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
 
 
 # ---------------------------------------------------------------- terminal events
@@ -336,7 +409,7 @@ _CANCELLED = (
 )
 
 
-def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | None:
+def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
     """Read a terminal event; None if it carries no response that can be read.
 
     Two things are mended, so that the stream, the JSON answer and what is remembered say the same;
@@ -348,11 +421,9 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
       ``status`` names; if that names no end, the event's own name says how it ended. A cancelled
       response is a failed one to those who wait for its answer.
     """
-    try:
-        members = read_members(event.data)
-        response = read_members(members.get("response", b""))
-    except UnreadableError:
+    if event.response_members is None:
         return None
+    members, response = dict(event.members), dict(event.response_members)
     mended = False
     name = event.type
     if name not in _OUTCOMES:
@@ -363,43 +434,42 @@ def read_terminal(event: UpstreamEvent, streamed: list[bytes]) -> Terminal | Non
         name = _STANDARD[status]
         members["type"] = b'"%b"' % name
         mended = True
-        if name == _FAILED and not response.get("error", b"").startswith(b"{"):
+        if name == _FAILED and not begins(response.get("error", _NULL), b"{"):
             response["error"] = _CANCELLED
     output = _read_output(response.get("output"))
     if name != _FAILED:
         completed = _completed(output, streamed)
         if completed is not None:
             output = completed
-            response["output"] = b"[" + b",".join(completed) + b"]"
+            response["output"] = b"[%b]" % b",".join([item.raw for item in completed])
             mended = True
     if mended:
         members["response"] = write_object(response)
-        event = UpstreamEvent(
-            EventKind.ENDED, name, write_object(members), event.response, event.item
-        )
+        data = write_object(members)
+        event = UpstreamEvent(EventKind.ENDED, name, data, event.response, event.item)
+        event.members, event.response_members = members, response
     return Terminal(
         event=event,
         outcome=_OUTCOMES[name],
-        response=members["response"],
+        response=final_response(event),
         response_id=_text_of(response.get("id")) or None,
-        output=output,
-        items=tuple(item.id for item in map(_Item.read, output or ()) if item and item.id),
-        store={b"true": True, b"false": False}.get(response.get("store", b"")),
+        output=None if output is None else [item.raw for item in output],
+        items=tuple(item.id for item in output or () if item.id),
+        store=event.stored,
         usage=_read_usage(response.get("usage")),
     )
 
 
-def _text_of(raw: bytes | None) -> str:
+def _text_of(raw: Text | None) -> str:
     """The string that ``raw`` is; empty if it is none."""
-    try:
-        value = None if raw is None else read_value(raw)
-    except UnreadableError:
-        value = None
+    value = _value_of(raw)
     return value if isinstance(value, str) else ""
 
 
-def _read_usage(raw: bytes | None) -> tuple[int, int]:
-    usage = {} if raw is None else _object(raw)
+def _read_usage(raw: Text | None) -> tuple[int, int]:
+    usage = _value_of(raw)
+    if not isinstance(usage, dict):
+        return 0, 0
     read, written = usage.get("input_tokens"), usage.get("output_tokens")
     return read if _is_count(read) else 0, written if _is_count(written) else 0
 
@@ -408,13 +478,14 @@ def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _read_output(raw: bytes | None) -> list[bytes] | None:
+def _read_output(raw: Text | None) -> list[_Item] | None:
     """The items of an ``output``; None if it is not a list of objects with a type."""
     try:
-        items = read_array(raw or b"")
+        items = [_Item.read(item) for item in read_array(_NULL if raw is None else raw)]
     except UnreadableError:
         return None
-    return items if all(_Item.read(item) is not None for item in items) else None
+    read = [item for item in items if item is not None]
+    return read if len(read) == len(items) else None
 
 
 @attrs.frozen
@@ -426,10 +497,10 @@ class _Item:
     id: str | None
     call_id: str | None
     whole: bool
-    said: dict[str, bytes]  # its members but for the id
+    said: dict[str, msgspec.Raw]  # its members but for the id
 
     @classmethod
-    def read(cls, raw: bytes) -> _Item | None:
+    def read(cls, raw: msgspec.Raw) -> _Item | None:
         try:
             members = read_members(raw)
         except UnreadableError:
@@ -437,9 +508,9 @@ class _Item:
         kind = _text_of(members.get("type"))
         if not kind:
             return None
-        whole = all(members.get(name, b"null") != b"null" for name in _ESSENTIAL.get(kind, ()))
+        whole = all(members.get(name, _NULL) != _NULL for name in _ESSENTIAL.get(kind, ()))
         name, call = _text_of(members.pop("id", None)), _text_of(members.get("call_id"))
-        return cls(raw, kind, name or None, call or None, whole, members)
+        return cls(bytes(raw), kind, name or None, call or None, whole, members)
 
 
 _ESSENTIAL = {
@@ -449,25 +520,24 @@ _ESSENTIAL = {
 }
 
 
-def _completed(output: list[bytes] | None, streamed: list[bytes]) -> list[bytes] | None:
+def _completed(output: list[_Item] | None, streamed: Sequence[bytes]) -> list[_Item] | None:
     """``output`` with what was streamed and is missing or mutilated there; None if nothing is.
 
     Items that were never streamed stay.
     """
-    said = _streamed_items(streamed)
-    found = [_Item.read(raw) for raw in output or ()]
-    there = [item for item in found if item is not None]
+    there = output or []
+    said = _streamed_items(streamed, {item.raw: item for item in there})
     places = _find_again(said, there)
-    result = [item.raw for item in there]
+    result = [*there]
     changed = output is None
     for index, item in said:
         place = places.get(index)
         if place is not None and item.whole and not there[place].whole:
-            result[place] = item.raw
+            result[place] = item
             changed = True
-    missing = [(index, item.raw) for index, item in said if index not in places]
-    for index, raw in missing:
-        result.insert(min(index, len(result)), raw)
+    missing = [(index, item) for index, item in said if index not in places]
+    for index, item in missing:
+        result.insert(min(index, len(result)), item)
     return result if changed or missing else None
 
 
@@ -509,48 +579,23 @@ _WAYS: tuple[Callable[[_Item, int, _Item, int], bool], ...] = (
 )
 
 
-def _streamed_items(events: list[bytes]) -> list[tuple[int, _Item]]:
+def _streamed_items(
+    events: Sequence[bytes], known: Mapping[bytes, _Item]
+) -> list[tuple[int, _Item]]:
     """The items of ``response.output_item.done`` events with their places, in order. Of several for
-    one place the last counts."""
+    one place the last counts. ``known``: items that have been read, by their text."""
     found: dict[int, _Item] = {}
     for number, data in enumerate(events):
         try:
             members = read_members(data)
-            item = _Item.read(members.get("item", b""))
-            index = read_value(members.get("output_index", b"null"))
         except UnreadableError:
             continue
+        raw = members.get("item", _NULL)
+        item = known.get(bytes(raw)) or _Item.read(raw)
+        index = _value_of(members.get("output_index"))
         if item is not None:
             found[index if _is_count(index) else number] = item
     return sorted(found.items(), key=lambda entry: entry[0])
-
-
-class _Stored(msgspec.Struct):
-    store: bool | None = None
-
-
-class _WithStored(msgspec.Struct):
-    response: _Stored | None = None
-
-
-_with_stored = msgspec.json.Decoder(_WithStored)
-
-
-def read_stored(event: UpstreamEvent) -> bool | None:
-    """Whether the response that ``event`` (created or terminal) carries says that the upstream
-    stores it; None if it does not say. An organisation without retention gets ``"store": false``
-    for a request that left ``store`` out."""
-    try:
-        response = _with_stored.decode(event.data).response
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    return None if response is None else response.store
-
-
-def sequence_number(data: bytes) -> int:
-    """The ``sequence_number`` of an event; -1 if it has none."""
-    number = _object(data).get("sequence_number")
-    return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
 
 # ---------------------------------------------------------------- answers
@@ -559,7 +604,7 @@ def sequence_number(data: bytes) -> int:
 def final_response(terminal: UpstreamEvent) -> bytes:
     """The response object that a terminal event carries, as it stands there; see
     ``read_terminal``, which has made sure that there is one."""
-    return read_members(terminal.data)["response"]
+    return bytes(terminal.members["response"])
 
 
 def created_event(
@@ -571,11 +616,11 @@ def created_event(
     If ``event``, one of those that come next, carries the response, its object is the one that was
     created; else that is called ``response_id``.
     """
-    response = {
+    response: dict[str, Text] = {
         "id": msgspec.json.encode(response_id),
         "object": b'"response"',
         "model": msgspec.json.encode(model),
-        **(_response_of(event.data) if event is not None else {}),
+        **((event and event.response_members) or {}),
         "status": b'"in_progress"',
         "error": b"null",
         "incomplete_details": b"null",
@@ -588,13 +633,13 @@ def created_event(
 
 
 def failed_event(
-    code: str, message: str, sequence: int, created: bytes, more: str | None = None
+    code: str, message: str, sequence: int, created: UpstreamEvent, more: str | None = None
 ) -> UpstreamEvent:
     """The bridge's own ``response.failed``: the response of ``created``, the ``response.created``
     event that the client has seen, failed. ``more``: further members of the error, as the text of
     a JSON object."""
-    response = {
-        **_response_of(created),
+    response: dict[str, Text] = {
+        **(created.response_members or {}),
         "status": b'"failed"',
         "error": bytes(_with_members({"code": code, "message": message}, more)),
         "incomplete_details": b"null",
@@ -603,15 +648,7 @@ def failed_event(
     return UpstreamEvent(EventKind.ENDED, _FAILED, data)
 
 
-def _response_of(data: bytes) -> dict[str, bytes]:
-    """The members of the response object that an event carries; empty if it carries none."""
-    try:
-        return read_members(read_members(data).get("response", b""))
-    except UnreadableError:
-        return {}
-
-
-def _event_of(name: str, sequence: int, response: dict[str, bytes]) -> bytes:
+def _event_of(name: str, sequence: int, response: Mapping[str, Text]) -> bytes:
     members = {
         "type": msgspec.json.encode(name),
         "sequence_number": b"%d" % sequence,

@@ -365,6 +365,18 @@ def test_outputs_find_their_calls_on_the_chain() -> None:
     assert (foreign.orphans, foreign.self_contained) == (("c3",), False)
 
 
+def test_what_has_an_output_without_its_call_is_not_rebuilt() -> None:
+    """An upstream that takes such an output must not make the bridge send it to another one."""
+    held = transcripts()
+    assert not held_turn(held, "r1", [result(1)], said("a")).readable
+    called = held_turn(held, "r2", "go", call(1))
+    for name, output, known in (("r3", result(1), True), ("r4", result(2), False)):
+        node = held_turn(held, name, [output], said("b"), anchor="r2")
+        after = held_turn(held, f"{name}b", [user("c")], said("d"), anchor=name)
+        assert node.parent is called
+        assert [node.readable, after.readable] == [known, known]
+
+
 def test_a_turn_without_items_is_expanded_to_the_chain() -> None:
     held = transcripts()
     node = linear(held)

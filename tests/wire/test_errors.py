@@ -14,7 +14,6 @@ from bridgecore.recovery.failure import ErrorFrame, FailureKind, classify
 from bridgecore.wire.errors import (
     find_error,
     longest,
-    looks_like_error,
     read_error,
     read_error_body,
     read_seconds,
@@ -186,7 +185,7 @@ def test_every_error_shape_is_read(
         if found.more is not None and frame.more is not None:
             assert json.loads(found.more) == json.loads(frame.more)
     assert read_error(message.encode()) == frame
-    assert looks_like_error(message.encode())
+    assert find_error(message.encode()) == frame
     assert classify(frame).kind is kind
     shown = render_failed_response(frame, None)
     assert shown.status == status
@@ -450,7 +449,7 @@ def test_any_json_is_read_and_can_be_shown(value: object) -> None:
 def test_any_bytes_are_read(data: bytes) -> None:
     for read in (read_error, read_error_body):
         assert isinstance(read(data), ErrorFrame)
-    looks_like_error(data)
+    find_error(data)
 
 
 @given(st.dictionaries(st.text(max_size=4), _JSON, max_size=4))

@@ -12,13 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridgecore.wire import jsontext
 from bridgecore.wire.jsontext import (
+    MAX_DEPTH,
+    TooDeepError,
     UnreadableError,
-    read_array,
-    read_members,
     read_value,
     write_object,
 )
+
+
+def read_members(data: bytes) -> dict[str, bytes]:
+    return {name: bytes(raw) for name, raw in jsontext.read_members(data).items()}
+
+
+def read_array(data: bytes) -> list[bytes]:
+    return [bytes(raw) for raw in jsontext.read_array(data)]
+
 
 HALF = r"\ud83d"
 READERS = [read_value, read_members, read_array]
@@ -222,6 +232,29 @@ def test_deep_nesting(read: Any, half: str, brackets: str) -> None:
     data = f"[{half}{opening * 100_000}1{closing * 100_000}]".encode()
     with pytest.raises(UnreadableError):
         read(data)
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, dict):
+        return 1 + max(map(depth, value.values()), default=0)
+    if isinstance(value, tuple):  # a member
+        return depth(value[1])
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+@given(odd_texts, st.integers(-3, 3))
+def test_a_value_has_a_fixed_number_of_levels(text: str, more: int) -> None:
+    """Whatever strings say: brackets in them, escaped quotes and backslashes make no difference."""
+    value = json.loads(text, object_pairs_hook=lambda pairs: dict(enumerate(pairs)))
+    levels = MAX_DEPTH - depth(value) + more
+    quoted = rb'"[{\\\"[",'
+    data = b"[" * levels + quoted + text.encode() + b"]" * levels
+    if more > 0:
+        with pytest.raises(TooDeepError):
+            read_value(data)
+    else:
+        assert read_value(data) == json.loads(data)
+    assert len(read_array(data)) == 1  # what is not built is passed on
 
 
 @pytest.mark.parametrize("half", ["", f'"{HALF}",'])

@@ -6,12 +6,14 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
-from bridgecore.wire.errors import read_error
+from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.jsontext import write_object
 from bridgecore.wire.responses import (
     MAX_RESPONSE_ID,
     EventKind,
@@ -26,7 +28,6 @@ from bridgecore.wire.responses import (
     parse_create,
     read_event,
     read_terminal,
-    sequence_number,
 )
 
 Json = dict[str, Any]
@@ -89,8 +90,18 @@ def test_members_pass_unchanged(members: dict[str, object]) -> None:
     members = {**members, "model": "m"}
     for name in ("type", "stream", "store", "previous_response_id", "background"):
         members.pop(name, None)
-    frame = json.loads(parse_create(json.dumps(members).encode()).frame)
-    assert frame == {**members, "type": "response.create"}
+    request = parse_create(json.dumps(members).encode())
+    assert json.loads(request.frame) == {**members, "type": "response.create"}
+    assert write_object(request.members) == request.frame
+
+
+def test_a_frame_with_other_members() -> None:
+    request = parse_create(b'{"model":"m", "input":[ 1.0 ],"store" : false,"x":1e5}')
+    assert request.frame_with() == request.frame
+    assert request.frame_with(input=b"[]", store=None, extra=b'"y"') == (
+        b'{"type":"response.create","model":"m","input":[],"x":1e5,"extra":"y"}'
+    )
+    assert request.members["input"] == msgspec.Raw(b"[ 1.0 ]")
 
 
 @given(st.binary(max_size=60))
@@ -353,8 +364,8 @@ def test_any_message_is_an_event_or_noise(data: bytes) -> None:
     if event is not None:
         assert isinstance(json.loads(data), dict)
         read_terminal(event, [])
-        read_error(data)
-        sequence_number(data)
+        assert isinstance(event.error, ErrorFrame)
+        assert event.sequence_number >= -1 or json.loads(data)["sequence_number"] < -1
 
 
 @pytest.mark.parametrize(
@@ -369,7 +380,7 @@ def test_any_message_is_an_event_or_noise(data: bytes) -> None:
     ],
 )
 def test_sequence_numbers(data: bytes, expected: int) -> None:
-    assert sequence_number(data) == expected
+    assert UpstreamEvent(EventKind.OTHER, b"x", data).sequence_number == expected
 
 
 # ------------------------------------------------------------------ terminal events
@@ -676,7 +687,9 @@ def test_failed_event() -> None:
     created = (
         b'{"type":"response.created","response":{"id":"r","model":"m","status":"x","h":"\\ud83d"}}'
     )
-    event = failed_event("c", "m", 7, created)
+    event = failed_event(
+        "c", "m", 7, UpstreamEvent(EventKind.CREATED, b"response.created", created)
+    )
     assert (event.kind, event.type) == (EventKind.ENDED, b"response.failed")
     value = json.loads(event.data)
     assert (value["type"], value["sequence_number"]) == ("response.failed", 7)
@@ -688,7 +701,8 @@ def test_failed_event() -> None:
 
 @pytest.mark.parametrize("created", [b"nonsense", b'{"response":7}', b"{}"])
 def test_failed_event_without_a_response(created: bytes) -> None:
-    response = json.loads(failed_event("c", "m", 0, created).data)["response"]
+    event = UpstreamEvent(EventKind.CREATED, b"response.created", created)
+    response = json.loads(failed_event("c", "m", 0, event).data)["response"]
     assert response["status"] == "failed"
 
 
