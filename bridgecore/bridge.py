@@ -19,14 +19,15 @@ import attrs
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
-from bridgecore.api_error import api_error
+from bridgecore.api_error import ApiError, api_error, render_answer
 from bridgecore.config import Ambiguous, Config, Rotation
 from bridgecore.continuity.accounts import Accounts
-from bridgecore.continuity.aliases import Alias, credential_scope, named_scope
+from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, Recall
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.conversation import Conversation, Headers, Shared
+from bridgecore.conversation import Conversation, Shared
 from bridgecore.errors import ConfigError, LocalProtocolError
+from bridgecore.intake import Arriving, Intake, Resolver, Stage
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -34,6 +35,7 @@ from bridgecore.messages import (
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    KnownResponse,
     LinkFrameSent,
     LinkLost,
     LinkOpened,
@@ -41,15 +43,17 @@ from bridgecore.messages import (
     MessagesReceived,
     OpenLink,
     PauseLink,
+    ResolveTurn,
     SendFrame,
     SocketsExhausted,
     TurnBlocked,
     TurnLeft,
     TurnReceived,
+    TurnResolved,
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
-from bridgecore.recovery.failure import Evidence
+from bridgecore.recovery.failure import Evidence, TimedOut, classify
 from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -59,24 +63,22 @@ from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.timer_queue import Schedule
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import Recorder
-from bridgecore.wire.headers import check_headers, credential_names, lower_names, upgrade_headers
+from bridgecore.wire.headers import Headers, check_headers
 from bridgecore.wire.responses import EventKind
 
 
 class Bridge:
-    """Turns to sessions to links. See ``Config`` for what it is told."""
+    """Turns to sessions to links. See ``Config`` for what it is told. ``resolver``: who finds out
+    what is known about the response that a turn names, see ``bridgecore.intake``."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
         """Raises ConfigError if ``config`` is no Config."""
         if not isinstance(config, Config):
             raise ConfigError(f"a Bridge needs a Config, not {config!r:.100}")
         self._config = config
         self._policy = _policy_of(config)
-        # Everything else of a client's head stays here: hop-by-hop headers, cookies and whatever a
-        # proxy put in must not leak to another host.
-        self._forwarded = frozenset(name.encode("ascii") for name in config.forward_headers)
-        self._credential = credential_names(config.forward_headers)
         self._memory = Memory(config)
+        self._intake = Intake(config, self._memory, config.turn_timeout, resolver)
         self._refused = RefusedFrames()
         self._shared = Shared(self._policy, self._memory, self._refused, config.max_message)
         self._recorder = Recorder(self._policy) if config.decisions else None
@@ -93,8 +95,8 @@ class Bridge:
 
     @property
     def turns(self) -> int:
-        """How many turns of clients run or wait."""
-        return len(self._turns)
+        """How many turns of clients run, wait, or are on their way in."""
+        return len(self._turns) + len(self._intake)
 
     @property
     def conversations(self) -> int:
@@ -128,6 +130,8 @@ class Bridge:
             return None
         if first[1] == _MEMORY:
             return Deadline(first[0], Timer.EXPIRY)
+        if first[1] < _MEMORY:
+            return Deadline(first[0], Timer.TURN)
         deadline = self._conversations[first[1]].next_timeout()
         return None if deadline is None else Deadline(first[0], deadline.reason)
 
@@ -140,8 +144,8 @@ class Bridge:
 
         Raises:
             LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or it
-                cannot happen: a turn whose number is in use, a link that was never asked for, or
-                opened before. Nothing has changed.
+                cannot happen: a turn whose number is in use, an answer to a question that was never
+                asked, a link that was never asked for, or opened before. Nothing has changed.
         """
         _check_event(event)
         check_time(now)
@@ -152,6 +156,8 @@ class Bridge:
             self._link_event(event, now)
         elif isinstance(event, TurnReceived):
             self._turn_received(event, now)
+        elif isinstance(event, TurnResolved):
+            self._turn_resolved(event, now)
         elif isinstance(event, TurnLeft | TurnBlocked):
             self._turn_event(event, now)
         elif isinstance(event, LinksEvicted):
@@ -179,10 +185,12 @@ class Bridge:
                 raise LocalProtocolError(f"turn {event.turn}: a turn's number is 0 or more")
             if not isinstance(event, TurnReceived):
                 return
-            if event.turn in self._turns:
+            if event.turn in self._turns or event.turn in self._intake:
                 what = "runs already: its number can be used again when it has ended"
                 raise LocalProtocolError(f"turn {event.turn} {what}")
             check_headers(event.headers, f"turn {event.turn}")
+        elif isinstance(event, TurnResolved) and not self._intake.was_asked(event.query):
+            raise LocalProtocolError(f"query {event.query} was never asked by ResolveTurn")
 
     def _refuse_impossible_of_link(self, event: _LinkEvent) -> None:
         if not 0 < event.link <= self._shared.numbers.last:
@@ -232,7 +240,9 @@ class Bridge:
     def _turn_event(self, event: TurnLeft | TurnBlocked, now: int) -> None:
         conversation = self._turns.get(event.turn)
         if conversation is None:
-            return  # it has ended
+            if isinstance(event, TurnLeft):
+                self._left_on_its_way(event)
+            return  # it has ended, or has no answer yet that its client could be slow to read
         if isinstance(event, TurnLeft):
             del self._turns[event.turn]
             effects = conversation.abandon(event.turn, event.error, now)
@@ -247,6 +257,10 @@ class Bridge:
             if key == _MEMORY:
                 self._memory.expire(now)
                 self._schedule.set(_MEMORY, self._memory.next_expiry())
+            elif key < _MEMORY:
+                turn = self._intake.leave(_turn_of(key))
+                if turn is not None:
+                    self._refuse_as_late(turn)
             else:
                 conversation = self._conversations[key]
                 self._follow(conversation, conversation.timeout(now))
@@ -282,24 +296,53 @@ class Bridge:
     # ------------------------------------------------------------ a turn's way in
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
-        received = lower_names(event.headers)
-        if event.scope is None:
-            scope = credential_scope(received, self._credential)
+        turn = self._intake.receive(event, now)
+        if turn.stage is Stage.RESOLVED:
+            self._bring_in(turn, now)
+            return
+        self._schedule.set(_key_of(turn.id), turn.deadline)
+        fields: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
+        line = Log(LogLevel.DEBUG, "turn.resolving", {**fields, "query": turn.query})
+        self._out += [self._intake.question(turn), line]
+
+    def _turn_resolved(self, event: TurnResolved, now: int) -> None:
+        turn = self._intake.resolved(event)
+        if turn is None:
+            fields: dict[str, str | int] = {"query": event.query, "reason": _ANSWERED_LATE}
+            self._out.append(Log(LogLevel.DEBUG, "turn.ignored", fields))
+            return
+        self._schedule.set(_key_of(turn.id), None)
+        if turn.deadline <= now:
+            self._refuse_as_late(turn)
         else:
-            scope = named_scope(event.scope)
-        headers = upgrade_headers(received, self._forwarded)
-        recall = self._memory.recall(scope, event.request, received, now)
-        conversation = self._place(recall, headers, now)
+            self._bring_in(turn, now)
+
+    def _left_on_its_way(self, event: TurnLeft) -> None:
+        turn = self._intake.leave(event.turn)
+        if turn is None:
+            return
+        self._schedule.set(_key_of(turn.id), None)
+        fields: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
+        if event.error is None:
+            self._out.append(Log(LogLevel.INFO, "turn.abandoned", fields))
+        else:
+            fields["code"] = event.error.code
+            self._out.append(Log(LogLevel.WARNING, "turn.cut_off", fields))
+
+    def _bring_in(self, arriving: Arriving, now: int) -> None:
+        """Take a resolved turn the rest of its way: route it, make room if it needs any, submit."""
+        recall = self._intake.recall(arriving, now)
+        conversation = self._place(recall, arriving.headers, now)
         if conversation is None:
-            self._refuse_for_room(event.turn)
+            self._refuse_for_room(arriving)
             return
         if recall.alias is None or recall.alias.conversation not in self._conversations:
             self._memory.belongs(recall, conversation.id)
         self._conversations.move_to_end(conversation.id)
         self._families.note(conversation.id, _latest(recall))
-        self._turns[event.turn] = conversation
-        turn = RoutedTurn(event.turn, recall, event.request_id or "-")
-        self._follow(conversation, conversation.submit(turn, headers, now))
+        self._turns[arriving.id] = conversation
+        turn = RoutedTurn(arriving.id, recall, arriving.request_id, arriving.deadline)
+        self._follow(conversation, conversation.submit(turn, arriving.headers, now))
 
     def _place(self, recall: Recall, headers: Headers, now: int) -> Conversation | None:
         """The conversation that the turn goes to, perhaps a new one; None if there is no room."""
@@ -360,18 +403,39 @@ class Bridge:
         self._conversations[number] = conversation
         return conversation
 
-    def _refuse_for_room(self, turn: int) -> None:
+    def _refuse_for_room(self, turn: Arriving) -> None:
         message = "The bridge has as many conversations as it can hold. Retry later."
-        error = api_error(503, fx.Answer.OVERLOADED.value, message)
-        self._out.append(AnswerError(turn, error))
-        fields: dict[str, str | int] = {"turn": turn, "status": error.status, "code": error.code}
+        self._refuse(turn, api_error(503, fx.Answer.OVERLOADED.value, message))
+
+    def _refuse_as_late(self, turn: Arriving) -> None:
+        """The budget of a turn was used up before it was resolved."""
+        failure = classify(TimedOut(Timer.TURN))
+        anchor = turn.request.previous_response_id
+        self._refuse(turn, render_answer(fx.Answer.REQUEST_TIMEOUT, failure, None, anchor))
+
+    def _refuse(self, turn: Arriving, error: ApiError) -> None:
+        """End a turn that has no conversation."""
+        self._out.append(AnswerError(turn.id, error))
+        fields: dict[str, str | int] = {"turn": turn.id, "status": error.status, "code": error.code}
         self._out.append(Log(LogLevel.WARNING, "turn.refused", fields))
 
 
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent
-_check_event = EventCheck(BridgeEvent, "bridgecore.messages", *get_args(Evidence))
+_check_event = EventCheck(BridgeEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence))
 _BYTES = frozenset({bytes})
-_MEMORY = 0  # the schedule's key for what is remembered; conversations count from 1
+_ANSWERED_LATE = "its turn has left, was told that it took too long, or was resolved before"
+
+# The schedule's keys: 0 for what is remembered; conversations count from 1, and below 0 are the
+# turns on their way in.
+_MEMORY = 0
+
+
+def _key_of(turn: int) -> int:
+    return -1 - turn
+
+
+def _turn_of(key: int) -> int:
+    return -1 - key
 
 
 # Every attribute of a bridge is compared, but these.
@@ -380,8 +444,6 @@ COMPARED = Compared(
     left_out={
         "_config": "never changes",
         "_policy": "never changes",
-        "_forwarded": "never changes",
-        "_credential": "never changes",
         "_shared": "its parts are compared here; the next number only names something",
         "_recorder": "writes down what was decided",
         "_turns": "an index over the turns of the conversations",
@@ -448,9 +510,11 @@ __all__ = [
     "MessagesReceived",
     "OpenLink",
     "PauseLink",
+    "ResolveTurn",
     "SendFrame",
     "SocketsExhausted",
     "TurnBlocked",
     "TurnLeft",
     "TurnReceived",
+    "TurnResolved",
 ]

@@ -49,6 +49,7 @@ from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import hashed
+from bridgecore.wire.headers import Headers
 from bridgecore.wire.responses import (
     EventKind,
     Terminal,
@@ -56,8 +57,6 @@ from bridgecore.wire.responses import (
     read_event,
     read_terminal,
 )
-
-Headers = list[tuple[bytes, bytes]]
 
 
 @attrs.define
@@ -139,9 +138,12 @@ class Conversation:
         self.warmed = False
         self.turns[turn.id] = turn
         self._log(LogLevel.DEBUG, "turn.received", **_about(turn), standing=_standing(turn))
-        submitted = ev.Turn(turn.id, turn.recall.standing, turn.recall.anchor)
-        self._step(ev.TurnSubmitted(submitted), now)
+        self._submit(turn, now)
         return self._take()
+
+    def _submit(self, turn: RoutedTurn, now: int) -> None:
+        submitted = ev.Turn(turn.id, turn.recall.standing, turn.recall.anchor)
+        self._step(ev.TurnSubmitted(submitted, turn.deadline), now)
 
     def abandon(self, number: int, error: ApiError | None, now: int) -> list[BridgeEffect]:
         """The client of a turn is gone; or its driver gave the turn up, and told it ``error``."""
@@ -550,7 +552,7 @@ class Conversation:
         # Clients' turns count from 0, so this number is free.
         turn = RoutedTurn(-self.shared.numbers.next(), recall, warms=True)
         self.turns[turn.id] = turn
-        self._step(ev.TurnSubmitted(ev.Turn(turn.id, recall.standing, recall.anchor)), now)
+        self._submit(turn, now)
 
     # ------------------------------------------------------------ answers
 

@@ -22,7 +22,7 @@ from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
-from bridgecore.errors import LocalProtocolError
+from bridgecore.errors import InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.gateway import Gateway
@@ -520,6 +520,8 @@ class Endpoint:
             self._connect(conn)
         elif isinstance(effect, msg.CloseLink):
             self._close(effect.link)
+        elif isinstance(effect, msg.ResolveTurn):
+            raise InternalError("an endpoint's bridge resolves turns by itself")
         elif isinstance(effect, tp.Log):
             self._out.append(effect)
         else:

@@ -16,6 +16,7 @@ from bridgecore.api_error import api_error
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
+from bridgecore.intake import Resolver
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -23,6 +24,7 @@ from bridgecore.messages import (
     BridgeTimeout,
     GatewayEffect,
     GatewayEvent,
+    KnownResponse,
     MessagesReceived,
     RequestReceived,
     TurnBlocked,
@@ -56,9 +58,9 @@ class Gateway:
     ['BeginAnswer', 'AnswerEvents']
     """
 
-    def __init__(self, config: Config) -> None:
-        """Raises ConfigError if ``config`` is no Config."""
-        self._bridge = Bridge(config)
+    def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
+        """``resolver``: as for a ``Bridge``. Raises ConfigError if ``config`` is no Config."""
+        self._bridge = Bridge(config, resolver=resolver)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}
         self._schedule: Schedule[int] = Schedule()  # by turn
@@ -164,4 +166,4 @@ class Gateway:
         return shown
 
 
-_check_event = EventCheck(GatewayEvent, "bridgecore.messages", *get_args(Evidence))
+_check_event = EventCheck(GatewayEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence))

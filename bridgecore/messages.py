@@ -59,6 +59,25 @@ class TurnReceived:
 
 
 @attrs.define
+class KnownResponse:
+    """What others know about a response. ``response``: the id that its terminal event gave it.
+    ``stored``: the upstream stores it, so that any connection can continue it; else only the one
+    that made it can."""
+
+    response: str
+    stored: bool
+
+
+@attrs.define
+class TurnResolved:
+    """The answer to ``ResolveTurn`` with the same ``query``. ``known``: about the response that the
+    turn names; None if nothing could be found out. What the bridge knows by itself counts more."""
+
+    query: int
+    known: KnownResponse | None = None
+
+
+@attrs.define
 class TurnLeft:
     """The answer of ``turn`` ends before it is complete: its client is gone, or, with ``error``,
     the driver gave the turn up and told its client so."""
@@ -133,7 +152,8 @@ class BridgeTimeout:
 
 
 CommonEvent: TypeAlias = (
-    TurnLeft
+    TurnResolved
+    | TurnLeft
     | TurnBlocked
     | LinkOpened
     | LinkLost
@@ -147,6 +167,19 @@ GatewayEvent: TypeAlias = RequestReceived | CommonEvent
 BridgeEvent: TypeAlias = TurnReceived | CommonEvent
 
 # ---------------------------------------------------------------- effects
+
+
+@attrs.define
+class ResolveTurn:
+    """Find out what others know about the response that ``turn`` names, and report ``TurnResolved``
+    with this ``query``, however late. Only a bridge whose resolver is the driver asks. Until then
+    the turn waits, within its budget. ``scope``: whose it is; what was found out under another
+    scope is none of its business."""
+
+    query: int
+    turn: int
+    scope: str
+    request: CreateRequest
 
 
 @attrs.define
@@ -232,5 +265,5 @@ LinkEffect: TypeAlias = OpenLink | CloseLink | SendFrame | PauseLink
 AnswerEffect: TypeAlias = (
     BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | AnswerError
 )
-GatewayEffect: TypeAlias = LinkEffect | AnswerEffect | Log
-BridgeEffect: TypeAlias = LinkEffect | AnswerEvents | AnswerError | Log
+GatewayEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEffect | Log
+BridgeEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEvents | AnswerError | Log

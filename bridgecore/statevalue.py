@@ -26,19 +26,22 @@ from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.continuity.transcript import Node
 from bridgecore.conversation import Conversation
 from bridgecore.generation import Generation, HeldEvents
+from bridgecore.intake import Arriving, Intake
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.stragglers import Stragglers
 from bridgecore.turns import RoutedTurn
+from bridgecore.wire.responses import CreateRequest
 
 Value: TypeAlias = Hashable
 
 CONVERSATION: Final = "conversation"
 LINK: Final = "link"
+QUERY: Final = "query"
 
 
 class Ref(NamedTuple):
-    """The number of a conversation or a link: it names it, and its size means nothing."""
+    """The number of a conversation, a link or a query: it names it, and its size means nothing."""
 
     kind: str
     number: int
@@ -53,10 +56,12 @@ class At(NamedTuple):
 @attrs.frozen
 class Compared:
     """How the fields of a class are compared. ``names``: by field, what the number in it names, or
-    what the keys of the table in it name. ``left_out``: by field, why no decision reads it."""
+    what the keys of the table in it name. ``times``: the fields that are times. ``left_out``: by
+    field, why no decision reads it."""
 
     names: Mapping[str, str] = attrs.Factory(dict)
     left_out: Mapping[str, str] = attrs.Factory(dict)
+    times: frozenset[str] = frozenset()
 
 
 COMPARED: Final[Mapping[type, Compared]] = {
@@ -70,7 +75,11 @@ COMPARED: Final[Mapping[type, Compared]] = {
         },
     ),
     RoutedTurn: Compared(
-        left_out={"request": "what log lines call its request", "sent": "a size for accounts"}
+        left_out={
+            "request": "what log lines call its request",
+            "sent": "a size for accounts",
+            "deadline": "the session's, from its submission on",
+        }
     ),
     Recall: Compared(
         left_out={
@@ -80,10 +89,27 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "named": "what accounts and the alias table say about the client's anchor",
         }
     ),
+    CreateRequest: Compared(left_out={"members": "views of the frame"}),
     Alias: Compared(names={"conversation": CONVERSATION}, left_out={"tokens": "for accounts"}),
     Generation: Compared(names={"number": LINK}),
     HeldEvents: Compared(left_out={"limit": "a setting", "size": "the sum of what is held"}),
     Stragglers: Compared(left_out={"_kept_size": "the sum of what is kept"}),
+    Intake: Compared(
+        left_out={
+            "_forwarded": "never changes",
+            "_credential": "never changes",
+            "_memory": "the bridge's own: it is compared there",
+            "_budget": "never changes",
+            "_resolver": "never changes",
+            "_asked": "an index over _resolving",
+            "_queries": "the next number only names something",
+        },
+    ),
+    Arriving: Compared(
+        names={"query": QUERY},
+        times=frozenset({"deadline"}),
+        left_out={"request_id": "what log lines call its request"},
+    ),
     Families: Compared(
         names={"_latest": CONVERSATION},
         left_out={"_members": "an index over _latest, in the same order"},
@@ -131,6 +157,8 @@ def state_of(value: object) -> Value:
     if attrs.has(kind):
         own = {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
         return fields_of(own, _compared(kind))
+    if kind in COMPARED:
+        return fields_of(vars(value), COMPARED[kind])
     if isinstance(value, Mapping):
         return tuple((state_of(key), state_of(each)) for key, each in value.items())
     if isinstance(value, list | tuple | deque):
@@ -143,13 +171,18 @@ def state_of(value: object) -> Value:
 def fields_of(fields: Mapping[str, object], compared: Compared) -> Value:
     """The fields of an object, by name, as a value; without those that are left out."""
     return tuple(
-        (name, _named(value, compared.names[name]) if name in compared.names else state_of(value))
+        (name, _field(name, value, compared))
         for name, value in fields.items()
         if name not in compared.left_out
     )
 
 
-def _named(value: Any, kind: str) -> Value:
+def _field(name: str, value: Any, compared: Compared) -> Value:
+    if name in compared.times:
+        return At(value)
+    if name not in compared.names:
+        return state_of(value)
+    kind = compared.names[name]
     if isinstance(value, Mapping):
         return tuple((Ref(kind, number), state_of(each)) for number, each in value.items())
     return Ref(kind, value)

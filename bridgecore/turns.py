@@ -26,11 +26,13 @@ class RoutedTurn:
 
     ``warms``: it is the bridge's own, and only preloads a new connection with the context
     (``generate: false``); no client is told of it. ``request``: what log lines call its request.
+    ``deadline``: ns, when its whole budget ends; None: the policy's begins when it is submitted.
     """
 
     id: int
     recall: Recall
     request: str = "-"
+    deadline: int | None = None
     warms: bool = False
     # Of the latest attempt to send it.
     form: Form = Form.AS_IS

@@ -157,7 +157,7 @@ def _bridges(policy: Policy, bounds: str) -> bool:
         began = time.perf_counter()
         report = explore_bridge(
             bound,
-            make=lambda config: Bridge(attrs.evolve(config, policy=policy)),
+            make=lambda config, **more: Bridge(attrs.evolve(config, policy=policy), **more),
             progress=_show_bridges,
         )
         show("")

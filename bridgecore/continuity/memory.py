@@ -22,6 +22,8 @@ from bridgecore.recovery.effects import Form
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.responses import CreateRequest, parse_create
 
+NOWHERE = 0  # the conversation of a response that no conversation here has made or asked for
+
 # What clients call their conversations by. It keeps siblings apart and never brings them together.
 _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
@@ -244,6 +246,16 @@ class Memory:
             alias = recall.named or Alias(conversation, Standing.UNKNOWN)
             alias.conversation = conversation  # under all its ids
             self._aliases.put(recall.scope, named, alias)
+
+    def learn(self, scope: str, named: str, response: str, *, stored: bool) -> None:
+        """Remember what others know about the response that clients call ``named``, unless it is
+        known here. ``response``: the id that its terminal event gave it."""
+        alias = self._aliases.get(scope, named)
+        if alias is None or alias.standing is Standing.UNKNOWN:
+            standing = Standing.STORED if stored else Standing.BOUND
+            conversation = NOWHERE if alias is None else alias.conversation
+            known = Alias(conversation, standing, response=response)
+            self._aliases.put(scope, named, known)
 
     def injection_refused(self, recall: Recall) -> None:
         """The upstream refused the anchor that was put in place of the turn's history, for whatever

@@ -25,6 +25,7 @@ import attrs
 
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.intake import Resolver
 from bridgecore.messages import (
     AnswerError,
     AnswerEvents,
@@ -32,20 +33,23 @@ from bridgecore.messages import (
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    KnownResponse,
     LinkFrameSent,
     LinkLost,
     LinkOpened,
     LinksEvicted,
     MessagesReceived,
     OpenLink,
+    ResolveTurn,
     SendFrame,
     TurnLeft,
     TurnReceived,
+    TurnResolved,
 )
 from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
 from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.statevalue import LINK, At, Ref
+from bridgecore.statevalue import LINK, QUERY, At, Ref
 from bridgecore.transport import Log
 from bridgecore.verify.explore import later
 from bridgecore.verify.search import Search
@@ -96,13 +100,15 @@ Item = tuple[str, ...]  # what a model reads of an item
 
 @attrs.frozen
 class BridgeBounds:
-    """What an exploration leaves out."""
+    """What an exploration leaves out. ``resolver``: where it is the driver, answers come at any
+    time, also after the client has left, or never."""
 
     name: str
     turns: int
     sessions: int  # conversations at a time
     continuity: Continuity
     depth: int  # moves
+    resolver: Resolver = Resolver.MEMORY
     credentials: int = 2
     waiting: int = 1
     max_worlds: int = 2_000_000
@@ -168,6 +174,7 @@ class _Turn:
     injected: tuple[str, ...] = ()  # the anchors that the bridge put in
     harmed: bool = False  # a link or a connect was lost on its way, or it was refused
     began: bool = False
+    resolving: bool = False  # it waits for an answer about its anchor
     calls: tuple[str, ...] = ()
 
 
@@ -199,7 +206,7 @@ class _Link:
     frame: bytes = b""  # the turn's
     last: tuple[bytes, ...] = ()  # what it said of the response that ended last, after its created
     late: bool = False  # and says again, after the next turn's frame
-    used: int = 0  # when a turn was last routed to it, in turns
+    used: int = 0  # when a turn was last routed to it, in routed turns
 
 
 _CODES = {"limit": "websocket_connection_limit_reached", "invalid": "invalid_prompt"}
@@ -223,7 +230,7 @@ class World:
     def __init__(
         self,
         bounds: BridgeBounds,
-        make: Callable[[Config], Bridge],
+        make: Callable[..., Bridge],
         path: Sequence[Move] = (),
         checked: Counter[BridgeProperty] | None = None,
     ) -> None:
@@ -237,10 +244,13 @@ class World:
         )
         self.bounds = bounds
         self.make = make
-        self.bridge = make(config)
+        late = bounds.resolver is Resolver.DRIVER
+        self.bridge = make(config, resolver=bounds.resolver) if late else make(config)
         self.now = 0
         self.turns: dict[int, _Turn] = {}  # those that have not ended
         self.submitted = 0
+        self.routed = 0
+        self.queries: dict[int, int] = {}  # by the number of a query, the turn that it is about
         self.links: dict[int, _Link] = {}
         self.responses: dict[str, _Response] = {}
         self.refused: _Turn | None = None  # for its size, and not repeated yet
@@ -262,6 +272,10 @@ class World:
         if self.submitted < self.bounds.turns:
             for credential in range(self.bounds.credentials if self.submitted else 1):
                 yield from self._submissions(credential)
+        for query, number in self.queries.items():
+            yield Move("resolved", (query,))
+            if (anchor := self._stored_anchor(number)) is not None:
+                yield Move("resolved", (query, anchor))
         for number, link in self.links.items():
             if not link.open:
                 yield Move("opened", (number,))
@@ -299,6 +313,13 @@ class World:
         frame = json.loads(link.frame)
         return bool(frame.get("previous_response_id") != turn.anchor)
 
+    def _stored_anchor(self, number: int) -> str | None:
+        """The response that a turn names, if others may know that the upstream stores it."""
+        turn = self.turns.get(number)
+        made = self.responses.get(turn.anchor or "") if turn is not None else None
+        known = turn is not None and made is not None and made.credential == turn.credential
+        return made.id if made is not None and known and made.store else None
+
     def _submissions(self, credential: int) -> Iterator[Move]:
         if self.refused is not None and self.refused.credential == credential:
             yield Move("the same again", (credential,))
@@ -324,6 +345,8 @@ class World:
             self._submit_again(int(about[0]))
         elif what in ("fresh", "stored", "calling", "continue", "repeat"):
             self._submit(what, int(about[0]), str(about[1]) if len(about) > 1 else None)
+        elif what == "resolved":
+            self._resolved(int(about[0]), str(about[1]) if len(about) > 1 else None)
         elif what == "leaves":
             self.turns.pop(int(about[0]))
             self._tell(TurnLeft(int(about[0])))
@@ -451,7 +474,18 @@ class World:
             body["previous_response_id"] = turn.anchor
             body["input"] = turn.items[-1:]
         headers = [(b"authorization", _KEYS[turn.credential])]
+        if self.bounds.resolver is Resolver.MEMORY:
+            self.routed += 1
         self._tell(TurnReceived(turn.id, parse_create(_json(body)), headers), turn)
+
+    def _resolved(self, query: int, anchor: str | None) -> None:
+        """Others know that ``anchor`` is stored; or they know nothing. The client may have left."""
+        turn = self.turns.get(self.queries.pop(query))
+        if turn is not None:
+            turn.resolving, turn.at = False, self.now
+            self.routed += 1
+        known = None if anchor is None else KnownResponse(anchor, stored=True)
+        self._tell(TurnResolved(query, known), turn)
 
     def _turn(self, number: int, what: str, credential: int, about: str | None) -> _Turn:
         text = f"call {number}" if what == "calling" else f"u{number}"
@@ -476,6 +510,9 @@ class World:
             request = parse_create(_json({**body, "previous_response_id": name}))
             headers = [(b"authorization", _KEYS[turn.credential])]
             effects = twin.bridge.handle(TurnReceived(turn.id, request, headers), twin.now)
+            for asked in [effect for effect in effects if isinstance(effect, ResolveTurn)]:
+                effects.remove(asked)
+                effects += twin.bridge.handle(TurnResolved(asked.query), twin.now)
             for effect in effects:
                 if isinstance(effect, SendFrame):
                     effect.data = effect.data.replace(name.encode(), b"")
@@ -510,7 +547,10 @@ class World:
     def _done(self, effect: BridgeEffect, carried: int | None, submitted: _Turn | None) -> None:
         if isinstance(effect, OpenLink):
             credential = _KEYS.index(dict(effect.headers)[b"authorization"])
-            self.links[effect.link] = _Link(credential, used=self.submitted)
+            self.links[effect.link] = _Link(credential, used=self.routed)
+        elif isinstance(effect, ResolveTurn):
+            self.queries[effect.query] = effect.turn
+            self.turns[effect.turn].resolving = True
         elif isinstance(effect, CloseLink):
             self._closed(effect.link, submitted)
         elif isinstance(effect, SendFrame):
@@ -579,7 +619,7 @@ class World:
                 known = item[0] != "output" or item[1] in called or turn.anchor is not None
                 self._check(_P.OUTPUTS_HAVE_CALLS, known, f"{item} in {context}")
         link.turn, link.context, link.began = turn.id, context, False
-        link.store, link.used = bool(frame.get("store")), self.submitted
+        link.store, link.used = bool(frame.get("store")), self.routed
         link.anchored = anchor is not None
         link.frame, link.late = effect.data, False
         turn.link, turn.sends = effect.link, turn.sends + 1
@@ -616,7 +656,11 @@ class World:
         status, code = effect.error.status, effect.error.code
         if submitted is turn and status == 503:
             # Each of the others keeps a conversation busy.
-            others = {other.link or -other.id for other in self.turns.values() if other is not turn}
+            others = {
+                other.link or -other.id
+                for other in self.turns.values()
+                if other is not turn and not other.resolving
+            }
             full = len(others) >= self.bounds.sessions
             full = full or len(self.turns) > self.bounds.waiting + 1
             self._check(_P.REJECTED_ONLY_WHEN_FULL, full, f"turn {turn.id}: {others}")
@@ -681,6 +725,8 @@ class World:
         links = {number: place for place, number in enumerate(self.links)}
         around = (
             self.submitted,
+            self.routed,
+            tuple([number if number in self.turns else None for number in self.queries.values()]),
             tuple(
                 (turn.id, turn.anchor, turn.credential, links.get(turn.link or 0), turn.sends > 1,
                  turn.harmed, turn.injected, turn.began, len(turn.meaning), turn.items[-1:] and
@@ -702,6 +748,7 @@ class World:
             None if self.refused is None else (self.refused.credential, str(self.refused.items)),
         )  # fmt: skip
         names = {(LINK, number): place for number, place in links.items()}
+        names |= {(QUERY, number): place for place, number in enumerate(self.queries)}
         return around, _folded(self.bridge, names, self.now)
 
 
@@ -751,16 +798,19 @@ BRIDGE_BOUNDS: Mapping[str, Sequence[BridgeBounds]] = {
     "small": (
         BridgeBounds("one session", 2, 1, _T, 6),
         BridgeBounds("two sessions", 2, 2, _PASS, 5),
+        BridgeBounds("one session, resolved late", 2, 1, _T, 6, Resolver.DRIVER),
     ),
     "ci": (
         BridgeBounds("one session", 3, 1, _T, 7),
         BridgeBounds("two sessions", 3, 2, _T, 7),
         BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 7),
+        BridgeBounds("two sessions, resolved late", 2, 2, _T, 8, Resolver.DRIVER),
     ),
     "nightly": (
         BridgeBounds("one session", 3, 1, _T, 9),
         BridgeBounds("two sessions", 3, 2, _T, 9),
         BridgeBounds("two sessions, nothing held", 3, 2, _PASS, 9),
+        BridgeBounds("two sessions, resolved late", 3, 2, _T, 9, Resolver.DRIVER),
     ),
 }
 
@@ -768,7 +818,7 @@ BRIDGE_BOUNDS: Mapping[str, Sequence[BridgeBounds]] = {
 def explore_bridge(
     bounds: BridgeBounds,
     *,
-    make: Callable[[Config], Bridge] = Bridge,
+    make: Callable[..., Bridge] = Bridge,
     progress: Callable[[BridgeReport], None] | None = None,
 ) -> BridgeReport:
     """Explore bridges that ``make`` makes, until the first violation or the bounds' end."""

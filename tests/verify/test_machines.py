@@ -447,7 +447,7 @@ class BridgeMachine(RuleBasedStateMachine):
             if effect.error.status in (429, 502, 503, 504):
                 assert effect.error.retry_after is None or effect.error.retry_after >= 0
         else:
-            assert not SECRETS.search(repr(effect.fields))
+            assert not SECRETS.search(repr(effect))
 
     def judge_frame(self, wire: Wire, data: bytes) -> None:
         body = json.loads(data)
