@@ -987,6 +987,7 @@ class Bridge:
             anchor=_hashed(anchor),
             # How often the anchor was refused so far, of a bounded number of times.
             refusals=dict(conversation.session.state.refusals).get(turn.recall.anchor, 0),
+            **_cell(conversation.session, turn.id),
         )
 
     def _send(self, conversation: _Conversation, effect: fx.SendTurn, now: int) -> None:
@@ -1021,6 +1022,7 @@ class Bridge:
             # What reduction saved; below 0, what rehydration cost.
             saved=len(turn.recall.request.frame) - len(frame),
             anchor=_hashed(turn.recall.anchor),
+            **_cell(conversation.session, turn.id),
         )
         # What was read together with the event that leads to this is weighed first.
         out = self._unsent if conversation.link == self._reading else self._out
@@ -1045,6 +1047,13 @@ class Bridge:
             # Also what happens to the session happens to the request that it serves.
             common["request_id"] = running.request
         return Log(level, event, {**fields, **common})
+
+
+def _cell(session: Session, turn: int) -> dict[str, str]:
+    """The log field that names the cell of the policy's table by which ``session`` has just decided
+    about ``turn``. Empty if the table was not asked: then the rule alone decided."""
+    cells = [cell for cell in session.cells if cell.turn == turn]
+    return {"cell": str(cells[-1])} if cells else {}
 
 
 _check_event = EventCheck(BridgeEvent, "bridgecore.messages", *get_args(Evidence))

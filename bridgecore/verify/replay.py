@@ -4,9 +4,11 @@ What belongs here: feeding the events of a log (``bridgecore.wire.decisions``) t
 times, and comparing what it says with what was recorded. Two questions are answered:
 
 * Does this version of bridgecore decide as the one that wrote the log? Each run is replayed under
-  the policy that its header holds, up to the first divergence.
+  the policy that its header holds, up to the first divergence: another rule, another cell of the
+  table or another effect.
 * What would another policy have decided? It is asked about the same events, with the recorded
-  times and length of the queue, so that only its cells and budgets speak. It keeps a state of its
+  times and length of the queue, so that only its cells and budgets speak. A cell that holds another
+  remedy is no difference as long as the same is done. It keeps a state of its
   own for as long as it decides the same. What would have happened after it decided otherwise,
   nobody knows, so from there it goes on from the state that was really reached. The standing of a
   turn is the recorded one, too: whether a policy would have kept a transcript is not asked.
@@ -24,7 +26,7 @@ from bridgecore.recovery.events import Event
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import SessionState
-from bridgecore.wire.decisions import Decision, read_line, show
+from bridgecore.wire.decisions import Decision, cell_names, read_line, show
 
 
 class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about, not that it is an error)
@@ -37,15 +39,22 @@ class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about
 
 @attrs.frozen
 class Decided:
-    """What was decided; or, ``error`` not being empty, why nothing could be."""
+    """What was decided; or, ``error`` not being empty, why nothing could be. ``cells``: the names
+    of the cells of the table that decided, in order."""
 
     rule: str
+    cells: tuple[str, ...]
     effects: tuple[Effect, ...]
     error: str = ""
 
     def __str__(self) -> str:
         effects = ", ".join(show(effect) for effect in self.effects)
-        return self.error or f"{self.rule}: {effects or 'nothing to do'}"
+        because = f", because {', then '.join(self.cells)}" if self.cells else ""
+        return self.error or f"{self.rule}: {effects or 'nothing to do'}{because}"
+
+    def does_as(self, other: Decided) -> bool:
+        """Whether the same rule did the same, whichever remedy led to it."""
+        return (self.rule, self.effects) == (other.rule, other.effects)
 
 
 @attrs.frozen
@@ -155,7 +164,7 @@ class _Replay:
             raise ValueError(f"at {decision.at}, but session {decision.session} is further already")
         session.at = decision.at
         self._transitions += 1
-        expected = Decided(decision.rule, decision.effects)
+        expected = Decided(decision.rule, decision.cells, decision.effects)
         actual, transition = _decide(self._policy, session.state, decision)
         if transition is None or actual != expected:
             self.divergence = self._divergence(line, decision, expected, actual)
@@ -163,7 +172,7 @@ class _Replay:
         session.state = transition.state
         if self._other is not None:
             actual, transition = _decide(self._other, session.other, decision)
-            if transition is None or actual != expected:
+            if transition is None or not actual.does_as(expected):
                 self._differences.append(self._divergence(line, decision, expected, actual))
                 session.other = session.state
             else:
@@ -184,5 +193,5 @@ def _decide(
     try:
         transition = step(policy, state, decision.event, decision.at)
     except BridgecoreError as exc:  # the recorded session got through this: it is a finding
-        return Decided("", (), f"{type(exc).__name__}: {exc}"), None
-    return Decided(transition.rule, transition.effects), transition
+        return Decided("", (), (), f"{type(exc).__name__}: {exc}"), None
+    return Decided(transition.rule, cell_names(transition), transition.effects), transition
