@@ -21,6 +21,9 @@ refusals, honest statuses, liveness):
   what is due for one that nobody has (invariant 39);
 * *accounts*: what the bridge says that continuity saved and cost, turn by turn and in all, is what
   can be seen from outside;
+* *session*: the transitions of every session, as the decision log has them, are replayed and judged
+  by the reference model of the explorer (``monitor``), if the policy has the cells of the safe one:
+  what others break, ``bridgecore verify`` tells;
 * *machine*: nothing raises, and no deadline that was handled is due again (invariant 29);
 * *leak*: when all is over and every timer has run out, nothing is left (invariants 18 to 21);
 * *drain*: a drained endpoint stops.
@@ -63,11 +66,13 @@ from bridgecore.testing.faults import (
     Stale,
     When,
 )
+from bridgecore.verify.properties import ViolationError
+from bridgecore.verify.replay import Replay
 from bridgecore.verify.sim_clients import PROFILES, Client, Probe, Profile, answer, marks
 from bridgecore.verify.sim_network import MILLISECOND, NOBODY, End, MachineError, Rng, SimNetwork
 from bridgecore.verify.sim_upstream import Asked, Json, Ledger, Witness, encode
 from bridgecore.wire import transport as tp
-from bridgecore.wire.decisions import hashed
+from bridgecore.wire.decisions import DECISION, hashed
 
 T = TypeVar("T", bound=Any)  # sortable
 
@@ -400,7 +405,9 @@ class _World:
             policy=scenario.policy,
             # At the usual pace pings would be most of what is simulated, and show no more.
             ping_interval=300 * NS_PER_SECOND,
+            decisions=scenario.policy.cells == DEFAULT.cells,
         )
+        self._decisions = Replay(watched=True)
         if scenario.warm:
             lifetime = 200 * NS_PER_SECOND
             self._config = attrs.evolve(
@@ -623,7 +630,10 @@ class _World:
         return fault.point is Point.BEFORE_CREATED and not isinstance(fault.action, Alter)
 
     def _told(self, log: tp.Log) -> None:
-        """The bridge says what a turn saved and cost: is it so?"""
+        """The bridge says what a session decided, or what a turn saved and cost: is it so?"""
+        if log.event == DECISION:
+            self._decided(str(log.fields["line"]))
+            return
         if log.event == "session.warmed" and log.fields["outcome"] == "completed":
             cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
@@ -643,6 +653,15 @@ class _World:
             text = f"the bridge says {figures}, what was seen is {_figures(accounts[0])}"
             self._violate("accounts", client, text, number)
         self._accounted[name] = (fitting or accounts)[0]
+
+    def _decided(self, line: str) -> None:
+        try:
+            found = self._decisions.take(line.encode())
+        except ViolationError as violation:
+            self._violate("session", NOBODY, str(violation))
+            return
+        if found is not None:
+            self._violate("session", NOBODY, f"{found.expected}; replayed, {found.actual}")
 
     # ------------------------------------------------------------ Observer
 
