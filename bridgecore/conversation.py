@@ -527,6 +527,7 @@ class Conversation:
             # What reduction saved; below 0, what rehydration cost.
             saved=len(turn.recall.request.frame) - len(frame),
             anchor=_hashed(turn.recall.anchor),
+            **_cell(self.session, turn.id),
         )
         out = link.unsent if link.reading else self._out
         out += [SendFrame(link.number, frame), line]
@@ -683,6 +684,7 @@ class Conversation:
             anchor=_hashed(anchor),
             # How often the anchor was refused so far, of a bounded number of times.
             refusals=dict(self.session.state.refusals).get(turn.recall.anchor, 0),
+            **_cell(self.session, turn.id),
         )
 
     # ------------------------------------------------------------ log lines
@@ -720,6 +722,13 @@ def _about(turn: RoutedTurn) -> dict[str, str | int]:
 
 def _standing(turn: RoutedTurn) -> str:
     return turn.recall.standing.value
+
+
+def _cell(session: Session, turn: int) -> dict[str, str]:
+    """The log field that names the cell of the policy's table by which ``session`` has just decided
+    about ``turn``. Empty if the table was not asked: then the rule alone decided."""
+    cells = [cell for cell in session.cells if cell.turn == turn]
+    return {"cell": str(cells[-1])} if cells else {}
 
 
 def _hashed(response: str | None) -> str:

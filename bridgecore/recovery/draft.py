@@ -2,8 +2,12 @@
 
 What belongs here: a ``Draft`` is one transition in the making. It holds the state so far and the
 effects so far, and offers the few moves (connect, close, send, dispatch, recover, fail, release)
-that every rule is written in, so that each decision stands in exactly one place. The policy's table
-is read by ``recover``, and by ``deliver``, which asks what a loss would lead to.
+that every rule is written in, so that each decision stands in exactly one place.
+
+The policy's table is read in two places. ``recover`` reads the cell that decides about a loss or a
+refusal, and notes it in ``cells``. ``deliver`` reads ahead: what a loss right now would lead to
+tells whether the event is held back. Nothing is lost then, so that cell is no decision about the
+turn, and is noted apart, as ``foreseen``.
 
 A draft lives inside one ``step`` and never leaves it; from outside, ``step`` is a pure function.
 """
@@ -19,7 +23,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure, FailureKind
-from bridgecore.recovery.policy import Action, Policy, Situation
+from bridgecore.recovery.policy import Action, Cell, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
 from bridgecore.recovery.timers import Timer, Timers
 
@@ -45,11 +49,14 @@ class Draft:
 
     It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict. ``phase``
     is where the session stood when the event came, ``running`` the turn that has the session.
+    ``cells`` and ``foreseen`` are those of ``Transition``.
     """
 
     def __init__(self, policy: Policy, state: SessionState, now: int) -> None:
         self.policy, self.now, self.phase = policy, now, state.phase
         self.effects: list[Effect] = []
+        self.cells: tuple[Cell, ...] = ()
+        self.foreseen: Cell | None = None
         self.lifecycle, self.generation = state.lifecycle, state.generation
         self.live_anchor, self.taken, self.waiting = state.live_anchor, state.running, state.waiting
         self.ended = state.ended
@@ -128,12 +135,16 @@ class Draft:
         self.timers[Timer.TURN] = min(ends)
 
     def deliver(self) -> None:
-        """The event at hand goes to the client; as long as the turn may be replayed, it waits: the
-        client must not see two answers begin (invariants 13, 14)."""
-        running, policy = self.running, self.policy
-        again = policy.remedy(Situation.LOST_CREATED, self.standing).action is Action.RESEND
-        early = running.phase is AttemptPhase.CREATED and running.replays < policy.budgets.replays
-        self.emit(fx.DeliverEvent(running.turn.id, again and early and not self.remote))
+        """Pass the event at hand to the client; hold it back as long as the turn may be replayed,
+        because the client must not see two answers begin (invariants 13, 14)."""
+        running = self.running
+        early = running.phase is AttemptPhase.CREATED and not self.remote
+        held = False
+        # The table is asked last: after output begins, as for most events, it makes no difference.
+        if early and running.replays < self.policy.budgets.replays:
+            self.foreseen = self._read(Situation.LOST_CREATED)
+            held = self.foreseen.remedy.action is Action.RESEND
+        self.emit(fx.DeliverEvent(running.turn.id, held))
 
     def hold(self) -> None:
         """The event at hand waits: it is not known yet whether it belongs to the running turn."""
@@ -231,10 +242,17 @@ class Draft:
         self.set_timer(Timer.CREATED, self.policy.timeouts.created)
         self.emit(fx.SendTurn(self.generation, self.running.turn.id, form))
 
+    def _read(self, situation: Situation) -> Cell:
+        """The cell of the policy's table for the running turn in ``situation``."""
+        standing = self.standing
+        remedy = self.policy.remedy(situation, standing)
+        return Cell(self.running.turn.id, situation, standing, remedy)
+
     def recover(self, situation: Situation, failure: Failure | None) -> None:
         """Do for the running turn what the policy says about ``situation``."""
-        remedy = self.policy.remedy(situation, self.standing)
-        action, answer = remedy.action, remedy.answer
+        cell = self._read(situation)
+        self.cells += (cell,)
+        action, answer = cell.remedy.action, cell.remedy.answer
         if action is Action.REBIND:
             self.emit(fx.RebindSession())
             self.remote = False

@@ -66,6 +66,26 @@ class Remedy:
             return "surface"
         return f"{self.action.value} ({self.answer.value})"
 
+@attrs.frozen
+class Cell:
+    """A cell of a policy's table, as it was read for the turn with id ``turn``.
+
+    ``str`` is its name in logs, row, column and action: ``lost_sent/held=refuse``. ``words`` says
+    the same as ``bridgecore rules`` does, with what the client is told.
+    """
+    turn: int
+    situation: Situation
+    standing: Standing
+    remedy: Remedy
+
+    def __str__(self) -> str:
+        names = self.situation.name, self.standing.name, self.remedy.action.name
+        return "{}/{}={}".format(*map(str.lower, names))
+
+    @property
+    def words(self) -> str:
+        return f"{self.situation.value} / {self.standing.value} = {self.remedy}"
+
 def _at_least(low: int) -> Any:
     def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
         if type(value) is not int or value < low:

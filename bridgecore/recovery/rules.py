@@ -31,7 +31,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.failure import Evidence, FailureKind, Malformed, TimedOut, classify
-from bridgecore.recovery.policy import Policy, Situation
+from bridgecore.recovery.policy import Cell, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Timer
 
@@ -61,11 +61,24 @@ class Rule:
 
 @attrs.frozen
 class Transition:
-    """What ``step`` returns: the new state, what to do, and by which rule."""
+    """What ``step`` returns: the new state, what to do, by which rule and by which cells.
+
+    ``cells`` are those of the policy's table that decided, in the order in which they were asked.
+    Most steps ask none, and most others one. It is a tuple because one step can ask more than once:
+    for the same turn, when a remedy leads to the next question (a turn that is started over on an
+    open socket may be skipped there, ``SEND_SKIPPED``), and for the turns behind it, when it ends
+    and they are started one after the other.
+
+    ``foreseen`` is the cell that was asked what a loss right now would lead to, because an event of
+    an answer is held back while its turn may yet be sent again. It is no decision of this step:
+    nothing was lost. The effects depend on it all the same.
+    """
 
     state: SessionState
     effects: tuple[fx.Effect, ...]
     rule: str
+    cells: tuple[Cell, ...] = ()
+    foreseen: Cell | None = None
 
 
 RULES: dict[tuple[Phase, EventKey], Rule] = {}
@@ -109,7 +122,8 @@ def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Tran
     if isinstance(key, Timer):
         draft.clear_timer(key)
     rule.apply(draft, event)
-    return Transition(draft.finish(), tuple(draft.effects), rule.id)
+    effects = tuple(draft.effects)
+    return Transition(draft.finish(), effects, rule.id, draft.cells, draft.foreseen)
 
 
 def _names_an_ended_response(state: SessionState, event: ev.Event) -> bool:

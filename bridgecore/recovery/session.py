@@ -16,8 +16,8 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.events import DeadlineReached, Event, OutputReceived, Turn
 from bridgecore.recovery.failure import Evidence
-from bridgecore.recovery.policy import DEFAULT, Policy
-from bridgecore.recovery.rules import step
+from bridgecore.recovery.policy import DEFAULT, Cell, Policy
+from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline
 
@@ -31,7 +31,7 @@ class Session:
     ``handle_timeout`` when ``next_timeout`` has come. Times are integer ns of a monotonic clock.
     """
 
-    __slots__ = ("_now", "_touched", "_trace", "policy", "rule", "state")
+    __slots__ = ("_now", "_touched", "_trace", "cells", "policy", "rule", "state")
 
     def __init__(self, policy: Policy = DEFAULT, state: SessionState | None = None) -> None:
         """Raises ConfigError if ``policy`` is no Policy or ``state`` no SessionState."""
@@ -42,9 +42,11 @@ class Session:
         self.policy = policy
         self.state = state if state is not None else SessionState()
         self.rule = ""  # the id of the rule that ruled last
+        self.cells: tuple[Cell, ...] = ()  # of the table, that decided in the last call, in order
         self._now = 0
         self._touched: int | None = None
-        self._trace: deque[tuple[str, str]] = deque(maxlen=_TRACE)
+        # Events, not their text: that is made only if somebody is to read it.
+        self._trace: deque[tuple[str, Event]] = deque(maxlen=_TRACE)
 
     def handle(self, event: Event, now: int) -> tuple[Effect, ...]:
         """Take in ``event``; what to do about it, in order.
@@ -96,8 +98,11 @@ class Session:
         now = self._now = max(self._now, now)
         self._fold()
         effects: list[Effect] = []
+        cells: list[Cell] = []
         while (deadline := self.state.timers.next()) is not None and deadline.at <= now:
             effects += self._step(DeadlineReached(deadline.reason), now)
+            cells += self.cells
+        self.cells = tuple(cells)
         return tuple(effects)
 
     def _refuse_unlawful(self, event: Event, now: int) -> None:
@@ -121,9 +126,15 @@ class Session:
                     raise InternalError(f"{text} (invariant 29)")
         except InternalError as error:
             raise InternalError(f"{error}; {event}, after {list(self._trace)}") from error
-        self._trace.append((transition.rule, repr(event)))
-        self.rule, self.state = transition.rule, transition.state
+        self._take(event, now, transition)
         return transition.effects
+
+    def _take(self, event: Event, now: int, transition: Transition) -> None:
+        """Make ``transition`` the session's own. Every transition comes by here: that of an event,
+        of each deadline, and the one that ``touch`` led to, at the time of the touch. Overridden,
+        inside bridgecore, by sessions that are recorded."""
+        self._trace.append((transition.rule, event))
+        self.rule, self.state, self.cells = transition.rule, transition.state, transition.cells
 
 
 _check_event = EventCheck(Event, "bridgecore.recovery.events", Turn, *get_args(Evidence))

@@ -1,4 +1,4 @@
-"""Compares what the upstream received with what clients asked and with what the bridge says.
+"""Compares what the upstream received with what clients asked, and what the bridge says with both.
 
 What belongs here: the checks of a run that need the history of a turn's sends: how often a turn
 was executed, what a socket was warmed with, and whether the bridge's accounts are right. Checks of
@@ -8,6 +8,9 @@ one frame by itself are ``witness.py``'s.
   made attempts;
 * *accounts*: what the bridge says that continuity saved and cost, turn by turn and in all, is what
   can be seen from outside;
+* *session*: the transitions of every session, as the decision log has them, are replayed and judged
+  by the reference model of the explorer, if the policy has the cells of the safe one (what others
+  break, ``bridgecore verify`` tells);
 * *foreign*: a client that names a response of another credential's is told, and costs the upstream,
   exactly what is due for one that does not exist.
 """
@@ -26,7 +29,9 @@ from bridgecore.simulate.witness import Asked, Ledger, Witness
 from bridgecore.testing.emulator import Outcome, Turn
 from bridgecore.testing.faults import Alter, CloseWith, Point, SendEvents
 from bridgecore.testing.network import NOBODY
-from bridgecore.wire.decisions import hashed
+from bridgecore.verify.properties import ViolationError
+from bridgecore.verify.replay import Replay
+from bridgecore.wire.decisions import DECISION, hashed
 
 
 @attrs.define
@@ -55,6 +60,7 @@ class Checks:
         self._accounted: dict[str, Ledger] = {}  # by the same: what the bridge said of it
         self._believed: dict[tuple[int, int], list[Json]] = {}  # what was said up to a turn's end
         self._silent: list[Turn] = []  # turns with ``generate: false``
+        self._decisions = Replay(watched=True)
         self._warmth = Ledger()  # what the bridge said that those of its own cost
 
     # ------------------------------------------------------------ what clients do
@@ -167,7 +173,10 @@ class Checks:
     # ------------------------------------------------------------ what the bridge says
 
     def logged(self, log: tp.Log) -> None:
-        """Compare what the bridge says that a turn saved and cost with what was seen."""
+        """Judge what the bridge says that a session decided, or that a turn saved and cost."""
+        if log.event == DECISION:
+            self._decided(str(log.fields["line"]))
+            return
         if log.event == "session.warmed" and log.fields["outcome"] == "completed":
             cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
@@ -187,6 +196,16 @@ class Checks:
             text = f"the bridge says {figures}, what was seen is {_figures(accounts[0])}"
             self._journal.violate("accounts", client, text, number)
         self._accounted[name] = (fitting or accounts)[0]
+
+    def _decided(self, line: str) -> None:
+        try:
+            found = self._decisions.take(line.encode())
+        except ViolationError as violation:
+            self._journal.violate("session", NOBODY, str(violation))
+            return
+        if found is not None:
+            text = f"{found.expected}; replayed, {found.actual}"
+            self._journal.violate("session", NOBODY, text)
 
     def close(self, accounts: Accounts) -> None:
         """Compare the sum of what the bridge said with its ``accounts``, once nothing is left."""

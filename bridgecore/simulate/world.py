@@ -21,6 +21,7 @@ import attrs
 
 from bridgecore import transport as tp
 from bridgecore.config import Config, Rotation, UpstreamUrl
+from bridgecore.recovery.policy import DEFAULT
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.checks import Checks
@@ -60,6 +61,8 @@ def _config(scenario: Scenario) -> Config:
         policy=scenario.policy,
         # At the usual pace pings would be most of what is simulated, and show no more.
         ping_interval=300 * NS_PER_SECOND,
+        # The reference model knows what a session may do under these cells, and no others.
+        decisions=scenario.policy.cells == DEFAULT.cells,
     )
     if scenario.warm:
         lifetime = 200 * NS_PER_SECOND

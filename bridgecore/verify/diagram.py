@@ -18,7 +18,7 @@ from bridgecore.recovery.events import Event
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.scenario import command_of, describe
-from bridgecore.verify.story import Story
+from bridgecore.verify.story import Story, reasons
 
 
 class Lane(enum.Enum):
@@ -40,10 +40,12 @@ class Arrow:
 
 
 def arrows(story: Story) -> Iterator[Arrow]:
-    """Who says what to whom, in order."""
+    """Who says what to whom, in order; and, at the bridge, which cells of the table decided."""
     for one in story.seen:
         source = _speaker(one.event)
         yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event))
+        for reason in reasons(one.transition):
+            yield Arrow(one.at, Lane.BRIDGE, Lane.BRIDGE, reason)
         for effect in one.transition.effects:
             yield Arrow(one.at, Lane.BRIDGE, _listener(effect), describe(effect))
 

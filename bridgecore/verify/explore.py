@@ -157,7 +157,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         state.lifecycle,
         generation,
         name(tip),
-        tuple(one_ended([name(response) or "" for response in state.ended])),
+        one_ended([name(response) or "" for response in state.ended]),
         running,
         tuple(waiting),
         tuple(sorted(refusals.items(), key=str)),

@@ -3,15 +3,20 @@
 What belongs here: the books of one who watches a session from outside. The model watches events go
 in and effects come out, and knows of the socket, the turns, the clock and what the upstream can
 know. It shares no code with the rules: it never reads a session's state or a policy's cells, so it
-cannot be wrong in the same way. What it must be told of a policy are its numbers (``Terms``).
+cannot be wrong in the same way. What it must be told of a policy are its numbers (``Terms``). Which
+kind of failure a piece of evidence is, ``classify`` tells here as there: that function has tests of
+its own, and what is judged here is what is done about each kind.
 
 The model is a value, so that an explorer can compare it together with the state that it watches.
+Whoever has the transitions of one session, one after the other, feeds them to a ``Monitor``
+(monitor.py), which keeps its model.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Container, Iterable, Mapping
+from functools import cache
 from typing import NamedTuple, assert_never
 
 import attrs
@@ -21,11 +26,12 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Answer, Effect, Form
 from bridgecore.recovery.events import Event, Outcome, Standing
 from bridgecore.recovery.failure import (
-    NOT_FOUND_CODE,
-    Closed,
-    ErrorFrame,
+    Evidence,
+    Failure,
+    FailureKind,
     Malformed,
-    UpgradeRefused,
+    TimedOut,
+    classify,
 )
 from bridgecore.recovery.policy import Timeouts
 from bridgecore.recovery.timers import Deadline, Timer
@@ -87,6 +93,9 @@ _ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every socket knows such a
 _SAYABLE = (Standing.UNANCHORED, *_HELD, Standing.INJECTED)  # without an anchor
 _PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
 _TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+# How many names a session keeps of one response, and of responses that ended on its socket: of
+# those before them, late events are told apart no more.
+_NAMES, _ENDED = 8, 16
 
 
 @attrs.define(eq=False)
@@ -111,7 +120,7 @@ class Model:
     dead_ends: tuple[tuple[str, int], ...] = ()  # refusals that change nothing, by anchor
     names: tuple[str, ...] = ()  # what the response of the carried turn was called, in order
     doubt: str | None = None  # an ended response that a response.created has named
-    ended: frozenset[str] = frozenset()  # names of responses that ended on this socket
+    ended: tuple[str, ...] = ()  # names of responses that ended on this socket, the latest last
     connect_due: int | None = None
     created_due: int | None = None
     idle_due: int | None = None
@@ -124,7 +133,7 @@ class Model:
         return (
             self.remote, self.generation, self.socket, self.to_owner, self.cached, self.worn,
             self.carried, self.framed, self.paused, self.known, self.turns, self.dead_ends,
-            self.names, self.doubt, tuple(sorted(self.ended)), self.connect_due,
+            self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
 
@@ -155,7 +164,7 @@ class Model:
         names, ended = self.names, self.ended
         if not plain:
             names = own_names(names, ended, name)
-            ended = one_ended({name(response) or "" for response in ended})
+            ended = one_ended([name(response) or "" for response in ended])
         return Model(
             self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
             self.worn, None if self.carried is None else numbers.get(self.carried, 0), self.framed,
@@ -167,7 +176,7 @@ class Model:
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
         """If ``event`` loses a turn that may have been accepted: all that may bear on what is done
         about it, so that turns lost alike can be compared. None otherwise."""
-        if self.carried is None or not self._means(event, now):
+        if self.carried is None or not self.means(event, now):
             return None
         silent, turn = _silent(event), self._carried_turn()
         lost = isinstance(event, ev.ConnectionLost) and not event.unsent
@@ -178,7 +187,7 @@ class Model:
     def _is_size(self, event: Event) -> bool:
         """Whether ``event`` says that the frame is larger than the upstream takes."""
         if isinstance(event, ev.ConnectionLost):
-            return event.cause == Closed(1009) and not self.to_owner
+            return _kind(event.cause) is FailureKind.TOO_LARGE and not self.to_owner
         return isinstance(event, ev.UpstreamRefused) and _refusal(event) == "large"
 
     # ------------------------------------------------------------ folding
@@ -186,14 +195,14 @@ class Model:
     def after(
         self, event: Event, effects: tuple[Effect, ...], now: int, deadline: Deadline | None
     ) -> Model:
-        """The books after ``event`` led to ``effects`` at ``now`` (ns); ``deadline`` is the next
-        one that the session names.
+        """The books after ``event`` led to ``effects`` at ``now`` (ns), these very books if it
+        means nothing; ``deadline`` is the next one that the session names.
 
         Raises:
             ViolationError: a property does not hold.
         """
         event = self._by_its_name(event)
-        if not self._means(event, now):
+        if not self.means(event, now):
             for effect in effects:
                 if type(effect) is not fx.Ignored:
                     self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
@@ -232,8 +241,8 @@ class Model:
             return refused
         return event
 
-    def _means(self, event: Event, now: int) -> bool:
-        """Whether ``event`` means anything; if not, nothing may be done about it."""
+    def means(self, event: Event, now: int) -> bool:
+        """Whether ``event`` at ``now`` means anything; if not, nothing may be done about it."""
         if isinstance(event, ev.DeadlineReached):
             due = self._due(event.timer)
             return due is not None and due <= now
@@ -277,6 +286,11 @@ class Model:
             return False
         return self.doubt is not None and event.response in (None, self.doubt)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the socket carries a turn that began to be answered."""
+        return self.carried is not None and self._stage() in _BEGUN
+
     def _stage(self) -> _Stage:
         return self._carried_turn().stage
 
@@ -292,7 +306,7 @@ class Model:
         """When the deadline of ``timer`` is owed."""
         if timer is Timer.TURN:
             return min([turn.due for turn in self.turns], default=None)
-        due: int | None = getattr(self, _DUES[timer])
+        due: int | None = getattr(self, _DUES[timer]) if timer in _DUES else None
         return due
 
     def _check_deadline(self, deadline: Deadline | None) -> None:
@@ -314,7 +328,6 @@ _DUES: Mapping[Timer, str] = {
     Timer.CONNECT: "connect_due",
     Timer.CREATED: "created_due",
     Timer.IDLE: "idle_due",
-    Timer.TURN: "",
     Timer.LIFETIME: "lifetime_due",
     Timer.EXPIRY: "expiry_due",
 }
@@ -328,10 +341,10 @@ def own_names(
     return tuple(dict.fromkeys([name(own) or "" for own in names if own in ended]))
 
 
-def one_ended(names: Iterable[str]) -> frozenset[str]:
+def one_ended(names: Iterable[str]) -> tuple[str, ...]:
     """One of the folded ``names``, for all are alike: late events of one are treated as those of
     another. The one that the socket knows, if it is among them."""
-    return frozenset(sorted(names, reverse=True)[:1])  # "tip" before "old"
+    return tuple(sorted(names, reverse=True)[:1])  # "tip" before "old"
 
 
 class _Watch:
@@ -422,14 +435,16 @@ class _Watch:
     def _call(self, name: str | None) -> None:
         """The response of the carried turn has this name."""
         the = self.the
-        if name is not None and name not in the.names:
+        if name is not None and name not in the.names and len(the.names) < _NAMES:
             the.names = (*the.names, name)
             the.doubt = None
 
     def _ended(self, event: ev.ResponseEnded) -> None:
         the = self.the
-        self._call(event.response or the.doubt)
-        the.ended = the.ended | {*the.names}
+        last = event.response or the.doubt
+        self._call(last)
+        names = the.names if last is None or last in the.names else (*the.names, last)
+        the.ended = (*[name for name in the.ended if name not in names], *names)[-_ENDED:]
         failed = event.outcome is Outcome.FAILED or not the.names
         the.cached = None if failed else event.response or the.names[-1]
         the.carried = the.idle_due = the.doubt = None
@@ -451,7 +466,7 @@ class _Watch:
 
     def _gone(self) -> None:
         the = self.the
-        the.names, the.doubt, the.ended = (), None, frozenset()
+        the.names, the.doubt, the.ended = (), None, ()
         the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
         the.worn = the.framed = the.paused = False
         the.known = True
@@ -498,7 +513,7 @@ class _Watch:
             as_is = turn.form == Form.AS_IS.value
             if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
                 self._add_dead_end(turn)
-            if turn.form == Form.REHYDRATED.value and _is_of_the_input(event.cause):
+            if turn.form == Form.REHYDRATED.value and _kind(event.cause) is FailureKind.INVALID:
                 self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
                 the.cached = None  # a refusal evicts the id that it refers to
@@ -615,14 +630,16 @@ class _Watch:
             assert_never(effect)
 
     def _check_names(self, effect: fx.CompleteTurn, event: ev.ResponseEnded) -> None:
-        """An answer is told with every name that it had, the terminal event's own last."""
-        before = self.before
-        names = {*before.names, *([event.response] if event.response is not None else ())}
-        if not names and before.doubt is not None:
-            names = {before.doubt}
-        last = event.response
-        if {*effect.responses} != names or (last is not None and effect.responses[-1:] != (last,)):
-            text = f"it was called {sorted(names)}, told as {effect.responses}"
+        """An answer is told with every name that it had, in the order in which they came, the
+        terminal event's own last."""
+        before, last = self.before, event.response
+        names = tuple([name for name in before.names if name != last])
+        if last is not None:
+            names = (*names, last)
+        elif before.doubt is not None and len(names) < _NAMES and before.doubt not in names:
+            names = (*names, before.doubt)
+        if effect.responses != names:
+            text = f"it was called {names}, told as {effect.responses}"
             self._broken(_P.DELIVERED_TO_ITS_TURN, text)
 
     def _may_close(self) -> bool:
@@ -794,14 +811,16 @@ class _Watch:
             self._broken(_P.NOT_FOUND_IS_EARNED, text)
 
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
-        """The failure that is told with the answer is the event's."""
-        kinds = _evidence(self.event)
+        """The failure that is told with the answer is the event's; none is, if nothing failed."""
+        told, happened = effect.failure, _evidence(self.event)
         own = self.refused is not None and self.before.carried == turn.id
-        if self.the.socket == "open" and not own and turn.stage is _Stage.WAITING:
-            kinds = kinds | {None}
-        kind = None if effect.failure is None else effect.failure.kind.value
-        if kind not in kinds:
-            text = f"{effect} tells {kind} of {self.event}"
+        unsent = self.the.socket == "open" and not own and turn.stage is _Stage.WAITING
+        if isinstance(self.event, ev.OutputReceived):  # more than can be held back, uncreated
+            tells = told is None or told.kind is FailureKind.LOST
+        else:
+            tells = told == happened or (told is None and unsent)
+        if not tells:
+            text = f"{effect} tells {told} of {self.event}"
             self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
     def _check_effort(self, turn: _Turn) -> None:
@@ -930,56 +949,34 @@ def _silent(event: Event) -> bool:
     return isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
 
 
-def _refusal(event: ev.UpstreamRefused) -> str:
-    cause = event.cause
-    if isinstance(cause, ErrorFrame):
-        if cause.code == NOT_FOUND_CODE:
-            return "not_found"
-        if cause.code == "websocket_connection_limit_reached":
-            return "limit"
-        if cause.status == 413:
-            return "large"
-    return "other"
+@cache
+def _kind(cause: Evidence) -> FailureKind:
+    return classify(cause).kind
 
 
+_REFUSALS = {
+    FailureKind.NOT_FOUND: "not_found",
+    FailureKind.CONNECTION_LIMIT: "limit",
+    FailureKind.TOO_LARGE: "large",
+}
 _OTHERS = ("other", "large")  # refusals that are the client's to hear
 
 
-def _is_of_the_input(cause: object) -> bool:
-    """Whether a refusal says that the input is wrong: not for its size, and not for a pace."""
-    if not isinstance(cause, ErrorFrame) or cause.code in _NAMED_CODES:
-        return False
-    return cause.status is not None and 400 <= cause.status < 500 and cause.status not in (413, 429)
-
-
-_NAMED_CODES = (NOT_FOUND_CODE, "websocket_connection_limit_reached")
+def _refusal(event: ev.UpstreamRefused) -> str:
+    return _REFUSALS.get(_kind(event.cause), "other")
 
 
 def _rejected(event: ev.ConnectionLost) -> bool:
-    cause = event.cause
-    return isinstance(cause, UpgradeRefused) and cause.status in _PASSED_ON
+    """Whether the upgrade was refused for a reason that concerns the client."""
+    return _kind(event.cause) is FailureKind.REJECTED
 
 
-_PASSED_ON = (400, 401, 402, 403, 413, 422, 429, 451)  # upgrade refusals that concern the client
-
-
-def _evidence(event: Event) -> set[str | None]:
-    """The kinds of failure that ``event`` can be told as; None: none is to be told."""
+def _evidence(event: Event) -> Failure | None:
+    """The failure that ``event`` can be told as; None: none is to be told."""
     if isinstance(event, ev.DeadlineReached):
-        return {"timed_out"}
-    if isinstance(event, ev.ConnectionLost):
-        if event.cause == Closed(1009):
-            return {"too_large"}
-        return {"rejected"} if _rejected(event) else {"lost", "unreachable"}
+        return classify(TimedOut(event.timer))
+    if isinstance(event, ev.ConnectionLost | ev.UpstreamRefused):
+        return classify(event.cause)
     if isinstance(event, ev.ResponseEnded) and isinstance(event.cause, Malformed):
-        return {"lost"}
-    if isinstance(event, ev.OutputReceived):
-        return {None, "lost"}  # more than can be held back, before response.created
-    if isinstance(event, ev.UpstreamRefused):
-        kind = _refusal(event)
-        if kind == "large":
-            return {"too_large"}
-        if kind == "other":
-            return {"rate_limited", "invalid", "server_error"}
-        return {"connection_limit" if kind == "limit" else kind}
-    return {None}
+        return classify(event.cause)
+    return None

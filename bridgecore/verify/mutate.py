@@ -100,24 +100,13 @@ class Met:
 
 @attrs.define
 class Observed:
-    """Everything that an exploration met: what each rule does, and each transition by the rule and
-    by the cells of the table that it came about by."""
+    """Everything that an exploration met: what each rule does, and each transition by its rule and
+    by the cells of the table that were read for it, those that were read ahead included: another
+    remedy in a cell changes these transitions only."""
 
     seen: dict[str, Seen] = attrs.Factory(dict)
     by_rule: dict[str, list[Met]] = attrs.Factory(dict)
     by_cell: dict[tuple[Situation, Standing], list[Met]] = attrs.Factory(dict)
-
-
-class _Read(dict[tuple[Situation, Standing], Remedy]):
-    """The cells of a policy, which remember which of them were read."""
-
-    def __init__(self, cells: Mapping[tuple[Situation, Standing], Remedy]) -> None:
-        super().__init__(cells)
-        self.read: set[tuple[Situation, Standing]] = set()
-
-    def __getitem__(self, cell: tuple[Situation, Standing]) -> Remedy:
-        self.read.add(cell)
-        return super().__getitem__(cell)
 
 
 _FIELDS = (
@@ -132,22 +121,27 @@ _RUNNING = (
 def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> Observed:
     """What an exploration of ``policy`` meets."""
     observed = Observed()
-    cells = _Read(policy.cells)
 
     def watching(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        cells.read.clear()
         transition = step(policy, state, event, now)
         rule = transition.rule
         _note(observed.seen.setdefault(rule, Seen()), state, event, transition)
         met = Met(policy, state, event, transition)
         observed.by_rule.setdefault(rule, []).append(met)
-        for cell in cells.read:
+        for cell in cells_read(transition):
             observed.by_cell.setdefault(cell, []).append(met)
         return transition
 
     for bound in bounds:
-        explore(attrs.evolve(policy, cells=cells), bound, stepper=watching)
+        explore(policy, bound, stepper=watching)
     return observed
+
+
+def cells_read(transition: Transition) -> set[tuple[Situation, Standing]]:
+    """The cells of the table on which ``transition`` depends: those that decided, and the one that
+    was asked ahead whether an event is held back."""
+    foreseen = () if transition.foreseen is None else (transition.foreseen,)
+    return {(cell.situation, cell.standing) for cell in (*transition.cells, *foreseen)}
 
 
 def _note(seen: Seen, before: SessionState, event: Event, transition: Transition) -> None:
@@ -203,7 +197,8 @@ def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
                 policy = policy.with_cell(*mutant.cell, mutant.policy.cells[mutant.cell])
             policies[id(one.policy)] = policy
         after = mutant.stepper(policy, one.state, one.event, 0)
-        if after != one.transition and not _alike(one.policy, after, one.transition):
+        same = (after.state, after.effects) == (one.transition.state, one.transition.effects)
+        if not same and not _alike(one.policy, after, one.transition):
             return False
     return True
 

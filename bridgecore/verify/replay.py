@@ -4,12 +4,17 @@ What belongs here: feeding the events of a log (``bridgecore.wire.decisions``) t
 times, and comparing what it says with what was recorded. Two questions are answered:
 
 * Does this version of bridgecore decide as the one that wrote the log? Each run is replayed under
-  the policy that its header holds, up to the first divergence.
+  the policy that its header holds, up to the first divergence: another rule, another cell of the
+  table or another effect.
 * What would another policy have decided? It is asked about the same events, with the recorded
-  times and length of the queue, so that only its cells and budgets speak. It keeps a state of its
+  times and length of the queue, so that only its cells and budgets speak. A cell that holds another
+  remedy is no difference as long as the same is done. It keeps a state of its
   own for as long as it decides the same. What would have happened after it decided otherwise,
   nobody knows, so from there it goes on from the state that was really reached. The standing of a
   turn is the recorded one, too: whether a policy would have kept a transcript is not asked.
+
+A replay can have every session watched by the reference model (monitor.py). This is how a run of a
+whole bridge, in which nobody else sees the transitions of a session, is judged while it goes on.
 """
 
 from __future__ import annotations
@@ -24,7 +29,8 @@ from bridgecore.recovery.events import Event
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import SessionState
-from bridgecore.wire.decisions import Decision, read_line, show
+from bridgecore.verify.monitor import Monitor
+from bridgecore.wire.decisions import Decision, cell_names, read_line, show
 
 
 class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about, not that it is an error)
@@ -37,15 +43,22 @@ class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about
 
 @attrs.frozen
 class Decided:
-    """What was decided; or, ``error`` not being empty, why nothing could be."""
+    """What was decided; or, ``error`` not being empty, why nothing could be. ``cells``: the names
+    of the cells of the table that decided, in order."""
 
     rule: str
+    cells: tuple[str, ...]
     effects: tuple[Effect, ...]
     error: str = ""
 
     def __str__(self) -> str:
         effects = ", ".join(show(effect) for effect in self.effects)
-        return self.error or f"{self.rule}: {effects or 'nothing to do'}"
+        because = f", because {', then '.join(self.cells)}" if self.cells else ""
+        return self.error or f"{self.rule}: {effects or 'nothing to do'}{because}"
+
+    def does_as(self, other: Decided) -> bool:
+        """Whether the same rule did the same, whichever remedy led to it."""
+        return (self.rule, self.effects) == (other.rule, other.effects)
 
 
 @attrs.frozen
@@ -83,6 +96,7 @@ class Report:
 class _Session:
     """One session of a run, twice: as recorded, and as the other policy would have it."""
 
+    monitor: Monitor | None
     at: int = 0
     state: SessionState = attrs.Factory(SessionState)
     other: SessionState = attrs.Factory(SessionState)
@@ -94,27 +108,26 @@ def replay(lines: Iterable[bytes], other: Policy | None = None) -> Report:
     Raises:
         MalformedLog: a line, the number of which it has, is not one of a decision log.
     """
-    replayed = _Replay(other)
-    number = 0
-    for number, line in enumerate(lines, start=1):
-        try:
-            found = read_line(line)
-            if isinstance(found, Policy):
-                replayed.begin(found)
-            else:
-                replayed.decided(number, found)
-        except ValueError as exc:
-            raise MalformedLog(number, str(exc)) from None
-        if replayed.divergence is not None:
+    replayed = Replay(other)
+    for line in lines:
+        if replayed.take(line) is not None:
             break
-    if number == 0:
+    if replayed.lines == 0:
         raise MalformedLog(1, "the log is empty")
     return replayed.report()
 
 
-class _Replay:
-    def __init__(self, other: Policy | None) -> None:
-        self.divergence: Divergence | None = None
+class Replay:
+    """A replay as it goes on, line by line: ``replay`` for those who have not all lines yet.
+
+    ``other``: a policy to compare with. ``watched``: the reference model judges each session, of
+    whatever policy; it finds what the policy breaks, too. ``lines``: how many were taken.
+    """
+
+    def __init__(self, other: Policy | None = None, *, watched: bool = False) -> None:
+        self.lines = 0
+        self._divergence: Divergence | None = None
+        self._watched = watched
         self._wanted = other
         self._policy: Policy | None = None  # of this run
         self._other: Policy | None = None  # the wanted one, with the times of this run
@@ -125,17 +138,40 @@ class _Replay:
         self._names: dict[str, None] = {}
         self._differences: list[Divergence] = []
 
+    def take(self, line: bytes) -> Divergence | None:
+        """Replay one more line of the log. What is decided otherwise, for the first line of which
+        that is so: no line after it is replayed, because it may only follow from that one.
+
+        Raises:
+            MalformedLog: it is not one of a decision log, or not one that can come here.
+            ViolationError: what it tells breaks a property. The rest of its session is replayed,
+                and not judged.
+        """
+        if self._divergence is not None:
+            return None
+        self.lines += 1
+        try:
+            found = read_line(line)
+            if isinstance(found, Policy):
+                self._begin(found)
+            else:
+                self._decided(self.lines, found)
+        except ValueError as exc:
+            raise MalformedLog(self.lines, str(exc)) from None
+        return self._divergence
+
     def report(self) -> Report:
+        """What was found so far."""
         return Report(
             self._runs,
             self._count,
             self._transitions,
             tuple(self._names),
-            self.divergence,
+            self._divergence,
             tuple(self._differences),
         )
 
-    def begin(self, policy: Policy) -> None:
+    def _begin(self, policy: Policy) -> None:
         self._runs += 1
         self._policy = policy
         self._names[policy.name] = None
@@ -144,34 +180,37 @@ class _Replay:
             budgets = attrs.evolve(self._wanted.budgets, waiting=policy.budgets.waiting)
             self._other = attrs.evolve(self._wanted, timeouts=policy.timeouts, budgets=budgets)
 
-    def decided(self, line: int, decision: Decision) -> None:
+    def _decided(self, line: int, decision: Decision) -> None:
         if self._policy is None:
             raise ValueError("a decision, but no header came before it")
         session = self._sessions.get(decision.session)
         if session is None:
-            session = self._sessions[decision.session] = _Session()
+            monitor = Monitor(self._policy) if self._watched else None
+            session = self._sessions[decision.session] = _Session(monitor)
             self._count += 1
         if decision.at < session.at:
             raise ValueError(f"at {decision.at}, but session {decision.session} is further already")
         session.at = decision.at
         self._transitions += 1
-        expected = Decided(decision.rule, decision.effects)
+        expected = Decided(decision.rule, decision.cells, decision.effects)
         actual, transition = _decide(self._policy, session.state, decision)
         if transition is None or actual != expected:
-            self.divergence = self._divergence(line, decision, expected, actual)
+            self._divergence = self._differing(line, decision, expected, actual)
             return
-        session.state = transition.state
+        before, session.state = session.state, transition.state
         if self._other is not None:
-            actual, transition = _decide(self._other, session.other, decision)
-            if transition is None or actual != expected:
-                self._differences.append(self._divergence(line, decision, expected, actual))
+            actual, others = _decide(self._other, session.other, decision)
+            if others is None or not actual.does_as(expected):
+                self._differences.append(self._differing(line, decision, expected, actual))
                 session.other = session.state
             else:
-                session.other = transition.state
+                session.other = others.state
         if any(isinstance(effect, RetireSession) for effect in decision.effects):
             del self._sessions[decision.session]  # its number is not used again
+        if session.monitor is not None:
+            session.monitor.watch(before, decision.event, transition, decision.at)
 
-    def _divergence(
+    def _differing(
         self, line: int, decision: Decision, expected: Decided, actual: Decided
     ) -> Divergence:
         at, event = decision.at, decision.event
@@ -184,5 +223,5 @@ def _decide(
     try:
         transition = step(policy, state, decision.event, decision.at)
     except BridgecoreError as exc:  # the recorded session got through this: it is a finding
-        return Decided("", (), f"{type(exc).__name__}: {exc}"), None
-    return Decided(transition.rule, transition.effects), transition
+        return Decided("", (), (), f"{type(exc).__name__}: {exc}"), None
+    return Decided(transition.rule, cell_names(transition), transition.effects), transition

@@ -10,7 +10,7 @@ import attrs
 
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.events import Event, Turn
-from bridgecore.recovery.policy import Policy, Timeouts
+from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -140,13 +140,25 @@ def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
     return 0  # a turn that is over
 
 
+def reasons(transition: Transition) -> list[str]:
+    """Which cells of the policy's table decided, in words, each with what ``default`` has there if
+    it has another remedy. Empty if the table was not asked: then the rule alone decided."""
+    lines = []
+    for cell in transition.cells:
+        usual = DEFAULT.remedy(cell.situation, cell.standing)
+        differs = "" if usual == cell.remedy else f"; `default` has {usual}"
+        lines.append(f"because: {cell.words}{differs}")
+    return lines
+
+
 def explain(story: Story) -> str:
-    """The story as lines of text: when, what happened, and what was done about it."""
+    """The story as lines of text: when, what happened, why, and what was done about it."""
     lines = [f"{story.prop.name}: {story.prop.value}", ""]
     for one in story.seen:
         lines.append(f"{one.at / NS_PER_SECOND:7.3f}  {command_of(one.event)}")
         after = one.transition.state.phase.value
         lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
+        lines += [f"           {reason}" for reason in reasons(one.transition)]
         lines += [f"           {describe(effect)}" for effect in one.transition.effects]
     lines += ["", f"broken: {story.text}"]
     if story.prop in _COSTS:

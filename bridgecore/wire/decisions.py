@@ -5,9 +5,11 @@ decisions down. A log is a sequence of runs. A run begins with a header, which h
 policy that decided (cells, budgets, timeouts), so that the log needs nothing beside it; each line
 after it is one transition of one session, in the order in which they happened::
 
-    {"at":5000,"session":1,"event":{"FrameSent":{"generation":1,"whole":true}},"rule":"frame-sent","effects":[]}
+    {"at":5000,"session":1,"event":{"FrameSent":{"generation":1,"whole":true}},"rule":"frame-sent","cells":[],"effects":[]}
 
 Values of the core's types are written as ``{"Type":{field: value}}``, enumerations by their value.
+``cells`` are the cells of the table that decided, by name (``lost_sent/held=refuse``), as the log
+lines of a bridge have them; what is in a cell beside its action, the header tells.
 
 A log can be shown around. Ids are hashed, and the same id has the same hash, because decisions
 compare anchors. Of an upstream's error frame only what ``classify`` can tell apart is kept. What
@@ -46,12 +48,13 @@ from bridgecore.recovery.failure import (
     known_param,
 )
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
+from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.session import Session
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
-# 3: a submitted turn has a deadline.
+# 3: a submitted turn has a deadline; decisions name the cells of the table that decided.
 FORMAT = 3
 DECISION = "session.decision"  # the event of a Log whose field "line" is a line of the log
 
@@ -63,12 +66,14 @@ _TERSE = "Invalid `previous_response_id`."
 @attrs.frozen
 class Decision:
     """One transition. ``at``: ns of the run's monotonic clock; ``session``: its number in the run;
-    ``event``: what happened, anonymous; ``rule``: the id of the rule; ``effects``: what it said."""
+    ``event``: what happened, anonymous; ``rule``: the id of the rule; ``cells``: the names of the
+    cells that decided, in order; ``effects``: what is to be done."""
 
     at: int
     session: int
     event: Event
     rule: str
+    cells: tuple[str, ...]
     effects: tuple[Effect, ...]
 
 
@@ -102,8 +107,8 @@ class Recorder:
 
 
 class _RecordedSession(Session):
-    """What every transition goes through is overridden: that of an event, of each deadline, and
-    the one that ``touch`` led to, at the time of the touch. So a replay needs no ``Session``."""
+    """Writes a line for each transition, those of deadlines and of ``touch`` included, so that a
+    replay needs ``step`` and no ``Session``."""
 
     __slots__ = ("_into", "_number")
 
@@ -112,12 +117,18 @@ class _RecordedSession(Session):
         self._number = number
         self._into = into
 
-    def _step(self, event: Event, now: int) -> tuple[Effect, ...]:
-        effects = super()._step(event, now)
-        shown = tuple([_anonymous_effect(effect) for effect in effects])
-        decision = Decision(now, self._number, anonymous(event), self.rule, shown)
+    def _take(self, event: Event, now: int, transition: Transition) -> None:
+        super()._take(event, now, transition)
+        effects = tuple([_anonymous_effect(effect) for effect in transition.effects])
+        cells = cell_names(transition)
+        shown = anonymous(event)
+        decision = Decision(now, self._number, shown, transition.rule, cells, effects)
         self._into.append(_log(write_decision(decision)))
-        return effects
+
+
+def cell_names(transition: Transition) -> tuple[str, ...]:
+    """The cells that decided in ``transition``, as a line of the log names them."""
+    return tuple([str(cell) for cell in transition.cells])
 
 
 def _log(line: str) -> Log:
@@ -197,6 +208,7 @@ def write_decision(decision: Decision) -> str:
             "session": decision.session,
             "event": _plain(decision.event),
             "rule": decision.rule,
+            "cells": list(decision.cells),
             "effects": [_plain(effect) for effect in decision.effects],
         }
     )
@@ -253,6 +265,7 @@ def _read_decision(found: Mapping[str, Any]) -> Decision:
         session=_count("session", found["session"]),
         event=_value(found["event"], Event),
         rule=_value(found["rule"], str),
+        cells=_value(found["cells"], tuple[str, ...]),
         effects=tuple(_value(effect, Effect) for effect in effects),
     )
 
@@ -349,6 +362,7 @@ __all__ = [
     "Line",
     "Recorder",
     "anonymous",
+    "cell_names",
     "hashed",
     "read_line",
     "show",

@@ -214,6 +214,7 @@ def test_a_divergence_is_shown(log_file: Path, capsys: pytest.CaptureFixture[str
     assert event == f"  event:    {shown}"
     assert recorded.startswith('  recorded: lost-in-flight: {"FailTurn":{"turn":1,')
     assert "bridge_overloaded" in recorded
+    assert recorded.endswith(", because lost_sent/stored=refuse")
     assert replayed.startswith('  replayed: lost-in-flight: {"FailTurn":{"turn":1,')
     assert "stream_incomplete" in replayed
     assert summary == (
@@ -230,6 +231,7 @@ def test_the_first_decision_that_differs_under_another_policy_is_shown(
     where, _, recorded, other, summary = out.splitlines()
     assert where == "difference: line 5, run 1, session 7, at 40 ns"
     assert "stream_incomplete" in recorded
+    assert recorded.endswith(", because lost_sent/stored=refuse")
     assert other.startswith("  v1_12:    lost-in-flight: ")
     assert "previous_response_not_found" in other
     assert summary.endswith("v1_12 would have decided otherwise in 1 decision of 1 session")

@@ -782,6 +782,18 @@ def test_the_log_has_the_code_of_the_client(code: str, logged: str) -> None:
     assert (refused.fields["code"], refused.fields["status"]) == (logged, 400)
 
 
+def test_the_log_names_the_cell_that_decided() -> None:
+    world = World(continuity=Continuity.TRANSCRIPT)
+    world.emulator.faults.add(1, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))
+    world.emulator.faults.add(3, Fault(Point.BEFORE_CREATED, Abort()))
+    first = first_turn(world, store=False)
+    world.ask("b", previous_response_id=first, store=False)
+    world.ask("c", previous_response_id=first, store=False)
+    cells = [(log.event, log.fields["cell"]) for log in world.net.logs if "cell" in log.fields]
+    rehydrated = ("turn.sent", "send_skipped/held=rehydrate")
+    assert cells == [rehydrated, rehydrated, ("turn.refused", "lost_sent/held=refuse")]
+
+
 def test_the_log_has_not_found_where_the_client_has() -> None:
     world = World()
     world.ask("b", previous_response_id="resp_elsewhere", store=False)

@@ -19,10 +19,12 @@ from bridgecore.recovery.policy import (
     DEFAULT,
     Action,
     Budgets,
+    Cell,
     Policy,
     Remedy,
     Situation,
     Timeouts,
+    replaying,
 )
 from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
@@ -30,6 +32,7 @@ from bridgecore.recovery.rules import (
     RULES,
     SESSION_TIMERS,
     Handling,
+    Transition,
     step,
 )
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
@@ -138,6 +141,71 @@ def test_states_and_effects_cannot_be_changed() -> None:
         transition.state.generation = 7  # type: ignore[misc]  # what the test is about
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         transition.rule = "x"  # type: ignore[misc]  # what the test is about
+
+
+def walk(policy: Policy, *events: Event) -> Transition:
+    """The last of the transitions that ``events`` lead to, from the beginning."""
+    transition = Transition(SessionState(), (), "")
+    for event in events:
+        transition = step(policy, transition.state, event, 0)
+    return transition
+
+
+NOT_FOUND = ev.UpstreamRefused(1, ErrorFrame(400, "previous_response_not_found"))
+SKIPPED = Remedy(Action.REFUSE_BOUNDED, Answer.UPSTREAM_UNAVAILABLE)
+
+
+def test_a_transition_names_the_cell_that_decided() -> None:
+    events = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
+    assert walk(DEFAULT, *events).cells == ()
+    refused = Remedy(Action.REFUSE, Answer.STREAM_INCOMPLETE)
+    cell = Cell(1, Situation.LOST_SENT, Standing.UNANCHORED, refused)
+    lost = walk(DEFAULT, *events, ev.ConnectionLost(1, Closed(1006)))
+    assert lost.cells == (cell,)
+    assert str(cell) == "lost_sent/unanchored=refuse"
+    assert cell.words == (
+        "lost after sending, before response.created / unanchored = refuse (stream_incomplete)"
+    )
+
+
+def test_a_remedy_that_leads_to_the_next_question_is_named_before_its_answer() -> None:
+    again = Remedy(Action.RESEND, Answer.UPSTREAM_UNAVAILABLE)
+    policy = DEFAULT.with_cell(Situation.NOT_FOUND, Standing.UNKNOWN, again)
+    policy = policy.with_cell(Situation.SEND_SKIPPED, Standing.UNKNOWN, SKIPPED)
+    known = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
+    turn = TurnSubmitted(Turn(2, Standing.UNKNOWN, "resp_1"))
+    events = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1), known)
+    refused = walk(policy, *events, turn, ev.FrameSent(1), NOT_FOUND)
+    assert [str(cell) for cell in refused.cells] == [
+        "not_found/unknown=resend",
+        "send_skipped/unknown=refuse_bounded",
+    ]
+
+
+def test_turns_that_fail_one_behind_the_other_are_told_apart_by_their_cells() -> None:
+    waiting = [TurnSubmitted(Turn(number, Standing.BOUND, "resp_0")) for number in (2, 3)]
+    sent = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
+    last = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
+    ended = walk(DEFAULT, *sent, *waiting, last)
+    assert ended.cells == tuple(
+        Cell(number, Situation.SEND_SKIPPED, Standing.BOUND, SKIPPED) for number in (2, 3)
+    )
+
+
+@pytest.mark.parametrize("policy", [DEFAULT, replaying(DEFAULT)], ids=["fails", "replays"])
+def test_whether_an_event_is_held_back_is_asked_ahead_and_decides_about_no_turn(
+    policy: Policy,
+) -> None:
+    events = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
+    created = walk(policy, *events, ev.ResponseCreated(1, "resp_1"))
+    assert created.cells == ()
+    assert created.foreseen is not None
+    assert created.foreseen.situation is Situation.LOST_CREATED
+    held = created.foreseen.remedy.action is Action.RESEND
+    assert created.effects == (fx.DeliverEvent(1, held),)
+    # Once there is output nothing can be held back: the table is not asked for each delta.
+    output = ev.OutputReceived(1, response="resp_1")
+    assert walk(policy, *events, ev.ResponseCreated(1, "resp_1"), output).foreseen is None
 
 
 def test_a_session_ignores_timers_of_the_endpoint() -> None:

@@ -20,9 +20,9 @@ from bridgecore.recovery.effects import (
     Ignored,
     RetireSession,
 )
-from bridgecore.recovery.events import Turn
+from bridgecore.recovery.events import Standing, Turn
 from bridgecore.recovery.failure import Closed
-from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts
+from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import RULES, Handling, Rule
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -327,6 +327,23 @@ def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InternalError) as raised:
         session.handle(ev.EvictionRequested(), 0)
     assert str(raised.value).count("lost-closed") == 16
+
+
+def test_a_session_keeps_the_cells_of_all_deadlines_of_a_call() -> None:
+    times = Timeouts(connect=1, created=1)
+    policy = attrs.evolve(DEFAULT, timeouts=times)
+    again = Remedy(Action.RESEND, Answer.REQUEST_TIMEOUT)
+    session = Session(policy.with_cell(Situation.SILENT, Standing.UNANCHORED, again))
+    for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)):
+        session.handle(event, 0)
+        assert session.cells == ()
+    # At once: no response.created, and then no connection for the second try.
+    session.handle_timeout(1)
+    assert [str(cell) for cell in session.cells] == ["silent/unanchored=resend"]
+    session.handle_timeout(2)
+    assert [str(cell) for cell in session.cells] == ["connect_failed/unanchored=refuse"]
+    session.handle_timeout(3)
+    assert session.cells == ()
 
 
 def test_a_new_session_has_no_rule_and_no_touched_output() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from bridgecore import transport as tp
 from bridgecore.endpoint import Endpoint
+from bridgecore.recovery.draft import Draft
 from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import (
@@ -24,6 +25,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
 )
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.simulate import (
     PROFILES,
     Report,
@@ -181,6 +183,21 @@ def test_a_planted_bug_is_caught(endpoint: type[Endpoint], prop: str, words: str
     assert any(words in found.text for found in report.violations if found.prop == prop), [
         str(violation) for violation in report.violations
     ]
+
+
+def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A deadline that is a second late does no client any harm that could be told from outside."""
+    set_timer = Draft.set_timer
+
+    def late(draft: Draft, timer: Timer, after: int) -> None:
+        set_timer(draft, timer, after + (NS_PER_SECOND if timer is Timer.IDLE else 0))
+
+    monkeypatch.setattr(Draft, "set_timer", late)
+    report = run(SMALL)
+    assert properties(report) == {"session"}
+    assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is due at ")
 
 
 # ------------------------------------------------------------------ the same again, and smaller

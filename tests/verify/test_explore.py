@@ -106,6 +106,22 @@ def test_the_broken_policy_loses_a_chain_with_its_socket() -> None:
     assert found.path == ("submit held old", "opened")
 
 
+def test_a_counterexample_names_the_cells_that_decided() -> None:
+    found = find("v1_12").broken[Property.NOT_FOUND_IS_EARNED]
+    story = tell(V1_12, SMALL, found)
+    because = (
+        "because: socket is open but does not know the anchor / held = "
+        "refuse (previous_response_not_found); `default` has rehydrate (upstream_unavailable)"
+    )
+    assert because in explain(story)
+    assert because in diagram.text(story)
+    assert because in diagram.svg(story)
+    usual = find("pr397").broken[Property.REBIND_CODE_IS_NOT_WITHHELD]
+    assert "because: connect failed / unanchored = refuse (upstream_unavailable)\n" in explain(
+        tell(PR397, SMALL, usual)
+    )
+
+
 @pytest.mark.parametrize("policy", [PR397, V1_12], ids=lambda policy: policy.name)
 def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
     report = find(policy.name)

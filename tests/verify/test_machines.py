@@ -3,8 +3,9 @@
 What belongs here: rule-based state machines. The books share no code with what they judge: which
 turns have not ended, what each link carries and remembers, whose credential is whose, what each
 response was made from. They are told what happens and judge what is done about it; the numbers are
-those of the invariants in the documentation. ``tests/recovery/test_machine.py`` does the same for
-one ``Session``.
+those of the invariants in the documentation. What each session decides is judged by the reference
+model of the explorer, from the decision log, if the policy is the safe one.
+``tests/recovery/test_machine.py`` has that model judge one ``Session`` by itself.
 
 The last part asserts coverage: over these machines and ``strategies.histories``, with choices that
 are the same in every run, every rule of the core that can be met was met.
@@ -56,6 +57,8 @@ from bridgecore.testing import strategies
 from bridgecore.testing.faults import Fault
 from bridgecore.testing.network import ByteClient
 from bridgecore.transport import Log
+from bridgecore.verify.replay import Replay
+from bridgecore.wire.decisions import DECISION
 from bridgecore.wire.responses import EventKind, parse_create
 from tests.endpoint_world import World, read_answers
 
@@ -151,7 +154,9 @@ class BridgeMachine(RuleBasedStateMachine):
             transcript_bytes=100_000,
             upstream_lifetime=(20 if short else 3300) * SECOND,
             turn_timeout=(50 if short else 3600) * SECOND,
+            decisions=self.strict,
         )
+        self.decisions = Replay(watched=True)
         self.bridge = Bridge(self.config)
         self.log: list[tuple[msg.BridgeEvent, int]] = []
         if self.logs is not None:
@@ -160,9 +165,14 @@ class BridgeMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ what happens
 
     def tell(self, event: msg.BridgeEvent) -> list[msg.BridgeEffect]:
+        """What the bridge does about ``event``, but for its decision log, which is judged here."""
         self.log.append((event, self.now))
-        effects = self.bridge.handle(event, self.now)
-        for effect in effects:
+        effects = []
+        for effect in self.bridge.handle(event, self.now):
+            if isinstance(effect, Log) and effect.event == DECISION:
+                assert self.decisions.take(str(effect.fields["line"]).encode()) is None
+            else:
+                effects.append(effect)
             self.judge(effect)
         return effects
 
@@ -536,6 +546,7 @@ class Caller:
     requests: int = 0  # that it sent completely
     reads: bool = True
     stays: bool = True  # it waits for its answers, and says nothing malformed
+    cut_off: bool = False  # its connection was gone before a request was sent completely
 
 
 class EndpointMachine(RuleBasedStateMachine):
@@ -571,7 +582,9 @@ class EndpointMachine(RuleBasedStateMachine):
             continuity=continuity,
             transcript_age=5000 * SECOND,  # less than it takes to settle
             max_waiting=MAX_WAITING,
+            decisions=policy == "default",
         )
+        self.decisions = Replay(watched=True)
         self.world.emulator.delta_interval = pace
         self.world.emulator.lifetime = lifetime
 
@@ -616,6 +629,7 @@ class EndpointMachine(RuleBasedStateMachine):
         if caller.unsent:
             piece = caller.unsent.pop(0)
             caller.requests += not caller.unsent
+            caller.cut_off = caller.cut_off or caller.client.closed
             caller.client.send(piece)
 
     @precondition(lambda self: any(caller.unsent for caller in self.callers))
@@ -708,6 +722,8 @@ class EndpointMachine(RuleBasedStateMachine):
         assert deadline is not None or not connections  # so it will end
         for log in world.net.logs[self.logs_read :]:
             assert not SECRETS.search(repr(log.fields)), log
+            if log.event == DECISION:
+                assert self.decisions.take(str(log.fields["line"]).encode()) is None
         self.logs_read = len(world.net.logs)
 
     @invariant()
@@ -751,7 +767,8 @@ class EndpointMachine(RuleBasedStateMachine):
         finals = [answer for answer in answers if answer.status != 100]
         unasked = 1 if caller.unsent else 0  # 408, for the one that never came
         assert len(finals) <= caller.requests + unasked
-        if not self.drained:
+        # A client that neither sent nor read for too long may miss the 408 that it was sent.
+        if not self.drained and not caller.cut_off:
             assert len(finals) >= min(caller.requests, 1)
         for answer in finals:
             assert answer.complete  # 25

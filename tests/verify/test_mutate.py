@@ -8,8 +8,9 @@ import attrs
 import pytest
 
 from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Answer
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, Situation
+from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
 from bridgecore.recovery.rules import RULES, Handling, step
 from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import (
@@ -21,6 +22,7 @@ from bridgecore.verify.mutate import (
     argument,
     as_read,
     candidates,
+    cells_read,
     changes_nothing,
     judge,
     mutants,
@@ -118,6 +120,22 @@ def test_a_rule_depends_only_on_the_fields_that_as_read_keeps(observed: Observed
         assert after.effects == met.transition.effects
         assert as_read(met.policy, after.state) == as_read(met.policy, met.transition.state)
     assert cut > 5000
+
+
+@pytest.mark.parametrize("action", [Action.RESEND, Action.SURFACE])
+def test_a_transition_depends_on_the_cells_that_it_names_only(
+    observed: Observed, action: Action
+) -> None:
+    """Else a mutant of a cell could be left out although it changes something."""
+    policies: dict[frozenset[tuple[Situation, Standing]], Policy] = {}
+    other = Remedy(action, Answer.OVERLOADED)
+    for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
+        read = frozenset(cells_read(met.transition))
+        if read not in policies:
+            changed = {cell: was if cell in read else other for cell, was in DEFAULT.cells.items()}
+            policies[read] = attrs.evolve(met.policy, cells=changed)
+        assert step(policies[read], met.state, met.event, 0) == met.transition
+    assert len(policies) > 50
 
 
 @pytest.mark.parametrize(

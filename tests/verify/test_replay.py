@@ -177,6 +177,18 @@ def test_a_log_goes_on_with_another_run(log: list[bytes]) -> None:
     assert twice.sessions == 2 * once.sessions
 
 
+def test_each_line_names_the_cells_that_decided() -> None:
+    cells: dict[str, set[str]] = {}
+    for line in lines_of(eventful(continuity=Continuity.TRANSCRIPT))[1:]:
+        found = json.loads(line)
+        cells.setdefault(found["rule"], set()).update(found["cells"])
+    assert "lost_sent/held_stored=refuse" in cells["lost-in-flight"]
+    assert "not_found/held_stored=rehydrate" in cells["refused"]
+    assert "send_skipped/held=rehydrate" in cells["connection-opened"]
+    # What may be held back is no decision about a loss.
+    assert cells["created"] == cells["output"] == cells["ended"] == set()
+
+
 def test_output_that_was_folded_together_is_replayed_at_its_time() -> None:
     """A slow answer outlives its first idle deadline: only the touches say why."""
     recorder = Recorder(DEFAULT)
@@ -236,6 +248,10 @@ def _no_effects(found: Json) -> None:
     found["effects"] = []
 
 
+def _other_cell(found: Json) -> None:
+    found["cells"] = ["lost_sent/held=resend"]
+
+
 def _other_cause(found: Json) -> None:
     found["event"]["ConnectionLost"]["cause"] = {"Closed": {"code": 4999}}
 
@@ -246,6 +262,7 @@ def _other_cause(found: Json) -> None:
         ("created", _other_rule),
         ("lost-in-flight", _no_effects),
         ("lost-in-flight", _other_cause),
+        ("lost-in-flight", _other_cell),
     ],
 )
 def test_the_first_divergence_is_named(
@@ -486,12 +503,18 @@ EFFECTS = st.one_of(
     at=_NUMBER,
     session=_NUMBER,
     rule=st.text(max_size=9),
+    cells=st.lists(st.text(max_size=9), max_size=2).map(tuple),
     effects=st.lists(EFFECTS, max_size=4).map(tuple),
 )
 def test_a_decision_is_read_as_it_was_written(
-    event: ev.Event, at: int, session: int, rule: str, effects: tuple[fx.Effect, ...]
+    event: ev.Event,
+    at: int,
+    session: int,
+    rule: str,
+    cells: tuple[str, ...],
+    effects: tuple[fx.Effect, ...],
 ) -> None:
-    decision = Decision(at, session, anonymous(event), rule, effects)
+    decision = Decision(at, session, anonymous(event), rule, cells, effects)
     line = write_decision(decision)
     assert line.isascii()
     assert line.isprintable()
@@ -515,7 +538,7 @@ def _header(**changes: Any) -> bytes:
 
 
 def _line(**changes: Any) -> bytes:
-    decision = Decision(5, 1, ev.FrameSent(1), "frame-sent", ())
+    decision = Decision(5, 1, ev.FrameSent(1), "frame-sent", (), ())
     return json.dumps({**json.loads(write_decision(decision)), **changes}).encode()
 
 
@@ -527,13 +550,15 @@ MALFORMED = [
     (b"[" * 100_000, "not JSON"),
     (b"9" * 10_000, "not JSON"),
     (b"[]", "not an object"),
-    (b"{}", "lacks at, session, event, rule, effects"),
+    (b"{}", "lacks at, session, event, rule, cells, effects"),
     (_line(more=1), "unknown 'more'"),
     (_line(at=-1), "at is not"),
     (_line(at=1.5), "at is not"),
     (_line(at=True), "at is not"),
     (_line(session="1"), "session is not"),
     (_line(rule=None), "is not text"),
+    (_line(cells="x"), '"x" is not a list'),
+    (_line(cells=[1]), "1 is not text"),
     (_line(effects={}), "effects is not a list"),
     (_line(effects=[{"Launch": {}}]), '["Launch"] is not OpenConnection or'),
     (_line(effects=[[]]), "a list is not"),
