@@ -16,6 +16,7 @@ and effects and from what the two sides remember; nothing of it reads what the b
 from __future__ import annotations
 
 import enum
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,7 +202,7 @@ class _Link:
     turn: int | None = None
     context: tuple[Item, ...] | None = None  # of that turn; None: it names what is not known
     store: bool = False
-    began: bool = False
+    began: str | None = None  # what the turn's response is called, once it was created
     anchored: bool = False  # the turn's frame named a response
     frame: bytes = b""  # the turn's
     last: tuple[bytes, ...] = ()  # what it said of the response that ended last, after its created
@@ -373,8 +374,8 @@ class World:
             cause = Closed(1006) if link.open else Unreachable("refused")
             self._tell(LinkLost(number, cause))
         elif what == "begins":
-            link.began = True
-            self._tell(MessagesReceived(number, [_event("created", response={"id": self._next()})]))
+            link.began = self._next()
+            self._tell(MessagesReceived(number, [_event("created", response={"id": link.began})]))
         elif what == "answers":
             self._answers(number, link)
         elif what == "repeats itself":
@@ -389,8 +390,10 @@ class World:
             self._refuses(what, number, link)
 
     def _next(self) -> str:
-        """What the upstream calls its next response."""
-        return f"resp_{len(self.responses) + 1}"
+        """What the upstream calls its next response: no other one is called so."""
+        taken = {*self.responses, *[link.began for link in self.links.values()]}
+        names = (f"resp_{number}" for number in itertools.count(1))
+        return next(name for name in names if name not in taken)
 
     def _gone(self, number: int) -> None:
         """A link is lost; or a turn that has none may have waited for it."""
@@ -403,7 +406,7 @@ class World:
         if link.turn is None or link.context is None:
             raise KeyError(number)
         turn = self.turns.get(link.turn)
-        response = self._next()
+        response = link.began or self._next()
         call = None
         asked = link.context[-1][-1]
         item: dict[str, Any]
@@ -618,7 +621,7 @@ class World:
             for item in context:
                 known = item[0] != "output" or item[1] in called or turn.anchor is not None
                 self._check(_P.OUTPUTS_HAVE_CALLS, known, f"{item} in {context}")
-        link.turn, link.context, link.began = turn.id, context, False
+        link.turn, link.context, link.began = turn.id, context, None
         link.store, link.used = bool(frame.get("store")), self.routed
         link.anchored = anchor is not None
         link.frame, link.late = effect.data, False
@@ -690,7 +693,7 @@ class World:
         for link in self.links.values():
             if link.turn == turn.id:
                 link.turn = link.context = None
-                link.began = False
+                link.began = None
 
     # ------------------------------------------------------------ what must hold at any time
 

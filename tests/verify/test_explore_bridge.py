@@ -24,6 +24,7 @@ from bridgecore.verify.explore_bridge import (
     BridgeBounds,
     BridgeProperty,
     BridgeViolationError,
+    Move,
     World,
     explore_bridge,
 )
@@ -223,3 +224,16 @@ def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Memory, "remember", lambda *args, **more: None)
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
     assert found.prop is P.HELD_IS_ANSWERED
+
+
+def test_responses_that_are_made_at_the_same_time_have_names_of_their_own() -> None:
+    """One is created, and another one begins and ends before it: the second one's name is not the
+    first one's, or to continue it would be to continue either."""
+    moves: list[tuple[str, tuple[Any, ...]]] = [
+        ("fresh", (0,)), ("fresh", (0,)), ("opened", (2,)), ("begins", (2,)), ("opened", (4,)),
+        ("answers", (4,)), ("answers", (2,)), ("continue", (0, "resp_1")),
+    ]  # fmt: skip
+    world = World(BRIDGE_BOUNDS["nightly"][1], Bridge)
+    for what, about in moves:
+        world.happens(Move(what, about))
+    assert [made.id for made in world.responses.values()] == ["resp_2", "resp_1"]
