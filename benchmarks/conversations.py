@@ -26,7 +26,7 @@ import attrs
 import msgspec
 
 from bridgecore import Config, Endpoint, UpstreamUrl
-from bridgecore.config import Ambiguous, Continuity
+from bridgecore.config import Continuity, OnAmbiguousLoss
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.contract import CheckedAnswer
 from bridgecore.simulate.witness import said
@@ -133,7 +133,7 @@ def message(number: int) -> Json:
     return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
 
 
-def incremental(rng: random.Random | None, ambiguous: Ambiguous, turns: int = TURNS) -> Run:
+def incremental(rng: random.Random | None, ambiguous: OnAmbiguousLoss, turns: int = TURNS) -> Run:
     """A client that sends ids and new items; with ``rng``, every third turn is hit."""
     created = NS_PER_SECOND // 2  # shorter than a client's patience here
     world = World(ambiguous=ambiguous, created_timeout=created)
@@ -177,10 +177,10 @@ def flat(values: list[int]) -> float:
 
 def main(seed: int = 1, turns: int = TURNS) -> int:
     """Measure everything; 1 if a promise is not kept."""
-    calm = incremental(None, Ambiguous.REFUSE, turns)
+    calm = incremental(None, OnAmbiguousLoss.REFUSE, turns)
     kept = calm.told == ["completed"] * turns
     print(f"{turns} turns, store=false, the socket lost in every third before its output")
-    for ambiguous in Ambiguous:
+    for ambiguous in OnAmbiguousLoss:
         lost = incremental(random.Random(seed), ambiguous, turns)
         ratio = growth(lost) / growth(calm)
         others = len(lost.told) - lost.told.count("completed")
@@ -191,7 +191,7 @@ def main(seed: int = 1, turns: int = TURNS) -> int:
         )
         same = lost.contexts == calm.contexts
         kept = kept and same and lost.shown == 0 and abs(ratio - 1) <= MAX_GROWTH
-        if ambiguous is Ambiguous.REPLAY:
+        if ambiguous is OnAmbiguousLoss.REPLAY:
             kept = kept and others == 0
     print(f"{turns} turns of a client that repeats its history")
     reduced, whole = (

@@ -12,7 +12,7 @@ from typing import assert_never
 
 import attrs
 
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
     ErrorFrame,
@@ -59,7 +59,7 @@ class ApiError:
         """
         if _NAME.fullmatch(self.code):
             return self.code
-        return known_name(self.code) or Answer.UPSTREAM_ERROR.value
+        return known_name(self.code) or FailureReply.UPSTREAM_ERROR.value
 
 
 def api_error(
@@ -92,7 +92,7 @@ SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting d
 
 
 def render_answer(
-    answer: Answer, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
+    answer: FailureReply, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
 ) -> ApiError:
     """What the client of a turn is told.
 
@@ -105,24 +105,24 @@ def render_answer(
     happened = f" ({failure.detail})" if failure is not None else ""
     wait = failure.retry_after if failure is not None else None
     exhausted = failure is not None and failure.kind is FailureKind.EXHAUSTED
-    if answer is Answer.UPSTREAM_UNAVAILABLE and exhausted:
+    if answer is FailureReply.UPSTREAM_UNAVAILABLE and exhausted:
         message = "The bridge has no socket left to reach the upstream with. Retry later."
-        return api_error(503, Answer.OVERLOADED.value, message)
-    if answer is Answer.UPSTREAM_UNAVAILABLE:
+        return api_error(503, FailureReply.OVERLOADED.value, message)
+    if answer is FailureReply.UPSTREAM_UNAVAILABLE:
         message = f"The upstream connection could not carry this turn{happened}. Retry as is."
-    elif answer is Answer.OWNER_UNREACHABLE:
+    elif answer is FailureReply.OWNER_UNREACHABLE:
         message = f"The connection was lost while the turn was being sent{happened}. Retry as is."
-    elif answer is Answer.STREAM_INCOMPLETE:
+    elif answer is FailureReply.STREAM_INCOMPLETE:
         message = f"The upstream connection was lost before the answer was complete{happened}."
-    elif answer is Answer.REQUEST_TIMEOUT:
+    elif answer is FailureReply.REQUEST_TIMEOUT:
         message = f"The upstream did not answer in time{happened}. Retry as is."
-    elif answer is Answer.OVERLOADED:
+    elif answer is FailureReply.OVERLOADED:
         message = "Too many turns wait for this conversation. Retry later."
         return api_error(503, answer.value, message)
-    elif answer is Answer.NOT_FOUND:
+    elif answer is FailureReply.NOT_FOUND:
         message = f"Previous response with id '{anchor}' not found."
         return api_error(400, NOT_FOUND_CODE, message, param="previous_response_id")
-    elif answer is Answer.UPSTREAM_ERROR:
+    elif answer is FailureReply.UPSTREAM_ERROR:
         return _render_upstream_error(failure, error or ErrorFrame(), anchor)
     else:
         assert_never(answer)
@@ -149,13 +149,13 @@ def _render_upstream_error(
     if kind is FailureKind.NOT_FOUND and anchor is None:
         # The client named no id, so it has none to drop: the upstream is at fault.
         message = "The upstream did not find a response that the turn does not name. Retry as is."
-        return api_error(502, Answer.UPSTREAM_ERROR.value, message)
+        return api_error(502, FailureReply.UPSTREAM_ERROR.value, message)
     if kind is FailureKind.NOT_FOUND:
         # Whatever shape it came in, the client gets the one it knows.
-        return render_answer(Answer.NOT_FOUND, failure, None, anchor)
+        return render_answer(FailureReply.NOT_FOUND, failure, None, anchor)
     if kind is FailureKind.REJECTED and classify(error).kind in _OF_A_SOCKET:
         # A refused upgrade named no anchor, and its client knows nothing of sockets.
-        return render_answer(Answer.UPSTREAM_UNAVAILABLE, failure, None, anchor)
+        return render_answer(FailureReply.UPSTREAM_UNAVAILABLE, failure, None, anchor)
     upstream = failure.status if failure is not None else None
     if kind is FailureKind.RATE_LIMITED:
         status = 429
@@ -165,7 +165,7 @@ def _render_upstream_error(
         status = upstream
     else:
         status = 502
-    code = error.code or error.type or _CODES.get(kind, Answer.UPSTREAM_ERROR.value)
+    code = error.code or error.type or _CODES.get(kind, FailureReply.UPSTREAM_ERROR.value)
     words = error.message
     if words is None and kind is FailureKind.TOO_LARGE:
         happened = f" ({failure.detail})" if failure is not None else ""

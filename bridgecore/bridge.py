@@ -20,31 +20,28 @@ from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
 from bridgecore.api_error import ApiError, api_error, render_answer
-from bridgecore.config import Ambiguous, Config, Rotation
+from bridgecore.config import Config, OnAmbiguousLoss, Rotation
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
-from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.conversation import Conversation, Shared
 from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.intake import Arriving, Intake, Resolver, Stage
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    DrainStarted,
+    FailAnswer,
     KnownResponse,
     LinkFrameSent,
     LinkLost,
     LinkOpened,
-    LinksEvicted,
     MessagesReceived,
     OpenLink,
-    PauseLink,
-    ResolveTurn,
-    SendFrame,
     SocketsExhausted,
     TurnBlocked,
     TurnLeft,
@@ -60,7 +57,7 @@ from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.transport import Log, LogLevel
-from bridgecore.transport.timer_queue import Schedule
+from bridgecore.transport.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import Recorder
 from bridgecore.wire.headers import Headers, check_headers
@@ -87,7 +84,7 @@ class Bridge:
         self._families = Families()
         self._turns: dict[int, Conversation] = {}  # by the number of a client's turn
         self._links: dict[int, Conversation] = {}  # by the number of its link
-        self._schedule: Schedule[int] = Schedule()
+        self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # of conversations that are over
         self._out: list[BridgeEffect] = []
 
@@ -160,7 +157,7 @@ class Bridge:
             self._turn_resolved(event, now)
         elif isinstance(event, TurnLeft | TurnBlocked):
             self._turn_event(event, now)
-        elif isinstance(event, LinksEvicted):
+        elif isinstance(event, DrainStarted):
             for conversation in list(self._conversations.values()):
                 self._follow(conversation, conversation.evict(now))
         elif isinstance(event, SocketsExhausted):
@@ -277,7 +274,7 @@ class Bridge:
                 if effect.events[-1].kind is EventKind.ENDED:
                     del self._turns[effect.turn]
                     self._schedule.set(_MEMORY, self._memory.next_expiry())
-            elif isinstance(effect, AnswerError):
+            elif isinstance(effect, FailAnswer):
                 del self._turns[effect.turn]
             elif isinstance(effect, OpenLink):
                 self._links[effect.link] = conversation
@@ -344,7 +341,7 @@ class Bridge:
         turn = RoutedTurn(arriving.id, recall, arriving.request_id, arriving.deadline)
         self._follow(conversation, conversation.submit(turn, arriving.headers, now))
 
-    def _place(self, recall: Recall, headers: Headers, now: int) -> Conversation | None:
+    def _place(self, recall: TurnContext, headers: Headers, now: int) -> Conversation | None:
         """The conversation that the turn goes to, perhaps a new one; None if there is no room."""
         where = route(
             _arrival(recall),
@@ -366,14 +363,14 @@ class Bridge:
         if found is None:
             return None
         state = found.session.state
-        return Seat(found.id, state.idle, state.live_anchor)
+        return Seat(found.id, state.idle, state.cached_response)
 
-    def _kin(self, recall: Recall, now: int) -> Iterator[Kin]:
+    def _kin(self, recall: TurnContext, now: int) -> Iterator[Kin]:
         """The sessions of the turn's family, the latest used first."""
         members = self._families.members(recall.family.key) if recall.family is not None else ()
         for key in members:
             conversation, latest = self._conversations[key], self._families.latest(key)
-            idle, live = conversation.session.state.idle, conversation.session.state.live_anchor
+            idle, live = conversation.session.state.idle, conversation.session.state.cached_response
             dispensable = idle and (
                 live is None or latest.repeats or self._memory.keeps(conversation.scope, live, now)
             )
@@ -405,17 +402,17 @@ class Bridge:
 
     def _refuse_for_room(self, turn: Arriving) -> None:
         message = "The bridge has as many conversations as it can hold. Retry later."
-        self._refuse(turn, api_error(503, fx.Answer.OVERLOADED.value, message))
+        self._refuse(turn, api_error(503, fx.FailureReply.OVERLOADED.value, message))
 
     def _refuse_as_late(self, turn: Arriving) -> None:
         """The budget of a turn was used up before it was resolved."""
         failure = classify(TimedOut(Timer.TURN))
         anchor = turn.request.previous_response_id
-        self._refuse(turn, render_answer(fx.Answer.REQUEST_TIMEOUT, failure, None, anchor))
+        self._refuse(turn, render_answer(fx.FailureReply.REQUEST_TIMEOUT, failure, None, anchor))
 
     def _refuse(self, turn: Arriving, error: ApiError) -> None:
         """End a turn that has no conversation."""
-        self._out.append(AnswerError(turn.id, error))
+        self._out.append(FailAnswer(turn.id, error))
         fields: dict[str, str | int] = {"turn": turn.id, "status": error.status, "code": error.code}
         self._out.append(Log(LogLevel.WARNING, "turn.refused", fields))
 
@@ -458,7 +455,7 @@ COMPARED = Compared(
 def _policy_of(config: Config) -> Policy:
     """The policy of every session: the configured one, with the times and budgets of ``config``."""
     policy = config.policy
-    if config.ambiguous is Ambiguous.REPLAY:
+    if config.ambiguous is OnAmbiguousLoss.REPLAY:
         policy = replaying(policy)
     return attrs.evolve(
         policy,
@@ -478,13 +475,13 @@ def _policy_of(config: Config) -> Policy:
     )
 
 
-def _arrival(recall: Recall) -> Arrival:
+def _arrival(recall: TurnContext) -> Arrival:
     """A turn as placement sees it."""
     repeats = recall.family is not None and recall.family.repeats
     return Arrival(recall.standing, recall.anchor, bool(recall.candidates), repeats)
 
 
-def _latest(recall: Recall) -> LatestTurn:
+def _latest(recall: TurnContext) -> LatestTurn:
     """What is kept of a turn for the placement of others, once it is placed itself."""
     family = recall.family
     return LatestTurn(
@@ -492,29 +489,3 @@ def _latest(recall: Recall) -> LatestTurn:
         continued=recall.anchor is not None,
         repeats=family is not None and family.repeats,
     )
-
-
-__all__ = [
-    "Accounts",
-    "AnswerError",
-    "AnswerEvents",
-    "Bridge",
-    "BridgeEffect",
-    "BridgeEvent",
-    "BridgeTimeout",
-    "CloseLink",
-    "LinkFrameSent",
-    "LinkLost",
-    "LinkOpened",
-    "LinksEvicted",
-    "MessagesReceived",
-    "OpenLink",
-    "PauseLink",
-    "ResolveTurn",
-    "SendFrame",
-    "SocketsExhausted",
-    "TurnBlocked",
-    "TurnLeft",
-    "TurnReceived",
-    "TurnResolved",
-]

@@ -78,7 +78,7 @@ class Continuity(enum.Enum):
     PASSTHROUGH = "passthrough"  # nothing but ids: what a lost socket knew is lost
 
 
-class Ambiguous(enum.Enum):
+class OnAmbiguousLoss(enum.Enum):
     """What becomes of a turn that was lost when the upstream may have had it already."""
 
     REFUSE = "refuse"  # it is refused as retriable: the client decides whether it is run again
@@ -185,7 +185,7 @@ class Config:
     header_timeout: int = _seconds(10)  # a request head must be complete
     body_timeout: int = _seconds(60)  # a request body must be complete
 
-    ambiguous: Ambiguous = Ambiguous.REFUSE
+    ambiguous: OnAmbiguousLoss = OnAmbiguousLoss.REFUSE
     rotation: Rotation = Rotation.LAZY
     continuity: Continuity = Continuity.TRANSCRIPT
     transcript_bytes: int = 256 * 1024 * 1024  # of all transcripts together

@@ -22,15 +22,15 @@ import msgspec
 
 from bridgecore.api_error import ApiError, render_answer
 from bridgecore.continuity.accounts import Accounts, account_of
-from bridgecore.continuity.memory import Manner, Memory
+from bridgecore.continuity.memory import Memory, RequestTemplate
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.errors import InternalError
 from bridgecore.generation import Generation, HeldEvents
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     CloseLink,
+    FailAnswer,
     LinkLost,
     OpenLink,
     PauseLink,
@@ -99,7 +99,7 @@ class Conversation:
     shared: Shared
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # those that run or wait
     link: Generation | None = None  # of the present generation
-    manner: Manner | None = None  # of its latest turn, if connections are to be warmed
+    template: RequestTemplate | None = None  # of its latest turn, if connections are to be warmed
     warmed: bool = False  # preloaded, and not used since: then it is not preloaded again
     retired: bool = False
     accounts: Accounts = attrs.Factory(Accounts)  # what continuity saved and cost in it
@@ -214,7 +214,7 @@ class Conversation:
 
     def lost(self, loss: LinkLost, now: int) -> list[BridgeEffect]:
         """The link is gone or never came to be."""
-        self._lose(self._present_link, loss.cause, loss.error, now, unsent=False)
+        self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=False)
         return self._take()
 
     def received(
@@ -230,7 +230,7 @@ class Conversation:
             if lost is None:
                 self._out += unsent
             else:
-                self._lose(link, lost.cause, lost.error, now, unsent=bool(unsent))
+                self._connection_lost(link, lost.cause, lost.error, now, unsent=bool(unsent))
         return self._take()
 
     @property
@@ -322,7 +322,7 @@ class Conversation:
         """Close a link on which nothing but noise comes; to the session, it is lost."""
         self._out.append(CloseLink(link.number))
         unsent = bool(link.end_read())
-        self._lose(link, Malformed("nothing but noise"), None, now, unsent=unsent)
+        self._connection_lost(link, Malformed("nothing but noise"), None, now, unsent=unsent)
 
     def _before_the_frame(self, link: Generation, event: UpstreamEvent, now: int) -> None:
         """An event was read before the turn's frame was sent, so it cannot answer it. Most say
@@ -410,7 +410,7 @@ class Conversation:
             response = turn.recall.anchor
         return ev.ResponseEnded(generation, terminal.outcome, response, error)
 
-    def _lose(
+    def _connection_lost(
         self,
         link: Generation,
         cause: Evidence,
@@ -538,15 +538,15 @@ class Conversation:
         if link.stand_in is None:
             return None
         anchor, stand_in = link.stand_in
-        known = self.session.state.live_anchor == anchor == turn.recall.anchor
+        known = self.session.state.cached_response == anchor == turn.recall.anchor
         return stand_in if known else None
 
     def _warm(self, anchor: str, now: int) -> None:
         """Preload a new connection with the context (``generate: false``); skip it if the last
         preload went unused, or an unused conversation would be preloaded for ever."""
-        if self.manner is None or self.warmed:
+        if self.template is None or self.warmed:
             return
-        recall = self.shared.memory.warm_up(self.scope, anchor, self.manner, now)
+        recall = self.shared.memory.warm_up(self.scope, anchor, self.template, now)
         if recall is None:
             return
         self.warmed = True
@@ -651,7 +651,7 @@ class Conversation:
         tokens = sum(terminal.usage)
         self.shared.memory.remember(turn.recall, ids, output, self.id, tokens, now, stored=stored)
         if self.shared.policy.budgets.warm:
-            self.manner = turn.recall.manner(self.manner)
+            self.template = turn.recall.template(self.template)
 
     def _warmed(self, turn: RoutedTurn, terminal: Terminal) -> None:
         tokens, outcome = terminal.usage[0], terminal.outcome
@@ -671,7 +671,7 @@ class Conversation:
             return
         anchor = turn.recall.request.previous_response_id
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
-        self._out.append(AnswerError(turn.id, error))
+        self._out.append(FailAnswer(turn.id, error))
         self._resume(turn.id)
         self._log(
             LogLevel.WARNING,

@@ -31,7 +31,7 @@ from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.transport.timer_queue import Schedule
+from bridgecore.transport.timer_queue import TimerQueue
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport")
@@ -70,7 +70,7 @@ class Endpoint:
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
         self._of_link: dict[int, int] = {}  # link -> upstream connection
-        self._schedule: Schedule[int] = Schedule()
+        self._schedule: TimerQueue[int] = TimerQueue()
         self._serial = 0
         self._numbered: set[int] = set()  # numbers that were given out, and not accepted yet
         self._turn_serial = 0
@@ -170,7 +170,7 @@ class Endpoint:
             if event.conn in self._clients:
                 self._forget_client(event.conn)
             else:
-                self._lose(event.conn, Closed(1006))
+                self._connection_lost(event.conn, Closed(1006))
         elif isinstance(event, tp.DataSent):
             self._data_sent(event.conn)
         elif isinstance(event, tp.WriteBlocked | tp.WriteUnblocked):
@@ -231,7 +231,7 @@ class Endpoint:
             return
         seed = b"%d/%b" % (conn, self._request_seed)
         client = self._clients[conn] = _Client(HttpConnection(self._config, self._now, seed))
-        self._tell(conn, client)
+        self._flush(conn, client)
 
     def _client_data(self, conn: int, client: _Client, data: bytes) -> None:
         if client.closing is None:
@@ -250,11 +250,11 @@ class Endpoint:
             self._turn_serial = turn
             self._of_turn[turn] = conn
             client.idle_since = None
-        self._tell(conn, client)
+        self._flush(conn, client)
         if received is not None:
             self._drive(received)
 
-    def _tell(self, conn: int, client: _Client) -> None:
+    def _flush(self, conn: int, client: _Client) -> None:
         """Send what the connection has to send, and keep its deadline."""
         connection = client.connection
         closes = connection.closing and client.closing is None
@@ -303,7 +303,7 @@ class Endpoint:
             client.connection.closing = True
             client.connection.lingering = False
             client.closing = None
-            self._tell(conn, client)
+            self._flush(conn, client)
 
     def _write_blocked(self, conn: int, blocked: bool) -> None:
         client = self._clients.get(conn)
@@ -333,7 +333,7 @@ class Endpoint:
                 said = upstream.timeout(now)
                 if isinstance(said, TimedOut):
                     self._out.append(tp.Abort(conn))
-                    self._lose(conn, said)
+                    self._connection_lost(conn, said)
                     continue
                 if said:
                     self._out.append(tp.Send(conn, said))
@@ -355,7 +355,7 @@ class Endpoint:
             if loss.goodbye:
                 # Both sides have said close, or we told why we cannot go on: TCP's close is next.
                 self._out.append(tp.Close(conn))
-                self._part(conn, upstream)
+                self._detach_link(conn, upstream)
             else:
                 self._out.append(tp.Abort(conn))
                 self._forget_upstream(conn)
@@ -368,7 +368,7 @@ class Endpoint:
         elif lost is not None:
             self._drive(lost)
 
-    def _part(self, conn: int, upstream: UpstreamConnection) -> None:
+    def _detach_link(self, conn: int, upstream: UpstreamConnection) -> None:
         """Our side is closed: hear nothing more of the link."""
         self._of_link.pop(upstream.link, None)
         if upstream.paused:
@@ -376,7 +376,7 @@ class Endpoint:
         upstream.part(self._now)
         self._schedule.set(conn, upstream.deadline)
 
-    def _lose(self, conn: int, cause: Evidence, error: ErrorFrame | None = None) -> None:
+    def _connection_lost(self, conn: int, cause: Evidence, error: ErrorFrame | None = None) -> None:
         """The socket is gone; tell the bridge, unless the bridge had closed the link before."""
         upstream = self._forget_upstream(conn)
         if upstream is not None and upstream.stage is not Stage.CLOSING:
@@ -407,7 +407,7 @@ class Endpoint:
                 self._of_link[upstream.link] = again
                 self._unconnected.append(again)
                 return
-        self._lose(conn, Unreachable(event.error.value))
+        self._connection_lost(conn, Unreachable(event.error.value))
 
     # ------------------------------------------------------------ out of sockets
 
@@ -436,7 +436,7 @@ class Endpoint:
         _, conn = min(idle)
         self._giving_way.add(conn)
         self._clients[conn].connection.shut()
-        self._tell(conn, self._clients[conn])
+        self._flush(conn, self._clients[conn])
         return True
 
     def _hang_up(self) -> bool:
@@ -542,7 +542,7 @@ class Endpoint:
         for turn, conn in answered.items():
             client = self._clients[conn]
             if turn in client.connection.turns:
-                self._tell(conn, client)
+                self._flush(conn, client)
                 if client.blocked:
                     # It was blocked before this turn had anything to say.
                     self._drive(msg.TurnBlocked(turn, True))
@@ -558,7 +558,7 @@ class Endpoint:
         goodbye = self._upstreams[conn].close()
         if goodbye:
             self._out.append(tp.Send(conn, goodbye))
-            self._part(conn, self._upstreams[conn])
+            self._detach_link(conn, self._upstreams[conn])
         else:
             self._out.append(tp.Abort(conn))
             self._forget_upstream(conn)
@@ -591,8 +591,8 @@ class Endpoint:
             self._out.append(tp.StopListening())
             for conn, client in self._clients.items():
                 client.connection.shut()
-                self._tell(conn, client)
-            self._drive(msg.LinksEvicted())
+                self._flush(conn, client)
+            self._drive(msg.DrainStarted())
         elif self._leaving and due:
             for conn in [*self._clients, *self._upstreams]:
                 self._out.append(tp.Abort(conn))

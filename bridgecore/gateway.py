@@ -18,10 +18,10 @@ from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
 from bridgecore.intake import Resolver
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     BridgeTimeout,
+    FailAnswer,
     GatewayEffect,
     GatewayEvent,
     KnownResponse,
@@ -34,7 +34,7 @@ from bridgecore.messages import (
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
-from bridgecore.transport.timer_queue import Schedule
+from bridgecore.transport.timer_queue import TimerQueue
 from bridgecore.wire.headers import check_headers
 from bridgecore.wire.responses import InvalidBodyError, parse_create
 
@@ -63,7 +63,7 @@ class Gateway:
         self._bridge = Bridge(config, resolver=resolver)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}
-        self._schedule: Schedule[int] = Schedule()  # by turn
+        self._schedule: TimerQueue[int] = TimerQueue()  # by turn
         self._now = 0
 
     @property
@@ -118,7 +118,7 @@ class Gateway:
             request = parse_create(event.body)
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
-            return [AnswerError(event.turn, error)]
+            return [FailAnswer(event.turn, error)]
         exchange = Exchange.of(event.turn, request, self._config, now)
         received = TurnReceived(
             event.turn, request, event.headers, scope=event.scope, request_id=event.request_id
@@ -150,7 +150,7 @@ class Gateway:
         """What the bridge answers as the clients are shown it; all else as it is."""
         shown: list[GatewayEffect] = []
         for effect in effects:
-            if not isinstance(effect, AnswerEvents | AnswerError):
+            if not isinstance(effect, AnswerEvents | FailAnswer):
                 shown.append(effect)
                 continue
             exchange = self._exchanges.get(effect.turn)

@@ -28,7 +28,7 @@ import attrs
 
 from bridgecore.config import Config
 from bridgecore.continuity.aliases import credential_scope, named_scope
-from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.messages import ResolveTurn, TurnReceived, TurnResolved
 from bridgecore.wire.headers import Headers, credential_names, lower_names, upgrade_headers
 from bridgecore.wire.responses import CreateRequest
@@ -142,7 +142,7 @@ class Intake:
             del self._asked[found.query]
         return found
 
-    def recall(self, turn: Arriving, now: int) -> Recall:
+    def recall(self, turn: Arriving, now: int) -> TurnContext:
         """What is known for a turn that is resolved. Looked up when it is needed, not before: by
         then other turns may have ended."""
         return self._memory.recall(turn.scope, turn.request, turn.received, now)

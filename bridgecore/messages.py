@@ -9,7 +9,7 @@ A turn comes in as ``RequestReceived``. Its answer goes out in one of three ways
 
 * a stream: ``BeginAnswer``, then ``AnswerEvents`` and ``AnswerKeepalive``, then ``EndAnswer``;
 * one JSON body: ``AnswerBody``;
-* a failure before anything else was answered: ``AnswerError``.
+* a failure before anything else was answered: ``FailAnswer``.
 
 These classes are built for every read, so they are plain slotted ones, not frozen.
 """
@@ -136,7 +136,7 @@ class MessagesReceived:
 
 
 @attrs.define
-class LinksEvicted:
+class DrainStarted:
     """No new turn will come: conversations without a turn give up their links."""
 
 
@@ -159,7 +159,7 @@ CommonEvent: TypeAlias = (
     | LinkLost
     | LinkFrameSent
     | MessagesReceived
-    | LinksEvicted
+    | DrainStarted
     | SocketsExhausted
     | BridgeTimeout
 )
@@ -253,7 +253,7 @@ class AnswerBody:
 
 
 @attrs.define
-class AnswerError:
+class FailAnswer:
     """End the answer of ``turn`` with ``error``. From a gateway it comes before the head, so that
     it is all of the answer: ``error.status`` and ``error.body``."""
 
@@ -263,7 +263,7 @@ class AnswerError:
 
 LinkEffect: TypeAlias = OpenLink | CloseLink | SendFrame | PauseLink
 AnswerEffect: TypeAlias = (
-    BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | AnswerError
+    BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | FailAnswer
 )
 GatewayEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEffect | Log
-BridgeEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEvents | AnswerError | Log
+BridgeEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEvents | FailAnswer | Log

@@ -21,7 +21,7 @@ import attrs
 
 from bridgecore.admission.families import Families
 from bridgecore.continuity.aliases import Alias
-from bridgecore.continuity.memory import Memory, Recall
+from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.continuity.transcript import Node
 from bridgecore.conversation import Conversation
@@ -81,7 +81,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "deadline": "the session's, from its submission on",
         }
     ),
-    Recall: Compared(
+    TurnContext: Compared(
         left_out={
             "prompt": "the request, parsed",
             "candidates": "used to place the turn, which has been placed",

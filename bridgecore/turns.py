@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import attrs
 
-from bridgecore.continuity.memory import Recall
-from bridgecore.recovery.effects import Form
+from bridgecore.continuity.memory import TurnContext
+from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.failure import ErrorFrame
 from bridgecore.wire.responses import (
     ITEM_DONE,
@@ -30,12 +30,12 @@ class RoutedTurn:
     """
 
     id: int
-    recall: Recall
+    recall: TurnContext
     request: str = "-"
     deadline: int | None = None
     warms: bool = False
     # Of the latest attempt to send it.
-    form: Form = Form.AS_IS
+    form: RequestForm = RequestForm.AS_IS
     sent: int = 0  # bytes of the frame
     frame: bytes = b""  # kept until the upstream has accepted it
     error: ErrorFrame | None = None  # the upstream's latest words about it

@@ -12,13 +12,14 @@ from typing import Any
 import attrs
 
 from bridgecore.api_error import ApiError
-from bridgecore.bridge import (
-    AnswerError,
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, UpstreamUrl
+from bridgecore.messages import (
     AnswerEvents,
-    Bridge,
     BridgeEffect,
     BridgeEvent,
     CloseLink,
+    FailAnswer,
     LinkFrameSent,
     LinkOpened,
     MessagesReceived,
@@ -26,7 +27,6 @@ from bridgecore.bridge import (
     SendFrame,
     TurnReceived,
 )
-from bridgecore.config import Config, UpstreamUrl
 from bridgecore.transport import Log
 from bridgecore.wire.responses import parse_create
 
@@ -139,7 +139,7 @@ class Driver:
         if isinstance(effect, AnswerEvents):
             told = self.events.setdefault(effect.turn, [])
             told += [json.loads(event.data) for event in effect.events]
-        elif isinstance(effect, AnswerError):
+        elif isinstance(effect, FailAnswer):
             self.errors[effect.turn] = effect.error
         elif isinstance(effect, SendFrame):
             self.frames.append(json.loads(effect.data))

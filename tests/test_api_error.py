@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bridgecore.api_error import api_error, render_answer, render_failed_response
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
@@ -20,7 +20,7 @@ from bridgecore.recovery.failure import (
 from bridgecore.recovery.timers import Timer
 
 
-@pytest.mark.parametrize("answer", Answer)
+@pytest.mark.parametrize("answer", FailureReply)
 @pytest.mark.parametrize(
     "evidence",
     [
@@ -35,7 +35,7 @@ from bridgecore.recovery.timers import Timer
     ],
     ids=repr,
 )
-def test_every_answer(answer: Answer, evidence: Evidence | None) -> None:
+def test_every_answer(answer: FailureReply, evidence: Evidence | None) -> None:
     failure = None if evidence is None else classify(evidence)
     frame = evidence if isinstance(evidence, ErrorFrame) else None
     error = render_answer(answer, failure, frame, "resp_1")
@@ -51,7 +51,7 @@ def test_every_answer(answer: Answer, evidence: Evidence | None) -> None:
             "previous_response_not_found", "previous_response_id",
         )  # fmt: skip
         assert "resp_1" in error.message
-    elif answer is not Answer.UPSTREAM_ERROR:
+    elif answer is not FailureReply.UPSTREAM_ERROR:
         assert error.code == answer.value
 
 
@@ -121,7 +121,7 @@ def test_a_not_found_names_the_anchor() -> None:
 def test_a_not_found_that_no_turn_asked_for_is_the_upstreams_fault() -> None:
     """A client that named no id would drop one that it does not have, for ever."""
     error = ErrorFrame(status=400, code="previous_response_not_found")
-    said = render_answer(Answer.UPSTREAM_ERROR, classify(error), error, None)
+    said = render_answer(FailureReply.UPSTREAM_ERROR, classify(error), error, None)
     assert (said.status, said.code, said.retry_after) == (502, "upstream_error", 1)
 
 
@@ -129,7 +129,7 @@ def test_a_not_found_that_no_turn_asked_for_is_the_upstreams_fault() -> None:
 def test_a_refused_upgrade_that_concerns_the_client(status: int) -> None:
     failure = classify(UpgradeRefused(status, 9))
     words = ErrorFrame(None, "theirs", "their_type", "Their words.", "p", 9, '{"plan_type":"plus"}')
-    error = render_answer(Answer.UPSTREAM_ERROR, failure, words, "resp_1")
+    error = render_answer(FailureReply.UPSTREAM_ERROR, failure, words, "resp_1")
     assert error.status == status
     assert error.retry_after == (9 if status == 429 else None)
     assert json.loads(error.body) == {
@@ -141,7 +141,7 @@ def test_a_refused_upgrade_that_concerns_the_client(status: int) -> None:
             "plan_type": "plus",
         }
     }
-    bare = render_answer(Answer.UPSTREAM_ERROR, failure, None, None)
+    bare = render_answer(FailureReply.UPSTREAM_ERROR, failure, None, None)
     assert (bare.status, bare.code) == (status, "upstream_error")
 
 
@@ -152,12 +152,12 @@ def test_a_refused_upgrade_that_concerns_the_client(status: int) -> None:
 def test_an_upgrade_cannot_refuse_an_anchor_or_a_socket(status: int, code: str) -> None:
     """The upgrade named no anchor: a client that is told so would drop an id that is good."""
     failure = classify(UpgradeRefused(status, 9))
-    error = render_answer(Answer.UPSTREAM_ERROR, failure, ErrorFrame(code=code), "resp_1")
+    error = render_answer(FailureReply.UPSTREAM_ERROR, failure, ErrorFrame(code=code), "resp_1")
     assert (error.status, error.code, error.retry_after) == (502, "upstream_unavailable", 9)
 
 
 def test_a_size_that_was_refused_by_a_close() -> None:
-    error = render_answer(Answer.UPSTREAM_ERROR, classify(Closed(1009)), None, "resp_1")
+    error = render_answer(FailureReply.UPSTREAM_ERROR, classify(Closed(1009)), None, "resp_1")
     assert (error.status, error.code, error.retry_after) == (413, "request_too_large", None)
     assert error.type == "invalid_request_error"
     assert "close 1009" in error.message

@@ -8,18 +8,20 @@ import re
 import attrs
 import pytest
 
-from bridgecore.bridge import (
-    AnswerError,
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Continuity, OnAmbiguousLoss, UpstreamUrl
+from bridgecore.errors import LocalProtocolError
+from bridgecore.messages import (
     AnswerEvents,
-    Bridge,
     BridgeEffect,
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    DrainStarted,
+    FailAnswer,
     LinkFrameSent,
     LinkLost,
     LinkOpened,
-    LinksEvicted,
     MessagesReceived,
     OpenLink,
     PauseLink,
@@ -28,8 +30,6 @@ from bridgecore.bridge import (
     TurnLeft,
     TurnReceived,
 )
-from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
-from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
 from bridgecore.recovery.timers import Timer
 from bridgecore.transport import Log
@@ -113,7 +113,7 @@ def test_a_delta_in_mid_output_meets_no_rule(driver: Driver) -> None:
 def test_a_full_hold_back_buffer_is_delivered_and_ends_the_replay() -> None:
     """Nothing is lost for want of room, and nothing is sent again once it was shown."""
     upstream = UpstreamUrl.parse("ws://up/")
-    driver = Driver(Bridge(Config(upstream=upstream, ambiguous=Ambiguous.REPLAY)))
+    driver = Driver(Bridge(Config(upstream=upstream, ambiguous=OnAmbiguousLoss.REPLAY)))
     link = driver.send()
     queued = [b'{"type":"response.queued","sequence_number":%d}' % n for n in range(1, 300)]
     assert driver.tell(MessagesReceived(link, [CREATED, *queued[:100]])) == []
@@ -121,7 +121,7 @@ def test_a_full_hold_back_buffer_is_delivered_and_ends_the_replay() -> None:
     assert isinstance(answer, AnswerEvents)
     assert [event.data for event in answer.events] == [CREATED, *queued]
     (error,) = driver.tell(LinkLost(link, Closed(1006)))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
 
 
 def test_continuing(driver: Driver) -> None:
@@ -182,7 +182,7 @@ def test_a_refused_upgrade(driver: Driver) -> None:
     assert isinstance(opened, OpenLink)
     words = ErrorFrame(code="invalid_api_key", message="Wrong.")
     (answer,) = driver.tell(LinkLost(opened.link, UpgradeRefused(401), words))
-    assert isinstance(answer, AnswerError)
+    assert isinstance(answer, FailAnswer)
     assert (answer.turn, answer.error.status, answer.error.code) == (1, 401, "invalid_api_key")
     assert (driver.bridge.turns, driver.bridge.links) == (0, 0)
 
@@ -190,7 +190,7 @@ def test_a_refused_upgrade(driver: Driver) -> None:
 def test_a_lost_link(driver: Driver) -> None:
     link = driver.send()
     (answer,) = driver.tell(LinkLost(link, Closed(1006)))
-    assert isinstance(answer, AnswerError)
+    assert isinstance(answer, FailAnswer)
     assert answer.error.code == "stream_incomplete"
     assert driver.tell(MessagesReceived(link, [CREATED])) == []
     assert driver.tell(LinkLost(link, Closed(1006))) == []
@@ -263,7 +263,7 @@ def test_waiting_turns(bound: Driver) -> None:
     bound.tell(TurnBlocked(2, True))
     assert bound.submit(3, **fields) == []
     (rejected,) = bound.submit(4, **fields)
-    assert isinstance(rejected, AnswerError)
+    assert isinstance(rejected, FailAnswer)
     assert rejected.error.code == "bridge_overloaded"
     # Neither the one that was rejected nor one that leaves lets the blocked one's link run.
     assert bound.tell(TurnBlocked(3, True)) == []
@@ -283,7 +283,7 @@ def test_a_busy_session_is_not_evicted(driver: Driver) -> None:
     idle = driver.send(1)
     driver.tell(MessagesReceived(idle, [CREATED, DONE]))
     busy = driver.send(2)
-    assert driver.tell(LinksEvicted()) == [CloseLink(idle)]
+    assert driver.tell(DrainStarted()) == [CloseLink(idle)]
     assert (driver.bridge.conversations, driver.bridge.turns) == (1, 1)
     assert driver.tell(TurnLeft(2)) == [CloseLink(busy)]
 
@@ -297,7 +297,7 @@ def test_deadlines(driver: Driver) -> None:
     assert deadline.reason is Timer.CREATED
     driver.now = deadline.at
     effects = driver.tell(BridgeTimeout())
-    assert [type(effect) for effect in effects] == [CloseLink, AnswerError]
+    assert [type(effect) for effect in effects] == [CloseLink, FailAnswer]
     later = driver.bridge.next_timeout()
     assert later is not None
     assert later.at > driver.now
@@ -411,7 +411,7 @@ def test_an_overloaded_refusal_is_logged_with_the_code_of_the_client() -> None:
     driver = Driver(Bridge(config))
     driver.send(1)
     (error,) = driver.submit(2)
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     (log,) = [log for log in driver.logs if log.event == "turn.refused"]
     assert (log.fields["turn"], log.fields["status"], log.fields["code"]) == (
         2,

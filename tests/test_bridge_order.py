@@ -12,7 +12,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bridgecore.bridge import LinkFrameSent, LinkLost
+from bridgecore.messages import (
+    LinkFrameSent,
+    LinkLost,
+)
 from bridgecore.recovery.failure import Closed
 from tests.link_world import (
     CHAIN_ID,

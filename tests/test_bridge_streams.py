@@ -15,8 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.api_error import api_error
-from bridgecore.bridge import Bridge, LinkFrameSent, LinkLost, MessagesReceived
-from bridgecore.config import Ambiguous, Config, Continuity, UpstreamUrl
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Continuity, OnAmbiguousLoss, UpstreamUrl
+from bridgecore.messages import (
+    LinkFrameSent,
+    LinkLost,
+    MessagesReceived,
+)
 from bridgecore.recovery.failure import Closed
 from tests.link_world import (
     CHAIN_ID,
@@ -50,7 +55,7 @@ def driver_with(**settings: Any) -> Driver:
 
 
 def replaying() -> Driver:
-    return driver_with(ambiguous=Ambiguous.REPLAY)
+    return driver_with(ambiguous=OnAmbiguousLoss.REPLAY)
 
 
 def started(driver: Driver | None = None) -> Driver:

@@ -10,10 +10,10 @@ from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.conversation import Conversation, Shared
 from bridgecore.errors import InternalError
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     CloseLink,
+    FailAnswer,
     LinkLost,
     OpenLink,
     SendFrame,
@@ -71,7 +71,7 @@ def test_what_is_known_of_a_connection_goes_with_it(
     conversation.received([b'{"type":"x"}'], None, 0)
     assert known(conversation) == (2, 0)  # events held back; noise, since the last event
     (error,) = said(conversation.lost(LinkLost(2, Closed(1006)), 0))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert known(conversation) is None
     conversation.submit(turn(2, shared, "y"), KEY, 0)
     assert known(conversation) == (0, 0)
@@ -92,7 +92,7 @@ def test_a_frame_is_not_sent_twice_if_it_is_too_large(
     other = Conversation(shared.numbers.next(), "scope", Session(), [], shared)
     other.submit(turn(2, shared), KEY, 0)
     (error,) = said(other.opened([], 0))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert error.error.status == 413
 
 

@@ -19,13 +19,13 @@ from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.gateway import Gateway
 from bridgecore.messages import (
     AnswerBody,
-    AnswerError,
     AnswerEvents,
     AnswerKeepalive,
     BeginAnswer,
     BridgeTimeout,
     CloseLink,
     EndAnswer,
+    FailAnswer,
     GatewayEffect,
     GatewayEvent,
     LinkFrameSent,
@@ -136,14 +136,14 @@ def test_a_failure_before_the_head_is_a_status() -> None:
     driver = Driver()
     link = driver.send(stream=True)
     (effect,) = driver.tell(LinkLost(link, Closed(1006)))
-    assert isinstance(effect, AnswerError)
+    assert isinstance(effect, FailAnswer)
     assert (effect.error.status, effect.error.code) == (502, "stream_incomplete")
 
 
 def test_a_body_that_is_no_request() -> None:
     driver = Driver()
     (effect,) = driver.tell(RequestReceived(1, b"[]", []))
-    assert isinstance(effect, AnswerError)
+    assert isinstance(effect, FailAnswer)
     assert (effect.error.status, effect.error.code) == (400, "invalid_request_body")
     driver.send(1)  # that turn has ended, so its number is free
 
@@ -164,7 +164,7 @@ def test_a_turn_that_its_driver_gives_up(begun: bool) -> None:
         driver.tell(MessagesReceived(link, [CREATED]))
     error = api_error(503, "server_shutting_down", "The server is shutting down.")
     effects = driver.tell(TurnLeft(1, error))
-    shown = [AnswerEvents, EndAnswer] if begun else [AnswerError]
+    shown = [AnswerEvents, EndAnswer] if begun else [FailAnswer]
     assert kinds(effects) == [*shown, CloseLink]
 
 
@@ -266,8 +266,8 @@ def test_each_answer_has_one_shape(data: st.DataObject) -> None:
             assert set(shown[1:]) <= {AnswerEvents, AnswerKeepalive, EndAnswer}
             assert EndAnswer not in shown[:-1]
         else:
-            assert shown in ([], [AnswerBody], [AnswerError])
+            assert shown in ([], [AnswerBody], [FailAnswer])
     while driver.gateway.bridge.turns:
         note(driver.wait())
     for turn, shown in told.items():
-        assert turn in left or shown[-1] in (EndAnswer, AnswerBody, AnswerError)
+        assert turn in left or shown[-1] in (EndAnswer, AnswerBody, FailAnswer)

@@ -17,15 +17,15 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.gateway import Gateway
 from bridgecore.intake import Resolver
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     BridgeEvent,
     BridgeTimeout,
+    DrainStarted,
+    FailAnswer,
     KnownResponse,
     LinkFrameSent,
     LinkOpened,
-    LinksEvicted,
     MessagesReceived,
     OpenLink,
     PauseLink,
@@ -115,7 +115,7 @@ def test_a_turn_that_is_never_resolved_is_told_when_its_budget_is_used_up(driver
     assert (deadline.at, deadline.reason) == (BUDGET, Timer.TURN)
     assert driver.tell(BridgeTimeout()) == []  # too early
     (error,) = driver.wait()
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert (error.turn, error.error.status) == (1, 502)
     assert error.error.code == "upstream_request_timeout"
     assert error.error.retry_after is not None
@@ -130,7 +130,7 @@ def test_an_answer_at_the_end_of_the_budget_is_too_late(driver: Driver) -> None:
     query = driver.ask(1)
     driver.now = BUDGET
     (error,) = driver.tell(TurnResolved(query))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert error.error.code == "upstream_request_timeout"
     assert driver.tell(BridgeTimeout()) == []
     assert driver.counts() == (0, 0, 0)
@@ -154,7 +154,7 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
     assert deadline is not None
     assert deadline.at == BUDGET
     effects = driver.wait()
-    assert [effect.error.code for effect in effects if isinstance(effect, AnswerError)] == [
+    assert [effect.error.code for effect in effects if isinstance(effect, FailAnswer)] == [
         "upstream_request_timeout"
     ]
 
@@ -177,7 +177,7 @@ def test_a_turn_that_waited_long_is_not_held_up_by_one_that_came_later(driver: D
         driver.wait()
         deadline = driver.bridge.next_timeout()
     (error,) = driver.wait()
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert (error.turn, driver.now) == (2, BUDGET)
     assert driver.bridge.turns == 1
 
@@ -233,7 +233,7 @@ def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> N
 
 def test_what_happens_while_a_turn_is_resolved_does_not_concern_it(driver: Driver) -> None:
     query = driver.ask(1)
-    for event in (TurnBlocked(1, True), TurnBlocked(1, False), LinksEvicted()):
+    for event in (TurnBlocked(1, True), TurnBlocked(1, False), DrainStarted()):
         assert driver.tell(event) == []
     link = driver.resolve(query)
     driver.tell(MessagesReceived(link, [CREATED]))
@@ -245,7 +245,7 @@ def test_room_is_asked_for_when_a_turn_is_resolved(driver: Driver) -> None:
     for query in queries[:2]:
         driver.resolve(query)
     (error,) = driver.tell(TurnResolved(queries[2]))
-    assert isinstance(error, AnswerError)
+    assert isinstance(error, FailAnswer)
     assert (error.turn, error.error.status) == (3, 503)
     assert driver.counts() == (2, 2, 2)
 
@@ -268,7 +268,7 @@ def test_what_others_know_about_a_response_counts(
     (effect,) = driver.tell(LinkOpened(opened.link))
     (line,) = [log for log in driver.logs if log.event == "turn.received"]
     assert line.fields["standing"] == standing
-    assert isinstance(effect, AnswerError if standing == "bound" else SendFrame)
+    assert isinstance(effect, FailAnswer if standing == "bound" else SendFrame)
 
 
 def test_what_is_known_here_counts_more(driver: Driver) -> None:

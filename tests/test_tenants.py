@@ -15,9 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bridgecore.bridge import (
+from bridgecore.bridge import Bridge
+from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.messages import (
     AnswerEvents,
-    Bridge,
     BridgeEffect,
     BridgeEvent,
     LinkFrameSent,
@@ -28,7 +29,6 @@ from bridgecore.bridge import (
     SendFrame,
     TurnReceived,
 )
-from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.recovery.failure import Closed
 from bridgecore.wire.headers import FORWARDED_HEADERS
 from bridgecore.wire.responses import parse_create

@@ -18,7 +18,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
+from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -213,7 +213,7 @@ CORE = (
     _of_config("header_timeout", SECONDS, "for a request head to be complete"),
     _of_config("body_timeout", SECONDS, "for a request body to be complete"),
     _of_config(
-        "ambiguous", _member_of(Ambiguous), "what becomes of a turn that may have run already"
+        "ambiguous", _member_of(OnAmbiguousLoss), "what becomes of a turn that may have run already"
     ),
     _of_config(
         "rotation", _member_of(Rotation), "what follows when a socket is given up for its age"

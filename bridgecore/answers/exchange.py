@@ -19,11 +19,11 @@ from bridgecore.config import Config
 from bridgecore.messages import (
     AnswerBody,
     AnswerEffect,
-    AnswerError,
     AnswerEvents,
     AnswerKeepalive,
     BeginAnswer,
     EndAnswer,
+    FailAnswer,
 )
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire.responses import (
@@ -113,7 +113,7 @@ class Exchange:
         self.ended = True
         if last.type == b"response.failed":
             error = render_failed_response(last.error, self._anchor)
-            return [AnswerError(self.turn, error)]
+            return [FailAnswer(self.turn, error)]
         return [AnswerBody(self.turn, final_response(last))]
 
     def fail(self, error: ApiError) -> list[AnswerEffect]:
@@ -125,7 +125,7 @@ class Exchange:
         if not self._begun:
             self.ended = True
             self.deadline = None
-            return [AnswerError(self.turn, error)]
+            return [FailAnswer(self.turn, error)]
         events = []
         if self._created is None:
             created = created_event(None, f"resp_failed_{self.turn}", self._model)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import attrs
 
-from bridgecore.continuity.memory import Recall
-from bridgecore.recovery.effects import Form
+from bridgecore.continuity.memory import TurnContext
+from bridgecore.recovery.effects import RequestForm
 
 
 @attrs.frozen
@@ -35,16 +35,19 @@ class Accounts:
         return Accounts(*[one + more for one, more in zip(mine, others, strict=True)])
 
 
-def account_of(recall: Recall, form: Form, sent: int) -> Accounts:
+def account_of(recall: TurnContext, form: RequestForm, sent: int) -> Accounts:
     """What continuity saved and cost in a turn that was completed. ``form``: in which it was sent
     last; ``sent``: the bytes of that frame."""
     asked = len(recall.request.frame)
     tokens = 0 if recall.alias is None else recall.alias.tokens
-    if form is Form.CLIENT_FULL and recall.named is not None:
-        form, tokens = Form.REHYDRATED, recall.named.tokens  # the client's anchor stood for those
-    if form is Form.REHYDRATED:
+    if form is RequestForm.CLIENT_FULL and recall.named is not None:
+        form, tokens = (
+            RequestForm.REHYDRATED,
+            recall.named.tokens,
+        )  # the client's anchor stood for those
+    if form is RequestForm.REHYDRATED:
         return Accounts(1, rehydrated=1, bytes_spent=sent - asked, tokens_spent=tokens)
-    if form is Form.AS_IS and recall.match is not None:
+    if form is RequestForm.AS_IS and recall.match is not None:
         if recall.named is not None:
             tokens = max(0, tokens - recall.named.tokens)  # the client's own anchor stood for those
         return Accounts(1, reduced=1, bytes_saved=asked - sent, tokens_saved=tokens)

@@ -18,7 +18,7 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads, repeats_answers
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
-from bridgecore.recovery.effects import Form
+from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.responses import CreateRequest, parse_create
 
@@ -29,7 +29,7 @@ _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
 
 @attrs.frozen
-class Manner:
+class RequestTemplate:
     """What a turn says besides its items: model, instructions, tools and the like. ``settings`` are
     equal if what a context depends on is; ``frame`` is a ``response.create`` without items that
     asks for no answer."""
@@ -60,7 +60,7 @@ class Family:
 
 
 @attrs.define(eq=False)
-class Recall:
+class TurnContext:
     """One turn, and what is known for it.
 
     ``anchor``: the response it depends on, by its terminal event's id: the one that the client
@@ -93,7 +93,7 @@ class Recall:
         self.match, self.alias = candidate.match, candidate.alias
         self.standing, self.anchor = Standing.INJECTED, candidate.match.node.response_id
 
-    def manner(self, known: Manner | None) -> Manner | None:
+    def template(self, known: RequestTemplate | None) -> RequestTemplate | None:
         """The manner of this turn; ``known``, of an earlier one, if it is the same, because to read
         a long frame again takes its time. None if nothing could be held of the turn."""
         if self.prompt is None:
@@ -101,9 +101,9 @@ class Recall:
         if known is not None and known.settings == self.prompt.settings:
             return known
         frame = self.request.frame_with(input=b"[]", previous_response_id=None, generate=b"false")
-        return Manner(self.prompt.settings, frame)
+        return RequestTemplate(self.prompt.settings, frame)
 
-    def frame(self, form: Form, stand_in: str | None = None) -> bytes:
+    def frame(self, form: RequestForm, stand_in: str | None = None) -> bytes:
         """The ``response.create`` frame of the turn in ``form``; ``stand_in``: the response that
         has to be named where the anchor is meant.
 
@@ -112,8 +112,8 @@ class Recall:
         response is not at hand on the socket either, so its items follow what was said up to it:
         the same context, needing nothing of the upstream, as the client's request asks for.
         """
-        rebuilt = form is Form.REHYDRATED or (
-            form is Form.CLIENT_FULL and self.request.previous_response_id is not None
+        rebuilt = form is RequestForm.REHYDRATED or (
+            form is RequestForm.CLIENT_FULL and self.request.previous_response_id is not None
         )
         if rebuilt:
             if self.node is None or self.prompt is None:
@@ -123,9 +123,9 @@ class Recall:
             if expansion.proof.orphans:
                 raise InternalError("a turn that is to be rehydrated is not self-contained")
             return expansion.frame
-        if form is Form.AS_IS and self.match is not None and self.prompt is not None:
+        if form is RequestForm.AS_IS and self.match is not None and self.prompt is not None:
             return reduce(self.prompt, self.match, stand_in)
-        if form is Form.AS_IS and stand_in is not None:
+        if form is RequestForm.AS_IS and stand_in is not None:
             return self.request.frame_with(previous_response_id=msgspec.json.encode(stand_in))
         return self.request.frame
 
@@ -168,12 +168,12 @@ class Memory:
         request: CreateRequest,
         headers: Iterable[tuple[bytes, bytes]],
         now: int,
-    ) -> Recall:
+    ) -> TurnContext:
         """What is known for a turn with these ``headers`` (names in lower case). It is not anchored
         at a candidate yet: which one a socket has at hand, the caller knows."""
         narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
         prompt = self._prompt(request, narrow)
-        recall = Recall(scope, request, Standing.UNANCHORED, None, None)
+        recall = TurnContext(scope, request, Standing.UNANCHORED, None, None)
         if prompt is not None:
             recall.family = _family(scope, prompt, narrow)
         if self._transcripts is None:
@@ -224,9 +224,11 @@ class Memory:
         node = None if self._transcripts is None else self._transcripts.peek(scope, response, now)
         return node is not None and node.readable and node.rebuildable
 
-    def warm_up(self, scope: str, anchor: str, manner: Manner, now: int) -> Recall | None:
+    def warm_up(
+        self, scope: str, anchor: str, template: RequestTemplate, now: int
+    ) -> TurnContext | None:
         """A turn that has a socket learn what ``anchor`` stands for, and answers nothing; None if
-        that cannot be said. ``manner``: of the conversation's latest turn.
+        that cannot be said. ``template``: of the conversation's latest turn.
 
         What ends in a call that waits for its output cannot be said without it (invariant 8).
         """
@@ -235,11 +237,11 @@ class Memory:
             return None
         if prove(read_heads(node.text())).pending:
             return None
-        request = parse_create(manner.frame)
+        request = parse_create(template.frame)
         alias = self._aliases.get(scope, anchor)
-        return Recall(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
+        return TurnContext(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
-    def belongs(self, recall: Recall, conversation: int) -> None:
+    def belongs(self, recall: TurnContext, conversation: int) -> None:
         """Remember that what the client named is asked for in ``conversation``."""
         named = recall.request.previous_response_id
         if named:
@@ -257,13 +259,13 @@ class Memory:
             known = Alias(conversation, standing, response=response)
             self._aliases.put(scope, named, known)
 
-    def injection_refused(self, recall: Recall) -> None:
+    def injection_refused(self, recall: TurnContext) -> None:
         """The upstream refused the anchor that was put in place of the turn's history, for whatever
         reason: it is never put in place of any history again, as long as it is held."""
         if recall.match is not None:
             recall.match.node.injectable = False
 
-    def rebuild_refused(self, recall: Recall) -> None:
+    def rebuild_refused(self, recall: TurnContext) -> None:
         """The upstream refused the rebuilt input of the response that the turn's client named: from
         the next turn on, that response is not rebuilt any more, under none of its ids."""
         if recall.node is not None:
@@ -271,7 +273,7 @@ class Memory:
 
     def remember(
         self,
-        recall: Recall,
+        recall: TurnContext,
         ids: Sequence[str],
         output: Sequence[msgspec.Raw] | None,
         conversation: int,

@@ -39,7 +39,7 @@ from bridgecore.continuity.items import (
     read_head,
     read_heads,
 )
-from bridgecore.continuity.phrases import SPARE, Phrasebook
+from bridgecore.continuity.templates import SPARE, TemplateTable
 from bridgecore.wire.jsontext import Text
 
 # What a node costs besides its items, their digests and its id, and a scope besides its nodes and
@@ -59,8 +59,10 @@ class Node:
 
     response_id: str
     parent: Node | None = attrs.field(repr=False)
-    notes: bytes = attrs.field(repr=False)  # the items, as book keeps them: no output shows bodies
-    book: Phrasebook = attrs.field(repr=False)
+    encoded: bytes = attrs.field(
+        repr=False
+    )  # the items, as book keeps them: no output shows bodies
+    book: TemplateTable = attrs.field(repr=False)
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
@@ -76,10 +78,14 @@ class Node:
     rebuildable: bool = True  # False: the upstream refused its text as the input of a turn
     # Who stands by it. Lists by links, because some are long and their middles are taken out.
     child: Node | None = attrs.field(default=None, repr=False)  # the latest that continues it
-    elder: Node | None = attrs.field(default=None, repr=False)  # of those that continue the same
-    younger: Node | None = attrs.field(default=None, repr=False)
-    elder_twin: Node | None = attrs.field(default=None, repr=False)  # of those of the same context
-    younger_twin: Node | None = attrs.field(default=None, repr=False)
+    older_sibling: Node | None = attrs.field(
+        default=None, repr=False
+    )  # of those that continue the same
+    newer_sibling: Node | None = attrs.field(default=None, repr=False)
+    older_same_context: Node | None = attrs.field(
+        default=None, repr=False
+    )  # of those of the same context
+    newer_same_context: Node | None = attrs.field(default=None, repr=False)
     # The digest of its last items as the client words them, from the first on in words not known.
     wording: bytes | None = None
     held: bool = True
@@ -88,30 +94,30 @@ class Node:
     def size(self) -> int:
         """What the node takes, in bytes, as accounted."""
         name = len(self.response_id) * (1 if self.response_id.isascii() else 4)
-        return NODE_OVERHEAD + len(self.notes) + len(self.chain) + name
+        return NODE_OVERHEAD + len(self.encoded) + len(self.chain) + name
 
     @property
     def items(self) -> int:
         """How many items the node itself has."""
-        return len(self.chain) // DIGEST_SIZE + bool(self.notes)
+        return len(self.chain) // DIGEST_SIZE + bool(self.encoded)
 
     def own_text(self) -> bytes:
         """The items of the node itself, as the inside of an ``input`` array."""
-        return b",".join(self.book.items(self.notes))
+        return b",".join(self.book.items(self.encoded))
 
     def siblings(self) -> Iterator[Node]:
         """This response, and those that are older and continue the same."""
         node: Node | None = self
         while node is not None:
             yield node
-            node = node.elder
+            node = node.older_sibling
 
-    def twins(self) -> Iterator[Node]:
+    def same_context(self) -> Iterator[Node]:
         """This response, and those of the same context that are older."""
         node: Node | None = self
         while node is not None:
             yield node
-            node = node.elder_twin
+            node = node.older_same_context
 
     def path(self) -> list[Node]:
         """The node and all before it, from the root on."""
@@ -131,7 +137,7 @@ class Node:
         node: Node | None = self
         while node is not None:
             if node.cut >= 0 and not whole:
-                parts.append(b",".join(node.book.items(node.notes)[node.cut :]))
+                parts.append(b",".join(node.book.items(node.encoded)[node.cut :]))
                 break
             parts.append(node.own_text())
             node = node.parent
@@ -198,9 +204,9 @@ def resolve(node: Node, prompt: Prompt) -> None:
 
 def _of_id(node: Node, name: str) -> list[bytes]:
     """The items of ``node`` itself that have the id ``name``."""
-    if name.encode(errors="replace") not in node.notes:
+    if name.encode(errors="replace") not in node.encoded:
         return []
-    return [item for item in node.book.items(node.notes) if has_id(read_head(item), name)]
+    return [item for item in node.book.items(node.encoded) if has_id(read_head(item), name)]
 
 
 @attrs.frozen
@@ -312,7 +318,7 @@ class Transcripts:
         for repeated, latest in reversed(held.prefixes(prompt, base)):
             fitting = [
                 Match(node, repeated)
-                for node in islice(latest.twins(), _TRIES)
+                for node in islice(latest.same_context(), _TRIES)
                 if node.named
                 and node.injectable
                 and not node.continued
@@ -372,7 +378,7 @@ class Transcripts:
         if not prompt.whole or (prompt.anchor is not None and parent is None):
             return None
         fresh = held is None
-        held = held or _Scope(scope, Phrasebook(min(SPARE, self._max_scope // 32)))
+        held = held or _Scope(scope, TemplateTable(min(SPARE, self._max_scope // 32)))
         before = 0 if fresh else held.size
         stored = prompt.request.store if stored is None else stored
         node = self._node(response_id, parent, prompt, repeated, output, held.book, stored)
@@ -414,7 +420,7 @@ class Transcripts:
         if not found:
             return base, 0
         repeated, latest = found[-1]
-        return max(latest.twins(), key=_last_use), repeated
+        return max(latest.same_context(), key=_last_use), repeated
 
     def _node(
         self,
@@ -423,7 +429,7 @@ class Transcripts:
         prompt: Prompt,
         repeated: int,
         output: Sequence[Text],
-        book: Phrasebook,
+        book: TemplateTable,
         stored: bool,
     ) -> Node:
         forms = [input_form(item, stored=stored) for item in output]
@@ -450,7 +456,7 @@ class Transcripts:
         node = Node(
             response_id=response_id,
             parent=parent,
-            notes=book.note((*own, *said)),
+            encoded=book.note((*own, *said)),
             book=book,
             chain=b"".join(digests[1:-1]),
             end=digests[-1],
@@ -518,7 +524,7 @@ class _Scope:
     """What is held for one credential."""
 
     name: str
-    book: Phrasebook
+    book: TemplateTable
     nodes: dict[str, Node] = attrs.Factory(dict)  # by id; those that have lost theirs are not here
     count: int = 0  # of all nodes
     root: Node | None = None  # the latest
@@ -550,9 +556,9 @@ class _Scope:
 
     def add(self, node: Node) -> None:
         parent = node.parent
-        node.elder = self.root if parent is None else parent.child
-        if node.elder is not None:
-            node.elder.younger = node
+        node.older_sibling = self.root if parent is None else parent.child
+        if node.older_sibling is not None:
+            node.older_sibling.newer_sibling = node
         if parent is None:
             self.root = node
         else:
@@ -561,24 +567,24 @@ class _Scope:
         self.count += 1
         if node.pruned is not None:
             self.pruned[node.pruned] = node
-        node.elder_twin = self.ends.get(node.end)
-        if node.elder_twin is not None:
-            node.elder_twin.younger_twin = node
+        node.older_same_context = self.ends.get(node.end)
+        if node.older_same_context is not None:
+            node.older_same_context.newer_same_context = node
         self.ends[node.end] = node
         self.taken += node.size
         self.idlest.add(node)
 
     def remove(self, node: Node) -> None:
         parent = node.parent
-        elder, younger = node.elder, node.younger
-        if elder is not None:
-            elder.younger = younger
-        if younger is not None:
-            younger.elder = elder
+        older_sibling, newer_sibling = node.older_sibling, node.newer_sibling
+        if older_sibling is not None:
+            older_sibling.newer_sibling = newer_sibling
+        if newer_sibling is not None:
+            newer_sibling.older_sibling = older_sibling
         elif parent is None:
-            self.root = elder
+            self.root = older_sibling
         else:
-            parent.child = elder
+            parent.child = older_sibling
         if parent is not None:
             parent.used = max(parent.used, node.used)  # using a response is using its path
             if parent.child is None:
@@ -589,13 +595,13 @@ class _Scope:
             del self.nodes[node.response_id]
         if node.pruned is not None and self.pruned.get(node.pruned) is node:
             del self.pruned[node.pruned]
-        elder, younger = node.elder_twin, node.younger_twin
-        if elder is not None:
-            elder.younger_twin = younger
-        if younger is not None:
-            younger.elder_twin = elder
-        elif elder is not None:
-            self.ends[node.end] = elder
+        older_sibling, newer_sibling = node.older_same_context, node.newer_same_context
+        if older_sibling is not None:
+            older_sibling.newer_same_context = newer_sibling
+        if newer_sibling is not None:
+            newer_sibling.older_same_context = older_sibling
+        elif older_sibling is not None:
+            self.ends[node.end] = older_sibling
         else:
             del self.ends[node.end]
         self.taken -= node.size
@@ -645,7 +651,7 @@ class _Scope:
                 next_up = _continuations(latest)
                 near, since = next_up, count
                 if learning:
-                    _learn(prompt, count, islice(latest.twins(), _TRIES))
+                    _learn(prompt, count, islice(latest.same_context(), _TRIES))
         return found
 
 
@@ -661,7 +667,7 @@ def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> No
         item
         for node in near
         if number < node.items and node.chain.startswith(told)
-        for item in node.book.items(node.notes)[number : number + 1]
+        for item in node.book.items(node.encoded)[number : number + 1]
         if has_id(read_head(item), name)
     }
     if len(found) == 1:
@@ -677,8 +683,8 @@ def _continuations(latest: Node) -> list[Node]:
         child = twin.child
         while child is not None and len(found) < _TRIES:
             found.append(child)
-            child = child.elder
-        twin = twin.elder_twin
+            child = child.older_sibling
+        twin = twin.older_same_context
     return found
 
 
@@ -707,7 +713,7 @@ def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
 def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
     """How many of the ``items`` of ``node``, beginning with the first, the prompt has from item
     ``start`` on."""
-    count = node.book.is_at(node.notes, prompt.text, prompt.bounds, start)
+    count = node.book.is_at(node.encoded, prompt.text, prompt.bounds, start)
     if count == items or node.wording is None or start + items > len(prompt.items):
         return count
     return items if prompt.wording(start + count, start + items) == node.wording else count
@@ -724,7 +730,7 @@ def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
         if any(place in prompt.resolved or prompt.leaves_out(place) for place in places):
             continue
         if _repeated(prompt, start, node, items) < items:
-            node.book.learn(node.notes, prompt.items[start:end])
+            node.book.learn(node.encoded, prompt.items[start:end])
             if (count := _repeated(prompt, start, node, items)) < items:
                 node.wording = prompt.wording(start + count, end)
 

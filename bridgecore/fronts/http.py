@@ -14,11 +14,11 @@ from bridgecore.config import Config
 from bridgecore.messages import (
     AnswerBody,
     AnswerEffect,
-    AnswerError,
     AnswerEvents,
     AnswerKeepalive,
     BeginAnswer,
     EndAnswer,
+    FailAnswer,
     RequestReceived,
 )
 from bridgecore.recovery.timers import Timer
@@ -211,7 +211,7 @@ class HttpConnection:
             self.out.append(self._http.stream(text))
         elif isinstance(effect, AnswerBody):
             self._send_json(200, [], effect.body, close=self._last)
-        elif isinstance(effect, AnswerError):
+        elif isinstance(effect, FailAnswer):
             self._respond(effect.error, close=self._last)
         else:
             assert_never(effect)

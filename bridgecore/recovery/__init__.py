@@ -1,1 +1,1 @@
-"""WHAT TO DO: the decision core. Read rules.py first, then draft.py; policy.py is the table."""
+"""WHAT TO DO: the decision core. Read rules.py first, then builder.py; policy.py is the table."""

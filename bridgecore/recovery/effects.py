@@ -16,13 +16,13 @@ from bridgecore.recovery.failure import Failure
 
 
 # fmt: off
-class Form(enum.Enum):
+class RequestForm(enum.Enum):
     """In which form a turn goes upstream."""
     AS_IS = "as_is"  # as the client (or the reduction) made it, its anchor included
     REHYDRATED = "rehydrated"  # no anchor, the full input from the transcript
     CLIENT_FULL = "client_full"  # no anchor, the client's own full input
 
-class Answer(enum.Enum):
+class FailureReply(enum.Enum):
     """What a client is told when its turn cannot be answered."""
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OWNER_UNREACHABLE = "bridge_owner_unreachable"
@@ -49,7 +49,7 @@ class SendTurn:
     """Send the turn's ``response.create`` in ``form``; report ``FrameSent``."""
     generation: int
     turn: int
-    form: Form
+    form: RequestForm
 
 @attrs.frozen
 class DeliverEvent:
@@ -77,7 +77,7 @@ class FailTurn:
     ``failure`` is what happened; None when nothing did (a full queue).
     """
     turn: int
-    answer: Answer
+    answer: FailureReply
     failure: Failure | None
 
 @attrs.frozen

@@ -3,7 +3,7 @@
 What belongs here: the situations in which a turn needs a remedy, the remedies, the total table from
 (situation, standing) to a remedy, the budgets, and the three named policies. Policies differ in
 cells and budgets only; the mechanics are rules.py, the same for everyone. The table is read by
-``Draft`` alone; an embedder overrides it cell by cell with ``Policy.with_cell``.
+``TransitionBuilder`` alone; an embedder overrides it cell by cell with ``Policy.with_cell``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.timers import NS_PER_SECOND
 
@@ -59,7 +59,7 @@ class Action(enum.Enum):
 class Remedy:
     """A cell. ``answer``: what the client is told, at once or if the action cannot be done."""
     action: Action
-    answer: Answer
+    answer: FailureReply
 
     def __str__(self) -> str:
         if self.action is Action.SURFACE:
@@ -189,14 +189,14 @@ _refuse = partial(Remedy, Action.REFUSE)
 _bounded = partial(Remedy, Action.REFUSE_BOUNDED)
 _resend = partial(Remedy, Action.RESEND)
 
-_UNAVAILABLE, _OWNER = Answer.UPSTREAM_UNAVAILABLE, Answer.OWNER_UNREACHABLE
-_INCOMPLETE, _TIMEOUT = Answer.STREAM_INCOMPLETE, Answer.REQUEST_TIMEOUT
+_UNAVAILABLE, _OWNER = FailureReply.UPSTREAM_UNAVAILABLE, FailureReply.OWNER_UNREACHABLE
+_INCOMPLETE, _TIMEOUT = FailureReply.STREAM_INCOMPLETE, FailureReply.REQUEST_TIMEOUT
 _SEND = Remedy(Action.SEND, _UNAVAILABLE)
 _REHYDRATE = Remedy(Action.REHYDRATE, _UNAVAILABLE)
 # What was put in place of the client's history is the bridge's own doing: whatever is wrong with
 # it, the client's input goes as it came, and only what is said about that reaches the client.
 _FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
-_SURFACE = Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)
+_SURFACE = Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)
 _FAIL = Remedy(Action.FAIL, _INCOMPLETE)
 _LOST = _bounded(_UNAVAILABLE)
 _TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
@@ -204,7 +204,7 @@ _TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
 # first; where the upstream does not know it or falls silent over it, the chain is at hand.
 _STORED_FIRST = Remedy(Action.SEND_OR_REHYDRATE, _UNAVAILABLE)
 _SILENT_STORED = Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT)
-_LIE, _LATE_LIE = _refuse(Answer.NOT_FOUND), Remedy(Action.FAIL, Answer.NOT_FOUND)
+_LIE, _LATE_LIE = _refuse(FailureReply.NOT_FOUND), Remedy(Action.FAIL, FailureReply.NOT_FOUND)
 
 # The columns, in the order of Standing: unanchored, held, held and stored, stored, bound, unknown,
 # injected.

@@ -2,9 +2,9 @@
 
 Theory of operation. A session is in one ``Phase``, which is derived from its state and never kept
 beside it. An event (or a deadline that passed) meets exactly one rule, found by (phase, event
-type). A rule moves the draft and nothing else: it neither reads a clock nor calls anybody. Rules
+type). A rule moves the builder and nothing else: it neither reads a clock nor calls anybody. Rules
 are the mechanics, the same for everyone: sockets, generations, timers, queues. What to do about a
-*loss* is not decided here but in the policy's table, which ``Draft.recover`` reads.
+*loss* is not decided here but in the policy's table, which ``TransitionBuilder.recover`` reads.
 
 Three things are settled before a rule is looked up, because they hold in every phase:
 
@@ -29,7 +29,7 @@ import attrs
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.draft import Draft
+from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.failure import Evidence, FailureKind, Malformed, TimedOut, classify
 from bridgecore.recovery.policy import Cell, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
@@ -56,7 +56,7 @@ class Rule:
     on: EventKey
     handling: Handling
     doc: str
-    apply: Callable[[Draft, Any], None] | None
+    apply: Callable[[TransitionBuilder, Any], None] | None
 
 
 @attrs.frozen
@@ -118,12 +118,12 @@ def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Tran
         raise LocalProtocolError(f"{event} in phase {state.phase.value}: {rule.doc}")
     if rule.apply is None:
         return Transition(state, (fx.Ignored(rule.doc),), rule.id)
-    draft = Draft(policy, state, now)
+    builder = TransitionBuilder(policy, state, now)
     if isinstance(key, Timer):
-        draft.clear_timer(key)
-    rule.apply(draft, event)
-    effects = tuple(draft.effects)
-    return Transition(draft.finish(), effects, rule.id, draft.cells, draft.foreseen)
+        builder.clear_timer(key)
+    rule.apply(builder, event)
+    effects = tuple(builder.effects)
+    return Transition(builder.finish(), effects, rule.id, builder.cells, builder.foreseen)
 
 
 def _names_an_ended_response(state: SessionState, event: ev.Event) -> bool:
@@ -150,8 +150,10 @@ def _register(rule: Rule) -> None:
 
 def _rule(
     rule_id: str, on: type[E] | Timer, *phases: Phase
-) -> Callable[[Callable[[Draft, E], None]], Callable[[Draft, E], None]]:
-    def register(apply: Callable[[Draft, E], None]) -> Callable[[Draft, E], None]:
+) -> Callable[[Callable[[TransitionBuilder, E], None]], Callable[[TransitionBuilder, E], None]]:
+    def register(
+        apply: Callable[[TransitionBuilder, E], None],
+    ) -> Callable[[TransitionBuilder, E], None]:
         doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())  # its first paragraph
         key: Any = on
         _register(Rule(rule_id, phases, key, Handling.HANDLED, doc, apply))
@@ -182,98 +184,98 @@ _UNMATCHED = "no turn runs that could have caused it (invariant 27)"
 
 
 @_rule("submit", ev.TurnSubmitted, *_IDLE)
-def _submit(draft: Draft, event: ev.TurnSubmitted) -> None:
+def _submit(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
     """Connect first if there is no socket (row 1); send unless it cannot know the anchor."""
-    arrived = _arrive(draft, event)
+    arrived = _arrive(builder, event)
     if arrived is None:
-        draft.set_timer(Timer.EXPIRY, draft.policy.timeouts.expiry)
+        builder.set_timer(Timer.EXPIRY, builder.policy.timeouts.expiry)
         return
-    draft.run(arrived)
-    draft.start()
+    builder.run(arrived)
+    builder.start()
 
 
-def _arrive(draft: Draft, event: ev.TurnSubmitted) -> Waiting | None:
+def _arrive(builder: TransitionBuilder, event: ev.TurnSubmitted) -> Waiting | None:
     """The turn with the end of its budget; None if that is over: then it is told so."""
     deadline = event.deadline
     if deadline is None:
-        deadline = draft.now + draft.policy.timeouts.turn
-    if deadline <= draft.now:
+        deadline = builder.now + builder.policy.timeouts.turn
+    if deadline <= builder.now:
         failure = classify(TimedOut(Timer.TURN))
-        draft.emit(fx.FailTurn(event.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
+        builder.emit(fx.FailTurn(event.turn.id, fx.FailureReply.REQUEST_TIMEOUT, failure))
         return None
     return Waiting(event.turn, deadline)
 
 
 @_rule("submit-busy", ev.TurnSubmitted, *_BUSY)
-def _submit_busy(draft: Draft, event: ev.TurnSubmitted) -> None:
+def _submit_busy(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
     """Turns never overlap on a connection: wait, within the turn's own budget; a full queue
     rejects at once (invariant 23)."""
-    queue = draft.waiting
-    if event.turn.id in {draft.running.turn.id, *(waiting.turn.id for waiting in queue)}:
+    queue = builder.waiting
+    if event.turn.id in {builder.running.turn.id, *(waiting.turn.id for waiting in queue)}:
         raise LocalProtocolError(f"turn {event.turn.id} was submitted before")
-    if len(queue) >= draft.policy.budgets.waiting:
-        draft.emit(fx.FailTurn(event.turn.id, fx.Answer.OVERLOADED, None))
+    if len(queue) >= builder.policy.budgets.waiting:
+        builder.emit(fx.FailTurn(event.turn.id, fx.FailureReply.OVERLOADED, None))
         return
-    arrived = _arrive(draft, event)
+    arrived = _arrive(builder, event)
     if arrived is not None:
-        draft.waiting = (*queue, arrived)
-        draft.time_turns()
+        builder.waiting = (*queue, arrived)
+        builder.time_turns()
 
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
-def _abandon(draft: Draft, event: ev.TurnAbandoned) -> None:
+def _abandon(builder: TransitionBuilder, event: ev.TurnAbandoned) -> None:
     """The client left mid-turn: drop the socket, so its slot is never reused (invariant 24).
 
     A connect that is under way serves the next turn, and a waiting turn just leaves the queue.
     """
-    if draft.drop_waiting(event.turn):
+    if builder.drop_waiting(event.turn):
         return
-    if draft.running.turn.id != event.turn:
-        draft.emit(fx.Ignored(_TURN_OVER))
+    if builder.running.turn.id != event.turn:
+        builder.emit(fx.Ignored(_TURN_OVER))
         return
-    if draft.phase is not _P.RECONNECTING or not draft.waiting:
-        draft.close()
-    draft.release()
+    if builder.phase is not _P.RECONNECTING or not builder.waiting:
+        builder.close()
+    builder.release()
 
 
 @_rule("connection-opened", ev.ConnectionOpened, _P.RECONNECTING)
-def _connection_opened(draft: Draft, event: ev.ConnectionOpened) -> None:
+def _connection_opened(builder: TransitionBuilder, event: ev.ConnectionOpened) -> None:
     """The socket is there: the waiting turn goes on, if the socket can carry it."""
-    draft.lifecycle = Lifecycle.OPEN
-    draft.clear_timer(Timer.CONNECT)
-    draft.set_timer(Timer.LIFETIME, draft.policy.timeouts.lifetime - event.early)
-    draft.dispatch()
+    builder.lifecycle = Lifecycle.OPEN
+    builder.clear_timer(Timer.CONNECT)
+    builder.set_timer(Timer.LIFETIME, builder.policy.timeouts.lifetime - event.early)
+    builder.dispatch()
 
 
 @_rule("connect-deadline", Timer.CONNECT, _P.RECONNECTING)
-def _connect_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+def _connect_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """The connect took too long: it is given up as if it had failed."""
-    draft.close()
-    _give_up_connect(draft, TimedOut(Timer.CONNECT))
+    builder.close()
+    _give_up_connect(builder, TimedOut(Timer.CONNECT))
 
 
 @_rule("lost-connecting", ev.ConnectionLost, _P.RECONNECTING)
-def _lost_connecting(draft: Draft, event: ev.ConnectionLost) -> None:
+def _lost_connecting(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
     """No socket could be had: the policy says what the turn is told (row 2)."""
-    draft.disconnected()
-    _give_up_connect(draft, event.cause)
+    builder.disconnected()
+    _give_up_connect(builder, event.cause)
 
 
-def _give_up_connect(draft: Draft, cause: Evidence) -> None:
+def _give_up_connect(builder: TransitionBuilder, cause: Evidence) -> None:
     failure = classify(cause)
-    if draft.remote:
+    if builder.remote:
         situation = Situation.OWNER_LOST  # row 7
     elif failure.kind is FailureKind.REJECTED:
         situation = Situation.UPGRADE_REJECTED
     else:
         situation = Situation.CONNECT_FAILED
-    draft.recover(situation, failure)
+    builder.recover(situation, failure)
 
 
 @_rule("lost-idle", ev.ConnectionLost, *_USABLE)
-def _lost_idle(draft: Draft, event: ev.ConnectionLost) -> None:
+def _lost_idle(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
     """Closed between turns: nobody is told, the next turn reconnects (row 1)."""
-    draft.disconnected()
+    builder.disconnected()
 
 
 _LOST = {
@@ -284,17 +286,17 @@ _LOST = {
 }
 
 
-def _loss(draft: Draft, mine: Situation) -> Situation:
+def _loss(builder: TransitionBuilder, mine: Situation) -> Situation:
     """What a loss means for the turn in flight: ``mine``, or, where the socket leads to another
     replica, what the client has seen of the answer tells (rows 7, 8)."""
-    if not draft.remote:
+    if not builder.remote:
         return mine
-    begun = draft.phase in _ANSWERING
+    begun = builder.phase in _ANSWERING
     return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
 
 
 @_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
-def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
+def _lost_in_flight(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
     """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5).
 
     If nothing of its frame had left, it is as if the socket had closed between turns (row 1): an
@@ -302,95 +304,95 @@ def _lost_in_flight(draft: Draft, event: ev.ConnectionLost) -> None:
     frame was not processed and never will be.
     """
     failure = classify(event.cause)
-    situation = _loss(draft, _LOST[draft.phase])
-    unsent = event.unsent and draft.phase is _P.SENDING
-    draft.disconnected()
+    situation = _loss(builder, _LOST[builder.phase])
+    unsent = event.unsent and builder.phase is _P.SENDING
+    builder.disconnected()
     if unsent:
         # What was refused or met silence is not tried again: the full input goes once more.
-        sent = draft.running.sent
-        form = None if sent is fx.Form.AS_IS else sent
-        draft.taken = attrs.evolve(draft.running, form=form, fallback=None)
-        draft.start()
+        sent = builder.running.sent
+        form = None if sent is fx.RequestForm.AS_IS else sent
+        builder.taken = attrs.evolve(builder.running, form=form, fallback=None)
+        builder.start()
         return
     sized = failure.kind is FailureKind.TOO_LARGE and situation in _UNACCEPTED
-    draft.recover(Situation.TOO_LARGE if sized else situation, failure)
+    builder.recover(Situation.TOO_LARGE if sized else situation, failure)
 
 
 _UNACCEPTED = (Situation.LOST_SENDING, Situation.LOST_SENT)
 
 
 @_rule("frame-sent", ev.FrameSent, _P.SENDING)
-def _frame_sent(draft: Draft, event: ev.FrameSent) -> None:
+def _frame_sent(builder: TransitionBuilder, event: ev.FrameSent) -> None:
     """The frame is with the operating system: response.created is due from now. While parts of it
     are still to go, the upload makes progress, and what is due is the next part."""
     if event.whole:
-        draft.advance(AttemptPhase.SENT)
-    draft.set_timer(Timer.CREATED, draft.policy.timeouts.created)
+        builder.advance(AttemptPhase.SENT)
+    builder.set_timer(Timer.CREATED, builder.policy.timeouts.created)
 
 
 @_rule("created", ev.ResponseCreated, *_UNANSWERED)
-def _created(draft: Draft, event: ev.ResponseCreated) -> None:
+def _created(builder: TransitionBuilder, event: ev.ResponseCreated) -> None:
     """The upstream accepted the turn: from here on nothing is replayed.
 
     If it names a response that has ended, it may be a late copy, or the upstream calls all
     responses of a chain by one id. It waits until output or the end, which a copy has not, comes.
     """
-    if event.response is not None and event.response in draft.ended:
-        if draft.running.doubtful is None:
-            draft.taken = attrs.evolve(draft.running, doubtful=event.response)
-            draft.hold()
+    if event.response is not None and event.response in builder.ended:
+        if builder.running.doubtful is None:
+            builder.taken = attrs.evolve(builder.running, doubtful=event.response)
+            builder.hold()
         else:
-            draft.emit(fx.Ignored(_ONE_CREATED))
+            builder.emit(fx.Ignored(_ONE_CREATED))
         return
     # Whatever was in doubt was a copy: this one is the turn's own, be it with or without an id.
-    draft.taken = attrs.evolve(draft.running, doubtful=None)
-    draft.name(event.response)
-    _accepted(draft, AttemptPhase.CREATED)
+    builder.taken = attrs.evolve(builder.running, doubtful=None)
+    builder.name(event.response)
+    _accepted(builder, AttemptPhase.CREATED)
 
 
 @_rule("output-uncreated", ev.OutputReceived, *_UNANSWERED)
-def _output_uncreated(draft: Draft, event: ev.OutputReceived) -> None:
+def _output_uncreated(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
     """An answer from an upstream that left response.created out: accepted all the same.
 
     What comes after a response.created in doubt waits with it, until there is output. Where there
     is no room to wait, the upstream does not speak the protocol: its socket is as good as lost.
     """
-    doubtful = draft.running.doubtful
+    doubtful = builder.running.doubtful
     if not event.bearing and not event.room:
-        situation = _loss(draft, _LOST[draft.phase])
-        draft.close()
-        draft.recover(situation, classify(Malformed("too much before response.created")))
+        situation = _loss(builder, _LOST[builder.phase])
+        builder.close()
+        builder.recover(situation, classify(Malformed("too much before response.created")))
         return
     if doubtful is not None and not event.bearing and event.response in (None, doubtful):
-        draft.hold()
+        builder.hold()
         return
-    draft.name(event.response or doubtful)
-    _accepted(draft, AttemptPhase.OUTPUT if event.bearing else AttemptPhase.CREATED)
+    builder.name(event.response or doubtful)
+    _accepted(builder, AttemptPhase.OUTPUT if event.bearing else AttemptPhase.CREATED)
 
 
-def _accepted(draft: Draft, phase: AttemptPhase) -> None:
-    draft.forgive(draft.running.turn.anchor)
-    draft.advance(phase)
-    draft.clear_timer(Timer.CREATED)
-    draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-    draft.deliver()
+def _accepted(builder: TransitionBuilder, phase: AttemptPhase) -> None:
+    builder.forgive(builder.running.turn.anchor)
+    builder.advance(phase)
+    builder.clear_timer(Timer.CREATED)
+    builder.set_timer(Timer.IDLE, builder.policy.timeouts.idle)
+    builder.deliver()
 
 
 @_rule("output", ev.OutputReceived, *_ANSWERING)
-def _output(draft: Draft, event: ev.OutputReceived) -> None:
+def _output(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
     """Output goes to the turn that caused it; the upstream is alive. What there is no room to hold
     back is shown, and from then on nothing is replayed."""
-    draft.name(event.response)
-    running = draft.running
+    builder.name(event.response)
+    running = builder.running
     shown = event.bearing or not event.room
-    draft.advance(AttemptPhase.OUTPUT if shown else running.phase, paused=running.paused)
+    builder.advance(AttemptPhase.OUTPUT if shown else running.phase, paused=running.paused)
     if not running.paused:
-        draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
-    draft.deliver()
+        builder.set_timer(Timer.IDLE, builder.policy.timeouts.idle)
+    builder.deliver()
 
 
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
-def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
+def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
     """The terminal event: the turn is complete; a completed or incomplete response becomes the
     anchor that the socket knows, a failed one does not.
 
@@ -398,39 +400,39 @@ def _ended(draft: Draft, event: ev.ResponseEnded) -> None:
     want of an anchor, where the turn can be said without, is no word for its client. A terminal
     event that cannot be read is the upstream's failure.
     """
-    name = event.response or draft.running.doubtful
+    name = event.response or builder.running.doubtful
     if isinstance(event.cause, Malformed):
         # The upstream has run the turn, so it is not tried again.
-        draft.end_response(name)
-        draft.forgive(draft.running.turn.anchor)
-        draft.live_anchor = None
-        if draft.running.phase is AttemptPhase.SENDING:
-            draft.close()
-        draft.fail(fx.Answer.UPSTREAM_ERROR, classify(event.cause))
+        builder.end_response(name)
+        builder.forgive(builder.running.turn.anchor)
+        builder.cached_response = None
+        if builder.running.phase is AttemptPhase.SENDING:
+            builder.close()
+        builder.fail(fx.FailureReply.UPSTREAM_ERROR, classify(event.cause))
         return
     if event.cause is not None:
         refused = ev.UpstreamRefused(event.generation, event.cause)
-        if draft.phase in _UNANSWERED:
-            _refused(draft, refused)
+        if builder.phase in _UNANSWERED:
+            _refused(builder, refused)
             return
         kind = classify(event.cause).kind
-        if kind is FailureKind.NOT_FOUND and draft.standing in _OURS:
-            _refused_answering(draft, refused)
+        if kind is FailureKind.NOT_FOUND and builder.standing in _OURS:
+            _refused_answering(builder, refused)
             return
     # A refusal, above, has no response, whatever id it brings: some upstreams use one for all.
-    draft.end_response(name)
-    draft.forgive(draft.running.turn.anchor)
+    builder.end_response(name)
+    builder.forgive(builder.running.turn.anchor)
     last = event.response
-    names = tuple(name for name in draft.running.responses if name != last)
+    names = tuple(name for name in builder.running.responses if name != last)
     names = names if last is None else (*names, last)
-    draft.live_anchor = None
+    builder.cached_response = None
     if event.outcome is not ev.Outcome.FAILED and names:
-        draft.live_anchor = names[-1]
-    if draft.running.phase is AttemptPhase.SENDING:
+        builder.cached_response = names[-1]
+    if builder.running.phase is AttemptPhase.SENDING:
         # An answer before the whole frame was sent: what is left of the frame would be next.
-        draft.close()
-    draft.emit(fx.CompleteTurn(draft.running.turn.id, names))
-    draft.release()
+        builder.close()
+    builder.emit(fx.CompleteTurn(builder.running.turn.id, names))
+    builder.release()
 
 
 _OURS = (  # need no anchor
@@ -449,119 +451,125 @@ _NOT_OF_THE_INPUT = (FailureKind.CONNECTION_LIMIT, FailureKind.TOO_LARGE)
 
 
 @_rule("refused", ev.UpstreamRefused, *_UNANSWERED)
-def _refused(draft: Draft, event: ev.UpstreamRefused) -> None:
+def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
     """The upstream refused the turn before generating: the policy may try another way."""
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
-    running = draft.running
-    if running.turn.anchor == draft.live_anchor and not event.unsent:
+    running = builder.running
+    if running.turn.anchor == builder.cached_response and not event.unsent:
         # An in-band refusal evicts the id it referred to from the socket's memory.
-        draft.live_anchor = None
+        builder.cached_response = None
     cut = running.phase is AttemptPhase.SENDING and not event.unsent
     if situation is Situation.CONNECTION_LIMIT or cut:
-        draft.close()
+        builder.close()
     evicts = failure.kind not in _NOT_OF_THE_INPUT
-    if draft.standing is ev.Standing.INJECTED and evicts:
-        draft.emit(fx.StopInjecting(running.turn.id))
-    if draft.standing is ev.Standing.HELD_STORED and evicts and running.sent is fx.Form.AS_IS:
+    if builder.standing is ev.Standing.INJECTED and evicts:
+        builder.emit(fx.StopInjecting(running.turn.id))
+    if (
+        builder.standing is ev.Standing.HELD_STORED
+        and evicts
+        and running.sent is fx.RequestForm.AS_IS
+    ):
         # It evicts the id. The service may have stored it, but the chain at hand is certain: the
         # next try goes in full.
-        draft.count_refusal(running.turn.anchor)
-    if running.sent is fx.Form.REHYDRATED and failure.kind is FailureKind.INVALID:
-        draft.emit(fx.StopRebuilding(running.turn.id))
-    draft.recover(situation, failure)
+        builder.count_refusal(running.turn.anchor)
+    if running.sent is fx.RequestForm.REHYDRATED and failure.kind is FailureKind.INVALID:
+        builder.emit(fx.StopRebuilding(running.turn.id))
+    builder.recover(situation, failure)
 
 
 @_rule("refused-answering", ev.UpstreamRefused, *_ANSWERING)
-def _refused_answering(draft: Draft, event: ev.UpstreamRefused) -> None:
+def _refused_answering(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
     """An error frame in mid-answer ends the turn; whether more would come, nobody knows."""
     failure = classify(event.cause)
     # What is wrong with an anchor or a socket is no word for the client of an accepted turn.
     lost = failure.kind in (FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT)
-    if failure.kind is FailureKind.NOT_FOUND and draft.running.sent is fx.Form.AS_IS:
+    if failure.kind is FailureKind.NOT_FOUND and builder.running.sent is fx.RequestForm.AS_IS:
         # The next try would send this anchor again, and fail again.
-        if draft.standing is ev.Standing.INJECTED:
-            draft.emit(fx.StopInjecting(draft.running.turn.id))
-        elif draft.standing is ev.Standing.HELD_STORED:
-            draft.count_refusal(draft.running.turn.anchor)
-    draft.close()
-    draft.fail(fx.Answer.STREAM_INCOMPLETE if lost else fx.Answer.UPSTREAM_ERROR, failure)
+        if builder.standing is ev.Standing.INJECTED:
+            builder.emit(fx.StopInjecting(builder.running.turn.id))
+        elif builder.standing is ev.Standing.HELD_STORED:
+            builder.count_refusal(builder.running.turn.anchor)
+    builder.close()
+    builder.fail(
+        fx.FailureReply.STREAM_INCOMPLETE if lost else fx.FailureReply.UPSTREAM_ERROR, failure
+    )
 
 
 @_rule("refused-idle", ev.UpstreamRefused, *_USABLE)
-def _refused_idle(draft: Draft, event: ev.UpstreamRefused) -> None:
+def _refused_idle(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
     """An error frame between turns is nobody's; a socket that is too old is closed."""
     if classify(event.cause).kind is FailureKind.CONNECTION_LIMIT:
-        draft.close()
+        builder.close()
     else:
-        draft.emit(fx.Ignored(_UNMATCHED))
+        builder.emit(fx.Ignored(_UNMATCHED))
 
 
 @_rule("created-deadline", Timer.CREATED, *_UNANSWERED)
-def _created_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+def _created_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """No response.created in time: the socket is dropped, whatever becomes of the turn (row 4)."""
-    situation = _loss(draft, Situation.SILENT)
-    draft.close()
-    draft.recover(situation, classify(TimedOut(Timer.CREATED)))
+    situation = _loss(builder, Situation.SILENT)
+    builder.close()
+    builder.recover(situation, classify(TimedOut(Timer.CREATED)))
 
 
 @_rule("idle-deadline", Timer.IDLE, *_ANSWERING)
-def _idle_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+def _idle_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """The upstream fell silent in mid-answer: as if the socket were lost."""
-    situation = _loss(draft, _LOST[draft.phase])
-    draft.close()
-    draft.recover(situation, classify(TimedOut(Timer.IDLE)))
+    situation = _loss(builder, _LOST[builder.phase])
+    builder.close()
+    builder.recover(situation, classify(TimedOut(Timer.IDLE)))
 
 
 @_rule("relay-paused", ev.RelayPaused, *_ANSWERING)
-def _relay_paused(draft: Draft, event: ev.RelayPaused) -> None:
+def _relay_paused(builder: TransitionBuilder, event: ev.RelayPaused) -> None:
     """A slow reader is not a silent upstream: nothing is due while upstream is not read."""
-    if draft.running.turn.id != event.turn:
-        draft.emit(fx.Ignored(_TURN_OVER))
+    if builder.running.turn.id != event.turn:
+        builder.emit(fx.Ignored(_TURN_OVER))
         return
-    draft.advance(draft.running.phase, paused=event.paused)
+    builder.advance(builder.running.phase, paused=event.paused)
     if event.paused:
-        draft.clear_timer(Timer.IDLE)
+        builder.clear_timer(Timer.IDLE)
     else:
-        draft.set_timer(Timer.IDLE, draft.policy.timeouts.idle)
+        builder.set_timer(Timer.IDLE, builder.policy.timeouts.idle)
 
 
 @_rule("turn-deadline", Timer.TURN, *_BUSY)
-def _turn_deadline(draft: Draft, event: ev.DeadlineReached) -> None:
+def _turn_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """The whole budget of a turn is used up, waits and replays included."""
     failure = classify(TimedOut(Timer.TURN))
-    draft.time_turns()
-    for waiting in draft.waiting:
-        if waiting.deadline <= draft.now:
-            draft.drop_waiting(waiting.turn.id)
-            draft.emit(fx.FailTurn(waiting.turn.id, fx.Answer.REQUEST_TIMEOUT, failure))
-    if draft.running.deadline <= draft.now:
-        draft.close()
-        draft.fail(fx.Answer.REQUEST_TIMEOUT, failure)
+    builder.time_turns()
+    for waiting in builder.waiting:
+        if waiting.deadline <= builder.now:
+            builder.drop_waiting(waiting.turn.id)
+            builder.emit(fx.FailTurn(waiting.turn.id, fx.FailureReply.REQUEST_TIMEOUT, failure))
+    if builder.running.deadline <= builder.now:
+        builder.close()
+        builder.fail(fx.FailureReply.REQUEST_TIMEOUT, failure)
 
 
 @_rule("lifetime-idle", Timer.LIFETIME, *_USABLE)
-def _lifetime_idle(draft: Draft, event: ev.DeadlineReached) -> None:
+def _lifetime_idle(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """The socket is old and no turn runs: close it before the upstream does (invariant 32)."""
-    draft.rotate()
+    builder.rotate()
 
 
 @_rule("lifetime-busy", Timer.LIFETIME, *_IN_FLIGHT)
-def _lifetime_busy(draft: Draft, event: ev.DeadlineReached) -> None:
+def _lifetime_busy(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """The socket is old but a turn runs: it is replaced when the turn is over."""
-    draft.worn = True
+    builder.past_lifetime = True
 
 
 @_rule("expiry", Timer.EXPIRY, *_IDLE)
-def _expiry(draft: Draft, event: ev.DeadlineReached) -> None:
+def _expiry(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
     """Nobody used the conversation for long: give up its socket and its state."""
-    draft.retire()
+    builder.retire()
 
 
 @_rule("evict-idle", ev.EvictionRequested, *_IDLE)
-def _evict_idle(draft: Draft, event: ev.EvictionRequested) -> None:
+def _evict_idle(builder: TransitionBuilder, event: ev.EvictionRequested) -> None:
     """Room is needed and no turn runs or waits: give up the socket and the state."""
-    draft.retire()
+    builder.retire()
 
 
 # ---------------------------------------------------------------- benign races, and misuse

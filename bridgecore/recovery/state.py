@@ -10,7 +10,7 @@ import enum
 
 import attrs
 
-from bridgecore.recovery.effects import Answer, Form
+from bridgecore.recovery.effects import FailureReply, RequestForm
 from bridgecore.recovery.events import Turn
 from bridgecore.recovery.failure import FailureKind
 from bridgecore.recovery.timers import Timers
@@ -51,13 +51,13 @@ class Running:
     """The turn that has the session, and what was tried for it."""
     turn: Turn
     phase: AttemptPhase = AttemptPhase.UNSENT
-    form: Form | None = None  # how it goes upstream next, once that is decided
-    sent: Form | None = None  # how it went upstream last
+    form: RequestForm | None = None  # how it goes upstream next, once that is decided
+    sent: RequestForm | None = None  # how it went upstream last
     responses: tuple[str, ...] = ()  # the ids by which the upstream has called its response
     doubtful: str | None = None  # the id of a response.created that names a response of before
     replays: int = 0  # resends after a loss, over all paths together (invariant 12)
     recovered: frozenset[FailureKind] = frozenset()  # upstream refusals recovered so far
-    fallback: Answer | None = None  # what to say if the recovery under way fails, too
+    fallback: FailureReply | None = None  # what to say if the recovery under way fails, too
     paused: bool = False  # its client reads too slowly
     deadline: int = 0  # ns: when its whole budget ends
 
@@ -78,12 +78,12 @@ class SessionState:
 
     lifecycle: Lifecycle = Lifecycle.CLOSED
     generation: int = 0  # of the latest connect; grows, never reused
-    live_anchor: str | None = None  # the response that the present socket remembers
+    cached_response: str | None = None  # the response that the present socket remembers
     ended: tuple[str, ...] = ()  # ids of responses that ended on the present socket, latest last
     running: Running | None = None
     waiting: tuple[Waiting, ...] = ()
     refusals: tuple[tuple[str | None, int], ...] = ()  # bounded refusals used up, by anchor
-    worn: bool = False  # the socket is to be replaced as soon as no turn runs
+    past_lifetime: bool = False  # the socket is to be replaced as soon as no turn runs
     remote: bool = False  # another replica owns the session: its socket leads there
     timers: Timers = attrs.Factory(Timers)
 

@@ -28,7 +28,7 @@ import attrs
 from hypothesis import strategies as st
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer, Effect, SendTurn
+from bridgecore.recovery.effects import Effect, FailureReply, SendTurn
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
     Closed,
@@ -203,7 +203,7 @@ def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
     actions = [
         action for action in Action if standing is None or standing in _NEEDS.get(action, Standing)
     ]
-    return st.builds(Remedy, st.sampled_from(actions), st.sampled_from(Answer))
+    return st.builds(Remedy, st.sampled_from(actions), st.sampled_from(FailureReply))
 
 
 def policies(
@@ -533,8 +533,8 @@ def _new_turn(draw: st.DrawFn, state: SessionState, number: int) -> Turn:
     if standing is Standing.UNANCHORED:
         return Turn(number)
     anchors = list(_ANCHORS)
-    if state.live_anchor is not None and state.lifecycle is Lifecycle.OPEN:
-        anchors = [state.live_anchor] * len(anchors) + anchors
+    if state.cached_response is not None and state.lifecycle is Lifecycle.OPEN:
+        anchors = [state.cached_response] * len(anchors) + anchors
     return Turn(number, standing, draw(st.sampled_from(anchors)))
 
 

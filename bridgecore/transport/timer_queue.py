@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 
-class Schedule(Generic[K]):
+class TimerQueue(Generic[K]):
     """At most one wake-up time per key, in ns; earliest first, ties in the order of setting."""
 
     __slots__ = ("_at", "_heap", "_serial")

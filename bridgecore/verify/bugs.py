@@ -13,7 +13,7 @@ import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Outcome, Standing
 from bridgecore.recovery.policy import (
     DEFAULT,
@@ -79,7 +79,7 @@ def _only_complete(policy: Policy, state: SessionState, event: Event, now: int) 
     after = step(policy, state, event, now)
     if not isinstance(event, ev.ResponseEnded) or event.outcome is not Outcome.INCOMPLETE:
         return after
-    return attrs.evolve(after, state=attrs.evolve(after.state, live_anchor=None))
+    return attrs.evolve(after, state=attrs.evolve(after.state, cached_response=None))
 
 
 def _any_response(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -180,7 +180,10 @@ def _without(transition: Transition, *kinds: type[fx.Effect]) -> Transition:
 # ---------------------------------------------------------------- tables that are wrong
 
 
-def _cell(situation: Situation, standing: Standing, action: Action, answer: Answer) -> Policy:
+_UNAVAILABLE = FailureReply.UPSTREAM_UNAVAILABLE
+
+
+def _cell(situation: Situation, standing: Standing, action: Action, answer: FailureReply) -> Policy:
     return DEFAULT.with_cell(situation, standing, Remedy(action, answer))
 
 
@@ -198,7 +201,7 @@ BUGS: Sequence[Bug] = (
         "The id was gone with its socket; each retry was refused as retriable, without an end.",
         _P.REFUSALS_ARE_BOUNDED,
         _cell(
-            Situation.SEND_SKIPPED, Standing.BOUND, Action.REFUSE, Answer.UPSTREAM_UNAVAILABLE
+            Situation.SEND_SKIPPED, Standing.BOUND, Action.REFUSE, FailureReply.UPSTREAM_UNAVAILABLE
         ),
     ),
     Bug(
@@ -206,7 +209,7 @@ BUGS: Sequence[Bug] = (
         "A socket died after the send. The turn was sent again, and the tools of both were run.",
         _P.NO_AMBIGUOUS_RESEND,
         _cell(
-            Situation.LOST_SENT, Standing.UNANCHORED, Action.RESEND, Answer.STREAM_INCOMPLETE
+            Situation.LOST_SENT, Standing.UNANCHORED, Action.RESEND, FailureReply.STREAM_INCOMPLETE
         ),
     ),
     Bug(
@@ -233,7 +236,7 @@ BUGS: Sequence[Bug] = (
         "After a reconnect the turn went out as it was: 400 from the upstream, for a chain that "
         "could have been sent in full.",
         _P.ANCHOR_IS_KNOWN,
-        _cell(Situation.SEND_SKIPPED, Standing.HELD, Action.SEND, Answer.UPSTREAM_UNAVAILABLE),
+        _cell(Situation.SEND_SKIPPED, Standing.HELD, Action.SEND, _UNAVAILABLE),
     ),
     Bug(
         "a failed response that is continued",
@@ -268,7 +271,7 @@ BUGS: Sequence[Bug] = (
         "with the same message.",
         _P.ANSWER_TELLS_WHAT_HAPPENED,
         _cell(
-            Situation.TOO_LARGE, Standing.UNANCHORED, Action.REFUSE, Answer.STREAM_INCOMPLETE
+            Situation.TOO_LARGE, Standing.UNANCHORED, Action.REFUSE, FailureReply.STREAM_INCOMPLETE
         ),
     ),
     Bug(
@@ -290,7 +293,7 @@ BUGS: Sequence[Bug] = (
         "The upstream refused the anchor that stood for a history, for another reason than that "
         "it did not know it, and the client was told.",
         _P.INJECTED_IS_INVISIBLE,
-        _cell(Situation.REFUSED, Standing.INJECTED, Action.SURFACE, Answer.UPSTREAM_ERROR),
+        _cell(Situation.REFUSED, Standing.INJECTED, Action.SURFACE, FailureReply.UPSTREAM_ERROR),
     ),
     Bug(
         "a whole context where an id would have done",
@@ -301,7 +304,7 @@ BUGS: Sequence[Bug] = (
             Situation.SEND_SKIPPED,
             Standing.HELD_STORED,
             Action.REHYDRATE,
-            Answer.UPSTREAM_UNAVAILABLE,
+            FailureReply.UPSTREAM_UNAVAILABLE,
         ),
     ),
     Bug(
@@ -343,7 +346,7 @@ BUGS: Sequence[Bug] = (
         "The bridge put an id in place of history, the upstream did not know it, and the client "
         "was told that an id of which it had never heard was not found.",
         _P.INJECTED_IS_INVISIBLE,
-        _cell(Situation.SEND_SKIPPED, Standing.INJECTED, Action.REFUSE, Answer.NOT_FOUND),
+        _cell(Situation.SEND_SKIPPED, Standing.INJECTED, Action.REFUSE, FailureReply.NOT_FOUND),
     ),
     Bug(
         "a slow reader taken for a silent upstream",

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import attrs
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
@@ -101,7 +101,7 @@ def terms_of(policy: Policy) -> Terms:
     """What the model has to be told of ``policy``: its numbers, and whether it is one that lets
     other replicas take over sessions of our own."""
     hands_over = any(
-        remedy.answer is Answer.OWNER_UNREACHABLE
+        remedy.answer is FailureReply.OWNER_UNREACHABLE
         for (situation, _), remedy in policy.cells.items()
         if situation not in _OWNER_ROWS
     )
@@ -183,8 +183,8 @@ def _turns(state: SessionState, bounds: Bounds) -> Iterator[Move]:
             yield Move(
                 f"submit {standing.value} old", ev.TurnSubmitted(Turn(fresh, standing, "old"))
             )
-            if state.live_anchor is not None and standing is not Standing.UNKNOWN:
-                turn = Turn(fresh, standing, state.live_anchor)
+            if state.cached_response is not None and standing is not Standing.UNKNOWN:
+                turn = Turn(fresh, standing, state.cached_response)
                 yield Move(f"submit {standing.value} tip", ev.TurnSubmitted(turn))
     if running is not None:
         yield Move("running turn leaves", ev.TurnAbandoned(running.turn.id))
@@ -221,7 +221,7 @@ def fresh_name(state: SessionState) -> str:
     """What the upstream calls the response of the running turn, or the next one."""
     if state.running is not None and state.running.responses:
         return state.running.responses[-1]
-    taken = {*state.ended, state.live_anchor}
+    taken = {*state.ended, state.cached_response}
     return next(name for name in ("new", *map("new {}".format, range(99))) if name not in taken)
 
 

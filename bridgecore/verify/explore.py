@@ -29,7 +29,7 @@ import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Turn
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import (
@@ -127,7 +127,7 @@ def canonical(state: SessionState, model: Model, passed: int) -> tuple[SessionSt
 
 def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
     """``state``, named by symmetry, ``passed`` ticks later; and the naming."""
-    tip = state.live_anchor
+    tip = state.cached_response
 
     def name(anchor: str | None) -> str | None:
         return None if anchor is None else "tip" if anchor == tip else "old"
@@ -161,7 +161,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         running,
         tuple(waiting),
         tuple(sorted(refusals.items(), key=str)),
-        state.worn,
+        state.past_lifetime,
         state.remote,
         Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
@@ -173,7 +173,7 @@ def _is_canonical(state: SessionState) -> bool:
     running, waiting = state.running, state.waiting
     if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
         return False
-    tip = state.live_anchor
+    tip = state.cached_response
     if state.ended not in ((), ("old",) if tip is None else (tip,)):
         return False
     if running is None:
@@ -233,13 +233,13 @@ def key_of(state: SessionState) -> tuple[object, ...]:
     return (
         state.lifecycle._value_,
         state.generation,
-        state.live_anchor,
+        state.cached_response,
         state.ended,
         turn,
         tuple([(w.turn.id, w.turn.standing._value_, w.turn.anchor, w.deadline)
                for w in state.waiting]),
         state.refusals,
-        state.worn,
+        state.past_lifetime,
         state.remote,
         tuple([(timer._value_, at) for timer, at in state.timers.entries]),
     )  # fmt: skip
@@ -468,9 +468,9 @@ class _Search:
             outcome = self._outcome(event, effects, deadline, _SAME)
             return _Edge(move, outcome, None, ended=ended)
         folded, naming = after, _SAME
-        tip = after.live_anchor
+        tip = after.cached_response
         # Without a tip what was called so is an old one, here and in the books.
-        if not (_is_canonical(after) and tip == state.live_anchor and tip in (None, "tip")):
+        if not (_is_canonical(after) and tip == state.cached_response and tip in (None, "tip")):
             folded, naming = self._folded(after, 0)
         outcome = self._outcome(event, effects, deadline, naming)
         return _Edge(move, outcome, self._state(folded), ended=ended)
@@ -606,7 +606,7 @@ def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
         if isinstance(effect, fx.CompleteTurn) and effect.turn == turn:
             return _DONE
         if isinstance(effect, fx.FailTurn) and effect.turn == turn:
-            told = effect.answer in (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+            told = effect.answer in (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)
             return _TOLD if told else _RETRY
     return None
 
@@ -631,7 +631,7 @@ def _signature(state: SessionState) -> tuple[object, ...]:
     return (
         state.phase._value_,
         state.generation,
-        state.live_anchor is None,
+        state.cached_response is None,
         state.ended,
         None if running is None else (running.responses, running.doubtful),
         len(state.waiting),

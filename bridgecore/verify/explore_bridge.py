@@ -28,17 +28,17 @@ from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.intake import Resolver
 from bridgecore.messages import (
-    AnswerError,
     AnswerEvents,
     BridgeEffect,
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    DrainStarted,
+    FailAnswer,
     KnownResponse,
     LinkFrameSent,
     LinkLost,
     LinkOpened,
-    LinksEvicted,
     MessagesReceived,
     OpenLink,
     ResolveTurn,
@@ -359,7 +359,7 @@ class World:
                     turn.harmed = True
                 self._tell(BridgeTimeout())
         elif what == "evict":
-            self._tell(LinksEvicted())
+            self._tell(DrainStarted())
         else:
             self._of_link(what, int(about[0]))
         self._judge()
@@ -561,7 +561,7 @@ class World:
         elif isinstance(effect, AnswerEvents):
             self._check(_P.ANSWER_IS_ITS_OWN, effect.turn == carried, f"{effect.turn}, {carried}")
             self._answered(effect)
-        elif isinstance(effect, AnswerError):
+        elif isinstance(effect, FailAnswer):
             self._failed(effect, submitted)
 
     def _closed(self, number: int, submitted: _Turn | None) -> None:
@@ -652,7 +652,7 @@ class World:
                     self.ended.add(event.response)
                 self._end(turn)
 
-    def _failed(self, effect: AnswerError, submitted: _Turn | None) -> None:
+    def _failed(self, effect: FailAnswer, submitted: _Turn | None) -> None:
         turn = self.turns.get(effect.turn)
         if turn is None:
             raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} fails after its end")

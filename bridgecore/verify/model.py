@@ -23,7 +23,7 @@ import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer, Effect, Form
+from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
 from bridgecore.recovery.events import Event, Outcome, Standing
 from bridgecore.recovery.failure import (
     Evidence,
@@ -79,7 +79,7 @@ class _Turn(NamedTuple):
     @property
     def full(self) -> bool:
         """Its client's own input went in place of an injected anchor: the anchor is gone."""
-        return self.form == Form.CLIENT_FULL.value
+        return self.form == RequestForm.CLIENT_FULL.value
 
     @property
     def source(self) -> Standing:
@@ -92,7 +92,7 @@ _HELD = (Standing.HELD, Standing.HELD_STORED)
 _ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every socket knows such an anchor
 _SAYABLE = (Standing.UNANCHORED, *_HELD, Standing.INJECTED)  # without an anchor
 _PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
-_TERMINAL = (Answer.NOT_FOUND, Answer.UPSTREAM_ERROR)
+_TERMINAL = (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)
 # How many names a session keeps of one response, and of responses that ended on its socket: of
 # those before them, late events are told apart no more.
 _NAMES, _ENDED = 8, 16
@@ -111,7 +111,7 @@ class Model:
     socket: str = "none"  # none, connecting, open
     to_owner: bool = False  # the socket leads to the owner
     cached: str | None = None  # what the upstream of this socket remembers
-    worn: bool = False  # the socket is past its lifetime
+    past_lifetime: bool = False  # the socket is past its lifetime
     carried: int | None = None  # the turn that the socket carries and that has not ended
     framed: bool = False  # its frame is with the operating system
     paused: bool = False  # its client does not read
@@ -131,9 +131,9 @@ class Model:
     def key(self) -> tuple[object, ...]:
         """Equal books, of equal terms, have equal keys."""
         return (
-            self.remote, self.generation, self.socket, self.to_owner, self.cached, self.worn,
-            self.carried, self.framed, self.paused, self.known, self.turns, self.dead_ends,
-            self.names, self.doubt, self.ended, self.connect_due,
+            self.remote, self.generation, self.socket, self.to_owner, self.cached,
+            self.past_lifetime, self.carried, self.framed, self.paused, self.known, self.turns,
+            self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
 
@@ -167,8 +167,8 @@ class Model:
             ended = one_ended([name(response) or "" for response in ended])
         return Model(
             self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
-            self.worn, None if self.carried is None else numbers.get(self.carried, 0), self.framed,
-            self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
+            self.past_lifetime, None if self.carried is None else numbers.get(self.carried, 0),
+            self.framed, self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
             names, name(self.doubt), ended, shift(self.connect_due), shift(self.created_due),
             shift(self.idle_due), shift(self.lifetime_due), shift(self.expiry_due),
         )  # fmt: skip
@@ -210,7 +210,7 @@ class Model:
             return self
         model = Model(
             self.terms, self.remote, self.generation, self.socket, self.to_owner, self.cached,
-            self.worn, self.carried, self.framed, self.paused, self.known, self.turns,
+            self.past_lifetime, self.carried, self.framed, self.paused, self.known, self.turns,
             self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
@@ -468,7 +468,7 @@ class _Watch:
         the = self.the
         the.names, the.doubt, the.ended = (), None, ()
         the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
-        the.worn = the.framed = the.paused = False
+        the.past_lifetime = the.framed = the.paused = False
         the.known = True
         the.connect_due = the.created_due = the.idle_due = the.lifetime_due = None
 
@@ -498,7 +498,7 @@ class _Watch:
         if turn.stage in _BEGUN:
             self.must_close = _P.ONE_AT_A_TIME
             self.lost = turn
-            if kind == "not_found" and turn.form == Form.AS_IS.value:
+            if kind == "not_found" and turn.form == RequestForm.AS_IS.value:
                 self._led_nowhere(turn)
         else:
             self.refused = kind
@@ -510,10 +510,13 @@ class _Watch:
             self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds, refused=forms))
             if turn.source is Standing.INJECTED and kind not in ("limit", "large"):
                 self.to_stop.add("injecting")
-            as_is = turn.form == Form.AS_IS.value
+            as_is = turn.form == RequestForm.AS_IS.value
             if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
                 self._add_dead_end(turn)
-            if turn.form == Form.REHYDRATED.value and _kind(event.cause) is FailureKind.INVALID:
+            if (
+                turn.form == RequestForm.REHYDRATED.value
+                and _kind(event.cause) is FailureKind.INVALID
+            ):
                 self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
                 the.cached = None  # a refusal evicts the id that it refers to
@@ -545,7 +548,7 @@ class _Watch:
             if the.carried is not None and the._carried_turn().due <= self.now:
                 self.must_close = _P.ONE_AT_A_TIME
         elif timer is Timer.LIFETIME:
-            the.worn, the.lifetime_due = True, None
+            the.past_lifetime, the.lifetime_due = True, None
         else:
             the.expiry_due = None
 
@@ -589,7 +592,7 @@ class _Watch:
                 self._broken(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
             if not self._may_close():
                 self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
-            if the.worn and self.must_close is None:
+            if the.past_lifetime and self.must_close is None:
                 self.knew = the.cached
             self._gone()
             self.must_close = None
@@ -644,7 +647,7 @@ class _Watch:
 
     def _may_close(self) -> bool:
         the, event = self.the, self.event
-        if self.must_close is not None or the.worn:
+        if self.must_close is not None or the.past_lifetime:
             return True
         if isinstance(event, ev.DeadlineReached):
             return event.timer in (Timer.TURN, Timer.EXPIRY)
@@ -679,7 +682,7 @@ class _Watch:
             self._broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
             self._broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
-        if the.worn and turn.id != self.before.carried:
+        if the.past_lifetime and turn.id != self.before.carried:
             self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
         if turn.id != the.turns[0].id:
             self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
@@ -704,10 +707,10 @@ class _Watch:
         the.names, the.doubt = (), None
         the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
 
-    def _check_form(self, turn: _Turn, form: Form) -> None:
+    def _check_form(self, turn: _Turn, form: RequestForm) -> None:
         the = self.the
         local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
-        if form is Form.AS_IS:
+        if form is RequestForm.AS_IS:
             if not local and turn.standing not in (*_ANYWHERE, Standing.UNKNOWN):
                 self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
             if "not_found" in turn.refusals:
@@ -719,7 +722,7 @@ class _Watch:
                 self._broken(_P.REFUSED_IS_NOT_REPEATED, text)
             the.known = local or turn.standing in _ANYWHERE
             return
-        able = _HELD if form is Form.REHYDRATED else (Standing.INJECTED,)
+        able = _HELD if form is RequestForm.REHYDRATED else (Standing.INJECTED,)
         if turn.standing not in able:
             self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
         stored = turn.standing is Standing.HELD_STORED and not self._in_vain(turn)
@@ -738,16 +741,16 @@ class _Watch:
         turn = self._turn(effect.turn)
         self._end(turn.id)
         answer, event = effect.answer, self.event
-        if answer is Answer.OVERLOADED:
+        if answer is FailureReply.OVERLOADED:
             submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
             if not submitted or len(self.the.turns) <= self.the.terms.waiting:
                 self._broken(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
             return
-        if answer is Answer.NOT_FOUND or (
-            answer is Answer.UPSTREAM_ERROR and self.refused == "not_found"
+        if answer is FailureReply.NOT_FOUND or (
+            answer is FailureReply.UPSTREAM_ERROR and self.refused == "not_found"
         ):
             self._check_not_found(turn, answer)
-        elif answer is Answer.OWNER_UNREACHABLE and not self.before.to_owner:
+        elif answer is FailureReply.OWNER_UNREACHABLE and not self.before.to_owner:
             if turn.stage is not _Stage.WAITING:
                 self._broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
             if not (turn.orphan or self.the.terms.hands_over):
@@ -759,8 +762,8 @@ class _Watch:
                 names = " or ".join(sorted(one.value for one in allowed))
                 text = f"turn {turn.id} was told {answer.value}, not {names}"
                 prop = _P.ANSWER_TELLS_WHAT_HAPPENED
-                handed = Answer.OWNER_UNREACHABLE in allowed and not turn.orphan
-                if handed and answer is Answer.UPSTREAM_UNAVAILABLE:
+                handed = FailureReply.OWNER_UNREACHABLE in allowed and not turn.orphan
+                if handed and answer is FailureReply.UPSTREAM_UNAVAILABLE:
                     prop = _P.REBIND_CODE_IS_NOT_WITHHELD
                 self._broken(prop, text)
         self._check_evidence(effect, turn)
@@ -768,39 +771,41 @@ class _Watch:
         if answer not in _TERMINAL:
             self._count(turn)
 
-    def _answers(self, turn: _Turn) -> set[Answer]:
+    def _answers(self, turn: _Turn) -> set[FailureReply]:
         """What the client may be told, other than not-found."""
         event, the = self.event, self.the
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
-            return {Answer.REQUEST_TIMEOUT}
+            return {FailureReply.REQUEST_TIMEOUT}
         if isinstance(event, ev.ResponseEnded) and self.before.carried == turn.id:
-            return {Answer.UPSTREAM_ERROR}
+            return {FailureReply.UPSTREAM_ERROR}
         if turn.stage in _BEGUN:
             other = isinstance(event, ev.UpstreamRefused) and _refusal(event) in _OTHERS
-            return {Answer.UPSTREAM_ERROR if other else Answer.STREAM_INCOMPLETE}
+            return {FailureReply.UPSTREAM_ERROR if other else FailureReply.STREAM_INCOMPLETE}
         if self.lost is not None and self.lost.id == turn.id:
             if self.before.to_owner:
-                return {Answer.OWNER_UNREACHABLE}
-            return {Answer.REQUEST_TIMEOUT if _silent(event) else Answer.STREAM_INCOMPLETE}
+                return {FailureReply.OWNER_UNREACHABLE}
+            return {
+                FailureReply.REQUEST_TIMEOUT if _silent(event) else FailureReply.STREAM_INCOMPLETE
+            }
         rejected = isinstance(event, ev.ConnectionLost) and _rejected(event)
         if turn.stage is _Stage.SENT and not rejected:
             # A replay that found no socket: the loss before it is told.
-            return {Answer.REQUEST_TIMEOUT, Answer.STREAM_INCOMPLETE}
+            return {FailureReply.REQUEST_TIMEOUT, FailureReply.STREAM_INCOMPLETE}
         if self.refused is not None and self.head is not None and self.head.id == turn.id:
             if self.refused in _OTHERS:
-                return {Answer.UPSTREAM_ERROR}
-            return {Answer.UPSTREAM_UNAVAILABLE}
+                return {FailureReply.UPSTREAM_ERROR}
+            return {FailureReply.UPSTREAM_UNAVAILABLE}
         if rejected:
-            return {Answer.UPSTREAM_ERROR}
+            return {FailureReply.UPSTREAM_ERROR}
         handed = the.terms.hands_over or turn.orphan
         if handed and self.before.socket == "connecting" and the.socket == "none":
-            return {Answer.OWNER_UNREACHABLE}
-        return {Answer.UPSTREAM_UNAVAILABLE}
+            return {FailureReply.OWNER_UNREACHABLE}
+        return {FailureReply.UPSTREAM_UNAVAILABLE}
 
-    def _check_not_found(self, turn: _Turn, answer: Answer) -> None:
+    def _check_not_found(self, turn: _Turn, answer: FailureReply) -> None:
         if turn.source is Standing.INJECTED:
             self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
-        if answer is Answer.UPSTREAM_ERROR and turn.source in (
+        if answer is FailureReply.UPSTREAM_ERROR and turn.source in (
             Standing.UNKNOWN,
             Standing.UNANCHORED,
         ):
@@ -832,7 +837,7 @@ class _Watch:
             before = self.before._carried_turn()
             first = self.refused not in before.refusals
             again = before.source is Standing.INJECTED or (
-                before.standing in _HELD and before.form != Form.REHYDRATED.value
+                before.standing in _HELD and before.form != RequestForm.REHYDRATED.value
             )
             if first and (self.refused == "limit" or (self.refused == "not_found" and again)):
                 self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
@@ -852,7 +857,7 @@ class _Watch:
         if self.lost is not None and self.lost.id == turn.id:
             again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
             # That id goes no more, the chain does: another end, but a dead one for the id.
-            stored = turn.standing is Standing.HELD_STORED and turn.form == Form.AS_IS.value
+            stored = turn.standing is Standing.HELD_STORED and turn.form == RequestForm.AS_IS.value
             again = again or stored
             local = not self.before.to_owner
             return _silent(self.event) and again and local and turn.stage is _Stage.SENT
@@ -904,7 +909,7 @@ class _Watch:
             self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
         if not the.turns and the.socket == "connecting":
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
-        if the.worn and the.carried is None and the.socket == "open":
+        if the.past_lifetime and the.carried is None and the.socket == "open":
             self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
         if self.stopped != self.to_stop:
             text = f"{event} ended {sorted(self.stopped)}, due was {sorted(self.to_stop)}"

@@ -21,7 +21,7 @@ import attrs
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer, Effect
+from bridgecore.recovery.effects import Effect, FailureReply
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import (
@@ -80,7 +80,7 @@ class Seen:
     """What a rule was seen to do."""
 
     effects: set[type[Effect]] = attrs.Factory(set)
-    answers: set[Answer] = attrs.Factory(set)
+    answers: set[FailureReply] = attrs.Factory(set)
     orders: set[tuple[type[Effect], type[Effect]]] = attrs.Factory(set)
     fields: set[str] = attrs.Factory(set)
     running: set[str] = attrs.Factory(set)
@@ -110,7 +110,16 @@ class Observed:
 
 
 _FIELDS = (
-    *("lifecycle", "generation", "live_anchor", "ended", "waiting", "refusals", "worn", "remote"),
+    *(
+        "lifecycle",
+        "generation",
+        "cached_response",
+        "ended",
+        "waiting",
+        "refusals",
+        "past_lifetime",
+        "remote",
+    ),
 )
 _RUNNING = (
     *("phase", "form", "sent", "responses", "doubtful", "replays", "recovered", "fallback"),
@@ -289,7 +298,7 @@ def _changes(does: Seen) -> Iterator[tuple[str, Change]]:
     for first, second in sorted(does.orders, key=str):
         yield f"{second.__name__} before {first.__name__}", _swapped(first, second)
     for old in sorted(does.answers, key=str):
-        for new in Answer:
+        for new in FailureReply:
             if new is not old:
                 yield f"{old.value} told as {new.value}", _telling(old, new)
     for field in sorted(does.fields):
@@ -343,7 +352,7 @@ def _swapped(first: type[Effect], second: type[Effect]) -> Change:
     return _with_effects(swap)
 
 
-def _telling(old: Answer, new: Answer) -> Change:
+def _telling(old: FailureReply, new: FailureReply) -> Change:
     def retold(effects: tuple[Effect, ...]) -> list[Effect]:
         return [
             attrs.evolve(one, answer=new)
@@ -486,7 +495,9 @@ def _cells(policy: Policy) -> Iterator[Mutant]:
     actions = {remedy.action: remedy for remedy in reversed(remedies)}
     for (situation, standing), remedy in policy.cells.items():
         place = f"{situation.name}/{standing.value}"
-        others = [Remedy(remedy.action, answer) for answer in Answer if answer is not remedy.answer]
+        others = [
+            Remedy(remedy.action, answer) for answer in FailureReply if answer is not remedy.answer
+        ]
         surfaces = remedy.action is Action.SURFACE
         if surfaces:
             others = []  # its answer is the upstream's

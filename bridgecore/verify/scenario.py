@@ -63,7 +63,7 @@ from typing import Any, assert_never
 
 import attrs
 
-from bridgecore.config import Ambiguous
+from bridgecore.config import OnAmbiguousLoss
 from bridgecore.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
@@ -316,9 +316,9 @@ def _timeout(policy: Policy, key: str, value: str) -> Policy:
 
 
 def _ambiguous(policy: Policy, key: str, value: str) -> Policy:
-    if value not in {choice.value for choice in Ambiguous}:
+    if value not in {choice.value for choice in OnAmbiguousLoss}:
         raise _UnreadableError(f"{key} is not {value}")
-    return replaying(policy) if value == Ambiguous.REPLAY.value else policy
+    return replaying(policy) if value == OnAmbiguousLoss.REPLAY.value else policy
 
 
 _SETTINGS: Mapping[str, Callable[[Policy, str, str], Policy]] = {

@@ -85,7 +85,7 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
             turns += 1
             turn, anchor = event.turn, event.turn.anchor
             if anchor is not None:
-                anchor = state.live_anchor if anchor == "tip" else (live or ["resp_0"])[-1]
+                anchor = state.cached_response if anchor == "tip" else (live or ["resp_0"])[-1]
             event = ev.TurnSubmitted(Turn(turns, turn.standing, anchor))
         elif isinstance(event, ev.TurnAbandoned | ev.RelayPaused):
             event = attrs.evolve(event, turn=_raw_turn(folded, state, event.turn))
@@ -109,8 +109,8 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
         else:
             lines.append(command_of(event))
         happens(event)
-        if state.live_anchor is not None and state.live_anchor not in live:
-            live.append(state.live_anchor)
+        if state.cached_response is not None and state.cached_response not in live:
+            live.append(state.cached_response)
         transition = stepper(ticking, folded, move.event, 0)
         try:
             watched = model.after(move.event, transition.effects, 0, transition.state.timers.next())

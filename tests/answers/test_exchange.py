@@ -16,11 +16,11 @@ from bridgecore.config import Config, UpstreamUrl
 from bridgecore.messages import (
     AnswerBody,
     AnswerEffect,
-    AnswerError,
     AnswerEvents,
     AnswerKeepalive,
     BeginAnswer,
     EndAnswer,
+    FailAnswer,
 )
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.wire.responses import UpstreamEvent, parse_create, read_event
@@ -114,7 +114,7 @@ def test_a_json_answer_that_failed() -> None:
     shown = Shown.of()
     shown.deliver(CREATED, FAILED)
     (effect,) = shown.effects
-    assert isinstance(effect, AnswerError)
+    assert isinstance(effect, FailAnswer)
     assert (effect.error.status, effect.error.code) == (502, "server_error")
     assert shown.exchange.ended
 
@@ -123,7 +123,7 @@ def test_a_json_answer_that_failed() -> None:
 def test_a_failure_before_the_head(stream: bool) -> None:
     shown = Shown.of(stream=stream)
     shown.fail()
-    assert shown.effects == [AnswerError(1, ERROR)]
+    assert shown.effects == [FailAnswer(1, ERROR)]
     assert (shown.exchange.ended, shown.exchange.deadline) == (True, None)
 
 
@@ -159,7 +159,7 @@ def test_created_is_first_whatever_fails_when(data: st.DataObject) -> None:
     begun = bool(shown.effects)
     shown.fail()
     if not begun:
-        assert shown.effects == [AnswerError(1, ERROR)]
+        assert shown.effects == [FailAnswer(1, ERROR)]
         return
     assert shown.kinds[0] is BeginAnswer
     assert shown.kinds[-1] is EndAnswer

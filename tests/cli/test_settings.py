@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import Ambiguous, Config, Continuity, Rotation, UpstreamUrl
+from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.settings import (
     CONFIGURATION,
@@ -46,7 +46,7 @@ PROMISED = {
     "drain_timeout": 30 * S,
     "header_timeout": 10 * S,
     "body_timeout": 60 * S,
-    "ambiguous": Ambiguous.REFUSE,
+    "ambiguous": OnAmbiguousLoss.REFUSE,
     "rotation": Rotation.LAZY,
     "continuity": Continuity.TRANSCRIPT,
     "transcript_bytes": 256 * 1024 * 1024,
@@ -100,7 +100,7 @@ def test_the_configuration_gets_every_value() -> None:
     # Counting down, because a part of transcript_bytes cannot be more than the whole.
     flags = {setting.name: str(99 - index) for index, setting in enumerate(CORE)}
     chosen = {
-        "ambiguous": Ambiguous.REPLAY,
+        "ambiguous": OnAmbiguousLoss.REPLAY,
         "rotation": Rotation.WARM,
         "continuity": Continuity.PASSTHROUGH,
     }

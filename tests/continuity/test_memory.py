@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from bridgecore.config import Config, Continuity, UpstreamUrl
-from bridgecore.continuity.memory import Memory, Recall
-from bridgecore.recovery.effects import Form
+from bridgecore.continuity.memory import Memory, TurnContext
+from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.responses import parse_create
 
@@ -24,7 +24,7 @@ class Book:
 
     memory: Memory
 
-    def ask(self, items: list[Item], anchor: str | None = None, **members: object) -> Recall:
+    def ask(self, items: list[Item], anchor: str | None = None, **members: object) -> TurnContext:
         body: Item = {"model": "m", "store": False, "input": items, **members}
         if anchor is not None:
             body["previous_response_id"] = anchor
@@ -32,7 +32,7 @@ class Book:
         return self.memory.recall(SCOPE, parse_create(json.dumps(body).encode()), headers, 0)
 
     def hold(
-        self, recall: Recall, *ids: str, output: list[Item], stored: bool | None = None
+        self, recall: TurnContext, *ids: str, output: list[Item], stored: bool | None = None
     ) -> None:
         items: Any = [json.dumps(item).encode() for item in output]
         self.memory.remember(recall, ids, items, 1, 10, 0, stored=stored)
@@ -51,7 +51,7 @@ def said(text: str) -> Item:
     return {"role": "assistant", "type": "message", "content": text}
 
 
-def sent(recall: Recall, form: Form) -> Item:
+def sent(recall: TurnContext, form: RequestForm) -> Item:
     frame: Item = json.loads(recall.frame(form))
     return frame
 
@@ -66,11 +66,11 @@ def test_both_ids_name_the_response(name: str, continuity: Continuity) -> None:
     held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
     recall = held.ask([user("b")], name)
     assert recall.anchor == "completed"  # what the socket is known to remember
-    assert sent(recall, Form.AS_IS)["previous_response_id"] == name  # the client's word
+    assert sent(recall, RequestForm.AS_IS)["previous_response_id"] == name  # the client's word
     held_here = continuity is Continuity.TRANSCRIPT
     assert recall.standing is (Standing.HELD if held_here else Standing.BOUND)
     if held_here:
-        full = sent(recall, Form.REHYDRATED)
+        full = sent(recall, RequestForm.REHYDRATED)
         assert "previous_response_id" not in full
         assert full["input"] == [user("a"), said("A"), user("b")]
         held.hold(recall, "r2", output=[said("B")])
@@ -139,7 +139,7 @@ def test_an_anchor_that_was_refused_is_injected_nowhere() -> None:
     recall.inject(candidate)
     assert (recall.standing, recall.anchor) == (Standing.INJECTED, "completed")
     held.memory.injection_refused(recall)
-    assert sent(recall, Form.CLIENT_FULL)["input"] == HISTORY
+    assert sent(recall, RequestForm.CLIENT_FULL)["input"] == HISTORY
     for again in (held.ask(HISTORY), held.ask([*HISTORY[:2], user("c")])):
         assert again.candidates == []
         assert again.standing is Standing.UNANCHORED
@@ -185,9 +185,9 @@ def test_an_anchored_turn_is_rebuilt_from_its_own_anchor() -> None:
     (candidate,) = recall.candidates
     recall.inject(candidate)
     assert (recall.standing, recall.anchor) == (Standing.INJECTED, "r2")
-    short = sent(recall, Form.AS_IS)
+    short = sent(recall, RequestForm.AS_IS)
     assert (short["previous_response_id"], short["input"]) == ("r2", [user("c")])
-    full = sent(recall, Form.CLIENT_FULL)
+    full = sent(recall, RequestForm.CLIENT_FULL)
     assert "previous_response_id" not in full
     assert full["input"] == [user("a"), said("A"), *steps]
 
@@ -212,8 +212,14 @@ def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
     recall = held.ask(steps, "r1", store=True)
     (candidate,) = recall.candidates
     recall.inject(candidate)
-    assert sent(recall, Form.AS_IS)["input"] == [result]
-    assert sent(recall, Form.CLIENT_FULL)["input"] == [user("a"), first, user("b"), call, result]
+    assert sent(recall, RequestForm.AS_IS)["input"] == [result]
+    assert sent(recall, RequestForm.CLIENT_FULL)["input"] == [
+        user("a"),
+        first,
+        user("b"),
+        call,
+        result,
+    ]
 
 
 def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
@@ -227,8 +233,8 @@ def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
     for untyped in ({}, {"type": "item_reference"}):
         reference = {**untyped, "id": "msg_1"}
         recall = held.ask([reference, user("b")], "r1", store=True)
-        assert sent(recall, Form.REHYDRATED)["input"] == [user("a"), first, first, user("b")]
-        assert sent(recall, Form.AS_IS)["input"] == [reference, user("b")]
+        assert sent(recall, RequestForm.REHYDRATED)["input"] == [user("a"), first, first, user("b")]
+        assert sent(recall, RequestForm.AS_IS)["input"] == [reference, user("b")]
 
 
 # ------------------------------------------------------------------ families

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.continuity.items import Prompt
-from bridgecore.continuity.phrases import PHRASE_OVERHEAD, SPARE
+from bridgecore.continuity.templates import PHRASE_OVERHEAD, SPARE
 from bridgecore.continuity.transcript import (
     NODE_OVERHEAD,
     SCOPE_OVERHEAD,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgecore.config import Ambiguous
+from bridgecore.config import OnAmbiguousLoss
 from bridgecore.testing import (
     EVERY,
     Abort,
@@ -59,7 +59,7 @@ def long_conversation(
     rng: random.Random | None,
     *,
     tries: int = 2,
-    ambiguous: Ambiguous = Ambiguous.REFUSE,
+    ambiguous: OnAmbiguousLoss = OnAmbiguousLoss.REFUSE,
     stream: bool = False,
 ) -> tuple[list[str], list[int]]:
     """What a client was told, and the tokens of context of each turn. With ``rng``, every third
@@ -93,7 +93,9 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
 def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
     """What was lost before its output is sent again: no client has to retry anything."""
     rng = random.Random(7)
-    told, tokens = long_conversation(200, rng, tries=1, ambiguous=Ambiguous.REPLAY, stream=stream)
+    told, tokens = long_conversation(
+        200, rng, tries=1, ambiguous=OnAmbiguousLoss.REPLAY, stream=stream
+    )
     assert told == ["200"] * 200
     calm, undisturbed = long_conversation(200, None)
     assert calm == told
@@ -103,7 +105,7 @@ def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
 @pytest.mark.parametrize("action", [Abort(), CloseWith(1011), Silence()])
 def test_with_replay_a_client_sees_one_answer_begin(action: Action) -> None:
     """Invariant 14: of the answer that was lost, nothing was shown."""
-    world = held(ambiguous=Ambiguous.REPLAY, idle_timeout=SECOND)
+    world = held(ambiguous=OnAmbiguousLoss.REPLAY, idle_timeout=SECOND)
     talker = Talker(world)
     talker.turn(user("a"))
     strike(world, Point.AFTER_CREATED, action)
@@ -118,7 +120,7 @@ def test_with_replay_a_client_sees_one_answer_begin(action: Action) -> None:
 
 
 def test_with_replay_an_answer_without_output_is_whole() -> None:
-    world = held(ambiguous=Ambiguous.REPLAY)
+    world = held(ambiguous=OnAmbiguousLoss.REPLAY)
     talker = Talker(world, fields={"generate": False})
     answer = talker.turn(user("a"))
     assert answer.names[0] == "response.created"
@@ -126,7 +128,7 @@ def test_with_replay_an_answer_without_output_is_whole() -> None:
 
 
 def test_with_replay_there_is_one_more_try_and_no_second() -> None:
-    world = held(ambiguous=Ambiguous.REPLAY)
+    world = held(ambiguous=OnAmbiguousLoss.REPLAY)
     talker = Talker(world)
     talker.turn(user("a"))
     world.emulator.faults.add(EVERY, Fault(Point.AFTER_CREATED, Abort()))
@@ -136,7 +138,7 @@ def test_with_replay_there_is_one_more_try_and_no_second() -> None:
 
 
 def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
-    world = held(ambiguous=Ambiguous.REPLAY)
+    world = held(ambiguous=OnAmbiguousLoss.REPLAY)
     talker = Talker(world, stream=False)
     talker.turn(user("a"))
     strike(world, Point.MID_OUTPUT, Abort())

@@ -11,11 +11,11 @@ from bridgecore.config import Config, UpstreamUrl
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.messages import (
     AnswerBody,
-    AnswerError,
     AnswerEvents,
     AnswerKeepalive,
     BeginAnswer,
     EndAnswer,
+    FailAnswer,
 )
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire.responses import EventKind, UpstreamEvent, keepalive_event
@@ -78,7 +78,7 @@ def test_a_json_answer() -> None:
 
 def test_an_error() -> None:
     connection = connected()
-    connection.answer(AnswerError(1, ERROR))
+    connection.answer(FailAnswer(1, ERROR))
     answer = said(connection)
     assert (answer.status, answer.headers["retry-after"]) == (502, "1")
     assert answer.headers["retry-after-ms"] == "1000"
@@ -92,7 +92,7 @@ def test_the_last_answer(begun: bool) -> None:
     if begun:
         connection.answer(BeginAnswer(1))
     connection.close_after_answers()
-    connection.answer(EndAnswer(1) if begun else AnswerError(1, ERROR))
+    connection.answer(EndAnswer(1) if begun else FailAnswer(1, ERROR))
     assert said(connection).complete
     assert connection.closing
     assert not connection.lingering
@@ -104,7 +104,7 @@ def test_a_request_waits_for_the_answer_before_it() -> None:
     connection = connected()
     connection.receive(request({"model": "m"}))
     assert connection.next_request(2, 1, draining=False) is None
-    connection.answer(AnswerError(1, ERROR))
+    connection.answer(FailAnswer(1, ERROR))
     received = connection.next_request(2, 1, draining=False)
     assert received is not None
     assert received.turn == 2

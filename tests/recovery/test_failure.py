@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
@@ -262,11 +262,11 @@ def test_retry_after_is_kept() -> None:
     assert classify(ErrorFrame(429, retry_after=12)).retry_after == 12
 
 
-OURS = [answer for answer in Answer if answer is not Answer.NOT_FOUND]
+OURS = [answer for answer in FailureReply if answer is not FailureReply.NOT_FOUND]
 
 
 @pytest.mark.parametrize("answer", OURS)
-def test_a_code_of_our_own_is_no_evidence(answer: Answer) -> None:
+def test_a_code_of_our_own_is_no_evidence(answer: FailureReply) -> None:
     """A bridge in front of a bridge: our words, coming back, choose nothing (invariant 10)."""
     for status in (None, 400, 502):
         with_code = classify(ErrorFrame(status, answer.value, answer.value))

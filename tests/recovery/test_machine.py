@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Effect, Form
+from bridgecore.recovery.effects import Effect, RequestForm
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import Closed, ErrorFrame, Malformed
 from bridgecore.recovery.policy import DEFAULT, PR397, Policy, replaying
@@ -74,7 +74,9 @@ class Machine(RuleBasedStateMachine):
         self.standings: dict[str, Standing] = {}
         self.retired = False
         self.just_sent = ""  # why, if the last thing that happened led to a send
-        self.unsent: tuple[int, Form] | None = None  # the turn whose frame did not leave, its form
+        self.unsent: tuple[int, RequestForm] | None = (
+            None  # the turn whose frame did not leave, its form
+        )
 
     @initialize(
         name=st.sampled_from(["default", "default", "replaying", "pr397"]),
@@ -117,7 +119,7 @@ class Machine(RuleBasedStateMachine):
                 self.just_sent = "upstream" if answers and not unsent else "somebody"
                 if self.unsent is not None and self.unsent[0] == effect.turn:
                     # It had been decided how it goes, and nothing has shown that to be wrong.
-                    assert self.unsent[1] in (Form.AS_IS, effect.form)
+                    assert self.unsent[1] in (RequestForm.AS_IS, effect.form)
                     self.unsent = None
             # The bridge takes what the upstream says of an anchor, or of a rebuilt input, for good.
             elif isinstance(effect, fx.StopInjecting):
@@ -418,7 +420,7 @@ class Machine(RuleBasedStateMachine):
         assert [turn.id for turn in (*running, *waiting)] == self.live
         if self.carried is not None:
             assert (state.phase in (Phase.CREATED, Phase.OUTPUT)) is model.begun
-        assert state.live_anchor == model.cached
+        assert state.cached_response == model.cached
         assert (state.generation, state.remote) == (model.generation, model.remote)
         assert hash(state) == hash(attrs.evolve(state))
 

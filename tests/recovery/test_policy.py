@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import (
     DEFAULT,
@@ -45,7 +45,7 @@ def test_a_policy_that_lacks_a_cell_is_refused(situation: Situation, standing: S
 
 def test_with_cell_changes_one_cell_of_a_copy() -> None:
     cell = (Situation.LOST_SENT, Standing.HELD)
-    remedy = Remedy(Action.RESEND, Answer.STREAM_INCOMPLETE)
+    remedy = Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
     mine = DEFAULT.with_cell(*cell, remedy)
     assert DEFAULT.remedy(*cell) != remedy
     assert {key for key in DEFAULT.cells if mine.cells[key] != DEFAULT.cells[key]} == {cell}
@@ -125,9 +125,9 @@ def test_a_negative_budget_is_refused(name: str) -> None:
 
 
 def test_a_remedy_is_printed_with_what_the_client_is_told() -> None:
-    refused = Remedy(Action.REFUSE, Answer.STREAM_INCOMPLETE)
+    refused = Remedy(Action.REFUSE, FailureReply.STREAM_INCOMPLETE)
     assert str(refused) == "refuse (stream_incomplete)"
-    assert str(Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR)) == "surface"
+    assert str(Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)) == "surface"
 
 
 def test_a_policy_that_lacks_cells_names_them_all() -> None:

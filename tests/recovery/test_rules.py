@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Standing, Turn, TurnSubmitted
 from bridgecore.recovery.failure import Closed, ErrorFrame, FailureKind
 from bridgecore.recovery.policy import (
@@ -152,13 +152,13 @@ def walk(policy: Policy, *events: Event) -> Transition:
 
 
 NOT_FOUND = ev.UpstreamRefused(1, ErrorFrame(400, "previous_response_not_found"))
-SKIPPED = Remedy(Action.REFUSE_BOUNDED, Answer.UPSTREAM_UNAVAILABLE)
+SKIPPED = Remedy(Action.REFUSE_BOUNDED, FailureReply.UPSTREAM_UNAVAILABLE)
 
 
 def test_a_transition_names_the_cell_that_decided() -> None:
     events = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
     assert walk(DEFAULT, *events).cells == ()
-    refused = Remedy(Action.REFUSE, Answer.STREAM_INCOMPLETE)
+    refused = Remedy(Action.REFUSE, FailureReply.STREAM_INCOMPLETE)
     cell = Cell(1, Situation.LOST_SENT, Standing.UNANCHORED, refused)
     lost = walk(DEFAULT, *events, ev.ConnectionLost(1, Closed(1006)))
     assert lost.cells == (cell,)
@@ -169,7 +169,7 @@ def test_a_transition_names_the_cell_that_decided() -> None:
 
 
 def test_a_remedy_that_leads_to_the_next_question_is_named_before_its_answer() -> None:
-    again = Remedy(Action.RESEND, Answer.UPSTREAM_UNAVAILABLE)
+    again = Remedy(Action.RESEND, FailureReply.UPSTREAM_UNAVAILABLE)
     policy = DEFAULT.with_cell(Situation.NOT_FOUND, Standing.UNKNOWN, again)
     policy = policy.with_cell(Situation.SEND_SKIPPED, Standing.UNKNOWN, SKIPPED)
     known = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
@@ -229,7 +229,7 @@ def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
     remote: bool, events: int, action: Action
 ) -> None:
     """However far the turn had come, and whoever lost it, it costs the same budget (12)."""
-    remedy = Remedy(action, Answer.STREAM_INCOMPLETE)
+    remedy = Remedy(action, FailureReply.STREAM_INCOMPLETE)
     cells = {(s, standing): remedy for s in Situation for standing in Standing}
     policy = Policy("mine", "", cells, Budgets(replays=0))
     on_the_way: list[Event] = [ev.FrameSent(1), ev.ResponseCreated(1), ev.OutputReceived(1)]
@@ -275,9 +275,9 @@ def test_a_refused_anchor_is_no_longer_cached() -> None:
     open_ = after(TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1), ended)
     sent = step(DEFAULT, open_, TurnSubmitted(attrs.evolve(BOUND, id=2)), 0).state
     sent = step(DEFAULT, sent, ev.FrameSent(1), 0).state
-    assert sent.live_anchor == "resp_1"
+    assert sent.cached_response == "resp_1"
     refused = ev.UpstreamRefused(1, ErrorFrame(400, "invalid_prompt"))
-    assert step(DEFAULT, sent, refused, 0).state.live_anchor is None
+    assert step(DEFAULT, sent, refused, 0).state.cached_response is None
 
 
 # ------------------------------------------------------------------ budgets of turns
@@ -301,7 +301,7 @@ def test_a_turn_that_comes_too_late_is_told_so() -> None:
         transition = step(DEFAULT, state, late, NS_PER_SECOND)
         (failed,) = transition.effects
         assert isinstance(failed, fx.FailTurn)
-        assert (failed.turn, failed.answer) == (2, Answer.REQUEST_TIMEOUT)
+        assert (failed.turn, failed.answer) == (2, FailureReply.REQUEST_TIMEOUT)
         assert transition.state.running == state.running
         assert transition.state.timers.next() is not None  # so it will end
 
@@ -311,7 +311,7 @@ def test_a_turn_that_comes_too_late_is_told_so() -> None:
 
 def test_an_unsent_frame_is_sent_again_in_the_form_chosen_for_it() -> None:
     """Whatever the table says of a socket that does not know the anchor."""
-    refuse = Remedy(Action.REFUSE, Answer.UPSTREAM_UNAVAILABLE)
+    refuse = Remedy(Action.REFUSE, FailureReply.UPSTREAM_UNAVAILABLE)
     policy = DEFAULT.with_cell(Situation.SEND_SKIPPED, Standing.HELD, refuse)
     not_found = ErrorFrame(400, "previous_response_not_found")
     history: list[Event] = [
@@ -327,7 +327,7 @@ def test_an_unsent_frame_is_sent_again_in_the_form_chosen_for_it() -> None:
         ev.ConnectionOpened(2),
     ]
     *_, last = replay(policy, [Step(0, event) for event in history])
-    assert last.effects == (fx.SendTurn(2, 2, fx.Form.REHYDRATED),)
+    assert last.effects == (fx.SendTurn(2, 2, fx.RequestForm.REHYDRATED),)
 
 
 @pytest.mark.parametrize("refusals", [0, 1, 3])
@@ -349,7 +349,7 @@ def test_a_silent_stored_id_is_rebuilt_at_the_next_try(refusals: int) -> None:
         for effect in record.effects
         if isinstance(effect, fx.SendTurn)
     ]
-    assert [send.form for send in sends] == [fx.Form.AS_IS, fx.Form.REHYDRATED]
+    assert [send.form for send in sends] == [fx.RequestForm.AS_IS, fx.RequestForm.REHYDRATED]
 
 
 def test_names_are_remembered_within_bounds() -> None:
@@ -364,7 +364,7 @@ def test_names_are_remembered_within_bounds() -> None:
     assert isinstance(complete, fx.CompleteTurn)
     assert complete.responses[-1] == "last"
     state = transition.state
-    assert state.live_anchor == "last"
+    assert state.cached_response == "last"
     for number in range(2, 100):
         for event in (
             TurnSubmitted(Turn(number)),

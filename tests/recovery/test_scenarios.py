@@ -18,8 +18,8 @@ import attrs
 import pytest
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.draft import Draft
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.builder import TransitionBuilder
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Remedy, Situation
 from bridgecore.recovery.rules import RULES, EventKey, Handling, Rule
@@ -160,22 +160,22 @@ def test_every_row_of_the_seed_has_its_scenarios() -> None:
             assert any(re.fullmatch(rf"row-{number}-.*-{column}", name) for name in ROWS)
     # Not even in passing may a scenario of the broken policy look right, or one of the seed wrong.
     for name in ROWS:
-        assert (Answer.NOT_FOUND.value in read(name)) is name.startswith("v1_12")
+        assert (FailureReply.NOT_FOUND.value in read(name)) is name.startswith("v1_12")
 
 
 def others(remedy: Remedy) -> Iterator[Remedy]:
     """What could stand in a cell instead of ``remedy`` and must be noticed."""
     candidates = [
-        Remedy(Action.REFUSE, Answer.OVERLOADED),
-        Remedy(Action.RESEND, Answer.OVERLOADED),
-        Remedy(Action.SURFACE, Answer.UPSTREAM_ERROR),
-        Remedy(Action.REBIND, Answer.OVERLOADED),
+        Remedy(Action.REFUSE, FailureReply.OVERLOADED),
+        Remedy(Action.RESEND, FailureReply.OVERLOADED),
+        Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR),
+        Remedy(Action.REBIND, FailureReply.OVERLOADED),
     ]
     for candidate in candidates:
         if candidate.action is not remedy.action:
             yield candidate
     if remedy.action in (Action.REFUSE, Action.REFUSE_BOUNDED, Action.FAIL):
-        yield attrs.evolve(remedy, answer=Answer.OVERLOADED)
+        yield attrs.evolve(remedy, answer=FailureReply.OVERLOADED)
 
 
 def cell_swaps() -> Iterator[tuple[str, Cell, Remedy]]:
@@ -198,7 +198,7 @@ def test_a_row_fails_when_the_answer_after_the_replay_is_swapped() -> None:
         for cell in cells:
             remedy = POLICIES["pr397"].remedy(*cell)
             if remedy.action is Action.RESEND and name.startswith("row-"):
-                swapped = Remedy(Action.RESEND, Answer.OVERLOADED)
+                swapped = Remedy(Action.RESEND, FailureReply.OVERLOADED)
                 policies = {"pr397": POLICIES["pr397"].with_cell(*cell, swapped)}
                 assert replay(read(name), name, policies) != read(name), name
 
@@ -215,7 +215,7 @@ def test_a_row_fails_when_its_rule_is_dropped(
     assert replay(said, name) != said
 
 
-def _do_nothing(draft: Draft, event: Event) -> None:
+def _do_nothing(builder: TransitionBuilder, event: Event) -> None:
     """What is left of a rule that is dropped."""
 
 

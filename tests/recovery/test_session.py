@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.draft import Draft
+from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.effects import (
-    Answer,
     CloseConnection,
     Effect,
     FailTurn,
+    FailureReply,
     Ignored,
     RetireSession,
 )
@@ -287,8 +287,8 @@ def test_a_deadline_reported_early_is_ignored_by_name() -> None:
 def test_a_rule_that_sets_its_own_deadline_in_the_past_is_found_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def again(draft: Draft, event: object) -> None:
-        draft.set_timer(Timer.CONNECT, 0)
+    def again(builder: TransitionBuilder, event: object) -> None:
+        builder.set_timer(Timer.CONNECT, 0)
 
     pair = (Phase.RECONNECTING, Timer.CONNECT)
     broken = Rule("broken", (pair[0],), pair[1], Handling.HANDLED, "spins", again)
@@ -304,8 +304,8 @@ def test_a_rule_that_sets_its_own_deadline_in_the_past_is_found_out(
 def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (Phase.CLOSED, ev.EvictionRequested)
 
-    def broken(draft: Draft, event: object) -> None:
-        draft.fail(Answer.OVERLOADED, None)
+    def broken(builder: TransitionBuilder, event: object) -> None:
+        builder.fail(FailureReply.OVERLOADED, None)
 
     monkeypatch.setitem(RULES, pair, Rule("b", (pair[0],), pair[1], Handling.HANDLED, "x", broken))
     session = Session(DEFAULT)
@@ -317,8 +317,8 @@ def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch
 def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (Phase.CLOSED, ev.EvictionRequested)
 
-    def broken(draft: Draft, event: object) -> None:
-        draft.fail(Answer.OVERLOADED, None)
+    def broken(builder: TransitionBuilder, event: object) -> None:
+        builder.fail(FailureReply.OVERLOADED, None)
 
     monkeypatch.setitem(RULES, pair, Rule("b", (pair[0],), pair[1], Handling.HANDLED, "x", broken))
     session = Session(DEFAULT)
@@ -332,7 +332,7 @@ def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_session_keeps_the_cells_of_all_deadlines_of_a_call() -> None:
     times = Timeouts(connect=1, created=1)
     policy = attrs.evolve(DEFAULT, timeouts=times)
-    again = Remedy(Action.RESEND, Answer.REQUEST_TIMEOUT)
+    again = Remedy(Action.RESEND, FailureReply.REQUEST_TIMEOUT)
     session = Session(policy.with_cell(Situation.SILENT, Standing.UNANCHORED, again))
     for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)):
         session.handle(event, 0)

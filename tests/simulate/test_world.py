@@ -13,8 +13,8 @@ import pytest
 
 from bridgecore import transport as tp
 from bridgecore.endpoint import Endpoint
-from bridgecore.recovery.draft import Draft
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.builder import TransitionBuilder
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import (
     DEFAULT,
@@ -78,7 +78,7 @@ def test_without_faults_every_turn_succeeds_at_once() -> None:
 
 
 def resends_ambiguous() -> Policy:
-    cell = Remedy(Action.RESEND, Answer.STREAM_INCOMPLETE)
+    cell = Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
     policy = DEFAULT
     for standing in Standing:
         policy = policy.with_cell(Situation.LOST_SENT, standing, cell)
@@ -189,12 +189,12 @@ def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A deadline that is a second late does no client any harm that could be told from outside."""
-    set_timer = Draft.set_timer
+    set_timer = TransitionBuilder.set_timer
 
-    def late(draft: Draft, timer: Timer, after: int) -> None:
-        set_timer(draft, timer, after + (NS_PER_SECOND if timer is Timer.IDLE else 0))
+    def late(builder: TransitionBuilder, timer: Timer, after: int) -> None:
+        set_timer(builder, timer, after + (NS_PER_SECOND if timer is Timer.IDLE else 0))
 
-    monkeypatch.setattr(Draft, "set_timer", late)
+    monkeypatch.setattr(TransitionBuilder, "set_timer", late)
     report = run(SMALL)
     assert properties(report) == {"session"}
     assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is due at ")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgecore.transport.timer_queue import Schedule
+from bridgecore.transport.timer_queue import TimerQueue
 
 
 def test_earliest_first() -> None:
-    schedule: Schedule[str] = Schedule()
+    schedule: TimerQueue[str] = TimerQueue()
     assert schedule.next() is None
     schedule.set("b", 20)
     schedule.set("a", 10)
@@ -21,7 +21,7 @@ def test_earliest_first() -> None:
 
 
 def test_ties_in_the_order_of_setting() -> None:
-    schedule: Schedule[str] = Schedule()
+    schedule: TimerQueue[str] = TimerQueue()
     for key in "bca":
         schedule.set(key, 10)
     assert list(schedule.due(10)) == ["b", "c", "a"]
@@ -29,7 +29,7 @@ def test_ties_in_the_order_of_setting() -> None:
 
 
 def test_a_key_set_again_while_due_waits_for_its_new_time() -> None:
-    schedule: Schedule[int] = Schedule()
+    schedule: TimerQueue[int] = TimerQueue()
     schedule.set(1, 10)
     schedule.set(2, 11)
     woken = []
@@ -42,7 +42,7 @@ def test_a_key_set_again_while_due_waits_for_its_new_time() -> None:
 
 
 def test_memory_follows_the_number_of_keys() -> None:
-    schedule: Schedule[int] = Schedule()
+    schedule: TimerQueue[int] = TimerQueue()
     for at in range(100_000):
         schedule.set(at % 10, at)
     assert len(schedule._heap) <= 64 + 4 * 10
@@ -55,7 +55,7 @@ def test_memory_follows_the_number_of_keys() -> None:
     )
 )
 def test_like_a_dictionary(steps: list[tuple[int, int | None, bool]]) -> None:
-    schedule: Schedule[int] = Schedule()
+    schedule: TimerQueue[int] = TimerQueue()
     model: dict[int, int] = {}
     for key, at, wake in steps:
         if wake:

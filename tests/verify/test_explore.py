@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from bridgecore.recovery import effects as fx
-from bridgecore.recovery.draft import Draft
+from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import (
     DEFAULT,
@@ -173,12 +173,12 @@ def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) 
     after = step(policy, state, event, now)
     if after.rule != "connection-opened":
         return after
-    draft = Draft(policy, state, now)
-    draft.generation += 1
-    draft.set_timer(Timer.CONNECT, policy.timeouts.connect)
-    draft.emit(fx.CloseConnection(state.generation))
-    draft.emit(fx.OpenConnection(draft.generation, draft.remote))
-    return Transition(draft.finish(), tuple(draft.effects), after.rule)
+    builder = TransitionBuilder(policy, state, now)
+    builder.generation += 1
+    builder.set_timer(Timer.CONNECT, policy.timeouts.connect)
+    builder.emit(fx.CloseConnection(state.generation))
+    builder.emit(fx.OpenConnection(builder.generation, builder.remote))
+    return Transition(builder.finish(), tuple(builder.effects), after.rule)
 
 
 def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import attrs
 import pytest
 
-from bridgecore import bridge as bridges
 from bridgecore import intake
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity
@@ -16,6 +15,7 @@ from bridgecore.continuity import memory
 from bridgecore.continuity.memory import Memory
 from bridgecore.continuity.transcript import Match, Transcripts, expand
 from bridgecore.intake import Resolver
+from bridgecore.messages import AnswerEvents, TurnLeft
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.session import Session
@@ -92,7 +92,7 @@ class Deaf(Bridge):
     """Does not hear that a client left."""
 
     def handle(self, event: Any, now: int) -> Any:
-        return [] if isinstance(event, bridges.TurnLeft) else super().handle(event, now)
+        return [] if isinstance(event, TurnLeft) else super().handle(event, now)
 
 
 class Unforgetting(Bridge):
@@ -123,7 +123,7 @@ class Mixed(Bridge):
         last = next(reversed(self._turns), None)
         effects = super().handle(event, now)
         for effect in effects:
-            if isinstance(effect, bridges.AnswerEvents) and last is not None:
+            if isinstance(effect, AnswerEvents) and last is not None:
                 effect.turn = last
         return effects
 
@@ -132,10 +132,10 @@ class Stubborn(Session):
     """Does not take a rejected anchor for gone."""
 
     def handle(self, event: ev.Event, now: int) -> tuple[Effect, ...]:
-        before = self.state.live_anchor
+        before = self.state.cached_response
         effects = super().handle(event, now)
         if isinstance(event, ev.UpstreamRefused | ev.ResponseEnded) and before is not None:
-            self.state = attrs.evolve(self.state, live_anchor=before)
+            self.state = attrs.evolve(self.state, cached_response=before)
         return effects
 
 

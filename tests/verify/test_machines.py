@@ -411,7 +411,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @rule(odds=st.integers(0, 9))
     def evict(self, odds: int) -> None:
         if odds == 0:  # it takes away what other rules need
-            self.tell(msg.LinksEvicted())
+            self.tell(msg.DrainStarted())
 
     @rule(seconds=SECONDS, late=st.booleans())
     def time_passes(self, seconds: int, late: bool) -> None:
@@ -452,7 +452,7 @@ class BridgeMachine(RuleBasedStateMachine):
             self.judge_frame(self.wires[effect.link], effect.data)  # 42
         elif isinstance(effect, msg.AnswerEvents):
             self.judge_answer(effect)
-        elif isinstance(effect, msg.AnswerError):
+        elif isinstance(effect, msg.FailAnswer):
             self.end(effect.turn)
             if effect.error.status in (429, 502, 503, 504):
                 assert effect.error.retry_after is None or effect.error.retry_after >= 0

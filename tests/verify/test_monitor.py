@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.draft import Draft
+from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.events import Event, Standing, Turn
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.policy import DEFAULT, PR397, Budgets, Policy, replaying
@@ -60,7 +60,7 @@ def test_what_means_nothing_changes_no_state() -> None:
     ignored = (fx.Ignored("the deadline is not due"),)
     spurious = ev.DeadlineReached(Timer.PING)
     monitor.watch(state, spurious, Transition(state, ignored, SPURIOUS_DEADLINE), 0)
-    changed = Transition(attrs.evolve(state, worn=True), ignored, SPURIOUS_DEADLINE)
+    changed = Transition(attrs.evolve(state, past_lifetime=True), ignored, SPURIOUS_DEADLINE)
     with pytest.raises(ViolationError) as caught:
         monitor.watch(state, spurious, changed, 0)
     assert caught.value.prop is Property.SPURIOUS_IS_NOTHING
@@ -132,7 +132,9 @@ def test_ids_that_are_hashed_are_judged_as_they_are(monkeypatch: pytest.MonkeyPa
     for line in lines(DEFAULT, *LOST[:3], ended, turn):
         replayed.take(line)
     # A bridge that sends an anchor wherever it likes.
-    monkeypatch.setattr(Draft, "dispatch", lambda draft: draft._send(fx.Form.AS_IS))
+    monkeypatch.setattr(
+        TransitionBuilder, "dispatch", lambda builder: builder._send(fx.RequestForm.AS_IS)
+    )
     turn = ev.TurnSubmitted(Turn(2, Standing.BOUND, "resp_2"))
     replayed = Replay(watched=True)
     *before, last = lines(DEFAULT, *LOST[:3], ended, turn)[:6]

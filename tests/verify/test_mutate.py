@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.effects import Answer
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import DEFAULT, Action, Policy, Remedy, Situation
 from bridgecore.recovery.rules import RULES, Handling, step
@@ -128,7 +128,7 @@ def test_a_transition_depends_on_the_cells_that_it_names_only(
 ) -> None:
     """Else a mutant of a cell could be left out although it changes something."""
     policies: dict[frozenset[tuple[Situation, Standing]], Policy] = {}
-    other = Remedy(action, Answer.OVERLOADED)
+    other = Remedy(action, FailureReply.OVERLOADED)
     for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
         read = frozenset(cells_read(met.transition))
         if read not in policies:

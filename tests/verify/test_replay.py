@@ -318,7 +318,7 @@ def test_decisions_that_differ_under_another_policy_are_found(
         found
         for found in report.differences
         if any(
-            isinstance(effect, fx.FailTurn) and effect.answer is fx.Answer.NOT_FOUND
+            isinstance(effect, fx.FailTurn) and effect.answer is fx.FailureReply.NOT_FOUND
             for effect in found.actual.effects
         )
     ]
@@ -483,14 +483,17 @@ _NUMBER = st.integers(0, 2**53)
 EFFECTS = st.one_of(
     st.builds(fx.OpenConnection, _NUMBER, st.booleans()),
     st.builds(fx.CloseConnection, _NUMBER),
-    st.builds(fx.SendTurn, _NUMBER, _NUMBER, st.sampled_from(fx.Form)),
+    st.builds(fx.SendTurn, _NUMBER, _NUMBER, st.sampled_from(fx.RequestForm)),
     st.builds(fx.DeliverEvent, _NUMBER, st.booleans()),
     st.builds(fx.CompleteTurn, _NUMBER, st.lists(st.text(max_size=9), max_size=3).map(tuple)),
     st.builds(fx.StopInjecting, _NUMBER),
     st.builds(fx.StopRebuilding, _NUMBER),
     st.builds(fx.WarmSession, st.text(max_size=9)),
     st.builds(
-        fx.FailTurn, _NUMBER, st.sampled_from(fx.Answer), st.none() | st.builds(classify, _CAUSES)
+        fx.FailTurn,
+        _NUMBER,
+        st.sampled_from(fx.FailureReply),
+        st.none() | st.builds(classify, _CAUSES),
     ),
     st.just(fx.RebindSession()),
     st.just(fx.RetireSession()),

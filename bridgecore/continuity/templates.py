@@ -65,7 +65,7 @@ _UNREAD_NAMES: Final = CLIENT_MEMBERS | {"id"}
 
 
 @attrs.frozen(eq=False)
-class Phrase:
+class ItemTemplate:
     """The words of an item: ``words`` are what stands before, between and after its values, which
     are called ``names``. With no words and one value, the value is the whole item."""
 
@@ -106,10 +106,10 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
-PLAIN: Final = Phrase((b"", b""), ("",))
+PLAIN: Final = ItemTemplate((b"", b""), ("",))
 
 
-def split(item: bytes) -> tuple[Phrase, list[bytes]]:
+def split(item: bytes) -> tuple[ItemTemplate, list[bytes]]:
     """``item`` as a phrase and its values; PLAIN if it is not of a kind that this pays for."""
     try:
         members = read_members(item)
@@ -134,7 +134,7 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
         words = reading.end()
     except (UnreadableError, _LongWordError):
         return PLAIN, [item]
-    phrase = Phrase(words, tuple(reading.names))
+    template = ItemTemplate(words, tuple(reading.names))
     # White space, escapes in names, and names that come twice are nothing to keep a phrase for.
     if (
         not reading.names
@@ -142,7 +142,7 @@ def split(item: bytes) -> tuple[Phrase, list[bytes]]:
         or _written(words, reading.values) != item
     ):
         return PLAIN, [item]
-    return phrase, reading.values
+    return template, reading.values
 
 
 class _LongWordError(Exception):
@@ -261,7 +261,7 @@ def _joined(manners: Iterable[tuple[int, _Manner]]) -> _Manner:
     return _Manner(tuple(words), tuple(uses))
 
 
-class Phrasebook:
+class TemplateTable:
     """The phrases of one credential, and how its clients put them.
 
     Items are noted as bytes of one piece: the numbers of their phrases, then their values.
@@ -291,10 +291,10 @@ class Phrasebook:
             numbers.append(number)
             noted += values
         noted[0] = bytes(numbers)
-        notes = _GAP.join(noted)
-        if notes.count(_GAP) != len(noted) - 1:
+        encoded = _GAP.join(noted)
+        if encoded.count(_GAP) != len(noted) - 1:
             raise ValueError("an item is not JSON")
-        return notes
+        return encoded
 
     def grow(self) -> None:
         """Have room again for what there was no room to learn."""
@@ -303,18 +303,18 @@ class Phrasebook:
             self._spare += self._step
             self.size += self._step
 
-    def items(self, notes: bytes) -> list[bytes]:
-        """The items of ``notes``, byte for byte."""
+    def items(self, encoded: bytes) -> list[bytes]:
+        """The items of ``encoded``, byte for byte."""
         return [
             _written(self._phrases[number - 1].words, values)
-            for number, values in self._read(notes)
+            for number, values in self._read(encoded)
         ]
 
-    def is_at(self, notes: bytes, text: bytes, bounds: Sequence[int], start: int) -> int:
-        """How many items of ``notes``, beginning with the first, are in ``text`` one after another,
-        in words that are known. Item n of the text is from ``bounds[n]`` up to the byte before
-        ``bounds[n + 1]``; the first one to look at is item ``start``."""
-        numbers, *values = notes.split(_GAP)
+    def is_at(self, encoded: bytes, text: bytes, bounds: Sequence[int], start: int) -> int:
+        """How many items of ``encoded``, beginning with the first, are in ``text`` one after
+        another, in words that are known. Item n of the text is from ``bounds[n]`` up to the byte
+        before ``bounds[n + 1]``; the first one to look at is item ``start``."""
+        numbers, *values = encoded.split(_GAP)
         stop = start + len(numbers)
         if stop < len(bounds):
             for manner in self._sequences.get(numbers, ()):
@@ -337,9 +337,9 @@ class Phrasebook:
             self._remember(numbers, found)
         return len(found)
 
-    def learn(self, notes: bytes, items: Iterable[Text]) -> None:
-        """Learn from ``items``, which say what the items of ``notes`` say, in the same order."""
-        for (number, values), raw in zip(self._read(notes), items, strict=True):
+    def learn(self, encoded: bytes, items: Iterable[Text]) -> None:
+        """Learn from ``items``, which say what the items of ``encoded`` say, in the same order."""
+        for (number, values), raw in zip(self._read(encoded), items, strict=True):
             item = bytes(raw)
             manners = self._manners[number - 1]
             if any(manner.is_at(item, 0, len(item), values) for manner in manners):
@@ -374,16 +374,16 @@ class Phrasebook:
         for number, known in enumerate(self._phrases[1:], start=2):
             if (found := known.values(item)) is not None:
                 return number, found
-        phrase, values = split(item)
-        if phrase is not PLAIN and len(self._phrases) < _MAX_PHRASES:
-            self._phrases.append(phrase)
-            self._manners.append([_as_it_is(phrase)])
-            self.size += PHRASE_OVERHEAD + sum(map(len, phrase.words))
+        template, values = split(item)
+        if template is not PLAIN and len(self._phrases) < _MAX_PHRASES:
+            self._phrases.append(template)
+            self._manners.append([_as_it_is(template)])
+            self.size += PHRASE_OVERHEAD + sum(map(len, template.words))
             return len(self._phrases), values
         return 1, [item]
 
-    def _read(self, notes: bytes) -> Iterator[tuple[int, list[bytes]]]:
-        numbers, *values = notes.split(_GAP)
+    def _read(self, encoded: bytes) -> Iterator[tuple[int, list[bytes]]]:
+        numbers, *values = encoded.split(_GAP)
         first = 0
         for number in numbers:
             after = first + len(self._phrases[number - 1].names)
@@ -391,14 +391,14 @@ class Phrasebook:
             first = after
 
 
-def _as_it_is(phrase: Phrase) -> _Manner:
-    return _Manner(phrase.words, tuple(range(len(phrase.names))))
+def _as_it_is(template: ItemTemplate) -> _Manner:
+    return _Manner(template.words, tuple(range(len(template.names))))
 
 
-def _manner(phrase: Phrase, item: bytes) -> _Manner | None:
-    """How ``item`` puts the values of ``phrase``; None if it has others."""
+def _manner(template: ItemTemplate, item: bytes) -> _Manner | None:
+    """How ``item`` puts the values of ``template``; None if it has others."""
     other, _ = split(item)
-    if PLAIN in (phrase, other) or ({*phrase.names} ^ {*other.names}) - _UNREAD_NAMES:
+    if PLAIN in (template, other) or ({*template.names} ^ {*other.names}) - _UNREAD_NAMES:
         return None
-    uses = (None if name in _UNREAD_NAMES else phrase.names.index(name) for name in other.names)
+    uses = (None if name in _UNREAD_NAMES else template.names.index(name) for name in other.names)
     return _Manner(other.words, tuple(uses))

@@ -1,15 +1,15 @@
 """The moves that rules are made of.
 
-What belongs here: a ``Draft`` is one transition in the making. It holds the state so far and the
-effects so far, and offers the few moves (connect, close, send, dispatch, recover, fail, release)
-that every rule is written in, so that each decision stands in exactly one place.
+What belongs here: a ``TransitionBuilder`` is one transition in the making. It holds the state so
+far and the effects so far, and offers the few moves (connect, close, send, dispatch, recover, fail,
+release) that every rule is written in, so that each decision stands in exactly one place.
 
 The policy's table is read in two places. ``recover`` reads the cell that decides about a loss or a
 refusal, and notes it in ``cells``. ``deliver`` reads ahead: what a loss right now would lead to
 tells whether the event is held back. Nothing is lost then, so that cell is no decision about the
 turn, and is noted apart, as ``foreseen``.
 
-A draft lives inside one ``step`` and never leaves it; from outside, ``step`` is a pure function.
+A builder lives inside one ``step`` and never leaves it; from outside, ``step`` is a pure function.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import attrs
 
 from bridgecore.errors import InternalError
 from bridgecore.recovery import effects as fx
-from bridgecore.recovery.effects import Answer, Effect, Form
+from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Cell, Policy, Situation
@@ -33,9 +33,9 @@ _UNANSWERED = {Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT}
 _ANSWERING = {Situation.LOST_CREATED, Situation.LOST_OUTPUT, Situation.OWNER_LOST_OUTPUT}
 _DISPATCHED = frozenset({*_UNANSWERED, *_ANSWERING, Situation.OWNER_LOST_DISPATCHED})
 _FORMS = {
-    Action.SEND: Form.AS_IS,
-    Action.REHYDRATE: Form.REHYDRATED,
-    Action.SEND_FULL: Form.CLIENT_FULL,
+    Action.SEND: RequestForm.AS_IS,
+    Action.REHYDRATE: RequestForm.REHYDRATED,
+    Action.SEND_FULL: RequestForm.CLIENT_FULL,
 }
 _ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest go first
 # How many ids are remembered of one answer, and of answers that have ended on a socket. An upstream
@@ -44,7 +44,7 @@ _IDS_OF_ONE = 8
 _IDS_ENDED = 16
 
 
-class Draft:
+class TransitionBuilder:
     """One transition in the making. Not for use outside ``recovery``.
 
     It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict. ``phase``
@@ -58,17 +58,25 @@ class Draft:
         self.cells: tuple[Cell, ...] = ()
         self.foreseen: Cell | None = None
         self.lifecycle, self.generation = state.lifecycle, state.generation
-        self.live_anchor, self.taken, self.waiting = state.live_anchor, state.running, state.waiting
+        self.cached_response, self.taken, self.waiting = (
+            state.cached_response,
+            state.running,
+            state.waiting,
+        )
         self.ended = state.ended
-        self.refusals, self.worn, self.remote = state.refusals, state.worn, state.remote
+        self.refusals, self.past_lifetime, self.remote = (
+            state.refusals,
+            state.past_lifetime,
+            state.remote,
+        )
         self.timers = dict(state.timers.entries)
 
     def finish(self) -> SessionState:
         """The state that the moves have led to."""
         timers = Timers.of(self.timers)
-        socket = (self.lifecycle, self.generation, self.live_anchor, self.ended)
+        socket = (self.lifecycle, self.generation, self.cached_response, self.ended)
         turns = (self.taken, self.waiting, self.refusals)
-        return SessionState(*socket, *turns, self.worn, self.remote, timers)
+        return SessionState(*socket, *turns, self.past_lifetime, self.remote, timers)
 
     @property
     def running(self) -> Running:
@@ -82,7 +90,7 @@ class Draft:
         """What is in hand for the running turn: without an anchor, once the client's own input went
         in place of an injected one."""
         running = self.running
-        gone = Form.CLIENT_FULL in (running.form, running.sent)
+        gone = RequestForm.CLIENT_FULL in (running.form, running.sent)
         return Standing.UNANCHORED if gone else running.turn.standing
 
     def emit(self, effect: Effect) -> None:
@@ -150,7 +158,7 @@ class Draft:
         """The event at hand waits: it is not known yet whether it belongs to the running turn."""
         self.emit(fx.DeliverEvent(self.running.turn.id, held=True))
 
-    def fail(self, answer: Answer, failure: Failure | None) -> None:
+    def fail(self, answer: FailureReply, failure: Failure | None) -> None:
         """End the turn with ``answer``."""
         self.emit(fx.FailTurn(self.running.turn.id, answer, failure))
         self.release()
@@ -159,7 +167,7 @@ class Draft:
         """The session is free: rotate a worn socket, then take the next turn or begin to idle."""
         self.taken = None
         self.clear_timer(Timer.CREATED, Timer.IDLE, Timer.TURN)
-        if self.worn:
+        if self.past_lifetime:
             self.rotate()
         if self.waiting:
             first, self.waiting = self.waiting[0], self.waiting[1:]
@@ -170,7 +178,7 @@ class Draft:
 
     def disconnected(self) -> None:
         """There is no socket any more, and what it remembered went with it."""
-        self.lifecycle, self.live_anchor, self.worn = Lifecycle.CLOSED, None, False
+        self.lifecycle, self.cached_response, self.past_lifetime = Lifecycle.CLOSED, None, False
         self.ended = ()
         self.clear_timer(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
 
@@ -182,7 +190,7 @@ class Draft:
 
     def rotate(self) -> None:
         """Give up the socket for its age; the next turn opens another, or it is warmed now."""
-        anchor = self.live_anchor
+        anchor = self.cached_response
         self.close()
         if self.policy.budgets.warm and anchor is not None and not self.waiting:
             self.emit(fx.WarmSession(anchor))
@@ -221,15 +229,15 @@ class Draft:
         owned = self.remote and FailureKind.NOT_FOUND not in running.recovered
         if running.form is not None:
             self._send(running.form)
-        elif running.sent is Form.CLIENT_FULL:
+        elif running.sent is RequestForm.CLIENT_FULL:
             self._send(running.sent)  # its injected anchor was given up for good
-        elif anchor is None or anchor == self.live_anchor or owned:
-            self._send(Form.AS_IS)
+        elif anchor is None or anchor == self.cached_response or owned:
+            self._send(RequestForm.AS_IS)
         else:
             self.lifecycle = Lifecycle.SEND_SKIPPED
             self.recover(Situation.SEND_SKIPPED, None)
 
-    def _send(self, form: Form) -> None:
+    def _send(self, form: RequestForm) -> None:
         self.taken = attrs.evolve(
             self.running,
             phase=AttemptPhase.SENDING,
@@ -260,16 +268,16 @@ class Draft:
             case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:
                 self._try_again(_FORMS.get(action), situation, failure, answer)
             case Action.SEND_OR_REHYDRATE:
-                form = Form.REHYDRATED if self._tried_in_vain() else Form.AS_IS
+                form = RequestForm.REHYDRATED if self._tried_in_vain() else RequestForm.AS_IS
                 self._try_again(form, situation, failure, answer)
             case Action.REFUSE_BOUNDED:
                 self._refuse_bounded(answer, failure)
             case Action.REFUSE_THEN_REHYDRATE:
-                if self.running.sent is Form.AS_IS:
+                if self.running.sent is RequestForm.AS_IS:
                     self.count_refusal(self.running.turn.anchor)
                 self.fail(answer, failure)
             case Action.SURFACE:
-                self.fail(Answer.UPSTREAM_ERROR, failure)
+                self.fail(FailureReply.UPSTREAM_ERROR, failure)
             case Action.REFUSE | Action.FAIL:
                 # When the reconnect for a resend fails, the client hears of the loss before it.
                 before = self.running.fallback if situation is Situation.CONNECT_FAILED else None
@@ -278,7 +286,11 @@ class Draft:
                 assert_never(action)
 
     def _try_again(
-        self, form: Form | None, situation: Situation, failure: Failure | None, answer: Answer
+        self,
+        form: RequestForm | None,
+        situation: Situation,
+        failure: Failure | None,
+        answer: FailureReply,
     ) -> None:
         """Send once more, as ``form`` or as ``dispatch`` finds; out of budget, say ``answer``."""
         running = self.running
@@ -299,10 +311,10 @@ class Draft:
         self.taken = attrs.evolve(running, form=form, fallback=answer)
         self.start()
 
-    def _refuse_bounded(self, answer: Answer, failure: Failure | None) -> None:
+    def _refuse_bounded(self, answer: FailureReply, failure: Failure | None) -> None:
         anchor = self.running.turn.anchor
         if dict(self.refusals).get(anchor, 0) >= self.policy.budgets.refusals:
-            self.fail(Answer.NOT_FOUND, failure)
+            self.fail(FailureReply.NOT_FOUND, failure)
             return
         self.count_refusal(anchor)
         self.fail(answer, failure)

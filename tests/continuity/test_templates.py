@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.phrases: how items are kept, and what is taken for the same."""
+"""Tests of bridgecore.continuity.templates: how items are kept, and what is taken for the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.continuity.items import ROOT, chain_digest
-from bridgecore.continuity.phrases import PLAIN, SPARE, Phrasebook, split
+from bridgecore.continuity.templates import PLAIN, SPARE, TemplateTable, split
 from tests.memory import taken
 
 Item = dict[str, Any]
@@ -20,12 +20,12 @@ def dump(item: object) -> bytes:
     return json.dumps(item, separators=(",", ":")).encode()
 
 
-def is_same(book: Phrasebook, notes: bytes, *items: bytes) -> bool:
+def is_same(book: TemplateTable, encoded: bytes, *items: bytes) -> bool:
     """Whether the items are those of the notes, as far as the book can tell."""
     bounds = [0]
     for item in items:
         bounds.append(bounds[-1] + len(item) + 1)
-    return book.is_at(notes, b",".join(items), bounds, 0) == len(items)
+    return book.is_at(encoded, b",".join(items), bounds, 0) == len(items)
 
 
 def user(text: str) -> Item:
@@ -59,10 +59,10 @@ def thought(content: object, **members: object) -> Item:
     ],
 )
 def test_the_values_of_an_item(item: Item, names: tuple[str, ...]) -> None:
-    phrase, values = split(dump(item))
-    assert phrase.names == names
-    assert len(phrase.words) == len(values) + 1
-    assert phrase.values(dump(item)) == values
+    template, values = split(dump(item))
+    assert template.names == names
+    assert len(template.words) == len(values) + 1
+    assert template.values(dump(item)) == values
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_the_values_of_an_item(item: Item, names: tuple[str, ...]) -> None:
 )
 def test_items_without_a_template_are_kept_as_they_are(item: bytes) -> None:
     assert split(item) == (PLAIN, [item])
-    book = Phrasebook()
+    book = TemplateTable()
     assert book.items(book.note([item])) == [item]
     assert book.size == SPARE
 
 
 def test_a_phrase_is_read_as_json_and_not_as_text() -> None:
     """What stands between the words has to be one string each."""
-    phrase, _ = split(dump({"type": "function_call_output", "call_id": "c", "output": "x"}))
+    template, _ = split(dump({"type": "function_call_output", "call_id": "c", "output": "x"}))
     for other in (
         b'{"type":"function_call_output","call_id":"c","x":"","output":"x"}',
         b'{"type":"function_call_output","call_id":"c","output":"x","y":"z"}',
@@ -103,16 +103,16 @@ def test_a_phrase_is_read_as_json_and_not_as_text() -> None:
         b'{"type":"function_call_output","output":"x","call_id":"c"}',
         b'{"type":"function_call_output","call_id":"c","output":"x" }',
     ):
-        assert phrase.values(other) is None, other
+        assert template.values(other) is None, other
     tricky = dump({"type": "function_call_output", "call_id": '","output":"', "output": '\\"}'})
-    assert phrase.values(tricky) == [b'"\\",\\"output\\":\\""', b'"\\\\\\"}"']
+    assert template.values(tricky) == [b'"\\",\\"output\\":\\""', b'"\\\\\\"}"']
 
 
 # ------------------------------------------------------------------ other words
 
 
 def test_a_form_learnt_from_one_item_holds_for_its_template() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
     size = book.size
     other = {"id": "fc_1", "arguments": "a", "call_id": "1", "type": "function_call", "name": "f"}
@@ -129,12 +129,12 @@ def test_a_form_learnt_from_one_item_holds_for_its_template() -> None:
 
 @pytest.mark.parametrize("unread", ['"', "\\", "x" * 200])
 def test_an_id_is_a_plain_string(unread: str) -> None:
-    book = Phrasebook()
-    notes = book.note([dump(call("1", "a"))])
-    book.learn(notes, [dump({"id": "fc_1", **call("1", "a")})])
-    assert is_same(book, notes, dump({"id": "fc_2", **call("1", "a")}))
-    assert not is_same(book, notes, dump({"id": unread, **call("1", "a")}))
-    assert not is_same(book, notes, b'{"id":"a","id":"b"' + dump(call("1", "a"))[1:])
+    book = TemplateTable()
+    encoded = book.note([dump(call("1", "a"))])
+    book.learn(encoded, [dump({"id": "fc_1", **call("1", "a")})])
+    assert is_same(book, encoded, dump({"id": "fc_2", **call("1", "a")}))
+    assert not is_same(book, encoded, dump({"id": unread, **call("1", "a")}))
+    assert not is_same(book, encoded, b'{"id":"a","id":"b"' + dump(call("1", "a"))[1:])
 
 
 CODEX = "internal_chat_message_metadata_passthrough"
@@ -143,7 +143,7 @@ CODEX = "internal_chat_message_metadata_passthrough"
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_members_added_by_a_client_are_not_compared(place: int) -> None:
     """It is another one in each item, so that no two items would be written alike."""
-    book = Phrasebook()
+    book = TemplateTable()
     one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
 
     def with_note(item: Item, note: object) -> bytes:
@@ -157,25 +157,25 @@ def test_members_added_by_a_client_are_not_compared(place: int) -> None:
         assert not is_same(book, two, with_note(call("2", "c"), note))
     # As what was asked, it is held with everything.
     asked = with_note(call("3", "c"), first)
-    notes = book.note([asked, with_note(call("4", "d"), {"turn_id": "y"})])
-    assert book.items(notes)[0] == asked
-    assert is_same(book, notes, dump(call("3", "c")), dump(call("4", "d"))) is False
-    book.learn(notes, [dump(call("3", "c")), dump(call("4", "d"))])
-    assert is_same(book, notes, dump(call("3", "c")), dump(call("4", "d")))
+    encoded = book.note([asked, with_note(call("4", "d"), {"turn_id": "y"})])
+    assert book.items(encoded)[0] == asked
+    assert is_same(book, encoded, dump(call("3", "c")), dump(call("4", "d"))) is False
+    book.learn(encoded, [dump(call("3", "c")), dump(call("4", "d"))])
+    assert is_same(book, encoded, dump(call("3", "c")), dump(call("4", "d")))
 
 
 def test_arguments_formatted_differently_add_no_second_form() -> None:
-    book = Phrasebook()
-    notes = book.note([dump(call("1", '{"a":1}'))])
+    book = TemplateTable()
+    encoded = book.note([dump(call("1", '{"a":1}'))])
     other = {"type": "function_call", "name": "f", "call_id": "1"}
     for space in range(9):
-        book.learn(notes, [dump({**other, "arguments": '{"a":%s1}' % (" " * space)})])
+        book.learn(encoded, [dump({**other, "arguments": '{"a":%s1}' % (" " * space)})])
     assert [len(manners) for manners in book._manners] == [1, 2]
-    assert is_same(book, notes, dump({**other, "arguments": '{"a":1}'}))
+    assert is_same(book, encoded, dump({**other, "arguments": '{"a":1}'}))
 
 
 def test_a_thought_without_its_content_is_its_id() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     known = book.note([dump(thought("e"))])
     book.learn(known, [dump({"id": "rs_1", **thought("e")})])
     assert is_same(book, known, dump({"id": "rs_2", **thought("e")}))
@@ -185,28 +185,28 @@ def test_a_thought_without_its_content_is_its_id() -> None:
 
 
 def test_a_form_is_learnt_from_a_value_escaped_differently() -> None:
-    book = Phrasebook()
-    notes = book.note([dump(user("caf\u00e9"))])
+    book = TemplateTable()
+    encoded = book.note([dump(user("caf\u00e9"))])
     other = '{"role":"user","content":"%s"}'
-    book.learn(notes, [(other % "caf\u00e9").encode()])
-    assert not is_same(book, notes, (other % "caf\u00e9").encode())
-    assert is_same(book, notes, (other % "caf\\u00e9").encode())
+    book.learn(encoded, [(other % "caf\u00e9").encode()])
+    assert not is_same(book, encoded, (other % "caf\u00e9").encode())
+    assert is_same(book, encoded, (other % "caf\\u00e9").encode())
     assert is_same(book, book.note([dump(user("cafe"))]), (other % "cafe").encode())
 
 
 def test_an_item_with_other_values_adds_no_form() -> None:
-    book = Phrasebook()
-    notes = book.note([dump(user("a"))])
+    book = TemplateTable()
+    encoded = book.note([dump(user("a"))])
     two = {**user("a"), "content": [*user("a")["content"], *user("a")["content"]]}
     for item in (b"7", dump(two), json.dumps(user("a")).encode()):
-        book.learn(notes, [item])
-        assert not is_same(book, notes, item)
+        book.learn(encoded, [item])
+        assert not is_same(book, encoded, item)
     assert not is_same(book, book.note([b"1"]), b"12")
 
 
 def test_the_number_of_learnt_forms_is_bounded() -> None:
-    book = Phrasebook()
-    notes = book.note([dump(user("a"))])
+    book = TemplateTable()
+    encoded = book.note([dump(user("a"))])
 
     def way(number: int) -> bytes:
         return dump({"role": "user", **dict.fromkeys("abcdefgh"[:number]), **user("a")})
@@ -214,18 +214,18 @@ def test_the_number_of_learnt_forms_is_bounded() -> None:
     known = 0
     for _ in range(20):
         for number in range(8):
-            book.learn(notes, [way(number)])
-        found = [number for number in range(8) if is_same(book, notes, way(number))]
+            book.learn(encoded, [way(number)])
+        found = [number for number in range(8) if is_same(book, encoded, way(number))]
         assert len(found) >= known
         known = len(found)
         book.grow()
     assert known == 3
-    assert is_same(book, notes, dump(user("a")))
+    assert is_same(book, encoded, dump(user("a")))
     assert book.size < 5 * SPARE
 
 
 def test_the_number_of_sequences_is_bounded() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     kinds = [dump({**user("a"), "phase": f"p{number}"}) for number in range(6)]
     pairs = [(one, two) for one in kinds for two in kinds]
     for one, two in [*pairs, *pairs]:
@@ -243,7 +243,7 @@ def test_the_number_of_sequences_is_bounded() -> None:
 
 
 def test_long_sequences_are_not_remembered() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     kinds = [dump({**user("a"), "phase": f"p{number}"}) for number in range(9)]
     book.note(kinds)
     size = book.size
@@ -255,10 +255,10 @@ def test_long_sequences_are_not_remembered() -> None:
 
 
 def test_a_full_book_keeps_items_as_they_are() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     items = [dump({**user("a"), "phase": f"p{number}"}) for number in range(60)]
-    notes = book.note(items)
-    assert book.items(notes) == items
+    encoded = book.note(items)
+    assert book.items(encoded) == items
     size = book.size
     more = book.note(dump({**user("b"), "phase": f"q{number}"}) for number in range(60))
     assert book.size == size
@@ -266,32 +266,32 @@ def test_a_full_book_keeps_items_as_they_are() -> None:
 
 
 def test_items_are_looked_for_one_after_another() -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     one, two, three = (dump(user(text)) for text in "123")
-    notes = book.note([one, two])
+    encoded = book.note([one, two])
     for items, count in (
         ([one, two, three], 2), ([one, three], 1), ([one], 1), ([two, one], 0), ([], 0)
     ):  # fmt: skip
         bounds = [0, 5]
         for item in items:
             bounds.append(bounds[-1] + len(item) + 1)
-        assert book.is_at(notes, b",".join([b"null", *items]), bounds, 1) == count
+        assert book.is_at(encoded, b",".join([b"null", *items]), bounds, 1) == count
 
 
 def test_invalid_json_is_refused() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        Phrasebook().note([b'"a\0b"'])
+        TemplateTable().note([b'"a\0b"'])
 
 
 def test_the_size_of_a_table_is_its_memory() -> None:
-    def fill() -> list[Phrasebook]:
+    def fill() -> list[TemplateTable]:
         books = []
         for number in range(30):
-            book = Phrasebook()
+            book = TemplateTable()
             for each in range(20):
-                notes = book.note([dump({**user("a"), "phase": f"p{number}.{each}"})])
+                encoded = book.note([dump({**user("a"), "phase": f"p{number}.{each}"})])
                 other = {"phase": f"p{number}.{each}", "role": "user", "content": "a"}
-                book.learn(notes, [dump(other)])
+                book.learn(encoded, [dump(other)])
                 book.grow()
             books.append(book)
         return books
@@ -362,7 +362,7 @@ def written(draw: st.DrawFn) -> bytes:
 @given(st.lists(written(), min_size=2, max_size=12))
 @settings(max_examples=300)
 def test_encoded_items_are_decoded_to_the_same_bytes(said: list[bytes]) -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     assert book.items(book.note(said)) == said
     assert book.items(book.note(said)) == said  # now that their phrases are known
 
@@ -385,17 +385,17 @@ def reworded(item: bytes, order: list[str], unread: str | None) -> bytes:
 def test_items_with_different_digests_never_compare_equal(
     said: list[bytes], order: list[str], unread: str | None
 ) -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     said += [reworded(item, order, unread) for item in said]
-    notes = [book.note([item]) for item in said]
+    encoded = [book.note([item]) for item in said]
     digests = [chain_digest(ROOT, item) for item in said]
     pairs = [(a, b) for a in range(len(said)) for b in range(len(said))]
     for a, b in pairs:
         if digests[a] == digests[b]:
-            book.learn(notes[a], [said[b]])
+            book.learn(encoded[a], [said[b]])
             book.grow()
     for a, b in pairs:
-        if is_same(book, notes[a], said[b]):
+        if is_same(book, encoded[a], said[b]):
             assert digests[a] == digests[b], (said[a], said[b])
 
 
@@ -404,23 +404,23 @@ def test_items_with_different_digests_never_compare_equal(
 def test_a_sequence_is_equal_if_each_of_its_items_is(
     rows: list[list[bytes]], data: st.DataObject
 ) -> None:
-    book = Phrasebook()
+    book = TemplateTable()
     order = data.draw(st.permutations(["type", "role", "content", "call_id", "output", "id"]))
     unread = data.draw(st.sampled_from([None, "k"]))
     rows += [[reworded(item, order, unread) for item in row] for row in rows]
     digests = [[chain_digest(ROOT, item) for item in row] for row in rows]
-    notes = [book.note(row) for row in rows]
-    for one, noted in zip(digests, notes, strict=True):
+    encoded = [book.note(row) for row in rows]
+    for one, noted in zip(digests, encoded, strict=True):
         for other, row in zip(digests, rows, strict=True):
             if one == other:
                 book.learn(noted, row)
                 book.grow()
     for _ in range(2):  # what is found item by item is then looked for at once
-        for one, noted in zip(digests, notes, strict=True):
+        for one, noted in zip(digests, encoded, strict=True):
             for other, row in zip(digests, rows, strict=True):
                 assert one[: len(other)] == other or not is_same(book, noted, *row)
                 book.grow()
-        assert all(is_same(book, noted, *row) for noted, row in zip(notes, rows, strict=True))
+        assert all(is_same(book, noted, *row) for noted, row in zip(encoded, rows, strict=True))
 
 
 @st.composite
@@ -433,7 +433,7 @@ def item_twice(draw: st.DrawFn) -> tuple[Item, Item]:
 @settings(max_examples=200)
 def test_a_learnt_form_holds_for_any_values(twice: tuple[Item, Item], new: str) -> None:
     """Two ways to say one thing are two ways to say another."""
-    book = Phrasebook()
+    book = TemplateTable()
     book.learn(book.note([dump(twice[0])]), [dump(twice[1])])
     for name in ("output", "arguments"):
         if name in twice[0]:
