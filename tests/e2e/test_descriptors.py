@@ -37,7 +37,7 @@ def short_of_files(backend: Backend, upstream: Upstream) -> Iterator[Process]:
         assert bridge.exit_code() == 0
         logged = bridge.logged()
         assert "Traceback" not in logged
-        assert "connect_failed" not in logged
+        assert "upstream.connect_failed" not in logged
         stamps = re.findall(r"^(\S+) warning sockets\.exhausted ", logged, re.MULTILINE)
         at = [datetime.fromisoformat(stamp).timestamp() for stamp in stamps]
         assert at
