@@ -256,7 +256,8 @@ class World:
         self.responses: dict[str, _Response] = {}
         self.refused: _Turn | None = None  # for its size, and not repeated yet
         self.rejected: set[tuple[int, str]] = set()  # injected, and rejected
-        self.unbuilt: set[tuple[int, str]] = set()  # rebuilt for that anchor, and rejected
+        # What was rebuilt for that anchor was rejected, and the latest turn that had come by then.
+        self.unbuilt: dict[tuple[int, str], int] = {}
         self.too_large: set[tuple[int, bytes]] = set()  # frames
         self.told: set[str] = set()  # calls
         self.ended: set[str] = set()  # responses whose end was told
@@ -442,7 +443,7 @@ class World:
                 self.rejected.update((turn.credential, anchor) for anchor in turn.injected[-1:])
             if what == "invalid" and turn.anchor is not None:
                 turn.harmed = True
-                self.unbuilt.add((turn.credential, turn.anchor))
+                self.unbuilt.setdefault((turn.credential, turn.anchor), self.submitted)
         link.turn = link.context = link.cached = None
         error = {"type": "invalid_request_error", "code": code, "message": "no"}
         self._tell(
@@ -596,8 +597,9 @@ class World:
         sized = (link.credential, effect.data) not in self.too_large
         self._check(_P.SIZE_IS_NOT_REPEATED, sized, f"turn {turn.id}")
         if anchor is None and turn.anchor is not None:
-            unbuilt = (turn.credential, turn.anchor) in self.unbuilt
-            self._check(_P.REJECTED_REBUILD_ENDS, not unbuilt, f"turn {turn.id}")
+            # A turn that was on its way may try it once: its own items may be the better ones.
+            before_it = self.unbuilt.get((turn.credential, turn.anchor), turn.id)
+            self._check(_P.REJECTED_REBUILD_ENDS, turn.id <= before_it, f"turn {turn.id}")
         if anchor is not None:
             if anchor != turn.anchor:
                 pair = (turn.credential, anchor)
@@ -746,7 +748,7 @@ class World:
                 for made in self.responses.values()
             ),
             tuple(sorted(self.rejected)),
-            tuple(sorted(self.unbuilt)),
+            tuple(sorted(self.unbuilt.items())),
             len(self.too_large),
             None if self.refused is None else (self.refused.credential, str(self.refused.items)),
         )  # fmt: skip

@@ -170,7 +170,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
     31: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.SILENCE_DROPS_THE_SOCKET),
     32: (_P.SOCKETS_ARE_ROTATED, _P.RECOVERED_AT_ONCE, _P.RECOVERED_ONCE),
     33: _LATER + "there is no circuit",
-    34: _LATER + "there is no circuit; an upstream's Retry-After is tests/test_rendering.py's",
+    34: _LATER + "there is no circuit; an upstream's Retry-After is tests/test_api_error.py's",
     35: (_P.RECOVERY_DESCENDS, _P.TURNS_END, _P.RETRIES_END, _P.REFUSALS_ARE_BOUNDED),
     36: _LATER + "there are no leases",
     37: _LATER + "there are no leases",

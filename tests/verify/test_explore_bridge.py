@@ -226,6 +226,19 @@ def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -
     assert found.prop is P.HELD_IS_ANSWERED
 
 
+def test_a_turn_on_its_way_may_rebuild_what_was_rejected_for_another() -> None:
+    """Both continue one response, the second on a new link, where the rebuilt input is rejected.
+    Then the first one's link has forgotten the response."""
+    moves: list[tuple[str, tuple[Any, ...]]] = [
+        ("fresh", (0,)), ("opened", (2,)), ("answers", (2,)), ("continue", (0, "resp_1")),
+        ("continue", (0, "resp_1")), ("opened", (4,)), ("invalid", (4,)), ("forgets", (2,)),
+    ]  # fmt: skip
+    world = World(BRIDGE_BOUNDS["nightly"][1], Bridge)
+    for what, about in moves:
+        world.happens(Move(what, about))
+    assert [turn.id for turn in world.turns.values()] == [2]  # and it may yet be answered
+
+
 def test_responses_that_are_made_at_the_same_time_have_names_of_their_own() -> None:
     """One is created, and another one begins and ends before it: the second one's name is not the
     first one's, or to continue it would be to continue either."""
