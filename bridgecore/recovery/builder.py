@@ -209,7 +209,8 @@ class TransitionBuilder:
             self._connect()
 
     def _connect(self) -> None:
-        self.taken = attrs.evolve(self.running, phase=AttemptPhase.UNSENT)
+        # A response.created in doubt was of the connection before.
+        self.taken = attrs.evolve(self.running, phase=AttemptPhase.UNSENT, doubtful=None)
         if self.policy.budgets.reconnect_uses_replay and self.generation > 0:
             self.taken = attrs.evolve(self.taken, replays=max(self.taken.replays, 1))
         self.lifecycle = Lifecycle.RECONNECTING

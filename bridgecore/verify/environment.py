@@ -202,6 +202,10 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     if bounds.causes:
         yield Move("part of the frame sent", ev.FrameSent(generation, whole=False))
     yield from _answers(generation, fresh_name(state))
+    if state.phase in (Phase.CREATED, Phase.OUTPUT):
+        # Some upstreams name a response when it is created, and not again when it ends.
+        unnamed = ev.ResponseEnded(generation, Outcome.COMPLETED)
+        yield Move("completed, without its name", unnamed)
     if bounds.late and state.ended and state.running is not None:
         yield from _late(generation, state.ended[-1])
     if state.phase in (Phase.SENDING, Phase.SENT):  # later it is a failure like any other
@@ -219,7 +223,7 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
 
 def fresh_name(state: SessionState) -> str:
     """What the upstream calls the response of the running turn, or the next one."""
-    if state.running is not None and state.running.responses:
+    if state.phase in (Phase.CREATED, Phase.OUTPUT):
         return state.running.responses[-1]
     taken = {*state.ended, state.cached_response}
     return next(name for name in ("new", *map("new {}".format, range(99))) if name not in taken)

@@ -623,8 +623,10 @@ class _Watch:
         elif isinstance(effect, fx.StopInjecting | fx.StopRebuilding):
             if effect.turn != self.before.carried:
                 self._broken(_P.REFUSED_PLAN_ENDS, f"{effect}, but {self.before.carried} ran")
-            injecting = isinstance(effect, fx.StopInjecting)
-            self.stopped.add("injecting" if injecting else "rebuilding")
+            what = "injecting" if isinstance(effect, fx.StopInjecting) else "rebuilding"
+            if what in self.stopped:
+                self._broken(_P.REFUSED_PLAN_ENDS, f"{effect} twice")
+            self.stopped.add(what)
         elif isinstance(effect, fx.WarmSession):
             self.warmed = effect.anchor
         elif isinstance(effect, fx.Ignored):

@@ -569,7 +569,11 @@ EQUIVALENT: Mapping[str, str] = {
     r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
         "the refusal evicted the anchor: started over, the turn is said in full, too"
     ),
-    r"(connect-deadline|lost-connecting|refused|ended): running\.form forgotten": (
+    r"cell (LOST_(SENDING|SENT|CREATED|OUTPUT)|SILENT|OWNER_LOST_(DISPATCHED|OUTPUT))/unanchored: "
+    r"refuse, next try rehydrates .*": (
+        "it counts a try in vain, and nothing reads the count of a turn without an anchor"
+    ),
+    r"(connect-deadline|lost-connecting|lost-in-flight|refused|ended): running\.form forgotten": (
         "how the turn was to go is decided once more, alike: no new socket knows the anchor"
     ),
 }
