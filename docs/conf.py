@@ -5,13 +5,15 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+from bridgecore import __version__
+
 _project = tomllib.loads(
     (Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8")
 )["project"]
 
 project = "bridgecore"
 author = copyright = _project["authors"][0]["name"]
-version = release = _project["version"]
+version = release = __version__
 
 extensions: list[str] = []
 exclude_patterns = ["_build", "generated", "figures.rst"]  # included by others

@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from bridgecore.errors import BridgecoreError
+
 Json: TypeAlias = dict[str, Any]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) ?.*")
@@ -26,7 +28,7 @@ _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _ERROR_MEMBERS = frozenset({"message", "type", "code", "param"})  # an upstream's may have more
 
 
-class ReadError(Exception):
+class ReadError(BridgecoreError):
     """What was received breaks HTTP, or the format of streams. The text says how."""
 
 

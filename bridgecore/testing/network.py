@@ -39,6 +39,7 @@ from typing import Final, Protocol, TypeAlias, assert_never
 import attrs
 
 from bridgecore import transport as tp
+from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
 NOBODY: Final = -1  # the label of a connection of which it is not known for whom it is
@@ -51,7 +52,7 @@ _OnConnection: TypeAlias = (
 )
 
 
-class MachineError(AssertionError):
+class MachineError(BridgecoreError, AssertionError):
     """A machine broke its duty. ``label``: of the connection for which it worked."""
 
     def __init__(self, label: int, message: str) -> None:
