@@ -49,13 +49,14 @@ from bridgecore.recovery.policy import (
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
-from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer, Timers
 from bridgecore.tables import render_rules
-from bridgecore.wire.responses import CreateRequest, UpstreamEvent
+from bridgecore.wire.responses import CreateRequest, EventKind, UpstreamEvent
 
 # The one place that states the version: the build reads it from here, and reading it costs no look
 # at the metadata of installed packages.
 __version__ = "0.1.0.dev0"
+"""The version of the distribution, as PEP 440 has it."""
 
 __all__ = [
     "DEFAULT",
@@ -74,6 +75,7 @@ __all__ = [
     "CreateRequest",
     "Deadline",
     "Endpoint",
+    "EventKind",
     "FailureReply",
     "Gateway",
     "InternalError",
@@ -89,6 +91,7 @@ __all__ = [
     "Standing",
     "Timeouts",
     "Timer",
+    "Timers",
     "Transition",
     "UpstreamEvent",
     "UpstreamUrl",

@@ -68,7 +68,10 @@ class Gateway:
 
     @property
     def bridge(self) -> Bridge:
-        """The bridge inside, for its counts."""
+        """The bridge inside, for its counts. Not part of the public surface.
+
+        :meta private:
+        """
         return self._bridge
 
     def next_timeout(self) -> Deadline | None:

@@ -22,6 +22,7 @@ import attrs
 from bridgecore.errors import BridgecoreError
 
 Json: TypeAlias = dict[str, Any]
+"""A JSON object."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) ?.*")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
@@ -48,6 +49,7 @@ class HttpEnd:
 
 
 HttpPart: TypeAlias = HttpHead | bytes | HttpEnd
+"""What an answer comes in: its head, pieces of its body, its end."""
 _END = HttpEnd()
 
 
