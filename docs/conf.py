@@ -29,7 +29,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(abc|asyncio|collections|contextlib|enum|hypothesis|msgspec|ssl|trio|typing)\..*"),
 ]
 
-exclude_patterns = ["_build", "generated", "figures.rst"]  # included by others
+exclude_patterns = ["_build", "examples", "generated", "figures.rst"]  # included by others
 highlight_language = "python3"
 
 html_theme = "furo"
