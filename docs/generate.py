@@ -28,7 +28,7 @@ from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
-from docs import surface
+from docs import house, surface
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -148,6 +148,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "bugs.rst": render_bugs,
     "faults.rst": render_faults,
     "api.rst": render_api,
+    "house.svg": house.draw,
 }
 
 
