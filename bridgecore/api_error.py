@@ -52,7 +52,7 @@ class ApiError:
 
     @property
     def log_code(self) -> str:
-        """The code as logs show it: what the client was told, if it is a name.
+        """The code as logs show it, which is what the client was told, if that is a name.
 
         An upstream can put anything into a code, the credential or the request too. A text that is
         more than a name is shown as the known name that it stands for, else as ``upstream_error``.

@@ -93,7 +93,10 @@ class Endpoint:
 
     @property
     def bridge(self) -> Bridge:
-        """The bridge inside, for its counts."""
+        """The bridge inside, for its counts. Not part of the public surface.
+
+        :meta private:
+        """
         return self._gateway.bridge
 
     @property

@@ -40,7 +40,11 @@ from bridgecore.wire.responses import InvalidBodyError, parse_create
 
 
 class Gateway:
-    """Turns of clients, answered from upstream connections. See ``Config`` for what it is told.
+    """Answers requests of clients from upstream connections, both of them in messages.
+
+    Report what happens to ``handle``, and carry out the effects that it returns, in order. Report
+    ``BridgeTimeout`` when the time that ``next_timeout`` names has come. Events and effects are in
+    ``bridgecore.messages``. Times are integer nanoseconds of one monotonic clock.
 
     Example: a turn that is streamed from a new upstream connection, without its log records.
 
@@ -59,7 +63,8 @@ class Gateway:
     """
 
     def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
-        """``resolver``: as for a ``Bridge``. Raises ConfigError if ``config`` is no Config."""
+        """``resolver``: who finds out about responses that this process does not know: nobody, or
+        the caller (``ResolveTurn``). Raises ConfigError if ``config`` is no Config."""
         self._bridge = Bridge(config, resolver=resolver)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}
@@ -68,7 +73,10 @@ class Gateway:
 
     @property
     def bridge(self) -> Bridge:
-        """The bridge inside, for its counts."""
+        """The bridge inside, for its counts. Not part of the public surface.
+
+        :meta private:
+        """
         return self._bridge
 
     def next_timeout(self) -> Deadline | None:

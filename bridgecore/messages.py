@@ -163,7 +163,9 @@ CommonEvent: TypeAlias = (
     | SocketsExhausted
     | BridgeTimeout
 )
+"""The events that a gateway passes on to its bridge as they are."""
 GatewayEvent: TypeAlias = RequestReceived | CommonEvent
+"""What ``Gateway.handle`` takes."""
 BridgeEvent: TypeAlias = TurnReceived | CommonEvent
 
 # ---------------------------------------------------------------- effects
@@ -262,8 +264,11 @@ class FailAnswer:
 
 
 LinkEffect: TypeAlias = OpenLink | CloseLink | SendFrame | PauseLink
+"""What is to be done with a link to the upstream."""
 AnswerEffect: TypeAlias = (
     BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | FailAnswer
 )
+"""What is to be sent to a client."""
 GatewayEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEffect | Log
+"""What ``Gateway.handle`` returns."""
 BridgeEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEvents | FailAnswer | Log

@@ -28,6 +28,7 @@ from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
+from docs import house, surface
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -133,6 +134,11 @@ def render_faults() -> str:
     return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
 
 
+def render_api() -> str:
+    """The directives of the reference, one for each public name."""
+    return "\n".join([*_HEAD, surface.render()])
+
+
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
@@ -141,6 +147,8 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "properties.rst": render_properties,
     "bugs.rst": render_bugs,
     "faults.rst": render_faults,
+    "api.rst": render_api,
+    "house.svg": house.draw,
 }
 
 

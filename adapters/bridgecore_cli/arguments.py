@@ -11,10 +11,10 @@ import errno
 import importlib
 import os
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from bridgecore import __version__
 from bridgecore.recovery.policy import DEFAULT, POLICIES, V1_12, Policy
 from bridgecore_cli.settings import SETTINGS, Setting
 
@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         allow_abbrev=False,
     )
-    whole.add_argument("--version", action="version", version=f"bridgecore {_version()}")
+    whole.add_argument("--version", action="version", version=f"bridgecore {__version__}")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_serve, _rules, _replay, _simulate, _verify):
         add(commands)
@@ -40,13 +40,6 @@ def parser() -> argparse.ArgumentParser:
 
 def _help(setting: Setting) -> str:
     return f"{setting.doc} (default: {setting.kind.show(setting.default)})"
-
-
-def _version() -> str:
-    try:
-        return metadata.version("bridgecore")
-    except metadata.PackageNotFoundError:  # run from a checkout that was not installed
-        return "(not installed)"
 
 
 def _serve(commands: _Commands) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 
 from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
-from bridgecore.errors import ConfigError
+from bridgecore.errors import BridgecoreError, ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire.headers import check_forwarded
@@ -39,7 +39,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 _NOWHERE = UpstreamUrl.parse("ws://nowhere.invalid/")
 
 
-class SettingsError(Exception):
+class SettingsError(BridgecoreError):
     """A setting that cannot be used. The message, one line, says what is wrong and where."""
 
     def __init__(self, message: str, exit_code: int) -> None:

@@ -2,4 +2,6 @@
 
 ``exchange``: the answer to one turn as it goes out. Nothing here knows HTTP, WebSocket or upstream
 connections.
+
+Internal: see "Reference" in the documentation for what is public.
 """

@@ -1,1 +1,4 @@
-"""WHAT WE KNOW: which response ids the bridge has seen, and what they can be continued with."""
+"""WHAT WE KNOW: which response ids the bridge has seen, and what they can be continued with.
+
+Internal: see "Reference" in the documentation for what is public.
+"""

@@ -3,6 +3,8 @@
 What belongs here: what every client connection offers to the ``Endpoint`` that owns it, whatever
 protocol it speaks. Each protocol has a module of its own; ``http`` is the one there is. A front
 hands bytes back and never touches a socket. What is answered is decided by the ``Gateway``.
+
+Internal: see "Reference" in the documentation for what is public.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ What belongs here: what every upstream connection offers to the ``Endpoint`` tha
 protocol it speaks. Each protocol has a module of its own; ``websocket`` is the one there is. A link
 hands bytes back and never touches a socket. It says *how* a connection was lost, as evidence; what
 that means for a turn is decided in ``recovery``.
+
+Internal: see "Reference" in the documentation for what is public.
 """
 
 from __future__ import annotations

@@ -115,4 +115,5 @@ Effect: TypeAlias = (
     OpenConnection | CloseConnection | SendTurn | DeliverEvent | CompleteTurn | FailTurn
     | StopInjecting | StopRebuilding | RebindSession | WarmSession | RetireSession | Ignored
 )
+"""What ``Session.handle`` returns."""
 # fmt: on

@@ -145,4 +145,5 @@ Event: TypeAlias = (
     | ResponseCreated | OutputReceived | ResponseEnded | UpstreamRefused | RelayPaused
     | EvictionRequested | DeadlineReached
 )
+"""What ``Session.handle`` takes."""
 # fmt: on

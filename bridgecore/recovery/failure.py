@@ -62,6 +62,7 @@ class TimedOut:
     timer: Timer
 
 Evidence: TypeAlias = Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut
+"""How a connection was lost, or why a turn was refused."""
 
 class FailureKind(enum.Enum):
     """The kinds of failure that recovery tells apart."""

@@ -256,9 +256,13 @@ _SEED = "The seed's rules as they were: an unanchored turn is replayed once."
 _BROKEN = "The broken one, to demonstrate: losses are answered with previous_response_not_found."
 _OLD_BUDGETS = Budgets(reconnect_uses_replay=True, transcripts=False)
 DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
+"""The safe policy: no ambiguous turn is sent again. See the page "Recovery"."""
 PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
+"""Sends a turn without an anchor again after an ambiguous loss, once. For comparison."""
 V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)
+"""Answers lost sockets with previous_response_not_found. Broken; to demonstrate."""
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}
+"""The policies by name, as the setting ``policy`` has them."""
 
 
 # The rows of an ambiguous loss: the upstream may have run the turn, and its client has seen nothing

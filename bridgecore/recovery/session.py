@@ -25,10 +25,16 @@ _TRACE = 16  # transitions kept for the text of an InternalError
 
 
 class Session:
-    """The decisions for one conversation's upstream continuity.
+    """Decides what becomes of one conversation's turns when its upstream connection is lost.
 
-    Give it what happens with ``handle``; carry out the effects it returns, in order; call
-    ``handle_timeout`` when ``next_timeout`` has come. Times are integer ns of a monotonic clock.
+    Report what happens to ``handle``, and carry out the effects that it returns, in order. Call
+    ``handle_timeout`` when the time that ``next_timeout`` names has come. Events are in
+    ``bridgecore.recovery.events``, effects in ``bridgecore.recovery.effects``. Times are integer
+    nanoseconds of one monotonic clock.
+
+    Attributes, to be read only: ``policy``; ``state``, a ``SessionState``; ``rule``, the id of the
+    rule that was applied last, empty before the first event; ``cells``, those of the policy's table
+    that decided in the last call, in order (``Cell``).
     """
 
     __slots__ = ("_now", "_touched", "_trace", "cells", "policy", "rule", "state")

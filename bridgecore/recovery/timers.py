@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import attrs
 
 NS_PER_SECOND = 1_000_000_000
+"""Nanoseconds of a second."""
 
 
 class Timer(enum.Enum):

@@ -8,21 +8,26 @@ context grows when sockets are lost.
 
 What belongs here: what takes the whole system. One session, or one bridge, is explored
 exhaustively by ``bridgecore.verify``.
+
+Public are the names here; the modules are internal.
 """
 
-from bridgecore.simulate.growth import Experiment, Growth, grow
+from bridgecore.simulate.growth import Experiment, Growth, Row, grow
 from bridgecore.simulate.profiles import PROFILES, Profile
 from bridgecore.simulate.report import Report, Violation
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.shrink import Shrunk, shrink
+from bridgecore.simulate.witness import Ledger
 from bridgecore.simulate.world import run, run_many
 
 __all__ = [
     "PROFILES",
     "Experiment",
     "Growth",
+    "Ledger",
     "Profile",
     "Report",
+    "Row",
     "Scenario",
     "Shrunk",
     "Violation",

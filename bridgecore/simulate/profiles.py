@@ -56,3 +56,4 @@ PROFILES: Final = (
     Profile("tools, store=false", store=False, parallel=True, warm=True, relative=True),
     Profile("forks, store=false", store=False, branches=True, relative=True),
 )
+"""The profiles of a run that names no others; they take turns."""

@@ -2,6 +2,9 @@
 
 What belongs here: what embedders' tests and the project's own share. Nothing in the rest of
 ``bridgecore`` imports it.
+
+Public are the names here and the modules ``client``, ``network`` and ``strategies``; the other
+modules are internal.
 """
 
 from bridgecore.testing.answers import (

@@ -82,7 +82,7 @@ class CreateRequest:
 
     @property
     def tools(self) -> list[Json]:
-        """The function tools that may be called: those of ``allowed_tools``, if it is given."""
+        """The function tools that may be called, those of ``allowed_tools``, if it is given."""
         given = self.body.get("tools")
         tools = [tool for tool in given if is_function(tool)] if isinstance(given, list) else []
         choice = self.body.get("tool_choice")
@@ -105,7 +105,7 @@ class CreateRequest:
 
     @property
     def wants_encrypted_reasoning(self) -> bool:
-        """Reasoning is to come with its encrypted content: ``include`` says so, or nothing is
+        """Reasoning is to come with its encrypted content, ``include`` says so, or nothing is
         stored that could stand for it later."""
         return self._includes_encrypted or self.body.get("store") is False
 
@@ -157,8 +157,10 @@ class Reasoning:
     summary: str = ""  # empty: no summary part
 
 
-Output: TypeAlias = Text | ToolCall | Reasoning | Json  # an object is passed on as it is
+Output: TypeAlias = Text | ToolCall | Reasoning | Json
+"""An output item of an answer; a JSON object is passed on as it is."""
 Answer: TypeAlias = Callable[[CreateRequest], Sequence[Output]]
+"""What an emulator answers a request with."""
 
 
 def echo(request: CreateRequest) -> Sequence[Output]:

@@ -19,14 +19,17 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from bridgecore.errors import BridgecoreError
+
 Json: TypeAlias = dict[str, Any]
+"""A JSON object."""
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) ?.*")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
 _ERROR_MEMBERS = frozenset({"message", "type", "code", "param"})  # an upstream's may have more
 
 
-class ReadError(Exception):
+class ReadError(BridgecoreError):
     """What was received breaks HTTP, or the format of streams. The text says how."""
 
 
@@ -46,6 +49,7 @@ class HttpEnd:
 
 
 HttpPart: TypeAlias = HttpHead | bytes | HttpEnd
+"""What an answer comes in: its head, pieces of its body, its end."""
 _END = HttpEnd()
 
 

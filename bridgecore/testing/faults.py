@@ -257,6 +257,7 @@ Action: TypeAlias = (
 )
 
 EVERY: Final = 0
+"""Instead of the number of a turn or connection: all of them."""
 
 _OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
 
@@ -553,5 +554,5 @@ def _catalogue() -> dict[str, Named]:
     return found
 
 
-# Names are those of the faults in documentation and reports.
 CATALOGUE: Final[Mapping[str, Named]] = _catalogue()
+"""The named faults, by the names that documentation and reports have for them."""

@@ -39,11 +39,15 @@ from typing import Final, Protocol, TypeAlias, assert_never
 import attrs
 
 from bridgecore import transport as tp
+from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
-NOBODY: Final = -1  # the label of a connection of which it is not known for whom it is
-MILLISECOND: Final = 1_000_000  # ns
-WINDOW: Final = 65_536  # bytes that wait for a receiver that does not read, before writing blocks
+NOBODY: Final = -1
+"""The label of a connection of which it is not known for whom it is."""
+MILLISECOND: Final = 1_000_000
+"""Nanoseconds of a millisecond."""
+WINDOW: Final = 65_536
+"""Bytes that wait for a receiver that does not read, before writing blocks."""
 _TCP_GIVES_UP: Final = 900 * NS_PER_SECOND  # after which the ends of a half-open connection hear
 
 _OnConnection: TypeAlias = (
@@ -51,7 +55,7 @@ _OnConnection: TypeAlias = (
 )
 
 
-class MachineError(AssertionError):
+class MachineError(BridgecoreError, AssertionError):
     """A machine broke its duty. ``label``: of the connection for which it worked."""
 
     def __init__(self, label: int, message: str) -> None:
@@ -211,7 +215,7 @@ class ByteClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone: reset, or closed by the other side."""
+        """Whether the connection is gone, because it was reset or the other side closed it."""
         peer = None if self._end is None else self._end.peer
         return self._lost or (self.eof and peer is not None and not peer.open)
 

@@ -255,6 +255,7 @@ class Step:
 
 
 History: TypeAlias = list[Step]
+"""What happens to one session, in order."""
 
 
 @attrs.frozen

@@ -25,6 +25,8 @@ was never accepted nor asked for, of data before ``Connected``, of a second ``Ac
 may have waited in the adapter's queue while the ``Abort`` was on its way.
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
+
+Public are the names here and the module ``driver``; ``timer_queue`` is internal.
 """
 
 from __future__ import annotations
@@ -152,6 +154,7 @@ TransportEvent: TypeAlias = (
     | TimeoutReached
     | DrainRequested
 )
+"""What ``Endpoint.handle``, or that of another machine, takes."""
 
 # ------------------------------------------------------------------ effects
 
@@ -243,6 +246,7 @@ class Log:
 
 
 ConnectionEffect: TypeAlias = Send | EndSending | Close | Abort | PauseReading | ResumeReading
+"""What is to be done with one connection."""
 
 TransportEffect: TypeAlias = (
     Connect
@@ -256,6 +260,7 @@ TransportEffect: TypeAlias = (
     | Stop
     | Log
 )
+"""What ``Endpoint.handle``, or that of another machine, returns."""
 
 
 class Machine(Protocol):

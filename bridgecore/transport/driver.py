@@ -17,6 +17,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 # How long a listener rests that could not accept, if no connection ends meanwhile, ns: descriptors
 # may be used and given back by what this driver does not see, such as look-ups of names.
 ACCEPT_REST = NS_PER_SECOND
+"""How long a listener that could not accept rests, in ns."""
 
 
 class DrivenConnection(Protocol):

@@ -26,6 +26,7 @@ import attrs
 
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity, UpstreamUrl
+from bridgecore.errors import BridgecoreError
 from bridgecore.intake import Resolver
 from bridgecore.messages import (
     AnswerEvents,
@@ -146,7 +147,7 @@ class BridgeReport:
     counterexamples: list[BridgeCounterexample] = attrs.Factory(list)
 
 
-class BridgeViolationError(Exception):
+class BridgeViolationError(BridgecoreError):
     """A property does not hold."""
 
     def __init__(self, prop: BridgeProperty, text: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
+from bridgecore.errors import BridgecoreError
+
 
 class Property(enum.Enum):
     """The properties: the value says what is demanded, with the invariants' numbers."""
@@ -185,7 +187,7 @@ INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
 }
 
 
-class ViolationError(Exception):
+class ViolationError(BridgecoreError):
     """A property does not hold. ``prop`` is which, ``text`` why."""
 
     def __init__(self, prop: Property, text: str) -> None:

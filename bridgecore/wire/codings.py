@@ -23,6 +23,8 @@ from typing import Protocol
 
 import attrs
 
+from bridgecore.errors import BridgecoreError
+
 if sys.version_info >= (3, 14):
     import compression.zstd as zstd
 else:
@@ -51,16 +53,16 @@ _HEADER = 18  # bytes of the longest zstd header
 _ALIASES = {"x-gzip": "gzip"}  # RFC 9110, section 8.4.1.3
 
 
-class UnsupportedCodingError(Exception):
+class UnsupportedCodingError(BridgecoreError):
     """A ``Content-Encoding`` that is not accepted, or a variant of one: 415. The message is for
     the client."""
 
 
-class UndecodableBodyError(Exception):
+class UndecodableBodyError(BridgecoreError):
     """A body that is not what its ``Content-Encoding`` says: 400. The message is for the client."""
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(BridgecoreError):
     """A body that decodes to more than ``max_size`` bytes: 413."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bridgecore.wire.responses import UpstreamEvent
 
 COMMENT = b": keepalive\n\n"
+"""A comment, which readers skip: shows a client that its stream is alive."""
 
 
 def encode_event(event: UpstreamEvent) -> bytes:

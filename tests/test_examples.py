@@ -1,0 +1,37 @@
+"""The programs in ``docs/examples``, run as a reader would run them.
+
+What belongs here: one test for each door. They use sockets of 127.0.0.1 on ports that the system
+chooses, and are type-checked with the rest (``mypy.ini``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "examples"
+
+
+def run(name: str) -> Any:
+    """What ``main`` of an example returns."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main()
+
+
+def test_door_1_sends_a_lost_turn_again_as_its_policy_says() -> None:
+    assert run("door1_decisions") == ["decided by lost_sent/unanchored=resend", "Hello!"]
+
+
+@pytest.mark.parametrize("name", ["door2_messages", "door3_bytes"])
+def test_the_other_doors_answer_a_request(name: str) -> None:
+    answer = run(name)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"event: response.created\n" in answer
+    assert b"event: response.completed\n" in answer
