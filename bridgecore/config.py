@@ -16,7 +16,7 @@ import attrs
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire.headers import FORWARDED_HEADERS, check_forwarded
+from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 
 _PORTS = {"ws": 80, "wss": 443}
 
@@ -98,16 +98,14 @@ _LARGEST = 10**15 - 1  # bytes, or how many
 
 
 def _header_names(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` in lower case; ConfigError, with the name, for one that must not be forwarded."""
+    """``names`` in lower case. Raises ConfigError, with the name, if one must not be forwarded."""
+    # A str is an iterable, too, of but of single letters.
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ConfigError(f"forward_headers must be a list of header names, not {names!r:.100}")
-    checked = []
-    for name in names:
-        try:
-            checked.append(check_forwarded(name))
-        except ValueError as exc:
-            raise ConfigError(f"forward_headers: {name!r} {exc}") from None
-    return tuple(checked)
+    try:
+        return forwarded_names(names)
+    except ValueError as exc:
+        raise ConfigError(f"forward_headers: {exc}") from None
 
 
 def _seconds(count: int) -> int:
