@@ -28,6 +28,7 @@ from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
+from bridgecore_cli.settings import SETTINGS
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -133,6 +134,41 @@ def render_faults() -> str:
     return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
 
 
+def _setting_rows() -> list[tuple[str, str, str]]:
+    """Name, meaning and default of each setting. Large numbers and lists get commas."""
+    rows = []
+    for setting in SETTINGS:
+        default = setting.kind.show(setting.default)
+        if default.isdigit() and int(default) >= 10_000:
+            default = f"{int(default):,}"
+        unit = {"SECONDS": "seconds ", "BYTES": "bytes "}.get(setting.kind.metavar, "")
+        rows.append((f"`{setting.name}`", unit + setting.doc, default.replace(" ", ", ")))
+    return rows
+
+
+def render_settings() -> str:
+    """The settings of ``bridgecore serve``, as a table."""
+    lines = list_table([("name", "meaning", "default"), *_setting_rows()])
+    lines.insert(2, "   :widths: 25 55 20")
+    return "\n".join([*_HEAD, *lines]).rstrip() + "\n"
+
+
+_README = DOCS.parent / "README.md"
+_BEGIN, _END = "<!-- settings: written by make generate -->\n", "<!-- end of settings -->\n"
+
+
+def render_readme() -> str:
+    """README.md, with the table of settings between its two markers written anew.
+
+    Markdown cannot include another file, as the pages of the documentation do.
+    """
+    before, _, rest = _README.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    head = "| name | meaning | default |\n|---|---|---|\n"
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in _setting_rows())
+    return f"{before}{_BEGIN}\n{head}{rows}\n{_END}{after}"
+
+
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
@@ -141,6 +177,8 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "properties.rst": render_properties,
     "bugs.rst": render_bugs,
     "faults.rst": render_faults,
+    "settings.rst": render_settings,
+    "../../README.md": render_readme,
 }
 
 

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _help(setting: Setting) -> str:
-    return f"{setting.doc} (default: {setting.kind.show(setting.default)})"
+    return f"{setting.doc.replace('`', '')} (default: {setting.kind.show(setting.default)})"
 
 
 def _version() -> str:
