@@ -1,8 +1,12 @@
 """A sans-IO core for bridges between HTTP clients and Responses WebSocket sessions.
 
-Three doors: ``Session`` (just the decisions), ``Gateway`` (messages) and ``Endpoint`` (bytes). The
-events and effects of each are in ``bridgecore.recovery.events`` and ``.effects``, in
-``bridgecore.messages`` and in ``bridgecore.transport``.
+There are three ways to use it, by how much an embedder has already:
+
+* ``Session``: only the decisions about one conversation. Its events and effects are in
+  ``bridgecore.recovery.events`` and ``bridgecore.recovery.effects``.
+* ``Gateway``: requests and upstream messages in, answers out, for an HTTP stack that exists. Its
+  events and effects are in ``bridgecore.messages``.
+* ``Endpoint``: bytes in, bytes out. Its events and effects are in ``bridgecore.transport``.
 """
 
 from bridgecore.config import Config, UpstreamUrl
