@@ -169,7 +169,7 @@ def state_of(value: object) -> Value:
         return tuple(map(state_of, value))
     if isinstance(value, frozenset):
         return value
-    raise TypeError(f"{kind.__qualname__}: add to bridgecore.statevalue how it is compared")
+    raise TypeError(f"{kind.__qualname__}: say in bridgecore.statevalue how it is compared")
 
 
 def fields_of(fields: Mapping[str, object], compared: Compared) -> Value:
