@@ -11,7 +11,7 @@ Values of the core's types are written as ``{"Type":{field: value}}``, enumerati
 ``cells`` are the cells of the policy's table that decided, by name (``lost_sent/held=refuse``), as
 in log records; the header has the full contents of each cell.
 
-A log contains nothing secret and can be shared. Ids are hashed; equal ids have equal hashes, because
+A log contains nothing secret and can be shared. Ids are hashed; equal ids have equal hashes, as
 decisions compare anchors. Of an upstream's error only what ``classify`` distinguishes is kept. The
 events of a session have no bodies.
 """
