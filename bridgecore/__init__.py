@@ -1,14 +1,14 @@
 """A bridge between HTTP clients of the Responses API and upstream Responses WebSocket sessions.
 
 Nothing in this package does I/O: it is told what happened and when, and returns what to do. There
-are three doors; pick one by what you have already:
+are three ways to use it, by how much you have already:
 
-* ``Session``: just the decisions about lost connections. You bring an HTTP and a WebSocket stack.
+* ``Session``: only the decisions about one conversation. You bring an HTTP and a WebSocket stack.
   Events: ``bridgecore.recovery.events``; effects: ``bridgecore.recovery.effects``.
 * ``Gateway``: requests in, answers out. You bring an HTTP stack and WebSocket connections. Events
   and effects: ``bridgecore.messages``.
 * ``Endpoint``: bytes in, bytes out. You bring sockets and a clock. Events and effects:
-  ``bridgecore.transport``. The drivers ``bridgecore_asyncio`` and ``bridgecore_trio`` are made.
+  ``bridgecore.transport``. There are drivers for it: ``bridgecore_asyncio``, ``bridgecore_trio``.
 
 What is public: the names in ``__all__`` here, and the modules that the page "Reference" of the
 documentation lists. All other modules are internal and may change with any release. Everything that

@@ -1,8 +1,9 @@
-"""Failures as a client is told them: status, code, words, the time to wait.
+"""Errors as a client sees them: status, code, message and the time to wait before a retry.
 
-What belongs here: the one place where a decision (``recovery.effects.Answer``) or an upstream's
-error becomes something that a client reads. It is a value, which each front writes in its own way.
-Nothing here is ever read back to choose a recovery.
+What belongs here: rendering a decision (``recovery.effects.FailureReply``) or an upstream's error
+as an ``ApiError``. This is the only place that does. An ``ApiError`` is a value that each front
+writes in its own protocol, and recovery never reads it: decisions depend on what happened and not
+on the words that describe it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bridgecore.recovery.failure import (
 )
 from bridgecore.wire.responses import error_body
 
-# Codex honours an integer Retry-After, and every SDK does: a second is enough for a reconnect.
+# Seconds of Retry-After where the upstream named none. Enough for the bridge to reconnect. Codex
+# and the SDKs honour it if it is an integer.
 _RETRY_AFTER = 1
 _RETRIABLE = frozenset({429, 502, 503, 504})
 _NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
@@ -31,10 +33,11 @@ _NAME = re.compile(r"[A-Za-z_.]{1,64}|[0-9]{1,6}")
 
 @attrs.frozen
 class ApiError:
-    """An error as a client sees it, with the members that OpenAI's API gives an error.
+    """An error in the shape that OpenAI's API gives its errors.
 
-    ``status``: of HTTP, whatever carries the answer. ``retry_after``: seconds; None when no retry
-    is asked for. ``more``: further members of an upstream's error, as the text of a JSON object.
+    ``status``: the HTTP status, also where the answer is not carried by HTTP. ``retry_after``:
+    seconds; None if a retry would not help. ``more``: further members of an upstream's error, as
+    the text of a JSON object.
     """
 
     status: int
@@ -52,10 +55,11 @@ class ApiError:
 
     @property
     def log_code(self) -> str:
-        """The code as logs show it, which is what the client was told, if that is a name.
+        """The code as log records show it: the same as in the answer, if it looks like a name.
 
-        An upstream can put anything into a code, the credential or the request too. A text that is
-        more than a name is shown as the known name that it stands for, else as ``upstream_error``.
+        An upstream can put any text into a code, a credential or a part of the request included,
+        and those must not get into a log. Such a code is logged as the known code that
+        classification takes it for, or as ``upstream_error``.
         """
         if _NAME.fullmatch(self.code):
             return self.code
@@ -71,7 +75,7 @@ def api_error(
     param: str | None = None,
     retry_after: int | None = None,
 ) -> ApiError:
-    """An ``ApiError`` whose type and ``Retry-After`` follow from its status."""
+    """An ``ApiError`` with the type and the ``Retry-After`` that are usual for its status."""
     if type_ is None:
         type_ = _type_of(status)
     wait = max(retry_after or 0, _RETRY_AFTER) if status in _RETRIABLE else None
@@ -94,12 +98,12 @@ SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting d
 def render_answer(
     answer: FailureReply, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
 ) -> ApiError:
-    """What the client of a turn is told.
+    """The error with which a turn is refused or ended.
 
     Args:
-        answer: the decision.
-        failure: what happened, if anything did.
-        error: the upstream's own words, when it is the upstream's answer.
+        answer: the kind of reply that was decided.
+        failure: the failure that led to it; None if there was none.
+        error: the upstream's error, for a reply that passes it on.
         anchor: the turn's ``previous_response_id``.
     """
     happened = f" ({failure.detail})" if failure is not None else ""
@@ -130,11 +134,11 @@ def render_answer(
 
 
 def render_failed_response(error: ErrorFrame, anchor: str | None) -> ApiError:
-    """A ``response.failed`` for a client that gets no stream: the status its error stands for."""
+    """The error for a client without a stream whose turn ended with ``response.failed``."""
     return _render_upstream_error(classify(error), error, anchor)
 
 
-# What an error is called that the upstream gave no name.
+# The code of an error for which the upstream gave neither a code nor a type.
 _CODES = {
     FailureKind.RATE_LIMITED: "rate_limit_exceeded",
     FailureKind.TOO_LARGE: "request_too_large",
@@ -144,17 +148,19 @@ _CODES = {
 def _render_upstream_error(
     failure: Failure | None, error: ErrorFrame, anchor: str | None
 ) -> ApiError:
-    """The upstream's own error: words and members kept, the status one that clients act upon."""
+    """The upstream's error with its message and members, and a status that clients know."""
     kind = failure.kind if failure is not None else FailureKind.SERVER_ERROR
     if kind is FailureKind.NOT_FOUND and anchor is None:
-        # The client named no id, so it has none to drop: the upstream is at fault.
+        # A not-found makes clients drop the id and resend all. This one named no id: the upstream
+        # is at fault, and a retry may work.
         message = "The upstream did not find a response that the turn does not name. Retry as is."
         return api_error(502, FailureReply.UPSTREAM_ERROR.value, message)
     if kind is FailureKind.NOT_FOUND:
-        # Whatever shape it came in, the client gets the one it knows.
+        # Upstreams report it in several shapes; clients recognize this one.
         return render_answer(FailureReply.NOT_FOUND, failure, None, anchor)
     if kind is FailureKind.REJECTED and classify(error).kind in _OF_A_SOCKET:
-        # A refused upgrade named no anchor, and its client knows nothing of sockets.
+        # These codes in a refused upgrade are about the upstream connection, not about the turn:
+        # the upgrade request named no response.
         return render_answer(FailureReply.UPSTREAM_UNAVAILABLE, failure, None, anchor)
     upstream = failure.status if failure is not None else None
     if kind is FailureKind.RATE_LIMITED:
@@ -177,4 +183,5 @@ def _render_upstream_error(
     return attrs.evolve(answer, more=error.more)
 
 
+# Failures that concern a connection, not a turn, when an upgrade is refused with them.
 _OF_A_SOCKET = frozenset({FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT})

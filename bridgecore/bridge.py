@@ -1,11 +1,17 @@
 """Routes turns to conversations and upstream links: messages in, effects out.
 
-What belongs here: the second door for embedders. A ``Bridge`` keeps registries (which conversation
-a turn or a link belongs to, which families of conversations there are, who is to be woken when)
-and dispatches by them. What happens inside one conversation is ``bridgecore.conversation``, where a
-turn goes and whether there is room is ``bridgecore.admission``, what is known about responses is
-``bridgecore.continuity``, and what to do about a loss is ``bridgecore.recovery``. What a driver
-reports, and what it is told, is in ``bridgecore.messages``.
+What belongs here: registries and dispatch. A ``Bridge`` knows which conversation a turn or a link
+belongs to, which conversations form a family (the same credential and cache key), and the earliest
+deadline of each. It hands each event to the conversation concerned and keeps the registries in step
+with the effects that come back. It decides nothing itself:
+
+* what happens within one conversation: ``bridgecore.conversation``;
+* which session gets a turn, and whether there is room for another: ``bridgecore.admission``;
+* what is known about responses: ``bridgecore.continuity``;
+* what to do about a loss: ``bridgecore.recovery``.
+
+Its events and effects are those of ``bridgecore.messages`` with request bodies parsed; embedders
+use it through ``bridgecore.gateway``.
 """
 
 from __future__ import annotations
@@ -65,8 +71,8 @@ from bridgecore.wire.responses import EventKind
 
 
 class Bridge:
-    """Turns to sessions to links. See ``Config`` for what it is told. ``resolver``: who finds out
-    what is known about the response that a turn names, see ``bridgecore.intake``."""
+    """All conversations of one process. ``config``: its settings. ``resolver``: how the response
+    that a turn continues is looked up, see ``bridgecore.intake``."""
 
     def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
         """Raises ConfigError if ``config`` is no Config."""
@@ -79,20 +85,20 @@ class Bridge:
         self._refused = RefusedFrames()
         self._shared = Shared(self._policy, self._memory, self._refused, config.max_message)
         self._recorder = Recorder(self._policy) if config.decisions else None
-        # The conversations, the one used longest ago first; and by what they are found.
+        # Least recently used first: the order in which they are evicted.
         self._conversations: OrderedDict[int, Conversation] = OrderedDict()
         self._families = Families()
-        self._turns: dict[int, Conversation] = {}  # by the number of a client's turn
-        self._links: dict[int, Conversation] = {}  # by the number of its link
+        self._turns: dict[int, Conversation] = {}  # by the number of a turn
+        self._links: dict[int, Conversation] = {}  # by the number of a link
         self._schedule: TimerQueue[int] = TimerQueue()
-        self._accounts = Accounts()  # of conversations that are over
+        self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
 
-    # ------------------------------------------------------------ what an observer may ask
+    # ------------------------------------------------------------ counts, for an observer
 
     @property
     def turns(self) -> int:
-        """How many turns of clients run, wait, or are on their way in."""
+        """How many turns of clients run, wait, or are being resolved."""
         return len(self._turns) + len(self._intake)
 
     @property
@@ -102,12 +108,13 @@ class Bridge:
 
     @property
     def memory(self) -> Memory:
-        """What is known about responses, for its size."""
+        """The memory of responses, for its size."""
         return self._memory
 
     @property
     def accounts(self) -> Accounts:
-        """What continuity has saved and cost so far, added up over all conversations."""
+        """The tokens and bytes that continuity has saved and cost, over all conversations so
+        far."""
         return sum((one.accounts for one in self._conversations.values()), self._accounts)
 
     @property
@@ -116,12 +123,14 @@ class Bridge:
         return len(self._links)
 
     def snapshot(self) -> Value:
-        """All that the next decision depends on, as a value that can be hashed and compared. It is
-        derived from the bridge and all that it owns: see ``bridgecore.statevalue``."""
+        """The state on which the next decision depends, as a hashable value, for the explorer.
+
+        Derived from the bridge and all that it owns: see ``bridgecore.statevalue``.
+        """
         return fields_of(vars(self), COMPARED)
 
     def next_timeout(self) -> Deadline | None:
-        """When ``BridgeTimeout`` is to be reported if nothing else happens first."""
+        """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
         first = self._schedule.next()
         if first is None:
             return None
@@ -135,14 +144,15 @@ class Bridge:
     # ------------------------------------------------------------ events
 
     def handle(self, event: BridgeEvent, now: int) -> list[BridgeEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+        """Handle an event that happened at ``now`` (ns, monotonic); return the effects, in order.
 
-        Reports about a turn or a link that is over are ignored: they may have been on their way.
+        An event about a turn or a link that is over is ignored: it may have been queued in the
+        driver when that ended.
 
         Raises:
-            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or it
-                cannot happen: a turn whose number is in use, an answer to a question that was never
-                asked, a link that was never asked for, or opened before. Nothing has changed.
+            LocalProtocolError: ``event`` or ``now`` has a wrong type, or the event is impossible:
+                the number of a turn is in use, a query was never asked, a link was never asked
+                for or is open already. The state is unchanged.
         """
         _check_event(event)
         check_time(now)
@@ -174,7 +184,8 @@ class Bridge:
         return out
 
     def _refuse_impossible(self, event: BridgeEvent) -> None:
-        """Raise LocalProtocolError for what no lawful driver reports, before anything changes."""
+        """Raise LocalProtocolError for an event that a correct driver cannot report. Called before
+        any change, so that the state stays as it was."""
         if isinstance(event, _LinkEvent):
             self._refuse_impossible_of_link(event)
         elif isinstance(event, TurnReceived | TurnLeft | TurnBlocked):
@@ -214,7 +225,7 @@ class Bridge:
         before = conversation.session.state
         effects = conversation.received(event.messages, event.lost, now)
         if conversation.session.state is before:
-            # The hot path: no decision was made, so no registry and no deadline has changed.
+            # The hot path. No decision was made, so the registries and deadlines are up to date.
             self._out += effects
             return
         if event.lost is not None:
@@ -239,7 +250,7 @@ class Bridge:
         if conversation is None:
             if isinstance(event, TurnLeft):
                 self._left_on_its_way(event)
-            return  # it has ended, or has no answer yet that its client could be slow to read
+            return  # it has ended, or its answer has not begun: nothing to pause
         if isinstance(event, TurnLeft):
             del self._turns[event.turn]
             effects = conversation.abandon(event.turn, event.error, now)
@@ -267,8 +278,8 @@ class Bridge:
         self._follow(conversation, conversation.evict(now))
 
     def _follow(self, conversation: Conversation, effects: list[BridgeEffect]) -> None:
-        """Pass on what a conversation said, and keep the registries in step with it: which of its
-        turns have ended, which link it opened or closed, whether it is over, when it is due."""
+        """Pass on the effects of a conversation, and update the registries accordingly: its turns
+        that have ended, the link that it opened or closed, its end, its next deadline."""
         for effect in effects:
             if isinstance(effect, AnswerEvents):
                 if effect.events[-1].kind is EventKind.ENDED:
@@ -279,7 +290,7 @@ class Bridge:
             elif isinstance(effect, OpenLink):
                 self._links[effect.link] = conversation
             elif isinstance(effect, CloseLink):
-                self._links.pop(effect.link, None)  # it may have been lost at the same time
+                self._links.pop(effect.link, None)  # absent if the same read had its loss
         self._out += effects
         if conversation.retired:
             self._conversations.pop(conversation.id, None)
@@ -290,7 +301,7 @@ class Bridge:
             deadline = conversation.next_timeout()
             self._schedule.set(conversation.id, None if deadline is None else deadline.at)
 
-    # ------------------------------------------------------------ a turn's way in
+    # ------------------------------------------------------------ intake of turns
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
         turn = self._intake.receive(event, now)
@@ -327,7 +338,7 @@ class Bridge:
             self._out.append(Log(LogLevel.WARNING, "turn.cut_off", fields))
 
     def _bring_in(self, arriving: Arriving, now: int) -> None:
-        """Take a resolved turn the rest of its way: route it, make room if it needs any, submit."""
+        """Route a resolved turn, make room if it needs a session of its own, and submit it."""
         recall = self._intake.recall(arriving, now)
         conversation = self._place(recall, arriving.headers, now)
         if conversation is None:
@@ -342,7 +353,7 @@ class Bridge:
         self._follow(conversation, conversation.submit(turn, arriving.headers, now))
 
     def _place(self, recall: TurnContext, headers: Headers, now: int) -> Conversation | None:
-        """The conversation that the turn goes to, perhaps a new one; None if there is no room."""
+        """The conversation for the turn, possibly a new one; None if there is no room for one."""
         where = route(
             _arrival(recall),
             candidates=(
@@ -358,7 +369,7 @@ class Bridge:
         return self._conversations[where.key]
 
     def _seat(self, alias: Alias | None) -> Seat | None:
-        """The session of the conversation that a response belongs to."""
+        """The session that made a response, as placement sees it; None if it is gone."""
         found = self._conversations.get(alias.conversation) if alias is not None else None
         if found is None:
             return None
@@ -366,7 +377,7 @@ class Bridge:
         return Seat(found.id, state.idle, state.cached_response)
 
     def _kin(self, recall: TurnContext, now: int) -> Iterator[Kin]:
-        """The sessions of the turn's family, the latest used first."""
+        """The sessions of the turn's family (same credential and cache key), latest used first."""
         members = self._families.members(recall.family.key) if recall.family is not None else ()
         for key in members:
             conversation, latest = self._conversations[key], self._families.latest(key)
@@ -377,7 +388,7 @@ class Bridge:
             yield Kin(latest.continued, dispensable, key, idle)
 
     def _make_room(self, now: int) -> bool:
-        """Make room for one more conversation; False if there is none."""
+        """Evict an idle conversation if the limit is reached; False if none is idle."""
         limit = self._config.max_sessions
         admission = admit(len(self._conversations), limit, self._residents())
         if isinstance(admission, Full):
@@ -401,17 +412,17 @@ class Bridge:
         return conversation
 
     def _refuse_for_room(self, turn: Arriving) -> None:
-        message = "The bridge has as many conversations as it can hold. Retry later."
+        message = "The bridge serves as many conversations as it can. Retry later."
         self._refuse(turn, api_error(503, fx.FailureReply.OVERLOADED.value, message))
 
     def _refuse_as_late(self, turn: Arriving) -> None:
-        """The budget of a turn was used up before it was resolved."""
+        """Refuse a turn whose time was used up before it was resolved."""
         failure = classify(TimedOut(Timer.TURN))
         anchor = turn.request.previous_response_id
         self._refuse(turn, render_answer(fx.FailureReply.REQUEST_TIMEOUT, failure, None, anchor))
 
     def _refuse(self, turn: Arriving, error: ApiError) -> None:
-        """End a turn that has no conversation."""
+        """Refuse a turn that belongs to no conversation yet."""
         self._out.append(FailAnswer(turn.id, error))
         fields: dict[str, str | int] = {"turn": turn.id, "status": error.status, "code": error.code}
         self._out.append(Log(LogLevel.WARNING, "turn.refused", fields))
@@ -420,32 +431,34 @@ class Bridge:
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent
 _check_event = EventCheck(BridgeEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence))
 _BYTES = frozenset({bytes})
-_ANSWERED_LATE = "its turn has left, was told that it took too long, or was resolved before"
+_ANSWERED_LATE = "its turn was abandoned, refused for its deadline, or resolved before"
 
-# The schedule's keys: 0 for what is remembered; conversations count from 1, and below 0 are the
-# turns on their way in.
+# Keys of the timer queue: 0 for the memory, above 0 the number of a conversation, below 0 a turn
+# that is being resolved (numbers of turns begin at 0).
 _MEMORY = 0
 
 
 def _key_of(turn: int) -> int:
+    """The key of a turn that is being resolved."""
     return -1 - turn
 
 
 def _turn_of(key: int) -> int:
+    """The turn of such a key."""
     return -1 - key
 
 
-# Every attribute of a bridge is compared, but these.
+# How the attributes of a bridge are compared; all that are not listed are compared as they are.
 COMPARED = Compared(
     names={"_conversations": CONVERSATION},
     left_out={
         "_config": "never changes",
         "_policy": "never changes",
-        "_shared": "its parts are compared here; the next number only names something",
-        "_recorder": "writes down what was decided",
+        "_shared": "its parts are compared here; the next number is only a name",
+        "_recorder": "records decisions and takes no part in them",
         "_turns": "an index over the turns of the conversations",
         "_links": "an index over the links of the conversations",
-        "_schedule": "an index over the deadlines of sessions and of what is remembered",
+        "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",
     },
@@ -453,7 +466,7 @@ COMPARED = Compared(
 
 
 def _policy_of(config: Config) -> Policy:
-    """The policy of every session: the configured one, with the times and budgets of ``config``."""
+    """The policy of all sessions: the configured one with the times and budgets of ``config``."""
     policy = config.policy
     if config.ambiguous is OnAmbiguousLoss.REPLAY:
         policy = replaying(policy)
@@ -476,13 +489,13 @@ def _policy_of(config: Config) -> Policy:
 
 
 def _arrival(recall: TurnContext) -> Arrival:
-    """A turn as placement sees it."""
+    """What placement reads of a turn."""
     repeats = recall.family is not None and recall.family.repeats
     return Arrival(recall.standing, recall.anchor, bool(recall.candidates), repeats)
 
 
 def _latest(recall: TurnContext) -> LatestTurn:
-    """What is kept of a turn for the placement of others, once it is placed itself."""
+    """What placement reads of a session's latest turn when it places a later one."""
     family = recall.family
     return LatestTurn(
         family=family.key if family is not None else None,

@@ -1,7 +1,7 @@
-"""What an embedder or the command line can set, with the defaults the contract promises.
+"""The settings of a bridge: ``Config``, its defaults and its validation.
 
-What belongs here: values and their validation. Durations are integer nanoseconds, sizes bytes. A
-value that cannot be used is a ``ConfigError`` when the object is built, not when it is needed.
+What belongs here: values and their checks. Durations are integer nanoseconds, sizes bytes. An
+invalid value raises ``ConfigError`` when the object is built, not when it is first used.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import attrs
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire.headers import FORWARDED_HEADERS, check_forwarded
+from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 
 _PORTS = {"ws": 80, "wss": 443}
 
 
 @attrs.frozen
 class UpstreamUrl:
-    """Where the upstream's WebSocket listens, taken apart. Build with ``parse``."""
+    """The URL of the upstream's WebSocket, parsed. Build it with ``parse``."""
 
     host: str
     port: int
@@ -33,10 +33,10 @@ class UpstreamUrl:
 
     @classmethod
     def parse(cls, url: str) -> UpstreamUrl:
-        """Take ``ws://host[:port]/path`` or ``wss://...`` apart.
+        """Parse ``ws://host[:port]/path`` or ``wss://...``.
 
         Raises:
-            ConfigError: what is wrong with ``url``, in one sentence.
+            ConfigError: ``url`` cannot be used; the message says why.
         """
         if not isinstance(url, str):
             raise ConfigError(f"upstream URL must be a str, not {_a(url)}")
@@ -72,56 +72,56 @@ class UpstreamUrl:
 
 
 class Continuity(enum.Enum):
-    """What the bridge keeps of a conversation."""
+    """What the bridge keeps in memory of a conversation."""
 
-    TRANSCRIPT = "transcript"  # its items, in memory: a lost socket is rebuilt from them
-    PASSTHROUGH = "passthrough"  # nothing but ids: what a lost socket knew is lost
+    TRANSCRIPT = "transcript"  # its items: after a loss they are sent on a new connection
+    PASSTHROUGH = "passthrough"  # only ids: after a loss only stored responses can be continued
 
 
 class OnAmbiguousLoss(enum.Enum):
-    """What becomes of a turn that was lost when the upstream may have had it already."""
+    """What to do about a turn whose connection was lost when the upstream may have received it."""
 
-    REFUSE = "refuse"  # it is refused as retriable: the client decides whether it is run again
-    REPLAY = "replay"  # it is sent again within the policy's budget, and may run twice
+    REFUSE = "refuse"  # refuse it as retriable: the client decides whether to run it again
+    REPLAY = "replay"  # send it again, within the policy's budget: it may run twice
 
 
 class Rotation(enum.Enum):
-    """What follows when a socket is given up for its age."""
+    """When to replace a connection that was closed for its age."""
 
-    LAZY = "lazy"  # the next turn opens another, and pays for what it has to be told
-    WARM = "warm"  # another is opened and told what the old one knew, before anybody asks for it
+    LAZY = "lazy"  # with the next turn, which then sends the whole context
+    WARM = "warm"  # at once, preloaded with the context (``generate: false``)
 
 
-_SHORTEST = NS_PER_SECOND // 1000  # less is a number of seconds or ms that was given as ns
-_LONGEST = 10**9 * NS_PER_SECOND  # some thirty years: beyond it a clock's arithmetic gets doubtful
-_LARGEST = 10**15 - 1  # bytes, or how many
+# Bounds of a duration, ns. A value below 1 ms was probably meant as seconds or milliseconds; one of
+# more than about thirty years would not fit into the clocks of event loops.
+_SHORTEST = NS_PER_SECOND // 1000
+_LONGEST = 10**9 * NS_PER_SECOND
+_LARGEST = 10**15 - 1  # bytes or a count: more than any machine has
 
 
 def _header_names(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` in lower case; ConfigError, with the name, for one that must not be forwarded."""
+    """``names`` in lower case. Raises ConfigError, with the name, if one must not be forwarded."""
+    # A str is an iterable, too, of but of single letters.
     if isinstance(names, str) or not isinstance(names, Iterable):
         raise ConfigError(f"forward_headers must be a list of header names, not {names!r:.100}")
-    checked = []
-    for name in names:
-        try:
-            checked.append(check_forwarded(name))
-        except ValueError as exc:
-            raise ConfigError(f"forward_headers: {name!r} {exc}") from None
-    return tuple(checked)
+    try:
+        return forwarded_names(names)
+    except ValueError as exc:
+        raise ConfigError(f"forward_headers: {exc}") from None
 
 
 def _seconds(count: int) -> int:
-    """A duration with this default. In ``Config`` it is in ns; its value is checked as one."""
+    """A field of ``Config`` for a duration; ``count``: its default in seconds, stored as ns."""
     return attrs.field(default=count * NS_PER_SECOND, metadata={"unit": "ns"})
 
 
 def _check(field: attrs.Attribute[Any], value: object) -> None:
-    """Raise ``ConfigError`` unless ``value`` suits ``field``: it has the type of the default, and a
-    number is within the bounds of its unit."""
+    """Raise ``ConfigError`` unless ``value`` has the type of the default of ``field`` and, if it is
+    a number, is within the bounds of its unit."""
     name, default = field.name, field.default
     if name == "upstream":
         if not isinstance(value, UpstreamUrl):
-            # A URL may carry a secret, so it is not repeated.
+            # The value is not shown: it may be a URL with a secret in it.
             what = f"an UpstreamUrl, not {_a(value)}: use UpstreamUrl.parse('wss://...')"
             raise ConfigError(f"upstream must be {what}")
     elif name == "policy":
@@ -161,64 +161,66 @@ def _a(value: object) -> str:
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """Everything an ``Endpoint`` is told. Names and defaults are those of the command line.
+    """The settings of a bridge. Names and defaults are those of the command line.
 
     Durations are integer nanoseconds (``NS_PER_SECOND`` of them are a second), sizes bytes.
 
     Raises:
-        ConfigError: a value has a wrong type, or is out of bounds; a duration below 1 ms, for one,
-            is taken for a number of seconds that was not converted.
+        ConfigError: a value has a wrong type or is out of bounds. A duration below 1 ms is out of
+            bounds, because it was probably given in seconds.
     """
 
     upstream: UpstreamUrl
     policy: Policy = DEFAULT
 
     connect_timeout: int = _seconds(10)  # TCP, TLS and upgrade together
-    created_timeout: int = _seconds(60)  # frame sent to response.created
-    idle_timeout: int = _seconds(1200)  # between upstream events of a turn
-    turn_timeout: int = _seconds(3600)  # a whole turn, replays and waits included
-    head_timeout: int = _seconds(15)  # holding back the answer's head for an early failure
-    keepalive: int = _seconds(15)  # silence towards a client before something is sent
-    upstream_lifetime: int = _seconds(3300)  # age at which a socket is replaced between turns
-    session_idle: int = _seconds(900)  # idle conversations give up their socket
+    created_timeout: int = _seconds(60)  # from sending a turn's frame to response.created
+    idle_timeout: int = _seconds(1200)  # between two upstream events of a turn
+    turn_timeout: int = _seconds(3600)  # a whole turn, retries and waits included
+    head_timeout: int = _seconds(15)  # how long the answer's head is held back
+    keepalive: int = _seconds(15)  # silence on a stream before a keepalive
+    upstream_lifetime: int = _seconds(3300)  # age at which a connection is replaced
+    session_idle: int = _seconds(900)  # until an idle conversation closes its link
     drain_timeout: int = _seconds(30)  # from the first signal to the end
-    header_timeout: int = _seconds(10)  # a request head must be complete
-    body_timeout: int = _seconds(60)  # a request body must be complete
+    header_timeout: int = _seconds(10)  # until a request head must be complete
+    body_timeout: int = _seconds(60)  # until a request body must be complete
 
     ambiguous: OnAmbiguousLoss = OnAmbiguousLoss.REFUSE
     rotation: Rotation = Rotation.LAZY
     continuity: Continuity = Continuity.TRANSCRIPT
-    transcript_bytes: int = 256 * 1024 * 1024  # of all transcripts together
-    transcript_scope_bytes: int = 128 * 1024 * 1024  # of those of one credential
-    transcript_age: int = _seconds(21_600)  # unused transcripts are forgotten
+    transcript_bytes: int = 256 * 1024 * 1024  # all transcripts together
+    # The transcripts of one credential. Less than all, so that no tenant can evict every other's.
+    transcript_scope_bytes: int = 128 * 1024 * 1024
+    transcript_age: int = _seconds(21_600)  # until an unused transcript is forgotten
 
     max_header: int = 65_536  # bytes of a request head
     max_body: int = 64 * 1024 * 1024  # bytes of a request body
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
 
-    # Headers of a client that the upgrade request carries. Those that are not known to be harmless
-    # are part of the credential, see ``bridgecore.wire.headers``.
+    # Headers of a client that its upgrade request carries upstream. Those of unknown meaning
+    # identify the tenant, too: see ``bridgecore.wire.headers``.
     forward_headers: tuple[str, ...] = attrs.field(
         default=FORWARDED_HEADERS, converter=_header_names
     )
 
-    decisions: bool = False  # tell every decision of every session (``bridgecore.wire.decisions``)
+    decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 
-    # Not settings of the command line: mechanics that every upstream known so far agrees with.
-    ping_interval: int = _seconds(20)  # quiet time before an upstream socket is pinged
-    ping_timeout: int = _seconds(20)  # how late a pong may be
-    client_idle: int = _seconds(300)  # how long a kept client connection may be unused
-    close_timeout: int = _seconds(2)  # how long a peer may take to close after we did
-    max_sessions: int = 10_000  # conversations with state; idle ones make room
-    # Turns that wait for one conversation's socket; 0: a second one is refused at once.
+    # Not settings of the command line, except max_sessions: these suit all upstreams known so far.
+    ping_interval: int = _seconds(20)  # silence before an upstream connection is pinged
+    ping_timeout: int = _seconds(20)  # from a ping to a sign of life
+    client_idle: int = _seconds(300)  # until an idle client connection is closed
+    close_timeout: int = _seconds(2)  # from our close to the peer's
+    max_sessions: int = 10_000  # conversations with a session; idle ones are evicted for new ones
+    # Turns that may wait for one conversation's session; 0: a second turn is refused at once.
     max_waiting: int = attrs.field(default=64, metadata={"least": 0})
-    alias_bytes: int = 128 * 1024 * 1024  # of response ids remembered; least recently used go first
+    alias_bytes: int = 128 * 1024 * 1024  # remembered response ids; least recently used evicted
 
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(Config):
             _check(field, getattr(self, field.name))
         scope, whole = self.transcript_scope_bytes, self.transcript_bytes
-        # Whoever lowers the one need not lower the other: its default then counts for less.
+        # Lowering transcript_bytes alone is no error: the default of the other is then too large,
+        # and has no effect.
         if scope > whole and scope != attrs.fields(Config).transcript_scope_bytes.default:
             raise ConfigError(
                 f"transcript_scope_bytes={scope} is more than transcript_bytes={whole}: one "

@@ -1,15 +1,16 @@
-"""One conversation: a client's chain of responses, its session, its link and its turns.
+"""One conversation: a chain of responses, with the session, the link and the turns that make it.
 
-What belongs here: carrying between the three. A ``Conversation`` is told what happened to its turns
-and its link, in messages; it reports that to its ``Session`` in the session's terms, and what the
-session decides it returns as messages again. It knows JSON events, but no bytes of HTTP or
-WebSocket, and no other conversation. It decides nothing about a loss: that is ``recovery``'s.
+What belongs here: translating between messages and the session. A ``Conversation`` receives
+messages about its turns and its link, reports them to its ``Session`` as events of
+``bridgecore.recovery``, and returns the effects of the session as messages. It reads JSON events,
+but no bytes of HTTP or WebSocket, and does not know other conversations. What to do about a loss is
+decided by the session.
 
-Who calls whom: ``Bridge`` calls the methods up to ``next_timeout``, each of which returns the
-effects, in order. Below them, ``_read`` and what it calls turn messages into events of the session;
-``_step`` hands an event to the session; ``_carry_out`` and what it calls turn the session's effects
-into messages. Sending may find that a frame was refused for its size before, which is an event
-again, so the two may call each other.
+Call structure: ``Bridge`` calls the public methods, and each returns its effects in order.
+``_read`` and what it calls turn upstream messages into events; ``_step`` passes an event to the
+session; ``_carry_out`` and what it calls turn the session's effects into messages. ``_carry_out``
+may call ``_step`` again: a frame that the upstream has refused for its size before is not sent,
+which is an event in turn.
 """
 
 from __future__ import annotations
@@ -61,20 +62,20 @@ from bridgecore.wire.responses import (
 
 @attrs.define
 class Numbers:
-    """Numbers for what a bridge names: its conversations, its links, and turns of its own."""
+    """Draws the numbers of a bridge's conversations, links and own turns. None is used twice."""
 
     last: int = 0
 
     def next(self) -> int:
-        """One that was not given out before."""
+        """The next unused number, from 1 on."""
         self.last += 1
         return self.last
 
 
 @attrs.define(eq=False)
 class Shared:
-    """What the conversations of one bridge have in common. ``max_held``: bytes of events that a
-    link may hold back."""
+    """What all conversations of one bridge use together. ``max_held``: bytes of events that a link
+    may hold back, so that an upstream cannot fill the memory before its first output."""
 
     policy: Policy
     memory: Memory
@@ -85,11 +86,11 @@ class Shared:
 
 @attrs.define(eq=False)
 class Conversation:
-    """One conversation. Its methods return the effects of what they were told, in order.
+    """One conversation. Its methods handle a message each and return the effects, in order.
 
-    ``scope``: whose it is; turns of another scope never get here. ``headers``: those with which a
-    link is opened, of the latest turn that had the session for itself. ``retired``: the session is
-    over, and the conversation is to be forgotten.
+    ``scope``: the tenant; the bridge never brings a turn of another one here. ``headers``: for the
+    upgrade request of the next link, from the latest turn that came while no other was running.
+    ``retired``: the session is over; the bridge then drops the conversation.
     """
 
     id: int
@@ -97,26 +98,26 @@ class Conversation:
     session: Session
     headers: Headers
     shared: Shared
-    turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # those that run or wait
-    link: Generation | None = None  # of the present generation
-    template: RequestTemplate | None = None  # of its latest turn, if connections are to be warmed
-    warmed: bool = False  # preloaded, and not used since: then it is not preloaded again
+    turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
+    link: Generation | None = None  # the current one
+    template: RequestTemplate | None = None  # from its latest turn; only if rotation is warm
+    warmed: bool = False  # the last preload has not been used by a turn yet
     retired: bool = False
-    accounts: Accounts = attrs.Factory(Accounts)  # what continuity saved and cost in it
-    unmatched: int = 0  # upstream events that no turn caused
-    _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the call under way
+    accounts: Accounts = attrs.Factory(Accounts)  # tokens and bytes saved and spent in it
+    unmatched: int = 0  # upstream events that belong to no turn, for the log
+    _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
 
-    # ------------------------------------------------------------ what is asked about it
+    # ------------------------------------------------------------ properties
 
     @property
     def running(self) -> RoutedTurn | None:
-        """The turn that has the session."""
+        """The turn that the session is running, if any."""
         running = self.session.state.running
         return None if running is None else self.turns.get(running.turn.id)
 
     @property
     def spare(self) -> bool:
-        """No client's turn runs or waits. One that only warms a connection makes way."""
+        """Whether it can be evicted: no client's turn runs or waits. A preload does not count."""
         return self.session.state.idle or self._only_warms
 
     @property
@@ -125,14 +126,14 @@ class Conversation:
         return turn is not None and turn.warms and not self.session.state.waiting
 
     def next_timeout(self) -> Deadline | None:
-        """When ``timeout`` is to be called if nothing else happens first."""
+        """When to call ``timeout`` (ns), and why; None if there is no deadline."""
         return self.session.next_timeout()
 
-    # ------------------------------------------------------------ what happens to its turns
+    # ------------------------------------------------------------ turns
 
     def submit(self, turn: RoutedTurn, headers: Headers, now: int) -> list[BridgeEffect]:
-        """A client's turn was routed here; it runs or waits. ``headers``: of its own upgrade
-        request, if its turn is to open a link."""
+        """Take in a turn that was routed here: run it, or queue it behind the running one.
+        ``headers``: for an upgrade request, if the turn opens a link."""
         if self.session.state.running is None:
             self.headers = headers
         self.warmed = False
@@ -146,7 +147,7 @@ class Conversation:
         self._step(ev.TurnSubmitted(submitted, turn.deadline), now)
 
     def abandon(self, number: int, error: ApiError | None, now: int) -> list[BridgeEffect]:
-        """The client of a turn is gone; or its driver gave the turn up, and told it ``error``."""
+        """End a turn whose client is gone, or, with ``error``, that the driver has ended so."""
         turn = self.turns.pop(number)
         self._step(ev.TurnAbandoned(number), now)
         if error is None:
@@ -156,12 +157,13 @@ class Conversation:
         return self._take()
 
     def block(self, number: int, now: int) -> list[BridgeEffect]:
-        """The client of a turn reads too slowly."""
+        """Stop reading the link, because the client of a turn does not read its answer."""
         turn, link = self.running, self.link
         if (
             turn is not None
             and turn.id == number
-            # Before its answer begins nothing is relayed: not to read then would be to miss it.
+            # Before the answer begins there is nothing to relay, and if the link were not read
+            # then, response.created would be taken for missing at its deadline.
             and self.session.state.phase in ANSWERING
             and link is not None
             and link.paused_for is None
@@ -172,13 +174,13 @@ class Conversation:
         return self._take()
 
     def unblock(self, number: int, now: int) -> list[BridgeEffect]:
-        """The client of a turn has caught up."""
+        """Read the link again: the client of the turn has caught up."""
         if self._resume(number):
             self._step(ev.RelayPaused(number, False), now)
         return self._take()
 
     def _resume(self, number: int) -> bool:
-        """Read the link again, if it was this turn that had it paused."""
+        """Read the link again, if it was paused for this turn; whether it was."""
         link = self.link
         if link is None or link.paused_for != number:
             return False
@@ -186,10 +188,11 @@ class Conversation:
         self._out.append(PauseLink(link.number, False))
         return True
 
-    # ------------------------------------------------------------ what happens to its link
+    # ------------------------------------------------------------ the link
 
     def opened(self, messages: list[bytes], now: int) -> list[BridgeEffect]:
-        """The link is open. ``messages``: what was read before anything was sent on it."""
+        """The link is open. ``messages``: read together with the answer to the upgrade, so before
+        any frame was sent."""
         link = self._present_link
         early = _early(link.number, self.shared.policy.timeouts.lifetime)
         link.reading = True
@@ -208,20 +211,23 @@ class Conversation:
         return self._take()
 
     def frame_sent(self, whole: bool, now: int) -> list[BridgeEffect]:
-        """The turn's frame, or one more part of it, is with the operating system."""
+        """The operating system has taken the turn's frame (``whole``) or another part of it."""
         self._step(ev.FrameSent(self._present_link.generation, whole), now)
         return self._take()
 
     def lost(self, loss: LinkLost, now: int) -> list[BridgeEffect]:
-        """The link is gone or never came to be."""
+        """The link was lost, or could not be opened."""
         self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=False)
         return self._take()
 
     def received(
         self, messages: list[bytes], lost: LinkLost | None, now: int
     ) -> list[BridgeEffect]:
-        """Messages came on the link. ``lost``: its end, if that was read behind them. A frame that
-        the messages lead to is sent only if the link still stands when all of them were read."""
+        """Handle the messages of one read. ``lost``: the loss of the link, if the same read had it.
+
+        A frame to which the messages lead is sent only after all of them, if the link is not lost:
+        on a link that has ended it would only make the outcome of its turn ambiguous.
+        """
         link = self._present_link
         link.reading = True
         self._read(link, messages, now)
@@ -236,14 +242,14 @@ class Conversation:
     @property
     def _present_link(self) -> Generation:
         if self.link is None:
-            raise InternalError(f"conversation {self.id} was told of a link that it does not have")
+            raise InternalError(f"conversation {self.id} has no link, but got an event of one")
         return self.link
 
-    # ------------------------------------------------------------ what happens to all
+    # ------------------------------------------------------------ eviction and deadlines
 
     def evict(self, now: int) -> list[BridgeEffect]:
-        """Room is needed: the session gives up its link and its state, unless a client's turn runs
-        or waits."""
+        """Close the link and retire the session, to make room, unless a client's turn runs or
+        waits."""
         turn = self.running
         if turn is not None and self._only_warms:
             del self.turns[turn.id]
@@ -252,7 +258,7 @@ class Conversation:
         return self._take()
 
     def timeout(self, now: int) -> list[BridgeEffect]:
-        """The time that ``next_timeout`` named has come. It may have been too early."""
+        """A deadline may have passed. If none has, nothing happens."""
         before = self.session.state
         effects = self.session.handle_timeout(now)
         if self.session.state is not before:
@@ -267,13 +273,14 @@ class Conversation:
     # ------------------------------------------------------------ upstream messages
 
     def _read(self, link: Generation, messages: list[bytes], now: int) -> None:
-        """Go through the messages of one read.
+        """Handle the messages of one read.
 
-        The hot path: a delta in mid-output goes to the running turn without meeting a rule.
+        This is the hot path. Once a turn has output, its deltas lead to no decision: they are
+        collected in ``plain`` and delivered together, without an event of the session for each.
         """
         session = self.session
-        plain: list[UpstreamEvent] = []  # in mid-output, for the turn that runs
-        # Looked up once, not for every delta: whether it is in its output, and its names.
+        plain: list[UpstreamEvent] = []  # deltas of the running turn that are not delivered yet
+        # Computed after each decision and not for each delta.
         in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
         for message in messages:
             event = read_event(message)
@@ -301,11 +308,12 @@ class Conversation:
                 self._upstream_event(link, event, now)
             in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
             if self.link is not link:
-                return  # it was closed: what this read brought beyond that belongs to no turn
+                return  # the link was closed: the rest of this read belongs to no turn
         self._flush(plain, now)
 
     def _flush(self, plain: list[UpstreamEvent], now: int) -> None:
-        """Deliver output that needs no decision; the session only hears when it came."""
+        """Deliver output that needs no decision. The session gets only its time, for its
+        deadlines."""
         if plain:
             self.session.touch(now)
             turn = self.running
@@ -314,19 +322,19 @@ class Conversation:
             plain.clear()
 
     def _count_noise(self, link: Generation, message: bytes) -> bool:
-        """Count a frame without meaning; False if there were too many of them."""
+        """Count a message that is no event, such as a blank frame; False if there were too many."""
         self.unmatched += 1
         return link.count_noise(len(message))
 
     def _give_up(self, link: Generation, now: int) -> None:
-        """Close a link on which nothing but noise comes; to the session, it is lost."""
+        """Close a link that sends nothing but noise. To the session it is lost."""
         self._out.append(CloseLink(link.number))
         unsent = bool(link.end_read())
         self._connection_lost(link, Malformed("nothing but noise"), None, now, unsent=unsent)
 
     def _before_the_frame(self, link: Generation, event: UpstreamEvent, now: int) -> None:
-        """An event was read before the turn's frame was sent, so it cannot answer it. Most say
-        nothing about the turn; see ``concerns_unsent``."""
+        """Handle an event that was read before the turn's frame was sent, so that it cannot be an
+        answer to it. Only an error can matter then; see ``concerns_unsent``."""
         if event.kind is EventKind.ERROR:
             error = event.error
             if concerns_unsent(error):
@@ -360,7 +368,7 @@ class Conversation:
         if kind is EventKind.CREATED and turn is not None and turn.opened:
             turn.stored = upstream.stored
         if turn is not None and self.session.rule == ENDED_RESPONSE:
-            turn.error = error_before  # that of this event was about another response
+            turn.error = error_before  # the event's error was about a response that has ended
         if self.session.state.phase is Phase.OUTPUT:
             link.stragglers.note(upstream)
 
@@ -374,9 +382,8 @@ class Conversation:
     def _unknown(
         self, link: Generation, turn: RoutedTurn | None, upstream: UpstreamEvent
     ) -> ev.Event | None:
-        """An event of a type that is not known, before the answer has begun. It changes nothing
-        about the turn and is held until the answer begins. If there is no room, the upstream does
-        not speak the protocol, and the session has to know (the event that is returned)."""
+        """Hold back an event of an unknown type until the answer begins. If the buffer is full, the
+        upstream does not speak the protocol: then an event for the session is returned."""
         if turn is None:
             self.unmatched += 1
         elif link.held.has_room_for(upstream):
@@ -404,8 +411,8 @@ class Conversation:
                 turn.error = error
         response = terminal.response_id
         if turn is not None and turn.warms and response and turn.recall.anchor:
-            # The preloaded response has the same context as the client's. To the session it is the
-            # client's; on this connection its id is sent in place of the client's.
+            # The preloaded response has the same context as the client's, so the session treats it
+            # as that one. On this connection its id is sent in place of the client's.
             link.stand_in = turn.recall.anchor, response
             response = turn.recall.anchor
         return ev.ResponseEnded(generation, terminal.outcome, response, error)
@@ -419,7 +426,7 @@ class Conversation:
         *,
         unsent: bool,
     ) -> None:
-        """The link is gone. ``unsent``: the frame of the running turn had not left."""
+        """Report the loss of the link. ``unsent``: the frame of the running turn was not sent."""
         self.link = None
         turn = self.running
         if turn is not None and error is not None:
@@ -430,11 +437,11 @@ class Conversation:
         self._log(LogLevel.INFO, "session.connection_lost")
 
     def _remember_size(self, turn: RoutedTurn, cause: Evidence) -> None:
-        """If ``cause`` shows that the turn's frame is too large, no turn sends that frame again."""
+        """If ``cause`` proves that the turn's frame is too large, do not send that frame again."""
         if turn.frame and proves_too_large(self.session.state, cause):
             self.shared.refused.add(turn.recall.scope, turn.frame)
 
-    # ------------------------------------------------------------ what the session decides
+    # ------------------------------------------------------------ the session's effects
 
     def _step(
         self,
@@ -443,8 +450,8 @@ class Conversation:
         upstream: UpstreamEvent | None = None,
         terminal: Terminal | None = None,
     ) -> None:
-        """Tell the session and do what it says. ``upstream``: the event at hand, if there is one;
-        ``terminal``: the same, read in full."""
+        """Pass ``event`` to the session and carry out its effects. ``upstream``: the upstream event
+        behind it, if any; ``terminal``: the same, parsed, if it is a terminal event."""
         self._carry_out(self.session.handle(event, now), now, upstream, terminal)
 
     def _carry_out(
@@ -471,7 +478,7 @@ class Conversation:
                     self._close()
                 case fx.RetireSession():
                     self.retired = True
-                    # Told at the end: what no turn caused is counted, not lost.
+                    # The number of unmatched events is logged once, at the end.
                     self._log(LogLevel.DEBUG, "session.retired", unmatched=self.unmatched)
                 case fx.Ignored():
                     self.unmatched += upstream is not None
@@ -504,12 +511,12 @@ class Conversation:
             self._log(LogLevel.INFO, "session.close")
 
     def _send(self, effect: fx.SendTurn, now: int) -> None:
-        """Send a turn's frame, unless the upstream has refused the same frame for its size."""
+        """Send a turn's frame, unless the upstream has refused the same one for its size before."""
         turn, link = self.turns.get(effect.turn), self.link
         if turn is None or link is None:
             return
         turn.begin_attempt()
-        link.held.take()  # of an attempt before, or of a response that has ended
+        link.held.take()  # drop events of an earlier attempt or of a response that has ended
         link.stragglers.begin()
         frame = turn.recall.frame(effect.form, self._stand_in(link, turn))
         turn.form, turn.sent, turn.frame = effect.form, len(frame), frame
@@ -524,7 +531,7 @@ class Conversation:
             standing=_standing(turn),
             form=effect.form.value,
             bytes=len(frame),
-            # What reduction saved; below 0, what rehydration cost.
+            # Bytes less than the client sent; negative if the context was added.
             saved=len(turn.recall.request.frame) - len(frame),
             anchor=_hashed(turn.recall.anchor),
             **_cell(self.session, turn.id),
@@ -534,7 +541,7 @@ class Conversation:
 
     def _stand_in(self, link: Generation, turn: RoutedTurn) -> str | None:
         """The id to send in place of the turn's anchor, if the connection was preloaded with that
-        and still has it in its memory."""
+        context and still has it cached; else None."""
         if link.stand_in is None:
             return None
         anchor, stand_in = link.stand_in
@@ -542,15 +549,18 @@ class Conversation:
         return stand_in if known else None
 
     def _warm(self, anchor: str, now: int) -> None:
-        """Preload a new connection with the context (``generate: false``); skip it if the last
-        preload went unused, or an unused conversation would be preloaded for ever."""
+        """Preload a new connection with the context (``generate: false``).
+
+        Skipped if no turn came since the last preload, or a conversation that is no longer used
+        would be preloaded for ever, and each time costs its input tokens.
+        """
         if self.template is None or self.warmed:
             return
         recall = self.shared.memory.warm_up(self.scope, anchor, self.template, now)
         if recall is None:
             return
         self.warmed = True
-        # Clients' turns count from 0, so this number is free.
+        # Turns of clients have numbers from 0 up, so a negative one is free.
         turn = RoutedTurn(-self.shared.numbers.next(), recall, warms=True)
         self.turns[turn.id] = turn
         self._submit(turn, now)
@@ -569,9 +579,9 @@ class Conversation:
             self._deliver(turn, upstream, running.responses if running is not None else ())
 
     def _deliver(self, turn: RoutedTurn, event: UpstreamEvent, names: Sequence[str]) -> None:
-        """Pass on an event, with those that were held back. ``names``: ids of the turn's response.
+        """Deliver an event and the events that were held back. ``names``: ids of the response.
 
-        What came before ``response.created`` follows it; all else is in the order it came in.
+        The order is that of arrival, but ``response.created`` comes first.
         """
         turn.frame = b""
         held = self._release_held(names)
@@ -586,25 +596,25 @@ class Conversation:
         return own
 
     def _answer(self, turn: RoutedTurn, events: list[UpstreamEvent]) -> None:
-        """Give a turn's client events; what one read brought leaves in one effect."""
-        told = turn.deliver(events, self.id)
-        if not told:
+        """Deliver events to a turn's client. Those of one read share one effect, so one write."""
+        shown = turn.deliver(events, self.id)
+        if not shown:
             return
         last = self._out[-1] if self._out else None
         if isinstance(last, AnswerEvents) and last.turn == turn.id:
-            last.events.extend(told)
+            last.events.extend(shown)
         else:
-            self._out.append(AnswerEvents(turn.id, told))
+            self._out.append(AnswerEvents(turn.id, shown))
 
     def _complete(
         self, effect: fx.CompleteTurn, upstream: UpstreamEvent, terminal: Terminal, now: int
     ) -> None:
-        """Deliver the end of a turn's answer, and remember the response."""
+        """Deliver the terminal event of a turn, and remember the response."""
         turn, link = self.turns.get(effect.turn), self.link
         if turn is None:
             return
         if link is not None:
-            # What looked like an event of an earlier response, and turns out to be this one's.
+            # Events that were taken for an earlier response's and belong to this one.
             claimed = link.stragglers.claim(upstream, terminal.items)
             self.unmatched -= len(claimed)
             for event in claimed:
@@ -635,7 +645,7 @@ class Conversation:
         )
 
     def _account(self, turn: RoutedTurn, terminal: Terminal, ids: list[str]) -> Accounts:
-        """What continuity saved and cost in a turn; added up if the turn was completed."""
+        """The tokens and bytes that continuity saved and cost in a completed turn."""
         if not ids or terminal.outcome is not ev.Outcome.COMPLETED:
             return Accounts()
         account = account_of(turn.recall, turn.form, turn.sent)
@@ -643,7 +653,7 @@ class Conversation:
         return account
 
     def _remember(self, turn: RoutedTurn, terminal: Terminal, ids: list[str], now: int) -> None:
-        """Remember a response that can be continued. A failed one cannot."""
+        """Remember the response, if it can be continued: a failed one cannot."""
         if not ids or terminal.outcome not in _CONTINUABLE:
             return
         output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
@@ -682,7 +692,7 @@ class Conversation:
             code=error.log_code,
             cause=cause,
             anchor=_hashed(anchor),
-            # How often the anchor was refused so far, of a bounded number of times.
+            # How often turns with this anchor were refused; the policy has a limit.
             refusals=dict(self.session.state.refusals).get(turn.recall.anchor, 0),
             **_cell(self.session, turn.id),
         )
@@ -700,13 +710,13 @@ class Conversation:
         }
         running = self.running
         if running is not None and "request_id" not in fields:
-            # What happens to the session happens to the request that it serves, too.
+            # A record about the session is also about the request that it is serving.
             common["request_id"] = running.request
         return Log(level, event, {**fields, **common})
 
 
-# What a client is told of a frame that the upstream has refused before, by closing its connection
-# or in words.
+# The error for a frame that the upstream has refused for its size before, with an error or by
+# closing the connection.
 _TOO_LARGE: Final = ErrorFrame(
     status=413,
     code="request_too_large",
@@ -725,23 +735,24 @@ def _standing(turn: RoutedTurn) -> str:
 
 
 def _cell(session: Session, turn: int) -> dict[str, str]:
-    """The log field that names the cell of the policy's table by which ``session`` has just decided
-    about ``turn``. Empty if the table was not asked: then the rule alone decided."""
+    """The log field that names the cell of the policy's table that has just decided about ``turn``;
+    empty if a rule decided without the table."""
     cells = [cell for cell in session.cells if cell.turn == turn]
     return {"cell": str(cells[-1])} if cells else {}
 
 
 def _hashed(response: str | None) -> str:
-    """An id as logs show it: comparable, not usable."""
+    """An id as logs show it: a hash, which can be compared but not used."""
     return "-" if response is None else hashed(response)
 
 
 def _early(link: int, lifetime: int) -> int:
-    """By how many ns the connection of ``link`` is replaced before its lifetime is over: up to a
-    tenth of it. Connections that were opened together, after a deploy, say, must not all be
-    replaced together; the golden ratio spreads their numbers evenly, whatever their count."""
+    """How many ns before the end of its lifetime the connection of ``link`` is replaced: up to a
+    tenth of the lifetime. Connections that were opened together, for example after a deploy, must
+    not all be replaced together. Multiples of the golden ratio spread them evenly, however many
+    there are."""
     return (link * _GOLDEN % _RANGE) * (lifetime // 10) // _RANGE
 
 
 _RANGE: Final = 1 << 32
-_GOLDEN: Final = 2_654_435_769  # the golden ratio's part of it
+_GOLDEN: Final = 2_654_435_769  # _RANGE divided by the golden ratio

@@ -1,13 +1,13 @@
-"""The byte door: connections of clients and of the upstream around a ``Gateway``.
+"""A complete bridge without I/O: bytes of client and upstream connections in, effects out.
 
-What belongs here: the third door for embedders, and what the adapters drive. An ``Endpoint`` owns
-every connection, a client's (``fronts``) or an upstream's (``links``), and carries messages between
-them and the gateway. It decides nothing about a loss; what it decides is which connections end when
-sockets are scarce, and when the process has drained.
+What belongs here: owning the connections, of clients (``fronts``) and to the upstream (``links``),
+and passing messages between them and the ``Gateway``. This is what the adapters drive. It decides
+which connections to close when descriptors run out and when the process has drained, and nothing
+about lost turns.
 
-Who calls whom: an adapter reports a ``TransportEvent``; a front reads requests from the bytes of a
-client, a link reads messages from those of the upstream; both go to the gateway, whose effects come
-back here and become ``TransportEffect``s.
+Call structure: an adapter reports a ``TransportEvent``; a front parses the bytes of a client into
+requests, a link parses those of the upstream into messages; the gateway handles both, and its
+effects become ``TransportEffect``s here.
 """
 
 from __future__ import annotations
@@ -39,27 +39,29 @@ _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport")
 
 @attrs.define(eq=False)
 class _Client:
-    """A client connection, and how far its end is."""
+    """A client connection, and the state of its closing."""
 
     connection: ClientConnection
-    blocked: bool = False  # its client reads too slowly
-    closing: tp.EndSending | tp.Close | None = None  # what was told to the adapter
-    deadline: int | None = None  # ns: of CLOSE_HANDSHAKE; when to stop being polite
-    linger_until: int = 0  # ns: when to stop listening to a client that still sends
-    idle_since: int | None = None  # ns: its last turn was answered, and there is no other
+    blocked: bool = False  # its client reads too slowly: WriteBlocked
+    closing: tp.EndSending | tp.Close | None = None  # the effect that began to close it
+    deadline: int | None = None  # ns, when a closing connection is aborted (CLOSE_HANDSHAKE)
+    linger_until: int = 0  # ns, the latest value of ``deadline`` while the client still sends
+    idle_since: int | None = None  # ns, when its last turn was answered; None while one runs
 
 
-# At most one log record in this many ns says that descriptors ran out: each connection that waits
-# would be worth one, and writing them makes it worse.
+# At most one ``sockets.exhausted`` record in this many ns. There would be one for each connection
+# that waits, and writing them would take time when there is least of it.
 _EXHAUSTED_LOG = NS_PER_SECOND
 
 
 class Endpoint:
-    """A complete bridge without I/O. A ``Machine``: see ``bridgecore.transport``.
+    """A complete bridge without I/O. It is a ``Machine``: see ``bridgecore.transport``.
 
-    ``request_seed``: what the ids of requests that bring none (``x-request-id``) are made of,
-    together with a count. Random bytes, drawn anew for each process, keep them from being repeated
-    by the next process and from telling how many requests there were.
+    Args:
+        config: the settings.
+        request_seed: random bytes, new for each process. The ids of requests without an
+            ``x-request-id`` are digests of it and a count, so they are not repeated by the next
+            process and do not reveal how many requests there were.
     """
 
     def __init__(self, config: Config, request_seed: bytes = b"") -> None:
@@ -72,28 +74,30 @@ class Endpoint:
         self._of_link: dict[int, int] = {}  # link -> upstream connection
         self._schedule: TimerQueue[int] = TimerQueue()
         self._serial = 0
-        self._numbered: set[int] = set()  # numbers that were given out, and not accepted yet
+        self._numbered: set[int] = set()  # from new_connection(), not reported as accepted yet
         self._turn_serial = 0
         self._now = 0
-        self._drain_deadline: int | None = None  # ns; also: a drain was asked for
-        self._leaving = False  # drained: only goodbyes are left
+        self._drain_deadline: int | None = None  # ns; None: no drain was requested
+        self._leaving = False  # all turns are answered, connections are being closed
         self._stopped = False
         self._out: list[tp.TransportEffect] = []
         self._pending: deque[msg.GatewayEvent] = deque()
         self._driving = False
-        self._answered: dict[int, int] = {}  # turns with something to send, and their connections
-        self._giving_way: set[int] = set()  # connections closed so that others can be opened
-        self._unconnected: deque[int] = (
-            deque()
-        )  # upstream connections that wait for one of them to end
-        self._exhausted_log = 0  # ns: when the next log record may say so
-        self._exhausted = 0  # how often since the last one did
+        self._answered: dict[
+            int, int
+        ] = {}  # turn -> connection, of turns with output that is not sent yet
+        # Out of descriptors: connections that are being closed to free one, and upstream
+        # connections that wait to be opened then.
+        self._giving_way: set[int] = set()
+        self._unconnected: deque[int] = deque()
+        self._exhausted_log = 0  # ns, the earliest time of the next ``sockets.exhausted`` record
+        self._exhausted = 0  # failures since the last such record
 
-    # ------------------------------------------------------------ what an observer may ask
+    # ------------------------------------------------------------ counts, for an observer
 
     @property
     def bridge(self) -> Bridge:
-        """The bridge inside, for its counts. Not part of the public surface.
+        """The bridge, for its counts. Not part of the public surface.
 
         :meta private:
         """
@@ -101,16 +105,16 @@ class Endpoint:
 
     @property
     def clients(self) -> int:
-        """How many client connections there are, closing ones included."""
+        """How many client connections are open or closing."""
         return len(self._clients)
 
     @property
     def upstreams(self) -> int:
-        """How many upstream connections there are, closing ones included."""
+        """How many upstream connections are being opened, open or closing."""
         return len(self._upstreams)
 
     def new_connection(self) -> int:
-        """A number for a connection that was just accepted, to be reported with ``Accepted``."""
+        """A number for a connection that was just accepted; report it with ``Accepted``."""
         self._numbered.add(conn := self._next_number())
         return conn
 
@@ -119,7 +123,7 @@ class Endpoint:
         return self._serial
 
     def next_timeout(self) -> Deadline | None:
-        """When ``TimeoutReached`` is to be reported if nothing else happens first."""
+        """When to report ``TimeoutReached`` (ns), and why; None if there is no deadline."""
         if self._stopped:
             return None
         found = self._gateway.next_timeout()
@@ -142,11 +146,11 @@ class Endpoint:
     # ------------------------------------------------------------ events
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+        """Handle an event that happened at ``now`` (ns, monotonic); return the effects, in order.
 
         Raises:
-            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or no
-                lawful adapter reports it (see ``bridgecore.transport``). Nothing has changed.
+            LocalProtocolError: ``event`` or ``now`` has a wrong type, or the event is impossible
+                (see ``bridgecore.transport``). The state is unchanged.
         """
         _check_event(event)
         check_time(now)
@@ -193,7 +197,8 @@ class Endpoint:
         return out
 
     def _refuse_impossible(self, event: tp.TransportEvent) -> None:
-        """Raise LocalProtocolError for what no lawful adapter reports, before anything changes."""
+        """Raise LocalProtocolError for an event that a correct adapter cannot report. Called before
+        any change, so that the state stays as it was."""
         if isinstance(event, tp.TimeoutReached | tp.DrainRequested | tp.AcceptFailed):
             return
         conn, name = event.conn, type(event).__name__
@@ -230,7 +235,7 @@ class Endpoint:
     def _accepted(self, conn: int) -> None:
         self._numbered.remove(conn)
         if self._leaving:
-            self._out.append(tp.Abort(conn))  # it came while the listener was being closed
+            self._out.append(tp.Abort(conn))  # accepted while the listener was being closed
             return
         seed = b"%d/%b" % (conn, self._request_seed)
         client = self._clients[conn] = _Client(HttpConnection(self._config, self._now, seed))
@@ -241,12 +246,13 @@ class Endpoint:
             client.connection.receive(data)
             self._serve(conn, client)
         elif isinstance(client.closing, tp.EndSending):
-            # It still sends what nobody reads; as long as it does, it has not seen the answer.
+            # It still sends, so it has not read the answer yet: closing now would send a reset,
+            # which may destroy the answer on its way. What it sends is dropped.
             client.deadline = min(self._now + self._config.close_timeout, client.linger_until)
             self._schedule.set(conn, client.deadline)
 
     def _serve(self, conn: int, client: _Client) -> None:
-        """Take the next turn of a client, if there is one, and send what is to be sent."""
+        """Read the next request of a client, if one is complete, and send pending output."""
         turn = self._turn_serial + 1
         received = client.connection.next_request(turn, self._now, draining=self._draining)
         if received is not None:
@@ -258,7 +264,7 @@ class Endpoint:
             self._drive(received)
 
     def _flush(self, conn: int, client: _Client) -> None:
-        """Send what the connection has to send, and keep its deadline."""
+        """Send the connection's output, and set its deadline in the timer queue."""
         connection = client.connection
         closes = connection.closing and client.closing is None
         if connection.out:
@@ -266,7 +272,7 @@ class Endpoint:
         if closes:
             client.closing = tp.EndSending(conn) if connection.lingering else tp.Close(conn)
             self._out.append(client.closing)
-            # Until the last answer is out, it is the client's reading that takes its time.
+            # While output is pending, the client's reading takes time; after that, only its close.
             unread = bool(connection.out) or client.blocked
             patience = self._config.client_idle if unread else self._config.close_timeout
             client.deadline = self._now + patience
@@ -286,7 +292,7 @@ class Endpoint:
             self._schedule.set(conn, client.deadline)
 
     def _forget_client(self, conn: int) -> None:
-        """The client is gone, and does not wait for answers any more."""
+        """Forget a client that is gone, and end its turns."""
         client = self._clients.pop(conn, None)
         self._giving_way.discard(conn)
         self._schedule.set(conn, None)
@@ -296,13 +302,15 @@ class Endpoint:
                 self._drive(msg.TurnLeft(turn))
 
     def _client_eof(self, conn: int, client: _Client) -> None:
-        """A client that has said goodbye does not wait for an answer: nobody could tell one that
-        half-closed from one that left, and a turn that nobody reads costs money."""
+        """Treat the end of a client's input as its departure.
+
+        A half-close cannot be told from a close, and a turn whose answer is not read costs tokens.
+        """
         if client.connection.turns:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
         elif not isinstance(client.closing, tp.Close):
-            # What was answered may still be on its way, so it is not dropped.
+            # The last answer may still be in the send buffer, so the close is not an abort.
             client.connection.closing = True
             client.connection.lingering = False
             client.closing = None
@@ -315,7 +323,7 @@ class Endpoint:
             for turn in client.connection.turns:
                 self._drive(msg.TurnBlocked(turn, blocked))
 
-    # ------------------------------------------------------------ either
+    # ------------------------------------------------------------ both kinds of connections
 
     def _eof(self, conn: int) -> None:
         if (client := self._clients.get(conn)) is not None:
@@ -346,7 +354,8 @@ class Endpoint:
     # ------------------------------------------------------------ upstreams
 
     def _read(self, conn: int, upstream: UpstreamConnection, read: ReadResult) -> None:
-        """Everything that one read brought: its messages go to the bridge together."""
+        """Pass on the result of one read: all of its messages in one event, with the loss, if
+        any."""
         was_open = upstream.stage is not Stage.CLOSING
         if read.opened:
             self._schedule.set(conn, upstream.deadline)
@@ -356,14 +365,14 @@ class Endpoint:
         lost = None if loss is None else msg.LinkLost(upstream.link, loss.cause, loss.error)
         if loss is not None:
             if loss.goodbye:
-                # Both sides have said close, or we told why we cannot go on: TCP's close is next.
+                # Our last frame says why the link ends and is still to be sent: close, not abort.
                 self._out.append(tp.Close(conn))
                 self._detach_link(conn, upstream)
             else:
                 self._out.append(tp.Abort(conn))
                 self._forget_upstream(conn)
         if not was_open:
-            return  # the bridge has closed the link before
+            return  # the bridge has closed the link and expects no more of it
         if read.opened and lost is None:
             self._drive(msg.LinkOpened(upstream.link, read.messages))
         elif read.messages and not read.opened:
@@ -372,7 +381,7 @@ class Endpoint:
             self._drive(lost)
 
     def _detach_link(self, conn: int, upstream: UpstreamConnection) -> None:
-        """Our side is closed: hear nothing more of the link."""
+        """Stop reporting the link: its close frame is sent, only the peer's is awaited."""
         self._of_link.pop(upstream.link, None)
         if upstream.paused:
             self._out.append(tp.ResumeReading(conn))
@@ -380,7 +389,7 @@ class Endpoint:
         self._schedule.set(conn, upstream.deadline)
 
     def _connection_lost(self, conn: int, cause: Evidence, error: ErrorFrame | None = None) -> None:
-        """The socket is gone; tell the bridge, unless the bridge had closed the link before."""
+        """Forget an upstream connection, and report the loss unless the bridge closed the link."""
         upstream = self._forget_upstream(conn)
         if upstream is not None and upstream.stage is not Stage.CLOSING:
             self._drive(msg.LinkLost(upstream.link, cause, error))
@@ -415,18 +424,20 @@ class Endpoint:
     # ------------------------------------------------------------ out of sockets
 
     def _free_a_socket(self) -> bool:
-        """Have one more socket closed, of those that are missed least; whether there was one.
+        """Close one connection to free its descriptor, the least harmful first; False if none can
+        be.
 
-        First those on which only the peer's goodbye is awaited; then that of the conversation
-        that has been idle longest, which can be rebuilt; then the connection of the client that
-        has been idle longest: last, because its next request may be on the way (RFC 9112, 9.5).
+        1. An upstream connection that only awaits the peer's close frame.
+        2. The upstream connection of the conversation idle longest: its next turn opens another.
+        3. The client connection idle longest. Last, because a request may be on its way, which the
+           client would have to retry (RFC 9112, section 9.5).
         """
         if self._hang_up():
             return True
         upstreams = len(self._upstreams)
         self._drive(msg.SocketsExhausted())
         if len(self._upstreams) < upstreams:
-            return True  # it was not open yet, and was aborted
+            return True  # it was still being opened, so it was aborted at once
         if self._hang_up():
             return True
         idle = [
@@ -443,7 +454,8 @@ class Endpoint:
         return True
 
     def _hang_up(self) -> bool:
-        """Close an upstream connection that we have said goodbye on, without waiting for its."""
+        """Close an upstream connection on which we have sent our close frame, without waiting for
+        the peer's; False if there is none."""
         for conn, upstream in self._upstreams.items():
             if upstream.stage is Stage.CLOSING and conn not in self._giving_way:
                 self._giving_way.add(conn)
@@ -452,14 +464,14 @@ class Endpoint:
         return False
 
     def _connect_again(self, event: tp.TransportEvent) -> None:
-        """Connect those that wait for a socket, as many as ``event`` has had closed."""
+        """Open waiting upstream connections, one for each descriptor that ``event`` has freed."""
         ended = isinstance(event, tp.Disconnected) or (
             isinstance(event, tp.ConnectFailed) and event.error is not tp.ConnectError.LOCAL
         )
         closed = ended + sum(isinstance(effect, tp.Abort) for effect in self._out)
         while closed and self._unconnected:
             conn = self._unconnected.popleft()
-            if conn in self._upstreams:  # else it was given up
+            if conn in self._upstreams:  # otherwise its link was closed meanwhile
                 self._connect(conn)
                 closed -= 1
 
@@ -468,7 +480,7 @@ class Endpoint:
         self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
 
     def _log_exhausted(self, what: str, detail: str) -> None:
-        """Say that ``what`` failed for want of sockets, unless that was said a moment ago."""
+        """Log that ``what`` failed for lack of descriptors, at most once in ``_EXHAUSTED_LOG``."""
         self._exhausted += 1
         if self._now < self._exhausted_log:
             return
@@ -476,7 +488,7 @@ class Endpoint:
         fields: dict[str, str | int] = {
             "failed": what,
             "detail": detail,
-            "count": self._exhausted,  # since the last record
+            "count": self._exhausted,  # failures since the last record
             "clients": len(self._clients),
             "upstreams": len(self._upstreams),
         }
@@ -486,7 +498,11 @@ class Endpoint:
     # ------------------------------------------------------------ the gateway
 
     def _drive(self, event: msg.GatewayEvent) -> None:
-        """Let the gateway handle ``event``; what comes of it is carried out before the next."""
+        """Have the gateway handle ``event`` and carry out its effects.
+
+        Carrying out may report further events; they are queued, so that the effects of one event
+        are complete before the next one is handled.
+        """
         self._pending.append(event)
         if self._driving:
             return
@@ -505,9 +521,9 @@ class Endpoint:
     def _carry_out(self, effect: msg.GatewayEffect) -> None:
         if isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
-            if conn is not None:  # else the link is closing: its loss is on its way
+            if conn is not None:  # otherwise it was lost, and LinkLost is queued
                 frame = self._upstreams[conn].send(effect.data, self._now)
-                if frame:  # else it follows the frames that the transport has yet to take
+                if frame:  # otherwise it waits for frames that the transport has yet to take
                     self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
             conn = self._of_link.get(effect.link)
@@ -524,7 +540,7 @@ class Endpoint:
         elif isinstance(effect, msg.CloseLink):
             self._close(effect.link)
         elif isinstance(effect, msg.ResolveTurn):
-            raise InternalError("an endpoint's bridge resolves turns by itself")
+            raise InternalError("ResolveTurn, but the bridge of an endpoint resolves from memory")
         elif isinstance(effect, tp.Log):
             self._out.append(effect)
         else:
@@ -532,14 +548,14 @@ class Endpoint:
 
     def _answer(self, effect: msg.AnswerEffect) -> None:
         conn = self._of_turn.get(effect.turn)
-        if conn is not None:  # else its client left a moment ago
+        if conn is not None:  # otherwise its client has just left
             self._clients[conn].connection.answer(effect)
             self._answered[effect.turn] = conn
 
     def _flush_answers(self) -> None:
-        """Send what was written of answers; where one is complete, serve the next request.
+        """Send the output of answers; after a complete one, serve the next request.
 
-        All that came of one read is written before any of it is sent: one write for it.
+        Called once for all effects of an event, so that one read leads to one write.
         """
         answered, self._answered = self._answered, {}
         for turn, conn in answered.items():
@@ -547,7 +563,7 @@ class Endpoint:
             if turn in client.connection.turns:
                 self._flush(conn, client)
                 if client.blocked:
-                    # It was blocked before this turn had anything to say.
+                    # The connection was blocked before this turn began: the gateway must know.
                     self._drive(msg.TurnBlocked(turn, True))
             else:
                 del self._of_turn[turn]
@@ -571,7 +587,7 @@ class Endpoint:
     def _begin_drain(self, by: str) -> None:
         left = self._config.drain_timeout
         self._drain_deadline = self._now + left
-        # Turns that run have so many seconds; those that then still run are cut off.
+        # ``seconds``: how long running turns may still take before they are ended.
         fields: dict[str, str | int] = {
             "by": by or "-",
             "turns": len(self._of_turn),
@@ -580,16 +596,17 @@ class Endpoint:
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
 
     def _drain(self, deadline: int) -> None:
-        """First signal: what runs may finish, idle connections go; at the deadline all does."""
+        """Let running turns finish, then close all connections; at the deadline, end what is
+        left."""
         due = deadline <= self._now
         if due and not self._leaving:
-            # The latest first: a turn that waits must not be started by the end of another.
+            # Latest first: otherwise the end of one turn would start another that waits for it.
             for turn, conn in reversed(list(self._of_turn.items())):
                 self._clients[conn].connection.close_after_answers()
                 self._drive(msg.TurnLeft(turn, SHUTTING_DOWN))
         if not self._of_turn and not self._leaving:
             self._leaving = True
-            # A client that reads slowly has what is left of the time to take its answer.
+            # A client that reads slowly has the rest of the time to read its answer.
             self._drain_deadline = max(deadline, self._now + self._config.close_timeout)
             self._out.append(tp.StopListening())
             for conn, client in self._clients.items():

@@ -1,8 +1,8 @@
 """The exceptions that bridgecore raises to its caller.
 
-What belongs here: nothing else, and every exception that a caller can get derives from
-``BridgecoreError``. What a peer does wrong is never an exception but an outcome: an effect, an
-error answer, a closed connection.
+What belongs here: the base class and the three kinds of exceptions. All exceptions that can reach a
+caller derive from ``BridgecoreError``. An error of a peer is never an exception: it leads to an
+effect, such as an error answer or a closed connection.
 """
 
 from __future__ import annotations
@@ -13,20 +13,19 @@ class BridgecoreError(Exception):
 
 
 class LocalProtocolError(BridgecoreError):
-    """The caller did what it must not do: an event that cannot happen now, or a value of a wrong
-    type. Nothing has changed: the object that raised it stands as it did before the call.
+    """The caller made a mistake: an event that is impossible now, or a value of a wrong type.
 
-    Not to be confused with the exceptions of the same name in h11 and wsproto, which never leave
-    this package.
+    The object that raised it is unchanged and can be used further. h11 and wsproto have exceptions
+    of the same name; those never leave this package.
     """
 
 
 class ConfigError(BridgecoreError, ValueError):
-    """A setting, a policy or a URL cannot be used. The text names it, its value and what to do.
+    """A setting, a policy or a URL is invalid. The message has its name, its value and what to do.
 
-    Also a ``ValueError``, which is what Python raises for values that cannot be.
+    Also a ``ValueError``, because that is what Python raises for invalid values.
     """
 
 
 class InternalError(BridgecoreError):
-    """bridgecore broke one of its own invariants: a bug. The text carries the rule and a trace."""
+    """A bug: an invariant of bridgecore is broken. The message has the rule and the last steps."""

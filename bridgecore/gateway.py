@@ -1,10 +1,9 @@
-"""The message door: requests in, answers out, links to the upstream as messages.
+"""The bridge for an existing HTTP stack: requests and upstream messages in, answers out.
 
-What belongs here: a ``Gateway`` is the ``Bridge``, which decides where turns go and what becomes of
-them, and an ``Exchange`` for each turn, which decides what its client is shown. Whoever has an HTTP
-stack already (an ASGI server, aiohttp, a gateway of its own) drives it in the vocabulary of
-``bridgecore.messages``, and brings WebSocket connections to the upstream; ``Endpoint`` does both
-for those who have sockets only.
+What belongs here: joining the ``Bridge``, which routes turns, with an ``Exchange`` for each turn,
+which forms its answer. An embedder with an HTTP stack (an ASGI server, aiohttp, another gateway)
+and WebSocket connections to the upstream uses it by the events and effects of
+``bridgecore.messages``. ``Endpoint`` adds both for an embedder that has only sockets.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ from bridgecore.wire.responses import InvalidBodyError, parse_create
 
 
 class Gateway:
-    """Answers requests of clients from upstream connections, both of them in messages.
+    """Answers requests of clients over upstream WebSocket connections, which are called links.
 
     Report what happens to ``handle``, and carry out the effects that it returns, in order. Report
     ``BridgeTimeout`` when the time that ``next_timeout`` names has come. Events and effects are in
     ``bridgecore.messages``. Times are integer nanoseconds of one monotonic clock.
 
-    Example: a turn that is streamed from a new upstream connection, without its log records.
+    Example: a turn is streamed over a new link. Log records are left out.
 
     >>> from bridgecore import Config, Gateway, UpstreamUrl
     >>> from bridgecore.messages import LinkOpened, MessagesReceived, RequestReceived
@@ -63,8 +62,9 @@ class Gateway:
     """
 
     def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
-        """``resolver``: who finds out about responses that this process does not know: nobody, or
-        the caller (``ResolveTurn``). Raises ConfigError if ``config`` is no Config."""
+        """``config``: the settings. ``resolver``: who looks up responses that this process does
+        not know: ``MEMORY`` (none does) or the driver, asked by ``ResolveTurn``. Raises ConfigError
+        if ``config`` is no Config."""
         self._bridge = Bridge(config, resolver=resolver)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}
@@ -73,14 +73,14 @@ class Gateway:
 
     @property
     def bridge(self) -> Bridge:
-        """The bridge inside, for its counts. Not part of the public surface.
+        """The bridge, for its counts. Not part of the public surface.
 
         :meta private:
         """
         return self._bridge
 
     def next_timeout(self) -> Deadline | None:
-        """When ``BridgeTimeout`` is to be reported if nothing else happens first."""
+        """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
         found = self._bridge.next_timeout()
         own = self._schedule.next()
         if own is not None and (found is None or own[0] < found.at):
@@ -88,19 +88,20 @@ class Gateway:
         return found
 
     def handle(self, event: GatewayEvent, now: int) -> list[GatewayEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+        """Handle an event that happened at ``now`` (ns, monotonic); return the effects, in order.
 
-        Reports about a turn or a link that is over are ignored: they may have been on their way.
+        An event about a turn or a link that is over is ignored: it may have been queued in the
+        driver when that ended.
 
         Raises:
-            LocalProtocolError: ``event`` is none, a field of it or ``now`` has a wrong type, or it
-                cannot happen: a turn whose number is in use, a link that was never asked for, or
-                opened before. Nothing has changed.
+            LocalProtocolError: ``event`` or ``now`` has a wrong type, or the event is impossible:
+                the number of a turn is in use, a link was never asked for or is open already. The
+                state is unchanged.
         """
         check_time(now)
         now = max(now, self._now)
         if isinstance(event, MessagesReceived):
-            # By far the most frequent one; the bridge checks it.
+            # By far the most frequent event; the bridge checks it, so it is not checked twice.
             effects = self._show(self._bridge.handle(event, now), now)
         else:
             _check_event(event)
@@ -119,7 +120,7 @@ class Gateway:
 
     def _request_received(self, event: RequestReceived, now: int) -> list[GatewayEffect]:
         if event.turn < 0 or event.turn in self._exchanges:
-            what = "a turn's number is 0 or more, and of no turn that has not ended"
+            what = "the number must be 0 or more and must not be in use"
             raise LocalProtocolError(f"turn {event.turn}: {what}")
         check_headers(event.headers, f"turn {event.turn}")
         try:
@@ -137,7 +138,7 @@ class Gateway:
         return self._show(effects, now)
 
     def _turn_left(self, event: TurnLeft, now: int) -> list[GatewayEffect]:
-        """The client is gone; or, with an error, it is still there to be told so."""
+        """End a turn whose client is gone, or fail it for its client, if the event has an error."""
         effects = self._bridge.handle(event, now)
         exchange = self._exchanges.pop(event.turn, None)
         self._schedule.set(event.turn, None)
@@ -155,7 +156,7 @@ class Gateway:
         return effects + self._show(self._bridge.handle(event, now), now)
 
     def _show(self, effects: list[BridgeEffect], now: int) -> list[GatewayEffect]:
-        """What the bridge answers as the clients are shown it; all else as it is."""
+        """Pass the bridge's answers through the exchanges of their turns; leave other effects."""
         shown: list[GatewayEffect] = []
         for effect in effects:
             if not isinstance(effect, AnswerEvents | FailAnswer):

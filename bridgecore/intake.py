@@ -1,23 +1,24 @@
-"""A turn's way in: received, resolved, routed, admitted, submitted.
+"""The intake of a turn: received, resolved, routed, admitted, submitted.
 
-What belongs here: turns that were received and have no conversation yet, and the first two steps of
-their way, up to knowing what the turn depends on:
+What belongs here: turns that have no conversation yet, and the first two steps of their intake.
 
-* **received**: whose the turn is (its scope) and what its upgrade request carries is read from its
-  headers. Its whole budget begins: its deadline goes with it to the session.
-* **resolved**: what is known about the response that it continues is looked up. This can take time,
-  if it is known elsewhere, in a store or by another replica: see ``Resolver``.
+* **received**: the scope (tenant) of the turn and the headers of its upgrade request are read from
+  the client's headers. The turn's deadline is fixed here and passed on to the session, so that all
+  steps share one budget of time.
+* **resolved**: what is known about the response that it continues has been looked up. This can take
+  time, if a store or another replica has to be asked: see ``Resolver``.
 
-The other steps are taken at once, in ``Bridge``:
+The other steps follow at once, in ``Bridge``:
 
-* **routed**: which session it goes to (``bridgecore.admission.placement``);
-* **admitted**: whether there is room, if it gets a session of its own; so this comes after the
-  route (``bridgecore.admission.limits``);
-* **submitted**: it is the conversation's from then on.
+* **routed**: a session was chosen for it (``bridgecore.admission.placement``);
+* **admitted**: there is room for a new session, if it needs one. This depends on the route, so it
+  comes after it (``bridgecore.admission.limits``);
+* **submitted**: the conversation has taken it over.
 
-Between two events a turn is in one of two stages. ``RESOLVING``: an answer about it is awaited.
-``RESOLVED``: it can be routed. That is also where a turn would wait for room, if there were a queue
-for it: while it waits, sessions come and go, so it is routed when there is room, and not before.
+Between two events a turn is in one of two stages: ``RESOLVING``, waiting for the result of a
+look-up, or ``RESOLVED``, ready to be routed. A queue for admission would hold turns that are
+``RESOLVED``: sessions change while a turn waits, so it has to be routed when there is room, and not
+before.
 """
 
 from __future__ import annotations
@@ -35,26 +36,26 @@ from bridgecore.wire.responses import CreateRequest
 
 
 class Resolver(enum.Enum):
-    """Who finds out what a turn depends on."""
+    """Where the response that a turn continues is looked up."""
 
-    MEMORY = "memory"  # what this process remembers is all there is: at once
-    DRIVER = "driver"  # the driver asks others: ``ResolveTurn``, then ``TurnResolved``
+    MEMORY = "memory"  # in the memory of this process, at once
+    DRIVER = "driver"  # by the driver, elsewhere: ``ResolveTurn``, answered by ``TurnResolved``
 
 
 class Stage(enum.Enum):
-    """Where a turn is on its way in, between two events."""
+    """The stage of a turn in intake, between two events."""
 
-    RESOLVING = "resolving"  # what it depends on was asked for
-    RESOLVED = "resolved"  # what it depends on is known
+    RESOLVING = "resolving"  # the look-up is running
+    RESOLVED = "resolved"  # the look-up is complete
 
 
 @attrs.define(eq=False)
 class Arriving:
-    """A turn on its way in.
+    """A turn in intake.
 
-    ``received``: its client's headers, names in lower case; ``headers``: those of its upgrade
-    request. ``deadline``: ns, when its whole budget ends. ``query``: the number of the question
-    about it, 0 if none was asked.
+    ``scope``: its tenant. ``received``: its client's headers, names in lower case; ``headers``:
+    those of them that its upgrade request carries. ``deadline``: ns, when its whole budget of time
+    ends. ``query``: the number of its look-up, 0 if there was none.
     """
 
     id: int
@@ -69,34 +70,34 @@ class Arriving:
 
 
 class Intake:
-    """The turns on their way in. ``budget``: of a turn, in ns."""
+    """The turns in intake. ``budget``: ns that a turn may take from here to its end."""
 
     def __init__(self, config: Config, memory: Memory, budget: int, resolver: Resolver) -> None:
-        # Everything else of a client's head stays here: hop-by-hop headers, cookies and whatever a
-        # proxy put in must not leak to another host.
+        # No other header of a client is sent upstream: hop-by-hop headers, cookies, and what a
+        # proxy has added must not leak to another host.
         self._forwarded = frozenset(name.encode("ascii") for name in config.forward_headers)
         self._credential = credential_names(config.forward_headers)
         self._memory = memory
         self._budget = budget
         self._resolver = resolver
-        self._resolving: dict[int, Arriving] = {}  # by number
-        self._asked: dict[int, Arriving] = {}  # the same, by the number of the question
+        self._resolving: dict[int, Arriving] = {}  # by the number of the turn
+        self._asked: dict[int, Arriving] = {}  # the same, by the number of the query
         self._queries = 0
 
     def __len__(self) -> int:
-        """How many turns rest here."""
+        """How many turns are being resolved."""
         return len(self._resolving)
 
     def __contains__(self, turn: int) -> bool:
         return turn in self._resolving
 
     def was_asked(self, query: int) -> bool:
-        """Whether ``ResolveTurn`` had this number."""
+        """Whether there was a ``ResolveTurn`` with this number."""
         return 0 < query <= self._queries
 
     def receive(self, event: TurnReceived, now: int) -> Arriving:
-        """Take in a turn. If it has to be resolved first, it stays, and ``question`` is to be asked
-        about it."""
+        """Take in a turn. If it is ``RESOLVING`` then, it is kept, and ``question`` is the effect
+        to return for it."""
         received = lower_names(event.headers)
         if event.scope is None:
             scope = credential_scope(received, self._credential)
@@ -118,12 +119,14 @@ class Intake:
         return turn
 
     def question(self, turn: Arriving) -> ResolveTurn:
-        """What to ask about a turn that is to be resolved."""
+        """The effect that has the driver resolve ``turn``."""
         return ResolveTurn(turn.query, turn.id, turn.scope, turn.request)
 
     def resolved(self, event: TurnResolved) -> Arriving | None:
-        """Take in an answer; the turn that waited for it, which does not stay. None: there is none
-        any more, because it has left, its budget was used up, or it was answered before."""
+        """Store the result of a look-up and return its turn, which leaves intake.
+
+        None if the turn is gone: abandoned, refused for its deadline, or resolved before.
+        """
         turn = self._asked.get(event.query)
         if turn is None:
             return None
@@ -136,13 +139,13 @@ class Intake:
         return turn
 
     def leave(self, turn: int) -> Arriving | None:
-        """Let a turn go; it, if it was here."""
+        """Remove a turn and return it; None if it is not here."""
         found = self._resolving.pop(turn, None)
         if found is not None:
             del self._asked[found.query]
         return found
 
     def recall(self, turn: Arriving, now: int) -> TurnContext:
-        """What is known for a turn that is resolved. Looked up when it is needed, not before: by
-        then other turns may have ended."""
+        """What is known about the context of a resolved turn. Called when the turn is routed and no
+        earlier, because other turns may have ended in the meantime."""
         return self._memory.recall(turn.scope, turn.request, turn.received, now)

@@ -1,15 +1,14 @@
-"""What a driver reports about turns and links, and what it is told: the vocabulary of messages.
+"""The events and effects of a ``Gateway``, and of the ``Bridge`` inside it.
 
-What belongs here: the events and effects of ``Gateway``, the second door for embedders, and of the
-``Bridge`` inside it. Events are past tense and go in, effects are imperative and come out. A turn's
-number is the driver's; a link's comes with ``OpenLink``. Nothing here knows bytes of HTTP or
-WebSocket.
+What belongs here: these classes. Events are in the past tense and are reported by the driver (the
+code of the embedder); effects are imperative and are carried out by it. The driver numbers turns;
+links are numbered by ``OpenLink``. Nothing here depends on the bytes of HTTP or WebSocket.
 
-A turn comes in as ``RequestReceived``. Its answer goes out in one of three ways:
+A turn begins with ``RequestReceived``. Its answer has one of three forms:
 
 * a stream: ``BeginAnswer``, then ``AnswerEvents`` and ``AnswerKeepalive``, then ``EndAnswer``;
 * one JSON body: ``AnswerBody``;
-* a failure before anything else was answered: ``FailAnswer``.
+* an error before any other part of an answer: ``FailAnswer``.
 
 These classes are built for every read, so they are plain slotted ones, not frozen.
 """
@@ -30,14 +29,16 @@ from bridgecore.wire.responses import CreateRequest, UpstreamEvent
 
 @attrs.define
 class RequestReceived:
-    """A client's request to create a response. ``turn``: a number for it, 0 or more, and of no turn
-    that has not ended yet.
+    """A client has sent a request to create a response.
 
-    ``body``: the JSON text, as it came, without content codings. ``headers``: the client's, names
-    in any case. ``scope``: the tenant, where the embedder knows it better than the headers do:
-    turns of equal scope can continue each other's responses and may share a socket, whatever their
-    credentials, and no others can. None: the credential headers tell. ``request_id``: what log
-    lines about the turn call its request.
+    Args:
+        turn: a number for it, at least 0, that no turn in progress has.
+        body: the JSON text, decoded if it had a content coding.
+        headers: the client's, names in any case.
+        scope: the tenant. Turns of one scope can continue each other's responses and may share a
+            connection; turns of different scopes cannot. None: it follows from the credential
+            headers. Name it if your own authentication knows the tenant better.
+        request_id: the id of the request in log records.
     """
 
     turn: int
@@ -49,7 +50,7 @@ class RequestReceived:
 
 @attrs.define
 class TurnReceived:
-    """``RequestReceived`` as the gateway passes it on to the bridge: with its body read."""
+    """``RequestReceived`` with its body parsed: what the gateway reports to the bridge."""
 
     turn: int
     request: CreateRequest
@@ -60,9 +61,9 @@ class TurnReceived:
 
 @attrs.define
 class KnownResponse:
-    """What others know about a response. ``response``: the id that its terminal event gave it.
-    ``stored``: the upstream stores it, so that any connection can continue it; else only the one
-    that made it can."""
+    """What a look-up has found about a response. ``response``: its id, from its terminal event.
+    ``stored``: whether the upstream stores it; then any connection can continue it, otherwise only
+    the one that it was made on."""
 
     response: str
     stored: bool
@@ -70,8 +71,8 @@ class KnownResponse:
 
 @attrs.define
 class TurnResolved:
-    """The answer to ``ResolveTurn`` with the same ``query``. ``known``: about the response that the
-    turn names; None if nothing could be found out. What the bridge knows by itself counts more."""
+    """The look-up of ``ResolveTurn`` with the same ``query`` is complete. ``known``: its result;
+    None if nothing was found. What the bridge remembers itself takes precedence."""
 
     query: int
     known: KnownResponse | None = None
@@ -79,8 +80,8 @@ class TurnResolved:
 
 @attrs.define
 class TurnLeft:
-    """The answer of ``turn`` ends before it is complete: its client is gone, or, with ``error``,
-    the driver gave the turn up and told its client so."""
+    """``turn`` ends before its answer is complete: its client is gone, or, with ``error``, the
+    driver ends it, and the gateway answers its client with that error."""
 
     turn: int
     error: ApiError | None = None
@@ -88,7 +89,7 @@ class TurnLeft:
 
 @attrs.define
 class TurnBlocked:
-    """The client of ``turn`` reads too slowly; or, ``blocked`` being False, it reads again."""
+    """The client of ``turn`` reads too slowly, or, if ``blocked`` is False, has caught up."""
 
     turn: int
     blocked: bool
@@ -96,8 +97,8 @@ class TurnBlocked:
 
 @attrs.define
 class LinkOpened:
-    """The link is upgraded and usable. ``messages``: complete text messages that were read together
-    with the answer to the upgrade, so before anything was sent."""
+    """The upgrade is complete and the link can be used. ``messages``: complete text messages that
+    were read together with the answer to the upgrade, so before anything was sent."""
 
     link: int
     messages: list[bytes] = attrs.Factory(list)
@@ -105,7 +106,8 @@ class LinkOpened:
 
 @attrs.define
 class LinkLost:
-    """The link is gone or never came to be. ``error``: the upstream's words, if it had any."""
+    """The link was lost, or could not be opened. ``error``: the upstream's error, if it sent
+    one."""
 
     link: int
     cause: Evidence
@@ -114,8 +116,8 @@ class LinkLost:
 
 @attrs.define
 class LinkFrameSent:
-    """The message of the last ``SendFrame`` was handed to the operating system; or, ``whole`` being
-    False, one more part of it, and others follow."""
+    """The operating system has taken the message of the last ``SendFrame``; or, if ``whole`` is
+    False, another part of it. Each part extends the deadline for ``response.created``."""
 
     link: int
     whole: bool = True
@@ -123,11 +125,11 @@ class LinkFrameSent:
 
 @attrs.define
 class MessagesReceived:
-    """Complete text messages came on the link, in order.
+    """One read of the link brought complete text messages, in order.
 
-    ``lost``: the loss of the link, if it was read together with them. No ``LinkLost`` is reported
-    then. What one read brought is weighed before anything is sent: a frame that one of the
-    messages leads to is not sent on a link whose end was read behind them.
+    ``lost``: the loss of the link, if the same read brought it; there is no ``LinkLost`` then. With
+    both in one event, a frame to which one of the messages leads is not sent on a link that has
+    ended already.
     """
 
     link: int
@@ -137,18 +139,18 @@ class MessagesReceived:
 
 @attrs.define
 class DrainStarted:
-    """No new turn will come: conversations without a turn give up their links."""
+    """The process is stopping and no new turn will come: idle conversations close their links."""
 
 
 @attrs.define
 class SocketsExhausted:
-    """No further link can be opened here, for want of descriptors: the conversation that has been
-    idle longest gives up its link, if there is one."""
+    """The process is out of descriptors: the conversation that has been idle longest closes its
+    link, if any is idle."""
 
 
 @attrs.define
 class BridgeTimeout:
-    """The time that ``next_timeout`` named has come."""
+    """The time of ``next_timeout`` has come."""
 
 
 CommonEvent: TypeAlias = (
@@ -173,10 +175,10 @@ BridgeEvent: TypeAlias = TurnReceived | CommonEvent
 
 @attrs.define
 class ResolveTurn:
-    """Find out what others know about the response that ``turn`` names, and report ``TurnResolved``
-    with this ``query``, however late. Only a bridge whose resolver is the driver asks. Until then
-    the turn waits, within its budget. ``scope``: whose it is; what was found out under another
-    scope is none of its business."""
+    """Look up the response that ``turn`` continues, in a store or at other replicas, and report
+    ``TurnResolved`` with this ``query``, however late. The turn waits for it, until its deadline.
+    Returned only if the resolver is ``Resolver.DRIVER``. ``scope``: the tenant; a response that
+    belongs to another one must not be found."""
 
     query: int
     turn: int
@@ -186,7 +188,7 @@ class ResolveTurn:
 
 @attrs.define
 class OpenLink:
-    """Connect and upgrade; the upgrade request carries ``headers``."""
+    """Open a WebSocket to the upstream, with ``headers`` in the upgrade request."""
 
     link: int
     headers: list[tuple[bytes, bytes]]
@@ -194,14 +196,14 @@ class OpenLink:
 
 @attrs.define
 class CloseLink:
-    """Close the link, or stop opening it. Nothing more of it is to be reported."""
+    """Close the link, or stop opening it. Events of it are ignored from now on."""
 
     link: int
 
 
 @attrs.define
 class SendFrame:
-    """Send ``data`` as one text message; report ``LinkFrameSent``."""
+    """Send ``data`` as one text message, then report ``LinkFrameSent``."""
 
     link: int
     data: bytes
@@ -209,7 +211,7 @@ class SendFrame:
 
 @attrs.define
 class PauseLink:
-    """Stop reading from the link; or, ``paused`` being False, read again."""
+    """Stop reading from the link, or, if ``paused`` is False, go on reading."""
 
     link: int
     paused: bool
@@ -217,14 +219,14 @@ class PauseLink:
 
 @attrs.define
 class BeginAnswer:
-    """The answer of ``turn`` is a stream of events: send its head, a status of 200."""
+    """Begin the answer of ``turn``, a stream of events: send a head with status 200."""
 
     turn: int
 
 
 @attrs.define
 class AnswerEvents:
-    """Pass ``events``, at least one, on to the client of ``turn``. A terminal one is the last."""
+    """Send ``events`` (at least one) to the client of ``turn``. A terminal event is the last."""
 
     turn: int
     events: list[UpstreamEvent]
@@ -232,8 +234,8 @@ class AnswerEvents:
 
 @attrs.define
 class AnswerKeepalive:
-    """Show the client of ``turn`` that its stream is alive: by ``event`` or, if that is None,
-    by what is no event in its protocol, such as a comment of server-sent events."""
+    """Show the client of ``turn`` that its stream is alive: send ``event`` or, if that is None,
+    something that its protocol does not count as an event, such as an SSE comment."""
 
     turn: int
     event: UpstreamEvent | None = None
@@ -241,7 +243,7 @@ class AnswerKeepalive:
 
 @attrs.define
 class EndAnswer:
-    """The stream of ``turn`` is complete."""
+    """End the stream of ``turn``: it is complete."""
 
     turn: int
 
@@ -256,8 +258,8 @@ class AnswerBody:
 
 @attrs.define
 class FailAnswer:
-    """End the answer of ``turn`` with ``error``. From a gateway it comes before the head, so that
-    it is all of the answer: ``error.status`` and ``error.body``."""
+    """Answer ``turn`` with ``error``: its status and its JSON body. A gateway returns it only if no
+    part of the answer was sent yet; later errors are ``response.failed`` events."""
 
     turn: int
     error: ApiError

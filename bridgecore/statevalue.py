@@ -1,13 +1,14 @@
-"""The state of a bridge as a value: what two bridges have to agree in to go on alike.
+"""The state of a bridge as one hashable value; equal values lead to equal decisions.
 
 What belongs here: deriving that value from the objects that hold the state. Every field of every
-object counts, unless it is listed here with the reason why no decision reads it. So a new field is
-compared by default: to forget it would merge different worlds in the explorer of bridges
-(``bridgecore.verify.explore_bridge``), which then would not search what follows from it.
+object is included, unless it is listed here with the reason why no decision depends on it. So a new
+field is included by default. A field that was left out by mistake would make the explorer of
+bridges (``bridgecore.verify.explore_bridge``) take two different states for one and skip what
+follows from the second.
 
-Numbers that only name something, such as a link's, and times are marked (``Ref``, ``At``): whoever
-compares bridges that came to the same state by different ways has to rename the first and to take
-the second relative to now.
+Numbers that are only names, such as a link's, and times are marked (``Ref``, ``At``). To compare
+bridges that reached a state in different ways, the explorer renames the first and takes the second
+relative to now.
 """
 
 from __future__ import annotations
@@ -41,23 +42,26 @@ QUERY: Final = "query"
 
 
 class Ref(NamedTuple):
-    """The number of a conversation, a link or a query: it names it, and its size means nothing."""
+    """The number of a conversation, a link or a query: a name, whose value has no meaning."""
 
     kind: str
     number: int
 
 
 class At(NamedTuple):
-    """A time, in ns: what counts is how far from now it is."""
+    """A time in ns, to be compared by its distance from now."""
 
     ns: int
 
 
 @attrs.frozen
 class Compared:
-    """How the fields of a class are compared. ``names``: by field, what the number in it names, or
-    what the keys of the table in it name. ``times``: the fields that are times. ``left_out``: by
-    field, why no decision reads it."""
+    """How the fields of a class become a value.
+
+    ``names``: fields that hold a name, or a table whose keys are names, and what they name.
+    ``times``: fields that hold a time. ``left_out``: fields that are not part of the value, with
+    the reason why no decision depends on them.
+    """
 
     names: Mapping[str, str] = attrs.Factory(dict)
     left_out: Mapping[str, str] = attrs.Factory(dict)
@@ -68,7 +72,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
     Conversation: Compared(
         names={"id": CONVERSATION},
         left_out={
-            "shared": "the bridge's own: it is compared there",
+            "shared": "compared as part of the bridge",
             "accounts": "sums for an observer",
             "unmatched": "a count for one log line",
             "_out": "empty between two calls",
@@ -76,9 +80,9 @@ COMPARED: Final[Mapping[type, Compared]] = {
     ),
     RoutedTurn: Compared(
         left_out={
-            "request": "what log lines call its request",
+            "request": "an id for the log",
             "sent": "a size for accounts",
-            "deadline": "the session's, from its submission on",
+            "deadline": "part of the session once it is submitted",
         }
     ),
     TurnContext: Compared(
@@ -86,7 +90,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "prompt": "the request, parsed",
             "candidates": "used to place the turn, which has been placed",
             "family": "used to place the turn, which has been placed",
-            "named": "what accounts and the alias table say about the client's anchor",
+            "named": "for accounts, and compared in the alias table",
         }
     ),
     CreateRequest: Compared(left_out={"members": "views of the frame"}),
@@ -98,17 +102,17 @@ COMPARED: Final[Mapping[type, Compared]] = {
         left_out={
             "_forwarded": "never changes",
             "_credential": "never changes",
-            "_memory": "the bridge's own: it is compared there",
+            "_memory": "compared as part of the bridge",
             "_budget": "never changes",
             "_resolver": "never changes",
             "_asked": "an index over _resolving",
-            "_queries": "the next number only names something",
+            "_queries": "the next number is only a name",
         },
     ),
     Arriving: Compared(
         names={"query": QUERY},
         times=frozenset({"deadline"}),
-        left_out={"request_id": "what log lines call its request"},
+        left_out={"request_id": "an id for the log"},
     ),
     Families: Compared(
         names={"_latest": CONVERSATION},
@@ -131,10 +135,10 @@ def _memory(memory: Memory) -> Value:
     )
 
 
-# What is compared otherwise than field by field.
+# Classes that are not compared field by field, and how.
 _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     Session: _session,
-    SessionState: lambda state: state,  # a value already; whoever compares takes its times relative
+    SessionState: lambda state: state,  # a value already, with absolute times
     Memory: _memory,
     RefusedFrames: RefusedFrames.snapshot,
     Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
@@ -143,10 +147,10 @@ _ATOMS: Final = (int, str, bytes, type(None), enum.Enum)
 
 
 def state_of(value: object) -> Value:
-    """``value`` as a value that can be hashed.
+    """``value`` as a hashable value.
 
     Raises:
-        TypeError: it holds an object of a class that nothing says how to compare.
+        TypeError: it contains an object of a class for which no way to compare it is given here.
     """
     if isinstance(value, _ATOMS):
         return value
@@ -169,7 +173,7 @@ def state_of(value: object) -> Value:
 
 
 def fields_of(fields: Mapping[str, object], compared: Compared) -> Value:
-    """The fields of an object, by name, as a value; without those that are left out."""
+    """The fields of an object, by name, as a value, without those that are left out."""
     return tuple(
         (name, _field(name, value, compared))
         for name, value in fields.items()

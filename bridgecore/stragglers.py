@@ -1,25 +1,24 @@
-"""Which response an upstream event belongs to.
+"""Finds late events: those of a response that has ended, received during the next turn.
 
-An upstream has been seen to repeat a terminal event, and to send deltas and ``response.done`` of a
-response, after the next turn's frame went out. Such an event must reach neither the next turn's
-client nor its session. Who decides, in the order in which an event meets them:
+Upstreams have been seen to repeat a terminal event, and to send deltas and ``response.done`` of a
+response after the next turn's frame was sent. Such an event must not reach the next turn's client,
+nor its session. Events are checked in three places, in this order:
 
-1. ``Stragglers``, here, by item ids and by bytes, before the session hears of the event. It is for
-   events that name no response, such as deltas, and for upstreams that call all responses of a
-   chain by one id. Of an ended response it knows the ids of its items and its terminal event. A
-   session cannot do this: its events carry no bodies.
-2. The session, by the id of the response that the event names: the rule "ended-response" of
-   ``bridgecore.recovery.rules``. Which ids have ended is part of its state, because a loss is
-   judged by it, too. Its word on a named event is final: it is ignored and counted.
-3. ``running_only``, here, when events that the session held back are released. The session held
-   them because their response was not known yet; by now it is, and those of an ended one are
-   dropped.
+1. By ``Stragglers``, here, by item ids and by bytes, before the session gets the event. This finds
+   late events that name no response, such as deltas, and those of upstreams that use one id for all
+   responses of a chain. Of each ended response it keeps the ids of its items and a digest of its
+   terminal event. A session cannot check this, because its events have no bodies.
+2. By the session, by the id of the response that the event names: the rule ``ended-response`` of
+   ``bridgecore.recovery.rules``. The ended ids are part of its state because decisions about a loss
+   depend on them, too. An event that it ignores is counted and dropped.
+3. By ``running_only``, here, when held-back events are released. They were held back because it was
+   not known yet which response was running; those of an ended one are dropped now.
 
-What ``Stragglers`` calls late may turn out not to be. Some upstreams use the ids of items again in
-each response, and a test server may say the same answer, byte for byte, to every turn. So what
-looks late is kept until the running response has ended: if its terminal event lists the item, or
-is itself said again together with all items that belong to it, it was the response's own, and
-``claim`` gives it back.
+An event that ``Stragglers`` takes for late may belong to the running response all the same: some
+upstreams reuse item ids in each response, and a test server may give the same answer, byte for
+byte, to every turn. So it is kept until the running response has ended. If the terminal event lists
+the item, or is itself a repetition of an earlier one, together with all of its items, then the kept
+events belong to this response, and ``claim`` returns them.
 """
 
 from __future__ import annotations
@@ -35,58 +34,58 @@ from bridgecore.recovery.inflight import ANSWERING
 from bridgecore.recovery.state import SessionState
 from bridgecore.wire.responses import ITEM_ADDED, ITEM_DONE, EventKind, UpstreamEvent
 
-# Stragglers come right behind the response that they belong to, so a few responses are enough.
+# Late events come soon after the end of their response, so the latest few responses are enough.
 _MAX_ITEMS: Final = 256  # ids of items of ended responses
 _MAX_COPIES: Final = 16  # terminal events
-_MAX_KEPT: Final = 256  # events that look late
+_MAX_KEPT: Final = 256  # events taken for late; the bounds are those of memory
 _MAX_KEPT_SIZE: Final = 1024 * 1024  # bytes of them
 
 
 def is_answering(state: SessionState) -> bool:
-    """Whether a ``response.created`` has come for the running turn, though it may be in doubt."""
+    """Whether a ``response.created`` was received for the running turn, even a doubtful one."""
     doubtful = state.running is not None and state.running.doubtful is not None
     return doubtful or state.phase in ANSWERING
 
 
 def running_names(state: SessionState) -> tuple[str | None, ...]:
-    """What an event may name as its response if it belongs to the running turn. None: an event that
-    names no response."""
+    """The ids of the running turn's response; None is among them, for events that name no
+    response."""
     return (None,) if state.running is None else (None, *state.running.responses)
 
 
 def running_only(
     held: Iterable[UpstreamEvent], state: SessionState, names: Sequence[str]
 ) -> list[UpstreamEvent]:
-    """Of the events that were held back, those of the running response, whose ids are ``names``:
-    all but those that name a response that has ended."""
+    """The held-back events without those of an ended response. ``names``: the ids of the running
+    one, which upstreams may have used for an ended one, too."""
     ended = set(state.ended).difference(names)
     return [event for event in held if event.response not in ended]
 
 
 @attrs.define(eq=False)
 class Stragglers:
-    """The items and terminal events of responses that have ended on one connection."""
+    """The items and terminal events of the latest ended responses of one connection."""
 
-    # By the id of an item, the digest of the event that announced it, if one did: of the running
-    # response, and of those that have ended.
+    # Item id -> digest of the response.output_item.added event, None if there was none: of the
+    # running response, and of those that have ended.
     _items: dict[str, bytes | None] = attrs.Factory(dict)
     _ended: OrderedDict[str, bytes | None] = attrs.Factory(OrderedDict)
-    # By the digest of a terminal event, the items of its response.
+    # Digest of a terminal event -> ids of the items of its response.
     _copies: OrderedDict[bytes, frozenset[str]] = attrs.Factory(OrderedDict)
-    # The ids of responses that ended by response.completed: response.done may follow it.
+    # Ids of responses that ended with response.completed, after which response.done may come.
     _completes: deque[str] = attrs.Factory(lambda: deque(maxlen=_MAX_COPIES))
     _kept: list[UpstreamEvent] = attrs.Factory(list)
     _kept_size: int = 0  # bytes
-    _reuses: bool = False  # the upstream uses ids of items again
+    _reuses: bool = False  # the upstream has been seen to reuse item ids
 
     def begin(self) -> None:
-        """A turn's frame goes out: no response runs now."""
+        """A turn's frame is being sent: no response is running."""
         self._items.clear()
         self._forget_kept()
 
     def is_late(self, event: UpstreamEvent, *, answering: bool) -> bool:
-        """Whether ``event`` looks like one of a response that has ended; then it is kept, see
-        ``claim``. ``answering``: a ``response.created`` has come for the response that runs."""
+        """Whether ``event`` looks like one of an ended response. If so it is kept for ``claim``.
+        ``answering``: a ``response.created`` was received for the running turn."""
         late = self._looks_late(event, answering)
         if late and event.kind is not EventKind.ENDED:
             self._keep(event)
@@ -104,12 +103,12 @@ class Stragglers:
         if event.item is None or event.item not in self._ended:
             return False
         announced = self._ended[event.item]
-        if announced is None:  # not in its own response either
+        if announced is None:  # it had no output_item.added in its own response either
             return not self._reuses
         if event.type != ITEM_ADDED or not answering:
             return True
-        # An item with the same id as one before is announced anew, and not by the same words: a
-        # copy repeats everything, the sequence number included.
+        # output_item.added with a known id. A repetition is identical, with its sequence number; a
+        # new item that reuses the id is not.
         return announced == _digest(event.data) and not self._reuses
 
     def _keep(self, event: UpstreamEvent) -> None:
@@ -123,7 +122,7 @@ class Stragglers:
         self._kept_size = 0
 
     def note(self, event: UpstreamEvent) -> None:
-        """``event`` is the running response's own."""
+        """Record an item event of the running response."""
         if event.item is None or event.type not in _ITEMS:
             return
         if len(self._items) < _MAX_ITEMS or event.item in self._items:
@@ -134,8 +133,8 @@ class Stragglers:
             self._ended.pop(event.item, None)
 
     def claim(self, terminal: UpstreamEvent, items: Iterable[str]) -> list[UpstreamEvent]:
-        """The running response has ended, by ``terminal``, which lists ``items``. What looked late
-        and was its own, in the order in which it came."""
+        """The running response has ended with ``terminal``, which lists ``items``. Returns the kept
+        events that belong to it, in order of arrival."""
         if not self._kept:
             return []
         mine = set(items) - set(self._items)
@@ -149,7 +148,7 @@ class Stragglers:
         return claimed
 
     def ended(self, terminal: UpstreamEvent, names: Iterable[str]) -> None:
-        """The running response, which was called by ``names``, has ended by ``terminal``."""
+        """Move the items of the running response, whose ids are ``names``, to the ended ones."""
         digest = _digest(terminal.data)
         self._copies[digest] = frozenset(self._items)
         self._copies.move_to_end(digest)

@@ -1,7 +1,7 @@
-"""A turn that was routed to a conversation.
+"""The state of a turn, from its routing to its end.
 
-What belongs here: what the bridge has to remember of a turn from its routing to its end, and the
-one event that it writes into an answer itself, a ``response.created`` that the upstream left out.
+What belongs here: that state, and the one event that the bridge may add to an answer: a
+``response.created`` that the upstream has left out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bridgecore.wire.responses import (
 class RoutedTurn:
     """A turn of a conversation.
 
-    ``warms``: it is the bridge's own, and only preloads a new connection with the context
-    (``generate: false``); no client is told of it. ``request``: what log lines call its request.
-    ``deadline``: ns, when its whole budget ends; None: the policy's begins when it is submitted.
+    ``warms``: it is not a client's but the bridge's own, and only preloads a new connection with
+    the context (``generate: false``). ``request``: the id of its request in log records.
+    ``deadline``: ns, when its budget of time ends; None: the policy's, counted from submission.
     """
 
     id: int
@@ -34,27 +34,28 @@ class RoutedTurn:
     request: str = "-"
     deadline: int | None = None
     warms: bool = False
-    # Of the latest attempt to send it.
+    # State of the latest attempt to send it.
     form: RequestForm = RequestForm.AS_IS
     sent: int = 0  # bytes of the frame
-    frame: bytes = b""  # kept until the upstream has accepted it
-    error: ErrorFrame | None = None  # the upstream's latest words about it
-    stored: bool | None = None  # whether the response is stored, as far as response.created said
+    frame: bytes = b""  # the frame, kept until the first event is delivered
+    error: ErrorFrame | None = None  # the upstream's latest error about it
+    stored: bool | None = None  # ``store`` in its response.created
     items: list[bytes] = attrs.Factory(list)  # its response.output_item.done events
-    # Of the answer, as its client was told.
-    opened: bool = False  # a response.created was delivered
-    names: list[str] = attrs.Factory(list)  # response ids that only the bridge gave it
+    # State of its answer.
+    opened: bool = False  # response.created was delivered
+    names: list[str] = attrs.Factory(list)  # response ids in events that the bridge has added
 
     def begin_attempt(self) -> None:
-        """Forget what the attempt before this one was told: its errors are not this one's."""
+        """Reset what was received for an earlier attempt: its error must not be taken for this
+        one's."""
         self.error = None
         self.stored = None
         self.items.clear()
 
     def deliver(self, events: list[UpstreamEvent], conversation: int) -> list[UpstreamEvent]:
-        """Take ``events`` in; those to pass on to the client, ``response.created`` first.
+        """Record ``events``; return those to send to the client, with ``response.created`` first.
 
-        ``conversation``: its number, of which a response id is made where the upstream gave none.
+        ``conversation``: its number, from which a response id is made if the upstream gave none.
         """
         for event in events:
             if event.type == ITEM_DONE:
@@ -68,11 +69,11 @@ class RoutedTurn:
         return events
 
     def _missing_created(self, events: list[UpstreamEvent], conversation: int) -> UpstreamEvent:
-        """The ``response.created`` that the upstream left out. Its client may continue from the id
-        in it, whatever the upstream calls the response at the end."""
+        """A ``response.created`` in place of one that the upstream has left out. The client may
+        continue from the id in it, even if the terminal event has another one."""
         told = next((each for each in events if each.response is not None), events[0])
-        # The number before the first of the upstream's, which may be 0: a client that takes numbers
-        # which do not rise for repetitions must drop neither event.
+        # One less than the first number of the upstream's, which may be 0. Clients may drop an
+        # event whose number is not higher than the one before.
         first = events[0].sequence_number
         event = created_event(
             told,
@@ -85,7 +86,7 @@ class RoutedTurn:
         return event
 
     def response_ids(self, terminal: Terminal, responses: tuple[str, ...]) -> list[str]:
-        """The ids of its response: that of the terminal event first, then any other that a client
-        was told and may name. ``responses``: those by which the upstream called it."""
+        """The ids of its response: first that of the terminal event, then all others that its
+        client has seen and may continue from. ``responses``: the ids in the upstream's events."""
         others = [name for name in (*self.names, *responses) if name != terminal.response_id]
         return others if terminal.response_id is None else [terminal.response_id, *others]

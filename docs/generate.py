@@ -28,6 +28,7 @@ from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
+from bridgecore_cli.settings import SETTINGS
 from docs import house, surface
 
 DOCS = Path(__file__).resolve().parent
@@ -139,6 +140,41 @@ def render_api() -> str:
     return "\n".join([*_HEAD, surface.render()])
 
 
+def _setting_rows() -> list[tuple[str, str, str]]:
+    """Name, meaning and default of each setting. Large numbers and lists get commas."""
+    rows = []
+    for setting in SETTINGS:
+        default = setting.kind.show(setting.default)
+        if default.isdigit() and int(default) >= 10_000:
+            default = f"{int(default):,}"
+        unit = {"SECONDS": "seconds ", "BYTES": "bytes "}.get(setting.kind.metavar, "")
+        rows.append((f"`{setting.name}`", unit + setting.doc, default.replace(" ", ", ")))
+    return rows
+
+
+def render_settings() -> str:
+    """The settings of ``bridgecore serve``, as a table."""
+    lines = list_table([("name", "meaning", "default"), *_setting_rows()])
+    lines.insert(2, "   :widths: 25 55 20")
+    return "\n".join([*_HEAD, *lines]).rstrip() + "\n"
+
+
+_README = DOCS.parent / "README.md"
+_BEGIN, _END = "<!-- settings: written by make generate -->\n", "<!-- end of settings -->\n"
+
+
+def render_readme() -> str:
+    """README.md, with the table of settings between its two markers written anew.
+
+    Markdown cannot include another file, as the pages of the documentation do.
+    """
+    before, _, rest = _README.read_text(encoding="utf-8").partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    head = "| name | meaning | default |\n|---|---|---|\n"
+    rows = "".join(f"| {' | '.join(row)} |\n" for row in _setting_rows())
+    return f"{before}{_BEGIN}\n{head}{rows}\n{_END}{after}"
+
+
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
@@ -149,6 +185,8 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "faults.rst": render_faults,
     "api.rst": render_api,
     "house.svg": house.draw,
+    "settings.rst": render_settings,
+    "../../README.md": render_readme,
 }
 
 

@@ -382,7 +382,7 @@ def test_the_adapters_have_the_same_files() -> None:
     ("page", "row"),
     [
         ("README.md", r"^\| `([a-z_]+)` \| .* \| (.*) \|$"),
-        ("docs/operating.rst", r"^   \* - ``(\w+)``\n     - .*\n     - (.*)$"),
+        ("docs/generated/settings.rst", r"^   \* - ``(\w+)``\n     - .*\n     - (.*)$"),
     ],
 )
 def test_the_settings_are_documented(page: str, row: str) -> None:

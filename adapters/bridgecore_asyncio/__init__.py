@@ -1,4 +1,4 @@
-"""bridgecore on asyncio: names to import. ``bridgecore_trio`` offers the same ones."""
+"""Run bridgecore on asyncio. ``bridgecore_trio`` has the same names with the same meaning."""
 
 from bridgecore_asyncio.driver import Server, serve
 

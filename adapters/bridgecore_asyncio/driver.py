@@ -1,7 +1,9 @@
-"""Drives a machine on asyncio: sockets, TLS and a clock, and no decision about the protocol.
+"""Runs a machine, such as the bridge, on asyncio: sockets, TLS and timers.
 
-What belongs here: carrying out the effects of ``bridgecore.transport`` and reporting its
-events. To be read beside ``bridgecore_trio/driver.py``: same names, same order.
+What belongs here: carrying out the effects of ``bridgecore.transport`` and reporting its events.
+Nothing here depends on what the bytes mean; if it had to, the core would lack an effect. To be read
+beside ``bridgecore_trio/driver.py``: the same names in the same order, as far as the two libraries
+allow.
 """
 
 import asyncio
@@ -25,12 +27,18 @@ from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport.driver import Driver
 
-HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
-BACKLOG = 512  # connections that the OS holds until they are accepted
-NEXT_ADDRESS = 0.25  # seconds until the next address is tried, too (RFC 8305, section 5)
-ACCEPTED_AT_ONCE = 64  # connections, before others have a turn
+# Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
+# slow reader costs, and is about as much as a socket takes at once.
+HIGH_WATER = 64 * 1024
+# Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
+BACKLOG = 512
+# Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
+NEXT_ADDRESS = 0.25
+# Connections accepted in one go. Open connections are served in between, however many arrive.
+ACCEPTED_AT_ONCE = 64
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-# This process or host has no descriptor, memory or local port left.
+# Errors that mean: this process or host has no descriptor, memory or local port left. Closing
+# another connection may help, so they are reported apart from failures of the peer.
 EXHAUSTED = (
     errno.EMFILE,
     errno.ENFILE,
@@ -38,7 +46,8 @@ EXHAUSTED = (
     errno.ENOMEM,
     errno.EADDRNOTAVAIL,
 )
-FORBIDDEN = (errno.EACCES, errno.EPERM)  # by a firewall or a sandbox of this host
+# Errors of a firewall or a sandbox on this host: the peer refused nothing.
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 @contextlib.asynccontextmanager
@@ -51,12 +60,23 @@ async def serve(
     listener_ssl: ssl.SSLContext | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
-    """Listen on ``host``:``port`` (0: a free one) and drive ``machine``, or a bridge so configured.
+    """Listen on ``host``:``port`` and run ``machine`` until the context is left.
 
-    ``upstream_ssl`` is for connections that the machine asks for (None: the system's trust store,
-    verified), ``listener_ssl`` makes the listener speak TLS. Leaving the context ends all at once;
-    for a clean end, ``request_drain()`` and ``wait_stopped()`` first. Raises OSError if it cannot
-    listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
+    Leaving the context aborts all connections at once, because the caller may be leaving with an
+    exception. For a clean end call ``request_drain()`` and await ``wait_stopped()`` before.
+
+    Args:
+        machine: what to run; a ``Config`` stands for a bridge with these settings.
+        host: address or name; a name that has several addresses is listened to on all of them.
+        port: 0 picks a free one; ``Server.port`` has the number.
+        upstream_ssl: for connections that the machine opens with TLS. None: certificates are
+            verified against the system's trust store.
+        listener_ssl: for accepted connections. None: no TLS.
+        log: called with every log record. None: they are dropped.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
     if isinstance(machine, Config):
         machine = Endpoint(machine, secrets.token_bytes(16))
@@ -74,7 +94,7 @@ async def serve(
 
 
 class Server(Driver["Connection"]):
-    """A machine that is being driven. Made by ``serve``."""
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on."""
 
     host, port = "", 0
     _upstream_ssl: ssl.SSLContext | None
@@ -86,21 +106,28 @@ class Server(Driver["Connection"]):
     def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
         self._stopped = asyncio.Event()
         super().__init__(machine, log, self._stopped.set)
-        self._alive: set[Connection] = set()  # that have a socket, or try to get one
+        self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._loop = asyncio.get_running_loop()
 
     @property
     def open_connections(self) -> int:
-        """How many connections, accepted or asked for, are not over yet."""
+        """How many connections, accepted or opened, have a descriptor or are being connected.
+
+        More than the machine knows: an aborted one counts until its socket is closed.
+        """
         return len(self._alive)
 
     def request_drain(self, by: str = "") -> None:
-        """Tell the machine to finish. Threads and signal handlers may call it, too. ``by``: who
-        asks, such as ``SIGTERM``, for the log."""
+        """Ask the machine to finish its turns and stop; ``wait_stopped`` returns when it has.
+
+        Returns at once, and may be called from any thread and from a signal handler, because that
+        is where a request to stop comes from. ``by``: the origin for the log, such as ``SIGTERM``.
+        """
         self._loop.call_soon_threadsafe(self.report, wire.DrainRequested(by))
 
     async def wait_stopped(self) -> None:
-        """Wait until the machine says that it has drained, or the context is left."""
+        """Wait until the machine has drained or the context is left. Cancelling it changes
+        nothing."""
         await self._stopped.wait()
 
     async def _listen(self, host: str, port: int) -> None:
@@ -110,7 +137,7 @@ class Server(Driver["Connection"]):
             found = await self._loop.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )
-            unsupported: OSError | None = None  # a family that this host does not have, IPv6, say
+            unsupported: OSError | None = None  # an address family this host lacks, such as IPv6
             for family, _, _, _, address in dict.fromkeys(found):
                 try:
                     listener = socket.create_server(address, family=family, backlog=BACKLOG)
@@ -131,10 +158,11 @@ class Server(Driver["Connection"]):
         self._resume_listening()
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept what waits, some of it: others have a turn before the rest.
+        """Accept up to ``ACCEPTED_AT_ONCE`` connections; the loop calls again if more are waiting.
 
-        Not with ``asyncio.Server``, which writes a traceback for each of ``backlog`` attempts when
-        descriptors run out, and nobody can be told to give one back.
+        ``asyncio.Server`` is not used: when descriptors run out it logs a traceback for each of
+        ``backlog`` attempts, and has no hook through which the machine could close an idle
+        connection.
         """
         for _ in range(0 if self._closed else ACCEPTED_AT_ONCE):
             try:
@@ -142,7 +170,7 @@ class Server(Driver["Connection"]):
             except OSError as exc:
                 if exc.errno in EXHAUSTED:
                     self.accept_failed(exc)
-                return  # else nothing waits, or what waited is gone: see accept(2)
+                return  # otherwise none is waiting, or the peer has reset it: see accept(2)
             accepted.setblocking(False)
             connection = Connection(self, sock=accepted)
             connection.task = self._tasks.create_task(connection.accept(accepted))
@@ -191,19 +219,21 @@ class Server(Driver["Connection"]):
 
 
 class Connection(asyncio.Protocol):
-    """One socket, from the attempt to get it until it is closed."""
+    """One socket, from accepting or connecting it until it is closed."""
 
-    task: asyncio.Task[None]  # the attempt to have a transport
+    task: asyncio.Task[None]  # runs ``connect`` or ``accept``
     transport: asyncio.Transport | None = None
-    tls: ssl.SSLObject | None = None  # asyncio's own does not tell how much waits to be written
+    # TLS is done here and not by asyncio, whose transport does not say how much it has yet to
+    # write.
+    tls: ssl.SSLObject | None = None
     up = eof = closing = blocked = False  # up: reported as Accepted or Connected
-    marks = 0  # Sends with notify that wait until nothing waits to be written
+    marks = 0  # DataSent to report once all is written: one for each Send with notify
     why: Exception = ssl.SSLError("connection lost during the handshake")
 
     def __init__(self, server: Server, conn: int = -1, sock: socket.socket | None = None) -> None:
         self.server, self.conn, self.sock, self.accepted = server, conn, sock, conn == -1
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.plain = bytearray()  # waits for the handshake
+        self.plain = bytearray()  # to be encrypted when the handshake is complete
         self.end = server._loop.create_future()
         server._alive.add(self)
 
@@ -231,7 +261,7 @@ class Connection(asyncio.Protocol):
             self.why = exc
 
     def attempted(self, task: asyncio.Task[None]) -> None:
-        """``connect`` or ``accept`` is over, or was cancelled, perhaps before it began."""
+        """``connect`` or ``accept`` has ended, or was cancelled, possibly before it began."""
         if self.transport is None:
             if self.sock is not None:
                 reset_on_close(self.sock)
@@ -240,11 +270,12 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        # Paused as soon as anything waits, resumed once nothing does: the marks are ours.
+        # With 0, asyncio calls resume_writing when its buffer is empty, which is when DataSent is
+        # due. HIGH_WATER is compared here instead, because asyncio does not count what TLS holds.
         self.transport.set_write_buffer_limits(high=0)
         if self.task.cancelling():
             self.abort()
-            self.connection_lost(None)  # uvloop does not say so of a transport made too late
+            self.connection_lost(None)  # uvloop does not call it here
             return
         if self.accepted and self.server._listener_ssl is not None:
             self.tls = self.server._listener_ssl.wrap_bio(self.incoming, self.outgoing, True)
@@ -261,7 +292,7 @@ class Connection(asyncio.Protocol):
             self.pump()
 
     def pump(self) -> None:
-        """Move what TLS will move, both ways."""
+        """Encrypt, decrypt and write as much as TLS allows now; report what was decrypted."""
         if self.tls is None or self.transport is None:
             return
         data, ended = bytearray(), True
@@ -296,7 +327,8 @@ class Connection(asyncio.Protocol):
         assert self.transport is not None
         self.transport.write(data)
         if data and self.transport.is_closing() and self.sock is not None:
-            # It was reset. What came before that, a reason, say, asyncio would not read any more.
+            # The peer has reset the connection. Read what it sent before, such as an error with the
+            # reason: asyncio would discard it.
             with contextlib.suppress(OSError):
                 while rest := self.sock.recv(HIGH_WATER):
                     self.data_received(rest)
@@ -309,7 +341,7 @@ class Connection(asyncio.Protocol):
         if self.up and not self.eof:
             self.eof = True
             self.report(wire.EofReceived(self.conn))
-        return self.up  # if not, the handshake has failed
+        return self.up  # True keeps the connection half open; during the handshake it has failed
 
     def flushed(self) -> None:
         if not self.waiting():
@@ -319,7 +351,7 @@ class Connection(asyncio.Protocol):
         if self.blocked:
             self.blocked = False
             self.report(wire.WriteUnblocked(self.conn))
-        marks, self.marks = self.marks, 0  # those that these cause have their own time
+        marks, self.marks = self.marks, 0  # a report may cause a Send with a mark of its own
         for _ in range(marks):
             self.report(wire.DataSent(self.conn))
 
@@ -334,7 +366,7 @@ class Connection(asyncio.Protocol):
             self.abort()
             return
         if self.transport is None or self.transport.is_closing():
-            return  # Disconnected is on its way
+            return  # Disconnected will be reported
         match effect:
             case wire.Send():
                 if self.tls is None:
@@ -348,45 +380,50 @@ class Connection(asyncio.Protocol):
                     self.report(wire.WriteBlocked(self.conn))
                 if effect.notify and waiting:
                     self.marks += 1
-                elif effect.notify and not self.transport.is_closing():  # else writing failed
+                elif effect.notify and not self.transport.is_closing():  # closing: it failed
                     if len(effect.data) <= HIGH_WATER:
                         self.report(wire.DataSent(self.conn))
                     else:
-                        # It may cause the next such write: others have a turn before that.
+                        # The report may cause the next large write. Deferred, so that a client
+                        # that takes all at once does not keep the loop from other connections.
                         self.marks += 1
                         self.server._loop.call_soon(self.flushed)
             case wire.EndSending() | wire.Close():
                 if self.tls is not None:
-                    with contextlib.suppress(ssl.SSLError):  # wants an answer that need not come
+                    # unwrap() writes close_notify, then raises because the peer's has not come.
+                    with contextlib.suppress(ssl.SSLError):
                         self.tls.unwrap()
                     self.transport.write(self.outgoing.read())
                 if isinstance(effect, wire.Close):
                     self.closing = True
                     self.transport.close()
                 elif self.tls is None:
-                    with contextlib.suppress(OSError):  # reset a moment ago
+                    with contextlib.suppress(OSError):  # the peer has just reset it
                         self.transport.write_eof()
             case wire.PauseReading():
                 self.transport.pause_reading()
             case wire.ResumeReading():
-                if not self.eof:  # else the end would be read again
+                if not self.eof:  # reading on would report the end again
                     self.transport.resume_reading()
 
     def abort(self) -> None:
         if self.transport is None:
             self.task.cancel()
             return
-        if not self.closing:  # else what Close left to the OS is still to arrive
+        if not self.closing:  # a reset would drop what Close has left to the OS to send
             reset_on_close(self.transport.get_extra_info("socket"))
         self.transport.abort()
 
 
 async def open_tcp(tasks: asyncio.TaskGroup, host: str, port: int) -> socket.socket:
-    """A socket that is connected to ``host``: to the first of its addresses that answers.
+    """A TCP socket connected to the first address of ``host`` that answers (RFC 8305).
 
-    An address has its turn when the one before has failed, or has not answered for ``NEXT_ADDRESS``
-    (RFC 8305). ``create_connection`` would do the same, but not under uvloop, and asyncio's leaves
-    tasks and sockets behind when it is cancelled. Raises OSError if no address can be had.
+    The next address is tried when the one before has failed or has not answered for
+    ``NEXT_ADDRESS`` seconds. ``loop.create_connection`` is not used: uvloop's tries one address
+    after the other, and asyncio's leaks tasks and sockets when it is cancelled.
+
+    Raises:
+        OSError: no address can be connected to; one of ``EXHAUSTED``, if any attempt failed so.
     """
     loop = asyncio.get_running_loop()
     addresses = deque(by_turns(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
@@ -421,12 +458,12 @@ async def open_tcp(tasks: asyncio.TaskGroup, host: str, port: int) -> socket.soc
     raise failed[0] if len(failed) == 1 else OSError("; ".join(str(exc) for exc in failed))
 
 
-Address: TypeAlias = tuple[socket.AddressFamily, int, Any]  # family, protocol, what it takes
+Address: TypeAlias = tuple[socket.AddressFamily, int, Any]  # family, protocol, socket address
 
 
 def by_turns(found: list[Any]) -> list[Address]:
-    """What ``getaddrinfo`` found, IPv4 and IPv6 in turns (RFC 8305, section 4): the next address
-    is to help when the network of the first one does not work."""
+    """The addresses that ``getaddrinfo`` found, alternating between IPv4 and IPv6 (RFC 8305,
+    section 4), so that the second attempt works if one of the two networks does not."""
     first: list[Address] = []
     other: list[Address] = []
     for family, _, proto, _, address in found:
@@ -435,7 +472,7 @@ def by_turns(found: list[Any]) -> list[Address]:
 
 
 async def connect_to(family: int, proto: int, address: Any) -> socket.socket | OSError:
-    """A connected socket, or why not: returned, because an exception would end the task group."""
+    """A connected socket, or the error: returned, as raising would cancel the whole task group."""
     sock = None
     try:
         sock = socket.socket(family, socket.SOCK_STREAM, proto)
@@ -451,33 +488,36 @@ async def connect_to(family: int, proto: int, address: Any) -> socket.socket | O
 
 
 def close_unless(used: socket.socket | None, task: asyncio.Task[socket.socket | OSError]) -> None:
+    """Close the socket that an attempt has connected, unless it is the one that is used."""
     if not task.cancelled() and not isinstance(sock := task.result(), OSError) and sock is not used:
         sock.close()
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Have the peer told by RST, and what was not sent dropped, when ``sock`` is closed."""
+    """Have closing ``sock`` send RST and drop unsent data: the peer must not take it for an end."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 def keep_little_unsent(sock: socket.socket) -> None:
-    """Have the OS take no more than it can send soon: what is written next, a pong, say, waits
-    behind all that it has taken, which without this option may be megabytes."""
+    """Limit what the OS buffers of written bytes that it has not sent. A pong that is written next
+    waits behind all of them, and without this option they may be megabytes."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER)
 
 
 def require_a_descriptor() -> None:
-    """Raise OSError if this process or host has none left. What comes next would hide it: the
-    resolver says that there is no such name, and ``ssl`` reads an empty trust store, for good."""
+    """Raise OSError if no descriptor can be opened. Checked first, because later steps misreport
+    it: the resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
     os.close(os.open(os.devnull, os.O_RDONLY))
 
 
 async def fail(why: Exception) -> None:
+    """Raise ``why`` in a task of its own, so that it ends ``serve`` from a callback."""
     raise why
 
 
 def failed(conn: int, why: Exception) -> wire.ConnectFailed:
+    """The report of a connection that could not be made. Anything unknown is ``OTHER``."""
     error = wire.ConnectError.OTHER
     if isinstance(why, ssl.SSLError):
         error = wire.ConnectError.TLS

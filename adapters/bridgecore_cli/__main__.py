@@ -1,4 +1,4 @@
-"""``python -m bridgecore_cli`` is the ``bridgecore`` command."""
+"""``python -m bridgecore_cli``: the ``bridgecore`` command without its script."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""What the commands are asked with.
+"""The command line: the parser of all commands and their flags.
 
-What belongs here: every flag, and how its value is read. What is done with them is each command's
-own module, which is loaded when it is its turn: ``serve`` need not wait for the verifier.
+What belongs here: every flag, its help, and how its value is read. Each command is carried out by a
+module of its own, which is imported when it runs: ``serve`` need not wait until the verifier is
+loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bridgecore_cli.settings import SETTINGS, Setting
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-BOUNDS_NAMES: Final = ("small", "ci", "nightly")  # of bridgecore.verify, which is not loaded here
+BOUNDS_NAMES: Final = ("small", "ci", "nightly")  # as in bridgecore.verify, not imported here: slow
 _BOTH: Final = "both"
 
 
@@ -39,20 +40,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _help(setting: Setting) -> str:
-    return f"{setting.doc} (default: {setting.kind.show(setting.default)})"
+    return f"{setting.doc.replace('`', '')} (default: {setting.kind.show(setting.default)})"
 
 
 def _serve(commands: _Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="run the bridge",
-        description="Run the bridge. A flag wins over its environment variable, that over the "
-        "key of the same name in the file, that over the default.",
-        epilog="Variables are the flags in capitals, so BRIDGECORE_LOG_LEVEL is --log-level; "
-        "keys of the file are as log_level. Times are decimal seconds.",
+        description="Run the bridge. A flag overrides the environment variable of the same "
+        "setting, which overrides its key in the configuration file.",
+        epilog="The setting --log-level is the environment variable BRIDGECORE_LOG_LEVEL and the "
+        "key log_level in the file. Times are decimal seconds.",
         allow_abbrev=False,
     )
-    parser.add_argument("--config", metavar="FILE.toml", help="file with settings")
+    parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
     for setting in SETTINGS:
         parser.add_argument(
             setting.flag, dest=setting.name, metavar=setting.kind.metavar, help=_help(setting)
@@ -60,33 +61,43 @@ def _serve(commands: _Commands) -> None:
 
 
 def _rules(commands: _Commands) -> None:
-    parser = commands.add_parser("rules", help="print a policy and the rules", allow_abbrev=False)
-    parser.add_argument("--policy", choices=sorted(POLICIES), default="default")
+    parser = commands.add_parser(
+        "rules",
+        help="print the table of a policy and the rules of the state machine",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--policy",
+        choices=sorted(POLICIES),
+        default="default",
+        help="the policy to print (default: default)",
+    )
 
 
 def _replay(commands: _Commands) -> None:
     parser = commands.add_parser(
         "replay",
-        help="run a decision log through the core again",
+        help="run a recorded decision log through the core again and compare",
         description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
-        "tell the first decision that is not the recorded one. With --policy, tell what another "
-        "policy would have decided otherwise.",
+        "print the first decision that differs from the recorded one. With --policy, print the "
+        "decisions that another policy would have made differently.",
         allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
     parser.add_argument(
-        "--policy", choices=sorted(POLICIES), help="compare with this policy's decisions"
+        "--policy", choices=sorted(POLICIES), help="compare with the decisions of this policy"
     )
 
 
 def _simulate(commands: _Commands) -> None:
     parser = commands.add_parser(
         "simulate",
-        help="run the context-growth experiment, and many conversations on a faulty network",
-        description="One long conversation whose sockets are lost, through a real endpoint and an "
-        "emulated upstream, in virtual time: how its context grows. With --conversations, also "
-        "that many conversations of all kinds of clients on a network that loses, stalls and "
-        "reorders, with every property checked; a violation is shrunk to a timeline.",
+        help="measure context growth and run many conversations on a faulty network",
+        description="Measure how the context of one long conversation grows when its connections "
+        "are lost, with a real endpoint and an emulated upstream in virtual time. With "
+        "--conversations, also run that many conversations of all kinds of clients on a network "
+        "that loses, stalls and reorders, and check every property; the first violation is shrunk "
+        "to a short timeline.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -94,61 +105,69 @@ def _simulate(commands: _Commands) -> None:
         type=_policies,
         default=[DEFAULT],
         metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of yours; {_BOTH}: "
-        f"{DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR; "
+        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--turns",
         type=_at_least(1),
         metavar="N",
-        help="of the long conversation (default: 200), and of each of the others (default: 20)",
+        help="turns of the long conversation (default: 200) and of each other one (default: 20)",
     )
     parser.add_argument(
         "--conversations",
         type=_at_least(0),
         default=0,
         metavar="N",
-        help="how many to run on the faulty network (default: 0)",
+        help="number of conversations on the faulty network (default: 0)",
     )
     parser.add_argument(
         "--faults",
         type=_every,
         default=(1, 4),
         metavar="K|none",
-        help="one turn in K is hit (default: each of the long conversation, 1 in 4 of the others)",
+        help="inject a fault into one turn in K (default: each turn of the long conversation, "
+        "one in 4 of the others)",
     )
     parser.add_argument(
         "--warm",
         action="store_true",
-        help="the others' sockets are given up after minutes, and those that follow are warmed",
+        help="on the faulty network, replace connections after minutes and preload the new ones",
     )
-    parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S")
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
     parser.add_argument(
         "--store",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="whether the upstream stores the long conversation's responses",
+        help="store the responses of the long conversation upstream",
     )
     parser.add_argument(
-        "--window", type=_at_least(1), default=876_000, metavar="TOKENS", help="context window"
+        "--window",
+        type=_at_least(1),
+        default=876_000,
+        metavar="TOKENS",
+        help="context window of the model (default: 876000)",
     )
     parser.add_argument(
         "--system-tokens",
         type=_at_least(1),
         default=50_000,
         metavar="N",
-        help="size of the system prompt",
+        help="size of the system prompt in tokens (default: 50000)",
     )
-    parser.add_argument("--svg", type=_writable, metavar="FILE", help="write a plot of the context")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and no tables")
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
 def _verify(commands: _Commands) -> None:
     parser = commands.add_parser(
         "verify",
-        help="explore every state that a policy can reach, and check every property",
+        help="check every property in every state that a policy can reach",
         description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. What does not hold is shown with a shortest way to it.",
+        "and check every property in each. A property that is broken is printed with a shortest "
+        "sequence of events that breaks it.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -156,27 +175,35 @@ def _verify(commands: _Commands) -> None:
         type=load_policy,
         default=DEFAULT,
         metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of yours (default: default)",
+        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR "
+        "(default: default)",
     )
-    parser.add_argument("--bounds", choices=BOUNDS_NAMES, default=BOUNDS_NAMES[0])
+    parser.add_argument(
+        "--bounds",
+        choices=BOUNDS_NAMES,
+        default=BOUNDS_NAMES[0],
+        help=f"how much to explore (default: {BOUNDS_NAMES[0]})",
+    )
     parser.add_argument(
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the shortest counterexample, if there is one",
+        help="draw the shortest counterexample here, if there is one",
     )
     parser.add_argument(
-        "--mutants", action="store_true", help="break the rules on purpose: is it noticed?"
+        "--mutants",
+        action="store_true",
+        help="also change each rule and check that a property notices",
     )
     parser.add_argument(
         "--jobs",
         type=_at_least(1),
         default=os.cpu_count() or 1,
         metavar="N",
-        help="processes that judge mutants (default: one for each core)",
+        help="processes for --mutants (default: one for each core)",
     )
     parser.add_argument(
-        "--report", type=_writable, metavar="FILE", help="write what became of the mutants, as JSON"
+        "--report", type=_writable, metavar="FILE", help="write the results of --mutants as JSON"
     )
 
 
@@ -184,8 +211,8 @@ def _verify(commands: _Commands) -> None:
 
 
 def load_policy(name: str) -> Policy:
-    """The policy called ``name``, or the attribute ``module:attr``; modules are looked for in the
-    working directory, too.
+    """The policy called ``name``, or the one that ``module:attr`` names. The working directory is
+    searched for the module first, as ``python -m`` does.
 
     Raises:
         argparse.ArgumentTypeError: there is no such policy.
@@ -208,10 +235,11 @@ def load_policy(name: str) -> Policy:
 
 
 def _writable(text: str) -> Path:
-    """A file that can be written when the run is over, which may take an hour. Nothing is created.
+    """The path of a file to write at the end. Checked at the start, because the run may take an
+    hour; nothing is created yet.
 
     Raises:
-        argparse.ArgumentTypeError: it cannot, as far as can be seen now.
+        argparse.ArgumentTypeError: the file could not be written now.
     """
     path = Path(text)
     try:
@@ -223,7 +251,7 @@ def _writable(text: str) -> Path:
             reason = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
         else:
             reason = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
-    except (OSError, ValueError) as exc:  # a name that is too long, a null byte
+    except (OSError, ValueError) as exc:  # such as a name that is too long or has a null byte
         reason = getattr(exc, "errno", None) or errno.EINVAL
     if reason:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {os.strerror(reason)}")
@@ -235,6 +263,8 @@ def _policies(name: str) -> list[Policy]:
 
 
 def _at_least(low: int) -> Any:
+    """A reader of whole numbers of at least ``low``."""
+
     def integer(text: str) -> int:
         value = int(text)
         if value < low:
@@ -245,7 +275,7 @@ def _at_least(low: int) -> Any:
 
 
 def _every(text: str) -> tuple[int | None, int | None]:
-    """How often the turns of the long conversation and of the others are hit."""
+    """K, twice: faults hit one in K turns of the long conversation and of the others."""
     if text == "none":
         return None, None
     value: int = _at_least(1)(text)

@@ -1,7 +1,7 @@
-"""Where the process begins: it can be interrupted at any time without a traceback.
+"""Entry point of the process: makes it interruptible without a traceback from the first moment.
 
-What belongs here: what must be in place before the command's modules are loaded, and still be when
-it has returned. So this module imports next to nothing.
+What belongs here: the handling of SIGINT before the command's modules are loaded and after it has
+returned. Importing them takes time, so this module imports almost nothing itself.
 """
 
 import signal
@@ -9,12 +9,12 @@ import sys
 
 
 def run() -> int:
-    """Run the command with the process's arguments; the exit code.
+    """Run the command with the process's arguments; return the exit code.
 
-    Loading takes some tenths of a second, and Python turns an interrupt at that time into a
-    traceback. Until ``main`` runs, and after it, the operating system's own way holds: SIGINT ends
-    the process, and a shell says 130. One that the parent ignores (``nohup``, a job in the
-    background) stays ignored.
+    Loading takes some tenths of a second, and Python would answer an interrupt during that time
+    with a traceback. So before and after ``main`` SIGINT has its default action: it ends the
+    process, which a shell reports as 130. If the parent ignores it (``nohup``, a background job),
+    it stays ignored.
     """
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
@@ -25,7 +25,7 @@ def run() -> int:
         if interruptible:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return main(sys.argv[1:])
-    except KeyboardInterrupt:  # in the few instructions around main's own handler
+    except KeyboardInterrupt:  # just before or after main's own handler
         return 128 + signal.SIGINT
     finally:
         if interruptible:

@@ -1,7 +1,7 @@
-"""Log records as lines: ``2026-01-01T00:00:00.000Z info turn.refused turn=3 rule=resend``.
+"""Writes log records as lines: ``2026-01-01T00:00:00.000Z info turn.refused turn=3 rule=resend``.
 
-What belongs here: how a record looks and which are shown. Each is one line whatever is in it, so
-that nobody can write a line that the bridge did not.
+What belongs here: the format of a line and the filter by level. A record is always one line:
+control characters in it are escaped, so that a client cannot forge a line of the log.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 def utc_now() -> datetime:
-    """The wall clock: only people read it."""
+    """The wall clock, for the time stamps of log lines; no decision reads it."""
     return datetime.now(UTC)
 
 
@@ -35,7 +35,7 @@ class LineLog:
         self._clock = clock
 
     def __call__(self, record: Log) -> None:
-        """Write ``record``. A stream that is gone is no reason to stop serving."""
+        """Write ``record``. Errors of the stream are ignored: serving matters more than its log."""
         if record.level < self._level or self._stream is None:
             return
         with contextlib.suppress(OSError, ValueError):
@@ -44,7 +44,7 @@ class LineLog:
 
 
 def format_line(record: Log, at: datetime) -> str:
-    """The record as one line of printable ASCII, without the line's end."""
+    """``record`` as one line of printable ASCII, without the newline."""
     stamp = at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
     words = [stamp, record.level.name.lower(), _name(record.event)]
     words += [f"{_name(key)}={_value(value)}" for key, value in record.fields.items()]

@@ -1,10 +1,16 @@
-"""The command: arguments in, exit code out.
+"""Runs a command and returns its exit code; starts and stops ``serve``.
 
-What belongs here: what ``serve``, ``rules`` and ``--version`` do with standard output, signals and
-the exit code. 0: clean; 1: run-time failure; 2: usage; 78: bad configuration; 128 plus a signal's
-number: ended by it, which is the second one of ``serve`` (SIGINT 130, SIGTERM 143), an interrupt of
-another command (130), or nobody reading what it prints any more (SIGPIPE, 141). A failure is one
-line on standard error, never a traceback.
+What belongs here: standard output, signals and exit codes.
+
+* 0: success
+* 1: failure at run time
+* 2: wrong flags
+* 78: wrong configuration
+* 128 plus the number of a signal: ended by it. For ``serve`` that is the second SIGINT (130) or
+  SIGTERM (143), for another command the first SIGINT (130), or a closed pipe on standard output
+  (SIGPIPE, 141).
+
+A failure is one line on standard error, never a traceback.
 """
 
 from __future__ import annotations
@@ -37,7 +43,8 @@ from bridgecore_cli.settings import (
 )
 
 FAILURE = 1
-NO_READER = 128 + 13  # as a shell shows a process that SIGPIPE ended; not every system has the name
+# The exit code of a process that SIGPIPE ended. A number, since not every system has the name.
+NO_READER = 128 + 13
 
 
 class _Server(Protocol):
@@ -53,11 +60,11 @@ _WriteLog = Callable[[Log], None]
 
 
 class _RunError(Exception):
-    """Why the run cannot go on, in one line for people."""
+    """``serve`` cannot go on; the message, one line, says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command with ``arguments`` (default: the process's); the exit code."""
+    """Run the command with ``arguments`` (None: those of the process); return the exit code."""
     try:
         code = _main(sys.argv[1:] if arguments is None else arguments)
         if sys.stdout is not None:
@@ -98,8 +105,8 @@ def _main(arguments: Sequence[str]) -> int:
         return _fail(str(exc), FAILURE)
     except Exception as exc:
         if isinstance(exc, BrokenPipeError) and options.command != "serve":
-            raise  # nobody reads what is printed: no failure of ours
-        # A bug. Its message may hold what a client sent, so only the place is shown.
+            raise  # the reader of standard output is gone, as after ``| head -1``
+        # A bug. Its message may contain what a client sent, so only the place in the code is shown.
         frames = traceback.extract_tb(exc.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames[::-1])
         return _fail(f"internal error: {type(exc).__name__} at {places}", FAILURE)
@@ -118,18 +125,19 @@ def _serve(settings: Settings) -> int:
 
 
 def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
-    """Tell what is allowed and rarely meant. ``address``: where the listener is."""
+    """Warn of settings that are valid but rarely intended. ``address``: listened on."""
     if not _is_loopback(address):
-        # There is no TLS and no login of the bridge's own: it passes on what clients send.
+        # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.
         detail = (
-            "any host that reaches this address can use the bridge: it authenticates nobody, and "
-            "nothing is encrypted; put a proxy or a firewall in front, or listen on 127.0.0.1"
+            "any host that can reach this address can use the bridge: it does not authenticate "
+            "clients and does not encrypt connections; put a proxy or a firewall in front, or "
+            "listen on 127.0.0.1"
         )
         log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
     if settings.policy == V1_12.name:
         detail = (
-            "this policy answers lost sockets with previous_response_not_found, so that clients "
-            "resend their whole history: it is there to be demonstrated; use default"
+            "this policy answers lost connections with previous_response_not_found, so that "
+            "clients resend their whole history; it exists for demonstration, use default"
         )
         log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
 
@@ -164,7 +172,10 @@ def _run(settings: Settings, log: _WriteLog) -> None:
 
 
 async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
-    """The same on both backends: it awaits nothing but servers."""
+    """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
+
+    Awaits only what both backends offer, so that one function serves asyncio and trio.
+    """
     async with contextlib.AsyncExitStack() as stack:
 
         async def listen(machine: Any, host: str, port: int, **options: Any) -> _Server:
@@ -199,10 +210,10 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
 
 
 class _Signals:
-    """SIGINT and SIGTERM: the first asks for a drain, the second ends the process at once.
+    """Handles SIGINT and SIGTERM: the first starts a drain, the second ends the process at once.
 
-    The first is logged by the bridge as it begins to drain (``drain.started``): a handler may have
-    interrupted the writing of a line. The second is told from here if ``loud``.
+    The bridge logs the first when it begins to drain (``drain.started``), not the handler, which
+    may have interrupted the writing of another line. The second one is logged here, if ``loud``.
     """
 
     def __init__(self, *, loud: bool) -> None:
@@ -216,13 +227,14 @@ class _Signals:
             signal.signal(number, self._handle)
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have signals wake ``loop``: one that comes just before it sleeps would wait, too."""
+        """Have signals wake ``loop``: one that arrives just before it sleeps would be handled only
+        when something else wakes it."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, lambda: None)  # sets the wakeup descriptor
+            loop.add_signal_handler(number, lambda: None)  # sets signal.set_wakeup_fd
         self._install()
 
     def on_first(self, drain: Callable[[str], None]) -> None:
-        """Call ``drain`` with the first signal's name, at once if it has come already."""
+        """Call ``drain`` with the name of the first signal, at once if it was received before."""
         self._drain = drain
         if self._first is not None:
             drain(self._first)
@@ -233,7 +245,7 @@ class _Signals:
             if self._loud:
                 fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
                 record = Log(LogLevel.WARNING, "drain.cut_short", fields)
-                with contextlib.suppress(OSError):  # not through sys.stderr, which may be in use
+                with contextlib.suppress(OSError):  # not sys.stderr: its lock may be held
                     os.write(2, f"{format_line(record, utc_now())}\n".encode())
             os._exit(128 + number)
         self._first = name
@@ -249,7 +261,7 @@ def _authority(host: str, port: int) -> str:
 
 
 def _print(line: str) -> None:
-    """Print for whoever started the bridge. That nobody reads it is no reason not to serve."""
+    """Print a line of ``serve``. A closed standard output is ignored: serving goes on."""
     with contextlib.suppress(OSError, ValueError):
         print(line, flush=True)
     _give_up_stdout_if_broken()
@@ -264,8 +276,8 @@ def _fail(message: str, exit_code: int) -> int:
 
 
 def _give_up_stdout_if_broken() -> None:
-    """Have what is still to be written to a pipe that is closed go nowhere, or the interpreter
-    complains about it when it ends."""
+    """If standard output is a closed pipe, redirect it to the null device. Otherwise the
+    interpreter would report an error when it flushes the rest at exit."""
     if sys.stdout is None:
         return
     try:

@@ -1,6 +1,6 @@
-"""How far a long command has come, on one line of the terminal.
+"""Shows the progress of a long command on one line of the terminal.
 
-What belongs here: the line. It is for people: without a terminal there is none.
+What belongs here: drawing that line. Nothing is written if standard error is not a terminal.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _WIDTH: Final = 30  # characters
 
 
 def show(text: str) -> None:
-    """Put ``text`` in place of the last one; nothing: it is over."""
+    """Replace the line with ``text``; an empty text clears it."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def bar(done: float) -> str:
-    """A bar of which the part ``done`` (0 to 1) is full."""
+    """A progress bar; ``done`` is a fraction from 0 to 1."""
     return f"[{('#' * round(done * _WIDTH)).ljust(_WIDTH, '.')}]"

@@ -1,10 +1,10 @@
-"""The decision log: ``serve --decision-log FILE`` writes it, ``bridgecore replay FILE`` judges it.
+"""The file of the decision log: written by ``serve --decision-log``, read by ``replay``.
 
-What belongs here: the file. What its lines say is ``bridgecore.wire.decisions``, what is made of
-them ``bridgecore.verify.replay``.
+What belongs here: opening, writing and reading the file, and printing the comparison. The format of
+a line is in ``bridgecore.wire.decisions``, the comparison in ``bridgecore.verify.replay``.
 
-Exit codes of ``replay``: 0: everything was decided as recorded; 1: not so; 2: usage; 78: the file
-cannot be read or is no decision log.
+Exit codes of ``replay``: 0: every decision is as recorded; 1: one differs; 2: wrong flags; 78: the
+file cannot be read or is not a decision log.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
 from bridgecore_cli.settings import CONFIGURATION, SettingsError
 
-if TYPE_CHECKING:  # the other commands need not wait for it to be loaded
+if TYPE_CHECKING:  # loading it takes time, which only ``replay`` should spend
     from bridgecore.verify.replay import Divergence, Report
 
-_SHOWN = 20  # differences; of more than these only the number is told
+_SHOWN = 20  # differences that are printed; of the others only the number
 
 
 class DecisionLog:
-    """Takes the records of decisions out of a log and appends their lines to the file at ``path``;
-    the other records go on to ``log``.
+    """A log that appends the lines of decisions to the file at ``path`` and passes all other
+    records to ``log``.
 
-    A line is written at once and completely. When one cannot be (the disk is full), ``log`` is
-    told once and the rest of the run is not recorded: a log with a gap could not be replayed.
+    Each line is written at once and completely. If one cannot be written, because the disk is full,
+    ``log`` gets one warning and recording stops, because a log with a gap cannot be replayed.
 
     Raises:
-        SettingsError: the file cannot be written.
+        SettingsError: the file cannot be opened for writing.
     """
 
     def __init__(self, path: str, log: Callable[[Log], None]) -> None:
@@ -52,7 +52,7 @@ class DecisionLog:
         self._recording = True
         size = os.fstat(self._file).st_size
         if size and os.pread(self._file, 1, size - 1) != b"\n":
-            self._write(b"\n")  # a crash of the machine cut the last line short
+            self._write(b"\n")  # the last line is incomplete: the machine has crashed
 
     def __enter__(self) -> DecisionLog:
         return self
@@ -83,7 +83,7 @@ class DecisionLog:
         if reason is not None:
             self._recording = False
             with contextlib.suppress(OSError):
-                os.ftruncate(self._file, size)  # a part of a line is none
+                os.ftruncate(self._file, size)  # remove an incomplete line
             fields: dict[str, str | int] = {"path": self._path, "reason": reason}
             self._log(Log(LogLevel.WARNING, "decision_log.stopped", fields))
 
@@ -92,10 +92,10 @@ class DecisionLog:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Replay; the exit code.
+    """Replay the file and print how the decisions compare; return the exit code.
 
     Raises:
-        SettingsError: the file cannot be read or is no decision log.
+        SettingsError: the file cannot be read or is not a decision log.
     """
     from bridgecore.verify.replay import MalformedLog, replay
 
@@ -142,7 +142,7 @@ def _summary(report: Report, other: str | None) -> str:
         return text + f"{other} would have decided the same"
     differences = _count(len(report.differences), "decision")
     among = _count(len(sessions), "session")
-    return text + f"{other} would have decided otherwise in {differences} of {among}"
+    return text + f"{other} would have decided differently in {differences} of {among}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -150,5 +150,5 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print(text: str) -> None:
-    """A file may hold anything: what a terminal could take for a command is shown as it is."""
+    """Print ``text`` with control characters escaped: the file may contain terminal commands."""
     print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))

@@ -1,9 +1,10 @@
-"""The settings of ``bridgecore serve``: one table, from which all three ways to set them follow.
+"""The settings of ``bridgecore serve``, read from flags, environment variables and a TOML file.
 
-What belongs here: which settings there are, how their text is read, and which source wins (flag,
-then environment, then file, then default). A wrong value is an error wherever it stands, also one
-that another source overrides: it would come into force on the day that the other is taken away.
-What a setting does is the business of ``bridgecore.config`` and ``main``.
+What belongs here: the table of settings, from which the flags, the variables, the TOML keys and the
+documentation are made; how a value is read; and which source has precedence (flag, environment,
+file, default). A wrong value is an error even if another source overrides it, because it would
+take effect as soon as that other source is removed. What a setting does is in ``bridgecore.config``
+and ``bridgecore_cli.main``.
 """
 
 from __future__ import annotations
@@ -22,25 +23,26 @@ from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, Ups
 from bridgecore.errors import BridgecoreError, ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire.headers import check_forwarded
+from bridgecore.wire.headers import forwarded_names
 
-USAGE = 2  # exit code: a flag is wrong
-CONFIGURATION = 78  # exit code: the environment, the file or the upstream's URL is wrong
-NONE = "none"  # no file, where one can be named
-EMULATOR = "emulator"  # the upstream that needs no key
-AUTO = "auto"  # a number that follows from what the process may do
+USAGE = 2  # exit code: a flag is wrong (the code of argparse)
+CONFIGURATION = 78  # exit code: environment, file or upstream URL is wrong (EX_CONFIG, sysexits.h)
+NONE = "none"  # value of a setting: no file, no headers
+EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
+AUTO = "auto"  # value of a limit: computed from the resource limits of the process
 PREFIX = "BRIDGECORE_"
 
 _SHORTEST = Decimal("0.001")  # seconds, as in Config
-_LONGEST = 10**9  # seconds, some thirty years: beyond it a clock's arithmetic gets doubtful
+_LONGEST = 10**9  # seconds, about thirty years, as in Config
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
+# Stands in for the emulator's URL, unknown before it listens, while settings are checked together.
 _NOWHERE = UpstreamUrl.parse("ws://nowhere.invalid/")
 
 
 class SettingsError(BridgecoreError):
-    """A setting that cannot be used. The message, one line, says what is wrong and where."""
+    """A setting cannot be used. The message, one line, names the setting, its source and why."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -49,9 +51,11 @@ class SettingsError(BridgecoreError):
 
 @attrs.frozen
 class Kind:
-    """How a setting's value is read, from text or from what TOML makes of it.
+    """The type of a setting: how its value is read and shown.
 
-    ``read`` raises ValueError with the rest of the sentence "VALUE ...".
+    ``metavar``: the placeholder in the help. ``read``: from text, or from the Python value that
+    TOML has for it; raises ValueError, whose text continues "SOURCE: VALUE ...". ``show``: the
+    value as text that ``read`` accepts.
     """
 
     metavar: str
@@ -95,7 +99,7 @@ def _size(value: Any) -> int:
 
 
 def _limit(value: Any) -> int | None:
-    """None for ``auto``."""
+    """A limit as a number; None for ``auto``."""
     if value == AUTO:
         return None
     number = _whole_number(value)
@@ -105,7 +109,7 @@ def _limit(value: Any) -> int | None:
 
 
 def _seconds(value: Any) -> int:
-    """Seconds, as ns. Decimal throughout: 0.1 s is 100,000,000 ns and not one less."""
+    """Seconds as integer nanoseconds. Computed in Decimal, because a float of 0.1 is not exact."""
     if isinstance(value, str):
         number = Decimal(value) if _NUMBER.fullmatch(value) else Decimal("NaN")
     elif isinstance(value, int | Decimal) and not isinstance(value, bool):
@@ -118,7 +122,7 @@ def _seconds(value: Any) -> int:
 
 
 def _upstream(value: Any) -> UpstreamUrl | None:
-    """None for the emulator. What may be a secret in a URL is not repeated."""
+    """The upstream's URL; None for the emulator."""
     if value == EMULATOR:
         return None
     if not isinstance(value, str):
@@ -143,13 +147,10 @@ def _header_names(value: Any) -> tuple[str, ...]:
         valid = isinstance(value, list) and all(isinstance(name, str) for name in names)
     if not valid:
         raise ValueError(f"is not a list of header names, or {NONE!r}")
-    checked = []
-    for name in names:
-        try:
-            checked.append(check_forwarded(name))
-        except ValueError as exc:
-            raise ValueError(f"has {name[:100]!r}, which {exc}") from None
-    return tuple(dict.fromkeys(checked))
+    try:
+        return forwarded_names(names)
+    except ValueError as exc:
+        raise ValueError(f"is refused: {exc}") from None
 
 
 def _show_seconds(value: int) -> str:
@@ -171,7 +172,7 @@ def _choice(*names: str) -> Kind:
 
 
 def _member_of(words: type[enum.Enum]) -> Kind:
-    """One of the members of ``words``, by its value."""
+    """The kind of a setting whose values are the members of ``words``, written by their values."""
     names = [word.value for word in words]
     read = _one_of(*names)
     return Kind("|".join(names), lambda value: words(read(value)), lambda word: word.value)
@@ -179,20 +180,26 @@ def _member_of(words: type[enum.Enum]) -> Kind:
 
 @attrs.frozen
 class Setting:
-    """A row of the table: its name with ``--`` and hyphens is the flag, with the prefix and in
-    capitals the variable, as it is the TOML key, and, for most, the field of ``Config``."""
+    """One setting. ``name`` is its TOML key and, for those of ``CORE``, the field of ``Config``.
+
+    ``default``: as ``kind.read`` returns it. ``doc``: what is set, one line for the help and for
+    the table in README.md and docs/operating.rst, which ``make generate`` writes; code in
+    backquotes. With a kind that has a unit it continues that unit: "SECONDS for a turn".
+    """
 
     name: str
     kind: Kind
-    default: Any  # as ``kind.read`` returns it
+    default: Any
     doc: str
 
     @property
     def flag(self) -> str:
+        """The flag: ``--created-timeout``."""
         return "--" + self.name.replace("_", "-")
 
     @property
     def variable(self) -> str:
+        """The environment variable: ``BRIDGECORE_CREATED_TIMEOUT``."""
         return PREFIX + self.name.upper()
 
 
@@ -201,53 +208,115 @@ def _of_config(name: str, kind: Kind, doc: str) -> Setting:
 
 
 CORE = (
-    _of_config("connect_timeout", SECONDS, "for TCP, TLS and upgrade together"),
-    _of_config("created_timeout", SECONDS, "from the frame sent to response.created"),
-    _of_config("idle_timeout", SECONDS, "between upstream events of a turn"),
+    _of_config("connect_timeout", SECONDS, "for TCP, TLS and the WebSocket upgrade together"),
+    _of_config(
+        "created_timeout",
+        SECONDS,
+        "from sending a turn to `response.created`; while a large turn is sent, from one part of "
+        "it to the next",
+    ),
+    _of_config(
+        "idle_timeout",
+        SECONDS,
+        "between two upstream events of a turn, while the upstream answers pings: reasoning "
+        "models are silent for minutes",
+    ),
     _of_config("turn_timeout", SECONDS, "for a whole turn, retries and waits included"),
-    _of_config("head_timeout", SECONDS, "to hold the answer's head back for an early failure"),
-    _of_config("keepalive", SECONDS, "of silence towards a client before something is sent"),
-    _of_config("upstream_lifetime", SECONDS, "until a socket is replaced between turns"),
-    _of_config("session_idle", SECONDS, "until an idle conversation gives up its socket"),
-    _of_config("drain_timeout", SECONDS, "from the first signal to the end"),
+    _of_config(
+        "head_timeout",
+        SECONDS,
+        "to hold back the head of an answer, so that an early failure still gets its own status",
+    ),
+    _of_config("keepalive", SECONDS, "of silence on a stream before a keepalive is sent"),
+    _of_config(
+        "upstream_lifetime",
+        SECONDS,
+        "until an upstream connection is replaced, between two turns and before the provider "
+        "closes it",
+    ),
+    _of_config("session_idle", SECONDS, "until an unused conversation closes its connection"),
+    _of_config("drain_timeout", SECONDS, "from the first signal to the end of the process"),
     _of_config("header_timeout", SECONDS, "for a request head to be complete"),
     _of_config("body_timeout", SECONDS, "for a request body to be complete"),
     _of_config(
-        "ambiguous", _member_of(OnAmbiguousLoss), "what becomes of a turn that may have run already"
+        "ambiguous",
+        _member_of(OnAmbiguousLoss),
+        "what to do about a turn that was lost when it may have run already: refuse it as "
+        "retriable (`refuse`), or send it again (`replay`)",
     ),
     _of_config(
-        "rotation", _member_of(Rotation), "what follows when a socket is given up for its age"
+        "rotation",
+        _member_of(Rotation),
+        "when to replace a connection that was closed for its age: with the next turn (`lazy`), "
+        "or at once, preloaded with the context (`warm`)",
     ),
     _of_config(
-        "continuity", _member_of(Continuity), "what is kept: conversations in memory, or ids alone"
+        "continuity",
+        _member_of(Continuity),
+        "what to keep of a conversation: its items, in memory (`transcript`), or only ids "
+        "(`passthrough`)",
     ),
-    _of_config("transcript_bytes", SIZE, "of all conversations kept in memory, at most"),
-    _of_config("transcript_scope_bytes", SIZE, "of those of one credential, at most"),
-    _of_config("transcript_age", SECONDS, "until a conversation that nobody uses is forgotten"),
-    _of_config("forward_headers", HEADERS, "of a request that go upstream, comma-separated"),
-    Setting("max_sessions", LIMIT, None, "conversations with a session; idle ones give way"),
+    _of_config("transcript_bytes", SIZE, "of all transcripts together, at most"),
+    _of_config("transcript_scope_bytes", SIZE, "of the transcripts of one credential, at most"),
+    _of_config("transcript_age", SECONDS, "until an unused transcript is forgotten"),
+    _of_config(
+        "forward_headers",
+        HEADERS,
+        "request headers to send upstream: names with commas or spaces between them, in TOML a "
+        "list; `none` for none",
+    ),
+    Setting(
+        "max_sessions",
+        LIMIT,
+        None,
+        "conversations with a session; for a new one the longest idle one is closed; `auto`: "
+        "10,000, or fewer where the process may open few files",
+    ),
     _of_config("max_header", SIZE, "of a request head, at most"),
-    _of_config("max_body", SIZE, "of a request body, at most"),
+    _of_config("max_body", SIZE, "of a request body, at most, both compressed and decompressed"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
 )
 
 SETTINGS = (
     Setting("host", TEXT, "127.0.0.1", "address to listen on"),
-    Setting("port", PORT, 8080, "port to listen on, 0 for any free one"),
-    Setting("upstream", URL, None, f"ws:// or wss:// URL, or {EMULATOR!r} for the embedded one"),
-    Setting("policy", _choice(*POLICIES), "default", "what to do about a lost socket"),
-    Setting("backend", _choice("asyncio", "trio"), "asyncio", "event loop"),
     Setting(
-        "log_level", _choice("debug", "info", "warning", "error"), "info", "least severe log line"
+        "port",
+        PORT,
+        8080,
+        "port to listen on; 0 picks a free one, which the first line of output names",
     ),
-    Setting("decision_log", FILE, None, "file for what was decided, see bridgecore replay"),
+    Setting("upstream", URL, None, "`ws://` or `wss://` URL, or `emulator` for the embedded one"),
+    Setting(
+        "policy",
+        _choice(*POLICIES),
+        "default",
+        "what to do about lost connections; `bridgecore rules` prints each policy",
+    ),
+    Setting(
+        "backend",
+        _choice("asyncio", "trio"),
+        "asyncio",
+        "event loop; `trio` is installed with the extra `trio`",
+    ),
+    Setting(
+        "log_level",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "least severe log line that is written",
+    ),
+    Setting(
+        "decision_log",
+        FILE,
+        None,
+        "file to which every decision is appended, for `bridgecore replay`",
+    ),
     *CORE,
 )
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """What ``bridgecore serve`` was told, checked. ``upstream`` is None for the emulator."""
+    """The checked settings of one ``bridgecore serve``. ``upstream``: None for the emulator."""
 
     host: str
     port: int
@@ -259,8 +328,12 @@ class Settings:
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
     def config(self, upstream: UpstreamUrl, files: int | None) -> Config:
-        """The bridge's configuration, with ``upstream`` in place of the emulator, for a process
-        that may open ``files`` files (None: as many as it likes)."""
+        """The configuration of the bridge.
+
+        Args:
+            upstream: the URL to connect to; the embedded emulator's once it listens.
+            files: how many files the process may open, None for no limit.
+        """
         core = dict(self.core)
         if core["max_sessions"] is None:
             core["max_sessions"] = sessions_for(files, emulator=self.upstream is None)
@@ -272,18 +345,18 @@ class Settings:
         )
 
 
-# Descriptors that are not for sessions: standard streams, the event loop's own, the listener, the
-# decision log, look-ups of names, and clients that are to be told 503. A process that may open
-# very few keeps a quarter for them.
+# Descriptors reserved for other uses than sessions: standard streams, the event loop, the listener,
+# the decision log, name look-ups, and clients that are refused with 503. A process that may open
+# very few files reserves a quarter of them.
 _SPARE = 64
 
 
 def sessions_for(files: int | None, *, emulator: bool) -> int:
-    """How many conversations have room in a process that may open ``files`` files (None: as many
-    as it likes).
+    """``max_sessions`` for a process that may open ``files`` files (None: no limit).
 
-    A session costs a client's socket and an upstream socket; the embedded emulator has the other
-    end of that in the same process. Never more than the default of ``Config``.
+    A session needs two descriptors, one for its client and one for its upstream connection, and
+    three if the embedded emulator holds the other end of the latter in the same process. At most
+    the default of ``Config``.
     """
     most: int | None = attrs.fields(Config).max_sessions.default
     assert most is not None
@@ -294,10 +367,10 @@ def sessions_for(files: int | None, *, emulator: bool) -> int:
 
 
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
-    """Put flags, environment, file and defaults together; ``flags`` are by setting name.
+    """The settings from all sources. ``flags``: by name of the setting, None if not given.
 
     Raises:
-        SettingsError: the first value that cannot be used, flags before the rest.
+        SettingsError: for the first value that cannot be used; flags are read first.
     """
     values = {setting.name: setting.default for setting in SETTINGS}
     given = {s.name: s for s in SETTINGS if flags.get(s.name) is not None}
@@ -306,7 +379,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     if path is None:
         path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
     file = {} if path is None else _read_file(path, path_from)
-    for setting in SETTINGS:  # the source that wins is read last
+    for setting in SETTINGS:  # in order of precedence, the lowest first
         if setting.name in file:
             where = f"{path}: {setting.name}"
             values[setting.name] = _read(setting, file[setting.name], where, CONFIGURATION)
@@ -316,7 +389,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
     try:
-        settings.config(_NOWHERE, None)  # values that are right one by one need not go together
+        settings.config(_NOWHERE, None)  # finds values that contradict each other
     except ConfigError as exc:
         by_flags = any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
@@ -329,7 +402,10 @@ def _read_variable(setting: Setting, text: str) -> Any:
     except SettingsError as exc:
         if setting.kind is not PORT or "://" not in text:
             raise
-        hint = "Kubernetes sets it for a Service of that name; enableServiceLinks: false ends that"
+        hint = (
+            "Kubernetes sets this variable for a Service named bridgecore: rename the Service or "
+            "set enableServiceLinks: false"
+        )
         raise SettingsError(f"{exc}; {hint}", CONFIGURATION) from None
 
 
@@ -337,14 +413,14 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
     try:
         return setting.kind.read(value)
     except ValueError as exc:
-        if setting.kind is URL:  # its messages are whole sentences
+        if setting.kind is URL:  # its messages are whole sentences, and a URL may hold a secret
             raise SettingsError(f"{where}: {_without_secrets(exc, value)}", CONFIGURATION) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)
         raise SettingsError(f"{where}: {shown[:100]} {exc}", exit_code) from None
 
 
 def _without_secrets(exc: ValueError, url: object) -> str:
-    """The message, unless the URL has a place where people put keys: then only what is safe."""
+    """The message; a general one if the URL has a part that may be a key, which is not logged."""
     if isinstance(url, str) and any(c in url for c in "@?#"):
         return "not a ws:// or wss:// URL without credentials (it is not repeated here)"
     return str(exc)

@@ -1,10 +1,10 @@
-"""``bridgecore simulate``: see what a policy is worth, in virtual time.
+"""``bridgecore simulate``: measures context growth under a policy and runs it on a faulty network.
 
-What belongs here: flags in, tables and figures out, the exit code. What is simulated is
-``bridgecore.simulate``'s; this file reads the clock and writes the files.
+What belongs here: printing results, and the exit code. The simulation itself is
+``bridgecore.simulate``; this module reads the clock and writes the files.
 
-Exit codes: 0: the window sufficed, every turn was had and nothing was violated; 1: not so (of
-``both``, the safe policy is judged, the broken one is there to be compared with); 2: usage.
+Exit codes: 0: the context window sufficed, every turn completed, and no property was violated; 1:
+otherwise (with ``--policy both`` this is judged for the first, safe policy only); 2: wrong flags.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bridgecore_cli.progress import bar, show
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; the exit code."""
+    """Run the command; return the exit code."""
     policies: list[Policy] = args.policy
     growths = [grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
@@ -96,7 +96,7 @@ def _figures(growth: Growth) -> dict[str, Any]:
 
 
 class _Storm:
-    """Many conversations under one policy, and how long they took."""
+    """Many conversations on a faulty network under one policy, and the time that they took."""
 
     def __init__(self, args: argparse.Namespace, policy: Policy) -> None:
         scenario = Scenario(
@@ -120,7 +120,7 @@ class _Storm:
         self.wall = time.perf_counter() - wall
         self.cpu = time.process_time() - cpu
         if first is not None:
-            show(f"{self.policy.name}: looking for a smaller run that fails alike")
+            show(f"{self.policy.name}: shrinking the first violation")
             self.shrunk = shrink(first, self.report.violations[0])
         show("")
 
@@ -135,7 +135,7 @@ class _Storm:
         )
 
     def figures(self) -> dict[str, Any]:
-        """For programs."""
+        """The results as values for JSON."""
         report = self.report
         return {
             "conversations": report.conversations,
@@ -158,7 +158,7 @@ class _Storm:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The results as text."""
         report = self.report
         troubles = sum(report.troubles.values())
         lines = [
@@ -168,10 +168,10 @@ class _Storm:
             f"({self.cpu:,.1f} s of one core): {report.hours / self.wall * 60:,.0f} a minute "
             f"({report.hours / self.cpu * 60:,.0f} a minute of one core)",
             f"  {report.turns:,} turns completed in {report.attempts:,} attempts, "
-            f"{report.given_up:,} honestly refused, {report.resends:,} whole histories resent, "
-            f"{report.probes:,} foreign ids tried",
+            f"{report.given_up:,} refused for good, {report.resends:,} whole histories resent, "
+            f"{report.probes:,} ids of other tenants tried",
             f"  {report.ledger.text}",
-            f"  {troubles:,} troubles of {len(report.troubles)} kinds, "
+            f"  {troubles:,} faults of {len(report.troubles)} kinds, "
             f"{report.restarts:,} restarts of the upstream, {report.events:,} events",
             f"  {len(report.violations):,} violations"
             + ("" if len(report.violations) == 0 else ":"),
@@ -181,5 +181,5 @@ class _Storm:
             counts[violation.prop] = counts.get(violation.prop, 0) + 1
         lines += [f"    {count:>6,}  {prop}" for prop, count in sorted(counts.items())]
         if self.shrunk is not None:
-            lines += ["", f"The first one, in {self.shrunk.runs} runs shrunk to:", str(self.shrunk)]
+            lines += ["", f"The first one, shrunk in {self.shrunk.runs} runs:", str(self.shrunk)]
         return "\n".join(lines) + "\n"

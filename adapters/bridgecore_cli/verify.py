@@ -1,10 +1,10 @@
-"""``bridgecore verify``: see what holds of a policy, within published bounds.
+"""``bridgecore verify``: checks every property of a policy in every reachable state, within bounds.
 
-What belongs here: flags in, tables and counterexamples out, the exit code. What is explored is
-``bridgecore.verify``'s; this file reads the clock and writes the files.
+What belongs here: printing results and counterexamples, and the exit code. The exploration itself
+is ``bridgecore.verify``; this module reads the clock and writes the files.
 
-Exit codes: 0: every property held, and every mutant was noticed or is argued equivalent; 1: not
-so; 2: usage.
+Exit codes: 0: every property holds, and of the mutants, if they were asked for, at most 1 %
+survive; 1: otherwise; 2: wrong flags.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from bridgecore_cli.progress import bar, show
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out the command; the exit code."""
+    """Run the command; return the exit code."""
     policy: Policy = args.policy
     reports: list[Report] = []
     stories: dict[Property, Story] = {}
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _written(path: Path, text: str) -> bool:
-    """Write a file that was asked for; False, and a word why, if that cannot be."""
+    """Write the file at ``path``; False, after printing the reason, if it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as exc:
@@ -100,7 +100,7 @@ def _written(path: Path, text: str) -> bool:
 
 
 def _show(report: Report) -> None:
-    """How far it has come, on one line: of the states found so far, how many were looked into."""
+    """Show the progress: the part of the states found so far that has been explored."""
     done = (report.states - report.ahead) / report.states
     show(f"{bar(done)} {report.states:,} states, {report.edges:,} edges")
 
@@ -131,7 +131,7 @@ def _summary(reports: Sequence[Report]) -> str:
 
 
 def _pairs(reports: Sequence[Report]) -> str:
-    """The pairs that no exploration met, by name."""
+    """The pairs of phase and event that no exploration has met, by name."""
     pairs = [
         f"{phase.value}/{key.value if isinstance(key, Timer) else key.__name__}"
         for phase, key in never_met(reports)
@@ -149,7 +149,7 @@ def _bounds(bounds: Bounds) -> str:
 
 
 def _bridges(policy: Policy, bounds: str) -> bool:
-    """Explore what joins sessions: routing, room, and what is held."""
+    """Explore bridges of several sessions, print the results; whether every property holds."""
     checked: Counter[BridgeProperty] = Counter()
     broken = set()
     print("\nbridges of a few turns of two clients")
@@ -182,7 +182,10 @@ def _show_bridges(report: BridgeReport) -> None:
 
 
 def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
-    """Judge every mutant, then look for the mutants that show what each property is worth."""
+    """Judge every mutant, then find for each property a mutant that no other property notices.
+
+    Prints the results; whether enough mutants are noticed and each property is needed.
+    """
     seen = observe(policy)
     everything = list(candidates(policy, seen.seen))
     every = [mutant for mutant in everything if not changes_nothing(mutant, seen)]
@@ -237,7 +240,7 @@ def _witness(task: tuple[Property, list[Mutant]]) -> str | None:
     return None if found is None else found.name
 
 
-_TRIES = 12  # mutants of a property that are tried as its witness
+_TRIES = 12  # mutants tried as the witness of one property; each costs a whole exploration
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -245,8 +248,11 @@ Result = TypeVar("Result")
 def _spread(
     tasks: Sequence[Task], jobs: int, work: Callable[[Task], Result], what: str
 ) -> Iterator[Result]:
-    """``work`` for each of ``tasks``, in order, in so many processes. Mutants are functions made
-    on the spot, so the processes inherit them, and what comes back names them by their place."""
+    """Yield ``work(task)`` for each of ``tasks``, in order, computed by ``jobs`` processes.
+
+    Mutants are functions that were made at run time and cannot be pickled. So the processes are
+    forked and inherit them, and refer to a task by its index.
+    """
     if jobs == 1 or "fork" not in multiprocessing.get_all_start_methods():
         for done, task in enumerate(tasks):
             show(f"{done} of {len(tasks)} {what}")
@@ -254,7 +260,8 @@ def _spread(
         show("")
         return
     _inherited[:] = [tasks, work]
-    # An interrupt reaches every process of the terminal: this one ends the others, quietly.
+    # An interrupt reaches every process of the terminal. The others ignore it, so that they print
+    # no tracebacks: this one ends them.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     with multiprocessing.get_context("fork").Pool(jobs, signal.signal, ignore) as pool:
         for done, result in enumerate(pool.imap(_carry_out, range(len(tasks)))):

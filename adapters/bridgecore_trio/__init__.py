@@ -1,4 +1,4 @@
-"""bridgecore on trio: names to import. ``bridgecore_asyncio`` offers the same ones."""
+"""Run bridgecore on trio. ``bridgecore_asyncio`` has the same names with the same meaning."""
 
 from bridgecore_trio.driver import Server, serve
 

@@ -1,7 +1,9 @@
-"""Drives a machine on trio: sockets, TLS and a clock, and no decision about the protocol.
+"""Runs a machine, such as the bridge, on trio: sockets, TLS and timers.
 
-What belongs here: carrying out the effects of ``bridgecore.transport`` and reporting its
-events. To be read beside ``bridgecore_asyncio/driver.py``: same names, same order.
+What belongs here: carrying out the effects of ``bridgecore.transport`` and reporting its events.
+Nothing here depends on what the bytes mean; if it had to, the core would lack an effect. To be read
+beside ``bridgecore_asyncio/driver.py``: the same names in the same order, as far as the two
+libraries allow.
 """
 
 import contextlib
@@ -22,10 +24,14 @@ from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport.driver import Driver
 
-HIGH_WATER = 64 * 1024  # bytes waiting to be written that make a connection blocked
-BACKLOG = 512  # connections that the OS holds until they are accepted
+# Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
+# slow reader costs, and is about as much as a socket takes at once.
+HIGH_WATER = 64 * 1024
+# Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
+BACKLOG = 512
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-# This process or host has no descriptor, memory or local port left.
+# Errors that mean: this process or host has no descriptor, memory or local port left. Closing
+# another connection may help, so they are reported apart from failures of the peer.
 EXHAUSTED = (
     errno.EMFILE,
     errno.ENFILE,
@@ -33,7 +39,8 @@ EXHAUSTED = (
     errno.ENOMEM,
     errno.EADDRNOTAVAIL,
 )
-FORBIDDEN = (errno.EACCES, errno.EPERM)  # by a firewall or a sandbox of this host
+# Errors of a firewall or a sandbox on this host: the peer refused nothing.
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 @contextlib.asynccontextmanager
@@ -46,12 +53,23 @@ async def serve(
     listener_ssl: ssl.SSLContext | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
-    """Listen on ``host``:``port`` (0: a free one) and drive ``machine``, or a bridge so configured.
+    """Listen on ``host``:``port`` and run ``machine`` until the context is left.
 
-    ``upstream_ssl`` is for connections that the machine asks for (None: the system's trust store,
-    verified), ``listener_ssl`` makes the listener speak TLS. Leaving the context ends all at once;
-    for a clean end, ``request_drain()`` and ``wait_stopped()`` first. Raises OSError if it cannot
-    listen, and what ``machine.handle`` raises: that is a bug, and the body is cancelled for it.
+    Leaving the context aborts all connections at once, because the caller may be leaving with an
+    exception. For a clean end call ``request_drain()`` and await ``wait_stopped()`` before.
+
+    Args:
+        machine: what to run; a ``Config`` stands for a bridge with these settings.
+        host: address or name; a name that has several addresses is listened to on all of them.
+        port: 0 picks a free one; ``Server.port`` has the number.
+        upstream_ssl: for connections that the machine opens with TLS. None: certificates are
+            verified against the system's trust store.
+        listener_ssl: for accepted connections. None: no TLS.
+        log: called with every log record. None: they are dropped.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
     if isinstance(machine, Config):
         machine = Endpoint(machine, secrets.token_bytes(16))
@@ -69,7 +87,7 @@ async def serve(
 
 
 class Server(Driver["Connection"]):
-    """A machine that is being driven. Made by ``serve``."""
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on."""
 
     host, port = "", 0
     _upstream_ssl: ssl.SSLContext | None
@@ -79,7 +97,7 @@ class Server(Driver["Connection"]):
     def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
         self._stopped = trio.Event()
         super().__init__(machine, log, self._stopped.set)
-        self._alive: set[Connection] = set()  # that have a socket, or try to get one
+        self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._token = trio.lowlevel.current_trio_token()
         self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
         self._may_accept = trio.Event()
@@ -87,47 +105,59 @@ class Server(Driver["Connection"]):
 
     @property
     def open_connections(self) -> int:
-        """How many connections, accepted or asked for, are not over yet."""
+        """How many connections, accepted or opened, have a descriptor or are being connected.
+
+        More than the machine knows: an aborted one counts until its socket is closed.
+        """
         return len(self._alive)
 
     def request_drain(self, by: str = "") -> None:
-        """Tell the machine to finish. Threads and signal handlers may call it, too. ``by``: who
-        asks, such as ``SIGTERM``, for the log."""
+        """Ask the machine to finish its turns and stop; ``wait_stopped`` returns when it has.
+
+        Returns at once, and may be called from any thread and from a signal handler, because that
+        is where a request to stop comes from. ``by``: the origin for the log, such as ``SIGTERM``.
+        """
         self._token.run_sync_soon(self.report, wire.DrainRequested(by))
 
     async def wait_stopped(self) -> None:
-        """Wait until the machine says that it has drained, or the context is left."""
+        """Wait until the machine has drained or the context is left. Cancelling it changes
+        nothing."""
         await self._stopped.wait()
 
     async def _listen(self, host: str, port: int) -> None:
         listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
         self.host, self.port = listeners[0].socket.getsockname()[:2]
-        self._tasks.start_soon(self._accept, listeners)
+        self._tasks.start_soon(self._accept_until_stopped, listeners)
         self._tasks.start_soon(self._watch_clock)
 
-    async def _accept(self, listeners: list[trio.SocketListener]) -> None:
+    async def _accept_until_stopped(self, listeners: list[trio.SocketListener]) -> None:
+        """One ``_accept`` for each listener, in a scope that ``_stop_listening`` cancels."""
         with self._listening:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
-                    nursery.start_soon(self._accept_from, listener)
+                    nursery.start_soon(self._accept, listener)
 
-    async def _accept_from(self, listener: trio.SocketListener) -> None:
-        """Not with ``trio.serve_listeners``, which writes a traceback for each attempt when
-        descriptors run out, and nobody can be told to give one back."""
+    async def _accept(self, listener: trio.SocketListener) -> None:
+        """Accept connections, one after the other; each ``await`` lets other tasks run.
+
+        ``trio.serve_listeners`` is not used: when descriptors run out it logs a traceback for each
+        attempt, and has no hook through which the machine could close an idle connection.
+        """
         async with listener:
             while True:
                 await self._may_accept.wait()
-                # To accept with no descriptor left fails even if nothing waits to be accepted.
+                # Without a descriptor, accept fails even if no connection is waiting.
                 await trio.lowlevel.wait_readable(listener.socket)
                 try:
-                    tcp = await listener.accept()
+                    accepted = await listener.accept()
                 except OSError as exc:
                     if exc.errno in EXHAUSTED:
                         self.accept_failed(exc)
-                    continue  # else what waited is gone: see accept(2)
-                self._tasks.start_soon(Connection(self).accept, tcp)
+                    continue  # otherwise the peer has reset it: see accept(2)
+                self._tasks.start_soon(Connection(self).accept, accepted)
 
     async def _watch_clock(self) -> None:
+        """Report the machine's deadlines. ``_set_alarm`` moves the end of the sleep."""
         while True:
             self._arm()
             with self._alarm:
@@ -165,12 +195,12 @@ class Server(Driver["Connection"]):
 
 
 class Connection:
-    """One socket, from the attempt to get it until it is closed."""
+    """One socket, from accepting or connecting it until it is closed."""
 
     tcp: trio.SocketStream | None = None
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
     up = paused = ending = closing = blocked = False  # up: reported as Accepted or Connected
-    marks = 0  # Sends with notify that wait until nothing waits to be written
+    marks = 0  # DataSent to report once all is written: one for each Send with notify
 
     def __init__(self, server: Server, conn: int = -1) -> None:
         self.server, self.conn, self.scope = server, conn, trio.CancelScope()
@@ -209,6 +239,7 @@ class Connection:
 
     @contextlib.contextmanager
     def until_gone(self) -> Iterator[None]:
+        """Close the socket and report the end, however the body ends: by the peer or by Abort."""
         why: BaseException | None = None
         try:
             with self.scope:
@@ -217,7 +248,8 @@ class Connection:
             why = group
         finally:
             if self.tcp is not None:
-                if why is None and not self.closing:  # what Close left to the OS is to arrive
+                # After an Abort. A reset would drop what Close has left to the OS to send.
+                if why is None and not self.closing:
                     reset_on_close(self.tcp)
                 self.tcp.socket.close()
             self.server._alive.discard(self)
@@ -249,7 +281,7 @@ class Connection:
             if self.blocked:
                 self.blocked = False
                 self.report(wire.WriteUnblocked(self.conn))
-            marks, self.marks = self.marks, 0  # those that these cause have their own time
+            marks, self.marks = self.marks, 0  # a report may cause a Send with a mark of its own
             for _ in range(marks):
                 self.report(wire.DataSent(self.conn))
             if self.outbox or self.marks:
@@ -268,7 +300,7 @@ class Connection:
             case wire.Abort():
                 self.scope.cancel()
             case _ if self.closing:
-                pass  # Disconnected is on its way
+                pass  # Disconnected will be reported
             case wire.Send():
                 self.send(effect.data, effect.notify)
             case wire.EndSending():
@@ -286,7 +318,7 @@ class Connection:
     def send(self, data: bytes, notify: bool) -> None:
         large = len(data) > HIGH_WATER
         if not self.outbox and not self.sending and self.stream is self.tcp:
-            with contextlib.suppress(OSError):  # would block, or is broken: the writer sees to it
+            with contextlib.suppress(OSError):  # would block or is broken: ``write`` handles both
                 data = data[os.write(self.tcp.socket.fileno(), data) :]
         if data:
             self.outbox += data
@@ -296,7 +328,8 @@ class Connection:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
         if notify and (waiting or large):
-            # Its DataSent may cause the next such write: others have a turn before that.
+            # The report may cause the next large write. Deferred, so that a client that takes all
+            # at once does not keep the loop from other connections.
             self.marks += 1
             self.work.unpark_all()
         elif notify:
@@ -304,28 +337,30 @@ class Connection:
 
 
 def reset_on_close(tcp: trio.SocketStream) -> None:
-    """Have the peer told by RST, and what was not sent dropped, when ``tcp`` is closed."""
+    """Have closing ``tcp`` send RST and drop unsent data: the peer must not take it for an end."""
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
 
 
 def keep_little_unsent(tcp: trio.SocketStream) -> None:
-    """Have the OS take no more than it can send soon: what is written next, a pong, say, waits
-    behind all that it has taken, which without this option may be megabytes."""
+    """Limit what the OS buffers of written bytes that it has not sent. A pong that is written next
+    waits behind all of them, and without this option they may be megabytes."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER)
 
 
 def require_a_descriptor() -> None:
-    """Raise OSError if this process or host has none left. What comes next would hide it: the
-    resolver says that there is no such name, and ``ssl`` reads an empty trust store, for good."""
+    """Raise OSError if no descriptor can be opened. Checked first, because later steps misreport
+    it: the resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
     os.close(os.open(os.devnull, os.O_RDONLY))
 
 
 async def fail(why: Exception) -> None:
+    """Raise ``why`` in a task of its own, so that it ends ``serve`` from a callback."""
     raise why
 
 
 def failed(conn: int, why: BaseException | None) -> wire.ConnectFailed:
+    """The report of a connection that could not be made. Anything unknown is ``OTHER``."""
     while isinstance(why, BaseExceptionGroup) or (why is not None and why.__cause__ is not None):
         why = why.exceptions[0] if isinstance(why, BaseExceptionGroup) else why.__cause__
     error = wire.ConnectError.OTHER

@@ -1,6 +1,6 @@
-"""What a client is shown of a turn, whatever carries it to the client.
+"""Answers to turns, independent of the protocol that carries them to the client.
 
-``exchange``: the answer to one turn as it goes out. Nothing here knows HTTP, WebSocket or upstream
+``exchange``: the answer to one turn. Nothing here depends on HTTP, WebSocket or upstream
 connections.
 
 Internal: see "Reference" in the documentation for what is public.

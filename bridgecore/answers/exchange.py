@@ -1,13 +1,13 @@
-"""The answer to one turn, as its client is shown it: a stream of events, or one JSON body.
+"""The answer to one turn: a stream of events or one JSON body.
 
-What belongs here: when the head of a stream goes out, what keeps a quiet stream alive, how a
-failure looks before and after the head, and how a JSON answer is put together. It is the same for
-every protocol that a client may speak; a front writes the effects in its own framing.
+What belongs here: when the head of a stream is sent, keepalives, how a failure is reported before
+and after the head, and how a JSON answer is made. This is the same for all protocols of clients; a
+front writes the effects in its own framing.
 
-The head of a stream is held back until there is something to show, so that a turn that fails early
-is answered with a status that HTTP clients and their SDKs retry. It is not held for ever: proxies
-and clients give up on a silent connection, so at a deadline the head goes out, and from then on a
-failure is a ``response.failed`` event.
+The head of a stream is held back until there is an event to send, so that a turn that fails early
+is answered with an error status, which HTTP clients and their SDKs retry. It is held back for a
+limited time only, because proxies and clients give up on a silent connection: at a deadline the
+head is sent, and from then on a failure is a ``response.failed`` event.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from bridgecore.wire.responses import (
 
 @attrs.define(eq=False)
 class Exchange:
-    """One turn and its answer, as far as that went out.
+    """The answer to one turn, and how much of it was sent.
 
-    ``deadline``: when ``timeout`` is to be called, ns; None: never. ``ended``: the answer is
-    complete, and nothing more is to be done for it. ``blocked``: the client reads too slowly.
+    ``deadline``: when to call ``timeout``, ns; None: never. ``blocked``: the client reads too
+    slowly. ``ended``: the answer is complete.
     """
 
     turn: int
@@ -52,15 +52,15 @@ class Exchange:
     ended: bool = False
     _anchor: str | None = None  # the turn's previous_response_id
     _model: str | None = None
-    _keepalive: int = 0  # ns without a word after which a stream is given one
-    _begun: bool = False  # the head of the stream went out
-    _created: UpstreamEvent | None = None  # the response.created event that the client has seen
-    _last: UpstreamEvent | None = None  # the latest numbered event that the client has seen
-    _spoke: int = 0  # ns: when something was last shown
+    _keepalive: int = 0  # ns of silence before a keepalive
+    _begun: bool = False  # the head of the stream was sent
+    _created: UpstreamEvent | None = None  # the response.created event that was sent
+    _last: UpstreamEvent | None = None  # the latest event with a sequence number that was sent
+    _spoke: int = 0  # ns, when something was last sent
 
     @classmethod
     def of(cls, turn: int, request: CreateRequest, config: Config, now: int) -> Exchange:
-        """The exchange of ``turn``, whose ``request`` came at ``now``."""
+        """A new exchange for ``turn``, whose ``request`` was received at ``now``."""
         return cls(
             turn,
             request.stream,
@@ -72,11 +72,11 @@ class Exchange:
 
     @property
     def timer(self) -> Timer:
-        """Which timer ``deadline`` is of."""
+        """The timer to which ``deadline`` belongs."""
         return Timer.KEEPALIVE if self._begun else Timer.HEAD
 
     def deliver(self, effect: AnswerEvents, now: int) -> list[AnswerEffect]:
-        """Show the events of ``effect``; a terminal one, which is the last, ends the answer."""
+        """Send the events of ``effect``. A terminal event, always the last one, ends the answer."""
         events = effect.events
         if not self.stream:
             return self._collect(events[-1])
@@ -86,7 +86,7 @@ class Exchange:
             for event in events:
                 if event.kind is EventKind.CREATED:
                     self._created = event
-        # An event of an unknown type need not have a number. If it has one, numbers go on from it.
+        # Events of unknown types need not have a sequence number; one that has is counted.
         for event in reversed(events):
             if event.kind is not EventKind.OTHER or event.sequence_number >= 0:
                 self._last = event
@@ -107,7 +107,8 @@ class Exchange:
         return EndAnswer(self.turn)
 
     def _collect(self, last: UpstreamEvent) -> list[AnswerEffect]:
-        """A JSON answer is the response object of the terminal event."""
+        """Send the JSON answer, which is the response object of the terminal event, once it is
+        there."""
         if last.kind is not EventKind.ENDED:
             return []
         self.ended = True
@@ -117,10 +118,11 @@ class Exchange:
         return [AnswerBody(self.turn, final_response(last))]
 
     def fail(self, error: ApiError) -> list[AnswerEffect]:
-        """End the answer with ``error``: by itself before the head, as ``response.failed`` after.
+        """End the answer with ``error``: as an error answer before the head was sent, as
+        ``response.failed`` afterwards.
 
-        After the head the first event is ``response.created`` in any case: the stream helpers of
-        SDKs raise an error of their own if it is another, which hides the one that happened.
+        If no event was sent since the head, a ``response.created`` comes first: the stream helpers
+        of SDKs raise an error of their own for any other first event, which would hide this one.
         """
         if not self._begun:
             self.ended = True
@@ -137,7 +139,7 @@ class Exchange:
         return [AnswerEvents(self.turn, events), self._end()]
 
     def timeout(self, now: int) -> list[AnswerEffect]:
-        """``deadline`` has come: let the head go out, or keep a quiet stream alive."""
+        """``deadline`` has passed: send the head, or a keepalive if the stream was silent."""
         if not self._begun:
             self._spoke = now
             return [self._begin(now), AnswerKeepalive(self.turn)]
@@ -145,13 +147,15 @@ class Exchange:
         if self._spoke + self._keepalive <= now and not self.blocked:
             out.append(AnswerKeepalive(self.turn, self._keepalive_event()))
             self._spoke = now
-        # A client that reads too slowly still has something to read: it needs no keepalive.
+        # A blocked client still has data to read, so it needs no keepalive.
         self.deadline = (now if self.blocked else self._spoke) + self._keepalive
         return out
 
     def _keepalive_event(self) -> UpstreamEvent | None:
-        """None before the first event: SDK helpers insist that it be ``response.created``."""
+        """The keepalive event; None before the first event, since SDKs require that to be
+        ``response.created``."""
         if self._last is None:
             return None
-        # It repeats the number of the event before it: the upstream's next one goes on from there.
+        # It has the sequence number of the event before it, because the upstream's next event has
+        # the number after that.
         return keepalive_event(max(0, self._last.sequence_number))

@@ -1,8 +1,8 @@
-"""Connections of clients: bytes to requests, and answers to bytes.
+"""Client connections: bytes to requests, and answers to bytes.
 
-What belongs here: what every client connection offers to the ``Endpoint`` that owns it, whatever
-protocol it speaks. Each protocol has a module of its own; ``http`` is the one there is. A front
-hands bytes back and never touches a socket. What is answered is decided by the ``Gateway``.
+What belongs here: the interface between a client connection, whatever protocol it speaks, and the
+``Endpoint`` that owns it. Each protocol has a module of its own; so far there is ``http``. A front
+returns bytes and never touches a socket. The content of answers comes from the ``Gateway``.
 
 Internal: see "Reference" in the documentation for what is public.
 """
@@ -17,13 +17,15 @@ from bridgecore.recovery.timers import Timer
 
 
 class ClientConnection(Protocol):
-    """One connection of a client.
+    """One client connection.
 
-    ``out``: what is to be sent on it, in order; the endpoint takes it out. ``closing``: nothing
-    more is sent after ``out``, and nothing more is read as a request. ``lingering``: the client may
-    still be sending what is not read any more, so closing at once could destroy the answer on its
-    way (RFC 9112, section 9.6). ``deadline``: when ``timeout`` is to be called (ns), or None;
-    ``timer`` names it.
+    Attributes:
+        out: bytes to send, in order; the endpoint sends and clears them.
+        closing: the connection ends after ``out``, and no further request is read.
+        lingering: the client may still be sending data that is not read any more. Closing at once
+            would answer that with a reset, which can destroy the answer on its way, so the
+            connection is half-closed first (RFC 9112, section 9.6).
+        deadline: when to call ``timeout``, ns; None: never.
     """
 
     out: list[bytes]
@@ -33,33 +35,34 @@ class ClientConnection(Protocol):
 
     @property
     def timer(self) -> Timer:
-        """Which timer ``deadline`` is of."""
+        """The timer to which ``deadline`` belongs."""
 
     @property
     def turns(self) -> Collection[int]:
-        """The turns that are being answered on this connection. HTTP has one at a time."""
+        """The turns whose answers are in progress. With HTTP there is at most one."""
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being read or answered."""
+        """Whether no request is being read and no answer is in progress."""
 
     def receive(self, data: bytes) -> None:
-        """Buffer input; ``next_request`` reads it."""
+        """Buffer ``data``; ``next_request`` parses it."""
 
     def next_request(self, turn: int, now: int, *, draining: bool) -> RequestReceived | None:
-        """Answer what needs no turn, up to the next request that does; it is given number ``turn``.
+        """The next request that is a turn, which gets the number ``turn``. Other requests, such as
+        health checks and malformed ones, are answered on the way.
 
-        None: no request is complete, or those before it have to be answered first.
+        None: no request is complete, or earlier ones have to be answered first.
         """
 
     def answer(self, effect: AnswerEffect) -> None:
-        """Write what the gateway has for the client of one of ``turns``."""
+        """Write an effect of the gateway for one of ``turns`` to ``out``."""
 
     def close_after_answers(self) -> None:
-        """Close the connection when the turns that are being answered have their answers."""
+        """Close the connection once the answers in progress are complete."""
 
     def shut(self) -> None:
-        """The server stops: read no more requests, and refuse one that is partly read."""
+        """The server is stopping: close if idle, and refuse a request that is partly received."""
 
     def timeout(self) -> None:
-        """``deadline`` has come."""
+        """``deadline`` has passed: the client was too slow, or the connection was idle."""

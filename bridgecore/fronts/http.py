@@ -1,7 +1,7 @@
-"""A client connection that speaks HTTP/1.1: requests and answers as bytes.
+"""A client connection that speaks HTTP/1.1.
 
-What belongs here: the paths of this server, what of a request is refused before it is a turn,
-answers as HTTP (a JSON body, or a stream of server-sent events), request ids, and the deadlines of
+What belongs here: the paths of this server, requests that are refused before they become turns,
+answers in HTTP (a JSON body or a stream of server-sent events), request ids, and deadlines for
 clients that send too slowly.
 """
 
@@ -41,12 +41,12 @@ from bridgecore.wire.http import (
 from bridgecore.wire.sse import COMMENT, encode_event
 
 _JSON = (b"content-type", b"application/json")
-# With a 415: what would have been accepted (RFC 9110, section 15.5.16).
+# Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
 _ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
+    (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
 ]
 _EXPECTED = {
     HttpPhase.IDLE: Timer.CLIENT_IDLE,
@@ -59,45 +59,46 @@ _ROUTES = {"/v1/responses": (b"POST",), "/livez": (b"GET", b"HEAD"), "/readyz": 
 class HttpConnection:
     """One connection of an HTTP client; a ``ClientConnection``.
 
-    ``request_seed``: the ids of requests that bring none are made of it; no other connection has
-    the same.
+    ``request_seed``: unique to this connection; ids of requests without an ``x-request-id`` are
+    derived from it.
     """
 
     def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
         self._requests = 0  # answered so far
-        self._request_id: str | None = None  # the client's own, of the request at hand
+        self._request_id: str | None = None  # the x-request-id of the current request
         self._http = HttpServer(HttpLimits(config.max_header, config.max_body))
         self._head: RequestHead | None = None
-        self._read = False  # the request at hand is in completely
-        self._last = False  # the connection is closed after the answer
+        self._read = False  # the current request was received completely
+        self._last = False  # close the connection after the current answer
         self._timer: Timer | None = Timer.CLIENT_IDLE
         self.deadline: int | None = now + config.header_timeout
-        self.turns: list[int] = []  # one at most: HTTP/1.1 answers requests in their order
+        self.turns: list[int] = []  # at most one: HTTP/1.1 answers requests in order
         self.out: list[bytes] = []
         self.closing = False
         self.lingering = False
 
     @property
     def timer(self) -> Timer:
-        """Which timer ``deadline`` is of."""
+        """The timer to which ``deadline`` belongs."""
         return self._timer or Timer.CLIENT_IDLE
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being read or answered."""
+        """Whether no request is being read and no answer is in progress."""
         return self._timer is Timer.CLIENT_IDLE
 
     # ------------------------------------------------------------ requests
 
     def receive(self, data: bytes) -> None:
-        """Buffer input; ``next_request`` reads it."""
+        """Buffer ``data``; ``next_request`` parses it."""
         if not self.closing:
             self._http.receive(data)
 
     def next_request(self, turn: int, now: int, *, draining: bool) -> RequestReceived | None:
-        """Answer what needs no turn, up to the next request that does; it is given number ``turn``.
+        """The next request that is a turn, which gets the number ``turn``. Other requests, such as
+        health checks and malformed ones, are answered on the way.
 
         None: no request is complete, or the one before it has to be answered first.
         """
@@ -130,7 +131,10 @@ class HttpConnection:
         return received
 
     def _expect(self, now: int) -> None:
-        """Give the client a deadline for what it has to send next, if it has to send anything."""
+        """Set the deadline for what the client has to send next, if anything.
+
+        It is set once per phase: a client that sends a byte now and then does not extend it.
+        """
         due = None if self.closing else _EXPECTED.get(self._http.phase)
         if due is self._timer:
             return
@@ -148,27 +152,28 @@ class HttpConnection:
     def _route(
         self, head: RequestHead, *, draining: bool
     ) -> tuple[ApiError, list[tuple[bytes, bytes]]] | None:
-        """The refusal of a request that need not be read any further, and extra headers."""
+        """The error, with extra headers, of a request that is refused for its head; else None."""
         methods = _ROUTES.get(head.path)
         if methods is None:
-            message = f"Unknown path. This server has {', '.join(_ROUTES)}."
+            message = f"Unknown path. This server serves {', '.join(_ROUTES)}."
             return api_error(404, "not_found", message), []
         headers = dict(head.headers)
         if head.method not in methods:
             allow = [(b"allow", b", ".join(methods))]
             if headers.get(b"upgrade", b"").lower() == b"websocket":
-                # Codex falls back to HTTP at once when it is told so.
+                # Codex tries WebSocket first; on a 426 it falls back to HTTP at once.
                 message = "This server speaks HTTP here, not WebSocket. Use POST /v1/responses."
                 error = api_error(426, "upgrade_required", message)
                 return error, [*allow, (b"upgrade", b"HTTP/1.1")]
-            message = f"This path takes {b', '.join(methods).decode()}."
+            message = f"This path supports {b', '.join(methods).decode()}."
             return api_error(405, "method_not_allowed", message), allow
         if draining and head.path != "/livez":
             return SHUTTING_DOWN, []
         return self._decode_body(head) if head.path == "/v1/responses" else None
 
     def _decode_body(self, head: RequestHead) -> tuple[ApiError, list[tuple[bytes, bytes]]] | None:
-        """Have the body decoded as its head says; the refusal if that is not possible."""
+        """Set up decoding of the body by its ``Content-Encoding``; the error if it is
+        unsupported."""
         try:
             codings = parse_codings(
                 value for name, value in head.headers if name == b"content-encoding"
@@ -196,9 +201,9 @@ class HttpConnection:
     # ------------------------------------------------------------ answers
 
     def answer(self, effect: AnswerEffect) -> None:
-        """Write what the gateway has for the client."""
+        """Write an effect of the gateway to ``out``."""
         if isinstance(effect, AnswerEvents):
-            # One chunk and one write, whatever the number of events.
+            # All events in one chunk: one write.
             payload = b"".join([encode_event(event) for event in effect.events])
             self.out.append(self._http.stream(payload))
         elif isinstance(effect, BeginAnswer):
@@ -217,7 +222,7 @@ class HttpConnection:
             assert_never(effect)
 
     def close_after_answers(self) -> None:
-        """Close the connection when the turn that is being answered has its answer."""
+        """Close the connection once the answer in progress is complete."""
         self._last = True
 
     def _respond(
@@ -230,27 +235,26 @@ class HttpConnection:
         fields = list(headers or [])
         if error.retry_after is not None:
             fields.append((b"retry-after", b"%d" % error.retry_after))
-            # OpenAI's SDKs look at this one first.
+            # OpenAI's SDKs read this one before retry-after.
             fields.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
         self._send_json(error.status, fields, error.body, close=close)
 
     def _send_json(
         self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool = False
     ) -> None:
-        """A whole answer, which is JSON."""
+        """Write a complete JSON answer."""
         fields = [_JSON, self._request_id_header(), *headers]
         self._finish(self._http.respond(status, fields, body, close=close))
 
     def _id(self) -> str:
-        """What the request at hand is called in its answer and in log lines: the client's own id
-        or, if it sent none, one of ours."""
+        """The id of the current request, for its answer and the log: the client's, or a new one."""
         return self._request_id or make_request_id(self._request_seed, self._requests)
 
     def _request_id_header(self) -> tuple[bytes, bytes]:
         return b"x-request-id", self._id().encode("ascii")
 
     def _finish(self, data: bytes, *, close: bool = False) -> None:
-        """The answer is complete with ``data``: on to the next request, or to the end."""
+        """Write ``data``, the end of an answer; then get ready for the next request, or close."""
         self.out.append(data)
         self.turns = []
         self._requests += 1
@@ -264,7 +268,7 @@ class HttpConnection:
             self._read = False
 
     def shut(self) -> None:
-        """The server stops: read no more requests, and refuse one that is partly read."""
+        """The server is stopping: close if idle, and refuse a request that is partly received."""
         if self.closing or self.turns:
             return
         if self._http.phase in (HttpPhase.HEAD, HttpPhase.BODY):
@@ -273,10 +277,10 @@ class HttpConnection:
             self.closing = True
 
     def timeout(self) -> None:
-        """``deadline`` has come: the client did not send in time."""
+        """``deadline`` has passed: the client did not send in time."""
         timer, self._timer, self.deadline = self._timer, None, None
         if timer is Timer.CLIENT_IDLE:
-            self.closing = True  # nothing was asked, so nothing is answered
+            self.closing = True  # there is no request to answer
         elif timer in (Timer.HEADER, Timer.BODY):
             part = "head" if timer is Timer.HEADER else "body"
             message = f"The request's {part} was not complete in time."

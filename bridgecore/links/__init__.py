@@ -1,9 +1,9 @@
-"""Connections to the upstream: messages of a link to bytes, and bytes to messages.
+"""Upstream connections: messages of a link to bytes, and bytes to messages.
 
-What belongs here: what every upstream connection offers to the ``Endpoint`` that owns it, whatever
-protocol it speaks. Each protocol has a module of its own; ``websocket`` is the one there is. A link
-hands bytes back and never touches a socket. It says *how* a connection was lost, as evidence; what
-that means for a turn is decided in ``recovery``.
+What belongs here: the interface between an upstream connection, whatever protocol it speaks, and
+the ``Endpoint`` that owns it. Each protocol has a module of its own; so far there is ``websocket``.
+A link returns bytes and never touches a socket. It reports *how* a connection was lost, as
+evidence; what follows for the turn is decided in ``recovery``.
 
 Internal: see "Reference" in the documentation for what is public.
 """
@@ -20,19 +20,20 @@ from bridgecore.recovery.timers import Timer
 
 
 class Stage(enum.Enum):
-    """How far an upstream connection is."""
+    """The stage in the life of an upstream connection."""
 
     CONNECTING = "connecting"
     UPGRADING = "upgrading"
     OPEN = "open"
-    CLOSING = "closing"  # the link is over; the peer's close or the deadline comes next
+    CLOSING = "closing"  # our side is closed, and the peer has until the deadline to close
 
 
 @attrs.define
 class Loss:
-    """The link cannot go on. ``error``: the upstream's words, if it had any.
+    """The link is lost. ``cause``: how; ``error``: the upstream's error, if it sent one.
 
-    ``goodbye``: what ``ReadResult.reply`` holds is the last that is said, and worth arriving.
+    ``goodbye``: ``ReadResult.reply`` ends with our close frame, so the socket has to be flushed and
+    closed, not aborted.
     """
 
     cause: Evidence
@@ -42,19 +43,19 @@ class Loss:
 
 @attrs.define
 class ReadResult:
-    """What one read brought, in this order."""
+    """The result of one read: the upgrade, messages, bytes to send, and the loss, in this order."""
 
     opened: bool = False
     messages: list[bytes] = attrs.Factory(list)
-    reply: bytes = b""  # to be sent at once
+    reply: bytes = b""  # to send at once
     loss: Loss | None = None
 
 
 class UpstreamConnection(Protocol):
     """The connection that carries a link.
 
-    ``link``: its number. ``paused``: it is not read, because a client reads too slowly.
-    ``deadline``: when ``timeout`` is to be called (ns), or None; ``timer`` names it.
+    ``link``: the link's number. ``paused``: it is not being read, because a client reads too
+    slowly. ``deadline``: when to call ``timeout``, ns; None: never.
     """
 
     link: int
@@ -64,28 +65,28 @@ class UpstreamConnection(Protocol):
 
     @property
     def timer(self) -> Timer:
-        """Which timer ``deadline`` is of."""
+        """The timer to which ``deadline`` belongs."""
 
     def connected(self) -> bytes:
-        """The transport is up: what to send."""
+        """The transport is connected; return the bytes to send."""
 
     def receive(self, data: bytes, now: int) -> ReadResult:
-        """Take in bytes."""
+        """Parse received bytes."""
 
     def receive_eof(self, now: int) -> ReadResult:
-        """The upstream will send no more; the link is lost, if it was not before."""
+        """The upstream has ended its sending side; the link is lost, unless it was before."""
 
     def send(self, text: bytes, now: int) -> bytes:
-        """Take a message to send: what of it goes out at once; nothing, if it has to wait."""
+        """Queue a message; return the bytes of it to send now, none if earlier ones are pending."""
 
     def frame_sent(self, now: int) -> bytes:
-        """The transport has taken what was to be sent last: the next part, if any."""
+        """The transport has taken the last bytes; return the next part of the message, if any."""
 
     def close(self) -> bytes:
-        """The bytes that end the link politely; none if the peer could not understand them."""
+        """The bytes that close the link in its protocol; none if it is not open yet."""
 
     def part(self, now: int) -> None:
-        """Our side is closed: give the peer its time to close, too."""
+        """Our side is closed: set the deadline for the peer's close."""
 
     def timeout(self, now: int) -> bytes | TimedOut:
-        """``deadline`` has come: what to send, or that the peer is not there any more."""
+        """``deadline`` has passed: return bytes to send, or that the peer does not respond."""

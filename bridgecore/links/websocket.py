@@ -1,7 +1,7 @@
-"""An upstream connection that speaks WebSocket: upgrade, messages, pings, close, deadlines.
+"""An upstream connection that speaks WebSocket (RFC 6455): upgrade, messages, pings, close.
 
-What belongs here: how a link is opened and closed (RFC 6455), how a long message is sent in parts
-so that pongs go between them, and when an upstream that shows no life is given up.
+What belongs here: opening and closing a link, sending a long message in parts so that pongs can be
+sent between them, and giving up an upstream that does not respond.
 """
 
 from __future__ import annotations
@@ -35,34 +35,34 @@ class WebSocketConnection:
             headers=headers,
             max_message=config.max_message,
         )
-        self._seen = now  # when the upstream last showed that it is alive
-        self._pong_due: int | None = None  # it was pinged and has not shown it since
-        self._sending = False  # the transport has a frame of a message that is not out yet
-        self._taken = now  # when the transport last took one
+        self._seen = now  # ns, the upstream's last sign of life
+        self._pong_due: int | None = None  # ns; None: no ping is unanswered
+        self._sending = False  # the transport has not taken the last frame of a message yet
+        self._taken = now  # ns, when the transport last took a frame
         self.link = link
         self.stage = Stage.CONNECTING
-        self.paused = False  # it is not read: a client is too slow
+        self.paused = False
         self.deadline: int | None = None
 
     @property
     def timer(self) -> Timer:
-        """Which timer ``deadline`` is of."""
+        """The timer to which ``deadline`` belongs."""
         return Timer.CLOSE_HANDSHAKE if self.stage is Stage.CLOSING else Timer.PING
 
     # ------------------------------------------------------------ input
 
     def connected(self) -> bytes:
-        """The transport is up: what to send."""
+        """The transport is connected; return the upgrade request."""
         self.stage = Stage.UPGRADING
         return self._socket.connect()
 
     def receive(self, data: bytes, now: int) -> ReadResult:
-        """Take in bytes."""
-        self._alive(now)  # any byte proves life, a pong is just the one that was asked for
+        """Parse received bytes."""
+        self._alive(now)  # any byte is a sign of life, not only a pong
         return self._read(self._socket.receive(data), now)
 
     def receive_eof(self, now: int) -> ReadResult:
-        """The upstream will send no more; the link is lost, if it was not before."""
+        """The upstream has ended its sending side; the link is lost, unless it was before."""
         read = self._read(self._socket.receive_eof(), now)
         if read.loss is None:
             read.loss = Loss(Closed(1006))
@@ -100,11 +100,11 @@ class WebSocketConnection:
     # ------------------------------------------------------------ output
 
     def send(self, text: bytes, now: int) -> bytes:
-        """Take a text message to send: what of it goes out at once.
+        """Queue a text message; return its first frame to send now.
 
-        Nothing, if the link is closing or an earlier message is not out yet. A large message goes
-        out in frames: one is returned here, the others by ``frame_sent``, so that replies to the
-        upstream's pings wait for one frame and not for megabytes.
+        Empty if the link is closing or an earlier message is still being sent. A large message has
+        several frames. The others are returned by ``frame_sent``, one by one, so that answers to
+        the upstream's pings wait for one frame and not for megabytes.
         """
         self._socket.queue_text(text)
         if self._sending:
@@ -112,8 +112,8 @@ class WebSocketConnection:
         return self._next_frame(now)
 
     def frame_sent(self, now: int) -> bytes:
-        """The transport has taken the frame that was to be sent last: the next one, if any."""
-        # The transport buffers less than a long message, so the upstream reads: it is alive.
+        """The transport has taken the last frame; return the next one, if any."""
+        # The transport buffers little, so the upstream has read something: a sign of life.
         self._alive(now)
         return self._next_frame(now)
 
@@ -128,31 +128,32 @@ class WebSocketConnection:
         self._pong_due = None
 
     def close(self) -> bytes:
-        """The bytes of our close frame; none if nobody could understand it."""
+        """Our close frame; empty before the upgrade is complete and after a close."""
         return self._socket.close(1000) if self.stage is Stage.OPEN else b""
 
     def part(self, now: int) -> None:
-        """The last word is said: give the peer its time to close."""
+        """Our side is closed: set the deadline for the peer's close."""
         self.stage = Stage.CLOSING
         self.paused = False
         self.deadline = now + self._config.close_timeout
 
     def timeout(self, now: int) -> bytes | TimedOut:
-        """The deadline has come: what to send, or that nobody is there any more."""
+        """``deadline`` has passed: return bytes to send, or that the upstream does not respond."""
         config = self._config
         if self.stage is Stage.CLOSING:
             return TimedOut(Timer.CLOSE_HANDSHAKE)
         if self.paused:
-            # Nothing is read: a pong that came would not be seen, and an upstream whose events
-            # nobody takes may have stopped reading, too.
+            # While the link is not read, a pong would not be seen, and an upstream that cannot send
+            # may have stopped reading. So neither deadline applies.
             self._pong_due = None
             self._taken = now
             self.deadline = now + config.ping_interval
             return b""
         if self._pong_due is not None and self._pong_due <= now:
             return TimedOut(Timer.PING)
-        # An upstream may send, pongs included, and take nothing of a message. It is given up like a
-        # quiet one, and as late: our own pongs wait behind the frame that it does not take.
+        # An upstream may send, pongs included, but not read our message. It is given up after the
+        # same time as a silent one, because our own pongs are stuck behind the frame that it does
+        # not read.
         stalled = self._taken + config.ping_interval + config.ping_timeout
         if self._sending and stalled <= now:
             return TimedOut(Timer.PING)

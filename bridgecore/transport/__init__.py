@@ -1,28 +1,28 @@
-"""What an adapter reports and what it is told to do: the vocabulary of bytes and sockets.
+"""Events and effects of bytes and sockets, between an adapter and a machine.
 
-Events are past tense and go in, effects are imperative and come out. ``Endpoint`` (the bridge) and
-``testing.Emulator`` (an upstream) are both *machines* that speak these words, so one adapter drives
-either. A machine does no I/O; an adapter decides nothing.
+An adapter reports events (past tense) and carries out effects (imperative). A *machine* handles
+events and returns effects, without doing I/O: ``Endpoint`` (the bridge) and ``testing.Emulator``
+(an upstream) are machines, and one adapter can drive either. An adapter makes no decisions.
 
-The duty of an adapter, in full:
+An adapter must:
 
 * call ``handle(event, now)`` for each thing that happens, ``now`` being integer nanoseconds of a
   monotonic clock, and carry out the effects in order;
-* call ``handle(TimeoutReached(), now)`` when ``next_timeout()`` has come;
+* call ``handle(TimeoutReached(), now)`` when the time of ``next_timeout()`` has come;
 * number accepted connections with ``machine.new_connection()`` and report ``Accepted`` for each;
-  the machine numbers those that it asks for with ``Connect``. A number is never used twice.
-* answer each ``Connect`` with ``Connected`` or ``ConnectFailed``, once, before anything else of
-  that connection; report ``DataSent`` for a ``Send(notify=True)`` and for no other.
-* report ``AcceptFailed`` when a connection cannot be accepted for want of descriptors or memory,
-  and accept nothing until a connection has ended or a second has passed: the machine may have idle
-  connections closed for it. (A ``bridgecore.transport.driver.Driver`` sees to the waiting.)
-* after ``Disconnected(conn)`` was reported, or ``Abort(conn)`` was carried out, forget ``conn``;
-  effects for a connection that is gone are no-ops.
+  the machine numbers those that it opens with ``Connect``. A number is never used twice;
+* answer each ``Connect`` with one ``Connected`` or ``ConnectFailed``, before any other event of
+  that connection; report ``DataSent`` for each ``Send(notify=True)`` and for no other ``Send``;
+* report ``AcceptFailed`` when a connection cannot be accepted because descriptors or memory have
+  run out, and not accept again until a connection has ended or a second has passed: the machine may
+  close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
+* forget ``conn`` after reporting ``Disconnected(conn)`` or carrying out ``Abort(conn)``, and ignore
+  effects for a connection that is gone.
 
-``Endpoint`` tells misuse from races. A report that no lawful adapter makes (of a connection that
-was never accepted nor asked for, of data before ``Connected``, of a second ``Accepted``) raises
-``LocalProtocolError`` and changes nothing. A report of a connection that *is gone* is ignored: it
-may have waited in the adapter's queue while the ``Abort`` was on its way.
+``Endpoint`` distinguishes misuse from races. An event that a correct adapter cannot report (of a
+connection that was neither accepted nor asked for, data before ``Connected``, a second
+``Accepted``) raises ``LocalProtocolError`` and changes nothing. An event of a connection that *is
+gone* is ignored: the adapter may have queued it before it carried out the ``Abort``.
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 
@@ -43,16 +43,16 @@ from bridgecore.recovery.timers import Deadline
 
 @attrs.define
 class Accepted:
-    """A listener accepted a connection; its number came from ``machine.new_connection()``."""
+    """A connection was accepted. ``conn``: its number, from ``machine.new_connection()``."""
 
     conn: int
 
 
 @attrs.define
 class AcceptFailed:
-    """A connection waits to be accepted, but this process or host has no descriptor or memory left.
+    """A waiting connection could not be accepted: no descriptor or memory is left.
 
-    The adapter tries again by itself. ``detail`` is for people, from the OS.
+    The adapter tries again later. ``detail``: the message of the OS, for the log.
     """
 
     detail: str
@@ -60,24 +60,24 @@ class AcceptFailed:
 
 @attrs.define
 class Connected:
-    """What ``Connect`` asked for is there: TCP, and TLS if it was asked for, are up."""
+    """The connection of a ``Connect`` is open: TCP, and TLS if it was asked for."""
 
     conn: int
 
 
 class ConnectError(enum.Enum):
-    """Why a connect failed, as far as a transport can tell."""
+    """Why a connection could not be opened."""
 
-    REFUSED = "refused"  # nobody listens, or the network says so
+    REFUSED = "refused"  # the port is closed, or the network is unreachable
     RESOLVE = "resolve"  # the name has no address
     TLS = "tls"  # the handshake failed or the certificate is not trusted
-    LOCAL = "local"  # this process or host has no descriptor, port or memory left for a socket
+    LOCAL = "local"  # this process or host has no descriptor, port or memory left
     OTHER = "other"
 
 
 @attrs.define
 class ConnectFailed:
-    """What ``Connect`` asked for cannot be had. ``detail`` is for people, from the OS or TLS."""
+    """A ``Connect`` has failed. ``detail``: the message of the OS or of TLS, for the log."""
 
     conn: int
     error: ConnectError
@@ -86,7 +86,7 @@ class ConnectFailed:
 
 @attrs.define
 class DataReceived:
-    """Bytes came; never empty."""
+    """Bytes were received; ``data`` is never empty."""
 
     conn: int
     data: bytes
@@ -94,48 +94,48 @@ class DataReceived:
 
 @attrs.define
 class EofReceived:
-    """The peer will send no more. The connection can still be written to."""
+    """The peer has ended its sending side. The connection can still be written to."""
 
     conn: int
 
 
 @attrs.define
 class Disconnected:
-    """The connection is gone, by reset, error, or because ``Close`` was carried out."""
+    """The connection is gone: reset, an error, or ``Close`` is complete."""
 
     conn: int
 
 
 @attrs.define
 class DataSent:
-    """A ``Send(notify=True)`` and all before it were handed to the operating system."""
+    """The OS has taken the data of a ``Send(notify=True)`` and all data before it."""
 
     conn: int
 
 
 @attrs.define
 class WriteBlocked:
-    """More is waiting to be written than the adapter wants to keep (its high-water mark)."""
+    """More bytes are waiting to be written than the adapter's high-water mark."""
 
     conn: int
 
 
 @attrs.define
 class WriteUnblocked:
-    """The wait of ``WriteBlocked`` is over."""
+    """After ``WriteBlocked``: all waiting bytes are written."""
 
     conn: int
 
 
 @attrs.define
 class TimeoutReached:
-    """The time that ``next_timeout()`` named has come."""
+    """The time of ``next_timeout()`` has come."""
 
 
 @attrs.define
 class DrainRequested:
-    """The process was asked to end: finish what runs, take nothing new. ``by``: who asked, such as
-    ``SIGTERM``, for the log."""
+    """The process was asked to stop: finish running turns, accept no new ones. ``by``: the origin,
+    such as ``SIGTERM``, for the log."""
 
     by: str = ""
 
@@ -174,7 +174,7 @@ class Connect:
 
 @attrs.define
 class Send:
-    """Write ``data``. With ``notify``, report ``DataSent`` once all is with the OS."""
+    """Write ``data``. With ``notify``, report ``DataSent`` when the OS has taken all of it."""
 
     conn: int
     data: bytes
@@ -183,21 +183,21 @@ class Send:
 
 @attrs.define
 class EndSending:
-    """Flush, then half-close (TLS: close_notify where the library can): no more Sends."""
+    """Flush, then half-close (TLS: close_notify, if the library can). No ``Send`` follows."""
 
     conn: int
 
 
 @attrs.define
 class Close:
-    """Flush, then close. ``Disconnected`` follows."""
+    """Flush, then close; report ``Disconnected``."""
 
     conn: int
 
 
 @attrs.define
 class Abort:
-    """Drop the connection at once, unsent data included (RST where possible). Nothing follows."""
+    """Drop the connection and its unsent data at once, with RST if possible. Report nothing."""
 
     conn: int
 
@@ -223,7 +223,7 @@ class StopListening:
 
 @attrs.define
 class Stop:
-    """The machine has drained: nothing is left to do, the adapter's run can end."""
+    """The machine has drained: stop driving it."""
 
 
 class LogLevel(enum.IntEnum):
@@ -237,8 +237,8 @@ class LogLevel(enum.IntEnum):
 
 @attrs.define
 class Log:
-    """Something worth a line: ``event`` names it, ``fields`` are scalars. No bodies, no
-    credentials; ids are hashed before they get here."""
+    """Write a log record. ``event``: its name; ``fields``: scalars. It contains no bodies and no
+    credentials, and ids only as hashes."""
 
     level: LogLevel
     event: str
@@ -264,13 +264,14 @@ TransportEffect: TypeAlias = (
 
 
 class Machine(Protocol):
-    """What an adapter drives."""
+    """What an adapter drives: ``Endpoint`` or ``testing.Emulator``."""
 
     def new_connection(self) -> int:
         """A number for a connection that was just accepted."""
 
     def handle(self, event: TransportEvent, now: int) -> list[TransportEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order."""
+        """Handle an event that happened at ``now`` (ns, monotonic); return the effects, in
+        order."""
 
     def next_timeout(self) -> Deadline | None:
-        """When ``TimeoutReached`` is to be reported if nothing else happens first."""
+        """When to report ``TimeoutReached`` (ns), and why; None if there is no deadline."""

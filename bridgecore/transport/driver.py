@@ -1,7 +1,7 @@
-"""The part of driving a machine that needs no socket: order, numbers and who is still there.
+"""Base class of the adapters: order of events, numbers of connections, pauses of the listener.
 
-What belongs here: what every adapter would otherwise write again. An adapter's server is a
-``Driver`` that fills in the clock, the sockets and the alarm.
+What belongs here: what every adapter would otherwise implement again, and needs no socket. The
+server of an adapter derives from ``Driver`` and adds the clock, the sockets and the timer.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Generic, Protocol, TypeVar
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
 
-# How long a listener rests that could not accept, if no connection ends meanwhile, ns: descriptors
-# may be used and given back by what this driver does not see, such as look-ups of names.
+# How long a listener pauses that could not accept, if no connection ends in the meantime, ns. It
+# has to try again: descriptors are also used and freed elsewhere, for example by name look-ups.
 ACCEPT_REST = NS_PER_SECOND
 """How long a listener that could not accept rests, in ns."""
 
 
 class DrivenConnection(Protocol):
-    """A connection as the driver knows it. ``conn``: its number, -1 until it has one."""
+    """A connection of an adapter. ``conn``: its number, -1 until it has one."""
 
     conn: int
 
     def carry_out(self, effect: tp.ConnectionEffect) -> None:
-        """Do to this connection what the machine wants."""
+        """Carry out an effect on this connection."""
 
 
 C = TypeVar("C", bound=DrivenConnection)
 
 
 class Driver(ABC, Generic[C]):
-    """Reports events to ``machine`` one at a time, and has its effects carried out in order.
+    """Reports events to ``machine`` one at a time and carries out its effects in order.
 
-    What an effect causes at once (a ``DataSent``, say) is reported after the effects before it
-    are carried out, never from within ``handle``. After an ``Abort`` nothing more of the
-    connection is reported. What ``machine.handle`` raises is a bug: ``crashed`` is told, and
-    nothing is driven any more.
+    An event that an effect causes at once, such as ``DataSent``, is queued and reported when all
+    effects of the current event are carried out: ``handle`` is never entered twice. No event of a
+    connection is reported after its ``Abort``. If ``machine.handle`` raises, which is a bug,
+    ``_crashed`` is called and the machine is not driven any more.
     """
 
     def __init__(
@@ -48,20 +48,21 @@ class Driver(ABC, Generic[C]):
         stop: Callable[[], None],
     ) -> None:
         self.machine = machine
-        self._log = log  # told of every Log
-        self._stop = stop  # told when the machine has drained
-        self._connections: dict[int, C] = {}  # that the machine knows
+        self._log = log  # called with every Log
+        self._stop = stop  # called when the machine has drained
+        self._connections: dict[int, C] = {}  # those that the machine knows
         self._events: deque[tuple[tp.TransportEvent, C | None]] = deque()
         self._busy = False
         self._closed = False
-        self._accept_at: int | None = None  # ns: when to accept again; None: the listener does
+        self._accept_at: int | None = None  # ns, when to accept again; None: not paused
 
     def accept_failed(self, why: OSError) -> None:
-        """The listener found no descriptor or memory for a connection that waits: let it rest.
+        """Pause the listener: a waiting connection could not be accepted, as descriptors or memory
+        have run out.
 
-        It goes on when a connection has ended, which gives a descriptor back, or after
-        ``ACCEPT_REST``. To try again at once would be a busy loop, because the connection that
-        waits keeps the listener readable.
+        It resumes when a connection has ended, which frees a descriptor, or after ``ACCEPT_REST``.
+        Trying again at once would be a busy loop, because the waiting connection keeps the listener
+        readable.
         """
         if not self._closed:
             self._accept_at = self._clock() + ACCEPT_REST
@@ -69,7 +70,8 @@ class Driver(ABC, Generic[C]):
             self.report(tp.AcceptFailed(str(why)))
 
     def report(self, event: tp.TransportEvent, about: C | None = None) -> None:
-        """Let the machine handle ``event`` (``about`` a connection), and what follows from it."""
+        """Have the machine handle ``event``, and carry out the effects. ``about``: the
+        connection."""
         if self._accept_at is not None:
             self._accept_again(event, self._accept_at)
         self._events.append((event, about))
@@ -83,7 +85,7 @@ class Driver(ABC, Generic[C]):
                     event.conn = about.conn = self.machine.new_connection()
                     self._connections[about.conn] = about
                 elif about is not None and about.conn not in self._connections:
-                    continue  # nothing follows an Abort
+                    continue  # the connection was aborted when this was queued
                 elif isinstance(event, tp.Disconnected | tp.ConnectFailed):
                     del self._connections[event.conn]
                 for effect in self.machine.handle(event, self._clock()):
@@ -103,7 +105,7 @@ class Driver(ABC, Generic[C]):
             self._resume_listening()
 
     def _arm(self) -> None:
-        """Have the machine woken when it wants to be, and a listener that rests."""
+        """Set the alarm to the machine's next deadline or to the end of the listener's pause."""
         deadline = self.machine.next_timeout()
         at = self._accept_at
         if deadline is not None and (at is None or deadline.at < at):
@@ -129,23 +131,24 @@ class Driver(ABC, Generic[C]):
                 if known is not None:
                     known.carry_out(effect)
 
-    # ------------------------------------------------------------ what an adapter fills in
+    # ------------------------------------------------------------ implemented by an adapter
 
     @abstractmethod
     def _clock(self) -> int:
-        """Now, in ns of a monotonic clock."""
+        """The time in ns of a monotonic clock."""
 
     @abstractmethod
     def _set_alarm(self, at: int | None) -> None:
-        """Report ``TimeoutReached`` at ``at`` ns, and at no other time set before."""
+        """Report ``TimeoutReached`` at ``at`` (ns; None: never), instead of at the time set
+        before."""
 
     @abstractmethod
     def _connect(self, effect: tp.Connect) -> C:
-        """Begin to connect."""
+        """Begin to connect; return the connection, which reports the result."""
 
     @abstractmethod
     def _pause_listening(self) -> None:
-        """Accept nothing until ``_resume_listening``."""
+        """Stop accepting until ``_resume_listening`` is called."""
 
     @abstractmethod
     def _resume_listening(self) -> None:
@@ -153,8 +156,8 @@ class Driver(ABC, Generic[C]):
 
     @abstractmethod
     def _stop_listening(self) -> None:
-        """Accept nothing more."""
+        """Close the listener."""
 
     @abstractmethod
     def _crashed(self, why: Exception) -> None:
-        """The machine, or the carrying out of an effect, raised ``why``."""
+        """The machine, or carrying out an effect, has raised ``why``: make the server raise it."""

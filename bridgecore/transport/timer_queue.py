@@ -1,7 +1,7 @@
-"""Who is to be woken next, among many.
+"""Timer queue: the earliest deadline per key.
 
-What belongs here: an index over the deadlines that others own. It decides nothing: an owner that
-is woken too early finds nothing due and says when it wants to be woken instead.
+What belongs here: an index over deadlines that belong to other objects. An object that is woken
+although its deadline has moved finds nothing due and sets its next deadline.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ K = TypeVar("K", bound=Hashable)
 
 
 class TimerQueue(Generic[K]):
-    """At most one wake-up time per key, in ns; earliest first, ties in the order of setting."""
+    """One deadline per key, in ns; earliest first, equal ones in the order in which they were set.
+
+    A heap whose outdated entries are skipped when they come up, because removing them from the
+    middle of a heap would be slow.
+    """
 
     __slots__ = ("_at", "_heap", "_serial")
 
@@ -24,7 +28,7 @@ class TimerQueue(Generic[K]):
         self._serial = 0
 
     def set(self, key: K, at: int | None) -> None:
-        """Wake ``key`` at ``at``; None takes its wake-up back."""
+        """Set the deadline of ``key``; None removes it."""
         if at is None:
             self._at.pop(key, None)
         elif self._at.get(key) != at:
@@ -35,7 +39,7 @@ class TimerQueue(Generic[K]):
                 self._compact()
 
     def next(self) -> tuple[int, K] | None:
-        """The earliest wake-up and whose it is."""
+        """The earliest deadline and its key; None if there is none."""
         heap = self._heap
         while heap:
             at, _, key = heap[0]
@@ -45,13 +49,13 @@ class TimerQueue(Generic[K]):
         return None
 
     def due(self, now: int) -> Iterator[K]:
-        """Take out each key whose time has come, earliest first."""
+        """Remove and yield each key whose deadline has passed, earliest first."""
         while (first := self.next()) is not None and first[0] <= now:
             del self._at[first[1]]
             yield first[1]
 
     def _compact(self) -> None:
-        """Drop the entries that were overtaken: memory follows the number of keys."""
+        """Drop outdated entries, so that memory is proportional to the number of keys."""
         live = [entry for entry in self._heap if self._at.get(entry[2]) == entry[0]]
         heapq.heapify(live)
         self._heap = live

@@ -223,7 +223,7 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
 
 def fresh_name(state: SessionState) -> str:
     """What the upstream calls the response of the running turn, or the next one."""
-    if state.phase in (Phase.CREATED, Phase.OUTPUT):
+    if state.running is not None and state.running.responses:
         return state.running.responses[-1]
     taken = {*state.ended, state.cached_response}
     return next(name for name in ("new", *map("new {}".format, range(99))) if name not in taken)

@@ -1,17 +1,16 @@
 """Content codings of a request body: compressed bytes in, plain bytes out (RFC 9110, section 8.4).
 
 What belongs here: which codings are accepted, and decoding them within bounds. A few hundred bytes
-can ask for gigabytes, so three things are limited:
+can decode to gigabytes, so three things are limited:
 
 * *The output*, of each coding: nothing is decoded beyond ``max_size`` and one byte.
-* *The work*: it is proportional to the bytes that came in and went out. What costs more than its
-  bytes, beginning a gzip member or a zstd frame, may happen ``MAX_MEMBERS`` times.
-* *The memory* that a body can ask for before it has output: zstd's window is at most 8 MiB, which
-  is all that HTTP allows (RFC 9659).
+* *The work*: it is proportional to the bytes received and decoded. The start of a gzip member or a
+  zstd frame costs more than its bytes, so there may be at most ``MAX_MEMBERS``.
+* *The memory* before there is output: zstd's window is at most 8 MiB, as HTTP requires (RFC 9659).
 
-Decoding goes on while the body comes in, so a large body does not hold up other connections when
-its last byte arrives. It is passed on in blocks of ``_BLOCK`` bytes whatever the size of the reads:
-the outcome cannot depend on how the body was cut, and single bytes cost no call each.
+A body is decoded while it is received, so that a large one does not delay other connections when
+its last byte arrives. It is decoded in blocks of ``_BLOCK`` bytes, whatever the size of the reads:
+the result cannot depend on how the body was split, and single bytes do not cost a call each.
 """
 
 from __future__ import annotations
@@ -42,9 +41,9 @@ __all__ = [
 ]
 
 ACCEPTED = ("gzip", "deflate", "zstd")  # as an Accept-Encoding header lists them
-# One coding by the client, one by something on the way. Each multiplies what a body can ask for.
+# One by the client and one by an intermediary. Each multiplies the size that a body can decode to.
 MAX_CODINGS = 2
-# Tools that compress in parallel write several. Each new one costs about as much as 10 KB of data.
+# Tools that compress in parallel write several members. Each costs as much as about 10 KB of data.
 MAX_MEMBERS = 64
 
 _BLOCK = 64 * 1024  # bytes
@@ -92,7 +91,7 @@ def parse_codings(values: Iterable[bytes]) -> list[str]:
 
 
 class BodyDecoder:
-    """Decodes one body. ``receive`` what comes, then ``finish``; after an error it is of no use.
+    """Decodes one body: call ``receive`` with its bytes, then ``finish``. Unusable after an error.
 
     Args:
         codings: as ``parse_codings`` returns them, at least one.
@@ -100,23 +99,23 @@ class BodyDecoder:
     """
 
     def __init__(self, codings: Sequence[str], max_size: int) -> None:
-        # The coding that was applied last is taken off first.
+        # The coding that was applied last is decoded first.
         self._layers = [_Layer(_CODINGS[name], max_size) for name in reversed(codings)]
         self._block = bytearray()
         self._body = bytearray()
 
     @property
     def buffered(self) -> int:
-        """Bytes that are held: decoded ones, and those that wait to be."""
+        """Bytes in memory, decoded and still encoded."""
         return len(self._block) + len(self._body)
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in the next bytes of the encoded body.
+        """Decode the next bytes of the encoded body.
 
         Raises:
-            UndecodableBodyError: they are not what the coding says.
-            UnsupportedCodingError: they use what is not accepted of the coding.
-            BodyTooLargeError: they decode to too much.
+            UndecodableBodyError: they are not valid in the coding.
+            UnsupportedCodingError: they use a feature of the coding that is not supported.
+            BodyTooLargeError: they decode to more than ``max_size``.
         """
         with memoryview(data) as view:
             at = 0
@@ -131,9 +130,9 @@ class BodyDecoder:
         """The decoded body, all of it having been received.
 
         Raises:
-            UndecodableBodyError: it ends too early, or something follows it.
-            UnsupportedCodingError: it uses what is not accepted of the coding.
-            BodyTooLargeError: it decodes to too much.
+            UndecodableBodyError: it is incomplete, or followed by other data.
+            UnsupportedCodingError: it uses a feature of the coding that is not supported.
+            BodyTooLargeError: it decodes to more than ``max_size``.
         """
         self._decode_block()
         for layer in self._layers:
@@ -176,7 +175,7 @@ class _Coding:
 
 
 class _Layer:
-    """Takes one coding off. A body is one or more members (zstd: frames), and nothing else."""
+    """Decodes one coding. A body is one or more members (zstd: frames) and nothing else."""
 
     def __init__(self, coding: _Coding, max_size: int) -> None:
         self._coding = coding
@@ -198,7 +197,7 @@ class _Layer:
             member = self._member or self._begin(data)
             self._header += data[: _HEADER - len(self._header)]
             try:
-                # One byte more than there is room for: that tells too much from just enough.
+                # Ask for one byte more than allowed, to notice a body that is too large.
                 piece = member.decompress(data, max_length=self._room + 1)
             except self._coding.error:
                 raise self._refusal() from None
@@ -212,7 +211,7 @@ class _Layer:
         return b"".join(pieces)
 
     def finish(self) -> None:
-        """The encoded body is complete; is it so for the coding?"""
+        """Check that the encoded body ends with a complete member."""
         name = self._coding.name
         if self._members and self._held:
             raise self._trailing()
@@ -236,7 +235,8 @@ class _Layer:
         return self._coding.start(data)
 
     def _refusal(self) -> UnsupportedCodingError | UndecodableBodyError:
-        """Why the member could not be decoded: it is of a variant, or it is no member."""
+        """The error for a member that could not be decoded: an unsupported feature, or not
+        valid."""
         unsupported = self._coding.unsupported(self._header)
         if unsupported is None:
             return self._undecodable()

@@ -1,19 +1,19 @@
-"""The decision log: what every session was told and decided, as lines of JSON (NDJSON).
+"""The decision log: every event and decision of every session, as lines of JSON (NDJSON).
 
-What belongs here: what a line says, writing and reading one, and the session that takes its own
-decisions down. A log is a sequence of runs. A run begins with a header, which holds all of the
-policy that decided (cells, budgets, timeouts), so that the log needs nothing beside it; each line
-after it is one transition of one session, in the order in which they happened::
+What belongs here: the format of a line, writing and reading it, and a session that records its
+decisions. A log is a sequence of runs. A run begins with a header that contains the whole policy
+(cells, budgets, timeouts), so that the log can be replayed by itself. Each following line is one
+transition of one session, in the order in which they happened::
 
     {"at":5000,"session":1,"event":{"FrameSent":{"generation":1,"whole":true}},"rule":"frame-sent","cells":[],"effects":[]}
 
 Values of the core's types are written as ``{"Type":{field: value}}``, enumerations by their value.
-``cells`` are the cells of the table that decided, by name (``lost_sent/held=refuse``), as the log
-lines of a bridge have them; what is in a cell beside its action, the header tells.
+``cells`` are the cells of the policy's table that decided, by name (``lost_sent/held=refuse``), as
+in log records; the header has the full contents of each cell.
 
-A log can be shown around. Ids are hashed, and the same id has the same hash, because decisions
-compare anchors. Of an upstream's error frame only what ``classify`` can tell apart is kept. What
-clients and upstreams send never gets here: the events of a session carry no bodies.
+A log contains nothing secret and can be shared. Ids are hashed; equal ids have equal hashes, as
+decisions compare anchors. Of an upstream's error only what ``classify`` distinguishes is kept. The
+events of a session have no bodies.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ FORMAT = 3
 DECISION = "session.decision"  # the event of a Log whose field "line" is a line of the log
 
 _HEADER = {"log": "bridgecore decisions", "format": FORMAT}
-_OTHER = "other"  # stands for a word of the upstream's that classification does not know
+_OTHER = "other"  # replaces a code, type or parameter that classification does not know
 _TERSE = "Invalid `previous_response_id`."
 
 
 @attrs.frozen
 class Decision:
     """One transition. ``at``: ns of the run's monotonic clock; ``session``: its number in the run;
-    ``event``: what happened, anonymous; ``rule``: the id of the rule; ``cells``: the names of the
-    cells that decided, in order; ``effects``: what is to be done."""
+    ``event``: made anonymous; ``rule``: the id of the rule; ``cells``: the names of the cells that
+    decided, in order."""
 
     at: int
     session: int
@@ -81,34 +81,34 @@ Line: TypeAlias = Policy | Decision  # a header, or what follows it
 
 
 def hashed(identifier: str) -> str:
-    """An id as logs show it: comparable, not usable."""
+    """An id as logs show it: a hash, which can be compared but not used."""
     return hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
-# ---------------------------------------------------------------- taking down
+# ---------------------------------------------------------------- recording
 
 
 class Recorder:
-    """Takes down what the sessions of one bridge decide. ``policy``: the one they all have."""
+    """Records the decisions of all sessions of a bridge. ``policy``: the one that they use."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
         self._pending = [_log(write_header(policy))]
 
     def session(self, number: int) -> Session:
-        """A session whose transitions are recorded as those of ``number``."""
+        """A new session whose transitions are recorded with ``number``."""
         return _RecordedSession(self._policy, number, self._pending)
 
     def take(self) -> list[Log]:
-        """What was taken down since the last call, a line in each record; first, the header."""
+        """The records since the last call, one line each. The first is the header."""
         taken = self._pending.copy()
         self._pending.clear()
         return taken
 
 
 class _RecordedSession(Session):
-    """Writes a line for each transition, those of deadlines and of ``touch`` included, so that a
-    replay needs ``step`` and no ``Session``."""
+    """A session that writes a line for each transition, including those of deadlines and ``touch``,
+    so that a replay needs only ``step``."""
 
     __slots__ = ("_into", "_number")
 
@@ -136,7 +136,7 @@ def _log(line: str) -> Log:
 
 
 def anonymous(event: Event) -> Event:
-    """The same event as far as any decision goes, without ids or words of others."""
+    """An event that leads to the same decisions, with hashed ids and without texts of others."""
     if isinstance(event, TurnSubmitted) and event.turn.anchor is not None:
         turn = attrs.evolve(event.turn, anchor=hashed(event.turn.anchor))
         return attrs.evolve(event, turn=turn)
@@ -163,10 +163,11 @@ def _anonymous_effect(effect: Effect) -> Effect:
 
 
 def _anonymous_cause(cause: Evidence) -> Evidence:
-    """Evidence that is classified just so. All but an error frame consists of our own words."""
+    """Evidence that is classified in the same way, without texts of the upstream's. Only an error
+    frame contains any."""
     if not isinstance(cause, ErrorFrame):
         return cause
-    # The words count only where nothing else tells not-found; then others tell it as well.
+    # The message matters only if it alone shows a not-found; then it is replaced by a fixed one.
     told_by_text = classify(cause) != classify(attrs.evolve(cause, message=None))
     return attrs.evolve(
         cause,
@@ -179,7 +180,7 @@ def _anonymous_cause(cause: Evidence) -> Evidence:
 
 
 def _known(word: str | None, name: Callable[[str], str | None]) -> str | None:
-    """The name that classification reads ``word`` as, else one that tells it nothing."""
+    """The name for which classification takes ``word``, or one that it does not know."""
     return None if word is None else name(word) or _OTHER
 
 
@@ -187,7 +188,7 @@ def _known(word: str | None, name: Callable[[str], str | None]) -> str | None:
 
 
 def write_header(policy: Policy) -> str:
-    """The line that begins a run, without its end."""
+    """The first line of a run, without the newline."""
     cells = {
         situation.name: {
             standing.name: _plain(policy.remedy(situation, standing)) for standing in Standing
@@ -201,7 +202,7 @@ def write_header(policy: Policy) -> str:
 
 
 def write_decision(decision: Decision) -> str:
-    """The line of ``decision``, whose event is ``anonymous``, without its end."""
+    """The line of ``decision``, whose event is anonymous, without the newline."""
     return _json(
         {
             "at": decision.at,
@@ -238,10 +239,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_line(line: bytes) -> Line:
-    """Read a line of the log, with or without its end.
+    """Parse a line of the log, with or without its newline.
 
     Raises:
-        ValueError: the line is not one of the log; the message, one sentence, says why.
+        ValueError: it is not a line of a decision log; the message, one sentence, says why.
     """
     try:
         line.decode()
@@ -310,8 +311,8 @@ def _count(name: str, value: object) -> int:
 
 
 def _value(found: Any, kind: Any) -> Any:
-    """What ``_plain`` made ``found`` of, a value of ``kind``: a type, a union of types or a tuple
-    of any length."""
+    """The inverse of ``_plain``: the value of ``kind`` (a type, a union of types, or a tuple of any
+    length) that was written as ``found``."""
     if get_origin(kind) is tuple:
         if not isinstance(found, list):
             raise ValueError(f"{_shown(found)} is not a list")
@@ -346,7 +347,7 @@ def _fields(kind: type, found: Any) -> Any:
     values = {name: _value(found[name], hint) for name, hint in hints.items()}
     try:
         return kind(**values)
-    except LocalProtocolError as exc:  # a turn that cannot be
+    except LocalProtocolError as exc:  # an invalid turn
         raise ValueError(str(exc)) from None
 
 

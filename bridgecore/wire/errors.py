@@ -1,8 +1,8 @@
-r"""Reads the errors of upstreams, whatever shape they have. Total: no bytes make it raise.
+r"""Parses the errors of upstreams, whatever shape they have. Never raises, whatever the input.
 
-What belongs here: finding the error in a message or in the body of a refused upgrade, its words and
-its further members, and how long the client is to wait. What kind of failure it is, is told by
-``bridgecore.recovery.failure``; how it is shown, by ``bridgecore.api_error``.
+What belongs here: finding the error in a message or in the body of a refused upgrade, its code and
+message, its other members, and how long the client has to wait. What kind of failure it is follows
+in ``bridgecore.recovery.failure``; how it is rendered for clients in ``bridgecore.api_error``.
 
 The shapes, and who sends them (``_PLACES`` has the order in which they are tried)::
 
@@ -25,18 +25,18 @@ The shapes, and who sends them (``_PLACES`` has the order in which they are trie
     {"error":{"code":429,"status":"NAME",..}}    Google APIs: "status" is the name of the code
     {"message":"..","connectionId":".."}         AWS API Gateway, WebSocket APIs
 
-Each field can be missing, null or of another type: ``status`` a text, ``code`` a number. A number
-for a ``code`` is a status, and so is a text that is one.
+Each field can be missing, null or of another type: ``status`` a string, ``code`` a number. A
+``code`` that is a number, or a string of one, is read as a status.
 
-The wait is the longest of those that are told, since each is a time before which the upstream does
-not want to be asked: ``Retry-After`` in seconds and ``retry-after-ms`` (OpenAI's client libraries
+The wait is the longest of all that are given, since each is a time before which the upstream does
+not accept requests: ``Retry-After`` in seconds and ``retry-after-ms`` (OpenAI's client libraries
 read it), from the head of an HTTP answer or from ``headers`` in the message or in the error;
 ``resets_in_seconds`` (OpenAI, usage limits); ``retryDelay`` (google.rpc.RetryInfo); "try again in
 6m0s" in the message; and, of a usage window that is used up,
 ``x-codex-primary-reset-after-seconds``.
-Not read are times of day (``resets_at``, a ``Retry-After`` that is a date): the core has no clock
-to compare them with. Nor is ``x-ratelimit-reset-requests`` and its like: it tells when a limit is
-whole again, and the next request may pass long before that.
+Times of day (``resets_at``, a ``Retry-After`` that is a date) are not read: the core has no clock
+to compare them with. Neither are headers such as ``x-ratelimit-reset-requests``: they say when a
+limit is completely reset, and the next request may be accepted long before that.
 """
 
 from __future__ import annotations
@@ -53,8 +53,7 @@ from bridgecore.recovery.failure import ErrorFrame
 from bridgecore.wire.jsontext import UnreadableError, scan_array, scan_members, scan_value
 
 _Members: TypeAlias = dict[str, str]  # of an object: each value as the text that it came as
-# Where the error is: names of members, from the outside to the inside. The first place that holds
-# one counts.
+# Where an error can be: names of members, outermost first. The first place with an error is used.
 _PLACES: tuple[tuple[str, ...], ...] = (
     ("response", "error"),
     ("response", "status_details", "error"),
@@ -69,14 +68,14 @@ _PLACES: tuple[tuple[str, ...], ...] = (
 )
 _STATUS = ("status", "status_code", "statusCode")
 _WORDS = ("message", "error_description", "detail", "msg")
-# Beside an error: what belongs to the message that carries it.
+# Members next to an error that belong to the message around it, not to the error.
 _ENVELOPE = frozenset(
     {
         *("type", "error", "body", "detail", "response", "headers", *_STATUS),
         *("event_id", "sequence_number", "stream_id", "response_id", "item_id", "connectionId"),
     }
 )
-# What an error is made of in OpenAI's shape; all else is ``ErrorFrame.more``.
+# The members of an error in OpenAI's shape; all others are kept in ``ErrorFrame.more``.
 _FIELDS = frozenset({"type", "code", "message", "param"})
 # google.rpc.Code: the name of a number, and its HTTP status (from the comments of the enumeration).
 _GRPC_CODES = {
@@ -97,47 +96,47 @@ _GRPC_CODES = {
     15: ("data_loss", 500),
     16: ("unauthenticated", 401),
 }
-# A code is a word or a few; a longer text is none, and would be repeated in every log line.
+# Characters of a code. A longer text is not a code, and would be repeated in every log line.
 _LONGEST_CODE = 128
-# Further members that are kept, as text: enough for everything that is shown, and an error is
-# copied several times on its way.
+# Characters of other members that are kept. Enough for all that clients use; bounded, because an
+# error is copied several times.
 _MOST_MORE = 16_384
-# Of the validation errors of a body, so many are spelt out; all of them are in the members.
+# Validation errors that the message lists; all of them are in the other members.
 _MOST_MISTAKES = 8
-# What a client is told to wait is not cut short, but a number can have any length: more than a year
-# is no wait that anybody means.
+# A wait is never shortened, except one of more than a year: a number can have any length, and a
+# longer one is not meant.
 _LONGEST_WAIT = 366 * 86_400  # seconds
 
-# ---------------------------------------------------------------- what others call
+# ---------------------------------------------------------------- interface
 
 
 def read_error(data: bytes) -> ErrorFrame:
-    """The error that a message carries; an empty one if there is none that can be read."""
+    """The error in a message; an empty one if there is none in a known shape."""
     return find_error(data) or ErrorFrame()
 
 
 def find_error(data: bytes) -> ErrorFrame | None:
-    """The error that a message carries; None if it carries none in a known shape."""
+    """The error in a message; None if there is none in a known shape."""
     members = _members(_decode(data))
     return None if members is None else _find(members)
 
 
 def error_among(members: Mapping[str, bytes | msgspec.Raw]) -> ErrorFrame | None:
-    """The error in a message that was taken apart: ``find_error`` of its members."""
+    """``find_error`` for a message that was parsed into members before."""
     return _find({name: _decode(bytes(raw)) for name, raw in members.items()})
 
 
 def read_error_body(body: bytes) -> ErrorFrame:
     """The error in the body of an HTTP answer, JSON or plain text; empty if it has none.
 
-    A page for people (HTML) has no words that belong into an error.
+    An HTML page is no error message, so it is ignored.
     """
     text = _decode(body).strip()
-    if text.startswith("["):  # some stream their answers as a list
+    if text.startswith("["):  # some services stream answers as a list
         text = next(iter(_elements(text)), "")
     members = _members(text)
     if members is not None:
-        # Without the known shapes, still an answer that refused something: an error as it is.
+        # In no known shape, but the answer is an error, so its members are those of one.
         return _find(members) or _read_object([members])
     words = _text(text) if text.startswith('"') else " ".join(text.split())
     if not words or words[0] in "<{[" or not words.isprintable():
@@ -146,7 +145,7 @@ def read_error_body(body: bytes) -> ErrorFrame:
 
 
 def read_wait(headers: Iterable[tuple[str, str]]) -> int | None:
-    """Seconds to wait, as the fields of an HTTP head tell it; None if they do not."""
+    """The seconds to wait according to HTTP header fields; None if there is no such field."""
     fields = {name.lower(): value for name, value in headers}
     waits = [
         read_seconds(fields.get("retry-after", "")),
@@ -160,9 +159,8 @@ def read_wait(headers: Iterable[tuple[str, str]]) -> int | None:
 
 
 def read_seconds(text: str) -> int | None:
-    """The delay of a ``Retry-After``; None if it is none, a date for example.
-
-    RFC 9110, 10.2.3, has whole seconds; client libraries read decimals, too.
+    """The delay in a ``Retry-After``, in seconds; None if it has none, for example because it is a
+    date. RFC 9110, section 10.2.3, has whole seconds; clients read decimals, too.
     """
     number = _number(text)
     return 0 if number == 0 else _seconds(number)
@@ -179,7 +177,7 @@ def longest(*waits: int | None) -> int | None:
 def _find(message: _Members) -> ErrorFrame | None:
     read = _Objects()
     for place in _PLACES:
-        # The objects on the way to the place, the outermost first.
+        # The objects around the place, outermost first.
         around, raw = [message], ""
         for name in place:
             raw = around[-1].get(name, "")
@@ -194,7 +192,7 @@ def _find(message: _Members) -> ErrorFrame | None:
             return _read_words(around, raw)
         if there == 0 and place[-1] == "detail" and (_text(raw) or any(_mistakes(raw))):
             return _read_detail(around, raw)
-    # What says that something went wrong is an error, even if nothing in it can be read.
+    # The type of the message says that it is an error, even if it has no details.
     if _text(message.get("type")) == "error":
         return _read_object([message])
     if _text(message.get("type")) == "response.failed":
@@ -209,7 +207,7 @@ def _is_error(around: list[_Members], place: tuple[str, ...]) -> bool:
         return True
     if _words(members) is None:
         return False
-    # Anybody may send an object with a message. An error says what it is, too, or how bad.
+    # Not every object with a message is an error. An error has a code, a type or a status, too.
     status = _status_of(around)
     return (
         place == ("detail",)
@@ -274,7 +272,7 @@ def _read_detail(around: list[_Members], raw: str) -> ErrorFrame:
 
 
 def _mistakes(raw: str) -> Iterator[tuple[str, str | None]]:
-    """What a list of validation errors says: each in words, and the path of its parameter."""
+    """The message and the path of the parameter of each error in a list of validation errors."""
     for item in _objects(raw):
         words = _words(item)
         if words is not None:
@@ -288,7 +286,7 @@ def _words(members: _Members) -> str | None:
 
 
 def _status_of(around: list[_Members]) -> int | None:
-    """The status that is told, or that a number in place of a code stands for."""
+    """The status, also from a number in ``code`` that is an HTTP status or a gRPC code."""
     for members in around:
         for name in _STATUS:
             if (status := _status(members.get(name))) is not None:
@@ -302,14 +300,14 @@ def _status_of(around: list[_Members]) -> int | None:
 
 
 def _grpc(members: _Members) -> tuple[str, int] | None:
-    """The name and the HTTP status of a gRPC code. Only beside ``details``, which google.rpc.Status
-    has: a small number alone could be anybody's."""
+    """The name and the HTTP status of a gRPC code; only next to ``details``, as in
+    google.rpc.Status, because a small number alone can mean anything."""
     code = _value(members.get("code")) if "details" in members else None
     return _GRPC_CODES.get(code) if type(code) is int else None
 
 
 def _status(raw: str | None) -> int | None:
-    """A number that is an HTTP status, or a text that begins with one ("403 Forbidden")."""
+    """An HTTP status: a number, or a string that begins with one ("403 Forbidden")."""
     value = _value(raw)
     text = value if isinstance(value, str) else str(value)
     found = _STATUS_TEXT.fullmatch(text)
@@ -320,7 +318,7 @@ _STATUS_TEXT = re.compile(r"\s*([1-5][0-9][0-9])(?:\s.*|\.0)?", re.DOTALL)
 
 
 def _code(raw: str | None) -> str | None:
-    """A code or a type: a text, or a number that is no status."""
+    """A code or a type: a string, or a number that is not a status."""
     value = _value(raw)
     text = str(value) if type(value) is int else _text(raw)
     if text is None or len(text) > _LONGEST_CODE or _STATUS_TEXT.fullmatch(text):
@@ -329,10 +327,10 @@ def _code(raw: str | None) -> str | None:
 
 
 def _more(around: list[_Members]) -> str | None:
-    """The members of the error, and those beside it, that ``ErrorFrame`` has no field for."""
+    """The members of the error and next to it for which ``ErrorFrame`` has no field."""
     outer, error = around[0], around[-1]
     members: _Members = {}
-    if "response" not in outer:  # what is beside the response of an event is not about its error
+    if "response" not in outer:  # members next to the response of an event belong to the event
         members = {name: raw for name, raw in outer.items() if name not in _ENVELOPE}
     if error is not outer:
         members |= error
@@ -349,7 +347,7 @@ def _more(around: list[_Members]) -> str | None:
 
 
 def _wait_of(around: list[_Members]) -> int | None:
-    """The wait that is told beside the words of an error, or in the head that came with them."""
+    """The wait in the members of an error, or in the header fields that came with it."""
     waits = []
     for members in around:
         waits += [_seconds(_number(members.get(name))) for name in _WAITS]
@@ -371,7 +369,7 @@ def _headers(raw: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _asked_wait(message: str | None) -> int | None:
-    """The wait that the words of an error ask for."""
+    """The wait that the message of an error asks for."""
     if message is None:
         return None
     return longest(*[_wait_in(found[1]) for found in _ASKED.finditer(message[:_LONGEST_TEXT])])
@@ -403,14 +401,14 @@ _LONGEST_TEXT = 5_000  # characters of a message that are searched
 
 
 def _seconds(number: float | None, parts: int = 1) -> int | None:
-    """``number`` of the ``parts`` of a second, as whole seconds, rounded up: a wait is a floor."""
+    """``number / parts`` as whole seconds, rounded up, because waiting less would be too early."""
     if number is None or not number > 0:
         return None
     return math.ceil(min(number / parts, _LONGEST_WAIT))
 
 
 def _number(raw: str | None) -> float | None:
-    """A number, bare or in a JSON text; None if it is none or below 0."""
+    """A number, bare or in a JSON string; None if it is none or negative."""
     text = _text(raw) or raw or ""
     found = _NUMBER.fullmatch(text)
     return float(found[1]) if found is not None else None  # infinite if it has too many digits
@@ -421,13 +419,13 @@ _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,9})?)\s*")
 
 # ---------------------------------------------------------------- JSON, as it came
 #
-# The members of an object are kept as the text that they came as: further members go to the client
-# just so. The standard library reads them because it takes what msgspec does not: lone surrogates,
-# and numbers of any size.
+# The members of an object are kept as they are written, because other members are passed on to the
+# client unchanged. They are read with the standard library, which accepts lone surrogates and
+# numbers of any size; msgspec does not.
 
 
 def _integer(digits: str) -> int | float:
-    return int(digits) if len(digits) < 20 else float(digits)  # int() has a limit of its own
+    return int(digits) if len(digits) < 20 else float(digits)  # int() raises for too many digits
 
 
 def _no_constant(name: str) -> None:
@@ -443,7 +441,7 @@ def _decode(data: bytes) -> str:
 
 
 def _members(text: str | None) -> _Members | None:
-    """The members of the object that ``text`` is, each as its text; None if it is no object."""
+    """The members of an object, each as it is written; None if ``text`` is no object."""
     try:
         return scan_members(text or "", _decoder)
     except UnreadableError:
@@ -451,8 +449,7 @@ def _members(text: str | None) -> _Members | None:
 
 
 class _Objects(dict[str | None, _Members | None]):
-    """The members of texts by the text, each taken apart when it is first asked for: several of the
-    places where an error can be lead through the same object."""
+    """A cache of parsed objects by their text: several places for an error share an object."""
 
     def __missing__(self, text: str | None) -> _Members | None:
         found = self[text] = _members(text)
@@ -460,7 +457,7 @@ class _Objects(dict[str | None, _Members | None]):
 
 
 def _elements(text: str | None) -> list[str]:
-    """The elements of the list that ``text`` is, each as its text; empty if it is no list."""
+    """The elements of an array, each as it is written; empty if ``text`` is no array."""
     try:
         return scan_array(text or "", _decoder)
     except UnreadableError:
@@ -468,7 +465,7 @@ def _elements(text: str | None) -> list[str]:
 
 
 def _objects(text: str | None) -> Iterator[_Members]:
-    """The objects in the list that ``text`` is."""
+    """The objects in an array."""
     for element in _elements(text):
         members = _members(element)
         if members is not None:
@@ -476,7 +473,7 @@ def _objects(text: str | None) -> Iterator[_Members]:
 
 
 def _value(raw: str | None) -> Any:
-    """What ``raw`` says; None if it cannot be read."""
+    """``raw`` as a Python value; None if it cannot be read."""
     try:
         return scan_value(raw or "", _decoder)
     except UnreadableError:
@@ -484,18 +481,18 @@ def _value(raw: str | None) -> Any:
 
 
 def _text(raw: str | None) -> str | None:
-    """The text that ``raw`` is; None if it is another value, or empty."""
+    """``raw`` as a string; None if it is another value, or empty."""
     value = _value(raw)
     return _clean(value) or None if isinstance(value, str) else None
 
 
 def _clean(text: str) -> str:
-    """``text`` without lone surrogates, which no answer of ours could be encoded with."""
+    """``text`` with lone surrogates replaced, since they cannot be encoded in an answer."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _is_strict(raw: str) -> bool:
-    """Whether every reader of JSON takes ``raw``: NaN and Infinity are Python's own."""
+    """Whether ``raw`` is standard JSON: Python also accepts NaN and Infinity."""
     try:
         scan_value(raw, _strict_decoder)
     except UnreadableError:

@@ -1,7 +1,7 @@
-"""Headers of a client's request: which go upstream, which name its tenant, which name the request.
+"""Headers of a client's request: which are forwarded, which identify its tenant, its request id.
 
-What belongs here: the names of header fields and what each is for. Names are compared in lower
-case; whoever hands headers to the core may write them in any (RFC 9110, section 5.1).
+What belongs here: the names of header fields and what each is used for. A caller may pass header
+names in any case; they are lowered before they are compared (RFC 9110, section 5.1).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = [
     "CREDENTIAL_HEADERS",
     "FORWARDED_HEADERS",
     "Headers",
-    "check_forwarded",
     "check_headers",
     "credential_names",
+    "forwarded_names",
     "lower_names",
     "make_request_id",
     "request_id_of",
@@ -27,8 +27,8 @@ __all__ = [
 
 Headers = list[tuple[bytes, bytes]]
 
-# Whose request it is: the credential, and whom it acts for. They count whether or not they are
-# forwarded.
+# Headers that identify the tenant: the credential, and the account or project it acts for. Requests
+# that differ in one of them share nothing, whether or not these headers are forwarded.
 CREDENTIAL_HEADERS = frozenset(
     {
         b"api-key",  # Azure
@@ -39,8 +39,8 @@ CREDENTIAL_HEADERS = frozenset(
     }
 )
 
-# Headers that say something about the client or its request, not about whose it is. Any other
-# header that is forwarded may be a credential, so it is taken for one.
+# Headers that describe the client or its request and identify no tenant. Any other forwarded header
+# may be a credential that only the upstream understands, so it is treated as one.
 _NOT_CREDENTIALS = frozenset(
     {
         b"openai-beta",
@@ -55,8 +55,8 @@ _NOT_CREDENTIALS = frozenset(
     }
 )
 
-# What goes upstream unless the operator says otherwise: what OpenAI's and Azure's services and
-# Codex' own backend read on a WebSocket upgrade.
+# The default of the setting ``forward_headers``: what OpenAI's and Azure's services and the backend
+# of Codex read on a WebSocket upgrade.
 FORWARDED_HEADERS = tuple(
     sorted(name.decode("ascii") for name in CREDENTIAL_HEADERS | _NOT_CREDENTIALS)
 )
@@ -64,34 +64,36 @@ FORWARDED_HEADERS = tuple(
 _NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _REFUSED = frozenset(
     {
-        # About this connection or this message only (RFC 9110, sections 7.6.1 and 8; 10.1.1).
+        # Valid for this connection or this message only (RFC 9110, sections 7.6.1 and 8; 10.1.1).
         *("connection", "expect", "host", "http2-settings", "keep-alive", "proxy-authenticate"),
         *("proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding"),
         "upgrade",
-        # What the body is and how the answer may be encoded: an upgrade has neither.
+        # They describe a request body and an answer body, and an upgrade has neither.
         *("accept-encoding", "content-encoding", "content-length", "content-type"),
-        # A browser's session with this host is nothing for another.
+        # A browser sends its session with this host, which must not leak to another one.
         *("cookie", "cookie2", "set-cookie"),
     }
 )
 
 
-def check_forwarded(name: str) -> str:
-    """``name`` in lower case, if a header of that name may be forwarded.
+def forwarded_names(names: Iterable[object]) -> tuple[str, ...]:
+    """The setting ``forward_headers``, checked: ``names`` in lower case, each once, in their order.
 
     Raises:
-        ValueError: the rest of the sentence "VALUE ...".
+        ValueError: a name is malformed, or its header must not go upstream; the text names it.
     """
-    if _NAME.fullmatch(name) is None:
-        raise ValueError("is not the name of a header")
-    lowered = name.lower()
-    if lowered in _REFUSED or lowered.startswith("sec-websocket-"):
-        raise ValueError("names a header that must not be forwarded")
-    return lowered
+    lowered = []
+    for name in names:
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError(f"{name!r:.100} is not the name of a header")
+        lowered.append(name.lower())
+        if lowered[-1] in _REFUSED or lowered[-1].startswith("sec-websocket-"):
+            raise ValueError(f"{name!r:.100} names a header that must not be forwarded")
+    return tuple(dict.fromkeys(lowered))
 
 
 def check_headers(headers: Iterable[object], whose: str) -> None:
-    """Refuse what is no list of headers; ``whose`` they are is for the text.
+    """Check that ``headers`` are pairs of bytes. ``whose``: names the request in the error's text.
 
     Raises:
         LocalProtocolError: an entry is not (name, value), both bytes.
@@ -108,17 +110,17 @@ def lower_names(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
 
 
 def credential_names(forwarded: Iterable[str]) -> frozenset[bytes]:
-    """The headers that tell one tenant from another where ``forwarded`` go upstream.
+    """The headers that identify a tenant if ``forwarded`` are the headers that are sent upstream.
 
-    A forwarded header that is not known to be something else counts: it may be a key that the
-    upstream knows, and then two values of it are two tenants.
+    A forwarded header of unknown meaning is included: it may be a key that the upstream knows, and
+    then two values of it are two tenants.
     """
     names = frozenset(name.encode("ascii") for name in forwarded)
     return CREDENTIAL_HEADERS | (names - _NOT_CREDENTIALS)
 
 
 def upgrade_headers(headers: Headers, forwarded: frozenset[bytes]) -> Headers:
-    """Those of ``headers`` (names in lower case) that the upgrade request carries."""
+    """The part of ``headers`` (names in lower case) that the upgrade request carries upstream."""
     found = []
     for name, value in headers:
         if name not in forwarded:
@@ -131,12 +133,13 @@ def upgrade_headers(headers: Headers, forwarded: frozenset[bytes]) -> Headers:
     return found
 
 
-# What Codex sends with each HTTP request. OpenAI's backend closes a WebSocket that it came with.
+# Codex sends this token with each HTTP request, and OpenAI's backend closes a WebSocket whose
+# upgrade request had it.
 _HTTP_BETA = b"responses=experimental"
 
 
 def _without_http_beta(value: bytes) -> bytes:
-    """The tokens of an ``OpenAI-Beta`` header that are not about HTTP; unchanged if all are."""
+    """An ``OpenAI-Beta`` header without the token for HTTP; unchanged if it does not have it."""
     tokens = [token.strip(b" \t") for token in value.split(b",")]
     kept = [token for token in tokens if token.lower() != _HTTP_BETA]
     return value if len(kept) == len(tokens) else b", ".join(token for token in kept if token)
@@ -146,8 +149,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
 
 def request_id_of(headers: Headers) -> str | None:
-    """The client's own ``x-request-id``, if it sent one that is safe to repeat in an answer and in
-    a log: up to 256 visible ASCII characters. ``headers``: names in lower case."""
+    """The client's ``x-request-id``, if it sent exactly one and that is safe to repeat in an answer
+    and in a log: up to 256 visible ASCII characters. ``headers``: names in lower case."""
     values = [value for name, value in headers if name == b"x-request-id"]
     if len(values) != 1 or _REQUEST_ID.fullmatch(values[0]) is None:
         return None
@@ -155,5 +158,5 @@ def request_id_of(headers: Headers) -> str | None:
 
 
 def make_request_id(seed: bytes, number: int) -> str:
-    """An id for the request of that number. It tells nothing about ``seed`` and the number."""
+    """An id for request ``number``: a digest, so it reveals neither ``seed`` nor the count."""
     return "req_" + hashlib.sha256(b"%d/%b" % (number, seed)).hexdigest()[:24]

@@ -1,24 +1,24 @@
-"""One client connection as HTTP/1.1: bytes in, requests out; answers in, bytes out.
+"""The server side of an HTTP/1.1 connection: parses requests and writes answers.
 
-What belongs here: the framing of requests and answers (RFC 9112) and nothing about what they mean.
-Which paths and methods exist, what an error body looks like, and every deadline are the endpoint's.
+What belongs here: the framing of requests and answers (RFC 9112). Paths, methods, error bodies and
+deadlines belong to ``bridgecore.fronts.http``.
 
-The division of labour:
+Three parts share the work:
 
-* *The guard*, in this file, decides whether a request head is one that every HTTP implementation
-  reads alike. h11 forgives much of what makes a request mean two things to two parsers (bare LF,
-  folded lines, two lengths, a length beside a transfer coding), and a bridge may stand behind a
-  proxy, so what is ambiguous is refused, never repaired.
-* *h11* parses the heads that pass, so that two parsers must agree, and writes the heads of
-  answers. One ``h11.Connection`` serves one exchange: an answer may be written whatever became of
-  the request, and nothing of one exchange is left in the next.
-* *Bodies* are framed here in both directions: h11 reads chunk framing as forgivingly as heads, and
+* *The guard*, in this file, accepts a request head only if all HTTP implementations read it alike.
+  h11 accepts much that two parsers may read differently (bare LF, folded lines, two lengths, a
+  length next to a transfer coding). As there may be a proxy in front of the bridge, an ambiguous
+  request is refused and never repaired: request smuggling depends on such differences.
+* *h11* parses the heads that the guard accepts, so that two parsers have to agree, and writes the
+  heads of answers. Each exchange has an ``h11.Connection`` of its own: an answer can be written
+  in whatever state the request is, and no state of one exchange is left in the next.
+* *Bodies* are framed here in both directions: h11 is as lenient with chunks as with heads, and
   the chunks of a stream are the hot path.
 
-The duty of a caller: after each ``receive`` and after each ``start_next`` take events until there
-are none; answer each request once; then look at ``must_close``, and either close or call
-``start_next``. Answering before the body was read is allowed. When closing then, half-close first
-and read on for a while, or the reset that unread input causes may destroy the answer on its way.
+A caller must take events after each ``receive`` and each ``start_next`` until there are none,
+answer each request once, then check ``must_close``, and either close or call ``start_next``.
+It may answer before the body was read. To close in that case, it must half-close first and go on
+reading for a while, because unread input causes a reset that may destroy the answer on its way.
 """
 
 from __future__ import annotations
@@ -51,20 +51,21 @@ __all__ = [
     "RequestHead",
 ]
 
-# Bounds that no lawful client comes near and that are therefore not settings.
+# Limits that no correct client comes near, so they are not settings. They bound the work and memory
+# that a request can cause apart from its bytes.
 _MAX_FIELDS = 256  # header fields of one request
-_MAX_EMPTY_LINES = 8  # before a request line; RFC 9112, section 2.2, asks for one
+_MAX_EMPTY_LINES = 8  # before a request line; RFC 9112, section 2.2, requires one to be accepted
 _MAX_FRAMING_LINE = 1024  # bytes of one chunk-size or trailer line, without its CRLF
-_MAX_LENGTH_DIGITS = 20  # of a Content-Length, leading zeros aside; 64 bits fit
+_MAX_LENGTH_DIGITS = 20  # of a Content-Length without leading zeros: enough for 64 bits
 
 
 @attrs.frozen
 class HttpLimits:
-    """How large a request may be.
+    """The maximum size of a request.
 
-    ``max_header``: bytes of the head, from the request line to the empty line that ends it; also
-    of all chunk extensions and trailers of one body together. ``max_body``: bytes of the body
-    without its framing, as it comes; what it decodes to is bounded by its ``BodyDecoder``.
+    ``max_header``: bytes of the head, from the request line to the empty line, and of all chunk
+    extensions and trailers of a body together. ``max_body``: bytes of the body without its framing,
+    as received; its ``BodyDecoder`` limits the decoded size.
     """
 
     max_header: int
@@ -72,54 +73,53 @@ class HttpLimits:
 
 
 class HttpPhase(enum.Enum):
-    """What the connection is waiting for; deadlines hang on it."""
+    """What the connection is waiting for; the caller's deadlines depend on it."""
 
-    IDLE = "idle"  # A request, of which nothing has come.
-    HEAD = "head"  # The rest of a request's head.
-    BODY = "body"  # The rest of a request's body, or the events that are already in.
-    ANSWERING = "answering"  # The caller: an answer, the rest of one, or start_next.
-    CLOSED = "closed"  # Nothing: the last answer is complete and no request can follow.
+    IDLE = "idle"  # the first byte of a request
+    HEAD = "head"  # the rest of a request's head
+    BODY = "body"  # the rest of a request's body, or events that can be taken
+    ANSWERING = "answering"  # the caller: an answer, the rest of one, or start_next
+    CLOSED = "closed"  # nothing: the last answer is complete and no request can follow
 
 
 @attrs.define
 class RequestHead:
-    """A request whose head is complete; ``RequestBody``, ``BodyRefused`` or ``BadRequest`` follows.
+    """The complete head of a request; ``RequestBody``, ``BodyRefused`` or ``BadRequest`` follows.
 
-    ``path`` is the target's path as it was sent: visible ASCII, not percent-decoded. ``query`` is
-    what follows the ``?``, without it. The scheme and authority of an absolute-form target are left
-    out: they override ``Host``, and nothing is chosen by the host's name here. Names in
-    ``headers`` are lower-case, values have no white space around them and may hold bytes above 127.
+    ``path``: the path of the target as it was sent, visible ASCII, not percent-decoded. ``query``:
+    the part after the ``?``. The scheme and authority of an absolute-form target are left out: they
+    override ``Host``, which has no effect on this server. ``headers``: names in lower case, values
+    without surrounding white space, possibly with bytes above 127.
     """
 
     method: bytes
     path: str
     query: bytes
     headers: list[tuple[bytes, bytes]]
-    content_length: int | None  # as declared, in bytes; None when no length is declared
-    chunked: bool  # the body has a length that only its end tells
-    expects_continue: bool  # the client waits for ``wants_body`` before it sends the body
+    content_length: int | None  # declared length in bytes; None if there is none
+    chunked: bool  # the body is chunked: its length is known at its end
+    expects_continue: bool  # the client may wait for a 100 Continue, see ``wants_body``
 
     @property
     def has_body(self) -> bool:
-        """Whether the body can be other than empty."""
+        """Whether the body may be non-empty."""
         return self.chunked or bool(self.content_length)
 
 
 @attrs.define
 class RequestBody:
-    """The complete body of the request whose head came before; ``b""`` when it has none."""
+    """The complete body of the request whose head was the event before; ``b""`` for none."""
 
     data: bytes
 
 
 @attrs.define
 class BodyRefused:
-    """The body is framed as it should be but cannot be decoded; see ``HttpServer.decode_body``.
+    """The framing of the body is valid, but it cannot be decoded; see ``HttpServer.decode_body``.
 
-    To be answered with ``respond``: what follows the body can still be understood. ``status`` is
-    400 (code ``undecodable_body``), 413 (``body_too_large``) or 415
-    (``unsupported_content_encoding``). ``message`` says what is wrong and
-    what to do; it repeats nothing of the body.
+    Answer with ``respond``; further requests can be read. ``status`` is 400 (code
+    ``undecodable_body``), 413 (``body_too_large``) or 415 (``unsupported_content_encoding``).
+    ``message`` says what is wrong and what to do; it contains nothing of the body.
     """
 
     status: int
@@ -129,11 +129,11 @@ class BodyRefused:
 
 @attrs.define
 class BadRequest:
-    """What came cannot be served, and nothing after it can be understood.
+    """The request is malformed or too large, and the input after it cannot be parsed.
 
-    To be answered with ``respond(status, ..., close=True)``; no event follows. ``status`` is 400
+    Answer with ``respond(status, ..., close=True)``; no event follows. ``status`` is 400
     (code ``malformed_request``), 413 (``body_too_large``) or 431 (``head_too_large``).
-    ``message`` says what is wrong and what to do; it repeats no field values and no body.
+    ``message`` says what is wrong and what to do; it contains no field values and no body.
     """
 
     status: int
@@ -145,16 +145,16 @@ HttpEvent: TypeAlias = RequestHead | RequestBody | BodyRefused | BadRequest
 
 
 class _Reading(enum.Enum):
-    """What the next input byte belongs to."""
+    """The part of a request to which the next input byte belongs."""
 
     HEAD = enum.auto()
     SIZED_BODY = enum.auto()  # Content-Length, or no body
     CHUNKED_BODY = enum.auto()
-    NOTHING = enum.auto()  # the request is complete, or input is of no interest any more
+    NOTHING = enum.auto()  # the request is complete, or further input is ignored
 
 
 class _Chunk(enum.Enum):
-    """Where in a chunked body the next input byte is."""
+    """The part of a chunked body to which the next input byte belongs."""
 
     SIZE = enum.auto()
     DATA = enum.auto()  # with the CRLF after it
@@ -162,7 +162,7 @@ class _Chunk(enum.Enum):
 
 
 class _Answer(enum.Enum):
-    """How far the answer is."""
+    """The state of the answer."""
 
     NOT_BEGUN = enum.auto()
     STREAMING = enum.auto()
@@ -170,10 +170,10 @@ class _Answer(enum.Enum):
 
 
 class HttpServer:
-    """The server's side of one connection.
+    """The server side of one connection.
 
-    Methods raise ``LocalProtocolError`` when they are called at a time, or with headers, that HTTP
-    does not allow; nothing is changed then. What a client does wrong is an event.
+    Methods raise ``LocalProtocolError`` if HTTP does not allow the call at this time or with these
+    headers; the state is unchanged then. Errors of the client are events.
     """
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -188,32 +188,32 @@ class HttpServer:
         self._answer = _Answer.NOT_BEGUN
         # Head.
         self._empty_lines = 0
-        self._scanned = 0  # how much of the buffer the guard has looked at
-        self._in_request = False  # a head was handed out
-        self._bodiless = False  # the answer has no body, whatever its headers say: HEAD
-        self._framed = True  # a stream is chunked: not for HTTP/1.0
+        self._scanned = 0  # bytes of the buffer that the guard has checked
+        self._in_request = False  # the event of a head was returned
+        self._bodiless = False  # the answer has no body, whatever its headers say (HEAD)
+        self._framed = True  # a stream is chunked; False for HTTP/1.0
         self._continue_owed = False
         # Body.
         self._body = bytearray()  # of a chunked one
-        self._decoder: BodyDecoder | None = None  # takes the body's bytes as they come
-        self._dropping = False  # the body's framing is followed, its bytes are not kept
-        self._announced = 0  # bytes of the chunks that have begun
-        self._remaining = 0  # bytes to come of a sized body, or of this chunk
+        self._decoder: BodyDecoder | None = None  # decodes the body while it is received
+        self._dropping = False  # parse the framing of the body, but drop its bytes
+        self._announced = 0  # bytes of the body according to the chunk sizes so far
+        self._remaining = 0  # bytes missing of a sized body, or of the current chunk
         self._chunk = _Chunk.SIZE
         self._extras = 0  # bytes of chunk extensions and trailers
-        # Answer. A flag of its own so that ``stream`` tests one thing.
+        # Answer. A separate flag, so that ``stream``, on the hot path, has one test.
         self._chunking = False
 
     # ------------------------------------------------------------------ input
 
     def receive(self, data: bytes) -> None:
-        """Take in what the client sent. Costs no parsing; call ``next_event`` after it.
+        """Buffer input from the client; ``next_event`` parses it.
 
-        Input that cannot matter any more (after ``BadRequest``, behind an answer that was given
-        early, or once ``must_close`` is known) is dropped. While an answer is owed, what is held
-        back for the next request is bounded by ``max_header + max_body``: beyond it, it is
-        dropped and the connection closes after the answer, which leaves a client free to send
-        again. A caller that wants less held back stops reading; see ``buffered``.
+        Input that has no effect any more (after ``BadRequest``, after an early answer, or when the
+        connection must close) is dropped. While an answer is in progress, at most ``max_header +
+        max_body`` bytes of further requests are buffered. Beyond that they are dropped and the
+        connection closes after the answer, so the client knows that it may send them again. A
+        caller can buffer less by pausing the connection; see ``buffered``.
         """
         if self._reading is _Reading.NOTHING:
             if self._close:
@@ -225,15 +225,15 @@ class HttpServer:
 
     @property
     def buffered(self) -> int:
-        """Bytes that were received and that no event has handed out yet."""
+        """Bytes received that were not returned in an event yet."""
         decoding = 0 if self._decoder is None else self._decoder.buffered
         return len(self._buffer) + len(self._body) + decoding
 
     def next_event(self) -> HttpEvent | None:
-        """The next event, or None: more input is needed, or an answer is owed.
+        """The next event; None if more input is needed, or an answer has to be given first.
 
-        A request that the client sent before the answer to the last one (lawful pipelining) is
-        held back until ``start_next``.
+        A request that was sent before the answer to the last one (pipelining) waits until
+        ``start_next``.
         """
         try:
             if self._reading is _Reading.HEAD:
@@ -258,10 +258,10 @@ class HttpServer:
             return BodyRefused(refusal.status, refusal.code, refusal.message)
 
     def decode_body(self, decoder: BodyDecoder) -> None:
-        """Have the body of the request whose head was the last event decoded as it comes in.
+        """Decode the body of the request whose head was the last event while it is received.
 
         Raises:
-            LocalProtocolError: there is no such request, or some of its body was read already.
+            LocalProtocolError: there is no such request, or part of its body was read before.
         """
         due = self._in_request and self._reading is not _Reading.NOTHING
         if not due or self._decoder is not None or self._dropping or self._announced:
@@ -269,13 +269,13 @@ class HttpServer:
         self._decoder = decoder
 
     def _drop_body(self) -> None:
-        """Follow the framing of what is left of the body, which is of no interest any more."""
+        """Drop the body, but keep parsing its framing, to find the next request."""
         self._decoder = None
         self._dropping = True
         self._body.clear()
 
     def _abandon_input(self) -> None:
-        """What comes, and what is buffered, will not be looked at."""
+        """Drop buffered and further input: the connection must close."""
         self._close = True
         self._reading = _Reading.NOTHING
         self._continue_owed = False
@@ -307,19 +307,19 @@ class HttpServer:
         return head
 
     def _scan_head(self) -> int | None:
-        """The size of the head if the buffer holds all of it. Looks at each byte once.
+        """The size of the head; None if it is incomplete. Looks at each byte once.
 
-        Each byte but those of CRLF must be one that a field can hold. This is checked as input
-        comes and not only at the end: a client that ends its lines with LF alone would otherwise
-        wait for an answer to a head that never ends.
+        Checks that each byte, except CRLF, is allowed in a field. This is done while input is
+        received and not only at the end of the head: a client that ends its lines with LF alone
+        sends a head that never ends, and would wait for an answer in vain.
         """
         buffer, limit = self._buffer, self._limits.max_header
-        # Whatever is beyond the limit is not looked at, so that the outcome does not depend on
-        # how input was cut into reads.
+        # Bytes beyond the limit are ignored, so that the result does not depend on how the input
+        # was split into reads.
         found = buffer.find(b"\r\n\r\n", max(0, self._scanned - 3), limit)
         end = found + 4 if found >= 0 else min(len(buffer), limit)
         if found < 0 and buffer.endswith(b"\r", 0, end):
-            end -= 1  # a lone CR or half of a CRLF: the next byte tells
+            end -= 1  # a lone CR or half of a CRLF: the next byte decides
         fresh = buffer[self._scanned : end]
         rest = fresh.translate(None, _FIELD_BYTES)
         if 2 * fresh.count(b"\r\n") != len(rest):
@@ -336,7 +336,7 @@ class HttpServer:
     def _parse_head(self, raw: bytes) -> RequestHead:
         request_line, *field_lines = raw[:-4].split(b"\r\n")
         method, target, version = _split_request_line(request_line)
-        # Known before anything else can be refused: the refusal is an answer to this method.
+        # Set before anything can be refused, because a refusal also answers this method.
         self._bodiless = method == b"HEAD"
         path, query = _split_target(method, target)
         if len(field_lines) > _MAX_FIELDS:
@@ -356,8 +356,8 @@ class HttpServer:
             raise _malformed("the request head is not valid HTTP/1.1")
 
         self._framed = version == b"1.1"
-        # HTTP/1.0 connections end after one answer: keeping them would be optional (RFC 9112,
-        # section 9.3) and would need a header that proxies of that age pass on by mistake.
+        # HTTP/1.0 connections end after one answer: keeping them open is optional (RFC 9112,
+        # section 9.3) and needs a header that old proxies forward by mistake.
         self._close = version == b"1.0" or b"close" in fields.tokens(b"connection")
         return RequestHead(
             method=method,
@@ -381,7 +381,7 @@ class HttpServer:
             self._remaining -= size
             self._pass_on(data)
             return None if self._remaining else self._end_body()
-        # The body is accumulated where it was received: one copy, whatever the size of the reads.
+        # The body stays in the input buffer until it is complete: one copy, however it was split.
         size = self._remaining
         if len(self._buffer) < size:
             return None
@@ -394,13 +394,14 @@ class HttpServer:
             return bytes(view[start:end])
 
     def _pass_on(self, data: bytes) -> None:
-        """Decode ``data``, the next of the body. May raise: it has to be counted as read before."""
+        """Decode ``data``, the next bytes of the body. As this may raise, they must be removed from
+        the buffer before."""
         if self._decoder is not None:
             self._decoder.receive(data)
 
     def _read_chunked_body(self) -> RequestBody | None:
         buffer = self._buffer
-        at = 0  # everything before is used up, and deleted in one go
+        at = 0  # parsed bytes, which are removed from the buffer in one step at the end
         try:
             while True:
                 if self._chunk is _Chunk.DATA:
@@ -412,7 +413,7 @@ class HttpServer:
                         self._pass_on(data)
                         if self._remaining:
                             return None
-                    # Left where it was received until it is complete, as a sized body is.
+                    # A chunk stays in the input buffer until it is complete, like a sized body.
                     data_end = at + self._remaining
                     crlf = buffer[data_end : data_end + 2]
                     if not b"\r\n".startswith(crlf):
@@ -438,7 +439,7 @@ class HttpServer:
             del buffer[:at]
 
     def _framing_line(self, at: int) -> bytes | None:
-        """The line of chunk framing that begins at ``at``, without its CRLF, if it is complete."""
+        """The line of chunk framing at ``at``, without its CRLF; None if it is incomplete."""
         end = self._buffer.find(b"\n", at, at + _MAX_FRAMING_LINE + 2)
         if end < 0:
             if len(self._buffer) - at >= _MAX_FRAMING_LINE + 2:
@@ -469,8 +470,8 @@ class HttpServer:
         self._chunk = _Chunk.DATA if size else _Chunk.TRAILER
 
     def _drop_trailer(self, line: bytes) -> None:
-        # Trailers are never merged into the headers that were acted on (RFC 9110, section 6.5.1),
-        # so what they say cannot matter; that they are well formed does.
+        # Trailers are never merged into the headers (RFC 9110, section 6.5.1), so their content has
+        # no effect; but they must be well formed.
         if _TRAILER_LINE.fullmatch(line) is None:
             raise _malformed("a trailer field is malformed; leave trailers out, they are not used")
         self._count_extras(len(line) + 2)
@@ -484,22 +485,23 @@ class HttpServer:
             )
 
     def _end_body(self, data: bytes = b"") -> RequestBody:
-        """The body is complete: ``data``, unless there is a decoder, which has all of it."""
+        """The event of a complete body. ``data``: the body, unless it was passed to a decoder."""
         self._reading = _Reading.NOTHING
         self._continue_owed = False
         self._body.clear()
         if self._close:
-            self._buffer.clear()  # the client said that nothing follows, or nothing may
+            self._buffer.clear()  # no request can follow
         decoder, self._decoder = self._decoder, None
         return RequestBody(data if decoder is None else decoder.finish())
 
     # ------------------------------------------------------------------ output
 
     def wants_body(self) -> bytes:
-        """What to send once it is decided that the body will be read: 100 Continue, or nothing.
+        """A 100 Continue, if the client waits for one, else ``b""``. Call it when the body will be
+        read.
 
-        The interim answer is due only if the client asked for it and none of the body has come
-        (RFC 9110, section 10.1.1), and only once.
+        It is sent once, and only if the client asked for it and nothing of the body was received
+        (RFC 9110, section 10.1.1).
         """
         if not self._continue_owed or self._buffer:
             return b""
@@ -514,10 +516,10 @@ class HttpServer:
         *,
         close: bool = False,
     ) -> bytes:
-        """A whole answer. Also before any request, for instance 408 to a head that is too late.
+        """A complete answer. Allowed before a request, for example a 408 if its head is too late.
 
-        ``content-length`` is added, and ``connection: close`` when the connection cannot serve
-        another request, which ``close`` asks for. The answer to HEAD is the same without the body.
+        ``content-length`` is added, and ``connection: close`` if no further request can be served
+        or ``close`` is set. The answer to HEAD is the same without the body.
 
         Raises:
             LocalProtocolError: the answer has begun; ``status`` is not 200 to 999; ``body`` with
@@ -535,9 +537,9 @@ class HttpServer:
         return head if bodiless else head + body
 
     def start_stream(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """The head of a 200 whose body follows by ``stream``, and ends with ``end_stream``.
+        """The head of a 200 answer; ``stream`` writes its body and ``end_stream`` ends it.
 
-        The body is chunked; for an HTTP/1.0 client it is not framed and ends with the connection.
+        The body is chunked; for an HTTP/1.0 client it is unframed and ends with the connection.
 
         Raises:
             LocalProtocolError: there is no request; the answer has begun; a header is malformed,
@@ -569,8 +571,9 @@ class HttpServer:
         except h11.LocalProtocolError as exc:
             raise LocalProtocolError(f"the answer cannot be written: {exc}") from exc
 
-        # Nothing can be refused from here on. A request that is in but was not looked at, such as
-        # one without a body, costs the connection nothing; one that is not has to end it.
+        # Nothing can raise from here on. If the request was received completely but not parsed to
+        # its end, the connection can be kept; if it was not, its rest cannot be told from a next
+        # request.
         if self._reading is not _Reading.NOTHING:
             self._drop_body()
             if not self._in_request or not isinstance(self.next_event(), RequestBody):
@@ -585,7 +588,7 @@ class HttpServer:
         return self._h11.send(response)
 
     def stream(self, data: bytes) -> bytes:
-        """The next part of a stream's body, framed; ``b""`` for nothing, and for HEAD.
+        """The next part of a stream's body, framed; ``b""`` if ``data`` is empty, and for HEAD.
 
         Raises:
             LocalProtocolError: no stream is under way.
@@ -597,7 +600,8 @@ class HttpServer:
         return b"" if self._bodiless else data
 
     def end_stream(self) -> bytes:
-        """The end of a stream; for an HTTP/1.0 client that is the connection's, so ``b""``.
+        """The end of a stream; ``b""`` for an HTTP/1.0 client, whose stream ends with the
+        connection.
 
         Raises:
             LocalProtocolError: no stream is under way.
@@ -613,20 +617,20 @@ class HttpServer:
 
     @property
     def answer_done(self) -> bool:
-        """Whether the answer was handed out completely."""
+        """Whether the answer is complete."""
         return self._answer is _Answer.DONE
 
     @property
     def must_close(self) -> bool:
-        """Whether this connection can serve no further request.
+        """Whether the connection has to be closed after the answer.
 
-        Either side asked for it, the client speaks HTTP/1.0 or what it sent was refused, or the
-        answer began before the request was complete. Final once ``answer_done``.
+        The reasons: either side asked for it, the client speaks HTTP/1.0, its input was refused, or
+        the answer began before the request was complete. Final when ``answer_done``.
         """
         return self._close
 
     def start_next(self) -> None:
-        """Get ready for the next request, which may be buffered already: take its events.
+        """Begin the next exchange. Its request may be buffered, so take events after this call.
 
         Raises:
             LocalProtocolError: the answer is not complete, or the connection must close.
@@ -653,7 +657,7 @@ class HttpServer:
 
 
 class _RefusedError(Exception):
-    """Carries a ``BadRequest`` out of the parsers; never leaves this module."""
+    """Passes a ``BadRequest`` from the parsers to ``next_event``; never leaves this module."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -676,11 +680,11 @@ def _body_too_large(limit: int) -> _RefusedError:
 
 _REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
-# Headers of an answer that say how it is framed and what becomes of the connection.
+# Headers of an answer that describe its framing and the connection: set here, not by the caller.
 _OWN_HEADERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
-# RFC 9110, section 5.5, lets a recipient keep control characters in field values. None has a use
-# and several have meant the end of a line to somebody.
+# RFC 9110, section 5.5, allows recipients to keep control characters in field values. They have no
+# use, and some parsers take several of them for the end of a line.
 _FIELD_BYTES = bytes([0x09, *range(0x20, 0x7F), *range(0x80, 0x100)])
 _STRAY = re.compile(rb"(?<!\r)\n|\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
@@ -691,7 +695,7 @@ _VERSION = re.compile(rb"HTTP/([0-9]\.[0-9])")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _SCHEME = re.compile(rb"https?://", re.IGNORECASE)
 
-# RFC 9112, section 7.1.1. More digits than 16 cannot be meant.
+# RFC 9112, section 7.1.1. 16 digits are enough for 64 bits.
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
 _CHUNK_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})"
@@ -699,8 +703,8 @@ _CHUNK_LINE = re.compile(
 )
 _TRAILER_LINE = re.compile(_TOKEN + rb":[\t\x20-\x7e\x80-\xff]*")
 
-# RFC 3986, section 3.2.2, without userinfo. The comma is left out although a name may hold it: a
-# comma is what two Host fields become when something on the way folds them into one.
+# RFC 3986, section 3.2.2, without userinfo. A name may contain a comma, but it is refused here: an
+# intermediary may have joined two Host fields with it.
 _HOST = re.compile(
     rb"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?:[-.~_!$&'()*+;=0-9A-Za-z]|%[0-9A-Fa-f]{2})+)"
     rb"(?::(?P<port>[0-9]{0,5}))?"
@@ -708,7 +712,7 @@ _HOST = re.compile(
 
 
 def _stray_byte(buffer: bytearray, end: int) -> _RefusedError:
-    """The refusal of a head that has a byte it cannot have before ``end``."""
+    """The error for a head with a forbidden byte before ``end``."""
     if buffer.startswith(b"\x16"):
         return _malformed("this looks like TLS and the port speaks plain HTTP; use http://")
     match = _STRAY.search(buffer, 0, end)
@@ -721,7 +725,7 @@ def _stray_byte(buffer: bytearray, end: int) -> _RefusedError:
 
 
 def _split_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Method, target, version as ``b"1.1"`` or ``b"1.0"``."""
+    """The method, the target, and the version: ``b"1.1"`` or ``b"1.0"``."""
     parts = line.split(b" ")
     if len(parts) != 3:
         raise _malformed("the request line must be a method, a target and HTTP/1.1, one space each")
@@ -739,9 +743,9 @@ def _split_request_line(line: bytes) -> tuple[bytes, bytes, bytes]:
 def _split_target(method: bytes, target: bytes) -> tuple[str, bytes]:
     """Path and query of a target in origin form or absolute form (RFC 9112, section 3.2).
 
-    A client that takes this server for its proxy sends ``http://host/path``, and every server has
-    to accept it. So does one behind something that ends TLS, with https. The other two forms are
-    for proxies (CONNECT) and for questions about the server as a whole (OPTIONS), and not served.
+    Clients send ``http://host/path`` to a proxy, and every server has to accept it; behind a TLS
+    terminator it may be https. The other two forms are for proxies (CONNECT) and for the server as
+    a whole (OPTIONS), and are refused.
     """
     if _TARGET.fullmatch(target) is None:
         raise _malformed("the request target has a character that must be percent-encoded")
@@ -764,7 +768,7 @@ def _split_target(method: bytes, target: bytes) -> tuple[str, bytes]:
 
 
 def _split_field(line: bytes) -> tuple[bytes, bytes]:
-    """Lower-case name and trimmed value of a field line."""
+    """The name, in lower case, and the trimmed value of a field line."""
     match = _FIELD.fullmatch(line)
     if match is None:
         if line.startswith((b" ", b"\t")):
@@ -780,7 +784,7 @@ def _split_field(line: bytes) -> tuple[bytes, bytes]:
 
 @attrs.define
 class _Fields:
-    """The header fields as they came, before anybody merged or tidied them."""
+    """The header fields as received, before any are merged."""
 
     items: list[tuple[bytes, bytes]]
 
@@ -795,9 +799,9 @@ class _Fields:
 
 
 def _check_host(values: list[bytes], version: bytes) -> None:
-    """RFC 9112, section 3.2: one valid Host, which HTTP/1.0 may leave out.
+    """Require exactly one valid Host (RFC 9112, section 3.2), which HTTP/1.0 may leave out.
 
-    An empty one is lawful only where a target has no authority, and http targets have one
+    An empty Host is allowed only for a target without an authority, and http targets have one
     (RFC 9110, section 4.2.1).
     """
     if not values:
@@ -823,10 +827,11 @@ def _is_authority(value: bytes) -> bool:
 
 
 def _body_framing(fields: _Fields, version: bytes, max_body: int) -> tuple[int | None, bool]:
-    """The declared length in bytes, if any, and whether the body is chunked.
+    """The declared length in bytes, if any, and whether the body is chunked (RFC 9112, section
+    6.3).
 
-    RFC 9112, section 6.3, with every choice that it leaves to the recipient made against the
-    request: wherever two recipients may differ about where a body ends, requests are smuggled.
+    Where the RFC lets a recipient choose, the request is refused: wherever two recipients may
+    disagree about the end of a body, requests can be smuggled.
     """
     lengths = fields.values(b"content-length")
     codings = fields.values(b"transfer-encoding")
@@ -846,7 +851,7 @@ def _body_framing(fields: _Fields, version: bytes, max_body: int) -> tuple[int |
     if not digits.isdigit():  # of bytes: ASCII digits only
         raise _malformed("Content-Length must be decimal digits and nothing else")
     significant = digits.lstrip(b"0") or b"0"
-    # Conversion is quadratic in the digits, and refused beyond some thousands.
+    # Checked before int(), which takes quadratic time and raises for thousands of digits.
     if len(significant) > _MAX_LENGTH_DIGITS or int(significant) > max_body:
         raise _body_too_large(max_body)
     return int(significant), False

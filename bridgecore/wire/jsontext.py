@@ -1,25 +1,24 @@
-"""JSON text as slices of itself: the one reader for everything that comes from outside.
+"""Reads JSON from peers, and splits objects and arrays into slices of their text.
 
-What belongs here: taking JSON apart without writing it again, so that what is passed on is passed
-on byte for byte; and the limits of reading, so that no other module has to know what a decoder
-raises.
+What belongs here: splitting JSON without writing it again, so that parts can be passed on byte for
+byte; and the limits of reading, so that no other module has to know what a decoder raises.
 
-msgspec does the reading. It refuses one thing that the JSON grammar allows and that real peers
-send: an escape for half of a surrogate pair, such as ``\\ud83d`` alone, which is what is left when
-somebody cuts a string in the middle of an emoji (RFC 8259, section 8.2, says that the behaviour of
-receivers is unpredictable). Text that msgspec refuses and that has such an escape is read by the
-standard library's scanner, which keeps the halves as they are. So there is one answer for a text,
-whatever its white space and whoever asks.
+The reader is msgspec. It refuses one thing that the JSON grammar allows and that real peers send:
+an escape for half of a surrogate pair, such as ``\\ud83d`` alone, which is left when a string is
+cut in the middle of an emoji (RFC 8259, section 8.2, calls the behaviour of receivers
+unpredictable). Text that msgspec refuses and that has such an escape is read by the standard
+library's scanner, which keeps the halves as they are. So the result for a text does not depend on
+its white space or on which function reads it.
 
 Every function raises ``UnreadableError``, and nothing else, for what is not JSON or not of the
 expected shape, is nested too deeply, or has numbers too large to be read. Nesting has two limits:
 
-* Decoders stop where CPython's recursion limit stops them, also in what they only skip (at some
-  850 levels in CPython 3.11, several thousand in later ones). That bounds what is passed on: it is
-  refused where it comes in, because there it is taken apart for the first time.
-* What is built as Python values is walked and written again, a call for each level, deeper in the
-  stack than it was read. ``MAX_DEPTH`` leaves room for that, so that a value that was read can be
-  written wherever it is needed.
+* Decoders fail at CPython's recursion limit, also in values that they only skip (at about 850
+  levels in CPython 3.11, several thousand in later versions). This limits the text that is passed
+  on: it is refused where it is received, because that is where it is split first.
+* Python values are later walked and written with a call for each level, deeper in the stack than
+  where they were read. ``MAX_DEPTH`` leaves room for that, so that a value that could be read can
+  also be written.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ import msgspec
 from bridgecore.errors import BridgecoreError
 
 T = TypeVar("T")
-Text: TypeAlias = bytes | msgspec.Raw  # a part of what was read is a Raw, a view of its bytes
+Text: TypeAlias = bytes | msgspec.Raw  # a Raw is a part of a text, a view of its bytes
 
 # Levels of arrays and objects in a value. CPython 3.11 lets all calls together recurse 1,000 times:
 # half of it is for JSON, the other half for the stack of those who read it. What clients send has
@@ -52,14 +51,14 @@ _FAILURES: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Val
 
 
 class UnreadableError(BridgecoreError):
-    """The text is no JSON that can be read here, or not of the shape that was asked for.
+    """The text is not JSON that can be read, or not of the expected shape.
 
-    The message says why, and repeats nothing of the text but names that the caller asked for.
+    The message says why, and contains nothing of the text except names that the caller asked for.
     """
 
 
 class WrongShapeError(UnreadableError):
-    """The text is JSON, as far as it was read, but not of the shape that was asked for."""
+    """The text is JSON, as far as it was read, but not of the expected shape."""
 
 
 class TooDeepError(UnreadableError):
@@ -67,8 +66,8 @@ class TooDeepError(UnreadableError):
 
 
 def read_value(text: Text) -> Any:
-    """``text`` as Python values, of at most ``MAX_DEPTH`` levels; half a surrogate pair stays one
-    (``"\\ud83d"``)."""
+    """``text`` as Python values of at most ``MAX_DEPTH`` levels. Half a surrogate pair is kept as
+    it is (``"\\ud83d"``)."""
     value = _read(text, _any, _strict_value)
     nests = isinstance(value, dict | list) and len(text) >= _SHORTEST
     if nests and _depth(bytes(text)) > MAX_DEPTH:
@@ -101,7 +100,7 @@ def reader(kind: type[T]) -> Callable[[Text], T]:
 
 
 def begins(text: Text, mark: bytes) -> bool:
-    """Whether ``text`` begins with ``mark``: what kind of value a part is, without copying it."""
+    """Whether ``text`` begins with ``mark``: tells the kind of a value without copying it."""
     return bytes(memoryview(text)[: len(mark)]) == mark
 
 
@@ -122,7 +121,7 @@ def _read(text: Text, fast: Callable[[Text], T], tolerant: Callable[[str], T]) -
 
 
 def _read_again(text: Text, error: Exception, tolerant: Callable[[str], T]) -> T:
-    """Read with ``tolerant`` what ``error`` kept the fast decoder from reading."""
+    """Read ``text`` with ``tolerant``, if the reason of ``error`` may be half a surrogate pair."""
     if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(text):
         raise _unreadable(error) from None
     try:
@@ -132,7 +131,7 @@ def _read_again(text: Text, error: Exception, tolerant: Callable[[str], T]) -> T
 
 
 def _unreadable(error: Exception) -> UnreadableError:
-    """What is raised in place of ``error``, one of ``_FAILURES``."""
+    """The error to raise instead of ``error``, one of ``_FAILURES``."""
     if isinstance(error, RecursionError):
         return TooDeepError("it is nested too deeply")
     kind = WrongShapeError if isinstance(error, msgspec.ValidationError) else UnreadableError
@@ -161,12 +160,12 @@ _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # a level more; o
 
 
 def _depth(text: bytes) -> int:
-    """How deep ``text``, which is JSON, is nested; or any number that is not less and not more than
-    ``MAX_DEPTH``, if it has so few brackets that there is no need to measure it."""
+    """How deeply ``text``, which is JSON, is nested. If it has at most ``MAX_DEPTH`` brackets, it
+    is not measured and their number is returned, which is an upper bound."""
     brackets = text.count(b"[") + text.count(b"{")
     if brackets <= MAX_DEPTH:
         return brackets
-    # Escaped backslashes go first: then a backslash before a quote escapes it.
+    # Remove escaped backslashes first: after that, a backslash before a quote escapes the quote.
     bare = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NOT_STRUCTURE)
     steps = b"".join(bare.split(b'"')[::2]).translate(_STEPS)
     return max(accumulate(memoryview(steps).cast("b")))
@@ -176,22 +175,22 @@ def _depth(text: bytes) -> int:
 
 
 def scan_members(text: str, decoder: json.JSONDecoder) -> dict[str, str]:
-    """The members of the object that ``text`` is, each value as it is written.
+    """The members of an object, each value as it is written.
 
-    For text that no client of ours is shown as it is, such as an error: ``decoder`` may take more
-    than JSON, and finds out where the values end. How deep it can follow depends on where in the
-    stack it is called.
+    ``decoder`` finds the end of each value and may accept more than JSON. So this is for text that
+    is not passed on as it is, such as an error. The depth that it can read depends on the depth of
+    the stack where it is called.
     """
     return _scan(lambda: dict(_each_member(text, decoder)))
 
 
 def scan_array(text: str, decoder: json.JSONDecoder) -> list[str]:
-    """The elements of the array that ``text`` is, as ``scan_members`` gives members."""
+    """The elements of an array, read like the members of ``scan_members``."""
     return _scan(lambda: list(_each_element(text, decoder)))
 
 
 def scan_value(text: str, decoder: json.JSONDecoder) -> Any:
-    """What ``text`` says, as ``decoder`` reads it."""
+    """``text`` as the Python value that ``decoder`` reads."""
     return _scan(lambda: decoder.decode(text))
 
 
@@ -209,7 +208,7 @@ def _each_member(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, st
         if text[at : at + 1] != '"':
             raise ValueError(f"no member begins at character {at}")
         name, at = read(text, at)
-        name.encode()  # half a surrogate pair in a name: it could not be written again
+        name.encode()  # refuse half a surrogate pair in a name, which could not be written again
         at = _skip(text, at)
         if text[at : at + 1] != ":":
             raise ValueError(f"no value at character {at}")
@@ -250,7 +249,7 @@ def _opened(text: str, bracket: str) -> int:
 
 
 def _next(text: str, at: int, bracket: str) -> int:
-    """Where the next element begins, or the bracket that ends them stands."""
+    """The position of the next element, or of the closing bracket."""
     at = _skip(text, at)
     if text[at : at + 1] == bracket:
         return at

@@ -1,8 +1,8 @@
-"""The Responses API's JSON: what routing needs of it, everything else byte for byte.
+"""The JSON of the Responses API: parses what routing needs, keeps the rest byte for byte.
 
-What belongs here: reading the create body of a client and the events of an upstream, and writing
-the few objects that are the bridge's own. Shapes come from the Responses API reference and its
-WebSocket mode; see docs, "Protocol notes".
+What belongs here: parsing the request bodies of clients and the events of upstreams, and writing
+the few events and errors that the bridge makes itself. Shapes are those of the Responses API
+reference and its WebSocket mode; see "Protocol notes" in the documentation.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CREATE = msgspec.Raw(b'"response.create"')
 
 
 class InvalidBodyError(BridgecoreError):
-    """A request body that cannot be a turn. ``message`` says what is wrong and what to do."""
+    """An invalid request body. ``message`` says what is wrong and what to do; ``param`` where."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -51,17 +51,17 @@ class InvalidBodyError(BridgecoreError):
 
 @attrs.frozen
 class CreateRequest:
-    """A ``POST /v1/responses`` body, taken apart once, as far as the bridge has to know it.
+    """A ``POST /v1/responses`` body, parsed once, as far as the bridge needs it.
 
     Attributes:
-        frame: the ``response.create`` event that goes upstream: the client's own members, each
-            value byte for byte, with ``type`` and without what belongs to HTTP or to the
-            connection (``_HTTP_ONLY``).
-        members: those of ``frame``, in their order, as views of it.
+        frame: the ``response.create`` event to send upstream: the client's members, each value byte
+            for byte, with a ``type`` and without those that concern HTTP or the connection
+            (``_HTTP_ONLY``).
+        members: the members of ``frame``, in order, as views of it.
         stream: whether the client wants a stream of events.
-        store: whether the upstream is to store the response.
+        store: whether the upstream should store the response.
         previous_response_id: the response that the client continues.
-        model: None where a ``prompt`` brings it along.
+        model: None if it is defined by a ``prompt``.
     """
 
     frame: bytes = attrs.field(repr=False)
@@ -72,36 +72,36 @@ class CreateRequest:
     model: str | None
 
     def frame_with(self, **changes: Text | None) -> bytes:
-        """``frame`` with the members ``changes``, or without those that are None there; all else
-        as it came, byte for byte."""
+        """``frame`` with the members in ``changes``, and without those that are None there. All
+        other members are kept byte for byte."""
         members = {**self.members, **changes}
         return write_object({name: raw for name, raw in members.items() if raw is not None})
 
 
-# Ids of up to 465 characters are in use. Longer ones are kept nowhere, so that memory does not
-# depend on what strangers call their responses.
+# Ids of up to 465 characters are in use. The limit bounds the memory that an id can take.
 MAX_RESPONSE_ID = 4096  # bytes of UTF-8
 
 _HTTP_ONLY = (
     "stream",  # a WebSocket always streams
     "stream_options",  # of the SSE stream
-    "background",  # not in WebSocket mode; true was refused
-    "stream_id",  # names a lane of the connection, and that is the bridge's
+    "background",  # does not exist in WebSocket mode; true was refused before
+    "stream_id",  # names a lane of the connection, which the bridge assigns
     "type",  # the frame has its own
 )
 
 
 def parse_create(body: bytes) -> CreateRequest:
-    """Read a create body.
+    """Parse a request body.
 
     Raises:
-        InvalidBodyError: no JSON object; neither a string ``model`` nor a ``prompt``; a routing
-            field of a wrong type; ``background``, which WebSocket mode does not have; a
-            ``previous_response_id`` of more than ``MAX_RESPONSE_ID`` bytes; nested too deeply.
+        InvalidBodyError: it is not a JSON object or nested too deeply; it has neither a string
+            ``model`` nor a ``prompt``; a field that routing needs has a wrong type;
+            ``background`` is true, which WebSocket mode does not support;
+            ``previous_response_id`` is longer than ``MAX_RESPONSE_ID`` bytes.
     """
     members = _read_body(body)
     model = _member(members, "model", str)
-    # A prompt template brings its model along.
+    # A prompt template defines its model.
     if model is None and not begins(members.get("prompt", _NULL), b"{"):
         raise InvalidBodyError(
             "The request body must have a 'model' that is a string, or a 'prompt'.", "model"
@@ -127,7 +127,7 @@ def parse_create(body: bytes) -> CreateRequest:
         frame=frame,
         members=members,
         stream=bool(stream),
-        store=store is not False,  # the API stores unless told not to
+        store=store is not False,  # the API's default is true
         previous_response_id=previous,
         model=model,
     )
@@ -135,7 +135,7 @@ def parse_create(body: bytes) -> CreateRequest:
 
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        body.decode()  # a WebSocket text message has to be UTF-8
+        body.decode()  # a WebSocket text message must be UTF-8
         return read_members(body)
     except UnicodeDecodeError as exc:
         raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
@@ -149,12 +149,12 @@ def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
 
 def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
     raw = members.get(name, _NULL)
-    if raw == _NULL:  # to the API, as good as absent
+    if raw == _NULL:  # the API treats null as absent
         return None
     with suppress(UnreadableError, UnicodeEncodeError):
         value = read_value(raw)
         if isinstance(value, str):
-            value.encode()  # half a surrogate pair could not be written again
+            value.encode()  # refuse half a surrogate pair, which could not be written again
         if isinstance(value, kind):
             return value
     word = {str: "a string", bool: "a boolean"}[kind]
@@ -162,13 +162,15 @@ def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
 
 
 def _write_frame(members: dict[str, msgspec.Raw]) -> tuple[bytes, dict[str, msgspec.Raw]]:
-    """A frame of ``members``; and those as views of it, so that the body can be let go."""
+    """A frame with ``members``, and its members as views of it, so that the body can be freed."""
     frame = write_object(members)
     view = memoryview(frame)
     views = {}
     at = 0
     for name, raw in members.items():
-        at += len(msgspec.json.encode(name)) + 2  # a bracket or comma before it, a colon after it
+        at += (
+            len(msgspec.json.encode(name)) + 2
+        )  # the bracket or comma before and the colon after it
         views[name] = msgspec.Raw(view[at : at + len(raw)])
         at += len(raw)
     return frame, views
@@ -178,24 +180,24 @@ def _write_frame(members: dict[str, msgspec.Raw]) -> tuple[bytes, dict[str, msgs
 
 
 class EventKind(enum.Enum):
-    """What an upstream event means for a turn."""
+    """The meaning of an upstream event for its turn."""
 
     CREATED = "created"
-    PROGRESS = "progress"  # of a response, but no output: queued, in_progress
+    PROGRESS = "progress"  # response.queued, response.in_progress: no output
     OUTPUT = "output"
-    ENDED = "ended"  # the terminal event
-    ERROR = "error"  # an in-band error frame
-    OTHER = "other"  # not known here, or not of a response: passed through
+    ENDED = "ended"  # a terminal event
+    ERROR = "error"  # an error message on the connection
+    OTHER = "other"  # unknown, or not about a response: passed on
 
 
 @attrs.define
 class UpstreamEvent:
-    """One event. ``data`` is the JSON text as it came; ``type`` is safe in an SSE field.
+    """One event. ``data``: the JSON text as received; ``type``: can be written in an SSE field.
 
-    ``response`` and ``item`` are the ids of the response and of the output item that it names.
+    ``response``, ``item``: the ids of the response and of the output item that the event names.
 
-    Most events are passed on as they came. What else is asked of one is read from ``data`` when it
-    is first asked for, once for everybody who asks.
+    Most events are passed on unread. The other properties are parsed from ``data`` on first use and
+    then kept, so that nothing is parsed twice.
     """
 
     kind: EventKind
@@ -206,7 +208,7 @@ class UpstreamEvent:
 
     @cached_property
     def members(self) -> Mapping[str, Text]:
-        """Its members, each value byte for byte; empty if it cannot be read."""
+        """The members, each value byte for byte; empty if the event cannot be parsed."""
         try:
             return read_members(self.data)
         except UnreadableError:
@@ -214,7 +216,7 @@ class UpstreamEvent:
 
     @cached_property
     def response_members(self) -> Mapping[str, Text] | None:
-        """The members of the response object that it carries; None if it carries none."""
+        """The members of the response object in the event; None if there is none."""
         try:
             return read_members(self.members.get("response", _NULL))
         except UnreadableError:
@@ -222,25 +224,24 @@ class UpstreamEvent:
 
     @cached_property
     def known_error(self) -> ErrorFrame | None:
-        """The error that it carries; None if there is none in a known shape."""
+        """The error in the event; None if there is none in a known shape."""
         return error_among(self.members)
 
     @property
     def error(self) -> ErrorFrame:
-        """The error that it carries; an empty one if there is none in a known shape."""
+        """The error in the event; an empty one if there is none in a known shape."""
         return self.known_error or ErrorFrame()
 
     @property
     def stored(self) -> bool | None:
-        """Whether the response that it carries says that the upstream stores it; None if it does
-        not say. An organisation without retention gets ``"store": false`` for a request that left
-        ``store`` out."""
+        """``store`` of the response in the event; None if it has none. It may differ from the
+        request: for an organisation without retention it is false where the request had none."""
         store = (self.response_members or {}).get("store", _NULL)
         return {b"true": True, b"false": False}.get(bytes(store))
 
     @property
     def sequence_number(self) -> int:
-        """Its ``sequence_number``; -1 if it has none."""
+        """The ``sequence_number``; -1 if there is none."""
         number = _value_of(self.members.get("sequence_number"))
         return number if isinstance(number, int) and not isinstance(number, bool) else -1
 
@@ -255,15 +256,15 @@ _KINDS = {
     b"response.completed": EventKind.ENDED,
     b"response.failed": EventKind.ENDED,
     b"response.incomplete": EventKind.ENDED,
-    # The only end that some upstreams send; others send response.done after response.completed.
+    # Some upstreams end with it; others send it after response.completed.
     b"response.done": EventKind.ENDED,
     b"response.cancelled": EventKind.ENDED,
     b"response.canceled": EventKind.ENDED,
     b"error": EventKind.ERROR,
 }
-# The families of events that bear output (API reference, "Streaming events"): an output item, a
-# part of one, or the progress of a tool that the service itself runs. Any other ``response.*``
-# event says something about the response, as ``response.metadata`` does: recovery goes on.
+# Events that are output (API reference, "Streaming events"): an output item, a part of one, or the
+# progress of a tool that the service runs. Any other ``response.*`` event, such as
+# ``response.metadata``, is no output, so the turn can still be replayed after it.
 _OUTPUT = re.compile(
     rb"response\.(?:output_\w+|content_part|refusal|reasoning\w*|audio\w*|function_call\w*"
     rb"|custom_tool_call\w*|mcp_\w+|\w+_call(?:_\w+)?)(?:\.\w+)+"
@@ -280,7 +281,7 @@ class _Named(msgspec.Struct):
 
 
 class _Envelope(msgspec.Struct):
-    """What routing needs of an event. Everything else is skipped, not built."""
+    """The members of an event that routing needs. All others are skipped and not decoded."""
 
     type: str
     response: _Named | None = None
@@ -293,11 +294,11 @@ _read_envelope = reader(_Envelope)
 
 
 def read_event(data: bytes) -> UpstreamEvent | None:
-    """Tell what an upstream message is.
+    """Parse an upstream message; None if it is noise.
 
-    None: it is noise. That is anything but a JSON object with a string ``type``, unless it is an
-    error in one of the shapes that have no type. Upstreams that were SSE servers yesterday, or
-    that keep their sockets warm, send blank frames, ``null``, ``ping`` and ``[DONE]``.
+    Noise is anything but a JSON object with a string ``type``, or an error in one of the shapes
+    without a type. Upstreams that began as SSE servers, or that keep their connections alive, send
+    blank messages, ``null``, ``ping`` and ``[DONE]``.
     """
     try:
         found = _read_envelope(data)
@@ -320,7 +321,7 @@ def read_event(data: bytes) -> UpstreamEvent | None:
 
 
 def _read_odd_event(data: bytes) -> UpstreamEvent | None:
-    """``read_event`` of what is JSON, but not with every member of the usual type."""
+    """``read_event`` for JSON in which a member has not its usual type."""
     try:
         value = read_value(data)
     except UnreadableError:
@@ -329,7 +330,7 @@ def _read_odd_event(data: bytes) -> UpstreamEvent | None:
         return None
     name = value.get("type")
     if not isinstance(name, str):
-        # In some shapes an error has no type (see bridgecore.wire.errors): it is one all the same.
+        # Some shapes of errors have no type (see bridgecore.wire.errors).
         event = UpstreamEvent(EventKind.ERROR, b"error", data)
         return None if event.known_error is None else event
     known = _kind(name)
@@ -345,11 +346,12 @@ def _member_of(value: object, name: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-@lru_cache(maxsize=256)  # most events have one of some thirty names
+@lru_cache(maxsize=256)  # there are some thirty names; bounded, as upstreams choose them
 def _kind(name: str) -> tuple[EventKind, bytes] | None:
-    """What events of that name are, and the name as bytes; None if no SSE field can say it."""
+    """The kind of events with this name, and the name as bytes; None if it cannot be written in an
+    SSE field."""
     if not name or not name.isprintable():
-        return None  # it would break out of its SSE field, or be none
+        return None  # a line break would end the SSE field
     try:
         raw = name.encode()
     except UnicodeEncodeError:
@@ -361,7 +363,7 @@ def _kind(name: str) -> tuple[EventKind, bytes] | None:
 
 
 def _value_of(raw: Text | None) -> Any:
-    """What ``raw`` says; None if there is none, or it cannot be read."""
+    """``raw`` as a Python value; None if there is none, or it cannot be read."""
     try:
         return None if raw is None else read_value(raw)
     except UnreadableError:
@@ -373,18 +375,18 @@ def _value_of(raw: Text | None) -> Any:
 
 @attrs.frozen
 class Terminal:
-    """A terminal event, read once, as the client is shown it.
+    """A terminal event, parsed once, in the form in which it is sent to the client.
 
     Attributes:
-        event: one of the three standard ones, its output complete.
-        outcome: what the event says.
+        event: one of the three standard ones, with its complete output.
+        outcome: how the response ended.
         response: the response object.
         response_id: its id.
-        output: its items, None if nobody knows them.
-        items: the ids of those that have one.
-        store: whether the upstream stores it; None if it does not say.
-        usage: tokens of the whole context that was read, and of what was written, as the upstream
-            counted them; zeros if it did not.
+        output: its output items; None if they are unknown.
+        items: the ids of those items that have one.
+        store: whether the upstream stores the response; None if the event does not say.
+        usage: input tokens (of the whole context) and output tokens, as counted by the upstream;
+            zeros if it did not count.
     """
 
     event: UpstreamEvent
@@ -410,16 +412,16 @@ _CANCELLED = (
 
 
 def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
-    """Read a terminal event; None if it carries no response that can be read.
+    """Parse a terminal event; None if there is no response in it that can be read.
 
-    Two things are mended, so that the stream, the JSON answer and what is remembered say the same;
-    otherwise the event stays as it came, byte for byte:
+    Two things are repaired, so that the stream, the JSON answer and the transcript agree. Otherwise
+    the event is kept byte for byte:
 
-    * an ``output`` that is empty, shorter than what was streamed or malformed is completed from
+    * an ``output`` that is empty, malformed or shorter than what was streamed is completed from
       ``streamed``, the ``response.output_item.done`` events of the answer;
-    * ``response.done`` and ``response.cancelled`` become the standard event that the response's
-      ``status`` names; if that names no end, the event's own name says how it ended. A cancelled
-      response is a failed one to those who wait for its answer.
+    * ``response.done`` and ``response.cancelled`` are replaced by the standard event for the
+      response's ``status``; if that is no final status, by the one for the name of the event. To a
+      client that waits for the answer, a cancelled response is a failed one.
     """
     if event.response_members is None:
         return None
@@ -461,7 +463,7 @@ def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal |
 
 
 def _text_of(raw: Text | None) -> str:
-    """The string that ``raw`` is; empty if it is none."""
+    """``raw`` as a string; empty if it is none."""
     value = _value_of(raw)
     return value if isinstance(value, str) else ""
 
@@ -479,7 +481,7 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def _read_output(raw: Text | None) -> list[_Item] | None:
-    """The items of an ``output``; None if it is not a list of objects with a type."""
+    """The items of an ``output``; None if it is not an array of objects with a type."""
     try:
         items = [_Item.read(item) for item in read_array(_NULL if raw is None else raw)]
     except UnreadableError:
@@ -490,14 +492,14 @@ def _read_output(raw: Text | None) -> list[_Item] | None:
 
 @attrs.frozen
 class _Item:
-    """What tells one output item from another. ``whole``: it has all that makes it what it is."""
+    """The identity of an output item. ``whole``: it has all members that its type requires."""
 
     raw: bytes
     type: str
     id: str | None
     call_id: str | None
     whole: bool
-    said: dict[str, msgspec.Raw]  # its members but for the id
+    said: dict[str, msgspec.Raw]  # its members without the id
 
     @classmethod
     def read(cls, raw: msgspec.Raw) -> _Item | None:
@@ -521,9 +523,8 @@ _ESSENTIAL = {
 
 
 def _completed(output: list[_Item] | None, streamed: Sequence[bytes]) -> list[_Item] | None:
-    """``output`` with what was streamed and is missing or mutilated there; None if nothing is.
-
-    Items that were never streamed stay.
+    """``output`` completed with streamed items that are missing or incomplete in it; None if there
+    is nothing to complete. Items that were never streamed are kept.
     """
     there = output or []
     said = _streamed_items(streamed, {item.raw: item for item in there})
@@ -542,11 +543,11 @@ def _completed(output: list[_Item] | None, streamed: Sequence[bytes]) -> list[_I
 
 
 def _find_again(said: list[tuple[int, _Item]], there: list[_Item]) -> dict[int, int]:
-    """Which of the items ``there`` each streamed item is, by the index it was streamed with.
+    """Match streamed items with the items ``there``: streamed index -> position.
 
-    By its id, else by its call, else by what it says, else by its place: some upstreams give an
-    item another id in each event. Each way is tried for all items before the next one, so that an
-    item is not taken for another that would be found again by its id.
+    They are matched by id, then by call id, then by content, then by position, because some
+    upstreams give an item another id in each event. Each way is tried for all items before the
+    next one, so that no item is matched by content or position with one that has another's id.
     """
     left = dict(enumerate(there))
     places: dict[int, int] = {}
@@ -563,7 +564,7 @@ def _find_again(said: list[tuple[int, _Item]], there: list[_Item]) -> dict[int, 
 
 
 def _one_call(item: _Item, other: _Item) -> bool:
-    """Whether both can be one item. Different calls never are, whatever their ids and places."""
+    """Whether both can be the same item. Different calls never are, whatever ids they have."""
     return item.type == other.type and (
         item.call_id is None or other.call_id is None or item.call_id == other.call_id
     )
@@ -582,8 +583,8 @@ _WAYS: tuple[Callable[[_Item, int, _Item, int], bool], ...] = (
 def _streamed_items(
     events: Sequence[bytes], known: Mapping[bytes, _Item]
 ) -> list[tuple[int, _Item]]:
-    """The items of ``response.output_item.done`` events with their places, in order. Of several for
-    one place the last counts. ``known``: items that have been read, by their text."""
+    """The items of ``response.output_item.done`` events with their positions, in order. If several
+    have one position, the last is used. ``known``: items that were parsed before, by their text."""
     found: dict[int, _Item] = {}
     for number, data in enumerate(events):
         try:
@@ -602,19 +603,19 @@ def _streamed_items(
 
 
 def final_response(terminal: UpstreamEvent) -> bytes:
-    """The response object that a terminal event carries, as it stands there; see
-    ``read_terminal``, which has made sure that there is one."""
+    """The response object of a terminal event, byte for byte. ``read_terminal`` has checked that
+    there is one."""
     return bytes(terminal.members["response"])
 
 
 def created_event(
     event: UpstreamEvent | None, response_id: str, model: str | None, *, sequence: int = 0
 ) -> UpstreamEvent:
-    """The bridge's own ``response.created``, where the upstream has sent none.
+    """A ``response.created`` made by the bridge, for an answer in which the upstream sent none.
 
-    SDK helpers for streams insist that it is the first event, also where the answer is a failure.
-    If ``event``, one of those that come next, carries the response, its object is the one that was
-    created; else that is called ``response_id``.
+    The stream helpers of SDKs require it as the first event, also if the answer is a failure. Its
+    response object is that of ``event``, a later event, if it has one; otherwise a new one with the
+    id ``response_id``.
     """
     response: dict[str, Text] = {
         "id": msgspec.json.encode(response_id),
@@ -635,9 +636,9 @@ def created_event(
 def failed_event(
     code: str, message: str, sequence: int, created: UpstreamEvent, more: str | None = None
 ) -> UpstreamEvent:
-    """The bridge's own ``response.failed``: the response of ``created``, the ``response.created``
-    event that the client has seen, failed. ``more``: further members of the error, as the text of
-    a JSON object."""
+    """A ``response.failed`` made by the bridge, for the response of ``created``, the
+    ``response.created`` event that the client got. ``more``: further members of the error, as the
+    text of a JSON object."""
     response: dict[str, Text] = {
         **(created.response_members or {}),
         "status": b'"failed"',
@@ -658,7 +659,7 @@ def _event_of(name: str, sequence: int, response: Mapping[str, Text]) -> bytes:
 
 
 def keepalive_event(sequence: int) -> UpstreamEvent:
-    """A typed event that says nothing but resets a client's idle timer."""
+    """An event without content, which resets the idle timer of a client."""
     data = b'{"type":"keepalive","sequence_number":%d}' % sequence
     return UpstreamEvent(EventKind.OTHER, b"keepalive", data)
 
@@ -672,7 +673,7 @@ def error_body(
 
 
 def _with_members(error: dict[str, str | None], more: str | None) -> msgspec.Raw:
-    """``error`` as JSON, followed by the members of ``more`` as they are: they are not read, since
-    what an upstream wrote (a lone surrogate, a number of any length) need not be readable here."""
+    """``error`` as JSON with the members of ``more`` appended as text. They are not parsed, because
+    an upstream may have written what cannot be read here (lone surrogates, very long numbers)."""
     known = msgspec.json.encode(error)
     return msgspec.Raw(known if more is None else known[:-1] + b"," + more[1:].encode())

@@ -1,6 +1,6 @@
-"""Server-sent events, as the WHATWG HTML standard (section 9.2) frames them.
+"""Writes server-sent events (WHATWG HTML standard, section 9.2).
 
-What belongs here: bytes in, bytes out.
+What belongs here: the framing of an event and of a keepalive comment.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ COMMENT = b": keepalive\n\n"
 
 
 def encode_event(event: UpstreamEvent) -> bytes:
-    """``event`` as one server-sent event. JSON that contains line ends becomes several ``data``
-    lines, which a reader joins with newlines again: the same JSON."""
+    """``event`` as one server-sent event. JSON with line breaks is written as several ``data``
+    lines, because a line break would end the field; a reader joins them to the same JSON."""
     data = event.data
     if b"\n" in data or b"\r" in data:
         data = b"\ndata: ".join(data.splitlines())

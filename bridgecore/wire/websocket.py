@@ -1,24 +1,24 @@
-"""WebSocket as bytes and messages: both ends of RFC 6455, with bounds that hold for any peer.
+"""WebSocket (RFC 6455), client and server side: bytes to text messages and back, within limits.
 
-What belongs here: everything between a transport's bytes and one JSON text per message, and
-nothing about what the texts say. wsproto does the framing and the opening handshake; the limits on
-heads, bodies, messages and fragments are ours, because wsproto has none.
+What belongs here: the protocol up to complete text messages, whatever they contain. wsproto does
+the framing and the opening handshake. The limits on heads, bodies, messages and fragments are
+here, because wsproto has none.
 
-Two ends share one engine, ``_Peer``: the client's is the bridge's upstream side, the server's is
-the emulator's. Their life:
+Both sides share ``_Peer``: the client is used for upstream connections, the server by the emulator.
+Their states:
 
     opening --Upgraded / accept()--> open --close()--> closing --CloseReceived--> closed
        |                              |                   |                          ^
        +--- UpgradeRejected, Failed --+-- Failed ---------+--------------------------+
 
-* What ``receive`` and ``receive_eof`` return does not depend on how the input was split, except
+* The results of ``receive`` and ``receive_eof`` do not depend on how the input was split, except
   that ``data_to_send`` may answer only the latest of many pings.
-* State changes at the call. After a close or a failure further input is ignored, and sending
-  yields ``b""``: a peer that closes while its partner is about to send is a race, not an error.
-* Fragments of one message are joined, text is validated, extensions are never negotiated.
-* A message goes out whole (``send_text``), or frame by frame at the pace at which the transport
-  takes it (``queue_text``, ``next_frame``). Between two frames of a message go pongs, pings and a
-  close frame (RFC 6455, section 5.4): a peer that is sent megabytes still hears that we are alive.
+* A method changes the state at once. After a close or a failure, input is ignored and sending
+  returns ``b""``: a peer that closes just before a message is sent is a race, not an error.
+* Fragments of a message are joined, text is validated, extensions are never negotiated.
+* A message is sent whole (``send_text``) or frame by frame, as fast as the transport takes it
+  (``queue_text``, ``next_frame``). Pongs, pings and a close frame can be sent between two frames
+  of a message (RFC 6455, section 5.4), so that the peer of a large message gets them in time.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ from bridgecore.errors import LocalProtocolError
 
 MAX_HEAD: Final = 65_536  # bytes of an upgrade request or of its answer, up to the empty line
 MAX_REJECT_BODY: Final = 65_536  # bytes kept of the body of a refused upgrade
-MAX_FRAGMENTS: Final = 16_384  # frames of one message: empty ones cost time, not bytes
-MAX_INTERIM: Final = 8  # 1xx answers before the one that counts
-MAX_PONGS: Final = 16  # pings remembered until data_to_send(); RFC 6455, 5.5.3 lets older ones go
-# Bytes of text in one frame of a queued message. A pong waits for at most one such frame; smaller
-# ones would cost more calls for nothing, because sockets take about as much at once.
+MAX_FRAGMENTS: Final = 16_384  # frames of one message: empty ones take time, not bytes
+MAX_INTERIM: Final = 8  # 1xx answers before the final one
+MAX_PONGS: Final = 16  # pings kept until data_to_send(); RFC 6455, 5.5.3, allows to drop older ones
+# Bytes of text in one frame of a queued message. A pong has to wait for at most one such frame.
+# Smaller frames would cost more calls without use, because a socket takes about as much at once.
 FRAGMENT: Final = 65_536
 
-# Bytes given to wsproto at once. It takes frames off the front of one buffer, which is linear only
-# while the interpreter shortens a bytearray in place; slices make the bound ours at no cost.
+# Bytes passed to wsproto at once. It copies the rest of its buffer after each frame, so one large
+# read of many small frames would take quadratic time.
 _SLICE: Final = 65_536
 
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -66,14 +66,14 @@ Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
 @attrs.define
 class Upgraded:
-    """Client: 101 came and is verified. ``headers`` are the answer's, handshake fields left out."""
+    """Client: a valid 101 answer. ``headers``: its fields, without those of the handshake."""
 
     headers: list[tuple[bytes, bytes]]
 
 
 @attrs.define
 class UpgradeRejected:
-    """Client: the server answered, but not with 101. ``body`` is cut at ``MAX_REJECT_BODY``."""
+    """Client: an answer other than 101. ``body``: at most ``MAX_REJECT_BODY`` bytes of it."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -82,7 +82,8 @@ class UpgradeRejected:
 
 @attrs.define
 class UpgradeRequested:
-    """Server: a valid upgrade request came; owed is ``accept`` or ``reject``. Names lower-case."""
+    """Server: a valid upgrade request; call ``accept`` or ``reject``. Header names in lower
+    case."""
 
     target: str
     headers: list[tuple[bytes, bytes]]
@@ -90,19 +91,19 @@ class UpgradeRequested:
 
 @attrs.define
 class MessageReceived:
-    """One whole text message, as the UTF-8 bytes it came in."""
+    """One complete text message, as UTF-8."""
 
     data: bytes
 
 
 @attrs.define
 class PongReceived:
-    """The peer is alive."""
+    """The peer has sent a pong: it is alive."""
 
 
 @attrs.define
 class CloseReceived:
-    """The peer's close frame; 1005 if it gave no code. If a reply is owed it is queued."""
+    """The peer's close frame; code 1005 if it has none. The reply, if one is due, is queued."""
 
     code: int
     reason: str
@@ -110,11 +111,11 @@ class CloseReceived:
 
 @attrs.define
 class Failed:
-    """The connection cannot go on; the socket must be dropped once ``data_to_send`` is written.
+    """The connection has failed; send ``data_to_send`` and drop the socket.
 
-    ``code`` tells what the peer did: 1002 broke the protocol (frames or handshake), 1003 sent a
-    binary message, 1007 sent text that is not UTF-8, 1009 sent too much, 1006 ended the stream
-    without a close frame (RFC 6455, section 7.4.1).
+    ``code`` is the error of the peer (RFC 6455, section 7.4.1): 1002 protocol error (frames or
+    handshake), 1003 binary message, 1006 end of the stream without a close frame, 1007 text that
+    is not UTF-8, 1009 message too large.
     """
 
     code: int
@@ -136,14 +137,14 @@ WebSocketEvent: TypeAlias = (
 
 
 class _Phase(enum.Enum):
-    OPENING = enum.auto()  # until the upgrade is decided
+    OPENING = enum.auto()  # until the upgrade is accepted or refused
     OPEN = enum.auto()
     CLOSING = enum.auto()  # our close frame is out, the peer's is awaited
-    CLOSED = enum.auto()  # nothing is read and nothing is sent any more
+    CLOSED = enum.auto()  # input is ignored and nothing is sent any more
 
 
 class _Peer:
-    """What the two ends have in common: everything after the handshake, and finding its end."""
+    """The common part of both sides: everything after the handshake, and finding the end of it."""
 
     def __init__(self, kind: ConnectionType, max_message: int) -> None:
         self._max_message = max_message
@@ -151,18 +152,18 @@ class _Peer:
         self._handshake = H11Handshake(kind)
         self._frames = FrameProtocol(kind is ConnectionType.CLIENT, [])
         self._head = bytearray()
-        self._scanned = 0  # bytes of _head that hold no end of a head
-        self._partial: bytearray | None = None  # a message whose end has not come
+        self._scanned = 0  # bytes of _head in which there is no end of a head
+        self._partial: bytearray | None = None  # the received part of an incomplete message
         self._fragments = 0
-        self._texts: deque[bytes] = deque()  # messages to be sent, the first from _offset on
+        self._texts: deque[bytes] = deque()  # queued messages; of the first, the part from _offset
         self._offset = 0
         self._pongs: deque[bytes] = deque(maxlen=MAX_PONGS)
         self._queued = b""
 
-    # -- input; receive() and receive_eof() are each end's own, because openings differ
+    # -- input; receive() and receive_eof() are in the subclasses, because the handshakes differ
 
     def data_to_send(self) -> bytes:
-        """Replies owed after ``receive``: pongs in order, then a close frame; ``b""`` if none."""
+        """The replies to send after ``receive``: pongs in order, then a close frame; or ``b""``."""
         if not self._pongs and not self._queued:
             return b""
         data = b"".join(bytes(self._frames.pong(payload)) for payload in self._pongs)
@@ -178,28 +179,28 @@ class _Peer:
 
     @property
     def mid_message(self) -> bool:
-        """Whether the beginning of a message has come, but not its end."""
+        """Whether a message was received in part."""
         return self._partial is not None
 
     # -- output
 
     def send_text(self, data: bytes) -> bytes:
-        """One unfragmented text frame; ``b""`` if the connection is closing or closed.
+        """The message ``data`` as one text frame; ``b""`` if the connection is closing or closed.
 
         Raises:
             LocalProtocolError: the upgrade is not complete, ``data`` is not UTF-8, or a queued
-                message is not out yet (frames of two messages must not mix).
+                message is still being sent (frames of two messages must not mix).
         """
         self._require_upgrade()
         text = _decode(data)
         if self._texts:
-            raise LocalProtocolError("a queued message is not out yet: queue this one, too")
+            raise LocalProtocolError("a queued message is still being sent: queue this one, too")
         if self._phase is not _Phase.OPEN:
             return b""
         return bytes(self._frames.send_data(text))
 
     def queue_text(self, data: bytes) -> None:
-        """Have ``next_frame`` send ``data`` as one message, after those queued before.
+        """Queue ``data`` as one message; ``next_frame`` returns its frames.
 
         Nothing is queued if the connection is closing or closed.
 
@@ -212,10 +213,10 @@ class _Peer:
             self._texts.append(data)
 
     def next_frame(self) -> bytes:
-        """The next frame of the queued messages; ``b""`` if all are out.
+        """The next frame of the queued messages; ``b""`` if there is none.
 
-        A message of up to ``FRAGMENT`` bytes is one frame. To be called when the transport has
-        taken the frame before. What is queued is dropped when either side closes or fails.
+        A message of up to ``FRAGMENT`` bytes is one frame. Call it when the transport has taken the
+        frame before. The queue is dropped when either side closes or fails.
         """
         if not self._texts:
             return b""
@@ -237,9 +238,10 @@ class _Peer:
         return bytes(self._frames.ping()) if self._phase is _Phase.OPEN else b""
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """What is owed and a close frame; ``b""`` if already closing. No pong follows it.
+        """Pending replies and a close frame; ``b""`` if already closing. No pong is sent after it.
 
-        ``code`` 1005 stands for a frame that gives no code. ``reason`` is cut at 123 bytes.
+        ``code`` 1005: a frame without a code. ``reason`` is cut at 123 bytes, which a frame can
+        hold.
 
         Raises:
             LocalProtocolError: the upgrade is not complete, or ``code`` may not be sent.
@@ -268,8 +270,8 @@ class _Peer:
     def _take_head(self) -> bytes | None:
         """The head at the front of ``_head``, with its empty line; None while it is incomplete.
 
-        The head goes to h11 in one piece, so that h11's own limit, which applies to incomplete
-        heads only, cannot make the outcome depend on how the input was split.
+        The head is passed to h11 in one piece: h11's own limit applies only to incomplete heads,
+        and would make the result depend on how the input was split.
 
         Raises:
             RemoteProtocolError: the head is too large.
@@ -305,8 +307,8 @@ class _Peer:
             self._fail(events, int(exc.code), str(exc))
 
     def _read_frames(self, events: list[WebSocketEvent]) -> None:
-        # A data frame comes in as many pieces as its bytes did, so a frame that declares 2^62 bytes
-        # is held to max_message like any other.
+        # wsproto returns the parts of a data frame as they are received, so max_message also limits
+        # a frame that declares 2^62 bytes.
         for frame in self._frames.received_frames():
             payload = frame.payload
             if isinstance(payload, str):
@@ -314,7 +316,7 @@ class _Peer:
             elif isinstance(payload, tuple):
                 self._close_received(int(payload[0]), payload[1], events)
             elif frame.opcode is Opcode.PING:
-                if self._phase is _Phase.OPEN:  # after our close frame nothing may follow
+                if self._phase is _Phase.OPEN:  # nothing may follow our close frame
                     self._pongs.append(bytes(payload))
             elif frame.opcode is Opcode.PONG:
                 events.append(PongReceived())
@@ -372,8 +374,8 @@ def _decode(data: bytes) -> str:
 
 
 def _fragment_end(text: bytes, start: int) -> int:
-    """Where the fragment that begins at ``start`` ends: never inside a character, because wsproto
-    takes text as ``str``."""
+    """The end of the fragment that begins at ``start``. It is never inside a character, because
+    wsproto takes text as ``str``."""
     end = start + FRAGMENT
     if end >= len(text):
         return len(text)
@@ -386,23 +388,24 @@ def _fragment_end(text: bytes, start: int) -> int:
 
 
 class WebSocketClient(_Peer):
-    """The side that asks for the upgrade. One object per connection.
+    """The client side of one connection: it requests the upgrade.
 
     Args:
         authority: value of the Host field, ``host[:port]``.
         target: path and query of the request.
         headers: further request fields, such as ``authorization``.
-        max_message: bytes of the largest text message that is accepted.
+        max_message: bytes of the largest text message to accept.
     """
 
     def __init__(self, *, authority: str, target: str, headers: Headers, max_message: int) -> None:
         super().__init__(ConnectionType.CLIENT, max_message)
         self._request = Request(host=authority, target=target, extra_headers=list(headers))
-        self._rejection: UpgradeRejected | None = None  # its head came, its body's end did not
+        self._rejection: UpgradeRejected | None = None  # received, except the end of its body
         self._interim = 0
 
     def connect(self) -> bytes:
-        """The upgrade request. It offers no extensions: a compressed frame has no size bound.
+        """The upgrade request. It offers no extensions, because compressed frames have no size
+        limit.
 
         Raises:
             LocalProtocolError: authority, target or a field cannot be sent, or a field is the
@@ -429,7 +432,8 @@ class WebSocketClient(_Peer):
         """The peer sends no more. ``Failed(1006)`` unless the connection had ended in order."""
         events: list[WebSocketEvent] = []
         if self._phase is _Phase.OPENING and self._rejection is not None:
-            # A body without a length ends here in order; one that is cut short is a detail.
+            # A body without a length ends like this. One that is incomplete is used as far as it
+            # is.
             self._phase = _Phase.CLOSED
             events.append(self._rejection)
         else:
@@ -442,7 +446,7 @@ class WebSocketClient(_Peer):
             return
         self._head += data
         try:
-            # wsproto takes any 1xx for the answer; all but 101 announce one (RFC 9110, 15.2).
+            # wsproto takes any 1xx for the final answer, but only 101 is (RFC 9110, section 15.2).
             while (head := self._take_answer()) is not None and _INTERIM.match(head):
                 self._interim += 1
                 if self._interim > MAX_INTERIM:
@@ -474,15 +478,15 @@ class WebSocketClient(_Peer):
     def _receive_body(
         self, rejection: UpgradeRejected, data: bytes, events: list[WebSocketEvent]
     ) -> None:
-        # An empty body's end is already among the handshake's events, hence the call without data;
-        # for H11Handshake empty data would mean the end of the stream.
+        # The end of an empty body is already among the events of the handshake, so they are read
+        # first. Passing empty data instead would mean the end of the stream.
         done = self._collect_body(rejection)
         for start in range(0, len(data), _SLICE):
             if done:
                 break
             try:
                 self._handshake.receive_data(data[start : start + _SLICE])
-            except RemoteProtocolError:  # the status is known; a body that breaks off is a detail
+            except RemoteProtocolError:  # the status is known: do without the rest of the body
                 done = True
             done = self._collect_body(rejection) or done
         if done:
@@ -505,14 +509,14 @@ class WebSocketClient(_Peer):
 
 
 class WebSocketServer(_Peer):
-    """The side that is asked. One object per connection.
+    """The server side of one connection: it answers an upgrade request.
 
-    A request that is no upgrade is answered here, through ``data_to_send``, and reported as
-    ``Failed(1002)``: 426 if it is sound HTTP that asks for something else, or for another version
-    of the protocol, 400 otherwise.
+    A request that is no valid upgrade is answered here, by ``data_to_send``, and reported as
+    ``Failed(1002)``. The answer is 426 if it is valid HTTP without an upgrade, or with another
+    version of the protocol, and 400 otherwise.
 
     Args:
-        max_message: bytes of the largest text message that is accepted.
+        max_message: bytes of the largest text message to accept.
     """
 
     def __init__(self, *, max_message: int) -> None:
@@ -534,7 +538,7 @@ class WebSocketServer(_Peer):
         return data
 
     def reject(self, status: int, headers: Headers, body: bytes) -> bytes:
-        """A whole answer other than 101; the connection is to be closed after it.
+        """A complete answer other than 101; close the connection after sending it.
 
         Raises:
             LocalProtocolError: no upgrade is waiting for an answer, or it cannot be sent.
@@ -604,7 +608,7 @@ class WebSocketServer(_Peer):
         events.append(UpgradeRequested(request.target, headers))
 
     def _refuse(self, head: bytes | None, exc: Exception) -> None:
-        # wsproto hints at 426 for a version it does not speak, and at 400 for everything else.
+        # wsproto suggests 426 for an unknown version of the protocol, and 400 for everything else.
         hint = exc.event_hint if isinstance(exc, RemoteProtocolError) else None
         version = isinstance(hint, RejectConnection) and hint.status_code == 426
         sound = head is not None and not isinstance(exc.__context__, h11.RemoteProtocolError)

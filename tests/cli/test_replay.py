@@ -234,7 +234,7 @@ def test_the_first_decision_that_differs_under_another_policy_is_shown(
     assert recorded.endswith(", because lost_sent/stored=refuse")
     assert other.startswith("  v1_12:    lost-in-flight: ")
     assert "previous_response_not_found" in other
-    assert summary.endswith("v1_12 would have decided otherwise in 1 decision of 1 session")
+    assert summary.endswith("v1_12 would have decided differently in 1 decision of 1 session")
 
 
 def test_many_differences_are_counted(log_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +244,7 @@ def test_many_differences_are_counted(log_file: Path, capsys: pytest.CaptureFixt
     assert out.count("difference: ") == 20
     *_, more, summary = out.splitlines()
     assert more == "and 5 more"
-    assert summary.endswith("otherwise in 25 decisions of 25 sessions")
+    assert summary.endswith("differently in 25 decisions of 25 sessions")
 
 
 def test_a_malformed_file_is_named_with_its_line(
