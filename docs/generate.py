@@ -104,7 +104,7 @@ def render_bugs() -> str:
 
 
 def render_properties() -> str:
-    """The properties with their mutants, and where each invariant is looked after."""
+    """The properties with their mutants, and what checks each requirement on a bridge."""
     found = mutants()
     kills: Counter[str] = Counter()
     for by in found["kills"].values():
@@ -118,10 +118,10 @@ def render_properties() -> str:
         only = f"`{witness}`" if witness else f"none: {KEPT.get(prop, 'not judged yet')}"
         rows.append((f"`{prop.name}`", prop.value, str(kills[prop.name]), only))
     lines = [*_HEAD, *list_table(rows)]
-    places = [("invariant", "is looked after by")]
-    for number, entry in INVARIANTS.items():
+    places = [("requirement", "checked by")]
+    for requirement, entry in INVARIANTS.items():
         where = entry if isinstance(entry, str) else ", ".join(f"`{p.name}`" for p in entry)
-        places.append((str(number), where))
+        places.append((requirement, where))
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
 
 

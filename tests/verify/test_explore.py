@@ -48,7 +48,7 @@ TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote
 
 
 def test_every_invariant_has_a_property_or_a_reason() -> None:
-    assert list(INVARIANTS) == list(range(1, 46))
+    assert len(INVARIANTS) == 45
     named = {prop for entry in INVARIANTS.values() if not isinstance(entry, str) for prop in entry}
     assert set(Property) - named == {Property.NO_INTERNAL_ERROR}
 
