@@ -167,7 +167,7 @@ class Sleepless(Endpoint):
         (replacing(b"event: response.created", b"event: response.queued_"), "stream", "its data"),
         (replacing(b"response.completed", b"response.compIeted"), "stream", "terminal event"),
         (replacing(b"retry-after:", b"x-try-after:"), "stream", "Retry-After"),
-        (replacing(b"HTTP/1.1 502", b"HTTP/1.1 500"), "status", "out of the blue"),
+        (replacing(b"HTTP/1.1 502", b"HTTP/1.1 500"), "status", "without a cause"),
         (replacing(b"HTTP/1.1 200", b"HTTP/1.0 200"), "stream", "status line"),
         (replacing(b"\r\n0\r\n", b"\r\nz\r\n"), "stream", "chunk size"),
         (swallowing(b"HTTP/1.1 502"), "stream", "cut short"),

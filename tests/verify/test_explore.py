@@ -56,7 +56,7 @@ def test_every_invariant_has_a_property_or_a_reason() -> None:
 def test_each_reason_names_what_exists() -> None:
     reasons = [entry for entry in INVARIANTS.values() if isinstance(entry, str)]
     names = {name for reason in reasons for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", reason)}
-    assert names <= set(BridgeProperty.__members__)
+    assert names <= {*BridgeProperty.__members__, *Property.__members__}
     assert len(names) > 4
     root = Path(__file__).parent.parent.parent
     files = {name for reason in reasons for name in re.findall(r"tests/[\w/]+\.py", reason)}
