@@ -197,7 +197,7 @@ def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
     monkeypatch.setattr(TransitionBuilder, "set_timer", late)
     report = run(SMALL)
     assert properties(report) == {"session"}
-    assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is due at ")
+    assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is set to ")
 
 
 # ------------------------------------------------------------------ the same again, and smaller
