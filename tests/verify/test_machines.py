@@ -331,7 +331,7 @@ class BridgeMachine(RuleBasedStateMachine):
     )
     @rule(data=st.data(), kind=st.sampled_from(UNMATCHED))
     def unmatched(self, data: st.DataObject, kind: str) -> None:
-        """What no turn caused reaches none (27)."""
+        """An event on an idle link is delivered to no turn (DELIVERED_TO_ITS_TURN)."""
         link = self.pick(data, lambda wire: wire.open and wire.carries is None)
         effects = self.tell(msg.MessagesReceived(link, [event(kind, turn=0)]))
         assert all(isinstance(effect, Log) for effect in effects)
@@ -351,7 +351,7 @@ class BridgeMachine(RuleBasedStateMachine):
         turn = data.draw(st.sampled_from(sorted(self.asked)))
         del self.asked[turn]
         self.tell(msg.TurnLeft(turn))
-        # A slot is not used again before its terminal event: else the link is gone (24).
+        # A link is not reused before the terminal event: it is closed (ONE_AT_A_TIME).
         assert all(wire.carries != turn for wire in self.wires.values())
 
     @precondition(lambda self: self.asked)
@@ -425,13 +425,13 @@ class BridgeMachine(RuleBasedStateMachine):
         self.now = max(self.now, at)
         self.tell(msg.BridgeTimeout())
         deadline = self.bridge.next_timeout()
-        assert deadline is None or deadline.at > self.now  # 29
+        assert deadline is None or deadline.at > self.now  # DEADLINES_ARE_KEPT
 
     @rule()
     def spurious_deadline(self) -> None:
         deadline = self.bridge.next_timeout()
         if deadline is None or deadline.at > self.now:
-            assert self.tell(msg.BridgeTimeout()) == []  # 44
+            assert self.tell(msg.BridgeTimeout()) == []  # SPURIOUS_IS_NOTHING
 
     # ------------------------------------------------------------ what the bridge does
 
@@ -443,13 +443,13 @@ class BridgeMachine(RuleBasedStateMachine):
             self.links.add(effect.link)
             self.wires[effect.link] = Wire(credential.removeprefix("Bearer "))
         elif isinstance(effect, msg.CloseLink):
-            del self.wires[effect.link]  # one that is gone would be a KeyError: 42
+            del self.wires[effect.link]  # KeyError if it is gone: LIVE_GENERATION
         elif isinstance(effect, msg.PauseLink):
             if effect.link in self.wires:
                 assert self.wires[effect.link].paused is not effect.paused
                 self.wires[effect.link].paused = effect.paused
         elif isinstance(effect, msg.SendFrame):
-            self.judge_frame(self.wires[effect.link], effect.data)  # 42
+            self.judge_frame(self.wires[effect.link], effect.data)  # LIVE_GENERATION
         elif isinstance(effect, msg.AnswerEvents):
             self.judge_answer(effect)
         elif isinstance(effect, msg.FailAnswer):
@@ -463,38 +463,38 @@ class BridgeMachine(RuleBasedStateMachine):
         body = json.loads(data)
         turn = int(WORDS.findall(data)[-1].removeprefix(b"mark-"))
         asked = self.asked[turn]
-        assert wire.open  # 17
+        assert wire.open  # OPEN_IS_OPEN
         assert wire.carries is None  # turns never overlap
-        assert wire.key == asked.key  # 3, 39
+        assert wire.key == asked.key  # CREDENTIALS_ARE_KEPT_APART
         anchor = body.get("previous_response_id")
         if asked.items is not None:
-            # However it is said, it is the same context: 4, 6, 7.
+            # In every form of the input the context is the same: CONTEXT_IS_MEANT.
             before = self.made[anchor].words if anchor is not None else []
             said = [*before, *WORDS.findall(json.dumps(body["input"]).encode())]
             assert said == Made("", True, asked.items).words
         if self.strict:
-            assert not asked.begun  # 13
+            assert not asked.begun  # NO_REPLAY_AFTER_ANSWER
         wire.carries, wire.sent, wire.accepted = turn, False, False
 
     def judge_answer(self, effect: msg.AnswerEvents) -> None:
         asked = self.asked[effect.turn]
         first, last = effect.events[0], effect.events[-1]
-        assert asked.begun or first.kind is EventKind.CREATED  # 26
+        assert asked.begun or first.kind is EventKind.CREATED  # ANSWER_IS_WHOLE
         for upstream in effect.events:
             # The bridge's own is a first response.created where the upstream has sent none.
             may_be_own = upstream is first and not asked.begun
             caused_by = json.loads(upstream.data).get("turn", effect.turn if may_be_own else None)
-            assert caused_by == effect.turn  # 24
+            assert caused_by == effect.turn  # DELIVERED_TO_ITS_TURN
             asked.created += upstream.kind is EventKind.CREATED
-            assert upstream is last or upstream.kind is not EventKind.ENDED  # 26
+            assert upstream is last or upstream.kind is not EventKind.ENDED  # ANSWER_IS_WHOLE
         asked.begun = True
         if self.strict:
-            assert asked.created <= 1  # 14
+            assert asked.created <= 1  # ANSWER_IS_WHOLE
         if last.kind is EventKind.ENDED:
             self.end(effect.turn)
 
     def end(self, turn: int) -> None:
-        del self.asked[turn]  # a second end would be a KeyError: 41
+        del self.asked[turn]  # KeyError at a second end: ONE_END
         self.ended.add(turn)
 
     # ------------------------------------------------------------ at any time
@@ -504,15 +504,15 @@ class BridgeMachine(RuleBasedStateMachine):
         if not hasattr(self, "bridge"):
             return
         bridge = self.bridge
-        assert bridge.turns == len(self.asked)  # 21, 41
+        assert bridge.turns == len(self.asked)  # SESSIONS_ARE_LIMITED, ONE_END
         assert bridge.links == len(self.wires)
         carried = [wire.carries for wire in self.wires.values() if wire.carries is not None]
         assert len(set(carried)) == len(carried)
-        assert set(carried) <= set(self.asked)  # 24
-        assert 0 <= bridge.conversations <= MAX_SESSIONS  # 21
-        assert len(self.asked) <= MAX_SESSIONS * (1 + MAX_WAITING)  # 23
+        assert set(carried) <= set(self.asked)  # ONE_AT_A_TIME
+        assert 0 <= bridge.conversations <= MAX_SESSIONS  # SESSIONS_ARE_LIMITED
+        assert len(self.asked) <= MAX_SESSIONS * (1 + MAX_WAITING)  # QUEUE_IS_BOUNDED
         assert len(self.wires) <= bridge.conversations
-        assert 0 <= bridge.memory.size <= 100_000  # 28
+        assert 0 <= bridge.memory.size <= 100_000  # memory is bounded
         if self.asked:
             assert bridge.next_timeout() is not None  # so it will end
 
@@ -526,9 +526,9 @@ class BridgeMachine(RuleBasedStateMachine):
                 break
             self.deadline_passes(deadline.at)
         self.the_books_balance()
-        assert not self.asked  # 41
-        assert not self.wires  # 18
-        assert self.bridge.conversations == 0  # 19
+        assert not self.asked  # ONE_END
+        assert not self.wires  # NOTHING_IS_LEFT
+        assert self.bridge.conversations == 0  # IDLE_IS_RETIRED
         assert self.bridge.memory.size == 0
 
 
@@ -696,7 +696,7 @@ class EndpointMachine(RuleBasedStateMachine):
 
     @rule(seconds=SECONDS, odd=st.integers(-1, 1))
     def time_passes(self, seconds: int, odd: int) -> None:
-        self.world.net.advance(max(seconds * SECOND + odd, 0))  # which checks 29
+        self.world.net.advance(max(seconds * SECOND + odd, 0))  # checks DEADLINES_ARE_KEPT
 
     @rule(odds=st.integers(0, 30))
     def drain(self, odds: int) -> None:
@@ -713,12 +713,12 @@ class EndpointMachine(RuleBasedStateMachine):
         world = self.world
         endpoint, bridge = world.endpoint, world.endpoint.bridge
         connections = world.net.open_connections(endpoint)
-        assert endpoint.clients + endpoint.upstreams == connections  # 18
+        assert endpoint.clients + endpoint.upstreams == connections  # NOTHING_IS_LEFT
         assert 0 <= bridge.links <= endpoint.upstreams
-        assert 0 <= bridge.turns <= endpoint.clients  # 21, 41
+        assert 0 <= bridge.turns <= endpoint.clients  # SESSIONS_ARE_LIMITED, ONE_END
         assert 0 <= bridge.links <= bridge.conversations + bridge.turns
         deadline = endpoint.next_timeout()
-        assert deadline is None or deadline.at > world.net.now  # 29
+        assert deadline is None or deadline.at > world.net.now  # DEADLINES_ARE_KEPT
         assert deadline is not None or not connections  # so it will end
         for log in world.net.logs[self.logs_read :]:
             assert not SECRETS.search(repr(log.fields)), log
@@ -735,17 +735,19 @@ class EndpointMachine(RuleBasedStateMachine):
             credential = dict(seen.headers)[b"authorization"]
             said = seen.raw + json.dumps(seen.context).encode()
             owners = {self.owners[mark] for mark in re.findall(rb"mark-[0-9]+", said)}
-            assert [b"Bearer " + owner.encode() for owner in owners] == [credential]  # 3, 39
+            # CREDENTIALS_ARE_KEPT_APART
+            assert [b"Bearer " + owner.encode() for owner in owners] == [credential]
         self.requests_read = len(requests)
 
     @invariant()
     def answers_are_what_was_asked_for(self) -> None:
         for caller in self.callers:
             said = bytes(caller.client.received)
-            assert set(re.findall(rb"mark-[0-9]+", said)) <= caller.marks  # 3, 24
+            # CREDENTIALS_ARE_KEPT_APART, DELIVERED_TO_ITS_TURN
+            assert set(re.findall(rb"mark-[0-9]+", said)) <= caller.marks
             for found in re.findall(rb'"id":"(resp_[0-9a-f]+)"', said):
                 owner = self.responses.setdefault(found.decode(), caller.key)
-                assert owner == caller.key  # 3, 39
+                assert owner == caller.key  # CREDENTIALS_ARE_KEPT_APART
 
     def teardown(self) -> None:
         """All read again, the upstream is well, time passes: who stayed has whole answers."""
@@ -771,7 +773,7 @@ class EndpointMachine(RuleBasedStateMachine):
         if not self.drained and not caller.cut_off:
             assert len(finals) >= min(caller.requests, 1)
         for answer in finals:
-            assert answer.complete  # 25
+            assert answer.complete  # ONE_END
             if answer.headers["content-type"] == "text/event-stream":
                 ends = {"response.completed", "response.failed", "response.incomplete"}
                 assert [name for name in answer.names if name in ends] == answer.names[-1:]
