@@ -90,8 +90,8 @@ def _edges() -> diagram.Edges:
 
 
 def render_bugs() -> str:
-    """The bugs of others, and a shortest way to each."""
-    rows = [("bug", "what its users saw", "found by", "in", "a shortest way")]
+    """The bugs of real bridges, each with a shortest sequence of moves to it."""
+    rows = [("bug", "what its users saw", "found by", "in", "shortest path")]
     for bug in BUGS:
         found = bug.find()
         if found is None:
@@ -109,9 +109,7 @@ def render_properties() -> str:
     kills: Counter[str] = Counter()
     for by in found["kills"].values():
         kills.update(by)
-    rows = [
-        ("property", "demands that", "mutants that it is the first to notice", "only it notices")
-    ]
+    rows = [("property", "what must hold", "mutants it detects first", "a mutant only it detects")]
     for prop in Property:
         witness = found["witness"].get(prop.name)
         # A property that is newer than the data has neither; `make verify-nightly` complains then.

@@ -17,13 +17,14 @@ from bridgecore_cli.arguments import BOUNDS_NAMES
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
 TIME_LIMIT = 150  # seconds
 OWN = """
-from bridgecore.recovery.policy import DEFAULT, Action, Answer, Remedy, Situation, Standing
+from bridgecore.recovery.effects import FailureReply
+from bridgecore.recovery.policy import DEFAULT, Action, Remedy, Situation, Standing
 
 import attrs
 
 careless = attrs.evolve(
     DEFAULT.with_cell(
-        Situation.LOST_SENT, Standing.HELD, Remedy(Action.RESEND, Answer.STREAM_INCOMPLETE)
+        Situation.LOST_SENT, Standing.HELD, Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
     ),
     name="careless",
 )
