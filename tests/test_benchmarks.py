@@ -1,6 +1,6 @@
-"""The benchmarks run, and the figures that depend on no clock hold.
+"""Short runs of the benchmarks: the figures that do not depend on the clock hold.
 
-What belongs here: short runs. Times are for the benchmarks themselves.
+What belongs here: short runs. Times are measured by the benchmarks themselves.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def test_what_is_known_of_a_connection_goes_with_it(
     conversation.opened([b'{"type":"x"}', b"noise"], 0)
     conversation.frame_sent(True, 0)
     conversation.received([b'{"type":"x"}'], None, 0)
-    assert known(conversation) == (2, 0)  # events held back; noise, since the last event
+    assert known(conversation) == (2, 0)  # events held back; noise since the last event
     (error,) = said(conversation.lost(LinkLost(2, Closed(1006)), 0))
     assert isinstance(error, FailAnswer)
     assert known(conversation) is None
@@ -88,7 +88,7 @@ def test_a_frame_is_not_sent_twice_if_it_is_too_large(
     conversation.submit(turn(1, shared), KEY, 0)
     conversation.opened([], 0)
     conversation.lost(LinkLost(2, Closed(1009)), 0)
-    # Another conversation of the same bridge knows of it.
+    # Another conversation of the same bridge knows it.
     other = Conversation(shared.numbers.next(), "scope", Session(), [], shared)
     other.submit(turn(2, shared), KEY, 0)
     (error,) = said(other.opened([], 0))

@@ -1,4 +1,5 @@
-"""Tests of intake.py: a turn's way in, with a resolver that answers late, never, or in vain."""
+"""Tests of intake.py: a turn before it is sent, with a resolver that answers late, never, or too
+late."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ BUDGET = CONFIG.turn_timeout
 
 @attrs.define
 class Driver:
-    """A driver whose bridge asks it about each turn; what a test does not answer stays open."""
+    """A driver whose bridge asks it about each turn; unanswered questions stay open."""
 
     bridge: Bridge = attrs.Factory(lambda: Bridge(CONFIG, resolver=Resolver.DRIVER))
     now: int = 0
@@ -67,14 +68,14 @@ class Driver:
         return TurnReceived(turn, parse_create(body), [(b"authorization", b"k")])
 
     def ask(self, turn: int, **fields: object) -> int:
-        """A turn is received; the number of the question about it, which is all that happens."""
+        """Receive a turn; the number of its lookup, which is the only effect."""
         (asked,) = self.tell(self.received(turn, **fields))
         assert isinstance(asked, ResolveTurn)
         assert asked.turn == turn
         return asked.query
 
     def resolve(self, query: int, known: KnownResponse | None = None) -> int:
-        """A question is answered, and the turn's frame goes out; its link."""
+        """Answer a lookup and report the turn's frame as sent; its link."""
         (opened,) = self.tell(TurnResolved(query, known))
         assert isinstance(opened, OpenLink)
         self.tell(LinkOpened(opened.link))
@@ -82,7 +83,7 @@ class Driver:
         return opened.link
 
     def wait(self) -> list[BridgeEffect]:
-        """Wait for the next deadline."""
+        """Let the next deadline pass."""
         deadline = self.bridge.next_timeout()
         assert deadline is not None
         self.now = max(self.now, deadline.at)
@@ -145,7 +146,7 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
     driver.tell(MessagesReceived(link, [CREATED]))
     deadline = driver.bridge.next_timeout()
     while deadline is not None and deadline.reason is not Timer.TURN:
-        # The upstream goes on answering; it just does not come to an end.
+        # The upstream goes on answering, without an end.
         driver.now = deadline.at - 1
         driver.tell(MessagesReceived(link, [b'{"type":"response.in_progress"}']))
         driver.now = deadline.at
@@ -160,7 +161,7 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
 
 
 def test_a_turn_that_waited_long_is_not_held_up_by_one_that_came_later(driver: Driver) -> None:
-    """They continue the same response, on the one socket that can."""
+    """Both continue the same response, on the only connection that can."""
     link = driver.resolve(driver.ask(1, store=False))
     driver.tell(MessagesReceived(link, [CREATED, DONE]))
     fields = {"previous_response_id": "resp_1", "store": False}
@@ -192,7 +193,7 @@ def test_a_client_that_left_before_the_answer(driver: Driver, cut_off: bool) -> 
     assert driver.counts() == (0, 0, 0)
     assert driver.bridge.next_timeout() is None
     assert driver.tell(TurnLeft(1)) == []
-    # Its number is used again; the late answer is not taken for one about the new turn.
+    # Its number is reused; the late answer is not attributed to the new turn.
     again = driver.ask(1)
     assert driver.tell(TurnResolved(query)) == []
     assert driver.logs[-1].event == "turn.ignored"
@@ -261,7 +262,8 @@ def test_room_is_asked_for_when_a_turn_is_resolved(driver: Driver) -> None:
 def test_what_others_know_about_a_response_counts(
     driver: Driver, known: KnownResponse | None, standing: str
 ) -> None:
-    """Here nobody knows it. It is sent, unless it lives in the memory of another's connection."""
+    """This bridge does not know the response. It is sent, unless it is cached on a connection of
+    another replica."""
     query = driver.ask(1, previous_response_id="resp_0")
     (opened,) = driver.tell(TurnResolved(query, known))
     assert isinstance(opened, OpenLink)
@@ -281,7 +283,7 @@ def test_what_is_known_here_counts_more(driver: Driver) -> None:
 
 
 def test_two_bridges_agree_if_answers_come_at_once() -> None:
-    """The way in is the same, whoever resolves."""
+    """The result is the same, whoever resolves."""
     late, at_once = Driver(), Driver(Bridge(CONFIG))
     for turn in (1, 2):
         query = late.ask(turn)

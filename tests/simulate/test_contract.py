@@ -1,4 +1,4 @@
-"""Tests of simulate/contract.py: what a client notices in an answer."""
+"""Tests of simulate/contract.py: which faulty answers a client detects."""
 
 from __future__ import annotations
 

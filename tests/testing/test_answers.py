@@ -1,4 +1,4 @@
-"""Tests of bridgecore.testing.answers: the emulator's answers, and small instances of schemas."""
+"""Tests of testing/answers.py: the emulator's answers, and small instances of schemas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tests of testing/faults.py: each fault at each point of a turn strikes as planned, and alone.
+"""Tests of testing/faults.py: each fault at each point of a turn happens as planned, and only
+there.
 
 The faults that have names are in test_catalogue.py.
 """
@@ -224,7 +225,7 @@ def test_fault_while_receiving_stops_reading(action: Action, check: Callable[[Li
         link.send(b"more of the frame")
         assert link.sends == sends
     assert w.emulator.requests == []
-    assert said(w.connect().ask("next")) == "turn 1: next"  # number 2 meets nothing
+    assert said(w.connect().ask("next")) == "turn 1: next"  # turn 2 has no fault
     assert w.emulator.requests[0].number == 2
 
 

@@ -1,4 +1,4 @@
-"""Tests of testing/network.py: that its wires behave as sockets do, driven by small machines."""
+"""Tests of testing/network.py: connections behave as sockets do; driven by small machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridgecore.testing.network import WINDOW, Direct, End, Fate, Network, Path
 
 @attrs.define(eq=False)
 class Recorder:
-    """A machine that writes down what happens, and does what it was told beforehand."""
+    """A machine that records its events and returns prepared effects."""
 
     events: list[tp.TransportEvent] = attrs.Factory(list)
     on_accept: list[tp.TransportEffect] = attrs.Factory(list)
@@ -36,7 +36,7 @@ class Recorder:
 
 @attrs.define
 class Told:
-    """An event that stands for effects, so that tests can say when they are carried out."""
+    """An event that carries effects, so that a test can say when they are carried out."""
 
     network: Network
     machine: Recorder
@@ -88,7 +88,7 @@ def test_machines_connect_and_lose_each_other() -> None:
     told.do(tp.Connect(5, "host", 80, tls=False))
     told.do(tp.Send(5, b"hello"))
     Told(network, server).do(tp.Close(1))
-    # An orderly close is an end of stream; only writing tells that nobody is there.
+    # An orderly close is an end of stream; only a write shows that the peer has closed.
     assert client.events == [tp.Connected(5), tp.EofReceived(5)]
     assert server.events[-1] == tp.Disconnected(1)
     told.do(tp.Send(5, b"more"))
@@ -209,7 +209,7 @@ def test_stop_logs_and_listeners() -> None:
 
 @attrs.define(eq=False)
 class Rough:
-    """Conditions of the test's choosing, and all that a ``Watcher`` sees."""
+    """Conditions set by the test, and a record of all that a ``Watcher`` is notified of."""
 
     fates: list[Fate] = attrs.Factory(list)  # of the next connects
     ends: list[End] = attrs.Factory(list)  # that connected
@@ -244,7 +244,7 @@ class Rough:
 
 
 def rough() -> tuple[Network, Recorder, Recorder, Rough, Told]:
-    """A machine that listens, and one that has been told to connect to it."""
+    """A machine that listens, and one that connects to it."""
     conditions = Rough()
     network = Network(conditions=conditions, watcher=conditions)
     server, client = Recorder(), Recorder()

@@ -1,6 +1,6 @@
-"""Tests of bridgecore.testing.strategies: what they draw is what their names say.
+"""Tests of testing/strategies.py: each strategy draws what its name says.
 
-The machines of tests/verify/test_machines.py use them at length.
+The machines of tests/verify/test_machines.py use them extensively.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_lawful_requests_are_answered(sent: bytes) -> None:
     world = World()
     client = world.client()
     client.send(sent)
-    assert world.read(client).status in (200, 400)  # 400: the upstream's own word
+    assert world.read(client).status in (200, 400)  # 400: the upstream's own error
     assert len(world.emulator.requests) == 1
 
 

@@ -1,4 +1,4 @@
-"""Tests of verify/scenario.py: its reader, its complaints, and what it writes."""
+"""Tests of verify/scenario.py: the reader, its errors, and the printer."""
 
 from __future__ import annotations
 
@@ -141,12 +141,12 @@ def test_settings_stand_before_commands() -> None:
 
 @given(histories())
 def test_events_can_be_written_as_commands(history: History) -> None:
-    """A history that was found by a machine, written down and replayed, says the same."""
+    """A drawn history, written as commands and replayed, has the same effects."""
     lines, rules, effects = ["policy default"], list[str](), list[str]()
     session = Session(DEFAULT)
     for event in [item.event for item in history]:
         try:
-            done = session.handle(event, 0)  # time has commands of its own
+            done = session.handle(event, 0)  # time is written as commands of its own
         except LocalProtocolError:
             continue
         effects += map(describe, done)

@@ -1,4 +1,4 @@
-"""The search: shortest ways, its limits, and when it is complete. On a grid, where all is known."""
+"""Tests of verify/search.py: shortest paths, limits and completeness, on a grid."""
 
 from __future__ import annotations
 
