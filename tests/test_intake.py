@@ -1,5 +1,4 @@
-"""Tests of intake.py: a turn before it is sent, with a resolver that answers late, never, or too
-late."""
+"""Tests of intake.py: a turn before it is sent, with a resolver that answers late or never."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of recovery/policy.py: a policy is total, checked when it is made, and can be read."""
+"""Tests of recovery/policy.py: a policy is total, validated when it is made, and printable."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
 @pytest.mark.parametrize("name", [field.name for field in attrs.fields(Timeouts)])
 @pytest.mark.parametrize("duration", [0, -1])
 def test_a_deadline_in_the_past_is_refused(name: str, duration: int) -> None:
-    """Else a deadline could be set at the time that it is handled at (invariant 29)."""
+    """Otherwise a deadline could be set for the time at which it is handled
+    (DEADLINES_ARE_KEPT)."""
     with pytest.raises(ValueError, match=name):
         Timeouts(**{name: duration})
 
