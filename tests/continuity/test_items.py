@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.items: input form, digests, proofs, prompts."""
+"""Tests of continuity/items.py: input form, digests, proofs, prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Item = dict[str, Any]
 
 
 def digest(item: object) -> bytes:
-    """Of a list of one item, given as a value or as JSON text."""
+    """The digest of a list of one item, given as a value or as JSON text."""
     return chain_digest(ROOT, item if isinstance(item, bytes) else json.dumps(item).encode())
 
 
@@ -66,7 +66,7 @@ CALL: Item = {
 RESULT: Item = {"type": "function_call_output", "call_id": "call_1", "output": "one"}
 REASONING: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
 USER: Item = {"role": "user", "content": "hello"}
-# Reasoning as open models give it, to be read.
+# Readable reasoning, as open models return it.
 THOUGHT: Item = {"type": "reasoning_text", "text": "hm"}
 READABLE: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "content": [THOUGHT]}
 CODEX = "internal_chat_message_metadata_passthrough"
@@ -216,7 +216,7 @@ def reference_types() -> dict[str, list[type]]:
 
 
 def required(kind: type) -> set[str]:
-    """Members that the reference requires. They are there under deferred annotations only."""
+    """The members that the reference requires. Their names are read from deferred annotations."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {name for name, hint in hints.items() if str(hint).split("[")[0].endswith("Required")}
 
@@ -231,7 +231,7 @@ def test_nothing_is_cut_out_that_the_reference_requires() -> None:
         for field in fields
         if all(field in required(each) for each in types[name])
     }
-    # Under store=false these ids name nothing, and Codex sends none of them.
+    # With store=false these ids have no meaning, and Codex sends none of them.
     assert wanted == {("reasoning", "id"), ("local_shell_call", "id"), ("web_search_call", "id")}
 
 
@@ -446,7 +446,7 @@ def test_an_unreadable_item_equals_only_its_own_bytes(raw: bytes) -> None:
 
 @st.composite
 def wordings(draw: st.DrawFn, item: Item) -> bytes:
-    """``item`` as some client might say it: order, space, escapes, bookkeeping."""
+    """``item`` as some client might encode it: order, white space, escapes, ids and status."""
     members = {
         name: value
         for name, value in item.items()
