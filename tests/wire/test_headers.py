@@ -1,4 +1,5 @@
-"""Tests of wire/headers.py: which headers go upstream, which name the tenant and the request."""
+"""Tests of wire/headers.py: which headers are sent upstream, which name the tenant and
+the request."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The server side of one HTTP/1.1 connection: what is served, what is refused, what is answered.
+"""Tests of wire/http.py: one HTTP/1.1 connection of a server; what is accepted, refused, answered.
 
-What belongs here: everything that can be said about ``wire/http.py`` in bytes alone. Answers are
-read back with h11's client, which knows nothing of our framing.
+What belongs here: ``wire/http.py`` in bytes alone. Answers are parsed with h11's client, which
+shares no code with ours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def drain(server: HttpServer) -> list[HttpEvent]:
 
 
 def feed(server: HttpServer, *pieces: bytes) -> list[HttpEvent]:
-    """All events of ``pieces``, taken after each."""
+    """All events of ``pieces``, collected after each."""
     events = []
     for piece in pieces:
         server.receive(piece)
@@ -51,7 +51,7 @@ def feed(server: HttpServer, *pieces: bytes) -> list[HttpEvent]:
 
 
 def phase_of(server: HttpServer) -> HttpPhase:
-    """The phase, by a call: type checkers take a property to stay what it was."""
+    """The phase, by a call: type checkers assume that a property does not change."""
     return server.phase
 
 
@@ -60,7 +60,7 @@ def one_by_one(data: bytes) -> Iterable[bytes]:
 
 
 def served(data: bytes, limits: HttpLimits = LIMITS) -> tuple[RequestHead, bytes]:
-    """Head and body of the one request that ``data`` is."""
+    """Head and body of the one request in ``data``."""
     head, body = feed(HttpServer(limits), data)
     assert isinstance(head, RequestHead)
     assert isinstance(body, RequestBody)
@@ -68,13 +68,13 @@ def served(data: bytes, limits: HttpLimits = LIMITS) -> tuple[RequestHead, bytes
 
 
 def refused(data: bytes, limits: HttpLimits = LIMITS) -> BadRequest:
-    """The refusal that ``data`` ends in; the same however the input is cut."""
+    """The refusal with which ``data`` ends; the same however the input is split."""
     server = HttpServer(limits)
     whole = feed(server, data)
     assert feed(HttpServer(limits), *one_by_one(data)) == whole
     refusal = whole[-1]
     assert isinstance(refusal, BadRequest)
-    # Nothing more is parsed, and the answer ends the connection.
+    # Nothing more is parsed, and the connection ends with the answer.
     assert phase_of(server) is HttpPhase.ANSWERING
     assert feed(server, GET) == []
     answer = server.respond(refusal.status, [], b"no", close=True)
@@ -93,7 +93,8 @@ def post(body: bytes, *fields: bytes) -> bytes:
 
 
 def read_answer(data: bytes, method: bytes = b"GET") -> tuple[h11.Response, bytes, type[object]]:
-    """What an h11 client makes of an answer: its head, its body, and its view of us afterwards."""
+    """The answer as an h11 client parses it: its head, its body, and the state of the
+    connection."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
     client.send(h11.EndOfMessage())
@@ -235,7 +236,7 @@ def with_fields(
 
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
-    # Two ways to tell where the body ends.
+    # Ambiguous body length.
     "length and coding": (
         with_fields(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
         "both Content-Length and Transfer-Encoding",
@@ -434,7 +435,7 @@ def test_malformed_chunk_framing_is_refused(data: bytes, why: str) -> None:
 
 
 def test_a_refusal_comes_as_soon_as_it_is_certain() -> None:
-    # Nothing here would ever be followed by more.
+    # Nothing would ever follow.
     assert isinstance(feed(HttpServer(LIMITS), b"GET / HTTP/1.1\n")[0], BadRequest)
     assert isinstance(feed(HttpServer(LIMITS), b"\x16")[0], BadRequest)
     _, refusal = feed(HttpServer(LIMITS), CHUNKED + b"5\n")
@@ -470,7 +471,7 @@ def test_a_head_may_be_as_large_as_the_limit() -> None:
         head_of_size(200_000),
         b"G" * LIMITS.max_header,  # never ends
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1000,
-        head_of_size(LIMITS.max_header + 1)[:-1] + b"\0",  # what is beyond is not looked at
+        head_of_size(LIMITS.max_header + 1)[:-1] + b"\0",  # what is beyond the limit is not parsed
     ],
 )
 def test_a_larger_head_is_refused(data: bytes) -> None:
@@ -557,7 +558,7 @@ EXTENSIONS = [b"", b";a", b';a="b;\\"c"', b";a;b=c"]
 
 @st.composite
 def requests(draw: st.DrawFn, extensions: list[bytes]) -> bytes:
-    """A lawful request, in bytes."""
+    """A valid request, in bytes."""
     name = st.text("abcXYZ019-_", min_size=1, max_size=8).map(lambda s: "x-" + s)
     value = st.text(st.sampled_from("ab \t:,;=\"'/é"), max_size=12)
     fields = [f"{n}: {v}".encode() for n, v in draw(st.lists(st.tuples(name, value), max_size=4))]
@@ -593,7 +594,7 @@ def test_events_do_not_depend_on_how_input_is_cut(data: bytes, places: list[int]
     assert feed(HttpServer(LIMITS), *one_by_one(data)) == whole
 
 
-# All but white space before an extension, which h11 refuses and RFC 9112 does not.
+# All but white space before an extension, which h11 refuses and RFC 9112 permits.
 @settings(max_examples=150)
 @given(requests(EXTENSIONS))
 def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
@@ -1189,7 +1190,7 @@ def test_the_bound_of_a_body_is_one_for_what_comes_and_what_it_decodes_to() -> N
         for data in (post(gzip.compress(body)), chunks(gzip.compress(body), 5)):
             _, (_, event) = decoding(data)
             assert event == RequestBody(body) if status is None else isinstance(event, BodyRefused)
-    # Empty members: nothing comes out.
+    # Empty members: there is no output.
     for data in (post(gzip.compress(b"") * 51), chunks(gzip.compress(b"") * 51, 500)):
         refusal = decoding(data)[1][-1]
         assert isinstance(refusal, BadRequest)
