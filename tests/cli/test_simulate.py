@@ -1,4 +1,4 @@
-"""The command ``simulate``: its tables, its JSON and its exit codes."""
+"""Tests of ``bridgecore simulate``: its tables, its JSON and its exit codes."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The HTTP tests of the Open Responses compliance suite, against ``bridgecore serve``.
 
-What belongs here: running ``compliance.mjs``, which restates the suite for Node, where Node is.
+What belongs here: running ``compliance.mjs``, which restates the suite for Node, if Node is
+installed.
 """
 
 from __future__ import annotations
