@@ -33,5 +33,5 @@ def test_losses_are_invisible_and_frames_do_not_grow(
     assert "equal" in out
 
 
-def test_memory_is_what_is_accounted() -> None:
+def test_accounted_size_is_the_memory_taken() -> None:
     assert load("continuity").measure_memory()

@@ -368,7 +368,7 @@ LINK = 2  # the first link of a bridge: its conversation is 1
         (TurnBlocked(1, 1), "blocked must be bool"),  # type: ignore[arg-type]  # a number is wrong
     ],
 )
-def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> None:
+def test_misuse_raises_and_changes_nothing(event: BridgeEvent, text: str) -> None:
     driver = Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), max_waiting=1)))
     (opened,) = driver.submit(1)
     assert isinstance(opened, OpenLink)

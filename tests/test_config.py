@@ -98,7 +98,7 @@ def test_flags_are_bools() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_no_setting_is_none(name: str) -> None:
+def test_every_setting_refuses_none(name: str) -> None:
     """A new setting with a default of another kind needs a check of its own."""
     refused(**{name: None})
 
@@ -115,7 +115,7 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     refused(upstream=b"wss://h/")
 
 
-def test_the_bytes_of_one_credential_are_at_most_those_of_all() -> None:
+def test_the_limit_of_one_credential_is_at_most_the_whole() -> None:
     with pytest.raises(ConfigError, match=r"transcript_scope_bytes=1001 .* transcript_bytes=1000"):
         Config(upstream=URL, transcript_scope_bytes=1001, transcript_bytes=1000)
     Config(upstream=URL, transcript_scope_bytes=1000, transcript_bytes=1000)

@@ -50,7 +50,7 @@ def said(effects: list[BridgeEffect]) -> list[BridgeEffect]:
     return [effect for effect in effects if not isinstance(effect, Log)]
 
 
-def test_its_methods_return_what_is_to_be_done(conversation: Conversation, shared: Shared) -> None:
+def test_its_methods_return_effects(conversation: Conversation, shared: Shared) -> None:
     assert said(conversation.submit(turn(1, shared), KEY, 0)) == [OpenLink(2, KEY)]
     (sent,) = said(conversation.opened([], 0))
     assert isinstance(sent, SendFrame)
@@ -62,7 +62,7 @@ def test_its_methods_return_what_is_to_be_done(conversation: Conversation, share
     assert (conversation.retired, conversation.link) == (True, None)
 
 
-def test_what_is_known_of_a_connection_goes_with_it(
+def test_state_of_a_connection_is_dropped_with_it(
     conversation: Conversation, shared: Shared
 ) -> None:
     conversation.submit(turn(1, shared), KEY, 0)

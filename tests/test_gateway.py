@@ -206,7 +206,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize("event", MISUSE, ids=lambda event: repr(event)[:40])
-def test_misuse_is_named_and_changes_nothing(event: GatewayEvent) -> None:
+def test_misuse_raises_and_changes_nothing(event: GatewayEvent) -> None:
     driver = Driver()
     link = driver.send(stream=True)
     before, due = driver.gateway.bridge.snapshot(), driver.gateway.next_timeout()
@@ -217,7 +217,7 @@ def test_misuse_is_named_and_changes_nothing(event: GatewayEvent) -> None:
 
 
 @pytest.mark.parametrize("now", [-1, 1.5, None, True])
-def test_times_that_are_none(now: int) -> None:
+def test_invalid_times_raise(now: int) -> None:
     with pytest.raises(LocalProtocolError):
         Gateway(CONFIG).handle(BridgeTimeout(), now)
 

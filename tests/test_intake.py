@@ -108,7 +108,7 @@ def test_a_turn_that_is_resolved_late_is_answered(driver: Driver) -> None:
     assert driver.counts() == (0, 1, 1)
 
 
-def test_a_turn_that_is_never_resolved_is_told_when_its_budget_is_used_up(driver: Driver) -> None:
+def test_an_unresolved_turn_times_out_at_its_deadline(driver: Driver) -> None:
     query = driver.ask(1, previous_response_id="resp_0")
     deadline = driver.bridge.next_timeout()
     assert deadline is not None
@@ -159,7 +159,7 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
     ]
 
 
-def test_a_turn_that_waited_long_is_not_held_up_by_one_that_came_later(driver: Driver) -> None:
+def test_a_waiting_turn_fails_at_its_own_deadline(driver: Driver) -> None:
     """Both continue the same response, on the only connection that can."""
     link = driver.resolve(driver.ask(1, store=False))
     driver.tell(MessagesReceived(link, [CREATED, DONE]))
@@ -200,7 +200,7 @@ def test_a_client_that_left_before_the_answer(driver: Driver, cut_off: bool) -> 
     assert isinstance(driver.tell(TurnResolved(again))[0], OpenLink)
 
 
-def test_the_same_answer_twice_changes_nothing(driver: Driver) -> None:
+def test_a_repeated_answer_changes_nothing(driver: Driver) -> None:
     query = driver.ask(1)
     driver.resolve(query)
     before = driver.bridge.snapshot()
@@ -219,7 +219,7 @@ def test_the_same_answer_twice_changes_nothing(driver: Driver) -> None:
         (TurnResolved(1, KnownResponse("r", 1)), "stored must be bool"),  # type: ignore[arg-type]  # a number is wrong
     ],
 )
-def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> None:
+def test_misuse_raises_and_changes_nothing(event: BridgeEvent, text: str) -> None:
     driver = Driver()
     query = driver.ask(1)
     before = driver.bridge.snapshot(), driver.bridge.next_timeout()
@@ -258,7 +258,7 @@ def test_room_is_asked_for_when_a_turn_is_resolved(driver: Driver) -> None:
         (KnownResponse("resp_7", False), "bound"),
     ],
 )
-def test_what_others_know_about_a_response_counts(
+def test_a_resolver_tells_what_others_know(
     driver: Driver, known: KnownResponse | None, standing: str
 ) -> None:
     """This bridge does not know the response. It is sent, unless it is cached on a connection of
@@ -272,7 +272,7 @@ def test_what_others_know_about_a_response_counts(
     assert isinstance(effect, FailAnswer if standing == "bound" else SendFrame)
 
 
-def test_what_is_known_here_counts_more(driver: Driver) -> None:
+def test_own_knowledge_takes_precedence_over_the_resolver(driver: Driver) -> None:
     link = driver.resolve(driver.ask(1, store=False))
     driver.tell(MessagesReceived(link, [CREATED, DONE]))
     query = driver.ask(2, previous_response_id="resp_1", store=False)

@@ -575,7 +575,7 @@ def test_an_unexplained_ignore_is_found(comment: str, problems: list[str]) -> No
     assert all(text.startswith("x.py:2: ") for text in found)
 
 
-def test_an_ignore_inside_a_string_is_none() -> None:
+def test_an_ignore_inside_a_string_is_not_a_comment() -> None:
     assert unexplained_ignores("x.py", f"x = '{_TYPE}'\n") == []
 
 

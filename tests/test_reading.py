@@ -153,7 +153,7 @@ def test_nothing_is_read_twice(
     assert len(found.texts) <= 60
 
 
-def test_a_request_of_which_nothing_is_held_is_read_once() -> None:
+def test_a_request_without_a_transcript_is_parsed_once() -> None:
     client = Client(Continuity.PASSTHROUGH)
     found = Readings()
     found.of(lambda: client.world.ask([message("c")], instructions="x" * 200))

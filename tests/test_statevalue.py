@@ -92,14 +92,14 @@ def test_a_new_attribute_of_the_bridge_counts() -> None:
     assert one.snapshot() != other.snapshot()
 
 
-def test_what_cannot_be_compared_is_named() -> None:
+def test_an_unlisted_field_is_reported() -> None:
     bridge = running()
     bridge.mood = object()  # type: ignore[attr-defined]  # a new one
     with pytest.raises(TypeError, match="object: say in"):
         bridge.snapshot()
 
 
-def test_the_list_names_what_there_is() -> None:
+def test_listed_fields_exist() -> None:
     for kind, compared in COMPARED.items():
         if kind is Intake:
             known = set(vars(running()._intake))

@@ -167,7 +167,7 @@ class HttpReader:
         if len(self._buffer) < 2:
             return None
         if self._line() != b"":
-            raise ReadError("trailers that nobody asked for")
+            raise ReadError("unexpected trailers")
         self._read = self._read_head
         return _END
 

@@ -362,7 +362,7 @@ class Network:
             ConnectionRefusedError: no machine listens there.
         """
         if (host, port) not in self._listeners:
-            raise ConnectionRefusedError(f"nobody listens on {host}:{port}")
+            raise ConnectionRefusedError(f"no machine listens on {host}:{port}")
         client = ByteClient(self)
         self.label = NOBODY
         end = self._open(_Driver(client), 0, (host, port))
@@ -643,7 +643,7 @@ class Network:
         driver = self._listeners.get(place)
         if driver is None or refused:
             # Events for a closed end are dropped, so this end is closed only when notified.
-            failed = tp.ConnectFailed(end.conn, tp.ConnectError.REFUSED, "nobody listens")
+            failed = tp.ConnectFailed(end.conn, tp.ConnectError.REFUSED, "no machine listens")
             self._push(back, end, failed)
             self._push(back, lambda: self._forget(end))
             return

@@ -957,7 +957,7 @@ def test_a_bug_anywhere_in_the_machine_ends_the_context(backend: Backend, where:
     backend.run(body)
 
 
-def test_the_bodys_own_exception_comes_out_as_it_is(backend: Backend) -> None:
+def test_the_exception_of_a_body_is_raised_unchanged(backend: Backend) -> None:
     async def body() -> None:
         machine = Machine(backend, echo)
 

@@ -129,7 +129,7 @@ BOUND = Arrival(Standing.BOUND, "r1", recognised=False, repeats=False)
 OWN = Kin(continued=False, dispensable=True, key=9, idle=True)
 
 
-def test_a_history_goes_where_it_is_at_hand() -> None:
+def test_a_history_is_routed_to_the_session_that_caches_it() -> None:
     candidates = [
         ("r3", None),
         ("r2", Seat(1, True, "r3")),  # its connection has another response cached
@@ -142,18 +142,18 @@ def test_a_history_goes_where_it_is_at_hand() -> None:
 
 
 @pytest.mark.parametrize("live", [None, "r1"])
-def test_an_anchor_goes_to_its_session(live: str | None) -> None:
+def test_an_anchored_turn_is_routed_to_its_session(live: str | None) -> None:
     assert route(HELD, candidates=[], home=Seat(5, True, live), family=unread()) == Join(5)
     assert route(BOUND, candidates=[], home=Seat(5, False, live), family=unread()) == Join(5)
 
 
 @pytest.mark.parametrize("home", [None, Seat(5, False, "r1"), Seat(5, True, "r2")])
-def test_what_continues_elsewhere_gets_a_session_of_its_own(home: Seat | None) -> None:
+def test_a_continuation_without_a_session_gets_a_new_one(home: Seat | None) -> None:
     for turn in (HELD, RECOGNISED):
         assert route(turn, candidates=[], home=home, family=unread()) == Branch()
 
 
-def test_what_begins_may_take_over_a_session_of_its_family() -> None:
+def test_a_new_conversation_may_take_over_a_session_of_its_family() -> None:
     busy = Kin(continued=False, dispensable=True, key=8, idle=False)
     assert route(REPEATS, candidates=[], home=None, family=[busy, OWN]) == Join(9)
     assert route(REPEATS, candidates=[], home=None, family=[busy]) == Branch()

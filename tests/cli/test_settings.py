@@ -226,7 +226,7 @@ def test_unknown_variables_are_ignored() -> None:
         ("rotation", '"cold"', "warm"),
     ],
 )
-def test_a_wrong_value_is_an_error_where_another_source_wins(
+def test_an_overridden_wrong_value_is_an_error(
     name: str, wrong: str, right: str, tmp_path: Path
 ) -> None:
     """It would be used as soon as the flag or the variable is removed."""

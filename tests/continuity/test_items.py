@@ -178,7 +178,7 @@ def test_a_history_has_something_that_a_model_made(item: object, made: bool) -> 
 
 
 @pytest.mark.parametrize("item", [MESSAGE, CALL, REASONING])
-def test_a_stored_item_goes_back_as_it_came(item: Item) -> None:
+def test_a_stored_item_is_sent_back_unchanged(item: Item) -> None:
     assert form(item, stored=True) == item
 
 
@@ -221,7 +221,7 @@ def required(kind: type) -> set[str]:
     return {name for name, hint in hints.items() if str(hint).split("[")[0].endswith("Required")}
 
 
-def test_nothing_is_cut_out_that_the_reference_requires() -> None:
+def test_required_members_are_kept_in_input_form() -> None:
     types = reference_types()
     cut = {name: fields for name, fields in module._BOOKKEEPING.items() if name in types}
     assert cut.keys() == module._BOOKKEEPING.keys()
@@ -569,7 +569,7 @@ def test_every_kind_of_output_wants_its_call(call: str, output: str) -> None:
     assert proof(said) == Proof((), ("c",), 0)
 
 
-def test_pairs_that_name_each_other_in_another_way() -> None:
+def test_calls_and_outputs_paired_by_other_members() -> None:
     shell = {"type": "local_shell_call", "id": "lsh_1", "call_id": "c"}
     assert proof(shell, {"type": "local_shell_call_output", "id": "c"}) == Proof((), (), 0)
     approval = {"type": "mcp_approval_request", "id": "mcpr_1"}
@@ -624,7 +624,7 @@ def test_an_input_that_has_no_items_is_an_error(value: object) -> None:
         prompt(input=value)
 
 
-def test_a_frame_keeps_everything_else_as_it_came() -> None:
+def test_a_frame_keeps_all_other_members_unchanged() -> None:
     body = (
         b'{"model":"m","temperature":1.0,"input":"x","metadata":{ "k": [1,  2] },'
         b'"previous_response_id":"resp_1","stream":true}'
@@ -638,7 +638,7 @@ def test_a_frame_keeps_everything_else_as_it_came() -> None:
     assert json.loads(prompt().frame(b"1", None))["input"] == [1]
 
 
-def test_bounds_are_where_items_begin_and_wording_is_theirs_alone() -> None:
+def test_bounds_and_encodings_of_items() -> None:
     said = prompt(input=[12, 1, 23, 1])
     assert said.text == b"12,1,23,1"
     assert said.bounds == [0, 3, 5, 8, 10]

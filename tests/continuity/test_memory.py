@@ -223,7 +223,7 @@ def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
     ]
 
 
-def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
+def test_a_reference_to_a_held_item_can_be_rebuilt() -> None:
     held = book()
     first = {"id": "msg_1", **said("A")}
     held.hold(held.ask([user("a")], store=True), "r1", output=[first])

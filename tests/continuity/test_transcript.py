@@ -185,7 +185,7 @@ def test_a_history_that_is_sent_in_full_is_held_once() -> None:
     assert held.size == before + more.size
 
 
-def test_an_id_that_names_two_responses_names_the_later_one_only() -> None:
+def test_a_response_id_used_twice_names_the_later_response() -> None:
     held = transcripts()
     old = linear(held).path()
     again = held_turn(held, "r1", [user("x")], said("X"))
@@ -260,7 +260,7 @@ def test_time_does_not_go_backwards() -> None:
     assert held.next_expiry() == 1700
 
 
-def test_one_credential_cannot_push_out_another() -> None:
+def test_one_credential_cannot_evict_another() -> None:
     one = SCOPE + 4 * (NODE_OVERHEAD + 300)
     held = transcripts(max_bytes=4 * one, max_scope=one)
     held_turn(held, "kept", [user("a")], said("A"), scope="quiet", now=0)
@@ -297,7 +297,7 @@ def test_a_budget_of_zero_bytes_holds_nothing() -> None:
     assert held.size == 0
 
 
-def test_memory_is_what_is_accounted() -> None:
+def test_accounted_size_is_the_memory_taken() -> None:
     def fill() -> Transcripts:
         held = transcripts()
         for scope in range(20):
@@ -365,7 +365,7 @@ def test_outputs_find_their_calls_on_the_chain() -> None:
     assert (foreign.orphans, foreign.self_contained) == (("c3",), False)
 
 
-def test_what_has_an_output_without_its_call_is_not_rebuilt() -> None:
+def test_a_context_with_an_output_without_its_call_is_not_rebuilt() -> None:
     """Some upstreams accept such an output; the bridge must not send it to another connection."""
     held = transcripts()
     assert not held_turn(held, "r1", [result(1)], said("a")).readable
@@ -617,7 +617,7 @@ def reference(name: str) -> Item:
     return {"type": "item_reference", "id": name}
 
 
-def test_references_are_compared_as_what_they_name() -> None:
+def test_references_are_compared_by_their_items() -> None:
     """The Vercel AI SDK repeats stored output of a model in this way."""
     held = transcripts()
     held_turn(held, "r1", [user("a")], THOUGHT, said("A"), store=True)
@@ -649,7 +649,7 @@ def test_references_are_resolved_where_a_context_is_rebuilt() -> None:
     assert b"item_reference" not in more.text()
 
 
-def test_an_id_that_names_two_items_names_none() -> None:
+def test_an_item_id_used_twice_is_unknown() -> None:
     """Some upstreams number the items of each response from the start."""
     held = transcripts()
     again = {**said("B"), "id": "msg_A"}
@@ -688,7 +688,7 @@ def test_a_rebuild_begins_at_the_latest_compaction() -> None:
         assert latest.parent is node
 
 
-def test_a_compaction_in_the_input_cuts_nothing() -> None:
+def test_a_compaction_in_the_input_keeps_the_items_before_it() -> None:
     """The items before it are meant to be read: the window of /responses/compact is of
     this kind."""
     held = transcripts()
@@ -711,7 +711,7 @@ def test_a_call_before_the_compaction_is_kept_for_its_output() -> None:
 
 
 @pytest.mark.parametrize("pruned", [True, False])
-def test_histories_are_recognised_with_and_without_what_was_compacted(pruned: bool) -> None:
+def test_histories_are_recognised_with_and_without_compacted_items(pruned: bool) -> None:
     held = transcripts()
     node = compacted(held)
     before = [user("a"), echo("A"), user("b")]
@@ -770,7 +770,7 @@ def test_an_id_for_a_whole_chain_of_histories() -> None:
         history += [user(text), echo(text.upper())]
 
 
-def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
+def test_a_context_that_ends_within_another_input_is_found() -> None:
     held = transcripts()
     held_turn(held, "long", [*HISTORY[:2], user("b")], said("B"))
     short = held_turn(held, "short", HISTORY[:1], said("A"))
@@ -927,7 +927,7 @@ class Model:
 
 @given(st.data())
 @settings(max_examples=120)
-def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> None:
+def test_the_tree_agrees_with_a_list_of_contexts(data: st.DataObject) -> None:
     draw: Callable[..., Any] = data.draw
     small = NODE_OVERHEAD + 250
     max_scope = draw(st.sampled_from([PLENTY, SCOPE + 6 * small]))

@@ -358,7 +358,7 @@ def test_a_socket_that_is_lost_between_turns(backend: Backend, set_up: SetUp) ->
 
 
 @set_ups
-def test_sockets_that_are_lost_all_the_time(backend: Backend, set_up: SetUp) -> None:
+def test_connections_lost_after_every_turn(backend: Backend, set_up: SetUp) -> None:
     """Each after its turn, and one during a turn that may have been run: Codex retries by
     itself."""
 

@@ -266,7 +266,7 @@ def test_bodies_that_cannot_be_decoded(data: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
-def test_the_bound_is_on_what_comes_out(coding: str) -> None:
+def test_the_bound_is_on_the_decoded_size(coding: str) -> None:
     turn = {**TURN, "input": "x" * 2000}
     world = World(max_body=len(json.dumps(turn)))
     assert exchange(encoded(turn, coding), world)[0].status == 200
@@ -477,7 +477,7 @@ def test_idle_client_connections_are_closed() -> None:
     world.assert_empty()
 
 
-def test_a_client_that_goes_on_sending_after_the_refusal() -> None:
+def test_a_client_sends_more_after_its_refusal() -> None:
     world = World(max_body=1000)
     client = world.client()
     client.send(request({**TURN, "input": "x" * 2000})[:300])

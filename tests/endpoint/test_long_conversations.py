@@ -103,7 +103,7 @@ def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("action", [Abort(), CloseWith(1011), Silence()])
-def test_with_replay_a_client_sees_one_answer_begin(action: Action) -> None:
+def test_with_replay_a_client_gets_one_response_created(action: Action) -> None:
     """Nothing of the lost answer was shown."""
     world = held(ambiguous=OnAmbiguousLoss.REPLAY, idle_timeout=SECOND)
     talker = Talker(world)
@@ -218,7 +218,7 @@ steps = st.tuples(
 
 @settings(max_examples=60)
 @given(steps=st.lists(steps, min_size=2, max_size=25), shape=st.sampled_from(SHAPES))
-def test_the_upstream_is_shown_exactly_what_was_said(
+def test_the_context_upstream_equals_the_conversation(
     steps: list[tuple[int, str, tuple[Point, Action] | None, int]], shape: ErrorShape
 ) -> None:
     """The helpers compare the context at the upstream with the client's history at every answer."""

@@ -455,7 +455,7 @@ def test_a_foreign_id_looks_exactly_like_a_miss(store: bool, stream: bool) -> No
 
 
 @pytest.mark.parametrize("header", ["openai-organization", "openai-project", "chatgpt-account-id"])
-def test_another_account_is_a_stranger(header: str) -> None:
+def test_another_account_shares_nothing(header: str) -> None:
     world = World()
     first = first_turn(world, store=False)
     client = world.client()

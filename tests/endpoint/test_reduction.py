@@ -47,7 +47,7 @@ from tests.endpoint_world import SECOND, Json, World
 
 @pytest.mark.parametrize("bare", [True, False])
 @pytest.mark.parametrize("store", [True, False])
-def test_histories_are_reduced_while_the_socket_lives(store: bool, bare: bool) -> None:
+def test_histories_are_reduced_while_the_connection_is_open(store: bool, bare: bool) -> None:
     world = held()
     historian = Historian(world, store, bare=bare, fields={"instructions": "i" * 500})
     for n in range(40):
@@ -284,7 +284,7 @@ class Codex(Historian):
         return [{**item, CODEX: note} for item in items]
 
 
-def test_codex_is_recognised_by_what_a_model_reads() -> None:
+def test_codex_is_recognised_by_the_content_of_items() -> None:
     world = held()
     fields = {"prompt_cache_key": "k", "instructions": "Be brief."}
     codex = Codex(world, headers="thread-id: k\r\n", fields=fields)
@@ -420,7 +420,7 @@ def test_a_conversation_that_begins_like_many_is_reduced_at_once() -> None:
     assert_empty(world)
 
 
-def test_a_full_send_does_not_end_the_reduction_of_what_it_repeats() -> None:
+def test_a_full_send_does_not_end_the_reduction_of_its_history() -> None:
     world = held()
     one = Historian(world)
     one.attempt(user("a"))

@@ -126,7 +126,7 @@ def test_pings_are_answered_while_the_upload_goes_on(pings: list[int]) -> None:
     assert answered == [sum(pings[: index + 1]) for index in range(len(answered))]
 
 
-def test_a_close_in_the_middle_of_an_upload_is_heard_at_once() -> None:
+def test_a_close_during_an_upload_is_read_at_once() -> None:
     slow = SlowUpstream()
     slow.take()
     slow.says(slow.server.close(1013))

@@ -505,7 +505,7 @@ def test_a_client_that_leaves_while_connecting() -> None:
     world.assert_empty()
 
 
-def test_a_waiting_turn_that_leaves_costs_the_running_one_nothing() -> None:
+def test_a_waiting_turn_that_leaves_does_not_affect_the_running_one() -> None:
     world = World()
     first = world.ask(store=False).response["id"]
     world.emulator.delta_interval = SECOND

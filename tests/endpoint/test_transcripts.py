@@ -198,7 +198,7 @@ def test_context_besides_items_cannot_be_rehydrated(field: str) -> None:
     assert_empty(world)
 
 
-def test_items_are_known_from_the_stream_if_the_end_has_none() -> None:
+def test_items_are_taken_from_the_stream_if_the_terminal_event_has_none() -> None:
     """As with an upstream whose ``response.completed`` has only an id."""
     world = held()
     bare_end = b'{"type":"response.completed","response":{"id":"%RESPONSE_ID%"}}'

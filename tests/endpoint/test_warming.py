@@ -47,7 +47,7 @@ def warm_ups(world: World) -> list[CreateRequest]:
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_a_warmed_socket_goes_on_with_new_items_only(store: bool) -> None:
+def test_a_preloaded_connection_gets_new_items_only(store: bool) -> None:
     world = warming()
     talker = Talker(world, store, fields={"instructions": "Be brief.", "temperature": 0})
     talker.turn(user("a"))

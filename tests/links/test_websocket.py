@@ -195,7 +195,7 @@ def test_an_upstream_that_takes_frames_is_alive() -> None:
             assert upstream.timeout(now) == b""
 
 
-def test_an_upstream_that_takes_nothing_is_given_up_as_late_as_a_quiet_one() -> None:
+def test_an_upstream_that_does_not_read_is_closed_as_late_as_a_quiet_one() -> None:
     upstream, _ = uploading()
     said = [upstream.timeout(CONFIG.ping_interval)]
     assert upstream.deadline is not None
@@ -204,7 +204,7 @@ def test_an_upstream_that_takes_nothing_is_given_up_as_late_as_a_quiet_one() -> 
     assert said[1] == TimedOut(Timer.PING)
 
 
-def test_an_upstream_that_sends_but_takes_nothing_is_given_up_at_the_same_time() -> None:
+def test_an_upstream_that_sends_but_does_not_read_is_closed_at_the_same_time() -> None:
     """Its bytes show that it is alive, but the message would never be sent."""
     upstream, server = uploading()
     end = 1 + CONFIG.ping_interval + CONFIG.ping_timeout
@@ -220,7 +220,7 @@ def test_an_upstream_that_sends_but_takes_nothing_is_given_up_at_the_same_time()
     assert (now, said) == (end, TimedOut(Timer.PING))
 
 
-def test_an_upload_cannot_stall_while_nothing_is_read() -> None:
+def test_an_upload_does_not_time_out_while_reading_is_paused() -> None:
     """The upstream may wait for us to read its events before it reads on."""
     upstream, _ = uploading()
     upstream.paused = True

@@ -52,7 +52,7 @@ def test_with_cell_changes_one_cell_of_a_copy() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
+def test_replaying_changes_the_ambiguous_cells_that_another_connection_can_carry(
     policy: Policy,
 ) -> None:
     mine = replaying(policy)
@@ -87,7 +87,7 @@ def test_a_deadline_is_a_whole_number(wrong: Any) -> None:
         Budgets(replays=wrong)
 
 
-def test_a_policy_is_made_of_what_it_says() -> None:
+def test_a_policy_refuses_values_of_wrong_types() -> None:
     cell = (Situation.LOST_SENT, Standing.HELD)
     wrong: Any = Action.RESEND
     mixed_up: Any = DEFAULT.remedy(*cell)
@@ -125,7 +125,7 @@ def test_a_negative_budget_is_refused(name: str) -> None:
 # ------------------------------------------------------------------ what the tables say, in words
 
 
-def test_a_remedy_is_printed_with_what_the_client_is_told() -> None:
+def test_a_remedy_is_printed_with_its_answer() -> None:
     refused = Remedy(Action.REFUSE, FailureReply.STREAM_INCOMPLETE)
     assert str(refused) == "refuse (stream_incomplete)"
     assert str(Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)) == "surface"

@@ -182,7 +182,7 @@ def test_a_remedy_that_leads_to_the_next_question_is_named_before_its_answer() -
     ]
 
 
-def test_turns_that_fail_one_behind_the_other_are_told_apart_by_their_cells() -> None:
+def test_consecutive_failures_have_their_own_cells() -> None:
     waiting = [TurnSubmitted(Turn(number, Standing.BOUND, "resp_0")) for number in (2, 3)]
     sent = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
     last = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
@@ -225,7 +225,7 @@ def test_a_deadline_due_in_a_phase_that_never_sets_it_is_misuse() -> None:
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("events", [0, 1, 2, 3])
 @pytest.mark.parametrize("action", [Action.RESEND, Action.REBIND, Action.SEND])
-def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
+def test_a_resend_of_a_sent_turn_uses_a_replay_whatever_the_cell(
     remote: bool, events: int, action: Action
 ) -> None:
     """However far the turn had come, and whoever lost it, it uses the same budget
@@ -296,7 +296,7 @@ def test_the_turns_timer_is_due_with_the_first_of_their_budgets(
         assert record.after.timers.get(Timer.TURN) == min(ends, default=None)
 
 
-def test_a_turn_that_comes_too_late_is_told_so() -> None:
+def test_a_turn_submitted_after_its_deadline_times_out() -> None:
     late = TurnSubmitted(Turn(2), deadline=NS_PER_SECOND)
     for state in (SessionState(), after(TurnSubmitted(Turn(1)))):
         transition = step(DEFAULT, state, late, NS_PER_SECOND)

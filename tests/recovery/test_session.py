@@ -122,7 +122,7 @@ def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
 
 
 @given(runs, st.sampled_from(WRONG), st.booleans())
-def test_a_wrong_event_is_named_and_changes_nothing(
+def test_an_invalid_event_raises_and_changes_nothing(
     run: tuple[Policy, History], wrong: Any, touched: bool
 ) -> None:
     """Of two sessions with the same history, one also gets invalid events, at times yet to come:
@@ -303,7 +303,7 @@ def test_a_rule_that_sets_its_own_deadline_in_the_past_is_found_out(
     assert session.state is before
 
 
-def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_has_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (Phase.CLOSED, ev.EvictionRequested)
 
     def broken(builder: TransitionBuilder, event: object) -> None:

@@ -33,18 +33,18 @@ def test_the_context_blows_up_under_v1_12() -> None:
     )
 
 
-def test_without_losses_the_policies_are_alike() -> None:
+def test_without_losses_the_policies_have_equal_growth() -> None:
     calm = Experiment(turns=10, fault_every=None)
     assert grow(calm).rows == grow(attrs.evolve(calm, policy=V1_12)).rows
 
 
-def test_a_window_can_be_too_small_for_anybody() -> None:
+def test_a_small_window_is_full_without_losses() -> None:
     growth = grow(Experiment(turns=10, window=60_000))
     assert growth.full == 5
     assert "full at turn 5" in summary(growth)
 
 
-def test_without_storage_the_context_is_what_it_must_be() -> None:
+def test_without_storage_the_context_equals_the_history() -> None:
     growth = grow(Experiment(turns=6, store=False))
     assert growth.sound
     # Rehydrated items lack the service's ids, which cost no tokens.

@@ -61,7 +61,7 @@ def test_the_default_policy_violates_nothing() -> None:
     assert total.attempts > total.turns
 
 
-def test_warmed_sockets_know_what_was_said() -> None:
+def test_preloaded_connections_have_the_context() -> None:
     warm = attrs.evolve(SMALL, clients=24, turns=12, warm=True)
     report = run(warm)
     assert [str(violation) for violation in report.violations] == []
@@ -204,14 +204,14 @@ def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
 # ------------------------------------------------------------------ the same again, and smaller
 
 
-def test_a_run_can_be_had_again() -> None:
+def test_a_run_can_be_repeated() -> None:
     first, again = run(SMALL), run(SMALL)
     assert first.digest == again.digest
     assert attrs.asdict(first) == attrs.asdict(again)
     assert run(attrs.evolve(SMALL, seed=8)).digest != first.digest
 
 
-def test_being_watched_changes_nothing() -> None:
+def test_recording_a_run_changes_nothing() -> None:
     lines: list[str] = []
     assert run(SMALL, lines.append).digest == run(SMALL).digest
     assert len(lines) > 100
@@ -236,7 +236,7 @@ def test_a_violation_is_shrunk_to_a_timeline() -> None:
     assert len(shrunk.timeline) < 40
 
 
-def test_only_what_fails_can_be_shrunk() -> None:
+def test_only_a_failing_run_can_be_shrunk() -> None:
     violation = run(attrs.evolve(SMALL, clients=24, policy=V1_12)).violations[0]
     with pytest.raises(ValueError, match="does not break"):
         shrink(SMALL, violation)

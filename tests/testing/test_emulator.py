@@ -626,7 +626,7 @@ def test_lanes_run_beside_each_other_and_each_in_order() -> None:
     assert lanes[:4] == [None, "B", None, "B"]
 
 
-def test_pacing_says_one_delta_per_interval() -> None:
+def test_pacing_sends_one_delta_per_interval() -> None:
     w = world(delta_interval=NS_PER_SECOND)
     link = w.connect()
     link.create("hello")

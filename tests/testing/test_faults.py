@@ -67,7 +67,7 @@ def test_close_at_every_point(point: Point, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("point", "expected"), POINTS)
-def test_abort_at_every_point_comes_after_what_was_said(point: Point, expected: list[str]) -> None:
+def test_abort_at_every_point_comes_after_earlier_bytes(point: Point, expected: list[str]) -> None:
     w = faulty(point, Abort())
     link = w.connect()
     assert types(link.create()) == expected

@@ -65,7 +65,7 @@ def test_bytes_both_ways() -> None:
     assert network.open_connections(machine) == 1
 
 
-def test_nobody_listens() -> None:
+def test_a_connect_without_a_listener_is_refused() -> None:
     network, machine, told = pair()
     with pytest.raises(ConnectionRefusedError):
         network.connect("host", 81)
@@ -114,7 +114,7 @@ def test_nothing_follows_an_abort() -> None:
     assert client.closed
 
 
-def test_a_reset_is_known_at_once() -> None:
+def test_a_reset_is_reported_at_once() -> None:
     network, machine, _ = pair()
     client = network.connect("host", 80)
     client.abort()
@@ -123,7 +123,7 @@ def test_a_reset_is_known_at_once() -> None:
     assert len(machine.events) == 2
 
 
-def test_a_paused_machine_hears_later_and_in_order() -> None:
+def test_a_paused_machine_reads_later_and_in_order() -> None:
     network, machine, told = pair()
     client = network.connect("host", 80)
     told.do(tp.PauseReading(1))
@@ -341,7 +341,7 @@ def test_labels() -> None:
     assert network.accepted(server, 2).label == 3
 
 
-def test_a_watcher_sees_what_a_machine_raises() -> None:
+def test_a_watcher_is_notified_of_exceptions() -> None:
     class Raising(Recorder):
         def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
             raise ValueError("planted")

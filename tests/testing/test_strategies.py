@@ -40,7 +40,7 @@ def test_invalid_bodies_are_refused(data: st.DataObject) -> None:
 
 
 @given(st.data(), st.binary(max_size=60), strategies.cutters())
-def test_nothing_is_lost_where_bytes_are_cut(
+def test_cut_bytes_lose_nothing(
     data: st.DataObject, whole: bytes, cutter: Callable[[bytes], list[bytes]]
 ) -> None:
     for pieces in (data.draw(strategies.splits(whole)), cutter(whole)):
@@ -49,9 +49,7 @@ def test_nothing_is_lost_where_bytes_are_cut(
 
 
 @given(strategies.policies(), st.sampled_from(Standing))
-def test_feasible_policies_ask_for_nothing_that_is_not_there(
-    policy: Policy, standing: Standing
-) -> None:
+def test_feasible_policies_can_be_carried_out(policy: Policy, standing: Standing) -> None:
     actions = {policy.remedy(situation, standing).action for situation in Situation}
     rehydrate = {
         Action.REHYDRATE,
@@ -63,7 +61,7 @@ def test_feasible_policies_ask_for_nothing_that_is_not_there(
 
 
 @given(strategies.evidence())
-def test_all_evidence_has_a_kind(evidence: Evidence) -> None:
+def test_all_evidence_is_classified(evidence: Evidence) -> None:
     assert isinstance(classify(evidence).kind, FailureKind)
 
 

@@ -124,7 +124,7 @@ def test_a_counterexample_names_the_cells_that_decided() -> None:
 
 
 @pytest.mark.parametrize("policy", [PR397, V1_12], ids=lambda policy: policy.name)
-def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
+def test_a_story_has_concrete_ids_and_times(policy: Policy) -> None:
     report = find(policy.name)
     assert len(report.counterexamples) >= 4
     for found in report.counterexamples:
@@ -159,7 +159,7 @@ def refuses_longer(policy: Policy, state: SessionState, event: Event, now: int) 
 
 
 @pytest.mark.timeout(240)
-def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
+def test_endless_retries_are_detected_on_the_graph() -> None:
     """Liveness is checked on the graph, without the count of refusals."""
     without = frozenset({Property.REFUSALS_ARE_BOUNDED})
     bounds = attrs.evolve(PUNCTUAL, standings=(Standing.UNANCHORED, Standing.BOUND))
@@ -182,7 +182,7 @@ def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) 
     return Transition(builder.finish(), tuple(builder.effects), after.rule)
 
 
-def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
+def test_an_endless_turn_is_detected_on_the_graph() -> None:
     """Nothing is lost, refused or late, so no budget is used up: but the turn never ends."""
     without = frozenset({Property.SOUND_SOCKETS_STAY})
     report = explore(DEFAULT, PUNCTUAL, stepper=opens_for_ever, without=without, most=ALL)
@@ -192,7 +192,7 @@ def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
     }
 
 
-def test_warming_breaks_nothing() -> None:
+def test_preloading_breaks_no_property() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
     report = explore(warm, PUNCTUAL, most=ALL)
     assert report.complete

@@ -175,7 +175,7 @@ def test_a_broken_bridge_is_found(
     assert found.path
 
 
-def test_room_is_made_by_who_was_here_longest_ago() -> None:
+def test_the_least_recently_used_conversation_is_evicted() -> None:
     way = ["fresh", "opened", "answers"] * 2 + ["fresh"]
     for make in (Bridge, MostRecentFirst):
         path: list[Any] = []
@@ -220,13 +220,13 @@ def test_a_context_that_is_rebuilt_in_part_is_found(monkeypatch: pytest.MonkeyPa
     assert found.prop in (P.CONTEXT_IS_MEANT, P.OUTPUTS_HAVE_CALLS)
 
 
-def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_that_forgets_everything_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Memory, "remember", lambda *args, **more: None)
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
     assert found.prop is P.HELD_IS_ANSWERED
 
 
-def test_responses_that_are_made_at_the_same_time_have_names_of_their_own() -> None:
+def test_concurrent_responses_have_different_ids() -> None:
     """One response is created; another one begins and ends before it. They need different ids:
     otherwise continuing one could continue the other."""
     moves: list[tuple[str, tuple[Any, ...]]] = [

@@ -49,13 +49,13 @@ def test_a_violation_is_raised_by_the_event_that_shows_it_and_by_no_later_one() 
     live(session, ev.FrameSent(2), ev.ResponseEnded(2, ev.Outcome.COMPLETED, "resp_1"))
 
 
-def test_what_a_policy_is_known_to_break_need_not_be_demanded() -> None:
+def test_known_violations_can_be_left_out() -> None:
     session = WatchedSession(PR397, without=frozenset({Property.NO_AMBIGUOUS_RESEND}))
     live(session, *LOST)
     assert session.monitor.violation is None
 
 
-def test_what_means_nothing_changes_no_state() -> None:
+def test_ignored_events_change_no_state() -> None:
     """The effects alone would not show that the state changed."""
     monitor, state = Monitor(DEFAULT), SessionState()
     ignored = (fx.Ignored("the deadline is not due"),)

@@ -115,7 +115,9 @@ def log() -> list[bytes]:
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("continuity", Continuity)
-def test_the_decisions_of_an_endpoint_replay_alike(policy: str, continuity: Continuity) -> None:
+def test_the_decisions_of_an_endpoint_replay_to_themselves(
+    policy: str, continuity: Continuity
+) -> None:
     lines = lines_of(eventful(policy, continuity=continuity))
     report = replay(lines)
     assert report.same
@@ -135,7 +137,7 @@ def test_the_log_of_the_tests_is_worth_replaying(log: list[bytes]) -> None:
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_decisions_under_any_fault_replay_alike(data: st.DataObject) -> None:
+def test_decisions_under_any_fault_replay_to_themselves(data: st.DataObject) -> None:
     """Several clients at once, any faults, any times; compared with every policy."""
     policy = data.draw(st.sampled_from(sorted(POLICIES)))
     continuity = data.draw(st.sampled_from(Continuity))
@@ -367,7 +369,7 @@ def test_the_log_has_no_content_and_no_id() -> None:
             assert secret not in text, secret
 
 
-def test_an_id_has_the_same_hash_wherever_it_stands(log: list[bytes]) -> None:
+def test_an_id_has_the_same_hash_everywhere(log: list[bytes]) -> None:
     made, used = set(), set()
     for line in log[1:]:
         event = json.loads(line)["event"]

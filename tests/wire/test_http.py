@@ -442,7 +442,7 @@ def test_a_refusal_comes_as_soon_as_it_is_certain() -> None:
     assert isinstance(refusal, BadRequest)
 
 
-def test_refusals_do_not_repeat_what_was_sent() -> None:
+def test_refusals_do_not_quote_the_request() -> None:
     for data, _ in MALFORMED.values():
         secret = data.replace(b"\r\nX", b"\r\nAuthorization: Bearer sekrit\r\nX")
         assert "sekrit" not in refused(secret).message
@@ -532,7 +532,7 @@ def test_chunk_framing_lines_may_be_as_long_as_the_limit() -> None:
     assert server.buffered == 0
 
 
-def test_the_bound_on_what_is_held_back() -> None:
+def test_the_limit_of_the_receive_buffer() -> None:
     allowed = LIMITS.max_header + LIMITS.max_body
     within, beyond = HttpServer(LIMITS), HttpServer(LIMITS)
     feed(within, GET, b"x" * allowed)
@@ -631,7 +631,7 @@ def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
     ),
     st.lists(st.integers(0, 10_000), max_size=4),
 )
-def test_damaged_requests_end_alike_however_cut(
+def test_damaged_requests_fail_alike_in_any_split(
     data: bytes, damage: list[tuple[int, int, bytes]], places: list[int]
 ) -> None:
     for place, gone, instead in damage:
@@ -835,7 +835,7 @@ def test_continue_is_sent_for_a_chunked_body() -> None:
         b"",
     ],
 )
-def test_continue_is_not_sent_when_none_is_waited_for(data: bytes) -> None:
+def test_continue_is_sent_only_if_expected(data: bytes) -> None:
     server = HttpServer(LIMITS)
     feed(server, data)
     assert server.wants_body() == b""
@@ -1175,7 +1175,7 @@ def test_a_body_that_cannot_be_decoded_costs_its_connection_nothing(chunked: boo
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_what_follows_a_bomb_is_not_waited_for(chunked: bool) -> None:
+def test_a_bomb_is_refused_at_once(chunked: bool) -> None:
     bomb = gzip.compress(bytes(10_000_000)) * 30
     data = chunks(bomb, 70_000, 70_000) if chunked else post(bomb)
     server, (_, refusal) = decoding(data[:100_000], max_body=len(bomb))
@@ -1185,7 +1185,7 @@ def test_what_follows_a_bomb_is_not_waited_for(chunked: bool) -> None:
     assert server.buffered == 0
 
 
-def test_the_bound_of_a_body_is_one_for_what_comes_and_what_it_decodes_to() -> None:
+def test_encoded_and_decoded_body_share_one_limit() -> None:
     for body, status in ((b"x" * 1000, None), (b"x" * 1001, 413)):
         for data in (post(gzip.compress(body)), chunks(gzip.compress(body), 5)):
             _, (_, event) = decoding(data)

@@ -425,7 +425,7 @@ def done(item: object, index: object = None) -> bytes:
     ],
 )
 @pytest.mark.parametrize("streamed", [[], [message("m", "a")]])
-def test_a_standard_terminal_event_is_as_it_came(
+def test_a_standard_terminal_event_is_unchanged(
     kind: str, outcome: Outcome, streamed: list[Json]
 ) -> None:
     output = json.dumps(streamed)
@@ -568,7 +568,7 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
         ([A], [(None, 0)], [A]),
     ],
 )
-def test_the_output_is_what_was_streamed(
+def test_the_final_output_equals_the_streamed_one(
     output: object, streamed: list[tuple[object, object]], expected: list[Json]
 ) -> None:
     response = {"id": "r", "output": output, "x": 1}

@@ -239,7 +239,7 @@ def test_server_rejects_with_headers_and_body() -> None:
         (b"GET / HTTP/1.1\r\nx: " + b"y" * MAX_HEAD, 400),
     ],
 )
-def test_server_answers_what_is_no_upgrade(request_: bytes, status: int) -> None:
+def test_server_answers_requests_without_upgrade(request_: bytes, status: int) -> None:
     server = WebSocketServer(max_message=LIMIT)
     (event,) = server.receive(request_)
     assert isinstance(event, Failed)
@@ -560,7 +560,7 @@ def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.Data
 
 @settings(max_examples=30)
 @given(long_texts, st.integers(0, 5), st.sampled_from(["we close", "it closes", "it fails"]))
-def test_what_is_queued_is_dropped_at_the_end(text: bytes, sent: int, end: str) -> None:
+def test_queued_frames_are_dropped_at_a_close(text: bytes, sent: int, end: str) -> None:
     """Within a message a close frame is valid, and nothing follows it."""
     client, server = opened(1 << 24)
     client.queue_text(text)
