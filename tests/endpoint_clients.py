@@ -46,7 +46,7 @@ def assert_empty(world: World) -> None:
     world.assert_empty()
 
 
-# ------------------------------------------------------------------ what was said
+# ------------------------------------------------------------------ the history of a conversation
 
 
 def context(request: CreateRequest) -> list[tuple[object, ...]]:

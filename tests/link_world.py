@@ -34,7 +34,7 @@ Json = dict[str, Any]
 ENDED = ("response.completed", "response.failed", "response.incomplete")
 
 
-# ------------------------------------------------------------------ what an upstream says
+# ------------------------------------------------------------------ events of an upstream
 
 
 @attrs.frozen

@@ -132,7 +132,7 @@ def test_noise_does_not_extend_a_deadline() -> None:
     assert driver.bridge.next_timeout() == deadline
 
 
-# ------------------------------------------------------------------ what nobody knows
+# ------------------------------------------------------------------ unknown events
 
 UNKNOWN: list[Json] = [
     {"type": "response.metadata", "headers": {"openai-model": "m-2"}},
@@ -243,7 +243,7 @@ def test_the_bridges_own_created_names_the_model() -> None:
     assert made["response"]["id"]
 
 
-# ------------------------------------------------------------------ what one read brought
+# ------------------------------------------------------------------ several events in one read
 
 
 @attrs.define

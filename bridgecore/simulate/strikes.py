@@ -52,7 +52,7 @@ class Strikes:
         """The fault of the client's current turn, if there is one."""
         return self._troubles.get(client)
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ carrying out faults
 
     def before_turn(self, client: Client) -> None:
         """Strike the idle connections before the next turn of ``client``, if that is its fault."""
@@ -134,7 +134,7 @@ class Strikes:
             return None
         return trouble(scenario.seed, client, turn, scenario.fault_every, odd=scenario.odd)
 
-    # ------------------------------------------------------------ what it explains
+    # ------------------------------------------------------------ which failures a fault explains
 
     def disturbed(self, client: Client, away: int) -> bool:
         """Whether something may have gone wrong in the turn of ``client``: a fault of its own, the

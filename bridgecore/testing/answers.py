@@ -48,7 +48,7 @@ _REPEAT = re.compile(r"repeat ([0-9]{1,9})\b")
 _SEAL: Final = "gAAAAA"  # the prefix of encrypted contents at real services
 
 
-# ------------------------------------------------------------------ what it was asked
+# ------------------------------------------------------------------ requests
 
 
 @attrs.define(eq=False)
@@ -133,7 +133,7 @@ def is_function(tool: object) -> bool:
     )
 
 
-# ------------------------------------------------------------------ what it answers
+# ------------------------------------------------------------------ output
 
 
 @attrs.frozen

@@ -317,7 +317,7 @@ class Network:
         self._serial = 0
         self._running = False
 
-    # ------------------------------------------------------------ for who builds a world
+    # ------------------------------------------------------------ setting up a world
 
     def add(
         self,
@@ -492,7 +492,7 @@ class Network:
             text = f"{left.reason.value} was handled at {self.now} and is due again"
             raise MachineError(driver.label, text)
 
-    # ------------------------------------------------------------ what can be done to a connection
+    # ------------------------------------------------------------ faults of a connection
 
     def reset(self, end: End) -> None:
         """Break the connection now: both ends are notified as soon as the reset can reach them."""

@@ -165,7 +165,7 @@ class BridgeViolationError(Exception):
         self.text = text
 
 
-# ---------------------------------------------------------------- those around the bridge
+# ---------------------------------------------------------------- the environment
 
 
 @attrs.define(eq=False)
@@ -277,7 +277,7 @@ class World:
         if checked is not None:
             self.checked = checked
 
-    # ------------------------------------------------------------ what can happen
+    # ------------------------------------------------------------ moves
 
     def moves(self) -> Iterator[Move]:
         """Everything that can happen now."""
@@ -537,7 +537,7 @@ class World:
             told.append(repr(effects))
         self._check(_P.FOREIGN_IS_UNKNOWN, told[0] == told[1], f"{told[0]}\nand\n{told[1]}")
 
-    # ------------------------------------------------------------ what the bridge does
+    # ------------------------------------------------------------ effects of the bridge
 
     path: tuple[Move, ...] = ()
 
@@ -714,7 +714,7 @@ class World:
                 link.turn = link.context = None
                 link.began = None
 
-    # ------------------------------------------------------------ what must hold at any time
+    # ------------------------------------------------------------ checks at any time
 
     def _judge(self) -> None:
         bridge, limit = self.bridge, self.bounds.sessions

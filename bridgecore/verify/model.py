@@ -379,7 +379,7 @@ class _Watch:
         self.to_stop: set[str] = set()  # plans that this event proved useless
         self.stopped: set[str] = set()
 
-    # ------------------------------------------------------------ what the event means
+    # ------------------------------------------------------------ the meaning of the event
 
     def learn(self) -> None:
         """Update the model with what the event itself means, independent of the session's
@@ -560,7 +560,7 @@ class _Watch:
         else:
             the.expiry_due = None
 
-    # ------------------------------------------------------------ what was done about it
+    # ------------------------------------------------------------ checking the effects
 
     def _broken(self, prop: Property, text: str) -> None:
         self.the._broken(prop, text)
@@ -747,7 +747,7 @@ class _Watch:
         """Whether sending the anchor of ``turn`` is known to fail."""
         return self._dead_ends(turn) > 0
 
-    # ------------------------------------------------------------ how turns fail
+    # ------------------------------------------------------------ checking failures
 
     def _failed(self, effect: fx.FailTurn) -> None:
         turn = self._turn(effect.turn)
@@ -902,7 +902,7 @@ class _Watch:
         counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
         self.the.dead_ends = tuple(sorted(counts.items()))
 
-    # ------------------------------------------------------------ what was left undone
+    # ------------------------------------------------------------ checks after all effects
 
     def judge(self) -> None:
         """Check what must hold after all effects."""

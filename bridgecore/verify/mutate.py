@@ -422,7 +422,7 @@ def _timer_late(timer: Timer) -> Change:
     return change
 
 
-# ---------------------------------------------------------------- what holds in every phase
+# ---------------------------------------------------------------- mutants of the checks before every rule
 
 
 def _mechanics(policy: Policy) -> Iterator[Mutant]:

@@ -195,7 +195,7 @@ def test_a_response_id_used_twice_names_the_later_response() -> None:
     assert held.size == again.size + again.book.size + SCOPE_OVERHEAD
 
 
-# ------------------------------------------------------------------ what goes first
+# ------------------------------------------------------------------ eviction
 
 
 def test_the_least_recently_used_conversation_is_evicted_first_from_its_end() -> None:

@@ -61,7 +61,7 @@ THREAD = [
     ("run something else", "The command has run."),
 ]
 
-# ------------------------------------------------------------------ ways of setting it up
+# ------------------------------------------------------------------ configurations of Codex
 
 COMMON = """\
 model = "{model}"

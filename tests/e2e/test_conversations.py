@@ -80,7 +80,7 @@ FAULTS = {
 }
 IDLE_CLOSE = Fault(Point.AFTER_TERMINAL, CloseWith(1001))
 
-# ------------------------------------------------------------------ what is to be seen
+# ------------------------------------------------------------------ what clients should observe
 
 
 @attrs.frozen

@@ -26,7 +26,7 @@ from tests.endpoint_world import Answer, Json, World, request
 THREAD_ID = "01a223e0-0000-7000-8000-000000000001"
 NOTE = "internal_chat_message_metadata_passthrough"
 
-# ------------------------------------------------------------------ what was seen
+# ------------------------------------------------------------------ observed requests
 
 
 @attrs.frozen

@@ -147,7 +147,7 @@ def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
     assert len(world.frames) == 2
 
 
-# ------------------------------------------------------------------ what it saves and costs
+# ------------------------------------------------------------------ savings and costs
 
 
 def total(answer: Answer) -> int:
@@ -184,7 +184,7 @@ def test_tokens_spent_are_the_usage_of_the_answer_rebuilt() -> None:
     assert (accounts.tokens_saved, accounts.bytes_saved) == (0, 0)
 
 
-# ------------------------------------------------------------------ whatever happens
+# ------------------------------------------------------------------ any faults
 
 
 where = st.one_of(

@@ -760,7 +760,7 @@ def test_an_upstream_that_does_not_close_back() -> None:
     world.assert_empty()
 
 
-# ------------------------------------------------------------------ what logs do not say
+# ------------------------------------------------------------------ the content of logs
 
 
 @pytest.mark.parametrize(

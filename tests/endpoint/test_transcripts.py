@@ -86,7 +86,7 @@ def test_branches_while_the_conversation_is_busy(store: bool) -> None:
     assert_empty(world)
 
 
-# ------------------------------------------------------------------ whose it is
+# ------------------------------------------------------------------ tenants
 
 
 @pytest.mark.parametrize("lost", [True, False])
