@@ -107,7 +107,7 @@ def test_late_events_between_turns_change_nothing(data: st.DataObject) -> None:
     assert_answered(driver, own)
 
 
-# ------------------------------------------------------------------ events that look late but are not
+# ------------------------------------------------------------------ only apparently late events
 
 
 @pytest.mark.parametrize(

@@ -422,7 +422,7 @@ def _timer_late(timer: Timer) -> Change:
     return change
 
 
-# ---------------------------------------------------------------- mutants of the checks before every rule
+# ---------------------------------------------------------------- checks before every rule
 
 
 def _mechanics(policy: Policy) -> Iterator[Mutant]:

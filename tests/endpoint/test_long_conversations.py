@@ -147,7 +147,7 @@ def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
     assert len(world.frames) == 2
 
 
-# ------------------------------------------------------------------ savings and costs
+# ---------------------------------------------------------------- savings and costs
 
 
 def total(answer: Answer) -> int:
