@@ -1,16 +1,17 @@
-"""What it costs to hold a conversation and to recognise one, as ratios.
+"""Measures the cost of holding a conversation and of recognising a repeated history, as ratios.
 
 What belongs here: the figures that continuity promises, measured side by side in one run:
 
 * recognising a 1 MB history of 500 items takes at most twice as long as parsing that JSON once,
-  also when the bridge has not yet seen how its client words the answers, or anything;
+  also before the bridge has seen how its client encodes the answers, or anything of the
+  conversation;
 * a held conversation takes at most 1.3 times the bytes of its items, if those are 1.6 KB a response
-  or more (a response takes some 450 bytes besides).
+  or more (each response adds some 450 bytes).
 
 Run ``python benchmarks/continuity.py``; it exits with 1 if a figure is missed. Ratios are medians
-of several rounds, each to the parse of its own round, so that a busy machine slows both down alike;
-the parse is that of msgspec, the faster one, and json.loads is there to see. Not promised, and
-printed beside: what it takes when a client escapes its JSON in another way than the upstream does.
+of several rounds, each relative to the parse of its own round, so that other load slows both down
+alike. The parse is that of msgspec, the faster one; json.loads is printed for comparison, and so is
+the time if a client escapes its JSON differently from the upstream, for which there is no promise.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bridgecore.wire.responses import CreateRequest, parse_create
 
 RUNS = 31
 FULL = 7850  # bytes of text a turn, for 1 MB
-TURNS = 125  # of four items each: a user's message, a call, what the tool said, an answer
+TURNS = 125  # of four items each: a user's message, a call, its output, an answer
 MAX_TIME, MAX_MEMORY = 2.0, 1.3
 BASE = "msgspec.json.decode"
 BASE_ESCAPED = "msgspec.json.decode, of all but ASCII escaped"
@@ -70,7 +71,7 @@ Item = dict[str, Any]
 
 
 def words(rng: random.Random, size: int) -> str:
-    """About ``size`` bytes of what conversations about code are made of."""
+    """About ``size`` bytes of text as in conversations about code."""
     out: list[str] = []
     while size > 0:
         out.append(rng.choice(WORDS))
@@ -79,7 +80,7 @@ def words(rng: random.Random, size: int) -> str:
 
 
 def as_sdk(item: Item) -> Item:
-    """An output item as the SDKs send it back: as it came."""
+    """An output item as the SDKs send it back: unchanged."""
     return item
 
 
@@ -93,12 +94,12 @@ def as_agent(item: Item) -> Item:
 
 
 def rewritten(item: Item) -> Item:
-    """An item in an order of members that nobody else uses."""
+    """An item with its members in an order that no known client uses."""
     return dict(sorted(item.items(), reverse=True))
 
 
 def as_ascii(body: Any) -> bytes:
-    """A body as ``json.dumps`` writes it."""
+    """A body encoded by ``json.dumps``."""
     return json.dumps(body, separators=(",", ":")).encode()
 
 
@@ -109,7 +110,7 @@ class Conversation:
         rng = random.Random(seed)
         short = size * 450 // FULL  # the question and the call
         answer = int((size - short) * output_share)
-        # What each response was asked, what it said, and how a client words the latter.
+        # Of each response: its input, its output, and the output as a client sends it back.
         self.responses: list[tuple[list[Item], Item]] = []
         for turn in range(TURNS):
             call = {
@@ -146,12 +147,12 @@ class Conversation:
         every: Callable[[Item], Item] = as_sdk,
         dump: Callable[[Any], bytes] = msgspec.json.encode,
     ) -> Prompt:
-        """A client's POST of everything so far and one more message."""
+        """A client's POST of the whole history and one more message."""
         items = [item for asked, said in self.responses for item in (*asked, echo(said))]
         return prompt([*map(every, items), {"role": "user", "content": "go on"}], dump=dump)
 
     def hold(self, dump: Callable[[Any], bytes] = msgspec.json.encode) -> tuple[Transcripts, int]:
-        """The conversation as held after it was made turn by turn, and the bytes of its items."""
+        """The conversation, held turn by turn by a memory, and the bytes of its items."""
         held = Transcripts(1 << 30, HOUR, 1 << 30)
         anchor = None
         size = 0
@@ -170,7 +171,7 @@ def prompt(
     anchor: str | None = None,
     dump: Callable[[Any], bytes] = msgspec.json.encode,
 ) -> Prompt:
-    """A request of ``items`` as it comes from a client."""
+    """The parsed request of a client with ``items``."""
     body = {"model": "m", "store": False, "stream": True, "input": items}
     if anchor is not None:
         body["previous_response_id"] = anchor
@@ -234,8 +235,8 @@ def measure_time(output_share: float, title: str) -> bool:
 
 
 def measure_memory(size: int = FULL) -> bool:
-    """Print what holding takes; whether that is within the promise. ``size``: of one turn, in bytes
-    of text."""
+    """Print the memory that holding takes; whether that is within the promise. ``size``: bytes of
+    text of one turn."""
     conversation = Conversation(0.3, size=size)
     conversation.hold()
     gc.collect()
@@ -267,7 +268,7 @@ def main() -> int:
         measure_memory(),
         measure_memory(2_700),
     ]
-    measure_memory(300)  # below what is promised
+    measure_memory(300)  # responses too small for the promise
     print("kept" if all(kept) else "MISSED")
     return 0 if all(kept) else 1
 

@@ -1,18 +1,18 @@
-"""What long conversations cost when sockets are lost, or clients repeat everything, as ratios.
+"""Measures long conversations whose connections are lost, or whose clients repeat everything.
 
-What belongs here: the figures that continuity promises for whole conversations, measured side by
-side in one run, each against the same conversation undisturbed or unreduced:
+What belongs here: the figures that continuity promises for whole conversations, as ratios, measured
+side by side in one run, each relative to the same conversation without losses or reduction:
 
-* 200 turns with ``store=false``, the socket lost in every third turn at a random point before the
-  output: no error reaches the application, and the context grows as it does without faults, within
-  1 %. With ``ambiguous = replay`` the bridge itself sends again, and no client is told anything but
-  200; by default what may run twice is refused as retriable, and the client's library repeats it;
-* 200 turns of a client that repeats its whole history: the bytes that go upstream stay flat, the
-  last quarter of the turns within 1.1 times the first, while its own bodies grow; and each turn's
-  context upstream is, item by item, the one of the unreduced run.
+* 200 turns with ``store=false``, the connection lost in every third turn at a random point before
+  the output: no error reaches the application, and the context grows as without losses, within 1 %.
+  With ``ambiguous = replay`` the bridge itself resends, and the client gets nothing but 200; by
+  default a turn that may run twice gets a retriable error, and the client's library repeats it;
+* 200 turns of a client that repeats its whole history: the bytes sent upstream stay constant, the
+  last quarter of the turns within 1.1 times the first, while the client's bodies grow; and each
+  turn's context upstream equals, item by item, the one of the unreduced run.
 
-A real endpoint and a real emulator in virtual time; nothing is computed that they could tell. Run
-``python benchmarks/conversations.py [SEED]``; it exits with 1 if a figure is missed.
+A real endpoint and a real emulator in virtual time; all figures are measured there. Run ``python
+benchmarks/conversations.py [SEED]``; it exits with 1 if a figure is missed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from bridgecore.testing.network import Network
 Json = dict[str, Any]
 
 TURNS = 200
-TRIES = 3  # of an SDK: a request and two repetitions
+TRIES = 3  # of an SDK: a request and two retries
 MAX_GROWTH, MAX_FLAT = 0.01, 1.1
 _LIMIT = "websocket_connection_limit_reached"
 BEFORE_OUTPUT: list[tuple[Point, Action]] = [
@@ -51,24 +51,24 @@ BEFORE_OUTPUT: list[tuple[Point, Action]] = [
     (Point.BEFORE_CREATED, Error(400, _LIMIT)),
     (Point.AFTER_CREATED, CloseWith(1012)),
     (Point.AFTER_CREATED, Abort()),
-    (Point.AFTER_TERMINAL, CloseWith(1001)),  # of the turn before, so to speak
+    (Point.AFTER_TERMINAL, CloseWith(1001)),  # at the end of the turn before
 ]
 
 
 @attrs.define
 class Run:
-    """A conversation as it went: what its client was told, and what each turn came to."""
+    """A conversation: the answers to the client, and the context of each turn."""
 
-    told: list[str] = attrs.Factory(list)  # of each request
+    told: list[str] = attrs.Factory(list)  # status of each request
     shown: int = 0  # errors that reached the application
-    contexts: list[list[tuple[object, ...]]] = attrs.Factory(list)  # as the upstream had it
+    contexts: list[list[tuple[object, ...]]] = attrs.Factory(list)  # of each turn, at the upstream
     tokens: list[int] = attrs.Factory(list)  # of each turn's context
     asked: list[int] = attrs.Factory(list)  # bytes of each turn's body
     sent: list[int] = attrs.Factory(list)  # bytes of each turn's frame
 
 
 class World:
-    """A bridge, its upstream, and one client that repeats what is retriable, as SDKs do."""
+    """A bridge, its upstream, and one client that retries as SDKs do."""
 
     def __init__(self, **settings: Any) -> None:
         self.network = Network()
@@ -79,14 +79,14 @@ class World:
         self.run = Run()
 
     def strike(self, rng: random.Random) -> None:
-        """Let the next frame meet one of the losses."""
+        """Plan one of the losses for the next frame."""
         self.upstream.faults.clear()
         point, action = rng.choice(BEFORE_OUTPUT)
         number = self.upstream.requests[-1].number + 1
         self.upstream.faults.add(number, Fault(point, action))
 
     def turn(self, body: Json) -> Json | None:
-        """The response to ``body``; None: the application was shown an error."""
+        """The response to ``body``; None: the application got an error."""
         data = msgspec.json.encode({"model": "m", "store": False, "stream": True, **body})
         for _ in range(TRIES):
             answer = self._ask(data)
@@ -128,14 +128,14 @@ class World:
 
 
 def message(number: int) -> Json:
-    """What a user says: 2,000 tokens, as an agent's turn has."""
+    """A user's message of 2,000 tokens, the size of an agent's turn."""
     text = f"text {number:04} ".ljust(8000, ".")
     return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
 
 
 def incremental(rng: random.Random | None, ambiguous: OnAmbiguousLoss, turns: int = TURNS) -> Run:
-    """A client that sends ids and new items; with ``rng``, every third turn is hit."""
-    created = NS_PER_SECOND // 2  # shorter than a client's patience here
+    """A client that sends ids and new items; with ``rng``, every third turn has a loss."""
+    created = NS_PER_SECOND // 2  # shorter than the client's timeout here
     world = World(ambiguous=ambiguous, created_timeout=created)
     last: str | None = None
     for number in range(turns):
@@ -151,7 +151,7 @@ def incremental(rng: random.Random | None, ambiguous: OnAmbiguousLoss, turns: in
 
 
 def repeating(continuity: Continuity, turns: int = TURNS) -> Run:
-    """A client that sends everything each time, and words what it was told in its own way."""
+    """A client that sends the whole history each time, in its own encoding."""
     world = World(continuity=continuity)
     history: list[Json] = []
     for number in range(turns):
@@ -165,12 +165,12 @@ def repeating(continuity: Continuity, turns: int = TURNS) -> Run:
 
 
 def growth(run: Run) -> float:
-    """Tokens by which the context grew in a turn, on the mean."""
+    """Mean growth of the context in a turn, in tokens."""
     return (run.tokens[-1] - run.tokens[0]) / (len(run.tokens) - 1)
 
 
 def flat(values: list[int]) -> float:
-    """The mean of the last quarter against that of the first, the first turn aside."""
+    """The mean of the last quarter relative to that of the first, without the first turn."""
     quarter = len(values) // 4
     return mean(values[-quarter:]) / mean(values[1 : quarter + 1])
 

@@ -92,8 +92,8 @@ def _edges() -> diagram.Edges:
 
 
 def render_bugs() -> str:
-    """The bugs of others, and a shortest way to each."""
-    rows = [("bug", "what its users saw", "found by", "in", "a shortest way")]
+    """The bugs of real bridges, each with a shortest sequence of moves to it."""
+    rows = [("bug", "what its users saw", "found by", "in", "shortest path")]
     for bug in BUGS:
         found = bug.find()
         if found is None:
@@ -106,24 +106,22 @@ def render_bugs() -> str:
 
 
 def render_properties() -> str:
-    """The properties with their mutants, and where each invariant is looked after."""
+    """The properties with their mutants, and what checks each requirement on a bridge."""
     found = mutants()
     kills: Counter[str] = Counter()
     for by in found["kills"].values():
         kills.update(by)
-    rows = [
-        ("property", "demands that", "mutants that it is the first to notice", "only it notices")
-    ]
+    rows = [("property", "what must hold", "mutants it detects first", "a mutant only it detects")]
     for prop in Property:
         witness = found["witness"].get(prop.name)
         # A property that is newer than the data has neither; `make verify-nightly` complains then.
         only = f"`{witness}`" if witness else f"none: {KEPT.get(prop, 'not judged yet')}"
         rows.append((f"`{prop.name}`", prop.value, str(kills[prop.name]), only))
     lines = [*_HEAD, *list_table(rows)]
-    places = [("invariant", "is looked after by")]
-    for number, entry in INVARIANTS.items():
+    places = [("requirement", "checked by")]
+    for requirement, entry in INVARIANTS.items():
         where = entry if isinstance(entry, str) else ", ".join(f"`{p.name}`" for p in entry)
-        places.append((str(number), where))
+        places.append((requirement, where))
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
 
 

@@ -1,7 +1,8 @@
-"""What every test can ask for: a backend, and a plain socket to stand at the other end.
+"""Fixtures for all tests: an event loop backend, and a plain socket as the other end of
+connections.
 
-What belongs here: the ``--backend`` option, and what asyncio and trio do not have in common.
-A test that takes ``backend`` runs once for each; its body is an async function that it hands to
+What belongs here: the ``--backend`` option, and an interface over asyncio and trio. A test that
+takes ``backend`` runs once for each; its body is an async function that it passes to
 ``backend.run``, and everything that the body awaits comes from ``backend`` or from a server.
 """
 
@@ -24,7 +25,7 @@ import trio
 import bridgecore_asyncio
 import bridgecore_trio
 
-# How long one example takes says more about what else the machine does than about the code.
+# The time of one example depends more on the load of the machine than on the code.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
@@ -33,7 +34,7 @@ TIME_LIMIT = 20.0  # seconds that a body, or one wait of a peer, may take
 
 
 class Event(Protocol):
-    """What ``asyncio.Event`` and ``trio.Event`` have in common."""
+    """The common interface of ``asyncio.Event`` and ``trio.Event``."""
 
     def set(self) -> object: ...
     def is_set(self) -> bool: ...
@@ -41,10 +42,8 @@ class Event(Protocol):
 
 
 class Peer:
-    """The other end of a connection: a blocking socket, used from a thread.
-
-    It knows nothing of the code under test, and asyncio and trio meet the same one.
-    """
+    """The other end of a connection: a blocking socket, used from a thread. It shares no code with
+    the adapters, and is the same for asyncio and trio."""
 
     def __init__(self, backend: Backend, sock: socket.socket) -> None:
         self.sock = sock
@@ -77,7 +76,7 @@ class Peer:
         self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Close so that the other side is sent RST."""
+        """Close so that the other side receives RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
@@ -99,7 +98,7 @@ class Listener:
         self.port: int = self.sock.getsockname()[1]
 
     async def accept(self) -> Peer:
-        """The next connection; its TLS handshake, if there is one, is done."""
+        """The next connection, after its TLS handshake, if it has one."""
 
         def accept() -> socket.socket:
             sock, _ = self.sock.accept()
@@ -125,7 +124,7 @@ Served: TypeAlias = bridgecore_asyncio.Server | bridgecore_trio.Server
 
 
 class Backend(ABC):
-    """What a test body needs of its event loop, the same for each."""
+    """What a test body needs of its event loop, with the same interface for each."""
 
     name: str
     serve: Callable[..., AbstractAsyncContextManager[Served]]
@@ -136,13 +135,13 @@ class Backend(ABC):
 
     @abstractmethod
     async def in_thread(self, function: Callable[..., T], *args: object) -> T:
-        """What ``function`` returns, called in a thread."""
+        """The result of ``function``, called in a thread."""
 
     @abstractmethod
     async def tick(self) -> None:
-        """Let everything else that is ready go one step on.
+        """Let all other ready tasks run one step.
 
-        To stop at each moment of a procedure in turn; not to wait for something to happen.
+        To stop at each step of a procedure in turn; not to wait for a condition.
         """
 
     @abstractmethod
@@ -192,7 +191,7 @@ class AsyncioBackend(Backend):
             return result
 
         result = asyncio.run(main())
-        gc.collect()  # so that what was not closed complains now
+        gc.collect()  # so that unclosed resources are reported now
         assert complaints == []
         return result
 

@@ -1,4 +1,4 @@
-"""Encoders for compressed request bodies, by the name of what they write.
+"""Encoders for compressed request bodies, by the name of the coding.
 
 What belongs here: what the tests of decoding need of zlib, gzip and zstd.
 """
@@ -29,5 +29,5 @@ ENCODERS: dict[str, Callable[[bytes], bytes]] = {
     "raw deflate": _raw_deflate,
     "zstd": zstd.compress,
 }
-# What each is called in a Content-Encoding header.
+# The name of each in a Content-Encoding header.
 CODING = {"gzip": "gzip", "zlib": "deflate", "raw deflate": "deflate", "zstd": "zstd"}

@@ -1,9 +1,9 @@
-"""Clients of a whole endpoint that know what was said, and hold every answer against it.
+"""Clients of a whole endpoint that check each answer against the conversation so far.
 
 What belongs here: what the tests of tests/endpoint share that need conversations. The clients know
-nothing of a bridge: they write down what was said, and after every answer the context that the
-upstream showed its model has to be exactly that. ``Talker`` continues responses by their ids,
-``Historian`` repeats the whole history.
+nothing of the bridge: they record the conversation, and after each answer the context at the
+upstream has to equal it. ``Talker`` continues responses by their ids, ``Historian`` repeats the
+whole history.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tests.endpoint_world import KEY, Answer, Json, World, request
 
 NOT_FOUND = "previous_response_not_found"
 SHAPES = list(COMMON_SHAPES)
-AGE = 21_600  # seconds that a transcript is kept unless told otherwise
+AGE = 21_600  # seconds that a transcript is kept by default
 
 
 def in_segments(data: bytes) -> list[bytes]:
-    """So that a peer can meet a frame of which only a part has come."""
+    """Segments, so that a peer can receive a part of a frame."""
     return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
@@ -40,17 +40,17 @@ def held(**settings: Any) -> World:
 
 
 def assert_empty(world: World) -> None:
-    """After all deadlines: nothing at all is left, transcripts included."""
+    """After all deadlines nothing is left, transcripts included."""
     world.advance(AGE)
     assert world.endpoint.bridge.memory.size == 0
     world.assert_empty()
 
 
-# ------------------------------------------------------------------ what was said
+# ------------------------------------------------------------------ the history of a conversation
 
 
 def context(request: CreateRequest) -> list[tuple[object, ...]]:
-    """What the upstream showed its model."""
+    """The context of a request at the upstream."""
     return [said(item) for item in request.context]
 
 
@@ -64,9 +64,9 @@ def output_for(call: Json, text: str) -> Json:
 
 @attrs.define
 class Talker:
-    """A client that says what it means by ``previous_response_id`` and new items.
+    """A client that sends ``previous_response_id`` and new items.
 
-    ``past``: for each response it was given, everything that was said up to and with it.
+    ``past``: for each response that it received, the history up to and with it.
     """
 
     world: World
@@ -85,13 +85,14 @@ class Talker:
         return {"model": "m", "input": list(items), **fields}
 
     def begin(self, items: Sequence[Json], anchor: str | None) -> ByteClient:
-        """The turn, under way."""
+        """Start a turn."""
         client = self.world.client()
         client.send(request(self.body(items, anchor), key=self.key))
         return client
 
     def end(self, client: ByteClient, items: Sequence[Json], anchor: str | None) -> Answer:
-        """The answer that has come; what was believed is compared with what was shown."""
+        """The answer of the turn; the client's history is compared with the context at the
+        upstream."""
         answer = self.world.read(client)
         assert answer.complete
         client.half_close()
@@ -99,7 +100,7 @@ class Talker:
         return answer
 
     def attempt(self, *items: Json, after: str | None = "", wait: float = 0) -> Answer:
-        """One request; ``after``: the response it continues, the latest if none is named."""
+        """One request; ``after``: the response to continue, by default the latest."""
         anchor = self.last if after == "" else after
         client = self.begin(items, anchor)
         if wait:
@@ -129,7 +130,7 @@ class Talker:
         return turn.request
 
     def turn(self, *items: Json, tries: int = 3) -> Answer:
-        """Ask, as told, until there is an answer."""
+        """Repeat the request, as the errors say, until there is an answer."""
         for _ in range(tries):
             answer = self.attempt(*items, wait=1)
             if self.told[-1] == "200":
@@ -138,7 +139,7 @@ class Talker:
 
 
 def strike(world: World, point: Point, action: Action) -> None:
-    """Let the next turn meet ``action``, and no other."""
+    """Let the next turn, and no other, have the fault ``action``."""
     world.emulator.faults.clear()
     world.emulator.faults.add(world.emulator._creates + 1, Fault(point, action))
 
@@ -156,7 +157,7 @@ def frame(world: World) -> Json:
 
 @attrs.define
 class Historian:
-    """A client that keeps no id: it says everything in each request."""
+    """A client without ids: it sends its whole history in each request."""
 
     world: World
     store: bool = False
@@ -164,7 +165,7 @@ class Historian:
     headers: str = ""
     fields: Json = attrs.Factory(dict)
     history: list[Json] = attrs.Factory(list)
-    bare: bool = False  # whether it sends what was answered without the service's bookkeeping
+    bare: bool = False  # whether it sends answers back without ids and status
     told: list[str] = attrs.Factory(list)
     sizes: list[int] = attrs.Factory(list)  # bytes of its bodies
 
@@ -217,12 +218,12 @@ class Historian:
 
 
 def bare(item: Json) -> Json:
-    """An output item as clients write it down that keep what was said and no more."""
+    """An output item as clients send it back that keep only its content."""
     if item["type"] == "message":
         return {"role": "assistant", "content": "".join(part["text"] for part in item["content"])}
     return {name: item[name] for name in item if name not in ("id", "status")}
 
 
 def anchors(world: World) -> list[str]:
-    """The anchors that went upstream, in order."""
+    """The anchors sent upstream, in order."""
     return [request.anchor for request in world.emulator.requests if request.anchor is not None]

@@ -1,7 +1,7 @@
 """A bridge, an upstream and clients in one process and virtual time.
 
-What belongs here: what the tests of whole endpoints share: setting the scene, sending requests,
-and reading answers with the strictness of a client that trusts nobody.
+What belongs here: what the tests of whole endpoints share: setting up, sending requests, and
+parsing answers strictly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Answer(HttpAnswer):
 
     @property
     def text(self) -> str:
-        """What a completed response says."""
+        """The text of a completed response."""
         assert self.status == 200
         assert self.response["status"] == "completed", self.body
         return "".join(
@@ -44,7 +44,7 @@ class Answer(HttpAnswer):
 
 
 def read_answers(data: bytes, *, heads: Iterable[bool] = ()) -> list[Answer]:
-    """Take apart what an endpoint sent. ``heads``: which answers are to HEAD, from the first."""
+    """The answers that an endpoint sent. ``heads``: which of them are to HEAD, from the first."""
     return [_read(answer) for answer in http.read_answers(data, of_head=heads)]
 
 
@@ -52,7 +52,7 @@ def _read(answer: HttpAnswer) -> Answer:
     headers = answer.headers
     request_id = ""
     if answer.status != 100:
-        # What every answer has, whatever it says.
+        # The members that every answer has.
         request_id = headers.pop("x-request-id")
         if "retry-after" in headers:
             assert int(headers["retry-after-ms"]) == 1000 * int(headers["retry-after"])
@@ -69,7 +69,7 @@ def request(
     path: str = "/v1/responses",
     headers: str = "",
 ) -> bytes:
-    """The bytes of a request; ``body`` is JSON to be, bytes, or None."""
+    """The bytes of a request; ``body`` is an object for JSON, bytes, or None."""
     payload = (
         b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
     )
@@ -93,8 +93,8 @@ class World:
         self.emulator = Emulator() if emulator is None else emulator
         self.net.add(self.emulator, "up", 80)
         url = UpstreamUrl.parse("ws://up/v1/responses")
-        # Without transcripts, so that what a lost socket knew is lost: tests/endpoint_clients.py
-        # is for what is held.
+        # Without transcripts, so that what only a lost connection knew is lost; for tests with
+        # transcripts there is tests/endpoint_clients.py.
         settings.setdefault("continuity", Continuity.PASSTHROUGH)
         self.config = Config(upstream=url, policy=POLICIES[policy], **settings)
         self.endpoint = Endpoint(self.config)
@@ -107,7 +107,7 @@ class World:
         self.net.advance(int(seconds * SECOND))
 
     def start(self, text: object = "hi", *, key: str = KEY, **fields: object) -> ByteClient:
-        """A client of its own with a turn under way."""
+        """A new client with a running turn."""
         client = self.client()
         body = {"model": "m", "input": text, "stream": True, **fields}
         client.send(request(body, key=key))
@@ -119,7 +119,7 @@ class World:
         return answer
 
     def ask(self, text: object = "hi", *, key: str = KEY, **fields: object) -> Answer:
-        """A turn by a client of its own, answered without time passing."""
+        """A turn of a new client, answered without time passing."""
         client = self.start(text, key=key, **fields)
         answer = self.read(client)
         assert answer.complete
@@ -129,22 +129,22 @@ class World:
 
     @property
     def frames(self) -> list[Json]:
-        """The create frames that the upstream has seen."""
+        """The create frames that the upstream received."""
         return [request.body for request in self.emulator.requests]
 
     def settle(self) -> None:
-        """Let so much time pass that nothing that leaks could be mistaken for something idle."""
-        self.advance(25_000)  # transcripts age, too
+        """Let so much time pass that everything idle has timed out, and only leaks are left."""
+        self.advance(25_000)  # longer than the age of transcripts
 
     def assert_idle(self) -> None:
-        """No turn, and nothing that a turn leaves behind when it fails."""
+        """No turn is left, and nothing that a failed turn could leave behind."""
         bridge = self.endpoint.bridge
         assert bridge.turns == 0
         assert self.endpoint.upstreams == self.net.open_connections(self.endpoint)
         assert bridge.links == self.endpoint.upstreams
 
     def assert_empty(self) -> None:
-        """After ``settle``: nothing at all is left."""
+        """After ``settle`` nothing at all is left."""
         self.settle()
         bridge = self.endpoint.bridge
         assert (bridge.turns, bridge.links, bridge.conversations) == (0, 0, 0)

@@ -1,7 +1,7 @@
-"""Turns on one link, by messages: what an upstream says, and what each turn's client was given.
+"""Turns on one link, by messages: what the upstream sends, and what each turn's client receives.
 
 What belongs here: what the tests of ``Bridge`` share that drive it directly, so that every order of
-messages and every grouping into reads can be tried.
+messages and every grouping into reads can be tested.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ Json = dict[str, Any]
 ENDED = ("response.completed", "response.failed", "response.incomplete")
 
 
-# ------------------------------------------------------------------ what an upstream says
+# ------------------------------------------------------------------ events of an upstream
 
 
 @attrs.frozen
 class Style:
-    """How an upstream calls the response of turn ``n``, in its first events and in its last."""
+    """The ids that an upstream gives the response of turn ``n``, in its first and in its last
+    events."""
 
     name: str
     first: str
@@ -104,7 +105,7 @@ def answer(
 
 
 def stragglers(events: list[Json], name: str) -> list[Json]:
-    """What may still come of an answer that has ended: copies of its events, and more."""
+    """Late events of an answer that has ended: copies of its events, and more."""
     late = [{**event, "late": True} for event in events if "delta" in event]
     done = {"type": "response.done", "response": {"id": name, "usage": {"input_tokens": 5}}}
     bare = {"type": "response.done"}
@@ -121,12 +122,12 @@ def raw(event: Json) -> bytes:
 
 @attrs.define
 class Driver:
-    """A driver without a world, and what each turn's client was given. ``link``: the one that was
-    used or asked for last."""
+    """A driver of messages, and what each turn's client received. ``link``: the one last used or
+    asked for."""
 
     bridge: Bridge = attrs.Factory(lambda: Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"))))
     link: int = 0
-    opening: bool = False  # it is not there yet
+    opening: bool = False  # the link is not open yet
     events: dict[int, list[Json]] = attrs.Factory(dict)
     errors: dict[int, ApiError] = attrs.Factory(dict)
     frames: list[Json] = attrs.Factory(list)
@@ -154,7 +155,7 @@ class Driver:
         self.tell(TurnReceived(turn, parse_create(body.encode()), []))
 
     def proceed(self) -> None:
-        """The link comes to be, if it is asked for, and the frame of the turn leaves."""
+        """Open the link, if it is asked for, and report the turn's frame as sent."""
         if self.opening:
             self.opening = False
             self.tell(LinkOpened(self.link))
@@ -181,12 +182,12 @@ def second_turn(first: list[Json], *, sent: bool = True, driver: Driver | None =
 
 
 def assert_answered(driver: Driver, events: list[Json], turn: int = 2) -> None:
-    """The client of the turn was told its own answer and nothing else; its link still stands."""
+    """The client of the turn received its own answer and nothing else; its link is still open."""
     assert turn not in driver.errors
     assert [one["type"] for one in driver.events.get(turn, ())] == [one["type"] for one in events]
     assert driver.events[turn] == events
     assert (driver.bridge.turns, driver.bridge.links) == (0, 1)
-    # The next turn goes on from it on the same link.
+    # The next turn continues it on the same link.
     driver.submit(turn + 1, previous_response_id=events[-1]["response"]["id"])
     assert driver.frames[-1].get("previous_response_id") == events[-1]["response"]["id"]
     assert driver.bridge.links == 1

@@ -1,6 +1,6 @@
-"""How much memory something takes.
+"""Measures how much memory something takes.
 
-What belongs here: the measurement, for tests that hold accounts to it.
+What belongs here: the measurement, for tests that compare accounts with it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ T = TypeVar("T")
 
 
 def taken(make: Callable[[], T]) -> tuple[T, int]:
-    """What ``make`` makes, and the bytes that are taken as long as it is there. It is made twice:
-    what the first time leaves behind is nobody's."""
+    """The result of ``make``, and the bytes that are allocated as long as it exists. ``make`` is
+    called twice, and what the first call leaves in caches is not counted."""
     make()
     gc.collect()
     tracemalloc.start()
@@ -28,7 +28,7 @@ def taken(make: Callable[[], T]) -> tuple[T, int]:
 
 
 def peak(act: Callable[[], object]) -> int:
-    """The bytes that ``act`` takes while it runs, at their highest."""
+    """The peak of bytes allocated while ``act`` runs."""
     tracemalloc.start()
     act()
     size = tracemalloc.get_traced_memory()[1]

@@ -1,4 +1,4 @@
-"""Tests of rendering.py: every decision as a client sees it."""
+"""Tests of api_error.py: the error that a client gets for each decision."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_refused_upgrade_that_concerns_the_client(status: int) -> None:
 )
 @pytest.mark.parametrize("status", [400, 401, 403, 429])
 def test_an_upgrade_cannot_refuse_an_anchor_or_a_socket(status: int, code: str) -> None:
-    """The upgrade named no anchor: a client that is told so would drop an id that is good."""
+    """The upgrade named no anchor: with such an error a client would drop a valid id."""
     failure = classify(UpgradeRefused(status, 9))
     error = render_answer(FailureReply.UPSTREAM_ERROR, failure, ErrorFrame(code=code), "resp_1")
     assert (error.status, error.code, error.retry_after) == (502, "upstream_unavailable", 9)

@@ -1,6 +1,6 @@
-"""The benchmarks run, and the figures that depend on no clock hold.
+"""Short runs of the benchmarks: the figures that do not depend on the clock hold.
 
-What belongs here: short runs. Times are for the benchmarks themselves.
+What belongs here: short runs. Times are measured by the benchmarks themselves.
 """
 
 from __future__ import annotations
@@ -33,5 +33,5 @@ def test_losses_are_invisible_and_frames_do_not_grow(
     assert "equal" in out
 
 
-def test_memory_is_what_is_accounted() -> None:
+def test_accounted_size_is_the_memory_taken() -> None:
     assert load("continuity").measure_memory()

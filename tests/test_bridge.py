@@ -1,4 +1,4 @@
-"""Tests of bridge.py: the second door, messages in and effects out, without bytes."""
+"""Tests of bridge.py: messages in and effects out, without bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SECRET = (b"authorization", b"Bearer sk-secret")
 
 @attrs.define
 class Driver:
-    """A driver without a world: it reports what a test says and keeps what it is told."""
+    """A driver without a network: it reports what a test says and records the effects."""
 
     bridge: Bridge
     now: int = 0
@@ -59,7 +59,7 @@ class Driver:
         return self.tell(TurnReceived(turn, parse_create(body), [SECRET, (b"cookie", b"c")]))
 
     def send(self, turn: int = 1, **fields: object) -> int:
-        """Submit a turn of its own and let its frame be sent; its link."""
+        """Submit a new turn and report its frame as sent; its link."""
         (opened,) = self.submit(turn, **fields)
         assert isinstance(opened, OpenLink)
         (sent,) = self.tell(LinkOpened(opened.link))
@@ -80,7 +80,7 @@ def driver() -> Driver:
 
 @pytest.fixture
 def bound() -> Driver:
-    """Without transcripts: only the socket that made a response can continue it."""
+    """Without transcripts: only the connection that made a response can continue it."""
     return driving(Continuity.PASSTHROUGH)
 
 
@@ -92,7 +92,7 @@ def test_a_turn(driver: Driver) -> None:
     frame = b'{"type":"response.create","model":"m","input":"the words"}'
     assert driver.tell(LinkOpened(link)) == [SendFrame(link, frame)]
     assert driver.tell(LinkFrameSent(link)) == []
-    # Everything that one read brought leaves in one effect, the terminal event last.
+    # All events of one read are delivered in one effect, the terminal event last.
     (answer,) = driver.tell(MessagesReceived(link, [CREATED, DELTA, DELTA, DONE]))
     assert isinstance(answer, AnswerEvents)
     assert [event.data for event in answer.events] == [CREATED, DELTA, DELTA, DONE]
@@ -111,7 +111,8 @@ def test_a_delta_in_mid_output_meets_no_rule(driver: Driver) -> None:
 
 
 def test_a_full_hold_back_buffer_is_delivered_and_ends_the_replay() -> None:
-    """Nothing is lost for want of room, and nothing is sent again once it was shown."""
+    """No event is dropped because the buffer is full, and the turn is not resent after it was
+    shown."""
     upstream = UpstreamUrl.parse("ws://up/")
     driver = Driver(Bridge(Config(upstream=upstream, ambiguous=OnAmbiguousLoss.REPLAY)))
     link = driver.send()
@@ -154,7 +155,8 @@ def test_either_id_of_a_response_continues_it_where_it_was_made(driver: Driver, 
 def test_a_response_that_says_it_is_not_stored_is_bound_to_its_socket(
     where: str, continuity: Continuity, standings: tuple[str, str]
 ) -> None:
-    """The request left ``store`` out; ``created`` and ``completed`` need not both tell."""
+    """The request omitted ``store``; it is enough if one of ``created`` and ``completed``
+    has it."""
     driver = driving(continuity)
     link = driver.send()
     says = b'"id":"resp_1","store":false'
@@ -223,7 +225,7 @@ def test_messages_read_before_the_send_do_not_answer_it(driver: Driver) -> None:
     driver.submit(2, previous_response_id="resp_1", store=False)
     driver.tell(LinkFrameSent(link))
     refusal = b'{"type":"error","error":{"code":"previous_response_not_found"}}'
-    # It is held: sent again, in full. What stands behind the refusal cannot be an answer to that.
+    # It is held: resent in full. Events behind the refusal cannot be an answer to the resend.
     second = [one.replace(b"resp_1", b"resp_2") for one in (CREATED, done)]
     (sent,) = driver.tell(MessagesReceived(link, [refusal, *second]))
     assert isinstance(sent, SendFrame)
@@ -265,7 +267,7 @@ def test_waiting_turns(bound: Driver) -> None:
     (rejected,) = bound.submit(4, **fields)
     assert isinstance(rejected, FailAnswer)
     assert rejected.error.code == "bridge_overloaded"
-    # Neither the one that was rejected nor one that leaves lets the blocked one's link run.
+    # Neither a rejected turn nor one that leaves resumes the link of the blocked turn.
     assert bound.tell(TurnBlocked(3, True)) == []
     assert bound.tell(TurnBlocked(3, False)) == []
     assert bound.tell(TurnLeft(3)) == []
@@ -291,7 +293,7 @@ def test_a_busy_session_is_not_evicted(driver: Driver) -> None:
 def test_deadlines(driver: Driver) -> None:
     assert driver.bridge.next_timeout() is None
     driver.send()
-    driver.tell(BridgeTimeout())  # a spurious one does nothing
+    driver.tell(BridgeTimeout())  # a timer that is not due does nothing
     deadline = driver.bridge.next_timeout()
     assert deadline is not None
     assert deadline.reason is Timer.CREATED
@@ -366,7 +368,7 @@ LINK = 2  # the first link of a bridge: its conversation is 1
         (TurnBlocked(1, 1), "blocked must be bool"),  # type: ignore[arg-type]  # a number is wrong
     ],
 )
-def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> None:
+def test_misuse_raises_and_changes_nothing(event: BridgeEvent, text: str) -> None:
     driver = Driver(Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), max_waiting=1)))
     (opened,) = driver.submit(1)
     assert isinstance(opened, OpenLink)

@@ -1,7 +1,7 @@
 """Two turns on one link, their events in any order: each client gets its own answer.
 
-What belongs here: what an upstream sends of a response that has ended (copies, stragglers,
-``response.done``) while the next turn waits or is answered.
+What belongs here: late events of an ended response (copies, ``response.done``) while the next turn
+waits or is answered.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ ends = st.sampled_from(["completed", "incomplete"])
 def interleaved(
     draw: st.DrawFn, own: list[Json], late: list[Json]
 ) -> tuple[list[list[Json]], list[Json]]:
-    """``own`` in its order with any of ``late`` at any places, in reads of any size."""
+    """``own`` in its order with any of ``late`` anywhere between, in reads of any size."""
     order: list[Json] = list(own)
     put: list[Json] = []
     extra: list[Json] = draw(st.lists(st.sampled_from(late), max_size=8))
     for event in extra:
-        # Behind the end of the turn there is no turn that it could disturb: see the example below.
+        # Events after the end of the turn have no turn to disturb: see the example below.
         order.insert(draw(st.integers(0, len(order) - 1)), event)
         put.append(event)
     reads: list[list[Json]] = [[]]
@@ -65,10 +65,10 @@ def test_late_events_never_reach_the_next_turn(data: st.DataObject) -> None:
     late = stragglers(first, data.draw(st.sampled_from(style.ids(1))))
     driver = second_turn(first, sent=False)
     reads, put = data.draw(interleaved(own, late))
-    # A whole answer that is said again, word for word, could be what this upstream always says.
+    # A second copy of a whole answer could be a new, equal answer of this upstream.
     assume(not (first[0] in put and first[-1] in put))
     answering = next(number for number, read in enumerate(reads) if own[0] in read)
-    sent = data.draw(st.integers(0, answering))  # its frame may take a while to leave
+    sent = data.draw(st.integers(0, answering))  # its frame may take a while to be sent
     for number, read in enumerate(reads):
         if number == sent:
             driver.tell(LinkFrameSent(driver.link))
@@ -78,7 +78,7 @@ def test_late_events_never_reach_the_next_turn(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_one_id_for_a_chain_and_stragglers(data: st.DataObject) -> None:
-    """Where all responses are called the same, the items and the very words tell them apart."""
+    """If all responses have one id, they are told apart by their items and texts."""
     first = answer(1, CHAIN_ID, ("message", "function_call"))
     own = answer(2, CHAIN_ID, data.draw(kinds), end=data.draw(ends))
     late = [one for one in first if "delta" in one or one["type"] == "response.completed"]
@@ -107,7 +107,7 @@ def test_late_events_between_turns_change_nothing(data: st.DataObject) -> None:
     assert_answered(driver, own)
 
 
-# ------------------------------------------------------------------ what looks late and is not
+# ------------------------------------------------------------------ only apparently late events
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,8 @@ def test_late_events_between_turns_change_nothing(data: st.DataObject) -> None:
 def test_item_ids_that_are_used_again(
     style: Style, created: bool, added: bool, one_read: bool
 ) -> None:
-    """Upstreams that call the first item of each response by one id: nothing is lost for it."""
+    """Some upstreams give the first item of each response the same id: no item is dropped
+    for that."""
     driver = Driver()
     for turn in (1, 2, 3):
         events = answer(turn, style, ("message", "message"), added=added, created=created)
@@ -142,7 +143,7 @@ def test_item_ids_that_are_used_again(
 @pytest.mark.parametrize("kinds", [(), ("message",), ("message", "function_call")])
 @pytest.mark.parametrize("end", ["completed", "incomplete"])
 def test_equal_answers_in_a_row_are_all_delivered(kinds: tuple[str, ...], end: str) -> None:
-    """Word for word, ids included, as test servers do: each turn is answered."""
+    """Equal word for word, ids included, as test servers answer: each turn is answered."""
     events = answer(1, NORMAL, kinds, end=end)
     driver = second_turn(events)
     for turn in (2, 3):
@@ -158,7 +159,7 @@ def test_equal_answers_in_a_row_are_all_delivered(kinds: tuple[str, ...], end: s
 
 
 def test_an_event_that_names_another_response_in_mid_output() -> None:
-    """Also one that bears no output, which is passed on without a look at the rules."""
+    """Also an event without output, which is relayed without consulting the rules."""
     first, own = answer(1), answer(2)
     driver = second_turn(first)
     driver.read(*own[:4])
@@ -167,7 +168,7 @@ def test_an_event_that_names_another_response_in_mid_output() -> None:
 
 
 def test_a_copied_item_announcement_is_dropped() -> None:
-    """In mid-answer it looks like an item that is announced anew."""
+    """In mid-answer it looks like a new announcement of an item."""
     first, own = answer(1), answer(2)
     driver = second_turn(first)
     driver.read(*own[:2], *first[2:5], *own[2:])
@@ -175,8 +176,8 @@ def test_a_copied_item_announcement_is_dropped() -> None:
 
 
 def test_a_late_end_behind_a_late_beginning() -> None:
-    """``response.created`` twice leaves it open whose answer begins; ``response.done`` ends none
-    where ``response.completed`` does."""
+    """After two ``response.created`` it is open whose answer begins; ``response.done`` ends no turn
+    if the upstream sends ``response.completed``."""
     first, own = answer(1, kinds=()), answer(2)
     driver = second_turn(first)
     driver.read(first[0], {"type": "response.done", "response": {"id": "resp_1"}})
@@ -188,12 +189,12 @@ def test_a_late_failure_is_not_the_next_turns_error() -> None:
     driver = second_turn(answer(1))
     error = {"code": "rate_limit_exceeded", "message": "Another turn's words."}
     driver.read({"type": "response.failed", "response": {"id": "resp_1", "error": error}})
-    driver.tell(LinkLost(driver.link, Closed(1009)))  # rendered with the upstream's own words
+    driver.tell(LinkLost(driver.link, Closed(1009)))  # reported with the upstream's own message
     assert "words" not in driver.errors[2].message
 
 
 def test_an_early_event_may_name_the_id_that_the_response_ends_with() -> None:
-    """An unknown event before response.created names the id that the response has at its end."""
+    """An unknown event before response.created has the id that the response has at its end."""
     first, own = answer(1, TWO_IDS), answer(2, TWO_IDS)
     driver = second_turn(first)
     metadata = {"type": "response.metadata", "response_id": "resp_2", "sequence_number": 0}

@@ -1,6 +1,6 @@
-"""Answers by messages: what may stand between their events, come before them, or cut them off.
+"""Answers by messages: noise between events, missing events, and losses in mid-answer.
 
-What belongs here: noise, unknown events, missing events, and what one read brings together, for a
+What belongs here: noise, unknown events, missing events, and several events in one read, for a
 ``Bridge`` that is driven directly.
 """
 
@@ -59,7 +59,7 @@ def replaying() -> Driver:
 
 
 def started(driver: Driver | None = None) -> Driver:
-    """Turn 1 is sent."""
+    """Turn 1 was sent."""
     driver = driver or Driver()
     driver.submit(1)
     driver.proceed()
@@ -81,7 +81,7 @@ def in_reads(data: st.DataObject, messages: list[bytes]) -> list[list[bytes]]:
 
 @given(st.data())
 def test_noise_changes_nothing(data: st.DataObject) -> None:
-    """Wherever it stands: before the answer, in it, behind it."""
+    """Wherever it is: before the answer, in it, after it."""
     first, own = answer(1), answer(2, TWO_IDS, ("message", "function_call"))
     driver = second_turn(first)
     messages = list(map(raw, own))
@@ -95,7 +95,7 @@ def test_noise_changes_nothing(data: st.DataObject) -> None:
 @pytest.mark.parametrize("come", range(7), ids=lambda come: f"behind {come} events")
 @pytest.mark.parametrize("large", [False, True])
 def test_a_stream_of_noise_fails_the_turn(come: int, large: bool) -> None:
-    """Bounded in number and in size, between two events that say something."""
+    """Noise between two events is limited in number and in size."""
     own = answer(2)
     assert len(own) == 7
     driver = second_turn(answer(1))
@@ -125,14 +125,14 @@ def test_noise_between_turns_drops_the_link() -> None:
 
 
 def test_noise_does_not_extend_a_deadline() -> None:
-    """It does not extend the time that the answer has to begin."""
+    """The deadline for the beginning of the answer stays."""
     driver = started()
     deadline = driver.bridge.next_timeout()
     driver.read(*NOISE)
     assert driver.bridge.next_timeout() == deadline
 
 
-# ------------------------------------------------------------------ what nobody knows
+# ------------------------------------------------------------------ unknown events
 
 UNKNOWN: list[Json] = [
     {"type": "response.metadata", "headers": {"openai-model": "m-2"}},
@@ -147,7 +147,7 @@ unknown = st.lists(st.sampled_from(UNKNOWN), min_size=1, max_size=5)
 def test_unknown_events_change_nothing_about_a_loss(
     events: list[Json], make: Any, come: int, apart: bool
 ) -> None:
-    """Before response.created and before output: what is lost is recovered as without them."""
+    """Before response.created and before output: a loss is recovered as without them."""
     with_them, without = started(make()), started(make())
     own = answer(1)[:come]
     for driver, more in ((with_them, events), (without, [])):
@@ -160,7 +160,7 @@ def test_unknown_events_change_nothing_about_a_loss(
         without.bridge.links,
         without.bridge.turns,
     )
-    if with_them.bridge.turns:  # it is replayed: its client sees one answer
+    if with_them.bridge.turns:  # it is replayed: its client gets one answer
         with_them.proceed()
         with_them.read(*answer(1, TWO_IDS))
         assert_answered(with_them, answer(1, TWO_IDS), 1)
@@ -204,7 +204,8 @@ def test_too_much_before_created_is_a_loss_like_any_other() -> None:
 
 @given(st.data())
 def test_response_created_is_first_whatever_was_left_out(data: st.DataObject) -> None:
-    """One response.created, by the bridge if the upstream has none; the rest as it came."""
+    """Exactly one response.created, made by the bridge if the upstream sends none; the rest
+    unchanged."""
     whole = answer(1, data.draw(st.sampled_from([NORMAL, TWO_IDS])), ("message", "function_call"))
     keep = data.draw(st.lists(st.booleans(), min_size=len(whole) - 1, max_size=len(whole) - 1))
     own: list[Json] = [event for event, kept in zip(whole, [*keep, True], strict=True) if kept]
@@ -225,7 +226,7 @@ def test_response_created_is_first_whatever_was_left_out(data: st.DataObject) ->
     assert made["response"]["status"] == "in_progress"
     assert made["response"]["output"] == []
     assert made["sequence_number"] <= own[0]["sequence_number"]
-    # The id in it can be continued from, as the one at the end can.
+    # It can be continued by the id in it, as by the one at the end.
     for name in (made["response"]["id"], own[-1]["response"]["id"]):
         driver.submit(2, previous_response_id=name)
         driver.proceed()
@@ -242,25 +243,26 @@ def test_the_bridges_own_created_names_the_model() -> None:
     assert made["response"]["id"]
 
 
-# ------------------------------------------------------------------ what one read brought
+# ------------------------------------------------------------------ several events in one read
 
 
 @attrs.define
 class Next:
-    """A link whose running turn ends by ``own``, upon which the frame of ``turn`` is to be sent."""
+    """A link whose running turn ends with ``own``, whereupon the frame of ``turn`` is to
+    be sent."""
 
     driver: Driver
     own: list[Json]
     turn: int
-    saved: bool  # another link can carry it, too
+    saved: bool  # another link can carry the turn, too
 
     @property
     def left(self) -> bool:
-        """Its frame went out."""
+        """Its frame was sent."""
         return len(self.driver.frames) > 2
 
     def finish(self) -> None:
-        """Whatever still runs is answered, on whatever link."""
+        """Answer all turns that still run, on any link."""
         if not self.driver.bridge.turns:
             return
         self.driver.proceed()
@@ -278,14 +280,14 @@ def waits() -> Next:
 
 
 def is_refused() -> Next:
-    """Turn 2 is refused for its anchor, and can be sent again in full."""
+    """Turn 2 is refused for its anchor, and can be resent in full."""
     return Next(second_turn(answer(1)), [NOT_FOUND], 2, saved=True)
 
 
 @given(st.data())
 def test_a_frame_that_did_not_leave_is_not_ambiguous(data: st.DataObject) -> None:
-    """The link is lost behind the event that causes a send, in any split of the reads: the turn is
-    told that its answer is incomplete only if its frame had left."""
+    """The link is lost after the event that causes a send, in any split of the reads: the turn gets
+    stream_incomplete only if its frame was sent."""
     world = data.draw(st.sampled_from([waits, is_refused]))()
     driver, link = world.driver, world.driver.link
     behind = [b"ping"] * data.draw(st.integers(0, 2))
@@ -309,7 +311,7 @@ def test_a_frame_that_did_not_leave_is_not_ambiguous(data: st.DataObject) -> Non
     else:
         assert driver.errors[world.turn].code == "upstream_unavailable"
         assert len(driver.frames) == 2  # no other link knows its anchor
-    # Nothing was refused for its size that had not left.
+    # A frame that was not sent was not refused for its size.
     assert driver.errors.get(world.turn, ERROR_502).status == (
         413 if left and lost.cause == Closed(1009) else 502
     )
@@ -325,7 +327,7 @@ def test_a_frame_that_did_not_leave_was_not_too_large() -> None:
 
 @given(st.data())
 def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
-    """Before the end of an answer a loss is a loss, whatever it was read together with."""
+    """Before the end of an answer a loss is a loss, whatever was read together with it."""
     world = waits()
     driver, link = world.driver, world.driver.link
     come = data.draw(st.integers(0, len(world.own) - 1))
@@ -335,7 +337,7 @@ def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
         driver.read(*read)
     driver.tell(MessagesReceived(link, reads[-1], lost))
     assert driver.errors[2].code == "stream_incomplete"
-    # A response.created that names a response of before is not shown until more of it comes.
+    # A response.created with the id of an earlier response is held until more of it comes.
     assert driver.events.get(2, []) in (world.own[:come], [])
     assert not world.left
 
@@ -346,7 +348,7 @@ def test_a_link_that_is_lost_in_mid_answer(data: st.DataObject) -> None:
 def test_the_connection_limit_after_the_end_costs_only_the_link(
     make: Callable[[], Next], split: tuple[int, ...], close: str | None
 ) -> None:
-    """In whatever reads: it costs the next turn its link, and nothing else."""
+    """In any split of the reads: it costs the next turn its link, and nothing else."""
     world = make()
     driver, link = world.driver, world.driver.link
     driver.read(*world.own[:-1])
@@ -406,8 +408,8 @@ def test_events_after_the_end_are_dropped(make: Callable[[], Next]) -> None:
 
 @given(st.data())
 def test_a_frame_refused_for_its_size_is_never_sent_again(data: st.DataObject) -> None:
-    """An upstream that closes with 1009 above a limit, sockets that are lost, chains and branches:
-    a frame that was refused for its size never goes out again; what fits is answered."""
+    """An upstream that closes with 1009 above a limit, lost connections, conversations and
+    branches: a frame refused for its size is never sent again; smaller ones are answered."""
     limit = 1500  # bytes
     driver = driver_with()
     uploads: list[str] = []
@@ -435,13 +437,13 @@ def test_a_frame_refused_for_its_size_is_never_sent_again(data: st.DataObject) -
             known.append(f"resp_{turn}")
             assert driver.events[turn] == answer(turn)
         if data.draw(st.booleans()):
-            driver.tell(LinkLost(driver.link, Closed(1001)))  # nothing, if it is lost already
+            driver.tell(LinkLost(driver.link, Closed(1001)))  # ignored if the link is lost already
     refused = [upload for upload in uploads if len(upload) > limit]
     assert len(refused) == len(set(refused))
 
 
 def test_a_frame_that_was_answered_was_not_too_large() -> None:
-    """With replays the answer's beginning is held back; 1009 then is about something else."""
+    """With replays the beginning of the answer is held back; 1009 then is not about the frame."""
     driver = started(replaying())
     driver.read(*answer(1)[:2])
     driver.tell(LinkLost(driver.link, Closed(1009)))
@@ -456,7 +458,7 @@ def test_a_413_error_frame_is_remembered_for_its_frame() -> None:
     error = {"type": "error", "status": 413, "error": {"code": "request_too_large", "message": "m"}}
     driver.read(error)
     assert driver.errors[1].status == 413
-    driver.submit(2, input="q1")  # a link of its own
+    driver.submit(2, input="q1")  # a new link
     driver.proceed()
     assert driver.errors[2].status == 413
     assert len(driver.frames) == 1

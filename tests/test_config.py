@@ -1,4 +1,5 @@
-"""What a ``Config`` and an upstream's URL can be, and what is said about one that cannot."""
+"""Tests of config.py: valid values of a ``Config`` and an upstream URL, and errors for invalid
+ones."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ NO_NUMBERS: list[Any] = [1.0, 2.5e9, True, "15", None, [15]]
 
 
 def accepted(name: str, value: Any) -> Any:
-    """What a config has under ``name`` that was given ``value`` for it."""
+    """The value of the setting ``name`` in a config that was given ``value``."""
     settings: dict[str, Any] = {name: value}
     return getattr(Config(upstream=URL, **settings), name)
 
 
 def refused(**settings: Any) -> str:
-    """The text of the error, which names the one setting that was given and its value."""
+    """The text of the error, which names the setting and its value."""
     with pytest.raises(ConfigError) as caught:
         Config(**{"upstream": URL, **settings})
     assert "\n" not in str(caught.value)
@@ -97,8 +98,8 @@ def test_flags_are_bools() -> None:
 
 
 @pytest.mark.parametrize("name", FIELDS)
-def test_no_setting_is_none(name: str) -> None:
-    """Whoever adds a setting whose default is of another kind has to say how it is checked."""
+def test_every_setting_refuses_none(name: str) -> None:
+    """A new setting with a default of another kind needs a check of its own."""
     refused(**{name: None})
 
 
@@ -114,11 +115,11 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     refused(upstream=b"wss://h/")
 
 
-def test_the_bytes_of_one_credential_are_at_most_those_of_all() -> None:
+def test_the_limit_of_one_credential_is_at_most_the_whole() -> None:
     with pytest.raises(ConfigError, match=r"transcript_scope_bytes=1001 .* transcript_bytes=1000"):
         Config(upstream=URL, transcript_scope_bytes=1001, transcript_bytes=1000)
     Config(upstream=URL, transcript_scope_bytes=1000, transcript_bytes=1000)
-    # Whoever says nothing about the one has said nothing wrong.
+    # The error does not name the setting that was not given.
     Config(upstream=URL, transcript_bytes=1000)
 
 
@@ -143,7 +144,7 @@ def test_a_url_is_text(wrong: Any) -> None:
 
 
 def test_all_errors_share_one_base_class() -> None:
-    """And what is about a value is a ``ValueError``, as Python's own are."""
+    """Errors about values are also ``ValueError``, as Python's own are."""
     for kind in (bridgecore.LocalProtocolError, bridgecore.InternalError, InvalidBodyError):
         assert issubclass(kind, BridgecoreError)
     refusals: list[Any] = [

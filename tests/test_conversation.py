@@ -50,7 +50,7 @@ def said(effects: list[BridgeEffect]) -> list[BridgeEffect]:
     return [effect for effect in effects if not isinstance(effect, Log)]
 
 
-def test_its_methods_return_what_is_to_be_done(conversation: Conversation, shared: Shared) -> None:
+def test_its_methods_return_effects(conversation: Conversation, shared: Shared) -> None:
     assert said(conversation.submit(turn(1, shared), KEY, 0)) == [OpenLink(2, KEY)]
     (sent,) = said(conversation.opened([], 0))
     assert isinstance(sent, SendFrame)
@@ -62,14 +62,14 @@ def test_its_methods_return_what_is_to_be_done(conversation: Conversation, share
     assert (conversation.retired, conversation.link) == (True, None)
 
 
-def test_what_is_known_of_a_connection_goes_with_it(
+def test_state_of_a_connection_is_dropped_with_it(
     conversation: Conversation, shared: Shared
 ) -> None:
     conversation.submit(turn(1, shared), KEY, 0)
     conversation.opened([b'{"type":"x"}', b"noise"], 0)
     conversation.frame_sent(True, 0)
     conversation.received([b'{"type":"x"}'], None, 0)
-    assert known(conversation) == (2, 0)  # events held back; noise, since the last event
+    assert known(conversation) == (2, 0)  # events held back; noise since the last event
     (error,) = said(conversation.lost(LinkLost(2, Closed(1006)), 0))
     assert isinstance(error, FailAnswer)
     assert known(conversation) is None
@@ -88,7 +88,7 @@ def test_a_frame_is_not_sent_twice_if_it_is_too_large(
     conversation.submit(turn(1, shared), KEY, 0)
     conversation.opened([], 0)
     conversation.lost(LinkLost(2, Closed(1009)), 0)
-    # Another conversation of the same bridge knows of it.
+    # Another conversation of the same bridge knows it.
     other = Conversation(shared.numbers.next(), "scope", Session(), [], shared)
     other.submit(turn(2, shared), KEY, 0)
     (error,) = said(other.opened([], 0))

@@ -1,7 +1,7 @@
-"""Tests of gateway.py: the message door, requests in and answers out, without bytes.
+"""Tests of gateway.py: requests in and answers out as messages, without bytes.
 
-What a bridge does with turns and links is in test_bridge.py, and what a client is shown of one turn
-in answers/test_exchange.py; here is what the two are together.
+What a bridge does with turns and links is in test_bridge.py, and what the client of one turn gets
+in answers/test_exchange.py; here both are together.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DONE = b'{"type":"response.completed","response":{"id":"resp_1","output":[]}}'
 
 @attrs.define
 class Driver:
-    """A driver without a world: it reports what a test says and keeps what it is told."""
+    """A driver without a network: it reports what a test says and records the effects."""
 
     gateway: Gateway = attrs.Factory(lambda: Gateway(CONFIG))
     now: int = 0
@@ -66,7 +66,7 @@ class Driver:
         return self.tell(RequestReceived(turn, body, [(b"Authorization", b"Bearer k")]))
 
     def send(self, turn: int = 1, **fields: object) -> int:
-        """Ask for a turn of its own and let its frame be sent; its link."""
+        """Request a new turn and report its frame as sent; its link."""
         (opened,) = self.ask(turn, **fields)
         assert isinstance(opened, OpenLink)
         assert opened.headers == [(b"authorization", b"Bearer k")]
@@ -76,7 +76,7 @@ class Driver:
         return opened.link
 
     def wait(self) -> list[GatewayEffect]:
-        """Let the next deadline come."""
+        """Let the next deadline pass."""
         deadline = self.gateway.next_timeout()
         assert deadline is not None
         self.now = deadline.at
@@ -157,7 +157,7 @@ def test_a_client_that_left() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_turn_that_its_driver_gives_up(begun: bool) -> None:
-    """The client is told, in the way that fits what it has seen."""
+    """The client gets an error in the form that fits what it has received."""
     driver = Driver()
     link = driver.send(stream=True)
     if begun:
@@ -206,7 +206,7 @@ MISUSE = [
 
 
 @pytest.mark.parametrize("event", MISUSE, ids=lambda event: repr(event)[:40])
-def test_misuse_is_named_and_changes_nothing(event: GatewayEvent) -> None:
+def test_misuse_raises_and_changes_nothing(event: GatewayEvent) -> None:
     driver = Driver()
     link = driver.send(stream=True)
     before, due = driver.gateway.bridge.snapshot(), driver.gateway.next_timeout()
@@ -217,7 +217,7 @@ def test_misuse_is_named_and_changes_nothing(event: GatewayEvent) -> None:
 
 
 @pytest.mark.parametrize("now", [-1, 1.5, None, True])
-def test_times_that_are_none(now: int) -> None:
+def test_invalid_times_raise(now: int) -> None:
     with pytest.raises(LocalProtocolError):
         Gateway(CONFIG).handle(BridgeTimeout(), now)
 
@@ -225,7 +225,7 @@ def test_times_that_are_none(now: int) -> None:
 @given(st.data())
 def test_each_answer_has_one_shape(data: st.DataObject) -> None:
     """Whatever happens to the turns of a few clients: each answer is a stream with a head and an
-    end, or one body, or one failure; and nothing is said after its end."""
+    end, or one body, or one failure; and nothing follows its end."""
     driver = Driver()
     told: dict[int, list[type[GatewayEffect]]] = {}
     links: list[int] = []

@@ -1,4 +1,4 @@
-"""Tests of intake.py: a turn's way in, with a resolver that answers late, never, or in vain."""
+"""Tests of intake.py: a turn before it is sent, with a resolver that answers late or never."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BUDGET = CONFIG.turn_timeout
 
 @attrs.define
 class Driver:
-    """A driver whose bridge asks it about each turn; what a test does not answer stays open."""
+    """A driver whose bridge asks it about each turn; unanswered questions stay open."""
 
     bridge: Bridge = attrs.Factory(lambda: Bridge(CONFIG, resolver=Resolver.DRIVER))
     now: int = 0
@@ -67,14 +67,14 @@ class Driver:
         return TurnReceived(turn, parse_create(body), [(b"authorization", b"k")])
 
     def ask(self, turn: int, **fields: object) -> int:
-        """A turn is received; the number of the question about it, which is all that happens."""
+        """Receive a turn; the number of its lookup, which is the only effect."""
         (asked,) = self.tell(self.received(turn, **fields))
         assert isinstance(asked, ResolveTurn)
         assert asked.turn == turn
         return asked.query
 
     def resolve(self, query: int, known: KnownResponse | None = None) -> int:
-        """A question is answered, and the turn's frame goes out; its link."""
+        """Answer a lookup and report the turn's frame as sent; its link."""
         (opened,) = self.tell(TurnResolved(query, known))
         assert isinstance(opened, OpenLink)
         self.tell(LinkOpened(opened.link))
@@ -82,7 +82,7 @@ class Driver:
         return opened.link
 
     def wait(self) -> list[BridgeEffect]:
-        """Wait for the next deadline."""
+        """Let the next deadline pass."""
         deadline = self.bridge.next_timeout()
         assert deadline is not None
         self.now = max(self.now, deadline.at)
@@ -108,7 +108,7 @@ def test_a_turn_that_is_resolved_late_is_answered(driver: Driver) -> None:
     assert driver.counts() == (0, 1, 1)
 
 
-def test_a_turn_that_is_never_resolved_is_told_when_its_budget_is_used_up(driver: Driver) -> None:
+def test_an_unresolved_turn_times_out_at_its_deadline(driver: Driver) -> None:
     query = driver.ask(1, previous_response_id="resp_0")
     deadline = driver.bridge.next_timeout()
     assert deadline is not None
@@ -145,7 +145,7 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
     driver.tell(MessagesReceived(link, [CREATED]))
     deadline = driver.bridge.next_timeout()
     while deadline is not None and deadline.reason is not Timer.TURN:
-        # The upstream goes on answering; it just does not come to an end.
+        # The upstream goes on answering, without an end.
         driver.now = deadline.at - 1
         driver.tell(MessagesReceived(link, [b'{"type":"response.in_progress"}']))
         driver.now = deadline.at
@@ -159,8 +159,8 @@ def test_the_budget_begins_when_the_turn_is_received(took: int) -> None:
     ]
 
 
-def test_a_turn_that_waited_long_is_not_held_up_by_one_that_came_later(driver: Driver) -> None:
-    """They continue the same response, on the one socket that can."""
+def test_a_waiting_turn_fails_at_its_own_deadline(driver: Driver) -> None:
+    """Both continue the same response, on the only connection that can."""
     link = driver.resolve(driver.ask(1, store=False))
     driver.tell(MessagesReceived(link, [CREATED, DONE]))
     fields = {"previous_response_id": "resp_1", "store": False}
@@ -192,7 +192,7 @@ def test_a_client_that_left_before_the_answer(driver: Driver, cut_off: bool) -> 
     assert driver.counts() == (0, 0, 0)
     assert driver.bridge.next_timeout() is None
     assert driver.tell(TurnLeft(1)) == []
-    # Its number is used again; the late answer is not taken for one about the new turn.
+    # Its number is reused; the late answer is not attributed to the new turn.
     again = driver.ask(1)
     assert driver.tell(TurnResolved(query)) == []
     assert driver.logs[-1].event == "turn.ignored"
@@ -200,7 +200,7 @@ def test_a_client_that_left_before_the_answer(driver: Driver, cut_off: bool) -> 
     assert isinstance(driver.tell(TurnResolved(again))[0], OpenLink)
 
 
-def test_the_same_answer_twice_changes_nothing(driver: Driver) -> None:
+def test_a_repeated_answer_changes_nothing(driver: Driver) -> None:
     query = driver.ask(1)
     driver.resolve(query)
     before = driver.bridge.snapshot()
@@ -219,7 +219,7 @@ def test_the_same_answer_twice_changes_nothing(driver: Driver) -> None:
         (TurnResolved(1, KnownResponse("r", 1)), "stored must be bool"),  # type: ignore[arg-type]  # a number is wrong
     ],
 )
-def test_misuse_is_named_and_changes_nothing(event: BridgeEvent, text: str) -> None:
+def test_misuse_raises_and_changes_nothing(event: BridgeEvent, text: str) -> None:
     driver = Driver()
     query = driver.ask(1)
     before = driver.bridge.snapshot(), driver.bridge.next_timeout()
@@ -258,10 +258,11 @@ def test_room_is_asked_for_when_a_turn_is_resolved(driver: Driver) -> None:
         (KnownResponse("resp_7", False), "bound"),
     ],
 )
-def test_what_others_know_about_a_response_counts(
+def test_a_resolver_tells_what_others_know(
     driver: Driver, known: KnownResponse | None, standing: str
 ) -> None:
-    """Here nobody knows it. It is sent, unless it lives in the memory of another's connection."""
+    """This bridge does not know the response. It is sent, unless it is cached on a connection of
+    another replica."""
     query = driver.ask(1, previous_response_id="resp_0")
     (opened,) = driver.tell(TurnResolved(query, known))
     assert isinstance(opened, OpenLink)
@@ -271,7 +272,7 @@ def test_what_others_know_about_a_response_counts(
     assert isinstance(effect, FailAnswer if standing == "bound" else SendFrame)
 
 
-def test_what_is_known_here_counts_more(driver: Driver) -> None:
+def test_own_knowledge_takes_precedence_over_the_resolver(driver: Driver) -> None:
     link = driver.resolve(driver.ask(1, store=False))
     driver.tell(MessagesReceived(link, [CREATED, DONE]))
     query = driver.ask(2, previous_response_id="resp_1", store=False)
@@ -281,7 +282,7 @@ def test_what_is_known_here_counts_more(driver: Driver) -> None:
 
 
 def test_two_bridges_agree_if_answers_come_at_once() -> None:
-    """The way in is the same, whoever resolves."""
+    """The result is the same, whoever resolves."""
     late, at_once = Driver(), Driver(Bridge(CONFIG))
     for turn in (1, 2):
         query = late.ask(turn)

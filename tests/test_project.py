@@ -1,10 +1,10 @@
-"""The rules of the house, checked on the tree: what belongs here is anything about the repository
-as a whole rather than about one module of it.
+"""Rules about the repository as a whole, checked on its files.
 
-Each rule is a function from a source text to the problems in it, so that the second half of the
-file can show, with a text that breaks the rule, that the check finds it. Which module may import
-which of the project's own is import-linter's (``pyproject.toml``); which *outside* modules may be
-imported is checked here, because a layer contract cannot list the standard library.
+What belongs here: what is about no single module. Each rule is a function from a source text to the
+problems in it, so that the second half of the file can show with a bad text that the check finds
+it. Which module may import which of the project's own is checked by import-linter
+(``pyproject.toml``); which *outside* modules may be imported is checked here, because a layer
+contract cannot list the standard library.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ CORE_LIBRARIES = frozenset({"attrs", "h11", "msgspec", "wsproto"})
 # zstd is in the standard library from Python 3.14 on; sys, for its version number, tells which.
 ZSTD = frozenset({"backports.zstd", "compression.zstd", "sys"})
 
-# What a pure module would need no import for.
+# Builtins with side effects, for which a pure module needs no import.
 IMPURE_CALLS = frozenset(
     {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}
 )
@@ -125,14 +125,14 @@ def imports_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
-    """For a module of the core: outside modules it may import, and roots of the project's own.
+    """For a module of the core: the outside modules it may import, and the packages of the project.
 
     ``path`` is relative to the repository, with forward slashes.
     """
     match path.split("/")[1:]:
         case ["recovery", *_]:
             return PURE_STDLIB | {"attrs"}, frozenset({"bridgecore.errors", "bridgecore.recovery"})
-        case ["admission", *_]:  # it speaks of standings, which are recovery's
+        case ["admission", *_]:  # it uses recovery's ``Standing``
             own = frozenset({"bridgecore.admission", "bridgecore.recovery"})
             return PURE_STDLIB | {"attrs"}, own
         case ["__main__.py"]:  # it runs the command, which it finds by name
@@ -146,7 +146,7 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def impurities(path: str, source: str) -> list[str]:
-    """What the module of the core at ``path`` imports or calls that it must not."""
+    """Forbidden imports and calls in the module of the core at ``path``."""
     tree = ast.parse(source)
     outside, own = allowed_imports(path)
     found = []
@@ -189,7 +189,7 @@ def unexplained_ignores(path: str, source: str) -> list[str]:
 
 
 def missing_docstring(path: str, source: str) -> list[str]:
-    """Whether a module with code in it fails to open with what belongs in it."""
+    """Whether a module with code has no docstring."""
     tree = ast.parse(source)
     if tree.body and not ast.get_docstring(tree):
         return [f"{path}:1: opens without a docstring that says what belongs in the file"]
@@ -197,7 +197,8 @@ def missing_docstring(path: str, source: str) -> list[str]:
 
 
 def unmirrored(path: str, source: str, modules: Container[str]) -> list[str]:
-    """Whether a test file neither has the name of a module nor says what belongs in it instead.
+    """Whether a test file neither has the name of a module nor a docstring with "What belongs
+    here".
 
     ``modules``: the paths of all modules that are tested, such as ``bridgecore/wire/http.py``.
     """
@@ -217,7 +218,7 @@ _TESTED_IN = {
 
 
 def registry_hosts(path: str, text: str) -> list[str]:
-    """Host names of package registries: where packages come from is the machine's business."""
+    """Host names of package registries: where packages come from is configured on each machine."""
     lowered = text.lower()
     return [f"{path}: names the registry host {host}" for host in REGISTRY_HOSTS if host in lowered]
 
@@ -292,12 +293,12 @@ def tree() -> list[Path]:
 
 
 def relative(path: Path) -> str:
-    """``path`` as the rules want it."""
+    """``path`` relative to the repository, with forward slashes."""
     return path.relative_to(ROOT).as_posix()
 
 
 def python_files(*folders: Path) -> list[tuple[str, str]]:
-    """Path and source of every Python file under ``folders``; under all if none is named."""
+    """Path and source of every Python file under ``folders``; by default under all."""
     files = [
         (relative(file), file.read_text(encoding="utf-8"))
         for file in tree()
@@ -386,7 +387,7 @@ def test_the_adapters_have_the_same_files() -> None:
     ],
 )
 def test_the_settings_are_documented(page: str, row: str) -> None:
-    """Every one of them, with its default, and no other."""
+    """All settings, with their defaults, and no others."""
     text = (ROOT / page).read_text(encoding="utf-8")
     documented = {
         name: default.replace(",", "") for name, default in re.findall(row, text, re.MULTILINE)
@@ -413,7 +414,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*command: str, cwd: Path) -> str:
-    """Standard output of a command that must succeed and is told nothing by the environment."""
+    """The standard output of a command that has to succeed, without settings in its environment."""
     env = {
         name: value
         for name, value in os.environ.items()
@@ -449,7 +450,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert fields["Version"] == bridgecore.__version__
     assert fields["License-Expression"] == "MIT"
     assert fields["Requires-Python"] == ">=3.11"
-    # What every user installs; the rest is asked for by an extra.
+    # The dependencies of every installation; others need an extra.
     run_time = [Requirement(text) for text in fields.get_all("Requires-Dist") or []]
     assert {requirement.name for requirement in run_time if requirement.marker is None} == {
         "attrs",
@@ -462,7 +463,7 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
 
 
 def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own, which sees the dependencies but not the checkout."""
+    """In an environment of its own, with the dependencies but without the checkout."""
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
     bin_folder = environment / ("Scripts" if os.name == "nt" else "bin")
@@ -470,7 +471,7 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     run(*pip, "install", "--quiet", "--no-deps", "--no-index", str(wheel), cwd=tmp_path)
     # A .pth file adds a folder without reading the .pth files in it, so the editable install of the
-    # checkout stays out of sight.
+    # checkout is not on the path.
     purelib = run(
         python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path
     )
@@ -577,7 +578,7 @@ def test_an_unexplained_ignore_is_found(comment: str, problems: list[str]) -> No
     assert all(text.startswith("x.py:2: ") for text in found)
 
 
-def test_an_ignore_inside_a_string_is_none() -> None:
+def test_an_ignore_inside_a_string_is_not_a_comment() -> None:
     assert unexplained_ignores("x.py", f"x = '{_TYPE}'\n") == []
 
 

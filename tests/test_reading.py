@@ -1,7 +1,7 @@
-"""Tests of how often a turn's JSON is taken apart: wire/jsontext.py is called by everything.
+"""Tests of how often the JSON of a turn is parsed, over all modules that use wire/jsontext.py.
 
-What belongs here: whole turns, watched by a profiler. Reading grows back unseen, since each new
-reading of a body or an event is right by itself, and only the sum is too much.
+What belongs here: whole turns, observed with a profiler. Each new reading of a body or an event is
+right by itself, and only the sum is too expensive, so it has to be tested as a whole.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from tests.endpoint_world import Answer, Json, World
 
 PACKAGE = Path(bridgecore.__file__).parent
 TOOLS = tuple(str(PACKAGE / name) for name in ("testing", "verify"))
-READERS = {"read_value", "read_members", "read_array", "read"}  # the last is what reader() makes
+# the last is the name of what reader() returns
+READERS = {"read_value", "read_members", "read_array", "read"}
 
 
 @attrs.define
 class Readings:
-    """What was read while ``of`` ran: texts by the function that read them, and who else called a
-    decoder."""
+    """What was parsed while ``of`` ran: texts, by the function that parsed them, and other callers
+    of a decoder."""
 
     texts: list[tuple[str, bytes]] = attrs.Factory(list)
     strays: set[str] = attrs.Factory(set)
@@ -51,13 +52,13 @@ class Readings:
             self.strays.add(f"{code.co_filename}: {code.co_name}")
 
     def passes(self, part: Json) -> int:
-        """How often ``part`` was gone through as a part of something larger."""
+        """How often ``part`` was parsed as a part of a larger text."""
         raw = json.dumps(part).encode()
         return sum(raw in text and text != raw for _, text in self.texts)
 
     def repeated(self) -> list[bytes]:
-        """The texts that a function read more than once. Of a few bytes, as names of models and
-        types are, many are equal by chance."""
+        """The texts that a function parsed more than once. Texts of a few bytes, such as names of
+        models and types, are left out: many are equal by chance."""
         counts = Counter(each for each in self.texts if len(each[1]) > 100)
         return [text for (_, text), count in counts.items() for _ in range(count - 1)]
 
@@ -67,7 +68,7 @@ def _is_core(file: str) -> bool:
 
 
 def _decodes(function: Any) -> bool:
-    """Whether a function of C reads JSON."""
+    """Whether a function of a C module parses JSON."""
     name = function.__name__
     return name in ("json_decode", "scanstring", "scan_once") or (
         name == "decode" and "msgspec.json" in repr(function)
@@ -114,7 +115,7 @@ def anchored(client: Client) -> None:
 
 def rehydrated(client: Client) -> None:
     anchored(client)
-    client.world.advance(1000)  # its socket is gone
+    client.world.advance(1000)  # its connection is closed
 
 
 def repeated(client: Client) -> None:
@@ -135,9 +136,9 @@ def repeated(client: Client) -> None:
 def test_nothing_is_read_twice(
     before: Callable[[Client], None], sent: int, passes: int, stream: bool
 ) -> None:
-    """In a turn after those of ``before``, in which the upstream is ``sent`` so many items. A
-    request is gone through for its members, then for its items; where its client may repeat a
-    history, a third time for what each of them is."""
+    """A turn after those of ``before``, in which the upstream is ``sent`` so many items. A request
+    is parsed once for its members, once for its items, and, if its client may repeat a history, a
+    third time for the members of each item."""
     client = Client()
     before(client)
     found = Readings()
@@ -146,13 +147,13 @@ def test_nothing_is_read_twice(
     assert len(client.world.frames[-1]["input"]) == sent
     assert found.strays == set()
     assert found.passes(message("c")) == passes
-    # An output item is read by the answer, and by what holds it in input form.
+    # An output item is parsed for the answer, and for the transcript in its input form.
     (item,) = answer.response["output"]
     assert [json.loads(text) for text in found.repeated()] == [item]
     assert len(found.texts) <= 60
 
 
-def test_a_request_of_which_nothing_is_held_is_read_once() -> None:
+def test_a_request_without_a_transcript_is_parsed_once() -> None:
     client = Client(Continuity.PASSTHROUGH)
     found = Readings()
     found.of(lambda: client.world.ask([message("c")], instructions="x" * 200))

@@ -1,4 +1,4 @@
-"""Tests of statevalue.py: nothing is left out of a bridge's state but what is listed."""
+"""Tests of statevalue.py: a bridge's state value has all fields except the listed ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridgecore.wire.responses import parse_create
 
 
 def running() -> Bridge:
-    """A bridge with a turn that has had its first delta, and held events behind it."""
+    """A bridge with a turn that had its first delta, with events held back."""
     bridge = Bridge(Config(upstream=UpstreamUrl.parse("ws://up/"), rotation=Rotation.WARM))
     body = json.dumps({"model": "m", "input": "x", "prompt_cache_key": "k"}).encode()
     effects = bridge.handle(TurnReceived(1, parse_create(body), []), 0)
@@ -46,7 +46,7 @@ def owned(bridge: Bridge) -> list[object]:
 
 
 def fields() -> list[tuple[int, str, bool]]:
-    """Each field of those objects, and whether it is listed as left out."""
+    """The fields of those objects, and whether each is listed as left out."""
     found = []
     for place, value in enumerate(owned(running())):
         listed = COMPARED[type(value)].left_out
@@ -92,14 +92,14 @@ def test_a_new_attribute_of_the_bridge_counts() -> None:
     assert one.snapshot() != other.snapshot()
 
 
-def test_what_cannot_be_compared_is_named() -> None:
+def test_an_unlisted_field_is_reported() -> None:
     bridge = running()
     bridge.mood = object()  # type: ignore[attr-defined]  # a new one
     with pytest.raises(TypeError, match="object: say in"):
         bridge.snapshot()
 
 
-def test_the_list_names_what_there_is() -> None:
+def test_listed_fields_exist() -> None:
     for kind, compared in COMPARED.items():
         if kind is Intake:
             known = set(vars(running()._intake))

@@ -1,4 +1,5 @@
-"""Tests of stragglers.py: what is late, and what only looks so. See also test_bridge_order.py."""
+"""Tests of stragglers.py: late events, and events that look late but are not. See also
+test_bridge_order.py."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def behind(*events: UpstreamEvent, end: UpstreamEvent | None = None) -> Straggle
 
 
 def follow(stragglers: Stragglers, *events: UpstreamEvent, end: UpstreamEvent) -> None:
-    """One more response, whole."""
+    """One more response, complete."""
     stragglers.begin()
     for one in events:
         assert not stragglers.is_late(one, answering=True)
@@ -87,7 +88,7 @@ def test_an_item_that_was_not_announced_is_known_by_its_end() -> None:
 
 
 def test_an_item_that_is_announced_anew() -> None:
-    """In other words than before: it has another place in the stream."""
+    """With other members than before: it has another place in the stream."""
     stragglers = behind(added("m1", n=1), done("m1"))
     stragglers.begin()
     assert stragglers.is_late(delta("m1"), answering=True)
@@ -104,7 +105,7 @@ def test_nothing_is_announced_before_the_response_is_created() -> None:
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete"])
 def test_done_after_completed(kind: str) -> None:
-    """Where responses end by response.completed, response.done ends none."""
+    """If responses end with response.completed, response.done ends no turn."""
     stragglers = behind(end=event(kind, response={"id": "r1"}))
     stragglers.begin()
     ends = kind == "completed"
@@ -127,7 +128,7 @@ def test_kept_events_are_delivered_by_the_end_that_lists_their_items() -> None:
     end = completed("r2")
     assert stragglers.claim(end, ["m1", "m3"]) == kept
     stragglers.ended(end, ["r2"])
-    # From here on the upstream is known to use ids again.
+    # From here on it is known that the upstream reuses ids.
     stragglers.begin()
     assert not stragglers.is_late(added("m1"), answering=True)
 
@@ -141,7 +142,7 @@ def test_events_kept_for_one_attempt_are_dropped_with_it() -> None:
 
 
 def test_an_identical_answer_is_delivered_again() -> None:
-    """With all its items; one that lacks some is a copy of the end alone."""
+    """A complete one; if items are missing, it is a copy of the end only."""
     whole = [added("m1"), delta("m1"), done("m1"), added("m2"), done("m2")]
     stragglers = behind(*whole)
     stragglers.begin()

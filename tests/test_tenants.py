@@ -1,7 +1,7 @@
-"""Two tenants never meet: neither on a socket nor in a transcript, at either door.
+"""Tenants are kept apart: they share neither connections nor transcripts, with any front.
 
-What belongs here: what tells one tenant from another (credential headers in any case, the scope
-that an embedder names), and what goes upstream with it.
+What belongs here: what distinguishes tenants (credential headers in any case, the scope that an
+embedder names), and what is sent upstream of it.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ CREDENTIALS = [
     b"openai-organization",
     b"openai-project",
     b"chatgpt-account-id",
-    b"x-tenant",  # forwarded because the operator says so
+    b"x-tenant",  # forwarded because the operator configured it
 ]
 FORWARDED = (*FORWARDED_HEADERS, "x-tenant")
 
 
 @attrs.frozen
 class Step:
-    """One turn. ``past``: whose history it brings, as an id or (``full``) word by word."""
+    """One turn. ``past``: whose history it continues, by id or (``full``) by repeating it."""
 
     tenant: int
     past: int | None
     full: bool
     store: bool
     casing: tuple[bool, ...]  # which letters of header names are capitals
-    socket_lost: bool  # before it
+    socket_lost: bool  # before the turn
 
 
 STEPS = st.lists(
@@ -83,7 +83,7 @@ def cased(name: bytes, casing: Sequence[bool]) -> bytes:
 
 @attrs.define
 class History:
-    """What one tenant has said and heard last. ``knows``: it has sent the other's words itself."""
+    """The history of one tenant. ``knows``: it has sent texts of the other tenant itself."""
 
     items: list[Json] = attrs.Factory(list)
     response: str | None = None
@@ -98,7 +98,7 @@ class History:
 
 
 def body_of(step: Step, histories: list[History]) -> tuple[Json, list[Json]]:
-    """The create body of ``step``, and all it is about, word by word."""
+    """The create body of ``step``, and the texts in its context."""
     past = None if step.past is None else histories[step.past]
     new = [histories[step.tenant].says(f"asked by {step.tenant}")]
     body: Json = {"model": "m", "store": step.store, "input": new}
@@ -186,7 +186,7 @@ def run(steps: list[Step], credentials: list[Headers], scopes: list[str | None])
         for link, frame in embedder.sent[before:]:
             assert used.setdefault(link, step.tenant) == step.tenant, "a socket of both"
             assert embedder.opened[link] == credentials[step.tenant]
-            # Nothing of the other's is added to what the client sent.
+            # No text of the other tenant is added to what the client sent.
             if not histories[step.tenant].knows:
                 assert not strangers_words(json.dumps(frame), step.tenant)
             anchor = frame.get("previous_response_id")
@@ -279,7 +279,7 @@ def test_tenants_of_an_endpoint(name: bytes, steps: list[Step]) -> None:
     histories = [History(), History()]
     for step in steps:
         if step.socket_lost:
-            world.advance(1000)  # more than idle sockets are kept
+            world.advance(1000)  # longer than idle connections are kept
         body, asked = body_of(step, histories)
         data = json.dumps(body).encode()
         head = b"POST /v1/responses HTTP/1.1\r\nhost: bridge\r\ncontent-length: %d\r\n" % len(data)

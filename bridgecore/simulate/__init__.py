@@ -1,12 +1,12 @@
 """Simulates crowds of clients on a faulty network, in virtual time.
 
 ``run`` carries out a ``Scenario``: a real ``Endpoint``, a real ``testing.Emulator`` and many
-clients, on wires that break, stall and go half-open. Everything follows from the scenario, chance
-included, so each run can be repeated byte for byte (``Report.digest``), and ``shrink`` can look for
-a smaller one that fails alike. ``grow`` is an experiment with one long conversation: how its
-context grows when sockets are lost.
+clients, on connections that break, stall and go half-open. All randomness follows from the
+scenario's seed, so a run can be repeated byte for byte (``Report.digest``), and ``shrink`` can look
+for a smaller run with the same failure. ``grow`` is an experiment with one long conversation: how
+its context grows when connections are lost.
 
-What belongs here: what takes the whole system. One session, or one bridge, is explored
+What belongs here: checks that need the whole system. Single sessions and bridges are explored
 exhaustively by ``bridgecore.verify``.
 
 Public are the names here; the modules are internal.

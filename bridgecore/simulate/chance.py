@@ -1,6 +1,6 @@
-"""Random numbers from a key, so that a run can be repeated exactly.
+"""A random number generator seeded by a key, so that a run can be repeated exactly.
 
-What belongs here: the generator, and nothing that says what is drawn.
+What belongs here: the generator; what is drawn with it is decided by the callers.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Rng:
-    """Chance from a key: SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number
-    Generators", 2014). The same key gives the same numbers on every machine and version; different
-    keys, even neighbouring ones, give unrelated numbers, so each thing that happens can have a
-    generator of its own and taking one away does not disturb the others.
-    """
+    """SplitMix64 (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014),
+    seeded by a key of integers. The same key gives the same numbers on every machine and version.
+    Different keys, even neighbouring ones, give unrelated numbers, so each turn or client has a
+    generator of its own, and removing one does not change what the others draw."""
 
     __slots__ = ("_state",)
 

@@ -1,18 +1,17 @@
-"""Compares what the upstream received with what clients asked, and what the bridge says with both.
+"""Compares what clients asked, what the upstream received, and what the bridge reports.
 
-What belongs here: the checks of a run that need the history of a turn's sends: how often a turn
-was executed, what a socket was warmed with, and whether the bridge's accounts are right. Checks of
-one frame by itself are ``witness.py``'s.
+What belongs here: the checks that need all sends of a turn: how often it was executed, what a
+connection was preloaded with, and whether the bridge's accounts are right. Checks of a single frame
+are in ``witness.py``.
 
-* *execution*: the upstream never sees more sends of a turn that it did not refuse than its client
-  made attempts;
-* *accounts*: what the bridge says that continuity saved and cost, turn by turn and in all, is what
-  can be seen from outside;
-* *session*: the transitions of every session, as the decision log has them, are replayed and judged
-  by the reference model of the explorer, if the policy has the cells of the safe one (what others
-  break, ``bridgecore verify`` tells);
-* *foreign*: a client that names a response of another credential's is told, and costs the upstream,
-  exactly what is due for one that does not exist.
+* *execution*: a turn is never sent more often, refused sends not counted, than its client tried it;
+* *accounts*: the savings and costs of continuity that the bridge reports, for each turn and in sum,
+  equal those computed from outside;
+* *session*: the transitions of each session are replayed from the decision log and checked by the
+  reference model of the explorer, if the policy has the cells of ``default`` (other policies are
+  known to break properties; ``bridgecore verify`` reports which);
+* *foreign*: a client that names a response of another credential gets the same answer, at the same
+  number of sends, as for an id that does not exist.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ from bridgecore.wire.decisions import DECISION, hashed
 
 @attrs.define
 class _Sends:
-    """The sends of one turn as the upstream saw them."""
+    """The sends of one turn as the upstream received them."""
 
     attempts: int = 0
-    asked: list[Asked] = attrs.Factory(list)  # one for all attempts that ask the same
+    asked: list[Asked] = attrs.Factory(list)  # one entry for attempts with equal content
     turns: list[Turn] = attrs.Factory(list)
     responses: dict[str, Turn] = attrs.Factory(dict)
 
 
 class Checks:
-    """Follows every turn of a run from its client's attempts to its sends upstream.
+    """Follows each turn of a run from its client's attempts to its sends upstream.
 
-    ``warm``: whether sockets are warmed, so that what was said up to each turn has to be kept.
+    ``warm``: connections are preloaded, so the history up to each turn has to be kept.
     """
 
     def __init__(self, upstream: Upstream, journal: Journal, *, warm: bool) -> None:
@@ -55,15 +54,15 @@ class Checks:
         self._journal = journal
         self._warm = warm
         self._witness = Witness()
-        self._sends: dict[tuple[int, int], _Sends] = {}  # by client, turn
-        self._completed: dict[str, tuple[_Sends, Turn]] = {}  # by response id, as logs show it
-        self._accounted: dict[str, Ledger] = {}  # by the same: what the bridge said of it
-        self._believed: dict[tuple[int, int], list[Json]] = {}  # what was said up to a turn's end
+        self._sends: dict[tuple[int, int], _Sends] = {}  # by (client, turn)
+        self._completed: dict[str, tuple[_Sends, Turn]] = {}  # by hashed response id, as in logs
+        self._accounted: dict[str, Ledger] = {}  # by hashed id: as reported by the bridge
+        self._believed: dict[tuple[int, int], list[Json]] = {}  # history up to the end of a turn
         self._silent: list[Turn] = []  # turns with ``generate: false``
         self._decisions = Replay(watched=True)
-        self._warmth = Ledger()  # what the bridge said that those of its own cost
+        self._warmth = Ledger()  # reported costs of preloading
 
-    # ------------------------------------------------------------ what clients do
+    # ------------------------------------------------------------ called for clients
 
     def attempt_begins(self, client: Client) -> None:
         """``client`` sends its body once more."""
@@ -74,20 +73,21 @@ class Checks:
             sends.asked.append(asked)
 
     def answered(self, client: Client, response: str) -> None:
-        """Whether ``response`` answers what was asked; count what it saved and cost."""
+        """Check that ``response`` answers the turn, and add what it saved and cost to the
+        report."""
         sends = self._sends[client.number, client.turn]
         turn = sends.responses.get(response)
         if turn is None:
-            self._violate("context", client, "its response is not one of its turn's")
+            self._violate("context", client, "the response belongs to another turn")
             return
         self._journal.report.ledger.add(self._witness.account(turn, sends.asked[-1]))
         if self._warm:
             self._believed[client.number, client.turn] = client.history()
         if hashed(response) not in self._accounted:
-            self._violate("accounts", client, "its turn is in no account")
+            self._violate("accounts", client, "the bridge reported no account of its turn")
 
     def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
-        """Whether ``client`` was told the same of both, at the same cost."""
+        """Check that ``client`` got the same answer for both ids, at the same number of sends."""
         sends = self._sends[client.number, client.turn]
         cost = [
             sum(1 for turn in sends.turns if turn.request.anchor == probe.response)
@@ -95,15 +95,15 @@ class Checks:
         ]
         if foreign.told != unknown.told or cost[0] != cost[1]:
             text = (
-                f"of somebody else's response it was told {foreign.told} in {cost[0]} sends, of "
-                f"one that nobody has {unknown.told} in {cost[1]}"
+                f"for a response of another credential it got {foreign.told} in {cost[0]} sends, "
+                f"for one that does not exist {unknown.told} in {cost[1]}"
             )
             self._violate("foreign", client, text)
 
-    # ------------------------------------------------------------ what the upstream sees
+    # ------------------------------------------------------------ what the upstream received
 
     def look_upstream(self) -> None:
-        """Check the turns that the upstream began or ended since the last look."""
+        """Check the turns that the upstream began or ended since the last call."""
         emulator = self._upstream.emulator
         for turn in emulator.turns:
             key = self._upstream.owner_of(turn.request.number)
@@ -139,23 +139,24 @@ class Checks:
         return sum(1 for sent in sends.turns if not self._refused(sent))
 
     def _is_of_the_bridge(self, turn: Turn, sends: _Sends) -> bool:
-        """Whether the bridge warms a socket with it: it generates nothing, and no client asked."""
+        """Whether the turn is the bridge's own preload: ``generate: false``, and no client asked
+        for it."""
         if turn.request.body.get("generate") is not False:
             return False
         self._silent.append(turn)
         return not sends.asked[-1].warms or self._executions(sends) >= sends.attempts
 
     def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
-        """The bridge preloads a socket with the context of a turn that was answered."""
+        """Check that a connection is preloaded with the context of a turn that was answered."""
         answers = [one for one in sends.responses.values() if self._is_answer(one)]
-        # With several answers it cannot be told from outside which one is meant.
+        # With several answers it is not visible from outside which one is preloaded.
         meant = self._believed.get(key) if len(answers) == 1 else None
         for prop, found in self._witness.warmed(turn, answers[-1], sends.asked[-1], meant):
             self._journal.violate(prop, key[0], found, key[1])
 
     def _is_answer(self, turn: Turn) -> bool:
-        """Whether ``turn`` can be continued: it was completed or cut short. The emulator counts an
-        end that a fault scripted as a failure, whatever the script says."""
+        """Whether ``turn`` can be continued: it completed or was cut short. The emulator counts
+        every scripted end as a failure, so those are counted as answers here."""
         fault = self._upstream.faulted.get(turn.request.number)
         scripted = fault is not None and isinstance(fault.action, SendEvents)
         return scripted or turn.outcome in (Outcome.COMPLETED, Outcome.INCOMPLETE)
@@ -164,16 +165,16 @@ class Checks:
         """Whether the upstream refused the turn before it generated anything."""
         fault = self._upstream.faulted.get(turn.request.number)
         if turn.outcome is Outcome.LOST and fault is not None:
-            # Close code 1009 (message too big): the frame was not even read.
+            # Close code 1009 (message too big): the frame was not processed.
             return isinstance(fault.action, CloseWith) and fault.action.code == 1009
         if turn.outcome is not Outcome.FAILED or fault is None:
             return turn.outcome is Outcome.FAILED
         return fault.point is Point.BEFORE_CREATED and not isinstance(fault.action, Alter)
 
-    # ------------------------------------------------------------ what the bridge says
+    # ------------------------------------------------------------ what the bridge reports
 
     def logged(self, log: tp.Log) -> None:
-        """Judge what the bridge says that a session decided, or that a turn saved and cost."""
+        """Check a log record about a decision, a preload, or a completed turn."""
         if log.event == DECISION:
             self._decided(str(log.fields["line"]))
             return
@@ -182,7 +183,7 @@ class Checks:
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
             costs = {(size, usage["input_tokens"] if usage else 0) for size, usage in seen}
             if cost not in costs:
-                self._journal.violate("accounts", NOBODY, f"no socket was warmed for {cost}")
+                self._journal.violate("accounts", NOBODY, f"no preload of {cost} was seen upstream")
             self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
             return
@@ -193,7 +194,7 @@ class Checks:
         fitting = [one for one in accounts if _figures(one) == figures]
         if not fitting:
             client, number = self._upstream.owner_of(turn.request.number) or (NOBODY, 0)
-            text = f"the bridge says {figures}, what was seen is {_figures(accounts[0])}"
+            text = f"the bridge reports {figures}, from outside it is {_figures(accounts[0])}"
             self._journal.violate("accounts", client, text, number)
         self._accounted[name] = (fitting or accounts)[0]
 
@@ -204,20 +205,20 @@ class Checks:
             self._journal.violate("session", NOBODY, str(violation))
             return
         if found is not None:
-            text = f"{found.expected}; replayed, {found.actual}"
+            text = f"recorded {found.expected}; replayed {found.actual}"
             self._journal.violate("session", NOBODY, text)
 
     def close(self, accounts: Accounts) -> None:
-        """Compare the sum of what the bridge said with its ``accounts``, once nothing is left."""
+        """Compare the sum over all turns with the bridge's ``accounts``, at the end of the run."""
         total = attrs.evolve(self._warmth)
         for account in self._accounted.values():
             total.add(account)
         if attrs.astuple(total) != attrs.astuple(accounts):
-            text = f"all in all {accounts}, turn by turn {total}"
+            text = f"in sum {accounts}, turn by turn {total}"
             self._journal.violate("accounts", NOBODY, text)
 
     def add_warmth(self, ledger: Ledger) -> None:
-        """Add what warming cost to ``ledger``, which has what clients' turns saved and cost."""
+        """Add the costs of preloading to ``ledger``, which has those of clients' turns."""
         ledger.add(self._warmth)
 
     def _violate(self, prop: str, client: Client, text: str) -> None:

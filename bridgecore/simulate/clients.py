@@ -1,13 +1,12 @@
-"""HTTP clients as machines: what real ones do, and what they may expect.
+"""Simulated HTTP clients: they behave as real ones do and check what real ones rely on.
 
-What belongs here: how a client reads an answer, what it does when it is refused, what it believes
-its conversation to be, and every check that a client can make by itself. A ``Client`` speaks
-``bridgecore.transport``, so a virtual network can drive it as well as a real adapter.
+What belongs here: how a client reads an answer, how it reacts to failures, what it takes its
+conversation to be, and each check that a client can make by itself. A ``Client`` implements
+``bridgecore.transport.Machine``, so a virtual network can drive it as well as a real adapter. How
+clients differ is in ``profiles.py``.
 
-How clients differ is in ``profiles.py``.
-
-What it asks carries its own number and the turn's, which the emulator repeats, so that an answer
-that was meant for somebody else is recognised by its text.
+Each text that a client sends contains its number and the turn's (``mark``). The emulator repeats
+them, so an answer that was delivered to the wrong client is recognised by its text.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
 from bridgecore.testing.network import MILLISECOND
 
-MAX_TRIES: Final = 30  # of one turn: whoever needs more is not being served
-# A turn's whole budget in the endpoint is an hour by default; nobody waits longer for an answer.
+MAX_TRIES: Final = 30  # of one turn; more is a violation of liveness
+# Longer than the endpoint's default turn timeout of an hour: an answer must have come by then.
 PATIENCE: Final = 2 * 3600 * NS_PER_SECOND
 
 _RETRIABLE = frozenset({429, 502, 503, 504})
-# Members of each error; an upstream's may have more.
+# Members of each error; an upstream's error may have more.
 _STANDARD: Final = frozenset({"message", "type", "code", "param"})
 _MARK = re.compile(rb"<c(\d+)t(\d+)>")
 _CALL_TOOLS = re.compile(r"call (\d) tools ")
 
 
 def mark(client: int, turn: int) -> str:
-    """What a client's texts of a turn carry."""
+    """The mark in the texts that a client sends in a turn."""
     return f"<c{client}t{turn}>"
 
 
@@ -52,8 +51,8 @@ def marks(data: bytes) -> set[tuple[int, int]]:
 
 
 def answer(request: CreateRequest) -> Sequence[Output]:
-    """What the upstream says: ``echo``, or to ``call N tools``, N calls that differ in their ids
-    alone."""
+    """The emulator's answer: ``echo``, or, for ``call N tools``, N calls that differ only in their
+    ids."""
     last = request.input[-1] if request.input else {}
     if last.get("role") == "user" and (found := _CALL_TOOLS.match(last["content"][0]["text"])):
         return [ToolCall("lookup")] * int(found[1])
@@ -61,38 +60,38 @@ def answer(request: CreateRequest) -> Sequence[Output]:
 
 
 class Observer(Protocol):
-    """Who watches clients."""
+    """Is notified of what clients do, and knows what was done to them."""
 
     def turn_begins(self, client: Client) -> None:
-        """A turn of ``client`` begins; nothing was sent for it."""
+        """A turn of ``client`` begins; nothing was sent for it yet."""
 
     def turn_ended(self, client: Client) -> None:
-        """A turn of ``client`` is over; another one follows unless ``client.done``."""
+        """A turn of ``client`` has ended; another one follows unless ``client.done``."""
 
     def attempt_begins(self, client: Client) -> None:
         """``client`` sends its body for the ``client.tries``-th time."""
 
     def answered(self, client: Client, response: str) -> None:
-        """A turn succeeded."""
+        """A turn succeeded with the id ``response``."""
 
     def foreign(self, client: Client) -> str | None:
-        """A response of another credential's, if there is one."""
+        """A response id of another credential, if there is one."""
 
     def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
-        """``client`` was told what it is told of two responses that it does not own."""
+        """``client`` named two responses that it does not own; each ``Probe`` has the answers."""
 
     def explained(self, client: Client, status: int | None) -> bool:
-        """Whether something was done to ``client`` that explains a refusal of the turn with
-        ``status``; None: that explains a connection lost."""
+        """Whether a fault explains that the turn of ``client`` got ``status``; None: that its
+        connection was lost."""
 
     def altered(self, client: Client) -> Change | None:
-        """How the upstream alters the events of the turn of ``client``, if it does."""
+        """How the upstream alters the events of the client's turn, if it does."""
 
     def violate(self, prop: str, client: Client, text: str) -> None:
-        """``client`` saw what must not be."""
+        """``client`` observed a violation of ``prop``."""
 
     def note(self, text: str) -> None:
-        """Something worth a line in a timeline."""
+        """Add a line to the timeline."""
 
 
 class _State(enum.Enum):
@@ -105,7 +104,7 @@ class _State(enum.Enum):
 
 @attrs.define
 class _Checkpoint:
-    """A response that can be continued from, and how much of the history it stands for."""
+    """A response that can be continued, and the number of history items up to and with it."""
 
     response: str
     length: int
@@ -113,7 +112,7 @@ class _Checkpoint:
 
 @attrs.define
 class Probe:
-    """A response that the client does not own, and what it was told of it."""
+    """A response that the client does not own, and the answers it got for naming it."""
 
     response: str
     told: list[str] = attrs.Factory(list)
@@ -127,7 +126,7 @@ _OUTPUT = "function_call_output"
 class Client:
     """One conversation of ``turns`` turns. A ``Machine``: see ``bridgecore.transport``.
 
-    ``refusals``: how often one id must have been refused before an honest not-found.
+    ``refusals``: the retriable refusals of one id that have to come before not-found.
     """
 
     def __init__(
@@ -142,15 +141,15 @@ class Client:
     ) -> None:
         self.number = number
         self.profile = profile
-        self.turn = 0  # of the turn that runs, from 1
+        self.turn = 0  # the running turn, from 1
         self.tries = 0  # of this turn
         self.conn: int | None = None
         self.begun = 0  # ns
         self.ended = 0  # ns
         self.completed = 0  # turns that succeeded
-        self.given_up = 0  # turns that an honest refusal ended
-        self.probes = 0  # turns that were spent on what is not its own
-        self.resends = 0  # of the whole history after not-found
+        self.given_up = 0  # turns that ended with a final error
+        self.probes = 0  # turns that were spent on probes
+        self.resends = 0  # of the whole history, after not-found
         self._turns = turns
         self._refusals = refusals
         self._seed = seed
@@ -164,14 +163,15 @@ class Client:
         self._out: list[tp.TransportEffect] = []
         self._history: list[Json] = []
         self._checkpoints: list[_Checkpoint] = []
-        self._attempted: dict[str, int] = {}  # id -> tries with it since it last worked for anybody
+        # id -> tries since it last worked, shared with neighbours
+        self._attempted: dict[str, int] = {}
         self._new: list[Json] = []
-        self._calls: set[str] = set()  # the tools that were run, by the id of their call
-        self._probing: list[Probe] = []  # what this turn is spent on, the one at hand first
+        self._calls: set[str] = set()  # call ids of the tools that were run
+        self._probing: list[Probe] = []  # the probes of this turn, the current one first
         self._probed: list[Probe] = []
         self._ours: list[Json] = []  # the items of the body
         self._body = b""
-        self._anchor: _Checkpoint | None = None  # of the body
+        self._anchor: _Checkpoint | None = None  # the anchor in the body
         self._reader = HttpReader()
         self._answer: CheckedAnswer | None = None
         self._asked_at = 0
@@ -190,17 +190,17 @@ class Client:
 
     @property
     def done(self) -> bool:
-        """Whether all turns are over."""
+        """Whether all turns have ended."""
         return self._state is _State.DONE
 
     @property
     def anchor(self) -> str | None:
-        """The id that the body at hand carries."""
+        """The anchor in the current body."""
         return None if self._anchor is None else self._anchor.response
 
     @property
     def latest(self) -> str | None:
-        """The latest response that it was given, or took over."""
+        """The latest response that it received or took over."""
         return self._checkpoints[-1].response if self._checkpoints else None
 
     @property
@@ -209,17 +209,17 @@ class Client:
         return self.number // 2
 
     def history(self) -> list[Json]:
-        """What was said so far, as it believes."""
+        """The history of the conversation, as the client knows it."""
         return list(self._history)
 
     def asked(self) -> Asked:
-        """What the body at hand asks."""
+        """What the current body asks."""
         context = None if self._probing else [*self._history, *self._new]
         credential = b"Bearer k%d" % self.scope
         return Asked(self.number, credential, self.anchor, self._ours, context, self._warming)
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
-        """Take in what happened at ``now`` (ns); what to do about it, in order."""
+        """Handle ``event`` at ``now`` (ns); the effects, in order."""
         self._now = now
         if isinstance(event, tp.TimeoutReached):
             self._timeout()
@@ -243,8 +243,8 @@ class Client:
         self.begun = self._wake = at
 
     def befriend(self, neighbour: Client) -> None:
-        """Have ``neighbour`` for the one whose conversation may be taken over. The two share a
-        credential: what was refused to one of them was refused to both."""
+        """Take over parts of the conversation of ``neighbour`` now and then. The two share a
+        credential, so they also share the count of refusals of an id."""
         self._neighbour = neighbour
         self._attempted = neighbour._attempted
 
@@ -282,7 +282,7 @@ class Client:
             self._next_or_done()
 
     def _expect(self) -> None:
-        """The next wake-up while an answer is awaited."""
+        """Set the next wake-up while an answer is awaited."""
         if self._leave_at is not None:
             self._wake = self._leave_at
         else:
@@ -294,7 +294,7 @@ class Client:
         self._wake = self._now + max(1, seconds * NS_PER_SECOND + jitter)
 
     def _think(self) -> int:
-        """How long until the next turn, ns: an agent's pace, a reader's, or a break."""
+        """The time until the next turn, ns: the pace of an agent, of a reader, or after a break."""
         rng = self._rng
         kind = rng.between(1, 40)
         if kind <= 20:
@@ -304,7 +304,7 @@ class Client:
         elif kind <= 39:
             seconds = rng.between(420, 1500)  # past the idle expiry of a session
         else:
-            seconds = rng.between(1500, 5400)  # past the lifetime of a socket
+            seconds = rng.between(1500, 5400)  # past the lifetime of a connection
         return seconds * NS_PER_SECOND
 
     # ------------------------------------------------------------ turns
@@ -324,7 +324,8 @@ class Client:
         self.turn += 1
         self.tries = 0
         self._probing = []
-        # Each turn has a generator of its own: what happened to another does not change it.
+        # A generator for each turn: what happened in one turn does not change the draws of the
+        # next.
         self._rng = Rng(self._seed, 2, self.number, self.turn)
         profile, rng = self.profile, self._rng
         if profile.branches and len(self._checkpoints) > 2 and rng.one_in(12):
@@ -334,7 +335,7 @@ class Client:
             known = len(self._neighbour._checkpoints)
             if known:
                 self._fork(self._neighbour, known - 1 - rng.between(0, min(known - 1, 2)))
-                self._note(f"goes on from what client {self._neighbour.number} was told")
+                self._note(f"continues the conversation of client {self._neighbour.number}")
         elif profile.nosy and rng.one_in(2):
             self._pry()
         self._new = self._compose()
@@ -343,12 +344,13 @@ class Client:
         self._try()
 
     def _fork(self, other: Client, index: int) -> None:
-        """Let what ``other`` said up to its response of that index be what was said."""
+        """Continue from the response of ``other`` with that index, with the history up to it."""
         self._checkpoints = other._checkpoints[: index + 1]
         self._history = other._history[: self._checkpoints[-1].length]
 
     def _pry(self) -> None:
-        """Spend the turn on a response of somebody else's and on one that nobody has."""
+        """Spend the turn on two probes: a response of another credential, and one that does not
+        exist."""
         foreign = self._observer.foreign(self)
         if foreign is not None:
             unknown = foreign[:-32] + f"{self._rng.bits():032x}"
@@ -356,7 +358,7 @@ class Client:
             self._probed = list(self._probing)
 
     def _outputs(self) -> list[Json]:
-        """The outputs that are due."""
+        """The outputs of the tool calls that have none yet."""
         said = mark(self.number, self.turn)
         answered = {item["call_id"] for item in self._history if item["type"] == _OUTPUT}
         due = [
@@ -370,7 +372,7 @@ class Client:
         ]
 
     def _compose(self) -> list[Json]:
-        """The new items of the turn: outputs that are due, or what a user says."""
+        """The new items of the turn: tool outputs that are due, or a user message."""
         said = mark(self.number, self.turn)
         due = [] if self._probing else self._outputs()
         self._warming = self.profile.warm and not due and self._rng.one_in(6)
@@ -394,7 +396,8 @@ class Client:
         if self._probing:
             self._anchor = _Checkpoint(self._probing[0].response, len(self._history))
         body: Json = {"model": "sim", "stream": profile.stream}
-        if not profile.store or self.number % 24 < 12:  # true is what it is when it is left out
+        # true is the default: half of the clients omit it
+        if not profile.store or self.number % 24 < 12:
             body["store"] = profile.store
         if self._warming:
             body["generate"] = False
@@ -412,7 +415,7 @@ class Client:
 
     @property
     def _key(self) -> str:
-        """What it calls its conversation; relatives call theirs alike."""
+        """The conversation's key; neighbours with the profile "relative" share one."""
         return f"f{self.scope}" if self.profile.relative else f"c{self.number}"
 
     def _try(self) -> None:
@@ -443,7 +446,7 @@ class Client:
         self._asked_at = self._now
         self._leave_at = None
         if self.profile.impatient and self._rng.one_in(5):
-            # Mostly while it is being answered, sometimes long before or after.
+            # Mostly while the answer arrives, sometimes long before or after.
             after = self._rng.pick((50, 200, 400, 700, 1200, 20_000, 100_000))
             self._leave_at = self._now + max(1, self._rng.between(after // 2, after) * MILLISECOND)
         self._expect()
@@ -461,17 +464,17 @@ class Client:
 
     def _data(self, data: bytes) -> None:
         if self._state is not _State.ASKING:
-            self._violate("http", "an answer that nobody asked for")
+            self._violate("http", "an answer without a request")
             self._hang_up()
             return
         strange = {client for client, _ in marks(data)} - {self.number}
         if strange:
-            self._violate("isolation", f"its answer has texts of clients {sorted(strange)}")
+            self._violate("isolation", f"the answer has texts of clients {sorted(strange)}")
         try:
             for part in self._reader.feed(data):
                 if isinstance(part, HttpHead):
                     if part.status < 200:
-                        raise ReadError(f"an interim answer {part.status} that nobody asked for")
+                        raise ReadError(f"an interim answer {part.status} without a request")
                     self._answer = CheckedAnswer(part)
                 elif self._answer is None:
                     raise ReadError("a body without a head")
@@ -487,7 +490,7 @@ class Client:
         self._slow_down()
 
     def _slow_down(self) -> None:
-        """A slow reader that waits for more looks elsewhere now and then."""
+        """A slow reader stops reading now and then."""
         if not self.profile.slow or self._state is not _State.ASKING or self.conn is None:
             return
         if self._rng.one_in(2):
@@ -496,7 +499,7 @@ class Client:
             self._wake = self._now + self._rng.between(1, 20_000) * MILLISECOND
 
     def _complete(self, answer: CheckedAnswer) -> None:
-        """The answer is in: what now?"""
+        """Handle a complete answer."""
         status = answer.head.status
         self._leave_at = None
         if answer.head.headers.get("connection", "").lower() == "close":
@@ -514,7 +517,7 @@ class Client:
             if not wait.isdigit() or int(wait) < 1:
                 raise ReadError(f"{status} without an integer Retry-After")
             if self._probing:
-                self._probing[0].told.append(f"{status} {code}, to be tried after {int(wait)} s")
+                self._probing[0].told.append(f"{status} {code}, retry after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
         elif self._probing and status == 400:
             self._told(f"400 {error}")
@@ -522,12 +525,12 @@ class Client:
             self._not_found(error)
         else:
             if not self._observer.explained(self, status):
-                self._violate("status", f"{status} {code} out of the blue: {error['message']}")
+                self._violate("status", f"{status} {code} without a cause: {error['message']}")
             self.given_up += 1
             self._next_or_done()
 
     def _told(self, text: str) -> None:
-        """What the client was told, in the end, of a response that it does not own."""
+        """A probe got its final answer: go on to the next one, or compare both."""
         probe = self._probing.pop(0)
         probe.told.append(text.replace(probe.response, "ID"))
         self.tries = 0
@@ -547,7 +550,7 @@ class Client:
             raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
         if refused < self._refusals:
-            text = f"told not-found after {refused} refusals of the id, not {self._refusals}"
+            text = f"not-found after {refused} refusals of the id, not {self._refusals}"
             self._violate("not-found", text)
         self._note("drops the id and sends its whole history")
         self.resends += 1
@@ -558,7 +561,7 @@ class Client:
     def _succeed(self, answer: CheckedAnswer) -> None:
         response = answer.final()
         altered = self._observer.altered(self)
-        # Without the upstream's response.created the bridge has to invent its id.
+        # Without response.created from the upstream the bridge has to make up an id.
         if answer.renamed and altered not in (Change.TWO_IDS, Change.NO_CREATED):
             raise ReadError("the terminal event names another response")
         if answer.unnumbered and altered is not Change.NO_SEQUENCE:
@@ -579,7 +582,7 @@ class Client:
             return
         if state in ("incomplete", "cancelled"):
             if not self._observer.explained(self, 200):
-                self._violate("status", "an incomplete response out of the blue")
+                self._violate("status", "an incomplete response without a cause")
             self._note("incomplete")
             self.given_up += 1
             self._next_or_done()
@@ -599,13 +602,13 @@ class Client:
         self._next_or_done()
 
     def _keep_calls(self) -> None:
-        """The answer will not be complete: what of it has come?"""
+        """The answer breaks off: run the tool calls that arrived in full."""
         if self._answer is not None:
             self._run_tools(self._answer.items, cut=True)
 
     def _run_tools(self, items: Sequence[Json], *, cut: bool = False) -> None:
-        """Run the tools that were called; if the answer was ``cut`` short, who keeps the history
-        itself sends it grown by them next time."""
+        """Run the called tools, each call id once. If the answer was ``cut`` short, a client that
+        sends its whole history adds the calls and outputs to it, as real ones do."""
         calls = [item for item in items if item["type"] == _CALL]
         for call in calls:
             if call["call_id"] in self._calls:
@@ -618,35 +621,35 @@ class Client:
             self._write_body()
 
     def _check_text(self, output: list[Json], context: list[Json]) -> None:
-        """The emulator counts the user's messages of the context that it sees."""
+        """Compare the number of user messages with the one in the emulator's answer."""
         users = sum(1 for item in context if item.get("role") == "user")
         for item in output:
             if item["type"] == "message":
                 text = item["content"][0]["text"]
                 if text.startswith("turn ") and not text.startswith(f"turn {users}: "):
                     self._violate(
-                        "context", f"believes in {users} user messages, was answered {text[:40]!r}"
+                        "context", f"it sent {users} user messages, the answer is {text[:40]!r}"
                     )
 
     # ------------------------------------------------------------ connections
 
     def _hang_up(self) -> None:
-        """Drop the connection."""
+        """Abort the connection."""
         if self.conn is not None:
             self._out.append(tp.Abort(self.conn))
             self.conn = None
 
     def _hung_up(self) -> None:
-        """The connection is gone."""
+        """Handle the loss of the connection."""
         untouched = self._reader.untouched and self._answer is None
         self.conn = None
         if self._state is _State.ASKING:
             self._keep_calls()
-            # A kept connection may be closed just when a request is on its way: then nothing of an
-            # answer has come, and to try again is right (RFC 9112, section 9.3.1).
+            # A kept-alive connection may be closed while a request is on its way. If nothing of an
+            # answer has come, the client tries again (RFC 9112, section 9.3.1).
             crossed = untouched and self._now - self._asked_at < NS_PER_SECOND
             if not (crossed or self._observer.explained(self, None)):
-                self._violate("stream", "its answer was cut short")
+                self._violate("stream", "the answer was cut short")
             self._note("the connection is lost")
             self._reading = True
             self._leave_at = None
@@ -656,7 +659,7 @@ class Client:
 
 
 def _terse(item: Json) -> Json:
-    """An item as clients word it that keep what was said and no more."""
+    """An item as clients send it that keep only its content."""
     if item["type"] == "message":
         parts = [{"type": part["type"], "text": part["text"]} for part in item["content"]]
         return {"role": item["role"], "content": parts}

@@ -1,8 +1,8 @@
 """Checks an answer against what clients of ``POST /v1/responses`` rely on.
 
-What belongs here: the contract for one answer: the order and the numbers of the events of a stream,
-its one terminal event, and that the response object at its end says what the stream said. How the
-answer follows from the request is checked by the client that sent it.
+What belongs here: the contract of a single answer: the order and numbers of the events of a stream,
+its one terminal event, and that the response object in it agrees with the events before. Whether
+the answer fits the request is checked by the client that sent it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bridgecore.testing.client import HttpHead, ReadError, SseReader
 Json: TypeAlias = dict[str, Any]
 
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete"})
-# Events of some upstreams that do not count as events of the response.
+# Events that some upstreams send outside of the response, without sequence numbers.
 _NEVER_NUMBERED = frozenset({"response.metadata", "codex.rate_limits"})
 
 
@@ -31,15 +31,15 @@ _event = msgspec.json.Decoder(_Event)
 
 
 def _read(data: bytes) -> _Event:
-    """What a reader of streams looks at in each event.
+    """The members of each event that readers of streams use.
 
     Raises:
-        ReadError: it is no event.
+        ReadError: it is not an event.
     """
     try:
         return _event.decode(data)
     except msgspec.DecodeError:
-        try:  # half a surrogate pair, which msgspec does not take
+        try:  # msgspec rejects half a surrogate pair, json does not
             return msgspec.convert(decode(data), _Event)
         except ValueError as exc:
             raise ReadError(f"an event that cannot be read: {exc}") from None
@@ -47,17 +47,17 @@ def _read(data: bytes) -> _Event:
 
 @attrs.define(eq=False)
 class CheckedAnswer:
-    """An answer as far as it has come, checked on the way."""
+    """An answer that is checked while it arrives."""
 
     head: HttpHead
     events: int = 0
     response: str | None = None  # its id, once created
-    sequence: int = -2  # the bridge's own response.created comes before number 0
+    sequence: int = -2  # below -1, the number that the bridge's own response.created may have
     items: list[Json] = attrs.Factory(list)  # finished output items
-    terminal: Json | None = None  # the last event of a stream, or None
+    terminal: Json | None = None  # the last event of a stream
     renamed: bool = False  # the terminal event names another response than response.created
     unnumbered: bool = False  # an event had no sequence number
-    _body: bytearray = attrs.Factory(bytearray)  # of an answer that is no stream
+    _body: bytearray = attrs.Factory(bytearray)  # of an answer that is not a stream
     _reader: SseReader = attrs.Factory(SseReader)
 
     @property
@@ -66,7 +66,7 @@ class CheckedAnswer:
         return self.head.headers.get("content-type") == "text/event-stream"
 
     def feed(self, data: bytes) -> None:
-        """Take in a piece of the body.
+        """Check the next piece of the body.
 
         Raises:
             ReadError: the stream breaks the contract.
@@ -124,10 +124,10 @@ class CheckedAnswer:
         return found
 
     def final(self) -> Json:
-        """The response object that the complete answer holds.
+        """The response object of the complete answer.
 
         Raises:
-            ReadError: there is none, or it differs from what the stream brought.
+            ReadError: there is none, or it differs from the events of the stream.
         """
         if not self.stream:
             try:

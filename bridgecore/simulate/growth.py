@@ -1,21 +1,22 @@
-"""How a conversation's context grows, turn by turn, when sockets are lost.
+"""Measures how a conversation's context grows, turn by turn, when connections are lost.
 
-What belongs here: the experiment behind the project (docs, "Recovery"), its table and its plot. One
-incremental client has one long conversation through a real endpoint with a real emulator, both in
-virtual time. Nothing is computed here that they could tell: the tokens are those of the ``usage``
-that the upstream reports, the window is full when the upstream says ``context_length_exceeded``.
+What belongs here: the experiment behind the project (docs, "Recovery"). One incremental client has
+one long conversation through a real endpoint with a real emulator, in virtual time. The figures are
+measured, not computed: tokens are those of the ``usage`` that the upstream reports, and the context
+window is full when the upstream answers ``context_length_exceeded``.
 
-What goes wrong in a turn that is hit is what broken logs show: the socket is lost between turns,
-and the fresh one after the create frame was sent, before ``response.created``.
+A turn with a fault goes wrong as logs of a real bridge show: its connection is lost between turns,
+and the new one is lost after the create frame was sent, before ``response.created``.
 
-What is modelled is the client. It sends the id of the latest response and new items only, and the
-same again when it is told to retry. Told ``previous_response_not_found``, it takes its conversation
-for lost and sends all of it as new input: system prompt, history, new items. Its requests are keyed
-to a conversation on the way (by a session header, a prompt cache key, or a layer of its own), and
-whoever keeps that key still has the latest id and puts it back. If the chain is really gone, the
-second not-found says so, and the client begins a fresh chain: its context is as large as before. If
-the not-found was untrue, the chain is still there, and the whole history lands on top of it, system
-prompt included: that is how a context of 50 K tokens grows by 70 K a turn.
+Only the client is a model. It sends the id of the latest response and new items, and repeats the
+same body when it is told to retry. After ``previous_response_not_found`` it considers its
+conversation lost and sends all of it as new input: system prompt, history, new items. On the way to
+the upstream, requests are mapped to conversations by a key (a session header, a prompt cache key),
+and a layer that keeps the key still has the latest id and adds it to the request again. If the
+upstream really lost the response, a second not-found follows and the client starts without an
+anchor: its context is as large as before. If the not-found was wrong, the upstream still has the
+context, and the whole history is appended to it, system prompt included. That is how a context of
+50 K tokens grows by 70 K a turn.
 """
 
 from __future__ import annotations
@@ -41,18 +42,19 @@ from bridgecore.testing.network import MILLISECOND, Network
 
 _encode = msgspec.json.encode
 _BYTES_PER_TOKEN = 4  # as the emulator counts
-_OUTPUT_TOKENS = 300  # of the new tokens of a turn: what the model says
+_OUTPUT_TOKENS = 300  # of the new tokens of a turn, those that the model generates
 _THINK = 20 * NS_PER_SECOND  # between two turns
 MAX_TRIES = 50  # of one turn
 
 
 @attrs.frozen(kw_only=True)
 class Experiment:
-    """What to try. Sizes are tokens as the emulator counts them: four bytes of text each."""
+    """The settings of the experiment. Sizes are tokens as the emulator counts them: four bytes of
+    text each."""
 
     policy: Policy = DEFAULT
     turns: int = 200
-    fault_every: int | None = 1  # from turn 2 on, turns for one that is hit; None: none is
+    fault_every: int | None = 1  # from turn 2 on, one of so many turns has a fault; None: none has
     seed: int = 0
     store: bool = True
     window: int = 876_000
@@ -62,10 +64,10 @@ class Experiment:
 
 @attrs.frozen
 class Row:
-    """A turn. ``sent``: tokens of the input items of the request that was answered; ``grown``: by
-    how much the context is larger than after the turn before; ``context``: its size, answer
-    included; ``errors``: what the client was told before; ``upstream``: the bytes of all frames
-    that the bridge sent upstream for the turn, those that were lost included."""
+    """One turn. ``sent``: tokens of the input items of the request that was answered; ``grown``:
+    growth of the context since the turn before; ``context``: its size, answer included; ``errors``:
+    the errors that the client got before the answer; ``upstream``: the bytes of all frames that the
+    bridge sent for the turn, lost ones included."""
 
     turn: int
     sent: int
@@ -77,8 +79,8 @@ class Row:
 
 @attrs.frozen
 class Growth:
-    """What came of it. ``full``: the turn at which the window was full, None if it never was;
-    ``stuck``: the turn that could not be had at all, None if there was none."""
+    """The result of the experiment. ``full``: the turn at which the context window was full;
+    ``stuck``: the turn that did not succeed in ``MAX_TRIES`` tries; None if there was none."""
 
     experiment: Experiment
     rows: tuple[Row, ...]
@@ -87,7 +89,7 @@ class Growth:
 
     @property
     def per_turn(self) -> float:
-        """Tokens by which the context grew in a turn, on the mean, the first turn aside."""
+        """Mean growth of the context in a turn, in tokens, without the first turn."""
         grown = [row.grown for row in self.rows[1:]]
         return sum(grown) / len(grown) if grown else 0.0
 
@@ -98,12 +100,12 @@ class Growth:
 
     @property
     def sound(self) -> bool:
-        """Every turn was had, and the window sufficed."""
+        """Whether every turn succeeded and the context stayed within the window."""
         return self.full is None and self.stuck is None
 
 
 def grow(experiment: Experiment) -> Growth:
-    """Carry out ``experiment``."""
+    """Run ``experiment``."""
     network = Network(conditions=Paths(experiment.seed))
     emulator = Emulator(
         seed=experiment.seed, context_window=experiment.window, answer=_answer, deltas=2
@@ -142,7 +144,7 @@ def _answer(request: CreateRequest) -> Sequence[Output]:
 
 
 class _LostBeforeCreated(FaultPlan):
-    """The first create frame of each turn that is hit loses its socket."""
+    """The connection is lost at the first create frame of each turn with a fault."""
 
     def __init__(self, experiment: Experiment, emulator: Emulator) -> None:
         super().__init__()
@@ -151,7 +153,7 @@ class _LostBeforeCreated(FaultPlan):
         self._struck: set[int] = set()
 
     def at(self, nth: int, point: Point) -> list[Fault]:
-        """The faults that the ``nth`` turn meets at ``point``."""
+        """The faults of the ``nth`` turn at ``point``."""
         if point is not Point.BEFORE_CREATED:
             return []
         requests = [request for request in self._emulator.requests if request.number == nth]
@@ -168,7 +170,7 @@ def _turn_of(request: CreateRequest) -> int:
 
 
 def _message(role: str, text: str, tokens: int) -> Json:
-    """A message of so many tokens."""
+    """A message of that many tokens."""
     text = text.ljust(tokens * _BYTES_PER_TOKEN, ".")
     content = [{"type": "input_text", "text": text}]
     return {"type": "message", "role": role, "content": content}
@@ -210,11 +212,11 @@ class _Client:
         raise AssertionError("a client does not listen")
 
     def next_timeout(self) -> Deadline | None:
-        """When it does something next, if nothing is said to it."""
+        """When it acts next if nothing arrives before (ns)."""
         return None if self._wake is None else Deadline(self._wake, Timer.TURN)
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
-        """Take in what happened at ``now`` (ns); what to do about it, in order."""
+        """Handle ``event`` at ``now`` (ns); the effects, in order."""
         self._now = now
         if isinstance(event, tp.TimeoutReached):
             self._timeout()
@@ -246,7 +248,7 @@ class _Client:
         self._try()
 
     def _write(self) -> None:
-        """The body: new items on the chain, or, after a not-found, everything (see above)."""
+        """Write the body: the anchor and new items, or, after a not-found, the whole history."""
         whole = self._anchor is None or self._misses > 0
         self._input = [self._system, *self._history, *self._new] if whole else self._new
         body: Json = {"model": "sim", "stream": True, "store": self._experiment.store}

@@ -1,6 +1,6 @@
-"""The result of the growth experiment for people: a table, a sentence, a plot.
+"""Presents the result of the growth experiment: a table, a sentence, a plot.
 
-What belongs here: text and SVG. Every figure in them is measured in ``growth.py``.
+What belongs here: text and SVG. The figures are measured in ``growth.py``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from typing import Final
 
 from bridgecore.simulate.growth import MAX_TRIES, Growth
 
-_ALL_ROWS: Final = 30  # up to that many are shown, of more only a choice
+_ALL_ROWS: Final = 30  # up to that many turns are all shown, of more a selection
 
 
 def table(growth: Growth) -> str:
-    """The turns as a table, a choice of them if they are many."""
+    """The turns as a table; a selection of them if they are many."""
     rows = growth.rows
     shown = rows
     if len(rows) > _ALL_ROWS:
@@ -24,7 +24,7 @@ def table(growth: Growth) -> str:
         )
     lines = [
         f"{'turn':>5} {'sent':>9} {'grown':>9} {'context':>9} {'bytes up':>12}"
-        "  what the client was told before"
+        "  errors before the answer"
     ]
     lines += [
         f"{row.turn:>5} {row.sent:>9,} {row.grown:>9,} {row.context:>9,} {row.upstream:>12,}"
@@ -43,7 +43,7 @@ def _told(errors: tuple[str, ...]) -> str:
 
 
 def summary(growth: Growth) -> str:
-    """One sentence."""
+    """The result in one sentence."""
     name = growth.experiment.policy.name
     turns = len(growth.rows)
     window = growth.experiment.window
@@ -51,18 +51,18 @@ def summary(growth: Growth) -> str:
     if growth.full is not None:
         return f"{name}: the window of {window:,} tokens is full at turn {growth.full}; {mean}"
     if growth.stuck is not None:
-        return f"{name}: turn {growth.stuck} could not be had in {MAX_TRIES} tries; {mean}"
+        return f"{name}: turn {growth.stuck} did not succeed in {MAX_TRIES} tries; {mean}"
     context = growth.rows[-1].context if growth.rows else 0
     return f"{name}: {turns} turns use {context:,} of {window:,} tokens; {mean}"
 
 
 _COLOURS: Final = ("#1a6fb5", "#c8371b", "#3a8f3a", "#8a5fb0")
 _WIDTH, _HEIGHT = 860, 480
-_LEFT, _RIGHT, _BOTTOM = 84, 24, 64  # margins around the plot; what is above holds the legend
+_LEFT, _RIGHT, _BOTTOM = 84, 24, 64  # margins around the plot; the legend is above it
 
 
 def plot(growths: Sequence[Growth]) -> str:
-    """The context against the turns, a line for each of ``growths``, as an SVG document."""
+    """The context over the turns, a line for each of ``growths``, as an SVG document."""
     window = max(growth.experiment.window for growth in growths)
     last = max([10, *(row.turn for growth in growths for row in growth.rows)])
     highest = max([window, *(row.context for growth in growths for row in growth.rows)]) * 1.06

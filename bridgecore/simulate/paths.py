@@ -1,7 +1,8 @@
-"""The network of a run: slow, jittery paths from the seed, and a record of what happened on it.
+"""The network conditions of a run, and a recorder of what happens on the network.
 
-What belongs here: how long bytes take, which connects fail, and what a run writes down of its
-events. The connections, and what can be done to them, are ``bridgecore.testing.network``'s.
+What belongs here: latencies, failing connects, and what is recorded of the events of a run. The
+connections themselves and the faults that can be done to them are in
+``bridgecore.testing.network``.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from bridgecore.testing.network import MILLISECOND, NOBODY, End, Fate, MachineEr
 
 @attrs.define(eq=False)
 class _Path:
-    """A path with a latency of its own, and jitter on top. Now and then it cuts what was written
-    into two pieces."""
+    """A path with a latency of its own and jitter. Now and then it delivers what was written in two
+    pieces."""
 
     rng: Rng
     latency: int
@@ -37,24 +38,25 @@ class _Path:
 
 
 class Paths:
-    """``Conditions`` that follow from a seed. What is done to connects upstream can be set."""
+    """``Conditions`` derived from a seed. The fate of the next connects upstream can be set."""
 
     def __init__(self, seed: int) -> None:
-        # (it is an upstream one, label) -> what is done to the next connection of that kind
+        # (is upstream, label) -> what to do to the next connection of that kind
         self.armed: dict[tuple[bool, int], list[Callable[[End], None]]] = {}
         self.refuse: dict[int, int] = {}  # label -> upstream connects to refuse
         self.swallow: dict[int, int] = {}  # label -> upstream connects to leave unanswered
         self._seed = seed
-        self._counts: dict[int, int] = {}  # label -> how many connections there were
+        self._counts: dict[int, int] = {}  # label -> connections so far
 
     def path(self, label: int) -> _Path:
-        """It depends on the label and on how many there were for it, and on nothing else."""
+        """The path of a new connection. It depends only on the label and the count of its
+        connections."""
         ordinal = self._counts[label] = self._counts.get(label, 0) + 1
         rng = Rng(self._seed, 1, label + 1, ordinal)
         return _Path(rng, rng.between(MILLISECOND, 80 * MILLISECOND))
 
     def connecting(self, end: End) -> Fate:
-        """Refuse, or leave unanswered, as many as is set."""
+        """Refuse the connect, or leave it unanswered, if that was set."""
         if end.owner_labelled:
             return Fate.ARRIVES
         for fate, counts in ((Fate.UNANSWERED, self.swallow), (Fate.REFUSED, self.refuse)):
@@ -64,20 +66,20 @@ class Paths:
         return Fate.ARRIVES
 
     def connected(self, end: End) -> None:
-        """Do what waits for such a connection."""
+        """Do to the connection what was set."""
         for strike in self.armed.pop((not end.owner_labelled, end.label), ()):
             strike(end)
 
     def label_of(self, data: bytes) -> int | None:
-        """The upgrade request carries the client's user agent."""
+        """The label in the upgrade request, which carries the client's user agent."""
         start = data.find(b"user-agent: c")
         return int(data[start + 13 : data.find(b"\r\n", start)]) if start >= 0 else None
 
 
 class Recorder:
-    """A ``Watcher``: counts events, digests them, and notes them for people.
+    """A ``Watcher`` that counts events, computes a digest of them, and writes the timeline.
 
-    ``note`` is called with lines for a timeline, ``logged`` with what machines log.
+    ``note`` is called with lines for a timeline, ``logged`` with the log records of machines.
     """
 
     def __init__(
@@ -85,26 +87,26 @@ class Recorder:
         note: Callable[[str], None] | None,
         logged: Callable[[tp.Log], None],
     ) -> None:
-        self.events = 0  # that machines handled
+        self.events = 0  # handled by machines
         self._note = note
         self._logged = logged
-        self._numbers: dict[int, int] = {}  # of machines, by their id
-        self._clients: set[int] = set()  # the same, of clients
+        self._numbers: dict[int, int] = {}  # of machines, by ``id``
+        self._clients: set[int] = set()  # those of clients
         self._digest = hashlib.blake2b(digest_size=16)
 
     @property
     def digest(self) -> str:
-        """Of everything that was handled so far: equal for equal histories."""
+        """A digest of everything handled so far: equal for equal histories."""
         return self._digest.hexdigest()
 
     def added(self, machine: tp.Machine, label: int) -> None:
-        """Give ``machine`` the next number in the digest. Clients have labels."""
+        """Give ``machine`` its number in the digest. Clients have labels."""
         self._numbers[id(machine)] = len(self._numbers)
         if label != NOBODY:
             self._clients.add(id(machine))
 
     def handles(self, machine: tp.Machine, event: tp.TransportEvent, network: Network) -> None:
-        """Count and digest it."""
+        """Count the event and add it to the digest."""
         self.events += 1
         data = event.data if isinstance(event, tp.DataReceived) else b""
         number = self._numbers[id(machine)]
@@ -112,11 +114,11 @@ class Recorder:
             b"%d %d %b %d\n" % (network.now, number, type(event).__name__.encode(), len(data))
         )
         if id(machine) in self._clients:
-            # Only what clients receive: on the other side, keys and masks are never the same.
+            # Only what clients receive: WebSocket keys and masks differ in every run.
             self._digest.update(data)
 
     def raised(self, machine: tp.Machine, error: Exception, network: Network) -> None:
-        """Say for whom it worked.
+        """Raise the error with the label of the client for which the machine worked.
 
         Raises:
             MachineError: always.
@@ -125,13 +127,13 @@ class Recorder:
         raise MachineError(network.label, text) from error
 
     def logged(self, log: tp.Log) -> None:
-        """Pass it on, and note what is more than a detail."""
+        """Pass the record on, and add it to the timeline unless it is a detail."""
         self._logged(log)
         if self._note is not None and log.level >= tp.LogLevel.INFO:
             fields = " ".join(f"{name}={value}" for name, value in log.fields.items())
             self._note(f"bridge: {log.event} {fields}")
 
     def breaks(self, end: End) -> None:
-        """Note it."""
+        """Add the break to the timeline."""
         if self._note is not None:
             self._note(f"network: a wire of client {end.label} breaks")

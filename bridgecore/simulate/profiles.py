@@ -1,19 +1,21 @@
-"""The kinds of clients in a run: how each sends its conversation, and what it does now and then.
+"""The kinds of clients in a run: how each sends its conversation, and its habits.
 
-The models (docs, "Protocol notes", section 2):
+The models (docs, "Protocol notes"):
 
-* *incremental*: the id of the latest response and new items only. It repeats the same body after
-  a 502, 503, 504, 429 or a cut stream; after a 400 ``previous_response_not_found`` it drops the id
-  and sends its whole history;
-* *full history*: ``store: false`` and the whole history each time, never an id; *terse*: in words
-  of its own, with what was said and no more. A tool whose call came before its stream was cut was
-  run, so the next try's history has grown by the call and its output;
+* *incremental*: the id of the latest response and new items only. It repeats the same body after a
+  502, 503, 504, 429 or a stream that broke off; after 400 ``previous_response_not_found`` it drops
+  the id and sends its whole history;
+* *full history*: ``store: false`` and the whole history each time, never an id; *terse*: the same
+  in its own wording, with the content only. Tools whose calls arrived before a stream broke off
+  were run, so the next try's history has grown by the calls and their outputs;
 * *impatient*: it leaves in mid-turn now and then, and tries again;
 * *slow reader*: it reads a little, then nothing for a while;
 * *parallel*: its model calls several tools at once;
-* *warm*: it sends ``generate: false`` ahead now and then;
-* *relative*: it shares its keys with a neighbour, and takes over what that one said now and then;
-* *nosy*: it names a response of somebody else's, then one that nobody has, and compares.
+* *warm*: it sends requests with ``generate: false`` now and then;
+* *relative*: it shares its keys with a neighbour, and continues the neighbour's conversation now
+  and then;
+* *nosy*: it names a response of another credential, then one that does not exist, and compares the
+  answers.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import attrs
 
 @attrs.frozen
 class Profile:
-    """How a client is. ``anchored``: it sends ``previous_response_id`` and new items only."""
+    """The habits of a client. ``anchored``: it sends ``previous_response_id`` and new
+    items only."""
 
     name: str
     anchored: bool = True
@@ -33,7 +36,7 @@ class Profile:
     stream: bool = True
     impatient: bool = False
     slow: bool = False
-    branches: bool = False  # it goes on from an older response now and then
+    branches: bool = False  # it continues an older response now and then
     terse: bool = False
     parallel: bool = False
     warm: bool = False
@@ -41,7 +44,7 @@ class Profile:
     nosy: bool = False
 
 
-# Clients 2n and 2n + 1 share a credential, and relatives their keys.
+# Clients 2n and 2n + 1 share a credential, and, if relative, their keys.
 PROFILES: Final = (
     Profile("incremental", branches=True),
     Profile("incremental, store=false", store=False, branches=True),

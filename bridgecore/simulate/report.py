@@ -1,7 +1,7 @@
-"""The result of a run: its violations, its totals, and its timeline while it is written.
+"""The result of a run: its violations, totals, and timeline.
 
-What belongs here: what is told about a run. What counts as a violation is decided in the clients,
-in ``checks.py``, ``witness.py`` and ``world.py``.
+What belongs here: what is reported. What counts as a violation is decided by the clients and in
+``checks.py``, ``witness.py`` and ``world.py``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from bridgecore.simulate.witness import Ledger
 from bridgecore.testing.network import NOBODY
 
 _HOUR = 3600 * NS_PER_SECOND
-_MAX_VIOLATIONS = 20  # of one run: more tell nothing new
+_MAX_VIOLATIONS = 20  # of one run; more are usually repetitions
 
 
 @attrs.frozen
 class Violation:
-    """Something that must not be, seen at ``at`` (ns since the run began)."""
+    """A property that did not hold, at ``at`` (ns since the run began)."""
 
     prop: str
     seed: int
@@ -37,18 +37,18 @@ class Violation:
 
 @attrs.define
 class Report:
-    """What a run, or many of them, came to. Times are ns of virtual time."""
+    """The totals of one run or several. Times are ns of virtual time."""
 
     violations: list[Violation] = attrs.Factory(list)
     conversations: int = 0
-    conversation_time: int = 0  # of all conversations together, each from its begin to its end
+    conversation_time: int = 0  # sum over all conversations
     turns: int = 0  # that succeeded
-    given_up: int = 0  # turns that an honest refusal ended
+    given_up: int = 0  # turns that ended with a final error
     attempts: int = 0
-    probes: int = 0  # turns that were spent on naming what is somebody else's
-    resends: int = 0  # whole histories that were sent after a not-found
+    probes: int = 0  # turns spent on naming responses of other credentials
+    resends: int = 0  # whole histories sent after a not-found
     ledger: Ledger = attrs.Factory(Ledger)  # what continuity saved and cost
-    events: int = 0  # that machines handled
+    events: int = 0  # handled by machines
     upstream_turns: int = 0
     restarts: int = 0
     troubles: Counter[str] = attrs.Factory(Counter)
@@ -60,7 +60,7 @@ class Report:
         return self.conversation_time / _HOUR
 
     def add(self, other: Report) -> None:
-        """Take in another run."""
+        """Add the totals of another run."""
         self.violations += other.violations
         self.conversations += other.conversations
         self.conversation_time += other.conversation_time
@@ -78,9 +78,9 @@ class Report:
 
 
 class Journal:
-    """Writes the report of a run while it goes on, and its timeline if somebody reads it.
+    """Writes the report of a run in progress, and its timeline if it is recorded.
 
-    ``clock`` tells the virtual time, ns. ``record`` is called for each line of the timeline.
+    ``clock`` returns the virtual time, ns. ``record`` is called with each line of the timeline.
     """
 
     def __init__(
@@ -93,16 +93,16 @@ class Journal:
 
     @property
     def full(self) -> bool:
-        """Whether enough violations were found: the run can end."""
+        """Whether so many violations were found that the run can end."""
         return len(self.report.violations) >= _MAX_VIOLATIONS
 
     def note(self, text: str) -> None:
-        """Write a line of the timeline."""
+        """Add a line to the timeline."""
         if self.record is not None:
             self.record(f"{self._elapsed() / 1e9:12.3f}  {text}")
 
     def violate(self, prop: str, client: int, text: str, turn: int = 0) -> None:
-        """Write down that property ``prop`` does not hold; without effect once ``full``."""
+        """Record a violation of ``prop``; no effect once ``full``."""
         if self.full:
             return
         found = Violation(prop, self._seed, self._elapsed(), client, turn, text)

@@ -1,4 +1,4 @@
-"""The settings of a run. A run is a pure function of them: the same ones give the same history."""
+"""The settings of a run. A run is a pure function of them: equal settings give equal histories."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from bridgecore.simulate.profiles import PROFILES, Profile
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """A run, completely: everything that happens in it follows from these values."""
+    """All settings of a run, the seed included."""
 
     seed: int
     policy: Policy = DEFAULT
     clients: int = 32
     turns: int = 20  # of each client
-    fault_every: int | None = 4  # turns for one trouble; None: nothing goes wrong
-    odd: bool = True  # upstreams misbehave as in ``CATALOGUE``, too
-    restarts: bool = True  # the upstream goes away and comes back, every few hours
-    warm: bool = False  # sockets are given up after minutes, and those that follow are warmed
+    fault_every: int | None = 4  # one of so many turns has a fault; None: none has
+    odd: bool = True  # upstreams also have the faults in ``CATALOGUE``
+    restarts: bool = True  # the upstream is restarted every few hours
+    warm: bool = False  # connections are rotated after minutes, and new ones preloaded
     profiles: tuple[Profile, ...] = PROFILES
-    endpoint: Callable[[Config], Endpoint] = Endpoint  # what is tried
+    endpoint: Callable[[Config], Endpoint] = Endpoint  # the class to test
     only: frozenset[int] | None = None  # the clients that take part; None: all
-    spared: frozenset[tuple[int, int]] = frozenset()  # (client, turn) whose trouble is left out
+    spared: frozenset[tuple[int, int]] = frozenset()  # (client, turn) whose fault is left out

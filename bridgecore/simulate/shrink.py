@@ -1,7 +1,7 @@
-"""Looks for a smaller scenario that breaks the same property: easier to read, and to debug.
+"""Looks for a smaller scenario that breaks the same property, easier to read and debug.
 
-What belongs here: the search. What can be left out of a scenario is its ``only``, ``turns``,
-``restarts`` and ``spared``.
+What belongs here: the search. A scenario is made smaller by its ``only``, ``turns``, ``restarts``
+and ``spared``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T", bound=Any)  # sortable
 
 @attrs.frozen
 class Shrunk:
-    """A smallest scenario found that breaks the same property, and what happens in it."""
+    """The smallest scenario found that breaks the same property, and its violation."""
 
     scenario: Scenario
     violation: Violation
     timeline: tuple[str, ...]
-    runs: int  # that it took to find it
+    runs: int  # runs that the search took
 
     def __str__(self) -> str:
         scenario = self.scenario
@@ -43,7 +43,7 @@ class Shrunk:
 
 def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shrunk:
     """Look for a smaller scenario that breaks the property of ``violation``: fewer clients, then
-    fewer turns, then fewer troubles. ``max_runs`` bounds the search.
+    fewer turns, then fewer faults. ``max_runs`` bounds the search.
 
     Raises:
         ValueError: ``scenario`` does not break the property.
@@ -76,11 +76,11 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
     return Shrunk(search.best, search.violation, tuple(timeline), search.runs)
 
 
-_RESTARTS_SPARED: Final = 16  # the first ones: what is found small does not last longer
+_RESTARTS_SPARED: Final = 16  # tried one by one; shrunk runs rarely last longer
 
 
 class _Search:
-    """The smallest failing scenario so far, and what it breaks."""
+    """The smallest failing scenario so far, and its violation."""
 
     best: Scenario
     violation: Violation
@@ -91,7 +91,7 @@ class _Search:
         self._max_runs = max_runs
 
     def attempt(self, candidate: Scenario) -> bool:
-        """Whether ``candidate`` fails alike; then it is the best."""
+        """Whether ``candidate`` breaks the same property; if so it becomes the smallest."""
         if self.runs >= self._max_runs:
             return False
         self.runs += 1
@@ -102,12 +102,12 @@ class _Search:
         return False
 
     def attempt_with(self, **changes: Any) -> bool:
-        """``attempt`` the best with ``changes``."""
+        """``attempt`` the smallest scenario with ``changes``."""
         return self.attempt(attrs.evolve(self.best, **changes))
 
 
 def _minimise(items: frozenset[T], still: Callable[[frozenset[T]], bool]) -> None:
-    """Take away what is not needed for ``still``: big parts first, then one at a time (Zeller and
+    """Remove what is not needed to fail: large parts first, then one at a time (Zeller and
     Hildebrandt: "Simplifying and Isolating Failure-Inducing Input", 2002, without the subsets)."""
     kept = sorted(items)
     size = len(kept)

@@ -1,7 +1,8 @@
-"""Carries out the faults of the network, turn by turn, and says what they explain.
+"""Carries out the network faults of a run, turn by turn, and says what they explain.
 
-What belongs here: which connection is struck, when, and what a client may see because of it. Which
-faults there are is ``troubles.py``'s subject, what they do to a connection the network's.
+What belongs here: which connection is struck, when, and which failures a client may see because of
+it. Which faults there are is defined in ``troubles.py``, what they do to a connection in
+``bridgecore.testing.network``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _BETWEEN = frozenset(
 
 
 class Strikes:
-    """The faults of the turns that run. ``upstream`` is the machine whose sockets are struck."""
+    """The faults of the running turns. ``upstream`` is the machine whose connections are struck."""
 
     def __init__(
         self,
@@ -43,18 +44,18 @@ class Strikes:
         self._paths = paths
         self._upstream = upstream
         self._journal = journal
-        self._troubles: dict[int, Trouble | None] = {}  # client -> trouble of its turn
-        self._began: dict[int, int] = {}  # client -> ns, when its turn did
+        self._troubles: dict[int, Trouble | None] = {}  # client -> fault of its turn
+        self._began: dict[int, int] = {}  # client -> ns, start of its turn
         self._wires: dict[int, End] = {}  # client -> its connection, as of its latest attempt
 
     def trouble_of(self, client: int) -> Trouble | None:
-        """The trouble of the turn that the client is at, if there is any."""
+        """The fault of the client's current turn, if there is one."""
         return self._troubles.get(client)
 
-    # ------------------------------------------------------------ what is done
+    # ------------------------------------------------------------ carrying out faults
 
     def before_turn(self, client: Client) -> None:
-        """Strike what the next turn of ``client`` would use, if it is to be struck unused."""
+        """Strike the idle connections before the next turn of ``client``, if that is its fault."""
         met = self._draw(client.number, client.turn + 1)
         if met is None or met.what not in _BETWEEN:
             return
@@ -73,7 +74,7 @@ class Strikes:
         network.at(network.now + 300 * MILLISECOND, strike)
 
     def turn_begins(self, client: Client) -> None:
-        """Prepare what is to go wrong in the turn."""
+        """Prepare the fault of the turn."""
         network, paths, number = self._network, self._paths, client.number
         for upstream in (False, True):
             paths.armed.pop((upstream, number), None)
@@ -94,7 +95,7 @@ class Strikes:
             paths.swallow[number] = 1
         elif what not in _BETWEEN:
             upstream = what not in _OF_CLIENT
-            # An unanchored turn gets a socket of its own; what can be struck is the next one.
+            # An unanchored turn gets a new connection, so the next one is struck.
             fresh = upstream and client.anchor is None
             ends = self._links(number) if upstream else network.ends(client)
             if ends and not fresh:
@@ -108,7 +109,7 @@ class Strikes:
         self._wires[client.number] = self._network.ends(client)[-1]
 
     def _strike(self, end: End, what: Strike, met: Trouble) -> None:
-        """Strike the connection of which ``end`` is the end that opened it."""
+        """Strike the connection that was opened by ``end``."""
         network, peer = self._network, end.peer
         if peer is None:
             return
@@ -123,7 +124,7 @@ class Strikes:
             network.stall(side, network.now + met.duration)
 
     def _links(self, client: int) -> list[End]:
-        """The endpoint's ends of the client's upstream sockets, the oldest first."""
+        """The endpoint's ends of the client's upstream connections, the oldest first."""
         ends = self._network.ends(self._upstream, client)
         return [end.peer for end in ends if end.peer is not None and end.peer.open]
 
@@ -133,28 +134,28 @@ class Strikes:
             return None
         return trouble(scenario.seed, client, turn, scenario.fault_every, odd=scenario.odd)
 
-    # ------------------------------------------------------------ what it explains
+    # ------------------------------------------------------------ which failures a fault explains
 
     def disturbed(self, client: Client, away: int) -> bool:
-        """Whether something may have gone wrong in the turn of ``client``: a fault of its own, or
-        what is left of an earlier one, or the upstream was ``away`` (ns, until when)."""
+        """Whether something may have gone wrong in the turn of ``client``: a fault of its own, the
+        effect of an earlier one, or the upstream was ``away`` (ns, until when)."""
         until = max(away, self._network.disturbed.get(client.number, 0))
         return until >= self._began[client.number] or self.trouble_of(client.number) is not None
 
     def explained(self, client: Client, status: int | None) -> bool:
-        """Whether the turn's trouble explains ``status``; None: a connection lost."""
+        """Whether the turn's fault explains ``status``; None: a lost connection."""
         if status is None and self._wires[client.number].harmed:
             return True
         met = self.trouble_of(client.number)
         if met is None:
             return False
         if isinstance(met.what, Strike):
-            # The bytes of the request are late: the bridge answers 408, or closes.
+            # The request arrives late: the bridge answers 408, or closes.
             return met.what is Strike.CLIENT_STALL and status in (None, 408)
         action = met.what.action
         match action:
             case Error():
-                # Without an anchor the fault cannot have struck: it refuses anchors.
+                # The fault refuses anchors: without one it cannot have occurred.
                 named = met.what.when is not When.ANCHORED or client.anchor is not None
                 return named and action.status == status
             case CloseWith():

@@ -1,11 +1,11 @@
-"""The faults of a run: what can go wrong for a turn, and the draw from the seed that decides.
+"""The faults of a run: what can go wrong in a turn, and the draw from the seed that decides.
 
 What belongs here: the kinds of faults, those of the network (``Strike``) and those of the upstream
-(``bridgecore.testing.faults``), and how likely each is. Faults of the network are carried out in
+(``bridgecore.testing.faults``), and their probabilities. Faults of the network are carried out in
 ``strikes.py``, faults of the upstream in ``upstream.py``.
 
-What happens to a turn follows from (seed, client, turn) alone. So a scenario with fewer clients or
-fewer faults keeps the others as they were, which is what ``shrink`` relies on.
+The fault of a turn follows from (seed, client, turn) alone. So a scenario with fewer clients or
+fewer faults keeps the others unchanged, which ``shrink`` relies on.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ from bridgecore.testing.faults import (
 
 
 class Strike(enum.Enum):
-    """What can be done to a turn on the network. The value is how a timeline calls it."""
+    """A network fault of a turn. The value is its text in the timeline."""
 
-    CLIENT_CUT_UP = "the client's connection breaks in its request"
-    CLIENT_CUT_DOWN = "the client's connection breaks in its answer"
+    CLIENT_CUT_UP = "the client's connection breaks during its request"
+    CLIENT_CUT_DOWN = "the client's connection breaks during its answer"
     CLIENT_STALL = "the client's connection stalls"
-    LINK_CUT_UP = "the upstream socket breaks while it is written to"
-    LINK_CUT_DOWN = "the upstream socket breaks in the answer"
-    LINK_STALL_UP = "the upstream socket stalls while it is written to"
-    LINK_STALL_DOWN = "the upstream socket stalls in the answer"
-    LINK_HALF_OPEN = "the upstream socket goes half-open"
-    IDLE_RESET = "the upstream socket was reset between turns"
-    IDLE_CLOSED = "the upstream socket was closed between turns, without a close frame"
-    IDLE_HALF_OPEN = "the upstream socket went half-open between turns"
-    REFUSED = "the socket was reset and the next connects are refused"
-    SWALLOWED = "the socket was reset and the next connect is not answered"
+    LINK_CUT_UP = "the upstream connection breaks during the request"
+    LINK_CUT_DOWN = "the upstream connection breaks during the answer"
+    LINK_STALL_UP = "the upstream connection stalls during the request"
+    LINK_STALL_DOWN = "the upstream connection stalls during the answer"
+    LINK_HALF_OPEN = "the upstream connection goes half-open"
+    IDLE_RESET = "the upstream connection was reset between turns"
+    IDLE_CLOSED = "the upstream connection was closed between turns, without a close frame"
+    IDLE_HALF_OPEN = "the upstream connection went half-open between turns"
+    REFUSED = "the upstream connection was reset and the next connects are refused"
+    SWALLOWED = "the upstream connection was reset and the next connect is not answered"
 
 
 @attrs.frozen
 class Trouble:
-    """What goes wrong in one turn: a strike, or a fault of the upstream's."""
+    """The fault of one turn: of the network, or of the upstream."""
 
     what: Strike | Fault
-    count: int = 0  # bytes after which a wire breaks; connects that are refused
+    count: int = 0  # bytes after which a connection breaks; connects to refuse
     duration: int = 0  # ns of a stall
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ _CLOSES: Final[tuple[Action, ...]] = (
 )
 _SILENCES: Final[tuple[Action, ...]] = (Silence(), Freeze())
 _LATER = (Point.AFTER_CREATED, Point.MID_OUTPUT, Point.BEFORE_TERMINAL)
-# Each list is one kind of trouble, all kinds equally likely.
+# Each list is one kind of fault, all kinds equally likely.
 _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
     tuple(Fault(Point.BEFORE_CREATED, action) for action in _CLOSES),
     tuple(Fault(point, action) for point in _LATER for action in _CLOSES),
@@ -108,7 +108,7 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
         Fault(Point.MID_OUTPUT, Error()),
     ),
     tuple(
-        # No upstream misses a response that nobody asked for.
+        # The upstream answers not-found only to a turn with an anchor.
         Fault(Point.BEFORE_CREATED, attrs.evolve(NOT_FOUND, shape=shape), when=When.ANCHORED)
         for shape in ErrorShape
     ),
@@ -134,9 +134,9 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
         Fault(Point.ON_UPGRADE, Reject(429)),
     ),
 )
-# Of the faults of real services these are not drawn. What happens while a frame is received cannot
-# be attributed to a client (upstreams that read slowly are drawn for a whole run); and turns are
-# told apart by the ids of their responses.
+# Faults of real services that are not drawn. Faults while a frame is received cannot be attributed
+# to a client, and a slow upstream is drawn for a whole run instead. "chain-id" repeats response
+# ids, by which the checks tell turns apart.
 _NOT_DRAWN: Final = frozenset({"slow-reader", "too-large-while-receiving", "chain-id"})
 _USUAL: Final = {fault for kind in _UPSTREAM_FAULTS for fault in kind}
 _ODD_NAMES: Final[dict[Fault, str]] = {
@@ -147,7 +147,7 @@ _ODD_NAMES: Final[dict[Fault, str]] = {
 
 
 def _odd_kinds() -> tuple[tuple[Fault, ...], ...]:
-    """The faults of real services, each list one kind of trouble."""
+    """The faults of real services, each list one kind."""
     kinds: dict[str, list[Fault]] = {}
     for fault in _ODD_NAMES:
         match fault.action:
@@ -167,8 +167,8 @@ _ODD_FAULTS: Final = _odd_kinds()
 def trouble(
     seed: int, client: int, turn: int, every: int | None, *, odd: bool = True
 ) -> Trouble | None:
-    """What goes wrong in the turn, once in ``every`` turns; None: nothing, as for most. ``odd``:
-    the faults of ``CATALOGUE`` are drawn, too."""
+    """The fault of the turn; None for all but one of ``every`` turns. ``odd``: the faults in
+    ``CATALOGUE`` are drawn, too."""
     rng = Rng(seed, 3, client, turn)
     if every is None or not rng.one_in(every):
         return None
@@ -183,12 +183,12 @@ def trouble(
 
 
 def _bytes(rng: Rng) -> int:
-    """How many bytes a wire still carries: any of the first few, or any of the first thousands."""
+    """How many bytes a connection still carries: often only a few, at most some thousand."""
     return rng.between(0, rng.pick((4, 300, 2500, 9000)))
 
 
 def name_of(what: Strike | Fault) -> str:
-    """The name under which a report counts it."""
+    """The name under which a report counts the fault."""
     if isinstance(what, Strike):
         return what.name
     if what in _ODD_NAMES:

@@ -1,8 +1,8 @@
-"""The upstream of a run: an emulator with faults by client and turn, which restarts now and then.
+"""The upstream of a run: an emulator with faults by client and turn, and restarts.
 
-What belongs here: how the emulator is set up from the seed, when it goes away, which of its frames
-belongs to whom, and which fault each of them meets. What its frames should say is checked in
-``checks.py``.
+What belongs here: how the emulator is set up from the seed, when it restarts, which client and turn
+each of its frames belongs to, and which fault each of them meets. What the frames should contain is
+checked in ``checks.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SLOWLY = Fault(Point.WHILE_RECEIVING, ReadSlowly())
 
 
 def emulator_of(seed: int) -> Emulator:
-    """The emulator of a run: how fast it answers and how long its sockets live is drawn."""
+    """The emulator of a run, with its pace and the lifetime of its connections drawn."""
     rng = Rng(seed, 0)
     interval = rng.pick((0, 0, 150)) * MILLISECOND
     lifetime = rng.pick((None, 1500, 3600))
@@ -41,7 +41,8 @@ def emulator_of(seed: int) -> Emulator:
 
 
 class Upstream:
-    """Drives the faults and the restarts of ``emulator``, and knows whose frames it received."""
+    """Drives the faults and restarts of ``emulator``, and attributes the frames that it
+    received."""
 
     def __init__(
         self,
@@ -54,22 +55,23 @@ class Upstream:
     ) -> None:
         self.emulator = emulator
         self.away = 0  # ns, until when it is or was away
-        self.faulted: dict[int, Fault] = {}  # create frame -> the fault that it met
+        self.faulted: dict[int, Fault] = {}  # create frame -> its fault
         self.reads_slowly = scenario.odd and Rng(scenario.seed, 8).one_in(4)
         self._scenario = scenario
         self._network = network
         self._strikes = strikes
         self._clients = clients
         self._journal = journal
-        self._struck: dict[int, set[int]] = {}  # client -> turns whose fault has struck
-        self._of_create: dict[int, tuple[int, int]] = {}  # create frame -> client, turn
-        self._whens: dict[int, set[When]] = {}  # create frame -> which faults can strike it
+        self._struck: dict[int, set[int]] = {}  # client -> turns whose fault has occurred
+        self._of_create: dict[int, tuple[int, int]] = {}  # create frame -> (client, turn)
+        # create frame -> the ``When`` of faults that can strike it
+        self._whens: dict[int, set[When]] = {}
         emulator.faults = _Faults(self)
 
     # ------------------------------------------------------------ restarts
 
     def schedule_restart(self, nth: int = 0) -> None:
-        """Plan the ``nth`` restart, and the next one when it is over, until the run is."""
+        """Plan the ``nth`` restart, and from there the next one, until the run ends."""
         rng = Rng(self._scenario.seed, 5, nth)
         when = self._network.now + rng.between(1800, 9000) * NS_PER_SECOND
         if (NOBODY, nth) not in self._scenario.spared:
@@ -102,7 +104,7 @@ class Upstream:
         return self._of_create.get(nth)
 
     def fault(self, nth: int, point: Point) -> Fault | None:
-        """The fault that the ``nth`` connection or turn meets at ``point``."""
+        """The fault of the ``nth`` connection or turn at ``point``."""
         whens = set(When)
         if point in _OF_CONNECTIONS:
             client = self._network.accepted(self.emulator, nth).label
@@ -112,7 +114,7 @@ class Upstream:
                 return None
             client = found[0]
             if found[1] != self._turn_of(client):
-                return None  # a late frame of a turn that is over
+                return None  # a late frame of a turn that has ended
             whens = self._whens[nth]
         met = self._strikes.trouble_of(client)
         if met is None or not isinstance(met.what, Fault) or met.what.point is not point:
@@ -135,23 +137,23 @@ class Upstream:
 
 
 class _Faults(FaultPlan):
-    """Faults by client and turn, where ``FaultPlan`` goes by number."""
+    """Faults by client and turn; a ``FaultPlan`` has them by number."""
 
     def __init__(self, upstream: Upstream) -> None:
         super().__init__()
         self._upstream = upstream
 
     def at(self, nth: int, point: Point) -> list[Fault]:
-        """The faults that the ``nth`` connection or turn meets at ``point``."""
-        if point is Point.WHILE_RECEIVING:  # apart from this, the network breaks frames in two
+        """The faults of the ``nth`` connection or turn at ``point``."""
+        if point is Point.WHILE_RECEIVING:  # frames are broken by the network instead
             return [_SLOWLY] if self._upstream.reads_slowly else []
         fault = self._upstream.fault(nth, point)
         return [] if fault is None else [fault]
 
 
 def _owner_of(request: CreateRequest) -> tuple[int, int]:
-    """The client and turn of a create frame: the last mark in it. Earlier ones are of earlier
-    turns."""
+    """The client and turn of a create frame: the last mark in it. Earlier marks are in
+    its history."""
     for item in reversed(request.input):
         found = marks(encode(item))
         if found:

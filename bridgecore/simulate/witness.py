@@ -1,17 +1,17 @@
-"""What went upstream, held against what clients asked.
+"""Compares each frame that the upstream received with what its client asked.
 
-What belongs here: the checks that need both ends of a turn, and the independent count of what
-continuity saves and costs. A ``Witness`` knows what a client asked (``Asked``) and what the
-emulator received; of the bridge between them it knows nothing, and shares no code with it.
+What belongs here: the checks of a single frame that need both ends of a turn, and the independent
+count of what continuity saves and costs. A ``Witness`` knows what a client asked (``Asked``) and
+what the emulator received. It shares no code with the bridge and knows nothing of its state.
 
 Checked for every create frame, also of turns that fail later:
 
-* *context*: what the upstream shows its model is what the client means, item by item;
-* *self-contained*: an input whose anchor was taken away has the call of every output, and nothing
-  that is shown has an output without its call or a call without its output;
-* *credential*: a frame goes out under its client's credential, and names no response of another
-  one's unless the client itself did;
-* *sibling*: no response is the injected anchor of two conversations, whatever they share.
+* *context*: the context at the upstream equals the one that the client means, item by item;
+* *self-contained*: an input without the client's anchor has the call of every output, and no
+  context has an output without its call or a call without its output;
+* *credential*: a frame is sent under its client's credential, and names a response of another
+  credential only if the client itself did;
+* *sibling*: no response is the injected anchor of two conversations, whatever keys they share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Json: TypeAlias = dict[str, Any]
 
 
 def encode(value: object) -> bytes:
-    """JSON, also of what has half a surrogate pair in it: upstreams send those, escaped."""
+    """``value`` as JSON. It may contain half a surrogate pair: upstreams send those, escaped."""
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
@@ -38,10 +38,10 @@ def encode(value: object) -> bytes:
 
 
 def decode(data: bytes | bytearray) -> Any:
-    """What ``data`` says.
+    """The value of the JSON text ``data``.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it is not JSON.
     """
     try:
         return msgspec.json.decode(data)
@@ -57,37 +57,37 @@ class Asked:
     credential: bytes  # the value of its Authorization header
     anchor: str | None
     new: Sequence[Json]
-    context: Sequence[Json] | None  # what a model is to be shown; None: nothing can be known
-    warms: bool = False  # nothing is to be answered
+    context: Sequence[Json] | None  # the context that it means; None: it cannot be known
+    warms: bool = False  # the request has ``generate: false``
 
 
 @attrs.define
 class Ledger:
-    """What reduction saved and rehydration cost, over turns that were completed.
+    """What reduction saved and rehydration cost, over completed turns.
 
-    Saved are the tokens of the context that was not sent again because an anchor stood for it;
-    spent are those of the context that had to be sent although the client's anchor stood for it.
-    Both are what the upstream reported when it made the response that the anchor names. Bytes are
-    the difference between what the client's frame would have been and what was sent.
+    Saved are the tokens of context that was not sent again because an anchor replaced it; spent are
+    those of context that had to be sent although the client's anchor names it. Both are the figures
+    that the upstream reported for the response that the anchor names. Bytes are the difference
+    between the client's own frame and the frame that was sent.
     """
 
     turns: int = 0
     reduced: int = 0
     rehydrated: int = 0
-    warmed: int = 0  # sockets, with what a turn of the bridge's own cost
+    warmed: int = 0  # connections preloaded by turns of the bridge's own
     bytes_saved: int = 0
     bytes_spent: int = 0
     tokens_saved: int = 0
     tokens_spent: int = 0
 
     def add(self, other: Ledger) -> None:
-        """Take in another one."""
+        """Add the figures of another one."""
         for field in attrs.fields(Ledger):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     @property
     def text(self) -> str:
-        """One line for people."""
+        """The figures in one line."""
         return (
             f"{self.reduced:,} of {self.turns:,} turns reduced: {self.bytes_saved:,} bytes and "
             f"{self.tokens_saved:,} tokens saved; {self.rehydrated:,} rehydrated: "
@@ -97,7 +97,7 @@ class Ledger:
 
 
 class Witness:
-    """Sees every turn that the upstream started, and who asked for it."""
+    """Sees every turn that the upstream began, and what its client asked."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[bytes, Turn]] = {}  # response id -> its credential and turn
@@ -122,22 +122,23 @@ class Witness:
     def warmed(
         self, turn: Turn, answer: Turn, asked: Asked, meant: Sequence[Json] | None
     ) -> list[tuple[str, str]]:
-        """The properties that ``turn`` breaks, by which the bridge has a socket learn what came to
-        be with ``answer``, to what was ``asked``. ``meant``: what was said by then."""
+        """The properties that ``turn`` breaks, with which the bridge preloads a connection.
+        ``answer`` is the answer to what was ``asked``; ``meant`` is the history up to and with it.
+        """
         request = turn.request
-        # It stands for that answer from now on.
+        # From now on it names the same context as that answer.
         self._made[turn.response_id] = (asked.credential, answer)
         found = [*self._credential(request, [asked]), *_self_contained(request, asked)]
         if turn.outcome is Outcome.FAILED and not request.context:
-            return found  # it was refused before anything was shown
+            return found  # refused before the upstream had a context
         shown = [said(item) for item in request.context]
         if meant is not None and shown != [said(item) for item in meant]:
-            text = f"a socket learnt {len(shown)} items for the {len(meant)} that were said"
+            text = f"a connection is preloaded with {len(shown)} items instead of {len(meant)}"
             found.append(("context", text))
         return found
 
     def account(self, turn: Turn, asked: Asked) -> Ledger:
-        """What a completed turn that was the answer to ``asked`` saved and cost."""
+        """What a completed turn, the answer to ``asked``, saved and cost."""
         sent = turn.request
         saved = _size(asked.new, asked.anchor) - _size(sent.input, sent.anchor)
         if sent.anchor is not None and asked.anchor is None:
@@ -149,7 +150,7 @@ class Witness:
         return Ledger(1)
 
     def _tokens(self, response: str) -> int:
-        """What the upstream reported of the context up to and with ``response``."""
+        """The tokens of the context up to and with ``response``, as reported by the upstream."""
         made = self._made.get(response)
         usage = None if made is None else made[1].usage
         return 0 if usage is None else int(usage["total_tokens"])
@@ -166,7 +167,7 @@ class Witness:
         if made is None or made[0] == asked[-1].credential:
             return
         if all(one.anchor != anchor for one in asked):
-            text = f"anchored at a response of {made[0].decode()!r}"
+            text = f"anchored to a response of {made[0].decode()!r}"
             yield "credential", text
 
     def _sibling(self, request: CreateRequest, asked: Sequence[Asked]) -> Iterable[tuple[str, str]]:
@@ -176,7 +177,7 @@ class Witness:
         client = asked[-1].client
         first = self._injected.setdefault(anchor, client)
         if first != client:
-            text = f"anchored at the response that stood for client {first}"
+            text = f"anchored to the response that was injected for client {first}"
             yield "sibling", text
 
 
@@ -184,14 +185,14 @@ def _self_contained(request: CreateRequest, asked: Asked) -> Iterable[tuple[str,
     if request.anchor is None and asked.anchor is not None:
         orphans, _ = _pairing(request.input)
         if orphans:
-            text = f"its anchor was taken away, and {orphans[0]} has no call"
+            text = f"its anchor was removed, and the output of {orphans[0]} has no call"
             yield "self-contained", text
     orphans, pending = _pairing(request.context)
     if orphans:
-        text = f"the upstream is shown an output of {orphans[0]}, which has no call"
+        text = f"the context has an output of {orphans[0]}, but not its call"
         yield "self-contained", text
     if pending:
-        text = f"the upstream is shown the call {pending[0]} without its output"
+        text = f"the context has the call {pending[0]}, but not its output"
         yield "self-contained", text
 
 
@@ -215,7 +216,7 @@ def _pairing(items: Iterable[Json]) -> tuple[list[str], list[str]]:
 
 
 def _means(asked: Asked, request: CreateRequest) -> bool:
-    """Whether a model that is shown the context of ``request`` reads what the client means."""
+    """Whether the context of ``request`` is what the client means, apart from ids and status."""
     meant = asked.context
     if meant is None or len(meant) != len(request.context):
         return False
@@ -228,15 +229,15 @@ def _means(asked: Asked, request: CreateRequest) -> bool:
 def _context(request: CreateRequest, asked: Asked) -> tuple[str, str]:
     held = len(request.context)
     if asked.context is None:
-        return "foreign", f"it named what it does not own, and {held} items were shown for it"
-    text = f"it believes in {len(asked.context)} items, the upstream held {held}"
+        return "foreign", f"it named a response that it does not own and got {held} items"
+    text = f"the client means {len(asked.context)} items, the upstream has {held}"
     if held == len(asked.context):
-        text = "an item that the upstream held is not what it believes"
+        text = "an item that the upstream has is not what it means"
     return "context", text
 
 
 def said(item: Json) -> tuple[object, ...]:
-    """What a model reads of an item, and who says it: the rest is bookkeeping."""
+    """The content of an item and its author, as a model reads it: without ids and status."""
     kind = item.get("type", "message")
     if kind == "message":
         content = item["content"]
@@ -251,7 +252,7 @@ def said(item: Json) -> tuple[object, ...]:
 
 
 def _size(items: Sequence[Json], anchor: str | None) -> int:
-    """Bytes of a frame that say what it is about."""
+    """Bytes of the members in which frames of one turn differ: input and anchor."""
     size = len(encode(items))
     return size if anchor is None else size + len(anchor) + _ANCHOR
 

@@ -1,15 +1,15 @@
 """One run: an endpoint, its upstream and many clients on a faulty network, in virtual time.
 
-What belongs here: putting the parts together, the order in which they hear of what a client does,
-and what is checked at the end. The parts: ``clients`` read answers and check what a client can
-check by itself, ``strikes`` and ``upstream`` make things go wrong, ``checks`` and ``witness``
-compare both ends of each turn, ``report`` has the result.
+What belongs here: assembling the parts, the order in which they are notified of what a client does,
+and the checks at the end. The parts: ``clients`` read answers and check what a client can check by
+itself, ``strikes`` and ``upstream`` carry out faults, ``checks`` and ``witness`` compare both ends
+of each turn, ``report`` has the result.
 
 Checked here:
 
 * *machine*: nothing raises, and no deadline that was handled is due again;
 * *liveness*: every client comes to the end of its turns;
-* *leak*: when all is over and every timer has run out, nothing is left;
+* *leak*: when all turns have ended and every timer has run out, nothing is left;
 * *drain*: a drained endpoint stops.
 """
 
@@ -35,18 +35,18 @@ from bridgecore.testing.faults import Change
 from bridgecore.testing.network import NOBODY, WINDOW, MachineError, Network
 
 _HOUR = 3600 * NS_PER_SECOND
-_HORIZON = 60 * 24 * _HOUR  # virtual time after which clients that are not done never will be
+_HORIZON = 60 * 24 * _HOUR  # virtual time after which unfinished clients count as stuck
 _SLOW_WINDOW = 2048  # bytes that a slow reader leaves unread before the sender is blocked
 
 
 def run(scenario: Scenario, record: Callable[[str], None] | None = None) -> Report:
-    """Run ``scenario``. ``record`` is called with each line of the timeline, for people."""
+    """Run ``scenario``. ``record`` is called with each line of the timeline."""
     return _World(scenario, record).run()
 
 
 def run_many(scenario: Scenario, conversations: int) -> Iterator[tuple[Scenario, Report]]:
-    """Run ``scenario`` with consecutive seeds until that many conversations were had; each run's
-    scenario and report as soon as it is over."""
+    """Run ``scenario`` with consecutive seeds until there were that many conversations; yields each
+    run's scenario and report."""
     seed = scenario.seed
     while conversations > 0:
         one = attrs.evolve(scenario, seed=seed, clients=min(scenario.clients, conversations))
@@ -59,9 +59,9 @@ def _config(scenario: Scenario) -> Config:
     config = Config(
         upstream=UpstreamUrl.parse(f"ws://{HOST}:{PORT}/v1/responses"),
         policy=scenario.policy,
-        # At the usual pace pings would be most of what is simulated, and show no more.
+        # With the default interval pings would be most of the events, and test nothing more.
         ping_interval=300 * NS_PER_SECOND,
-        # The reference model knows what a session may do under these cells, and no others.
+        # The reference model knows what is right under these cells only.
         decisions=scenario.policy.cells == DEFAULT.cells,
     )
     if scenario.warm:
@@ -142,7 +142,7 @@ class _World:
         return self._undone == 0 or self._journal.full
 
     def _check_end(self) -> None:
-        """Clients are done: what is left has to go by itself, then the endpoint has to stop."""
+        """After the last turn: everything has to time out, then the endpoint has to stop."""
         journal, network, endpoint = self._journal, self._network, self._endpoint
         if journal.full:
             return
@@ -173,12 +173,11 @@ class _World:
     # ------------------------------------------------------------ Observer
 
     def turn_begins(self, client: Client) -> None:
-        """Prepare what is to go wrong in the turn."""
+        """Prepare the fault of the turn."""
         self._strikes.turn_begins(client)
 
     def turn_ended(self, client: Client) -> None:
-        """Count the client if it was its last turn; else prepare what goes wrong before the next
-        one."""
+        """Count the client if it was its last turn; else prepare the fault before the next one."""
         if client.done:
             self._undone -= 1
         else:
@@ -191,23 +190,23 @@ class _World:
         self._strikes.attempt_begins(client)
 
     def answered(self, client: Client, response: str) -> None:
-        """Check that it is the answer to what was asked."""
+        """Check that ``response`` answers what was asked."""
         self._checks.answered(client, response)
 
     def foreign(self, client: Client) -> str | None:
-        """A response of another credential's, if there is one."""
+        """A response id of another credential, if there is one."""
         others = [other for other in self._clients.values() if other.scope != client.scope]
         known = [other.latest for other in others if other.latest is not None]
         rng = Rng(self._scenario.seed, 7, client.number, client.turn)
         return rng.pick(known) if known else None
 
     def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
-        """Compare what the client was told, and what it cost, unless something went wrong."""
+        """Compare both answers and their costs, unless a fault may have changed one of them."""
         if not self._strikes.disturbed(client, self._upstream.away):
             self._checks.probed(client, foreign, unknown)
 
     def explained(self, client: Client, status: int | None) -> bool:
-        """Whether the turn's trouble explains ``status``; None: a connection lost."""
+        """Whether the turn's fault explains ``status``; None: a lost connection."""
         return self._strikes.explained(client, status)
 
     def altered(self, client: Client) -> Change | None:
@@ -215,9 +214,9 @@ class _World:
         return self._strikes.altered(client)
 
     def violate(self, prop: str, client: Client, text: str) -> None:
-        """A client saw what must not be."""
+        """Record a violation that a client observed."""
         self._journal.violate(prop, client.number, text, client.turn)
 
     def note(self, text: str) -> None:
-        """Write a line of the timeline."""
+        """Add a line to the timeline."""
         self._journal.note(text)

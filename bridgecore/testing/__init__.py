@@ -1,7 +1,7 @@
-"""Tools to test against: an upstream that needs no key, and ways to make it misbehave.
+"""Tools for tests: an upstream that needs no key, and ways to make it misbehave.
 
-What belongs here: what embedders' tests and the project's own share. Nothing in the rest of
-``bridgecore`` imports it.
+What belongs here: what tests of embedders and of this project share. In ``bridgecore`` only the
+simulator imports it.
 
 Public are the names here and the modules ``client``, ``network`` and ``strategies``; the other
 modules are internal.

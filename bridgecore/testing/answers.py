@@ -1,25 +1,27 @@
-"""What the emulator is asked and what it answers: requests, output items, and the default answer.
+"""The requests and answers of the emulator: input, output items, and the default answer.
 
-What belongs here: everything that depends on a request's body and context alone. Connections,
-chains, storage and faults are in ``emulator.py``; the response object is in ``resource.py``.
+What belongs here: everything that depends only on a request's body and context. Connections,
+continuation, storage and faults are in ``emulator.py``; the response object is in ``resource.py``.
 
-The default answer (``echo``) depends on the turn's *effective context* alone: what the chain holds,
-plus this input. So a conversation that was rebuilt from a transcript gets the very answer that the
-unbroken one would have got. In this order:
+The default answer (``echo``) depends only on the turn's *effective context*: the context of the
+anchor, plus this input. So a conversation that was rebuilt from a transcript gets the same answer
+as an unbroken one. The first rule that applies decides:
 
-* ``tool_choice`` that demands a tool (``required``, or a function by name): a call of it;
-* to ``call tool NAME ARGS``, as the input's last item: a function call, without ARGS of ``{}``;
-* to a user's text that invites a function tool (``invited``): a call of it, or of each invited one
-  if ``parallel_tool_calls`` allows it. Its arguments are a small instance of its schema;
-* to function call outputs that end an input: ``turn N: NAME returned OUTPUT``;
-* to ``repeat N ...``: N deltas, ``1 `` to ``N ``;
-* to any other user's text: ``turn N: TEXT``, N counting the user messages of the context.
+* ``tool_choice`` demands a tool (``required``, or a function by name): a call of it;
+* the last input item is ``call tool NAME ARGS``: a call of that function; the default of ARGS is
+  ``{}``;
+* a user's text invites a function tool (``invited``): a call of it, or of each invited one if
+  ``parallel_tool_calls`` permits it. The arguments are a small instance of its schema;
+* the input ends with function call outputs: ``turn N: NAME returned OUTPUT``;
+* ``repeat N ...``: N deltas, ``1 `` to ``N ``;
+* any other text of a user: ``turn N: TEXT``, N being the number of user messages in the context.
 
-``tool_choice: none`` leaves out calls. With ``text.format`` the answer is JSON: a small instance of
-the schema, or ``{"text": ...}``. If reasoning is asked for, a reasoning item comes first.
+With ``tool_choice: none`` there are no calls. With ``text.format`` the answer is JSON: a small
+instance of the schema, or ``{"text": ...}``. If the request asks for reasoning, a reasoning item
+comes first.
 
-A compaction item stands for the context before it. It carries how many user messages that was, so
-that counting goes on.
+A compaction item replaces the context before it. It carries the number of user messages in there,
+so that the count goes on.
 """
 
 from __future__ import annotations
@@ -38,30 +40,30 @@ Json: TypeAlias = dict[str, Any]
 
 BYTES_PER_TOKEN: Final = 4
 MAX_REPEAT: Final = 100_000  # deltas that ``repeat`` can ask for
-_MAX_VALUES: Final = 200  # of an instance of a schema; few enough for Python's recursion
+_MAX_VALUES: Final = 200  # of an instance of a schema, within Python's recursion limit
 _MAX_LENGTH: Final = 10_000  # of a string of such an instance
 
 _CALL_TOOL = re.compile(r"call tool ([A-Za-z0-9_.-]+)[ \t]*([^\n]*)")
 _REPEAT = re.compile(r"repeat ([0-9]{1,9})\b")
-_SEAL: Final = "gAAAAA"  # how encrypted contents of real services begin
+_SEAL: Final = "gAAAAA"  # the prefix of encrypted contents at real services
 
 
-# ------------------------------------------------------------------ what it was asked
+# ------------------------------------------------------------------ requests
 
 
 @attrs.define(eq=False)
 class CreateRequest:
-    """A ``response.create`` frame as the emulator saw it."""
+    """A ``response.create`` frame as the emulator received it."""
 
-    number: int  # 1 for the first create frame of the emulator
+    number: int  # from 1, over all connections of the emulator
     conn: int
-    headers: list[tuple[bytes, bytes]]  # of the connection's upgrade request, names lower-case
+    headers: list[tuple[bytes, bytes]]  # of the upgrade request, names lower-case
     raw: bytes
     body: Json
     at: int  # ns, when the frame was complete
     lane: str | None = None
-    # Effective: chain, then input, references resolved, from the latest compaction item on. Set
-    # when the turn starts.
+    # The effective context: that of the anchor, then the input, references resolved, from the
+    # latest compaction item on. Set when the turn starts.
     context: tuple[Json, ...] = ()
     context_tokens: int = 0  # with instructions and tools; set when the turn starts
 
@@ -82,7 +84,7 @@ class CreateRequest:
 
     @property
     def tools(self) -> list[Json]:
-        """The function tools that may be called, those of ``allowed_tools``, if it is given."""
+        """The function tools that may be called: those in ``allowed_tools``, if it is given."""
         given = self.body.get("tools")
         tools = [tool for tool in given if is_function(tool)] if isinstance(given, list) else []
         choice = self.body.get("tool_choice")
@@ -105,13 +107,13 @@ class CreateRequest:
 
     @property
     def wants_encrypted_reasoning(self) -> bool:
-        """Reasoning is to come with its encrypted content, ``include`` says so, or nothing is
-        stored that could stand for it later."""
+        """Whether reasoning comes with its encrypted content: ``include`` asks for it, or the
+        response is not stored, so that the content is needed to continue."""
         return self._includes_encrypted or self.body.get("store") is False
 
     @property
     def reasons(self) -> bool:
-        """A reasoning item is asked for."""
+        """Whether the request asks for a reasoning item."""
         reasoning = self.body.get("reasoning")
         effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
         return effort not in (None, "none") or self._includes_encrypted
@@ -131,7 +133,7 @@ def is_function(tool: object) -> bool:
     )
 
 
-# ------------------------------------------------------------------ what it answers
+# ------------------------------------------------------------------ output
 
 
 @attrs.frozen
@@ -144,7 +146,7 @@ class Text:
 
 @attrs.frozen
 class ToolCall:
-    """A function call; the call id is the emulator's, unique in its response."""
+    """A function call; the emulator makes the call id, unique in its response."""
 
     name: str
     arguments: str = "{}"
@@ -152,19 +154,19 @@ class ToolCall:
 
 @attrs.frozen
 class Reasoning:
-    """A reasoning item, with its encrypted content if the request asks for that."""
+    """A reasoning item, with its encrypted content if the request asks for it."""
 
     summary: str = ""  # empty: no summary part
 
 
 Output: TypeAlias = Text | ToolCall | Reasoning | Json
-"""An output item of an answer; a JSON object is passed on as it is."""
+"""An output item of an answer; a JSON object is sent unchanged."""
 Answer: TypeAlias = Callable[[CreateRequest], Sequence[Output]]
 """What an emulator answers a request with."""
 
 
 def echo(request: CreateRequest) -> Sequence[Output]:
-    """The answer the module's docstring describes."""
+    """The default answer: see the module's docstring."""
     turn = count_users(request.context)
     output: list[Output] = []
     if request.reasons:
@@ -178,7 +180,7 @@ def echo(request: CreateRequest) -> Sequence[Output]:
 def _say(request: CreateRequest, turn: int) -> Text:
     items, text = request.input, _latest_text(request)
     if items and is_output(items[-1]):
-        # Those before them were told when they were new, whichever way they came this time.
+        # Earlier outputs were answered when they were new.
         tail = [*takewhile(is_output, reversed(request.context))][::-1]
         names = {item.get("call_id"): item.get("name") for item in request.context if is_call(item)}
         text = ", ".join(
@@ -221,9 +223,9 @@ def _call(tool: Json, text: str) -> ToolCall:
 
 
 def invited(name: str, text: str) -> bool:
-    """Whether ``text`` invites the tool of that name: every word of the name that has more than
-    three letters is a word of the text, and there is one. ``get_weather`` is invited by "What is
-    the weather?"; a name like ``f`` by nothing."""
+    """Whether ``text`` invites the tool ``name``: each word of the name with more than three
+    letters is a word of the text, and there is at least one. ``get_weather`` is invited by "What is
+    the weather?"; a name like ``f`` is never invited."""
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name) if len(word) > 3]
     said = set(re.findall(r"[a-z]+", text.lower())) if words else set()
     return bool(words) and said.issuperset(words)
@@ -250,7 +252,7 @@ def _dump(value: object) -> str:
 
 
 def is_call(item: Json) -> bool:
-    """Whether ``item`` is a tool call that awaits an output."""
+    """Whether ``item`` is a tool call that needs an output."""
     return str(item.get("type")).endswith("_call") and "call_id" in item
 
 
@@ -260,7 +262,7 @@ def is_output(item: Json) -> bool:
 
 
 def count_users(items: Iterable[Json]) -> int:
-    """The user messages of a context, with those that its compaction item stands for."""
+    """The number of user messages in a context, those replaced by its compaction item included."""
     count = 0
     for item in items:
         if item.get("type") == "compaction":
@@ -272,7 +274,7 @@ def count_users(items: Iterable[Json]) -> int:
 
 
 def since_compaction(items: Sequence[Json]) -> Sequence[Json]:
-    """``items`` from the latest compaction item on: the ones before it are no longer shown."""
+    """``items`` from the latest compaction item on, which replaces the ones before it."""
     for index in range(len(items) - 1, -1, -1):
         if items[index].get("type") == "compaction":
             return items[index:]
@@ -280,12 +282,12 @@ def since_compaction(items: Sequence[Json]) -> Sequence[Json]:
 
 
 def seal(content: Json) -> str:
-    """``content`` as an ``encrypted_content`` that the emulator can read again."""
+    """``content`` as an ``encrypted_content`` that ``unseal`` can read."""
     return _SEAL + base64.urlsafe_b64encode(msgspec.json.encode(content)).decode()
 
 
 def unseal(sealed: object) -> Json:
-    """What ``seal`` was given; empty for anything else."""
+    """The content of an ``encrypted_content`` made by ``seal``; empty for anything else."""
     if not isinstance(sealed, str) or not sealed.startswith(_SEAL):
         return {}
     try:
@@ -295,7 +297,7 @@ def unseal(sealed: object) -> Json:
     return content if isinstance(content, dict) else {}
 
 
-# Members that tell items apart which are the same to a model.
+# Members that differ between items with the same content.
 _BOOKKEEPING: Final = frozenset(
     {
         "id",
@@ -303,20 +305,21 @@ _BOOKKEEPING: Final = frozenset(
         "internal_chat_message_metadata_passthrough",  # Codex, on each item that it sends
     }
 )
-# What is in an item for machines: no model reads it, and a service that is shown an item again
-# without it takes it for the same.
+# Members that no model reads. A service accepts an item without them as the same item.
 _FOR_MACHINES: Final = _BOOKKEEPING | {"type", "role", "call_id", "logprobs"}
 
 
 def count_tokens(items: Iterable[Json]) -> int:
-    """What ``items`` cost: a token for four bytes, rounded up, of what a model reads of them."""
+    """The tokens of ``items``: one for every four bytes, rounded up, of what a model
+    reads of them."""
     return tokens(read_size(items))
 
 
 def read_size(values: Iterable[Any]) -> int:
-    """Bytes of what a model reads of ``values``: texts, and numbers as JSON writes them."""
+    """Bytes of what a model reads of ``values``: texts, and numbers as in JSON."""
     size = 0
-    left = list(values)  # what could be read may be nested more deeply than calls can
+    # a stack instead of recursion: the nesting may be deeper than Python's recursion limit
+    left = list(values)
     while left:
         value = left.pop()
         if isinstance(value, str):
@@ -331,13 +334,13 @@ def read_size(values: Iterable[Any]) -> int:
 
 
 def tokens(size: int) -> int:
-    """Tokens of ``size`` bytes, rounded up."""
+    """The tokens of ``size`` bytes, rounded up."""
     return -(-size // BYTES_PER_TOKEN)
 
 
 def as_read(item: Json) -> list[object]:
-    """An item as a model reads it: equal for items that differ in bookkeeping alone. A null member
-    is one that was left out."""
+    """An item as a model reads it: equal for items that differ only in ids, status and the like. A
+    null member equals an absent one."""
     if "role" in item:
         return [item.get("role"), _text(item.get("content"))]
     names = sorted(item.keys() - _BOOKKEEPING)
@@ -361,19 +364,19 @@ _FORMATS: Final[dict[str, str]] = {
 
 
 def instance(schema: object, text: str) -> Any:
-    """A small instance of a JSON Schema: what is required and no more. Strings that may be anything
-    are ``text``, so that an answer shows which turn it answers.
+    """A small instance of a JSON Schema, with the required parts only. Strings without restrictions
+    are ``text``, so that an answer shows which turn it belongs to.
 
-    Knows what the API's strict mode allows (types, ``enum``, ``const``, ``anyOf``, ``$ref`` into
-    the schema itself, bounds of numbers, strings and arrays, formats); patterns are not looked at.
-    Where a schema is none, or asks for more than ``_MAX_VALUES`` values, there is null.
+    Supports what the API's strict mode permits (types, ``enum``, ``const``, ``anyOf``, ``$ref``
+    into the schema itself, bounds of numbers, strings and arrays, formats); patterns are ignored.
+    An invalid schema, and one that needs more than ``_MAX_VALUES`` values, gives null.
     """
     return _Maker(schema, text).make(schema)
 
 
 @attrs.define
 class _Maker:
-    """Makes one instance. Counts values, because a schema that refers to itself has no end."""
+    """Builds one instance. Counts values, because a recursive schema has no end."""
 
     root: object
     text: str
@@ -442,7 +445,7 @@ def _bound(schema: Json, name: str, default: int) -> int:
 
 
 def _resolve(reference: str, root: object) -> object:
-    """What a ``#/a/b`` reference names in ``root``."""
+    """The value that a ``#/a/b`` reference names in ``root``."""
     found = root
     for name in reference.removeprefix("#").split("/")[1:]:
         name = name.replace("~1", "/").replace("~0", "~")

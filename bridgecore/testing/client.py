@@ -1,12 +1,12 @@
-"""Reads HTTP/1.1 answers and server-sent events, without a socket and more strictly than browsers.
+"""Reads HTTP/1.1 answers and server-sent events from bytes, more strictly than browsers do.
 
-What belongs here: what a test client needs in order to understand an endpoint, as bytes in and
-values out. ``HttpReader`` takes bytes as they come; ``SseReader`` does the same for the body of a
-stream; ``read_answers`` takes apart what was collected. Whether an answer is the right one is for
-the caller to say.
+What belongs here: what a test client needs to understand an endpoint, as bytes in and values out,
+without a socket. ``HttpReader`` takes bytes as they arrive; ``SseReader`` does the same for the
+body of a stream; ``read_answers`` parses what was collected. Whether an answer is the right one is
+checked by the caller.
 
-The readers take what an endpoint of this package sends, and no more of HTTP: anything else (a
-trailer, a header twice, a body without a length, a stream with fields other than ``event`` and
+The readers accept what an endpoint of this package sends, and no more of HTTP. Anything else (a
+trailer, a duplicate header, a body without a length, a stream with fields other than ``event`` and
 ``data``) is a ``ReadError``, so that a test notices it.
 """
 
@@ -26,11 +26,12 @@ Json: TypeAlias = dict[str, Any]
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9]{2}) ?.*")
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,8}")
-_ERROR_MEMBERS = frozenset({"message", "type", "code", "param"})  # an upstream's may have more
+# an upstream's error may have more
+_ERROR_MEMBERS = frozenset({"message", "type", "code", "param"})
 
 
 class ReadError(BridgecoreError):
-    """What was received breaks HTTP, or the format of streams. The text says how."""
+    """The received bytes violate HTTP or the format of event streams. The text says how."""
 
 
 # ------------------------------------------------------------------ HTTP
@@ -54,38 +55,37 @@ _END = HttpEnd()
 
 
 class HttpReader:
-    """Takes apart the answers on one connection. ``of_head``: which of them answer HEAD requests,
-    from the first; ``until_close``: a body without a length ends with the connection, as it does
-    for a client of HTTP/1.0.
-    """
+    """Parses the answers on one connection. ``of_head``: for each answer, from the first, whether
+    its request was HEAD; ``until_close``: a body without a length ends with the connection, as it
+    does for an HTTP/1.0 client."""
 
     def __init__(self, *, of_head: Iterable[bool] = (), until_close: bool = False) -> None:
         self._buffer = bytearray()
-        self._read = self._read_head  # what reads the next part; None: more has to come first
-        self._left = 0  # bytes of the body, or of the chunk
+        self._read = self._read_head  # parses the next part; None: it needs more bytes
+        self._left = 0  # remaining bytes of the body or the chunk
         self._of_head = list(of_head)
         self._until_close = until_close
 
     @property
     def untouched(self) -> bool:
-        """Whether nothing of the next answer has come."""
+        """Whether no byte of the next answer has arrived."""
         return self._read == self._read_head and not self._buffer
 
     @property
     def ends_with_connection(self) -> bool:
-        """Whether the body that is being read has no other end."""
+        """Whether the current body ends with the connection."""
         return self._read == self._read_to_close
 
     def expect_no_body(self) -> None:
-        """The next answer that begins is one to HEAD."""
+        """The next answer that begins is one to HEAD, and has no body."""
         self._of_head.insert(0, True)
 
     def feed(self, data: bytes) -> list[HttpPart]:
-        """What ``data`` completes: heads, pieces of bodies, ends. An interim answer (100 Continue)
-        is a head without an end.
+        """The parts that ``data`` completes: heads, pieces of bodies, ends. An interim answer (100
+        Continue) is a head without an end.
 
         Raises:
-            ReadError: it is no HTTP/1.1 answer.
+            ReadError: it is not HTTP/1.1.
         """
         self._buffer += data
         found: list[HttpPart] = []
@@ -95,10 +95,10 @@ class HttpReader:
         return found
 
     def feed_eof(self) -> list[HttpPart]:
-        """What the end of the connection completes.
+        """The parts that the end of the connection completes.
 
         Raises:
-            ReadError: it cuts an answer short.
+            ReadError: an answer is incomplete.
         """
         if self.ends_with_connection:
             self._read = self._read_head
@@ -117,7 +117,7 @@ class HttpReader:
         if match is None:
             raise ReadError(f"a status line {status_line[:80]!r}")
         head = HttpHead(int(match[1]), _headers(lines))
-        if head.status >= 200:  # others are interim, and have no body
+        if head.status >= 200:  # others are interim, without a body
             self._begin_body(head.headers)
         return head
 
@@ -171,7 +171,7 @@ class HttpReader:
         if len(self._buffer) < 2:
             return None
         if self._line() != b"":
-            raise ReadError("trailers that nobody asked for")
+            raise ReadError("unexpected trailers")
         self._read = self._read_head
         return _END
 
@@ -206,35 +206,35 @@ def _headers(lines: Iterable[bytes]) -> dict[str, str]:
 
 @attrs.define
 class SseEvent:
-    """A server-sent event: its ``event`` field, and its ``data`` lines, joined by newlines. Of a
-    comment ``name`` is empty and ``data`` the whole of it."""
+    """A server-sent event: its ``event`` field, and its ``data`` lines joined by newlines. For a
+    comment ``name`` is empty and ``data`` is the comment."""
 
     name: str
     data: bytes
 
     @property
     def json(self) -> Json:
-        """What its data says."""
+        """Its data as JSON."""
         value: Json = json.loads(self.data)
         return value
 
 
 class SseReader:
-    """Takes apart a stream of events as it comes."""
+    """Parses a stream of events as it arrives."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     @property
     def unfinished(self) -> bool:
-        """Whether half an event has come."""
+        """Whether an incomplete event has arrived."""
         return bool(self._buffer)
 
     def feed(self, data: bytes) -> list[SseEvent]:
         """The events and comments that ``data`` completes.
 
         Raises:
-            ReadError: there is a block that is neither.
+            ReadError: a block is neither of the two.
         """
         # The end of a block may be split between two pieces.
         start = max(0, len(self._buffer) - 1)
@@ -263,7 +263,7 @@ def _event(block: bytes) -> SseEvent:
 
 @attrs.define
 class HttpAnswer:
-    """An HTTP answer as far as it has come. ``complete``: its end has come, too."""
+    """An HTTP answer as far as it has arrived. ``complete``: its end has arrived, too."""
 
     status: int
     headers: dict[str, str]
@@ -272,13 +272,13 @@ class HttpAnswer:
 
     @property
     def json(self) -> Json:
-        """What its body says."""
+        """Its body as JSON."""
         value: Json = json.loads(self.body)
         return value
 
     @property
     def error(self) -> Json:
-        """The error object, with all members that clients know."""
+        """The error object; all standard members are present."""
         error: Json = self.json["error"]
         if not _ERROR_MEMBERS.issubset(error):
             raise ReadError(f"an error with the members {sorted(error)}")
@@ -289,7 +289,7 @@ class HttpAnswer:
         """The events and comments of a stream, in order.
 
         Raises:
-            ReadError: it is no stream, or it ends in the middle of an event.
+            ReadError: it is not a stream, or the last event is incomplete.
         """
         if self.headers["content-type"] != "text/event-stream":
             raise ReadError(f"a stream of {self.headers['content-type']}")
@@ -319,11 +319,11 @@ class HttpAnswer:
 
 
 def read_answers(data: bytes, *, of_head: Iterable[bool] = ()) -> list[HttpAnswer]:
-    """The answers in ``data``, all that came on a connection; the last one may be incomplete. A
+    """The answers in ``data``, all that arrived on a connection; the last one may be incomplete. A
     body without a length is the rest of ``data``. ``of_head``: as for ``HttpReader``.
 
     Raises:
-        ReadError: it is no HTTP/1.1, or the last head is cut short.
+        ReadError: it is not HTTP/1.1, or the last head is incomplete.
     """
     reader = HttpReader(of_head=of_head, until_close=True)
     answers: list[HttpAnswer] = []

@@ -1,32 +1,32 @@
-"""An upstream to test against: a Responses WebSocket-mode service as a machine without sockets.
+"""An emulator of the upstream: a Responses WebSocket-mode service as a machine without sockets.
 
 What belongs here: how such a service behaves (lanes, continuation cache, storage, limits, errors)
-and what it answers. It speaks ``bridgecore.transport``, so that any adapter serves it; what
-may go wrong is in ``faults.py``.
+and what it answers. It implements ``bridgecore.transport.Machine``, so any adapter can serve it;
+faults are defined in ``faults.py``.
 
-Everything it says follows from its settings and its input: there is no randomness, and times come
-from ``now``. What it answers by default is described in ``answers.py``: it depends on the turn's
-*effective context* alone, so a rebuilt conversation gets the answer of the unbroken one.
+Everything that it sends follows from its settings and its input: there is no randomness, and times
+come from ``now``. The default answers are described in ``answers.py``. They depend only on the
+turn's *effective context*, so a rebuilt conversation gets the same answer as an unbroken one.
 
 Its ``usage`` follows from the effective context, too: what a model reads of the items
-(``count_tokens``), and of instructions and tools. Ids, statuses and whatever else is there for
-machines cost nothing, so a context costs the same whichever way it came.
+(``count_tokens``), and of instructions and tools. Ids, statuses and the like cost nothing, so a
+context costs the same in whichever form it was sent.
 
-What it does as the real service:
+As the real service:
 
-* ``item_reference`` is resolved against the chain and what is stored; 404 if it cannot be, as for
-  a reasoning item that has an id and no encrypted content;
-* ``max_output_tokens``: what does not fit is cut off, and the response is incomplete. It can be
-  continued from;
+* ``item_reference`` is resolved against the context of the anchor and the stored items; 404 if it
+  cannot be, as for a reasoning item that has an id and no encrypted content;
+* ``max_output_tokens``: what exceeds the limit is cut off, and the response is incomplete. It can
+  be continued;
 * ``compaction_trigger`` as an input item: the answer is a compaction item and nothing else. With
   ``context_management``, a context of more tokens than ``compact_threshold`` is compacted before
-  the answer. What stands before the latest compaction item is not shown to the model any more;
-* reasoning items with ``encrypted_content`` are bound to what came before them and to the model.
-  Shown again after something else they are dropped, and ``input_transformations`` says so.
+  the answer. What precedes the latest compaction item is no longer part of the context;
+* reasoning items with ``encrypted_content`` are bound to the context before them and to the model.
+  In another context they are dropped, and ``input_transformations`` says so.
 
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
-against the chain and writes its events down as steps; ``_run`` says the steps, as pacing and the
-peer's reading allow, and meets the faults that stand between them.
+against its context and turns its answer into steps; ``_run`` sends the steps, as pacing and
+backpressure permit, and carries out the faults between them.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ from bridgecore.wire.websocket import (
     WebSocketServer,
 )
 
-MAX_IN_FLIGHT: Final = 16  # responses of one connection that run at once; further ones wait
+MAX_IN_FLIGHT: Final = 16  # responses of one connection at a time; further ones wait
 MAX_LANES: Final = 32  # distinct named lanes of one connection
 
-_EPOCH: Final = 1_767_225_600  # Unix seconds at now=0: where the clock starts is not told
-_CLOSE_GRACE: Final = 2 * NS_PER_SECOND  # for a peer to take what is said last, and answer it
+_EPOCH: Final = 1_767_225_600  # Unix seconds at now=0; an arbitrary fixed date
+_CLOSE_GRACE: Final = 2 * NS_PER_SECOND  # for the peer to read the last bytes and answer the close
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
 _OPENING = frozenset({"response.created", "response.in_progress"})
 _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomplete", "error"})
@@ -124,7 +124,7 @@ _TERMINAL = frozenset({"response.completed", "response.failed", "response.incomp
 def _encode(value: object) -> bytes:
     try:
         return msgspec.json.encode(value)
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can say
+    except UnicodeEncodeError:  # half a surrogate pair, which needs an escape
         return json.dumps(value, separators=(",", ":")).encode()
 
 
@@ -132,30 +132,30 @@ def _encode(value: object) -> bytes:
 
 
 class Outcome(enum.Enum):
-    """What became of a turn."""
+    """The result of a turn."""
 
     RUNNING = "running"
     COMPLETED = "completed"
-    INCOMPLETE = "incomplete"  # cut off by max_output_tokens; can be continued from
+    INCOMPLETE = "incomplete"  # cut off by max_output_tokens; can be continued
     FAILED = "failed"  # ended with an error frame, or with a scripted terminal event
-    SILENT = "silent"  # nothing more will be said about it
+    SILENT = "silent"  # nothing more will be sent for it
     LOST = "lost"  # its connection ended first
 
 
 @attrs.define(eq=False)
 class Turn:
-    """A create frame whose lane came to it, and what became of it."""
+    """A create frame that was started in its lane, and its result."""
 
     request: CreateRequest
     response_id: str
     outcome: Outcome = Outcome.RUNNING
-    usage: Json | None = None  # as its terminal event reported it
-    created_id: str = ""  # the id in response.created, where it is not response_id
+    usage: Json | None = None  # as in its terminal event
+    created_id: str = ""  # the id in response.created, if it is not response_id
     _changes: set[Change] = attrs.field(factory=set, init=False)
     _transformations: list[Json] | None = attrs.field(default=None, init=False)
     _sequence: int = attrs.field(default=0, init=False)
     _steps: deque[_Step] = attrs.field(factory=deque, init=False)
-    _due: int = attrs.field(default=0, init=False)  # ns, when the next delta may go
+    _due: int = attrs.field(default=0, init=False)  # ns, when the next delta may be sent
     _stuck: bool = attrs.field(default=False, init=False)  # holds its lane for ever
 
 
@@ -171,16 +171,16 @@ def _split(text: str, count: int) -> tuple[str, ...]:
 
 @attrs.frozen
 class _Chain:
-    """A completed or incomplete response as something to continue from."""
+    """A completed or incomplete response that can be continued."""
 
-    ids: tuple[str, ...]  # one, but for ``Change.TWO_IDS``
+    ids: tuple[str, ...]  # one, except with ``Change.TWO_IDS``
     items: tuple[Json, ...]
     size: int  # bytes that a model reads of the items
 
 
 @attrs.frozen
 class _Finish:
-    """The last step: the terminal event, and the chain that it makes."""
+    """The last step: the terminal event, and the response to continue."""
 
     output: list[Json]
     usage: Json
@@ -191,7 +191,7 @@ class _Finish:
 
 @attrs.frozen
 class _Ended:
-    """What the latest response that ended on a connection said, for stale copies of it."""
+    """Events of the latest response that ended on a connection, for late copies of it."""
 
     response_id: str
     terminal: bytes
@@ -203,9 +203,9 @@ _Step: TypeAlias = Json | Fault | _Finish
 
 class _End(enum.Enum):
     CLOSE = enum.auto()  # flush, then close
-    ABORT = enum.auto()  # reset, but first say what is to be said
-    ABORTING = enum.auto()  # reset once that is with the operating system
-    ENDED = enum.auto()  # the adapter knows
+    ABORT = enum.auto()  # reset, but first write what is queued
+    ABORTING = enum.auto()  # reset once the operating system has it
+    ENDED = enum.auto()  # the adapter has been told
 
 
 @attrs.define
@@ -221,7 +221,7 @@ class _SlowReading:
 @attrs.define(eq=False)
 class _Connection:
     number: int
-    ordinal: int  # 1 for the first accepted connection
+    ordinal: int  # from 1, by order of acceptance
     opened_at: int
     ws: WebSocketServer
     headers: list[tuple[bytes, bytes]] = attrs.Factory(list)
@@ -232,15 +232,15 @@ class _Connection:
     running: dict[str | None, Turn] = attrs.Factory(dict)
     out: bytearray = attrs.Factory(bytearray)
     end: _End | None = None
-    pause: bool = False  # PauseReading is to be told
-    resume: bool = False  # ResumeReading is to be told
-    mute: bool = False  # frozen, or in its closing handshake: no turn says anything
+    pause: bool = False  # PauseReading is to be sent
+    resume: bool = False  # ResumeReading is to be sent
+    mute: bool = False  # frozen, or in its closing handshake: turns send nothing
     deaf: bool = False  # input is dropped
     blocked: bool = False  # the peer does not read
     ended: _Ended | None = None
-    delta: bytes | None = None  # the latest one that was said
+    delta: bytes | None = None  # the latest one that was sent
     slow: _SlowReading | None = None
-    close_at: int | None = None  # ns, when the closing handshake has taken too long
+    close_at: int | None = None  # ns, the deadline of the closing handshake
     retire_at: int | None = None  # ns, when a connection past its lifetime is closed
 
     def say(self, data: bytes) -> None:
@@ -252,33 +252,34 @@ class _Connection:
 
 @attrs.define(kw_only=True, eq=False)
 class Emulator:
-    """A Responses WebSocket-mode upstream; a ``Machine``. Its attributes may change at any time.
+    """A Responses WebSocket-mode upstream; a ``Machine``. Its attributes may be changed at any
+    time.
 
     Durations are ns, sizes bytes.
     """
 
-    # How it behaves.
+    # Behaviour.
     answer: Answer = echo
     faults: FaultPlan = attrs.field(factory=FaultPlan)
-    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # told apart by ids
+    seed: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # makes ids differ
     deltas: int = attrs.field(default=4, validator=attrs.validators.ge(1))  # of a text, at most
-    delta_interval: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # 0: at one go
+    delta_interval: int = attrs.field(default=0, validator=attrs.validators.ge(0))  # 0: all at once
     path: str = "/v1/responses"
-    tokens: frozenset[str] | None = None  # bearer tokens that are let in; None: anybody is
-    silent_on_unknown_anchor: bool = False  # no error, and no response.created either
+    tokens: frozenset[str] | None = None  # bearer tokens that are accepted; None: any
+    silent_on_unknown_anchor: bool = False  # neither an error nor response.created
     error_shape: ErrorShape = ErrorShape.FULL
     lifetime: int | None = None  # age of a connection from which create frames are refused
-    lifetime_grace: int | None = None  # from that refusal to our close; None: the client closes
+    lifetime_grace: int | None = None  # from that refusal to the close; None: the client closes
     context_window: int | None = None  # tokens
-    max_message: int = 64 * 1024 * 1024  # a larger one is answered with close code 1009
+    max_message: int = 64 * 1024 * 1024  # a larger one gets close code 1009
 
-    # What it has seen.
+    # Observations.
     requests: list[CreateRequest] = attrs.field(factory=list, init=False)
     turns: list[Turn] = attrs.field(factory=list, init=False)
-    accepted: int = attrs.field(default=0, init=False)  # TCP connections, gone ones included
+    accepted: int = attrs.field(default=0, init=False)  # TCP connections, ended ones included
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
-    rejections: int = attrs.field(default=0, init=False)  # answered with anything else
-    malformed: int = attrs.field(default=0, init=False)  # frames that are no create frames
+    rejections: int = attrs.field(default=0, init=False)  # answered with another status
+    malformed: int = attrs.field(default=0, init=False)  # frames that are not create frames
     pongs: int = attrs.field(default=0, init=False)  # in answer to pings of ``ReadSlowly``
 
     _connections: dict[int, _Connection] = attrs.field(factory=dict, init=False)
@@ -290,7 +291,7 @@ class Emulator:
     _creates: int = attrs.field(default=0, init=False)
     _now: int = attrs.field(default=0, init=False)
     _draining: bool = attrs.field(default=False, init=False)
-    _stop_at: int = attrs.field(default=0, init=False)  # ns, when a drain ends at the latest
+    _stop_at: int = attrs.field(default=0, init=False)  # ns, the deadline of a drain
     _stopped: bool = attrs.field(default=False, init=False)
 
     @property
@@ -303,14 +304,14 @@ class Emulator:
         return f"resp_{self._hex(number)}"
 
     def keep(self, item: Json, key: str) -> None:
-        """Store ``item`` for those who come with the bearer token ``key``, as if a response had
-        brought it: ``item_reference`` finds it by its ``id``."""
+        """Store ``item`` for clients with the bearer token ``key``, as if a response had produced
+        it: ``item_reference`` finds it by its ``id``."""
         self._items[b"Bearer " + key.encode(), item["id"]] = item
 
     # -- Machine
 
     def new_connection(self) -> int:
-        """A number for a connection that was just accepted."""
+        """The number of a connection that was just accepted."""
         self._numbers += 1
         return self._numbers
 
@@ -322,10 +323,10 @@ class Emulator:
         return min(due, key=lambda d: d.at, default=None)
 
     def handle(self, event: TransportEvent, now: int) -> list[TransportEffect]:
-        """Take in what happened at ``now`` (ns, monotonic); what to do about it, in order.
+        """Handle ``event`` at ``now`` (ns, monotonic); the effects, in order.
 
-        All that one call has to say to a connection is one ``Send``. Events of unknown connections
-        are stale and do nothing.
+        All bytes of one call for a connection are in one ``Send``. Events of unknown connections
+        are stale and have no effect.
         """
         self._now = max(now, self._now)
         effects: list[TransportEffect] = []
@@ -338,9 +339,9 @@ class Emulator:
             case TimeoutReached():
                 pass  # whatever is due is done below, after any event
             case AcceptFailed():
-                pass  # all that it has is in use
+                pass  # there is no unused capacity to report
             case Connected() | ConnectFailed():
-                pass  # it never asks for a connection
+                pass  # it never opens a connection
             case _:
                 conn = self._connections.get(event.conn)
                 if conn is not None:
@@ -389,7 +390,7 @@ class Emulator:
                 if not conn.deaf and conn.end is None:
                     self._receive(conn, data)
             case EofReceived():
-                if conn.end is None:  # a frozen connection too: its socket is not to be leaked
+                if conn.end is None:  # also a frozen connection, so that its socket is not leaked
                     self._finish(conn, _End.CLOSE)
             case Disconnected():
                 self._finish(conn, _End.ENDED)
@@ -470,7 +471,7 @@ class Emulator:
         conn.end = _End.CLOSE
 
     def _close(self, conn: _Connection, code: int, reason: str) -> None:
-        """Begin the closing handshake; running turns end with it."""
+        """Begin the closing handshake; running turns end."""
         if code == 1006:
             self._finish(conn, _End.CLOSE)
             return
@@ -607,7 +608,8 @@ class Emulator:
         return True
 
     def _advance(self, conn: _Connection) -> None:
-        """Start and run whatever may go on: lanes beside each other, each first in, first out."""
+        """Start and run the turns that can go on: lanes in parallel, each lane first in,
+        first out."""
         moved = True
         while moved and not conn.blocked:
             moved = False
@@ -639,7 +641,8 @@ class Emulator:
             self._refuse(conn, turn, attrs.evolve(error, shape=self.error_shape))
 
     def _prepare(self, conn: _Connection, turn: Turn) -> Error | None:
-        """Check the request against the chain and write down what to say; or what is wrong."""
+        """Check the request against its context and prepare the steps of its answer; the error if
+        it fails."""
         request = turn.request
         error = resource.invalid(request.body)
         if error is not None:
@@ -668,7 +671,7 @@ class Emulator:
         whole = len(shown) == len(parent.items) + len(given)
         size = parent.size + answers.read_size(given) if whole else answers.read_size(shown)
         fixed = answers.read_size([request.body.get("instructions")])
-        tools = request.body.get("tools")  # a model is shown their schemas as they are
+        tools = request.body.get("tools")  # the model reads the schemas unchanged
         fixed += len(_encode(tools)) if tools else 0
         request.context_tokens = answers.tokens(size + fixed)
         error = _unpaired(request.context)
@@ -691,10 +694,10 @@ class Emulator:
         return self._storage.get((conn.authorization, anchor))
 
     def _resolve(self, conn: _Connection, parent: _Chain, item: Json) -> Json | Error:
-        """An input item; what it names, if it is a reference; 404, if that is not known."""
+        """The input item; if it is a reference, the item that it names; 404 if that is unknown."""
         name = item.get("id")
         reference = item.get("type") == "item_reference" or item.keys() == {"id"}
-        # Without its content, a reasoning item is nothing but a reference to what was stored.
+        # A reasoning item without content is a reference to a stored one.
         thoughts = item.get("type") == "reasoning" and not (
             item.get("encrypted_content") or item.get("content")
         )
@@ -709,7 +712,7 @@ class Emulator:
         return attrs.evolve(resource.bad(None, message, "input"), status=404)
 
     def _drop_reasoning(self, turn: Turn, parent: _Chain, given: list[Json]) -> list[Json]:
-        """``given`` without reasoning that was made after another context, or by another model."""
+        """``given`` without reasoning that was made in another context, or by another model."""
         kept: list[Json] = []
         for item in given:
             bound = answers.unseal(item.get("encrypted_content"))
@@ -733,7 +736,7 @@ class Emulator:
     # -- turns
 
     def _outputs(self, request: CreateRequest, triggered: bool) -> list[Output]:
-        """What is answered. ``triggered``: the input asks for a compaction and nothing else."""
+        """The output of the turn. ``triggered``: the input asks for a compaction only."""
         if request.body.get("generate") is False:
             return []
         compaction: Json = {
@@ -804,8 +807,7 @@ class Emulator:
         return [fault for fault in found if is_met(request, fault.when)]
 
     def _item(self, turn: Turn, index: int, part: Output, cut: bool) -> tuple[Json, list[Json]]:
-        """An output item as it ends up, and the events that bring it about. ``cut``: it is not
-        complete."""
+        """A finished output item, and the events that produce it. ``cut``: it is incomplete."""
         mark = f"{self._hex(turn.request.number)}{index:02x}"
         where: Json = {"output_index": index}
         middle: list[Json] = []
@@ -888,7 +890,7 @@ class Emulator:
     def _reasoning(
         self, request: CreateRequest, begun: Json, where: Json, part: Reasoning
     ) -> tuple[Json, list[Json]]:
-        """A reasoning item, done, and the events between its begin and its end."""
+        """A finished reasoning item, and the events between its first and its last one."""
         done = dict(begun)
         middle: list[Json] = []
         if part.summary:
@@ -912,7 +914,7 @@ class Emulator:
         return done, middle
 
     def _run(self, conn: _Connection, turn: Turn) -> None:
-        """Say the turn's steps, until one is not due yet or the turn is over."""
+        """Send the turn's steps, until one is not due yet or the turn has ended."""
         steps = turn._steps
         while steps:
             step = steps[0]
@@ -976,7 +978,8 @@ class Emulator:
         conn.say(data)
 
     def _refuse(self, conn: _Connection, turn: Turn, error: Error) -> None:
-        """End the turn with an error frame. A lane's failed continuation evicts its parent."""
+        """End the turn with an error frame. A failed continuation evicts its anchor from
+        the cache."""
         conn.say(_error_frame(error, turn.request.lane, turn))
         if turn.outcome is Outcome.RUNNING:
             turn.outcome = Outcome.FAILED
@@ -1031,14 +1034,15 @@ class Emulator:
             return
         if not faults:
             return
-        self._creates += 1  # this frame is the one, though it will never be complete
+        self._creates += 1  # the frame counts, although it will never be complete
         conn.deaf = conn.pause = True
         for fault in faults:
             if not self._act(conn, None, fault.action):
                 return
 
     def _act(self, conn: _Connection, turn: Turn | None, action: Action) -> bool:
-        """Let a fault strike. ``turn``: the one it meets; None while its frame is incomplete.
+        """Carry out a fault. ``turn``: the turn that it strikes; None while its frame is
+        incomplete.
 
         Returns:
             Whether the turn goes on.
@@ -1087,7 +1091,7 @@ class Emulator:
                 assert_never(action)
 
     def _read_slowly(self, conn: _Connection, slow: _SlowReading) -> None:
-        """A piece of the frame came: read no more until it is time."""
+        """A piece of the frame arrived: pause reading until the next one is due."""
         conn.pause = True
         if slow.due <= self._now:
             slow.due = self._now + slow.how.interval
@@ -1153,12 +1157,12 @@ class Emulator:
 
 
 def _decode(raw: bytes) -> object:
-    """JSON, or None. What is echoed later must not be nested too deeply to be written."""
+    """JSON, or None. Nested too deeply is None, too: what is echoed later has to be encoded."""
     try:
         body = msgspec.json.decode(raw)
     except msgspec.DecodeError:
         try:
-            body = json.loads(raw)  # half a surrogate pair, which msgspec does not take
+            body = json.loads(raw)  # half a surrogate pair, which msgspec rejects
         except (ValueError, RecursionError):
             return None
     except RecursionError:
@@ -1171,7 +1175,7 @@ def _decode(raw: bytes) -> object:
 
 
 def is_met(request: CreateRequest, when: When) -> bool:
-    """Whether a fault that strikes ``when`` strikes the frame of ``request``."""
+    """Whether a fault with the condition ``when`` strikes the frame of ``request``."""
     match when:
         case When.ALWAYS:
             return True
@@ -1184,7 +1188,7 @@ def is_met(request: CreateRequest, when: When) -> bool:
 
 
 def _is_answer(item: object) -> bool:
-    """Whether a model said ``item`` once."""
+    """Whether ``item`` is former output of a model."""
     if not isinstance(item, dict):
         return False
     kinds = ("reasoning", "compaction")
@@ -1192,13 +1196,13 @@ def _is_answer(item: object) -> bool:
 
 
 def _digest(items: Sequence[Json]) -> str:
-    """Of a context as a model reads it. Reasoning is left out: clients may leave it out, too."""
+    """A digest of a context as a model reads it. Reasoning is left out, as clients may do."""
     read = [answers.as_read(item) for item in items if item.get("type") != "reasoning"]
     return hashlib.blake2b(_encode(read), digest_size=8).hexdigest()
 
 
 def _compact_threshold(body: Json) -> int | None:
-    """Tokens of a context that is to be compacted first, as ``context_management`` says."""
+    """The token count above which a context is compacted first, set by ``context_management``."""
     for entry in body.get("context_management") or []:
         if isinstance(entry, dict) and entry.get("type") == "compaction":
             threshold = entry.get("compact_threshold")
@@ -1207,8 +1211,8 @@ def _compact_threshold(body: Json) -> int | None:
 
 
 def _fit(outputs: list[Output], limit: int | None) -> tuple[list[Output], bool]:
-    """What of ``outputs`` is produced with at most ``limit`` tokens, and whether that is less. A
-    text is cut; anything else that does not fit is left out."""
+    """The part of ``outputs`` that fits into ``limit`` tokens, and whether that is less. A text is
+    cut; anything else that does not fit is left out."""
     if limit is None:
         return outputs, False
     left = limit * answers.BYTES_PER_TOKEN
@@ -1234,7 +1238,7 @@ def _fit(outputs: list[Output], limit: int | None) -> tuple[list[Output], bool]:
 
 
 def _change_terminal(event: Json, change: Change) -> None:
-    """Let ``change`` befall a terminal event."""
+    """Apply ``change`` to a terminal event."""
     response = event.get("response")
     if not isinstance(response, dict):
         return
@@ -1285,7 +1289,7 @@ def _type(event: bytes) -> str | None:
 
 
 def _after_deltas(steps: Sequence[_Step], count: int) -> int:
-    """The place in ``steps`` after ``count`` deltas, or after all if they are fewer."""
+    """The index in ``steps`` after ``count`` deltas, or after all if they are fewer."""
     deltas = [
         index
         for index, step in enumerate(steps)
@@ -1297,7 +1301,7 @@ def _after_deltas(steps: Sequence[_Step], count: int) -> int:
 
 
 def _unpaired(items: Sequence[Json]) -> Error | None:
-    """Tool outputs need a call before them, and calls an output."""
+    """The error for a tool output without its call, or a call without its output."""
     calls: set[object] = set()
     pending: dict[object, None] = {}
     for item in items:
@@ -1317,7 +1321,7 @@ def _unpaired(items: Sequence[Json]) -> Error | None:
 
 
 def _error_frame(error: Error, lane: str | None, turn: Turn | None = None) -> bytes:
-    """The frame that says ``error`` in its shape. ``turn``: the one that is refused."""
+    """The frame that has ``error`` in its shape. ``turn``: the one that is refused."""
     missed = error.code == "previous_response_not_found"
     words = {
         "type": error.type,

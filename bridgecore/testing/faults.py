@@ -1,7 +1,7 @@
-"""What can go wrong at an upstream, as values: where in a turn, what happens, and to which turn.
+"""Faults of an upstream as values: where in a turn, what happens, and in which turn.
 
 What belongs here: the vocabulary, and ``CATALOGUE``, the named faults that real services have
-shown. The emulator is what acts on them.
+shown. The emulator carries them out.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import attrs
 
 
 class ErrorShape(enum.Enum):
-    """How an upstream writes its error frame (shapes seen at real services)."""
+    """The shapes of an upstream's error frame, as observed at real services."""
 
     FULL = "full"  # status, and error with type, code, message and param
-    TERSE = "terse"  # status, and error with nothing but type and message
-    CODE_IN_TYPE = "code_in_type"  # the code stands in error.type, and there is no error.code
+    TERSE = "terse"  # status, and error with type and message only
+    CODE_IN_TYPE = "code_in_type"  # the code is in error.type, and there is no error.code
     NO_STATUS = "no_status"  # like FULL, without status
-    FLAT = "flat"  # the members of error beside type and status, as in an SSE error event
+    FLAT = "flat"  # the members of error on the top level, as in an SSE error event
     BARE = "bare"  # {"error": {...}}: no type, no status (xAI)
     BARE_STATUS = "bare_status"  # {"status": 403, "error": {...}}: no type
     DETAIL = "detail"  # {"detail": "MESSAGE"} and nothing else (FastAPI, the ChatGPT backend)
@@ -32,7 +32,7 @@ class ErrorShape(enum.Enum):
     RESPONSE_FAILED = "response_failed"  # a response.failed event, which has code and message only
 
 
-# The shapes from which code and status can be read, or for a not-found, that it is one.
+# Shapes from which code and status can be read, or at least that it is a not-found.
 COMMON_SHAPES: Final = (
     ErrorShape.FULL,
     ErrorShape.TERSE,
@@ -44,32 +44,33 @@ COMMON_SHAPES: Final = (
 class Point(enum.Enum):
     """Where in the life of a connection or a turn a fault strikes."""
 
-    ON_CONNECT = "on_connect"  # TCP was accepted, no byte read
-    ON_UPGRADE = "on_upgrade"  # the upgrade request is there, and is not answered otherwise
-    WHILE_RECEIVING = "while_receiving"  # part of a create frame is there, and no more is read
-    BEFORE_CREATED = "before_created"  # the create frame is there, nothing was said about it
+    ON_CONNECT = "on_connect"  # TCP was accepted, nothing read
+    ON_UPGRADE = "on_upgrade"  # the upgrade request was read; the fault is the answer to it
+    WHILE_RECEIVING = "while_receiving"  # part of a create frame was read
+    BEFORE_CREATED = "before_created"  # the create frame was read, nothing was sent for it
     AFTER_CREATED = "after_created"  # right after response.created
     MID_OUTPUT = "mid_output"  # after Fault.deltas deltas
     BEFORE_TERMINAL = "before_terminal"  # all but the terminal event was sent
-    AFTER_TERMINAL = "after_terminal"  # the turn is over, the next one has not begun
+    AFTER_TERMINAL = "after_terminal"  # the turn has ended, the next one has not begun
 
 
 class When(enum.Enum):
-    """Which create frames a fault strikes. One that is not met by its frame does not strike."""
+    """Which create frames a fault strikes; it does not strike others."""
 
     ALWAYS = "always"
     ANCHORED = "anchored"  # the frame has a previous_response_id
-    REBUILT = "rebuilt"  # it has none, and its input contains what a model once answered
+    REBUILT = "rebuilt"  # no previous_response_id, and the input contains former output of a model
 
 
 @attrs.frozen
 class CloseWith:
-    """A close frame, then the closing handshake. Before the upgrade, the bare end of the stream.
+    """A close frame, then the closing handshake. Before the upgrade: the end of the stream, without
+    a frame.
 
     ``code`` 1005 sends a frame without a code; 1006 sends no frame and ends the stream.
 
     Raises:
-        ValueError: ``code`` is none that RFC 6455, section 7.4, lets anybody send.
+        ValueError: RFC 6455, section 7.4, does not permit to send ``code``.
     """
 
     code: int = attrs.field(default=1001)
@@ -88,28 +89,28 @@ def _check_close_code(code: int) -> None:
 
 @attrs.frozen
 class Abort:
-    """TCP reset, once what was said before is with the operating system."""
+    """TCP reset, once everything written before was handed to the operating system."""
 
 
 @attrs.frozen
 class Silence:
-    """Nothing more is said for this turn, nor for later ones in its lane. Pings are answered."""
+    """Nothing more is sent for this turn or for later ones in its lane. Pings are answered."""
 
 
 @attrs.frozen
 class Freeze:
-    """Nothing more is said on this connection, not even a pong, and nothing is listened to."""
+    """Nothing more is sent or read on this connection; not even pings are answered."""
 
 
 @attrs.frozen
 class Error:
-    """An error frame in place of the rest of the turn. The continuation cache obeys ``status``.
+    """An error frame instead of the rest of the turn. The continuation cache reacts to ``status``.
 
-    ``members`` are further ones of the error object, such as ``resets_in_seconds``. With ``close``
-    a close frame with that code follows in the same write.
+    ``members`` are added to the error object, such as ``resets_in_seconds``. With ``close`` a close
+    frame with that code follows in the same write.
 
     Raises:
-        ValueError: ``close`` is none that RFC 6455, section 7.4, lets anybody send.
+        ValueError: RFC 6455, section 7.4, does not permit to send ``close``.
     """
 
     status: int = 500
@@ -129,8 +130,8 @@ class Error:
 
 @attrs.frozen
 class Garbage:
-    """Something no client expects. As a text frame, after which the turn goes on; or, ``raw``,
-    bytes that need be no frame at all, after which nothing more is said on the connection.
+    """Data that violates the protocol. As a text frame, after which the turn goes on; or, with
+    ``raw``, as bytes outside of any frame, after which nothing more is sent on the connection.
 
     Before the upgrade it is always raw.
 
@@ -148,11 +149,11 @@ class Garbage:
 
 @attrs.frozen
 class SendEvents:
-    """Events sent as they are, one text frame each.
+    """Events that are sent unchanged, one text frame each.
 
     The turn ends with them if one of them is terminal (``response.completed``, ``.failed``,
-    ``.incomplete`` or ``error``), and goes on otherwise. ``%RESPONSE_ID%`` and ``%SEQUENCE%`` stand
-    for the turn's response id and its next sequence number.
+    ``.incomplete`` or ``error``), and goes on otherwise. ``%RESPONSE_ID%`` and ``%SEQUENCE%`` are
+    replaced by the turn's response id and its next sequence number.
 
     Raises:
         ValueError: an event is not UTF-8.
@@ -173,23 +174,23 @@ def _check_text(data: bytes) -> None:
 
 
 class StaleEvent(enum.Enum):
-    """An event of a response that has ended already."""
+    """An event of a response that has already ended."""
 
-    TERMINAL = "terminal"  # its terminal event, a second time
-    DELTA = "delta"  # its last delta, a second time
+    TERMINAL = "terminal"  # a second copy of its terminal event
+    DELTA = "delta"  # a second copy of its last delta
     DONE = "done"  # response.done, which some gateways send after the terminal event
 
 
 @attrs.frozen
 class Stale:
-    """An event of the latest response that ended on this connection; then the turn goes on. At
-    ``AFTER_TERMINAL`` that response is the turn's own. Nothing, if none has ended."""
+    """A late event of the latest response that ended on this connection; then the turn goes on. At
+    ``AFTER_TERMINAL`` that response is the turn's own. No effect if none has ended."""
 
     event: StaleEvent
 
 
 class Change(enum.Enum):
-    """A way in which a turn's own events depart from what is documented."""
+    """How a turn's own events deviate from the documented protocol."""
 
     TWO_IDS = "two_ids"  # response.created has another id than the terminal event; both are valid
     CHAIN_ID = "chain_id"  # the response has the id of the one that it continues
@@ -201,28 +202,28 @@ class Change(enum.Enum):
     OUTPUT_SHORT = "output_short"  # the terminal event's output lacks the last item
     OUTPUT_NULL = "output_null"  # the terminal event's output is null
     OUTPUT_MISSING = "output_missing"  # the terminal event's response has no output
-    OUTPUT_MALFORMED = "output_malformed"  # the terminal event's output has what is no item
+    # the terminal event's output has a value that is not an item
+    OUTPUT_MALFORMED = "output_malformed"
     USAGE_NULL = "usage_null"  # the terminal event's usage is null
     RESPONSE_MISSING = "response_missing"  # the terminal event has no response
     RESPONSE_NULL = "response_null"  # the terminal event's response is null
     RESPONSE_STRING = "response_string"  # the terminal event's response is its id
     DONE = "done"  # response.done is the only end
-    CANCELLED = "cancelled"  # response.cancelled is the only end, and nothing can be continued
+    CANCELLED = "cancelled"  # response.cancelled is the only end; the response cannot be continued
 
 
 @attrs.frozen
 class Alter:
-    """The turn's events are changed. At ``BEFORE_CREATED`` alone, where the turn is still whole."""
+    """The turn's events are changed. Only at ``BEFORE_CREATED``, before any of them was sent."""
 
     change: Change
 
 
 @attrs.frozen
 class ReadSlowly:
-    """The create frame is read a piece at a time, with a ping after each of the first ``pings``
-    pieces; ``interval`` (ns) lies between two of them. If as many pings as ``patience`` are not
-    answered when the next one is due, the connection is closed with 1011, as servers do whose
-    pings go unanswered. At ``WHILE_RECEIVING`` alone.
+    """The create frame is read in pieces, ``interval`` ns apart, with a ping after each of the
+    first ``pings`` pieces. If ``patience`` pings are unanswered when the next one is due, the
+    connection is closed with 1011, as servers with keepalive pings do. Only at ``WHILE_RECEIVING``.
 
     Raises:
         ValueError: a number is less than 1.
@@ -235,7 +236,7 @@ class ReadSlowly:
 
 @attrs.frozen
 class Reject:
-    """An answer to the upgrade that is not 101."""
+    """An answer to the upgrade other than 101."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...] = ()
@@ -264,8 +265,8 @@ _OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
 
 @attrs.frozen
 class Fault:
-    """``action`` strikes at ``point``; ``deltas`` counts for ``MID_OUTPUT`` alone, and ``when`` for
-    points at which the create frame is there.
+    """``action`` strikes at ``point``. ``deltas`` is used at ``MID_OUTPUT`` only, ``when`` at
+    points after the create frame was read.
 
     Raises:
         ValueError: the action has no meaning at the point.
@@ -296,17 +297,18 @@ class Fault:
 
 @attrs.define
 class FaultPlan:
-    """Which connection or turn meets which fault.
+    """Assigns faults to connections and turns.
 
-    Faults of ``ON_CONNECT`` and ``ON_UPGRADE`` go by the number of the accepted connection, all
-    others by the number of the create frame that the emulator sees, both from 1; ``EVERY`` is all
-    of them. Faults of one point strike in the order in which they were added.
+    Faults of ``ON_CONNECT`` and ``ON_UPGRADE`` are assigned by the number of the accepted
+    connection, all others by the number of the create frame that the emulator receives, both from
+    1; ``EVERY`` means all of them. Faults at one point strike in the order in which they were
+    added.
     """
 
     _faults: list[tuple[int, Fault]] = attrs.field(factory=list, init=False)
 
     def add(self, nth: int, *faults: Fault) -> FaultPlan:
-        """Let the ``nth`` connection or turn meet ``faults``. Returns the plan, for chaining.
+        """Assign ``faults`` to the ``nth`` connection or turn. Returns the plan, for chaining.
 
         Raises:
             ValueError: ``nth`` is negative.
@@ -317,7 +319,7 @@ class FaultPlan:
         return self
 
     def add_named(self, nth: int, name: str) -> FaultPlan:
-        """Let the ``nth`` turn meet the fault of that name in ``CATALOGUE``. Returns the plan.
+        """Assign the fault ``name`` in ``CATALOGUE`` to the ``nth`` turn. Returns the plan.
 
         Raises:
             ValueError: ``nth`` is negative.
@@ -326,11 +328,11 @@ class FaultPlan:
         return self.add(nth, CATALOGUE[name].fault)
 
     def clear(self) -> None:
-        """Let nothing go wrong from now on; what has struck goes on."""
+        """Remove all faults. What has already struck goes on."""
         self._faults.clear()
 
     def at(self, nth: int, point: Point) -> list[Fault]:
-        """The faults that the ``nth`` connection or turn meets at ``point``."""
+        """The faults of the ``nth`` connection or turn at ``point``."""
         return [
             fault
             for number, fault in self._faults
@@ -343,7 +345,7 @@ class FaultPlan:
 
 @attrs.frozen
 class Named:
-    """A fault that real services have shown. ``doc``: what a client sees, in a sentence, in which
+    """A fault that real services have shown. ``doc``: what a client observes, in a sentence;
     backquotes enclose code."""
 
     fault: Fault

@@ -1,31 +1,34 @@
-"""Machines, byte clients and time in one process, without a socket.
+"""A network in memory: machines, byte clients and virtual time, without sockets.
 
 What belongs here: a ``Network`` connects machines (``Endpoint``, ``Emulator``) and plain byte
-clients by in-memory connections in virtual time. It does what an adapter does, so a test can look
-at every byte and stop the clock between any two of them. What it models of real sockets:
+clients by in-memory connections in virtual time. It does what an adapter does, so a test can
+inspect every byte and stop the clock between any two of them. It models these properties of real
+sockets:
 
-* a receiver that does not read: up to ``WINDOW`` bytes are with the operating system, then the
-  sender's writing is blocked, its marks (``DataSent``) and the end of a ``Close`` wait;
-* an orderly close is an end of stream for the peer, who learns that the connection is gone only
-  when it writes; a reset destroys what was not read;
-* a process that may open no more sockets (``limit``): its connects fail, and who connects to it
-  waits to be accepted until one of its connections has ended;
+* backpressure: up to ``WINDOW`` bytes are buffered for a receiver that does not read; then the
+  sender's writes block, and its marks (``DataSent``) and the end of a ``Close`` wait;
+* an orderly close is an end of stream for the peer, which notices only at its next write that the
+  connection is gone; a reset destroys what was not read;
+* a limit of open sockets (``limit``): further connects fail, and connects to the process wait to be
+  accepted until one of its connections has ended;
 * with ``split``, what was written in one piece arrives in several.
 
-By default nothing takes time and nothing is lost: what follows from an event has happened when the
-call that caused it returns. ``Conditions`` give connections latency and jitter, and can refuse
+By default nothing takes time and nothing is lost: all consequences of an event have happened when
+the call that caused it returns. ``Conditions`` give connections latency and jitter, and can refuse
 connects. And a connection can be harmed at any time:
 
-* ``cut_after``: it breaks at a byte; what came before arrives, then both ends hear of a reset;
+* ``cut_after``: it breaks at a byte; what came before arrives, then both ends get a reset;
 * ``stall``: nothing arrives in one direction for a while;
-* ``vanish``: it goes half-open: bytes disappear in both directions, and nobody is told until TCP
-  would give up.
+* ``vanish``: it goes half-open: bytes are lost in both directions, and neither end is notified
+  until TCP gives up.
 
-Every connection has a *label*: a number that says for whose sake it exists, so that what is done to
-one conversation does not depend on which others there are. It is the label of the machine that
-opened it, or, if that one has none, of the connection whose event made it open this one.
+Each connection has a *label*, a number that names the conversation it belongs to, so that what is
+done to one conversation does not depend on which others there are. It is the label of the machine
+that opened the connection, or, if that one has none, the label of the connection whose event made
+it open this one.
 
-Everything is deterministic: what is due at the same time happens in the order in which it came up.
+Everything is deterministic: events due at the same time happen in the order in which they were
+scheduled.
 """
 
 from __future__ import annotations
@@ -43,12 +46,12 @@ from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
 NOBODY: Final = -1
-"""The label of a connection of which it is not known for whom it is."""
+"""The label of a connection that belongs to no known conversation."""
 MILLISECOND: Final = 1_000_000
 """Nanoseconds of a millisecond."""
 WINDOW: Final = 65_536
-"""Bytes that wait for a receiver that does not read, before writing blocks."""
-_TCP_GIVES_UP: Final = 900 * NS_PER_SECOND  # after which the ends of a half-open connection hear
+"""Bytes buffered for a receiver that does not read, before writing blocks."""
+_TCP_GIVES_UP: Final = 900 * NS_PER_SECOND  # until the ends of a half-open connection are notified
 
 _OnConnection: TypeAlias = (
     tp.Send | tp.EndSending | tp.Close | tp.Abort | tp.PauseReading | tp.ResumeReading
@@ -56,7 +59,8 @@ _OnConnection: TypeAlias = (
 
 
 class MachineError(BridgecoreError, AssertionError):
-    """A machine broke its duty. ``label``: of the connection for which it worked."""
+    """A machine raised, or left a deadline due. ``label``: of the connection for which it
+    worked."""
 
     def __init__(self, label: int, message: str) -> None:
         super().__init__(message)
@@ -71,15 +75,15 @@ class Path(Protocol):
 
     @property
     def latency(self) -> int:
-        """The ns that anything takes at least."""
+        """The smallest delay, ns."""
 
     def pieces(self, data: bytes) -> Iterable[tuple[int, bytes]]:
-        """The pieces in which ``data`` arrives, each with the ns by which it is late: the first
-        one after ``latency``, others after the piece before."""
+        """The pieces in which ``data`` arrives, each with its delay in ns: the first one after
+        ``latency``, the others after the piece before."""
 
 
 class Fate(enum.Enum):
-    """What becomes of a connect."""
+    """The result of a connect."""
 
     ARRIVES = enum.auto()
     REFUSED = enum.auto()
@@ -90,35 +94,36 @@ class Conditions(Protocol):
     """How a network treats connections."""
 
     def path(self, label: int) -> Path:
-        """For the next connection with that label."""
+        """The path of the next connection with that label."""
 
     def connecting(self, end: End) -> Fate:
-        """The owner of ``end`` connects."""
+        """The owner of ``end`` connects; what becomes of it."""
 
     def connected(self, end: End) -> None:
-        """``end`` has a peer now. Both can be harmed."""
+        """``end`` is connected to its peer. Both can be harmed."""
 
     def label_of(self, data: bytes) -> int | None:
-        """The label of a connection without one, told by what was written; None: it is not."""
+        """The label of a connection without one, read from ``data``, the bytes written so far;
+        None: not known yet."""
 
 
 class Watcher(Protocol):
-    """Sees all that happens."""
+    """Is notified of all that happens on a network."""
 
     def added(self, machine: tp.Machine, label: int) -> None:
-        """The network drives ``machine`` from now on."""
+        """``machine`` was added to the network."""
 
     def handles(self, machine: tp.Machine, event: tp.TransportEvent, network: Network) -> None:
         """``machine`` is about to handle ``event``, for ``network.label``."""
 
     def raised(self, machine: tp.Machine, error: Exception, network: Network) -> None:
-        """It raised ``error``, which the network raises again."""
+        """``machine`` raised ``error``, which the network raises again."""
 
     def logged(self, log: tp.Log) -> None:
-        """A machine logs something."""
+        """``machine`` writes a log record."""
 
     def breaks(self, end: End) -> None:
-        """A connection breaks where ``cut_after`` said."""
+        """A connection breaks at the byte that ``cut_after`` set."""
 
 
 @attrs.frozen
@@ -135,7 +140,7 @@ class Direct:
 
 @attrs.frozen
 class _Calm:
-    """Conditions under which every connection is alike, and none is refused."""
+    """Conditions under which all connections are alike, and none is refused."""
 
     alike: Path
 
@@ -157,26 +162,26 @@ class _Calm:
 
 @attrs.define(eq=False)
 class End:
-    """One end of a connection; what it writes travels to ``peer``. To be read, not changed."""
+    """One end of a connection; what it writes travels to ``peer``. Read-only for callers."""
 
     driver: _Driver
     conn: int
     label: int
     path: Path
     peer: End | None = None
-    window: int = WINDOW  # bytes of ``held`` from which on the peer's writing blocks
+    window: int = WINDOW  # bytes in ``held`` at which the peer's writes block
     open: bool = True
-    vanishing: bool = False  # what it writes from now on goes nowhere
-    harmed: bool = False  # something was done to the connection that explains its loss
-    arrival: int = 0  # ns: when the latest that it wrote arrives; nothing overtakes
+    vanishing: bool = False  # what it writes is lost
+    harmed: bool = False  # a fault was done to the connection that explains its loss
+    arrival: int = 0  # ns: arrival of the latest write; later writes arrive later
     stalled: int = 0  # ns: nothing that it writes arrives before
     sent: int = 0  # bytes
-    cut_at: int | None = None  # of ``sent``: where the connection breaks
+    cut_at: int | None = None  # the value of ``sent`` at which the connection breaks
     paused: bool = False
-    held: deque[tp.TransportEvent] = attrs.Factory(deque)  # what came while reading was paused
+    held: deque[tp.TransportEvent] = attrs.Factory(deque)  # received while reading was paused
     unread: int = 0  # bytes of ``held``
-    blocked: bool = False  # the owner was told that its writing is
-    waiting: list[tp.TransportEvent] = attrs.Factory(list)  # the owner's, once its data is out
+    blocked: bool = False  # the owner was notified that its writes block
+    waiting: list[tp.TransportEvent] = attrs.Factory(list)  # for the owner, once its data is out
 
     @property
     def owner_labelled(self) -> bool:
@@ -186,16 +191,16 @@ class End:
 
 @attrs.define(eq=False)
 class _Driver:
-    """A machine and what the network knows of it."""
+    """A machine and its state in the network."""
 
     machine: tp.Machine
-    label: int = NOBODY  # of the connections that it opens; NOBODY: of what made it open them
+    label: int = NOBODY  # of the connections it opens; NOBODY: inherited
     window: int = WINDOW  # of the connections that it opens
     after: Callable[[], None] | None = None
     limit: int | None = None  # of its connections at a time
     ends: dict[int, End] = attrs.Factory(dict)
-    backlog: deque[End] = attrs.Factory(deque)  # held back until there is room
-    timer: int | None = None  # ns, as it is in the queue
+    backlog: deque[End] = attrs.Factory(deque)  # not accepted yet, for lack of room
+    timer: int | None = None  # ns, its entry in the timer queue
     accepted: list[End] = attrs.Factory(list)
 
     @property
@@ -204,7 +209,7 @@ class _Driver:
 
 
 class ByteClient:
-    """A client made of bytes: what it received is in ``received``."""
+    """A client without a protocol: it writes and collects bytes (``received``)."""
 
     def __init__(self, network: Network) -> None:
         self.received = bytearray()
@@ -215,20 +220,20 @@ class ByteClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection is gone, because it was reset or the other side closed it."""
+        """Whether the connection has ended: reset, or closed by the other side."""
         peer = None if self._end is None else self._end.peer
         return self._lost or (self.eof and peer is not None and not peer.open)
 
     def send(self, data: bytes) -> None:
-        """Send ``data`` and let everything happen that follows from it now."""
+        """Send ``data``; all that follows from it now happens before the call returns."""
         self._do(tp.Send(0, data))
 
     def half_close(self) -> None:
-        """Say that nothing more will be sent."""
+        """End the sending direction."""
         self._do(tp.EndSending(0))
 
     def abort(self) -> None:
-        """Go without a word: a reset."""
+        """Reset the connection."""
         self._do(tp.Abort(0))
 
     def pause(self) -> None:
@@ -236,11 +241,11 @@ class ByteClient:
         self._do(tp.PauseReading(0))
 
     def resume(self) -> None:
-        """Read what has come, and go on reading."""
+        """Read what has arrived, and go on reading."""
         self._do(tp.ResumeReading(0))
 
     def take(self) -> bytes:
-        """What came since the last call."""
+        """The bytes received since the last call."""
         data = bytes(self.received)
         self.received.clear()
         return data
@@ -254,7 +259,7 @@ class ByteClient:
     # ------------------------------------------------------------ for the network
 
     def attach(self, end: End) -> None:
-        """``end`` is the client's."""
+        """Make ``end`` the client's end of its connection."""
         self._end = end
 
     def new_connection(self) -> int:
@@ -262,7 +267,7 @@ class ByteClient:
         raise AssertionError("a client does not listen")
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
-        """Take in what came."""
+        """Record what was received."""
         if isinstance(event, tp.DataReceived):
             self.received += event.data
         elif isinstance(event, tp.EofReceived):
@@ -272,7 +277,7 @@ class ByteClient:
         return []
 
     def next_timeout(self) -> Deadline | None:
-        """It never does anything by itself."""
+        """None: it never acts by itself."""
         return None
 
 
@@ -285,9 +290,9 @@ class Network:
 
     Args:
         split: cuts what is written into the pieces in which it arrives. Without ``conditions``.
-        latency: the ns that bytes take in either direction. Without ``conditions``.
+        latency: the delay of bytes in either direction, ns. Without ``conditions``.
         conditions: how each connection behaves; by default all are alike and loss-free.
-        watcher: sees what happens; by default logs are collected in ``logs``.
+        watcher: is notified of what happens; by default log records are collected in ``logs``.
     """
 
     def __init__(
@@ -299,24 +304,24 @@ class Network:
         watcher: Watcher | None = None,
     ) -> None:
         self.now = NS_PER_SECOND
-        self.label = NOBODY  # for whose sake things happen right now
+        self.label = NOBODY  # of the connection whose event is being handled
         self.logs: list[tp.Log] = []
         self.stopped: list[tp.Machine] = []
-        self.connects = 0  # that machines asked for
-        self.disturbed: dict[int, int] = {}  # label -> ns: how long what was done to it shows
+        self.connects = 0  # by machines
+        self.disturbed: dict[int, int] = {}  # label -> ns, until when the effects of a fault last
         self._conditions = _Calm(Direct(split, latency)) if conditions is None else conditions
         self._watcher = watcher
-        self._drivers: dict[int, _Driver] = {}  # by the id of their machine
+        self._drivers: dict[int, _Driver] = {}  # by ``id`` of the machine
         self._listeners: dict[tuple[str, int], _Driver] = {}
         self._mute: set[tuple[str, int]] = set()
-        # Both are heaps: what is due first, and of that what came up first. Timers are apart: what
-        # follows from an event is settled without them.
+        # Both are heaps, ordered by time, then by the order of scheduling. Timers are separate: all
+        # other consequences of an event are settled before them.
         self._queue: list[tuple[int, int, End | _Do, tp.TransportEvent]] = []
         self._timers: list[tuple[int, int, _Driver]] = []
         self._serial = 0
         self._running = False
 
-    # ------------------------------------------------------------ for who builds a world
+    # ------------------------------------------------------------ setting up a world
 
     def add(
         self,
@@ -331,7 +336,7 @@ class Network:
         """Drive ``machine``; with a ``port``, it listens there.
 
         ``label`` and ``window`` (bytes) are those of the connections that it opens; ``after`` is
-        called whenever it has handled something. Only the first call for a machine sets them.
+        called each time it has handled an event. Only the first call for a machine sets them.
         """
         driver = self._drivers.get(id(machine))
         if driver is None:
@@ -343,25 +348,25 @@ class Network:
         self._set_timer(driver)
 
     def remove_listener(self, host: str, port: int) -> None:
-        """Nobody listens there any more: connects are refused."""
+        """Refuse connects to that address from now on."""
         del self._listeners[host, port]
 
     def swallow_connects(self, host: str, port: int) -> None:
-        """Connects there are neither refused nor answered."""
+        """Leave connects to that address unanswered from now on."""
         self._mute.add((host, port))
 
     def limit(self, machine: tp.Machine, count: int) -> None:
-        """Let ``machine`` have at most ``count`` connections at a time, as if by RLIMIT_NOFILE."""
+        """Let ``machine`` have at most ``count`` connections at a time, as with RLIMIT_NOFILE."""
         self._drivers[id(machine)].limit = count
 
     def connect(self, host: str, port: int) -> ByteClient:
-        """A client connected to the machine that listens there.
+        """A client connected to the machine that listens at that address.
 
         Raises:
-            ConnectionRefusedError: nobody listens there.
+            ConnectionRefusedError: no machine listens there.
         """
         if (host, port) not in self._listeners:
-            raise ConnectionRefusedError(f"nobody listens on {host}:{port}")
+            raise ConnectionRefusedError(f"no machine listens on {host}:{port}")
         client = ByteClient(self)
         self.label = NOBODY
         end = self._open(_Driver(client), 0, (host, port))
@@ -372,24 +377,24 @@ class Network:
         return client
 
     def handle(self, machine: tp.Machine, event: tp.TransportEvent) -> None:
-        """Let ``machine`` handle an event that is not of a connection, and what follows."""
+        """Let ``machine`` handle an event that belongs to no connection; settle what follows."""
         self._handle(self._drivers[id(machine)], event, NOBODY)
         self._settle()
 
     def carry_out(self, machine: tp.Machine, effects: Iterable[tp.TransportEffect]) -> None:
-        """Do what ``machine`` wants, as if it had just asked for it, and what follows."""
+        """Carry out effects of ``machine`` as if it had just returned them; settle what follows."""
         driver = self._drivers[id(machine)]
         for effect in effects:
             self._carry_out(driver, effect)
         self._settle()
 
     def act(self, end: End, effect: _OnConnection) -> None:
-        """Do what the owner of ``end`` wants, and what follows."""
+        """Carry out effects of the owner of ``end``; settle what follows."""
         self._on_connection(end, effect)
         self._settle()
 
     def open_connections(self, machine: tp.Machine) -> int:
-        """How many connections ``machine`` has."""
+        """The number of connections of ``machine``."""
         return len(self._drivers[id(machine)].ends)
 
     def ends(self, machine: tp.Machine, label: int | None = None) -> list[End]:
@@ -398,7 +403,7 @@ class Network:
         return [end for end in found if label is None or end.label == label]
 
     def accepted(self, machine: tp.Machine, ordinal: int) -> End:
-        """The ``ordinal``-th connection (from 1) that ``machine`` accepted, gone or not."""
+        """The ``ordinal``-th connection (from 1) that ``machine`` accepted, ended ones included."""
         return self._drivers[id(machine)].accepted[ordinal - 1]
 
     # ------------------------------------------------------------ time
@@ -408,23 +413,23 @@ class Network:
         self._push(when, do)
 
     def advance(self, duration: int) -> None:
-        """Let ``duration`` ns pass, and everything that is due on the way.
+        """Let ``duration`` ns pass, and handle all that is due on the way.
 
         Raises:
-            MachineError: after a deadline was handled it is still due.
+            MachineError: a deadline is still due after it was handled.
         """
         until = self.now + duration
         for driver in self._drivers.values():
-            self._set_timer(driver)  # tests change machines behind the network's back
+            self._set_timer(driver)  # tests change the state of machines directly
         self.run(until)
         self.now = until
 
     def run(self, until: int, stop: Callable[[], bool] | None = None) -> None:
-        """Let time pass to ``until`` (ns), or until ``stop()`` or until nothing is left to happen.
-        The clock then shows when the latest event was.
+        """Let time pass to ``until`` (ns), or until ``stop()`` or until nothing is scheduled. The
+        clock then shows the time of the latest event.
 
         Raises:
-            MachineError: after a deadline was handled it is still due.
+            MachineError: a deadline is still due after it was handled.
         """
         queue, timers = self._queue, self._timers
         self._running = True
@@ -446,12 +451,12 @@ class Network:
             self._running = False
 
     def next_deadline(self) -> int | None:
-        """When the next deadline of any machine is, ns."""
+        """The time of the next deadline of any machine, ns."""
         found = [driver.machine.next_timeout() for driver in self._drivers.values()]
         return min((deadline.at for deadline in found if deadline is not None), default=None)
 
     def _settle(self) -> None:
-        """Let everything happen that takes no time, deadlines aside."""
+        """Handle everything that is due now, deadlines excepted."""
         if self._running:
             return
         self._running = True
@@ -471,7 +476,7 @@ class Network:
             self._deliver(target, event)
 
     def _push(self, at: int, target: End | _Do, event: tp.TransportEvent = _TIMEOUT) -> None:
-        """Let ``event`` happen to an end, or something be done, at ``at`` (ns)."""
+        """Schedule ``event`` for an end, or a call, at ``at`` (ns)."""
         self._serial += 1
         heapq.heappush(self._queue, (at, self._serial, target, event))
 
@@ -491,29 +496,30 @@ class Network:
             text = f"{left.reason.value} was handled at {self.now} and is due again"
             raise MachineError(driver.label, text)
 
-    # ------------------------------------------------------------ what can be done to a connection
+    # ------------------------------------------------------------ faults of a connection
 
     def reset(self, end: End) -> None:
-        """Break the connection now: both ends hear of it as soon as the news can reach them."""
+        """Break the connection now: both ends are notified as soon as the reset can reach them."""
         for side, other in ((end, end.peer), (end.peer, end)):
             if side is not None and side.open:
                 side.harmed = side.vanishing = True
                 self._disturb(side, self.now)
-                # What the other side wrote before is on its way, and comes first.
+                # What the other side wrote before is on its way, and arrives first.
                 at = self.now + side.path.latency
                 if other is not None:
                     at = max(at, other.arrival)
                 self._push(at, side, tp.Disconnected(side.conn))
 
     def finish(self, end: End) -> None:
-        """What the far side of ``end`` does: it closes the connection, without a word before it."""
+        """The far side of ``end`` closes the connection, without sending anything before."""
         if end.peer is not None and end.peer.open:
             end.harmed = end.peer.harmed = True
             self._disturb(end, self.now)
             self._on_connection(end.peer, tp.Close(end.peer.conn))
 
     def vanish(self, end: End) -> None:
-        """Make the connection half-open: nothing arrives any more, and nobody is told for long."""
+        """Make the connection half-open: nothing arrives any more, and no end is notified
+        for long."""
         for side in (end, end.peer):
             if side is not None and side.open:
                 side.harmed = side.vanishing = True
@@ -521,7 +527,7 @@ class Network:
                 self._push(self.now + _TCP_GIVES_UP, side, tp.Disconnected(side.conn))
 
     def stall(self, end: End, until: int) -> None:
-        """Nothing that ``end`` writes arrives before ``until`` (ns)."""
+        """Let nothing that ``end`` writes arrive before ``until`` (ns)."""
         end.stalled = max(end.stalled, until)
         self._disturb(end, until)
 
@@ -540,7 +546,7 @@ class Network:
             self._forget(end)
             if end in driver.backlog:
                 driver.backlog.remove(end)
-                return  # its machine has never heard of it
+                return  # its machine was never notified of it
         elif (end.paused or end.held) and isinstance(event, tp.DataReceived | tp.EofReceived):
             end.held.append(event)
             if isinstance(event, tp.DataReceived):
@@ -617,7 +623,7 @@ class Network:
     # ------------------------------------------------------------ how a connection begins
 
     def _open(self, driver: _Driver, conn: int, place: tuple[str, int]) -> End:
-        """The end of a connection that the machine of ``driver`` opens."""
+        """The end of a new connection that the machine of ``driver`` opens."""
         label = driver.label if driver.label != NOBODY else self.label
         path = self._conditions.path(label)
         end = End(driver, conn, label, path, window=driver.window)
@@ -634,14 +640,14 @@ class Network:
         return end
 
     def _arrive(self, end: End, place: tuple[str, int], refused: bool) -> None:
-        """The connect of ``end`` has come to its destination."""
+        """The connect of ``end`` has reached its destination."""
         if not end.open:
             return
         back = self.now + end.path.latency
         driver = self._listeners.get(place)
         if driver is None or refused:
-            # The loop drops what is for an end that is gone, so this one goes when it hears.
-            failed = tp.ConnectFailed(end.conn, tp.ConnectError.REFUSED, "nobody listens")
+            # Events for a closed end are dropped, so this end is closed only when notified.
+            failed = tp.ConnectFailed(end.conn, tp.ConnectError.REFUSED, "no machine listens")
             self._push(back, end, failed)
             self._push(back, lambda: self._forget(end))
             return
@@ -660,7 +666,7 @@ class Network:
         self._handle(driver, _TOO_MANY if full else tp.Accepted(number), end.label)
 
     def _admit(self, driver: _Driver) -> None:
-        """Have connections accepted that wait for it, as many as there is room for."""
+        """Accept connections that wait, as many as there is room for."""
         while driver.backlog:
             if driver.full:
                 self._handle(driver, _TOO_MANY, NOBODY)
@@ -673,7 +679,7 @@ class Network:
     # ------------------------------------------------------------ how bytes travel
 
     def _say(self, end: End, event: tp.TransportEvent) -> None:
-        """Let ``event`` happen at the other side, behind all that was written."""
+        """Schedule ``event`` at the other side, behind all that was written."""
         peer = end.peer
         if peer is not None and peer.open and not end.vanishing:
             end.arrival = max(self.now + end.path.latency, end.arrival, end.stalled)
@@ -689,7 +695,7 @@ class Network:
             return
         at = self.now + end.path.latency
         if peer is None or not peer.open:
-            # Its answer is a reset.
+            # It is answered with a reset.
             self._push(at, end, tp.Disconnected(end.conn))
             return
         cut = end.cut_at is not None and end.sent + len(data) >= end.cut_at
@@ -706,7 +712,7 @@ class Network:
             self.reset(end)
 
     def _when_flushed(self, end: End, event: tp.TransportEvent) -> None:
-        """Let ``event`` happen at ``end`` once everything that it wrote is out."""
+        """Schedule ``event`` at ``end`` for when everything that it wrote is out."""
 
         def happen() -> None:
             if end.blocked and not end.vanishing:
@@ -717,11 +723,11 @@ class Network:
         if end.blocked and not end.vanishing:
             end.waiting.append(event)
         else:
-            # What was written just now may block, and is to be delivered first.
+            # What was just written may block, and is to be delivered first.
             self._push(self.now, happen)
 
     def _catch_up(self, end: End) -> None:
-        """The owner of ``end`` reads what has come."""
+        """The owner of ``end`` reads what has arrived."""
         while end.held and not end.paused and end.open:
             event = end.held.popleft()
             if isinstance(event, tp.DataReceived):
@@ -744,7 +750,7 @@ class Network:
             self._push(self.now, lambda: self._admit(driver))
         peer = end.peer
         if peer is not None and peer.open and peer.blocked:
-            # What the peer still wants to write meets a connection that is gone.
+            # What the peer still wants to write fails: the connection is closed.
             peer.blocked = False
             self._push(self.now + end.path.latency, peer, tp.Disconnected(peer.conn))
 

@@ -1,8 +1,8 @@
-"""The response object of the Responses API: every member that its schema requires.
+"""The response object of the Responses API, with every member that its schema requires.
 
-What belongs here: how a request's settings are shown in the response, with the defaults of those
-that it leaves out, and which of them are refused. Source: the Open Responses specification
-(openresponses.org), ``ResponseResource`` and the models that it names.
+What belongs here: how a request's settings appear in the response, the defaults of absent settings,
+and which settings are refused. Source: the Open Responses specification (openresponses.org),
+``ResponseResource`` and the models that it names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, Final, TypeAlias
 from bridgecore.testing.answers import Json, is_function
 from bridgecore.testing.faults import Error
 
-MIN_OUTPUT_TOKENS: Final = 16  # the least that max_output_tokens may ask for
+MIN_OUTPUT_TOKENS: Final = 16  # the smallest valid max_output_tokens
 
 _NUMBER: Final = (int, float)
 _Types: TypeAlias = type | tuple[type, ...]
 
-# What a setting may be; null is the same as absent. Names not listed are not looked at.
+# The types of settings; null equals absent. Settings that are not listed are not checked.
 _TYPES: Final[dict[str, _Types]] = {
     "background": bool,
     "context_management": list,
@@ -49,12 +49,12 @@ _TYPES: Final[dict[str, _Types]] = {
 
 
 def bad(code: str | None, message: str, param: str | None = None) -> Error:
-    """A 400 in the words of the API."""
+    """An error with status 400, worded as by the API."""
     return Error(400, code, "invalid_request_error", message, param)
 
 
 def invalid(body: Mapping[str, Any]) -> Error | None:
-    """What is wrong with a create frame by itself."""
+    """What is wrong with a create frame, independent of its context."""
     if not isinstance(body.get("model"), str) and not isinstance(body.get("prompt"), dict):
         return bad("missing_required_parameter", "Missing required parameter: 'model'.", "model")
     if body.get("background") is True:
@@ -109,7 +109,7 @@ def _invalid_input(given: object) -> Error | None:
 
 
 def in_progress(body: Mapping[str, Any], response_id: str, created_at: int) -> Json:
-    """The response object as ``response.created`` shows it. ``created_at``: Unix seconds."""
+    """The response object in ``response.created``. ``created_at``: Unix seconds."""
     return {
         "id": response_id,
         "object": "response",
@@ -132,7 +132,7 @@ def _settings(body: Mapping[str, Any]) -> Json:
         "max_output_tokens": None,
         "max_tool_calls": None,
         "metadata": {},
-        "model": "emulator",  # of a request that names a prompt, which would name the model
+        "model": "emulator",  # for a request with a prompt, which names the model
         "parallel_tool_calls": True,
         "presence_penalty": 0.0,
         "previous_response_id": None,
@@ -153,7 +153,7 @@ def _settings(body: Mapping[str, Any]) -> Json:
     asked = {name: body[name] for name in defaults if body.get(name) is not None}
     settings = {**defaults, **asked}
     if settings["service_tier"] == "auto":
-        settings["service_tier"] = "default"  # the tier that served it
+        settings["service_tier"] = "default"  # the tier that processed it
     settings["reasoning"] = {"effort": None, "summary": None, **settings["reasoning"]}
     settings["text"] = _text(settings["text"])
     settings["tools"] = [_tool(tool) for tool in settings["tools"]]

@@ -1,21 +1,22 @@
 """Hypothesis strategies for everything that goes into a bridge: values, histories, bytes, faults.
 
-What belongs here: what the project's own tests and those of an embedder draw from. Every strategy
-yields plain values (an event, a policy, bytes), never an index into something else, so that a
-failing example can be read, pasted and replayed. Needs the extra ``bridgecore[testing]``; this is
-the only module that imports hypothesis. How to use it is told in docs, "Testing".
+What belongs here: what the tests of this project and of embedders draw from. Every strategy yields
+plain values (an event, a policy, bytes), never an index into something else, so that a failing
+example can be read, pasted and replayed. Needs the extra ``bridgecore[testing]``; this is the only
+module that imports hypothesis. How to use it: docs, "Testing".
 
-Three kinds of things are drawn:
+Three kinds of values are drawn:
 
 * values of the decision core: ``evidence``, ``turns``, ``timeouts``, ``budgets``, ``policies``;
-* *histories* of a session: what can lawfully happen to it, step by step. Each step is drawn from
-  the state that the steps before it have led to, two times of three the one by which all goes well,
-  because else few turns would ever get an answer; what ends a session is drawn rarely. ``replay``
-  gives the transitions that a history leads to;
-* bytes and what becomes of them: ``create_bodies``, ``http_requests``, ``splits``, ``fault_plans``.
+* *histories* of a session: what can happen to it, step by step. Each step is drawn from the state
+  after the steps before it. Two of three times it is the step of an undisturbed turn, because
+  otherwise few turns would ever be answered; events that end a session are rare. ``replay`` gives
+  the transitions of a history;
+* bytes and their treatment by a network: ``create_bodies``, ``http_requests``, ``splits``,
+  ``fault_plans``.
 
-Durations are integer nanoseconds, sizes bytes. Strategies that take no argument are functions too,
-for the day on which they do.
+Durations are integer nanoseconds, sizes bytes. Strategies without arguments are functions, too, so
+that an argument can be added later.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ _LOSSES: st.SearchStrategy[Evidence] = st.one_of(
     ),
 )
 _ERROR_FRAMES = st.one_of(
-    # Those that recovery knows more about than their status, each in the shapes that are met.
+    # The errors that recovery handles specially, each in the shapes that occur.
     st.sampled_from(
         (
             ErrorFrame(400, "previous_response_not_found"),
@@ -133,17 +134,18 @@ _TIMED_OUT = st.builds(TimedOut, st.sampled_from(Timer))
 
 
 def losses() -> st.SearchStrategy[Evidence]:
-    """How a socket can be lost, or not be had: what a ``ConnectionLost`` or ``LinkLost`` tells."""
+    """The causes of a lost or failed connection: those of ``ConnectionLost`` and ``LinkLost``."""
     return _LOSSES
 
 
 def error_frames() -> st.SearchStrategy[ErrorFrame]:
-    """In-band errors, in every shape that upstreams use; half of them of the special kinds."""
+    """In-band errors, in every shape that upstreams use; half of them of the kinds that recovery
+    handles specially."""
     return _ERROR_FRAMES
 
 
 def evidence() -> st.SearchStrategy[Evidence]:
-    """Everything that can show that something went wrong, deadlines included."""
+    """All evidence of a failure, deadlines included."""
     return st.one_of(_LOSSES, _ERROR_FRAMES, _TIMED_OUT)
 
 
@@ -154,8 +156,8 @@ _ANCHORS = ("resp_1", "resp_2", "resp_3")
 def turns(
     ids: st.SearchStrategy[int] | None = None, anchors: Sequence[str] = _ANCHORS
 ) -> st.SearchStrategy[Turn]:
-    """Turns, unanchored and of every other standing. ``ids``: their numbers, 1 to 6 if not told;
-    ``anchors``: response ids to depend on."""
+    """Turns, unanchored and of every other standing. ``ids``: their numbers, by default 1 to 6;
+    ``anchors``: the response ids that they name."""
     numbers = st.integers(1, 6) if ids is None else ids
     anchored = st.builds(Turn, numbers, st.sampled_from(_ANCHORED), st.sampled_from(anchors))
     return st.builds(Turn, numbers) | anchored
@@ -174,7 +176,7 @@ def timeouts() -> st.SearchStrategy[Timeouts]:
 
 
 def budgets() -> st.SearchStrategy[Budgets]:
-    """How often things may be tried, zero included."""
+    """Budgets of retries and refusals, zero included."""
     return st.builds(
         Budgets,
         replays=st.integers(0, 2),
@@ -195,10 +197,10 @@ _NEEDS = {
 
 
 def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
-    """Cells of a policy's table; with a ``standing``, those that can be carried out for it.
+    """Cells of a policy's table; with a ``standing``, those that a bridge can carry out for it.
 
-    Only what is held can be rehydrated, and only where the client sent everything can everything
-    be sent: a bridge cannot carry out such a cell in another column.
+    Only a held context can be rehydrated, and full input can be sent only if the client sent it: a
+    bridge cannot carry out such a cell for another standing.
     """
     actions = [
         action for action in Action if standing is None or standing in _NEEDS.get(action, Standing)
@@ -209,11 +211,11 @@ def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
 def policies(
     base: st.SearchStrategy[Policy] | None = None, *, feasible: bool = True
 ) -> st.SearchStrategy[Policy]:
-    """Random tables: a policy of ``base`` (any named one if not told) with up to 12 cells, its
-    budgets and its times replaced. Named policies as they are come often.
+    """Random tables: a policy ``base`` (by default any named one) with up to 12 cells, its budgets
+    and its times replaced. Named policies without changes are frequent.
 
     Args:
-        base: what to start from.
+        base: the policy to start from.
         feasible: only cells that a bridge can carry out (see ``remedies``); a ``Session`` by
             itself takes any.
     """
@@ -248,7 +250,7 @@ _BUDGETS, _TIMEOUTS = budgets(), timeouts()
 
 @attrs.frozen
 class Step:
-    """A step of a history: ``after`` ns in which nothing but deadlines came, ``event`` comes."""
+    """A step of a history: ``after`` ns without events other than deadlines, ``event`` happens."""
 
     after: int
     event: Event
@@ -260,7 +262,7 @@ History: TypeAlias = list[Step]
 
 @attrs.frozen
 class Record:
-    """One transition of a session: from ``before``, by ``event`` at ``now`` (ns)."""
+    """A transition of a session: from ``before``, by ``event`` at ``now`` (ns)."""
 
     before: SessionState
     event: Event
@@ -273,11 +275,11 @@ class Record:
 def replay(
     policy: Policy, history: Sequence[Step], state: SessionState | None = None
 ) -> Iterator[Record]:
-    """The transitions that ``history`` leads to under ``policy``, those of deadlines included.
+    """The transitions of ``history`` under ``policy``, those of deadlines included.
 
     Raises:
-        LocalProtocolError: an event cannot happen where it stands: the history was drawn for
-            another policy, or another beginning.
+        LocalProtocolError: an event cannot happen in its state: the history was drawn for
+            another policy, or another initial state.
     """
     session = _Walk(policy, SessionState() if state is None else state)
     for item in history:
@@ -287,7 +289,7 @@ def replay(
 
 @attrs.define
 class _Walk:
-    """A session on its way through a history."""
+    """A session while a history is drawn for it."""
 
     policy: Policy
     state: SessionState
@@ -307,13 +309,13 @@ class _Walk:
         self.now = end
 
 
-# What a session is told of a terminal event that nobody can read.
+# The cause of a failed response whose terminal event is unreadable.
 _UNREADABLE = Malformed("a terminal event without a response that can be read")
 
 
 def events(generation: int = 1) -> st.SearchStrategy[Event]:
-    """Any event of any connection up to ``generation``, whether or not it can happen: what a
-    driver that is mistaken could report. Deadlines and turns included."""
+    """Any event of any connection up to ``generation``, possible or not: what a faulty driver could
+    report. Deadlines and turns included."""
     generations = st.integers(0, generation)
     ids = st.integers(1, 6)
     names = st.none() | st.sampled_from(_ANCHORS)
@@ -349,20 +351,20 @@ def histories(
     max_size: int = 30,
     state: SessionState | None = None,
 ) -> History:
-    """What can lawfully happen to a session of ``policy``, from ``state`` (a new one if not told).
+    """What can happen to a session of ``policy``, from ``state`` (by default a new one).
 
-    Benign races are part of it: events of connections that are gone, deadlines that are not due,
-    clients that leave when their turn is over. Times are odd: just before, at and just after the
-    next deadline, or long after all of them. Turns are numbered from 1 in the order in which they
-    come, and the response to turn N, where it has an id, is ``resp_N``; rarely it is ``resp_N_b``
-    in some of its events. Copies and stragglers of responses that have ended come, too, and some
-    upstreams use the id of an ended response again. A loss or a refusal is ``unsent`` only where
-    a bridge can know that: together with the event that a send answers. What ends a session (an
-    eviction) is rare, and a turn may follow it, as it may in a bridge that starts a session anew.
+    Benign races are included: events of old connections, deadlines that are not due, clients that
+    leave when their turn has ended. Times are chosen at the edges: just before, at and just after
+    the next deadline, or long after all of them. Turns are numbered from 1 in the order in which
+    they come. The response to turn N, if it has an id, is ``resp_N``; rarely it is ``resp_N_b`` in
+    some of its events. Late copies of events of ended responses occur, too, and some upstreams use
+    the id of an ended response again. A loss or a refusal is ``unsent`` only where a bridge can
+    know that: in the same read as the event that a send answers. Evictions, which end a session,
+    are rare; a turn may follow one, as in a bridge that starts the session anew.
 
     Args:
-        min_size: of steps, at least.
-        max_size: of steps, at most.
+        min_size: least number of steps.
+        max_size: largest number of steps.
     """
     walk = _Walk(policy, SessionState() if state is None else state)
     taken = [running.turn.id for running in (walk.state.running,) if running is not None]
@@ -381,8 +383,8 @@ def histories(
     return history
 
 
-# How long nothing happens: mostly not at all, since there is much to go through. A word stands for
-# a time that depends on the next deadline.
+# The pause before a step: mostly none, so that deadlines do not end most turns. A word is a time
+# relative to the next deadline.
 _PAUSES: st.SearchStrategy[int | str] = st.sampled_from(
     (
         *[0] * 40,
@@ -406,7 +408,7 @@ def _pause(drawn: int | str, walk: _Walk) -> int:
     return max(left + {"just before": -1, "at": 0, "just after": 1}[drawn], 0)
 
 
-# What comes next if all goes well.
+# The next event of an undisturbed turn.
 _GOOD: dict[Phase, str] = {
     Phase.CLOSED: "submit",
     Phase.OPEN: "submit",
@@ -429,9 +431,9 @@ _WHAT: dict[Phase, st.SearchStrategy[str]] = {
 }
 _BOOLEANS = st.booleans()
 _RARELY = st.sampled_from((*[False] * 7, True))
-_LEFT = st.sampled_from((*[None] * 12, 1, 30, 200))  # s: of a turn's budget, at its submission
+_LEFT = st.sampled_from((*[None] * 12, 1, 30, 200))  # s left of a turn's budget
 _MS = NS_PER_SECOND // 1000
-# What is odd about the name of a response, if anything is.
+# What is unusual about the id of a response, if anything.
 _ODDITIES = st.sampled_from((*["nothing"] * 6, "ended", "ended", "other", "none"))
 _STANDINGS = st.sampled_from((*[Standing.UNANCHORED] * 3, *_ANCHORED, Standing.INJECTED))
 _OUTCOMES = st.sampled_from((*[Outcome.COMPLETED] * 3, *Outcome))
@@ -441,8 +443,8 @@ _OLD = st.sampled_from(("opened", "lost", "sent", "created", "output", "ended", 
 def _lawful(
     draw: st.DrawFn, state: SessionState, now: int, turn: int, last: Record | None
 ) -> Event:
-    """An event that can happen in ``state`` at ``now``; a new turn is called ``turn``. ``last``:
-    the transition right before, if no time has passed."""
+    """An event that can happen in ``state`` at ``now``; a new turn gets the id ``turn``. ``last``:
+    the transition right before, if no time has passed since."""
     what = draw(_WHAT[state.phase])
     if last is not None and (unsent := _unsent(draw, last)) is not None:
         return unsent
@@ -465,12 +467,12 @@ def _lawful(
             return ev.TurnSubmitted(_new_turn(draw, state, turn))
         what, generation = draw(_OLD), draw(st.integers(0, generation - 1))
     elif what == "opened" and state.phase not in (Phase.RECONNECTING, Phase.CLOSED):
-        what = "lost"  # a connect that is over cannot succeed once more
+        what = "lost"  # a connection opens only once
     return _of_connection(draw, what, generation, state)
 
 
 def _deadline(draw: st.DrawFn, now: int) -> int | None:
-    """When the budget of a new turn ends, in whole ms. None, as mostly: the policy tells."""
+    """The end of a new turn's budget, in whole ms. None (mostly): that of the policy."""
     left = draw(_LEFT)
     return None if left is None else (now // _MS + left * 1000) * _MS
 
@@ -499,8 +501,8 @@ def _of_connection(draw: st.DrawFn, what: str, generation: int, state: SessionSt
 
 
 def _unsent(draw: st.DrawFn, last: Record) -> Event | None:
-    """What can tell that the frame of the send in ``last`` has not left. None if there was no
-    send, or as drawn: mostly, for what no upstream has a part in."""
+    """A loss or refusal by which the frame of the send in ``last`` was not sent. None if there was
+    no send, and mostly: the rest of the history should be about the upstream."""
     if not any(isinstance(effect, SendTurn) for effect in last.effects):
         return None
     generation = last.after.generation
@@ -518,7 +520,7 @@ def _unsent(draw: st.DrawFn, last: Record) -> Event | None:
 
 
 def _name(draw: st.DrawFn, state: SessionState) -> str | None:
-    """The id that an event of an answer names: its own as a rule."""
+    """The id in an event of an answer: mostly that of the running response."""
     running = state.running
     own = f"resp_{running.turn.id}" if running is not None else None
     odd = draw(_ODDITIES)
@@ -591,11 +593,11 @@ _SEPARATORS = st.sampled_from(((",", ":"), (", ", ": "), (" ,\n\t", " : ")))
 def create_objects(
     fields: Mapping[str, st.SearchStrategy[Any] | None] | None = None,
 ) -> st.SearchStrategy[Json]:
-    """Bodies of ``POST /v1/responses`` as objects: valid ones, their members in any order, one
-    that nobody knows among them.
+    """Bodies of ``POST /v1/responses`` as objects: valid ones, their members in any order,
+    including an unknown one.
 
     Args:
-        fields: members that every body has, by name, and what they are drawn from; None leaves a
+        fields: members that every body has, by name, and the strategies for them; None leaves a
             member out of all of them.
     """
     own = {} if fields is None else fields
@@ -611,7 +613,7 @@ def create_objects(
 def create_bodies(
     fields: Mapping[str, st.SearchStrategy[Any] | None] | None = None,
 ) -> st.SearchStrategy[bytes]:
-    """``create_objects`` as JSON text, escaped and spaced in different ways."""
+    """``create_objects`` as JSON text, with different escapes and white space."""
     return st.builds(_dump, create_objects(fields), _SEPARATORS, st.booleans())
 
 
@@ -620,7 +622,7 @@ def _dump(value: object, separators: tuple[str, str], ascii_only: bool) -> bytes
 
 
 def _is_no_object(text: bytes) -> bool:
-    """Whether ``text`` is none that a create body could be."""
+    """Whether ``text`` is certainly not a valid create body."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -638,8 +640,8 @@ _WRONG: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def invalid_create_bodies(draw: st.DrawFn) -> bytes:
-    """Bodies that are to be answered with 400: no JSON, no object, no model, a wrong type, not
-    UTF-8, cut short, nested without end, or with a number that JSON does not have."""
+    """Bodies that get status 400: not JSON, not an object, without a model, a wrong type, not
+    UTF-8, truncated, nested without end, or with a number that JSON does not have."""
     kind = draw(st.sampled_from(("wrong", "absent", "value", "garbage", "cut", "number", "deep")))
     body = draw(create_objects({"model": st.just("m")}))
     if kind == "wrong":
@@ -684,11 +686,11 @@ _TARGETS = st.sampled_from(("/v1/responses", "/v1/responses?a=b", "/v1/responses
 def http_requests(
     draw: st.DrawFn, bodies: st.SearchStrategy[bytes] | None = None, *, key: str = "sk-test"
 ) -> bytes:
-    """Lawful ``POST /v1/responses`` requests (RFC 9112), with ``Content-Length`` or in chunks of
-    any size, their headers in any case, order and number.
+    """Valid ``POST /v1/responses`` requests (RFC 9112), with ``Content-Length`` or in chunks of any
+    size, their headers in any case, order and number.
 
     Args:
-        bodies: what they carry, ``create_bodies()`` if not told.
+        bodies: the bodies; by default ``create_bodies()``.
         key: the credential, as a bearer token.
     """
     body = draw(create_bodies() if bodies is None else bodies)
@@ -730,8 +732,8 @@ _BAD_HEADS = (
 
 
 def malformed_requests() -> st.SearchStrategy[bytes]:
-    """Requests that are to be answered with 400 and the end of the connection: ambiguous framing,
-    bad lines, a bad ``Host`` or target. None is merely incomplete."""
+    """Requests that get status 400 and the end of the connection: ambiguous framing, malformed
+    lines, an invalid ``Host`` or target. Each is complete."""
     return st.sampled_from(_BAD_HEADS).map(lambda head: head + b"\r\n\r\n{}")
 
 
@@ -739,7 +741,8 @@ _MAX_CUTS = 8
 
 
 def splits(data: bytes) -> st.SearchStrategy[list[bytes]]:
-    """``data``, cut into 1 to 9 pieces at any places, none of them empty; of nothing, no piece."""
+    """``data``, cut into 1 to 9 pieces at any places, none of them empty; no piece if it
+    is empty."""
     if not data:
         return st.just([])
     cuts = st.sets(st.integers(1, max(len(data) - 1, 1)), max_size=_MAX_CUTS)
@@ -753,8 +756,8 @@ def _cut(data: bytes, places: list[int]) -> list[bytes]:
 
 @attrs.frozen
 class Cutter:
-    """Cuts data into pieces of these ``sizes`` (bytes, each more than 0), again and again; after
-    ``limit`` pieces what is left stays whole. For ``Network(split=...)``."""
+    """Cuts data into pieces of these ``sizes`` (bytes, each more than 0), in turn; what is left
+    after ``limit`` pieces stays whole. For ``Network(split=...)``."""
 
     sizes: tuple[int, ...]
     limit: int = 100
@@ -771,14 +774,14 @@ class Cutter:
 
 
 def cutters() -> st.SearchStrategy[Callable[[bytes], list[bytes]]]:
-    """Ways in which a network cuts what is written into the pieces in which it arrives."""
+    """Cutters for a network: ways to cut what is written into the pieces in which it arrives."""
     size = st.sampled_from((1, 2, 3, 7, 30, 500, 5000, 70_000)) | st.integers(1, 2000)
     return st.lists(size, min_size=1, max_size=4).map(lambda sizes: Cutter(tuple(sizes)))
 
 
 # ------------------------------------------------------------------ faults
 
-# Messages that no client should have to expect, and some that are merely rare.
+# Messages that violate the protocol, and some that are merely rare.
 _ODD_EVENTS = (
     b'{"type":"thing","x":[1,\n2]}',
     b'{"type":"error"}',
@@ -796,7 +799,7 @@ _ODD_EVENTS = (
     b'{"sequence_number":1,"type":"keepalive"}',
     b'{"type":"x","a":"\\ud800"}',
 )
-# Faults at these points strike the nth connection, all others the nth turn.
+# Faults at these points are assigned to connections, all others to turns.
 CONNECTION_POINTS = (Point.ON_CONNECT, Point.ON_UPGRADE)
 _IN_TURNS = tuple(point for point in Point if point not in CONNECTION_POINTS)
 _ENDS = st.sampled_from(
@@ -821,7 +824,7 @@ _FAULTS = st.one_of(
         st.just(Point.ON_UPGRADE),
         st.builds(Reject, st.sampled_from((200, 301, 401, 403, 404, 426, 429, 500, 503))),
     ),
-    # Most faults are of turns: a connection that never comes to be has little to show.
+    # Most faults are of turns: a connection that is never opened shows little.
     *[
         st.builds(
             Fault,
@@ -841,18 +844,18 @@ _DRAWN_FAULTS = _FAULTS | _ODD_FAULTS
 
 
 def faults() -> st.SearchStrategy[Fault]:
-    """What can go wrong at an upstream, at every point of a turn or a connection."""
+    """Faults of an upstream, at every point of a turn or a connection."""
     return _DRAWN_FAULTS
 
 
 def odd_faults() -> st.SearchStrategy[Fault]:
-    """What real services have been seen to do: the faults of ``CATALOGUE``."""
+    """The faults of real services in ``CATALOGUE``."""
     return _ODD_FAULTS
 
 
 def fault_plans(turns: int = 6, max_size: int = 8) -> st.SearchStrategy[FaultPlan]:
     """Plans for an ``Emulator``: up to ``max_size`` faults, each for one of the first ``turns``
-    turns or connections; few are for every one of them, because little happens after that."""
+    turns or connections; few are for every one, because little happens after that."""
     number = st.sampled_from((*range(1, turns + 1), *range(1, turns + 1), EVERY))
     return st.lists(st.tuples(number, _DRAWN_FAULTS), max_size=max_size).map(_plan)
 

@@ -1,7 +1,7 @@
-"""Counterexamples as sequence diagrams, as text and as SVG; and the phases of a session as SVG.
+"""Draws counterexamples as sequence diagrams (text, SVG) and the phases of a session (SVG).
 
-What belongs here: who says what to whom, what lies where, and how that is drawn. What happened is a
-``Story`` of story.py, which phases follow each other is seen by whoever explores.
+What belongs here: which lane an event comes from and an effect goes to, and the drawing. The
+history is a ``Story`` of story.py; the transitions between phases are collected by the caller.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bridgecore.verify.story import Story, reasons
 
 
 class Lane(enum.Enum):
-    """Who takes part. The value is the place from the left."""
+    """The participants. The value is the position from the left."""
 
     CLIENT = 0
     BRIDGE = 1
@@ -31,7 +31,7 @@ class Lane(enum.Enum):
 
 @attrs.frozen
 class Arrow:
-    """Something said, or, if both ends are one lane, something that happens there."""
+    """A message between two lanes, or, if both are the same, something that happens in one."""
 
     at: int  # ns since the beginning
     source: Lane
@@ -40,7 +40,7 @@ class Arrow:
 
 
 def arrows(story: Story) -> Iterator[Arrow]:
-    """Who says what to whom, in order; and, at the bridge, which cells of the table decided."""
+    """The arrows of a story in order: events, the cells of the table that decided, effects."""
     for one in story.seen:
         source = _speaker(one.event)
         yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event))
@@ -53,7 +53,7 @@ def arrows(story: Story) -> Iterator[Arrow]:
 def _speaker(event: Event) -> Lane:
     if isinstance(event, ev.TurnSubmitted | ev.TurnAbandoned | ev.RelayPaused):
         return Lane.CLIENT
-    # That a frame is out, the bridge hears of its own operating system.
+    # The operating system of the bridge reports that a frame was sent.
     if isinstance(event, ev.EvictionRequested | ev.DeadlineReached | ev.FrameSent):
         return Lane.BRIDGE
     return Lane.UPSTREAM
@@ -67,11 +67,11 @@ def _listener(effect: Effect) -> Lane:
     return Lane.BRIDGE
 
 
-_WIDTH = 26  # of a gap between two lanes, in characters
+_WIDTH = 26  # characters between two lanes
 
 
 def text(story: Story) -> str:
-    """The diagram in characters, a line for each arrow."""
+    """The diagram as text, one line for each arrow."""
     heads = "".join(lane.name.lower().ljust(_WIDTH + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
     for arrow in arrows(story):
@@ -98,7 +98,7 @@ _STYLE = (
 
 
 def svg(story: Story) -> str:
-    """The diagram as an SVG document that needs nothing else."""
+    """The diagram as an SVG document without references to other files."""
     rows = list(arrows(story))
     bottom = _TOP + _ROW * (len(rows) + 1)
     width = _LEFT + 2 * _GAP + 280
@@ -142,10 +142,10 @@ def _x(lane: Lane) -> int:
 
 # ---------------------------------------------------------------- the phases of a session
 
-Edges = Mapping[tuple[Phase, Phase], Sequence[str]]  # from, to: the rules by which
+Edges = Mapping[tuple[Phase, Phase], Sequence[str]]  # (from, to): the ids of the rules
 
 _BOX_WIDTH, _BOX_HEIGHT = 130, 40
-# Connecting on the left, a turn on its way to its end from left to right, idle below.
+# Connecting on the left, the phases of a turn from left to right, idle below.
 _PLACES: Mapping[Phase, tuple[int, int]] = {
     Phase.CLOSED: (60, 330),
     Phase.RECONNECTING: (60, 90),
@@ -164,8 +164,8 @@ _PHASE_STYLE = (
 
 
 def phases(edges: Edges) -> str:
-    """The phases and how a session gets from one to another, as an SVG document that needs nothing
-    else. Each arrow says how many rules lead that way, and names them where one points at it."""
+    """The phases of a session and their transitions, as an SVG document without references to other
+    files. Each arrow has the number of its rules, and their names as a tooltip."""
     width, height = 1210, 460
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -187,7 +187,8 @@ def phases(edges: Edges) -> str:
 
 
 def _curve(source: Phase, target: Phase, rules: Sequence[str]) -> list[str]:
-    """An arrow that bends to its right, so that the one back does not lie on it."""
+    """An arrow that bends to its right, so that it does not cover the one in the other
+    direction."""
     (x1, y1), (x2, y2) = (_middle(phase) for phase in (source, target))
     dx, dy = x2 - x1, y2 - y1
     length = max(1, round((dx * dx + dy * dy) ** 0.5))
@@ -208,7 +209,7 @@ def _middle(phase: Phase) -> tuple[int, int]:
 
 
 def _edge(x: int, y: int, towards_x: int, towards_y: int) -> tuple[int, int]:
-    """Where the line from the middle of a box towards a point leaves the box."""
+    """The point at which the line from the centre of a box to another point leaves the box."""
     dx, dy = towards_x - x, towards_y - y
     half_x, half_y = _BOX_WIDTH // 2 + 2, _BOX_HEIGHT // 2 + 2
     if abs(dx) * half_y > abs(dy) * half_x:

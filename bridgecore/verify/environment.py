@@ -1,7 +1,7 @@
-"""What can happen to a session: the bounds of an exploration, and the moves in a state.
+"""The environment of a session: the bounds of an exploration, and the moves in each state.
 
-What belongs here: the environment of the explorer. Which events can happen when, by name; what is
-bounded, in one table; and what the model has to be told of a policy. The search is explore.py.
+What belongs here: which events can occur when, by name; what is bounded, in one table; and what the
+reference model is told of a policy. The search is explore.py.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Bounds:
     """What an exploration leaves out. Everything that is not bounded here is explored."""
 
     name: str
-    waiting: int  # turns that may wait at a time
+    waiting: int  # most turns that wait at a time
     standings: tuple[Standing, ...]
     timeouts: Timeouts  # in ticks
-    refusals: int  # bounded refusals of one anchor
+    refusals: int  # retriable refusals of one anchor
     queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
-    remote: bool = True  # begin with a session that another replica owns, too
-    causes: bool = True  # several kinds of lost connects and of refusals, else one of each
-    late: bool = True  # late and doubled events of responses that have ended
-    depth: int | None = None  # moves from the beginning; None: to the end
+    remote: bool = True  # also start with a session that another replica owns
+    causes: bool = True  # several causes of lost connects and refusals, else one of each
+    late: bool = True  # also late copies of events of ended responses
+    depth: int | None = None  # most moves from the start; None: no limit
     max_states: int = 5_000_000
 
 
@@ -50,7 +50,8 @@ _SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONG = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=1)
 _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 _SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
-# Each is explored in parts, one after the other: what is wide in one need not be wide in another.
+# Each of "ci" and "nightly" is explored in parts, each wide in one dimension and narrow in the
+# others: all dimensions wide at once would be too many states.
 BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "small": (Bounds("small", 0, _ALL, _SHORT, 1),),
     "ci": (
@@ -73,7 +74,7 @@ class Move:
 
 
 def due(state: SessionState, timer: Timer, at: int | None) -> SessionState:
-    """``state`` with ``timer`` due at ``at``; None: it is not set."""
+    """``state`` with ``timer`` due at ``at``; None: not set."""
     entries = {name: time for name, time in state.timers.entries if name is not timer}
     if at is not None:
         entries[timer] = at
@@ -98,8 +99,8 @@ _OWNER_ROWS = (
 
 
 def terms_of(policy: Policy) -> Terms:
-    """What the model has to be told of ``policy``: its numbers, and whether it is one that lets
-    other replicas take over sessions of our own."""
+    """What the model is told of ``policy``: its numbers, and what they imply. ``hands_over``: it
+    lets other replicas take over sessions of this one."""
     hands_over = any(
         remedy.answer is FailureReply.OWNER_UNREACHABLE
         for (situation, _), remedy in policy.cells.items()
@@ -130,7 +131,8 @@ _CLOSED = Closed(1006)
 
 
 def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
-    """Everything that can happen in ``state``, each with a name that means the same everywhere."""
+    """Everything that can happen in ``state``. A name means the same in every state, so that a path
+    of names can be replayed."""
     generation = state.generation
     yield from _turns(state, bounds)
     deadline = state.timers.next()
@@ -158,7 +160,7 @@ def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
             yield Move("lost, nothing sent", ev.ConnectionLost(generation, _CLOSED, unsent=True))
         yield from _upstream(state, bounds)
     if generation > 0 and phase is Phase.CLOSED:
-        # The socket was closed from here, but something of it was on its way.
+        # The connection was closed from here, but an event of it was on its way.
         yield Move("late loss", ev.ConnectionLost(generation, _CLOSED))
         yield Move("late open", ev.ConnectionOpened(generation))
     if generation > 0 and phase in (Phase.CLOSED, Phase.RECONNECTING):
@@ -222,7 +224,7 @@ def _upstream(state: SessionState, bounds: Bounds) -> Iterator[Move]:
 
 
 def fresh_name(state: SessionState) -> str:
-    """What the upstream calls the response of the running turn, or the next one."""
+    """The id that the upstream gives the response of the running turn, or the next one."""
     if state.running is not None and state.running.responses:
         return state.running.responses[-1]
     taken = {*state.ended, state.cached_response}
@@ -246,8 +248,8 @@ def _answers(generation: int, name: str) -> Iterator[Move]:
 
 
 def _late(generation: int, name: str) -> Iterator[Move]:
-    """Copies and stragglers of a response that has ended; or, where an upstream calls all responses
-    of a chain by one id, those of the one that runs."""
+    """Late copies of events of a response that has ended. Some upstreams use one id for all
+    responses of a chain: then they are events of the running one."""
     yield Move("late created", ev.ResponseCreated(generation, name))
     yield Move("late progress", ev.OutputReceived(generation, bearing=False, response=name))
     yield Move("late output", ev.OutputReceived(generation, response=name))

@@ -1,22 +1,23 @@
-"""Every state that a session can reach, and every event that it can meet there.
+"""Explores every state that a session can reach and every event that can occur in it.
 
-What belongs here: the canonical form of a state, what follows from each move, the judgement of
-liveness, and the report. What can happen is environment.py; what must hold is properties.py; the
-breadth-first search is search.py, and telling what it found is story.py.
+What belongs here: the canonical form of a state, the successors of each state, the check of
+liveness, and the report. Which events can occur is environment.py; what must hold is properties.py;
+the breadth-first search is search.py; counterexamples are told by story.py.
 
-Theory of operation. A *world* is a session's state and the reference model that watches it. The
-search is breadth-first from a closed session, so the first way found to a world is a shortest one.
-Time is discrete: every duration is a small number of ticks, one tick passes at a time, and at a
-time at which a deadline is due any other event may still come first. Worlds are folded by symmetry,
-so that the search ends by itself, without a bound on its depth: deadlines are kept relative, turns
-are named by their place, responses by what the socket knows of them, connection generations by
-whether an older one can still speak. A move that a session ignores without a change of its state is
-tried once for all worlds that look alike to it (``_signature``). What is bounded is in ``Bounds``,
-and only there.
+Theory of operation. A *world* is a session's state together with the reference model that checks
+it. The search is breadth-first from a closed session, so the first path found to a world is a
+shortest one. Time is discrete: every duration is a small number of ticks, one tick passes at a
+time, and at a time at which a deadline is due any other event may still come first.
 
-Liveness is judged on the explored graph: one move out of each world is what a healthy upstream
-would do next, and along these moves every turn has to end, and every client that retries as it is
-told has to be answered.
+The state space is made finite by symmetry reduction, so that the search ends without a bound on its
+depth: deadlines are relative to now, turns are numbered by their position, responses are reduced to
+"the one cached on the connection" and "an older one", and connection generations to whether an
+older connection can still send events. A move that a session ignores without a change of its state
+is tried once for all worlds with the same ``_signature``. All other bounds are in ``Bounds``.
+
+Liveness is checked on the explored graph: in each world one move is what a healthy upstream would
+do next, and along these moves every turn has to end and every client that retries as it is told has
+to be answered.
 """
 
 from __future__ import annotations
@@ -55,23 +56,23 @@ Step = Callable[[Policy, SessionState, Event, int], Transition]
 
 @attrs.frozen
 class Counterexample:
-    """A shortest way to a violation: the moves, and what the last of them broke."""
+    """A violation with a shortest path to it: the moves, and what the last of them broke."""
 
     prop: Property
     text: str
     path: tuple[str, ...]
-    remote: bool = False  # it begins with a session that another replica owns
+    remote: bool = False  # the session starts as one that another replica owns
 
 
 @attrs.define
 class Report:
-    """What an exploration found."""
+    """The result of an exploration."""
 
     policy: str
     bounds: Bounds
     states: int = 0
     edges: int = 0
-    ahead: int = 0  # worlds that were found and not yet looked into
+    ahead: int = 0  # worlds found and not yet expanded
     complete: bool = False
     rules_fired: Counter[str] = attrs.Factory(Counter)
     pairs_met: set[tuple[Phase, EventKey]] = attrs.Factory(set)
@@ -84,14 +85,15 @@ class Report:
 
 
 def never_fired(reports: Sequence[Report]) -> list[str]:
-    """Rules that can apply but never did, in any of ``reports``."""
+    """The rules that can apply but fired in none of ``reports``."""
     able = {rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL}
     fired = {rule for report in reports for rule in report.rules_fired}
     return sorted((able | _BEFORE_THE_TABLE) - fired)
 
 
 def never_met(reports: Sequence[Report]) -> list[tuple[Phase, EventKey]]:
-    """Ruled pairs, other than illegal ones, in which no event was met in any of ``reports``."""
+    """The (phase, event) pairs, illegal ones excepted, in which no event occurred in any of
+    ``reports``."""
     met = {pair for report in reports for pair in report.pairs_met}
     return [
         pair
@@ -107,26 +109,27 @@ PAIRS = len(Phase) * len(EVENT_KEYS)
 
 
 class _Naming(NamedTuple):
-    """How what a state names is called from now on, for the books to follow."""
+    """A renaming of what a state refers to, so that the model can be renamed in the same way."""
 
     generation: int
-    tip: str | None  # the response that the socket knows; any other is an old one
-    numbers: tuple[tuple[int | None, int], ...]  # of turns, and what they are called
-    passed: int  # ticks
-    plain: bool = False  # responses and turns keep their names
+    tip: str | None  # the response cached on the connection; any other is "old"
+    numbers: tuple[tuple[int | None, int], ...]  # old and new ids of turns
+    passed: int  # ticks by which all times are shifted
+    plain: bool = False  # responses and turns keep their names (no symmetry reduction)
 
 
-_SAME = _Naming(0, None, (), 0)  # all names stay, the books are not touched
+_SAME = _Naming(0, None, (), 0)  # the identity: the model is not changed
 
 
 def canonical(state: SessionState, model: Model, passed: int) -> tuple[SessionState, Model]:
-    """The same world, named by symmetry, ``passed`` ticks later."""
+    """The canonical form of a world, ``passed`` ticks later: equal for symmetric worlds."""
     folded, naming = _folded(state, passed)
     return folded, _renamed(model, naming)
 
 
 def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
-    """``state``, named by symmetry, ``passed`` ticks later; and the naming."""
+    """The canonical form of ``state``, ``passed`` ticks later, and the renaming that
+    leads to it."""
     tip = state.cached_response
 
     def name(anchor: str | None) -> str | None:
@@ -150,7 +153,8 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         waiting.append(Waiting(turn, entry.deadline - passed))
     refusals: dict[str | None, int] = {}
     for anchor, count in state.refusals:
-        # The largest count of those that fold together: as if there were one old response.
+        # Old responses are merged and keep the highest refusal count among them, so that the bound
+        # on refusals is reached as soon as it is for any of them.
         refusals[name(anchor)] = max(count, refusals.get(name(anchor), 0))
     generation = min(state.generation, 2)
     folded = SessionState(
@@ -169,7 +173,8 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
 
 
 def _is_canonical(state: SessionState) -> bool:
-    """Whether the names are those of ``canonical`` already; False if that is not quickly seen."""
+    """Whether ``state`` certainly is in canonical form; a cheap check that may return False for one
+    that is. It saves the rebuilding of most states."""
     running, waiting = state.running, state.waiting
     if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
         return False
@@ -196,7 +201,7 @@ def _renamed(model: Model, naming: _Naming) -> Model:
 
 
 def later(state: SessionState, passed: int) -> SessionState:
-    """The same state, all times ``passed`` less."""
+    """``state`` with all times ``passed`` ticks earlier."""
     running = state.running
     if running is not None:
         running = attrs.evolve(running, deadline=running.deadline - passed)
@@ -209,9 +214,11 @@ def later(state: SessionState, passed: int) -> SessionState:
 
 
 def key_of(state: SessionState) -> tuple[object, ...]:
-    """Equal for equal states. Names instead of enumerations and values: hashed much faster.
+    """A hash key: equal for equal states. It uses names and numbers instead of enum members and
+    attrs values, which hash much slower.
 
-    The running turn's deadline is that of its timer: here no turn comes with one of its own.
+    The running turn's deadline is left out: it equals that of its timer, because no turn here has a
+    deadline of its own.
     """
     running = state.running
     turn: tuple[object, ...] | None = None
@@ -262,12 +269,12 @@ def explore(
     """Explore ``policy`` within ``bounds``.
 
     Args:
-        stepper: the transition function; a mutant's, when mutants are explored.
-        most: keep the shortest counterexample of each property, and stop altogether once this many
+        stepper: the transition function; a mutated one when mutants are judged.
+        most: keep the shortest counterexample of each property, and stop once this many
             properties have one.
-        reduced: False: name nothing by symmetry but the times, and try every move in every world;
-            ``bounds.depth`` has to end it. ``states`` counts canonical ones all the same.
-        without: properties that are not demanded.
+        reduced: False: no symmetry reduction except for times, and every move is tried in every
+            world; ``bounds.depth`` has to end the search. ``states`` still counts canonical ones.
+        without: properties that are not checked.
         progress: called every few thousand states.
         found: called for each counterexample as soon as it is found.
     """
@@ -278,31 +285,31 @@ def explore(
 
 _DONE, _TOLD, _RETRY = "done", "told", "retry"
 _Ending = tuple[int, str | None]  # the world after a move, and how the turn that ran ended
-_BITS = 32  # for each of the two numbers that are kept in one
+_BITS = 32  # state and model numbers are packed into one int, to save memory
 _MASK = (1 << _BITS) - 1
 
 
-@attrs.define(eq=False)  # not frozen: they are made by the hundred thousand, and change no more
+@attrs.define(eq=False)  # not frozen: there are 100,000s, slow to make
 class _Edge:
-    """What a session does when ``move`` happens in a state, whatever its books say.
+    """The result of ``move`` in a state, independent of the model.
 
-    ``outcome`` is all that the books have to be told of it, by number; ``after`` the state that it
-    leads to, by number: None when the session is forgotten. ``ended``: how the turn ended that the
-    move is about.
+    ``outcome`` is the number of the ``_Outcome`` that the model is given; ``after`` the number of
+    the next state, None when the session is retired. ``ended``: how the turn ended that the move is
+    about.
     """
 
     move: Move
     outcome: int
     after: int | None
-    inert: bool = False  # it kept its very state and did nothing but to say so, or to reject a turn
+    inert: bool = False  # nothing changed: the event is ignored or its turn rejected
     ended: str | None = None
     error: ViolationError | None = None
 
 
 @attrs.define(eq=False)
 class _Outcome:
-    """What the books are told: the event (None: a tick passes), what was done about it, the next
-    deadline, and how things are called from now on."""
+    """What the model is given after a move: the event (None: a tick passes), its effects, the next
+    deadline, and the renaming of the state."""
 
     event: Event | None
     effects: tuple[fx.Effect, ...]
@@ -313,9 +320,9 @@ class _Outcome:
 class _Search:
     """One exploration.
 
-    States and books are kept once each, by number, and a world is a pair of numbers: most worlds
-    are made of a state and of books that were met before, in other company, and then what happens
-    there is known already.
+    States and models are stored once each, by number, and a world is a pair of numbers. Most worlds
+    combine a state and a model that were each met before, so the result of a move is usually
+    cached.
     """
 
     def __init__(
@@ -339,22 +346,22 @@ class _Search:
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
         self.edges: list[tuple[_Edge, ...] | None] = []  # by state
-        self.cures: list[str | None] = []  # by state: the move that a healthy upstream makes next
+        self.cures: list[str | None] = []  # by state: the next move of a healthy upstream
         self.models: list[Model] = []
         self.model_numbers: dict[object, int] = {}
         self.outcomes: dict[object, int] = {}
         self.told: list[_Outcome] = []  # by number
-        self.after: dict[int, int | ViolationError] = {}  # books and outcome, to books
-        # Worlds, by the numbers of their state and their books in one.
+        self.after: dict[int, int | ViolationError] = {}  # packed (model, outcome) to model
+        # State and model numbers, packed.
         self.worlds: Search[int, str] = Search(most=bounds.max_states, depth=bounds.depth)
         self.healthy: dict[int, _Ending] = {}
-        self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns and submission
+        self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns, and submission
         self.menus: dict[object, tuple[Move, ...]] = {}
         self.resent: dict[tuple[object, ...], bool] = {}
         self.broken: set[Property] = set()
 
     def run(self) -> Report:
-        """Explore, then judge liveness."""
+        """Explore, then check liveness."""
         report, bounds = self.report, self.bounds
         terms = attrs.evolve(terms_of(self.policy), without=self.without)
         self._begin(SessionState(), Model(terms))
@@ -397,7 +404,7 @@ class _Search:
         return number
 
     def _expand(self, index: int, world: int) -> bool:
-        """Try every move out of a world; False: enough was found."""
+        """Try every move in a world; False: enough violations were found."""
         state, model = world >> _BITS, world & _MASK
         edges = self.edges[state]
         fresh = None
@@ -437,15 +444,15 @@ class _Search:
         return True
 
     def _happen(self, number: int, move: Move) -> _Edge:
-        """What the session does in the state of that number when ``move`` happens."""
+        """The result of ``move`` in the state with that number."""
         state, event = self.states[number], move.event
         if event is None:
             after, naming = self._folded(state, 1)
             return _Edge(move, self._outcome(None, (), None, naming), self._state(after))
         try:
             transition = self.stepper(self.policy, state, event, 0)
-            _ = transition.state.phase  # there is none in a state that makes no sense
-        except Exception as error:  # whatever it is, for an event that can happen it is a bug
+            _ = transition.state.phase  # raises for a contradictory state
+        except Exception as error:  # any exception is a bug: the event can happen
             text = f"{event}: {type(error).__name__}: {error}"
             return _Edge(move, 0, None, error=ViolationError(Property.NO_INTERNAL_ERROR, text))
         after, effects, rule = transition.state, transition.effects, transition.rule
@@ -464,12 +471,12 @@ class _Search:
             outcome = self._outcome(event, effects, deadline, _SAME)
             return _Edge(move, outcome, number, inert=True, ended=ended)
         if effects and type(effects[-1]) is fx.RetireSession:
-            # The session is forgotten: nothing more can happen to it.
+            # The session was retired: nothing more can happen to it.
             outcome = self._outcome(event, effects, deadline, _SAME)
             return _Edge(move, outcome, None, ended=ended)
         folded, naming = after, _SAME
         tip = after.cached_response
-        # Without a tip what was called so is an old one, here and in the books.
+        # Without a cached response every anchor is an old one, in the state and in the model.
         if not (_is_canonical(after) and tip == state.cached_response and tip in (None, "tip")):
             folded, naming = self._folded(after, 0)
         outcome = self._outcome(event, effects, deadline, naming)
@@ -494,7 +501,7 @@ class _Search:
         return number
 
     def _watch(self, number: int, told: int) -> int | ViolationError:
-        """The books after an outcome; or what it breaks."""
+        """The model after an outcome, or the violation that it detects."""
         model, outcome = self.models[number], self.told[told]
         books: int | ViolationError
         try:
@@ -511,7 +518,7 @@ class _Search:
         return books
 
     def _compare(self, model: Model, event: Event, effects: tuple[fx.Effect, ...]) -> None:
-        """Whether turns that are lost alike are treated alike."""
+        """Check that turns lost in the same way get the same remedy."""
         if not effects or type(event) not in _LOSSES:
             return
         loss = model.loss_of(event, 0)
@@ -520,11 +527,11 @@ class _Search:
         again = not any(type(effect) is fx.FailTurn for effect in effects)
         unlike = self.resent.setdefault(loss, again) is not again and not again
         if unlike and Property.RECONNECT_COSTS_NO_REPLAY not in self.without:
-            text = "a turn lost alike was sent again, after as many replays"
+            text = "a turn lost in the same way after as many replays was sent again"
             raise ViolationError(Property.RECONNECT_COSTS_NO_REPLAY, text)
 
     def _violated(self, index: int, label: str, prop: Property, text: str) -> bool:
-        """Note a violation; False: enough was found."""
+        """Record a violation; False: enough violations were found."""
         if prop not in self.broken and prop not in self.without:
             self.broken.add(prop)
             start, way = self.worlds.way(index)
@@ -546,12 +553,12 @@ class _Search:
             for label in submissions:
                 tries = self._retry(index, label, ends)
                 if tries is not None:
-                    text = f"RETRIES_END: {label}: {tries} tries were not enough"
+                    text = f"RETRIES_END: {label}: still refused after {tries} tries"
                     self._violated(index, label, Property.RETRIES_END, text)
                     return
 
     def _run_down(self, index: int, ends: dict[int, _Ending | None]) -> bool:
-        """Follow healthy moves from ``index`` until the turn that runs has ended."""
+        """Follow a healthy upstream's moves from ``index`` until the running turn has ended."""
         way: list[int] = []
         end: _Ending | None = None
         at = index
@@ -560,11 +567,11 @@ class _Search:
                 end = ends[at]
                 break
             if at in way or len(way) > _STEPS:
-                text = f"TURNS_END: no end after {len(way)} healthy moves"
+                text = f"TURNS_END: no end after {len(way)} moves of a healthy upstream"
                 return self._violated(index, "", Property.TURNS_END, text)
             way.append(at)
             if at not in self.healthy:
-                break  # what comes next is a violation that was reported already
+                break  # the next state is a violation, already reported
             at, ended = self.healthy[at]
             if ended is not None:
                 end = at, ended
@@ -574,11 +581,11 @@ class _Search:
         return True
 
     def _retry(self, index: int, label: str, ends: dict[int, _Ending | None]) -> int | None:
-        """Submit until there is an answer that is not to be retried; None: there was one."""
+        """Submit the turn until an answer is not retriable; None: one was."""
         most = self.policy.budgets.refusals + 2
         for _ in range(most):
             submissions = self.quiet.get(index, {})
-            # The id is the same; whether the socket knows it may have changed.
+            # The retry names the same response, but the connection may not have it cached any more.
             name = label if label in submissions else label.replace(" tip", " old")
             if name not in submissions:
                 return None
@@ -595,9 +602,9 @@ class _Search:
 
 
 _ACCEPTS, _KNOWS_NOT = "created", "refused: not found"
-_STEPS = 8  # healthy moves that one turn may take; a reconnect, a refusal and a resend included
+_STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
-_INERT = (fx.Ignored, fx.FailTurn)  # nothing done, or a turn rejected
+_INERT = (fx.Ignored, fx.FailTurn)  # the effects of an ignored event and of a rejected turn
 _BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE})
 
 
@@ -612,7 +619,7 @@ def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
 
 
 def _cure(state: SessionState) -> str | None:
-    """The move that a healthy upstream makes next, if it knows the anchor."""
+    """The next move of a healthy upstream, which knows every anchor that it can know."""
     phase = state.phase
     if phase is Phase.RECONNECTING:
         return "opened"
@@ -626,7 +633,7 @@ def _cure(state: SessionState) -> str | None:
 
 
 def _signature(state: SessionState) -> tuple[object, ...]:
-    """All that the menu of a world depends on, and whether a session ignores a move."""
+    """All that determines which moves a world has, and whether a session ignores one of them."""
     running = state.running
     return (
         state.phase._value_,

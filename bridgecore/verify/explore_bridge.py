@@ -1,16 +1,17 @@
-"""Every way in which a few turns of two clients can go through a bridge.
+"""Explores how a few turns of two clients can go through a bridge.
 
 What belongs here: the environment of a ``Bridge`` (clients with credentials, an upstream that
-remembers what a real one does), what must hold of it, and the bounds. One session is explore.py's
-subject; here it is what joins sessions: which turn is routed to which conversation, which one has
-to make room, under which credential a frame is sent, and whether the context that the upstream has
-is the one that the client means. The search itself is search.py.
+remembers what a real one does), the properties of the bridge, and the bounds. One session is the
+subject of explore.py; here it is what connects sessions: to which conversation a turn is routed,
+which conversation is evicted, under which credential a frame is sent, and whether the context that
+the upstream has is the one that the client means. The search itself is search.py.
 
-Theory of operation. A *world* is a bridge and those around it: each client's own account of its
-conversations, and the upstream's memory, link by link. Worlds are made by going their path again
-from the beginning, which a pure bridge allows, and compared by ``Bridge.snapshot`` with links and
-conversations named by their place and times taken relative. What must hold is folded from messages
-and effects and from what the two sides remember; nothing of it reads what the bridge decided by.
+Theory of operation. A *world* is a bridge and its environment: each client's own record of its
+conversations, and the upstream's memory for each link. A bridge cannot be copied, so a world is
+made by replaying its path from the beginning, which a deterministic bridge allows. Worlds are
+compared by ``Bridge.snapshot``, with links and conversations numbered by their position and times
+relative to now. The properties are checked on messages and effects and on what client and upstream
+remember; none of them reads the state by which the bridge decides.
 """
 
 from __future__ import annotations
@@ -59,57 +60,66 @@ from bridgecore.wire.responses import EventKind, parse_create
 
 
 class BridgeProperty(enum.Enum):
-    """The properties: the value says what is demanded, with the invariants' numbers."""
+    """The properties of a bridge. The value says what must hold."""
 
     CONTEXT_IS_MEANT = (
-        "the context that a turn has upstream is the one that its client means, in whatever form "
-        "it was sent (6, 7, 40)"
+        "the context that the upstream has for a turn equals the context that the client means, "
+        "in whatever form the turn was sent"
     )
-    OUTPUTS_HAVE_CALLS = "a tool's output goes upstream only where its call is known (8)"
-    CALLS_ARE_TOLD_ONCE = "each tool call is delivered once, to the turn that made it (15, 24)"
+    OUTPUTS_HAVE_CALLS = (
+        "the output of a tool call is sent upstream only if its call is in the same context"
+    )
+    CALLS_ARE_TOLD_ONCE = (
+        "each tool call is delivered to a client once, as part of the turn that made it"
+    )
     CREDENTIALS_ARE_KEPT_APART = (
-        "a turn goes out on a link of its own credential, and never names a response that was made "
-        "under another (3, 39)"
+        "a turn is sent only on a link of its own credential, and never names a response made "
+        "under another credential"
     )
-    FOREIGN_IS_UNKNOWN = "an id of somebody else gets exactly what an id that nobody has gets (39)"
+    FOREIGN_IS_UNKNOWN = (
+        "a response id of another credential has exactly the effects of an id that does not exist"
+    )
     HELD_IS_ANSWERED = (
-        "a turn that continues what the bridge holds is answered, if nothing was lost on its way, "
-        "and is never told that its id is not found (1, 2)"
+        "a turn whose context the bridge holds is answered, unless something was lost on its "
+        "way, and never gets previous_response_not_found"
     )
-    ONE_TURN_A_LINK = "a link carries one turn at a time (24)"
-    ONE_END = "each turn has one end, and nothing comes after it (25, 41)"
+    ONE_TURN_A_LINK = "a link carries one turn at a time"
+    ONE_END = "each turn ends once, and nothing is delivered or sent for it afterwards"
     ANSWER_IS_ITS_OWN = (
-        "what comes on a link goes to the turn that the link carries, unless it is of a response "
-        "that has ended: that goes to nobody (24, 27)"
+        "an event from a link is delivered to the turn that the link carries; an event of a "
+        "response that has ended is delivered to no turn"
     )
-    SESSIONS_ARE_LIMITED = "there are never more conversations than the limit (21)"
-    REJECTED_ONLY_WHEN_FULL = (
-        "a turn is rejected for want of room only if no conversation is idle (23)"
-    )
+    SESSIONS_ARE_LIMITED = "there are never more conversations than the limit"
+    REJECTED_ONLY_WHEN_FULL = "a turn is rejected for lack of room only if no conversation is idle"
     IDLE_MAKES_ROOM = (
-        "only an idle conversation makes room for another, the one that was used longest ago (19)"
+        "only an idle conversation is evicted to make room, the least recently used one"
     )
-    REJECTED_INJECTION_ENDS = "an anchor that was rejected is not put in place of history again (4)"
-    REJECTED_REBUILD_ENDS = "what was rebuilt for an anchor and rejected is not rebuilt again (5)"
-    SIZE_IS_NOT_REPEATED = "a frame that is larger than the upstream takes is not sent again (5)"
-    NOTHING_IS_LEFT = "when all turns are over and time has passed, nothing is left (18, 20)"
-    NO_ERROR = "the bridge raises no error for what can happen (law 6)"
+    REJECTED_INJECTION_ENDS = "an injected anchor that the upstream rejected is not injected again"
+    REJECTED_REBUILD_ENDS = (
+        "an input that was rebuilt for an anchor and rejected by the upstream is not rebuilt again"
+    )
+    SIZE_IS_NOT_REPEATED = "a frame that is larger than the upstream accepts is not sent again"
+    NOTHING_IS_LEFT = (
+        "after all turns have ended and all timers have run out, no conversation, link or memory"
+        " is left"
+    )
+    NO_ERROR = "the bridge raises no exception for an event that can happen"
 
 
 _P = BridgeProperty
-Item = tuple[str, ...]  # what a model reads of an item
+Item = tuple[str, ...]  # an item as a model reads it: its text, without ids and status
 
 
 @attrs.frozen
 class BridgeBounds:
-    """What an exploration leaves out. ``resolver``: where it is the driver, answers come at any
-    time, also after the client has left, or never."""
+    """What an exploration leaves out. ``resolver``: with ``Resolver.DRIVER`` a lookup is answered
+    at any time, also after the client has left, or never."""
 
     name: str
     turns: int
-    sessions: int  # conversations at a time
+    sessions: int  # limit of conversations
     continuity: Continuity
-    depth: int  # moves
+    depth: int  # moves from the beginning
     resolver: Resolver = Resolver.MEMORY
     credentials: int = 2
     waiting: int = 1
@@ -117,7 +127,7 @@ class BridgeBounds:
 
 
 class Move(NamedTuple):
-    """One thing that can happen, and to whom."""
+    """One thing that can happen, and the client, link, turn or response it happens to."""
 
     what: str
     about: tuple[int | str, ...] = ()
@@ -128,7 +138,7 @@ class Move(NamedTuple):
 
 @attrs.frozen
 class BridgeCounterexample:
-    """A shortest way to a violation."""
+    """A violation with a shortest path to it."""
 
     prop: BridgeProperty
     text: str
@@ -137,7 +147,7 @@ class BridgeCounterexample:
 
 @attrs.define
 class BridgeReport:
-    """What an exploration found."""
+    """The result of an exploration."""
 
     bounds: BridgeBounds
     worlds: int = 0
@@ -148,7 +158,7 @@ class BridgeReport:
 
 
 class BridgeViolationError(BridgecoreError):
-    """A property does not hold."""
+    """The property ``prop`` does not hold; ``text`` says what was observed."""
 
     def __init__(self, prop: BridgeProperty, text: str) -> None:
         super().__init__(f"{prop.name}: {text}")
@@ -156,7 +166,7 @@ class BridgeViolationError(BridgecoreError):
         self.text = text
 
 
-# ---------------------------------------------------------------- those around the bridge
+# ---------------------------------------------------------------- the environment
 
 
 @attrs.define(eq=False)
@@ -165,56 +175,57 @@ class _Turn:
 
     id: int
     credential: int
-    meaning: tuple[Item, ...]  # the context that the client means
+    meaning: tuple[Item, ...]  # the whole context that the client means
     items: list[Any]  # the same as JSON, as far as this client has it
     anchor: str | None
     store: bool
     asks_for_call: bool
     at: int
-    link: int | None = None  # where it is carried
+    link: int | None = None  # the link on which it was last sent
     sends: int = 0
-    injected: tuple[str, ...] = ()  # the anchors that the bridge put in
-    harmed: bool = False  # a link or a connect was lost on its way, or it was refused
+    injected: tuple[str, ...] = ()  # the anchors that the bridge injected
+    harmed: bool = False  # a link or connect was lost on its way, or it was refused
     began: bool = False
-    resolving: bool = False  # it waits for an answer about its anchor
+    resolving: bool = False  # a lookup of its anchor is under way
     calls: tuple[str, ...] = ()
 
 
 @attrs.define(eq=False)
 class _Response:
-    """A response as both sides know it."""
+    """A response as client and upstream know it."""
 
     id: str
     credential: int
     store: bool
-    context: tuple[Item, ...]  # with its output
+    context: tuple[Item, ...]  # up to and with its output
     items: list[Any]
-    call: str | None  # the call that waits for its output
+    call: str | None  # the tool call that waits for its output
     at: int
 
 
 @attrs.define(eq=False)
 class _Link:
-    """A link as its upstream knows it."""
+    """A link as the upstream knows it."""
 
     credential: int
     open: bool = False
-    cached: str | None = None  # the response that it remembers
+    cached: str | None = None  # the response that it has cached
     turn: int | None = None
-    context: tuple[Item, ...] | None = None  # of that turn; None: it names what is not known
+    context: tuple[Item, ...] | None = None  # of the carried turn; None: the anchor is unknown
     store: bool = False
-    began: str | None = None  # what the turn's response is called, once it was created
-    anchored: bool = False  # the turn's frame named a response
-    frame: bytes = b""  # the turn's
-    last: tuple[bytes, ...] = ()  # what it said of the response that ended last, after its created
-    late: bool = False  # and says again, after the next turn's frame
-    used: int = 0  # when a turn was last routed to it, in routed turns
+    began: str | None = None  # the response id of the carried turn, once it was created
+    anchored: bool = False  # the frame of the carried turn named a response
+    frame: bytes = b""  # of the carried turn
+    # the events of the last response that ended, after its response.created
+    last: tuple[bytes, ...] = ()
+    late: bool = False  # they were repeated after the next turn's frame
+    used: int = 0  # when a turn was last routed to it, counted in routed turns
 
 
 _CODES = {"limit": "websocket_connection_limit_reached", "invalid": "invalid_prompt"}
 _KEYS = (b"Bearer sk-a", b"Bearer sk-b")
 _NOBODY = "resp_0"
-_NEVER_ASKED = "resp_z"  # nobody has it, either, and nobody asks for it
+_NEVER_ASKED = "resp_z"  # an id that does not exist and is used by no client
 _SECONDS = {
     "connect_timeout": 2,
     "created_timeout": 2,
@@ -227,7 +238,7 @@ _SECONDS = {
 
 
 class World:
-    """A bridge and those around it, after ``path``."""
+    """A bridge and its environment, after the moves of ``path``."""
 
     def __init__(
         self,
@@ -252,23 +263,23 @@ class World:
         self.turns: dict[int, _Turn] = {}  # those that have not ended
         self.submitted = 0
         self.routed = 0
-        self.queries: dict[int, int] = {}  # by the number of a query, the turn that it is about
+        self.queries: dict[int, int] = {}  # the turn of each lookup, by the number of the query
         self.links: dict[int, _Link] = {}
         self.responses: dict[str, _Response] = {}
-        self.refused: _Turn | None = None  # for its size, and not repeated yet
-        self.rejected: set[tuple[int, str]] = set()  # injected, and rejected
-        # What was rebuilt for that anchor was rejected, and the latest turn that had come by then.
+        self.refused: _Turn | None = None  # the turn refused for its size, until repeated
+        self.rejected: set[tuple[int, str]] = set()  # anchors injected and rejected, by credential
+        # Anchors whose rebuilt input was rejected, and the latest turn that had come by then.
         self.unbuilt: dict[tuple[int, str], int] = {}
-        self.too_large: set[tuple[int, bytes]] = set()  # frames
-        self.told: set[str] = set()  # calls
-        self.ended: set[str] = set()  # responses whose end was told
+        self.too_large: set[tuple[int, bytes]] = set()  # frames refused for their size
+        self.told: set[str] = set()  # tool calls that were delivered
+        self.ended: set[str] = set()  # responses whose end was delivered
         self.checked = Counter[BridgeProperty]()
         for move in path:
             self.happens(move)
         if checked is not None:
             self.checked = checked
 
-    # ------------------------------------------------------------ what can happen
+    # ------------------------------------------------------------ moves
 
     def moves(self) -> Iterator[Move]:
         """Everything that can happen now."""
@@ -309,7 +320,7 @@ class World:
             yield Move("evict")
 
     def _is_ours(self, link: _Link) -> bool:
-        """Whether the frame of the link says something that its client did not."""
+        """Whether the link's frame has another anchor than its client sent."""
         turn = self.turns.get(link.turn or 0)
         if turn is None:
             return False
@@ -317,7 +328,7 @@ class World:
         return bool(frame.get("previous_response_id") != turn.anchor)
 
     def _stored_anchor(self, number: int) -> str | None:
-        """The response that a turn names, if others may know that the upstream stores it."""
+        """The anchor of a turn, if a resolver may know that the upstream stores it."""
         turn = self.turns.get(number)
         made = self.responses.get(turn.anchor or "") if turn is not None else None
         known = turn is not None and made is not None and made.credential == turn.credential
@@ -341,7 +352,7 @@ class World:
         """Let ``move`` happen.
 
         Raises:
-            BridgeViolationError: something does not hold.
+            BridgeViolationError: a property does not hold.
         """
         what, about = move
         if what == "the same again":
@@ -392,13 +403,14 @@ class World:
             self._refuses(what, number, link)
 
     def _next(self) -> str:
-        """What the upstream calls its next response: no other one is called so."""
+        """The id of the upstream's next response, one that no other response has."""
         taken = {*self.responses, *[link.began for link in self.links.values()]}
         names = (f"resp_{number}" for number in itertools.count(1))
         return next(name for name in names if name not in taken)
 
     def _gone(self, number: int) -> None:
-        """A link is lost; or a turn that has none may have waited for it."""
+        """A link is lost. Turns without a link count as harmed, too: they may have waited for this
+        one."""
         del self.links[number]
         for turn in self.turns.values():
             if turn.link is None or turn.link == number:
@@ -455,14 +467,14 @@ class World:
         self.submitted += 1
         turn = self._turn(self.submitted, what, credential, about)
         made = self.responses.get(about or "")
-        # An id that was asked for before is remembered, whoever has it.
+        # Only the first time: then the bridge remembers the id as asked for, whoever owns it.
         again = about is not None and Move("continue", (credential, about)) in self.path
         if made is not None and made.credential != credential and not again:
             self._compare(turn, made.id)
         self._tell_of(turn)
 
     def _submit_again(self, credential: int) -> None:
-        """A client repeats what was refused for its size, not having been told to."""
+        """A client repeats a turn that was refused for its size, although it was told not to."""
         if self.refused is None or self.refused.credential != credential:
             raise KeyError(credential)
         self.submitted += 1
@@ -484,7 +496,8 @@ class World:
         self._tell(TurnReceived(turn.id, parse_create(_json(body)), headers), turn)
 
     def _resolved(self, query: int, anchor: str | None) -> None:
-        """Others know that ``anchor`` is stored; or they know nothing. The client may have left."""
+        """A lookup is answered: ``anchor`` is stored, or None: it is unknown. The client may have
+        left."""
         turn = self.turns.get(self.queries.pop(query))
         if turn is not None:
             turn.resolving, turn.at = False, self.now
@@ -507,7 +520,7 @@ class World:
         return _Turn(number, credential, meaning, items, anchor, store, calls, self.now)
 
     def _compare(self, turn: _Turn, anchor: str) -> None:
-        """An id of somebody else gets what an id of nobody gets."""
+        """Check that an id of another credential has the effects of an id that does not exist."""
         told = []
         for name in (anchor, _NEVER_ASKED):
             twin = World(self.bounds, self.make, self.path)
@@ -526,14 +539,14 @@ class World:
             told.append(repr(effects))
         self._check(_P.FOREIGN_IS_UNKNOWN, told[0] == told[1], f"{told[0]}\nand\n{told[1]}")
 
-    # ------------------------------------------------------------ what the bridge does
+    # ------------------------------------------------------------ effects of the bridge
 
     path: tuple[Move, ...] = ()
 
     def _tell(self, event: BridgeEvent, submitted: _Turn | None = None) -> None:
         try:
             effects = self.bridge.handle(event, self.now)
-        except Exception as error:  # whatever it is, for what can happen it is a bug
+        except Exception as error:  # any exception is a bug: this can happen
             text = f"{type(error).__name__}: {error}"
             raise BridgeViolationError(_P.NO_ERROR, text) from error
         source = event.link if isinstance(event, MessagesReceived) else None
@@ -544,7 +557,7 @@ class World:
             self._sent()
 
     def _sent(self) -> None:
-        """Frames are out as soon as they can be: that they are not is one session's subject."""
+        """Report all frames as sent: that a send fails is explored with one session."""
         for number, link in list(self.links.items()):
             if link.turn is not None and not link.began:
                 self.bridge.handle(LinkFrameSent(number), self.now)
@@ -573,7 +586,7 @@ class World:
             turn.link = None
         if link is None or submitted is None:
             return
-        # It made room for the turn that was submitted just now.
+        # The link was closed to make room for the submitted turn.
         busy = bool(turns) or link.turn in self.turns
         self._check(_P.IDLE_MAKES_ROOM, not busy, f"link {number} was busy")
         longer = [
@@ -588,7 +601,11 @@ class World:
         frame: dict[str, Any] = json.loads(effect.data)
         items = tuple(_read(item) for item in frame["input"])
         turn = self._meant(items[-1])
-        self._check(_P.ONE_TURN_A_LINK, link.turn is None, f"turn {turn.id} beside {link.turn}")
+        self._check(
+            _P.ONE_TURN_A_LINK,
+            link.turn is None,
+            f"turn {turn.id} is sent while turn {link.turn} runs",
+        )
         self._check(
             _P.CREDENTIALS_ARE_KEPT_APART, link.credential == turn.credential, f"turn {turn.id}"
         )
@@ -607,13 +624,15 @@ class World:
                 self._check(_P.REJECTED_INJECTION_ENDS, pair not in self.rejected, anchor)
                 turn.injected += (anchor,)
                 foreign = before is not None and before.credential != turn.credential
-                self._check(_P.CREDENTIALS_ARE_KEPT_APART, not foreign, f"{anchor} of another")
+                self._check(
+                    _P.CREDENTIALS_ARE_KEPT_APART, not foreign, f"{anchor} of another credential"
+                )
             known = before is not None and before.credential == turn.credential
             at_hand = link.cached == anchor or (before is not None and before.store)
             if known and before is not None and at_hand:
                 context = (*before.context, *items)
             else:
-                # An id that it knows to live elsewhere, it must not send.
+                # The bridge must not send an anchor that it knows to be cached on another link.
                 self._check(_P.HELD_IS_ANSWERED, not known, f"{anchor} on link {effect.link}")
                 context = None
         if context is not None and not (turn.anchor is not None and turn.meaning == items):
@@ -631,19 +650,19 @@ class World:
         turn.link, turn.sends = effect.link, turn.sends + 1
 
     def _meant(self, last: Item) -> _Turn:
-        """The turn whose newest item this is: each has one of its own."""
+        """The turn with this newest item; each turn has one of its own."""
         for turn in self.turns.values():
             if turn.meaning[-1] == last:
                 return turn
-        raise BridgeViolationError(_P.ONE_END, f"a turn that is over is sent: {last}")
+        raise BridgeViolationError(_P.ONE_END, f"a turn is sent after its end: {last}")
 
     def _answered(self, effect: AnswerEvents) -> None:
         turn = self.turns.get(effect.turn)
         if turn is None:
-            raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} goes on after its end")
+            raise BridgeViolationError(_P.ONE_END, f"turn {effect.turn} is answered after its end")
         for event in effect.events:
             mine = event.response is None or event.response not in self.ended
-            self._check(_P.ANSWER_IS_ITS_OWN, mine, f"{event.response} went to turn {turn.id}")
+            self._check(_P.ANSWER_IS_ITS_OWN, mine, f"{event.response} delivered to turn {turn.id}")
             if event.type == b"response.output_item.done":
                 item = json.loads(event.data)["item"]
                 if item["type"] == "function_call":
@@ -676,7 +695,7 @@ class World:
         self._end(turn)
 
     def _is_held(self, turn: _Turn) -> bool:
-        """Whether the bridge has all that the turn needs."""
+        """Whether the bridge has the whole context of the turn."""
         if self.bounds.continuity is not Continuity.TRANSCRIPT:
             return False
         if turn.anchor is None:
@@ -698,7 +717,7 @@ class World:
                 link.turn = link.context = None
                 link.began = None
 
-    # ------------------------------------------------------------ what must hold at any time
+    # ------------------------------------------------------------ checks at any time
 
     def _judge(self) -> None:
         bridge, limit = self.bridge, self.bounds.sessions
@@ -709,7 +728,8 @@ class World:
         self._check(_P.NOTHING_IS_LEFT, bridge.links == len(self.links), f"{bridge.links} links")
 
     def fade(self) -> None:
-        """Let so much time pass that nothing may be left. Only for worlds without turns."""
+        """Let all timers run out, then check that nothing is left. Only for worlds
+        without turns."""
         for _ in range(30):
             deadline = self.bridge.next_timeout()
             if deadline is None:
@@ -727,7 +747,7 @@ class World:
     # ------------------------------------------------------------ comparing
 
     def key(self) -> object:
-        """Equal for worlds that go on alike."""
+        """A hash key: equal for worlds with the same future."""
         links = {number: place for place, number in enumerate(self.links)}
         around = (
             self.submitted,
@@ -759,15 +779,16 @@ class World:
 
 
 def _folded(bridge: Bridge, names: dict[tuple[str, int], int], now: int) -> object:
-    """The state of ``bridge`` with links and conversations named by their place, and times relative
-    to ``now``. ``names``: the places of links; conversations are added, by when they were used."""
+    """The state of ``bridge`` with links and conversations numbered by their position and times
+    relative to ``now``. ``names``: the positions of links; those of conversations, ordered by last
+    use, are added."""
     state: Any = bridge.snapshot()
     for place, (conversation, _) in enumerate(dict(state)["_conversations"]):
         names[conversation] = place
 
     def fold(value: Any) -> Any:
         if isinstance(value, Ref):
-            return names.get(value, -1)  # of an alias: its conversation may be over
+            return names.get(value, -1)  # of an alias whose conversation has ended
         if isinstance(value, At):
             return now - value.ns
         if isinstance(value, SessionState):
@@ -786,7 +807,7 @@ def _json(value: object) -> bytes:
 
 
 def _read(item: Mapping[str, Any]) -> Item:
-    """What a model reads of ``item``."""
+    """``item`` as a model reads it."""
     kind = item.get("type", "message")
     if kind == "function_call":
         return ("call", item["call_id"], item["name"], item["arguments"])
@@ -827,7 +848,7 @@ def explore_bridge(
     make: Callable[..., Bridge] = Bridge,
     progress: Callable[[BridgeReport], None] | None = None,
 ) -> BridgeReport:
-    """Explore bridges that ``make`` makes, until the first violation or the bounds' end."""
+    """Explore bridges made by ``make``, until the first violation or the end of the bounds."""
     report = BridgeReport(bounds)
     search: Search[object, Move] = Search(most=bounds.max_worlds)
     search.reach(World(bounds, make).key())

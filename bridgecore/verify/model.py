@@ -1,15 +1,15 @@
-"""The reference model: the properties, checked as a fold over the history.
+"""The reference model: checks the properties of a session from its history alone.
 
-What belongs here: the books of one who watches a session from outside. The model watches events go
-in and effects come out, and knows of the socket, the turns, the clock and what the upstream can
-know. It shares no code with the rules: it never reads a session's state or a policy's cells, so it
-cannot be wrong in the same way. What it must be told of a policy are its numbers (``Terms``). Which
-kind of failure a piece of evidence is, ``classify`` tells here as there: that function has tests of
-its own, and what is judged here is what is done about each kind.
+What belongs here: the state of an observer who sees the events of a session and its effects, and
+tracks the connection, the turns, the clock and what the upstream can know. The model shares no code
+with the rules: it reads neither the session's state nor the policy's cells, so it cannot repeat
+their mistakes. What it is told of a policy are its numbers (``Terms``). One function is shared,
+``classify``, which tells the kind of failure from the evidence: it has tests of its own, and
+checked here is what is done about each kind.
 
-The model is a value, so that an explorer can compare it together with the state that it watches.
-Whoever has the transitions of one session, one after the other, feeds them to a ``Monitor``
-(monitor.py), which keeps its model.
+The model is a value, so that an explorer can hash and compare it together with the state that it
+checks. To check the transitions of one session one after the other, use a ``Monitor`` (monitor.py),
+which keeps its model.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ _P = Property
 
 @attrs.frozen
 class Terms:
-    """The numbers of the policy that is being watched, and what it is allowed."""
+    """The numbers of the policy that is checked, and what it permits."""
 
     timeouts: Timeouts
-    bounded: int  # bounded refusals of one anchor
+    bounded: int  # retriable refusals of one anchor before not-found
     waiting: int  # turns that may wait
-    replays: int = 1  # ambiguous resends that the policy's budget has room for
-    strict: bool = True  # no ambiguous resend at all, whatever the budget
-    hands_over: bool = False  # the policy tells the rebind code of sessions of our own
-    holds: bool = False  # it may send a turn again that was accepted, before any output
-    warm: bool = False  # it has what an old socket knew brought to a new one
-    without: frozenset[Property] = frozenset()  # not demanded, to see what they are worth
+    replays: int = 1  # resends of possibly accepted turns, by the policy's budget
+    strict: bool = True  # no such resend at all, whatever the budget
+    hands_over: bool = False  # the policy answers OWNER_UNREACHABLE for sessions of this replica
+    holds: bool = False  # it may resend a turn that was accepted, before any output
+    warm: bool = False  # it preloads a new connection with the context of the old one
+    without: frozenset[Property] = frozenset()  # not checked, to see what they are worth
 
 
 class _Stage(enum.Enum):
-    WAITING = "waiting"  # nothing sent, or what was sent was provably not accepted
-    SENT = "sent"  # sent, and nobody knows what became of it
-    ACCEPTED = "accepted"  # it began to be answered, but the client has seen nothing of it
-    ANSWERED = "answered"  # the client saw the answer begin
+    WAITING = "waiting"  # not sent, or what was sent was provably not accepted
+    SENT = "sent"  # sent, and not known whether the upstream accepted it
+    ACCEPTED = "accepted"  # the answer began, but nothing of it was shown to the client
+    ANSWERED = "answered"  # the client was shown the beginning of the answer
 
 
 class _Turn(NamedTuple):
@@ -68,39 +68,42 @@ class _Turn(NamedTuple):
     id: int
     standing: Standing
     anchor: str | None
-    due: int  # the end of its whole budget
+    due: int  # the end of its whole budget of time
     stage: _Stage = _Stage.WAITING
     refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
-    ambiguous: int = 0  # resends of what may have been accepted
+    ambiguous: int = 0  # resends although the upstream may have accepted it
     orphan: bool = False  # its session was rebound, and it was not sent since
-    form: str = ""  # in which it was sent last
-    refused: tuple[str, ...] = ()  # the forms that the upstream refused, sorted; no limit errors
+    form: str = ""  # the form in which it was last sent
+    # the forms that the upstream refused, sorted, connection limits excepted
+    refused: tuple[str, ...] = ()
 
     @property
     def full(self) -> bool:
-        """Its client's own input went in place of an injected anchor: the anchor is gone."""
+        """Whether the client's own input was sent instead of an injected anchor: from then on the
+        turn has no anchor."""
         return self.form == RequestForm.CLIENT_FULL.value
 
     @property
     def source(self) -> Standing:
-        """What stands behind it now."""
+        """Where its context comes from now."""
         return Standing.UNANCHORED if self.full else self.standing
 
 
 _BEGUN = (_Stage.ACCEPTED, _Stage.ANSWERED)
 _HELD = (Standing.HELD, Standing.HELD_STORED)
-_ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every socket knows such an anchor
-_SAYABLE = (Standing.UNANCHORED, *_HELD, Standing.INJECTED)  # without an anchor
+_ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every connection knows such an anchor
+_SAYABLE = (Standing.UNANCHORED, *_HELD, Standing.INJECTED)  # can be sent without an anchor
 _PROGRESS = (ev.ResponseCreated, ev.OutputReceived)
 _TERMINAL = (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)
-# How many names a session keeps of one response, and of responses that ended on its socket: of
-# those before them, late events are told apart no more.
+# The limits of the session (``recovery/builder.py``): ids kept of one response, and of responses
+# that ended on the connection. Late events of older ones cannot be recognised.
 _NAMES, _ENDED = 8, 16
 
 
 @attrs.define(eq=False)
 class Model:
-    """The books. ``after`` returns the next books and never changes those it is called on.
+    """The state of the observer. ``after`` returns the next one and never changes the one it is
+    called on.
 
     Times are those of the caller's clock; ``folded`` shifts them.
     """
@@ -108,19 +111,20 @@ class Model:
     terms: Terms
     remote: bool = False  # another replica owns the session
     generation: int = 0
-    socket: str = "none"  # none, connecting, open
-    to_owner: bool = False  # the socket leads to the owner
-    cached: str | None = None  # what the upstream of this socket remembers
-    past_lifetime: bool = False  # the socket is past its lifetime
-    carried: int | None = None  # the turn that the socket carries and that has not ended
-    framed: bool = False  # its frame is with the operating system
+    socket: str = "none"  # none, connecting or open: the current connection
+    to_owner: bool = False  # the connection leads to the owner replica
+    cached: str | None = None  # the response that the upstream has cached on this connection
+    past_lifetime: bool = False  # the connection is past its lifetime
+    carried: int | None = None  # the turn sent on the connection, until it ends
+    framed: bool = False  # the whole frame was handed to the operating system
     paused: bool = False  # its client does not read
     known: bool = True  # a healthy upstream knows the anchor that was sent
-    turns: tuple[_Turn, ...] = ()  # in the order in which they came
-    dead_ends: tuple[tuple[str, int], ...] = ()  # refusals that change nothing, by anchor
-    names: tuple[str, ...] = ()  # what the response of the carried turn was called, in order
-    doubt: str | None = None  # an ended response that a response.created has named
-    ended: tuple[str, ...] = ()  # names of responses that ended on this socket, the latest last
+    turns: tuple[_Turn, ...] = ()  # in order of arrival; the first one runs
+    dead_ends: tuple[tuple[str, int], ...] = ()  # per anchor: failures that a retry would repeat
+    # the ids that the upstream gave the response of the carried turn, in order
+    names: tuple[str, ...] = ()
+    doubt: str | None = None  # the id of an ended response that a response.created has named again
+    ended: tuple[str, ...] = ()  # ids of responses that ended on this connection, the latest last
     connect_due: int | None = None
     created_due: int | None = None
     idle_due: int | None = None
@@ -129,7 +133,7 @@ class Model:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal books, of equal terms, have equal keys."""
+        """A hash key: equal for equal models with the same terms."""
         return (
             self.remote, self.generation, self.socket, self.to_owner, self.cached,
             self.past_lifetime, self.carried, self.framed, self.paused, self.known, self.turns,
@@ -145,8 +149,8 @@ class Model:
         passed: int,
         plain: bool = False,
     ) -> Model:
-        """The same books ``passed`` later, with turns, anchors and the generation named otherwise
-        (turns that ``numbers`` leaves out are called 0). ``plain``: responses keep their names."""
+        """The same model ``passed`` later, with turns, anchors and the generation renamed (turns
+        that are not in ``numbers`` become 0). ``plain``: responses keep their ids."""
 
         def shift(due: int | None) -> int | None:
             return None if due is None else due - passed
@@ -174,8 +178,8 @@ class Model:
         )  # fmt: skip
 
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
-        """If ``event`` loses a turn that may have been accepted: all that may bear on what is done
-        about it, so that turns lost alike can be compared. None otherwise."""
+        """If ``event`` loses a turn that may have been accepted: everything that may influence the
+        remedy, so that turns lost in the same way can be compared. None otherwise."""
         if self.carried is None or not self.means(event, now):
             return None
         silent, turn = _silent(event), self._carried_turn()
@@ -185,7 +189,7 @@ class Model:
         return (turn.source, self.framed, silent, self.to_owner, turn.ambiguous)
 
     def _is_size(self, event: Event) -> bool:
-        """Whether ``event`` says that the frame is larger than the upstream takes."""
+        """Whether ``event`` says that the frame is larger than the upstream accepts."""
         if isinstance(event, ev.ConnectionLost):
             return _kind(event.cause) is FailureKind.TOO_LARGE and not self.to_owner
         return isinstance(event, ev.UpstreamRefused) and _refusal(event) == "large"
@@ -195,8 +199,8 @@ class Model:
     def after(
         self, event: Event, effects: tuple[Effect, ...], now: int, deadline: Deadline | None
     ) -> Model:
-        """The books after ``event`` led to ``effects`` at ``now`` (ns), these very books if it
-        means nothing; ``deadline`` is the next one that the session names.
+        """The model after ``event`` caused ``effects`` at ``now`` (ns); this very model if the
+        event must be ignored. ``deadline`` is the session's next one.
 
         Raises:
             ViolationError: a property does not hold.
@@ -205,7 +209,7 @@ class Model:
         if not self.means(event, now):
             for effect in effects:
                 if type(effect) is not fx.Ignored:
-                    self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} led to {effect}")
+                    self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} caused {effect}")
             self._check_deadline(deadline)
             return self
         model = Model(
@@ -227,8 +231,9 @@ class Model:
             raise ViolationError(prop, text)
 
     def _by_its_name(self, event: Event) -> Event:
-        """A failed response is a refusal by another name, if it was never created; or if it failed
-        for want of an anchor that need not be there."""
+        """``event``, or the refusal that it amounts to: ``response.failed`` before
+        ``response.created`` is a refusal, and so is a not-found that comes later if the turn can be
+        resent without its anchor."""
         if not isinstance(event, ev.ResponseEnded) or event.cause is None:
             return event
         if self.carried is None or event.generation != self.generation:
@@ -242,7 +247,8 @@ class Model:
         return event
 
     def means(self, event: Event, now: int) -> bool:
-        """Whether ``event`` at ``now`` means anything; if not, nothing may be done about it."""
+        """Whether ``event`` at ``now`` requires anything of the session; if not, it must be
+        ignored."""
         if isinstance(event, ev.DeadlineReached):
             due = self._due(event.timer)
             return due is not None and due <= now
@@ -271,13 +277,14 @@ class Model:
         return not self._is_anothers(event)
 
     def _is_anothers(self, event: Event) -> bool:
-        """Whether ``event`` names a response that has ended, and not the one of the turn."""
+        """Whether ``event`` names a response that has ended and is not the turn's own."""
         name: str | None = getattr(event, "response", None)
         return name in self.ended and name != self.doubt and name not in self.names
 
     def in_doubt(self, event: Event) -> bool:
-        """Whether it cannot be known yet if ``event`` is of the carried turn: it came under the
-        name of a response that has ended, or behind one that did, and output is still to come."""
+        """Whether ``event`` may belong to the carried turn or be a late copy for one that ended: it
+        names an ended response, or follows a response.created that did, and no output has shown yet
+        which of the two it is."""
         if self._stage() is not _Stage.SENT:
             return False
         if isinstance(event, ev.ResponseCreated):
@@ -288,7 +295,7 @@ class Model:
 
     @property
     def begun(self) -> bool:
-        """Whether the socket carries a turn that began to be answered."""
+        """Whether the connection carries a turn whose answer has begun."""
         return self.carried is not None and self._stage() in _BEGUN
 
     def _stage(self) -> _Stage:
@@ -303,7 +310,7 @@ class Model:
         )
 
     def _due(self, timer: Timer) -> int | None:
-        """When the deadline of ``timer`` is owed."""
+        """The time at which ``timer`` is due; None: it is not set."""
         if timer is Timer.TURN:
             return min([turn.due for turn in self.turns], default=None)
         due: int | None = getattr(self, _DUES[timer]) if timer in _DUES else None
@@ -318,9 +325,9 @@ class Model:
                 owed = due
         if deadline is None:
             if owed is not None:
-                self._broken(_P.DEADLINES_ARE_KEPT, f"one is owed at {owed}, none is kept")
+                self._broken(_P.DEADLINES_ARE_KEPT, f"no deadline is set, {owed} is due")
         elif deadline.at != owed or self._due(deadline.reason) != owed:
-            text = f"{deadline.reason.value} is due at {deadline.at}, owed at {owed}"
+            text = f"{deadline.reason.value} is set to {deadline.at}, should be {owed}"
             self._broken(_P.DEADLINES_ARE_KEPT, text)
 
 
@@ -336,19 +343,19 @@ _DUES: Mapping[Timer, str] = {
 def own_names(
     names: Iterable[str], ended: Container[str], name: Callable[[str | None], str | None]
 ) -> tuple[str, ...]:
-    """What is to be known of the names of the running response: those that ended ones have, too.
-    What else it is called bears on nothing, as long as its terminal event has a name."""
+    """The ids of the running response that matter to the future: those that ended responses have,
+    too. No rule depends on its other ids, as long as the terminal event names one."""
     return tuple(dict.fromkeys([name(own) or "" for own in names if own in ended]))
 
 
 def one_ended(names: Iterable[str]) -> tuple[str, ...]:
-    """One of the folded ``names``, for all are alike: late events of one are treated as those of
-    another. The one that the socket knows, if it is among them."""
+    """At most one of the folded ``names``: late events are treated alike whichever ended response
+    they name. The one cached on the connection is preferred."""
     return tuple(sorted(names, reverse=True)[:1])  # "tip" before "old"
 
 
 class _Watch:
-    """One event and what was done about it: the books before, the books in the making."""
+    """One event and its effects: the model before, and the next model in the making (``the``)."""
 
     __slots__ = ("again", "before", "delivered", "doubtful", "event", "head", "knew", "lost",
                  "must_close", "now", "refused", "retired", "stopped", "the",
@@ -360,22 +367,23 @@ class _Watch:
         self.event = event
         self.now = now
         self.head: _Turn | None = before.turns[0] if before.turns else None
-        self.lost: _Turn | None = None  # the turn whose send this event left in the dark
+        self.lost: _Turn | None = None  # the turn that this event left possibly accepted
         self.refused: str | None = None  # the kind of refusal that this event is
         self.delivered = 0
         self.retired = False
         self.again: int | None = None  # the turn that a connect or a send is for
-        self.must_close: Property | None = None  # this event's socket has to go, for that reason
-        self.knew: str | None = None  # what a socket remembered that was closed for its age alone
+        self.must_close: Property | None = None  # why this event's connection must be closed
+        self.knew: str | None = None  # the response cached on a connection closed for age alone
         self.warmed: str | None = None
         self.doubtful = before.carried is not None and before.in_doubt(event)
-        self.to_stop: set[str] = set()  # plans that this event shows to be of no use
+        self.to_stop: set[str] = set()  # plans that this event proved useless
         self.stopped: set[str] = set()
 
-    # ------------------------------------------------------------ what the event means
+    # ------------------------------------------------------------ the meaning of the event
 
     def learn(self) -> None:
-        """What the event itself means, whatever the session does about it."""
+        """Update the model with what the event itself means, independent of the session's
+        reaction."""
         the, event, now = self.the, self.event, self.now
         times = the.terms.timeouts
         if isinstance(event, ev.TurnSubmitted):
@@ -420,20 +428,20 @@ class _Watch:
             return
         unheld = isinstance(event, ev.OutputReceived) and not event.bearing and not event.room
         if unheld and the._carried_turn().stage is _Stage.SENT:
-            # What cannot be held back has to be shown, and nothing can be shown before the answer.
+            # The hold-back buffer is full, and nothing can be delivered before response.created.
             self._in_the_dark()
             self.must_close = _P.ONE_AT_A_TIME
             the.created_due = None
             return
         self._accepted()
         if isinstance(event, ev.ResponseCreated):
-            the.doubt = None  # another one came: the first was a copy
+            the.doubt = None  # another response.created: the first was a late copy
         self._call(event.response or the.doubt)
         if not the.paused:
             the.idle_due = self.now + the.terms.timeouts.idle
 
     def _call(self, name: str | None) -> None:
-        """The response of the carried turn has this name."""
+        """Record an id of the carried turn's response."""
         the = self.the
         if name is not None and name not in the.names and len(the.names) < _NAMES:
             the.names = (*the.names, name)
@@ -477,7 +485,7 @@ class _Watch:
             return
         self.lost = self.the._carried_turn()
         if self.lost.stage is _Stage.ACCEPTED:
-            # Nobody has seen that it was accepted: it is as good as sent.
+            # The client saw nothing of the acceptance: treated like a turn that was only sent.
             self.lost = self.lost._replace(stage=_Stage.SENT)
             self._put(self.lost)
 
@@ -519,17 +527,17 @@ class _Watch:
             ):
                 self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
-                the.cached = None  # a refusal evicts the id that it refers to
+                the.cached = None  # a refusal evicts the id it refers to
             if kind == "limit":
                 self.must_close = _P.SOCKETS_ARE_ROTATED
             elif not the.framed and not event.unsent:
                 self.must_close = _P.ONE_AT_A_TIME
-            # What was created under a name that had ended was not created for this turn.
+            # The response.created of an ended id was a late copy, not this turn's.
             the.names, the.doubt = (), None
         the.carried = the.created_due = the.idle_due = None
 
     def _led_nowhere(self, turn: _Turn) -> None:
-        """The upstream missed the anchor of ``turn`` in mid-answer: it is not sent again."""
+        """The upstream lost the anchor of ``turn`` in mid-answer: it must not be sent again."""
         if turn.source is Standing.INJECTED:
             self.to_stop.add("injecting")
         elif turn.source is Standing.HELD_STORED:
@@ -552,7 +560,7 @@ class _Watch:
         else:
             the.expiry_due = None
 
-    # ------------------------------------------------------------ what was done about it
+    # ------------------------------------------------------------ checking the effects
 
     def _broken(self, prop: Property, text: str) -> None:
         self.the._broken(prop, text)
@@ -561,7 +569,7 @@ class _Watch:
         for turn in self.the.turns:
             if turn.id == number:
                 return turn
-        self._broken(_P.ONE_END, f"turn {number} is over or was never there")
+        self._broken(_P.ONE_END, f"turn {number} has ended or never existed")
         return _Turn(number, Standing.UNANCHORED, None, self.now)
 
     def _put(self, turn: _Turn) -> None:
@@ -571,7 +579,7 @@ class _Watch:
         self.the.turns = tuple([turn for turn in self.the.turns if turn.id != number])
 
     def obey(self, effect: Effect) -> None:
-        """Judge one effect, and write down what it does."""
+        """Check one effect and apply it to the model."""
         the = self.the
         if isinstance(effect, fx.DeliverEvent):
             self._delivered(effect)
@@ -580,16 +588,17 @@ class _Watch:
         elif isinstance(effect, fx.OpenConnection):
             if the.socket != "none" or effect.generation != the.generation + 1:
                 self._broken(
-                    _P.LIVE_GENERATION, f"{effect} beside {the.generation}, which is {the.socket}"
+                    _P.LIVE_GENERATION, f"{effect}, connection {the.generation} is {the.socket}"
                 )
             if effect.remote is not the.remote:
-                self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}: whose session is it?")
+                owner = "another replica" if the.remote else "this replica"
+                self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}, but {owner} owns the session")
             the.socket, the.generation, the.to_owner = "connecting", effect.generation, the.remote
             self.again = the.turns[0].id if the.turns else None
             the.connect_due = self.now + the.terms.timeouts.connect
         elif isinstance(effect, fx.CloseConnection):
             if effect.generation != the.generation or the.socket == "none":
-                self._broken(_P.LIVE_GENERATION, f"{effect}, there is no such socket")
+                self._broken(_P.LIVE_GENERATION, f"{effect}, but there is no such connection")
             if not self._may_close():
                 self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
             if the.past_lifetime and self.must_close is None:
@@ -601,7 +610,7 @@ class _Watch:
             if not isinstance(self.event, ev.ResponseEnded) or turn.id != self.before.carried:
                 self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} ended {turn.id}")
             elif isinstance(self.event.cause, Malformed):
-                self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, f"{self.event} passed for an answer")
+                self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, f"{self.event} completed the turn")
             else:
                 self._check_names(effect, self.event)
             self._end(turn.id)
@@ -635,7 +644,7 @@ class _Watch:
             assert_never(effect)
 
     def _check_names(self, effect: fx.CompleteTurn, event: ev.ResponseEnded) -> None:
-        """An answer is told with every name that it had, in the order in which they came, the
+        """Check that the answer is completed with all ids of its response, in their order, the
         terminal event's own last."""
         before, last = self.before, event.response
         names = tuple([name for name in before.names if name != last])
@@ -644,7 +653,7 @@ class _Watch:
         elif before.doubt is not None and len(names) < _NAMES and before.doubt not in names:
             names = (*names, before.doubt)
         if effect.responses != names:
-            text = f"it was called {names}, told as {effect.responses}"
+            text = f"the response's ids are {names}, the effect has {effect.responses}"
             self._broken(_P.DELIVERED_TO_ITS_TURN, text)
 
     def _may_close(self) -> bool:
@@ -661,16 +670,17 @@ class _Watch:
         self.delivered += 1
         answers = isinstance(self.event, _PROGRESS)
         if self.the.carried != turn.id or not answers:
-            self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} went to turn {turn.id}")
+            self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} was delivered to turn {turn.id}")
         if self.doubtful:
             if not effect.held:
-                self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event}: whose it is, is not known")
+                text = f"{self.event} was shown before it is known to be of turn {turn.id}"
+                self._broken(_P.DELIVERED_TO_ITS_TURN, text)
             return
         if effect.held:
             terms, bearing = self.the.terms, getattr(self.event, "bearing", False)
             again = terms.holds and turn.ambiguous < terms.replays and not self.the.to_owner
             if not again or bearing or turn.stage is _Stage.ANSWERED:
-                self._broken(_P.ANSWER_IS_WHOLE, f"{self.event} is held back for no reason")
+                self._broken(_P.ANSWER_IS_WHOLE, f"{self.event} is held back without need")
         stage = _Stage.ACCEPTED if effect.held else _Stage.ANSWERED
         if turn.stage is not stage:
             self._put(turn._replace(stage=stage))
@@ -679,19 +689,19 @@ class _Watch:
         the = self.the
         turn = self._turn(effect.turn)
         if the.socket != "open" or effect.generation != the.generation:
-            self._broken(_P.OPEN_IS_OPEN, f"{effect} on a socket that is {the.socket}")
+            self._broken(_P.OPEN_IS_OPEN, f"{effect}, the connection is {the.socket}")
         if the.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
             self._broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
             self._broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
         if the.past_lifetime and turn.id != self.before.carried:
-            self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a socket past its time")
+            self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a connection past its lifetime")
         if turn.id != the.turns[0].id:
             self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
         if self.refused is not None and turn.id == self.before.carried:
             refusals = self.before._carried_turn().refusals
             if self.refused in refusals:
-                self._broken(_P.RECOVERED_ONCE, f"{effect} after {self.refused} again")
+                self._broken(_P.RECOVERED_ONCE, f"{effect} after a second {self.refused}")
         ambiguous = turn.ambiguous
         if turn.stage in (_Stage.SENT, _Stage.ACCEPTED):
             ambiguous = min(ambiguous, the.terms.replays) + 1
@@ -714,13 +724,15 @@ class _Watch:
         local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
         if form is RequestForm.AS_IS:
             if not local and turn.standing not in (*_ANYWHERE, Standing.UNKNOWN):
-                self._broken(_P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent where {the.cached} is known")
+                self._broken(
+                    _P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent, the connection knows {the.cached}"
+                )
             if "not_found" in turn.refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
             if turn.full:
                 self._broken(_P.REFUSED_PLAN_ENDS, f"{turn.anchor} is injected again")
             if not local and turn.standing is Standing.HELD_STORED and self._in_vain(turn):
-                text = f"{turn.anchor} led nowhere before, and the chain is held"
+                text = f"{turn.anchor} failed before, and the full context is held"
                 self._broken(_P.REFUSED_IS_NOT_REPEATED, text)
             the.known = local or turn.standing in _ANYWHERE
             return
@@ -730,14 +742,14 @@ class _Watch:
         stored = turn.standing is Standing.HELD_STORED and not self._in_vain(turn)
         tried = turn.refusals or turn.refused or turn.ambiguous or turn.form == form.value
         if (local or stored) and not tried:
-            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} where the anchor is known")
+            self._broken(_P.FORM_IS_POSSIBLE, f"{form.value}, but the anchor is known")
         the.known = True
 
     def _in_vain(self, turn: _Turn) -> bool:
-        """Whether the anchor of ``turn`` is known to lead nowhere."""
+        """Whether sending the anchor of ``turn`` is known to fail."""
         return self._dead_ends(turn) > 0
 
-    # ------------------------------------------------------------ how turns fail
+    # ------------------------------------------------------------ checking failures
 
     def _failed(self, effect: fx.FailTurn) -> None:
         turn = self._turn(effect.turn)
@@ -746,7 +758,9 @@ class _Watch:
         if answer is FailureReply.OVERLOADED:
             submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
             if not submitted or len(self.the.turns) <= self.the.terms.waiting:
-                self._broken(_P.QUEUE_IS_BOUNDED, f"{len(self.the.turns)} is no overload")
+                self._broken(
+                    _P.QUEUE_IS_BOUNDED, f"overloaded with {len(self.the.turns)} other turns"
+                )
             return
         if answer is FailureReply.NOT_FOUND or (
             answer is FailureReply.UPSTREAM_ERROR and self.refused == "not_found"
@@ -756,13 +770,13 @@ class _Watch:
             if turn.stage is not _Stage.WAITING:
                 self._broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
             if not (turn.orphan or self.the.terms.hands_over):
-                text = f"turn {turn.id} was told of an owner that its session has not"
+                text = f"turn {turn.id} got {answer.value}, its session is local"
                 self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
         else:
             allowed = self._answers(turn)
             if answer not in allowed:
                 names = " or ".join(sorted(one.value for one in allowed))
-                text = f"turn {turn.id} was told {answer.value}, not {names}"
+                text = f"turn {turn.id} got {answer.value}, not {names}"
                 prop = _P.ANSWER_TELLS_WHAT_HAPPENED
                 handed = FailureReply.OWNER_UNREACHABLE in allowed and not turn.orphan
                 if handed and answer is FailureReply.UPSTREAM_UNAVAILABLE:
@@ -774,7 +788,7 @@ class _Watch:
             self._count(turn)
 
     def _answers(self, turn: _Turn) -> set[FailureReply]:
-        """What the client may be told, other than not-found."""
+        """The answers that are true for the client, other than not-found."""
         event, the = self.event, self.the
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return {FailureReply.REQUEST_TIMEOUT}
@@ -791,7 +805,7 @@ class _Watch:
             }
         rejected = isinstance(event, ev.ConnectionLost) and _rejected(event)
         if turn.stage is _Stage.SENT and not rejected:
-            # A replay that found no socket: the loss before it is told.
+            # A resend found no connection: the answer is about the loss before it.
             return {FailureReply.REQUEST_TIMEOUT, FailureReply.STREAM_INCOMPLETE}
         if self.refused is not None and self.head is not None and self.head.id == turn.id:
             if self.refused in _OTHERS:
@@ -806,7 +820,7 @@ class _Watch:
 
     def _check_not_found(self, turn: _Turn, answer: FailureReply) -> None:
         if turn.source is Standing.INJECTED:
-            self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} was told not-found")
+            self._broken(_P.INJECTED_IS_INVISIBLE, f"turn {turn.id} got not-found")
         if answer is FailureReply.UPSTREAM_ERROR and turn.source in (
             Standing.UNKNOWN,
             Standing.UNANCHORED,
@@ -818,20 +832,21 @@ class _Watch:
             self._broken(_P.NOT_FOUND_IS_EARNED, text)
 
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
-        """The failure that is told with the answer is the event's; none is, if nothing failed."""
+        """Check that the failure reported with the answer is that of the event; none if nothing
+        failed."""
         told, happened = effect.failure, _evidence(self.event)
         own = self.refused is not None and self.before.carried == turn.id
         unsent = self.the.socket == "open" and not own and turn.stage is _Stage.WAITING
-        if isinstance(self.event, ev.OutputReceived):  # more than can be held back, uncreated
+        if isinstance(self.event, ev.OutputReceived):  # buffer full before response.created
             tells = told is None or told.kind is FailureKind.LOST
         else:
             tells = told == happened or (told is None and unsent)
         if not tells:
-            text = f"{effect} tells {told} of {self.event}"
+            text = f"{effect} reports {told} for {self.event}"
             self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
     def _check_effort(self, turn: _Turn) -> None:
-        """Whether the turn was given up too early."""
+        """Check that the turn was not given up while it could still be recovered."""
         the, event = self.the, self.event
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return
@@ -844,21 +859,23 @@ class _Watch:
             if first and (self.refused == "limit" or (self.refused == "not_found" and again)):
                 self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
             if self.refused == "other" and before.source is Standing.INJECTED:
-                self._broken(_P.INJECTED_IS_INVISIBLE, f"a refusal of it ended turn {turn.id}")
+                self._broken(_P.INJECTED_IS_INVISIBLE, f"a refusal ended turn {turn.id}")
         elif the.socket == "open" and turn.stage is _Stage.WAITING:
             known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
             if known or turn.source is not Standing.BOUND:
-                self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused unsent")
+                self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused without a send")
         elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
-            self._broken(_P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed with the owner")
+            self._broken(
+                _P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed, its session was not rebound"
+            )
 
     def _dead_end(self, turn: _Turn) -> bool:
-        """Whether the same try again would end in the same way."""
+        """Whether the same try again would fail in the same way."""
         if turn.anchor is None:
             return False
         if self.lost is not None and self.lost.id == turn.id:
             again = turn.standing in (Standing.STORED, Standing.BOUND, Standing.UNKNOWN)
-            # That id goes no more, the chain does: another end, but a dead one for the id.
+            # The context can still be sent in full, but the id alone cannot.
             stored = turn.standing is Standing.HELD_STORED and turn.form == RequestForm.AS_IS.value
             again = again or stored
             local = not self.before.to_owner
@@ -877,26 +894,28 @@ class _Watch:
             return
         count = self._dead_ends(turn) + 1
         if count > self.the.terms.bounded and turn.standing is not Standing.HELD_STORED:
-            self._broken(_P.REFUSALS_ARE_BOUNDED, f"{count} times {turn.anchor}")
+            self._broken(_P.REFUSALS_ARE_BOUNDED, f"refusal {count} of {turn.anchor}")
         self._add_dead_end(turn)
 
     def _add_dead_end(self, turn: _Turn) -> None:
         count = self._dead_ends(turn) + 1
-        # More is not worse, and what has no end could not be explored without this property.
+        # Capped: higher counts behave alike, and without a bound the exploration would not end.
         count = min(count, self.the.terms.bounded + 1)
         counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
         self.the.dead_ends = tuple(sorted(counts.items()))
 
-    # ------------------------------------------------------------ what was left undone
+    # ------------------------------------------------------------ checks after all effects
 
     def judge(self) -> None:
-        """What must be so once all effects are carried out."""
+        """Check what must hold after all effects."""
         the, event, now = self.the, self.event, self.now
         if self.must_close is not None and the.generation == self.before.generation:
-            self._broken(self.must_close, f"after {event} the socket is still {the.socket}")
+            self._broken(self.must_close, f"after {event} the connection is still {the.socket}")
         carried = the.carried
         if carried is not None and carried not in [turn.id for turn in the.turns]:
-            self._broken(_P.ONE_AT_A_TIME, f"turn {the.carried} left its socket open")
+            self._broken(
+                _P.ONE_AT_A_TIME, f"turn {the.carried} ended, its connection is still open"
+            )
         if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
             self._broken(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
         answers = isinstance(event, _PROGRESS) and self.lost is None
@@ -908,28 +927,30 @@ class _Watch:
             if ended in [turn.id for turn in the.turns]:
                 self._broken(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
         if the.turns and the.carried is None and the.socket != "connecting":
-            self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait for nobody")
+            self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait, but no turn runs")
         if not the.turns and the.socket == "connecting":
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
         if the.past_lifetime and the.carried is None and the.socket == "open":
-            self._broken(_P.SOCKETS_ARE_ROTATED, "an old socket is kept")
+            self._broken(_P.SOCKETS_ARE_ROTATED, "a connection past its lifetime is kept")
         if self.stopped != self.to_stop:
-            text = f"{event} ended {sorted(self.stopped)}, due was {sorted(self.to_stop)}"
+            text = f"{event} stopped {sorted(self.stopped)}, not {sorted(self.to_stop)}"
             self._broken(_P.REFUSED_PLAN_ENDS, text)
         due = self.knew if the.terms.warm and not the.turns else None
         if self.warmed != due:
-            text = f"warmed with {self.warmed}, the old socket knew {due}"
+            text = f"preloaded {self.warmed}, the old connection knew {due}"
             self._broken(_P.SOCKETS_ARE_ROTATED, text)
         expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
         ends = expired or isinstance(event, ev.EvictionRequested)
         if ends is not self.retired:
-            self._broken(_P.IDLE_IS_RETIRED, f"{event} retired it: {self.retired}")
-        # A loss that left the frame unsent costs no try: what led to the send has cost one.
+            self._broken(
+                _P.IDLE_IS_RETIRED, f"{event}: retired is {self.retired}, should be {ends}"
+            )
+        # A loss before the frame was sent costs no try: the send itself has cost one.
         free = isinstance(event, ev.ConnectionOpened) or getattr(event, "unsent", False)
         if self.again is not None and not free:
             left, before = _tries(the, self.again), _tries(self.before, self.again)
             if before is not None and (left is None or left >= before):
-                text = f"after {event} turn {self.again} is tried again, with {left} tries left"
+                text = f"after {event} turn {self.again} is tried again with {left} tries left"
                 self._broken(_P.RECOVERY_DESCENDS, text)
         submitted = isinstance(event, ev.TurnSubmitted)
         if not the.turns and (submitted or self.before.turns):
@@ -939,12 +960,12 @@ class _Watch:
 
 
 def _tries(books: Model, number: int) -> int | None:
-    """How often turn ``number`` can be tried again: once for an owner that is lost, once for each
-    kind of refusal, and as often as it may be replayed. None: it has not been tried."""
+    """How many further tries turn ``number`` has: one if its owner may be lost, one for each kind
+    of refusal, and its replays. None: it has not been tried."""
     for turn in books.turns[:1]:
         if turn.id != number:
             continue
-        dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be replayed
+        dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be resent
         injected = turn.source is Standing.INJECTED and not turn.refused
         kinds = 2 - len(turn.refusals) + injected
         return books.remote + books.terms.replays - turn.ambiguous - dark + kinds
@@ -952,7 +973,7 @@ def _tries(books: Model, number: int) -> int | None:
 
 
 def _silent(event: Event) -> bool:
-    """Whether ``event`` is that a turn was not accepted in time."""
+    """Whether ``event`` is that a sent turn got no response.created in time."""
     return isinstance(event, ev.DeadlineReached) and event.timer is Timer.CREATED
 
 
@@ -966,7 +987,7 @@ _REFUSALS = {
     FailureKind.CONNECTION_LIMIT: "limit",
     FailureKind.TOO_LARGE: "large",
 }
-_OTHERS = ("other", "large")  # refusals that are the client's to hear
+_OTHERS = ("other", "large")  # refusals that are passed on to the client
 
 
 def _refusal(event: ev.UpstreamRefused) -> str:
@@ -979,7 +1000,7 @@ def _rejected(event: ev.ConnectionLost) -> bool:
 
 
 def _evidence(event: Event) -> Failure | None:
-    """The failure that ``event`` can be told as; None: none is to be told."""
+    """The failure that may be reported for ``event``; None: none may."""
     if isinstance(event, ev.DeadlineReached):
         return classify(TimedOut(event.timer))
     if isinstance(event, ev.ConnectionLost | ev.UpstreamRefused):

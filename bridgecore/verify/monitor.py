@@ -1,10 +1,9 @@
-"""The reference model on guard: it judges the transitions of a session while they happen.
+"""Checks the transitions of one session against the reference model, as they happen.
 
-What belongs here: keeping one ``Model`` for one session, whoever has the session. The explorer does
-not use a ``Monitor``: it keeps each model as a value of its own, because many ways through the
-states share one. Everybody else sees one history at a time: Hypothesis machines and scenarios give
-their sessions one, a simulation has the lines of the decision log watched as they are written
-(``replay.Replay``).
+What belongs here: keeping one ``Model`` up to date for one session. Hypothesis machines and
+scenarios give their sessions a monitor (``WatchedSession``); a simulation feeds one from the
+decision log (``replay.Replay``). The explorer does not use a ``Monitor``: it visits many histories
+at once and stores each model with the state that it belongs to.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from bridgecore.verify.properties import Property, ViolationError
 
 
 class Monitor:
-    """Judges the transitions of one session, in the order in which they happen.
+    """Checks the transitions of one session, in the order in which they happen.
 
-    ``model`` is what is known of the session so far, ``violation`` the first thing that was wrong:
-    nothing is judged after it, because the model no longer knows what was meant to be. ``remote``:
-    another replica owns the session at the beginning; ``without``: properties that are not
-    demanded, because the policy is known to break them.
+    ``model`` is the reference model after the last transition. ``violation`` is the first
+    violation; nothing is checked after it, because the model is out of step with the session from
+    there on. ``remote``: another replica owns the session at the beginning. ``without``: properties
+    that are not checked, because the policy is known to break them.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Monitor:
         self.violation: ViolationError | None = None
 
     def watch(self, before: SessionState, event: Event, transition: Transition, now: int) -> None:
-        """Judge the ``transition`` that ``event`` led to from the state ``before`` at ``now`` (ns).
+        """Check the ``transition`` from the state ``before`` that ``event`` caused at ``now`` (ns).
 
         Raises:
             ViolationError: a property does not hold.
@@ -52,7 +51,7 @@ class Monitor:
         try:
             self.model = model.after(event, transition.effects, now, after.timers.next())
             if after != before and self.model is model:
-                text = f"{event} means nothing, and changed the state"
+                text = f"{event} should be ignored, but changed the state"
                 raise ViolationError(Property.SPURIOUS_IS_NOTHING, text)
         except ViolationError as violation:
             self.violation = violation
@@ -60,7 +59,7 @@ class Monitor:
 
 
 class WatchedSession(Session):
-    """A session that a monitor judges with every transition, before its effects are returned."""
+    """A session that checks each transition before its effects are returned."""
 
     __slots__ = ("monitor",)
 

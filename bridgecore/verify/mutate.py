@@ -1,13 +1,14 @@
-"""Rules broken on purpose, to see that the properties notice.
+"""Mutants of the rules and policies, to measure what the properties detect.
 
-What belongs here: the mutants of the decision core, how each is explored, and the table of those
-that no property can notice, each with the argument why. A mutant is a stepper that wraps ``step``,
-or a policy with other cells or budgets; nothing is patched, so nothing can be left behind.
+What belongs here: the mutants of the decision core, how each is explored, and the table of
+equivalent mutants, which no property can detect, each with the argument why. A mutant is a
+transition function that wraps ``step``, or a policy with other cells or budgets; nothing is
+patched, so nothing needs to be restored.
 
-Mutants are drawn from what was seen: an exploration of the rules as they are notes, for each rule,
+Mutants are derived from observation: an exploration of the original rules records for each rule
 which effects it had, which fields of the state it changed and which timers it set or cleared. Each
-of these is then dropped, doubled, swapped or kept from happening, one at a time, for every
-transition by that rule.
+of these is then dropped, doubled, swapped or undone, one at a time, in every transition by that
+rule.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _TICKS = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONGER = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
 _QUEUE = (Standing.UNANCHORED, Standing.BOUND)
 _STORED = (Standing.UNANCHORED, Standing.HELD_STORED)
-# Tried in this order: most mutants die in the first, and soon.
+# In the order in which they are tried: most mutants are detected in the first, after few states.
 BOUNDS: Sequence[Bounds] = (
     Bounds("mutants", 0, tuple(Standing), _TICKS, 1, late=False),
     Bounds("mutants, a queue", 1, _QUEUE, _TICKS, 1, causes=False, late=False),
@@ -54,10 +55,10 @@ Change = Callable[[SessionState, Event, Transition], Transition]
 
 @attrs.frozen(eq=False)
 class Mutant:
-    """A policy or a transition function with one thing wrong. ``name`` tells which."""
+    """A policy or a transition function with one defect. ``name`` says which."""
 
     name: str
-    rule: str  # the rule, cell or budget that is wrong
+    rule: str  # the rule, cell or budget that is mutated
     policy: Policy
     stepper: Step = step
     cell: tuple[Situation, Standing] | None = None
@@ -65,19 +66,19 @@ class Mutant:
 
 @attrs.frozen
 class Verdict:
-    """What became of a mutant: the property that noticed it first and how long that took; None if
-    it survived."""
+    """The result for a mutant: the property that detected it first and the number of states until
+    then; None if it survived."""
 
     mutant: str
     rule: str
     killer: Property | None
     states: int
-    argument: str | None  # why it cannot be told from the original, if it is equivalent
+    argument: str | None  # if it is equivalent: why no property can detect it
 
 
 @attrs.define
 class Seen:
-    """What a rule was seen to do."""
+    """What a rule was observed to do."""
 
     effects: set[type[Effect]] = attrs.Factory(set)
     answers: set[FailureReply] = attrs.Factory(set)
@@ -90,7 +91,7 @@ class Seen:
 
 @attrs.frozen
 class Met:
-    """A transition that an exploration met."""
+    """A transition that occurred in an exploration."""
 
     policy: Policy
     state: SessionState
@@ -100,9 +101,9 @@ class Met:
 
 @attrs.define
 class Observed:
-    """Everything that an exploration met: what each rule does, and each transition by its rule and
-    by the cells of the table that were read for it, those that were read ahead included: another
-    remedy in a cell changes these transitions only."""
+    """All that occurred in an exploration: what each rule does, and each transition by its rule and
+    by the cells of the table that were read for it. That includes cells read ahead (``foreseen``):
+    another remedy in a cell changes these transitions only."""
 
     seen: dict[str, Seen] = attrs.Factory(dict)
     by_rule: dict[str, list[Met]] = attrs.Factory(dict)
@@ -128,7 +129,7 @@ _RUNNING = (
 
 
 def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> Observed:
-    """What an exploration of ``policy`` meets."""
+    """What occurs in an exploration of ``policy``."""
     observed = Observed()
 
     def watching(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -148,7 +149,7 @@ def observe(policy: Policy, bounds: Sequence[Bounds] = BOUNDS) -> Observed:
 
 def cells_read(transition: Transition) -> set[tuple[Situation, Standing]]:
     """The cells of the table on which ``transition`` depends: those that decided, and the one that
-    was asked ahead whether an event is held back."""
+    was read ahead to know whether an event is held back."""
     foreseen = () if transition.foreseen is None else (transition.foreseen,)
     return {(cell.situation, cell.standing) for cell in (*transition.cells, *foreseen)}
 
@@ -177,10 +178,10 @@ def _note(seen: Seen, before: SessionState, event: Event, transition: Transition
 
 
 def mutants(policy: Policy, observed: Observed | None = None) -> Iterator[Mutant]:
-    """Every mutant of ``policy`` and of the rules, in an order that never changes.
+    """Every mutant of ``policy`` and of the rules, in a fixed order.
 
-    Left out are those that change nothing: that have, in every state that can be reached and for
-    every event that can be met there, the transition of the original.
+    Mutants that change nothing are left out: those that give, in every reachable state and for
+    every event that can occur there, the transition of the original.
     """
     observed = observe(policy) if observed is None else observed
     for mutant in candidates(policy, observed.seen):
@@ -189,13 +190,13 @@ def mutants(policy: Policy, observed: Observed | None = None) -> Iterator[Mutant
 
 
 def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
-    """Whether ``mutant`` does what the original does wherever the original comes, but for what no
-    rule ever reads (``as_read``)."""
+    """Whether ``mutant`` gives the transitions of the original in all that ``observed`` has, except
+    for parts of the state that no rule reads (``as_read``)."""
     if mutant.cell is not None:
         met = observed.by_cell.get(mutant.cell, [])
     elif mutant.rule in observed.by_rule:
         met = observed.by_rule[mutant.rule]
-    else:  # of all rules together
+    else:  # a mutant of all rules together
         met = [one for of_rule in observed.by_rule.values() for one in of_rule]
     policies: dict[int, Policy] = {}
     for one in met:
@@ -213,34 +214,34 @@ def changes_nothing(mutant: Mutant, observed: Observed) -> bool:
 
 
 def _alike(policy: Policy, one: Transition, other: Transition) -> bool:
-    if _heard(one.effects) != _heard(other.effects):
+    if _by_recipient(one.effects) != _by_recipient(other.effects):
         return False
     if fx.RetireSession() in one.effects:
-        return True  # the session is forgotten, and its state with it
+        return True  # the session is retired, and its state discarded
     return as_read(policy, one.state) == as_read(policy, other.state)
 
 
-def _heard(effects: tuple[Effect, ...]) -> dict[object, list[Effect]]:
-    """What each peer is told, in order: the clients, each of its own turn, the upstream, and who
-    asks whose the session is. None of them waits for another within one step."""
-    heard: dict[object, list[Effect]] = {}
+def _by_recipient(effects: tuple[Effect, ...]) -> dict[object, list[Effect]]:
+    """The effects for each recipient, in order: each turn's client, the upstream, the owner
+    registry, the plans. Only the order for one recipient is visible from outside."""
+    effects_of: dict[object, list[Effect]] = {}
     for effect in effects:
         peer: object = None
         if isinstance(effect, fx.FailTurn | fx.CompleteTurn | fx.DeliverEvent):
             peer = effect.turn
         elif isinstance(effect, fx.RebindSession | fx.StopInjecting | fx.StopRebuilding):
             peer = type(effect)
-        heard.setdefault(peer, []).append(effect)
-    return heard
+        effects_of.setdefault(peer, []).append(effect)
+    return effects_of
 
 
 def as_read(policy: Policy, state: SessionState) -> SessionState:
-    """``state`` without what no rule reads there. That none does is tested: the rules go the same
-    way from here as from ``state``.
+    """``state`` normalised in what no rule reads in it. Tests check that the rules behave alike in
+    the normalised state.
 
-    A socket that was skipped is as good as an open one. While a connect is under way nobody asks
-    how far the last attempt had come, and while an answer is awaited nobody asks in which form the
-    turn was to go or what to say if it could not: each way back to a send decides that anew.
+    SEND_SKIPPED is equivalent to OPEN. While a connect is under way, no rule reads how far the last
+    attempt had come. While an answer is awaited, no rule reads the planned form or the fallback
+    answer: each way back to a send decides them anew.
     """
     running, lifecycle = state.running, state.lifecycle
     if lifecycle is Lifecycle.SEND_SKIPPED:
@@ -256,7 +257,7 @@ def as_read(policy: Policy, state: SessionState) -> SessionState:
 
 
 def _one_row(policy: Policy) -> bool:
-    """Whether it is the same to be lost before the output as in the midst of it."""
+    """Whether ``policy`` has the same remedies for a loss before the output and during it."""
     return all(
         policy.remedy(Situation.LOST_CREATED, standing)
         == policy.remedy(Situation.LOST_OUTPUT, standing)
@@ -265,7 +266,7 @@ def _one_row(policy: Policy) -> bool:
 
 
 def candidates(policy: Policy, seen: Mapping[str, Seen]) -> Iterator[Mutant]:
-    """Everything that could be wrong, whether or not it changes anything."""
+    """Every mutant that could be made, whether or not it changes anything."""
     for rule in sorted(seen):
         does = seen[rule]
         if rule in (STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE):
@@ -421,35 +422,35 @@ def _timer_late(timer: Timer) -> Change:
     return change
 
 
-# ---------------------------------------------------------------- what holds in every phase
+# ---------------------------------------------------------------- checks before every rule
 
 
 def _mechanics(policy: Policy) -> Iterator[Mutant]:
     def any_generation(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """The generation of an event is not looked at."""
+        """The generation of an event is ignored."""
         if getattr(event, "generation", state.generation) != state.generation:
-            changed: Any = event  # one of those that have a generation
+            changed: Any = event  # one of the events with a generation
             event = attrs.evolve(changed, generation=state.generation)
         return step(p, state, event, now)
 
     def any_response(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """Whether the response that an event names has ended is not looked at."""
+        """Whether the response of an event has ended is ignored."""
         if isinstance(event, ev.ResponseCreated | ev.OutputReceived | ev.ResponseEnded):
             return step(p, attrs.evolve(state, ended=()), event, now)
         return step(p, state, event, now)
 
     def too_early(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """A deadline that is not due passes all the same."""
+        """A deadline is handled before it is due."""
         return step(p, state, event, now + (1 if isinstance(event, ev.DeadlineReached) else 0))
 
     def strictly(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """``<`` for ``<=``: a deadline is due only after its time."""
+        """``<`` for ``<=``: a deadline is handled only after its time."""
         if isinstance(event, ev.DeadlineReached) and state.timers.get(event.timer) == now:
             return Transition(state, (fx.Ignored("not due yet"),), SPURIOUS_DEADLINE)
         return step(p, state, event, now)
 
     def never_cleared(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """A deadline that passed stays set, unless the rule set it anew."""
+        """A deadline that was handled stays set, unless the rule set it anew."""
         transition = step(p, state, event, now)
         if not isinstance(event, ev.DeadlineReached):
             return transition
@@ -459,7 +460,7 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
         return attrs.evolve(transition, state=due(transition.state, event.timer, at))
 
     def waits_on(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
-        """``<`` for ``<=``: a waiting turn whose budget ends now waits on."""
+        """``<`` for ``<=``: a waiting turn is not failed at the end of its budget."""
         timer = event.timer if isinstance(event, ev.DeadlineReached) else None
         if timer is not Timer.TURN:
             return step(p, state, event, now)
@@ -502,7 +503,8 @@ def _cells(policy: Policy) -> Iterator[Mutant]:
         if surfaces:
             others = []  # its answer is the upstream's
         for action, usual in actions.items():
-            if action is not remedy.action:  # with the right answer: only what is done is wrong
+            # with the right answer, so that only the action is wrong
+            if action is not remedy.action:
                 others.append(usual if surfaces else Remedy(action, remedy.answer))
         for other in others:
             mutated = policy.with_cell(situation, standing, other)
@@ -518,7 +520,7 @@ def judge(
     bounds: Sequence[Bounds] = BOUNDS,
     without: frozenset[Property] = frozenset(),
 ) -> Verdict:
-    """Explore ``mutant`` until a property notices it, one that is not ``without``."""
+    """Explore ``mutant`` until a property, not one of ``without``, detects it."""
     states = 0
     for bound in bounds:
         report = explore(mutant.policy, bound, stepper=mutant.stepper, without=without)
@@ -530,7 +532,8 @@ def judge(
 
 
 def argument(name: str) -> str | None:
-    """Why the mutant of that name cannot be told from the original; None if it can."""
+    """Why the mutant named ``name`` is equivalent to the original; None if it is not
+    known to be."""
     for pattern, why in EQUIVALENT.items():
         if re.fullmatch(pattern, name):
             return why
@@ -540,96 +543,98 @@ def argument(name: str) -> str | None:
 def witness(
     prop: Property, killed: Sequence[Mutant], bounds: Sequence[Bounds] = BOUNDS
 ) -> Mutant | None:
-    """One of the mutants ``killed`` by ``prop`` first that nobody would notice without it; None if
-    there is none, so that ``prop`` says nothing that the others together do not say."""
+    """A mutant among those ``killed`` first by ``prop`` that no other property detects; None:
+    ``prop`` detects nothing that the others together do not detect."""
     for mutant in killed:
         if judge(mutant, bounds, frozenset({prop})).killer is None:
             return mutant
     return None
 
 
-# Names of mutants, as patterns, and why nobody could notice what they do.
+# Patterns of names of mutants, and why no property can detect them.
 EQUIVALENT: Mapping[str, str] = {
     r"(connect-deadline|lost-connecting): running\.recovered forgotten": (
-        "only the loss of its owner is recovered there, and a session that was rebound has none"
+        "only the loss of the owner is recorded there, and a rebound session has no owner to lose"
     ),
     r"cell CONNECTION_LIMIT/(unanchored|stored|unknown): send \(upstream_unavailable\)": (
-        "sent anew on the fresh socket it goes as it is, too"
+        "a resend on the new connection also sends it as it is"
     ),
     r"cell CONNECTION_LIMIT/held: rehydrate \(upstream_unavailable\)": (
-        "no fresh socket knows the anchor: it is rehydrated there in any case"
+        "no new connection knows the anchor: it is rehydrated there in any case"
     ),
     r"cell CONNECTION_LIMIT/injected: send full \(upstream_unavailable\)": (
-        "no fresh socket knows the anchor: the full input is sent there in any case"
+        "no new connection knows the anchor: the full input is sent there in any case"
     ),
     r"cell (LOST|OWNER_LOST)_(CREATED|OUTPUT)/unanchored: refuse, then not-found .*": (
-        "an answer that begins forgives the refusals before it, and nothing else counts those of a "
-        "turn without an anchor: its bound is never reached"
+        "the beginning of an answer resets the count of refusals, and nothing else counts those of "
+        "a turn without an anchor: the bound is never reached"
     ),
     r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
-        "the refusal evicted the anchor: started over, the turn is said in full, too"
+        "the refusal evicted the anchor: a resend sends the full input, too"
     ),
     r"cell (LOST_(SENDING|SENT|CREATED|OUTPUT)|SILENT|OWNER_LOST_(DISPATCHED|OUTPUT))/unanchored: "
     r"refuse, next try rehydrates .*": (
         "it counts a try in vain, and nothing reads the count of a turn without an anchor"
     ),
     r"(connect-deadline|lost-connecting|lost-in-flight|refused|ended): running\.form forgotten": (
-        "how the turn was to go is decided once more, alike: no new socket knows the anchor"
+        "the form is decided anew, with the same result: no new connection knows the anchor"
     ),
 }
 
-# Properties without a mutant of the safe policy that only they notice, and why they are demanded
-# all the same. That others notice their mutants, too, was seen by judging without the property.
+# Properties for which no mutant of the default policy is detected by them alone, and why they are
+# checked all the same. That other properties detect their mutants, too, was established by judging
+# without the property.
 KEPT: Mapping[Property, str] = {
     Property.INJECTED_IS_INVISIBLE: (
-        "an untrue not-found is unearned as well (NOT_FOUND_IS_EARNED); this one forbids it even "
-        "to a policy that counts refusals of injected anchors"
+        "an undeserved not-found also breaks NOT_FOUND_IS_EARNED; this one forbids it even after "
+        "refusals of the injected anchor were counted"
     ),
     Property.REFUSED_IS_NOT_REPEATED: (
-        "an id that is tried in vain again and again is also refused more often than is allowed "
-        "(REFUSALS_ARE_BOUNDED); this one says so at the second send, of every form"
+        "repeated sends of a refused id also end in too many refusals (REFUSALS_ARE_BOUNDED); this "
+        "one fails at the second send already, for every form of the input"
     ),
     Property.REPLAYS_ARE_BOUNDED: (
-        "the safe policy replays nothing; those that do are held to their budget by it, on every "
-        "path, where RECOVERY_DESCENDS looks at one try at a time"
+        "the default policy never replays; for policies that do, it counts replays over all paths, "
+        "while RECOVERY_DESCENDS compares one try with the next"
     ),
     Property.RECONNECT_COSTS_NO_REPLAY: (
-        "the safe policy has no replay to lose; it is what names that shortcoming of pr397"
+        "the default policy never replays; it detects this defect of pr397"
     ),
     Property.NO_REPLAY_AFTER_ANSWER: (
-        "the safe policy replays nothing; one that does and shows too early what it holds back is "
-        "told by it (tests/verify)"
+        "the default policy never replays; it detects a policy that does so after it delivered "
+        "what it should hold back (tests/verify)"
     ),
     Property.DELIVERED_TO_ITS_TURN: (
-        "a session has one turn on its socket, so what goes astray is also missed by its turn "
-        "(ANSWER_IS_WHOLE); 'a turn that never ends', a bug of others, is found by it"
+        "a connection carries one turn, so an event delivered wrongly is also missing in the right "
+        "answer (ANSWER_IS_WHOLE); the bug 'a turn that never ends' is found by it"
     ),
     Property.OPEN_IS_OPEN: (
-        "a socket that is taken for open is soon closed or opened beside itself "
-        "(LIVE_GENERATION); this one says it where it happens, at the send"
+        "a session that uses a connection that is not open soon closes or reopens it as well "
+        "(LIVE_GENERATION); this one fails at the send, where the mistake is"
     ),
     Property.NOTHING_IS_STRANDED: (
-        "who waits for nobody also misses a deadline (DEADLINES_ARE_KEPT), if one is owed; this "
-        "one needs none"
+        "a stranded turn also misses a deadline (DEADLINES_ARE_KEPT) if one is set; this one "
+        "needs no deadline"
     ),
     Property.SPURIOUS_IS_NOTHING: (
-        "what acts on nothing soon misses a deadline or tells what did not happen; this one says "
-        "so at once, and of effects that nobody hears, too"
+        "acting on an event that should be ignored soon breaks a deadline or an answer, too; this "
+        "one fails at once, and also for effects without a recipient"
     ),
     Property.REBIND_CODE_IS_PROVEN: (
-        "the safe policy has no owners to speak of, so the code is a wrong answer as well "
-        "(ANSWER_TELLS_WHAT_HAPPENED); for policies that hand over, as pr397, it is the only one"
+        "the default policy never answers the code for a local session, so there it also breaks "
+        "ANSWER_TELLS_WHAT_HAPPENED; for policies that do, as pr397, only this one checks it"
     ),
     Property.RECOVERY_DESCENDS: (
-        "who tries again without fewer tries left also stumbles over a form or an answer; this "
-        "one is the proof that recovery ends, by a ranking"
+        "a try that uses up no budget also breaks a property of forms or answers; this one proves "
+        "that recovery ends, by a ranking function"
     ),
     Property.TURNS_END: (
-        "who goes round in circles also gives up sound sockets (SOUND_SOCKETS_STAY) or tries again "
-        "without an end (RECOVERY_DESCENDS); it is judged on the graph, and alone notices the "
-        "former where the socket is nobody's concern (tests/verify)"
+        "a session in a loop also closes connections without a reason (SOUND_SOCKETS_STAY) or "
+        "retries without a bound (RECOVERY_DESCENDS); this one checks the graph itself and needs "
+        "neither of the two (tests/verify)"
     ),
     Property.RETRIES_END: (
-        "it follows from REFUSALS_ARE_BOUNDED; it is judged on the graph itself, as a client would"
+        "it follows from REFUSALS_ARE_BOUNDED; it is checked on the graph itself, by retrying as a "
+        "client would"
     ),
 }

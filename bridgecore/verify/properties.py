@@ -1,7 +1,7 @@
-"""What must be true whatever happens, by name.
+"""The named properties of a session, and what checks each requirement on a bridge.
 
-What belongs here: the named properties of a session, and the table that says by what each invariant
-is checked. What checks them is model.py, and for what only the whole graph shows, explore.py.
+What belongs here: what must hold, in words; ``bridgecore verify`` prints them. The checks are in
+model.py, those that need the whole graph of states (liveness, replays) in explore.py.
 """
 
 from __future__ import annotations
@@ -13,182 +13,267 @@ from bridgecore.errors import BridgecoreError
 
 
 class Property(enum.Enum):
-    """The properties: the value says what is demanded, with the invariants' numbers."""
+    """The properties of a session. The value says what must hold."""
 
     NOT_FOUND_IS_EARNED = (
-        "not-found reaches a client only as the upstream's word about an id that the bridge never "
-        "saw, or after the bounded refusals are used up (1)"
+        "a client is answered previous_response_not_found only if the upstream said so of an id "
+        "that the bridge never saw, or after the budget of retriable refusals is spent"
     )
     INJECTED_IS_INVISIBLE = (
-        "an injected anchor never reaches the client as an error: whatever the upstream says "
-        "against it, the client's own input goes (section 2)"
+        "an error about an injected anchor never reaches the client: if the upstream refuses it,"
+        " the client's own full input is sent instead"
     )
     CONTINUED_AT_ONCE = (
-        "a turn that an open socket can carry in some form is sent; it is not refused (1, 2)"
+        "a turn that the open connection can carry in some form is sent, not refused"
     )
     ANCHOR_IS_KNOWN = (
-        "an anchor is sent only to the socket that made it, or where any socket can know it (2)"
+        "an anchor is sent only on the connection that made the response, or if the upstream "
+        "stores it (store=true)"
     )
     FORM_IS_POSSIBLE = (
-        "a full form is sent only where the full input is at hand, and only when it is needed (7)"
+        "full input is sent only if the bridge has all of it, and only if the anchor cannot be sent"
     )
     RECOVERED_AT_ONCE = (
-        "a limit error, and not-found for what the bridge can send in full, cost the client "
-        "nothing the first time (5, 32)"
+        "the first connection-limit error of a turn, and the first not-found for a context that "
+        "the bridge holds, are recovered without an error to the client"
     )
-    RECOVERED_ONCE = "an upstream refusal costs at most one extra send of its kind (5, 32)"
+    RECOVERED_ONCE = "each kind of upstream refusal causes at most one additional send of a turn"
     REFUSED_IS_NOT_REPEATED = (
-        "what the upstream refused is not sent again in that form, and a stored id that met "
-        "silence is not tried again where the chain is held (5)"
+        "a form of the input that the upstream refused is not sent again; a stored anchor that "
+        "met silence is not tried again if the bridge holds the context"
     )
     REFUSED_PLAN_ENDS = (
-        "an injected anchor and a rebuilt input that were refused are given up for good, and only "
-        "those (4, 5)"
+        "after the upstream refused an injected anchor or a rebuilt input, that anchor is not "
+        "injected or that input not rebuilt again; a plan that was not refused is kept"
     )
     REFUSALS_ARE_BOUNDED = (
-        "the same dead end is offered a bounded number of times, then an honest answer (5, 35)"
+        "a client that retries into the same dead end gets a bounded number of retriable "
+        "refusals, then previous_response_not_found"
     )
     ANSWER_TELLS_WHAT_HAPPENED = (
-        "a failure's answer and evidence are those of what happened, on every path (10, 31)"
+        "the error code and the evidence of a failure match the event that caused it, on every path"
     )
     NO_AMBIGUOUS_RESEND = (
-        "what the upstream may have accepted is not sent again, unless it refused it itself (11)"
+        "a turn that the upstream may have accepted is not sent again, unless the upstream "
+        "itself refused it before generating"
     )
-    REPLAYS_ARE_BOUNDED = "a turn is replayed a bounded number of times over all paths (12)"
+    REPLAYS_ARE_BOUNDED = (
+        "the resends of a turn never exceed the replay budget, over all paths together"
+    )
     RECONNECT_COSTS_NO_REPLAY = (
-        "turns lost alike after equally many replays are treated alike: a reconnect without a "
-        "send uses up no replay (12)"
+        "a reconnect without a send uses up no replay: turns that were lost in the same way "
+        "after equally many replays get the same remedy"
     )
-    NO_REPLAY_AFTER_ANSWER = "nothing is sent again once the client saw the answer begin (13, 14)"
+    NO_REPLAY_AFTER_ANSWER = (
+        "a turn is not sent again after the client received the beginning of its answer"
+    )
     ANSWER_IS_WHOLE = (
-        "each event of a running answer reaches its client once, and at once unless the turn may "
-        "yet be sent again; response.created is the first, and the terminal event ends the turn "
-        "(14, 24, 26)"
+        "each event of an answer is delivered to its client exactly once, without delay unless "
+        "the turn may still be resent; response.created is the first, and the terminal event "
+        "ends the turn"
     )
     DELIVERED_TO_ITS_TURN = (
-        "an upstream event reaches only the turn that caused it, told by the response it names "
-        "(24, 27)"
+        "an upstream event is delivered only to the turn that caused it, matched by the response"
+        " id in the event"
     )
     ONE_AT_A_TIME = (
-        "a socket carries one turn at a time, and is dropped after a turn that did not end (24)"
+        "a connection carries one turn at a time, and is closed if its turn is given up before "
+        "its terminal event"
     )
-    OPEN_IS_OPEN = "nothing is sent unless the socket is open (17)"
-    ONE_END = "each turn has exactly one end, and nothing is done for it afterwards (25, 41)"
+    OPEN_IS_OPEN = "nothing is sent unless the connection is open"
+    ONE_END = "each turn ends exactly once, and causes no effect after its end"
     QUEUE_IS_BOUNDED = (
-        "turns wait in a bounded queue, in order; a full one, no other, rejects at once (21, 23)"
+        "turns wait in a bounded queue, first in, first out; a turn is rejected at once if the "
+        "queue is full, and only then"
     )
     NOTHING_IS_STRANDED = (
-        "no turn waits for nobody, and no connect is under way for no turn (18, 20)"
+        "a turn waits only while another one runs, and a connect is under way only for a turn"
     )
-    LIVE_GENERATION = "no effect is for a dead generation; generations grow by one (42)"
+    LIVE_GENERATION = (
+        "no effect targets a connection other than the current one; generations grow by one"
+    )
     IDLE_IS_RETIRED = (
-        "a session is retired when it expires or is evicted, and only if no turn runs or waits (19)"
+        "a session ends if it expires or is evicted, and only if no turn runs or waits in it"
     )
-    SILENCE_DROPS_THE_SOCKET = "a socket that missed a deadline is dropped (5, 31)"
+    SILENCE_DROPS_THE_SOCKET = (
+        "a connection on which a deadline passed is closed: what it still delivers could not be "
+        "attributed"
+    )
     SOUND_SOCKETS_STAY = (
-        "a socket is not closed without a reason: what it remembers would be lost (1)"
+        "a connection is not closed without a reason: the upstream forgets the responses that it"
+        " cached on it"
     )
     SOCKETS_ARE_ROTATED = (
-        "a socket past its lifetime carries no further turn and is closed; what it knew is brought "
-        "to the next one if that is wanted, and only then (32)"
+        "a connection past its lifetime carries no further turn and is closed; its context is "
+        "preloaded on the next connection if the policy says so, and only then"
     )
     DEADLINES_ARE_KEPT = (
-        "the next deadline is the earliest that is owed, counted from what started it: keepalives "
-        "and progress of others extend none, and nothing stays due (29, 30)"
+        "the next deadline is the earliest one set, counted from the event that started it; "
+        "keepalives and other turns extend none, and a deadline that was handled is not due "
+        "again"
     )
-    SPURIOUS_IS_NOTHING = "a stale, unmatched or spurious event does nothing (27, 42, 44)"
+    SPURIOUS_IS_NOTHING = (
+        "an event of an old connection, one that matches no turn, and a timer that is not due "
+        "have no effect"
+    )
     REBIND_CODE_IS_PROVEN = (
-        "the code by which another replica may take over is told, of a session of our own, only "
-        "for a turn that provably was not accepted (38)"
+        "for a session of this replica, bridge_owner_unreachable (it lets another replica take "
+        "over) is answered only if the turn was provably not accepted"
     )
     REBIND_CODE_IS_NOT_WITHHELD = (
-        "a policy that lets other replicas take over lets them take over what provably was not "
-        "sent (38)"
+        "if the policy answers bridge_owner_unreachable at all, it does so for each turn that "
+        "was provably not sent"
     )
     OWNER_LOSS_REBINDS = (
-        "a session is rebound locally if its owner cannot be reached, and never once the turn may "
-        "have been accepted (38)"
+        "a session whose owner replica cannot be reached is rebound here, but never after the "
+        "owner may have sent the turn"
     )
     RECOVERY_DESCENDS = (
-        "whatever is tried again for a turn leaves fewer tries: of replays, of kinds of refusal, "
-        "of owners (12, 35)"
+        "each further try of a turn uses up one of a bounded number: replays, kinds of refusal, "
+        "owners"
     )
-    TURNS_END = "with a healthy upstream every turn ends in a bounded number of steps (35)"
+    TURNS_END = "with a healthy upstream each turn ends within a bounded number of steps"
     RETRIES_END = (
-        "with a healthy upstream a client that retries as told succeeds, or gets an honest answer, "
-        "within the bounded refusals and one more try (35)"
+        "with a healthy upstream, a client that retries as it is told succeeds or gets an answer"
+        " that is not retriable, within the budget of refusals and one more try"
     )
-    NO_INTERNAL_ERROR = "the rules raise no error for an event that can happen (law 6)"
+    NO_INTERNAL_ERROR = "the rules raise no exception for an event that can happen"
 
 
 _P = Property
-_BRIDGE = "of the bridge, not of a session: in its exploration (bridgecore.verify.explore_bridge) "
-_SIM = "; in the simulator "
-_FRONT = "of the endpoint's fronts, not of a session: "
-_LATER = "there is nothing to check yet: "
+_BRIDGE = "a property of the bridge (bridgecore.verify.explore_bridge): "
+_SIMULATOR = "; in the simulator "
+_FRONT = "a property of the fronts: "
+_LATER = "nothing to check yet: "
 
-INVARIANTS: Mapping[int, str | tuple[Property, ...]] = {
-    1: (
+# Every requirement on a bridge that we know of, so that none goes unchecked unnoticed: tests hold
+# this table to be complete. Behind each one is a bug that users of a real bridge met.
+INVARIANTS: Mapping[str, str | tuple[Property, ...]] = {
+    # Continuity
+    "a lost connection never turns into an undeserved not-found": (
         _P.NOT_FOUND_IS_EARNED,
         _P.INJECTED_IS_INVISIBLE,
         _P.CONTINUED_AT_ONCE,
         _P.SOUND_SOCKETS_STAY,
     ),
-    2: (_P.ANCHOR_IS_KNOWN, _P.CONTINUED_AT_ONCE),
-    3: _BRIDGE + "CREDENTIALS_ARE_KEPT_APART" + _SIM + "'credential'",
-    4: _BRIDGE + "REJECTED_INJECTION_ENDS; tests/endpoint/test_reduction.py",
-    5: (
+    "an anchor is sent only where the upstream knows it": (
+        _P.ANCHOR_IS_KNOWN,
+        _P.CONTINUED_AT_ONCE,
+    ),
+    "an anchor never crosses credentials": _BRIDGE
+    + "CREDENTIALS_ARE_KEPT_APART"
+    + _SIMULATOR
+    + "'credential'",
+    "an injected anchor that was rejected is not injected again": _BRIDGE
+    + "REJECTED_INJECTION_ENDS; tests/endpoint/test_reduction.py",
+    "two identical failures in a row change the plan": (
         _P.RECOVERED_ONCE,
         _P.REFUSED_IS_NOT_REPEATED,
         _P.REFUSED_PLAN_ENDS,
         _P.REFUSALS_ARE_BOUNDED,
         _P.SILENCE_DROPS_THE_SOCKET,
     ),
-    6: _BRIDGE + "CONTEXT_IS_MEANT" + _SIM + "'context'",
-    7: (_P.FORM_IS_POSSIBLE,),
-    8: _BRIDGE + "OUTPUTS_HAVE_CALLS" + _SIM + "'self-contained'",
-    9: (_P.ANCHOR_IS_KNOWN,),
-    10: (_P.ANSWER_TELLS_WHAT_HAPPENED,),
-    11: (_P.NO_AMBIGUOUS_RESEND,),
-    12: (_P.REPLAYS_ARE_BOUNDED, _P.RECONNECT_COSTS_NO_REPLAY),
-    13: (_P.NO_REPLAY_AFTER_ANSWER,),
-    14: (_P.NO_REPLAY_AFTER_ANSWER, _P.ANSWER_IS_WHOLE),
-    15: _BRIDGE + "CALLS_ARE_TOLD_ONCE" + _SIM + "'tool'; nothing is replayed after output (13)",
-    16: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.ONE_AT_A_TIME),
-    17: (_P.OPEN_IS_OPEN,),
-    18: (_P.NOTHING_IS_STRANDED,),
-    19: (_P.IDLE_IS_RETIRED,),
-    20: (_P.NOTHING_IS_STRANDED,),
-    21: (_P.QUEUE_IS_BOUNDED,),
-    22: _LATER + "admission has no tickets",
-    23: (_P.QUEUE_IS_BOUNDED, _P.DEADLINES_ARE_KEPT),
-    24: (_P.DELIVERED_TO_ITS_TURN, _P.ONE_AT_A_TIME, _P.ANSWER_IS_WHOLE),
-    25: (_P.ONE_END,),
-    26: (_P.ANSWER_IS_WHOLE,),
-    27: (_P.DELIVERED_TO_ITS_TURN, _P.SPURIOUS_IS_NOTHING),
-    28: _FRONT + "backpressure is checked with slow readers (tests/endpoint/test_streams.py)",
-    29: (_P.DEADLINES_ARE_KEPT,),
-    30: (_P.DEADLINES_ARE_KEPT,),
-    31: (_P.ANSWER_TELLS_WHAT_HAPPENED, _P.SILENCE_DROPS_THE_SOCKET),
-    32: (_P.SOCKETS_ARE_ROTATED, _P.RECOVERED_AT_ONCE, _P.RECOVERED_ONCE),
-    33: _LATER + "there is no circuit",
-    34: _LATER + "there is no circuit; an upstream's Retry-After is tests/test_api_error.py's",
-    35: (_P.RECOVERY_DESCENDS, _P.TURNS_END, _P.RETRIES_END, _P.REFUSALS_ARE_BOUNDED),
-    36: _LATER + "there are no leases",
-    37: _LATER + "there are no leases",
-    38: (_P.OWNER_LOSS_REBINDS, _P.REBIND_CODE_IS_PROVEN, _P.REBIND_CODE_IS_NOT_WITHHELD),
-    39: _BRIDGE + "FOREIGN_IS_UNKNOWN and CREDENTIALS_ARE_KEPT_APART" + _SIM + "'foreign'",
-    40: _BRIDGE + "CONTEXT_IS_MEANT" + _SIM + "'sibling'; tests/continuity/test_transcript.py",
-    41: (_P.ONE_END,),
-    42: (_P.LIVE_GENERATION, _P.SPURIOUS_IS_NOTHING),
-    43: "the same log under several hash seeds is compared (tests/verify/test_determinism.py)",
-    44: (_P.SPURIOUS_IS_NOTHING,),
-    45: _FRONT + "byte for byte, in tests/endpoint/test_streams.py",
+    "injecting an anchor leaves the context unchanged": _BRIDGE
+    + "CONTEXT_IS_MEANT"
+    + _SIMULATOR
+    + "'context'",
+    "an anchor is removed only from a self-contained turn": (_P.FORM_IS_POSSIBLE,),
+    "each tool output that is sent has its call, each call its output": _BRIDGE
+    + "OUTPUTS_HAVE_CALLS"
+    + _SIMULATOR
+    + "'self-contained'",
+    "only a completed or incomplete response can be continued": (_P.ANCHOR_IS_KNOWN,),
+    "a failure is classified by one function on every path": (_P.ANSWER_TELLS_WHAT_HAPPENED,),
+    # Replay
+    "no resend of what may have been accepted": (_P.NO_AMBIGUOUS_RESEND,),
+    "the replay budget holds over all paths": (
+        _P.REPLAYS_ARE_BOUNDED,
+        _P.RECONNECT_COSTS_NO_REPLAY,
+    ),
+    "no replay after output": (_P.NO_REPLAY_AFTER_ANSWER,),
+    "a replay is invisible in the client's stream": (
+        _P.NO_REPLAY_AFTER_ANSWER,
+        _P.ANSWER_IS_WHOLE,
+    ),
+    "a tool call is delivered at most once": _BRIDGE
+    + "CALLS_ARE_TOLD_ONCE"
+    + _SIMULATOR
+    + "'tool'; of a session, NO_REPLAY_AFTER_ANSWER",
+    "each attempt starts without the errors of the last": (
+        _P.ANSWER_TELLS_WHAT_HAPPENED,
+        _P.ONE_AT_A_TIME,
+    ),
+    # Accounting
+    "a connection that is not open is not used": (_P.OPEN_IS_OPEN,),
+    "after a close nothing is pending": (_P.NOTHING_IS_STRANDED,),
+    "only an idle session is evicted or expires": (_P.IDLE_IS_RETIRED,),
+    "the creation of a session resolves once": (_P.NOTHING_IS_STRANDED,),
+    "queue and sessions stay within their limits": (_P.QUEUE_IS_BOUNDED,),
+    "admission tickets balance": _LATER + "admission has no tickets",
+    "a full queue rejects at once": (_P.QUEUE_IS_BOUNDED, _P.DEADLINES_ARE_KEPT),
+    # Streams
+    "an upstream event reaches only the turn that caused it": (
+        _P.DELIVERED_TO_ITS_TURN,
+        _P.ONE_AT_A_TIME,
+        _P.ANSWER_IS_WHOLE,
+    ),
+    "a stream ends with exactly one terminal event": (_P.ONE_END,),
+    "response.created is first, the terminal event last": (_P.ANSWER_IS_WHOLE,),
+    "an unmatched event fails no other turn": (_P.DELIVERED_TO_ITS_TURN, _P.SPURIOUS_IS_NOTHING),
+    "a slow reader neither fills memory nor delays other turns": _FRONT
+    + "backpressure is checked with slow readers (tests/endpoint/test_streams.py)",
+    # Time
+    "a deadline that was handled is not due again": (_P.DEADLINES_ARE_KEPT,),
+    "keepalives extend no deadline": (_P.DEADLINES_ARE_KEPT,),
+    "the deadline that fired determines the error": (
+        _P.ANSWER_TELLS_WHAT_HAPPENED,
+        _P.SILENCE_DROPS_THE_SOCKET,
+    ),
+    "connections are rotated before their lifetime ends": (
+        _P.SOCKETS_ARE_ROTATED,
+        _P.RECOVERED_AT_ONCE,
+        _P.RECOVERED_ONCE,
+    ),
+    # Circuit breaking
+    "only a turn without any event counts against an upstream": _LATER + "there is no circuit",
+    "Retry-After is at least the remaining time": _LATER
+    + "there is no circuit; an upstream's Retry-After: tests/test_api_error.py",
+    "recovery ends": (
+        _P.RECOVERY_DESCENDS,
+        _P.TURNS_END,
+        _P.RETRIES_END,
+        _P.REFUSALS_ARE_BOUNDED,
+    ),
+    # Replicas
+    "a session has at most one live owner": _LATER + "there are no leases",
+    "a stale epoch changes nothing": _LATER + "there are no leases",
+    "local recovery only if the forward was provably not dispatched": (
+        _P.OWNER_LOSS_REBINDS,
+        _P.REBIND_CODE_IS_PROVEN,
+        _P.REBIND_CODE_IS_NOT_WITHHELD,
+    ),
+    "an id of another credential looks like an unknown one": _BRIDGE
+    + "FOREIGN_IS_UNKNOWN and CREDENTIALS_ARE_KEPT_APART"
+    + _SIMULATOR
+    + "'foreign'",
+    "a shared cache key alone never merges conversations": _BRIDGE
+    + "CONTEXT_IS_MEANT"
+    + _SIMULATOR
+    + "'sibling'; tests/continuity/test_transcript.py",
+    # General
+    "a turn has exactly one end": (_P.ONE_END,),
+    "no effect targets an old connection": (_P.LIVE_GENERATION, _P.SPURIOUS_IS_NOTHING),
+    "equal event logs give equal effects, byte for byte": (
+        "one log is replayed under several hash seeds (tests/verify/test_determinism.py)"
+    ),
+    "a timer that is not due does nothing": (_P.SPURIOUS_IS_NOTHING,),
+    "unknown fields and events pass through unchanged": _FRONT
+    + "compared byte for byte in tests/endpoint/test_streams.py",
 }
 
 
 class ViolationError(BridgecoreError):
-    """A property does not hold. ``prop`` is which, ``text`` why."""
+    """The property ``prop`` does not hold; ``text`` says what was observed."""
 
     def __init__(self, prop: Property, text: str) -> None:
         super().__init__(f"{prop.name}: {text}")

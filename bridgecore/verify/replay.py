@@ -1,20 +1,21 @@
-"""Replay: a decision log, run through the core again (invariant 43).
+"""Runs a decision log through the core again, to see whether the same is decided.
 
 What belongs here: feeding the events of a log (``bridgecore.wire.decisions``) to ``step`` at their
-times, and comparing what it says with what was recorded. Two questions are answered:
+times, and comparing the transitions with the recorded ones. The core is deterministic, so two
+questions can be answered:
 
 * Does this version of bridgecore decide as the one that wrote the log? Each run is replayed under
-  the policy that its header holds, up to the first divergence: another rule, another cell of the
-  table or another effect.
-* What would another policy have decided? It is asked about the same events, with the recorded
-  times and length of the queue, so that only its cells and budgets speak. A cell that holds another
-  remedy is no difference as long as the same is done. It keeps a state of its
-  own for as long as it decides the same. What would have happened after it decided otherwise,
-  nobody knows, so from there it goes on from the state that was really reached. The standing of a
-  turn is the recorded one, too: whether a policy would have kept a transcript is not asked.
+  the policy in its header, up to the first divergence: another rule, another cell of the table or
+  another effect.
+* What would another policy have decided? It is given the same events, with the recorded timeouts
+  and queue length, so that only its cells and budgets make a difference. A cell with another remedy
+  is no difference if the effects are the same. The other policy has a state of its own for as long
+  as it decides the same. After a difference the events no longer follow from its decisions, so it
+  continues from the recorded state. The standing of a turn is also the recorded one: whether the
+  other policy would have kept a transcript is not considered.
 
-A replay can have every session watched by the reference model (monitor.py). This is how a run of a
-whole bridge, in which nobody else sees the transitions of a session, is judged while it goes on.
+A replay can have the reference model check every session (monitor.py). This is how the simulator
+checks the sessions inside a bridge, whose transitions are visible only in the decision log.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from bridgecore.wire.decisions import Decision, cell_names, read_line, show
 
 
 class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about, not that it is an error)
-    """A file that is no decision log. ``line``: the number of the line, from 1."""
+    """The file is not a decision log. ``line``: the number of the line, from 1."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
@@ -43,8 +44,8 @@ class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about
 
 @attrs.frozen
 class Decided:
-    """What was decided; or, ``error`` not being empty, why nothing could be. ``cells``: the names
-    of the cells of the table that decided, in order."""
+    """What was decided. ``cells``: the names of the cells of the table that decided, in order.
+    ``error``: if not empty, why the event could not be handled."""
 
     rule: str
     cells: tuple[str, ...]
@@ -57,7 +58,7 @@ class Decided:
         return self.error or f"{self.rule}: {effects or 'nothing to do'}{because}"
 
     def does_as(self, other: Decided) -> bool:
-        """Whether the same rule did the same, whichever remedy led to it."""
+        """Whether the same rule had the same effects, whichever remedy led to it."""
         return (self.rule, self.effects) == (other.rule, other.effects)
 
 
@@ -76,8 +77,8 @@ class Divergence:
 
 @attrs.frozen
 class Report:
-    """What a replay found. ``divergence``: the first, where the replay ended. ``differences``:
-    what the other policy would have decided otherwise, if there was one to ask."""
+    """The result of a replay. ``divergence``: the first one, where the replay ended.
+    ``differences``: where the other policy, if given, would have decided otherwise."""
 
     runs: int
     sessions: int
@@ -88,13 +89,13 @@ class Report:
 
     @property
     def same(self) -> bool:
-        """Nothing was decided otherwise."""
+        """Whether nothing was decided otherwise."""
         return self.divergence is None and not self.differences
 
 
 @attrs.define(eq=False)
 class _Session:
-    """One session of a run, twice: as recorded, and as the other policy would have it."""
+    """One session of a run: its recorded state, and its state under the other policy."""
 
     monitor: Monitor | None
     at: int = 0
@@ -103,10 +104,10 @@ class _Session:
 
 
 def replay(lines: Iterable[bytes], other: Policy | None = None) -> Report:
-    """Run the log in ``lines`` through the core again; ``other``: a policy to compare with.
+    """Run the log in ``lines`` through the core again. ``other``: a policy to compare with.
 
     Raises:
-        MalformedLog: a line, the number of which it has, is not one of a decision log.
+        MalformedLog: a line is not one of a decision log; the error has its number.
     """
     replayed = Replay(other)
     for line in lines:
@@ -118,10 +119,11 @@ def replay(lines: Iterable[bytes], other: Policy | None = None) -> Report:
 
 
 class Replay:
-    """A replay as it goes on, line by line: ``replay`` for those who have not all lines yet.
+    """A replay that takes a log line by line, for example while it is written.
 
-    ``other``: a policy to compare with. ``watched``: the reference model judges each session, of
-    whatever policy; it finds what the policy breaks, too. ``lines``: how many were taken.
+    ``other``: a policy to compare with. ``watched``: the reference model checks each session,
+    whatever its policy: violations by a policy that is known to be unsafe are reported, too.
+    ``lines``: how many were taken.
     """
 
     def __init__(self, other: Policy | None = None, *, watched: bool = False) -> None:
@@ -130,8 +132,8 @@ class Replay:
         self._watched = watched
         self._wanted = other
         self._policy: Policy | None = None  # of this run
-        self._other: Policy | None = None  # the wanted one, with the times of this run
-        self._sessions: dict[int, _Session] = {}  # of this run, those that are not over
+        self._other: Policy | None = None  # ``other`` with the timeouts of this run
+        self._sessions: dict[int, _Session] = {}  # of this run, those that were not retired
         self._runs = 0
         self._count = 0
         self._transitions = 0
@@ -139,13 +141,13 @@ class Replay:
         self._differences: list[Divergence] = []
 
     def take(self, line: bytes) -> Divergence | None:
-        """Replay one more line of the log. What is decided otherwise, for the first line of which
-        that is so: no line after it is replayed, because it may only follow from that one.
+        """Replay one more line. The result is the divergence at the first line that has one: later
+        lines are not replayed, because they may follow from it.
 
         Raises:
-            MalformedLog: it is not one of a decision log, or not one that can come here.
-            ViolationError: what it tells breaks a property. The rest of its session is replayed,
-                and not judged.
+            MalformedLog: the line is not one of a decision log, or not possible at this place.
+            ViolationError: the decision breaks a property. The rest of its session is replayed
+                without checks.
         """
         if self._divergence is not None:
             return None
@@ -161,7 +163,7 @@ class Replay:
         return self._divergence
 
     def report(self) -> Report:
-        """What was found so far."""
+        """The result so far."""
         return Report(
             self._runs,
             self._count,
@@ -206,7 +208,7 @@ class Replay:
             else:
                 session.other = others.state
         if any(isinstance(effect, RetireSession) for effect in decision.effects):
-            del self._sessions[decision.session]  # its number is not used again
+            del self._sessions[decision.session]  # session numbers are not reused
         if session.monitor is not None:
             session.monitor.watch(before, decision.event, transition, decision.at)
 
@@ -222,6 +224,6 @@ def _decide(
 ) -> tuple[Decided, Transition | None]:
     try:
         transition = step(policy, state, decision.event, decision.at)
-    except BridgecoreError as exc:  # the recorded session got through this: it is a finding
+    except BridgecoreError as exc:  # the recorded session had no error: it is a finding
         return Decided("", (), (), f"{type(exc).__name__}: {exc}"), None
     return Decided(transition.rule, cell_names(transition), transition.effects), transition

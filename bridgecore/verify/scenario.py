@@ -1,8 +1,8 @@
-"""Interaction scripts: what happens to a session, and what it does about it, as plain text.
+"""Scenarios: the events of a session and their effects as plain text, to be read and replayed.
 
-What belongs here: the command vocabulary, its reader and its printer. A scenario is a text of
-comments, settings and commands; under each command stand the effects of the session, or nothing if
-there were none:
+What belongs here: the command vocabulary, its reader and its printer. A scenario consists of
+comments, settings and commands; each command is followed by the effects of the session, or by
+nothing if there were none:
 
     # The client leaves before the connection is open.
     policy default
@@ -15,10 +15,9 @@ there were none:
     ----
       close connection 1
 
-A scenario prints no more than its subject, so that renaming a rule or moving a deadline changes
-only the files that are about rules or deadlines. ``show rules`` adds to each command the phase
-before and after it and the rule that was applied; ``show next`` adds the next deadline and the
-turns that wait:
+Rules and deadlines are not printed by default, so that renaming a rule or changing a deadline
+changes only the files whose subject it is. ``show rules`` adds to each command the phase before and
+after it and the rule that was applied; ``show next`` adds the next deadline and the waiting turns:
 
     submit 1
     ----
@@ -26,33 +25,33 @@ turns that wait:
       open connection 1
     next: connect in 10s
 
-``replay`` runs such a text and returns it with what the session does today, so that a file that is
-up to date replays to itself. ``rules_of`` returns the rules that a text applies, shown or not.
+``replay`` runs such a text and returns it with the current effects, so that a file that is up to
+date replays to itself. ``rules_of`` returns the rules that a text applies, printed or not.
 ``command_of`` writes an event as a command.
 
-Settings, which print nothing and stand before the first command:
+Settings (no output; before the first command):
   ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``, and
                                    ``ambiguous`` as the command line has it
   ``remote``                       another replica owns the session
   ``show rules|next ...``          what is printed besides the effects, see above
-Commands, one for each event. Those of a connection take ``generation=N``, else the latest is meant:
+Commands, one for each event. Those of a connection take ``generation=N``; default: the latest:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
-  ``submit`` takes ``deadline=DURATION``: when the turn's budget ends, from the beginning on
+  ``submit`` takes ``deadline=DURATION``: the end of the turn's budget, since the start of the run
   ``opened [early=DURATION]``     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
-  ``progress [RESPONSE]`` (an event of an answer that bears no output)
-  ``output`` and ``progress`` take ``room=0``: there is no room to hold the event back
+  ``progress [RESPONSE]`` (an event of an answer without output)
+  ``output`` and ``progress`` take ``room=0``: the hold-back buffer is full
   ``ended completed|incomplete [RESPONSE]``
-  ``ended failed [RESPONSE] [status=N] [code=X] ...`` (as below: why)
+  ``ended failed [RESPONSE] [status=N] [code=X] ...`` (the error, as in ``refused``)
   ``ended failed [RESPONSE] malformed=WORD`` (the terminal event cannot be read)
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
   ``lost timeout TIMER``
   ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
-  ``sent`` takes ``whole=0``: part of a large frame
-  ``lost`` and ``refused`` take ``unsent=1``: nothing of the frame had left
-  ``evict``     ``deadline TIMER`` (reported whether it is due or not)
-And those that are no event:
-  ``advance DURATION``  let time pass (``250ms``, ``10s``); each deadline is reported when due
-  ``touch``             more output came, told by ``Session.touch``
+  ``sent`` takes ``whole=0``: only part of a large frame was sent
+  ``lost`` and ``refused`` take ``unsent=1``: nothing of the frame was sent
+  ``evict``     ``deadline TIMER`` (reported to the session whether it is due or not)
+Commands that are not events:
+  ``advance DURATION``  time passes (``250ms``, ``10s``); each deadline is reported when due
+  ``touch``             more output came; calls ``Session.touch``
 """
 
 from __future__ import annotations
@@ -109,16 +108,16 @@ def replay(text: str, name: str = "<scenario>", policies: Mapping[str, Policy] =
     Args:
         text: the scenario, with or without output.
         name: the file's name, for errors.
-        policies: what ``policy NAME`` can name.
+        policies: the policies that ``policy NAME`` can name.
 
     Raises:
-        ScenarioError: a line is no command, or says something that cannot be.
+        ScenarioError: a line is not a command, or its values are impossible.
     """
     out: list[str] = []
     printed: Sequence[str] = ()
     for source, output in _run(text, name, _Runner(policies)):
         if printed and source.strip():
-            out.append("")  # it ends the output above
+            out.append("")  # an empty line ends the output above
         printed = output
         out.append(source)
         if printed:
@@ -137,7 +136,7 @@ def rules_of(
 
 
 def _run(text: str, name: str, runner: _Runner) -> Iterator[tuple[str, Sequence[str]]]:
-    """Each line that a person wrote, and what it prints today."""
+    """Each line of the source, and its output in this run."""
     for number, source in _without_output(text):
         if not source.strip() or source.startswith("#"):
             yield source, ()
@@ -149,7 +148,7 @@ def _run(text: str, name: str, runner: _Runner) -> Iterator[tuple[str, Sequence[
 
 
 def _without_output(text: str) -> Iterator[tuple[int, str]]:
-    """The lines that a person wrote, numbered. Output ends at an empty line or a comment."""
+    """The numbered source lines, without output. Output ends at an empty line or a comment."""
     in_output = False
     for number, line in enumerate(text.splitlines(), 1):
         if line == SEPARATOR:
@@ -161,7 +160,7 @@ def _without_output(text: str) -> Iterator[tuple[int, str]]:
 
 
 class _UnreadableError(Exception):
-    """What is wrong with a line; ``replay`` adds where it is."""
+    """A line is wrong; the message says how. ``replay`` adds the line's number."""
 
 
 class _Runner:
@@ -174,7 +173,7 @@ class _Runner:
         self.rules: list[str] = []
 
     def run(self, line: _Line) -> list[str]:
-        """Carry out one line; what it prints. A setting prints nothing."""
+        """Carry out one line and return its output. A setting has none."""
         command = line.words[0]
         if command in ("policy", "remote", "show"):
             if self.begun:
@@ -272,7 +271,7 @@ def _read(number: int, text: str) -> _Line:
 
 
 def _only(line: _Line, count: int, *options: str) -> tuple[str, ...]:
-    """The arguments of a line that has exactly ``count`` of them, and none but these options."""
+    """The arguments of a line, if there are ``count`` of them and no options but these."""
     unknown = sorted(set(line.options) - set(options))
     if unknown:
         raise _UnreadableError(f"unknown option {', '.join(unknown)}")
@@ -339,7 +338,7 @@ _SETTINGS: Mapping[str, Callable[[Policy, str, str], Policy]] = {
 
 
 def _event(line: _Line, latest: int) -> ev.Event:
-    """The event that ``line`` tells of; ``latest`` is the generation if it names none."""
+    """The event that ``line`` names; ``latest`` is the default generation."""
     command, arguments = line.words[0], line.words[1:]
     if command == "submit":
         deadline = line.options.get("deadline")
@@ -440,7 +439,7 @@ def _error_frame(line: _Line) -> ErrorFrame:
 
 
 def command_of(event: ev.Event) -> str:
-    """``event`` as a command, its generation always given. Texts must not contain ``"``."""
+    """``event`` as a command, always with its generation. Texts must not contain ``"``."""
     text = _command_of(event)
     generation = getattr(event, "generation", None)
     return text if generation is None else f"{text} generation={generation}"
@@ -523,7 +522,7 @@ def _quoted(text: str) -> str:
 
 
 def describe(effect: fx.Effect) -> str:
-    """``effect`` in a few words."""
+    """``effect`` in a few words, as output of a command."""
     if isinstance(effect, fx.OpenConnection):
         return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
     if isinstance(effect, fx.CloseConnection):

@@ -1,12 +1,13 @@
-"""Breadth-first search of a graph that is discovered on the way.
+"""Breadth-first search of a graph that is generated on demand.
 
-What belongs here: the frontier, a shortest way to everything found, and the limits of a search.
-What can happen in a world, and what must hold there, is for those who search: explore.py looks for
-states of a session, explore_bridge.py for those of a bridge.
+What belongs here: the frontier, a shortest path to each node, and the limits of a search. What can
+happen in a world and what must hold there is defined by the callers: explore.py searches the states
+of a session, explore_bridge.py those of a bridge.
 
-A *world* is a node of the graph, known by its key: worlds with equal keys go on alike, so the first
-one stands for all. Worlds are looked into in the order of their discovery, hence by distance from
-where the search began, and the moves by which a world was found first are a shortest way to it.
+A *world* is a node of the graph, identified by its key: worlds with equal keys have the same
+future, so only the first one found is expanded. Worlds are expanded in the order of their
+discovery, hence by distance from the start, so the moves by which a world was first found are a
+shortest path to it.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ class Search(Generic[K, M]):
     """The worlds found so far, numbered in the order of their discovery.
 
     Args:
-        most: look into no further world once that many were found.
-        depth: look into no world that is that many moves away; None: into every one.
+        most: stop once that many worlds were found.
+        depth: do not expand worlds that many moves away from the start; None: no limit.
     """
 
     def __init__(self, *, most: int, depth: int | None = None) -> None:
         self._most = most
         self._depth = depth
         self._numbers: dict[K, int] = {}
-        self._origins: list[tuple[int, M | None]] = []  # of each: the one before, and the move
+        # for each world: its predecessor, and the move
+        self._origins: list[tuple[int, M | None]] = []
         self._depths: list[int] = []
         self._frontier: deque[tuple[int, K]] = deque()
         self._broken_off = False
@@ -46,17 +48,17 @@ class Search(Generic[K, M]):
 
     @property
     def ahead(self) -> int:
-        """How many of them were not looked into yet."""
+        """How many of them are not yet expanded."""
         return len(self._frontier)
 
     @property
     def complete(self) -> bool:
-        """Whether every world was looked into, as far as ``depth`` allows."""
+        """Whether every world was expanded, as far as ``depth`` allows."""
         return not self._frontier and not self._broken_off
 
     def reach(self, key: K, origin: int = -1, move: M | None = None) -> int:
-        """The number of the world with ``key``, to which ``move`` leads from ``origin``; without
-        them the search begins there."""
+        """The number of the world with ``key``, added if it is new. ``move`` leads to it from the
+        world ``origin``; without them it is a start."""
         number = self._numbers.setdefault(key, len(self._origins))
         if number == len(self._origins):
             self._origins.append((origin, move))
@@ -70,9 +72,8 @@ class Search(Generic[K, M]):
         progress: Callable[[], None] | None = None,
         every: int = 1,
     ) -> None:
-        """Call ``look`` with the number and key of each world, for it to ``reach`` what follows;
-        it returns False to end the search. ``progress`` is called after ``every`` so many worlds.
-        """
+        """Expand each world: call ``look`` with its number and key, which calls ``reach`` for each
+        successor and returns False to stop. ``progress`` is called after each ``every`` worlds."""
         frontier, looked = self._frontier, 0
         while frontier and len(self._origins) < self._most:
             number, key = frontier.popleft()
@@ -86,7 +87,7 @@ class Search(Generic[K, M]):
                 progress()
 
     def way(self, number: int) -> tuple[int, tuple[M, ...]]:
-        """A shortest way to a world: the number of the one where it begins, and the moves."""
+        """A shortest path to a world: the number of the start, and the moves."""
         moves: list[M] = []
         while True:
             origin, move = self._origins[number]

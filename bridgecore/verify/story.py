@@ -1,7 +1,7 @@
-"""A counterexample as people read it: real names, real times, and a scenario to keep.
+"""Turns a counterexample of the explorer into a readable history and a scenario.
 
-What belongs here: going the way of a counterexample once more with ids that are never reused and
-seconds for ticks, and telling it as text. Drawing it is diagram.py.
+What belongs here: replaying the moves of a counterexample with ids that are never reused and with
+seconds for ticks, and writing the result as text. Drawing it is diagram.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridgecore.verify.scenario import command_of, describe, replay
 
 @attrs.frozen
 class Seen:
-    """One thing that happened on the way to a violation, and what was done about it."""
+    """One event on the path to a violation, and the transition that it caused."""
 
     at: int  # ns since the beginning
     event: Event
@@ -33,19 +33,19 @@ class Seen:
 
 @attrs.frozen
 class Story:
-    """A counterexample with real names and times: ids that are never reused, seconds for ticks."""
+    """A counterexample with concrete names and times: unique ids, seconds for ticks."""
 
     prop: Property
     text: str
     seen: tuple[Seen, ...]
-    scenario: str  # for the scenario runner, with the output of the real rules
+    scenario: str  # with the output of the original rules, for the scenario runner
 
     def __str__(self) -> str:
         return explain(self)
 
 
 def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step = step) -> Story:
-    """Go the way of ``found`` once more, with ids that are never reused; one tick is one second."""
+    """Replay the moves of ``found`` with unique ids; one tick is one second."""
     ticking = bounded(policy, bounds)
     times = {f.name: getattr(bounds.timeouts, f.name) for f in attrs.fields(Timeouts)}
     real = attrs.evolve(
@@ -75,7 +75,7 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
         due = state.timers.next()
         on_time = label.startswith("deadline")
         if pending and not on_time and due is not None and due.at <= now + pending:
-            pending -= _MOMENT  # what is due then comes only after this
+            pending -= _MOMENT  # this event comes just before the deadline
         if pending:
             lines.append(f"advance {pending // _MOMENT}ms")
             now += pending
@@ -100,7 +100,7 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
         if on_time and isinstance(event, ev.DeadlineReached):
             at = state.timers.get(event.timer)
             if lines and lines[-1].startswith("advance"):
-                pass  # time has passed: the runner reports what is due
+                pass  # the runner reports a deadline that is due by itself
             elif at is not None and at > now:
                 lines.append(f"advance {(at - now) // _MOMENT}ms")
             else:
@@ -122,7 +122,7 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
     settings += [f"{name}={getattr(budgets, name)}" for name in ("replays", "refusals", "waiting")]
     text = f"# {found.text.splitlines()[0]}\npolicy {policy.name} {' '.join(settings)}\n"
     text += "remote\n" if found.remote else ""
-    text += "show rules next\n"  # which rule went wrong is the subject
+    text += "show rules next\n"  # the rule that decided is the subject
     text += "".join(f"\n{line}\n" for line in lines)
     return Story(found.prop, found.text, tuple(seen), replay(text, policies={policy.name: policy}))
 
@@ -131,18 +131,18 @@ _MOMENT = NS_PER_SECOND // 1000
 
 
 def _raw_turn(folded: SessionState, state: SessionState, number: int) -> int:
-    """The id in ``state`` of the turn that is called ``number`` in ``folded``."""
+    """The id in ``state`` of the turn numbered ``number`` in ``folded``."""
     if folded.running is not None and folded.running.turn.id == number and state.running:
         return state.running.turn.id
     for one, other in zip(folded.waiting, state.waiting, strict=False):
         if one.turn.id == number:
             return other.turn.id
-    return 0  # a turn that is over
+    return 0  # a turn that has ended
 
 
 def reasons(transition: Transition) -> list[str]:
-    """Which cells of the policy's table decided, in words, each with what ``default`` has there if
-    it has another remedy. Empty if the table was not asked: then the rule alone decided."""
+    """The cells of the policy's table that decided, in words, each with the remedy of ``default``
+    if that is another one. Empty if no cell was read: then the rule alone decided."""
     lines = []
     for cell in transition.cells:
         usual = DEFAULT.remedy(cell.situation, cell.standing)
@@ -152,7 +152,8 @@ def reasons(transition: Transition) -> list[str]:
 
 
 def explain(story: Story) -> str:
-    """The story as lines of text: when, what happened, why, and what was done about it."""
+    """The story as lines of text: when, what happened, by which rule and cell, with which
+    effects."""
     lines = [f"{story.prop.name}: {story.prop.value}", ""]
     for one in story.seen:
         lines.append(f"{one.at / NS_PER_SECOND:7.3f}  {command_of(one.event)}")
@@ -166,11 +167,10 @@ def explain(story: Story) -> str:
     return "\n".join(lines)
 
 
-# What the users of a bridge pay, where the property does not say so itself.
+# The cost to users, where the property does not name it.
 _COSTS = {
-    Property.NOT_FOUND_IS_EARNED: "the context blow-up: a client that is told so gives its anchor "
-    "up and sends its whole history again, every turn that a socket is lost",
-    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, its side effects, its "
-    "tokens",
-    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told and is stuck",
+    Property.NOT_FOUND_IS_EARNED: "context growth: the client drops its anchor and sends its whole "
+    "history again, each time that a connection is lost",
+    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, side effects and tokens",
+    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told, in vain",
 }

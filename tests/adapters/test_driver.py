@@ -1,4 +1,4 @@
-"""The adapters, over real sockets: what each must do with every effect, and report of the world.
+"""Tests of the drivers, over real sockets: how each effect is carried out and each event reported.
 
 What belongs here: behaviour of ``serve`` that both adapters share; a difference is a bug, except
 where a test says otherwise. The machines are small ones, each made of one function from event to
@@ -58,12 +58,12 @@ if TYPE_CHECKING:
 Answer = Callable[[TransportEvent], "list[TransportEffect] | None"]
 E = TypeVar("E", bound=TransportEvent)
 
-BIG = bytes(range(256)) * 4096 * 24  # 24 MiB: more than any socket buffer takes
+BIG = bytes(range(256)) * 4096 * 24  # 24 MiB: more than any socket buffer holds
 MS = 1_000_000
 
 
 class Machine:
-    """Answers events as a test says, keeps them, and lets a body wait for one."""
+    """Answers events with a test's function, records them, and lets a body wait for one."""
 
     def __init__(self, backend: Backend, answer: Answer = lambda _: None) -> None:
         self.seen: list[TransportEvent] = []
@@ -116,7 +116,7 @@ def echo(event: TransportEvent) -> list[TransportEffect]:
 
 
 def dial(port: int, *, host: str = "127.0.0.1", tls: bool = False, then: Answer = echo) -> Answer:
-    """Connect as number 77 when a drain is requested, the handiest thing to ask of a server."""
+    """Connect as number 77 when a drain is requested, which a test can do at any time."""
 
     def answer(event: TransportEvent) -> list[TransportEffect] | None:
         if isinstance(event, DrainRequested):
@@ -127,7 +127,7 @@ def dial(port: int, *, host: str = "127.0.0.1", tls: bool = False, then: Answer 
 
 
 class Certificates:
-    """A certificate authority of the tests' own, with one certificate for this machine."""
+    """A certificate authority for the tests, with one certificate for this machine."""
 
     def __init__(self) -> None:
         authority = trustme.CA()
@@ -304,7 +304,7 @@ def test_close_flushes_to_a_peer_that_reads_late(backend: Backend) -> None:
 def test_abort_resets_and_drops_all_later_effects(backend: Backend) -> None:
     def answer(event: TransportEvent) -> list[TransportEffect]:
         if isinstance(event, DataReceived):
-            # The DataSent that is due comes after Abort, and so does not come.
+            # The DataSent that is due comes after Abort, and is therefore not reported.
             return [Send(1, b"partly", notify=True), Abort(1), Send(1, b"gone"), Close(1), Abort(1)]
         return [Stop()] if isinstance(event, DrainRequested) else []
 
@@ -508,7 +508,7 @@ def test_no_data_is_reported_while_reading_is_paused(backend: Backend) -> None:
 
 
 def time_of(machine: Machine) -> int:
-    """When the event that is being answered happened, in ns."""
+    """The time of the event that is being answered, in ns."""
     return machine.times[-1]
 
 
@@ -567,7 +567,7 @@ def test_a_timeout_is_reported_when_it_has_come(backend: Backend) -> None:
 
 
 def test_a_deadline_that_moves_is_followed(backend: Backend) -> None:
-    """Later, then earlier, then away: only the second comes, and nothing comes when it is away."""
+    """A deadline is set later, then earlier, then cleared: only the second is reported."""
 
     def answer(event: TransportEvent) -> list[TransportEffect] | None:
         match event:
@@ -618,7 +618,7 @@ def test_a_deadline_that_was_there_before_serving_counts(backend: Backend) -> No
 
 
 def test_time_is_the_systems_monotonic_clock_on_asyncio(backend: Backend) -> None:
-    """On trio it is trio's clock instead, and so can be a mock one: see below."""
+    """On trio it is trio's clock instead, which can be a mock clock: see below."""
     if backend.name != "asyncio":
         pytest.skip("trio has a clock of its own")
 
@@ -738,7 +738,7 @@ def test_connect_with_tls(backend: Backend, certificates: Certificates, host: st
 def test_connect_with_tls_that_cannot_be_trusted(
     backend: Backend, certificates: Certificates, case: str
 ) -> None:
-    """By default the system's store is asked, and it has not heard of the tests' authority."""
+    """By default the system's store decides, which does not have the tests' authority."""
 
     async def body() -> None:
         trust = None if case == "nobody vouches" else certificates.client
@@ -848,7 +848,7 @@ def test_a_client_that_does_not_speak_tls_is_disconnected(
 
 
 def test_abort_ends_an_attempt_to_connect(backend: Backend, certificates: Certificates) -> None:
-    """In the middle of a handshake that never goes on, and before the attempt has begun."""
+    """In the middle of a handshake that never ends, and before the attempt has begun."""
 
     def answer(event: TransportEvent) -> list[TransportEffect] | None:
         match event:
@@ -899,7 +899,7 @@ def test_leaving_the_context_ends_attempts_to_connect(
 
 
 class BrokenError(Exception):
-    """What a machine with a bug raises."""
+    """Raised by a machine with a bug."""
 
 
 def test_a_bug_in_the_machine_ends_the_context(backend: Backend) -> None:
@@ -916,7 +916,7 @@ def test_a_bug_in_the_machine_ends_the_context(backend: Backend) -> None:
                 servers.append(server)
                 peers.append(await backend.connect(server.host, server.port))
                 await peers[0].send(b"x")
-                await backend.event().wait()  # for ever, but for the failure
+                await backend.event().wait()  # for ever, except for the failure
 
         with pytest.raises(BrokenError, match="it has a bug"):
             await until_it_fails()
@@ -946,7 +946,7 @@ def test_a_bug_anywhere_in_the_machine_ends_the_context(backend: Backend, where:
     async def body() -> None:
         async def serve_until_it_breaks() -> None:
             async with backend.serve(Bad(backend)) as server:
-                with socket.socket() as peer:  # the end may be quicker than a connect in a thread
+                with socket.socket() as peer:  # the server may end sooner than a thread connects
                     peer.setblocking(False)
                     peer.connect_ex((server.host, server.port))
                     await backend.event().wait()
@@ -957,7 +957,7 @@ def test_a_bug_anywhere_in_the_machine_ends_the_context(backend: Backend, where:
     backend.run(body)
 
 
-def test_the_bodys_own_exception_comes_out_as_it_is(backend: Backend) -> None:
+def test_the_exception_of_a_body_is_raised_unchanged(backend: Backend) -> None:
     async def body() -> None:
         machine = Machine(backend, echo)
 
@@ -1035,7 +1035,7 @@ def test_log_records_go_to_the_callable_or_nowhere(backend: Backend) -> None:
 
 
 def test_accepted_sockets_do_not_wait_to_fill_segments(backend: Backend) -> None:
-    """TCP_NODELAY: a delta goes out when it is written. Seen from outside as a quick answer."""
+    """TCP_NODELAY: a delta is sent when it is written. Observed from outside as a quick answer."""
 
     def answer(event: TransportEvent) -> list[TransportEffect]:
         if isinstance(event, DataReceived):
@@ -1058,7 +1058,7 @@ def test_accepted_sockets_do_not_wait_to_fill_segments(backend: Backend) -> None
 
 
 def test_each_server_has_its_own_seed_for_request_ids(backend: Backend) -> None:
-    """The core has no randomness: the seed of request ids is drawn here."""
+    """The core has no randomness: the seed of request ids is drawn by the driver."""
     config = Config(upstream=UpstreamUrl.parse("ws://127.0.0.1:9/"))
     ids = []
 

@@ -1,7 +1,8 @@
-"""The adapters at the limits of sockets: slow readers, no descriptor left, leaving in mid-connect.
+"""Tests of the drivers at the limits of sockets: slow readers, no descriptor left, cancelled
+connects.
 
-What belongs here: what ``test_driver.py`` tests with a machine and sockets to spare, where there
-are none to spare, or where the operating system takes its time.
+What belongs here: what ``test_driver.py`` tests with sufficient sockets and fast peers, with too
+few sockets, or with a slow operating system.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 # ------------------------------------------------------------------ slow readers
 
 
-LATE = b"too late" * 10_000  # more than an adapter writes without giving others a turn
+LATE = b"too late" * 10_000  # more than an adapter writes without yielding to others
 
 
 class Watched(Endpoint):
@@ -63,7 +64,7 @@ class Watched(Endpoint):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.heard = threading.Semaphore(0)  # how often something came from the upstream
+        self.heard = threading.Semaphore(0)  # counts reads from the upstream
         self._upstream = -1
 
     def handle(self, event: TransportEvent, now: int) -> list[TransportEffect]:
@@ -81,7 +82,7 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
     pings = 8
 
     def upstream(listener: socket.socket, bridge: Watched) -> int:
-        """After how many bytes a pong came, at most; all come before the message does."""
+        """The largest number of bytes before a pong; all pongs come before the message does."""
         sock, _ = listener.accept()
         sock.settimeout(20)
         server = WebSocketServer(max_message=2 * size)
@@ -126,7 +127,7 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
 
     found: list[int] = []
     backend.run(body)
-    # A fragment, what the system may hold unsent, and what it holds for a reader of this size.
+    # A fragment, what the system may buffer unsent, and what it buffers for a reader of this size.
     assert found[0] < size // pings
 
 
@@ -134,8 +135,8 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
 def test_data_received_before_a_reset_is_reported_although_a_write_failed(
     backend: Backend, blocked: bool
 ) -> None:
-    """A peer that says why it closes, and resets because it does not read on, is understood: the
-    reason has come when the next write fails."""
+    """A peer that sends why it closes, and resets because it does not read on: the reason was
+    received before the next write fails."""
 
     def answer(event: TransportEvent) -> list[TransportEffect]:
         match event:
@@ -171,7 +172,7 @@ def test_data_received_before_a_reset_is_reported_although_a_write_failed(
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[list[int]]:
-    """This process can open nothing; what is closed of the yielded ones can be opened again."""
+    """This process can open no descriptor; closing one of the yielded ones permits one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = [os.dup(0)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 16, hard))
@@ -187,7 +188,7 @@ def no_descriptor_left() -> Iterator[list[int]]:
 
 
 async def dialled(peer: socket.socket, port: int, backend: Backend) -> None:
-    """The system has set the connection up; nobody need have accepted it."""
+    """The operating system has set the connection up; it need not be accepted."""
     await backend.in_thread(peer.connect, ("127.0.0.1", port))
 
 
@@ -207,7 +208,7 @@ def test_a_client_beyond_the_descriptors_is_accepted_when_another_connection_end
                     await dialled(late, server.port, backend)
                     failed = await machine.saw(AcceptFailed)
                     assert "open files" in failed.detail
-                    for _ in range(100):  # it is served, and the listener rests meanwhile
+                    for _ in range(100):  # it is served, and the listener pauses meanwhile
                         await first.send(b"x")
                         assert await first.receive_exactly(1) == b"x"
                     attempts = len(machine.of(AcceptFailed))
@@ -222,7 +223,7 @@ def test_a_client_beyond_the_descriptors_is_accepted_when_another_connection_end
 
 
 def test_the_listener_tries_again_by_itself(backend: Backend) -> None:
-    """Descriptors come back that are not of its connections."""
+    """Descriptors are freed that are not of its connections."""
 
     async def body() -> None:
         machine = Machine(backend, echo)
@@ -273,7 +274,7 @@ def test_a_connect_without_descriptors_fails_as_local(backend: Backend, host: st
 def test_the_trust_store_is_not_read_without_descriptors(
     backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An empty store would be kept, and every later upstream would not be trusted."""
+    """An empty store would be cached, and every later upstream would not be trusted."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
@@ -322,7 +323,7 @@ def test_the_context_can_be_left_at_any_moment_of_an_accept(backend: Backend, tl
             Machine(backend, echo), listener_ssl=context if tls else None
         ) as server:
             for peer in peers:
-                peer.connect((server.host, server.port))  # the system does it by itself
+                peer.connect((server.host, server.port))  # the operating system accepts it
             await ticks(backend, count)
         assert server.open_connections == 0
         for peer in peers:

@@ -1,4 +1,4 @@
-"""Tests of admission/families.py, against a list of what was noted."""
+"""Tests of admission/families.py, compared with a list of all notes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_the_latest_used_come_first(
     moves: list[tuple[int, bytes | str | None, bool, bool]],
 ) -> None:
     families = Families()
-    latest: dict[int, LatestTurn] = {}  # the one used longest ago first
+    latest: dict[int, LatestTurn] = {}  # the least recently used one first
     for session, family, continued, repeats in moves:
         latest.pop(session, None)
         if isinstance(family, str):

@@ -1,4 +1,4 @@
-"""Tests of admission/limits.py: when there is room, and who makes it."""
+"""Tests of admission/limits.py: when there is room, and which session is evicted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ residents = st.lists(st.tuples(st.booleans(), st.booleans())).map(
 
 
 def unread() -> Iterator[Resident]:
-    """What must not be looked at, because it does not matter."""
+    """A value that must not be read, because it does not matter."""
     return map(pytest.fail, ["it was looked at"])
 
 

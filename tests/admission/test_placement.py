@@ -1,4 +1,4 @@
-"""Tests of admission/placement.py: the whole table, who takes over whose session, the order."""
+"""Tests of admission/placement.py: the whole table, takeovers of sessions, and their order."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_without_a_session(standing: Standing, idle: bool, displaces: bool) -> N
 
 @pytest.mark.parametrize(("idle", "displaces"), FACTS)
 def test_unanchored(idle: bool, displaces: bool) -> None:
-    # A history that was recognised goes on in its conversation's session, if that is free: a
-    # client that repeats its history in each request would leave an idle one behind each time.
+    # A recognised history continues in its conversation's session if that is free: otherwise a
+    # client that repeats its history would leave an idle session behind with each request.
     found = place(Standing.UNANCHORED, known=True, idle=idle, displaces=displaces)
     assert found is (JOIN if idle and not displaces else BRANCH)
 
@@ -103,7 +103,7 @@ def test_a_session_that_a_response_depends_on_is_never_taken_over(
 
 @given(st.integers(1, 200), st.sampled_from([FREE, CONTINUED]))
 def test_histories_leave_few_sessions_behind(turns: int, after: Idle) -> None:
-    """Whatever becomes of a turn's session, a family of one turn at a time stays small."""
+    """Whatever becomes of a turn's session, a family with one turn at a time stays small."""
     family: list[Idle] = []
     for _ in range(turns):
         place = take_over(family, repeats=True)
@@ -117,7 +117,7 @@ def test_histories_leave_few_sessions_behind(turns: int, after: Idle) -> None:
 
 
 def unread() -> Iterator[Any]:
-    """What must not be looked at, because it does not matter."""
+    """A value that must not be read, because it does not matter."""
     return map(pytest.fail, ["it was looked at"])
 
 
@@ -129,10 +129,10 @@ BOUND = Arrival(Standing.BOUND, "r1", recognised=False, repeats=False)
 OWN = Kin(continued=False, dispensable=True, key=9, idle=True)
 
 
-def test_a_history_goes_where_it_is_at_hand() -> None:
+def test_a_history_is_routed_to_the_session_that_caches_it() -> None:
     candidates = [
         ("r3", None),
-        ("r2", Seat(1, True, "r3")),  # its socket remembers something else
+        ("r2", Seat(1, True, "r3")),  # its connection has another response cached
         ("r2", Seat(2, False, "r2")),  # a turn runs there
         ("r1", Seat(3, True, "r1")),
         ("r0", Seat(4, True, "r0")),
@@ -142,18 +142,18 @@ def test_a_history_goes_where_it_is_at_hand() -> None:
 
 
 @pytest.mark.parametrize("live", [None, "r1"])
-def test_an_anchor_goes_to_its_session(live: str | None) -> None:
+def test_an_anchored_turn_is_routed_to_its_session(live: str | None) -> None:
     assert route(HELD, candidates=[], home=Seat(5, True, live), family=unread()) == Join(5)
     assert route(BOUND, candidates=[], home=Seat(5, False, live), family=unread()) == Join(5)
 
 
 @pytest.mark.parametrize("home", [None, Seat(5, False, "r1"), Seat(5, True, "r2")])
-def test_what_continues_elsewhere_gets_a_session_of_its_own(home: Seat | None) -> None:
+def test_a_continuation_without_a_session_gets_a_new_one(home: Seat | None) -> None:
     for turn in (HELD, RECOGNISED):
         assert route(turn, candidates=[], home=home, family=unread()) == Branch()
 
 
-def test_what_begins_may_take_over_a_session_of_its_family() -> None:
+def test_a_new_conversation_may_take_over_a_session_of_its_family() -> None:
     busy = Kin(continued=False, dispensable=True, key=8, idle=False)
     assert route(REPEATS, candidates=[], home=None, family=[busy, OWN]) == Join(9)
     assert route(REPEATS, candidates=[], home=None, family=[busy]) == Branch()

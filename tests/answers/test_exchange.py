@@ -1,4 +1,4 @@
-"""Tests of answers/exchange.py: what the client of one turn is shown, and when."""
+"""Tests of answers/exchange.py: what the client of one turn receives, and when."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FAILED = event(
 
 @attrs.define
 class Shown:
-    """An exchange, and what its client was shown."""
+    """An exchange, and what its client received."""
 
     exchange: Exchange
     effects: list[AnswerEffect] = attrs.Factory(list)
@@ -63,7 +63,7 @@ class Shown:
         self.effects += self.exchange.fail(ERROR)
 
     def timeout(self) -> int:
-        """Let its deadline come; when that was."""
+        """Let its deadline pass; when that was."""
         now = self.exchange.deadline
         assert now is not None
         self.effects += self.exchange.timeout(now)
@@ -73,7 +73,7 @@ class Shown:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        """The events of its stream, keepalives that are none left out."""
+        """The events of its stream, without comments."""
         events: list[UpstreamEvent] = []
         for effect in self.effects:
             if isinstance(effect, AnswerEvents):
@@ -141,11 +141,11 @@ def test_a_failure_after_the_head() -> None:
 
 @given(st.data())
 def test_created_is_first_whatever_fails_when(data: st.DataObject) -> None:
-    """Whatever the client has seen when its turn fails, head or no head, keepalives or none: it
-    sees one ``response.created``, first, and one terminal event, last, of one response."""
+    """Whatever the client has received when its turn fails, head or no head, keepalives or none: it
+    receives one ``response.created``, first, and one terminal event, last, of one response."""
     shown = Shown.of(stream=True)
     now = 1
-    for _ in range(data.draw(st.integers(0, 2))):  # the head goes out, then comments
+    for _ in range(data.draw(st.integers(0, 2))):  # the head is sent, then comments
         now = shown.timeout()
     deltas = [DELTA, event(b'{"type":"response.output_text.delta","sequence_number":8}'), OTHER]
     whole = [CREATED, *deltas]
@@ -191,7 +191,7 @@ def test_keepalives() -> None:
     shown.deliver(CREATED, DELTA, OTHER, now=times[-1] + NS_PER_SECOND)
     shown.effects.clear()
     shown.timeout()
-    assert shown.effects == []  # something was shown since the deadline was set
+    assert shown.effects == []  # something was sent since the deadline was set
     shown.timeout()
     assert shown.events == [{"type": "keepalive", "sequence_number": 5}]
 

@@ -1,4 +1,4 @@
-"""The command as a process: start it, read where it listens, see it end.
+"""Runs the command as a process: starts it, reads its port, waits for its end.
 
 What belongs here: what more than one file of this folder needs to run the command.
 """
@@ -59,7 +59,7 @@ def pipe(stream: IO[str] | None) -> IO[str]:
 
 
 def running_port(process: subprocess.Popen[str]) -> int:
-    """From the first line on standard output, which must be exactly as promised."""
+    """The port in the first line on standard output, which must be exactly as documented."""
     line = pipe(process.stdout).readline()
     match = re.fullmatch(
         r"bridgecore running on http://127\.0\.0\.1:(\d+) \(Press CTRL\+C to quit\)\n", line

@@ -1,4 +1,4 @@
-"""Tests of bridgecore_cli.logs: how a log line looks."""
+"""Tests of bridgecore_cli.logs: the format of a log line."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_usage(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """In this process, for speed: ``main`` returns or exits with what the process would."""
+    """In this process, for speed: ``main`` returns or exits with the status of the process."""
     try:
         code: object = main(arguments)
     except SystemExit as exc:
@@ -191,7 +191,7 @@ def test_a_closed_standard_output_does_not_end_the_bridge() -> None:
 
 
 def stderr_of_a_run(*arguments: str) -> str:
-    """Serve, end by SIGTERM, and see what was logged."""
+    """The log of a server that is ended by SIGTERM."""
     with serving("--port", "0", *arguments) as process:
         assert "running on" in pipe(process.stdout).readline()
         process.send_signal(signal.SIGTERM)
@@ -234,7 +234,7 @@ def test_rules_prints_the_policy() -> None:
     assert "pr397" in result.stdout.splitlines()[0]
 
 
-NEEDS_A_LOG = "LOG"  # stands for the path of a decision log
+NEEDS_A_LOG = "LOG"  # replaced by the path of a decision log
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ NEEDS_A_LOG = "LOG"  # stands for the path of a decision log
     ids=" ".join,
 )
 def test_a_closed_pipe_on_standard_output_is_no_error(arguments: list[str], tmp_path: Path) -> None:
-    """What ``| head -1`` does to a command; that it was cut short, its status tells."""
+    """As with ``| head -1``; the status says that the output was cut off."""
     log = tmp_path / "decisions.ndjson"
     log.write_text(write_header(DEFAULT) + "\n", encoding="utf-8")
     read_end, write_end = os.pipe()
@@ -283,7 +283,7 @@ def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
     assert b"Traceback" not in result.stderr
 
 
-# A module that is loaded while the command starts, and is interrupted just then.
+# A module that is loaded while the command starts, and is interrupted then.
 INTERRUPTED = "import os, signal; os.kill(os.getpid(), signal.SIGINT)\n"
 SCRIPT = [sys.executable, "-W", "error", "-c"]
 BY_ENTRY_POINT = """
@@ -296,8 +296,8 @@ sys.exit(script.load()())
 
 @contextmanager
 def interrupts(handler: Any) -> Iterator[None]:
-    """What a child inherits: SIGINT is ignored, or, for any other handler, does what it usually
-    does. A test run in the background has it ignored."""
+    """The handler that a child process inherits: SIGINT is ignored, or has its default effect. In
+    the background it is ignored."""
     before = signal.signal(signal.SIGINT, handler)
     try:
         yield
@@ -328,7 +328,7 @@ def test_an_interrupt_while_modules_are_loaded_is_quiet(
 
 
 def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
-    """As it is for ``nohup``, and for what a script puts into the background."""
+    """As under ``nohup``, and in the background of a script."""
     (tmp_path / "tomllib.py").write_text(INTERRUPTED + "load = TOMLDecodeError = None\n")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     with interrupts(signal.SIG_IGN):
@@ -344,7 +344,7 @@ def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
 def test_an_unwritable_file_is_reported_before_the_run(
     arguments: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No test of the run itself: were it to begin, it would print at once."""
+    """The run itself would print at once, and there is no output."""
     (tmp_path / "file").write_bytes(b"")
     for path, why in (
         (tmp_path / "missing" / "x.svg", "No such file or directory"),

@@ -1,4 +1,4 @@
-"""The decision log as a file and ``bridgecore replay`` as a command, with the real process."""
+"""Tests of the decision log as a file and of ``bridgecore replay``, as a process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WORDS = "words of a client"
 
 
 def ask(port: int, **body: Any) -> str:
-    """A turn over a connection of its own; the id of its response."""
+    """A turn over a new connection; the id of its response."""
     data = json.dumps({"model": "m", "input": WORDS, **body}).encode()
     head = (
         "POST /v1/responses HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
@@ -130,7 +130,7 @@ def test_other_records_go_on_and_lines_are_appended(tmp_path: Path) -> None:
         log(decision("three"))
     assert path.read_bytes() == b"one\ntwo\nthree\n"
     assert passed == [other]
-    log(decision("late"))  # what a connection says while everything ends
+    log(decision("late"))  # an event of a connection while everything ends
     assert passed == [other]
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_is_logged_once_and_stops_only_the_recording() -> None:
 
 
 def test_a_line_that_does_not_fit_is_not_written_in_part(tmp_path: Path) -> None:
-    """A limit on the size of files stands in for a disk on which half a line has room."""
+    """A limit on file sizes has the effect of a disk with room for half a line."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "log"
     passed: list[Log] = []
@@ -187,7 +187,7 @@ def test_a_directory_is_refused_before_anything_is_served(tmp_path: Path) -> Non
 
 @pytest.fixture
 def log_file(tmp_path: Path) -> Path:
-    """A log with one lost socket that policies judge differently, on its line 5."""
+    """A log with one lost connection about which policies differ, in its line 5."""
     recorder = Recorder(DEFAULT)
     session = recorder.session(7)
     session.handle(ev.TurnSubmitted(ev.Turn(1, ev.Standing.STORED, "resp_1")), 10)

@@ -1,4 +1,4 @@
-"""The table of settings: kinds, sources, precedence, and what is said about a wrong value."""
+"""Tests of bridgecore_cli's settings: kinds, sources, precedence, and errors for wrong values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bridgecore_cli.settings import (
 URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
 S = 1_000_000_000
 
-# Names, and defaults in seconds and bytes, as users are promised them.
+# Names, and defaults in seconds and bytes, as documented.
 PROMISED = {
     "host": "127.0.0.1",
     "port": 8080,
@@ -97,7 +97,7 @@ def test_every_setting_has_a_default_that_its_kind_can_show_and_read_back() -> N
 
 
 def test_the_configuration_gets_every_value() -> None:
-    # Counting down, because a part of transcript_bytes cannot be more than the whole.
+    # In descending order, because a part of transcript_bytes cannot be more than the whole.
     flags = {setting.name: str(99 - index) for index, setting in enumerate(CORE)}
     chosen = {
         "ambiguous": OnAmbiguousLoss.REPLAY,
@@ -141,7 +141,7 @@ def test_every_promised_setting_of_the_core_is_a_field_of_its_configuration() ->
 def test_sessions_follow_from_the_files_that_the_process_may_open(
     files: int | None, bridge: int, with_emulator: int
 ) -> None:
-    """A session has two sockets here, three where the emulator is embedded."""
+    """A session has two sockets, or three if the emulator is embedded."""
     assert load({"upstream": "ws://a/b"}, {}).config(URL, files).max_sessions == bridge
     assert load({}, {}).config(URL, files).max_sessions == with_emulator
 
@@ -226,10 +226,10 @@ def test_unknown_variables_are_ignored() -> None:
         ("rotation", '"cold"', "warm"),
     ],
 )
-def test_a_wrong_value_is_an_error_where_another_source_wins(
+def test_an_overridden_wrong_value_is_an_error(
     name: str, wrong: str, right: str, tmp_path: Path
 ) -> None:
-    """It would come into force when the flag or the variable is taken away."""
+    """It would be used as soon as the flag or the variable is removed."""
     path = write(tmp_path, f"{name} = {wrong}\n")
     variable = f"BRIDGECORE_{name.upper()}"
     for flags, environ, where in (
@@ -249,7 +249,7 @@ def test_a_wrong_flag_is_reported_before_errors_of_other_sources(tmp_path: Path)
 
 
 def test_a_variable_that_kubernetes_sets_is_explained() -> None:
-    """BRIDGECORE_PORT=tcp://... comes with a Service of the name ``bridgecore``."""
+    """BRIDGECORE_PORT=tcp://... is set for a Service named ``bridgecore``."""
     caught = error({"port": "80"}, {"BRIDGECORE_PORT": "tcp://10.0.0.1:80"})
     assert caught.exit_code == CONFIGURATION
     assert "enableServiceLinks" in str(caught)
@@ -284,13 +284,13 @@ def test_the_emulator_is_no_url(tmp_path: Path) -> None:
         ("+2", 2 * S),
         ("1e-3", 1_000_000),
         ("1.000000001", S + 1),
-        ("0.29", 290_000_000),  # 289,999,999 by way of a float
+        ("0.29", 290_000_000),  # 289,999,999 if computed as a float
         ("1000000000", 10**9 * S),
     ],
 )
 def test_times(text: str, ns: int, tmp_path: Path) -> None:
     assert load({"keepalive": text}, {}).core["keepalive"] == ns
-    if not text.startswith(".") and not text.endswith("."):  # which TOML does not know
+    if not text.startswith(".") and not text.endswith("."):  # TOML does not permit them
         path = write(tmp_path, f"keepalive = {text}\n")
         assert load({"config": path}, {}).core["keepalive"] == ns
 

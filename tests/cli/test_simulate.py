@@ -1,4 +1,4 @@
-"""The command ``simulate``: its tables, its JSON and its exit codes."""
+"""Tests of ``bridgecore simulate``: its tables, its JSON and its exit codes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_command_warms_sockets(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_command_fails_if_the_plot_cannot_be_written_after_all(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """That its place is a wrong one is found out before the run: tests/cli/test_cli.py."""
+    """A path that cannot be opened is reported before the run: tests/cli/test_main.py."""
     assert invoke("--turns", "2", "--svg", "/dev/full") == 1
     assert "cannot write" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""``bridgecore verify`` as a process: what it prints, writes and returns."""
+"""Tests of ``bridgecore verify`` as a process: what it prints, writes and returns."""
 
 from __future__ import annotations
 

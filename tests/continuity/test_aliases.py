@@ -1,4 +1,5 @@
-"""Tests of continuity/aliases.py."""
+"""Tests of continuity/aliases.py: which response ids are kept, for whom, and within which
+limits."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def test_the_least_recently_used_go_first() -> None:
     aliases.put("s", "c", Alias(2, Standing.BOUND))
     assert len(aliases) == 2
     assert [aliases.get("s", name) is not None for name in "abc"] == [True, False, True]
-    aliases.put("s", "a", Alias(3, Standing.STORED))  # again: newer, and one of two still
+    aliases.put("s", "a", Alias(3, Standing.STORED))  # again: it is newer, and one of two still
     aliases.put("s", "d", Alias(4, Standing.STORED))
     assert [aliases.get("s", name) is not None for name in "acd"] == [True, False, True]
 
@@ -50,7 +51,7 @@ def test_a_large_entry_takes_the_place_of_several_small_ones() -> None:
     aliases.put("s", large, Alias(1, Standing.BOUND))
     assert len(aliases) == 1
     assert aliases.get("s", large) is not None
-    aliases.put(large, large, Alias(1, Standing.BOUND))  # larger than all there is
+    aliases.put(large, large, Alias(1, Standing.BOUND))  # larger than the limit
     assert (len(aliases), aliases.size) == (0, 0)
 
 

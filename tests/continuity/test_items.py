@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.items: input form, digests, proofs, prompts."""
+"""Tests of continuity/items.py: input form, digests, proofs, prompts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Item = dict[str, Any]
 
 
 def digest(item: object) -> bytes:
-    """Of a list of one item, given as a value or as JSON text."""
+    """The digest of a list of one item, given as a value or as JSON text."""
     return chain_digest(ROOT, item if isinstance(item, bytes) else json.dumps(item).encode())
 
 
@@ -66,7 +66,7 @@ CALL: Item = {
 RESULT: Item = {"type": "function_call_output", "call_id": "call_1", "output": "one"}
 REASONING: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "encrypted_content": "gAAA"}
 USER: Item = {"role": "user", "content": "hello"}
-# Reasoning as open models give it, to be read.
+# Readable reasoning, as open models return it.
 THOUGHT: Item = {"type": "reasoning_text", "text": "hm"}
 READABLE: Item = {"id": "rs_1", "type": "reasoning", "summary": [], "content": [THOUGHT]}
 CODEX = "internal_chat_message_metadata_passthrough"
@@ -178,7 +178,7 @@ def test_a_history_has_something_that_a_model_made(item: object, made: bool) -> 
 
 
 @pytest.mark.parametrize("item", [MESSAGE, CALL, REASONING])
-def test_a_stored_item_goes_back_as_it_came(item: Item) -> None:
+def test_a_stored_item_is_sent_back_unchanged(item: Item) -> None:
     assert form(item, stored=True) == item
 
 
@@ -216,12 +216,12 @@ def reference_types() -> dict[str, list[type]]:
 
 
 def required(kind: type) -> set[str]:
-    """Members that the reference requires. They are there under deferred annotations only."""
+    """The members that the reference requires. Their names are read from deferred annotations."""
     hints = typing.get_type_hints(kind, include_extras=True)
     return {name for name, hint in hints.items() if str(hint).split("[")[0].endswith("Required")}
 
 
-def test_nothing_is_cut_out_that_the_reference_requires() -> None:
+def test_required_members_are_kept_in_input_form() -> None:
     types = reference_types()
     cut = {name: fields for name, fields in module._BOOKKEEPING.items() if name in types}
     assert cut.keys() == module._BOOKKEEPING.keys()
@@ -231,7 +231,7 @@ def test_nothing_is_cut_out_that_the_reference_requires() -> None:
         for field in fields
         if all(field in required(each) for each in types[name])
     }
-    # Under store=false these ids name nothing, and Codex sends none of them.
+    # With store=false these ids have no meaning, and Codex sends none of them.
     assert wanted == {("reasoning", "id"), ("local_shell_call", "id"), ("web_search_call", "id")}
 
 
@@ -446,7 +446,7 @@ def test_an_unreadable_item_equals_only_its_own_bytes(raw: bytes) -> None:
 
 @st.composite
 def wordings(draw: st.DrawFn, item: Item) -> bytes:
-    """``item`` as some client might say it: order, space, escapes, bookkeeping."""
+    """``item`` as some client might encode it: order, white space, escapes, ids and status."""
     members = {
         name: value
         for name, value in item.items()
@@ -569,7 +569,7 @@ def test_every_kind_of_output_wants_its_call(call: str, output: str) -> None:
     assert proof(said) == Proof((), ("c",), 0)
 
 
-def test_pairs_that_name_each_other_in_another_way() -> None:
+def test_calls_and_outputs_paired_by_other_members() -> None:
     shell = {"type": "local_shell_call", "id": "lsh_1", "call_id": "c"}
     assert proof(shell, {"type": "local_shell_call_output", "id": "c"}) == Proof((), (), 0)
     approval = {"type": "mcp_approval_request", "id": "mcpr_1"}
@@ -624,7 +624,7 @@ def test_an_input_that_has_no_items_is_an_error(value: object) -> None:
         prompt(input=value)
 
 
-def test_a_frame_keeps_everything_else_as_it_came() -> None:
+def test_a_frame_keeps_all_other_members_unchanged() -> None:
     body = (
         b'{"model":"m","temperature":1.0,"input":"x","metadata":{ "k": [1,  2] },'
         b'"previous_response_id":"resp_1","stream":true}'
@@ -638,7 +638,7 @@ def test_a_frame_keeps_everything_else_as_it_came() -> None:
     assert json.loads(prompt().frame(b"1", None))["input"] == [1]
 
 
-def test_bounds_are_where_items_begin_and_wording_is_theirs_alone() -> None:
+def test_bounds_and_encodings_of_items() -> None:
     said = prompt(input=[12, 1, 23, 1])
     assert said.text == b"12,1,23,1"
     assert said.bounds == [0, 3, 5, 8, 10]

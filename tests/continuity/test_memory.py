@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.memory: what is known for a turn, and what is written down."""
+"""Tests of continuity/memory.py: what is looked up for a turn, and what is recorded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCOPE = "scope"
 
 @attrs.define
 class Book:
-    """A memory, and what a bridge does with it."""
+    """A memory, used as a bridge uses it."""
 
     memory: Memory
 
@@ -65,8 +65,9 @@ def test_both_ids_name_the_response(name: str, continuity: Continuity) -> None:
     held = book(continuity)
     held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
     recall = held.ask([user("b")], name)
-    assert recall.anchor == "completed"  # what the socket is known to remember
-    assert sent(recall, RequestForm.AS_IS)["previous_response_id"] == name  # the client's word
+    assert recall.anchor == "completed"  # the response cached on the connection
+    # the id that the client sent
+    assert sent(recall, RequestForm.AS_IS)["previous_response_id"] == name
     held_here = continuity is Continuity.TRANSCRIPT
     assert recall.standing is (Standing.HELD if held_here else Standing.BOUND)
     if held_here:
@@ -90,7 +91,7 @@ def test_an_alias_set_under_one_id_is_found_under_both() -> None:
 def test_ids_of_any_length_take_little() -> None:
     held = book(Continuity.PASSTHROUGH)
     for number in range(3):
-        name = f"{number}" * 4096  # the longest that is taken
+        name = f"{number}" * 4096  # the longest that is accepted
         held.memory.belongs(held.ask([user("a")], name), number)
         recall = held.ask([user("a")], name)
         assert recall.alias is not None
@@ -143,7 +144,7 @@ def test_an_anchor_that_was_refused_is_injected_nowhere() -> None:
     for again in (held.ask(HISTORY), held.ask([*HISTORY[:2], user("c")])):
         assert again.candidates == []
         assert again.standing is Standing.UNANCHORED
-    for name in ("completed", "created"):  # the client may name it all the same
+    for name in ("completed", "created"):  # the client may still name it
         assert held.ask([user("b")], name).standing is Standing.HELD
 
 
@@ -175,7 +176,7 @@ def test_refusals_without_injection_or_rebuild_change_nothing() -> None:
 
 
 def test_an_anchored_turn_is_rebuilt_from_its_own_anchor() -> None:
-    """Its own anchor is not at hand either: its items follow what was said up to that."""
+    """Its own anchor is not cached either: its items follow the context of that anchor."""
     held = book()
     held.hold(held.ask([user("a")]), "r1", output=[said("A")])
     held.hold(held.ask([user("b")], "r1"), "r2", output=[said("B")])
@@ -201,7 +202,7 @@ def test_an_anchored_turn_that_cannot_be_rebuilt_is_not_reduced() -> None:
 
 
 def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
-    """As the Vercel AI SDK repeats steps that are stored."""
+    """The Vercel AI SDK repeats stored steps in this way."""
     held = book()
     call = {"id": "fc_1", "type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
     first = {"id": "msg_1", **said("A")}
@@ -222,7 +223,7 @@ def test_an_anchored_turn_that_refers_to_the_steps_since_is_reduced() -> None:
     ]
 
 
-def test_a_reference_to_what_is_held_does_not_stop_a_rebuild() -> None:
+def test_a_reference_to_a_held_item_can_be_rebuilt() -> None:
     held = book()
     first = {"id": "msg_1", **said("A")}
     held.hold(held.ask([user("a")], store=True), "r1", output=[first])

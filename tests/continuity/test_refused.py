@@ -1,4 +1,4 @@
-"""Tests of continuity/refused.py: frames that were too large, by scope, bounded."""
+"""Tests of continuity/refused.py: a bounded record of frames that were too large, by scope."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bridgecore.continuity.refused import RefusedFrames
 
-LIMIT = 1024  # frames that are remembered
+LIMIT = 1024  # frames that are recorded
 
 
 @given(
@@ -17,7 +17,7 @@ LIMIT = 1024  # frames that are remembered
 def test_only_the_refused_frames_of_a_scope_are_contained(
     refused: list[tuple[str, bytes]], asked: tuple[str, bytes]
 ) -> None:
-    """For one credential; what another one may upload is between it and the upstream."""
+    """Only for one credential: the upstream may have other limits for others."""
     frames = RefusedFrames()
     for scope, frame in refused:
         frames.add(scope, frame)
@@ -30,7 +30,7 @@ def test_the_frame_refused_longest_ago_is_forgotten_first(again: list[bytes], mo
     frames = RefusedFrames()
     for one in again:
         frames.add("a", one)
-    latest = list(dict.fromkeys(reversed(again)))  # each by when it was refused last
+    latest = list(dict.fromkeys(reversed(again)))  # each by its latest refusal
     room = LIMIT - len(latest)
     for n in range(room + more):
         frames.add("a", b"%05d" % n)

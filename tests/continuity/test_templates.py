@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.templates: how items are kept, and what is taken for the same."""
+"""Tests of continuity/templates.py: how items are stored, and which ones count as equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def dump(item: object) -> bytes:
 
 
 def is_same(book: TemplateTable, encoded: bytes, *items: bytes) -> bool:
-    """Whether the items are those of the notes, as far as the book can tell."""
+    """Whether the items equal the stored ones, as far as the table can tell."""
     bounds = [0]
     for item in items:
         bounds.append(bounds[-1] + len(item) + 1)
@@ -92,7 +92,7 @@ def test_items_without_a_template_are_kept_as_they_are(item: bytes) -> None:
 
 
 def test_a_phrase_is_read_as_json_and_not_as_text() -> None:
-    """What stands between the words has to be one string each."""
+    """Each value of the template has to be one JSON string."""
     template, _ = split(dump({"type": "function_call_output", "call_id": "c", "output": "x"}))
     for other in (
         b'{"type":"function_call_output","call_id":"c","x":"","output":"x"}',
@@ -142,7 +142,7 @@ CODEX = "internal_chat_message_metadata_passthrough"
 
 @pytest.mark.parametrize("place", [0, 1, 4])
 def test_members_added_by_a_client_are_not_compared(place: int) -> None:
-    """It is another one in each item, so that no two items would be written alike."""
+    """It differs in each item, so no two items would have the same encoding."""
     book = TemplateTable()
     one, two = book.note([dump(call("1", "a"))]), book.note([dump(call("2", "b"))])
 
@@ -155,7 +155,7 @@ def test_members_added_by_a_client_are_not_compared(place: int) -> None:
     for note in (first, {"turn_id": "x"}, {}, "t"):
         assert is_same(book, two, with_note(call("2", "b"), note))
         assert not is_same(book, two, with_note(call("2", "c"), note))
-    # As what was asked, it is held with everything.
+    # An input item is stored with all its members.
     asked = with_note(call("3", "c"), first)
     encoded = book.note([asked, with_note(call("4", "d"), {"turn_id": "y"})])
     assert book.items(encoded)[0] == asked
@@ -309,7 +309,7 @@ statuses = st.sampled_from(["completed", "completed", "in_progress", None])
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
-    """An item that means one of a few things, in one of many ways."""
+    """An item with one of a few contents, in one of many encodings."""
     kind = draw(st.sampled_from(["message", "message", "function_call", "output", "reasoning"]))
     text = draw(texts)
     item: Item
@@ -364,7 +364,7 @@ def written(draw: st.DrawFn) -> bytes:
 def test_encoded_items_are_decoded_to_the_same_bytes(said: list[bytes]) -> None:
     book = TemplateTable()
     assert book.items(book.note(said)) == said
-    assert book.items(book.note(said)) == said  # now that their phrases are known
+    assert book.items(book.note(said)) == said  # now that their templates are known
 
 
 def reworded(item: bytes, order: list[str], unread: str | None) -> bytes:
@@ -415,7 +415,7 @@ def test_a_sequence_is_equal_if_each_of_its_items_is(
             if one == other:
                 book.learn(noted, row)
                 book.grow()
-    for _ in range(2):  # what is found item by item is then looked for at once
+    for _ in range(2):  # items found one by one are then found at once
         for one, noted in zip(digests, encoded, strict=True):
             for other, row in zip(digests, rows, strict=True):
                 assert one[: len(other)] == other or not is_same(book, noted, *row)
@@ -432,7 +432,7 @@ def item_twice(draw: st.DrawFn) -> tuple[Item, Item]:
 @given(item_twice(), texts)
 @settings(max_examples=200)
 def test_a_learnt_form_holds_for_any_values(twice: tuple[Item, Item], new: str) -> None:
-    """Two ways to say one thing are two ways to say another."""
+    """Two encodings of one content are two encodings of any other."""
     book = TemplateTable()
     book.learn(book.note([dump(twice[0])]), [dump(twice[1])])
     for name in ("output", "arguments"):

@@ -1,4 +1,4 @@
-"""Tests of bridgecore.continuity.transcript: the tree, what goes first, expand and recognise."""
+"""Tests of continuity/transcript.py: the tree of responses, eviction, rebuilding, recognition."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.memory import taken
 Item = dict[str, Any]
 PLENTY = 1 << 30
 AGE = 1000  # ns
-SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (PHRASE_OVERHEAD + 100)  # with two phrases
+SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (PHRASE_OVERHEAD + 100)  # with two templates
 
 
 def transcripts(
@@ -39,12 +39,12 @@ def transcripts(
 
 
 def dump(value: object) -> bytes:
-    """As most clients write JSON."""
+    """JSON as most clients encode it."""
     return json.dumps(value, separators=(",", ":")).encode()
 
 
 def prompt(given: object, anchor: str | None = None, *narrow: bytes, **members: object) -> Prompt:
-    """A request of the items (or whatever it is) ``given``."""
+    """A request with the items (or whatever it is) ``given``."""
     body = {"model": "m", "store": False, "input": given, **members}
     if anchor is not None:
         body["previous_response_id"] = anchor
@@ -52,7 +52,7 @@ def prompt(given: object, anchor: str | None = None, *narrow: bytes, **members: 
 
 
 def spaced(given: Prompt) -> Prompt:
-    """The same request with white space in it, as ``json.dumps`` writes JSON."""
+    """The same request with white space, as ``json.dumps`` encodes it."""
     return Prompt(parse_create(json.dumps(json.loads(given.request.frame)).encode()))
 
 
@@ -65,7 +65,7 @@ def user(text: str) -> Item:
 
 
 def said(text: str) -> Item:
-    """A message as an upstream says it."""
+    """A message as an upstream sends it."""
     part = {"type": "output_text", "annotations": [], "logprobs": [], "text": text}
     return {
         "id": f"msg_{text}",
@@ -185,7 +185,7 @@ def test_a_history_that_is_sent_in_full_is_held_once() -> None:
     assert held.size == before + more.size
 
 
-def test_an_id_that_names_two_responses_names_the_later_one_only() -> None:
+def test_a_response_id_used_twice_names_the_later_response() -> None:
     held = transcripts()
     old = linear(held).path()
     again = held_turn(held, "r1", [user("x")], said("X"))
@@ -195,7 +195,7 @@ def test_an_id_that_names_two_responses_names_the_later_one_only() -> None:
     assert held.size == again.size + again.book.size + SCOPE_OVERHEAD
 
 
-# ------------------------------------------------------------------ what goes first
+# ------------------------------------------------------------------ eviction
 
 
 def test_the_least_recently_used_conversation_is_evicted_first_from_its_end() -> None:
@@ -207,7 +207,7 @@ def test_the_least_recently_used_conversation_is_evicted_first_from_its_end() ->
 
     held = fill(transcripts(max_bytes=fill(transcripts(max_bytes=12_000)).size))
     assert len(held) == 4
-    assert held.get("s", "p2", 10) is not None  # p is used, so q goes, its end first
+    assert held.get("s", "p2", 10) is not None  # p is used, so q is evicted, its end first
     first = held_turn(held, "x1", [user("x")], said("A"), now=11)
     assert held.get("s", "q2", 12) is None
     assert len(held) == 4
@@ -260,7 +260,7 @@ def test_time_does_not_go_backwards() -> None:
     assert held.next_expiry() == 1700
 
 
-def test_one_credential_cannot_push_out_another() -> None:
+def test_one_credential_cannot_evict_another() -> None:
     one = SCOPE + 4 * (NODE_OVERHEAD + 300)
     held = transcripts(max_bytes=4 * one, max_scope=one)
     held_turn(held, "kept", [user("a")], said("A"), scope="quiet", now=0)
@@ -297,7 +297,7 @@ def test_a_budget_of_zero_bytes_holds_nothing() -> None:
     assert held.size == 0
 
 
-def test_memory_is_what_is_accounted() -> None:
+def test_accounted_size_is_the_memory_taken() -> None:
     def fill() -> Transcripts:
         held = transcripts()
         for scope in range(20):
@@ -365,8 +365,8 @@ def test_outputs_find_their_calls_on_the_chain() -> None:
     assert (foreign.orphans, foreign.self_contained) == (("c3",), False)
 
 
-def test_what_has_an_output_without_its_call_is_not_rebuilt() -> None:
-    """An upstream that takes such an output must not make the bridge send it to another one."""
+def test_a_context_with_an_output_without_its_call_is_not_rebuilt() -> None:
+    """Some upstreams accept such an output; the bridge must not send it to another connection."""
     held = transcripts()
     assert not held_turn(held, "r1", [result(1)], said("a")).readable
     called = held_turn(held, "r2", "go", call(1))
@@ -453,7 +453,7 @@ def test_a_response_that_was_continued_is_no_anchor() -> None:
 def test_responses_of_equal_context_are_anchors_once_each() -> None:
     held = transcripts()
     for name in ("r1", "r2"):
-        # Two conversations begin alike, and nothing tells them apart.
+        # Two conversations have the same beginning, and nothing distinguishes them.
         held_turn(held, name, [user("a")], said("A"), prompt_cache_key="k")
     asked = [prompt([*HISTORY[:2], user(t)], None, prompt_cache_key="k") for t in "bc"]
     for name, each, left in (("x", asked[0], ["r2", "r1"]), ("y", asked[1], ["r1"])):
@@ -464,7 +464,8 @@ def test_responses_of_equal_context_are_anchors_once_each() -> None:
 
 
 def test_asking_the_same_again_does_not_end_reduction() -> None:
-    """A full send has no part in an anchor, even if it repeats what the anchor stands for."""
+    """A full send does not count as an attempt of the anchor, even if it repeats the anchor's
+    context."""
     held = transcripts()
     first = held_turn(held, "r1", [user("a")], said("A"))
     again = held_turn(held, "r2", [*HISTORY[:2], user("b")], said("B"))
@@ -507,20 +508,20 @@ def test_reasoning_that_no_client_can_send_back_is_not_compared() -> None:
     assert b"reasoning" not in node.text()
     last = held_turn(held, "r2", [user("b")], said("B"), anchor="r1")
     assert recognised(held, prompt([*HISTORY, user("c")])).node is last
-    # Nor if a client sends it back all the same; then it is part of what is repeated.
+    # The same if a client sends it back; then it is part of the repeated history.
     sent_back = [user("a"), THOUGHT, echo("A"), user("b"), THOUGHT, echo("B"), user("c")]
     for _ in range(2):
         match = recognised(held, prompt(sent_back))
         assert (match.node, match.repeated) == (last, 6)
         assert sent(reduce(prompt(sent_back), match)) == [user("c")]
-    # It is in no rebuild, whoever said it.
+    # It is in no rebuilt input, whoever sent it.
     more = held_turn(held, "r3", [*sent_back, THOUGHT], said("C"))
     assert b"reasoning" not in more.text()
     assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is more
 
 
 def test_an_item_left_out_does_not_shift_the_learnt_forms() -> None:
-    """An item must not be taken for another in words that stand elsewhere."""
+    """An item must not be matched by an encoding that stands elsewhere."""
     held = transcripts()
     held_turn(held, "r1", [user("a"), user("x")], said("A"))
     recognised(held, prompt([user("a"), THOUGHT, user("x"), THOUGHT, echo("A"), user("b")]))
@@ -550,21 +551,21 @@ def test_the_store_flag_of_the_response_overrides_the_request() -> None:
 
 
 def tool_loop(held: Transcripts) -> None:
-    """A question after r1, and two calls to answer it, in r2 and r3."""
+    """A user message after r1, and two calls for it, in r2 and r3."""
     held_turn(held, "r1", [user("a")], said("A"))
     held_turn(held, "r2", [user("go")], call(1), anchor="r1")
     held_turn(held, "r3", [result(1)], call(2), anchor="r2")
 
 
 def made(number: int) -> Item:
-    """A call as the Vercel AI SDK sends it back: its arguments parsed and written again."""
+    """A call as the Vercel AI SDK sends it back: its arguments parsed and encoded again."""
     return {
         "type": "function_call", "call_id": f"c{number}", "name": "f", "arguments": "{ }",
     }  # fmt: skip
 
 
 def test_an_anchored_turn_that_repeats_the_steps_since_is_reduced() -> None:
-    """As the Vercel AI SDK goes through a tool loop: always after the first response."""
+    """The Vercel AI SDK runs a tool loop in this way: always after the first response."""
     held = transcripts()
     tool_loop(held)
     steps = [user("go"), made(1), result(1), made(2), result(2)]
@@ -616,8 +617,8 @@ def reference(name: str) -> Item:
     return {"type": "item_reference", "id": name}
 
 
-def test_references_are_compared_as_what_they_name() -> None:
-    """As the Vercel AI SDK repeats what a model said, if it is stored."""
+def test_references_are_compared_by_their_items() -> None:
+    """The Vercel AI SDK repeats stored output of a model in this way."""
     held = transcripts()
     held_turn(held, "r1", [user("a")], THOUGHT, said("A"), store=True)
     held_turn(held, "r2", [user("b")], said("B"), anchor="r1", store=True)
@@ -648,8 +649,8 @@ def test_references_are_resolved_where_a_context_is_rebuilt() -> None:
     assert b"item_reference" not in more.text()
 
 
-def test_an_id_that_names_two_items_names_none() -> None:
-    """Some upstreams number their items anew in each response."""
+def test_an_item_id_used_twice_is_unknown() -> None:
+    """Some upstreams number the items of each response from the start."""
     held = transcripts()
     again = {**said("B"), "id": "msg_A"}
     held_turn(held, "r1", [user("a")], said("A"), store=True)
@@ -687,8 +688,9 @@ def test_a_rebuild_begins_at_the_latest_compaction() -> None:
         assert latest.parent is node
 
 
-def test_a_compaction_in_the_input_cuts_nothing() -> None:
-    """What it keeps before it, it means to be read: the window of /responses/compact is such."""
+def test_a_compaction_in_the_input_keeps_the_items_before_it() -> None:
+    """The items before it are meant to be read: the window of /responses/compact is of
+    this kind."""
     held = transcripts()
     window = [user("kept"), {**COMPACTED, "id": None}, user("b")]
     node = held_turn(held, "r1", window, said("B"))
@@ -709,7 +711,7 @@ def test_a_call_before_the_compaction_is_kept_for_its_output() -> None:
 
 
 @pytest.mark.parametrize("pruned", [True, False])
-def test_histories_are_recognised_with_and_without_what_was_compacted(pruned: bool) -> None:
+def test_histories_are_recognised_with_and_without_compacted_items(pruned: bool) -> None:
     held = transcripts()
     node = compacted(held)
     before = [user("a"), echo("A"), user("b")]
@@ -747,7 +749,7 @@ def test_an_id_for_a_whole_chain_names_its_end() -> None:
     assert held.get("s", "same", 0) is node
     assert [read(item)[1] for item in json.loads(b"[%b]" % node.text())] == [*"aAbBcC"]
     assert len(held) == 3
-    # No history is anchored at what has no id any more.
+    # A history is not anchored to a response without an id.
     assert held.recognise("s", prompt([*HISTORY, user("x")]), 0) == []
     assert recognised(held, prompt([*HISTORY, user("c"), echo("C"), user("d")])).node is node
     assert held.expire(AGE) == 3
@@ -768,7 +770,7 @@ def test_an_id_for_a_whole_chain_of_histories() -> None:
         history += [user(text), echo(text.upper())]
 
 
-def test_a_chain_that_ends_amid_what_another_was_asked_is_found() -> None:
+def test_a_context_that_ends_within_another_input_is_found() -> None:
     held = transcripts()
     held_turn(held, "long", [*HISTORY[:2], user("b")], said("B"))
     short = held_turn(held, "short", HISTORY[:1], said("A"))
@@ -781,7 +783,7 @@ def test_the_form_in_which_a_client_repeats_items_is_learnt() -> None:
     node = linear(held)
     asked = prompt([*HISTORY, user("c")])
     assert recognised(held, asked).node is node
-    assert all(each.wording is None for each in node.path())  # the phrase says it
+    assert all(each.wording is None for each in node.path())  # the template has it
     again = prompt([*HISTORY, user("d")])
     assert recognised(held, again).node is node
     other = prompt([user("a"), said("A"), user("b"), said("B"), user("d")])
@@ -805,13 +807,13 @@ def test_a_learnt_form_does_not_hide_a_change(at: int, written: Callable[[Prompt
 
 # ------------------------------------------------------------------ against a naive model
 #
-# A meaning is what an item says. There are several ways to say it, and one reader of all of them.
+# The content of an item. There are several encodings of it, and one function that reads all.
 
 Meaning: TypeAlias = tuple[str, ...]
 
 
 def ways(meaning: Meaning) -> list[Item]:
-    """An item of that meaning, as an upstream says it and as clients do."""
+    """An item with that content, as an upstream sends it and as clients do."""
     kind, *words = meaning
     if kind == "user":
         part = {"type": "input_text", "text": words[0]}
@@ -837,7 +839,7 @@ def ways(meaning: Meaning) -> list[Item]:
 
 
 def read(item: Item) -> Meaning:
-    """What an item says, whichever way."""
+    """The content of an item in any encoding."""
     kind = item.get("type", "message")
     if kind == "message":
         content = item["content"]
@@ -851,7 +853,7 @@ def read(item: Item) -> Meaning:
 
 
 def meanings_of(items: Sequence[Item]) -> tuple[Meaning, ...]:
-    """What ``items`` say; reasoning without content says nothing."""
+    """The contents of ``items``; reasoning without content has none."""
     return tuple(read(item) for item in items if {**item, "id": "rs_1"} != THOUGHT)
 
 
@@ -869,7 +871,7 @@ output_items = st.one_of(
 
 @attrs.frozen
 class Known:
-    """What the model knows of a response: everything, and forever."""
+    """What the model knows of a response: its whole context, for ever."""
 
     scope: str
     name: str
@@ -892,8 +894,8 @@ class Model:
     def expected(
         self, scope: str, before: int, context: Sequence[Meaning], model: str
     ) -> list[str]:
-        """Those that no turn was anchored at, whose context is the longest that ``context`` adds
-        something to, and reaches beyond the first ``before`` items of it; the latest first."""
+        """The responses that were not tried as an anchor, with the longest context that ``context``
+        extends beyond its first ``before`` items; the latest first."""
         fitting = [
             each
             for each in self.live(scope)
@@ -906,7 +908,7 @@ class Model:
         return [each.name for each in fitting if len(each.context) == longest][::-1]
 
     def check(self, max_bytes: int, max_scope: int) -> None:
-        """What is held is complete, and adds up."""
+        """The stored transcripts are complete, and their accounted size is right."""
         total = 0
         for scope in {each.scope for each in self.known.values()}:
             live = list(self.live(scope))
@@ -925,7 +927,7 @@ class Model:
 
 @given(st.data())
 @settings(max_examples=120)
-def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> None:
+def test_the_tree_agrees_with_a_list_of_contexts(data: st.DataObject) -> None:
     draw: Callable[..., Any] = data.draw
     small = NODE_OVERHEAD + 250
     max_scope = draw(st.sampled_from([PLENTY, SCOPE + 6 * small]))
@@ -938,7 +940,7 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
         return strewn([draw(st.sampled_from(ways(meaning))) for meaning in meanings])
 
     def strewn(items: list[Item]) -> list[Item]:
-        """``items``, and reasoning without content somewhere among them."""
+        """``items``, with reasoning without content somewhere among them."""
         if draw(st.integers(0, 4)) == 0:
             items.insert(draw(st.integers(0, len(items))), dict(THOUGHT))
         return items
@@ -951,18 +953,18 @@ def test_the_tree_does_what_a_list_of_contexts_would_do(data: st.DataObject) -> 
         new = tuple(draw(st.lists(asked_items, max_size=2)))
         output = tuple(draw(st.lists(output_items, max_size=2)))
         base = draw(st.sampled_from([None, *model.known.values()]))
-        if draw(st.booleans()):  # the whole history, of a chain that may be gone or foreign
+        if draw(st.booleans()):  # the whole history, of a response that may be evicted or foreign
             context = base.context if base is not None else ()
             if draw(st.integers(0, 4)) == 0:
                 context = context[: draw(st.integers(0, len(context)))]
             full = context + new
             before = 0
             asked = prompt(word(full), None, model=settled)
-        else:  # the new items, after an answer that may be gone or foreign
+        else:  # the new items, after a response that may be evicted or foreign
             anchor = base.name if base is not None else "r?"
             mine = model.known.get((scope, anchor))
             again: tuple[Meaning, ...] = ()
-            if mine is not None and draw(st.booleans()):  # and some that followed it already
+            if mine is not None and draw(st.booleans()):  # and some items that followed it already
                 below = [e.context for e in model.live(scope) if mine.node in e.node.path()]
                 again = draw(st.sampled_from(below or [mine.context]))[len(mine.context) :]
             new = again + new
@@ -1026,7 +1028,7 @@ def test_every_form_is_recognised_and_no_other_content(
         asked = prompt([*items, user("more")])
         return spaced(asked) if data.draw(st.integers(0, 2)) == 0 else asked
 
-    for _ in range(4):  # the words of the last time are known, those of the next are new
+    for _ in range(4):  # encodings of the last round are known, new ones are not
         (match,) = held.recognise("s", request(history), 0)
         assert match.repeated == len(history)
     at = data.draw(st.integers(0, len(history) - 1))

@@ -1,7 +1,7 @@
 """Real parts to test with: the command as a process, an upstream in a thread, a client of bytes.
 
 What belongs here: what more than one file of this folder needs. Nothing here knows what a test
-expects, and nothing waits for time to pass: a wait is for a condition, and has a deadline.
+expects, and nothing waits for a fixed time: a wait is for a condition, with a deadline.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _COMMAND = (sys.executable, "-W", "error", "-m", "bridgecore_cli", "serve")
 _RUNNING = re.compile(
     r"bridgecore running on http://127\.0\.0\.1:(\d+) \(Press CTRL\+C to quit\)\n"
 )
-_POLL = 0.003  # seconds between two looks at a condition
+_POLL = 0.003  # seconds between two checks of a condition
 
 Json: TypeAlias = dict[str, Any]
 KEY = "sk-a-credential-of-a-client"
@@ -69,7 +69,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 
 async def eventually_in(backend: Backend, condition: Callable[[], object]) -> None:
-    """The same on an event loop, to whose objects ``condition`` looks."""
+    """The same on an event loop, to whose objects ``condition`` belongs."""
     deadline = time.monotonic() + TIME_LIMIT
     while not condition():
         if time.monotonic() > deadline:
@@ -81,7 +81,7 @@ async def eventually_in(backend: Backend, condition: Callable[[], object]) -> No
 
 
 class Process:
-    """``bridgecore serve`` as a process. Its standard error goes to a file: nobody must read it."""
+    """``bridgecore serve`` as a process. Its standard error is a file, so that it never blocks."""
 
     def __init__(
         self, popen: subprocess.Popen[str], said: str, port: int, errors: IO[bytes]
@@ -98,21 +98,21 @@ class Process:
         """Wait for the end.
 
         Raises:
-            subprocess.TimeoutExpired: it did not come within ``timeout`` seconds.
+            subprocess.TimeoutExpired: it did not end within ``timeout`` seconds.
         """
         return self.popen.wait(timeout)
 
     def logged(self) -> str:
-        """Everything on standard error so far."""
+        """All of standard error so far."""
         self._errors.seek(0)
         return self._errors.read().decode()
 
     def output(self) -> str:
-        """Everything that it printed on either stream; it must have ended."""
+        """All of its output on either stream; the process must have ended."""
         return self._said + cast(IO[str], self.popen.stdout).read() + self.logged()
 
     def memory(self) -> int:
-        """Bytes of memory that it had at most so far."""
+        """The peak of its memory so far, in bytes."""
         with open(f"/proc/{self.popen.pid}/status") as status:
             found = re.search(r"VmHWM:\s+(\d+) kB", status.read())
         assert found
@@ -120,14 +120,14 @@ class Process:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without what would configure a bridge, and with ``extra``."""
+    """This process's environment without settings of a bridge, and with ``extra``."""
     ours = {key: value for key, value in os.environ.items() if not key.startswith("BRIDGECORE_")}
     return {**ours, **(extra or {})}
 
 
 @contextmanager
 def running(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """``bridgecore serve --port 0`` with ``arguments``, up; killed at the end if need be."""
+    """``bridgecore serve --port 0`` with ``arguments``, ready; killed at the end if necessary."""
     with tempfile.TemporaryFile() as errors:
         popen = subprocess.Popen(
             [*_COMMAND, "--port", "0", *arguments],
@@ -243,15 +243,15 @@ def upstream() -> Iterator[Upstream]:
 def sdk(
     port: int, *, max_retries: int = 0, key: str = KEY, statuses: list[int] | None = None
 ) -> openai.OpenAI:
-    """A client of the bridge at ``port``; to be used in a ``with``. The status of each answer, also
-    of those that it retries, is put into ``statuses``."""
+    """An SDK client of the bridge at ``port``; to be used in a ``with``. The status of each answer,
+    also of those that it retries, is appended to ``statuses``."""
     seen = [] if statuses is None else statuses
     return openai.OpenAI(
         base_url=f"http://127.0.0.1:{port}/v1",
         api_key=key,
         max_retries=max_retries,
         timeout=TIME_LIMIT,
-        # Plain HTTP: not to read the trust store spares 0.2 s a client.
+        # Plain HTTP: not reading the trust store saves 0.2 s per client.
         http_client=openai.DefaultHttpxClient(
             verify=False,
             event_hooks={"response": [lambda response: seen.append(response.status_code)]},
@@ -261,11 +261,11 @@ def sdk(
 
 @attrs.define
 class Answer(HttpAnswer):
-    """An HTTP answer, judged by what this bridge promises of errors."""
+    """An HTTP answer; checks what this bridge promises of errors."""
 
     @property
     def error(self) -> Json:
-        """The error object, which must have exactly the members that clients know."""
+        """The error object, which must have exactly the standard members."""
         body = self.json
         assert body.keys() == {"error"}
         error = cast(Json, body["error"])
@@ -283,7 +283,7 @@ class Answer(HttpAnswer):
 
 
 class Raw:
-    """A client made of bytes on a blocking socket."""
+    """A client of bytes on a blocking socket."""
 
     def __init__(self, port: int) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=TIME_LIMIT)
@@ -301,12 +301,12 @@ class Raw:
         self.sock.sendall(data)
 
     def reset(self) -> None:
-        """Close so that the other side is sent RST."""
+        """Close so that the other side receives RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
     def ended(self) -> bool:
-        """Whether the stream ends here: nothing more came, and nothing will."""
+        """Whether the stream ends here: nothing more was received, and nothing will be."""
         while not self._ended and not self._parts and self._reader.untouched:
             self._fill()
         return self._ended and not self._parts and self._reader.untouched
@@ -332,7 +332,7 @@ class Raw:
             yield part
 
     def head(self) -> Answer:
-        """Status and headers of the next answer; its body stays to be read."""
+        """Status and headers of the next answer; its body remains unread."""
         part = self._part()
         assert isinstance(part, HttpHead)
         return Answer(part.status, part.headers)
@@ -359,7 +359,7 @@ class Raw:
 
 
 def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
-    """A whole request; underscores in the names of ``headers`` stand for hyphens."""
+    """A whole request; underscores in the names of ``headers`` become hyphens."""
     lines = [f"{method} {path} HTTP/1.1", "Host: bridge"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     if body:
@@ -368,13 +368,13 @@ def request(method: str, path: str, body: bytes = b"", **headers: str) -> bytes:
 
 
 def post(body: object, *, key: str = KEY, **headers: str) -> bytes:
-    """A turn; ``body`` is made JSON of unless it is bytes."""
+    """A turn; ``body`` is encoded as JSON unless it is bytes."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return request("POST", "/v1/responses", data, authorization=f"Bearer {key}", **headers)
 
 
 def ask(port: int, data: bytes) -> Answer:
-    """The answer to ``data`` on a connection of its own."""
+    """The answer to ``data`` on a new connection."""
     with Raw(port) as raw:
         raw.send(data)
         return raw.answer()

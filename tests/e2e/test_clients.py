@@ -1,7 +1,7 @@
 """Clients that leave, and clients that read slowly, on real sockets.
 
-What belongs here: what a client's connection does to its own turn, and that it does nothing to the
-turns of others or to the bridge's memory.
+What belongs here: what a client's connection does to its own turn, and that it affects neither the
+turns of others nor the bridge's memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STREAM = {**TURN, "stream": True}
 
 @attrs.define
 class Watched:
-    """A machine that counts what it is given to read, and which connections it stops reading."""
+    """A machine that counts the bytes it reads, and records which connections it pauses."""
 
     machine: Machine
     received: Counter[int] = attrs.Factory(Counter)  # bytes by connection
@@ -74,7 +74,7 @@ class Watched:
 
 @attrs.frozen
 class Running:
-    """A bridge on an emulator, both of them in this process."""
+    """A bridge and an emulator, both in this process."""
 
     backend: Backend
     emulator: Emulator
@@ -132,7 +132,8 @@ def leave(raw: Raw, how: str) -> None:
 def test_a_client_that_leaves_closes_its_upstream_socket(
     backend: Backend, point: Point, stream: bool, how: str
 ) -> None:
-    """The turn's slot at the upstream cannot be used again; another conversation's can."""
+    """The connection cannot be used by another turn of its conversation; others are not
+    affected."""
 
     async def body(run: Running) -> None:
         bridge = run.endpoint.bridge
@@ -181,7 +182,7 @@ def test_a_client_that_leaves_while_it_sends(backend: Backend) -> None:
 
 
 def test_a_client_that_leaves_the_queue(backend: Backend) -> None:
-    """Two turns continue the same response on its one socket; the one that waits goes."""
+    """Two turns continue the same response on its one connection; the waiting one leaves."""
 
     async def body(run: Running) -> None:
         bridge = run.endpoint.bridge
@@ -206,7 +207,7 @@ def test_a_client_that_leaves_the_queue(backend: Backend) -> None:
 
 
 def test_an_idle_upstream_socket_that_closes_is_noticed(backend: Backend) -> None:
-    """An idle socket is read: its close is seen, and answered, without any turn."""
+    """An idle connection is read: its close is received and answered without any turn."""
 
     async def body(run: Running) -> None:
         run.emulator.faults.add(1, Fault(Point.AFTER_TERMINAL, CloseWith(4000)))
@@ -221,13 +222,13 @@ def test_an_idle_upstream_socket_that_closes_is_noticed(backend: Backend) -> Non
 
 
 def flood(mebibytes: int) -> Fault:
-    """Events of 1 MiB each, which an upstream says as fast as it can."""
+    """Events of 1 MiB each, which an upstream sends as fast as it can."""
     event = b'{"type":"response.output_text.delta","sequence_number":%%SEQUENCE%%,"delta":"%b"}'
     return Fault(Point.BEFORE_TERMINAL, SendEvents((event % (b"x" * MIB),) * mebibytes))
 
 
 def drink(raw: Raw) -> list[SseEvent]:
-    """What a client that was slow finds when it reads on."""
+    """What a slow client receives when it reads on."""
     return list(raw.events())
 
 
@@ -248,7 +249,7 @@ def test_a_slow_reader_pauses_only_its_own_upstream(backend: Backend) -> None:
             await run.until(lambda: watched.paused)
             (conn,) = watched.paused
             read = watched.received[conn]
-            # What the sockets towards the client took, and one read: not what there is.
+            # What the sockets to the client buffer, and one read: not the whole answer.
             assert read < 16 * MIB
             for number in range(5):
                 answer = await run.ask({"model": "m", "input": f"quick {number}"})
@@ -264,7 +265,7 @@ def test_a_slow_reader_pauses_only_its_own_upstream(backend: Backend) -> None:
 
 
 def test_a_slow_reader_that_leaves(backend: Backend) -> None:
-    """A socket that is not read is dropped all the same, and with it what it still had to say."""
+    """A connection that is not read is closed, and what it would still send is discarded."""
 
     async def body(run: Running) -> None:
         run.emulator.faults.add(1, flood(32))
@@ -282,7 +283,7 @@ def test_a_slow_reader_that_leaves(backend: Backend) -> None:
 
 def test_a_slow_reader_does_not_grow_the_process(backend: Backend, upstream: Upstream) -> None:
     with running("--upstream", upstream.url, "--backend", backend.name) as process:
-        # Whatever is loaded, grown and cached at first is not what this is about.
+        # Modules, buffers and caches that are allocated once are not counted.
         upstream.emulator.faults.add(1, flood(4))
         with Raw(process.port) as raw:
             raw.send(post(STREAM))

@@ -1,13 +1,13 @@
-"""Codex CLI as it is, against a bridge that holds its conversations.
+"""The real Codex CLI, with a bridge that holds its conversations.
 
 What belongs here: that each of its requests but the first of a thread is recognised and reduced to
-what is new, in every way of setting Codex up, and that it notices nothing of a lost upstream
-socket. These tests need the program: ``CODEX=/path/to/codex``, or ``codex`` on the PATH (``npm
-install @openai/codex``; written with 0.171.0). tests/endpoint/test_codex.py has the requests that
-it sends, restated, and needs no Codex.
+what is new, with every configuration of Codex, and that a lost upstream connection has no effect on
+it. These tests need the program: ``CODEX=/path/to/codex``, or ``codex`` on the PATH (``npm install
+@openai/codex``; written with 0.171.0). tests/endpoint/test_codex.py has the requests that it sends,
+restated, and needs no Codex.
 
-A thread is ``codex exec`` and two times ``codex exec resume --last``; Codex keeps it in a file and
-repeats all of it in each request. No process of it can reach anything but this machine.
+A thread is ``codex exec`` and two times ``codex exec resume --last``; Codex stores it in a file and
+repeats all of it in each request. Its processes can reach nothing but this machine.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ pytestmark = pytest.mark.skipif(
     CODEX is None, reason="Codex is not installed: no `codex` on the PATH, and no CODEX=PATH"
 )
 
-# What each turn of the thread asks for, and what Codex says at the end of it.
+# The prompt of each turn of the thread, and the last message of Codex in it.
 THREAD = [
     ("run something", "The command has run."),
     ("again", "Said again."),
     ("run something else", "The command has run."),
 ]
 
-# ------------------------------------------------------------------ ways of setting it up
+# ------------------------------------------------------------------ configurations of Codex
 
 COMMON = """\
 model = "{model}"
@@ -78,7 +78,7 @@ exporter = "none"
 plugins = false
 apps = false
 """
-# Codex knows nothing of this provider but how to ask it.
+# Codex has only the address of this provider.
 CUSTOM = """\
 [model_providers.local]
 name = "local"
@@ -87,8 +87,8 @@ wire_api = "responses"
 env_key = "LOCAL_API_KEY"
 supports_websockets = false
 """
-# The provider that Codex comes with, which is OpenAI, at another address. Codex offers it WebSocket
-# first. A login asks for more than turns, at the other URL.
+# The built-in provider of Codex, OpenAI, at another address. Codex tries WebSocket first. With a
+# login it sends more requests than turns, to the other URL.
 BUILT_IN = """\
 openai_base_url = "http://127.0.0.1:{port}/v1"
 chatgpt_base_url = "http://127.0.0.1:{port}/backend-api"
@@ -96,8 +96,8 @@ chatgpt_base_url = "http://127.0.0.1:{port}/backend-api"
 
 
 def login() -> Json:
-    """``auth.json`` of somebody who is logged in with ChatGPT. Codex reads names and times from the
-    token, which is a JWT, and leaves the signature to the service."""
+    """The ``auth.json`` of a ChatGPT login. Codex reads names and times from the token, a JWT, and
+    does not check its signature."""
 
     def encoded(part: Json) -> str:
         return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
@@ -106,23 +106,23 @@ def login() -> Json:
     claims = {"exp": 4_102_444_800, "https://api.openai.com/auth": account}
     token = f"{encoded({'alg': 'none'})}.{encoded(claims)}.bm9uZQ"
     tokens = {"id_token": token, "access_token": token, "refresh_token": "r", "account_id": "a"}
-    # Old tokens would be refreshed, elsewhere.
+    # Old tokens would be refreshed, at another server.
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return {"auth_mode": "chatgpt", "tokens": tokens, "last_refresh": now}
 
 
 @attrs.frozen
 class SetUp:
-    """One way of setting Codex up."""
+    """One configuration of Codex."""
 
     name: str
-    compresses: bool = False  # its request bodies, with zstd: only with a login
-    # "gpt-5.4" is a model that Codex 0.171 does not know: it has plain function tools. What it
-    # knows of "gpt-6.2-sol" is that its tools are an item of the input, and that code calls them.
+    compresses: bool = False  # zstd bodies, only with a login
+    # Codex 0.171 does not know the model "gpt-5.4", so it uses plain function tools. For
+    # "gpt-6.2-sol" the tools are an item of the input, and code calls them.
     model: str = "gpt-5.4"
 
     def write(self, home: Path, port: int) -> None:
-        """Write it down in ``home`` for a bridge at ``port``."""
+        """Write the configuration to ``home``, for a bridge at ``port``."""
         custom = self.name == "custom"
         provider = 'model_provider = "local"' if custom else BUILT_IN.format(port=port)
         settings = COMMON.format(model=self.model, provider=provider)
@@ -146,7 +146,7 @@ set_ups = pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.n
 
 
 def answer(request: CreateRequest) -> list[Output]:
-    """A command to run, or something to say; always after some thought."""
+    """A command to run, or a message; after reasoning."""
     last = request.input[-1]
     thought = Reasoning("thinking")
     if str(last.get("type")).endswith("_output"):
@@ -157,7 +157,7 @@ def answer(request: CreateRequest) -> list[Output]:
 
 
 def command(request: CreateRequest) -> Output:
-    """A call of the tool that runs commands, which is another one for each kind of model."""
+    """A call of the tool that runs commands, which differs for each kind of model."""
     tools = cast(list[Json], request.body.get("tools", []))
     if any(tool.get("name") == "exec_command" for tool in tools):
         return ToolCall("exec_command", '{"cmd":"echo from-the-shell"}')
@@ -175,7 +175,7 @@ def command(request: CreateRequest) -> Output:
 
 @attrs.define
 class Observed:
-    """A machine, and what it logs, is sent and sends."""
+    """A machine, with its log records and what it receives and sends."""
 
     machine: Machine
     logs: list[Log] = attrs.Factory(list)
@@ -202,7 +202,7 @@ class Observed:
 
 @contextmanager
 def unreachable() -> Iterator[int]:
-    """A port of this machine at which nobody listens."""
+    """A port of this machine at which no process listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield bound.getsockname()[1]
@@ -210,7 +210,7 @@ def unreachable() -> Iterator[int]:
 
 @attrs.frozen
 class Run:
-    """A bridge on an emulator, both in this process, and the home of a Codex that asks it."""
+    """A bridge and an emulator, both in this process, and the home of a Codex that uses them."""
 
     backend: Backend
     emulator: Emulator
@@ -227,8 +227,8 @@ class Run:
         assert CODEX is not None
         flags = ["--json", "--skip-git-repo-check"]
         with unreachable() as port:
-            # An environment of its own, so that no key and no address is taken from ours; and what
-            # is not for this machine is for a proxy that is not there.
+            # A separate environment, so that no key and no address of ours is used; requests to
+            # other machines go to a proxy that does not exist.
             proxy = f"http://127.0.0.1:{port}"
             done = subprocess.run(
                 [CODEX, "exec", *(["resume", "--last"] if resumes else []), *flags, prompt],
@@ -253,7 +253,7 @@ class Run:
         return done.stdout
 
     async def sockets_are_gone(self) -> None:
-        """Wait until neither side has an upstream socket."""
+        """Wait until neither side has an upstream connection."""
         endpoint = cast(Endpoint, self.bridge.machine)
         await eventually_in(
             self.backend, lambda: not self.emulator.connections and not endpoint.upstreams
@@ -265,12 +265,12 @@ class Run:
 
     @property
     def standings(self) -> list[object]:
-        """By what the bridge knew the conversation of each request."""
+        """The standing of each request's anchor."""
         return [fields["standing"] for fields in self.logged("turn.received")]
 
 
 def with_codex(backend: Backend, set_up: SetUp, body: Callable[[Run], Awaitable[None]]) -> None:
-    """Call ``body`` with a ``Run``; check what holds of each."""
+    """Call ``body`` with a ``Run``; check what holds for each."""
 
     async def main(home: Path) -> None:
         emulator = Emulator(answer=answer)
@@ -288,14 +288,14 @@ def with_codex(backend: Backend, set_up: SetUp, body: Callable[[Run], Awaitable[
 
 
 def check(run: Run, set_up: SetUp) -> None:
-    """That bodies came as this way of setting it up sends them, and that the model was shown the
-    whole thread."""
+    """Bodies have the form of this configuration, and the context at the upstream is the whole
+    thread."""
     received = b"\n".join(run.bridge.received.values())
     posts = re.findall(rb"POST (\S+) HTTP/1\.1\r\n", received)
     assert set(posts) == {b"/v1/responses"}
     codings = re.findall(rb"\r\ncontent-encoding: (\S+)\r\n", received)
     assert codings == [b"zstd"] * len(posts) * set_up.compresses
-    # A service drops encrypted reasoning that stands after something else than it was made after.
+    # A service drops encrypted reasoning in another context than the one it was made in.
     sent = b"\n".join(run.bridge.sent.values())
     assert not re.search(rb'"input_transformations":\[[^]]', sent)
     shown = run.emulator.requests[-1].context
@@ -326,7 +326,7 @@ def test_all_but_the_first_request_of_a_thread_are_reduced(backend: Backend, set
         for number, fields in enumerate(later, 1):
             request = requests[number]
             assert fields["form"] == "as_is"
-            # It would have been more than the first; the base prompt alone is some 10 KiB.
+            # Unreduced, it would be larger than the first; the base prompt alone has some 10 KiB.
             assert cast(int, fields["saved"]) > 10_000
             assert fields["bytes"] == len(request.raw)
             assert request.anchor == turns[number - 1].response_id
@@ -338,7 +338,7 @@ def test_all_but_the_first_request_of_a_thread_are_reduced(backend: Backend, set
 
 @set_ups
 def test_a_socket_that_is_lost_between_turns(backend: Backend, set_up: SetUp) -> None:
-    """The next request goes as Codex sent it, on a new socket; those after it are reduced again."""
+    """The next request is sent unchanged, on a new connection; those after it are reduced again."""
 
     async def body(run: Run) -> None:
         run.emulator.faults.add(2, IDLE_CLOSE)
@@ -358,9 +358,9 @@ def test_a_socket_that_is_lost_between_turns(backend: Backend, set_up: SetUp) ->
 
 
 @set_ups
-def test_sockets_that_are_lost_all_the_time(backend: Backend, set_up: SetUp) -> None:
-    """Each after its turn, and one with a turn of which nobody knows whether it has run: Codex
-    asks again by itself."""
+def test_connections_lost_after_every_turn(backend: Backend, set_up: SetUp) -> None:
+    """Each after its turn, and one during a turn that may have been run: Codex retries by
+    itself."""
 
     async def body(run: Run) -> None:
         run.emulator.faults.add(EVERY, IDLE_CLOSE)

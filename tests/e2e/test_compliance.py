@@ -1,6 +1,7 @@
 """The HTTP tests of the Open Responses compliance suite, against ``bridgecore serve``.
 
-What belongs here: running ``compliance.mjs``, which restates the suite for Node, where Node is.
+What belongs here: running ``compliance.mjs``, which restates the suite for Node, if Node is
+installed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def test_compliance_suite(backend: Backend, shared: Shared) -> None:
     assert len(_TESTS) == 11
 
 
-def test_the_script_finds_what_is_missing(shared: Shared) -> None:
+def test_the_script_detects_missing_members(shared: Shared) -> None:
     """An item without what the specification requires, and a stream without its first event."""
 
     def answer(request: CreateRequest) -> Sequence[Output]:

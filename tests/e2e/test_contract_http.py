@@ -1,7 +1,7 @@
-"""What a user may script against, seen from outside: the real command and a client of bytes.
+"""The public contract seen from outside: the real command and a client of bytes.
 
-What belongs here: the HTTP, the streams and the operation of ``bridgecore serve`` as a black box.
-What it does about a lost socket is in ``test_conversations.py``.
+What belongs here: HTTP, streams and operation of ``bridgecore serve`` as a black box. Its reaction
+to a lost connection is in ``test_conversations.py``.
 """
 
 from __future__ import annotations
@@ -65,12 +65,12 @@ STREAM: Json = {**TURN, "stream": True}
 
 @pytest.fixture
 def plain(backend: Backend, shared: Shared) -> Process:
-    """A bridge as a first run has it: no setting but the backend, the embedded emulator behind."""
+    """A bridge without settings except the backend, with the embedded emulator."""
     return shared("--backend", backend.name)
 
 
 class Bridges:
-    """Bridges in front of one emulator that the test can see into and change."""
+    """Bridges and one emulator that the test can inspect and change."""
 
     def __init__(self, upstream: Upstream, shared: Shared) -> None:
         self.upstream = upstream
@@ -81,7 +81,7 @@ class Bridges:
         return self.upstream.emulator
 
     def strike(self, *faults: Fault) -> None:
-        """Let the next frame, or the next connection, meet ``faults``."""
+        """Let the next frame, or the next connection, have ``faults``."""
         emulator = self.emulator
         emulator.faults.clear()
         for fault in faults:
@@ -104,7 +104,7 @@ def port(backend: Backend, emulated: Bridges) -> int:
 
 
 def text(answer: Json) -> str:
-    """What the model said in a response."""
+    """The text of a response."""
     return "".join(p["text"] for item in answer["output"] for p in item.get("content", []))
 
 
@@ -134,7 +134,7 @@ def test_a_streamed_turn(plain: Process) -> None:
         raw.send(post(STREAM) + post(TURN))
         head = raw.head()
         events = list(raw.events())
-        # Whatever followed the terminal event would be in the way of the next answer.
+        # Anything after the terminal event would be read as the next answer.
         assert text(raw.answer().json) == "turn 1: hello"
     assert head.status == 200
     assert head.headers["content-type"].startswith("text/event-stream")
@@ -264,7 +264,7 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_body_that_is_no_turn(plain: Process, body: bytes) -> None:
-    """It is refused here, and costs neither the connection nor an upstream."""
+    """It is refused by the bridge, and costs neither the connection nor an upstream."""
     with Raw(plain.port) as raw:
         raw.send(request("POST", "/v1/responses", body, authorization=f"Bearer {KEY}"))
         answer = raw.answer()
@@ -329,7 +329,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("data", MALFORMED.values(), ids=MALFORMED)
 def test_malformed_http(plain: Process, data: bytes) -> None:
-    """Refused, and the connection closes: what would follow could mean two things."""
+    """Refused, and the connection is closed: what follows could be ambiguous."""
     with Raw(plain.port) as raw:
         raw.send(data)
         answer = raw.answer()
@@ -372,7 +372,7 @@ def test_a_body_larger_than_the_default(plain: Process) -> None:
 
 @pytest.fixture
 def strict(backend: Backend, shared: Shared) -> Process:
-    """Little patience, and little room."""
+    """Short deadlines and small limits."""
     return shared(
         *("--backend", backend.name, "--header-timeout", "0.3", "--body-timeout", "0.4"),
         *("--max-body", "1000", "--max-header", "2000"),
@@ -408,14 +408,14 @@ def test_a_client_that_sends_too_slowly(strict: Process, part: bytes) -> None:
 
 
 def test_a_client_that_sends_nothing(strict: Process) -> None:
-    """Nothing was asked, so nothing is answered."""
+    """Without a request there is no answer."""
     with Raw(strict.port) as raw:
         assert raw.ended()
 
 
 # ------------------------------------------------------------------ streams
 
-# Spaces, unknown members, unknown events, numbers and escapes that nobody should touch.
+# Spaces, unknown members, unknown events, numbers and escapes that must not be changed.
 SCRIPT = (
     b'{ "type" : "response.created", "sequence_number":0, "response":{"id":"resp_x","status":'
     b'"in_progress","output":[], "unknown" : 1.10 } }',
@@ -461,12 +461,12 @@ def test_json_and_stream_say_the_same(emulated: Bridges, port: int, terminal: by
     answer = ask(port, post(TURN))
     assert answer.status == 200
     assert last.data == terminal
-    assert answer.body in terminal  # and byte for byte
+    assert answer.body in terminal  # byte for byte
     assert answer.json == last.json["response"]
 
 
 def test_the_body_goes_upstream_unchanged(emulated: Bridges, port: int) -> None:
-    """All but ``stream``, which a WebSocket implies; and the credential as it came."""
+    """All but ``stream``, which a WebSocket implies; and the credential unchanged."""
     members = (
         b'"model":"m","input":[ {"role":"user","content":"\\u00e9\\/\xc3\xa9"} ],"n":1.10,'
         b'"unknown":{"a": [1e2,null]},"temperature":0.70'
@@ -503,7 +503,7 @@ def test_an_upstream_message_beyond_the_limit(emulated: Bridges, port: int, stre
 
 
 def check_failed(event: Json) -> str:
-    """The bridge's own last word in a stream; its code."""
+    """Check the ``response.failed`` that the bridge made; its code."""
     assert event["type"] == "response.failed"
     assert event["response"]["status"] == "failed"
     assert event["response"]["error"]["message"]
@@ -566,7 +566,8 @@ def test_keepalives_and_deadlines(backend: Backend) -> None:
         arguments = ("--upstream", upstream.url, "--backend", backend.name, *times)
         process = stack.enter_context(running(*arguments))
         clients = []
-        for count, body in enumerate((STREAM, STREAM, TURN), 1):  # side by side: they take time
+        # in parallel, because they take time
+        for count, body in enumerate((STREAM, STREAM, TURN), 1):
             raw = stack.enter_context(Raw(process.port))
             raw.send(post(body))
             upstream.await_turns(count)
@@ -576,7 +577,7 @@ def test_keepalives_and_deadlines(backend: Backend) -> None:
         assert not_created.head().status == 200
         *comments, first, last = not_created.everything()
         assert len(comments) >= 3
-        assert first.name == "response.created"  # the bridge's own
+        assert first.name == "response.created"  # made by the bridge
         assert all(comment.data.startswith(b":") for comment in comments)
         assert check_failed(last.json) == "upstream_request_timeout"
 
@@ -668,7 +669,7 @@ def test_an_upgrade_that_is_refused(
 
 def test_an_upstream_that_is_not_there(backend: Backend) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # and does not listen
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         url = f"ws://127.0.0.1:{taken.getsockname()[1]}/v1/responses"
         with running("--upstream", url, "--backend", backend.name) as process:
             for body in (TURN, STREAM, {**TURN, "previous_response_id": "resp_1"}):
@@ -679,7 +680,8 @@ def test_an_upstream_that_is_not_there(backend: Backend) -> None:
 
 
 def test_an_unknown_id_is_answered_by_the_upstream(emulated: Bridges, port: int) -> None:
-    """The upstream is asked once, its answer is the answer; a foreign id looks just like that."""
+    """The upstream is asked once, its error is relayed; an id of another credential looks
+    the same."""
     before = len(emulated.emulator.requests)
     answer = ask(port, post({**TURN, "previous_response_id": "resp_nobody"}))
     assert answer.status == 400
@@ -696,7 +698,7 @@ def test_an_unknown_id_is_answered_by_the_upstream(emulated: Bridges, port: int)
 
 
 def test_an_id_that_only_the_upstream_knows(backend: Backend, emulated: Bridges, port: int) -> None:
-    """Made through a bridge that is gone: the next one forwards it, with success."""
+    """Made through a bridge that has ended: the next one forwards it, with success."""
     with running("--upstream", emulated.upstream.url, "--backend", backend.name) as process:
         first = ask(process.port, post(TURN)).json["id"]
     answer = ask(port, post({**TURN, "previous_response_id": first}))
@@ -740,7 +742,7 @@ def test_an_upstream_over_tls(backend: Backend, authority: trustme.CA, tmp_path:
 def test_an_upstream_that_is_not_trusted(
     backend: Backend, authority: trustme.CA, tmp_path: Path, wrong: str
 ) -> None:
-    """It hears nothing of the credential: there is no upgrade request."""
+    """It does not receive the credential: there is no upgrade request."""
     issuer = trustme.CA() if wrong == "authority" else authority
     name = "127.0.0.2" if wrong == "name" else "127.0.0.1"
     answer, emulator = tls_turn(backend, authority, issuer, name, tmp_path)
@@ -753,7 +755,7 @@ def test_an_upstream_that_is_not_trusted(
 
 
 def is_draining(raw: Raw) -> bool:
-    """What ``/readyz`` says on a connection that was open before the signal."""
+    """The answer of ``/readyz`` on a connection that was open before the signal."""
     raw.send(request("GET", "/readyz"))
     answer = raw.answer()
     assert answer.status in (200, 503)
@@ -788,7 +790,7 @@ def test_the_first_signal_lets_running_turns_finish(
                 assert ask(port, post(TURN)).status == 503
             assert process.popen.poll() is None
 
-            emulator.delta_interval = 0  # the rest at one go
+            emulator.delta_interval = 0  # the rest at once
             rest = list(events)
             assert rest[-1].name == "response.completed"
             numbers = "".join(str(number) + " " for number in range(1, 1001))
@@ -804,7 +806,7 @@ def test_the_first_signal_lets_running_turns_finish(
 
 
 def test_a_drain_ends_at_its_deadline(backend: Backend, upstream: Upstream) -> None:
-    """Hung streams are told, by an event or, before their head, by a status."""
+    """Hung streams get an event or, before their head, a status."""
     upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
     upstream.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, Silence()))
     arguments = ("--upstream", upstream.url, "--backend", backend.name, "--drain-timeout", "0.5")
@@ -842,7 +844,7 @@ def test_the_second_signal_ends_it(backend: Backend, upstream: Upstream, second:
 
 
 def test_an_idle_bridge_ends_at_once(backend: Backend, upstream: Upstream) -> None:
-    """Kept connections and idle conversations do not hold it up."""
+    """Open connections and idle conversations do not delay it."""
     arguments = ("--upstream", upstream.url, "--backend", backend.name)
     with running(*arguments) as process, Raw(process.port) as idle, Raw(process.port) as used:
         used.send(post(TURN))
@@ -874,7 +876,7 @@ def test_a_port_in_use(backend: Backend) -> None:
 
 
 def test_contents_and_credentials_are_never_logged(backend: Backend, upstream: Upstream) -> None:
-    """At the level that tells most, of turns that succeed and of all that can go wrong."""
+    """At the most detailed level, for turns that succeed and for every kind of failure."""
     emulator = upstream.emulator
     secret = "kingfisher"  # in the input, in answers, in errors, in what is malformed
     turn = {**TURN, "input": secret, "instructions": secret, "store": False}

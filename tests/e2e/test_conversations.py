@@ -1,12 +1,12 @@
-"""Ten turns of openai-python through a running bridge whose upstream socket is lost on the way.
+"""Ten turns of openai-python through a bridge whose upstream connection is lost in one of them.
 
-What belongs here: what the SDK's user sees of a lost socket, attempt by attempt, for each named
-policy, and what the upstream saw of it. The tables below say it in words of their own; nothing is
-derived from the policies that are under test.
+What belongs here: what the SDK's user observes of a lost connection, attempt by attempt, for each
+named policy, and what the upstream receives. The tables below are written by hand; nothing is
+derived from the policies under test.
 
-A conversation is incremental: each turn has the id of the response before and one new message. It
-is hit twice: in its first turn, which needs nothing that the socket remembers, and in its fifth.
-When it is told that its id is gone, it does what such clients do: it sends the whole history.
+A conversation is incremental: each turn has the id of the response before and one new message. The
+connection is lost twice: in the first turn, which needs nothing that the connection has cached, and
+in the fifth. After not-found the client sends its whole history, as such clients do.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
 
 MODEL = "gpt-5.4"
 TURNS = 10
-HIT = 5  # the anchored turn that is hit
-# An item larger than what sockets and their buffers take while nobody reads: its turn is still
-# being sent when the socket is lost.
+HIT = 5  # the anchored turn with a loss
+# An item larger than what sockets and their buffers hold while the peer does not read: its turn is
+# still being sent when the connection is lost.
 BULK: Json = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x" * 2**23}
 
 
 class Lost(enum.Enum):
-    """When the socket is lost."""
+    """When the connection is lost."""
 
     BETWEEN = "between turns"
     REFUSED = "between turns, and the reconnect fails"
@@ -80,15 +80,15 @@ FAULTS = {
 }
 IDLE_CLOSE = Fault(Point.AFTER_TERMINAL, CloseWith(1001))
 
-# ------------------------------------------------------------------ what is to be seen
+# ------------------------------------------------------------------ what clients should observe
 
 
 @attrs.frozen
 class Attempt:
-    """What one request of the client comes to."""
+    """The result of one request of the client."""
 
     told: str  # "ok", a status and a code, or "failed" and a code: response.failed in a stream
-    frames: int  # complete create frames that the upstream sees of it
+    frames: int  # complete create frames that the upstream receives
 
 
 OK = Attempt("ok", 1)
@@ -112,7 +112,7 @@ FIRST: dict[str, dict[Lost, list[Attempt]]] = {
     "pr397": {
         Lost.BETWEEN: [OK],
         Lost.REFUSED: [UNAVAILABLE, OK],
-        Lost.SENDING: [OK],  # of the first send no complete frame is seen
+        Lost.SENDING: [OK],  # the upstream receives no complete frame of the first send
         Lost.SENT: [REPLAYED],
         Lost.CREATED: [BROKEN_OFF, OK],
         Lost.OUTPUT: [BROKEN_OFF, OK],
@@ -120,7 +120,7 @@ FIRST: dict[str, dict[Lost, list[Attempt]]] = {
 }
 FIRST["v1_12"] = FIRST["pr397"]
 
-# What the anchored turn is told of the loss itself.
+# The answer of the anchored turn to the loss itself.
 ANCHORED: dict[str, dict[Lost, list[Attempt]]] = {
     "default": {
         Lost.BETWEEN: [],
@@ -147,7 +147,7 @@ ANCHORED: dict[str, dict[Lost, list[Attempt]]] = {
         Lost.OUTPUT: [Attempt("failed previous_response_not_found", 1)],
     },
 }
-# What it is told after that, with the same id, if only the lost socket knew the id.
+# The answers after that, with the same id, if only the lost connection knew the id.
 NOBODY_HOLDS_IT = {
     "default": [UNAVAILABLE] * 3 + [GONE],
     "pr397": [UNAVAILABLE] * 3 + [GONE],
@@ -156,7 +156,7 @@ NOBODY_HOLDS_IT = {
 
 
 def expected(policy: str, lost: Lost, *, store: bool, stream: bool) -> list[Attempt]:
-    """The attempts of the anchored turn, up to its success or to its being told that it is gone."""
+    """The attempts of the anchored turn, up to its success or to not-found."""
     told = ANCHORED[policy][lost]
     if stream or lost not in (Lost.CREATED, Lost.OUTPUT):
         seen = list(told)
@@ -168,7 +168,7 @@ def expected(policy: str, lost: Lost, *, store: bool, stream: bool) -> list[Atte
 
 
 def as_status(attempt: Attempt) -> Attempt:
-    """The same told to a client that waits for JSON: its head was not sent yet."""
+    """The same for a client that waits for JSON: its head was not sent yet."""
     code = attempt.told.removeprefix("failed ")
     status = 400 if code == "previous_response_not_found" else 502
     return attrs.evolve(attempt, told=f"{status} {code}")
@@ -187,7 +187,7 @@ class Client:
     stream: bool
     history: list[Json] = attrs.Factory(list)  # all messages so far, the model's included
     anchor: str | None = None
-    turn: int = 0  # that is under way, from 1
+    turn: int = 0  # the running turn, from 1
     items: list[Json] = attrs.Factory(list)  # new ones, of this turn
 
     def begin(self, *extra: Json) -> None:
@@ -196,11 +196,11 @@ class Client:
         self.items = [*extra, {"role": "user", "content": f"{self.name} {self.turn}"}]
 
     def attempt(self) -> str:
-        """Ask once; what the client is told, see ``Attempt``."""
+        """Send one request; its result, see ``Attempt``."""
         return self._ask(self.items, self.anchor)
 
     def start_over(self) -> str:
-        """Ask with the whole history and without the id."""
+        """Send the whole history, without the id."""
         return self._ask([*self.history, *self.items], None)
 
     def _ask(self, items: list[Json], anchor: str | None) -> str:
@@ -220,17 +220,17 @@ class Client:
             assert response.error is not None
             assert response.error.message
             return f"failed {response.error.code}"
-        # The answer tells how many messages the model was shown, and the last of them.
+        # The answer has the number of messages in the context, and the last of them.
         text = f"turn {self.turn}: {self.name} {self.turn}"
         assert response.output_text == text
         self.anchor = response.id
-        # What a client keeps is what was said; an item that only one turn had is not sent again.
+        # A client keeps messages; an item of one turn only is not sent again.
         self.history += [self.items[-1], {"role": "assistant", "content": text}]
         return "ok"
 
 
 def read_stream(events: Sequence[ResponseStreamEvent]) -> Response:
-    """The response that a stream ended with. Checks what every stream has to keep."""
+    """The response at the end of a stream. Checks what holds for every stream."""
     first, last = events[0], events[-1]
     assert first.type == "response.created"
     assert last.type in ("response.completed", "response.failed")
@@ -262,7 +262,7 @@ def check_refusal(exc: openai.APIStatusError, anchor: str | None) -> None:
 
 
 def messages(request: CreateRequest) -> list[str]:
-    """What a model would be shown for a create frame: the texts of its effective context."""
+    """The texts of the effective context of a create frame."""
     found = []
     for item in request.context:
         if "role" in item:
@@ -273,7 +273,7 @@ def messages(request: CreateRequest) -> list[str]:
 
 
 def conversation(name: str, turns: int) -> list[str]:
-    """What it has to be shown in turn number ``turns`` of the conversation ``name``."""
+    """The context that turn number ``turns`` of the conversation ``name`` should have."""
     found = []
     for turn in range(1, turns + 1):
         found += [f"user: {name} {turn}", f"assistant: turn {turn}: {name} {turn}"]
@@ -285,7 +285,7 @@ def conversation(name: str, turns: int) -> list[str]:
 
 @attrs.frozen
 class Running:
-    """A bridge on an emulator, both of them in this process."""
+    """A bridge and an emulator, both in this process."""
 
     backend: Backend
     emulator: Emulator
@@ -296,8 +296,9 @@ class Running:
         return cast(Endpoint, self.server.machine)
 
     async def hold(self, client: Client, policy: str, lost: Lost) -> None:
-        """Hold a conversation that loses its socket; check everything that is seen of it."""
-        others = self.sockets  # of conversations that are over; they keep theirs for a while
+        """Run a conversation that loses its connection; check all that can be observed."""
+        # of conversations that have ended; their connections stay open for a while
+        others = self.sockets
         for turn in range(1, TURNS + 1):
             client.begin(*([BULK] if lost is Lost.SENDING and turn in (1, HIT) else []))
             self.emulator.faults.clear()
@@ -320,7 +321,7 @@ class Running:
                 assert Attempt(told, len(frames)) == attempt, where
             if attempts[-1].told != "ok":
                 assert await self.backend.in_thread(client.start_over) == "ok"
-                # The price: not one new message, but everything that was said before, once more.
+                # The cost: not one new message, but the whole history once more.
                 sent = self.emulator.requests[-1]
                 assert sent.anchor is None
                 assert len(sent.input) - (lost is Lost.SENDING) == 2 * turn - 1
@@ -332,7 +333,7 @@ class Running:
         assert self.endpoint.bridge.turns == 0
 
     def strike(self, lost: Lost) -> None:
-        """Let the next frame, or the next connection, meet the loss."""
+        """Let the next frame, or the next connection, have the loss."""
         if lost is Lost.REFUSED:
             self.emulator.faults.add(self.emulator.accepted + 1, FAULTS[lost])
         elif lost is not Lost.BETWEEN:
@@ -345,7 +346,7 @@ class Running:
 
     @property
     def sockets(self) -> int:
-        """Upstream connections, as either side sees them."""
+        """Upstream connections, as counted by either side."""
         return self.emulator.connections + self.endpoint.upstreams
 
     async def sockets_fall_to(self, count: int) -> None:
@@ -387,13 +388,13 @@ def hold(backend: Backend, policy: str, lost: Lost, *, store: bool, streams: lis
 def test_ten_turns_while_the_socket_is_lost(
     backend: Backend, policy: str, store: bool, lost: Lost
 ) -> None:
-    """A lost socket costs a retry; of what is stored, never the conversation."""
+    """A lost connection costs a retry, but never a conversation that is stored."""
     hold(backend, policy, lost, store=store, streams=[True, False])
 
 
 # ------------------------------------------------------------------ the broken policy
 
-# Between turns a stored conversation goes on even there.
+# Between turns a stored conversation continues even under v1_12.
 LIES = [
     (lost, store)
     for lost in Lost
@@ -410,7 +411,7 @@ LIES = [
 def test_v1_12_answers_not_found_after_a_mere_loss(
     backend: Backend, lost: Lost, store: bool
 ) -> None:
-    """At the first loss, so that the client sends everything once more: the context blow-up."""
+    """At the first loss the client sends its whole history: the context grows."""
     told = expected("v1_12", lost, store=store, stream=store)
     assert len(told) == 1
     assert told[0].told.endswith(" previous_response_not_found")
@@ -418,7 +419,7 @@ def test_v1_12_answers_not_found_after_a_mere_loss(
 
 
 def test_a_response_that_v1_12_calls_not_found_can_be_continued(backend: Backend) -> None:
-    """The upstream stores the response: asked with the same id once more, it goes on."""
+    """The upstream stores the response: a second request with the same id succeeds."""
 
     async def body(run: Running) -> None:
         with sdk(run.server.port) as openai_client:
@@ -439,7 +440,7 @@ def test_a_response_that_v1_12_calls_not_found_can_be_continued(backend: Backend
 
 @attrs.frozen
 class Left:
-    """What a process has of the things that leak."""
+    """Resources of a process that can leak."""
 
     descriptors: int
     threads: list[str]
@@ -447,7 +448,7 @@ class Left:
 
 
 def left(backend: Backend) -> Left:
-    """What this process has now, the test's own worker threads aside."""
+    """The resources of this process, without the test's own worker threads."""
     gc.collect()
     workers = ("asyncio_", "Trio thread ")
     threads = sorted(t.name for t in threading.enumerate() if not t.name.startswith(workers))
@@ -495,7 +496,7 @@ def test_two_failing_runs_leave_no_turn_link_or_socket(backend: Backend, policy:
         assert found[0] == found[1]
         assert bridge.next_timeout() is None
 
-    # Conversations without a turn are given up soon, so that those count that never are.
+    # Conversations without a turn are closed soon, so that only leaks are counted.
     backend.run(with_bridge, backend, policy, body, 300_000_000)
 
 
@@ -503,7 +504,7 @@ def test_two_failing_runs_leave_no_turn_link_or_socket(backend: Backend, policy:
 
 
 def test_the_command_holds_a_stored_conversation(backend: Backend, upstream: Upstream) -> None:
-    """The SDK's own retries do it all, but for a stream that was begun: nobody can retry that."""
+    """The SDK's own retries suffice, except for a stream that has begun: that cannot be retried."""
     plan = upstream.emulator.faults
 
     def next_frame() -> int:
@@ -544,7 +545,7 @@ def test_the_command_holds_a_stored_conversation(backend: Backend, upstream: Ups
 def test_the_command_gives_up_a_conversation_without_transcript_or_store(
     backend: Backend, upstream: Upstream
 ) -> None:
-    """Three times 502, whoever counts them; then the honest answer, with which the SDK stops."""
+    """Three times 502, whoever counts them; then not-found, at which the SDK stops."""
     with running(
         "--upstream", upstream.url, "--backend", backend.name, "--continuity", "passthrough"
     ) as process:

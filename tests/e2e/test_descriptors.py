@@ -1,6 +1,7 @@
-"""The command where files run out: idle sockets give way, the log stays short, service resumes.
+"""The command out of file descriptors: idle connections are closed, the log stays short, service
+resumes.
 
-What belongs here: the real command under a limit on open files. The same in virtual time is
+What belongs here: the real command under a limit on open files. The same in virtual time is in
 tests/endpoint/test_sockets.py.
 """
 
@@ -28,7 +29,7 @@ LAST_TURN = post({"model": "m", "input": "hi"}, connection="close")
 
 @contextmanager
 def short_of_files(backend: Backend, upstream: Upstream) -> Iterator[Process]:
-    """A bridge that may open ``FILES`` files and has not been told so when it started."""
+    """A bridge that may open ``FILES`` files; the limit is set after its start, unknown to it."""
     options = ("--upstream", upstream.url, "--backend", backend.name, "--max-sessions", "1000")
     with running(*options) as bridge:
         resource.prlimit(bridge.popen.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
@@ -47,7 +48,7 @@ def short_of_files(backend: Backend, upstream: Upstream) -> Iterator[Process]:
 def test_more_conversations_than_files_one_after_the_other(
     backend: Backend, upstream: Upstream
 ) -> None:
-    """Each leaves an idle socket; the oldest gives way to the next."""
+    """Each leaves an idle connection; the oldest is closed for the next."""
     with short_of_files(backend, upstream) as bridge:
         found = [ask(bridge.port, LAST_TURN).status for _ in range(2 * FILES)]
     assert found == [200] * (2 * FILES)

@@ -1,8 +1,8 @@
-"""Real clients whose conversations the bridge holds, while its upstream socket is lost on the way.
+"""Real clients whose conversations the bridge holds, with losses of its upstream connection.
 
-What belongs here: openai-python and openai-agents as they are, against a bridge as it is
-without settings, on both backends; nothing is stored upstream (``store=false``). What the bridge
-does in each case is in tests/endpoint/test_losses.py; here it counts what a user sees: nothing.
+What belongs here: openai-python and openai-agents unchanged, with a bridge without settings, on
+both backends; nothing is stored upstream (``store=false``). What the bridge does in each case is in
+tests/endpoint/test_losses.py; here it counts what a user observes: nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from tests.e2e.test_conversations import (
 if TYPE_CHECKING:
     from tests.conftest import Backend
 
-HITS = (3, 6, 9)  # the turns that are hit
+HITS = (3, 6, 9)  # the turns with a loss
 
 # ------------------------------------------------------------------ openai-python
 
 
 async def hold(run: Running, client: Client, lost: Lost) -> None:
-    """Hold a conversation that is hit again and again; it is held for as long as it lasts."""
+    """Run a conversation with repeated losses; the transcript is held throughout."""
     hits = (5,) if lost is Lost.SENDING else HITS
     others = run.sockets
     for turn in range(1, TURNS + 1):
@@ -53,7 +53,7 @@ async def hold(run: Running, client: Client, lost: Lost) -> None:
         attempts = [OK]
         if turn in hits:
             run.strike(lost)
-            # Of what is held, a client is told what it is told of what the upstream stores.
+            # For a held context the errors are those for a stored one.
             attempts = expected("default", lost, store=True, stream=client.stream)
         for attempt in attempts:
             assert await run.backend.in_thread(client.attempt) == attempt.told
@@ -88,7 +88,7 @@ def next_frame(upstream: Upstream) -> int:
 
 
 def test_an_application_sees_no_loss(backend: Backend, upstream: Upstream) -> None:
-    """The SDK as it comes: whatever is lost in each of its turns, the application gets answers."""
+    """The SDK unchanged: whatever is lost in each of its turns, the application gets answers."""
     losses = [Lost.SENT, Lost.CREATED, Lost.OUTPUT]
     plan = upstream.emulator.faults
     with running("--upstream", upstream.url, "--backend", backend.name) as process:
@@ -120,8 +120,8 @@ def end_cleanly(process: Process) -> None:
 
 
 def last_tool(request: CreateRequest) -> list[Output]:
-    """As the emulator answers, but of a tool's outputs only the last is told again: how many of
-    them one frame has is not to show in what an agent says."""
+    """The emulator's answers, but only the last tool output is repeated: the answer must not depend
+    on how many of them one frame has."""
     last = request.input[-1]
     if last.get("type") == "function_call_output":
         return [Text(f"The tool said {last['output']}.")]
@@ -135,7 +135,7 @@ def double(number: int) -> str:
 
 
 async def run_agent(port: int, streamed: bool) -> list[str]:
-    """What an agent says in ten runs of one conversation, each with a call of its tool."""
+    """The messages of an agent in ten runs of one conversation, each with a call of its tool."""
     agents.set_tracing_disabled(True)
     client = openai.AsyncOpenAI(
         base_url=f"http://127.0.0.1:{port}/v1",
@@ -175,7 +175,7 @@ async def run_agent(port: int, streamed: bool) -> list[str]:
 def test_an_agent_with_a_tool_sees_no_loss(
     backend: Backend, upstream: Upstream, streamed: bool
 ) -> None:
-    """Every socket is lost after its turn, and every fifth turn loses one that was sent."""
+    """Every connection is lost after its turn, and every fifth turn loses one after it was sent."""
     emulator = upstream.emulator
     emulator.answer = last_tool
     emulator.faults.add(EVERY, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))

@@ -1,6 +1,6 @@
 """Conversations with one ``prompt_cache_key``: which of them use which upstream connection.
 
-What belongs here: admission/placement.py as a whole endpoint shows it.
+What belongs here: admission/placement.py, observed at a whole endpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from tests.endpoint_world import Json, World
 
 @attrs.define
 class Stranger(Historian):
-    """A client whose history is never recognised: it numbers its requests in what it sends back."""
+    """A client whose history is never recognised, because it numbers its requests in what it sends
+    back."""
 
     def stranger_turn(self, text: str) -> None:
         self.history = [{**item, "request": len(self.sizes)} for item in self.history]
@@ -59,12 +60,13 @@ def test_sockets_are_not_used_across_keys_threads_and_credentials() -> None:
         who = (heads.get(b"authorization"), thread, seen.body.get("prompt_cache_key"))
         users.setdefault(seen.conn, set()).add(who)
     assert all(len(whose) == 1 for whose in users.values())
-    assert len(users) == 8 + 4 * 4  # those without a key have a socket for each turn
+    assert len(users) == 8 + 4 * 4  # those without a key have a connection for each turn
     assert_empty(world)
 
 
 def test_conversations_that_share_a_key_keep_their_sockets() -> None:
-    """One key for all: whoever is recognised, or says ids, is not displaced by the others."""
+    """One key for all: conversations that are recognised, or that send ids, keep their
+    connections."""
     world = held()
     fields: Json = {"prompt_cache_key": "shared"}
     talkers = [Talker(world, fields=fields) for _ in range(20)]
@@ -75,7 +77,7 @@ def test_conversations_that_share_a_key_keep_their_sockets() -> None:
             historians[number].attempt(user(f"historian {number} says {n}"))
     assert all(one.told == ["200"] * 4 for one in talkers)
     assert all(one.told == ["200"] * 4 for one in historians)
-    # A few lost theirs to others that began after them; nobody did after that.
+    # A few lost theirs to others that began after them; none did after that.
     assert sum("previous_response_id" not in sent for sent in world.frames[40:80]) <= 8
     assert all("previous_response_id" in sent for sent in world.frames[80:])
     assert_empty(world)
@@ -90,7 +92,7 @@ def test_single_turns_of_one_key_leave_few_sockets() -> None:
 
 
 def test_a_socket_with_an_unstored_response_is_not_taken_over() -> None:
-    """Nothing is held, and the one who knows the response's id may come back."""
+    """No transcript is held, and the client that knows the response's id may come back."""
     world = World(continuity=Continuity.PASSTHROUGH, split=in_segments)
     fields: Json = {"prompt_cache_key": "k"}
     first = world.ask("a", store=False, **fields).response

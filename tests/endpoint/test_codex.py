@@ -1,13 +1,13 @@
-"""The requests of Codex CLI, restated: they are recognised without Codex being there.
+"""Requests of the Codex CLI, restated: they are recognised; the program is not needed.
 
-What belongs here: what ``codex exec`` and ``codex exec resume`` were seen to send over HTTP, as
+What belongs here: what ``codex exec`` and ``codex exec resume`` were observed to send over HTTP, as
 data, and that a whole endpoint reduces it. Members, their order and the kinds of ids are those of
 Codex 0.171.0; texts are invented and short. tests/e2e/test_codex.py runs the program itself: if it
 fails with a newer Codex and these do not, restate what that one sends.
 
-Codex names no response. Each request has all items so far: an opening, what it added since, and
-what the upstream answered, written down again by Codex. Ids and times of its own are in each item
-and in ``client_metadata``, which differs between any two requests.
+Codex sends no response ids. Each request has all items so far: an opening, what it added since, and
+what the upstream answered, encoded again by Codex. Ids and times of its own are in each item and in
+``client_metadata``, which differs between any two requests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.endpoint_world import Answer, Json, World, request
 THREAD_ID = "01a223e0-0000-7000-8000-000000000001"
 NOTE = "internal_chat_message_metadata_passthrough"
 
-# ------------------------------------------------------------------ what was seen
+# ------------------------------------------------------------------ observed requests
 
 
 @attrs.frozen
@@ -34,12 +34,12 @@ class Step:
     """A request and its answer."""
 
     adds: list[Json]  # the items that Codex adds to those so far
-    output: list[Json]  # as the upstream said them
+    output: list[Json]  # as the upstream sent them
     echo: list[Json]  # as Codex sends them back
 
 
 def noted(item: Json, turn: int, *kinds: str) -> Json:
-    """``item`` with what the built-in provider adds to it."""
+    """``item`` with the members that the built-in provider adds."""
     note: Json = {"turn_id": f"01a223e0-0000-7000-8000-0000000001{turn:02}"}
     if not kinds or kinds != ("unknown",):
         note["create_time"] = 1_795_898_228.0 + turn / 8
@@ -62,7 +62,7 @@ def asks(number: int, text: str) -> Json:
 
 
 def thinks(number: int) -> tuple[Json, Json]:
-    """Reasoning, as it was said and as it is sent back."""
+    """Reasoning, as it was received and as it is sent back."""
     sealed = f"gAAAAA{number:04}"
     summary = [{"type": "summary_text", "text": "thinking"}]
     said = {"id": f"rs_{number}", "type": "reasoning", "summary": summary}
@@ -74,7 +74,7 @@ def thinks(number: int) -> tuple[Json, Json]:
 
 
 def says(number: int, text: str) -> tuple[Json, Json]:
-    """A message, as it was said and as it is sent back."""
+    """A message, as it was received and as it is sent back."""
     said = {
         "id": f"msg_{number}",
         "type": "message",
@@ -97,7 +97,7 @@ def step(adds: list[Json], *answers: tuple[Json, Json]) -> Step:
 
 
 def calls(number: int, command: str) -> tuple[Json, Json]:
-    """A function call, as it was said and as it is sent back."""
+    """A function call, as it was received and as it is sent back."""
     arguments = json.dumps({"cmd": command}, separators=(",", ":"))
     said = {
         "id": f"fc_{number}",
@@ -129,7 +129,7 @@ def returns(number: int, text: str) -> Json:
 
 
 def looks_up(number: int) -> tuple[Json, Json]:
-    """A page that was opened, of which the upstream does not say which. Codex leaves nulls out."""
+    """A page that was opened, without its URL from the upstream. Codex omits nulls."""
     said = {"id": f"ws_{number}", "type": "web_search_call", "status": "completed"}
     echo = {"type": "web_search_call", "id": f"ws_{number}", "status": "completed"}
     return (
@@ -139,7 +139,7 @@ def looks_up(number: int) -> tuple[Json, Json]:
 
 
 def runs_code(number: int, code: str) -> tuple[Json, Json]:
-    """A call of the tool that runs code, as it was said and as it is sent back."""
+    """A call of the tool that runs code, as it was received and as it is sent back."""
     said = {
         "type": "custom_tool_call",
         "id": f"ctc_{number}",
@@ -206,19 +206,19 @@ PLAIN = [
     step([BASE_PROMPT, SKILLS, ENVIRONMENT, asks(3, "run something")], thinks(4), calls(5, "ls")),
     step([returns(5, "a  b")], thinks(6), says(7, "The command has run.")),
     step([asks(8, "look it up")], thinks(9), looks_up(10), says(11, "Two now."), calls(12, "a")),
-    # What did not run, and two calls at once.
+    # A call that was not run, and two calls at once.
     step([returns(12, "a: not found")], calls(13, "b"), calls(14, "c")),
     step([returns(13, "b: not found"), returns(14, "")], thinks(15), says(16, "It did not run.")),
     step([asks(17, "run something else")], thinks(18), says(19, "No.")),
 ]
-# After a compaction: what Codex keeps of its thread and sends before the compaction, and how the
-# thread goes on.
+# After a compaction: what Codex keeps of its thread and sends before the compaction, and the
+# requests that follow.
 KEPT = [BASE_PROMPT, asks(3, "run something"), SKILLS, ENVIRONMENT]
 COMPACTED = [
     step([asks(20, "go on")], thinks(21), says(22, "Yes.")),
     step([asks(23, "and on")], thinks(24), says(25, "Yes.")),
 ]
-# Models whose tools are called by code: all of them are in an item, and there is no `tools`.
+# Models whose tools are called by code: all tools are in an item, and there is no `tools`.
 CODE_FIELDS: Json = {
     **{name: value for name, value in FIELDS.items() if name != "tools"},
     "model": "gpt-6.2-sol",
@@ -257,7 +257,7 @@ CODE = [
 
 
 def without_notes(steps: Sequence[Step]) -> list[Step]:
-    """As a provider of the user's own is asked."""
+    """As requests to a provider of the user's own."""
 
     def bare(items: list[Json]) -> list[Json]:
         return [{name: item[name] for name in item if name != NOTE} for item in items]
@@ -293,7 +293,7 @@ class Codex:
     requests: int = 0
 
     def ask(self, one: Step) -> Answer:
-        """Send the request of ``one``; keep it and its answer as Codex does."""
+        """Send the request of ``one``; record it and its answer as Codex does."""
         self.requests += 1
         turn = f"01a223e0-0000-7000-8000-0000000002{self.requests:02}"
         metadata = {"thread_id": THREAD_ID, "turn_id": turn, "x-codex-window-id": f"{THREAD_ID}:0"}
@@ -333,7 +333,7 @@ class Codex:
 
 
 def replaying(steps: Sequence[Step]) -> World:
-    """A world whose upstream answers as it was seen to."""
+    """A world whose upstream answers as it was observed to."""
     outputs = [one.output for one in steps]
 
     def answer(_: CreateRequest) -> list[Json]:
@@ -355,7 +355,7 @@ def test_every_request_but_the_first_is_reduced(recording: Recording, compressed
         answer = codex.ask(one)
         frame = world.frames[number]
         assert frame.get("previous_response_id") == previous
-        # What is new goes as it came, notes, ids and all.
+        # New items are sent unchanged, with their notes and ids.
         assert frame["input"] == one.adds
         assert frame["client_metadata"]["thread_id"] == THREAD_ID
         said = {name: value for name, value in recording.fields.items() if name != "stream"}
@@ -369,7 +369,8 @@ def test_every_request_but_the_first_is_reduced(recording: Recording, compressed
 def test_a_socket_that_is_lost_between_requests_costs_one_whole_context(
     recording: Recording, compressed: bool
 ) -> None:
-    """Codex sends all there is: it goes as it came, and the next request is reduced again."""
+    """Codex sends its whole history: it is sent unchanged, and the next request is
+    reduced again."""
     world = replaying(recording.steps)
     world.emulator.faults.add(2, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))
     codex = Codex(world, recording.fields, compressed)
@@ -386,9 +387,9 @@ def test_a_socket_that_is_lost_between_requests_costs_one_whole_context(
 
 @pytest.mark.parametrize("notes", [True, False], ids=["built-in", "custom"])
 def test_a_thread_that_was_compacted_is_a_new_one(notes: bool) -> None:
-    """Codex asks for a compaction and then sends another history: its prompts, what the user said,
-    the compaction. The upstream knows nothing with that context, so the first request after it is
-    sent whole; from there on it is as before."""
+    """Codex asks for a compaction and then sends another history: its prompts, the user's messages,
+    the compaction. The upstream has no such context, so the first request after it is sent whole;
+    later ones are reduced."""
     before, kept, after = PLAIN[:2], Step(KEPT, [], []), COMPACTED
     if not notes:
         before, after = without_notes(before), without_notes(after)

@@ -1,4 +1,4 @@
-"""Whole endpoints that are told to drain: contract, "Operation".
+"""Draining of whole endpoints: contract, "Operation".
 
 What belongs here: what becomes of connections and turns from the request to drain to the end.
 """
@@ -16,7 +16,7 @@ TURN = {"model": "m", "input": "hi"}
 
 
 def stopped(world: World) -> bool:
-    """Whether ``Stop`` was said; it is never said twice, and nothing is left when it is."""
+    """Whether ``Stop`` was returned: at most once, and with nothing left."""
     assert world.net.stopped in ([], [world.endpoint])
     if world.net.stopped:
         assert (world.endpoint.clients, world.endpoint.upstreams) == (0, 0)
@@ -48,7 +48,7 @@ def test_idle_connections_are_closed() -> None:
     for client in (kept, fresh, partial, body):
         assert client.eof
     assert not kept.received
-    for client in (partial, body):  # what was begun is refused, not ignored
+    for client in (partial, body):  # requests that have begun are refused, not ignored
         assert (world.read(client).status, world.read(client).headers["connection"]) == (
             503,
             "close",
@@ -141,7 +141,7 @@ def test_at_the_deadline_hung_turns_fail() -> None:
         assert world.read(client).status == 503
     assert all(client.closed for client in (streamed, silent, waiting))
     assert world.net.connects == connects
-    assert len(world.frames) == 3  # a turn that waited was not started just to be dropped
+    assert len(world.frames) == 3  # a waiting turn was not started only to be cut off
     world.advance(2)
     assert stopped(world)
 

@@ -1,4 +1,4 @@
-"""HTTP as the clients of a whole endpoint meet it: contract, "HTTP".
+"""HTTP as the clients of a whole endpoint see it: contract, "HTTP".
 
 What belongs here: routes, statuses, ids and the life of client connections. The framing of HTTP in
 bytes alone is tests/wire/test_http.py.
@@ -26,7 +26,7 @@ TURN = {"model": "m", "input": "hi"}
 
 
 def exchange(data: bytes, world: World | None = None) -> tuple[Answer, ByteClient]:
-    """One request; its answer, and the client, which the server may have said goodbye to."""
+    """One request; its answer, and the client, whose connection may have been closed."""
     client = (world or World()).client()
     client.send(data)
     head = data.startswith(b"HEAD ")
@@ -222,7 +222,7 @@ def test_other_codings_are_refused_with_what_is_accepted(coding: str, head_first
     assert (answer.status, answer.error["code"]) == (415, "unsupported_content_encoding")
     assert answer.headers["accept-encoding"] == "gzip, deflate, zstd"
     assert "gzip, deflate, zstd" in answer.error["message"]
-    if not head_first:  # the body is in, so the connection goes on
+    if not head_first:  # the body was read, so the connection goes on
         client.send(request(TURN))
         assert read_answers(client.take())[0].text == "turn 1: hi"
 
@@ -266,7 +266,7 @@ def test_bodies_that_cannot_be_decoded(data: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "zstd"])
-def test_the_bound_is_on_what_comes_out(coding: str) -> None:
+def test_the_bound_is_on_the_decoded_size(coding: str) -> None:
     turn = {**TURN, "input": "x" * 2000}
     world = World(max_body=len(json.dumps(turn)))
     assert exchange(encoded(turn, coding), world)[0].status == 200
@@ -321,7 +321,7 @@ def test_targets_in_absolute_form_are_served(target: str) -> None:
 
 
 def test_a_request_is_named_in_its_answer() -> None:
-    """By its client or, if it does not, by a name that no other request has."""
+    """The client's id or, if it sends none, an id that no other request has."""
     world = World(max_body=1000)
     seen = set()
     malformed = b"GET /livez HTTP/1.1\r\nhost: a b\r\n"
@@ -397,7 +397,7 @@ def test_background_is_refused(stream: bool) -> None:
 def test_turns_with_an_empty_id_do_not_wait_for_each_other(
     continuity: Continuity, store: bool
 ) -> None:
-    """What the upstream says about it is passed on, and nobody waits for anybody."""
+    """The upstream's error about it is relayed, and no turn waits for another."""
     world = World(continuity=continuity)
     world.emulator.delta_interval = SECOND
     clients = [world.start(f"q{n}", previous_response_id="", store=store) for n in range(4)]
@@ -477,7 +477,7 @@ def test_idle_client_connections_are_closed() -> None:
     world.assert_empty()
 
 
-def test_a_client_that_goes_on_sending_after_the_refusal() -> None:
+def test_a_client_sends_more_after_its_refusal() -> None:
     world = World(max_body=1000)
     client = world.client()
     client.send(request({**TURN, "input": "x" * 2000})[:300])
@@ -600,7 +600,7 @@ def test_half_closing_before_a_request_is_complete() -> None:
 
 
 def test_a_request_without_a_credential() -> None:
-    """It is the upstream's to refuse."""
+    """The upstream decides whether to refuse it."""
     world = World()
     world.emulator.tokens = frozenset({"right"})
     client = world.client()

@@ -43,7 +43,7 @@ from tests.endpoint_world import SECOND, Answer, Json
 
 
 BEFORE_OUTPUT: list[tuple[Point, Action]] = [
-    (Point.AFTER_TERMINAL, CloseWith(1001)),  # of the turn before, so to speak
+    (Point.AFTER_TERMINAL, CloseWith(1001)),  # at the end of the turn before
     (Point.BEFORE_CREATED, Abort()),
     (Point.BEFORE_CREATED, CloseWith(1011)),
     (Point.BEFORE_CREATED, Silence()),
@@ -62,9 +62,9 @@ def long_conversation(
     ambiguous: OnAmbiguousLoss = OnAmbiguousLoss.REFUSE,
     stream: bool = False,
 ) -> tuple[list[str], list[int]]:
-    """What a client was told, and the tokens of context of each turn. With ``rng``, every third
-    turn is hit before its output. It does what its SDK does: it asks again, but never differently.
-    """
+    """The errors that a client got, and the tokens of context of each turn. With ``rng``, every
+    third turn has a loss before its output. The client retries as its SDK does, with the same
+    request."""
     world = held(created_timeout=SECOND // 2, ambiguous=ambiguous)
     talker = Talker(world, stream=stream)
     tokens = []
@@ -82,8 +82,8 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
     calm, undisturbed = long_conversation(40, None)
     told, tokens = long_conversation(40, random.Random(seed))
     assert calm == ["200"] * 40
-    assert set(told) == {"200", "502"}  # one repetition by the SDK at most: see ``tries``
-    # What differs are a few bytes for each answer: its form as an output and as an input.
+    assert set(told) == {"200", "502"}  # one retry by the SDK at most: see ``tries``
+    # They differ by a few bytes for each answer: its form as an output and as an input.
     assert tokens[-1] <= 1.01 * undisturbed[-1]
     growth = [(run[-1] - run[0]) / 39 for run in (tokens, undisturbed)]
     assert growth[0] <= 1.01 * growth[1]
@@ -91,7 +91,7 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
-    """What was lost before its output is sent again: no client has to retry anything."""
+    """Turns that were lost before their output are resent: no client has to retry."""
     rng = random.Random(7)
     told, tokens = long_conversation(
         200, rng, tries=1, ambiguous=OnAmbiguousLoss.REPLAY, stream=stream
@@ -103,8 +103,8 @@ def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("action", [Abort(), CloseWith(1011), Silence()])
-def test_with_replay_a_client_sees_one_answer_begin(action: Action) -> None:
-    """Invariant 14: of the answer that was lost, nothing was shown."""
+def test_with_replay_a_client_gets_one_response_created(action: Action) -> None:
+    """Nothing of the lost answer was shown."""
     world = held(ambiguous=OnAmbiguousLoss.REPLAY, idle_timeout=SECOND)
     talker = Talker(world)
     talker.turn(user("a"))
@@ -147,7 +147,7 @@ def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
     assert len(world.frames) == 2
 
 
-# ------------------------------------------------------------------ what it saves and costs
+# ---------------------------------------------------------------- savings and costs
 
 
 def total(answer: Answer) -> int:
@@ -184,7 +184,7 @@ def test_tokens_spent_are_the_usage_of_the_answer_rebuilt() -> None:
     assert (accounts.tokens_saved, accounts.bytes_saved) == (0, 0)
 
 
-# ------------------------------------------------------------------ whatever happens
+# ------------------------------------------------------------------ any faults
 
 
 where = st.one_of(
@@ -209,19 +209,19 @@ where = st.one_of(
     ),
 )
 steps = st.tuples(
-    st.integers(0, 4),  # who
+    st.integers(0, 4),  # the client
     st.sampled_from(["say", "say", "tool", "branch", "same"]),
     where,
-    st.sampled_from([0, 0, 0, 60, 1000]),  # seconds that pass
+    st.sampled_from([0, 0, 0, 60, 1000]),  # pause in seconds
 )
 
 
 @settings(max_examples=60)
 @given(steps=st.lists(steps, min_size=2, max_size=25), shape=st.sampled_from(SHAPES))
-def test_the_upstream_is_shown_exactly_what_was_said(
+def test_the_context_upstream_equals_the_conversation(
     steps: list[tuple[int, str, tuple[Point, Action] | None, int]], shape: ErrorShape
 ) -> None:
-    """Invariants 1, 6 and 8: the helpers compare contexts at every answer."""
+    """The helpers compare the context at the upstream with the client's history at every answer."""
     world = held(created_timeout=SECOND // 2, idle_timeout=SECOND // 2)
     world.emulator.error_shape = shape
     clients: list[Talker | Historian] = [

@@ -1,7 +1,7 @@
-"""A whole endpoint that holds transcripts loses its upstream socket: nothing of it is seen.
+"""A whole endpoint with transcripts loses upstream connections, unnoticed by its clients.
 
 What belongs here: losses between turns and during a turn, by any close, silence or departure; the
-contract's "Recovery", invariants 2 to 9. Errors in band are in test_refusals.py.
+contract's "Recovery". Errors in band are in test_refusals.py.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def test_closed_between_turns(store: bool, action: Action) -> None:
     talker.attempt(user("a"))
     first = talker.last
     talker.attempt(user("b"))
-    # What the upstream stores is asked for by its id, which costs least.
+    # A stored response is continued by its id, which costs least.
     assert frame(world).get("previous_response_id") == (first if store else None)
-    talker.attempt(user("c"))  # on the socket that is there now, in few words
+    talker.attempt(user("c"))  # on the current connection, with an id
     assert frame(world)["previous_response_id"] == talker.shown(talker.last or "").anchor
     assert len(frame(world)["input"]) == 1
     talker.attempt(user("branch"), after=first)
@@ -126,9 +126,9 @@ def test_lost_before_created(store: bool, point: Point, action: Action) -> None:
     talker.turn(text)
     talker.turn(user("c"))
     assert talker.told == ["502", "200", "502", "200", "200"]
-    assert world.emulator._creates == 5  # nothing that is ambiguous is sent twice
-    # The first resend needed no anchor; the second one's lives only where it is stored; the third
-    # turn's is on its socket.
+    assert world.emulator._creates == 5  # nothing ambiguous is sent twice
+    # The first resend needed no anchor; the second one's is stored; the third turn's is cached on
+    # its connection.
     assert [request.anchor is not None for request in world.emulator.requests][-2:] == [store, True]
     assert_empty(world)
 
@@ -147,16 +147,16 @@ def in_wire_format(text: bytes) -> bytes:
     "behind",
     [
         *[b"\x88\x02%b" % code.to_bytes(2, "big") for code in (1000, 1001, 1009, 1011)],
-        b"\x88\x00",  # 1005
-        b"\xff\xff\xff\xff",  # no frame at all
+        b"\x88\x00",  # close code 1005
+        b"\xff\xff\xff\xff",  # not a frame
         in_wire_format(LIMIT_FRAME),
         in_wire_format(b"ping") + in_wire_format(LIMIT_FRAME) + b"\x88\x02\x03\xe8",
     ],
 )
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_close_read_together_with_a_refusal_is_not_ambiguous(stream: bool, behind: bytes) -> None:
-    """The refusal leads to a send in full. If the end of the socket was read together with it, that
-    frame has not left: nothing is ambiguous, and the turn is answered in the first try."""
+    """The refusal causes a send in full. If the end of the connection was read together with it,
+    that frame was not sent: nothing is ambiguous, and the turn is answered in the first try."""
     world = held()
     talker = Talker(world, stream=stream)
     talker.attempt(user("a"))
@@ -170,7 +170,7 @@ def test_a_close_read_together_with_a_refusal_is_not_ambiguous(stream: bool, beh
 
 @pytest.mark.parametrize("code", [1000, 1009, 1011])
 def test_a_close_read_after_the_second_send_is_ambiguous(code: int) -> None:
-    """In a read of its own the close may be the answer to the frame that has gone."""
+    """In a read of its own the close may be the answer to the frame that was sent."""
     refusal = in_wire_format(NOT_FOUND_FRAME)
 
     def behind_the_refusal(data: bytes) -> list[bytes]:
@@ -199,7 +199,7 @@ def test_silence_before_created(store: bool, action: Action) -> None:
     answer = talker.attempt(user("b"), wait=10)
     assert answer.error["code"] == "upstream_request_timeout"
     talker.attempt(user("b"))
-    assert frame(world).get("previous_response_id") is None  # not the same wedge again
+    assert frame(world).get("previous_response_id") is None  # the stored id is not tried again
     talker.attempt(user("c"))
     assert talker.told == ["200", "502", "200", "200"]
     assert_empty(world)
@@ -230,7 +230,7 @@ def test_lost_in_mid_answer(store: bool, stream: bool, point: Point) -> None:
     talker.turn(user("b"))
     talker.turn(user("c"))
     assert talker.told == ["200", "failed" if stream else "502", "200", "200"]
-    assert len(talker.past) == 4  # what was cut off was never said
+    assert len(talker.past) == 4  # a response that broke off is not part of the history
     assert_empty(world)
 
 

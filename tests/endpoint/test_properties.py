@@ -1,7 +1,7 @@
 """Properties of a whole endpoint that hold for any input: splits, faults, garbage.
 
 What belongs here: Hypothesis tests that draw the input or the misbehaviour. Rule-based machines are
-tests/verify/test_machines.py.
+in tests/verify/test_machines.py.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ODD = b'{"type":"thing","x":[1,\n2]}'
 
 
 def conversation(split: Callable[[bytes], Iterable[bytes]] | None) -> list[object]:
-    """What a client sees of three turns, one of which fails, and of one that is malformed."""
+    """What a client receives in three turns, one of which fails, and for a malformed request."""
     world = World(split=split, policy="pr397")
     world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, SendEvents((ODD,))))
     world.emulator.faults.add(2, Fault(Point.AFTER_CREATED, CloseWith(1011)))
@@ -97,7 +97,7 @@ moves = st.lists(
 
 
 class Crowd:
-    """Clients that do what they are told, and remember what they were told."""
+    """Clients that retry as they are told, and keep their histories."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -109,7 +109,7 @@ class Crowd:
         body["stream"] = bool(kind & 1)
         body["store"] = bool(kind & 2)
         if kind & 12 == 12 and self.ids:
-            # What was said before, said again, and one thing more.
+            # The history, repeated, and one more message.
             said = {"role": "user", "content": "xxx"}
             text = {"type": "output_text", "text": "turn 1: xxx", "annotations": []}
             answer = {"type": "message", "role": "assistant", "content": [text]}
@@ -148,7 +148,7 @@ class Crowd:
             client.pause() if what == "pause" else client.resume()
 
     def finish(self) -> None:
-        """Whoever stayed has a whole answer; nobody has half of one without an end."""
+        """Clients that stayed have whole answers; no client has a part of one without an end."""
         for client, _ in self.clients:
             client.resume()
         self.world.settle()
@@ -184,7 +184,7 @@ def test_any_faults(
     pace: int,
     cut: Callable[[bytes], list[bytes]] | None,
 ) -> None:
-    """Every turn ends once, deadlines move on (the network checks it), nothing is left."""
+    """Each turn ends once, deadlines move on (the network checks it), nothing is left."""
     world = World(policy=policy, split=cut, continuity=continuity)
     world.emulator.delta_interval = pace
     world.emulator.faults = plan
@@ -224,7 +224,7 @@ def test_garbage_from_an_upstream(data: list[bytes], upgraded: bool) -> None:
 
 
 def about(conn: int) -> list[tp.TransportEvent]:
-    """Everything that can be reported of a connection that is there."""
+    """Every event that can be reported of an open connection."""
     return [
         tp.Connected(conn),
         tp.ConnectFailed(conn, tp.ConnectError.TLS, "x"),
@@ -240,7 +240,7 @@ def about(conn: int) -> list[tp.TransportEvent]:
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 100)), max_size=30))
 def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
-    """Events of connections that are gone do nothing; a clock may go backwards."""
+    """Events of closed connections have no effect; a clock may go backwards."""
     endpoint = Endpoint(Config(upstream=UpstreamUrl.parse("ws://up/")))
     gone = [endpoint.new_connection() for _ in range(2)]
     for conn in gone:
@@ -253,7 +253,7 @@ def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
 
 
 def mistakes(world: World) -> list[Any]:
-    """What no lawful adapter reports, whatever the endpoint is doing."""
+    """Events that no correct adapter reports, whatever the state of the endpoint is."""
     endpoint = world.endpoint
     found: list[Any] = [
         "foo",
@@ -293,8 +293,8 @@ def mistakes(world: World) -> list[Any]:
 def test_misuse_changes_nothing(
     moves: list[tuple[str, int]], plan: FaultPlan, continuity: Continuity, time: Any
 ) -> None:
-    """Of two worlds that live through the same, one is told nonsense after each move: each bit of
-    it is named, and in the end both have said the same, byte for byte."""
+    """Of two worlds with the same history, one also gets invalid events after each move: each
+    raises an error, and in the end both have sent the same, byte for byte."""
     worlds = [World(continuity=continuity, decisions=True) for _ in range(2)]
     for world in worlds:
         world.emulator.faults = copy.deepcopy(plan)
@@ -343,7 +343,7 @@ def test_nothing_can_be_reported_of_a_connection_before_it_is_up() -> None:
             endpoint.handle(event, now)
     assert (endpoint.bridge.snapshot(), endpoint.next_timeout()) == before
     assert isinstance(endpoint.handle(tp.Connected(conn), now)[0], tp.Send)
-    # Nothing that is sent before the upgrade is over asks for a DataSent, which is for frames.
+    # Before the end of the upgrade nothing that is sent asks for a DataSent, which is for frames.
     with pytest.raises(LocalProtocolError, match="no Send had notify"):
         endpoint.handle(tp.DataSent(conn), now)
 

@@ -1,6 +1,6 @@
 """Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the seed's table.
 
-What belongs here: losses and refusals where the bridge holds no transcripts. Where it holds them:
+What belongs here: losses and refusals where the bridge holds no transcripts. With transcripts:
 test_losses.py and test_refusals.py.
 """
 
@@ -38,7 +38,7 @@ NOT_FOUND = "previous_response_not_found"
 
 
 def in_segments(data: bytes) -> list[bytes]:
-    """So that a peer can meet a frame of which only a part has come."""
+    """Segments, so that a peer can receive a part of a frame."""
     return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
@@ -72,7 +72,7 @@ def test_closed_between_turns_unstored(policy: str) -> None:
     first = first_turn(world, store=False)
     answers = [world.ask("b", previous_response_id=first, store=False) for _ in range(7)]
     statuses = [answer.status for answer in answers]
-    if policy == "v1_12":  # the broken answer: a chain given up because of its socket
+    if policy == "v1_12":  # the broken answer: not-found because of a lost connection
         assert statuses == [400] * 7
     else:
         assert statuses == [502] * 3 + [400] * 4
@@ -84,7 +84,7 @@ def test_closed_between_turns_unstored(policy: str) -> None:
     last = answers[-1].error
     assert (last["code"], last["param"]) == (NOT_FOUND, "previous_response_id")
     assert first in last["message"]
-    assert len(world.frames) == 1  # an anchor is never sent to a socket that did not make it
+    assert len(world.frames) == 1  # an anchor is never sent on a connection that did not make it
     world.assert_empty()
 
 
@@ -121,7 +121,7 @@ NOISE = [b"no JSON", b'["type"]', b'{"type":7}', b'{"type":"a\\nb"}', b"", b"[DO
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("anchored", [True, False])
 def test_lost_before_created(policy: str, anchored: bool, point: Point, action: Action) -> None:
-    """Seed rows 3 and 4: what an ambiguous send is answered with, and that a retry works."""
+    """The answer after an ambiguous send, and that a retry works."""
     world = World(policy=policy, split=in_segments)
     first = first_turn(world, store=True)
     fields: Json = {"previous_response_id": first} if anchored else {}
@@ -167,7 +167,7 @@ def test_silence_before_created(policy: str, action: Action) -> None:
 def test_a_meaningless_text_frame_changes_nothing(
     anchored: bool, stream: bool, data: bytes
 ) -> None:
-    """Wherever it comes, the answer is what it is without it, and so is the socket."""
+    """Wherever it comes, answer and connection are as without it."""
     world, quiet = World(), World()
     for point in (
         Point.BEFORE_CREATED,
@@ -219,7 +219,7 @@ def test_errors_are_relayed(status: int, code: str, expected: int, shape: ErrorS
     error = Error(status, code, "some_error", "Words of the upstream.", None, shape)
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, error))
     answer = world.ask()
-    # Without a status, the code tells as much.
+    # Without a status, the code implies it.
     if shape is ErrorShape.TERSE:
         expected, code = (
             (429 if status == 429 else 400 if expected == 429 else expected),
@@ -238,7 +238,7 @@ BARE = b'{"type":"error"}'
 NULLS = b'{"type":"error","status":null,"error":{"type":null,"code":null,"message":null}}'
 TEXT = b'{"type":"error","status":400,"error":"just text"}'
 HUGE = b'{"type":"error","status":429,"headers":{"Retry-After":"%b"},"error":{}}' % (b"9" * 9000)
-YEAR = 366 * 86_400  # seconds; a longer wait is told by no upstream
+YEAR = 366 * 86_400  # seconds; no upstream asks for a longer wait
 ODD = b'{"type":"error","status":1e400,"error":{"code":7,"resets_in_seconds":1e300}}'
 
 
@@ -283,7 +283,7 @@ WINDOW: Json = {"plan_type": "plus", "resets_at": 1788879437, "resets_in_seconds
 @pytest.mark.parametrize("point", [Point.BEFORE_CREATED, Point.AFTER_CREATED, Point.MID_OUTPUT])
 @pytest.mark.parametrize("beside", [True, False], ids=["beside the error", "in the error"])
 def test_further_members_of_an_error_reach_the_client(point: Point, beside: bool) -> None:
-    """Clients show when a used-up window opens again."""
+    """Clients show when a used-up limit is reset."""
     world = World()
     frame: Json = {"type": "error", "status": 429, "error": {**USED_UP}}
     (frame if beside else frame["error"]).update(WINDOW)
@@ -324,8 +324,8 @@ NOT_FOUND_WORDS = [
 
 @pytest.mark.parametrize("said", NOT_FOUND_WORDS)
 def test_not_found_in_other_error_shapes(said: Json) -> None:
-    """A held chain goes on with its whole input; of one that is not, the client is told in the
-    words that it knows."""
+    """A held conversation continues with its whole input; otherwise the client gets not-found in
+    the standard form."""
     for continuity in Continuity:
         world = World(continuity=continuity)
         words = json.dumps({"type": "error", **said}).replace("{0}", "Response with id 'resp_1'")
@@ -449,13 +449,13 @@ def test_a_foreign_id_looks_exactly_like_a_miss(store: bool, stream: bool) -> No
         foreign.append((n, one.status, one.headers, one.body.replace(first.encode(), b"ID")))
         miss.append((n, two.status, two.headers, two.body.replace(missing.encode(), b"ID")))
     assert foreign == miss
-    # What the stranger did has cost the owner nothing.
+    # The other client's turn has cost the owner nothing.
     assert world.ask("b", previous_response_id=first, store=store).status == 200
     world.assert_empty()
 
 
 @pytest.mark.parametrize("header", ["openai-organization", "openai-project", "chatgpt-account-id"])
-def test_another_account_is_a_stranger(header: str) -> None:
+def test_another_account_shares_nothing(header: str) -> None:
     world = World()
     first = first_turn(world, store=False)
     client = world.client()
@@ -486,7 +486,7 @@ def test_branch_from_an_older_stored_response() -> None:
     second = world.ask("b", previous_response_id=first).response["id"]
     assert world.ask("c", previous_response_id=first).text == "turn 2: c"
     assert world.ask("d", previous_response_id=second).text == "turn 3: d"
-    assert world.net.connects == 2  # the branch did not cost the conversation its socket
+    assert world.net.connects == 2  # the branch did not take over the conversation's connection
     world.emulator.delta_interval = SECOND
     busy = world.start("e", previous_response_id=second)
     branch = world.start("f", previous_response_id=first)
@@ -509,7 +509,7 @@ def test_turns_never_overlap_on_a_connection() -> None:
         running = [turn for turn in world.emulator.turns if turn.outcome is Outcome.RUNNING]
         conns = [turn.request.conn for turn in running]
         assert len(conns) == len(set(conns))
-    # Only the first found its anchor where it was; the others waited, and are told to retry.
+    # Only the first found its anchor cached; the others waited, and are told to retry.
     assert [world.read(turn).status for turn in turns] == [200, 502, 502, 502, 400]
     for turn in turns:
         turn.half_close()
@@ -540,7 +540,7 @@ def test_conversations_are_bounded() -> None:
     world.advance(20)
     assert [world.read(client).status for client in busy] == [200, 200]
     world.emulator.delta_interval = 0
-    assert world.ask("c").status == 200  # the one that was idle longest made room
+    assert world.ask("c").status == 200  # the longest idle one was evicted
     assert world.endpoint.bridge.conversations == 2
     for client in busy:
         client.half_close()
@@ -668,7 +668,7 @@ def test_an_odd_retry_after(value: bytes) -> None:
 def test_a_socket_is_rotated_between_turns() -> None:
     world = World(upstream_lifetime=100 * SECOND)
     first = first_turn(world, store=True)
-    world.advance(90)  # up to a tenth of it earlier
+    world.advance(90)  # up to a tenth of its lifetime earlier
     assert world.endpoint.bridge.links == 1
     world.advance(10)
     world.assert_idle()
@@ -760,7 +760,7 @@ def test_an_upstream_that_does_not_close_back() -> None:
     world.assert_empty()
 
 
-# ------------------------------------------------------------------ what logs do not say
+# ------------------------------------------------------------------ the content of logs
 
 
 @pytest.mark.parametrize(
@@ -774,7 +774,7 @@ def test_an_upstream_that_does_not_close_back() -> None:
     ],
 )
 def test_the_log_has_the_code_of_the_client(code: str, logged: str) -> None:
-    """What is no name could be anything that the request held; see the next test."""
+    """Text that is not a name could be anything from the request; see the next test."""
     world = World()
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Error(400, code)))
     assert world.ask().error["code"] == code

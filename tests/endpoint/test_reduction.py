@@ -1,7 +1,7 @@
 """Clients that repeat their whole history: a whole endpoint recognises it and sends what is new.
 
-What belongs here: what is recognised, what is not, and what becomes of an injected anchor that the
-upstream refuses.
+What belongs here: what is recognised, what is not, and what happens when the upstream refuses an
+injected anchor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from tests.endpoint_world import SECOND, Json, World
 
 @pytest.mark.parametrize("bare", [True, False])
 @pytest.mark.parametrize("store", [True, False])
-def test_histories_are_reduced_while_the_socket_lives(store: bool, bare: bool) -> None:
+def test_histories_are_reduced_while_the_connection_is_open(store: bool, bare: bool) -> None:
     world = held()
     historian = Historian(world, store, bare=bare, fields={"instructions": "i" * 500})
     for n in range(40):
@@ -72,7 +72,7 @@ def test_histories_with_tools(bare: bool) -> None:
         answer = historian.attempt(output_for(call, f"seen {n}"))
         assert answer.text.endswith(f"look returned seen {n}")
         if n == 3:
-            world.advance(1000)  # its socket is given up
+            world.advance(1000)  # its connection is closed
     assert len(anchors(world)) == 8
     assert_empty(world)
 
@@ -83,7 +83,8 @@ def test_histories_with_tools(bare: bool) -> None:
         (Point.AFTER_TERMINAL, CloseWith(1001), ["200"]),
         (Point.BEFORE_CREATED, Abort(), ["502", "200"]),
         (Point.BEFORE_CREATED, Silence(), ["502", "200"]),
-        (Point.BEFORE_CREATED, Error(500), ["200"]),  # an anchor that its client never sent
+        # an error about an anchor that its client never sent
+        (Point.BEFORE_CREATED, Error(500), ["200"]),
         (Point.BEFORE_CREATED, Error(400, "websocket_connection_limit_reached"), ["200"]),
         (Point.AFTER_CREATED, Abort(), ["failed", "200"]),
         (Point.MID_OUTPUT, Abort(), ["failed", "200"]),
@@ -118,7 +119,7 @@ def test_a_rejected_injection_is_recovered_and_never_repeated(shape: ErrorShape)
     rejected = anchors(world)
     assert (historian.told, len(rejected), len(world.frames)) == (["200", "200"], 1, 3)
     heal(world)
-    # Nor when the very same history comes again, or what is built on it.
+    # Nor when the same history comes again, or one that extends it.
     del historian.history[2:]
     historian.attempt(user("b"))
     historian.attempt(user("c"))
@@ -162,7 +163,7 @@ def test_other_settings_are_another_conversation(field: str, value: object) -> N
     assert len(anchors(world)) == 1
     historian.attempt(user("d"))
     assert historian.told == ["200"] * 4
-    assert len(anchors(world)) == 2  # it goes on from there
+    assert len(anchors(world)) == 2  # it continues from there
     assert_empty(world)
 
 
@@ -174,7 +175,7 @@ def test_another_thread_is_another_conversation(header: str) -> None:
     two = Historian(world, headers=f"{header}: two\r\n", history=list(one.history))
     two.attempt(user("b"))
     assert anchors(world) == []
-    one.attempt(user("c"))  # its response is at hand, and nobody was anchored there
+    one.attempt(user("c"))  # its response is held, and no turn was anchored to it
     two.attempt(user("d"))
     one.attempt(user("e"))
     assert [request.anchor is None for request in world.emulator.requests[2:]] == [False] * 3
@@ -184,7 +185,7 @@ def test_another_thread_is_another_conversation(header: str) -> None:
 
 @pytest.mark.parametrize("texts", ["aaaa", "abcd"])
 def test_siblings_never_share_an_anchor(texts: str) -> None:
-    """They share keys and their beginning, and perhaps every word."""
+    """They share keys, their beginning, and perhaps every message."""
     world = held()
     siblings = [
         Historian(world, headers="thread-id: t\r\n", fields={"prompt_cache_key": "k"})
@@ -221,7 +222,7 @@ def test_one_history_posted_many_times_at_once() -> None:
 
 
 def test_a_cut_stream_whose_call_was_delivered() -> None:
-    """The tool ran: the client's next body has grown by the call and its output."""
+    """The tool was run: the client's next body has grown by the call and its output."""
     world = held()
     historian = Historian(world)
     historian.attempt(user("a"))
@@ -249,7 +250,7 @@ def test_an_edited_history_is_not_extended() -> None:
 
 
 def test_a_client_can_change_between_ids_and_histories() -> None:
-    """From ids to histories and back: what was said is one conversation."""
+    """From ids to histories and back, in one conversation."""
     world = held()
     talker = Talker(world)
     talker.attempt(user("a"))
@@ -273,7 +274,7 @@ CODEX = "internal_chat_message_metadata_passthrough"
 
 @attrs.define
 class Codex(Historian):
-    """Codex with its built-in provider: each item that it sends carries what it knows of it."""
+    """Codex with its built-in provider: each item that it sends has notes of its own."""
 
     turns: int = 0
 
@@ -283,7 +284,7 @@ class Codex(Historian):
         return [{**item, CODEX: note} for item in items]
 
 
-def test_codex_is_recognised_by_what_a_model_reads() -> None:
+def test_codex_is_recognised_by_the_content_of_items() -> None:
     world = held()
     fields = {"prompt_cache_key": "k", "instructions": "Be brief."}
     codex = Codex(world, headers="thread-id: k\r\n", fields=fields)
@@ -296,13 +297,13 @@ def test_codex_is_recognised_by_what_a_model_reads() -> None:
     assert codex.told == ["200"] * 16
     assert len(anchors(world)) == 15
     assert world.net.connects == 1
-    # What is forwarded is forwarded as it came.
+    # New items are forwarded unchanged.
     assert all(CODEX in item for request in world.frames for item in request["input"])
     assert_empty(world)
 
 
 def calling(request: CreateRequest) -> list[Json]:
-    """A call for each output so far, until there are five; then an answer."""
+    """A call for each output so far, up to five; then an answer."""
     outputs = sum(item.get("type") == "function_call_output" for item in request.context)
     if outputs % 6 == 5:
         part = {"type": "output_text", "text": f"after {outputs}", "annotations": []}
@@ -313,9 +314,9 @@ def calling(request: CreateRequest) -> list[Json]:
 
 
 def steps_of(world: World, lose: Sequence[int] = ()) -> list[Json]:
-    """A tool loop as the Vercel AI SDK goes through it with ``previousResponseId``: each step says
-    all that came since the response before the user's message. The frames of its steps; before
-    those of ``lose``, the socket is lost."""
+    """A tool loop as the Vercel AI SDK runs it with ``previousResponseId``: each step sends all
+    items since the response before the user's message. The frames of its steps; before the steps in
+    ``lose`` the connection is lost."""
     world.emulator.answer = calling
     first = world.ask([user("hi")], store=False).response
     (call,) = first["output"]
@@ -331,14 +332,14 @@ def steps_of(world: World, lose: Sequence[int] = ()) -> list[Json]:
         frames.append(frame(world))
         (made,) = answer.response["output"]
         if made["type"] == "function_call":
-            # It parses arguments, and writes them again.
+            # It parses arguments, and encodes them again.
             again = {**made, "arguments": json.dumps(json.loads(made["arguments"]))}
             turn += [bare(again), output_for(made, f"seen {step}")]
     return frames
 
 
 def meant(items: Sequence[Json]) -> list[tuple[object, ...]]:
-    """What a model reads of ``items``, whatever the white space of arguments."""
+    """The content of ``items``, without the white space of arguments."""
     return [
         said({**item, "arguments": json.loads(item["arguments"])} if "arguments" in item else item)
         for item in items
@@ -366,7 +367,7 @@ def test_a_tool_loop_that_loses_its_socket_is_rebuilt_once() -> None:
 
 
 def test_after_a_refused_injection_the_clients_whole_context_is_sent() -> None:
-    """The upstream has forgotten what we named: what the client meant goes, in full."""
+    """The upstream has lost the injected anchor: the client's own input is sent in full."""
     world = held()
     world.emulator.answer = calling
     first = world.ask([user("hi")], store=False).response
@@ -406,7 +407,7 @@ def test_asking_the_same_again_and_editing_go_on_reduced(keyed: bool) -> None:
 
 
 def test_a_conversation_that_begins_like_many_is_reduced_at_once() -> None:
-    """Conversations that were given up leave responses of equal context behind."""
+    """Abandoned conversations leave responses with equal context behind."""
     world = held()
     for n in range(5):
         historian = Historian(world)
@@ -414,12 +415,12 @@ def test_a_conversation_that_begins_like_many_is_reduced_at_once() -> None:
         historian.attempt(user(f"question {n}"))
         assert len(anchors(world)) == n + 1
         Historian(world).attempt(user("hello"))
-        world.advance(1000)  # sockets are given up
+        world.advance(1000)  # connections are closed
     assert len(anchors(world)) == len(set(anchors(world)))
     assert_empty(world)
 
 
-def test_a_full_send_does_not_end_the_reduction_of_what_it_repeats() -> None:
+def test_a_full_send_does_not_end_the_reduction_of_its_history() -> None:
     world = held()
     one = Historian(world)
     one.attempt(user("a"))

@@ -1,4 +1,4 @@
-"""A whole endpoint that holds transcripts is refused by its upstream: what is sent instead.
+"""A whole endpoint with transcripts is refused by its upstream: what is sent instead.
 
 What belongs here: the connection limit, not-found in every shape, frames that are too large.
 """
@@ -37,7 +37,7 @@ from tests.endpoint_world import World
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
-    """Each form of it is uploaded once, however often it is asked for; a smaller one works."""
+    """Each form of it is sent once, however often it is requested; a smaller one works."""
     world = held()
     talker = Talker(world, store, stream=stream)
     talker.attempt(user("a"))
@@ -47,7 +47,7 @@ def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
         assert (answer.status, answer.error["code"]) == (413, "request_too_large")
         assert "retry-after" not in answer.headers
     heal(world)
-    # With the id; where that lives on the lost socket only, once more in full.
+    # With the id; if only the lost connection knew that, once more in full.
     assert len(world.frames) == (2 if store else 3)
     talker.attempt(user("c"))
     assert talker.told == ["200", *["413"] * 4, "200"]
@@ -55,12 +55,13 @@ def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
 
 
 def test_a_rebuilt_conversation_that_is_too_large_is_refused() -> None:
-    """Each turn fits, and the whole of them does not: no other form of the turn is smaller."""
+    """Each turn is small enough, and the whole of them is not: no other form of the turn is
+    smaller."""
     world = held()
     talker = Talker(world)
     for n in range(3):
         talker.attempt(user(f"{n}" * 4_000))
-    world.advance(1000)  # the socket that knew the chain is given up
+    world.advance(1000)  # the connection that had the context cached is closed
     strike(world, Point.BEFORE_CREATED, CloseWith(1009))
     for _ in range(4):
         answer = talker.attempt(user("d"))
@@ -73,7 +74,7 @@ def test_a_rebuilt_conversation_that_is_too_large_is_refused() -> None:
 
 
 def test_a_refused_size_is_remembered_per_credential() -> None:
-    """Another one may have another upstream behind it, with other limits."""
+    """Another credential may lead to another upstream with other limits."""
     world = World()
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, CloseWith(1009)))
     assert world.ask("b" * 10_000).status == 413
@@ -99,7 +100,7 @@ def test_the_connection_limit(store: bool, shape: ErrorShape) -> None:
     assert len(world.frames) == 3  # at most one extra send
     heal(world)
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, limit))
-    for _ in range(6):  # however often: never "gone", never many frames
+    for _ in range(6):  # however often: never not-found, never many frames
         before = len(world.frames)
         assert talker.attempt(user("c")).error["code"] == "upstream_unavailable"
         assert len(world.frames) - before <= 3
@@ -125,7 +126,7 @@ def test_not_found_in_every_shape(store: bool, shape: ErrorShape) -> None:
     assert [request.anchor is None for request in world.emulator.requests] == [True, False, True]
     heal(world)
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, missing))
-    for _ in range(6):  # an upstream that says so of what has no anchor at all
+    for _ in range(6):  # the upstream answers not-found to a turn without an anchor
         before = len(world.frames)
         assert talker.attempt(user("c")).status == 502
         assert len(world.frames) - before <= 2
@@ -164,7 +165,7 @@ def test_not_found_after_the_answer_began(stream: bool) -> None:
         client.attempt(user("b"))
     assert talker.told == ["200", "failed" if stream else "502", "200"]
     assert historian.told == ["200", "failed", "200"]
-    # About an id that the bridge does not hold, it is the upstream's word.
+    # For an id that the bridge does not hold, the upstream's error is relayed.
     strike(world, Point.BEFORE_CREATED, SendEvents((created, FAILED)))
     answer = world.ask("c", previous_response_id="resp_strange", stream=False)
     assert (answer.status, answer.error["code"]) == (400, NOT_FOUND)

@@ -1,7 +1,7 @@
-"""Whole endpoints and the limits of sockets: slow uploads, and no descriptor left.
+"""Whole endpoints at the limits of sockets: slow uploads, and no file descriptor left.
 
-What belongs here: what an upstream sees while a large request is on its way to it, and what becomes
-of turns when neither files nor sockets can be had any more.
+What belongs here: what an upstream sees while a large request is sent to it, and what becomes of
+turns when no more files or sockets can be opened.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CLIENT = 1  # the number of the client's connection; the upstream's is the next
 
 
 class SlowUpstream:
-    """An upstream whose socket takes what is written to it only when a test says so."""
+    """An upstream whose socket accepts what is written to it only when a test says so."""
 
     def __init__(self) -> None:
         url = UpstreamUrl.parse("ws://up/v1/responses")
         self.endpoint = Endpoint(Config(upstream=url))
         self.server = WebSocketServer(max_message=2 * SIZE)
         self.received: list[WebSocketEvent] = []
-        self.others: list[tp.TransportEffect] = []  # that are neither Send nor Log
+        self.others: list[tp.TransportEffect] = []  # other than Send and Log
         self.unsent: list[tp.Send] = []  # to the upstream, in order
         self.now = SECOND
         assert self.endpoint.new_connection() == CLIENT
@@ -67,7 +67,7 @@ class SlowUpstream:
         self.tell(tp.DataReceived(self.conn, data))
 
     def take(self) -> None:
-        """Let the socket take what was written first, and report it if that was asked for."""
+        """Let the socket accept the first write, and report it if that was asked for."""
         send = self.unsent.pop(0)
         self.received += self.server.receive(send.data)
         if send.notify:
@@ -111,13 +111,13 @@ def test_the_answer_is_due_from_the_end_of_the_upload_on() -> None:
 @settings(max_examples=30)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20))
 def test_pings_are_answered_while_the_upload_goes_on(pings: list[int]) -> None:
-    """``pings``: how many come before the socket takes the next frame."""
+    """``pings``: how many come before the socket accepts the next frame."""
     slow = SlowUpstream()
     answered: list[int] = []
     for count in pings:
         for _ in range(count):
             slow.says(slow.server.ping())
-        slow.take()  # what was with the transport already
+        slow.take()  # what was written to the transport already
         while slow.unsent and not slow.unsent[0].notify:
             slow.take()
         if not slow.unsent:
@@ -126,7 +126,7 @@ def test_pings_are_answered_while_the_upload_goes_on(pings: list[int]) -> None:
     assert answered == [sum(pings[: index + 1]) for index in range(len(answered))]
 
 
-def test_a_close_in_the_middle_of_an_upload_is_heard_at_once() -> None:
+def test_a_close_during_an_upload_is_read_at_once() -> None:
     slow = SlowUpstream()
     slow.take()
     slow.says(slow.server.close(1013))
@@ -181,7 +181,7 @@ def test_idle_conversations_give_up_their_sockets_and_go_on_later(store: bool) -
     again = world.ask("more", previous_response_id=name, store=store)
     assert again.status == 200
     frame = world.frames[-1]
-    # By its id where the service stores it, else rebuilt from what was kept.
+    # By its id if the service stores it, otherwise rebuilt from the transcript.
     assert frame.get("previous_response_id") == (name if store else None)
     assert ("word 0" in str(frame["input"])) is not store
     world.assert_empty()
@@ -223,11 +223,11 @@ def test_a_client_that_cannot_be_accepted_waits_for_an_idle_socket() -> None:
     assert world.read(kept).status == 200
     assert world.net.open_connections(world.endpoint) == 2
     other = world.client()
-    third = world.client()  # there is no fourth socket: the idle conversation gives up its own
+    third = world.client()  # there is no fourth socket: that of the idle conversation is closed
     third.send(request(body))
     assert world.read(third).status == 200
-    assert kept.closed  # then the client that was idle longest
-    assert not other.closed  # it has just come: its request may be on the way
+    assert kept.closed  # then the longest idle client
+    assert not other.closed  # it has just connected: its request may be on the way
     assert len(exhausted(world)) == 1
 
 
@@ -239,14 +239,14 @@ def test_a_client_whose_next_request_has_begun_is_not_idle() -> None:
     kept.take()
     kept.send(whole[:50])
     waiting = world.client()
-    waiting.send(whole)  # the conversation's socket is all that can be had
+    waiting.send(whole)  # the conversation's socket is the only one to be had
     kept.send(whole[50:])
     assert read_answers(bytes(kept.received))[0].status in (200, 503)
     assert not kept.closed
 
 
 def test_a_client_that_is_leaving_already_is_not_waited_for() -> None:
-    """It takes its time to read its answer: nobody else can have its socket before."""
+    """It reads its answer slowly: its socket cannot be had before it has."""
     world = limited(2)
     slow = world.client()
     slow.pause()

@@ -90,7 +90,7 @@ def test_events_before_created_are_held_up_to_the_bound() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(("count", "large"), [(257, 0), (0, 2)])
 def test_too_much_before_created_fails_the_turn(count: int, large: int, stream: bool) -> None:
-    """More than there is room for ends the turn honestly: nothing is dropped in silence."""
+    """If the buffer is full the turn fails with an error: no event is dropped silently."""
     world = World(max_message=100_000)
     world.emulator.faults.add(1, Fault(Point.BEFORE_CREATED, SendEvents(early(count, large))))
     answer = world.ask(stream=stream)
@@ -131,7 +131,7 @@ def test_events_after_a_terminal_event_do_not_reach_the_waiting_turn() -> None:
     body: Json = {"store": False, "previous_response_id": world.read(first).json["id"]}
     turns = [world.start("b", **body), world.start("c", **body)]
     world.advance(10)
-    # The second one waited; its anchor is not the latest of the socket any more.
+    # The second one waited; its anchor is no longer the latest of the connection.
     assert [world.read(turn).status for turn in turns] == [200, 502]
     assert all(b"stray" not in bytes(turn.received) for turn in turns)
 
@@ -141,7 +141,7 @@ def test_events_without_a_turn_are_counted() -> None:
     stray = b'{"type":"response.output_text.delta","delta":"stray"}'
     world.emulator.faults.add(1, Fault(Point.AFTER_TERMINAL, SendEvents((stray, stray))))
     world.start()
-    world.advance(1000)  # the idle conversation is given up
+    world.advance(1000)  # the idle conversation is closed
     (retired,) = [log for log in world.net.logs if log.event == "session.retired"]
     assert retired.fields["unmatched"] == 2
 
@@ -197,7 +197,7 @@ def test_an_end_without_a_response_is_the_upstreams_failure(end: bytes, stream: 
 
 @pytest.mark.parametrize("item", [b"7", b'{"id":nonsense}', b'{"id":"msg_1"}', b"null"])
 def test_a_broken_item_is_in_no_answer(item: bytes) -> None:
-    """What is not JSON is noise, and what is no item is none in the final response either."""
+    """What is not JSON is ignored, and what is not an item is not in the final response either."""
     event = b'{"type":"response.output_item.done","item":' + item + b"}"
     end = b'{"type":"response.completed","response":{"id":"r","output":[],"status":"completed"}}'
     for stream in (True, False):
@@ -275,7 +275,7 @@ def test_comments_before_created_and_a_failure_after_the_head() -> None:
     world.advance(1)  # the deadline for response.created
     answer = world.read(client)
     assert answer.complete
-    # A client's helper insists that response.created be the first event: it is the bridge's own.
+    # SDKs require response.created to be the first event: the bridge makes it.
     assert answer.names == ["response.created", "response.failed"]
     created, failed = (event.json for event in answer.events)
     assert created["response"]["status"] == "in_progress"
@@ -341,7 +341,7 @@ def test_no_keepalive_while_events_come() -> None:
 def test_lost_after_created(stream: bool, point: Point, action: Action) -> None:
     world = World()
     world.emulator.faults.add(1, Fault(point, action))
-    for _ in range(2):  # two failing runs in a row leave nothing pending
+    for _ in range(2):  # two failing turns in a row leave nothing pending
         world.emulator.faults.add(len(world.emulator.requests) + 1, Fault(point, action))
         answer = world.ask("hi", stream=stream)
         code = "server_error" if isinstance(action, Error) else "stream_incomplete"
@@ -374,7 +374,7 @@ def test_a_slow_reader_pauses_upstream_and_does_not_time_out() -> None:
     client = world.start()
     client.pause()
     world.advance(600)
-    assert len(world.emulator.turns[0]._steps) > 10  # upstream was not read
+    assert len(world.emulator.turns[0]._steps) > 10  # the upstream was not read
     assert len(client.received) < 10_000
     client.resume()
     world.advance(60)
@@ -448,7 +448,7 @@ def test_a_client_blocked_by_its_last_answer_pauses_the_next_one_too() -> None:
         client.send(request({"model": "m", "input": text, "stream": True}))
     world.advance(600)
     assert len(world.emulator.turns) == 2
-    assert len(world.emulator.turns[1]._steps) > 10  # upstream was not read
+    assert len(world.emulator.turns[1]._steps) > 10  # the upstream was not read
     client.resume()
     world.advance(60)
     assert [len(answer.text) for answer in read_answers(client.take())] == [200_000, 800_000]
@@ -482,7 +482,7 @@ def test_a_client_that_never_takes_its_last_answer_is_dropped() -> None:
 @pytest.mark.parametrize("how", ["half_close", "abort"])
 @pytest.mark.parametrize("point", [*Point, None])
 def test_a_client_that_leaves(how: str, point: Point | None) -> None:
-    """At every point of a turn: the socket is dropped or not started, nothing is left."""
+    """At every point of a turn: the connection is closed or not opened, nothing is left."""
     world = World()
     other = world.start("other")
     if point is not None and point is not Point.AFTER_TERMINAL:
@@ -505,7 +505,7 @@ def test_a_client_that_leaves_while_connecting() -> None:
     world.assert_empty()
 
 
-def test_a_waiting_turn_that_leaves_costs_the_running_one_nothing() -> None:
+def test_a_waiting_turn_that_leaves_does_not_affect_the_running_one() -> None:
     world = World()
     first = world.ask(store=False).response["id"]
     world.emulator.delta_interval = SECOND

@@ -1,7 +1,7 @@
 """What a whole endpoint holds of a conversation, for whom, and for how long.
 
-What belongs here: branches, tenants, tool calls, warmups of clients, bounds of memory; invariants
-39 and 40.
+What belongs here: branches, tenants, tool calls, warmups of clients, bounds of memory: that
+contexts stay right (CONTEXT_IS_MEANT) and credentials apart (CREDENTIALS_ARE_KEPT_APART).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_branches_from_older_responses(store: bool) -> None:
         talker.attempt(user("branch"), after=parent)
         talker.attempt(user("on it"))
     talker.attempt(user("d"), after=third)
-    assert frame(world)["previous_response_id"] == third  # no branch has cost it its socket
+    assert frame(world)["previous_response_id"] == third  # no branch has taken over its connection
     talker.attempt(user("branch"), after=third)
     assert set(talker.told) == {"200"}
     assert_empty(world)
@@ -86,7 +86,7 @@ def test_branches_while_the_conversation_is_busy(store: bool) -> None:
     assert_empty(world)
 
 
-# ------------------------------------------------------------------ whose it is
+# ------------------------------------------------------------------ tenants
 
 
 @pytest.mark.parametrize("lost", [True, False])
@@ -198,8 +198,8 @@ def test_context_besides_items_cannot_be_rehydrated(field: str) -> None:
     assert_empty(world)
 
 
-def test_items_are_known_from_the_stream_if_the_end_has_none() -> None:
-    """As of an upstream whose ``response.completed`` has an id and nothing else."""
+def test_items_are_taken_from_the_stream_if_the_terminal_event_has_none() -> None:
+    """As with an upstream whose ``response.completed`` has only an id."""
     world = held()
     bare_end = b'{"type":"response.completed","response":{"id":"%RESPONSE_ID%"}}'
     strike(world, Point.BEFORE_TERMINAL, SendEvents((bare_end,)))
@@ -227,7 +227,7 @@ def test_input_that_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
     ]
     assert statuses == [502] * 3 + [400] * 2
     assert len(world.frames) == 1
-    talker.attempt(user("b"))  # the conversation itself is as well as ever
+    talker.attempt(user("b"))  # the conversation itself is not affected
     assert talker.told == ["200", "200"]
     assert_empty(world)
 
@@ -275,7 +275,7 @@ def test_an_evicted_conversation_is_answered_not_found() -> None:
     Talker(world).attempt(user("b" * 2_000))
     assert 4_000 < world.endpoint.bridge.memory.size <= 8_000
     fields: Json = {"previous_response_id": old.last, "store": False}
-    assert world.ask("c", **fields).status == 200  # its socket is there
+    assert world.ask("c", **fields).status == 200  # its connection is open
     world.advance(1000)
     answers = [world.ask("c", **fields) for _ in range(5)]
     assert [answer.status for answer in answers] == [502] * 3 + [400] * 2
@@ -292,14 +292,14 @@ def test_a_conversation_that_is_too_large_is_not_held_in_part() -> None:
     world.advance(1000)
     answer = world.ask("d", previous_response_id=talker.last, store=False)
     assert (answer.status, len(world.frames)) == (502, 3)
-    talker.attempt(user("e"), after=list(talker.past)[1])  # the beginning is held, and whole
+    talker.attempt(user("e"), after=list(talker.past)[1])  # the beginning is held, and complete
     assert talker.told == ["200"] * 4
     assert_empty(world)
 
 
 def deepest() -> int:
-    """How deep lists in a request can be nested for it to be read here; it depends on the version
-    of Python, and on some also on where in the stack the reader stands."""
+    """How deep lists in a request can be nested and still be parsed here; it depends on the version
+    of Python, and on some also on the depth of the stack."""
     low, high = 1, 1_000_000
     while low < high:
         depth = (low + high + 1) // 2
@@ -314,7 +314,7 @@ def deepest() -> int:
 
 @pytest.mark.parametrize("where", ["item", "tools"])
 def test_json_at_the_nesting_limit_is_answered_or_refused(where: str) -> None:
-    """Somewhere there is a depth that the first reader can read and a later one cannot."""
+    """Without care there is a depth that the first parser accepts and a later one does not."""
     world = held()
     first = Talker(world)
     first.attempt(user("a"))
@@ -363,8 +363,9 @@ def test_a_failed_response_is_not_held() -> None:
     answer = cut(world, "failed", talker.last)
     assert world.endpoint.bridge.memory.size == before
     asked: Json = {"previous_response_id": answer.response["id"], "store": False, "stream": False}
-    assert world.ask("c", **asked).status == 400  # the upstream's word: nobody else knows it
-    talker.attempt(user("b"))  # what it continued is as good as ever
+    # the upstream's error: the bridge does not know the id
+    assert world.ask("c", **asked).status == 400
+    talker.attempt(user("b"))  # the response that it continued is not affected
     assert talker.told == ["200", "200"]
     assert_empty(world)
 
@@ -385,7 +386,7 @@ def test_an_incomplete_response_is_held_as_the_fragment_that_it_is() -> None:
     answer = world.ask("a", store=False)
     assert answer.response["status"] == "incomplete"
     heal(world)
-    world.advance(1000)  # its socket is given up
+    world.advance(1000)  # its connection is closed
     after = world.ask("go on", previous_response_id=answer.response["id"], store=False)
     assert after.status == 200
     assert "previous_response_id" not in frame(world)
@@ -394,12 +395,12 @@ def test_an_incomplete_response_is_held_as_the_fragment_that_it_is() -> None:
 
 
 def test_an_incomplete_response_is_held() -> None:
-    """The upstream lets it be continued, so its chain survives a loss like any other."""
+    """The upstream permits to continue it, so its context survives a loss like any other."""
     world = held()
     talker = Talker(world)
     talker.attempt(user("a"))
     answer = cut(world, "incomplete", talker.last)
-    world.advance(1000)  # its socket is given up
+    world.advance(1000)  # its connection is closed
     after: Json = {"previous_response_id": answer.response["id"], "store": False}
     assert world.ask("c", **after).text == "turn 3: c"
     sent = [said(item) for item in world.emulator.requests[-1].context]

@@ -1,4 +1,4 @@
-"""Connections that replace old ones are warmed: they know the conversation before it goes on.
+"""Connections that replace old ones are preloaded with the conversation's context.
 
 What belongs here: whole endpoints with ``Rotation.WARM``.
 """
@@ -34,11 +34,11 @@ from tests.endpoint_clients import (
 )
 from tests.endpoint_world import SECOND, World
 
-LIFETIME = 100  # seconds; a socket goes up to a tenth earlier
+LIFETIME = 100  # seconds; a connection is replaced up to a tenth earlier
 
 
 def warming(**settings: object) -> World:
-    """A world whose bridge warms the sockets that replace old ones."""
+    """A world whose bridge preloads the connections that replace old ones."""
     return held(rotation=Rotation.WARM, upstream_lifetime=LIFETIME * SECOND, **settings)
 
 
@@ -47,7 +47,7 @@ def warm_ups(world: World) -> list[CreateRequest]:
 
 
 @pytest.mark.parametrize("store", [True, False])
-def test_a_warmed_socket_goes_on_with_new_items_only(store: bool) -> None:
+def test_a_preloaded_connection_gets_new_items_only(store: bool) -> None:
     world = warming()
     talker = Talker(world, store, fields={"instructions": "Be brief.", "temperature": 0})
     talker.turn(user("a"))
@@ -132,7 +132,7 @@ def test_a_branch_does_not_continue_the_warm_up_of_another() -> None:
 
 
 def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
-    """It cannot be said without its output (invariant 8)."""
+    """A call may not be sent without its output (OUTPUTS_HAVE_CALLS)."""
     world = warming()
     talker = Talker(world)
     (call,) = talker.turn(user("call tool look {}")).response["output"]
@@ -148,7 +148,7 @@ def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
         (Abort(), 1),
         (Error(429, "rate_limit_exceeded"), 1),
         (Silence(), 1),
-        (Error(400, NOT_FOUND), 1),  # what was said in full and refused is not said so again
+        (Error(400, NOT_FOUND), 1),  # a full input that was refused is not sent again
     ],
 )
 def test_a_failed_warm_up_is_invisible_to_clients(action: Action, sends: int) -> None:

@@ -1,4 +1,4 @@
-"""Tests of fronts/http.py: what an HTTP connection of a client reads and writes, and when."""
+"""Tests of fronts/http.py: the bytes that a client's HTTP connection reads and writes, and when."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DELTA = UpstreamEvent(EventKind.OUTPUT, b"response.output_text.delta", b'{"delta
 
 
 def connected() -> HttpConnection:
-    """A connection whose client has asked for turn 1."""
+    """A connection whose client has requested turn 1."""
     connection = HttpConnection(CONFIG, 0)
     connection.receive(request({"model": "m"}))
     received = connection.next_request(1, 0, draining=False)

@@ -23,7 +23,7 @@ CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/v1/responses"))
 def asked(max_message: int = 1000) -> tuple[WebSocketConnection, WebSocketServer]:
     upstream = WebSocketConnection(CONFIG, 1, [(b"authorization", b"Bearer k")], 0)
     server = WebSocketServer(max_message=max_message)
-    assert upstream.close() == b""  # nobody could understand it yet
+    assert upstream.close() == b""  # before the upgrade a close frame has no meaning
     server.receive(upstream.connected())
     assert upstream.close() == b""
     return upstream, server
@@ -104,7 +104,7 @@ def test_pings() -> None:
     upstream, server = opened()
     interval, late = CONFIG.ping_interval, CONFIG.ping_timeout
     assert upstream.receive(server.send_text(b"a"), 5).messages
-    assert upstream.timeout(interval) == b""  # it was read of in the meantime
+    assert upstream.timeout(interval) == b""  # bytes were received in the meantime
     assert upstream.deadline == 5 + interval
     ping = upstream.timeout(5 + interval)
     assert isinstance(ping, bytes)
@@ -132,7 +132,7 @@ def test_a_pong_cannot_be_missed_while_nothing_is_read() -> None:
     upstream.paused = False
     assert upstream.deadline is not None
     ping = upstream.timeout(upstream.deadline)
-    assert isinstance(ping, bytes)  # a fresh ping, not a miss
+    assert isinstance(ping, bytes)  # a new ping, not a timeout
     assert ping
 
 
@@ -152,7 +152,7 @@ LONG = b"x" * (3 * FRAGMENT)
 
 
 def uploading() -> tuple[WebSocketConnection, WebSocketServer]:
-    """The first of three frames is with the transport, since 1 ns."""
+    """The first of three frames was written, at 1 ns."""
     upstream, server = opened()
     assert len(upstream.send(LONG, 1)) < FRAGMENT + 20
     return upstream, server
@@ -184,7 +184,7 @@ def test_a_close_in_the_middle_drops_the_rest() -> None:
 
 
 def test_an_upstream_that_takes_frames_is_alive() -> None:
-    """It is too busy reading to send anything, for longer than a quiet one is given."""
+    """It may be too busy reading to send, for longer than an idle one has."""
     upstream, _ = opened()
     upstream.send(b"x" * (40 * FRAGMENT), 0)
     now = 0
@@ -195,7 +195,7 @@ def test_an_upstream_that_takes_frames_is_alive() -> None:
             assert upstream.timeout(now) == b""
 
 
-def test_an_upstream_that_takes_nothing_is_given_up_as_late_as_a_quiet_one() -> None:
+def test_an_upstream_that_does_not_read_is_closed_as_late_as_a_quiet_one() -> None:
     upstream, _ = uploading()
     said = [upstream.timeout(CONFIG.ping_interval)]
     assert upstream.deadline is not None
@@ -204,8 +204,8 @@ def test_an_upstream_that_takes_nothing_is_given_up_as_late_as_a_quiet_one() -> 
     assert said[1] == TimedOut(Timer.PING)
 
 
-def test_an_upstream_that_sends_but_takes_nothing_is_given_up_at_the_same_time() -> None:
-    """Its bytes show that it is alive, but the message would never be out."""
+def test_an_upstream_that_sends_but_does_not_read_is_closed_at_the_same_time() -> None:
+    """Its bytes show that it is alive, but the message would never be sent."""
     upstream, server = uploading()
     end = 1 + CONFIG.ping_interval + CONFIG.ping_timeout
     now = 0
@@ -220,8 +220,8 @@ def test_an_upstream_that_sends_but_takes_nothing_is_given_up_at_the_same_time()
     assert (now, said) == (end, TimedOut(Timer.PING))
 
 
-def test_an_upload_cannot_stall_while_nothing_is_read() -> None:
-    """The upstream may be waiting for us to take its events before it reads on."""
+def test_an_upload_does_not_time_out_while_reading_is_paused() -> None:
+    """The upstream may wait for us to read its events before it reads on."""
     upstream, _ = uploading()
     upstream.paused = True
     for _ in range(5):

@@ -1,14 +1,14 @@
-"""Mutates the function bodies of ``recovery/`` and ``admission/``, and tells what the tests miss.
+"""Mutates the function bodies of ``recovery/`` and ``admission/``, and reports what the tests miss.
 
-What belongs here: how mutmut is made to see this code. It works on a copy of the tree:
+What belongs here: how mutmut is made to handle this code. It works on a copy of the tree:
 
-* mutmut leaves decorated functions alone, and every rule is one. In the copy the decorator is
-  called after the function instead, which comes to the same.
+* mutmut does not mutate decorated functions, and every rule is one. In the copy the decorator is
+  called after the function instead, which is equivalent.
 * What runs when a module is imported (the tables) has run before mutmut chooses a mutant. Those
   functions are mutated in a second pass, in processes that import everything anew.
 
-``make mutation`` runs it; it takes about half an hour. Whoever gives the numbers of mutants that
-cannot be noticed gives the reasons, in ``EQUIVALENT``.
+``make mutation`` runs it; it takes about half an hour. The numbers of mutants that cannot be
+detected are listed with their reasons in ``EQUIVALENT``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def undecorated(source: str) -> str:
 
 
 def prepare(work: Path, more: str = "") -> None:
-    """Copy the tree to ``work``, as mutmut has to see it."""
+    """Copy the tree to ``work``, in the form that mutmut needs."""
     shutil.rmtree(work, ignore_errors=True)
     for name in ("bridgecore", "adapters", "tests"):
         shutil.copytree(ROOT / name, work / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -83,7 +83,7 @@ def prepare(work: Path, more: str = "") -> None:
 
 
 def mutmut(work: Path, *args: str) -> str:
-    """What ``mutmut`` says; progress goes to the terminal."""
+    """The output of ``mutmut``; progress goes to the terminal."""
     command = [sys.executable, "-m", "mutmut", *args]
     show = args[0] == "run"
     done = subprocess.run(command, cwd=work, text=True, check=False,
@@ -94,14 +94,14 @@ def mutmut(work: Path, *args: str) -> str:
 
 
 def results(work: Path) -> dict[str, str]:
-    """What became of each mutant, by name."""
+    """The result of each mutant, by name."""
     pairs = [line.strip().rsplit(": ", 1) for line in mutmut(work, "results", "--all", "1")
              .splitlines() if ": " in line]  # fmt: skip
     return {name: status for name, status in pairs if status != "not checked"}
 
 
 def main() -> int:
-    """Run both passes; 0 if enough mutants were noticed."""
+    """Run both passes; 0 if enough mutants were detected."""
     parser = argparse.ArgumentParser(description="Mutate recovery/ and admission/.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     jobs = str(parser.parse_args().jobs)

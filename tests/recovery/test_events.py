@@ -1,4 +1,4 @@
-"""Tests of recovery/events.py: what an event cannot be."""
+"""Tests of recovery/events.py: which values an event refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classification table: each evidence, and what it shows. Total, and blind to our own codes."""
+"""Tests of recovery/failure.py: the class of each evidence. Public error codes are not evidence."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_any_close_code_but_one_is_a_loss(code: int) -> None:
 
 
 def test_a_close_for_the_size_of_our_frame_is_evidence_of_its_own() -> None:
-    """A frame of the upstream's that is too large for us is not: that is ``Malformed``."""
+    """A frame of the upstream that is too large for the bridge is ``Malformed`` instead."""
     assert classify(Closed(1009)) == Failure(K.TOO_LARGE, "close 1009")
     assert classify(Malformed("protocol error 1009")).kind is K.LOST
 
@@ -62,7 +62,7 @@ def test_a_broken_protocol_is_a_loss_and_no_socket_is_unreachable() -> None:
         (403, K.REJECTED),
         (404, K.UNREACHABLE),
         (408, K.UNREACHABLE),
-        (413, K.REJECTED),  # no frame was sent yet that could be too large
+        (413, K.REJECTED),  # no frame was sent that could be too large
         (422, K.REJECTED),
         (426, K.UNREACHABLE),
         (429, K.REJECTED),
@@ -80,13 +80,13 @@ NF = "previous_response_not_found"
 LIMIT = "websocket_connection_limit_reached"
 TEXT = "Previous response with id 'resp_abc' not found."
 FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
-    # Not found: by the code, in either place, whatever else is there or is missing.
+    # Not found: by the code, in either place, whatever other members there are.
     (ErrorFrame(400, NF, "invalid_request_error", TEXT, "previous_response_id"), K.NOT_FOUND),
     (ErrorFrame(code=NF), K.NOT_FOUND),
     (ErrorFrame(type=NF), K.NOT_FOUND),
     (ErrorFrame(status=404, code=NF), K.NOT_FOUND),
     (ErrorFrame(status=500, type=NF), K.NOT_FOUND),
-    # By the words, when there is no code.
+    # By the message, if there is no code.
     (ErrorFrame(message=TEXT), K.NOT_FOUND),
     (ErrorFrame(400, None, "invalid_request_error", TEXT), K.NOT_FOUND),
     (
@@ -96,11 +96,11 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(None, None, "invalid_request_error", "Invalid previous_response_id"), K.NOT_FOUND),
     (ErrorFrame(message="Invalid `previous_response_id`"), K.NOT_FOUND),
     (ErrorFrame(message=TEXT, param="previous_response_id"), K.NOT_FOUND),
-    # The same words about something else, inside other words, or beside another code are not it.
+    # The same words about something else, within other words, or beside another code do not count.
     (ErrorFrame(400, message=TEXT, param="input[0]"), K.INVALID),
     (ErrorFrame(400, message=f"The user said: {TEXT} What now?"), K.INVALID),
     (ErrorFrame(400, "context_length_exceeded", message=TEXT), K.INVALID),
-    # In the words of others.
+    # In the wording of other services.
     (ErrorFrame(400, message="Previous response not found."), K.NOT_FOUND),
     (ErrorFrame(404, None, "NotFoundError", "Response with id 'r' not found."), K.NOT_FOUND),
     (ErrorFrame(404, None, None, "Response with id 'r' not found.", "response_id"), K.NOT_FOUND),
@@ -146,7 +146,7 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(403, None, None, TEXT, "previous_response_id"), K.INVALID),
     (ErrorFrame(429, None, None, TEXT, "previous_response_id"), K.RATE_LIMITED),
     (ErrorFrame(400, None, None, "Odd.", "response_id"), K.INVALID),
-    # What is not found is something else.
+    # Something else is not found.
     (ErrorFrame(404, message="Item with id 'rs_1' not found. Set `store` to true."), K.INVALID),
     (ErrorFrame(404, message="The model `gpt-9` does not exist."), K.INVALID),
     (ErrorFrame(404, "model_not_found", message="Response model 'x' not found"), K.INVALID),
@@ -162,7 +162,7 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(code=LIMIT), K.CONNECTION_LIMIT),
     (ErrorFrame(type=LIMIT), K.CONNECTION_LIMIT),
     (ErrorFrame(status=429, code=LIMIT), K.CONNECTION_LIMIT),
-    # Too much.
+    # Too many requests.
     (ErrorFrame(429), K.RATE_LIMITED),
     (ErrorFrame(code="rate_limit_exceeded"), K.RATE_LIMITED),
     (ErrorFrame(type="rate_limit_error"), K.RATE_LIMITED),
@@ -175,12 +175,12 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(type="RateLimitError"), K.RATE_LIMITED),
     (ErrorFrame(code="RESOURCE_EXHAUSTED"), K.RATE_LIMITED),
     (ErrorFrame(code="credit_balance_exhausted"), K.RATE_LIMITED),
-    # A status that is about the account keeps its meaning, whatever is said beside it.
+    # A status about the account keeps its meaning, whatever the message says.
     (ErrorFrame(401, "insufficient_quota"), K.INVALID),
     (ErrorFrame(402, "insufficient_quota"), K.INVALID),
     (ErrorFrame(403, "rate_limit_exceeded"), K.INVALID),
     (ErrorFrame(403, "payload_too_large"), K.INVALID),
-    # The size of the message, which is not the size of the context.
+    # The size of the message, which differs from the size of the context.
     (ErrorFrame(413), K.TOO_LARGE),
     (ErrorFrame(413, "too_large", "invalid_request_error"), K.TOO_LARGE),
     (ErrorFrame(400, "message_too_big"), K.TOO_LARGE),
@@ -188,7 +188,7 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(code="PayloadTooLargeError"), K.TOO_LARGE),
     (ErrorFrame(413, "context_length_exceeded"), K.INVALID),
     (ErrorFrame(413, "string_above_max_length"), K.INVALID),
-    # The request.
+    # Invalid requests.
     (ErrorFrame(404), K.INVALID),
     (ErrorFrame(None, None, "invalid_request_error"), K.INVALID),
     (ErrorFrame(200, "invalid_prompt"), K.INVALID),
@@ -197,7 +197,7 @@ FRAMES: list[tuple[ErrorFrame, FailureKind]] = [
     (ErrorFrame(401, "invalid_api_key"), K.INVALID),
     (ErrorFrame(400), K.INVALID),
     (ErrorFrame(499), K.INVALID),
-    # Its own trouble, or no reason given at all.
+    # Errors of the server, or without a reason.
     (ErrorFrame(500, "server_error"), K.SERVER_ERROR),
     (ErrorFrame(None, "server_error"), K.SERVER_ERROR),
     (ErrorFrame(503), K.SERVER_ERROR),
@@ -234,7 +234,7 @@ def test_without_a_status_the_code_decides(status: int | None, words: list[str])
         for frame in (ErrorFrame(code=word), ErrorFrame(type=word), ErrorFrame(200, word)):
             failure = classify(frame)
             assert (failure.kind, failure.status) == (kind, status), frame
-    # The code says more than the type.
+    # The code takes precedence over the type.
     frame = ErrorFrame(code="invalid_api_key", type="invalid_request_error")
     assert classify(frame).status == 401
 
@@ -267,7 +267,8 @@ OURS = [answer for answer in FailureReply if answer is not FailureReply.NOT_FOUN
 
 @pytest.mark.parametrize("answer", OURS)
 def test_a_code_of_our_own_is_no_evidence(answer: FailureReply) -> None:
-    """A bridge in front of a bridge: our words, coming back, choose nothing (invariant 10)."""
+    """With a bridge behind a bridge, public error codes come back as upstream errors: they must not
+    influence recovery."""
     for status in (None, 400, 502):
         with_code = classify(ErrorFrame(status, answer.value, answer.value))
         assert with_code == classify(ErrorFrame(status))
@@ -303,5 +304,5 @@ def test_classification_is_total_and_repeats_no_upstream_text(shown: Evidence) -
     "part", ["response ", "response '", "id ", "error: ", '{"message": "', "- "]
 )
 def test_a_long_message_is_classified_in_bounded_time(part: str) -> None:
-    """Only the beginning is searched; without that, each of these takes minutes."""
+    """Only the beginning is searched; otherwise each of these would take minutes."""
     assert classify(ErrorFrame(400, message=part * 1_000_000)).kind is K.INVALID

@@ -1,9 +1,9 @@
-"""A session under long, odd histories, watched by the reference model.
+"""A session under long random histories, checked by the reference model.
 
-What belongs here: what happens. Whatever the session does about it is judged by the model of
-``bridgecore.verify.model``, as in the explorer; the model's books also tell what can happen next.
-Unlike the explorer, a machine is not bounded: any evidence, any names, any times and long
-histories, but each only by chance. Asserted here is only what the model does not say.
+What belongs here: the events. The effects are checked by the model of ``bridgecore.verify.model``,
+as in the explorer; from the model's state it also follows which events are possible. Unlike the
+explorer, a machine has no bounds: any evidence, ids and times and long histories, but each only by
+chance. Asserted here is only what the model does not check.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bridgecore.verify.monitor import WatchedSession
 from bridgecore.verify.properties import Property
 
 WAITING = 2
-# What a policy is known to break is not demanded of it.
+# Properties that a policy is known to break are not checked for it.
 BROKEN: dict[str, frozenset[Property]] = {
     "default": frozenset(),
     "replaying": frozenset({Property.NO_AMBIGUOUS_RESEND}),
@@ -59,7 +59,7 @@ POLICIES: dict[str, Policy] = {
 UNREADABLE = Malformed("a terminal event without a response that can be read")
 LIMIT = ErrorFrame(400, "websocket_connection_limit_reached")
 TOO_LARGE = ErrorFrame(413, "request_too_large")
-# What ends much is drawn rarely.
+# Events that end much are drawn rarely.
 ODDS = st.integers(0, 3)
 SECONDS = st.sampled_from([*[0] * 6, *[1] * 6, 10, 60, 300, 1000, 3600])
 
@@ -70,10 +70,10 @@ class Machine(RuleBasedStateMachine):
         self.now = 0
         self.serial = 0  # of turns
         self.attempts = 0  # sends of all turns together
-        # What a client can name, and what the bridge has in hand of it.
+        # The anchors that a client can name, and what the bridge holds of each.
         self.standings: dict[str, Standing] = {}
         self.retired = False
-        self.just_sent = ""  # why, if the last thing that happened led to a send
+        self.just_sent = ""  # the reason, if the last event caused a send
         self.unsent: tuple[int, RequestForm] | None = (
             None  # the turn whose frame did not leave, its form
         )
@@ -88,7 +88,8 @@ class Machine(RuleBasedStateMachine):
         policy = POLICIES[name]
         budgets = attrs.evolve(policy.budgets, waiting=WAITING, refusals=refusals, warm=warm)
         policy = attrs.evolve(policy, budgets=budgets)
-        # What pr397 does with an owner that is lost (OWNER_LOSS_REBINDS) bears on all that follows.
+        # The way in which pr397 handles a lost owner breaks OWNER_LOSS_REBINDS and affects all that
+        # follows.
         remote = remote and name != "pr397"
         self.session = WatchedSession(policy, remote=remote, without=BROKEN[name])
 
@@ -118,10 +119,10 @@ class Machine(RuleBasedStateMachine):
                 unsent = getattr(event, "unsent", False)
                 self.just_sent = "upstream" if answers and not unsent else "somebody"
                 if self.unsent is not None and self.unsent[0] == effect.turn:
-                    # It had been decided how it goes, and nothing has shown that to be wrong.
+                    # Its form was chosen, and no event has shown it to be wrong.
                     assert self.unsent[1] in (RequestForm.AS_IS, effect.form)
                     self.unsent = None
-            # The bridge takes what the upstream says of an anchor, or of a rebuilt input, for good.
+            # What the upstream says of an anchor, or of a rebuilt input, is recorded for good.
             elif isinstance(effect, fx.StopInjecting):
                 self.standings.pop(turns[effect.turn].anchor or "", None)
             elif isinstance(effect, fx.StopRebuilding):
@@ -147,7 +148,7 @@ class Machine(RuleBasedStateMachine):
         )
     )
     def submit_foreign(self, standing: Standing) -> None:
-        """An anchor that no connection here has made."""
+        """An anchor that no connection of this session has made."""
         anchor = f"foreign_{standing.value}"
         self.standings[anchor] = standing
         self.submit_turn(standing, anchor)
@@ -177,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         outcome=st.sampled_from([Outcome.COMPLETED, Outcome.INCOMPLETE]),
     )
     def go_on(self, steps: int, standing: Standing, outcome: Outcome) -> None:
-        """What comes next if all goes well, or else few turns would ever get an answer."""
+        """The next event of an undisturbed turn; otherwise few turns would ever be answered."""
         for _ in range(steps):
             if self.model.socket == "connecting":
                 self.opened()
@@ -189,12 +190,13 @@ class Machine(RuleBasedStateMachine):
             else:
                 self.ended(outcome, standing, "own")
 
-    # Sequences that chance alone would rarely bring together.
+    # Sequences that chance alone would rarely produce.
 
     @precondition(lambda self: self.carried is not None)
     @rule(cause=error_frames(), lost=losses(), sized=st.booleans(), odd=st.booleans())
     def read_together(self, cause: ErrorFrame, lost: Any, sized: bool, odd: bool) -> None:
-        """What ends an attempt comes together with what keeps the next one from being sent."""
+        """The event that ends an attempt comes together with the one that prevents the
+        next send."""
         if self.model.begun:
             self.ended(Outcome.COMPLETED, Standing.BOUND, "own")
         else:
@@ -231,7 +233,7 @@ class Machine(RuleBasedStateMachine):
             self.submit_turn(turn.standing, turn.anchor)
 
     def unanswered(self) -> bool:
-        """A turn was sent, and nothing has come of it yet."""
+        """A turn was sent, and no event of its answer has come."""
         return self.carried is not None and not self.model.begun
 
     def running(self) -> Turn:
@@ -249,7 +251,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.just_sent == "upstream")
     @rule(cause=losses())
     def lost_unsent(self, cause: Any) -> None:
-        """What the upstream's event led to has not left: nothing is ambiguous about the loss."""
+        """The frame that the upstream's event caused was not sent: the loss is not ambiguous."""
         running = self.session.state.running
         assert running is not None
         assert running.sent is not None
@@ -260,12 +262,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.carried is not None)
     @rule(whole=st.booleans())
     def sent(self, whole: bool) -> None:
-        """``whole``: its last part, too; until then a frame is still being sent."""
+        """``whole``: its last part was sent, too; until then the frame is still being sent."""
         before = self.session.state.phase
         self.tell(ev.FrameSent(self.model.generation, whole))
         assert whole or self.session.state.phase is before
 
-    # An event of an answer: ``named`` tells how it calls the response.
+    # An event of an answer; ``named`` says which id it has.
 
     def call(self, named: str) -> str | None:
         own = f"resp_{self.attempts}"
@@ -306,10 +308,11 @@ class Machine(RuleBasedStateMachine):
     def failed(self, cause: ErrorFrame | Malformed | None, named: str) -> None:
         name = self.call(named)
         if name is not None:
-            self.standings[name] = Standing.BOUND  # a client may try, but nothing can continue it
+            # a client may try, but the response cannot be continued
+            self.standings[name] = Standing.BOUND
         self.tell(ev.ResponseEnded(self.model.generation, Outcome.FAILED, name, cause))
 
-    # Late and doubled events of responses that have ended on this connection.
+    # Late and repeated events of responses that have ended on this connection.
 
     def late_names(self) -> list[str]:
         own = (*self.model.names, self.model.doubt)
@@ -335,7 +338,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.ended and self.unanswered())
     @rule(data=st.data())
     def created_in_doubt(self, data: st.DataObject) -> None:
-        """A late copy, or an upstream that uses an id again: who knows."""
+        """A late copy, or an upstream that reuses an id: not known yet."""
         name = data.draw(st.sampled_from(self.model.ended))
         self.tell(ev.ResponseCreated(self.model.generation, name))
 
@@ -349,12 +352,12 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.just_sent)
     @rule(sized=st.booleans())
     def refuse_unsent(self, sized: bool) -> None:
-        """The very frame was refused for its size before; or the upstream said of the socket, in
-        the read that led to the send, that it is too old."""
+        """The same frame was refused for its size before; or the upstream said, in the read that
+        caused the send, that the connection is too old."""
         cause = TOO_LARGE if sized or self.just_sent != "upstream" else LIMIT
         self.tell(ev.UpstreamRefused(self.model.generation, cause, unsent=True))
 
-    # What means nothing.
+    # Events that have to be ignored.
 
     @precondition(lambda self: self.model.generation > 1)
     @rule(data=st.data())
@@ -378,9 +381,10 @@ class Machine(RuleBasedStateMachine):
         self.nothing_happens(ev.DeadlineReached(timer))
 
     def nothing_happens(self, event: Event) -> None:
-        """The model agrees that ``event`` means nothing; then it demands that nothing is done."""
+        """The model agrees that ``event`` has to be ignored; then it checks that nothing
+        is done."""
         assert not self.model.means(event, self.now)
-        assert self.tell(event)  # it is ignored by name
+        assert self.tell(event)  # the effect is ``Ignored``
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), paused=st.booleans())
@@ -411,7 +415,8 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_state_and_the_books_agree(self) -> None:
-        """The model never reads the state of a session; what others read there is right, too."""
+        """The model never reads the state of a session; but what others read there is
+        right, too."""
         if not hasattr(self, "session"):
             return
         state, model = self.session.state, self.model
@@ -425,7 +430,7 @@ class Machine(RuleBasedStateMachine):
         assert hash(state) == hash(attrs.evolve(state))
 
     def teardown(self) -> None:
-        """Left alone, with an upstream that is silent for ever, every turn comes to its end."""
+        """Without further events, with a silent upstream, every turn ends by its deadline."""
         if not hasattr(self, "session") or self.session.monitor.violation is not None:
             return
         for _ in range(200):

@@ -1,4 +1,4 @@
-"""Tests of recovery/policy.py: a policy is total, checked when it is made, and can be read."""
+"""Tests of recovery/policy.py: a policy is total, validated when it is made, and printable."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_with_cell_changes_one_cell_of_a_copy() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
-def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
+def test_replaying_changes_the_ambiguous_cells_that_another_connection_can_carry(
     policy: Policy,
 ) -> None:
     mine = replaying(policy)
@@ -73,7 +73,8 @@ def test_replaying_changes_the_ambiguous_cells_that_another_socket_can_carry(
 @pytest.mark.parametrize("name", [field.name for field in attrs.fields(Timeouts)])
 @pytest.mark.parametrize("duration", [0, -1])
 def test_a_deadline_in_the_past_is_refused(name: str, duration: int) -> None:
-    """Else a deadline could be set at the time that it is handled at (invariant 29)."""
+    """Otherwise a deadline could be set for the time at which it is handled
+    (DEADLINES_ARE_KEPT)."""
     with pytest.raises(ValueError, match=name):
         Timeouts(**{name: duration})
 
@@ -86,7 +87,7 @@ def test_a_deadline_is_a_whole_number(wrong: Any) -> None:
         Budgets(replays=wrong)
 
 
-def test_a_policy_is_made_of_what_it_says() -> None:
+def test_a_policy_refuses_values_of_wrong_types() -> None:
     cell = (Situation.LOST_SENT, Standing.HELD)
     wrong: Any = Action.RESEND
     mixed_up: Any = DEFAULT.remedy(*cell)
@@ -124,7 +125,7 @@ def test_a_negative_budget_is_refused(name: str) -> None:
 # ------------------------------------------------------------------ what the tables say, in words
 
 
-def test_a_remedy_is_printed_with_what_the_client_is_told() -> None:
+def test_a_remedy_is_printed_with_its_answer() -> None:
     refused = Remedy(Action.REFUSE, FailureReply.STREAM_INCOMPLETE)
     assert str(refused) == "refuse (stream_incomplete)"
     assert str(Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)) == "surface"

@@ -1,4 +1,4 @@
-"""Tests of recovery/rules.py: every pair is ruled, and ``step`` is a pure function of values."""
+"""Tests of recovery/rules.py: every pair has a rule, and ``step`` is a pure function of values."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from bridgecore.testing.strategies import History, Step, histories, policies, re
 
 
 def runs(drawn: st.SearchStrategy[Policy]) -> st.SearchStrategy[tuple[Policy, History]]:
-    """A policy, and what can happen to a session of it."""
+    """A policy, and a history of a session under it."""
     return drawn.flatmap(lambda policy: st.tuples(st.just(policy), histories(policy)))
 
 
@@ -82,8 +82,8 @@ def test_the_phase_is_derived_for_every_state_that_can_be() -> None:
 # ------------------------------------------------------------------ under any policy
 
 
-# No policy can make a session loop or break the laws of the mechanics: what an embedder (or a
-# mutator) can write into a cell always ends.
+# Whatever an embedder or a mutant writes into a cell, recovery ends, and the mechanics of a session
+# are kept.
 @settings(max_examples=200)
 @given(runs(policies(feasible=False)))
 def test_any_table_ends_each_turn_in_a_bounded_number_of_sends(
@@ -94,7 +94,7 @@ def test_any_table_ends_each_turn_in_a_bounded_number_of_sends(
     for record in replay(policy, history):
         running, event = record.before.running, record.event
         if running is not None and isinstance(event, ev.ConnectionLost) and event.unsent:
-            sends[running.turn.id] -= 1  # its frame has not left
+            sends[running.turn.id] -= 1  # its frame was not sent
         for effect in record.effects:
             if isinstance(effect, fx.SendTurn):
                 sends[effect.turn] = sends.get(effect.turn, 0) + 1
@@ -144,7 +144,7 @@ def test_states_and_effects_cannot_be_changed() -> None:
 
 
 def walk(policy: Policy, *events: Event) -> Transition:
-    """The last of the transitions that ``events`` lead to, from the beginning."""
+    """The last of the transitions that ``events`` cause, from the beginning."""
     transition = Transition(SessionState(), (), "")
     for event in events:
         transition = step(policy, transition.state, event, 0)
@@ -182,7 +182,7 @@ def test_a_remedy_that_leads_to_the_next_question_is_named_before_its_answer() -
     ]
 
 
-def test_turns_that_fail_one_behind_the_other_are_told_apart_by_their_cells() -> None:
+def test_consecutive_failures_have_their_own_cells() -> None:
     waiting = [TurnSubmitted(Turn(number, Standing.BOUND, "resp_0")) for number in (2, 3)]
     sent = (TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
     last = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
@@ -203,7 +203,7 @@ def test_whether_an_event_is_held_back_is_asked_ahead_and_decides_about_no_turn(
     assert created.foreseen.situation is Situation.LOST_CREATED
     held = created.foreseen.remedy.action is Action.RESEND
     assert created.effects == (fx.DeliverEvent(1, held),)
-    # Once there is output nothing can be held back: the table is not asked for each delta.
+    # After output nothing can be held back: the table is not read for each delta.
     output = ev.OutputReceived(1, response="resp_1")
     assert walk(policy, *events, ev.ResponseCreated(1, "resp_1"), output).foreseen is None
 
@@ -216,7 +216,7 @@ def test_a_session_ignores_timers_of_the_endpoint() -> None:
 
 
 def test_a_deadline_due_in_a_phase_that_never_sets_it_is_misuse() -> None:
-    """Only a state that no session came to by itself can have one."""
+    """Only a state that was made by hand can have one."""
     state = SessionState(timers=Timers.of({Timer.CONNECT: 5}))
     with pytest.raises(LocalProtocolError, match="never set"):
         step(DEFAULT, state, ev.DeadlineReached(Timer.CONNECT), 5)
@@ -225,10 +225,11 @@ def test_a_deadline_due_in_a_phase_that_never_sets_it_is_misuse() -> None:
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("events", [0, 1, 2, 3])
 @pytest.mark.parametrize("action", [Action.RESEND, Action.REBIND, Action.SEND])
-def test_starting_over_what_was_sent_is_a_replay_whatever_the_cell_says(
+def test_a_resend_of_a_sent_turn_uses_a_replay_whatever_the_cell(
     remote: bool, events: int, action: Action
 ) -> None:
-    """However far the turn had come, and whoever lost it, it costs the same budget (12)."""
+    """However far the turn had come, and whoever lost it, it uses the same budget
+    (REPLAYS_ARE_BOUNDED)."""
     remedy = Remedy(action, FailureReply.STREAM_INCOMPLETE)
     cells = {(s, standing): remedy for s in Situation for standing in Standing}
     policy = Policy("mine", "", cells, Budgets(replays=0))
@@ -262,7 +263,7 @@ def test_refusals_of_an_anchor_are_counted_in_one_place() -> None:
 
 
 def test_an_answer_without_created_resets_the_count_too() -> None:
-    """Some upstreams leave response.created out."""
+    """Some upstreams omit response.created."""
     unknown = Turn(2, Standing.UNKNOWN, "resp_1")
     sent = step(DEFAULT, REFUSED, TurnSubmitted(unknown), 0).state
     assert sent.refusals == (("resp_1", 1),)
@@ -288,14 +289,14 @@ def test_a_refused_anchor_is_no_longer_cached() -> None:
 def test_the_turns_timer_is_due_with_the_first_of_their_budgets(
     run: tuple[Policy, History],
 ) -> None:
-    """Whichever turn that is: one whose way here took long has less of its budget left."""
+    """Whichever turn that is: one that spent part of its budget before has less of it left."""
     for record in replay(*run):
         running, waiting = record.after.running, record.after.waiting
         ends = [turn.deadline for turn in (running, *waiting) if turn is not None]
         assert record.after.timers.get(Timer.TURN) == min(ends, default=None)
 
 
-def test_a_turn_that_comes_too_late_is_told_so() -> None:
+def test_a_turn_submitted_after_its_deadline_times_out() -> None:
     late = TurnSubmitted(Turn(2), deadline=NS_PER_SECOND)
     for state in (SessionState(), after(TurnSubmitted(Turn(1)))):
         transition = step(DEFAULT, state, late, NS_PER_SECOND)
@@ -303,14 +304,14 @@ def test_a_turn_that_comes_too_late_is_told_so() -> None:
         assert isinstance(failed, fx.FailTurn)
         assert (failed.turn, failed.answer) == (2, FailureReply.REQUEST_TIMEOUT)
         assert transition.state.running == state.running
-        assert transition.state.timers.next() is not None  # so it will end
+        assert transition.state.timers.next() is not None  # so the turn will end
 
 
 # ------------------------------------------------------------------ forms, and names
 
 
 def test_an_unsent_frame_is_sent_again_in_the_form_chosen_for_it() -> None:
-    """Whatever the table says of a socket that does not know the anchor."""
+    """Whatever the table has for a connection that does not know the anchor."""
     refuse = Remedy(Action.REFUSE, FailureReply.UPSTREAM_UNAVAILABLE)
     policy = DEFAULT.with_cell(Situation.SEND_SKIPPED, Standing.HELD, refuse)
     not_found = ErrorFrame(400, "previous_response_not_found")
@@ -332,7 +333,7 @@ def test_an_unsent_frame_is_sent_again_in_the_form_chosen_for_it() -> None:
 
 @pytest.mark.parametrize("refusals", [0, 1, 3])
 def test_a_silent_stored_id_is_rebuilt_at_the_next_try(refusals: int) -> None:
-    """However few refusals the budget has: this is no refusal that is to be bounded."""
+    """However small the budget of refusals is: this refusal is not counted."""
     budgets = attrs.evolve(DEFAULT.budgets, refusals=refusals)
     policy = attrs.evolve(DEFAULT, budgets=budgets)
     second = NS_PER_SECOND
@@ -353,7 +354,7 @@ def test_a_silent_stored_id_is_rebuilt_at_the_next_try(refusals: int) -> None:
 
 
 def test_names_are_remembered_within_bounds() -> None:
-    """However many ids an upstream invents, for one answer or for many."""
+    """However many ids an upstream makes up, for one answer or for many."""
     state = after(TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1))
     for number in range(100):
         state = step(DEFAULT, state, ev.OutputReceived(1, True, True, f"a{number}"), 0).state
@@ -373,7 +374,7 @@ def test_names_are_remembered_within_bounds() -> None:
         ):
             state = step(DEFAULT, state, event, 0).state
     assert 1 < len(state.ended) < 20
-    assert state.ended[-1] == "b99"  # the latest are the ones whose stragglers come
+    assert state.ended[-1] == "b99"  # the latest are kept: their late events are the likely ones
     again = step(DEFAULT, state, TurnSubmitted(Turn(100)), 0).state
     late = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "b99")
     assert step(DEFAULT, again, late, 0).rule == ENDED_RESPONSE
@@ -381,7 +382,7 @@ def test_names_are_remembered_within_bounds() -> None:
 
 @given(runs(policies(feasible=False)))
 def test_events_of_an_ended_response_change_nothing(run: tuple[Policy, History]) -> None:
-    """Under any table, unless the upstream uses the name for the running response, too."""
+    """Under any table, unless the upstream uses the id for the running response, too."""
     for record in replay(*run):
         running = record.before.running
         if record.rule == ENDED_RESPONSE:

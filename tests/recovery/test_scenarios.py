@@ -1,9 +1,9 @@
-"""The scenarios of tests/scenarios: what each says happens, happens, and would be missed if not.
+"""The scenarios of tests/scenarios replay to themselves, and would fail if a rule or cell changed.
 
 What belongs here: the coverage of cells and rules by scenarios. How a scenario is read and printed
 is tests/verify/test_scenario.py.
 
-``pytest tests/recovery --rewrite-scenarios`` writes today's output under each command: read the
+``pytest tests/recovery --rewrite-scenarios`` writes the current output under each command: read the
 difference before you commit it.
 """
 
@@ -63,7 +63,7 @@ def lost(phase: Phase) -> Pair:
     return (phase, ev.ConnectionLost)
 
 
-# For each scenario of a row, all that the row rests on: cells of the policy, rules of the machine.
+# For each scenario of a row: the cells of the policy and the rules of the machine that it covers.
 ROWS: dict[str, tuple[list[Cell], list[Pair]]] = {
     "row-1-closed-between-turns-unanchored": ([], [IDLE_LOSS, SUBMIT, CONNECT]),
     "row-1-closed-between-turns-anchored": (
@@ -158,13 +158,13 @@ def test_every_row_of_the_seed_has_its_scenarios() -> None:
     for number in range(1, 9):
         for column in ("unanchored", "anchored"):
             assert any(re.fullmatch(rf"row-{number}-.*-{column}", name) for name in ROWS)
-    # Not even in passing may a scenario of the broken policy look right, or one of the seed wrong.
+    # A scenario of the broken policy may look right in no step, one of the seed wrong in none.
     for name in ROWS:
         assert (FailureReply.NOT_FOUND.value in read(name)) is name.startswith("v1_12")
 
 
 def others(remedy: Remedy) -> Iterator[Remedy]:
-    """What could stand in a cell instead of ``remedy`` and must be noticed."""
+    """Other remedies for the cell; each has to be noticed."""
     candidates = [
         Remedy(Action.REFUSE, FailureReply.OVERLOADED),
         Remedy(Action.RESEND, FailureReply.OVERLOADED),
@@ -216,7 +216,7 @@ def test_a_row_fails_when_its_rule_is_dropped(
 
 
 def _do_nothing(builder: TransitionBuilder, event: Event) -> None:
-    """What is left of a rule that is dropped."""
+    """A rule that does nothing."""
 
 
 # ------------------------------------------------------------------ the default table
@@ -227,7 +227,7 @@ CELLS = sorted(set(DEFAULT.cells) - {UNREACHABLE}, key=str)
 
 
 def scenario_of(cell: Cell) -> str:
-    """The name of the one scenario that is about ``cell`` of the default table."""
+    """The name of the one scenario that covers ``cell`` of the default table."""
     situation, standing = cell
     return f"default-{situation.name}-{standing.value}".lower().replace("_", "-")
 

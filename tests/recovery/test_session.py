@@ -1,4 +1,5 @@
-"""The facade: what it adds to ``step`` (a clock, folding, a trace) adds no decision."""
+"""Tests of recovery/session.py: what it adds to ``step`` (a clock, folding, a trace) changes no
+decision."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from bridgecore.testing.strategies import (
 )
 
 SECOND = NS_PER_SECOND
-# A policy, and what can happen to a session of it.
+# A policy, and a history of a session under it.
 runs = policies(feasible=False).flatmap(lambda p: st.tuples(st.just(p), histories(p)))
 
 
@@ -112,8 +113,8 @@ WRONG: list[Any] = [
 
 
 def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
-    """What comes of the recorded event. It can be unlawful where output was told of that was not
-    recorded, because that puts a deadline off."""
+    """The transition of the recorded event. It may be impossible if unrecorded output was reported
+    before, because that extends a deadline."""
     try:
         return session.handle(record.event, record.now)
     except LocalProtocolError as exc:
@@ -121,11 +122,11 @@ def outcome(session: Session, record: Record) -> tuple[Effect, ...] | str:
 
 
 @given(runs, st.sampled_from(WRONG), st.booleans())
-def test_a_wrong_event_is_named_and_changes_nothing(
+def test_an_invalid_event_raises_and_changes_nothing(
     run: tuple[Policy, History], wrong: Any, touched: bool
 ) -> None:
-    """Of two sessions that live through the same, one is told nonsense in between, from a time
-    that is yet to come: neither its state nor its clock has moved."""
+    """Of two sessions with the same history, one also gets invalid events, at times yet to come:
+    neither its state nor its clock changes."""
     lawful, abused = Session(run[0]), Session(run[0])
     for record in replay(*run):
         if touched:
@@ -178,7 +179,7 @@ def test_a_session_has_a_policy(wrong: Any) -> None:
 
 @given(runs, st.integers(0, 4000))
 def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History], late: int) -> None:
-    """Invariant 29, however late the wake-up comes."""
+    """However late the wake-up comes (DEADLINES_ARE_KEPT)."""
     policy, history = run
     session = Session(policy)
     now = 0
@@ -187,14 +188,14 @@ def test_after_a_timeout_the_next_deadline_is_later(run: tuple[Policy, History],
         session.handle_timeout(now)
         deadline = session.next_timeout()
         assert deadline is None or deadline.at > now
-        # And the same wake-up once more is nothing (invariant 44).
+        # The same wake-up once more does nothing (SPURIOUS_IS_NOTHING).
         before = session.state
         assert session.handle_timeout(now) == ()
         assert session.state is before
         try:
             session.handle(item.event, now)
         except LocalProtocolError:
-            continue  # it came too late to be lawful
+            continue  # it came too late to be possible
 
 
 @given(runs, st.data())
@@ -266,7 +267,8 @@ def test_deadlines_that_are_due_together_pass_in_the_order_of_their_times() -> N
     session = Session()
     session.handle(ev.TurnSubmitted(Turn(1)), 0)
     session.handle(ev.ConnectionOpened(1), 0)
-    # Asleep for a day: what was due first tells what failed (invariant 31).
+    # After a day's sleep the deadline that was due first determines the error
+    # (ANSWER_TELLS_WHAT_HAPPENED).
     effects = session.handle_timeout(86_400 * SECOND)
     (failed,) = [effect for effect in effects if isinstance(effect, FailTurn)]
     assert failed.failure is not None
@@ -301,7 +303,7 @@ def test_a_rule_that_sets_its_own_deadline_in_the_past_is_found_out(
     assert session.state is before
 
 
-def test_a_broken_invariant_tells_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_has_the_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = (Phase.CLOSED, ev.EvictionRequested)
 
     def broken(builder: TransitionBuilder, event: object) -> None:
@@ -337,7 +339,7 @@ def test_a_session_keeps_the_cells_of_all_deadlines_of_a_call() -> None:
     for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)):
         session.handle(event, 0)
         assert session.cells == ()
-    # At once: no response.created, and then no connection for the second try.
+    # Both at one time: no response.created, and then no connection for the second try.
     session.handle_timeout(1)
     assert [str(cell) for cell in session.cells] == ["silent/unanchored=resend"]
     session.handle_timeout(2)
@@ -352,7 +354,7 @@ def test_a_new_session_has_no_rule_and_no_touched_output() -> None:
     for event in (ev.TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.OutputReceived(1)):
         session.handle(event, 0)
     assert session.state.phase is Phase.OUTPUT
-    # One that takes over a state in mid-output has not heard of any output yet.
+    # A session that continues from a state in mid-output has not received any output itself.
     heir = Session(DEFAULT, session.state)
     heir.handle(ev.RelayPaused(2, True), SECOND)
     assert heir.next_timeout() == session.next_timeout()
@@ -364,6 +366,6 @@ def test_everything_that_is_due_at_once_is_done() -> None:
     turn = ev.TurnSubmitted(Turn(1))
     for event in (turn, ev.ConnectionOpened(1), ev.FrameSent(1), ended):
         session.handle(event, 0)
-    # The socket is too old, and nobody came.
+    # The connection is past its lifetime, and no turn has come.
     effects = session.handle_timeout(10_000 * SECOND)
     assert effects == (CloseConnection(1), RetireSession())

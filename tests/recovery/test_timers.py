@@ -1,4 +1,4 @@
-"""The table of deadlines, against a plain dict."""
+"""Tests of recovery/timers.py: the table of deadlines, compared with a plain dict."""
 
 from __future__ import annotations
 

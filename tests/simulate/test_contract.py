@@ -1,4 +1,4 @@
-"""Tests of simulate/contract.py: what a client notices in an answer."""
+"""Tests of simulate/contract.py: which faulty answers a client detects."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def streamed(*events: bytes) -> CheckedAnswer:
     return answer
 
 
-def test_the_clients_notice_what_only_an_altered_stream_may_have() -> None:
+def test_clients_detect_altered_streams() -> None:
     created = b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}'
     same = b'{"type":"response.completed","sequence_number":1,"response":{"id":"a","output":[]}}'
     other = same.replace(b'"id":"a"', b'"id":"b"')
@@ -30,7 +30,7 @@ def test_the_clients_notice_what_only_an_altered_stream_may_have() -> None:
 
 @pytest.mark.parametrize("output", [b"null", b"[null]", b"[{}]", b'["x"]', b"7"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_the_clients_want_a_list_of_items(output: bytes, stream: bool) -> None:
+def test_clients_require_a_list_of_items(output: bytes, stream: bool) -> None:
     response = b'{"id":"a","status":"completed","output":%b}' % output
     answer = streamed(
         b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
@@ -52,7 +52,7 @@ def test_events_of_no_response_need_no_number() -> None:
     assert not answer.unnumbered
 
 
-def test_the_clients_read_half_a_surrogate_pair() -> None:
+def test_clients_accept_half_a_surrogate_pair() -> None:
     answer = streamed(
         b'{"type":"response.created","sequence_number":0,"response":{"id":"a"}}',
         b'{"type":"response.output_item.done","sequence_number":1,"item":{"type":"\\ud83d"}}',

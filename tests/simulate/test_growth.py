@@ -1,4 +1,5 @@
-"""Tests of simulate/growth.py and growth_report.py: contexts, and how they are shown."""
+"""Tests of simulate/growth.py and growth_report.py: the growth of contexts, and its
+presentation."""
 
 from __future__ import annotations
 
@@ -32,21 +33,21 @@ def test_the_context_blows_up_under_v1_12() -> None:
     )
 
 
-def test_without_losses_the_policies_are_alike() -> None:
+def test_without_losses_the_policies_have_equal_growth() -> None:
     calm = Experiment(turns=10, fault_every=None)
     assert grow(calm).rows == grow(attrs.evolve(calm, policy=V1_12)).rows
 
 
-def test_a_window_can_be_too_small_for_anybody() -> None:
+def test_a_small_window_is_full_without_losses() -> None:
     growth = grow(Experiment(turns=10, window=60_000))
     assert growth.full == 5
     assert "full at turn 5" in summary(growth)
 
 
-def test_without_storage_the_context_is_what_it_must_be() -> None:
+def test_without_storage_the_context_equals_the_history() -> None:
     growth = grow(Experiment(turns=6, store=False))
     assert growth.sound
-    # What is rehydrated goes without the service's ids, which no model reads.
+    # Rehydrated items lack the service's ids, which cost no tokens.
     assert all(row.grown == 2_300 and row.sent == 2_000 for row in growth.rows[1:])
 
 
@@ -62,7 +63,7 @@ def test_the_plot_can_be_read() -> None:
     assert all(summary(growth) in texts for growth in growths)
     lines = [line.attrib["points"].split() for line in root.iter(f"{space}polyline")]
     assert [len(line) for line in lines] == [len(growth.rows) for growth in growths]
-    # Higher is more, and nothing leaves the picture.
+    # Larger values are higher up, and all points are inside the plot.
     heights = [float(point.split(",")[1]) for point in lines[1]]
     assert heights == sorted(heights, reverse=True)
     _, _, width, height = (float(number) for number in root.attrib["viewBox"].split())

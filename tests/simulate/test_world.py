@@ -1,7 +1,7 @@
-"""The simulator: safe policies pass, unsafe ones and planted bugs are caught, and every run can be
-had again.
+"""Tests of the simulator: safe policies pass, unsafe ones and planted bugs are detected, and every
+run can be repeated.
 
-What belongs here: runs with few clients and fixed seeds. The big ones are the command's.
+What belongs here: runs with few clients and fixed seeds. Large runs are made with the command.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_the_default_policy_violates_nothing() -> None:
     for _, report in run_many(attrs.evolve(SMALL, clients=16, turns=10), 80):
         total.add(report)
     assert [str(violation) for violation in total.violations] == []
-    # It was not for want of trouble.
+    # There were faults to recover from.
     assert total.conversations == 80
     assert total.turns + total.given_up + total.probes == 800
     assert total.probes > 10
@@ -61,7 +61,7 @@ def test_the_default_policy_violates_nothing() -> None:
     assert total.attempts > total.turns
 
 
-def test_warmed_sockets_know_what_was_said() -> None:
+def test_preloaded_connections_have_the_context() -> None:
     warm = attrs.evolve(SMALL, clients=24, turns=12, warm=True)
     report = run(warm)
     assert [str(violation) for violation in report.violations] == []
@@ -105,7 +105,7 @@ def test_an_unsafe_policy_is_caught(policy: Policy, expected: set[str]) -> None:
 
 
 def tampering(change: Callable[[tp.TransportEffect], tp.TransportEffect | None]) -> type[Endpoint]:
-    """An endpoint whose every effect goes through ``change``; None drops it."""
+    """An endpoint whose effects are replaced by ``change``; None drops one."""
 
     class Tampering(Endpoint):
         def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
@@ -116,7 +116,8 @@ def tampering(change: Callable[[tp.TransportEffect], tp.TransportEffect | None])
 
 
 def replacing(old: bytes, new: bytes) -> type[Endpoint]:
-    """An endpoint that says ``new`` where it should say ``old``; of equal length, for framing."""
+    """An endpoint that sends ``new`` instead of ``old``; of equal length, so that framing stays
+    right."""
     assert len(old) == len(new)
 
     def change(effect: tp.TransportEffect) -> tp.TransportEffect:
@@ -132,7 +133,7 @@ def dropping(*kinds: type[tp.TransportEffect]) -> type[Endpoint]:
 
 
 def swallowing(text: bytes, *kinds: type[tp.TransportEffect]) -> type[Endpoint]:
-    """An endpoint that never sends what holds ``text``, and does nothing of ``kinds``."""
+    """An endpoint that never sends bytes with ``text``, and drops effects of ``kinds``."""
 
     def change(effect: tp.TransportEffect) -> tp.TransportEffect | None:
         swallowed = isinstance(effect, tp.Send) and text in effect.data
@@ -142,7 +143,7 @@ def swallowing(text: bytes, *kinds: type[tp.TransportEffect]) -> type[Endpoint]:
 
 
 class Raising(Endpoint):
-    """It cannot bear an end of stream."""
+    """It raises at an end of stream."""
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
         if isinstance(event, tp.EofReceived):
@@ -151,7 +152,7 @@ class Raising(Endpoint):
 
 
 class Sleepless(Endpoint):
-    """A deadline that was handled stays where it was."""
+    """A deadline that was handled stays due."""
 
     def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
         return [] if isinstance(event, tp.TimeoutReached) else super().handle(event, now)
@@ -167,7 +168,7 @@ class Sleepless(Endpoint):
         (replacing(b"event: response.created", b"event: response.queued_"), "stream", "its data"),
         (replacing(b"response.completed", b"response.compIeted"), "stream", "terminal event"),
         (replacing(b"retry-after:", b"x-try-after:"), "stream", "Retry-After"),
-        (replacing(b"HTTP/1.1 502", b"HTTP/1.1 500"), "status", "out of the blue"),
+        (replacing(b"HTTP/1.1 502", b"HTTP/1.1 500"), "status", "without a cause"),
         (replacing(b"HTTP/1.1 200", b"HTTP/1.0 200"), "stream", "status line"),
         (replacing(b"\r\n0\r\n", b"\r\nz\r\n"), "stream", "chunk size"),
         (swallowing(b"HTTP/1.1 502"), "stream", "cut short"),
@@ -188,7 +189,7 @@ def test_a_planted_bug_is_caught(endpoint: type[Endpoint], prop: str, words: str
 def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A deadline that is a second late does no client any harm that could be told from outside."""
+    """An idle deadline that is a second late is not visible to clients."""
     set_timer = TransitionBuilder.set_timer
 
     def late(builder: TransitionBuilder, timer: Timer, after: int) -> None:
@@ -197,20 +198,20 @@ def test_a_bug_that_only_the_model_of_a_session_sees_is_caught(
     monkeypatch.setattr(TransitionBuilder, "set_timer", late)
     report = run(SMALL)
     assert properties(report) == {"session"}
-    assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is due at ")
+    assert report.violations[0].text.startswith("DEADLINES_ARE_KEPT: idle is set to ")
 
 
 # ------------------------------------------------------------------ the same again, and smaller
 
 
-def test_a_run_can_be_had_again() -> None:
+def test_a_run_can_be_repeated() -> None:
     first, again = run(SMALL), run(SMALL)
     assert first.digest == again.digest
     assert attrs.asdict(first) == attrs.asdict(again)
     assert run(attrs.evolve(SMALL, seed=8)).digest != first.digest
 
 
-def test_being_watched_changes_nothing() -> None:
+def test_recording_a_run_changes_nothing() -> None:
     lines: list[str] = []
     assert run(SMALL, lines.append).digest == run(SMALL).digest
     assert len(lines) > 100
@@ -225,24 +226,24 @@ def test_a_violation_is_shrunk_to_a_timeline() -> None:
     assert len(small.only) == 1
     assert small.turns <= violation.turn
     assert not small.restarts
-    # What it shows is the loss and the untruth, and it is what the small run really does.
+    # The timeline has the loss and the wrong answer, and is that of the small run.
     text = str(shrunk)
     assert "code=previous_response_not_found" in text
     assert "VIOLATION of not-found" in text
     assert properties(run(small)) >= {"not-found"}
-    # One trouble is left; without it nothing goes wrong.
+    # One fault is left; without it there is no violation.
     assert run(attrs.evolve(small, fault_every=None)).violations == []
     assert len(shrunk.timeline) < 40
 
 
-def test_only_what_fails_can_be_shrunk() -> None:
+def test_only_a_failing_run_can_be_shrunk() -> None:
     violation = run(attrs.evolve(SMALL, clients=24, policy=V1_12)).violations[0]
     with pytest.raises(ValueError, match="does not break"):
         shrink(SMALL, violation)
 
 
 def test_a_client_that_comes_back_at_once_is_not_due_again() -> None:
-    """Found after some millions of events: a client drew a pause of no length at all."""
+    """A regression found after some million events: a client drew a pause of length zero."""
     report = run(Scenario(seed=162, fault_every=3, only=frozenset({15})))
     assert report.violations == []
 

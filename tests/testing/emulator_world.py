@@ -46,7 +46,7 @@ EVENT: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
 
 @attrs.define(eq=False)
 class Link:
-    """One client's connection to the emulator, and all that came back on it."""
+    """One client's connection to the emulator, and all that it received."""
 
     world: World
     conn: int
@@ -62,7 +62,7 @@ class Link:
         self.world.tell(DataReceived(self.conn, data))
 
     def text(self, data: bytes) -> list[Json]:
-        """Send one frame; the frames that came back at once."""
+        """Send one frame; the frames that were received at once."""
         before = len(self.frames)
         self.send(self.ws.send_text(data))
         return self.frames[before:]
@@ -72,14 +72,14 @@ class Link:
         return self.text(json.dumps(body).encode())
 
     def ask(self, text: str | list[Json] = "hi", **fields: object) -> Json:
-        """Create a response that must complete; the response object."""
+        """Create a response that has to complete; the response object."""
         frames = self.create(text, **fields)
         assert [f["type"] for f in frames[-1:]] == ["response.completed"], frames
         response: Json = frames[-1]["response"]
         return response
 
     def refused(self, text: str | list[Json] = "hi", **fields: object) -> Json:
-        """Create a response that must be answered by one error frame; the frame."""
+        """Create a response that has to be refused with one error frame; the frame."""
         (frame,) = self.create(text, **fields)
         assert frame["type"] == "error"
         return frame
@@ -99,7 +99,7 @@ class Link:
 
 @attrs.define(eq=False)
 class World:
-    """An emulator, its links, and a clock that only the tests move."""
+    """An emulator, its links, and a clock that only the tests advance."""
 
     emulator: Emulator = attrs.Factory(Emulator)
     now: int = 0
@@ -136,7 +136,7 @@ class World:
                 self.effects.append(effect)
 
     def accept(self, *, target: str = "/v1/responses", token: str | None = "sk-1") -> Link:
-        """TCP only; the caller sends ``ws.connect()``."""
+        """Accept the TCP connection only; the caller sends ``ws.connect()``."""
         headers = [] if token is None else [(b"authorization", b"Bearer " + token.encode())]
         ws = WebSocketClient(
             authority="127.0.0.1:1", target=target, headers=headers, max_message=1 << 26
@@ -152,7 +152,7 @@ class World:
         return link
 
     def wait(self) -> int:
-        """Let the next deadline come; how far the clock moved."""
+        """Advance the clock to the next deadline; by how much."""
         deadline = self.emulator.next_timeout()
         assert deadline is not None
         moved, self.now = deadline.at - self.now, deadline.at

@@ -1,4 +1,4 @@
-"""Tests of bridgecore.testing.answers: the emulator's answers, and small instances of schemas."""
+"""Tests of testing/answers.py: the emulator's answers, and small instances of schemas."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_reasoning_has_a_summary_if_one_is_asked_for() -> None:
 # ------------------------------------------------------------------ items
 
 
-def test_a_compaction_stands_for_the_users_before_it() -> None:
+def test_a_compaction_carries_the_number_of_user_messages() -> None:
     before = [user("a"), user("b")]
     compaction = {"type": "compaction", "encrypted_content": seal({"users": count_users(before)})}
     items = [*before, compaction, user("c")]
@@ -172,7 +172,7 @@ def test_a_compaction_stands_for_the_users_before_it() -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(0, 2**53) | st.text(max_size=5)))
-def test_what_is_sealed_can_be_read_again(content: Json) -> None:
+def test_sealed_content_can_be_unsealed(content: Json) -> None:
     assert unseal(seal(content)) == content
 
 

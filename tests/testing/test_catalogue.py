@@ -1,4 +1,4 @@
-"""The named faults of testing/faults.py (``CATALOGUE``): what a client sees of each.
+"""Tests of the named faults in testing/faults.py (``CATALOGUE``): what a client observes of each.
 
 What belongs here: the misbehaviour of real upstreams, one test for each kind.
 """
@@ -46,7 +46,7 @@ def named(name: str, nth: int = 1) -> World:
 
 
 def struck(name: str, **fields: object) -> tuple[World, Link, list[Json]]:
-    """A first turn, and what is answered to a second one that continues it and is struck."""
+    """A first turn, and the answer to a second one that continues it and has the fault."""
     w = named(name, 2)
     link = w.connect()
     first = link.ask("a", store=False)
@@ -56,7 +56,7 @@ def struck(name: str, **fields: object) -> tuple[World, Link, list[Json]]:
 
 @pytest.mark.parametrize("name", sorted(CATALOGUE))
 def test_every_named_fault_strikes(name: str) -> None:
-    """What is said differs from what is said without it, and the emulator goes on."""
+    """The answer differs from the one without the fault, and the emulator goes on."""
     fault = CATALOGUE[name]
     assert fault.doc.endswith(".")
 
@@ -326,7 +326,7 @@ def client_frame(opcode: int, payload: bytes, *, last: bool = True) -> bytes:
 
 
 def upload(link: Link, *, answers_pings: bool) -> None:
-    """Send a create frame in 20 fragments, each when the one before was read."""
+    """Send a create frame in 20 fragments, each after the one before was read."""
     text = json.dumps({"type": "response.create", "model": "m", "input": "x" * 100_000}).encode()
     pieces = [text[at : at + 5100] for at in range(0, len(text), 5100)]
     for number, piece in enumerate(pieces):

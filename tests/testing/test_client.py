@@ -1,4 +1,4 @@
-"""Tests of testing/client.py: answers in any pieces are read, and what is no answer is an error."""
+"""Tests of testing/client.py: answers in any pieces are parsed, and invalid ones are errors."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_tokens_are_of_what_a_model_reads() -> None:
     assert count_tokens([call]) == -(-len('look{"n":1}') // 4)
     assert count_tokens([said]) == -(-len("12a:b" + "ee" * 8) // 4)
     assert count_tokens([{"weight": 0.25, "exact": True, "none": None}]) == 2
-    # As it may come back, with what is bookkeeping left out, it costs the same.
+    # As clients may send it back, without ids and status, it costs the same.
     bare = [{name: item[name] for name in item if name not in ("id", "status")} for item in (call,)]
     assert count_tokens([said, *bare, user("x")]) == count_tokens([said, call, user("x")])
 
@@ -273,7 +273,8 @@ def test_tool_round_trip() -> None:
 
 
 def test_a_full_history_is_answered_for_its_new_outputs_only() -> None:
-    """Parallel calls among them; a chain and its rebuilt context get the same answer."""
+    """Parallel calls included; a conversation continued by id and a rebuilt one get the same
+    answer."""
     w = world(answer=lambda request: [ToolCall("f"), ToolCall("g")])
     link = w.connect()
     first = link.ask("both")
@@ -531,7 +532,7 @@ def test_malformed_frames_get_error_frames(raw: bytes, code: str) -> None:
     link = world().connect()
     (frame,) = link.text(raw)
     assert (frame["type"], frame["status"], frame["error"]["code"]) == ("error", 400, code)
-    link.ask()  # the connection lives
+    link.ask()  # the connection is still open
 
 
 VALUES = st.recursive(
@@ -582,7 +583,8 @@ def test_nesting_is_echoed_or_refused(depth: int) -> None:
 
 
 def last_type(link: Link, raw: bytes) -> bytes:
-    """The type of the last frame that answers ``raw``, which may be too deep for json.loads."""
+    """The type of the last frame that answers ``raw``, which may be nested too deeply for
+    json.loads."""
     link.send(link.ws.send_text(raw))
     return link.raw[-1].split(b'"', 4)[3]
 
@@ -624,7 +626,7 @@ def test_lanes_run_beside_each_other_and_each_in_order() -> None:
     assert lanes[:4] == [None, "B", None, "B"]
 
 
-def test_pacing_says_one_delta_per_interval() -> None:
+def test_pacing_sends_one_delta_per_interval() -> None:
     w = world(delta_interval=NS_PER_SECOND)
     link = w.connect()
     link.create("hello")

@@ -1,4 +1,5 @@
-"""Tests of testing/faults.py: each fault at each point of a turn strikes as planned, and alone.
+"""Tests of testing/faults.py: each fault at each point of a turn happens as planned, and only
+there.
 
 The faults that have names are in test_catalogue.py.
 """
@@ -66,7 +67,7 @@ def test_close_at_every_point(point: Point, expected: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("point", "expected"), POINTS)
-def test_abort_at_every_point_comes_after_what_was_said(point: Point, expected: list[str]) -> None:
+def test_abort_at_every_point_comes_after_earlier_bytes(point: Point, expected: list[str]) -> None:
     w = faulty(point, Abort())
     link = w.connect()
     assert types(link.create()) == expected
@@ -224,7 +225,7 @@ def test_fault_while_receiving_stops_reading(action: Action, check: Callable[[Li
         link.send(b"more of the frame")
         assert link.sends == sends
     assert w.emulator.requests == []
-    assert said(w.connect().ask("next")) == "turn 1: next"  # number 2 meets nothing
+    assert said(w.connect().ask("next")) == "turn 1: next"  # turn 2 has no fault
     assert w.emulator.requests[0].number == 2
 
 

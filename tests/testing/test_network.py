@@ -1,4 +1,4 @@
-"""Tests of testing/network.py: that its wires behave as sockets do, driven by small machines."""
+"""Tests of testing/network.py: connections behave as sockets do; driven by small machines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bridgecore.testing.network import WINDOW, Direct, End, Fate, Network, Path
 
 @attrs.define(eq=False)
 class Recorder:
-    """A machine that writes down what happens, and does what it was told beforehand."""
+    """A machine that records its events and returns prepared effects."""
 
     events: list[tp.TransportEvent] = attrs.Factory(list)
     on_accept: list[tp.TransportEffect] = attrs.Factory(list)
@@ -36,7 +36,7 @@ class Recorder:
 
 @attrs.define
 class Told:
-    """An event that stands for effects, so that tests can say when they are carried out."""
+    """An event that carries effects, so that a test can say when they are carried out."""
 
     network: Network
     machine: Recorder
@@ -65,7 +65,7 @@ def test_bytes_both_ways() -> None:
     assert network.open_connections(machine) == 1
 
 
-def test_nobody_listens() -> None:
+def test_a_connect_without_a_listener_is_refused() -> None:
     network, machine, told = pair()
     with pytest.raises(ConnectionRefusedError):
         network.connect("host", 81)
@@ -88,7 +88,7 @@ def test_machines_connect_and_lose_each_other() -> None:
     told.do(tp.Connect(5, "host", 80, tls=False))
     told.do(tp.Send(5, b"hello"))
     Told(network, server).do(tp.Close(1))
-    # An orderly close is an end of stream; only writing tells that nobody is there.
+    # An orderly close is an end of stream; only a write shows that the peer has closed.
     assert client.events == [tp.Connected(5), tp.EofReceived(5)]
     assert server.events[-1] == tp.Disconnected(1)
     told.do(tp.Send(5, b"more"))
@@ -114,7 +114,7 @@ def test_nothing_follows_an_abort() -> None:
     assert client.closed
 
 
-def test_a_reset_is_known_at_once() -> None:
+def test_a_reset_is_reported_at_once() -> None:
     network, machine, _ = pair()
     client = network.connect("host", 80)
     client.abort()
@@ -123,7 +123,7 @@ def test_a_reset_is_known_at_once() -> None:
     assert len(machine.events) == 2
 
 
-def test_a_paused_machine_hears_later_and_in_order() -> None:
+def test_a_paused_machine_reads_later_and_in_order() -> None:
     network, machine, told = pair()
     client = network.connect("host", 80)
     told.do(tp.PauseReading(1))
@@ -209,7 +209,7 @@ def test_stop_logs_and_listeners() -> None:
 
 @attrs.define(eq=False)
 class Rough:
-    """Conditions of the test's choosing, and all that a ``Watcher`` sees."""
+    """Conditions set by the test, and a record of all that a ``Watcher`` is notified of."""
 
     fates: list[Fate] = attrs.Factory(list)  # of the next connects
     ends: list[End] = attrs.Factory(list)  # that connected
@@ -244,7 +244,7 @@ class Rough:
 
 
 def rough() -> tuple[Network, Recorder, Recorder, Rough, Told]:
-    """A machine that listens, and one that has been told to connect to it."""
+    """A machine that listens, and one that connects to it."""
     conditions = Rough()
     network = Network(conditions=conditions, watcher=conditions)
     server, client = Recorder(), Recorder()
@@ -341,7 +341,7 @@ def test_labels() -> None:
     assert network.accepted(server, 2).label == 3
 
 
-def test_a_watcher_sees_what_a_machine_raises() -> None:
+def test_a_watcher_is_notified_of_exceptions() -> None:
     class Raising(Recorder):
         def handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
             raise ValueError("planted")

@@ -1,4 +1,4 @@
-"""Tests of bridgecore.testing.resource: the response object and the settings in it."""
+"""Tests of testing/resource.py: the response object and the settings in it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The emulator where it does what only the real service does.
+"""Tests of testing/emulator.py: what only the real service does besides answering turns.
 
-What belongs here: item references, reasoning, compaction, limits of output. A turn as such, its
-continuity and its lanes are in test_emulator.py.
+What belongs here: item references, reasoning, compaction, limits of output. Turns, continuation and
+lanes are in test_emulator.py.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def test_tools_are_called_by_themselves() -> None:
 @pytest.mark.parametrize("store", [True, False])
 @pytest.mark.parametrize("other", [True, False])
 def test_item_references(store: bool, other: bool) -> None:
-    """They are found on their socket, and elsewhere if they are stored."""
+    """Items are found on their connection, and on others if they are stored."""
     w = world()
     link = w.connect()
     first = link.ask("a", store=store)
@@ -185,7 +185,7 @@ def test_bookkeeping_of_an_item_is_no_part_of_the_prefix(change: Json, dropped: 
 
 
 def a_call_and_then_a_thought(request: CreateRequest) -> list[Output]:
-    """A call, or, once the context has its output, an answer."""
+    """A call, or, once its output is in the context, an answer."""
     if any(item.get("type") == "function_call_output" for item in request.context):
         return [Reasoning("hm"), Text("done")]
     return [ToolCall("f")]
@@ -213,7 +213,7 @@ def test_compaction_on_request() -> None:
     chained = link.ask("c", store=False, previous_response_id=compacted["id"])
     assert said(chained) == "turn 3: c"
     assert w.emulator.requests[-1].context == (item, user("c"))
-    # Whatever a stateless client sends from before it is not shown.
+    # A stateless client may send items from before it; they are not in the context.
     rebuilt = w.connect().ask([user("a"), user("b"), item, user("c")])
     assert said(rebuilt) == "turn 3: c"
     assert rebuilt["usage"]["input_tokens"] == chained["usage"]["input_tokens"]

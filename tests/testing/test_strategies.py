@@ -1,6 +1,6 @@
-"""Tests of bridgecore.testing.strategies: what they draw is what their names say.
+"""Tests of testing/strategies.py: each strategy draws what its name says.
 
-The machines of tests/verify/test_machines.py use them at length.
+The machines of tests/verify/test_machines.py use them extensively.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def test_lawful_requests_are_answered(sent: bytes) -> None:
     world = World()
     client = world.client()
     client.send(sent)
-    assert world.read(client).status in (200, 400)  # 400: the upstream's own word
+    assert world.read(client).status in (200, 400)  # 400: the upstream's own error
     assert len(world.emulator.requests) == 1
 
 
@@ -40,7 +40,7 @@ def test_invalid_bodies_are_refused(data: st.DataObject) -> None:
 
 
 @given(st.data(), st.binary(max_size=60), strategies.cutters())
-def test_nothing_is_lost_where_bytes_are_cut(
+def test_cut_bytes_lose_nothing(
     data: st.DataObject, whole: bytes, cutter: Callable[[bytes], list[bytes]]
 ) -> None:
     for pieces in (data.draw(strategies.splits(whole)), cutter(whole)):
@@ -49,9 +49,7 @@ def test_nothing_is_lost_where_bytes_are_cut(
 
 
 @given(strategies.policies(), st.sampled_from(Standing))
-def test_feasible_policies_ask_for_nothing_that_is_not_there(
-    policy: Policy, standing: Standing
-) -> None:
+def test_feasible_policies_can_be_carried_out(policy: Policy, standing: Standing) -> None:
     actions = {policy.remedy(situation, standing).action for situation in Situation}
     rehydrate = {
         Action.REHYDRATE,
@@ -63,7 +61,7 @@ def test_feasible_policies_ask_for_nothing_that_is_not_there(
 
 
 @given(strategies.evidence())
-def test_all_evidence_has_a_kind(evidence: Evidence) -> None:
+def test_all_evidence_is_classified(evidence: Evidence) -> None:
     assert isinstance(classify(evidence).kind, FailureKind)
 
 

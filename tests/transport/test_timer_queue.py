@@ -1,4 +1,4 @@
-"""Tests of schedule.py, against a plain dictionary."""
+"""Tests of transport/timer_queue.py, compared with a plain dictionary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bugs that users of real bridges met: each is found, by the property that it breaks."""
+"""Tests of verify/bugs.py: each bug of a real bridge is found by the property that it breaks."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ def test_every_bug_is_found_by_its_property(bug: Bug) -> None:
     found = bug.find()
     assert found is not None
     assert found.prop is bug.found_by
-    # What it breaks is the bug's doing: the same way under our rules leads to nothing of the kind.
+    # The bug causes the violation: under the original rules the same events break nothing.
     story = tell(bug.policy, bug.bounds, found, stepper=bug.stepper)
     assert story.seen
     assert bug.policy is not DEFAULT or replay(story.scenario) == story.scenario
 
 
-def test_there_are_at_least_ten_and_none_twice() -> None:
+def test_bugs_have_different_names() -> None:
     assert len({bug.name for bug in BUGS}) == len(BUGS) >= 10
     assert all((bug.policy is DEFAULT) is not (bug.stepper is step) for bug in BUGS)
 
 
 @pytest.mark.parametrize("bounds", {bug.bounds.name: bug.bounds for bug in BUGS}.values())
-def test_without_a_bug_nothing_is_found(bounds: object) -> None:
+def test_without_a_bug_no_property_breaks(bounds: object) -> None:
     (first, *_) = (bug for bug in BUGS if bug.bounds is bounds)
     assert explore(DEFAULT, first.bounds, most=len(Property)).counterexamples == []
 
 
 def test_a_bug_that_no_property_forbids_is_not_found() -> None:
-    """Or else the tests above could not fail."""
+    """Otherwise the tests above could not fail."""
     harmless = attrs.evolve(BUGS[0], policy=DEFAULT)
     assert harmless.find() is None

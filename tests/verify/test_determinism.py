@@ -1,12 +1,12 @@
-"""The same events have byte-identical effects, in any process and under any Python (invariant 43).
+"""The same events give byte-identical effects, in any process and under any Python.
 
 What belongs here: a log of events is made once, from ``strategies.histories`` and the machine of a
-``Bridge``, and replayed in processes of their own, with different hash seeds and, for the decision
-core, under every other Python that can be found. Each prints a digest of every effect.
+``Bridge``, and replayed in separate processes with different hash seeds, and for the decision core
+also under every other Python that is installed. Each process prints a digest of all effects.
 
 An ``Endpoint`` cannot be replayed from a log of bytes, because the key of its WebSocket handshake
-is random, as it has to be. So a whole world runs in each process, and what goes to an upstream is
-compared by kind and length, everything else byte for byte.
+is random. So a whole world runs in each process; what is sent upstream is compared by kind and
+length, everything else byte for byte.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SEEDS = ("0", "1", "4294967295")
 TIME_LIMIT = 50  # seconds for one process
 
-# What each process does. It imports nothing but the core, so that any Python can run it.
+# The program of each process. It imports only the core, so that any Python can run it.
 OF_SESSIONS = """
 import hashlib, pickle, sys
 from bridgecore.recovery.session import Session
@@ -109,7 +109,7 @@ GENERATED = settings(max_examples=150, database=None, derandomize=True, phases=[
 
 
 def run(python: str, script: str, log: bytes, *path: Path, seed: str) -> tuple[str, int]:
-    """The digest that ``script`` prints for ``log``, and of how many steps it is."""
+    """The digest that ``script`` prints for ``log``, and its number of steps."""
     env = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"}
     env["PYTHONPATH"] = os.pathsep.join(map(str, path))
     done = subprocess.run(
@@ -126,7 +126,7 @@ def run(python: str, script: str, log: bytes, *path: Path, seed: str) -> tuple[s
     return digest, int(count)
 
 
-# What is shared here takes a while to make, so that it is made in one process.
+# The logs are slow to make, so all tests that share them run in one process.
 pytestmark = pytest.mark.xdist_group("determinism")
 
 
@@ -176,7 +176,7 @@ def test_endpoints_do_not_depend_on_hashes() -> None:
 
 
 def test_a_digest_tells_logs_apart() -> None:
-    """Or else the tests above could not fail."""
+    """Otherwise the tests above could not fail."""
     logs = [
         pickle.dumps([(DEFAULT, [(TurnSubmitted(Turn(1)), now)])]) for now in (NS_PER_SECOND, 0)
     ]
@@ -186,28 +186,28 @@ def test_a_digest_tells_logs_apart() -> None:
 
 
 def other_pythons() -> Iterator[str]:
-    """Commands of other supported versions that are there and work."""
+    """The commands of other supported Python versions that are installed and work."""
     for minor in range(11, 20):
         found = shutil.which(f"python3.{minor}")
         if found is None or minor == sys.version_info.minor:
             continue
-        # A command that is there may still be a stub that finds no interpreter.
+        # An existing command may be a stub without an interpreter.
         if subprocess.run([found, "-c", ""], capture_output=True, check=False).returncode == 0:
             yield found
 
 
 def test_other_pythons_decide_alike(of_sessions: bytes, tmp_path: Path) -> None:
-    """They are lent attrs, which is pure, and nothing else."""
+    """They get attrs, which is pure Python, and nothing else."""
     for module in (attr, attrs):
         (found,) = module.__path__
         source = Path(found)
         (tmp_path / source.name).symlink_to(source, target_is_directory=True)
-    # The package's own __init__ imports everything; recovery/ needs nothing but attrs.
+    # The package's own __init__ imports everything; recovery/ needs only attrs.
     (tmp_path / "bridgecore").mkdir()
     for name in ("recovery", "errors.py"):
         (tmp_path / "bridgecore" / name).symlink_to(ROOT / "bridgecore" / name)
     mine = run(sys.executable, OF_SESSIONS, of_sessions, seed="0")
-    # This one, too: that what is lent suffices is seen where there is no other.
+    # Also with this Python: so the script itself is tested where no other one is installed.
     pythons = [sys.executable, *other_pythons()]
     for python in pythons:
         assert run(python, OF_SESSIONS, of_sessions, tmp_path, seed="1") == mine

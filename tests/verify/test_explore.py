@@ -1,4 +1,5 @@
-"""The explorer: what it finds in the named policies, and that its reductions lose nothing."""
+"""Tests of verify/explore.py: its findings for the named policies, and that reduction loses
+nothing."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
 
 (SMALL,) = BOUNDS["small"]
-# Late events double the states, for what is neither told by them nor about them.
+# Without late events, which double the states: these tests are not about them.
 PUNCTUAL = attrs.evolve(SMALL, late=False)
 ALL = len(Property)
 SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
@@ -48,7 +49,7 @@ TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote
 
 
 def test_every_invariant_has_a_property_or_a_reason() -> None:
-    assert list(INVARIANTS) == list(range(1, 46))
+    assert len(INVARIANTS) == 45
     named = {prop for entry in INVARIANTS.values() if not isinstance(entry, str) for prop in entry}
     assert set(Property) - named == {Property.NO_INTERNAL_ERROR}
 
@@ -56,7 +57,7 @@ def test_every_invariant_has_a_property_or_a_reason() -> None:
 def test_each_reason_names_what_exists() -> None:
     reasons = [entry for entry in INVARIANTS.values() if isinstance(entry, str)]
     names = {name for reason in reasons for name in re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", reason)}
-    assert names <= set(BridgeProperty.__members__)
+    assert names <= {*BridgeProperty.__members__, *Property.__members__}
     assert len(names) > 4
     root = Path(__file__).parent.parent.parent
     files = {name for reason in reasons for name in re.findall(r"tests/[\w/]+\.py", reason)}
@@ -123,7 +124,7 @@ def test_a_counterexample_names_the_cells_that_decided() -> None:
 
 
 @pytest.mark.parametrize("policy", [PR397, V1_12], ids=lambda policy: policy.name)
-def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
+def test_a_story_has_concrete_ids_and_times(policy: Policy) -> None:
     report = find(policy.name)
     assert len(report.counterexamples) >= 4
     for found in report.counterexamples:
@@ -131,7 +132,7 @@ def test_a_counterexample_is_told_with_real_names(policy: Policy) -> None:
         assert explain(story) == str(story)
         assert found.prop.name in str(story)
         assert replay(story.scenario) == story.scenario
-        # The last thing that the rules did is in all of the tellings.
+        # Each form of the story has the effect that broke the property.
         last = story.seen[-1].transition.rule
         assert story.scenario.splitlines()[-2 - len(story.seen[-1].transition.effects)].endswith(
             f" by {last}"
@@ -158,8 +159,8 @@ def refuses_longer(policy: Policy, state: SessionState, event: Event, now: int) 
 
 
 @pytest.mark.timeout(240)
-def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
-    """Liveness by itself, on the graph: nobody counts the refusals."""
+def test_endless_retries_are_detected_on_the_graph() -> None:
+    """Liveness is checked on the graph, without the count of refusals."""
     without = frozenset({Property.REFUSALS_ARE_BOUNDED})
     bounds = attrs.evolve(PUNCTUAL, standings=(Standing.UNANCHORED, Standing.BOUND))
     report = explore(DEFAULT, bounds, stepper=refuses_longer, without=without, most=ALL)
@@ -169,7 +170,7 @@ def test_retries_that_take_too_long_are_seen_by_following_them() -> None:
 
 
 def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-    """Each socket is given up as soon as it is there, for another one."""
+    """Each connection is closed as soon as it is open, and another one is opened."""
     after = step(policy, state, event, now)
     if after.rule != "connection-opened":
         return after
@@ -181,8 +182,8 @@ def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) 
     return Transition(builder.finish(), tuple(builder.effects), after.rule)
 
 
-def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
-    """Nothing is lost, refused or late, so nothing is tried again: but the turn never ends."""
+def test_an_endless_turn_is_detected_on_the_graph() -> None:
+    """Nothing is lost, refused or late, so no budget is used up: but the turn never ends."""
     without = frozenset({Property.SOUND_SOCKETS_STAY})
     report = explore(DEFAULT, PUNCTUAL, stepper=opens_for_ever, without=without, most=ALL)
     assert report.complete
@@ -191,7 +192,7 @@ def test_a_turn_that_goes_round_in_circles_is_seen_on_the_graph() -> None:
     }
 
 
-def test_warming_breaks_nothing() -> None:
+def test_preloading_breaks_no_property() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
     report = explore(warm, PUNCTUAL, most=ALL)
     assert report.complete
@@ -205,7 +206,7 @@ def forgets_to_warm(policy: Policy, state: SessionState, event: Event, now: int)
 
 
 def holding(held: bool) -> Step:
-    """Every event of an answer is held back, or none is."""
+    """A policy whose answers are all held back, or none."""
 
     def stepper(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
         after = step(policy, state, event, now)
@@ -232,7 +233,7 @@ def holding(held: bool) -> Step:
     ],
 )
 def test_warming_and_replaying_are_watched(policy: Policy, stepper: Step, prop: Property) -> None:
-    # These say the same a step earlier.
+    # These properties would detect it a step earlier.
     without = frozenset({Property.NO_AMBIGUOUS_RESEND, Property.RECOVERY_DESCENDS})
     report = explore(policy, SMALL, stepper=stepper, without=without)
     assert set(report.broken) == {prop}
@@ -240,7 +241,8 @@ def test_warming_and_replaying_are_watched(policy: Policy, stepper: Step, prop: 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)
 def test_reduction_leaves_nothing_out(policy: Policy) -> None:
-    """The same canonical states are reached, and the same properties break, without it."""
+    """With and without reduction the same canonical states are reached and the same properties
+    break."""
     reached, broken = [], []
     for reduced in (True, False):
         search = _Search(bounded(policy, TINY), TINY, step, ALL, reduced, frozenset())

@@ -1,4 +1,4 @@
-"""The explorer of bridges: ours is clean, and what is wrong on purpose is found, by name."""
+"""Tests of verify/explore_bridge.py: our bridge is clean, and bridges with a bug are detected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from bridgecore.verify.explore_bridge import (
 )
 
 HELD, PASSED = Continuity.TRANSCRIPT, Continuity.PASSTHROUGH
-# Of the sound bridge, as deep as the others; each broken one is found within these.
+# As deep as the exploration of our bridge; each broken bridge is detected within these.
 SHALLOW = BridgeBounds("shallow", 2, 1, HELD, 5)
 WIDE = BridgeBounds("wide", 3, 2, PASSED, 7, credentials=1)
 LATE = BridgeBounds("late", 2, 1, PASSED, 5, Resolver.DRIVER)
@@ -43,12 +43,12 @@ def test_our_bridge_is_clean(bounds: BridgeBounds) -> None:
     assert report.complete
     assert report.worlds > 100
     always = set(BridgeProperty) - {
-        BridgeProperty.NO_ERROR,  # checked by nothing being raised
+        BridgeProperty.NO_ERROR,  # checked by the absence of exceptions
         BridgeProperty.IDLE_MAKES_ROOM,
         BridgeProperty.REJECTED_ONLY_WHEN_FULL,
         BridgeProperty.REJECTED_INJECTION_ENDS,
     }
-    # Nothing is held, so nothing is rebuilt; or the moves that resolve turns leave none for that.
+    # Without transcripts nothing is rebuilt; with resolver moves the depth is too small for it.
     if bounds.continuity is PASSED or bounds.resolver is Resolver.DRIVER:
         always -= {BridgeProperty.REJECTED_REBUILD_ENDS}
     assert always <= set(report.checked)
@@ -68,42 +68,42 @@ def test_the_same_path_leads_to_the_same_world() -> None:
 
 
 class MostRecentFirst(Bridge):
-    """Makes room at the expense of who was here last."""
+    """Evicts the most recently used conversation."""
 
     def _residents(self) -> Any:
         return reversed(list(super()._residents()))
 
 
 class NoRoom(Bridge):
-    """Makes room for nobody."""
+    """Never evicts."""
 
     def _residents(self) -> Any:
         return iter(())
 
 
 class AlwaysRoom(Bridge):
-    """Has no limit."""
+    """Has no limit of conversations."""
 
     def _make_room(self, now: int) -> bool:
         return True
 
 
 class Deaf(Bridge):
-    """Does not hear that a client left."""
+    """Ignores that a client left."""
 
     def handle(self, event: Any, now: int) -> Any:
         return [] if isinstance(event, TurnLeft) else super().handle(event, now)
 
 
 class Unforgetting(Bridge):
-    """Does not hear that a client left while its turn was resolved."""
+    """Ignores that a client left while its turn was being resolved."""
 
     def _left_on_its_way(self, event: Any) -> None:
         pass
 
 
 class Reviving(Bridge):
-    """Takes in a turn whose client has left, when the answer about it comes."""
+    """Accepts a turn whose client has left, when its lookup is answered."""
 
     def _left_on_its_way(self, event: Any) -> None:
         self.left = self._intake.leave(event.turn)
@@ -117,7 +117,7 @@ class Reviving(Bridge):
 
 
 class Mixed(Bridge):
-    """Gives what comes to whichever turn came last."""
+    """Delivers all events to the latest turn."""
 
     def handle(self, event: Any, now: int) -> Any:
         last = next(reversed(self._turns), None)
@@ -129,7 +129,7 @@ class Mixed(Bridge):
 
 
 class Stubborn(Session):
-    """Does not take a rejected anchor for gone."""
+    """Does not remember that an anchor was rejected."""
 
     def handle(self, event: ev.Event, now: int) -> tuple[Effect, ...]:
         before = self.state.cached_response
@@ -175,7 +175,7 @@ def test_a_broken_bridge_is_found(
     assert found.path
 
 
-def test_room_is_made_by_who_was_here_longest_ago() -> None:
+def test_the_least_recently_used_conversation_is_evicted() -> None:
     way = ["fresh", "opened", "answers"] * 2 + ["fresh"]
     for make in (Bridge, MostRecentFirst):
         path: list[Any] = []
@@ -220,7 +220,7 @@ def test_a_context_that_is_rebuilt_in_part_is_found(monkeypatch: pytest.MonkeyPa
     assert found.prop in (P.CONTEXT_IS_MEANT, P.OUTPUTS_HAVE_CALLS)
 
 
-def test_a_memory_that_keeps_nothing_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_that_forgets_everything_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Memory, "remember", lambda *args, **more: None)
     (found,) = explore_bridge(attrs.evolve(SHALLOW, depth=6)).counterexamples
     assert found.prop is P.HELD_IS_ANSWERED
@@ -239,9 +239,9 @@ def test_a_turn_on_its_way_may_rebuild_what_was_rejected_for_another() -> None:
     assert [turn.id for turn in world.turns.values()] == [2]  # and it may yet be answered
 
 
-def test_responses_that_are_made_at_the_same_time_have_names_of_their_own() -> None:
-    """One is created, and another one begins and ends before it: the second one's name is not the
-    first one's, or to continue it would be to continue either."""
+def test_concurrent_responses_have_different_ids() -> None:
+    """One response is created; another one begins and ends before it. They need different ids:
+    otherwise continuing one could continue the other."""
     moves: list[tuple[str, tuple[Any, ...]]] = [
         ("fresh", (0,)), ("fresh", (0,)), ("opened", (2,)), ("begins", (2,)), ("opened", (4,)),
         ("answers", (4,)), ("answers", (2,)), ("continue", (0, "resp_1")),

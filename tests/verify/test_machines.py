@@ -1,14 +1,15 @@
-"""A ``Bridge`` and an ``Endpoint`` under long, odd histories, each against books of its own.
+"""A ``Bridge`` and an ``Endpoint`` under long random histories, checked by models of their own.
 
-What belongs here: rule-based state machines. The books share no code with what they judge: which
-turns have not ended, what each link carries and remembers, whose credential is whose, what each
-response was made from. They are told what happens and judge what is done about it; the numbers are
-those of the invariants in the documentation. What each session decides is judged by the reference
-model of the explorer, from the decision log, if the policy is the safe one.
-``tests/recovery/test_machine.py`` has that model judge one ``Session`` by itself.
+What belongs here: rule-based state machines. Their models share no code with the bridge: which
+turns have not ended, what each link carries and remembers, which credential each conversation has,
+which context each response has. They are updated with each event and check its effects; the
+comments name the properties (``verify/properties.py``, ``verify/explore_bridge.py``). The decisions
+of each session are checked by the reference model of the explorer, from the decision log, if the
+policy has the cells of ``default``. ``tests/recovery/test_machine.py`` checks one ``Session`` by
+itself with that model.
 
-The last part asserts coverage: over these machines and ``strategies.histories``, with choices that
-are the same in every run, every rule of the core that can be met was met.
+The last part asserts coverage: over these machines and ``strategies.histories``, with the same
+random choices in every run, every rule of the core that can apply did apply.
 """
 
 from __future__ import annotations
@@ -65,11 +66,11 @@ from tests.endpoint_world import World, read_answers
 SECOND = NS_PER_SECOND
 KEYS = ("sk-one", "sk-two", "sk-three")
 MAX_WAITING, MAX_SESSIONS = 2, 3
-# Nobody's secrets and nothing of anybody's words may stand in a log.
+# Secrets and contents that must not be in a log.
 SECRETS = re.compile(r"sk-|mark-|said-|resp_")
-# What was said, in the order in which it stands in a text.
+# The marks of texts, in their order in a body.
 WORDS = re.compile(rb"(?:mark|said)-[0-9]+")
-# Time is rarely long: it ends whatever goes on.
+# Long times are rare: they end whatever is going on.
 SECONDS = st.sampled_from([0, 0, 1, 1, 5, 9, 9, 14, 16, 59, 61, 250, 250, 301, 901, 4000])
 
 
@@ -95,7 +96,7 @@ class Asked:
 
     key: str
     store: bool
-    items: list[dict[str, Any]] | None  # its whole context; None if only an upstream can tell
+    items: list[dict[str, Any]] | None  # its whole context; None if only the upstream knows it
     created: int = 0
     begun: bool = False
 
@@ -106,7 +107,7 @@ class Wire:
 
     key: str
     open: bool = False
-    carries: int | None = None  # the turn whose frame came last, until its response ends
+    carries: int | None = None  # the turn of the latest frame, until its response ends
     sent: bool = False
     accepted: bool = False
     paused: bool = False
@@ -134,7 +135,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self.serial = 0
         self.asked: dict[int, Asked] = {}
         self.wires: dict[int, Wire] = {}
-        self.links: set[int] = set()  # that there ever were
+        self.links: set[int] = set()  # all that ever existed
         self.made: dict[str, Made] = {}
         self.ended: set[int] = set()
 
@@ -165,7 +166,7 @@ class BridgeMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ what happens
 
     def tell(self, event: msg.BridgeEvent) -> list[msg.BridgeEffect]:
-        """What the bridge does about ``event``, but for its decision log, which is judged here."""
+        """The effects of ``event``; its lines in the decision log are checked here."""
         self.log.append((event, self.now))
         effects = []
         for effect in self.bridge.handle(event, self.now):
@@ -177,7 +178,7 @@ class BridgeMachine(RuleBasedStateMachine):
         return effects
 
     def ask(self, asked: Asked, body: dict[str, Any]) -> None:
-        """Ask; how far it comes by itself depends on the turn, so that much is under way."""
+        """Receive a turn. Its number decides how far it goes at once, so that much is under way."""
         self.asked[self.serial] = asked
         headers = [(b"authorization", f"Bearer {asked.key}".encode()), (b"cookie", b"mark-0")]
         data = json.dumps({"model": "m", "store": asked.store, **body}).encode()
@@ -193,7 +194,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(data=st.data(), store=st.booleans())
     def ask_on(self, data: st.DataObject, store: bool) -> None:
-        """By the id of a response and what is new."""
+        """A turn with the id of an earlier response and a new item."""
         response = data.draw(st.sampled_from(sorted(self.made)))
         made = self.made[response]
         self.serial += 1
@@ -204,7 +205,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.made)
     @rule(data=st.data(), store=st.booleans())
     def ask_with_history(self, data: st.DataObject, store: bool) -> None:
-        """By the whole history, as it was."""
+        """A turn with a whole history."""
         made = self.made[data.draw(st.sampled_from(sorted(self.made)))]
         self.serial += 1
         items = [*made.items, user(self.serial)]
@@ -212,7 +213,7 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), key=st.sampled_from(KEYS))
     def ask_foreign(self, data: st.DataObject, key: str) -> None:
-        """By an id that is somebody else's or nobody's: neither may be told from the other."""
+        """A turn with an id of another credential or an unknown one: both have the same effects."""
         theirs = [name for name, made in self.made.items() if made.key != key]
         response = data.draw(st.sampled_from(["resp_nobody", *theirs]))
         self.serial += 1
@@ -224,7 +225,7 @@ class BridgeMachine(RuleBasedStateMachine):
         self.go_well(steps)
 
     def go_well(self, steps: int) -> None:
-        """All goes well, on every link, for so many steps."""
+        """Let all links make progress for a number of steps."""
         for _ in range(steps):
             for link, wire in list(self.wires.items()):
                 if self.wires.get(link) is not wire:
@@ -254,7 +255,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @rule(data=st.data(), cause=strategies.losses(), odds=st.integers(0, 2))
     def lost(self, data: st.DataObject, cause: Evidence, odds: int) -> None:
         if odds:
-            return  # with no socket nothing else can happen: this is rare
+            return  # without a connection nothing else can happen: this is rare
         link = self.pick(data, lambda wire: True)
         del self.wires[link]
         self.tell(msg.LinkLost(link, cause))
@@ -271,7 +272,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(wire.carries is not None for wire in self.wires.values()))
     @rule(data=st.data(), early=st.booleans(), created=st.booleans(), deltas=st.integers(0, 3))
     def answered(self, data: st.DataObject, early: bool, created: bool, deltas: int) -> None:
-        """Some of an answer, in one read; response.created more than once, if need be."""
+        """Some events of an answer in one read, now and then with a second response.created."""
         self.say(self.pick(data, lambda wire: wire.carries is not None), early, created, deltas)
 
     def say(self, link: int, early: bool, created: bool, deltas: int) -> None:
@@ -331,7 +332,7 @@ class BridgeMachine(RuleBasedStateMachine):
     )
     @rule(data=st.data(), kind=st.sampled_from(UNMATCHED))
     def unmatched(self, data: st.DataObject, kind: str) -> None:
-        """What no turn caused reaches none (27)."""
+        """An event on an idle link is delivered to no turn (DELIVERED_TO_ITS_TURN)."""
         link = self.pick(data, lambda wire: wire.open and wire.carries is None)
         effects = self.tell(msg.MessagesReceived(link, [event(kind, turn=0)]))
         assert all(isinstance(effect, Log) for effect in effects)
@@ -339,7 +340,7 @@ class BridgeMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(wire.open for wire in self.wires.values()))
     @rule(data=st.data(), garbage=st.sampled_from([b"", b"{", b"[]", b'{"type":7}', b"\xff"]))
     def unreadable(self, data: st.DataObject, garbage: bytes) -> None:
-        """A frame that says nothing reaches no turn and costs no link."""
+        """An unreadable frame is delivered to no turn, and its link stays open."""
         link = self.pick(data, lambda wire: wire.open)
         effects = self.tell(msg.MessagesReceived(link, [garbage]))
         assert all(isinstance(effect, Log) for effect in effects)
@@ -351,7 +352,7 @@ class BridgeMachine(RuleBasedStateMachine):
         turn = data.draw(st.sampled_from(sorted(self.asked)))
         del self.asked[turn]
         self.tell(msg.TurnLeft(turn))
-        # A slot is not used again before its terminal event: else the link is gone (24).
+        # A link is not reused before the terminal event: it is closed (ONE_AT_A_TIME).
         assert all(wire.carries != turn for wire in self.wires.values())
 
     @precondition(lambda self: self.asked)
@@ -362,7 +363,7 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def something_old(self, data: st.DataObject) -> None:
-        """What is reported of a link or a turn that is gone does nothing."""
+        """Late reports about a link or a turn that has ended have no effect."""
         turn = data.draw(st.sampled_from([10**6, *sorted(self.ended)]))
         events: list[msg.BridgeEvent] = [msg.TurnLeft(turn), msg.TurnBlocked(turn, True)]
         if gone := sorted(self.links - self.wires.keys()):
@@ -376,7 +377,7 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def misuse(self, data: st.DataObject) -> None:
-        """What no driver can report is named, and changes nothing."""
+        """Events that no correct driver reports raise an error and change nothing."""
         request = parse_create(b'{"model":"m","input":"x"}')
         headers: Any = [("authorization", "x")]
         code: Any = 1006
@@ -410,12 +411,12 @@ class BridgeMachine(RuleBasedStateMachine):
 
     @rule(odds=st.integers(0, 9))
     def evict(self, odds: int) -> None:
-        if odds == 0:  # it takes away what other rules need
+        if odds == 0:  # it ends what other rules need
             self.tell(msg.DrainStarted())
 
     @rule(seconds=SECONDS, late=st.booleans())
     def time_passes(self, seconds: int, late: bool) -> None:
-        """On time, or all at once when it is over."""
+        """Deadlines are reported on time, or all at once at the end."""
         end = self.now + seconds * SECOND
         while (deadline := self.bridge.next_timeout()) is not None and deadline.at <= end:
             self.deadline_passes(end if late else deadline.at)
@@ -425,13 +426,13 @@ class BridgeMachine(RuleBasedStateMachine):
         self.now = max(self.now, at)
         self.tell(msg.BridgeTimeout())
         deadline = self.bridge.next_timeout()
-        assert deadline is None or deadline.at > self.now  # 29
+        assert deadline is None or deadline.at > self.now  # DEADLINES_ARE_KEPT
 
     @rule()
     def spurious_deadline(self) -> None:
         deadline = self.bridge.next_timeout()
         if deadline is None or deadline.at > self.now:
-            assert self.tell(msg.BridgeTimeout()) == []  # 44
+            assert self.tell(msg.BridgeTimeout()) == []  # SPURIOUS_IS_NOTHING
 
     # ------------------------------------------------------------ what the bridge does
 
@@ -443,13 +444,13 @@ class BridgeMachine(RuleBasedStateMachine):
             self.links.add(effect.link)
             self.wires[effect.link] = Wire(credential.removeprefix("Bearer "))
         elif isinstance(effect, msg.CloseLink):
-            del self.wires[effect.link]  # one that is gone would be a KeyError: 42
+            del self.wires[effect.link]  # KeyError if it is gone: LIVE_GENERATION
         elif isinstance(effect, msg.PauseLink):
             if effect.link in self.wires:
                 assert self.wires[effect.link].paused is not effect.paused
                 self.wires[effect.link].paused = effect.paused
         elif isinstance(effect, msg.SendFrame):
-            self.judge_frame(self.wires[effect.link], effect.data)  # 42
+            self.judge_frame(self.wires[effect.link], effect.data)  # LIVE_GENERATION
         elif isinstance(effect, msg.AnswerEvents):
             self.judge_answer(effect)
         elif isinstance(effect, msg.FailAnswer):
@@ -463,61 +464,61 @@ class BridgeMachine(RuleBasedStateMachine):
         body = json.loads(data)
         turn = int(WORDS.findall(data)[-1].removeprefix(b"mark-"))
         asked = self.asked[turn]
-        assert wire.open  # 17
+        assert wire.open  # OPEN_IS_OPEN
         assert wire.carries is None  # turns never overlap
-        assert wire.key == asked.key  # 3, 39
+        assert wire.key == asked.key  # CREDENTIALS_ARE_KEPT_APART
         anchor = body.get("previous_response_id")
         if asked.items is not None:
-            # However it is said, it is the same context: 4, 6, 7.
+            # In every form of the input the context is the same: CONTEXT_IS_MEANT.
             before = self.made[anchor].words if anchor is not None else []
             said = [*before, *WORDS.findall(json.dumps(body["input"]).encode())]
             assert said == Made("", True, asked.items).words
         if self.strict:
-            assert not asked.begun  # 13
+            assert not asked.begun  # NO_REPLAY_AFTER_ANSWER
         wire.carries, wire.sent, wire.accepted = turn, False, False
 
     def judge_answer(self, effect: msg.AnswerEvents) -> None:
         asked = self.asked[effect.turn]
         first, last = effect.events[0], effect.events[-1]
-        assert asked.begun or first.kind is EventKind.CREATED  # 26
+        assert asked.begun or first.kind is EventKind.CREATED  # ANSWER_IS_WHOLE
         for upstream in effect.events:
-            # The bridge's own is a first response.created where the upstream has sent none.
+            # The bridge makes the first response.created itself if the upstream sent none.
             may_be_own = upstream is first and not asked.begun
             caused_by = json.loads(upstream.data).get("turn", effect.turn if may_be_own else None)
-            assert caused_by == effect.turn  # 24
+            assert caused_by == effect.turn  # DELIVERED_TO_ITS_TURN
             asked.created += upstream.kind is EventKind.CREATED
-            assert upstream is last or upstream.kind is not EventKind.ENDED  # 26
+            assert upstream is last or upstream.kind is not EventKind.ENDED  # ANSWER_IS_WHOLE
         asked.begun = True
         if self.strict:
-            assert asked.created <= 1  # 14
+            assert asked.created <= 1  # ANSWER_IS_WHOLE
         if last.kind is EventKind.ENDED:
             self.end(effect.turn)
 
     def end(self, turn: int) -> None:
-        del self.asked[turn]  # a second end would be a KeyError: 41
+        del self.asked[turn]  # KeyError at a second end: ONE_END
         self.ended.add(turn)
 
     # ------------------------------------------------------------ at any time
 
     @invariant()
-    def the_books_balance(self) -> None:
+    def the_model_agrees(self) -> None:
         if not hasattr(self, "bridge"):
             return
         bridge = self.bridge
-        assert bridge.turns == len(self.asked)  # 21, 41
+        assert bridge.turns == len(self.asked)  # SESSIONS_ARE_LIMITED, ONE_END
         assert bridge.links == len(self.wires)
         carried = [wire.carries for wire in self.wires.values() if wire.carries is not None]
         assert len(set(carried)) == len(carried)
-        assert set(carried) <= set(self.asked)  # 24
-        assert 0 <= bridge.conversations <= MAX_SESSIONS  # 21
-        assert len(self.asked) <= MAX_SESSIONS * (1 + MAX_WAITING)  # 23
+        assert set(carried) <= set(self.asked)  # ONE_AT_A_TIME
+        assert 0 <= bridge.conversations <= MAX_SESSIONS  # SESSIONS_ARE_LIMITED
+        assert len(self.asked) <= MAX_SESSIONS * (1 + MAX_WAITING)  # QUEUE_IS_BOUNDED
         assert len(self.wires) <= bridge.conversations
-        assert 0 <= bridge.memory.size <= 100_000  # 28
+        assert 0 <= bridge.memory.size <= 100_000  # memory is bounded
         if self.asked:
-            assert bridge.next_timeout() is not None  # so it will end
+            assert bridge.next_timeout() is not None  # some deadline will end the turns
 
     def teardown(self) -> None:
-        """Left alone, with upstreams that are silent for ever, every turn comes to its end."""
+        """Without further events, with silent upstreams, every turn ends by its deadlines."""
         if not hasattr(self, "bridge"):
             return
         for _ in range(1000):
@@ -525,10 +526,10 @@ class BridgeMachine(RuleBasedStateMachine):
             if deadline is None:
                 break
             self.deadline_passes(deadline.at)
-        self.the_books_balance()
-        assert not self.asked  # 41
-        assert not self.wires  # 18
-        assert self.bridge.conversations == 0  # 19
+        self.the_model_agrees()
+        assert not self.asked  # ONE_END
+        assert not self.wires  # NOTHING_IS_LEFT
+        assert self.bridge.conversations == 0  # IDLE_IS_RETIRED
         assert self.bridge.memory.size == 0
 
 
@@ -542,22 +543,22 @@ class Caller:
     client: ByteClient
     key: str
     marks: set[bytes] = attrs.Factory(set)
-    unsent: list[bytes] = attrs.Factory(list)  # what is left of its latest request
-    requests: int = 0  # that it sent completely
+    unsent: list[bytes] = attrs.Factory(list)  # the rest of its latest request
+    requests: int = 0  # requests that it sent completely
     reads: bool = True
-    stays: bool = True  # it waits for its answers, and says nothing malformed
-    cut_off: bool = False  # its connection was gone before a request was sent completely
+    stays: bool = True  # it waits for its answers and sends nothing malformed
+    cut_off: bool = False  # its connection was lost before a request was sent completely
 
 
 class EndpointMachine(RuleBasedStateMachine):
-    """Clients with three credentials, an upstream that has faults, wires that cut anywhere."""
+    """Clients with three credentials, an upstream with faults, connections that break anywhere."""
 
     def __init__(self) -> None:
         super().__init__()
         self.serial = 0
         self.callers: list[Caller] = []
-        self.responses: dict[str, str] = {}  # response id -> the credential that saw it first
-        self.owners: dict[bytes, str] = {}  # what was said -> by whose credential
+        self.responses: dict[str, str] = {}  # response id -> the credential that received it first
+        self.owners: dict[bytes, str] = {}  # text -> the credential that sent it
         self.logs_read = self.requests_read = 0
         self.drained = False
 
@@ -580,7 +581,7 @@ class EndpointMachine(RuleBasedStateMachine):
             policy=policy,
             split=cut,
             continuity=continuity,
-            transcript_age=5000 * SECOND,  # less than it takes to settle
+            transcript_age=5000 * SECOND,  # shorter than the time in ``teardown``
             max_waiting=MAX_WAITING,
             decisions=policy == "default",
         )
@@ -592,7 +593,7 @@ class EndpointMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), key=st.sampled_from(KEYS), again=st.booleans())
     def ask(self, data: st.DataObject, key: str, again: bool) -> None:
-        """Requests, the last one's first pieces at least; on a connection of their own or not."""
+        """Send a request, or its first pieces, on a new connection or an open one."""
         for _ in range(data.draw(st.integers(1, 3))):
             self.ask_once(data, key, again)
 
@@ -679,7 +680,8 @@ class EndpointMachine(RuleBasedStateMachine):
 
     @rule(fault=strategies.faults(), ahead=st.integers(1, 2), odds=st.integers(0, 1))
     def trouble(self, fault: Fault, ahead: int, odds: int) -> None:
-        """For one of the next connections or turns. Never for all: nothing would happen then."""
+        """A fault for one of the next connections or turns. Never for all: then little could
+        happen."""
         if odds:
             return
         emulator = self.world.emulator
@@ -696,7 +698,7 @@ class EndpointMachine(RuleBasedStateMachine):
 
     @rule(seconds=SECONDS, odd=st.integers(-1, 1))
     def time_passes(self, seconds: int, odd: int) -> None:
-        self.world.net.advance(max(seconds * SECOND + odd, 0))  # which checks 29
+        self.world.net.advance(max(seconds * SECOND + odd, 0))  # checks DEADLINES_ARE_KEPT
 
     @rule(odds=st.integers(0, 30))
     def drain(self, odds: int) -> None:
@@ -707,19 +709,19 @@ class EndpointMachine(RuleBasedStateMachine):
     # ------------------------------------------------------------ at any time
 
     @invariant()
-    def the_books_balance(self) -> None:
+    def the_model_agrees(self) -> None:
         if not hasattr(self, "world"):
             return
         world = self.world
         endpoint, bridge = world.endpoint, world.endpoint.bridge
         connections = world.net.open_connections(endpoint)
-        assert endpoint.clients + endpoint.upstreams == connections  # 18
+        assert endpoint.clients + endpoint.upstreams == connections  # NOTHING_IS_LEFT
         assert 0 <= bridge.links <= endpoint.upstreams
-        assert 0 <= bridge.turns <= endpoint.clients  # 21, 41
+        assert 0 <= bridge.turns <= endpoint.clients  # SESSIONS_ARE_LIMITED, ONE_END
         assert 0 <= bridge.links <= bridge.conversations + bridge.turns
         deadline = endpoint.next_timeout()
-        assert deadline is None or deadline.at > world.net.now  # 29
-        assert deadline is not None or not connections  # so it will end
+        assert deadline is None or deadline.at > world.net.now  # DEADLINES_ARE_KEPT
+        assert deadline is not None or not connections  # some deadline will end them
         for log in world.net.logs[self.logs_read :]:
             assert not SECRETS.search(repr(log.fields)), log
             if log.event == DECISION:
@@ -735,20 +737,23 @@ class EndpointMachine(RuleBasedStateMachine):
             credential = dict(seen.headers)[b"authorization"]
             said = seen.raw + json.dumps(seen.context).encode()
             owners = {self.owners[mark] for mark in re.findall(rb"mark-[0-9]+", said)}
-            assert [b"Bearer " + owner.encode() for owner in owners] == [credential]  # 3, 39
+            # CREDENTIALS_ARE_KEPT_APART
+            assert [b"Bearer " + owner.encode() for owner in owners] == [credential]
         self.requests_read = len(requests)
 
     @invariant()
     def answers_are_what_was_asked_for(self) -> None:
         for caller in self.callers:
             said = bytes(caller.client.received)
-            assert set(re.findall(rb"mark-[0-9]+", said)) <= caller.marks  # 3, 24
+            # CREDENTIALS_ARE_KEPT_APART, DELIVERED_TO_ITS_TURN
+            assert set(re.findall(rb"mark-[0-9]+", said)) <= caller.marks
             for found in re.findall(rb'"id":"(resp_[0-9a-f]+)"', said):
                 owner = self.responses.setdefault(found.decode(), caller.key)
-                assert owner == caller.key  # 3, 39
+                assert owner == caller.key  # CREDENTIALS_ARE_KEPT_APART
 
     def teardown(self) -> None:
-        """All read again, the upstream is well, time passes: who stayed has whole answers."""
+        """Clients read again, the upstream works, time passes: clients that stayed have whole
+        answers."""
         if not hasattr(self, "world"):
             return
         self.upstream_listens(True)
@@ -765,13 +770,13 @@ class EndpointMachine(RuleBasedStateMachine):
     def judge(self, caller: Caller) -> None:
         answers = read_answers(bytes(caller.client.received))
         finals = [answer for answer in answers if answer.status != 100]
-        unasked = 1 if caller.unsent else 0  # 408, for the one that never came
+        unasked = 1 if caller.unsent else 0  # 408 for the request that was never completed
         assert len(finals) <= caller.requests + unasked
-        # A client that neither sent nor read for too long may miss the 408 that it was sent.
+        # A client that neither sent nor read for too long may not have received its 408.
         if not self.drained and not caller.cut_off:
             assert len(finals) >= min(caller.requests, 1)
         for answer in finals:
-            assert answer.complete  # 25
+            assert answer.complete  # ONE_END
             if answer.headers["content-type"] == "text/event-stream":
                 ends = {"response.completed", "response.failed", "response.incomplete"}
                 assert [name for name in answer.names if name in ends] == answer.names[-1:]
@@ -819,7 +824,7 @@ LAWFUL = {found.id for found in RULES.values() if found.handling is not Handling
 
 @contextmanager
 def rules_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Counts the rules that sessions meet."""
+    """Count the rules that sessions apply."""
     met: Counter[str] = Counter()
 
     def counting(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -833,10 +838,10 @@ def rules_counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
 
 
 def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or else the machines above would prove nothing about it."""
+    """Otherwise the machines above would prove nothing about it."""
     with rules_counted(monkeypatch) as met:
         run_machine(BridgeMachine, 60, **REPEATABLE)
-    assert met["ended"] > 30  # much of what is asked is answered: nothing stops early
+    assert met["ended"] > 30  # most turns are answered: the machine does not get stuck
     with rules_counted(monkeypatch) as of_endpoint:
         run_machine(EndpointMachine, 20, **REPEATABLE)
     assert of_endpoint["ended"] > 5
@@ -845,7 +850,7 @@ def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
     @settings(max_examples=300, database=None, **REPEATABLE)
     @given(st.data(), strategies.policies(feasible=False), st.booleans())
     def of_sessions(data: st.DataObject, policy: Policy, remote: bool) -> None:
-        if not remote:  # sockets that age while anybody looks
+        if not remote:  # connections that reach their lifetime
             times = attrs.evolve(policy.timeouts, lifetime=60 * SECOND)
             policy = attrs.evolve(policy, timeouts=times)
         state = SessionState(remote=remote)
@@ -853,5 +858,5 @@ def test_every_rule_is_met(monkeypatch: pytest.MonkeyPatch) -> None:
         met.update(record.rule for record in strategies.replay(policy, history, state))
 
     of_sessions()
-    # An illegal pair is misuse: no machine and no history has any.
+    # Illegal pairs are misuse: no machine and no history has any.
     assert set(met) == {*LAWFUL, STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE}

@@ -1,4 +1,5 @@
-"""The reference model as a monitor: what it is told, it judges, until the first violation."""
+"""Tests of verify/monitor.py: the reference model checks each transition, until the first
+violation."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.replay import Replay
 from bridgecore.wire.decisions import Recorder
 
-# A turn that was sent and lost; then its connection is opened again.
+# A turn that was sent and lost; then a new connection is opened.
 LOST: tuple[Event, ...] = (
     ev.TurnSubmitted(Turn(1)),
     ev.ConnectionOpened(1),
@@ -48,14 +49,14 @@ def test_a_violation_is_raised_by_the_event_that_shows_it_and_by_no_later_one() 
     live(session, ev.FrameSent(2), ev.ResponseEnded(2, ev.Outcome.COMPLETED, "resp_1"))
 
 
-def test_what_a_policy_is_known_to_break_need_not_be_demanded() -> None:
+def test_known_violations_can_be_left_out() -> None:
     session = WatchedSession(PR397, without=frozenset({Property.NO_AMBIGUOUS_RESEND}))
     live(session, *LOST)
     assert session.monitor.violation is None
 
 
-def test_what_means_nothing_changes_no_state() -> None:
-    """Effects alone do not show it."""
+def test_ignored_events_change_no_state() -> None:
+    """The effects alone would not show that the state changed."""
     monitor, state = Monitor(DEFAULT), SessionState()
     ignored = (fx.Ignored("the deadline is not due"),)
     spurious = ev.DeadlineReached(Timer.PING)
@@ -125,13 +126,13 @@ def test_a_decision_log_is_judged_line_by_line_if_that_is_wanted() -> None:
 
 
 def test_ids_that_are_hashed_are_judged_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same id has the same hash, so a model can tell what is sent where."""
+    """Equal ids have equal hashes, so the model can check where an anchor is sent."""
     turn = ev.TurnSubmitted(Turn(2, Standing.BOUND, "resp_1"))
     ended = ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1")
     replayed = Replay(watched=True)
     for line in lines(DEFAULT, *LOST[:3], ended, turn):
         replayed.take(line)
-    # A bridge that sends an anchor wherever it likes.
+    # A bridge that sends every anchor on any connection.
     monkeypatch.setattr(
         TransitionBuilder, "dispatch", lambda builder: builder._send(fx.RequestForm.AS_IS)
     )

@@ -1,4 +1,4 @@
-"""Mutants of the rules: the properties alone, without scenarios, notice that a rule is broken."""
+"""Tests of verify/mutate.py: the properties alone, without scenarios, detect broken rules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from bridgecore.verify.mutate import (
 )
 from bridgecore.verify.properties import Property
 
-# What is shared here takes seconds to make, so that it is made in one process.
+# The observation takes seconds, so all tests that share it run in one process.
 pytestmark = pytest.mark.xdist_group("mutate")
 
 
@@ -103,13 +103,13 @@ def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
 
 
 def test_every_kept_property_has_a_reason() -> None:
-    """Which properties need one is seen by the full run, ``make verify-nightly``."""
+    """Which properties need a reason is checked by the full run, ``make verify-nightly``."""
     assert all(len(why) > 20 for why in KEPT.values())
     assert set(KEPT) < set(Property)
 
 
 def test_a_rule_depends_only_on_the_fields_that_as_read_keeps(observed: Observed) -> None:
-    """The rules go the same way from a state and from what they read of it."""
+    """The rules behave alike in a state and in what ``as_read`` keeps of it."""
     cut = 0
     for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
         state = as_read(met.policy, met.state)
@@ -126,7 +126,7 @@ def test_a_rule_depends_only_on_the_fields_that_as_read_keeps(observed: Observed
 def test_a_transition_depends_on_the_cells_that_it_names_only(
     observed: Observed, action: Action
 ) -> None:
-    """Else a mutant of a cell could be left out although it changes something."""
+    """Otherwise a mutant of a cell could be left out although it changes something."""
     policies: dict[frozenset[tuple[Situation, Standing]], Policy] = {}
     other = Remedy(action, FailureReply.OVERLOADED)
     for met in (met for of_rule in observed.by_rule.values() for met in of_rule):
@@ -152,7 +152,7 @@ def test_a_mutant_that_changes_nothing_is_recognised(
     observed: Observed, name: str, nothing: bool
 ) -> None:
     found = [mutant for mutant in candidates(DEFAULT, observed.seen) if mutant.name == name]
-    if "cell" in name:  # the cell as it is
+    if "cell" in name:  # the cell without its mutation
         cell = Situation.CONNECT_FAILED, Standing.HELD
         found = [Mutant(name, "", DEFAULT, cell=cell)]
     (mutant,) = found

@@ -1,5 +1,5 @@
-"""The decision log and its replay: what a whole endpoint decided is decided again, and nothing
-that anybody sent is in the log."""
+"""The decision log and its replay: the decisions of an endpoint are made again from its log, which
+contains no content of clients."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ SECRET = "sk-nobody-may-see-this"
 WORDS = "the body of a turn"
 TERSE = "Invalid `previous_response_id`."
 
-# A fault of every kind at some point, as they come one turn after the other.
+# One fault of each kind, in successive turns.
 FAULTS: tuple[tuple[Point, Action], ...] = (
     (Point.AFTER_TERMINAL, CloseWith(1001)),
     (Point.BEFORE_CREATED, Abort()),
@@ -83,7 +83,7 @@ def lines_of(world: World) -> list[bytes]:
 
 
 def eventful(policy: str = "default", **configured: Any) -> World:
-    """A world in which chains with and without ``store`` met every fault."""
+    """A world in which conversations with and without ``store`` had every fault."""
     world = World(policy=policy, decisions=True, created_timeout=5 * 10**9, **configured)
     for nth, (point, action) in enumerate(FAULTS):
         world.emulator.faults.add(3 * nth + 2, Fault(point, action))
@@ -115,7 +115,9 @@ def log() -> list[bytes]:
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("continuity", Continuity)
-def test_the_decisions_of_an_endpoint_replay_alike(policy: str, continuity: Continuity) -> None:
+def test_the_decisions_of_an_endpoint_replay_to_themselves(
+    policy: str, continuity: Continuity
+) -> None:
     lines = lines_of(eventful(policy, continuity=continuity))
     report = replay(lines)
     assert report.same
@@ -135,8 +137,8 @@ def test_the_log_of_the_tests_is_worth_replaying(log: list[bytes]) -> None:
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_decisions_under_any_fault_replay_alike(data: st.DataObject) -> None:
-    """Several clients at once, any faults, any times; and every policy can be asked about it."""
+def test_decisions_under_any_fault_replay_to_themselves(data: st.DataObject) -> None:
+    """Several clients at once, any faults, any times; compared with every policy."""
     policy = data.draw(st.sampled_from(sorted(POLICIES)))
     continuity = data.draw(st.sampled_from(Continuity))
     world = World(policy=policy, continuity=continuity, decisions=True, max_waiting=1)
@@ -169,7 +171,7 @@ def test_decisions_under_any_fault_replay_alike(data: st.DataObject) -> None:
 
 
 def test_a_log_goes_on_with_another_run(log: list[bytes]) -> None:
-    """The same file serves one process after the other: each counts from 1 again."""
+    """A file may have several processes, one after the other: each counts from 1 again."""
     once, twice = replay(log), replay([*log, *log])
     assert twice.same
     assert twice.runs == 2
@@ -185,12 +187,12 @@ def test_each_line_names_the_cells_that_decided() -> None:
     assert "lost_sent/held_stored=refuse" in cells["lost-in-flight"]
     assert "not_found/held_stored=rehydrate" in cells["refused"]
     assert "send_skipped/held=rehydrate" in cells["connection-opened"]
-    # What may be held back is no decision about a loss.
+    # Whether output may be held back is not a decision about a loss.
     assert cells["created"] == cells["output"] == cells["ended"] == set()
 
 
 def test_output_that_was_folded_together_is_replayed_at_its_time() -> None:
-    """A slow answer outlives its first idle deadline: only the touches say why."""
+    """The folded output extends the idle deadline: only the recorded touches explain that."""
     recorder = Recorder(DEFAULT)
     session = recorder.session(1)
     idle = DEFAULT.timeouts.idle
@@ -214,7 +216,7 @@ def test_output_that_was_folded_together_is_replayed_at_its_time() -> None:
     ]
     assert replay(lines).same
     sooner = lines[7].replace(str(2 * idle).encode(), str(idle + 5).encode())
-    assert replay([*lines[:6], sooner]).same  # had nothing been folded, it would have been due
+    assert replay([*lines[:6], sooner]).same  # without folding it would have been due
     divergence = replay([*lines[:7], sooner]).divergence
     assert divergence is not None
     assert divergence.actual.rule == "spurious-deadline"
@@ -326,7 +328,7 @@ def test_decisions_that_differ_under_another_policy_are_found(
 
 
 def test_a_policy_is_compared_by_its_cells_and_budgets_only(log: list[bytes]) -> None:
-    """Not by its times, nor by how many may wait: those are settings of the run."""
+    """Timeouts and the length of the queue are settings of the run and are taken from it."""
     budgets = attrs.evolve(DEFAULT.budgets, waiting=0)
     timeouts = attrs.evolve(DEFAULT.timeouts, created=1, expiry=1, turn=1)
     other = attrs.evolve(DEFAULT, budgets=budgets, timeouts=timeouts)
@@ -334,8 +336,8 @@ def test_a_policy_is_compared_by_its_cells_and_budgets_only(log: list[bytes]) ->
 
 
 def test_another_policy_has_a_state_of_its_own_as_long_as_it_agrees() -> None:
-    """A replay that the recorded policy has left and the other one's earlier use has not: only
-    what happened before the difference, not the events at it, tell the two apart."""
+    """A replay that the recorded policy has left and the other policy has used up: only the history
+    before the difference tells the two states apart."""
     patient = attrs.evolve(PR397, budgets=Budgets(replays=1, transcripts=False))
     recorder = Recorder(patient)
     session = recorder.session(1)
@@ -344,7 +346,8 @@ def test_another_policy_has_a_state_of_its_own_as_long_as_it_agrees() -> None:
     session.handle(ev.FrameSent(1), 2)
     session.handle(ev.ResponseEnded(1, ev.Outcome.COMPLETED, "resp_1"), 3)
     session.handle(ev.ConnectionLost(1, Closed(1006)), 4)
-    session.handle(ev.TurnSubmitted(ev.Turn(2)), 5)  # reconnects: for PR397, that is its replay
+    # reconnects; under PR397 this uses up the replay
+    session.handle(ev.TurnSubmitted(ev.Turn(2)), 5)
     session.handle(ev.ConnectionOpened(2), 6)
     session.handle(ev.FrameSent(2), 7)
     session.handle(ev.ConnectionLost(2, Closed(1006)), 8)
@@ -366,7 +369,7 @@ def test_the_log_has_no_content_and_no_id() -> None:
             assert secret not in text, secret
 
 
-def test_an_id_has_the_same_hash_wherever_it_stands(log: list[bytes]) -> None:
+def test_an_id_has_the_same_hash_everywhere(log: list[bytes]) -> None:
     made, used = set(), set()
     for line in log[1:]:
         event = json.loads(line)["event"]
@@ -379,7 +382,7 @@ def test_an_id_has_the_same_hash_wherever_it_stands(log: list[bytes]) -> None:
     assert used <= made
     assert all(len(word) == 12 for word in used)
     assert hashed("a") == hashed("a") != hashed("b")
-    assert hashed("\ud800") != hashed("\udc00")  # JSON can bring such halves
+    assert hashed("\ud800") != hashed("\udc00")  # JSON can contain such halves
 
 
 def test_a_rejection_of_the_upgrade_is_replayed() -> None:

@@ -1,4 +1,4 @@
-"""Tests of verify/scenario.py: its reader, its complaints, and what it writes."""
+"""Tests of verify/scenario.py: the reader, its errors, and the printer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_text_that_is_up_to_date_replays_to_itself() -> None:
     assert replay("# A comment.\npolicy default\n\nsubmit 1\n\nopened\n\nsent") == text
 
 
-def test_what_a_person_wrote_is_kept_and_output_is_replaced() -> None:
+def test_a_replay_keeps_the_source_and_replaces_the_output() -> None:
     text = "policy default\nsubmit 1\n----\nlies\n  more lies\n# Then:\nsubmit 2\nevict\n"
     assert replay(text) == (
         "policy default\nsubmit 1\n----\n  open connection 1\n\n# Then:\nsubmit 2\nevict\n----\n"
@@ -141,12 +141,12 @@ def test_settings_stand_before_commands() -> None:
 
 @given(histories())
 def test_events_can_be_written_as_commands(history: History) -> None:
-    """A history that was found by a machine, written down and replayed, says the same."""
+    """A drawn history, written as commands and replayed, has the same effects."""
     lines, rules, effects = ["policy default"], list[str](), list[str]()
     session = Session(DEFAULT)
     for event in [item.event for item in history]:
         try:
-            done = session.handle(event, 0)  # time has commands of its own
+            done = session.handle(event, 0)  # time is written as commands of its own
         except LocalProtocolError:
             continue
         effects += map(describe, done)
@@ -172,11 +172,11 @@ def test_events_can_be_written_as_commands(history: History) -> None:
         (UpstreamRefused(1, ErrorFrame(413), True), "refused status=413 unsent=1 generation=1"),
     ],
 )
-def test_what_an_event_carries_is_written(event: Event, command: str) -> None:
+def test_commands_have_all_fields_of_an_event(event: Event, command: str) -> None:
     assert command_of(event) == command
 
 
-def test_what_a_scenario_cannot_say_is_refused() -> None:
+def test_events_without_a_command_are_refused() -> None:
     with pytest.raises(ValueError, match="refused by an error frame"):
         command_of(UpstreamRefused(1, Closed(1006)))
     with pytest.raises(ValueError, match="refused by an error frame"):

@@ -1,4 +1,4 @@
-"""The search: shortest ways, its limits, and when it is complete. On a grid, where all is known."""
+"""Tests of verify/search.py: shortest paths, limits and completeness, on a grid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def searched(*, most: int = 1000, depth: int | None = None) -> Search[Place, str
     return search
 
 
-def test_everything_is_found_by_a_shortest_way() -> None:
+def test_each_world_is_found_by_a_shortest_path() -> None:
     search = searched()
     assert search.complete
     assert (len(search), search.ahead) == (SIZE * SIZE, 0)
@@ -40,7 +40,7 @@ def test_everything_is_found_by_a_shortest_way() -> None:
     assert distances == sorted(distances)
 
 
-def test_a_world_keeps_its_first_way() -> None:
+def test_a_world_keeps_its_first_path() -> None:
     search = searched()
     number = list(search).index((1, 1))
     assert search.way(number) == (0, ("right", "down"))
@@ -69,7 +69,7 @@ def test_the_number_of_worlds_is_bounded() -> None:
     assert not search.complete
 
 
-def test_it_can_be_broken_off() -> None:
+def test_a_search_can_be_stopped() -> None:
     search: Search[Place, str] = Search(most=1000)
     search.reach((0, 0))
     search.run(lambda number, place: False)

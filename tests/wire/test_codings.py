@@ -34,7 +34,7 @@ SKIPPABLE = struct.pack("<II", 0x184D2A53, 4) + b"note"
 
 
 def decode(data: bytes, *codings: str, max_size: int = 10_000, sizes: object = None) -> bytes:
-    """The body, from pieces of the given sizes; the last is repeated. Default: all at once."""
+    """The body, from pieces of the given sizes; the last size is repeated. Default: all at once."""
     decoder = BodyDecoder(codings, max_size)
     left = list(sizes) if isinstance(sizes, list | tuple) else [max(1, len(data))]
     while data:
@@ -142,12 +142,12 @@ def test_deflate_has_no_second_member() -> None:
 
 @pytest.mark.parametrize("coding", ACCEPTED)
 @pytest.mark.parametrize("data", [BODY, b"\x00" * 50, b"\x1f\x8b" + b"\xff" * 50])
-def test_a_body_in_no_coding_or_another_is_refused(coding: str, data: bytes) -> None:
+def test_a_body_in_another_coding_is_refused(coding: str, data: bytes) -> None:
     with pytest.raises(UndecodableBodyError, match=f"not valid {coding}"):
         decode(data, coding)
 
 
-def test_what_was_damaged_on_the_way_is_refused() -> None:
+def test_damaged_bodies_are_refused() -> None:
     encoded = bytearray(gzip.compress(BODY))
     encoded[-6] ^= 1  # of the checksum
     with pytest.raises(UndecodableBodyError, match="not valid gzip"):
@@ -182,7 +182,7 @@ def test_a_bomb_is_given_up_at_the_bound(name: str) -> None:
     decoder = BodyDecoder([CODING[name]], 1_000_000)
 
     def receive() -> None:
-        # zstd says all of it in one block, which waits for its end or for more to come.
+        # zstd puts all of it in one block, which waits for its end or for more input.
         decoder.receive(bomb + bytes(65_536))
 
     def refused() -> None:
@@ -197,7 +197,7 @@ def test_a_bomb_in_a_bomb_is_given_up_at_the_bound_of_either() -> None:
     inner = gzip.compress(b"\0" * 3_000_000)
     with pytest.raises(BodyTooLargeError):
         decode(zstd.compress(inner), "gzip", "zstd", max_size=1_000_000)
-    # What comes between the codings is bounded by the same number, whatever becomes of it.
+    # What is between two codings has the same limit, whatever becomes of it.
     between = gzip.compress(b"") + zlib.compress(b"\0" * 2_000_000)
     with pytest.raises(BodyTooLargeError):
         decode(zstd.compress(b"\0" * 2_000_000 + between), "deflate", "zstd", max_size=1_000_000)
@@ -243,7 +243,7 @@ def test_the_window_of_zstd_can_be_the_content() -> None:
             decode(frame, "zstd", max_size=max_size)
 
 
-def test_what_else_is_not_supported_of_zstd_is_said() -> None:
+def test_unsupported_zstd_features_are_refused() -> None:
     with_id = bytes([*b"\x28\xb5\x2f\xfd", 0x21, 7, 2, 0x11, 0, 0, *b"{}"])
     with pytest.raises(UnsupportedCodingError, match="a dictionary"):
         decode(with_id, "zstd")
@@ -258,7 +258,7 @@ def test_what_else_is_not_supported_of_zstd_is_said() -> None:
 
 @st.composite
 def _encoded(draw: st.DrawFn) -> tuple[bytes, list[str]]:
-    """A body as it could come: right, cut off, damaged, or followed by something."""
+    """A body as it could come: valid, cut off, damaged, or followed by something."""
     names = draw(st.lists(st.sampled_from(sorted(ENCODERS)), min_size=1, max_size=2))
     data = draw(st.binary(max_size=300)) * draw(st.sampled_from([1, 1, 50, 2000]))
     for name in names:

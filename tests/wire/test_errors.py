@@ -1,5 +1,5 @@
-"""Tests of wire/errors.py: each shape that upstreams use, what is read of it, and what a client is
-told in the end."""
+"""Tests of wire/errors.py: each shape that upstreams use, what is read from it, and what the client
+gets."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_a_code_is_short() -> None:
          '"x-codex-secondary-reset-after-seconds":9569},"error":{}', None),
         ('"headers":{"x-ratelimit-reset-requests":"6m0s"},"error":{}', None),
         ('"error":{"details":[{"@type":"x"},{"retryDelay":"34.07s"}]}', 35),
-        # The longest is the one after which nobody is turned away.
+        # The longest is the one after which no request is rejected.
         ('"headers":{"retry-after":"9"},"error":{"resets_in_seconds":8,"retry_after":7}', 9),
         ('"headers":{"retry-after":"7"},"error":{"message":"Try again in 8s"}', 8),
     ],
@@ -387,7 +387,7 @@ def test_the_longest() -> None:
         ('"Forbidden"', ErrorFrame(message="Forbidden")),
         ("\ufeff upstream  request\r\n\ttimeout\n", ErrorFrame(message="upstream request timeout")),
         ("<html><title>403</title></html>", ErrorFrame()),
-        ('{"error":{"code":"c"', ErrorFrame()),  # broken off
+        ('{"error":{"code":"c"', ErrorFrame()),  # truncated
         ("[]", ErrorFrame()),
         ("", ErrorFrame()),
         (" \n", ErrorFrame()),
@@ -454,7 +454,7 @@ def test_any_bytes_are_read(data: bytes) -> None:
 
 @given(st.dictionaries(st.text(max_size=4), _JSON, max_size=4))
 def test_members_are_found_like_the_standard_library_finds_them(members: dict[str, object]) -> None:
-    """Only what no strict reader takes is left out."""
+    """Only what strict parsers reject is left out."""
     members = {f"x{name}": value for name, value in members.items()}
     text = json.dumps({"error": members})
     kept = read_error(text.encode()).more

@@ -1,4 +1,5 @@
-"""Tests of wire/headers.py: which headers go upstream, which name the tenant and the request."""
+"""Tests of wire/headers.py: which headers are sent upstream, which name the tenant and
+the request."""
 
 from __future__ import annotations
 
@@ -71,7 +72,7 @@ def test_each_of_several_beta_headers_is_looked_at() -> None:
     assert upgrade_headers(headers, ALL) == [(b"openai-beta", b"a")]
 
 
-def test_what_is_not_listed_is_not_forwarded() -> None:
+def test_unlisted_headers_are_not_forwarded() -> None:
     headers = [(b"authorization", b"k"), (b"cookie", b"c"), (b"x-tenant", b"t")]
     assert upgrade_headers(headers, ALL) == headers[:1]
     assert upgrade_headers(headers, frozenset({b"x-tenant"})) == headers[2:]
@@ -92,7 +93,7 @@ def test_the_client_names_its_request(value: bytes) -> None:
     "values",
     [[], [b""], [b"r" * 257], [b"a b"], [b"\xff"], [b"a\r\nb"], [b"a\x7f"], [b"a", b"a"]],
 )
-def test_a_name_that_is_not_safe_to_repeat_is_none(values: list[bytes]) -> None:
+def test_an_unsafe_request_id_is_ignored(values: list[bytes]) -> None:
     assert request_id_of([(b"x-request-id", value) for value in values]) is None
 
 

@@ -1,7 +1,7 @@
-"""The server side of one HTTP/1.1 connection: what is served, what is refused, what is answered.
+"""Tests of wire/http.py: one HTTP/1.1 connection of a server; what is accepted, refused, answered.
 
-What belongs here: everything that can be said about ``wire/http.py`` in bytes alone. Answers are
-read back with h11's client, which knows nothing of our framing.
+What belongs here: ``wire/http.py`` in bytes alone. Answers are parsed with h11's client, which
+shares no code with ours.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def drain(server: HttpServer) -> list[HttpEvent]:
 
 
 def feed(server: HttpServer, *pieces: bytes) -> list[HttpEvent]:
-    """All events of ``pieces``, taken after each."""
+    """All events of ``pieces``, collected after each."""
     events = []
     for piece in pieces:
         server.receive(piece)
@@ -51,7 +51,7 @@ def feed(server: HttpServer, *pieces: bytes) -> list[HttpEvent]:
 
 
 def phase_of(server: HttpServer) -> HttpPhase:
-    """The phase, by a call: type checkers take a property to stay what it was."""
+    """The phase, by a call: type checkers assume that a property does not change."""
     return server.phase
 
 
@@ -60,7 +60,7 @@ def one_by_one(data: bytes) -> Iterable[bytes]:
 
 
 def served(data: bytes, limits: HttpLimits = LIMITS) -> tuple[RequestHead, bytes]:
-    """Head and body of the one request that ``data`` is."""
+    """Head and body of the one request in ``data``."""
     head, body = feed(HttpServer(limits), data)
     assert isinstance(head, RequestHead)
     assert isinstance(body, RequestBody)
@@ -68,13 +68,13 @@ def served(data: bytes, limits: HttpLimits = LIMITS) -> tuple[RequestHead, bytes
 
 
 def refused(data: bytes, limits: HttpLimits = LIMITS) -> BadRequest:
-    """The refusal that ``data`` ends in; the same however the input is cut."""
+    """The refusal with which ``data`` ends; the same however the input is split."""
     server = HttpServer(limits)
     whole = feed(server, data)
     assert feed(HttpServer(limits), *one_by_one(data)) == whole
     refusal = whole[-1]
     assert isinstance(refusal, BadRequest)
-    # Nothing more is parsed, and the answer ends the connection.
+    # Nothing more is parsed, and the connection ends with the answer.
     assert phase_of(server) is HttpPhase.ANSWERING
     assert feed(server, GET) == []
     answer = server.respond(refusal.status, [], b"no", close=True)
@@ -93,7 +93,8 @@ def post(body: bytes, *fields: bytes) -> bytes:
 
 
 def read_answer(data: bytes, method: bytes = b"GET") -> tuple[h11.Response, bytes, type[object]]:
-    """What an h11 client makes of an answer: its head, its body, and its view of us afterwards."""
+    """The answer as an h11 client parses it: its head, its body, and the state of the
+    connection."""
     client = h11.Connection(h11.CLIENT)
     client.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
     client.send(h11.EndOfMessage())
@@ -235,7 +236,7 @@ def with_fields(
 
 
 MALFORMED: dict[str, tuple[bytes, str]] = {
-    # Two ways to tell where the body ends.
+    # Ambiguous body length.
     "length and coding": (
         with_fields(b"Content-Length: 3", b"Transfer-Encoding: chunked"),
         "both Content-Length and Transfer-Encoding",
@@ -434,14 +435,14 @@ def test_malformed_chunk_framing_is_refused(data: bytes, why: str) -> None:
 
 
 def test_a_refusal_comes_as_soon_as_it_is_certain() -> None:
-    # Nothing here would ever be followed by more.
+    # Nothing would ever follow.
     assert isinstance(feed(HttpServer(LIMITS), b"GET / HTTP/1.1\n")[0], BadRequest)
     assert isinstance(feed(HttpServer(LIMITS), b"\x16")[0], BadRequest)
     _, refusal = feed(HttpServer(LIMITS), CHUNKED + b"5\n")
     assert isinstance(refusal, BadRequest)
 
 
-def test_refusals_do_not_repeat_what_was_sent() -> None:
+def test_refusals_do_not_quote_the_request() -> None:
     for data, _ in MALFORMED.values():
         secret = data.replace(b"\r\nX", b"\r\nAuthorization: Bearer sekrit\r\nX")
         assert "sekrit" not in refused(secret).message
@@ -470,7 +471,7 @@ def test_a_head_may_be_as_large_as_the_limit() -> None:
         head_of_size(200_000),
         b"G" * LIMITS.max_header,  # never ends
         b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 1000,
-        head_of_size(LIMITS.max_header + 1)[:-1] + b"\0",  # what is beyond is not looked at
+        head_of_size(LIMITS.max_header + 1)[:-1] + b"\0",  # what is beyond the limit is not parsed
     ],
 )
 def test_a_larger_head_is_refused(data: bytes) -> None:
@@ -531,7 +532,7 @@ def test_chunk_framing_lines_may_be_as_long_as_the_limit() -> None:
     assert server.buffered == 0
 
 
-def test_the_bound_on_what_is_held_back() -> None:
+def test_the_limit_of_the_receive_buffer() -> None:
     allowed = LIMITS.max_header + LIMITS.max_body
     within, beyond = HttpServer(LIMITS), HttpServer(LIMITS)
     feed(within, GET, b"x" * allowed)
@@ -557,7 +558,7 @@ EXTENSIONS = [b"", b";a", b';a="b;\\"c"', b";a;b=c"]
 
 @st.composite
 def requests(draw: st.DrawFn, extensions: list[bytes]) -> bytes:
-    """A lawful request, in bytes."""
+    """A valid request, in bytes."""
     name = st.text("abcXYZ019-_", min_size=1, max_size=8).map(lambda s: "x-" + s)
     value = st.text(st.sampled_from("ab \t:,;=\"'/é"), max_size=12)
     fields = [f"{n}: {v}".encode() for n, v in draw(st.lists(st.tuples(name, value), max_size=4))]
@@ -593,7 +594,7 @@ def test_events_do_not_depend_on_how_input_is_cut(data: bytes, places: list[int]
     assert feed(HttpServer(LIMITS), *one_by_one(data)) == whole
 
 
-# All but white space before an extension, which h11 refuses and RFC 9112 does not.
+# All but white space before an extension, which h11 refuses and RFC 9112 permits.
 @settings(max_examples=150)
 @given(requests(EXTENSIONS))
 def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
@@ -630,7 +631,7 @@ def test_h11_reads_lawful_requests_alike(data: bytes) -> None:
     ),
     st.lists(st.integers(0, 10_000), max_size=4),
 )
-def test_damaged_requests_end_alike_however_cut(
+def test_damaged_requests_fail_alike_in_any_split(
     data: bytes, damage: list[tuple[int, int, bytes]], places: list[int]
 ) -> None:
     for place, gone, instead in damage:
@@ -834,7 +835,7 @@ def test_continue_is_sent_for_a_chunked_body() -> None:
         b"",
     ],
 )
-def test_continue_is_not_sent_when_none_is_waited_for(data: bytes) -> None:
+def test_continue_is_sent_only_if_expected(data: bytes) -> None:
     server = HttpServer(LIMITS)
     feed(server, data)
     assert server.wants_body() == b""
@@ -1174,7 +1175,7 @@ def test_a_body_that_cannot_be_decoded_costs_its_connection_nothing(chunked: boo
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_what_follows_a_bomb_is_not_waited_for(chunked: bool) -> None:
+def test_a_bomb_is_refused_at_once(chunked: bool) -> None:
     bomb = gzip.compress(bytes(10_000_000)) * 30
     data = chunks(bomb, 70_000, 70_000) if chunked else post(bomb)
     server, (_, refusal) = decoding(data[:100_000], max_body=len(bomb))
@@ -1184,12 +1185,12 @@ def test_what_follows_a_bomb_is_not_waited_for(chunked: bool) -> None:
     assert server.buffered == 0
 
 
-def test_the_bound_of_a_body_is_one_for_what_comes_and_what_it_decodes_to() -> None:
+def test_encoded_and_decoded_body_share_one_limit() -> None:
     for body, status in ((b"x" * 1000, None), (b"x" * 1001, 413)):
         for data in (post(gzip.compress(body)), chunks(gzip.compress(body), 5)):
             _, (_, event) = decoding(data)
             assert event == RequestBody(body) if status is None else isinstance(event, BodyRefused)
-    # Empty members: nothing comes out.
+    # Empty members: there is no output.
     for data in (post(gzip.compress(b"") * 51), chunks(gzip.compress(b"") * 51, 500)):
         refusal = decoding(data)[1][-1]
         assert isinstance(refusal, BadRequest)

@@ -1,4 +1,4 @@
-"""Tests of wire/jsontext.py: one answer for a text, whoever reads it, and slices of the text."""
+"""Tests of wire/jsontext.py: all its parsers agree on a text, and slices are those of the text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ scalars = st.sampled_from(
 
 
 def texts(values: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
-    """JSON texts of ``values``, with white space wherever it may stand."""
+    """JSON texts of ``values``, with white space wherever it is allowed."""
 
     def spaced(parts: st.SearchStrategy[list[str]], brackets: str) -> st.SearchStrategy[str]:
         return st.tuples(parts, spaces, spaces).map(
@@ -110,7 +110,7 @@ def test_a_text_is_read_as_msgspec_reads_it(text: str) -> None:
 
 @given(odd_texts)
 def test_half_a_surrogate_pair_is_read_as_the_standard_library_reads_it(text: str) -> None:
-    """Whatever its white space, and wherever in the text it stands."""
+    """Whatever its white space, and wherever in the text it is."""
     data = text.encode()
     value = json.loads(data)
     assert read_value(data) == value
@@ -145,7 +145,7 @@ def test_written_values_are_read_back(members: dict[str, str]) -> None:
 
 @st.composite
 def broken(draw: st.DrawFn) -> bytes:
-    """Bytes that were a text, cut or with something in it that does not belong there."""
+    """Bytes of a text, truncated or with something in it that is not allowed."""
     data = draw(odd_texts.map(str.encode))
     at = draw(st.integers(0, len(data)))
     junk = draw(
@@ -156,7 +156,7 @@ def broken(draw: st.DrawFn) -> bytes:
 
 @given(st.binary(max_size=40) | broken())
 def test_anything_else_is_unreadable(data: bytes) -> None:
-    """And what is read is what the strictest of others reads, too: nothing is forged."""
+    """What is accepted is accepted by the strictest of other parsers, too."""
     for read in READERS:
         with contextlib.suppress(UnreadableError):
             read(data)
@@ -244,7 +244,7 @@ def depth(value: Any) -> int:
 
 @given(odd_texts, st.integers(-3, 3))
 def test_a_value_has_a_fixed_number_of_levels(text: str, more: int) -> None:
-    """Whatever strings say: brackets in them, escaped quotes and backslashes make no difference."""
+    """Whatever strings contain: brackets, escaped quotes and backslashes make no difference."""
     value = json.loads(text, object_pairs_hook=lambda pairs: dict(enumerate(pairs)))
     levels = MAX_DEPTH - depth(value) + more
     quoted = rb'"[{\\\"[",'
@@ -254,7 +254,7 @@ def test_a_value_has_a_fixed_number_of_levels(text: str, more: int) -> None:
             read_value(data)
     else:
         assert read_value(data) == json.loads(data)
-    assert len(read_array(data)) == 1  # what is not built is passed on
+    assert len(read_array(data)) == 1  # an item is not decoded, only passed on
 
 
 @pytest.mark.parametrize("half", ["", f'"{HALF}",'])

@@ -1,4 +1,4 @@
-"""Tests of wire/responses.py: what is read of requests and events, and what is left alone."""
+"""Tests of wire/responses.py: what is read of requests and events, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_output(name: str) -> None:
     ],
 )
 def test_unknown_events_are_not_output(name: str) -> None:
-    """It changes nothing about what can be recovered."""
+    """They do not change what can be recovered."""
     event = read_event(json.dumps({"type": name, "response": {"id": "r"}}).encode())
     assert event is not None
     assert (event.kind, event.response) == (EventKind.OTHER, "r")
@@ -343,7 +343,7 @@ def test_errors_without_a_type(data: bytes) -> None:
 def test_the_ids_that_an_event_names(
     members: str, response: str | None, item: str | None, half: str
 ) -> None:
-    """Odd types of members, and half a surrogate pair, make no difference to the others."""
+    """Odd types of members, and half a surrogate pair, do not affect the others."""
     data = f'{{"type":"response.thing",{members}{half}}}'.encode()
     event = read_event(data)
     assert event == UpstreamEvent(EventKind.OTHER, b"response.thing", data, response, item)
@@ -425,7 +425,7 @@ def done(item: object, index: object = None) -> bytes:
     ],
 )
 @pytest.mark.parametrize("streamed", [[], [message("m", "a")]])
-def test_a_standard_terminal_event_is_as_it_came(
+def test_a_standard_terminal_event_is_unchanged(
     kind: str, outcome: Outcome, streamed: list[Json]
 ) -> None:
     output = json.dumps(streamed)
@@ -481,7 +481,7 @@ STATUS = {"done": "completed", "cancelled": "cancelled", "canceled": "cancelled"
     ],
 )
 def test_other_terminal_events_become_standard_ones(kind: str, status: str, expected: str) -> None:
-    """What the response's ``status`` names; without one, what the event itself says."""
+    """By the ``status`` of the response; without one, by the event's type."""
     response = f'{{"id":"r","status":{status},"x":"\\ud83d"}}'
     found = terminal(completed(response, f"response.{kind}"))
     assert found.event.type == f"response.{expected}".encode()
@@ -490,7 +490,7 @@ def test_other_terminal_events_become_standard_ones(kind: str, status: str, expe
     assert (value["type"], value["sequence_number"]) == (f"response.{expected}", 9)
     assert b'"x":1.0' in found.event.data
     assert b'"x":"\\ud83d"' in found.event.data
-    # The object does not contradict the event that carries it.
+    # The object agrees with its event.
     told = value["response"]["status"]
     ended_as = json.loads(status)
     assert told == (STATUS[kind] if ended_as in ("in_progress", None, 7) else ended_as)
@@ -513,10 +513,10 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
 @pytest.mark.parametrize(
     ("output", "streamed", "expected"),
     [
-        # Nothing to mend.
+        # Nothing to repair.
         ([], [], []),
         ([A, C], [(A, 0), (C, 1)], [A, C]),
-        # Left out, by any word for it: the answer says so all the same, as a list.
+        # Absent, in any form: the repaired answer has a list.
         (None, [], []),
         ("missing", [], []),
         ("missing", [(A, 0), (C, 1)], [A, C]),
@@ -531,7 +531,7 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
         ([C], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
         ([A, C], [(A, 0), (B, 1), (C, 2)], [A, B, C]),
         ([R], [(R, 0), (C, 1)], [R, C]),
-        # Items that are none, or that miss what makes them what they are.
+        # Items that are not items, or that lack required members.
         ([None], [(A, 0)], [A]),
         ([A, 7], [(A, 0), (B, 1)], [A, B]),
         ([{"id": "msg_a"}], [(A, 0)], [A]),
@@ -539,7 +539,7 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
         ([{"type": "message", "id": "msg_a"}, C], [(A, 0), (C, 1)], [A, C]),
         ([{**C, "arguments": None}], [(C, 0)], [C]),
         ([{**C, "call_id": None}], [(C, 0)], [C]),
-        # Another id in each event: an item is found by its call, or by its place.
+        # Another id in each event: an item is identified by its call id, or by its place.
         (
             [{**A, "id": "x"}, {**C, "id": "y"}],
             [(A, 0), (C, 1)],
@@ -553,7 +553,7 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
         ([{**C, "id": "y"}], [(A, 0), (C, 1)], [A, {**C, "id": "y"}]),
         # Two calls are two calls, whatever their ids.
         ([{**C, "call_id": "call_d"}], [(C, 0)], [C, {**C, "call_id": "call_d"}]),
-        # Never streamed: it stays.
+        # Never streamed: it is kept.
         ([A, R], [(A, 0)], [A, R]),
         ([R, A], [(A, 1)], [R, A]),
         ([A], [], [A]),
@@ -563,12 +563,12 @@ R = {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": "="}
         ([], [(A, True), (C, "1")], [A, C]),
         ([], [({**A, "content": []}, 0), (A, 0)], [A]),
         ([], [(A, 10**30), (C, 2)], [C, A]),
-        # What was streamed is no item.
+        # What was streamed is not an item.
         ([], [("words", 0), (A, 1), ({"id": "x"}, 2)], [A]),
         ([A], [(None, 0)], [A]),
     ],
 )
-def test_the_output_is_what_was_streamed(
+def test_the_final_output_equals_the_streamed_one(
     output: object, streamed: list[tuple[object, object]], expected: list[Json]
 ) -> None:
     response = {"id": "r", "output": output, "x": 1}
@@ -604,7 +604,7 @@ def test_a_failed_response_is_not_mended() -> None:
     st.data(),
 )
 def test_missing_output_is_restored_from_the_stream(items: list[Json], data: st.DataObject) -> None:
-    """Stream and final response say the same, in the same order, each item once."""
+    """Stream and final response have the same items, in the same order, each once."""
     kept = data.draw(
         st.lists(st.sampled_from(items), unique_by=json.dumps) if items else st.just([])
     )
@@ -613,7 +613,7 @@ def test_missing_output_is_restored_from_the_stream(items: list[Json], data: st.
     streamed = [done(items[index], index) for index in order]
     found = terminal(completed(json.dumps({"output": kept})), streamed)
     assert json.loads(found.response)["output"] == items
-    # What is complete is not touched again.
+    # What is complete is not changed.
     again = terminal(found.event.data, streamed)
     assert again.event.data == found.event.data
 

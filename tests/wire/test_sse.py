@@ -1,4 +1,4 @@
-"""Tests of wire/sse.py: what is encoded is what a reader, as the standard has it, decodes."""
+"""Tests of wire/sse.py: what is encoded is decoded again by a reader that follows the standard."""
 
 from __future__ import annotations
 

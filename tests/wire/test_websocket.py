@@ -1,4 +1,4 @@
-"""Tests of bridgecore.wire.websocket: both ends against each other and against crafted bytes."""
+"""Tests of wire/websocket.py: both ends against each other and against crafted bytes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_client(max_message: int = LIMIT) -> WebSocketClient:
 
 
 def opened(max_message: int = LIMIT) -> tuple[WebSocketClient, WebSocketServer]:
-    """A client and a server that have shaken hands."""
+    """A client and a server after their handshake."""
     client, server = make_client(max_message), WebSocketServer(max_message=max_message)
     (request,) = server.receive(client.connect())
     assert isinstance(request, UpgradeRequested)
@@ -62,7 +62,7 @@ def frame(
     rsv: int = 0,
     declared: int | None = None,
 ) -> bytes:
-    """An unmasked frame, as a server sends it; ``declared`` lies about the length."""
+    """An unmasked frame, as a server sends it; ``declared`` replaces the length in its header."""
     size = len(payload) if declared is None else declared
     first = (fin << 7) | (rsv << 4) | opcode
     if size <= 125:
@@ -239,7 +239,7 @@ def test_server_rejects_with_headers_and_body() -> None:
         (b"GET / HTTP/1.1\r\nx: " + b"y" * MAX_HEAD, 400),
     ],
 )
-def test_server_answers_what_is_no_upgrade(request_: bytes, status: int) -> None:
+def test_server_answers_requests_without_upgrade(request_: bytes, status: int) -> None:
     server = WebSocketServer(max_message=LIMIT)
     (event,) = server.receive(request_)
     assert isinstance(event, Failed)
@@ -537,7 +537,7 @@ def frames_of(peer: WebSocketClient | WebSocketServer) -> list[bytes]:
 @settings(max_examples=60)
 @given(st.data())
 def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.DataObject) -> None:
-    """Pongs, pings and replies leave in the middle of a message, and the peer reads it whole."""
+    """Pongs, pings and replies are sent within a message, and the peer reads it whole."""
     client, server = opened(1 << 24)
     texts = data.draw(st.lists(long_texts, max_size=3))
     for text in texts:
@@ -560,8 +560,8 @@ def test_queued_messages_arrive_whatever_goes_between_their_frames(data: st.Data
 
 @settings(max_examples=30)
 @given(long_texts, st.integers(0, 5), st.sampled_from(["we close", "it closes", "it fails"]))
-def test_what_is_queued_is_dropped_at_the_end(text: bytes, sent: int, end: str) -> None:
-    """In the middle of a message a close frame is in order, and nothing follows it."""
+def test_queued_frames_are_dropped_at_a_close(text: bytes, sent: int, end: str) -> None:
+    """Within a message a close frame is valid, and nothing follows it."""
     client, server = opened(1 << 24)
     client.queue_text(text)
     out = b"".join(client.next_frame() for _ in range(sent))
