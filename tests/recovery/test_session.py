@@ -161,7 +161,7 @@ def test_an_event_that_comes_at_a_wrong_time_leaves_output_unfolded_and_the_cloc
 
 def test_the_text_says_what_is_wrong_and_where() -> None:
     session = Session()
-    with pytest.raises(LocalProtocolError, match=r"'foo' is no event: .*recovery\.events"):
+    with pytest.raises(LocalProtocolError, match=r"'foo' is not an event: .*recovery\.events"):
         session.handle("foo", 0)  # type: ignore[arg-type]  # that is the point
     with pytest.raises(LocalProtocolError, match=r"ConnectionLost: cause must be Closed or .*1006"):
         session.handle(ev.ConnectionLost(1, 1006), 0)  # type: ignore[arg-type]  # that is the point
