@@ -189,7 +189,7 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
 
 
 def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
-    """Whether the path before ``node`` has the calls ``orphans``, which outputs in ``node`` answer."""
+    """Whether the path before ``node`` has the calls ``orphans``, answered by outputs in it."""
     missing = set(orphans)
     before: Node | None = node
     while missing and before is not None:
@@ -280,7 +280,7 @@ class Transcripts:
         return sum(scope.count for scope in self._scopes.values())
 
     def snapshot(self) -> tuple[tuple[str, str, int, tuple[bool, ...]], ...]:
-        """The responses as a value for the explorer: scope, id, time of last use (ns), and flags."""
+        """The responses as a value for the explorer: scope, id, last use (ns), and flags."""
         return tuple(
             (
                 scope.name,
@@ -675,6 +675,7 @@ class _Scope:
                 latest = ends.get(chain[here])
                 if latest is None and self.pruned:
                     latest = self.pruned.get(chain[here])
+                # An unchanged digest: all items so far are left out, so nothing is repeated.
                 if latest is not None and chain[here] != chain[0]:
                     found.append((here, latest))
             next_up = []
