@@ -45,7 +45,7 @@ MANNER_OVERHEAD: Final = 560
 SEQUENCE_OVERHEAD: Final = 380
 SPARE: Final = 6000  # reserved for what is learnt between two responses
 
-# Limits for one credential. Real clients have about ten kinds of items and one spelling of each;
+# Limits for one credential. A client has few kinds of items, and usually one spelling of each;
 # the limits keep a client that varies its spelling from filling the table or slowing comparisons
 # down.
 _MAX_PHRASES: Final = (
