@@ -350,8 +350,8 @@ LINK = 2  # the first link of a bridge: its conversation is 1
 @pytest.mark.parametrize(
     ("event", "text"),
     [
-        ("foo", "'foo' is no event: they are in bridgecore.messages"),
-        (CloseLink(LINK), "is no event"),
+        ("foo", "'foo' is not an event: see bridgecore.messages"),
+        (CloseLink(LINK), "is not an event"),
         (LinkLost(LINK, 1006), "cause must be"),  # type: ignore[arg-type]  # no evidence
         (LinkLost(LINK, ErrorFrame(status="404")), "status must be"),  # type: ignore[arg-type]  # text is wrong
         (LinkLost(LINK, Closed(1006), "gone"), "error must be"),  # type: ignore[arg-type]  # text is wrong

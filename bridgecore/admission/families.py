@@ -1,7 +1,7 @@
-"""Which sessions belong to the same client's family, and what their latest turns were like.
+"""Groups sessions by client family, with what matters of each session's latest turn.
 
-What belongs here: the index that placement looks for an idle session in, for a turn that begins a
-conversation. A value: an explorer can compare it.
+What belongs here: the index in which placement finds an idle session for a turn that starts a
+conversation. It is a value that the explorer can copy and compare.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import attrs
 
 @attrs.frozen
 class LatestTurn:
-    """What is kept of a session's latest turn.
+    """What placement needs to know of a session's latest turn.
 
-    ``family``: equal for turns of one credential, ``prompt_cache_key`` and thread; None without a
-    key. ``continued``: it was anchored. ``repeats``: it brought a history, so its client keeps
-    histories and names no ids.
+    ``family``: a digest, equal for turns of one credential, ``prompt_cache_key`` and thread; None
+    without a key. ``continued``: the turn had an anchor. ``repeats``: it had a history, so its
+    client sends whole histories rather than ids.
     """
 
     family: bytes | None
@@ -28,21 +28,21 @@ class LatestTurn:
 
 @attrs.define(eq=False)
 class Families:
-    """The latest turn of each session, and the sessions of each family; the session used longest
-    ago first."""
+    """The latest turn of each session, and the sessions of each family, least recently used
+    first."""
 
     _latest: OrderedDict[int, LatestTurn] = attrs.Factory(OrderedDict)
     _members: dict[bytes, OrderedDict[int, None]] = attrs.Factory(dict)
 
     def note(self, session: int, turn: LatestTurn) -> None:
-        """A turn goes to ``session``, which is its family's latest used from now on."""
+        """Record ``turn`` as the latest of ``session``, now its family's most recently used."""
         self.leave(session)
         self._latest[session] = turn
         if turn.family is not None:
             self._members.setdefault(turn.family, OrderedDict())[session] = None
 
     def leave(self, session: int) -> None:
-        """The session is over; or its latest turn was of another family than the next one."""
+        """Remove ``session``: it has ended, or is about to be added to another family."""
         turn = self._latest.pop(session, None)
         if turn is None or turn.family is None:
             return
@@ -52,9 +52,9 @@ class Families:
             del self._members[turn.family]
 
     def latest(self, session: int) -> LatestTurn:
-        """What is kept of the latest turn of ``session``, which has had one."""
+        """The latest turn of ``session``. Raises KeyError if it had none."""
         return self._latest[session]
 
     def members(self, family: bytes) -> Iterator[int]:
-        """The sessions of ``family``, the latest used first."""
+        """The sessions of ``family``, most recently used first."""
         return reversed(self._members.get(family, {}))

@@ -1,6 +1,6 @@
-"""Limits: whether there is room for one more session, and which one makes room.
+"""Limits: decides whether there is room for one more session, and which session to evict for it.
 
-What belongs here: the decisions, as pure functions. Carrying an eviction out is the caller's.
+Pure functions; the caller carries an eviction out.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import attrs
 
 @attrs.frozen
 class Resident:
-    """A session as limits see it.
+    """What limits need to know of a session.
 
-    ``key``: its number. ``spare``: no client's turn runs or waits there. ``linked``: it has a
-    connection, or one is being opened for it.
+    ``key``: its number. ``spare``: no client's turn is running or waiting in it. ``linked``: it has
+    a connection, or one is being opened for it.
     """
 
     key: int
@@ -26,24 +26,31 @@ class Resident:
 
 @attrs.frozen
 class Admitted:
-    """There is room for a session, once the session ``evict`` is evicted, if that is not None."""
+    """There is room for one more session. ``evict``: the session to evict first, if any."""
 
     evict: int | None = None
 
 
 @attrs.frozen
 class Full:
-    """There is no room, and every session is needed."""
+    """There is no room, and every session has a turn."""
 
 
 Admission: TypeAlias = Admitted | Full
 
 
 def admit(sessions: int, limit: int, residents: Iterable[Resident]) -> Admission:
-    """Decide about one more session: below ``limit`` there is room, at the limit the spare session
-    that was used longest ago makes room. A full house rejects at once; it does not queue.
+    """Decide whether one more session can be created.
 
-    ``residents``: the sessions, the one used longest ago first; looked at only at the limit.
+    Below ``limit`` it can. At the limit the least recently used spare session is evicted. Without a
+    spare one the answer is ``Full`` at once: a client can retry elsewhere, which it could not while
+    it waits in a queue.
+
+    Args:
+        sessions: how many there are, those under creation included.
+        limit: how many there may be.
+        residents: the sessions, least recently used first; iterated only at the limit, because
+            usually there is room.
     """
     if sessions < limit:
         return Admitted()
@@ -52,8 +59,12 @@ def admit(sessions: int, limit: int, residents: Iterable[Resident]) -> Admission
 
 
 def longest_spare(residents: Iterable[Resident], *, linked: bool = False) -> int | None:
-    """The spare session that was used longest ago; ``linked``: of those with a connection, because
-    it is a connection that is wanted. ``residents``: the one used longest ago first."""
+    """The least recently used spare session; None if there is none.
+
+    Args:
+        residents: the sessions, least recently used first.
+        linked: consider only those with a connection, because a file descriptor is what is needed.
+    """
     for resident in residents:
         if resident.spare and (resident.linked or not linked):
             return resident.key

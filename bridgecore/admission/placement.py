@@ -1,8 +1,8 @@
-"""Placement: which session a turn goes to.
+"""Placement: decides which session a turn is routed to.
 
-What belongs here: the decision, as pure functions of what the bridge knows about the turn and about
-the sessions that it could go to. ``route`` is the whole of it; the functions before it are its
-parts. Whether there is room for one more session is ``bridgecore.admission.limits``'.
+``route`` is the whole decision; the functions before it are its parts. All are pure functions of
+what is known about the turn and about the sessions that could take it. Whether there is room for a
+new session is decided in ``bridgecore.admission.limits``.
 """
 
 from __future__ import annotations
@@ -18,47 +18,52 @@ from bridgecore.recovery.events import Standing
 
 
 class Placement(enum.Enum):
-    """Where a turn goes."""
+    """Where to route a turn that has a session for its anchor."""
 
-    JOIN = "join"  # to the conversation's session, where it runs or waits
-    BRANCH = "branch"  # to a new session: a sibling must not cost the conversation its socket
+    JOIN = "join"  # to that session, where it runs or waits
+    # To a new session. The connection of a session can continue only its latest response, so a turn
+    # that branches off earlier would take that away from the conversation.
+    BRANCH = "branch"
 
 
 def place(standing: Standing, *, known: bool, idle: bool, displaces: bool) -> Placement:
-    """Place a turn.
+    """Decide whether a turn joins the session of its anchor.
 
     Args:
-        standing: what the bridge has in hand for the turn.
+        standing: of the turn.
         known: there is a session for the turn's anchor.
         idle: that session has neither a running nor a waiting turn.
-        displaces: that session's socket remembers a response, but not this anchor.
+        displaces: that session's connection can continue a response, and it is not this anchor.
     """
     if not known:
         return Placement.BRANCH
     if standing is Standing.BOUND:
-        # Only the socket that made the response can continue it: wait for it, whatever it takes.
+        # Only the connection that made the response can continue it: queue there, even if it is
+        # busy. On any other connection the turn would fail.
         return Placement.JOIN
     if standing is Standing.UNKNOWN:
-        # The session that asked for this id before counts how often it was refused.
+        # The session that asked for this id before has the count of its refusals, which must not
+        # start anew (REFUSALS_ARE_BOUNDED). But nothing is gained by waiting for it.
         return Placement.JOIN if idle else Placement.BRANCH
-    # What can be continued anywhere neither waits nor displaces what another turn needs.
+    # The turn can be continued on any connection, so it need not wait, and must not displace the
+    # response that another turn may continue.
     return Placement.JOIN if idle and not displaces else Placement.BRANCH
 
 
-PROTECTED: Final = (
-    8  # sessions of one family, the latest used, that no other conversation displaces
-)
-SINGLES: Final = 32  # sessions of one family that may be idle after a single turn
-LOOKED_AT: Final = 64  # sessions of one family that are looked at, the latest used
+# Bounds of ``take_over``, in sessions of one family. Small numbers suffice: a family is usually one
+# user's conversations, and each protected session costs a connection.
+PROTECTED: Final = 8  # the most recently used that are kept for their own conversation
+SINGLES: Final = 32  # that may be idle after a single turn before one of them is taken over
+LOOKED_AT: Final = 64  # the most recently used that are considered, to bound the time of a decision
 
 
 @attrs.frozen
 class Idle:
-    """An idle session of the family of a turn: same credential, ``prompt_cache_key`` and thread.
+    """An idle session of a turn's family: same credential, ``prompt_cache_key`` and thread.
 
-    ``continued``: its latest turn was anchored, so that its client is coming back to what the
-    socket remembers. ``dispensable``: what its socket remembers is not needed: there is nothing,
-    or it can be continued without the socket, or its client repeats histories and names no ids.
+    ``continued``: its latest turn had an anchor, so its client will probably continue on this
+    connection. ``dispensable``: the response that its connection can continue is not needed there:
+    there is none, or it can be continued elsewhere, or its client sends whole histories.
     """
 
     continued: bool
@@ -66,17 +71,21 @@ class Idle:
 
 
 def take_over(family: Sequence[Idle], *, repeats: bool) -> int | None:
-    """The session of ``family`` that a turn without an anchor starts a new chain on; None: one of
-    its own. The upstream allows that on any socket; it forgets the response it remembered.
+    """Choose an idle session of ``family`` for a turn without an anchor; None: create one.
 
-    A client whose histories are never recognised would else leave a socket behind with each turn.
-    But one ``prompt_cache_key`` may be shared by many conversations, and they must not take each
-    other's sockets in turns. So a session that is being continued is left alone, and a turn that
-    begins a conversation waits with taking over until there are many single turns' sessions.
+    An upstream starts a new chain on any connection, and forgets the response that it could
+    continue there. Without reuse, a client whose histories are never recognised would leave one
+    more idle connection behind with each turn. But many conversations may share one
+    ``prompt_cache_key``, and must not keep taking each other's connections. So a session that is
+    being continued is left alone unless it is old, and a turn that starts a conversation takes over
+    a session only once many have had just a single turn.
 
     Args:
-        family: the idle sessions, the latest used first.
-        repeats: the turn brings a history, and it was not recognised.
+        family: the idle sessions, most recently used first.
+        repeats: the turn has a history, which was not recognised.
+
+    Returns:
+        An index into ``family``, or None.
     """
     if repeats:
         for place, idle in enumerate(family):
@@ -92,10 +101,10 @@ def take_over(family: Sequence[Idle], *, repeats: bool) -> int | None:
 
 @attrs.frozen
 class Seat:
-    """A session as placement sees it.
+    """What placement needs to know of a session.
 
     ``key``: its number. ``idle``: it has neither a running nor a waiting turn. ``live``: the
-    response that its socket remembers, if any.
+    response that its connection can continue, if any.
     """
 
     key: int
@@ -105,8 +114,7 @@ class Seat:
 
 @attrs.frozen
 class Kin(Idle):
-    """A session of the turn's family, by its number. What ``Idle`` says of it counts only if it is
-    ``idle``."""
+    """A session of the turn's family. ``key``: its number. Only an ``idle`` one can be taken."""
 
     key: int
     idle: bool
@@ -114,10 +122,10 @@ class Kin(Idle):
 
 @attrs.frozen
 class Arrival:
-    """A turn as placement sees it.
+    """What placement needs to know of a turn.
 
-    ``anchor``: the response that it depends on. ``recognised``: it names none, but repeats the
-    history of responses that are known. ``repeats``: it brings a history.
+    ``anchor``: the response that it depends on. ``recognised``: it has none, but its history was
+    found in the transcripts. ``repeats``: it has a history.
     """
 
     standing: Standing
@@ -128,8 +136,8 @@ class Arrival:
 
 @attrs.frozen
 class Join:
-    """The turn goes to the session ``key``. ``inject``: at which of its candidates it is anchored
-    there, by its place among them; None: it goes as it is."""
+    """Route the turn to the session ``key``. ``inject``: the index of the candidate to anchor it at
+    in place of its history; None: send it as it is."""
 
     key: int
     inject: int | None = None
@@ -137,7 +145,7 @@ class Join:
 
 @attrs.frozen
 class Branch:
-    """The turn gets a session of its own."""
+    """Create a session for the turn."""
 
 
 Route: TypeAlias = Join | Branch
@@ -150,20 +158,21 @@ def route(
     home: Seat | None,
     family: Iterable[Kin],
 ) -> Route:
-    """Decide where a turn goes. What is passed as an iterable is looked at only if it matters.
+    """Decide which session a turn is routed to.
 
-    1. A turn that repeats a history goes where its socket remembers that history: the history need
-       not be sent. The longest history that is at hand wins.
-    2. A turn whose anchor belongs to a session goes there, if ``place`` says so.
-    3. Otherwise a turn that continues something gets a session of its own. What continues from
-       there on is found by its anchor, so that session will be needed again.
-    4. A turn that begins something may take over an idle session of its family: see ``take_over``.
+    1. A turn that repeats a held history joins an idle session whose connection can continue that
+       history, so that the history need not be sent; of several, the one with the longest history.
+    2. A turn whose anchor belongs to a session joins it if ``place`` says so.
+    3. Any other turn that continues something gets a new session. It will be needed again, because
+       the next turn of that conversation is routed there by its anchor.
+    4. A turn that starts a conversation may take over an idle session: see ``take_over``.
 
     Args:
+        turn: the turn.
         candidates: the responses that the turn could be anchored at, the longest history first,
-            with the session of each.
+            with the session of each. Iterables are consumed only as far as necessary.
         home: the session that the turn's anchor, or the best candidate, belongs to.
-        family: the sessions of the turn's family, the latest used first.
+        family: the sessions of the turn's family, most recently used first.
     """
     for index, (response, seat) in enumerate(candidates):
         if seat is not None and seat.idle and seat.live == response:

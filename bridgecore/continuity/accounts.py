@@ -1,7 +1,4 @@
-"""What continuity saves and costs.
-
-What belongs here: the sums, and what one turn adds to them.
-"""
+"""Counts the bytes and tokens that continuity saves and costs."""
 
 from __future__ import annotations
 
@@ -13,18 +10,18 @@ from bridgecore.recovery.effects import RequestForm
 
 @attrs.frozen
 class Accounts:
-    """What continuity saved and cost, over all turns that were completed.
+    """Bytes and tokens saved and spent, summed over completed turns.
 
-    Saved are the tokens of the context that did not have to be sent because an anchor was put in
-    place of repeated history; spent are those that had to be sent although the client's anchor
-    stood for them. Both are as the upstream counted when it made the response that the anchor
-    names. Bytes are the difference between the client's frame and the one that was sent.
+    Saved: the context that was not sent because an injected anchor replaced repeated history.
+    Spent: the context that was sent although the client's anchor covered it. Tokens are those that
+    the upstream counted for the response that the anchor names. Bytes are the difference between
+    the client's frame and the frame that was sent.
     """
 
     turns: int = 0
     reduced: int = 0
     rehydrated: int = 0
-    warmed: int = 0  # sockets; their bytes and tokens are spent, too
+    warmed: int = 0  # preloaded connections; their bytes and tokens are spent, too
     bytes_saved: int = 0
     bytes_spent: int = 0
     tokens_saved: int = 0
@@ -36,19 +33,22 @@ class Accounts:
 
 
 def account_of(recall: TurnContext, form: RequestForm, sent: int) -> Accounts:
-    """What continuity saved and cost in a turn that was completed. ``form``: in which it was sent
-    last; ``sent``: the bytes of that frame."""
+    """The accounts of one completed turn.
+
+    Args:
+        form: the form in which it was sent last.
+        sent: the size of that frame, in bytes.
+    """
     asked = len(recall.request.frame)
     tokens = 0 if recall.alias is None else recall.alias.tokens
     if form is RequestForm.CLIENT_FULL and recall.named is not None:
-        form, tokens = (
-            RequestForm.REHYDRATED,
-            recall.named.tokens,
-        )  # the client's anchor stood for those
+        # The input was rebuilt behind the client's own anchor, so it counts as a rehydration.
+        form, tokens = RequestForm.REHYDRATED, recall.named.tokens
     if form is RequestForm.REHYDRATED:
         return Accounts(1, rehydrated=1, bytes_spent=sent - asked, tokens_spent=tokens)
     if form is RequestForm.AS_IS and recall.match is not None:
         if recall.named is not None:
-            tokens = max(0, tokens - recall.named.tokens)  # the client's own anchor stood for those
+            # The client's own anchor saved these already.
+            tokens = max(0, tokens - recall.named.tokens)
         return Accounts(1, reduced=1, bytes_saved=asked - sent, tokens_saved=tokens)
     return Accounts(1)

@@ -1,9 +1,9 @@
-"""Which conversation a response id belongs to.
+"""Maps response ids to conversations.
 
 What belongs here: the table from (credential scope, response id) to what the bridge knows about
-that response. The scope is part of the key, so an id of somebody else looks exactly like one that
-nobody has (invariants 3, 39). Bounded in bytes, because a client can send any string as an id: the
-least recently used go first.
+that response. The scope is part of the key, so another credential's id looks exactly like one that
+was never seen (CREDENTIALS_ARE_KEPT_APART, FOREIGN_IS_UNKNOWN). Bounded in bytes, because a client
+can send any string as an id; the least recently used entries are evicted.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from bridgecore.wire.headers import CREDENTIAL_HEADERS
 def credential_scope(
     headers: Iterable[tuple[bytes, bytes]], names: frozenset[bytes] = CREDENTIAL_HEADERS
 ) -> str:
-    """A digest of the credential in ``headers``: never the credential.
+    """A digest that identifies the credential in ``headers`` without revealing it.
 
-    ``names``: the headers, in lower case, that belong to it.
+    Lengths are part of what is digested, so that no two sets of headers run together into one text.
+
+    Args:
+        headers: names in any case, and values.
+        names: the names, in lower case, of the headers that make up the credential.
     """
     digest = hashlib.sha256()
     for name, value in sorted((name.lower(), value) for name, value in headers):
@@ -33,17 +37,18 @@ def credential_scope(
 
 
 def named_scope(name: str) -> str:
-    """The scope of a tenant that an embedder calls ``name``. No credential has the same one."""
+    """The scope of a tenant that an embedder names. Never equal to that of a credential."""
     return hashlib.sha256(b"named:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @attrs.define
 class Alias:
-    """What the bridge knows about one response. ``conversation`` may have been retired.
+    """What the bridge knows about one response.
 
-    ``tokens``: of its context, its own output included, as the upstream counted; 0: not known.
-    ``response``: the id that its terminal event gave it, if that is known; an upstream that calls
-    it otherwise in ``response.created`` has the one ``Alias`` found under both ids.
+    ``conversation``: the number of its conversation, which may have ended. ``tokens``: the tokens
+    of its context and its output, as the upstream counted; 0: not known. ``response``: its id in
+    its terminal event, if known. If the upstream used another id in ``response.created``, both ids
+    have this same object.
     """
 
     conversation: int
@@ -52,29 +57,29 @@ class Alias:
     response: str | None = None
 
 
-_LONGEST_KEY = 128  # characters of an id that is kept as it is
+_LONGEST_KEY = 128  # characters; longer ids are stored as a digest
 
 
 def _key(scope: str, response: str) -> tuple[str, str]:
-    """What a response id is found by. Ids can be long, and many are never used again: a digest
-    takes the place of a long one, so that there is room for more of them."""
+    """The key of a response id. A long id is replaced by its digest, so that few long ids cannot
+    use up the table."""
     if len(response) > _LONGEST_KEY:
         response = "#" + hashlib.sha256(response.encode(errors="surrogatepass")).hexdigest()
     return scope, response
 
 
-# What an entry takes besides the characters of its key: tables, string headers, the alias.
-_OVERHEAD = 512  # bytes, measured
+# Memory of an entry besides the characters of its key: hash table, string headers, the alias.
+_OVERHEAD = 512  # bytes, measured on 64-bit CPython
 
 
 def _size(key: tuple[str, str]) -> int:
-    """Bytes that an entry takes, rounded up."""
-    # A string takes up to four bytes for each character if one of them is not ASCII.
+    """The memory of an entry in bytes, rounded up."""
+    # CPython uses up to four bytes for each character of a string that is not all ASCII.
     return _OVERHEAD + sum(len(text) * (1 if text.isascii() else 4) for text in key)
 
 
 class Aliases:
-    """What is known about response ids, in at most ``limit`` bytes."""
+    """The table of aliases, in at most ``limit`` bytes, overhead included."""
 
     __slots__ = ("_entries", "_limit", "_size")
 
@@ -84,7 +89,7 @@ class Aliases:
         self._entries: OrderedDict[tuple[str, str], Alias] = OrderedDict()
 
     def get(self, scope: str, response: str) -> Alias | None:
-        """What is known about ``response``; using it keeps it."""
+        """The alias of ``response``, which becomes the most recently used; None if unknown."""
         key = _key(scope, response)
         alias = self._entries.get(key)
         if alias is not None:
@@ -92,7 +97,7 @@ class Aliases:
         return alias
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
-        """Remember ``alias``."""
+        """Store ``alias`` as that of ``response``, and evict as many entries as necessary."""
         key = _key(scope, response)
         if key not in self._entries:
             self._size += _size(key)
@@ -103,14 +108,14 @@ class Aliases:
             self._size -= _size(oldest)
 
     def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing], ...]:
-        """The entries as a value, the one used longest ago first."""
+        """The entries as a value for the explorer, the least recently used first."""
         return tuple(
             (key, alias.conversation, alias.standing) for key, alias in self._entries.items()
         )
 
     @property
     def size(self) -> int:
-        """The bytes that the entries take, overhead included."""
+        """The memory of the entries in bytes, overhead included."""
         return self._size
 
     def __len__(self) -> int:

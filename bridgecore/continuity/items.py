@@ -1,11 +1,11 @@
-"""The items of a conversation: cut out, put into input form, compared, paired.
+"""Items of the Responses API: reading, converting output to input, comparing, pairing calls.
 
-What belongs here: everything that knows what an item of the Responses API looks like. Items are raw
-JSON and stay as they came. What the API *requires* of an item that comes back as input is cut out
-of it, and two items are compared by what a model would read of them, through a digest of a
-canonical form; nothing else is ever re-serialised. Which item follows which is transcript.py's.
+What belongs here: everything that depends on what an item looks like. Items are kept as the raw
+JSON that came, and are changed only where the API does not accept an output item as input
+(``input_form``). Two items are compared by a digest of what a model would read of them
+(``chain_digest``). The order of items along a conversation is transcript.py's subject.
 
-The tables follow the API reference (the input item union) and what clients were seen to send back.
+Sources: the API reference (the union of input items), and what clients were seen to send back.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from bridgecore.wire.responses import CreateRequest
 
 Json: TypeAlias = dict[str, Any]
 
-DIGEST_SIZE: Final = 16  # bytes: 2^64 items of one credential before two of them might be confused
-ROOT: Final = bytes(DIGEST_SIZE)  # the chain digest of no items at all
+DIGEST_SIZE: Final = 16  # bytes: a collision is likely only among 2^64 items of one credential
+ROOT: Final = bytes(DIGEST_SIZE)  # the chain digest of an empty list
 
-# What the service adds to an item, by item type. Members of these names are bookkeeping: under
-# store=false the ids name nothing (and the service refuses an id that it cannot find), and
-# "completed" is what an item without a status is taken for. A type that is not listed is not
-# touched: an unknown one may mean something by any member, and of these known ones the reference
-# requires `id` or the id is a handle that others refer to: mcp_approval_request, mcp_call,
-# mcp_list_tools, image_generation_call, code_interpreter_call, file_search_call, computer_call,
-# program, program_output. `status` is bookkeeping only where the reference does not require it.
+# Members that the service adds to an item, by item type: bookkeeping, which a model does not read.
+# With store=false the ids refer to nothing, and the service refuses an id that it cannot find; an
+# item without a status counts as "completed". `status` is listed only where the reference does not
+# require it. A type that is not listed is left alone: any member of an unknown type may matter, and
+# in these known types `id` is required or is a handle that other items refer to:
+# mcp_approval_request, mcp_call, mcp_list_tools, image_generation_call, code_interpreter_call,
+# file_search_call, computer_call, program, program_output.
 _BOOKKEEPING: Final[Mapping[str, frozenset[str]]] = {
     "message": frozenset({"id", "status"}),
     "reasoning": frozenset({"id", "status"}),
@@ -61,12 +61,12 @@ _BOOKKEEPING: Final[Mapping[str, frozenset[str]]] = {
     "web_search_call": frozenset({"id"}),
     "additional_tools": frozenset({"id"}),
 }
-# Compared without these, but sent back whole: a compaction is replayed as it was handed out.
+# Members left out of a comparison but sent back: the API wants a compaction exactly as it came.
 _KEPT_WHOLE: Final[Mapping[str, frozenset[str]]] = {
     "compaction": frozenset({"id", "created_by"}),
 }
-# Members that clients add to items of any type when they send them back. No upstream put them there
-# and no model reads them, so they are forwarded unchanged and not compared.
+# Members that clients add to items of any type when they send them back. No model reads them, so
+# they are not compared; they are forwarded unchanged.
 CLIENT_MEMBERS: Final = frozenset(
     {
         # Codex 0.171, built-in provider: turn id, time and kinds of content, on each item that it
@@ -75,12 +75,12 @@ CLIENT_MEMBERS: Final = frozenset(
     }
 )
 
-# MessagePack because it is canonical once keys are sorted: one encoding per value, types told
-# apart, and no escapes to write.
+# MessagePack, because it is canonical once keys are sorted: one encoding for each value, distinct
+# encodings for distinct types, and no escaping.
 _canonical = msgspec.msgpack.Encoder(order="sorted")
 
-# A value has no canonical form if it cannot be read, or if MessagePack has no word for it: an
-# integer of more than 64 bits, half of a surrogate pair.
+# A value has no canonical form if it cannot be decoded, or not encoded in MessagePack: an integer
+# of more than 64 bits, half of a surrogate pair.
 _NO_FORM = (UnreadableError, OverflowError, ValueError)
 
 
@@ -88,18 +88,21 @@ _NO_FORM = (UnreadableError, OverflowError, ValueError)
 
 
 def input_form(item: Text, *, stored: bool) -> bytes | None:
-    """An output item of a response as a later request can send it; None if it cannot be sent.
+    """Convert an output item to the form in which a later request can send it; None if it cannot.
 
-    A response of ``store=true`` (``stored``) has items the service can look up: they go back as
-    they came. Otherwise the service's bookkeeping is cut out; ``reasoning`` is kept only with its
-    ``encrypted_content`` or its readable ``content``, because without them there is nothing but an
-    id that names nothing. Content stays ``output_text``, which the API takes from the assistant,
-    with its annotations (the reference requires the member, and citations belong to the text),
-    without its log probabilities (optional, never read by a model, and many times the size of the
-    text). A ``status`` that says more than "completed" stays: an item of an incomplete response is
-    sent back as the fragment that it is.
+    With ``stored`` (a response of ``store=true``) the service can look the item up by its id, so it
+    is returned as it came. Otherwise:
 
-    The order of members and the bytes of every member that stays are kept.
+    * Bookkeeping is removed: its ids refer to nothing, and would be refused.
+    * ``reasoning`` without ``encrypted_content`` or readable ``content`` cannot be sent: nothing
+    but
+      an id is left of it.
+    * ``output_text`` stays, because the API accepts it from the assistant; so do its annotations,
+      which the reference requires. Log probabilities are removed: they are optional, no model reads
+      them, and they are many times the size of the text.
+    * A ``status`` other than "completed" stays: a fragment is sent back as a fragment.
+
+    The order of members, and the bytes of every member that stays, are kept.
     """
     raw = bytes(item)
     if stored:
@@ -128,13 +131,13 @@ def input_form(item: Text, *, stored: bool) -> bytes | None:
 
 
 def ignored(kind: str) -> frozenset[str]:
-    """Members of an item that say nothing to a model; none if the kind is not known that well."""
+    """The members of an item of type ``kind`` that no model reads; none for an unlisted type."""
     return _BOOKKEEPING.get(kind) or _KEPT_WHOLE.get(kind) or frozenset()
 
 
 def is_bare_thought(kind: str, members: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether an item is reasoning without its content, encrypted or readable (open models have
-    the latter): then all there is of it is its id."""
+    """Whether an item is reasoning without encrypted content or readable content (which open
+    models have), so that only its id is left."""
     if kind != "reasoning" or _text_of(members.get("encrypted_content")):
         return False
     content = members.get("content")
@@ -145,7 +148,7 @@ _NOTHING: Final[tuple[object, ...]] = (None, [], "")
 
 
 def kind_of(members: Mapping[str, msgspec.Raw]) -> str:
-    """The type of an item; one with a role and no type is a message, as the reference says."""
+    """The type of an item. With a role and no type it is a message, according to the reference."""
     kind = _text_of(members.get("type"))
     return kind or ("message" if "type" not in members and "role" in members else "")
 
@@ -156,7 +159,7 @@ def _text_of(raw: Text | None) -> str:
 
 
 def _without_logprobs(content: msgspec.Raw | None) -> bytes | None:
-    """``content`` with ``logprobs`` cut out of its parts; None if there is nothing to cut."""
+    """``content`` without the ``logprobs`` of its parts; None if it has none."""
     if content is None or not begins(content, b"["):
         return None
     cut = False
@@ -175,26 +178,29 @@ def _without_logprobs(content: msgspec.Raw | None) -> bytes | None:
 
 
 def chain_digest(before: bytes, item: Text, *, stored: bool = True) -> bytes:
-    """The digest of a list of items: that of all but the last, and the last.
+    """The digest of a list of items, from ``before``, the digest of all but the last, and the last.
 
-    Lists have one digest if and only if they are the same context. The same are: members in another
-    order, other white space and escapes, the bookkeeping there or not, a member of
-    ``CLIENT_MEMBERS`` or none, a null member of an item, of a content part or of an ``action`` and
-    none (Codex leaves out the null ``url`` of a page that was opened), empty annotations and none,
-    log probabilities or not, a message with ``type`` or without, a message whose content is a
-    string or its one text part (``output_text`` from the assistant, ``input_text`` from anybody
-    else), and ``arguments`` of a function call that are the same JSON value. Everything else
-    differs: above all what a tool said, to the byte, and an item that cannot be read, which equals
-    nothing but its own bytes.
+    Two lists have equal digests if and only if they are the same context for a model. Ignored are
 
-    Without a store (``stored`` is False), reasoning without content is no item at all: its id names
-    nothing, so no client can lawfully send it back, and those that keep histories leave it out.
+    * the order of members, white space and escapes;
+    * bookkeeping, members of ``CLIENT_MEMBERS``, log probabilities, empty annotations;
+    * null members of an item, a content part or an ``action`` (Codex leaves out the null ``url`` of
+      a page that was opened);
+    * whether a message has its ``type``, and whether its content is a string or one text part
+      (``output_text`` from the assistant, ``input_text`` from any other role);
+    * how the ``arguments`` of a function call are written, if they are the same JSON value.
+
+    Everything else counts, in particular every byte of a tool's output. An item that cannot be read
+    equals its own bytes only.
+
+    With ``stored`` False, reasoning without content is skipped, so that the digest stays
+    ``before``: its id refers to nothing, so clients that keep histories leave it out.
     """
     try:
         value = read_value(item)
         if not stored and isinstance(value, dict) and _is_bare(value):
             return before
-        # An array in MessagePack: it begins otherwise than what cannot be read.
+        # A MessagePack array never begins with a zero byte, so this differs from unreadable items.
         said = _canonical.encode((before, _normal(value) if isinstance(value, dict) else value))
     except _NO_FORM:
         said = b"\0%b%b" % (before, bytes(item))
@@ -202,7 +208,7 @@ def chain_digest(before: bytes, item: Text, *, stored: bool = True) -> bytes:
 
 
 def _normal(item: Json) -> Json:
-    """What of ``item`` a model would read, each thing said in one way. ``item`` is used up."""
+    """The canonical form of what a model reads of ``item``, which is modified."""
     for name in CLIENT_MEMBERS & item.keys():
         del item[name]
     kind = item.get("type")
@@ -228,21 +234,21 @@ def _normal(item: Json) -> Json:
             _normal_parts(content)
     elif kind == "reasoning":
         if named is not None:
-            item["id"] = named  # all there is of it: the service has the rest
+            item["id"] = named  # the id is all it has; the service stores the rest
         if item.get("content") == []:
             del item["content"]
     elif kind == "function_call":
         _parse_arguments(item)
     else:
         _normal_parts(item.get("output"))
-        action = item.get("action")  # of a search of the web, or of a shell
+        action = item.get("action")  # of a web search or a shell call
         if isinstance(action, dict):
             _drop_nulls(action)
     return item
 
 
 def _is_bare(item: Json) -> bool:
-    """``is_bare_thought`` of an item that is decoded already."""
+    """``is_bare_thought`` for a decoded item."""
     if item.get("type") != "reasoning":
         return False
     encrypted = item.get("encrypted_content")
@@ -251,16 +257,16 @@ def _is_bare(item: Json) -> bool:
 
 
 def _parse_arguments(call: Json) -> None:
-    """Put the value of ``arguments`` in place of its text, if that is a JSON object or array.
+    """Replace the text of ``arguments`` by its value, if that is a JSON object or array.
 
-    SDKs parse arguments and write them again with white space of their own. As an extension type,
-    which no JSON is read as, so that a value never equals a text.
+    SDKs parse arguments and write them again with different white space. The value is wrapped in an
+    extension type, which no JSON decodes to, so that a value never equals a text.
     """
     text = call.get("arguments")
     if isinstance(text, str) and text.lstrip()[:1] in ("{", "["):
         try:
             value = _canonical.encode(read_value(text.encode()))
-        except _NO_FORM:  # then the text counts
+        except _NO_FORM:  # compare the text instead
             return
         call["arguments"] = msgspec.msgpack.Ext(0, value)
 
@@ -288,23 +294,28 @@ def _drop_nulls(members: Json) -> None:
 
 @attrs.frozen
 class Proof:
-    """Whether a list of items needs anything that only the upstream has (invariants 7, 8)."""
+    """Whether a list of items is complete without anything that only the upstream has.
+
+    Only proven lists are sent without an anchor (FORM_IS_POSSIBLE, OUTPUTS_HAVE_CALLS).
+    """
 
     orphans: tuple[str, ...]  # call ids of outputs whose call does not come before them
-    pending: tuple[str, ...]  # call ids that no output answers: for the upstream to judge
-    opaque: int  # items that only the upstream can resolve (item_reference), or nobody can read
+    pending: tuple[str, ...]  # call ids that no output answers
+    opaque: int  # items that only the upstream can resolve (item_reference), or that are unreadable
 
     @property
     def self_contained(self) -> bool:
-        """Whether the items can be sent without an anchor, on any socket.
+        """Whether the items can be sent without an anchor, on any connection.
 
-        A call that is still pending does not speak against it: it was pending on the chain, too.
+        Pending calls do not matter: they are pending behind the anchor, too, so the upstream would
+        judge the turn alike.
         """
         return not self.orphans and not self.opaque
 
 
 class Head(msgspec.Struct):
-    """What an item is, and what it refers to: the members that tell, and no others."""
+    """The members of an item that tell its type and what it refers to. Decoding only these skips
+    the content, which is most of an item."""
 
     type: Any = None
     role: Any = None
@@ -314,7 +325,7 @@ class Head(msgspec.Struct):
 
     @property
     def kind(self) -> str:
-        """Its type; empty if it has none."""
+        """The type; empty if there is none."""
         return self.type if isinstance(self.type, str) else ""
 
 
@@ -323,7 +334,7 @@ _read_heads: Final = reader(list[Head])
 
 
 def read_head(item: Text) -> Head | None:
-    """The head of ``item``; None if nobody can read it."""
+    """The head of ``item``; None if it cannot be read."""
     try:
         return _read_head(item)
     except UnreadableError:
@@ -331,8 +342,8 @@ def read_head(item: Text) -> Head | None:
 
 
 def read_heads(text: bytes) -> list[Head | None]:
-    """The heads of the items of ``text``, the inside of a JSON array; one None if nobody can read
-    it."""
+    """The heads of the items of ``text``, the inside of a JSON array; a single None if it cannot be
+    read."""
     try:
         return [*_read_heads(b"[%b]" % text)]
     except UnreadableError:
@@ -340,23 +351,24 @@ def read_heads(text: bytes) -> list[Head | None]:
 
 
 def referred(head: Head | None) -> str | None:
-    """The id that an ``item_reference`` names; None if the item is none. The API reference lets
-    its ``type`` be left out."""
+    """The id that an ``item_reference`` names; None for any other item. Its ``type`` is optional in
+    the API reference."""
     if head is None or head.role is not None or head.type not in (None, "item_reference"):
         return None
     return head.id if isinstance(head.id, str) and head.id else None
 
 
 def has_id(head: Head | None, name: str) -> bool:
-    """Whether the item is one that has the id ``name``, and no reference to it."""
+    """Whether the item has the id ``name`` itself, rather than referring to it."""
     return head is not None and head.id == name and head.type not in (None, "item_reference")
 
 
-_LONGEST_REFERENCE: Final = 4096  # bytes: most items are longer than any reference
+# Bytes. A longer item is not an ``item_reference``, and need not be read to find out.
+_LONGEST_REFERENCE: Final = 4096
 
 
 def prove(heads: Iterable[Head | None]) -> Proof:
-    """What is to be said for and against sending the items with these ``heads``."""
+    """Check whether the items with these ``heads`` are complete; see ``Proof``."""
     pending: dict[str, None] = {}
     called: set[str] = set()
     orphans: dict[str, None] = {}
@@ -381,14 +393,14 @@ def prove(heads: Iterable[Head | None]) -> Proof:
 
 
 def calls(heads: Iterable[Head | None]) -> frozenset[str]:
-    """The ids of the calls among the items, be they answered there or not."""
+    """The call ids of the calls among the items, answered or not."""
     found = (_called(head) for head in heads if head is not None and not _is_answer(head.kind))
     return frozenset(call for call in found if call is not None)
 
 
 def repeats_answers(heads: Sequence[Head | None]) -> bool:
-    """Whether one of the items is one that a model made: then they are a history and no beginning.
-    False if one of them cannot be read."""
+    """Whether an item was made by a model, so that the items are the history of a conversation and
+    not its start. False if an item cannot be read."""
     return None not in heads and any(
         head is not None
         and (head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call"))
@@ -404,31 +416,32 @@ def _is_answer(kind: str) -> bool:
 
 
 def _called(head: Head) -> str | None:
-    """The id by which an item that is no answer can be answered; None if it asks for none."""
+    """The id with which an output answers this call or approval request; None for other items."""
     call = head.id if head.kind == "mcp_approval_request" else head.call_id
     return call if isinstance(call, str) and call else None
 
 
 def _answered(head: Head) -> str | None:
-    """The call that an output answers; None if it answers none, "" if it does not say which."""
+    """The id of the call that an output answers; None if it answers none, "" if it names none."""
     kind = head.kind
     call = head.approval_request_id if kind == "mcp_approval_response" else head.call_id
     if call is None and kind == "local_shell_call_output":
-        call = head.id  # the reference has this type name its call so
+        call = head.id  # in the API reference this type has its call's id in ``id``
     if call is None and kind == "tool_search_output":
-        return None  # the service searched for itself
+        return None  # the service ran the search itself
     return call if isinstance(call, str) else ""
 
 
 # ------------------------------------------------------------------ requests
 
-_NULL: Final = msgspec.Raw(b"null")  # to the API, as good as absent
+_NULL: Final = msgspec.Raw(b"null")  # the API treats it like an absent member
 
 
-# What of a request has to be equal along a conversation. A chain carries nothing on but items: all
-# of these are said anew by every request. But Codex, which continues chains itself, begins anew
-# when one of the first ten or ``store`` changes (docs, "Protocol notes"); the two after those
-# decide what becomes of a context that grows too long.
+# The members of a request that must be equal for its history to be replaced by an anchor. An anchor
+# carries items only, so every request states these anew, and the upstream accepts a change. But a
+# client that continues chains itself, Codex, starts a new one when one of the first ten or
+# ``store`` changes (docs, "Protocol notes"), so the bridge does, too. The last two decide what
+# becomes of a context that grows too long.
 _SETTINGS: Final = (
     "model",
     "instructions",
@@ -443,7 +456,7 @@ _SETTINGS: Final = (
     "truncation",
     "context_management",
 )
-# Items that the request does not show come with these.
+# Members with which the upstream adds items that the request does not contain.
 _HIDING: Final = ("conversation", "prompt")
 
 
@@ -456,20 +469,20 @@ def _settings_digest(request: CreateRequest, narrow: Iterable[bytes]) -> bytes:
         except TooDeepError:
             raise ValueError(f"'{name}' is nested too deeply") from None
         except _NO_FORM:
-            values.append([bytes(raw)])  # equal to its own bytes only
+            values.append([bytes(raw)])  # no canonical form: equal to its own bytes only
     return _digest(_canonical.encode(values))
 
 
 class Prompt:
-    """What one request says, item by item.
+    """The input of one request, as items, with what is computed from them.
 
-    ``text`` is the inside of the ``input`` array with nothing between items but commas; ``items``
-    are views of the request's own bytes, so a prompt is for as long as its turn runs, no longer.
-    Of an item, its head is read once, when it is first asked for.
+    ``text``: the inside of the ``input`` array, with only commas between items. ``items``: views of
+    the request's own bytes, so a prompt must not be kept longer than its turn. Heads and digests
+    are computed on first use and kept, because most requests need only some of them.
 
-    ``anchor`` is the response that the items follow: ``previous_response_id``, by the id under
-    which the bridge knows that response. ``resolved`` has the items that an ``item_reference``
-    stands for, by its place among ``items``, as far as the bridge holds them.
+    ``anchor``: the response that the items follow: ``previous_response_id``, as the id under which
+    the bridge stores that response. ``resolved``: the items that ``item_reference`` items refer to,
+    by their index in ``items``, as far as the bridge holds them.
     """
 
     __slots__ = (
@@ -490,35 +503,35 @@ class Prompt:
         """Read ``request``.
 
         Args:
-            narrow: what else has to be equal for two requests to be of one conversation, such as
-                the client's thread id. It can only keep conversations apart.
+            narrow: further values that must be equal for two requests to be of one conversation,
+                such as the client's thread id. They only keep conversations apart.
 
         Raises:
-            ValueError: ``input`` is neither a string nor a list that can be read, so it has no
-                items; or a setting is nested too deeply to be compared.
+            ValueError: ``input`` is not a string or a readable list, so it has no items; or a
+                setting is nested too deeply to be compared.
         """
         self.request = request
         members = request.members
         self.items = _read_items(members.get("input", _NULL))
         self._heads: dict[int, Head | None] = {}
         self.text = b",".join(self.items)
-        # Where in text each item begins, and where one more would.
+        # The offset in ``text`` of each item, and of the one that would follow the last.
         self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]
-        # The digests of what the items follow and the first n of them, as far as they are known.
+        # chain[n]: the chain digest of the anchor's context and the first n items, as far as known.
         self.chain = [ROOT]
         self.anchor = request.previous_response_id
         self.resolved: dict[int, bytes] = {}
-        # Everything besides items that has to be equal along a conversation, as a digest.
+        # A digest of everything besides items that must be equal along a conversation.
         self.settings = _settings_digest(request, narrow)
-        # Whether the items are all the context that the request itself brings.
+        # False: the upstream adds items that the request does not contain.
         self.whole = all(members.get(name, _NULL) == _NULL for name in _HIDING)
-        # As it came; None: there is none.
+        # The raw JSON value; None if absent.
         cache_key = members.get("prompt_cache_key", _NULL)
         self.cache_key = None if cache_key == _NULL else cache_key
 
     def heads(self) -> list[Head | None]:
         """The heads of all items."""
-        if not self._heads:  # then it is quicker to read them in one go
+        if not self._heads:  # decoding all of them in one call is faster
             found = read_heads(self.text) if self.items else []
             if len(found) == len(self.items):
                 self._heads = dict(enumerate(found))
@@ -530,13 +543,13 @@ class Prompt:
         return self._head(place) if item is None else read_head(item)
 
     def meant_heads(self) -> list[Head | None]:
-        """The heads of all items, and of those that are referred to in place of references."""
+        """The heads of all items, with references replaced by the items that they refer to."""
         if not self.resolved:
             return self.heads()
         return [self.meant_head(place) for place in range(len(self.items))]
 
     def reference(self, place: int) -> str | None:
-        """The id that the item at ``place`` refers to; None if it is no reference."""
+        """The id that the item at ``place`` refers to; None if it is not a reference."""
         if len(self.items[place]) > _LONGEST_REFERENCE:
             return None
         return referred(self._head(place))
@@ -547,23 +560,22 @@ class Prompt:
         return self._heads[place]
 
     def begin_chain(self, before: bytes) -> None:
-        """Let ``chain`` begin at the digest ``before``, of what the items follow."""
+        """Start ``chain`` at ``before``, the digest of the context that the items follow."""
         if self.chain[0] != before:
             self.chain = [before]
 
     def extend_chain(self) -> None:
-        """Take one more item into ``chain``."""
+        """Add the digest of one more item to ``chain``."""
         item = self.meant(len(self.chain) - 1)
         self.chain.append(chain_digest(self.chain[-1], item, stored=self.request.store))
 
     def complete_chain(self) -> None:
-        """Take all items into ``chain``."""
+        """Add the digests of all remaining items to ``chain``."""
         while len(self.chain) <= len(self.items):
             self.extend_chain()
 
     def leaves_out(self, place: int) -> bool:
-        """Whether the item at ``place``, which is in ``chain``, is none without a store (see
-        ``chain_digest``)."""
+        """Whether ``chain_digest`` skipped the item at ``place``, which must be in ``chain``."""
         return self.chain[place] == self.chain[place + 1]
 
     def meant(self, place: int) -> Text:
@@ -571,13 +583,13 @@ class Prompt:
         return self.resolved.get(place) or self.items[place]
 
     def meant_text(self, start: int = 0) -> bytes:
-        """``text_from`` with the items that are referred to in place of the references."""
+        """``text_from`` with references replaced by the items that they refer to."""
         if not self.resolved:
             return self.text_from(start)
         return b",".join(map(self.meant, range(start, len(self.items))))
 
     def wording(self, start: int, end: int) -> bytes:
-        """The digest of items ``start`` to ``end``, byte for byte: equal if they are."""
+        """A digest of the bytes of the items from ``start`` up to ``end``, exclusive."""
         return _digest(self.text[self.bounds[start] : self.bounds[end] - 1])
 
     def text_from(self, start: int) -> bytes:
@@ -585,9 +597,9 @@ class Prompt:
         return self.text[self.bounds[start] :]
 
     def frame(self, text: bytes, anchor: str | None) -> bytes:
-        """The request's ``response.create`` with other items and another anchor, or none.
+        """The request's ``response.create`` with the items ``text`` and ``anchor``, or without one.
 
-        Everything else goes as it came, byte for byte.
+        Everything else is unchanged, byte for byte.
         """
         named = None if anchor is None else msgspec.json.encode(anchor)
         return self.request.frame_with(input=b"[%b]" % text, previous_response_id=named)
@@ -598,7 +610,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _read_items(given: msgspec.Raw) -> list[msgspec.Raw]:
-    """The items that ``input`` is: those of a list, or what the API makes of anything else."""
+    """The items of ``input``: of a list, or the one message that the API makes of a string."""
     if begins(given, b"["):
         try:
             return read_array(given)

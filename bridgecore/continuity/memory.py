@@ -1,8 +1,9 @@
-"""What the bridge knows for a turn: where its anchor lives, and how else the turn can be said.
+"""Looks up what the bridge knows about a turn, and records what it learns from its answer.
 
-What belongs here: the two books of continuity, aliases (which conversation an id belongs to) and
-transcripts (what was said), opened together: what a turn stands on before it goes, what is written
-down when it is over. What is done with it is decided in ``recovery``.
+What belongs here: aliases (which conversation a response id belongs to) and transcripts (what was
+said), queried together. ``Memory.recall`` gives a turn its ``TurnContext``: its standing, its
+anchor and the forms in which it can be sent. ``Memory.remember`` stores a response that can be
+continued. Which form is sent is decided in ``recovery``; on which connection, in ``admission``.
 """
 
 from __future__ import annotations
@@ -22,17 +23,20 @@ from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.responses import CreateRequest, parse_create
 
-NOWHERE = 0  # the conversation of a response that no conversation here has made or asked for
+NOWHERE = 0  # the conversation number of a response that belongs to no conversation of this bridge
 
-# What clients call their conversations by. It keeps siblings apart and never brings them together.
+# Headers by which clients name a conversation. Two requests with different values are never treated
+# as one conversation; equal values prove nothing, so they never join two.
 _NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
 
 @attrs.frozen
 class RequestTemplate:
-    """What a turn says besides its items: model, instructions, tools and the like. ``settings`` are
-    equal if what a context depends on is; ``frame`` is a ``response.create`` without items that
-    asks for no answer."""
+    """A request without its items: model, instructions, tools and other settings.
+
+    ``settings``: a digest, equal for requests whose contexts can be shared. ``frame``: the
+    ``response.create`` to preload a connection with (``generate: false``, an empty input).
+    """
 
     settings: bytes
     frame: bytes = attrs.field(repr=False)
@@ -40,7 +44,7 @@ class RequestTemplate:
 
 @attrs.frozen
 class Candidate:
-    """A response that the turn can be anchored at, and what is known about it."""
+    """A response at which the turn can be anchored in place of its history, and its alias."""
 
     match: Match
     alias: Alias | None
@@ -48,11 +52,11 @@ class Candidate:
 
 @attrs.frozen
 class Family:
-    """What a turn has in common with others of its client, whether its history is known or not.
+    """What a turn shares with other turns of its client, whether its history is known or not.
 
-    ``key`` is equal for turns of one credential with one ``prompt_cache_key`` and the same thread
-    headers. ``repeats``: the turn names no response but has items that a model made, so that it
-    goes on with something and its client keeps histories, not ids.
+    ``key``: a digest, equal for turns with the same credential, ``prompt_cache_key`` and thread
+    headers. ``repeats``: the turn has no anchor but has items that a model made: its client sends
+    whole histories rather than ids.
     """
 
     key: bytes
@@ -61,13 +65,13 @@ class Family:
 
 @attrs.define(eq=False)
 class TurnContext:
-    """One turn, and what is known for it.
+    """One turn, and what the bridge knows about it.
 
-    ``anchor``: the response it depends on, by its terminal event's id: the one that the client
-    named, or one that is put in place of history (then ``match`` is set, by ``inject``).
-    ``alias``: what is known about the response that it continues, if anything is.
-    ``node``: the response that the client named, if the turn can be rebuilt from it.
-    ``candidates``: the responses at which it could be anchored, because it repeats what was said.
+    ``anchor``: the id (that of its terminal event) of the response that the turn depends on: the
+    one that the client named, or one that ``inject`` put in place of history; then ``match`` is
+    set. ``alias``: of the response that the turn continues, if known. ``named``: of the response
+    that the client named, if known. ``node``: the response that the client named, if the turn can
+    be rebuilt from it. ``candidates``: the responses whose context the turn repeats.
     """
 
     scope: str
@@ -80,22 +84,25 @@ class TurnContext:
     match: Match | None = None
     candidates: Sequence[Candidate] = ()
     family: Family | None = None
-    named: Alias | None = None  # what is known about the response that the client named
+    named: Alias | None = None
 
     @property
     def stored(self) -> bool:
-        """Whether the upstream has stored the response that the turn is anchored at, so that any
-        socket can continue it; whether the bridge holds it, too, does not matter."""
+        """Whether the upstream stored the anchor (``store=true``), so that any connection can
+        continue it. It may be held, too."""
         return self.alias is not None and self.alias.standing is Standing.STORED
 
     def inject(self, candidate: Candidate) -> None:
-        """Anchor the turn at ``candidate`` in place of the history that it repeats."""
+        """Anchor the turn at ``candidate`` and drop the history that it repeats (reduction)."""
         self.match, self.alias = candidate.match, candidate.alias
         self.standing, self.anchor = Standing.INJECTED, candidate.match.node.response_id
 
     def template(self, known: RequestTemplate | None) -> RequestTemplate | None:
-        """The manner of this turn; ``known``, of an earlier one, if it is the same, because to read
-        a long frame again takes its time. None if nothing could be held of the turn."""
+        """The turn's request without its items; None if the turn has no readable input.
+
+        ``known``: of an earlier turn. It is returned if it has the same settings, because writing a
+        new frame takes time in proportion to the length of the request.
+        """
         if self.prompt is None:
             return None
         if known is not None and known.settings == self.prompt.settings:
@@ -104,24 +111,30 @@ class TurnContext:
         return RequestTemplate(self.prompt.settings, frame)
 
     def frame(self, form: RequestForm, stand_in: str | None = None) -> bytes:
-        """The ``response.create`` frame of the turn in ``form``; ``stand_in``: the response that
-        has to be named where the anchor is meant.
+        """The ``response.create`` frame of the turn in ``form``.
 
-        ``CLIENT_FULL`` is what a turn with an injected anchor goes back to. If the client sent its
-        whole history, that is its own request, unchanged. If it named a response of its own, that
-        response is not at hand on the socket either, so its items follow what was said up to it:
-        the same context, needing nothing of the upstream, as the client's request asks for.
+        ``CLIENT_FULL`` is the form to fall back to when an injected anchor is dropped. If the
+        client sent its whole history, that is its own request, unchanged. If it named a response,
+        the connection does not know that one either, so the items of that response's context are
+        put before the client's: the same context, without needing anything of the upstream.
+
+        Args:
+            stand_in: the id of a response with the anchor's context to name instead of the anchor,
+                on a connection that was preloaded with it.
+
+        Raises:
+            InternalError: the form is not available for this turn; its standing said it was.
         """
         rebuilt = form is RequestForm.REHYDRATED or (
             form is RequestForm.CLIENT_FULL and self.request.previous_response_id is not None
         )
         if rebuilt:
             if self.node is None or self.prompt is None:
-                raise InternalError("a turn is to be rehydrated from nothing")
+                raise InternalError("a turn without a transcript cannot be rehydrated")
             expansion = expand(self.node, self.prompt)
-            # Whether all of it can be read was settled when the turn was recalled.
+            # ``recall`` proved the rest: the turn has no opaque items.
             if expansion.proof.orphans:
-                raise InternalError("a turn that is to be rehydrated is not self-contained")
+                raise InternalError("a turn that is not self-contained cannot be rehydrated")
             return expansion.frame
         if form is RequestForm.AS_IS and self.match is not None and self.prompt is not None:
             return reduce(self.prompt, self.match, stand_in)
@@ -131,7 +144,7 @@ class TurnContext:
 
 
 class Memory:
-    """Aliases and transcripts, bounded as ``config`` says."""
+    """The aliases and transcripts of a bridge, within the limits of ``config``."""
 
     def __init__(self, config: Config) -> None:
         self._aliases = Aliases(config.alias_bytes)
@@ -144,21 +157,20 @@ class Memory:
 
     @property
     def size(self) -> int:
-        """The bytes that transcripts take, overhead included."""
+        """The memory of the transcripts in bytes, overhead included."""
         return 0 if self._transcripts is None else self._transcripts.size
 
     def snapshot(self) -> tuple[object, ...]:
-        """What is known, as a value: the aliases, the one used longest ago first; and what is held,
-        with when it was used."""
+        """Aliases, least recently used first, and transcripts, as a value for the explorer."""
         held = () if self._transcripts is None else self._transcripts.snapshot()
         return self._aliases.snapshot(), held
 
     def next_expiry(self) -> int | None:
-        """When ``expire`` has something to do, in ns."""
+        """The time (ns) at which ``expire`` is next due; None if it is not."""
         return None if self._transcripts is None else self._transcripts.next_expiry()
 
     def expire(self, now: int) -> None:
-        """Forget what was not used for too long."""
+        """Evict transcripts that were unused for longer than ``Config`` allows."""
         if self._transcripts is not None:
             self._transcripts.expire(now)
 
@@ -169,8 +181,16 @@ class Memory:
         headers: Iterable[tuple[bytes, bytes]],
         now: int,
     ) -> TurnContext:
-        """What is known for a turn with these ``headers`` (names in lower case). It is not anchored
-        at a candidate yet: which one a socket has at hand, the caller knows."""
+        """Look up what is known about a turn.
+
+        The turn is not anchored at a candidate yet: only the caller knows which of them an idle
+        connection can continue.
+
+        Args:
+            scope: the digest of the turn's credential.
+            headers: of the client's request, names in lower case.
+            now: ns.
+        """
         narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
         prompt = self._prompt(request, narrow)
         recall = TurnContext(scope, request, Standing.UNANCHORED, None, None)
@@ -197,14 +217,15 @@ class Memory:
             stored = recall.standing is Standing.STORED
             recall.node = node
             recall.standing = Standing.HELD_STORED if stored else Standing.HELD
-        # A turn that cannot be rebuilt after its own anchor could not go back to it.
+        # An injected anchor that is refused is replaced by the client's own input, and behind an
+        # anchor of the client's that input has to be rebuilt: so only where it can be.
         if named is None or recall.node is not None:
             recall.candidates = [
                 Candidate(match, self._aliases.get(scope, match.node.response_id))
                 for match in matches
             ]
         if named is None and recall.candidates:
-            recall.alias = recall.candidates[0].alias  # it belongs to that conversation
+            recall.alias = recall.candidates[0].alias  # the conversation it continues
         return recall
 
     def _prompt(self, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
@@ -213,11 +234,11 @@ class Memory:
         try:
             return Prompt(request, narrow)
         except ValueError:
-            return None  # no input that anybody could hold: the upstream will say so
+            return None  # the input cannot be read; the upstream will refuse it
 
     def keeps(self, scope: str, response: str, now: int) -> bool:
-        """Whether ``response`` can be continued without the socket that made it, as far as is
-        known: it is held, or stored by the upstream."""
+        """Whether ``response`` can be continued without the connection that made it: because it is
+        held, or stored by the upstream."""
         alias = self._aliases.get(scope, response)
         if alias is not None and alias.standing is Standing.STORED:
             return True
@@ -227,10 +248,11 @@ class Memory:
     def warm_up(
         self, scope: str, anchor: str, template: RequestTemplate, now: int
     ) -> TurnContext | None:
-        """A turn that has a socket learn what ``anchor`` stands for, and answers nothing; None if
-        that cannot be said. ``template``: of the conversation's latest turn.
+        """A turn that preloads a connection with the context of ``anchor``, without generating.
 
-        What ends in a call that waits for its output cannot be said without it (invariant 8).
+        None if that is impossible: the context is not held, or it ends in a call whose output has
+        not come yet, and upstreams refuse input with an unanswered call (OUTPUTS_HAVE_CALLS).
+        ``template``: of the conversation's latest turn, for model and settings.
         """
         node = None if self._transcripts is None else self._transcripts.peek(scope, anchor, now)
         if node is None or not node.readable or not node.rebuildable:
@@ -242,16 +264,22 @@ class Memory:
         return TurnContext(scope, request, Standing.HELD, anchor, alias, Prompt(request), node)
 
     def belongs(self, recall: TurnContext, conversation: int) -> None:
-        """Remember that what the client named is asked for in ``conversation``."""
+        """Record that the response which the client named is continued in ``conversation``, so that
+        later turns that name it are routed there."""
         named = recall.request.previous_response_id
         if named:
             alias = recall.named or Alias(conversation, Standing.UNKNOWN)
-            alias.conversation = conversation  # under all its ids
+            alias.conversation = conversation  # one object for all ids of the response
             self._aliases.put(recall.scope, named, alias)
 
     def learn(self, scope: str, named: str, response: str, *, stored: bool) -> None:
-        """Remember what others know about the response that clients call ``named``, unless it is
-        known here. ``response``: the id that its terminal event gave it."""
+        """Record what a resolver found out about a response, unless it is known here.
+
+        Args:
+            named: the id that clients use.
+            response: the id in its terminal event.
+            stored: whether the upstream stored it.
+        """
         alias = self._aliases.get(scope, named)
         if alias is None or alias.standing is Standing.UNKNOWN:
             standing = Standing.STORED if stored else Standing.BOUND
@@ -260,14 +288,13 @@ class Memory:
             self._aliases.put(scope, named, known)
 
     def injection_refused(self, recall: TurnContext) -> None:
-        """The upstream refused the anchor that was put in place of the turn's history, for whatever
-        reason: it is never put in place of any history again, as long as it is held."""
+        """Never inject the turn's anchor again: it was refused (REJECTED_INJECTION_ENDS)."""
         if recall.match is not None:
             recall.match.node.injectable = False
 
     def rebuild_refused(self, recall: TurnContext) -> None:
-        """The upstream refused the rebuilt input of the response that the turn's client named: from
-        the next turn on, that response is not rebuilt any more, under none of its ids."""
+        """Never rebuild from the response that the client named again: the upstream refused the
+        rebuilt input. Applies to later turns, under each id of the response."""
         if recall.node is not None:
             recall.node.rebuildable = False
 
@@ -282,15 +309,18 @@ class Memory:
         *,
         stored: bool | None = None,
     ) -> None:
-        """Write down a response that can be continued: completed, or incomplete, but no failed one.
+        """Store a response that can be continued: a completed or incomplete one, not a failed one.
 
         Args:
-            ids: of the response, that of its terminal event first; some upstreams give it another
-                one in ``response.created``, and clients name either.
-            output: its items; None when they are not known.
+            recall: the turn.
+            ids: of the response, that of its terminal event first. Some upstreams use another one
+            in
+                ``response.created``, and clients may name either.
+            output: its items; None if they are not known. Then only the alias is stored.
+            conversation: the number of its conversation.
             tokens: of its context and output, as the upstream counted.
-            stored: whether the upstream says that it stored it; None: it does not say, so what the
-                request asked for counts.
+            now: ns.
+            stored: whether the upstream says that it stored the response; None: as requested.
         """
         if stored is None:
             stored = recall.request.store
@@ -305,11 +335,11 @@ class Memory:
 
 
 def _can_rebuild(node: Node, prompt: Prompt) -> bool:
-    """Whether the turn of ``prompt``, anchored at ``node``, can be said in full: it is proven to be
-    self-contained, and the upstream did not refuse it so before.
+    """Whether the turn of ``prompt``, anchored at ``node``, can be rehydrated: its full input is
+    self-contained, and the upstream has not refused it before.
 
-    It is not if the request brings context besides its items: in full, that would no longer stand
-    where it stands after an anchor.
+    A request with context besides its items (``prompt``, ``conversation``) cannot: in the full
+    input, that context would come before the items of the anchor instead of after them.
     """
     if not (prompt.whole and node.readable and node.rebuildable):
         return False
@@ -320,7 +350,7 @@ def _can_rebuild(node: Node, prompt: Prompt) -> bool:
     before: Node | None = node
     while unanswered and before is not None:
         if before.cut >= 0:
-            # What stands before a compaction is sent again only for a call that it has.
+            # ``expand`` sends items before a compaction only if that completes every output.
             return expand(node, prompt).proof.self_contained
         unanswered -= calls(read_heads(before.own_text()))
         before = before.parent

@@ -1,8 +1,9 @@
-"""Frames that the upstream refused for their size.
+"""Remembers frames that the upstream refused for their size.
 
-What belongs here: remembering that a frame is larger than the upstream takes. It closes the
-connection with 1009 (RFC 6455, section 7.4.1) or answers 413, has processed nothing, and will do so
-again: to upload the same megabytes a second time costs time and a connection, and changes nothing.
+An upstream refuses a frame that is too large with close code 1009 (RFC 6455, section 7.4.1) or an
+error with status 413. It processed nothing, and would refuse the same frame again: uploading the
+same megabytes a second time would cost time and a connection, with the same result. Frames are
+remembered as digests, because they are large and contain user data.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import hashlib
 from collections import OrderedDict
 from typing import Final
 
-_LIMIT: Final = 1024  # frames remembered, the least recently refused go first; about 100 bytes each
+# Frames remembered; the least recently refused are evicted. An entry takes about 100 bytes.
+_LIMIT: Final = 1024
 
 
 class RefusedFrames:
-    """The frames that were too large, by credential scope, as digests."""
+    """A set of (credential scope, frame) pairs, as digests."""
 
     __slots__ = ("_digests", "_sizes")
 
     def __init__(self) -> None:
         self._digests: OrderedDict[tuple[str, bytes], int] = OrderedDict()
-        self._sizes: dict[int, int] = {}  # how many of them have so many bytes
+        self._sizes: dict[int, int] = {}  # frame size: how many frames have it
 
     def add(self, scope: str, frame: bytes) -> None:
-        """Remember that ``frame`` is too large."""
+        """Remember that the upstream refused ``frame`` for its size."""
         key = (scope, _digest(frame))
         if key not in self._digests:
             self._sizes[len(frame)] = self._sizes.get(len(frame), 0) + 1
@@ -37,13 +39,13 @@ class RefusedFrames:
                 del self._sizes[size]
 
     def __contains__(self, key: tuple[str, bytes]) -> bool:
-        """Whether the frame of (scope, frame) was too large. Only frames of a size that was refused
-        are digested, so the question costs nothing as a rule."""
+        """Whether the frame of (scope, frame) was refused. A digest is computed only if some
+        refused frame has the same size, so the check usually costs one dictionary look-up."""
         scope, frame = key
         return len(frame) in self._sizes and (scope, _digest(frame)) in self._digests
 
     def snapshot(self) -> tuple[tuple[str, bytes], ...]:
-        """The entries as a value, the one refused longest ago first."""
+        """The entries as a value for the explorer, the least recently refused first."""
         return tuple(self._digests)
 
 

@@ -1,18 +1,19 @@
-"""How items are written: a phrase, and the values that stand in it.
+"""Templates of items: stores items compactly, and compares them as bytes with what clients send.
 
-What belongs here: telling the words of an item that are always the same (names of members,
-punctuation, bookkeeping) from its values; holding items so, the words once for all of them; and
-finding held items again in a text whose writer puts the same values into other words.
+An item is split into a template and values. The template is the JSON that is the same for all items
+of a kind: member names, punctuation, bookkeeping. The values are its strings: texts, arguments,
+call ids. A template is stored once for all items that have it.
 
-A client sends an item back in words of its own: members in another order, without some of them,
-with an id. Which words those are is learnt from the first item that digests (items.py) have shown
-to be the same. From then on an item that is held is written in the client's words and compared as
-bytes, which takes a small part of the time. Items that were found one after another are from then
-on looked for at once.
+A client sends an item back in a spelling of its own: members in another order, some left out, an id
+added. Digests (items.py) tell that two spellings are the same item, but computing one means
+decoding the item. So once digests have matched a held item with a client's spelling of it, the
+client's template is learnt (a ``_Manner``). From then on a held item is written in that spelling
+and compared with the request as bytes, at a small part of the cost. Sequences of templates that
+were found next to each other are learnt, too, and then compared in one piece.
 
-That is as sure as the digests are. The digest of an item depends on each of its values in one way,
-whatever the value is, because a value here is a whole JSON string that a model reads, or an id that
-it does not. So if one item says the same in two phrases, every item does that has the same values.
+This is as reliable as the digests. A value here is either a whole JSON string that a model reads,
+or an id that it does not read, so the digest depends on it in the same way whatever it is. If one
+item has the same digest in two spellings, so has every other item with those templates.
 """
 
 from __future__ import annotations
@@ -38,27 +39,33 @@ from bridgecore.wire.jsontext import (
     read_value,
 )
 
-# What a phrasebook takes, in bytes; measured as the overheads in transcript.py are.
+# Memory of templates in bytes, besides their text; measured like the overheads in transcript.py.
 PHRASE_OVERHEAD: Final = 760
 MANNER_OVERHEAD: Final = 560
 SEQUENCE_OVERHEAD: Final = 380
-SPARE: Final = 6000  # for what is learnt between two puts
+SPARE: Final = 6000  # reserved for what is learnt between two responses
 
-_MAX_PHRASES: Final = 31  # of one credential; at most 255, for their numbers are bytes
-_MAX_MANNERS: Final = 3  # that are learnt of one phrase, or sequence of phrases
-_MAX_SEQUENCE: Final = 8  # phrases
+# Limits for one credential. A client has few kinds of items, and usually one spelling of each;
+# the limits keep a client that varies its spelling from filling the table or slowing comparisons
+# down.
+_MAX_PHRASES: Final = (
+    31  # templates; must stay below 256, because their numbers are stored as bytes
+)
+_MAX_MANNERS: Final = 3  # learnt spellings of one template, or of one sequence of templates
+_MAX_SEQUENCE: Final = 8  # templates in a sequence
 _MAX_SEQUENCES: Final = 16
-_MAX_WORDS: Final = 512  # bytes of a phrase
-_MAX_WORD: Final = 32  # bytes of a member that is taken for always the same
+_MAX_WORDS: Final = 512  # bytes of a template
+_MAX_WORD: Final = 32  # bytes of a member's value that becomes a part of the template
 
-_GAP: Final = b"\0"  # is in no JSON
+_GAP: Final = b"\0"  # separates values: JSON contains no NUL byte
 _VALUES: Final = frozenset(
     {"arguments", "call_id", "encrypted_content", "input", "name", "output", "text"}
 )
-_CONTENT: Final = "encrypted_content"  # of a thought; if it is empty, there is none
-_PARTS: Final = frozenset({"content", "summary"})  # lists of objects, whose text is a value
+_CONTENT: Final = "encrypted_content"  # of reasoning; an empty one is the same as none
+_PARTS: Final = frozenset({"content", "summary"})  # lists of objects with a ``text``
 _ANY_ID: Final = re.compile(rb'"[^"\\]{,128}"')
-# What no model reads: an id, or what a client adds, a flat object.
+# Values that no model reads, so that they are not compared: an id, or the flat object that a client
+# adds. Bounded, so that matching takes linear time.
 _FLAT: Final = rb'\{[^{}"\\]{,64}(?:"[^"\\]{,128}"[^{}"\\]{,64}){,32}\}'
 _UNREAD: Final = re.compile(_ANY_ID.pattern + rb"|" + _FLAT)
 _UNREAD_NAMES: Final = CLIENT_MEMBERS | {"id"}
@@ -66,14 +73,17 @@ _UNREAD_NAMES: Final = CLIENT_MEMBERS | {"id"}
 
 @attrs.frozen(eq=False)
 class ItemTemplate:
-    """The words of an item: ``words`` are what stands before, between and after its values, which
-    are called ``names``. With no words and one value, the value is the whole item."""
+    """The constant part of an item.
+
+    ``words``: the text before, between and after the values. ``names``: the names of the values, by
+    their place in the item. With empty words and one value, the value is the whole item.
+    """
 
     words: tuple[bytes, ...]
     names: tuple[str, ...]
 
     def values(self, item: bytes) -> list[bytes] | None:
-        """The values of ``item``; None if it is not this phrase."""
+        """The values of ``item``; None if it does not have this template."""
         first, *others, last = self.words
         if not (item.startswith(first) and item.endswith(last)):
             return None
@@ -96,7 +106,7 @@ class ItemTemplate:
 
 
 def _is_text(value: bytes) -> bool:
-    """Whether ``value`` is one JSON string, and nothing else."""
+    """Whether ``value`` is exactly one JSON string."""
     if not (value.startswith(b'"') and value.endswith(b'"')):
         return False
     try:
@@ -106,11 +116,13 @@ def _is_text(value: bytes) -> bool:
     return True
 
 
+# For items that have no useful template: the whole item is the value.
 PLAIN: Final = ItemTemplate((b"", b""), ("",))
 
 
 def split(item: bytes) -> tuple[ItemTemplate, list[bytes]]:
-    """``item`` as a phrase and its values; PLAIN if it is not of a kind that this pays for."""
+    """Split ``item`` into a template and values; PLAIN if its type is unknown or its template would
+    be rarely shared."""
     try:
         members = read_members(item)
         kind = kind_of(members)
@@ -135,7 +147,8 @@ def split(item: bytes) -> tuple[ItemTemplate, list[bytes]]:
     except (UnreadableError, _LongWordError):
         return PLAIN, [item]
     template = ItemTemplate(words, tuple(reading.names))
-    # White space, escapes in names, and names that come twice are nothing to keep a phrase for.
+    # Items with white space, escaped names or duplicate names do not split into what they were made
+    # of. They are rare, so they are stored whole.
     if (
         not reading.names
         or sum(map(len, words)) > _MAX_WORDS
@@ -146,11 +159,11 @@ def split(item: bytes) -> tuple[ItemTemplate, list[bytes]]:
 
 
 class _LongWordError(Exception):
-    """A member is too long to be taken for always the same."""
+    """A member that would become a part of the template is too long: it probably varies."""
 
 
 class _Reading:
-    """The words and values of an item, as they are come upon."""
+    """Collects the words and values of an item while its members are read."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -201,16 +214,19 @@ def _written(words: Sequence[bytes], values: Sequence[bytes]) -> bytes:
 
 
 class _Manner:
-    """One way of writing values: ``words``, and between them the values whose numbers are ``uses``;
-    None is a value that is not compared, such as an id."""
+    """One spelling of a template's values.
+
+    ``words``: the text around the values. ``uses``: the indexes of the values between the words, in
+    order; None: a value that is not compared, such as an id.
+    """
 
     __slots__ = ("_pieces", "uses", "words")
 
     def __init__(self, words: tuple[bytes, ...], uses: tuple[int | None, ...]) -> None:
         self.words = words
         self.uses = uses
-        # What stands before the first id, between two, and after the last: words with room for
-        # values between them, and the values.
+        # The text is compared in pieces, which end at values that are not compared. A piece has its
+        # words, with an empty place after each for a value, and the indexes of those values.
         pieces: list[tuple[list[bytes], list[int]]] = [([words[0]], [])]
         for word, number in zip(words[1:], uses, strict=True):
             if number is None:
@@ -222,15 +238,15 @@ class _Manner:
 
     @property
     def size(self) -> int:
-        """What it takes, in bytes."""
+        """The memory it takes, in bytes."""
         return MANNER_OVERHEAD + sum(map(len, self.words))
 
     def same_as(self, other: _Manner) -> bool:
-        """Whether the two write all values alike."""
+        """Whether both spell all values alike."""
         return self.words == other.words and self.uses == other.uses
 
     def is_at(self, text: bytes, begin: int, end: int, values: Sequence[bytes]) -> bool:
-        """Whether ``text`` from ``begin`` to ``end`` is ``values``, written in this way."""
+        """Whether ``text`` from ``begin`` to ``end`` is ``values`` in this spelling."""
         at = begin
         for place, (words, numbers) in enumerate(self._pieces):
             if place > 0:
@@ -251,7 +267,8 @@ class _Manner:
 
 
 def _joined(manners: Iterable[tuple[int, _Manner]]) -> _Manner:
-    """How items are written one after another; with each manner, the number of its first value."""
+    """The spelling of a sequence of items. ``manners``: for each item, the index of its first value
+    in the sequence, and its spelling."""
     words: list[bytes] = []
     uses: list[int | None] = []
     for first, manner in manners:
@@ -262,11 +279,13 @@ def _joined(manners: Iterable[tuple[int, _Manner]]) -> _Manner:
 
 
 class TemplateTable:
-    """The phrases of one credential, and how its clients put them.
+    """The templates of one credential's items, and its clients' spellings of them.
 
-    Items are noted as bytes of one piece: the numbers of their phrases, then their values.
-    ``size`` is what the book takes, in bytes, with some room to learn more: ``spare`` at first, and
-    so much more each time that it was too little.
+    Items are encoded as one byte string: the numbers of their templates, then their values.
+
+    ``size`` is the memory of the table in bytes, including a reserve for what is learnt while
+    requests are compared, because the limit of transcripts is enforced only when a response is
+    added. The reserve is ``spare``, and grows by that amount whenever it was too small.
     """
 
     __slots__ = ("_manners", "_phrases", "_sequences", "_spare", "_step", "_wanting", "size")
@@ -279,7 +298,7 @@ class TemplateTable:
         self._wanting = False
 
     def note(self, items: Iterable[Text]) -> bytes:
-        """``items`` as this book keeps them. The book may grow.
+        """Encode ``items``; new templates are added to the table while there is room.
 
         Raises:
             ValueError: an item is not JSON.
@@ -297,23 +316,25 @@ class TemplateTable:
         return encoded
 
     def grow(self) -> None:
-        """Have room again for what there was no room to learn."""
+        """Extend the reserve if it was too small to learn a spelling since the last call."""
         if self._wanting:
             self._wanting = False
             self._spare += self._step
             self.size += self._step
 
     def items(self, encoded: bytes) -> list[bytes]:
-        """The items of ``encoded``, byte for byte."""
+        """Decode ``encoded``: its items, byte for byte as they were."""
         return [
             _written(self._phrases[number - 1].words, values)
             for number, values in self._read(encoded)
         ]
 
     def is_at(self, encoded: bytes, text: bytes, bounds: Sequence[int], start: int) -> int:
-        """How many items of ``encoded``, beginning with the first, are in ``text`` one after
-        another, in words that are known. Item n of the text is from ``bounds[n]`` up to the byte
-        before ``bounds[n + 1]``; the first one to look at is item ``start``."""
+        """How many items of ``encoded``, from its first on, ``text`` has in known spellings, one
+        after another, from its item ``start`` on.
+
+        Item n of ``text`` begins at ``bounds[n]`` and ends before the byte ``bounds[n + 1] - 1``.
+        """
         numbers, *values = encoded.split(_GAP)
         stop = start + len(numbers)
         if stop < len(bounds):
@@ -338,7 +359,8 @@ class TemplateTable:
         return len(found)
 
     def learn(self, encoded: bytes, items: Iterable[Text]) -> None:
-        """Learn from ``items``, which say what the items of ``encoded`` say, in the same order."""
+        """Learn the spellings of ``items``, whose digests equal those of the items of ``encoded``,
+        in the same order."""
         for (number, values), raw in zip(self._read(encoded), items, strict=True):
             item = bytes(raw)
             manners = self._manners[number - 1]
@@ -346,12 +368,12 @@ class TemplateTable:
                 continue
             manner = _manner(self._phrases[number - 1], item)
             if manner is None or any(manner.same_as(known) for known in manners):
-                continue  # its values are written otherwise: arguments with other white space
+                continue  # a value itself is spelled differently: arguments with white space, say
             if len(manners) <= _MAX_MANNERS and self._has_room(manner.size):
                 manners.insert(0, manner)
 
     def _remember(self, numbers: bytes, found: Sequence[tuple[int, _Manner]]) -> None:
-        """Items of such phrases were found, written so: next time they are looked for at once."""
+        """Learn the spelling of a sequence that was found, to compare it in one piece next time."""
         known = self._sequences.get(numbers, [])
         if not 1 < len(numbers) <= _MAX_SEQUENCE or len(known) == _MAX_MANNERS:
             return
@@ -362,7 +384,7 @@ class TemplateTable:
             self._sequences[numbers] = [manner, *known]
 
     def _has_room(self, size: int) -> bool:
-        """Take so much of what is spare; if there is too little, have more after the next put."""
+        """Reserve ``size`` bytes; if too few are left, note that ``grow`` has to add some."""
         self._wanting |= size > self._spare
         if size > self._spare:
             return False
@@ -370,7 +392,7 @@ class TemplateTable:
         return True
 
     def _noted(self, item: bytes) -> tuple[int, list[bytes]]:
-        """The number of the item's phrase, and its values; those of PLAIN if the book is full."""
+        """The number of the item's template, and its values; PLAIN's if the table is full."""
         for number, known in enumerate(self._phrases[1:], start=2):
             if (found := known.values(item)) is not None:
                 return number, found
@@ -396,7 +418,7 @@ def _as_it_is(template: ItemTemplate) -> _Manner:
 
 
 def _manner(template: ItemTemplate, item: bytes) -> _Manner | None:
-    """How ``item`` puts the values of ``template``; None if it has others."""
+    """The spelling of ``item`` for the values of ``template``; None if it has other values."""
     other, _ = split(item)
     if PLAIN in (template, other) or ({*template.names} ^ {*other.names}) - _UNREAD_NAMES:
         return None

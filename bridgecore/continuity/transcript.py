@@ -1,20 +1,24 @@
-"""The tree of responses that the bridge holds, and the two ways to use it.
+"""Transcripts: stores the responses of each conversation as a tree, and looks up requests in it.
 
-What belongs here: which response continues which, with what items; how much of it is kept and what
-goes first; and the two questions a turn asks of it:
+Two questions are answered from it:
 
-* ``expand``: a turn that names a held response, as a request that needs no anchor (rehydration);
-* ``recognise``: a turn that repeats a held chain, as a place to anchor it at (reduction).
+* ``expand``: what is the full input of a turn that names a held response? The turn can then be sent
+  without its anchor, on any connection (rehydration).
+* ``recognise``: which held response does a request with a full history continue? The turn can then
+  be sent with that response as its anchor and only its new items (reduction).
 
-A node is one completed response. It holds only its own items, so a conversation of n turns is held
-once, however often its client repeats it; the way up to the root gives the whole input. A node goes
-only when nothing hangs on it, so whatever is held is complete to the root, and what is gone is
-honestly unknown. Lists of items are found by chain digests (items.py): one per item, each made of
-the one before, so that a history is looked up in one pass over its items. Most items of a history
-were seen before in the same words, and those are compared as bytes instead.
+A node is one response that can be continued. It stores its own items only, and the path from the
+root to it is its whole input, so a conversation of n turns is stored once, however often its client
+repeats it. Only leaves are evicted, so whatever is held is complete up to its root.
 
-Everything is kept per credential scope: an id or a history of somebody else is a miss like any
-other (invariant 39). Times are integer nanoseconds of one monotonic clock, sizes bytes.
+Histories are looked up by chain digests (items.py): a digest for each item, made of the item and
+the digest before it, so that one pass over the items of a request finds the longest held path.
+Digesting an item means decoding it. Most items of a history were seen before, spelled the same way,
+so items are first compared as bytes with what is held (templates.py).
+
+Everything is kept per credential scope: an id or a history of another credential looks like one
+that was never seen (FOREIGN_IS_UNKNOWN). Times are integer nanoseconds of one monotonic clock,
+sizes are bytes.
 """
 
 from __future__ import annotations
@@ -42,85 +46,90 @@ from bridgecore.continuity.items import (
 from bridgecore.continuity.templates import SPARE, TemplateTable
 from bridgecore.wire.jsontext import Text
 
-# What a node costs besides its items, their digests and its id, and a scope besides its nodes and
-# phrases. Measured (benchmarks/continuity.py) on 64-bit CPython; the tests hold them to it.
+# Memory of a node besides its items, their digests and its id, and of a scope besides its nodes and
+# templates. Measured on 64-bit CPython (benchmarks/continuity.py); tests check the values.
 NODE_OVERHEAD: Final = 600  # bytes
 SCOPE_OVERHEAD: Final = 1700  # bytes
 
-_TRIES: Final = 64  # continuations of one response that are compared as bytes, latest first
+# Responses with equal context, or that continue one response, that are compared, latest first. A
+# client that asks the same thing thousands of times would otherwise make each look-up slower.
+_TRIES: Final = 64
 
 
 @attrs.define(eq=False, weakref_slot=False)
 class Node:
-    """One completed response: what it was asked, what it said, and what it continues.
+    """One response in the tree: its request's new items, its own items, and what it continues.
 
-    Its items are those of the request as they came, then those of the response in input form.
+    The items of the request are stored as they came, those of the response in input form (see
+    ``input_form``).
     """
 
     response_id: str
     parent: Node | None = attrs.field(repr=False)
     encoded: bytes = attrs.field(
         repr=False
-    )  # the items, as book keeps them: no output shows bodies
+    )  # the items, encoded by ``book``; not in repr, as it is user data
     book: TemplateTable = attrs.field(repr=False)
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
-    # Its text can be sent anew: no item is one that only the upstream can resolve, and no output is
-    # without its call (some upstreams take such an output, and most refuse it).
+    # Its full input can be sent as a new request: no item refers to something that only the
+    # upstream has, and every output has its call (most upstreams refuse an output without one).
     readable: bool
-    cut: int  # which of its items is the latest compaction that it made; -1: it made none
-    pruned: bytes | None  # the digest of its items from there on, as a list of their own
-    used: int  # ns
-    named: bool = True  # False: a response that continues it has its id now
-    continued: bool = False  # a turn was anchored at it and completed
-    injectable: bool = True  # False: the upstream refused it in place of a history
+    cut: int  # index of the latest compaction among the items that it made; -1: none
+    pruned: bytes | None  # the chain digest of its items from ``cut`` on, starting at ROOT
+    used: int  # ns: when it was last used
+    named: bool = True  # False: its id now names a response that continues it
+    continued: bool = False  # a turn that was anchored at it has completed
+    injectable: bool = True  # False: the upstream refused it as an injected anchor
     rebuildable: bool = True  # False: the upstream refused its text as the input of a turn
-    # Who stands by it. Lists by links, because some are long and their middles are taken out.
-    child: Node | None = attrs.field(default=None, repr=False)  # the latest that continues it
+    # Neighbours in the tree. Linked lists, because some are long and nodes are removed from
+    # anywhere.
+    child: Node | None = attrs.field(default=None, repr=False)  # the latest response after it
     older_sibling: Node | None = attrs.field(
         default=None, repr=False
-    )  # of those that continue the same
+    )  # among the responses with the same parent
     newer_sibling: Node | None = attrs.field(default=None, repr=False)
     older_same_context: Node | None = attrs.field(
         default=None, repr=False
-    )  # of those of the same context
+    )  # among the responses with an equal context
     newer_same_context: Node | None = attrs.field(default=None, repr=False)
-    # The digest of its last items as the client words them, from the first on in words not known.
+    # The digest of the bytes that the client sends for its last items, from the first one that no
+    # template matches to the end.
     wording: bytes | None = None
-    held: bool = True
+    held: bool = True  # False: it was evicted
 
     @property
     def size(self) -> int:
-        """What the node takes, in bytes, as accounted."""
+        """The memory of the node, in bytes, as accounted."""
         name = len(self.response_id) * (1 if self.response_id.isascii() else 4)
         return NODE_OVERHEAD + len(self.encoded) + len(self.chain) + name
 
     @property
     def items(self) -> int:
-        """How many items the node itself has."""
+        """The number of the node's own items."""
         return len(self.chain) // DIGEST_SIZE + bool(self.encoded)
 
     def own_text(self) -> bytes:
-        """The items of the node itself, as the inside of an ``input`` array."""
+        """The node's own items, as the inside of an ``input`` array."""
         return b",".join(self.book.items(self.encoded))
 
     def siblings(self) -> Iterator[Node]:
-        """This response, and those that are older and continue the same."""
+        """This response and the older ones with the same parent, latest first."""
         node: Node | None = self
         while node is not None:
             yield node
             node = node.older_sibling
 
     def same_context(self) -> Iterator[Node]:
-        """This response, and those of the same context that are older."""
+        """This response and the older ones with an equal context, latest first."""
         node: Node | None = self
         while node is not None:
             yield node
             node = node.older_same_context
 
     def path(self) -> list[Node]:
-        """The node and all before it, from the root on."""
+        """The responses from the root to this one."""
         nodes = []
         node: Node | None = self
         while node is not None:
@@ -130,9 +139,12 @@ class Node:
         return nodes
 
     def text(self, *, whole: bool = False) -> bytes:
-        """The items up to and with this response, as the inside of an ``input`` array, from the
-        latest compaction on that a response on the path made, because that item stands for all
-        before it; or every item, if ``whole``."""
+        """The items of the path up to and including this response, as the inside of an ``input``
+        array.
+
+        They begin at the latest compaction that a response on the path made, because that item
+        replaces everything before it; ``whole``: at the root all the same.
+        """
         parts: list[bytes] = []
         node: Node | None = self
         while node is not None:
@@ -150,9 +162,10 @@ def _joined(parts: Iterable[bytes]) -> bytes:
 
 @attrs.frozen
 class Expansion:
-    """A turn as a request of its own: the ``response.create`` frame, and what it rests on.
+    """A rehydrated turn: its ``response.create`` frame, without an anchor, and the proof of it.
 
-    It is to be sent only if ``proof.self_contained`` (invariant 7).
+    It may be sent only if ``proof.self_contained``: otherwise its input refers to something that
+    only the anchor's connection has (FORM_IS_POSSIBLE).
     """
 
     frame: bytes
@@ -160,9 +173,11 @@ class Expansion:
 
 
 def expand(node: Node, prompt: Prompt) -> Expansion:
-    """The turn of ``prompt``, anchored at ``node``, without its anchor and with the whole input.
+    """Rehydrate the turn of ``prompt``, which is anchored at ``node``: drop its anchor and prepend
+    the items that the anchor covers.
 
-    What stands before the latest compaction is left out, unless an output needs a call from there.
+    Items before the latest compaction are left out, unless an output needs a call among them: an
+    output without its call is refused (OUTPUTS_HAVE_CALLS).
     """
     before, new = node.text(), prompt.meant_heads()
     proof = prove([*read_heads(before), *new])
@@ -174,13 +189,12 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
 
 
 def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
-    """Whether what stands before the items of ``node`` has the calls ``orphans``, whose outputs are
-    among those."""
+    """Whether the path before ``node`` has the calls ``orphans``, answered by outputs in it."""
     missing = set(orphans)
     before: Node | None = node
     while missing and before is not None:
         if before.cut >= 0:
-            # What stands before a compaction is sent again only for a call that it has.
+            # ``expand`` sends items before a compaction only if that completes every output.
             return prove(read_heads(node.text(whole=True))).self_contained
         if before is not node:
             missing -= calls(read_heads(before.own_text()))
@@ -189,10 +203,10 @@ def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
 
 
 def resolve(node: Node, prompt: Prompt) -> None:
-    """Find the items that references of ``prompt`` name, on the path of ``node``.
+    """Resolve the ``item_reference`` items of ``prompt`` to items on the path of ``node``.
 
-    An id that two different items have resolves to neither: some upstreams number their items anew
-    in each response.
+    An id that two different items have resolves to neither, because some upstreams restart the
+    numbering of their items in each response. Results are stored in ``prompt.resolved``.
     """
     for place in range(len(prompt.items)):
         name = prompt.reference(place)
@@ -203,7 +217,7 @@ def resolve(node: Node, prompt: Prompt) -> None:
 
 
 def _of_id(node: Node, name: str) -> list[bytes]:
-    """The items of ``node`` itself that have the id ``name``."""
+    """The items among the node's own that have the id ``name``."""
     if name.encode(errors="replace") not in node.encoded:
         return []
     return [item for item in node.book.items(node.encoded) if has_id(read_head(item), name)]
@@ -211,28 +225,35 @@ def _of_id(node: Node, name: str) -> list[bytes]:
 
 @attrs.frozen
 class Match:
-    """A held chain that a request repeats: its first ``repeated`` items, after its anchor if it
-    names one, are the path of ``node``."""
+    """A response that a request's history leads to.
+
+    The first ``repeated`` items of the request, following its anchor if it names one, are the path
+    of ``node``.
+    """
 
     node: Node
     repeated: int
 
 
 def reduce(prompt: Prompt, match: Match, stand_in: str | None = None) -> bytes:
-    """The ``response.create`` frame that says what ``prompt`` says, as a continuation of the held
-    response, or of ``stand_in`` that has the same context."""
+    """The ``response.create`` frame of a reduced turn: the matched response as the anchor, and the
+    items after the match.
+
+    ``stand_in``: the id of a response with the same context to name instead, because it is the one
+    that the connection can continue. The context is unchanged (CONTEXT_IS_MEANT).
+    """
     return prompt.frame(prompt.text_from(match.repeated), stand_in or match.node.response_id)
 
 
 class Transcripts:
-    """What is held, for every credential.
+    """The transcripts of every credential, within limits of memory and age.
 
     Args:
-        max_bytes: of everything held, overhead included.
-        max_age_ns: how long a response is held after it, or one that continues it, was last used.
-        max_scope_bytes: of what is held for one credential.
+        max_bytes: the limit of all transcripts together, overhead included.
+        max_age_ns: how long a response is kept after it, or a response that continues it, was used.
+        max_scope_bytes: the limit for one credential, so that one client cannot evict all others.
 
-    ``now`` never goes backwards: an earlier time than the last one is taken for that.
+    Methods take ``now`` in ns; a time earlier than the last one counts as the last one.
     """
 
     def __init__(self, max_bytes: int, max_age_ns: int, max_scope_bytes: int) -> None:
@@ -246,21 +267,20 @@ class Transcripts:
 
     @property
     def size(self) -> int:
-        """The bytes of everything held, overhead included."""
+        """The memory of all transcripts, in bytes, overhead included."""
         return self._size
 
     def scope_size(self, scope: str) -> int:
-        """The bytes of everything held for ``scope``, overhead included."""
+        """The memory of the transcripts of ``scope``, in bytes, overhead included."""
         held = self._scopes.get(scope)
         return 0 if held is None else held.size
 
     def __len__(self) -> int:
-        """How many responses are held."""
+        """The number of responses."""
         return sum(scope.count for scope in self._scopes.values())
 
     def snapshot(self) -> tuple[tuple[str, str, int, tuple[bool, ...]], ...]:
-        """What is held as a value: scope, id, when it was last used, in ns, and what became of
-        it."""
+        """The responses as a value for the explorer: scope, id, last use (ns), and flags."""
         return tuple(
             (
                 scope.name,
@@ -272,41 +292,43 @@ class Transcripts:
             for node in scope.nodes.values()
         )
 
-    # -------------------------------------------------------------- asking
+    # -------------------------------------------------------------- look-up
 
     def get(self, scope: str, response_id: str, now: int) -> Node | None:
-        """The held response of that id; asking for it is using it."""
+        """The response with that id, which counts as used now; None if it is not held."""
         node = self.peek(scope, response_id, now)
         if node is not None:
             node.used = self._now
         return node
 
     def peek(self, scope: str, response_id: str, now: int) -> Node | None:
-        """The held response of that id; its conversation grows no younger by it."""
+        """The response with that id, without counting as a use; None if it is not held."""
         self.expire(now)
         held = self._scopes.get(scope)
         return None if held is None else held.nodes.get(response_id)
 
     def recognise(self, scope: str, prompt: Prompt, now: int) -> list[Match]:
-        """The held responses at which ``prompt`` can be anchored because it repeats all that was
-        said up to them, and adds to it. They have one context, the longest; the latest comes first.
+        """The responses at which the turn of ``prompt`` can be anchored, because its history begins
+        with their whole context and goes on after it.
 
-        The history of a prompt is its items; of one with an anchor that is held, what was said up
-        to the anchor, then its items (the Vercel AI SDK names the response before the user's
-        message and repeats the steps since, at each step of a tool loop).
+        All of them have the same context, the longest that is held; the latest comes first. The
+        caller chooses the one that an idle connection can continue.
 
-        It has to be beyond doubt that the upstream would see the same context
-        (``CONTEXT_IS_MEANT``), and no two conversations may come to share an anchor ('sibling'). So
-        these are left out:
+        The history of a prompt is its items or, if it has an anchor that is held, the context of
+        the anchor and then its items. (The Vercel AI SDK names the response before the user's
+        message, and repeats the steps since then at each step of a tool loop.)
 
-        * responses under other settings, narrowing keys or another credential; and all of them, if
-          the request has context besides its items;
-        * responses that a turn was anchored at already, in this or another conversation. That they
-          were repeated in full does not count: such a turn has no part in the anchor;
-        * responses that the upstream refused as an anchor, or whose id has passed to another.
+        The upstream must see exactly the context that the client means (CONTEXT_IS_MEANT), and two
+        conversations must not share an anchor. So a response is left out if
 
-        Responses of equal context are as good as each other, whoever's they are: each is an anchor
-        once. Which of them a socket has at hand, the caller knows.
+        * its settings, narrowing keys or credential differ, or the request has context besides its
+          items (``Prompt.whole``);
+        * a turn was anchored at it already, in this or another conversation. A turn that only
+          repeated it as history does not count, because it did not use the response as an anchor;
+        * the upstream refused it as an anchor, or its id names another response now.
+
+        Responses with equal context are interchangeable, whichever conversation made them; each is
+        used as an anchor once.
         """
         self.expire(now)
         held = self._scopes.get(scope)
@@ -324,12 +346,12 @@ class Transcripts:
                 and not node.continued
                 and node.settings == prompt.settings
             ]
-            if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # something is added
+            if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # it goes on
                 fitting[0].node.used = self._now
                 return fitting
         return []
 
-    # -------------------------------------------------------------- holding
+    # -------------------------------------------------------------- insertion
 
     def put(
         self,
@@ -342,20 +364,21 @@ class Transcripts:
         match: Match | None = None,
         stored: bool | None = None,
     ) -> Node | None:
-        """Hold a response that can be continued, to the client's request ``prompt``.
+        """Add the response to ``prompt``, the client's request. It must be one that can be
+        continued.
 
-        It continues the response of ``match``, if the turn was anchored there; else the one that
-        ``prompt`` names and of those that continue it the last whose items ``prompt`` repeats; if
-        it names none, the longest held chain whose items it repeats, be it under other settings.
-        What is repeated is held once.
+        Its parent is the response of ``match`` if the turn was anchored there. Otherwise it is the
+        longest held path that the history of ``prompt`` begins with, under any settings: storing a
+        repeated item twice would cost memory, and settings matter for anchors only.
 
         Args:
-            match: of those that ``recognise`` gave for ``prompt``, the one that was made use of.
+            output: the items of the response, as raw JSON.
+            match: the result of ``recognise`` that was used for the turn, if one was.
             stored: whether the upstream says that it stored the response; None: as requested.
 
         Returns:
-            The node; None if the response cannot be held: what it continues is not held, the
-            request has context besides its items, or the conversation is larger than allowed.
+            The node; None if the response cannot be held: its anchor is not held, the request has
+            context besides its items, or the conversation exceeds the limit of its credential.
 
         Raises:
             ValueError: an item of ``output`` is not JSON.
@@ -369,10 +392,10 @@ class Transcripts:
         stale = None if held is None else held.nodes.get(response_id)
         if held is not None and stale is not None:
             if parent is not None and stale in parent.path():
-                # Some upstreams call all responses of a chain by one id: it names the latest.
+                # Some upstreams use one id for all responses of a chain: it names the latest.
                 held.unname(stale)
             else:
-                # The id names another response now: what continued the old one is unknown.
+                # Duplicate response id: drop the older node and its descendants.
                 self._drop_all(scope, stale)
                 held = self._scopes.get(scope)
         if not prompt.whole or (prompt.anchor is not None and parent is None):
@@ -384,7 +407,8 @@ class Transcripts:
         node = self._node(response_id, parent, prompt, repeated, output, held.book, stored)
         held.book.grow()
         room = self._max_scope - SCOPE_OVERHEAD - held.book.size - node.size
-        # If everything fits, what it continues does.
+        # The node needs its whole path in memory. Its size is summed only if the scope is so full
+        # that it could matter.
         fits = held.taken <= room or (
             sum(each.size for each in (parent.path() if parent is not None else ())) <= room
         )
@@ -397,7 +421,7 @@ class Transcripts:
                 self._idlest.add(held)
         elif fresh:
             return None
-        self._size += held.size - before  # the book may have grown, too
+        self._size += held.size - before  # learning new templates takes memory, too
         while held.size > self._max_scope and (victim := held.idlest.first()) is not None:
             self._drop(held, victim)
         while self._size > self._max_bytes and (oldest := self._idlest.first()) is not None:
@@ -407,7 +431,7 @@ class Transcripts:
     def _continues(
         self, held: _Scope, prompt: Prompt, match: Match | None
     ) -> tuple[Node | None, int]:
-        """What a response to ``prompt`` continues, and how many items of the prompt that has."""
+        """The parent of a response to ``prompt``, and how many items of ``prompt`` lead to it."""
         if match is not None and match.node.held:
             match.node.continued = True
             return match.node, match.repeated
@@ -450,7 +474,7 @@ class Transcripts:
                 pruned = chain_digest(pruned, form, stored=stored)
         settings = prompt.settings
         if parent is not None and parent.settings == settings:
-            settings = parent.settings  # one object for a whole conversation
+            settings = parent.settings  # share one object along a conversation, to save memory
         shown = heads[made[-1] :] if made else [*map(prompt.meant_head, places), *heads]
         proof = prove(shown)
         node = Node(
@@ -469,10 +493,10 @@ class Transcripts:
         node.readable = node.readable and _has_calls(node, proof.orphans)
         return node
 
-    # -------------------------------------------------------------- letting go
+    # -------------------------------------------------------------- eviction
 
     def expire(self, now: int) -> int:
-        """Let go of what was not used for too long; how many responses that were."""
+        """Evict responses that were unused for longer than ``max_age_ns``; returns how many."""
         self._now = max(self._now, now)
         count = 0
         while (scope := self._idlest.first()) is not None:
@@ -482,7 +506,7 @@ class Transcripts:
         return count
 
     def next_expiry(self) -> int | None:
-        """When ``expire`` has something to do, in ns, if nothing is used until then."""
+        """The time (ns) of the next expiry if nothing is used before; None if nothing is held."""
         scope = self._idlest.first()
         return None if scope is None else scope.used + self._max_age
 
@@ -494,7 +518,7 @@ class Transcripts:
         return 1
 
     def _drop(self, scope: _Scope, node: Node) -> None:
-        """Let go of a node that nothing hangs on."""
+        """Remove a leaf; and its scope, if that was its last node."""
         scope.remove(node)
         self._size -= node.size
         if not scope.held:
@@ -502,7 +526,7 @@ class Transcripts:
             self._size -= scope.size
 
     def _drop_all(self, scope: str, node: Node) -> None:
-        """Let go of ``node`` and everything that continues it."""
+        """Remove ``node`` and its descendants: they can no longer be rebuilt up to their root."""
         held = self._scopes[scope]
         below = [node]
         for each in below:
@@ -521,23 +545,24 @@ def _last_use(node: Node) -> int:
 
 @attrs.define(eq=False)
 class _Scope:
-    """What is held for one credential."""
+    """The tree of one credential, with its indexes."""
 
     name: str
     book: TemplateTable
-    nodes: dict[str, Node] = attrs.Factory(dict)  # by id; those that have lost theirs are not here
+    nodes: dict[str, Node] = attrs.Factory(dict)  # by id; without those that lost theirs (unname)
     count: int = 0  # of all nodes
-    root: Node | None = None  # the latest
-    ends: dict[bytes, Node] = attrs.Factory(dict)  # by chain digest: the latest of the twins
-    # Those that made a compaction, by the digest of their items from there on: a client that
-    # drops what stands before it has that as its history.
+    root: Node | None = None  # the latest node without a parent; the others are its siblings
+    # By the chain digest of a whole context: the latest response that has it.
+    ends: dict[bytes, Node] = attrs.Factory(dict)
+    # By the chain digest of the items from a compaction on: the response that made it. A client may
+    # drop everything before a compaction, and then has just those items as its history.
     pruned: dict[bytes, Node] = attrs.Factory(dict)
-    taken: int = 0  # bytes, by nodes
+    taken: int = 0  # bytes of all nodes
     idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
 
     @property
     def size(self) -> int:
-        """What the scope takes, in bytes, as accounted."""
+        """The memory of the scope, in bytes, as accounted."""
         return SCOPE_OVERHEAD + self.book.size + self.taken
 
     @property
@@ -550,11 +575,12 @@ class _Scope:
 
     @property
     def used(self) -> int:
-        """When the idlest conversation was last used, in ns. Never goes backwards."""
+        """The time (ns) of last use of its least recently used leaf. Never decreases."""
         node = self.idlest.first()
         return 0 if node is None else node.used
 
     def add(self, node: Node) -> None:
+        """Link ``node`` into the tree and the indexes."""
         parent = node.parent
         node.older_sibling = self.root if parent is None else parent.child
         if node.older_sibling is not None:
@@ -575,6 +601,7 @@ class _Scope:
         self.idlest.add(node)
 
     def remove(self, node: Node) -> None:
+        """Unlink ``node``, a leaf."""
         parent = node.parent
         older_sibling, newer_sibling = node.older_sibling, node.newer_sibling
         if older_sibling is not None:
@@ -586,7 +613,7 @@ class _Scope:
         else:
             parent.child = older_sibling
         if parent is not None:
-            parent.used = max(parent.used, node.used)  # using a response is using its path
+            parent.used = max(parent.used, node.used)  # using a response uses its path
             if parent.child is None:
                 self.idlest.add(parent)
         node.held = False
@@ -607,15 +634,19 @@ class _Scope:
         self.taken -= node.size
 
     def unname(self, node: Node) -> None:
-        """The id of ``node`` is that of a response that continues it from now on."""
+        """Take its id from ``node``: from now on it names a response that continues ``node``."""
         node.named = False
         del self.nodes[node.response_id]
 
     def prefixes(self, prompt: Prompt, base: Node | None) -> list[tuple[int, Node]]:
-        """Each number of items at the beginning of ``prompt`` that are a held path, after that of
-        ``base`` if there is one, rising; and the latest of the responses that those paths lead to.
+        """The prefixes of the items of ``prompt`` that are held paths, shortest first, each as the
+        number of items and the latest response that it leads to.
 
-        References to items of the responses that are passed on the way are resolved.
+        ``base``: the paths start after this response rather than at the root. References to items
+        of responses on the way are resolved.
+
+        Each step tries the cheapest comparison first: digests that an earlier call computed; then
+        the bytes of a continuation of the latest response found; then the digest of one more item.
         """
         found: list[tuple[int, Node]] = []
         prompt.begin_chain(ROOT if base is None else base.end)
@@ -626,12 +657,12 @@ class _Scope:
             next_up = _continuations(base)
         else:
             next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
-        near, since = next_up, 0  # what may go on from the latest response that was passed
+        near, since = next_up, 0  # continuations of the latest response found
         while count < total:
             start = count
             learning = False
             if len(chain) - 1 > start:
-                count = start + 1  # known from an earlier look
+                count = start + 1  # the digest is known from an earlier call
             elif next_up and _leap(prompt, next_up):
                 count = len(chain) - 1
             else:
@@ -644,7 +675,8 @@ class _Scope:
                 latest = ends.get(chain[here])
                 if latest is None and self.pruned:
                     latest = self.pruned.get(chain[here])
-                if latest is not None and chain[here] != chain[0]:  # some of it is repeated
+                # An unchanged digest: all items so far are left out, so nothing is repeated.
+                if latest is not None and chain[here] != chain[0]:
                     found.append((here, latest))
             next_up = []
             if latest is not None:
@@ -656,8 +688,8 @@ class _Scope:
 
 
 def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> None:
-    """Resolve the item at ``place``, if it is a reference: by those of ``near`` whose items are the
-    prompt's from ``since`` on."""
+    """Resolve the item at ``place``, if it is a reference, to the item that stands at its place in
+    those responses of ``near`` that begin with the items of ``prompt`` from ``since`` on."""
     name = prompt.reference(place)
     if name is None or place in prompt.resolved:
         return
@@ -675,8 +707,8 @@ def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> No
 
 
 def _continuations(latest: Node) -> list[Node]:
-    """What continues ``latest`` and its twins, the latest first, as far as it is tried. Written
-    out, for it is done once for each response of a history."""
+    """At most ``_TRIES`` responses that continue ``latest`` or one with an equal context, latest
+    first. Loops instead of nested generators, because it runs for each response of a history."""
     found: list[Node] = []
     twin: Node | None = latest
     while twin is not None and len(found) < _TRIES:
@@ -689,7 +721,8 @@ def _continuations(latest: Node) -> list[Node]:
 
 
 def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
-    """Take into the prompt's chain the items that a held response has in words that are known."""
+    """Extend the prompt's chain by the items of the response in ``next_up`` that the prompt repeats
+    furthest, as far as they can be compared as bytes; False if none can."""
     start = len(prompt.chain) - 1
     best: Node | None = None
     reach = 0
@@ -711,8 +744,8 @@ def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
 
 
 def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
-    """How many of the ``items`` of ``node``, beginning with the first, the prompt has from item
-    ``start`` on."""
+    """How many items of ``node``, which has ``items`` of them, the prompt repeats byte for byte (by
+    a known template or wording) from its item ``start`` on."""
     count = node.book.is_at(node.encoded, prompt.text, prompt.bounds, start)
     if count == items or node.wording is None or start + items > len(prompt.items):
         return count
@@ -720,12 +753,15 @@ def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
 
 
 def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
-    """Remember how the client words ``nodes``, each of which its items up to ``end`` end with."""
+    """Learn how the client spells the items of ``nodes``, so that they compare as bytes next time.
+
+    The digests have shown that the items of each node are the last ones before item ``end``.
+    """
     for node in nodes:
         items = node.items
         start = end - items
         if start < 0 or b"".join(prompt.chain[start + 1 : end]) != node.chain:
-            continue  # item by item they are not the same: some are left out
+            continue  # not the same items one by one: some have no digest of their own
         places = range(start, end)
         if any(place in prompt.resolved or prompt.leaves_out(place) for place in places):
             continue
@@ -735,11 +771,11 @@ def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
                 node.wording = prompt.wording(start + count, end)
 
 
-# ------------------------------------------------------------------ who goes first
+# ------------------------------------------------------------------ eviction order
 
 
 class _Usable(Protocol):
-    """What can be idle: ``used`` in ns, never going backwards."""
+    """An entry of the heap: a node or a scope. ``used`` in ns, never decreasing."""
 
     @property
     def used(self) -> int: ...
@@ -753,10 +789,11 @@ T = TypeVar("T", bound=_Usable)
 
 
 class _Idlest(Generic[T]):
-    """Which of the things that are held, and that nothing hangs on, was used longest ago.
+    """A heap of leaves in order of last use, for LRU eviction.
 
-    A heap of when each was used when last looked at. Using a thing costs nothing: it is looked at
-    again when its turn seems to have come.
+    Entries have the time of last use as of when they were pushed. Using a leaf does not touch the
+    heap; an outdated entry is pushed again when it comes to the top. So a use costs nothing, and
+    uses are far more frequent than evictions.
     """
 
     __slots__ = ("_entries", "_limit", "_serial")
@@ -785,7 +822,8 @@ class _Idlest(Generic[T]):
         return None
 
     def tidy(self) -> None:
-        """Forget what is not to be looked at: memory follows what is held."""
+        """Rebuild the heap without outdated and duplicate entries, so that its size stays within a
+        constant factor of the leaves."""
         latest = {thing: serial for _, serial, thing in self._entries}
         self._entries = [
             (thing.used, serial, thing)

@@ -1,15 +1,18 @@
-"""The moves that rules are made of.
+"""The steps that rules are composed of: connect, close, send, recover, fail, release.
 
-What belongs here: a ``TransitionBuilder`` is one transition in the making. It holds the state so
-far and the effects so far, and offers the few moves (connect, close, send, dispatch, recover, fail,
-release) that every rule is written in, so that each decision stands in exactly one place.
+A ``TransitionBuilder`` holds the state and the effects of one transition while its rule runs. Every
+rule is written in its methods, so that each decision is in exactly one place: whether a connection
+can know an anchor in ``dispatch``, what to do about a loss in ``recover``, what follows the end of
+a turn in ``release``.
 
-The policy's table is read in two places. ``recover`` reads the cell that decides about a loss or a
-refusal, and notes it in ``cells``. ``deliver`` reads ahead: what a loss right now would lead to
-tells whether the event is held back. Nothing is lost then, so that cell is no decision about the
-turn, and is noted apart, as ``foreseen``.
+The policy's table is read in two methods. ``recover`` reads the cell that decides about a loss or a
+refusal, and records it in ``cells``. ``deliver`` reads ahead: whether a loss at this moment would
+be answered with a resend decides whether an event is held back. Nothing has been lost then, so that
+cell is recorded apart, in ``foreseen``.
 
-A builder lives inside one ``step`` and never leaves it; from outside, ``step`` is a pure function.
+The builder is mutable because a rule changes several fields one after another, and replacing a
+frozen state for each of them costs microseconds. It never leaves ``step``, which stays a pure
+function.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionS
 from bridgecore.recovery.timers import Timer, Timers
 
 _USABLE = (Lifecycle.OPEN, Lifecycle.SEND_SKIPPED)
-# Where the upstream may have the turn already: starting over is a replay, whatever the cell says.
+# Situations in which the upstream may have accepted the turn: any further send is a replay and
+# counts towards ``Budgets.replays``, whichever action the cell has (REPLAYS_ARE_BOUNDED).
 _UNANSWERED = {Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT}
 _ANSWERING = {Situation.LOST_CREATED, Situation.LOST_OUTPUT, Situation.OWNER_LOST_OUTPUT}
 _DISPATCHED = frozenset({*_UNANSWERED, *_ANSWERING, Situation.OWNER_LOST_DISPATCHED})
@@ -37,19 +41,22 @@ _FORMS = {
     Action.REHYDRATE: RequestForm.REHYDRATED,
     Action.SEND_FULL: RequestForm.CLIENT_FULL,
 }
-_ANCHORS_COUNTED = 32  # for how many anchors refusals are counted; the oldest go first
-# How many ids are remembered of one answer, and of answers that have ended on a socket. An upstream
-# uses one or two for an answer; stragglers come right after the end, so a few answers are enough.
+# Anchors whose refusals are counted, the latest refused; a client can send any string as an anchor,
+# so without a bound the state would grow. A session has few anchors in use at a time.
+_ANCHORS_COUNTED = 32
+# Ids remembered of one response, and of all responses that ended on the connection. An upstream
+# uses one or two ids for a response, and stragglers come right after its end, so few are enough.
 _IDS_OF_ONE = 8
 _IDS_ENDED = 16
 
 
 class TransitionBuilder:
-    """One transition in the making. Not for use outside ``recovery``.
+    """The state and effects of one transition while its rule runs. Private to ``recovery``.
 
-    It has the fields of ``SessionState``, to be changed in place, ``timers`` as a dict. ``phase``
-    is where the session stood when the event came, ``running`` the turn that has the session.
-    ``cells`` and ``foreseen`` are those of ``Transition``.
+    It has the fields of ``SessionState`` as mutable attributes: ``timers`` is a dict, ``taken`` is
+    the field ``running``, which the property ``running`` returns without None. ``phase`` is the
+    phase in which the event came; it does not change. ``effects``, ``cells`` and ``foreseen``
+    become those of the ``Transition``.
     """
 
     def __init__(self, policy: Policy, state: SessionState, now: int) -> None:
@@ -72,7 +79,7 @@ class TransitionBuilder:
         self.timers = dict(state.timers.entries)
 
     def finish(self) -> SessionState:
-        """The state that the moves have led to."""
+        """The new state."""
         timers = Timers.of(self.timers)
         socket = (self.lifecycle, self.generation, self.cached_response, self.ended)
         turns = (self.taken, self.waiting, self.refusals)
@@ -80,15 +87,22 @@ class TransitionBuilder:
 
     @property
     def running(self) -> Running:
-        """The turn that has the session; only for rules of phases that have one."""
+        """The running turn.
+
+        Raises:
+            InternalError: there is none; a rule for a phase without a running turn used it.
+        """
         if self.taken is None:
             raise InternalError("no turn runs")
         return self.taken
 
     @property
     def standing(self) -> Standing:
-        """What is in hand for the running turn: without an anchor, once the client's own input went
-        in place of an injected one."""
+        """The standing of the running turn.
+
+        Unanchored once the injected anchor was dropped in favour of the client's own input: from
+        then on the turn needs no anchor, and what the upstream says is about the client's input.
+        """
         running = self.running
         gone = RequestForm.CLIENT_FULL in (running.form, running.sent)
         return Standing.UNANCHORED if gone else running.turn.standing
@@ -97,21 +111,26 @@ class TransitionBuilder:
         self.effects.append(effect)
 
     def advance(self, phase: AttemptPhase, *, paused: bool = False) -> None:
-        """Record how far the attempt has come, and whether its client reads too slowly."""
+        """Record the phase of the attempt, and whether its client reads too slowly."""
         self.taken = attrs.evolve(self.running, phase=phase, paused=paused)
 
     def name(self, response: str | None) -> None:
-        """Record an id by which the upstream calls the response of the running turn."""
+        """Record an id that the upstream uses for the running turn's response.
+
+        A response can have several: some upstreams name another one in ``response.completed`` than
+        in ``response.created``.
+        """
         known = self.running.responses
         if response is not None and response not in known and len(known) < _IDS_OF_ONE:
             self.taken = attrs.evolve(self.running, responses=(*known, response), doubtful=None)
 
     def end_response(self, response: str | None) -> None:
-        """Record that the running turn's response has ended, under every id it was called by."""
+        """Record that the running turn's response has ended, under each of its ids, so that
+        stragglers of it are recognised."""
         self.name(response)
         names = list(self.running.responses)
         if response is not None and response not in names:
-            names.append(response)  # one of too many to be remembered before
+            names.append(response)  # ``name`` had no room for it
         self.ended = (*[name for name in self.ended if name not in names], *names)[-_IDS_ENDED:]
 
     def set_timer(self, timer: Timer, after: int) -> None:
@@ -123,7 +142,7 @@ class TransitionBuilder:
             self.timers.pop(timer, None)
 
     def drop_waiting(self, turn: int) -> bool:
-        """Take ``turn`` out of the queue; False if it does not wait."""
+        """Take ``turn`` out of the queue; False if it is not in it."""
         before = self.waiting
         self.waiting = tuple(waiting for waiting in before if waiting.turn.id != turn)
         if self.taken is not None:
@@ -131,40 +150,52 @@ class TransitionBuilder:
         return len(self.waiting) < len(before)
 
     def run(self, waiting: Waiting) -> None:
-        """Give the session to the turn."""
+        """Make ``waiting`` the running turn. The session is in use: it does not expire."""
         self.taken = Running(waiting.turn, deadline=waiting.deadline)
         self.clear_timer(Timer.EXPIRY)
         self.time_turns()
 
     def time_turns(self) -> None:
-        """Make the turns' timer due with the first of their budgets. As a rule that is the running
-        one's; but a turn whose way here took longer may wait behind one that came later."""
+        """Set the TURN timer to the earliest deadline of the running and the waiting turns.
+
+        Usually that is the running turn's. But deadlines start when a request arrives, and
+        resolving one can take longer than another, so a waiting turn may have the earlier deadline.
+        """
         ends = [self.running.deadline, *[waiting.deadline for waiting in self.waiting]]
         self.timers[Timer.TURN] = min(ends)
 
     def deliver(self) -> None:
-        """Pass the event at hand to the client; hold it back as long as the turn may be replayed,
-        because the client must not see two answers begin (invariants 13, 14)."""
+        """Deliver the current event to the client, or hold it back while the turn may be replayed.
+
+        Once a client has seen ``response.created``, a replay would show it a second one, with
+        another id (NO_REPLAY_AFTER_ANSWER). So if the policy would resend the turn after a loss
+        now, its events wait until output makes a replay impossible.
+        """
         running = self.running
         early = running.phase is AttemptPhase.CREATED and not self.remote
         held = False
-        # The table is asked last: after output begins, as for most events, it makes no difference.
+        # The table is read last because it rarely matters: most events come after output began.
         if early and running.replays < self.policy.budgets.replays:
             self.foreseen = self._read(Situation.LOST_CREATED)
             held = self.foreseen.remedy.action is Action.RESEND
         self.emit(fx.DeliverEvent(running.turn.id, held))
 
     def hold(self) -> None:
-        """The event at hand waits: it is not known yet whether it belongs to the running turn."""
+        """Hold the current event back: it may belong to an earlier response."""
         self.emit(fx.DeliverEvent(self.running.turn.id, held=True))
 
     def fail(self, answer: FailureReply, failure: Failure | None) -> None:
-        """End the turn with ``answer``."""
+        """End the running turn with ``answer``, and go on with the next."""
         self.emit(fx.FailTurn(self.running.turn.id, answer, failure))
         self.release()
 
     def release(self) -> None:
-        """The session is free: rotate a worn socket, then take the next turn or begin to idle."""
+        """Go on after a turn: replace a connection past its lifetime, then start the next waiting
+        turn, or let the session idle until it expires.
+
+        In this order, so that the next turn starts on the new connection and not on one that the
+        upstream is about to close.
+        """
         self.taken = None
         self.clear_timer(Timer.CREATED, Timer.IDLE, Timer.TURN)
         if self.past_lifetime:
@@ -177,32 +208,40 @@ class TransitionBuilder:
             self.set_timer(Timer.EXPIRY, self.policy.timeouts.expiry)
 
     def disconnected(self) -> None:
-        """There is no socket any more, and what it remembered went with it."""
+        """Record that there is no connection, and forget everything that only it knew: its cached
+        response, its ended responses, its age and its deadlines."""
         self.lifecycle, self.cached_response, self.past_lifetime = Lifecycle.CLOSED, None, False
         self.ended = ()
         self.clear_timer(Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.LIFETIME)
 
     def close(self) -> None:
-        """Close the socket, or stop opening it; without one, do nothing."""
+        """Close the connection, or abort the connect; without either, do nothing."""
         if self.lifecycle is not Lifecycle.CLOSED:
             self.emit(fx.CloseConnection(self.generation))
             self.disconnected()
 
     def rotate(self) -> None:
-        """Give up the socket for its age; the next turn opens another, or it is warmed now."""
+        """Close a connection past its lifetime. The next turn opens another.
+
+        With ``Budgets.warm``, ask for a new one now, preloaded with the context that is lost. Not
+        while turns wait: the first of them opens the connection at once, and sends its own context.
+        """
         anchor = self.cached_response
         self.close()
         if self.policy.budgets.warm and anchor is not None and not self.waiting:
             self.emit(fx.WarmSession(anchor))
 
     def retire(self) -> None:
-        """The session is over."""
+        """End the session: close its connection and let the caller forget it."""
         self.close()
         self.clear_timer(Timer.EXPIRY)
         self.emit(fx.RetireSession())
 
     def start(self) -> None:
-        """Begin the turn: on the socket at hand or being opened, else on a new one."""
+        """Start the running turn: send it on the open connection, or connect first.
+
+        While a connect is under way, do nothing: ``connection-opened`` dispatches the turn.
+        """
         if self.lifecycle in _USABLE:
             self.dispatch()
         elif self.lifecycle is Lifecycle.CLOSED:
@@ -219,19 +258,20 @@ class TransitionBuilder:
         self.emit(fx.OpenConnection(self.generation, self.remote))
 
     def dispatch(self) -> None:
-        """Send the turn on the socket at hand, if the socket can know its anchor.
+        """Send the running turn on the open connection, if the connection can know its anchor.
 
-        The socket knows an anchor only if it made that very response last (invariant 2). If it
-        does not, the send is skipped and the policy says how the turn goes on.
+        In WebSocket mode an upstream connection caches only its latest response, so it knows an
+        anchor if it made that response last (ANCHOR_IS_KNOWN). Otherwise the turn is not sent, and
+        the policy decides: SEND_SKIPPED. A form that was decided before is sent as decided.
         """
         running = self.running
         anchor = running.turn.anchor
-        # An owner may know it, unless it was asked already.
+        # The replica that owns the session may know the anchor, unless it said that it does not.
         owned = self.remote and FailureKind.NOT_FOUND not in running.recovered
         if running.form is not None:
             self._send(running.form)
         elif running.sent is RequestForm.CLIENT_FULL:
-            self._send(running.sent)  # its injected anchor was given up for good
+            self._send(running.sent)  # the injected anchor was refused: never send it again
         elif anchor is None or anchor == self.cached_response or owned:
             self._send(RequestForm.AS_IS)
         else:
@@ -252,13 +292,16 @@ class TransitionBuilder:
         self.emit(fx.SendTurn(self.generation, self.running.turn.id, form))
 
     def _read(self, situation: Situation) -> Cell:
-        """The cell of the policy's table for the running turn in ``situation``."""
+        """Look up the cell of the policy's table for the running turn in ``situation``."""
         standing = self.standing
         remedy = self.policy.remedy(situation, standing)
         return Cell(self.running.turn.id, situation, standing, remedy)
 
     def recover(self, situation: Situation, failure: Failure | None) -> None:
-        """Do for the running turn what the policy says about ``situation``."""
+        """Apply the policy's remedy for ``situation`` to the running turn.
+
+        ``failure``: what happened; None if nothing did (the send was skipped).
+        """
         cell = self._read(situation)
         self.cells += (cell,)
         action, answer = cell.remedy.action, cell.remedy.answer
@@ -280,7 +323,8 @@ class TransitionBuilder:
             case Action.SURFACE:
                 self.fail(FailureReply.UPSTREAM_ERROR, failure)
             case Action.REFUSE | Action.FAIL:
-                # When the reconnect for a resend fails, the client hears of the loss before it.
+                # If the reconnect for a resend fails, the original answer applies: the first loss
+                # decides what the client may conclude, for example that the send was ambiguous.
                 before = self.running.fallback if situation is Situation.CONNECT_FAILED else None
                 self.fail(before or answer, failure)
             case _:
@@ -293,18 +337,24 @@ class TransitionBuilder:
         failure: Failure | None,
         answer: FailureReply,
     ) -> None:
-        """Send once more, as ``form`` or as ``dispatch`` finds; out of budget, say ``answer``."""
+        """Send the turn once more; when the budget is spent, fail it with ``answer``.
+
+        ``form``: the form to send; None: as ``dispatch`` decides. There are three budgets, each of
+        which gets smaller with every attempt, so that no turn is tried for ever
+        (RECOVERY_DESCENDS): replays after a loss, one recovery for each kind of refusal, and none
+        without either.
+        """
         running = self.running
         if situation in _DISPATCHED:
             spent = running.replays >= self.policy.budgets.replays
             running = attrs.evolve(running, replays=running.replays + 1)
         elif failure is not None:
-            # Each kind of refusal is recovered once a turn, and what was refused is not sent again
-            # in the same form: it would be the same wedge.
+            # Recover from each kind of refusal once per turn (RECOVERED_ONCE), and never in the
+            # form that was refused: it would be refused again (REFUSED_IS_NOT_REPEATED).
             spent = failure.kind in running.recovered or (form is not None and form is running.sent)
             running = attrs.evolve(running, recovered=running.recovered | {failure.kind})
         else:
-            # Starting over on the socket that was skipped would skip it again, for ever.
+            # The send was skipped. Restarting without another form would skip it again, endlessly.
             spent = form is None
         if spent:
             self.fail(answer, failure)
@@ -313,6 +363,11 @@ class TransitionBuilder:
         self.start()
 
     def _refuse_bounded(self, answer: FailureReply, failure: Failure | None) -> None:
+        """Fail the turn with ``answer``; after ``Budgets.refusals`` of its anchor, with not-found.
+
+        A retriable answer lets the client keep its anchor, in case the loss is temporary. It must
+        not be for ever: at some point only not-found lets the client go on without that anchor.
+        """
         anchor = self.running.turn.anchor
         if dict(self.refusals).get(anchor, 0) >= self.policy.budgets.refusals:
             self.fail(FailureReply.NOT_FOUND, failure)
@@ -321,18 +376,20 @@ class TransitionBuilder:
         self.fail(answer, failure)
 
     def count_refusal(self, anchor: str | None) -> None:
-        """Count a refusal of ``anchor`` or, for an anchor that need not be sent, a try in vain."""
+        """Count a refusal of ``anchor``; for an anchor beside a held chain, a failed attempt to use
+        it, after which the chain is sent instead."""
         used = dict(self.refusals).get(anchor, 0)
-        most = max(1, self.policy.budgets.refusals)  # more of them change nothing any more
+        # A higher count decides nothing more, and would only multiply the states to explore.
+        most = max(1, self.policy.budgets.refusals)
         self.forgive(anchor)
         self.refusals = (*self.refusals, (anchor, min(used + 1, most)))[-_ANCHORS_COUNTED:]
 
     def _tried_in_vain(self) -> bool:
-        """Whether the anchor was sent before and led nowhere: it was not found or met silence."""
+        """Whether an earlier attempt with this anchor was answered with not-found or silence."""
         running = self.running
         unknown = FailureKind.NOT_FOUND in running.recovered
         return unknown or dict(self.refusals).get(running.turn.anchor, 0) > 0
 
     def forgive(self, anchor: str | None) -> None:
-        """Forget how often ``anchor`` was refused; the counts of other anchors stand."""
+        """Forget the refusals of ``anchor``: it worked, or its turn was answered otherwise."""
         self.refusals = tuple(entry for entry in self.refusals if entry[0] != anchor)

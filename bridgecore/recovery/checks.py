@@ -1,8 +1,7 @@
-"""Checks of what a caller gives to one of the doors: events and times.
+"""Type checks of the events and times that callers pass to the public entry points.
 
-What belongs here: whether a value *can* be what it is given for, by type. Whether an event can
-happen *now* is the business of who handles it. Python does not check types, so that without this a
-wrong one would be found out much later, or never, by something that it broke.
+Python does not check types at run time. Without this, a wrong type would surface much later, far
+from the mistake, or corrupt state. Whether an event may happen *now* is checked by its handler.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from bridgecore.errors import LocalProtocolError
 
 
 def check_time(now: object) -> None:
-    """Refuse a ``now`` that is no time of a monotonic clock in whole ns.
+    """Check that ``now`` is a time of a monotonic clock in integer nanoseconds.
 
-    A float would be rounded, and kept in deadlines that are compared for ever after.
+    A float has too few digits for nanoseconds, and would stay in deadlines that are compared later.
 
     Raises:
-        LocalProtocolError: ``now`` is no ``int``, or below 0.
+        LocalProtocolError: ``now`` is not an ``int``, or is negative.
     """
     if type(now) is not int or now < 0:
         what = "must be integer nanoseconds of a monotonic clock, such as time.monotonic_ns()"
@@ -27,13 +26,19 @@ def check_time(now: object) -> None:
 
 
 class EventCheck:
-    """Checks events of one closed union: its members only, and each field, to the bottom, of the
-    type that its annotation says. ``parts``: the classes that are looked into, too."""
+    """Checks that a value is an event of one closed union, with fields of the annotated types.
+
+    Args:
+        union: the union of event classes.
+        where: the name of the module that defines them, for messages.
+        parts: classes of field values whose own fields are checked, too.
+    """
 
     def __init__(self, union: Any, where: str, *parts: type) -> None:
         self._events = frozenset(get_args(union))
         self._where = where
-        # The fields of each class, and the classes that each may have; none of them: any.
+        # For each class, its fields and the classes that each field allows. Fields whose annotation
+        # cannot be checked are left out.
         self._fields = {
             kind: [
                 (name, kinds) for name, hint in get_type_hints(kind).items() if (kinds := _of(hint))
@@ -42,21 +47,21 @@ class EventCheck:
         }
 
     def __call__(self, event: object) -> None:
-        """Refuse what is no event.
+        """Check ``event``.
 
         Raises:
-            LocalProtocolError: ``event`` is of another class (an effect, say), or one of its fields
+            LocalProtocolError: ``event`` is not of the union (an effect, for example), or a field
                 has a wrong type.
         """
         if type(event) not in self._events:
-            raise LocalProtocolError(f"{event!r:.200} is no event: they are in {self._where}")
+            raise LocalProtocolError(f"{event!r:.200} is not an event: see {self._where}")
         self._check(event, event)
 
     def _check(self, value: object, event: object) -> None:
         for name, kinds in self._fields[type(value)]:
             found = getattr(value, name)
             kind = type(found)
-            # bool is a subclass of int, and True is no number of anything.
+            # bool is a subclass of int, but True is not a valid id, generation or number.
             if kind not in kinds and (kind is bool or not isinstance(found, kinds)):
                 names = " or ".join("None" if k is NoneType else k.__name__ for k in kinds)
                 what = f"{name} must be {names}, not {found!r:.100}"
@@ -66,7 +71,8 @@ class EventCheck:
 
 
 def _of(hint: Any) -> tuple[type, ...]:
-    """The classes that an annotation allows; of ``list[bytes]`` it is ``list``."""
+    """The classes that an annotation allows, for ``list[bytes]`` just ``list``; empty if it allows
+    something else than instances of classes."""
     members = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kinds = tuple(get_origin(member) or member for member in members)
     return kinds if all(isinstance(kind, type) for kind in kinds) else ()

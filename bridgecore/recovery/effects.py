@@ -1,8 +1,9 @@
-"""What a session tells its driver to do. Imperative; a closed union of frozen values.
+"""Effects: what a session asks its driver to do. A closed union of frozen values.
 
-What belongs here: the outputs of ``step`` and the names of the answers they carry. How an answer
-looks on HTTP (status, code, words) is rendered at the edge, in ``bridgecore.api_error``, and never
-read back.
+Named in the imperative. What belongs here: the outputs of ``step`` and the failure replies that
+they carry. The HTTP status, code and message of a reply are chosen at the edge
+(``bridgecore.api_error``) and never read back: a recovery must not depend on the wording of an
+answer.
 """
 
 from __future__ import annotations
@@ -17,47 +18,51 @@ from bridgecore.recovery.failure import Failure
 
 # fmt: off
 class RequestForm(enum.Enum):
-    """In which form a turn goes upstream."""
-    AS_IS = "as_is"  # as the client (or the reduction) made it, its anchor included
+    """The form in which a turn is sent upstream."""
+    AS_IS = "as_is"  # as the client sent it, or with an injected anchor; its anchor included
     REHYDRATED = "rehydrated"  # no anchor, the full input from the transcript
     CLIENT_FULL = "client_full"  # no anchor, the client's own full input
 
 class FailureReply(enum.Enum):
-    """What a client is told when its turn cannot be answered."""
+    """The failure that a client is told of. The value is the public error code.
+
+    All but ``NOT_FOUND`` and some of ``UPSTREAM_ERROR`` ask the client to retry. NOT_FOUND makes it
+    drop its ``previous_response_id`` and resend the whole conversation.
+    """
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OWNER_UNREACHABLE = "bridge_owner_unreachable"
     STREAM_INCOMPLETE = "stream_incomplete"
     REQUEST_TIMEOUT = "upstream_request_timeout"
     NOT_FOUND = "previous_response_not_found"
     UPSTREAM_ERROR = "upstream_error"  # the upstream's own error, relayed
-    OVERLOADED = "bridge_overloaded"
+    OVERLOADED = "bridge_overloaded"  # the session's queue is full
 
 @attrs.frozen
 class OpenConnection:
-    """Connect upstream, or to the replica that owns the session if ``remote``; report
-    ``ConnectionOpened`` or ``ConnectionLost`` of ``generation``."""
+    """Connect to the upstream or, if ``remote``, to the replica that owns the session. Report
+    ``ConnectionOpened`` or ``ConnectionLost`` with ``generation``."""
     generation: int
     remote: bool = False
 
 @attrs.frozen
 class CloseConnection:
-    """Close (or stop opening) the socket of ``generation``. Nothing more of it is reported."""
+    """Close the connection of ``generation``, or abort its connect. Report nothing more of it."""
     generation: int
 
 @attrs.frozen
 class SendTurn:
-    """Send the turn's ``response.create`` in ``form``; report ``FrameSent``."""
+    """Send the ``response.create`` frame of ``turn`` (its id) in ``form``; report ``FrameSent``."""
     generation: int
     turn: int
     form: RequestForm
 
 @attrs.frozen
 class DeliverEvent:
-    """The event at hand belongs to ``turn``: pass it on to its client.
+    """Deliver the event that is being handled to the client of ``turn``.
 
-    ``held``: keep it, and pass it on right before the next event of the turn that is not held;
-    because the turn may yet be replayed, or because it may belong to an earlier response. What is
-    held is dropped when the turn is sent again, and when it names a response that turns out not
+    ``held``: do not deliver it yet, because the turn may still be replayed, or because the event
+    may belong to an earlier response. Deliver it right before the next event of the turn that is
+    not held; drop it when the turn is sent again, or when the response that it names turns out not
     to be the turn's.
     """
     turn: int
@@ -65,16 +70,20 @@ class DeliverEvent:
 
 @attrs.frozen
 class CompleteTurn:
-    """The event at hand was the terminal one of ``turn``: its answer is complete. ``responses``:
-    the ids by which the upstream has called it, one as a rule, the terminal event's own last."""
+    """Complete the answer of ``turn``: the event that is being handled is its terminal event.
+
+    ``responses``: the ids that the upstream used for the response, usually one; the id in the
+    terminal event is the last.
+    """
     turn: int
     responses: tuple[str, ...] = ()
 
 @attrs.frozen
 class FailTurn:
-    """End ``turn`` with ``answer``: an HTTP status before the head, ``response.failed`` after it.
+    """Fail ``turn`` with ``answer``: an HTTP status, or ``response.failed`` if its stream has
+    begun.
 
-    ``failure`` is what happened; None when nothing did (a full queue).
+    ``failure``: what happened; None if nothing did (a full queue).
     """
     turn: int
     answer: FailureReply
@@ -82,33 +91,34 @@ class FailTurn:
 
 @attrs.frozen
 class StopInjecting:
-    """The anchor that was put in place of the history of ``turn`` was refused: never put it there
-    again, in any conversation."""
+    """Never inject the anchor of ``turn`` again, in any conversation: the upstream refused it."""
     turn: int
 
 @attrs.frozen
 class StopRebuilding:
-    """The input that was rebuilt for ``turn`` was refused: do not rebuild it from what is held
-    again, so that the next try is another one."""
+    """Do not rebuild the input of ``turn`` from its transcript again: the upstream refused it, and
+    the next attempt has to differ."""
     turn: int
 
 @attrs.frozen
 class RebindSession:
-    """The session's owner is gone: this replica is the owner from now on."""
+    """Take over the session: the replica that owned it is unreachable."""
 
 @attrs.frozen
 class WarmSession:
-    """The socket was given up for its age and no turn waits: bring ``anchor``, which it knew, to a
-    new one by a turn of the bridge's own, if that is possible."""
+    """Preload a new connection with the context of ``anchor`` (``generate: false``), if possible.
+
+    The connection that could continue ``anchor`` was closed for its age, and no turn is waiting.
+    """
     anchor: str
 
 @attrs.frozen
 class RetireSession:
-    """The session is over: forget it."""
+    """Forget the session: it has ended."""
 
 @attrs.frozen
 class Ignored:
-    """A benign race; ``reason`` names it. Nothing is to be done."""
+    """Do nothing: the event was a harmless race, which ``reason`` describes."""
     reason: str
 
 Effect: TypeAlias = (

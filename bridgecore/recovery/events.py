@@ -1,7 +1,8 @@
-"""What can happen to a session. Past tense; a closed union of frozen values.
+"""Events: what can happen to a session. A closed union of frozen values.
 
-What belongs here: the inputs of ``step``. Payloads are opaque: ids, numbers and flags, never
-bodies. Every event from a connection carries the generation of that connection.
+Named in the past tense. What belongs here: the inputs of ``step``. They carry ids, numbers and
+flags, never bodies: decisions must not depend on content, and logs of them hold no user data. Every
+event of a connection carries the generation of that connection, so that late ones are recognised.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from bridgecore.recovery.timers import Timer
 
 # fmt: off
 class Standing(enum.Enum):
-    """What the bridge has in hand for a turn if its socket does not know the turn's anchor."""
+    """What the bridge has for a turn whose anchor its connection does not know: the columns of a
+    policy. It decides whether and in which form the turn can be sent on a new connection."""
     __hash__ = object.__hash__  # by identity: looked up for every event
     UNANCHORED = "unanchored"  # no anchor: the turn needs no server-side state
     HELD = "held"  # the bridge holds the whole chain and can send it in full
-    HELD_STORED = "held_stored"  # both: the id costs a few bytes, the chain works without it
-    STORED = "stored"  # the response was made with store=true: any socket can continue it
-    BOUND = "bound"  # known, but it lives only in the memory of the socket that made it
+    HELD_STORED = "held_stored"  # both held and stored: the id is cheaper, the chain certain
+    STORED = "stored"  # the response was made with store=true: any connection can continue it
+    BOUND = "bound"  # made with store=false: only the connection that made it can continue it
     UNKNOWN = "unknown"  # the bridge has never seen the id: only the upstream can tell
     INJECTED = "injected"  # the bridge put the anchor in place of history that the client sent
 
 @attrs.frozen
 class Turn:
-    """One turn as recovery sees it. ``anchor`` is the response id that it depends on: None for an
-    unanchored turn, and for no other, or ``LocalProtocolError``."""
+    """One turn: its id, its standing, and its anchor, the response id that it depends on.
+
+    Raises:
+        LocalProtocolError: ``anchor`` is None for another standing than ``UNANCHORED``, or is not
+            None for that one.
+    """
     id: int
     standing: Standing = Standing.UNANCHORED
     anchor: str | None = None
@@ -42,7 +48,7 @@ class Turn:
             raise LocalProtocolError(f"turn {self.id} {what}")
 
 class Outcome(enum.Enum):
-    """How the upstream ended a response, by its terminal event."""
+    """How a response ended, according to its terminal event."""
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
     FAILED = "failed"
@@ -51,30 +57,34 @@ class Outcome(enum.Enum):
 class TurnSubmitted:
     """A client's turn was routed to this session.
 
-    ``deadline``: when its whole budget ends, in ns, as its way here may have taken time. None: the
-    budget of the policy begins now.
+    ``deadline``: the end of the turn's whole budget (ns), which began when its request arrived.
+    None: the budget of the policy's timeouts begins now.
     """
     turn: Turn
     deadline: int | None = None
 
 @attrs.frozen
 class TurnAbandoned:
-    """The client of ``turn`` (its id) left before its answer was complete."""
+    """The client of ``turn`` (its id) disconnected before its answer was complete."""
     turn: int
 
 @attrs.frozen
 class ConnectionOpened:
-    """The connect of ``generation`` succeeded: TCP, TLS and upgrade. Its socket is to be replaced
-    ``early`` ns before its lifetime is over, so that not all sockets of an age go at once."""
+    """The connect of ``generation`` succeeded: TCP, TLS and the WebSocket upgrade.
+
+    ``early``: ns by which the connection's lifetime is shortened, drawn at random by the caller, so
+    that connections opened together are not all replaced together.
+    """
     generation: int
     early: int = 0
 
 @attrs.frozen
 class ConnectionLost:
-    """The socket of ``generation`` is gone, or could not be opened. ``cause`` tells how.
+    """The connection of ``generation`` was lost, or could not be opened, for ``cause``.
 
-    ``unsent``: nothing of the frame of the last ``SendTurn`` has left, because the loss was read
-    together with the event that the send answers. Then the loss is not ambiguous.
+    ``unsent``: no byte of the frame of the last ``SendTurn`` was written. This happens when one
+    read brings both the end of an answer and the close: the next turn's frame is then still here,
+    and the loss is not ambiguous.
     """
     generation: int
     cause: Evidence
@@ -82,26 +92,27 @@ class ConnectionLost:
 
 @attrs.frozen
 class FrameSent:
-    """The turn's frame was handed to the operating system completely; or, ``whole`` being False,
-    one more part of a large one, and others follow."""
+    """The operating system took the whole frame of the running turn or, if ``whole`` is False, one
+    more part of a large frame."""
     generation: int
     whole: bool = True
 
-# Events of an answer carry the id of the response that they name, where they name one: an upstream
-# may send copies and stragglers of an earlier response after the next turn's frame went out.
+# Events of an answer carry the id of the response that they name, if any, because an upstream may
+# send copies and stragglers of an earlier response after the next turn was sent.
 
 @attrs.frozen
 class ResponseCreated:
-    """``response.created`` came: the upstream has accepted the turn. ``response``: its id."""
+    """``response.created`` came: the upstream accepted the turn. ``response``: the response id."""
     generation: int
     response: str | None = None
 
 @attrs.frozen
 class OutputReceived:
-    """An event of a running answer came.
+    """Another event of a running answer came.
 
-    ``bearing``: it bears output. ``room``: there is room to hold it back. ``response``: the id that
-    it names. While a turn is in its output, further ones may be folded into ``Session.touch``.
+    ``bearing``: it carries output, so that a client which has seen it cannot be given another
+    answer. ``room``: the hold-back buffer has room for it. ``response``: the response id that it
+    names. Once a turn is in its output, ``Session.touch`` may be called instead.
     """
     generation: int
     bearing: bool = True
@@ -110,8 +121,11 @@ class OutputReceived:
 
 @attrs.frozen
 class ResponseEnded:
-    """The terminal event came. ``response`` is the id of the response that ended; ``cause``, why
-    it failed, if it did: the upstream's words, or ``Malformed`` if the event cannot be read."""
+    """The terminal event of an answer came.
+
+    ``response``: the id of the response that ended. ``cause``: why it failed, if it did: the
+    upstream's error, or ``Malformed`` if the event cannot be read.
+    """
     generation: int
     outcome: Outcome
     response: str | None = None
@@ -119,25 +133,29 @@ class ResponseEnded:
 
 @attrs.frozen
 class UpstreamRefused:
-    """An in-band error frame came. ``unsent``: the frame was not sent, because the upstream has
-    refused that very frame before, for ``cause``."""
+    """An error frame came for the running turn.
+
+    ``unsent``: it did not come now. The turn's frame was not sent, because the upstream refused an
+    identical frame for ``cause`` before and would do so again.
+    """
     generation: int
     cause: Evidence
     unsent: bool = False
 
 @attrs.frozen
 class RelayPaused:
-    """The client of ``turn`` reads too slowly, so upstream is not read; or it reads again."""
+    """The client of ``turn`` reads too slowly (``paused``), so that the upstream is not read; or it
+    reads again."""
     turn: int
     paused: bool
 
 @attrs.frozen
 class EvictionRequested:
-    """Room is needed: an idle session gives up its socket and its state."""
+    """The bridge needs room for another session, and chose this one to make it."""
 
 @attrs.frozen
 class DeadlineReached:
-    """The deadline of ``timer`` passed."""
+    """The deadline of ``timer`` has passed."""
     timer: Timer
 
 Event: TypeAlias = (

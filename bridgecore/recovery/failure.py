@@ -1,9 +1,12 @@
-"""What went wrong, told by evidence: one total function for every path (invariant 10).
+"""Classifies failures: maps what was observed (``Evidence``) to a ``FailureKind``.
 
-What belongs here: the evidence that sockets, frames and timers give, the kinds of failure that
-recovery tells apart, and ``classify``, which maps the first onto the second. Nothing else looks at
-a close code, an error frame or an upgrade status to choose a recovery, and nothing that the bridge
-renders for its clients is evidence.
+``classify`` is the only function that looks at a close code, an error frame or an upgrade status to
+choose a recovery, on every path, so that equal causes have equal consequences. It covers every
+evidence, and it never reads an error code that the bridge itself rendered for a client: those say
+what a client should do, not what happened (ANSWER_TELLS_WHAT_HAPPENED).
+
+What belongs here: the kinds of evidence and of failure, and the names and phrases by which
+upstreams report errors.
 """
 
 from __future__ import annotations
@@ -20,18 +23,18 @@ from bridgecore.recovery.timers import Timer
 # fmt: off
 @attrs.frozen
 class Closed:
-    """The socket is gone. ``code``: RFC 6455, section 7.4; 1006 when no close frame came."""
+    """The connection closed. ``code``: RFC 6455, section 7.4; 1006 if no close frame came."""
     code: int
 
 @attrs.frozen
 class Malformed:
-    """The upstream broke the protocol: a frame, an upgrade or an event that nobody can read."""
+    """The upstream broke the protocol: a frame, upgrade or event that cannot be read."""
     reason: str
 
 @attrs.frozen
 class Unreachable:
     """TCP or TLS could not be set up. ``reason``: a short word such as ``refused``; ``local`` if
-    this process or host has no descriptor, port or memory left for a socket."""
+    this process or host has no descriptor, port or memory left for a connection."""
     reason: str
 
 @attrs.frozen
@@ -43,10 +46,10 @@ class UpgradeRefused:
 
 @attrs.frozen
 class ErrorFrame:
-    """An in-band error, in any of the shapes that upstreams use; every field can be missing.
+    """An error frame, in any of the shapes that upstreams use. Every field can be missing.
 
-    ``more``: the further members of the error (``plan_type``, ``resets_at``, ...) as the text of a
-    JSON object, for the client to read. Nothing here looks into it.
+    ``more``: the other members of the error (``plan_type``, ``resets_at``, ...) as the text of a
+    JSON object, to be relayed to the client. It is not classified.
     """
     status: int | None = None
     code: str | None = None
@@ -58,35 +61,37 @@ class ErrorFrame:
 
 @attrs.frozen
 class TimedOut:
-    """A deadline passed. What failed is told by which one (invariant 31)."""
+    """The deadline of ``timer`` passed. The timer, and not the order in which tasks woke up, tells
+    what failed."""
     timer: Timer
 
 Evidence: TypeAlias = Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut
 """How a connection was lost, or why a turn was refused."""
 
 class FailureKind(enum.Enum):
-    """The kinds of failure that recovery tells apart."""
-    LOST = "lost"  # the socket is gone or useless
+    """The kinds of failure that recovery distinguishes."""
+    LOST = "lost"  # the connection is closed or unusable
     TIMED_OUT = "timed_out"  # a deadline passed
-    UNREACHABLE = "unreachable"  # no socket could be had
-    EXHAUSTED = "exhausted"  # no socket could be had because none is left here
+    UNREACHABLE = "unreachable"  # the connect failed
+    EXHAUSTED = "exhausted"  # the connect failed for want of descriptors, ports or memory here
     REJECTED = "rejected"  # the upgrade was refused for a reason that concerns the client
     NOT_FOUND = "not_found"  # the upstream does not know the anchor
-    CONNECTION_LIMIT = "connection_limit"  # the socket is too old for the upstream
-    RATE_LIMITED = "rate_limited"  # the upstream refused: too much
-    INVALID = "invalid"  # the upstream refused: the request (a 4xx)
-    # The upstream refused: the size. It processed nothing, so the refusal is not ambiguous, and the
-    # same frame will never pass.
+    CONNECTION_LIMIT = "connection_limit"  # the connection is past the upstream's lifetime limit
+    RATE_LIMITED = "rate_limited"  # refused: too many requests or tokens
+    INVALID = "invalid"  # refused: something is wrong with the request (a 4xx)
+    # Refused for its size. The upstream processed nothing, so the refusal is not ambiguous, and the
+    # same frame will never be accepted.
     TOO_LARGE = "too_large"
-    SERVER_ERROR = "server_error"  # the upstream refused: its own trouble, or no reason given
+    SERVER_ERROR = "server_error"  # refused: an error of the upstream's own, or without a reason
 
 @attrs.frozen
 class Failure:
     """A classified failure.
 
-    ``detail`` is a short word for logs ("close 1006", "created deadline"), never upstream text.
-    ``status`` is the HTTP status that the upstream gave or, if it gave none, the one that its
-    ``code`` and ``type`` stand for, if any; ``retry_after`` its seconds.
+    ``detail``: a short phrase for logs ("close 1006", "created deadline"), never the upstream's
+    text, which could contain user data. ``status``: the HTTP status that the upstream gave or,
+    without one, the status that its ``code`` or ``type`` implies, if any. ``retry_after``: in
+    seconds.
     """
     kind: FailureKind
     detail: str
@@ -95,11 +100,11 @@ class Failure:
 # fmt: on
 
 
-# ---------------------------------------------------------------- what upstreams call things
+# ---------------------------------------------------------------- names of errors
 #
-# Upstreams put the same words into ``code`` or ``type``, and write them in their own way:
+# Upstreams use the same names in ``code`` or ``type``, and spell them differently:
 # ``rate_limit_error``, ``RateLimitError``, ``unauthenticated:bad-credentials``. So names are
-# compared by their letters and digits, up to a colon, without a final "error"; see ``_key``.
+# compared by their letters and digits, up to a colon, without a final "error": see ``_key``.
 
 NOT_FOUND_CODE = "previous_response_not_found"
 _NOT_FOUND = (
@@ -113,13 +118,13 @@ _RATE = (
     "credit_balance_exhausted", "too_many_requests", "resource_exhausted", "throttling_exception",
     "websocket_stream_limit_reached",
 )  # fmt: skip
-# The size of the message. The size of the context (``context_length_exceeded``) is another matter:
-# there the upstream has read the request.
+# The size of the message. Not the size of the context (``context_length_exceeded``): there the
+# upstream has read the request, and the client can shorten it.
 _TOO_LARGE = (
     "message_too_big", "message_too_large", "request_too_large", "request_entity_too_large",
     "payload_too_large", "content_too_large", "body_too_large", "frame_too_large",
 )  # fmt: skip
-# Names of a class of errors: they say no more than the status does.
+# Names of a class of errors: they say no more than the status does, so the message text counts.
 _CLASSES = {
     400: (
         "invalid_request_error", "bad_request_error", "invalid_argument", "invalid_value",
@@ -128,8 +133,8 @@ _CLASSES = {
     404: ("not_found_error",),
     422: ("unprocessable_entity_error",),
 }  # fmt: skip
-# Names of one error. Sources: the Responses API reference (error codes of a response, of the
-# stream and of HTTP) and, where marked, others.
+# Names of one specific error: they take precedence over the message text. Sources: the Responses
+# API reference (error codes of a response, of the stream and of HTTP) and, where marked, others.
 _SPECIFIC = {
     400: (
         "context_length_exceeded", "string_above_max_length", "invalid_prompt", "invalid_type",
@@ -156,12 +161,12 @@ _SPECIFIC = {
 
 
 def _key(word: str) -> str:
-    """What is compared of a code or a type; empty if it says nothing."""
+    """The part of a ``code`` or ``type`` that is compared; empty if nothing of it is."""
     plain = _PUNCTUATION.sub("", word[:_LONGEST_NAME].partition(":")[0].lower())
     return plain.removesuffix("exception").removesuffix("error")
 
 
-_LONGEST_NAME = 128  # characters; a longer word is none of the names above
+_LONGEST_NAME = 128  # characters: bounds the work; no name above is nearly as long
 _PUNCTUATION = re.compile(r"[^a-z0-9]")
 
 
@@ -184,9 +189,10 @@ _SPELLINGS = {
     for word in words
 }
 
-# Not-found is also told by words. The subject must be a response: "Item with id 'rs_1' not found",
-# "Conversation not found" or "The model does not exist" are about something else. Ids are quoted,
-# follow the word "id", or look like ids of responses: "Response format not found" has none.
+# Many upstreams report not-found in the message text only. To count, the subject must be a
+# response: "Item with id 'rs_1' not found", "Conversation not found" and "The model does not exist"
+# are about something else. An id is quoted, follows the word "id", or looks like a response id:
+# "Response format not found" has none.
 _QUOTED = r"""(?:'[^']*'|"[^"]*"|`[^`]*`)"""
 _ID = rf"(?:\bid ?[=:]? ?(?:{_QUOTED}|[^\s'\"`]+)|{_QUOTED}|resp[_-]\S+)"
 _MISSING = (
@@ -197,7 +203,7 @@ _PREVIOUS_ID = r"['\"`]?previous[_ ]response[_ ]id['\"`]?"
 _NOT_FOUND_TEXT = re.compile(
     # OpenAI, vLLM, SGLang and xAI: "Response with id 'resp_1' not found."
     rf"(?:the )?(?:previous |referenced )?response(?: with)?(?: {_ID})? {_MISSING}"
-    # OpenAI, in few words: "Invalid `previous_response_id`."
+    # OpenAI, the short form: "Invalid `previous_response_id`."
     rf"|(?:invalid|unknown) {_PREVIOUS_ID}"
     rf"|{_PREVIOUS_ID}(?: ?[=:]? ?{_ID})? {_MISSING}"
     rf"|(?:unknown|no such) response:? {_ID}"
@@ -207,9 +213,9 @@ _NOT_FOUND_TEXT = re.compile(
     rf"|prediction history node (?:with )?{_ID} {_MISSING}",
     re.IGNORECASE,
 )
-# What gateways put before the words of their upstream: "gRPC error: ", "rpc error: code = NotFound
-# desc = ", "litellm.BadRequestError: OpenAIException - ", or the JSON of its answer up to the
-# message. Words after anything else are a quotation, of the request perhaps.
+# Prefixes that gateways put before the message of their upstream: "gRPC error: ", "rpc error: code
+# = NotFound desc = ", "litellm.BadRequestError: OpenAIException - ", or the JSON of its answer up
+# to the message. After any other prefix the phrase may be a quotation, for example of the request.
 _WRAPPER = re.compile(
     r".*(?:error|exception|fail|invalid|bad request|desc|code|status|not ?found|\d{3})"
     r"[^:=]{0,40}[:=-] ?"
@@ -217,30 +223,30 @@ _WRAPPER = re.compile(
     re.IGNORECASE,
 )
 _WRAPPED_CODE = re.compile(rf"\{{.*\\?[\"']code\\?[\"'] ?: ?\\?[\"']{NOT_FOUND_CODE}\b")
-# Of a message so many characters are looked at: an id may have 4,096 (a longer one never goes
-# upstream), and the time that a search takes grows with the square.
+# Characters of a message that are searched. An id can have 4,096 (requests with a longer one are
+# refused), and the time of a search grows with the square of the length.
 _LONGEST_TEXT = 5_000
-# The parameter that names the anchor: by itself (OpenAI), or where the words are about a response
-# too (vLLM calls it as its path parameter).
+# Parameters that name the anchor. OpenAI's says it by itself; ``response_id``, which vLLM takes
+# from its path parameter, only together with a message about a response or a 404.
 _ANCHOR_PARAM, _ID_PARAM = "previous_response_id", "response_id"
 _PARAMS = {_key(name): name for name in (_ANCHOR_PARAM, _ID_PARAM)}
-# Statuses with a meaning of their own, which no word of a body changes: they are about the account
-# or the credential.
+# Statuses about the account or the credential. They take precedence over the message text.
 _ACCOUNT = frozenset({401, 402, 403, 407})
-# Refusals of an upgrade that concern the client's request or account, not the way to the upstream.
+# Statuses of a refused upgrade that are about the client's credential, account or request, rather
+# than about the way to the upstream: the client has to see them.
 _REJECTIONS = frozenset({400, 401, 402, 403, 413, 422, 429, 451})
 
 
 def known_name(word: str) -> str | None:
-    """The name that ``word``, a ``code`` or ``type``, is read as; None if it tells nothing.
+    """The standard spelling of ``word``, a ``code`` or ``type``; None if it is not a known name.
 
-    Whoever shows evidence around, but not the upstream's words, shows this instead.
+    For logs, which must not contain the upstream's own text.
     """
     return _SPELLINGS.get(_key(word))
 
 
 def known_param(param: str) -> str | None:
-    """The name that ``param`` is read as, like ``known_name``."""
+    """The standard spelling of ``param``; None if it is not a name of the anchor's parameter."""
     return _PARAMS.get(_key(param.rpartition(".")[2]))
 
 
@@ -248,10 +254,10 @@ def known_param(param: str) -> str | None:
 
 
 def classify(evidence: Evidence) -> Failure:
-    """Tell what kind of failure ``evidence`` shows. Total: every evidence has a kind."""
+    """Classify ``evidence``. Total: every evidence has a kind."""
     if isinstance(evidence, Closed):
-        # 1009, "message too big" (RFC 6455, 7.4.1), is what an upstream says of our frame. (If a
-        # message of its own is too big for us, that is ``Malformed``.)
+        # 1009, "message too big" (RFC 6455, 7.4.1): the upstream refused our frame. A message of
+        # the upstream's that is too big for us is ``Malformed``.
         kind = FailureKind.TOO_LARGE if evidence.code == 1009 else FailureKind.LOST
         return Failure(kind, f"close {evidence.code}")
     if isinstance(evidence, Malformed):
@@ -263,8 +269,9 @@ def classify(evidence: Evidence) -> Failure:
         kind = FailureKind.EXHAUSTED if local else FailureKind.UNREACHABLE
         return Failure(kind, evidence.reason)
     if isinstance(evidence, UpgradeRefused):
-        # Anything else (404 and 426 included) is a matter between the bridge and its upstream. A
-        # 413 is about the head of the upgrade: no frame was sent that could be too large.
+        # Other statuses, 404 and 426 included, are about the bridge's own configuration or the
+        # upstream's state. 413 is about the upgrade's head: no frame was sent that could be too
+        # large.
         rejected = evidence.status in _REJECTIONS
         kind = FailureKind.REJECTED if rejected else FailureKind.UNREACHABLE
         return Failure(kind, f"upgrade {evidence.status}", evidence.status, evidence.retry_after)
@@ -276,7 +283,7 @@ def classify(evidence: Evidence) -> Failure:
 def _classify_error_frame(frame: ErrorFrame) -> Failure:
     names = [_key(word) for word in (frame.code, frame.type) if word is not None]
     told = next((_STATUS_OF_KEY[name] for name in names if name in _STATUS_OF_KEY), None)
-    # A status below 400 is that of an answer that carries the error, not of the error.
+    # A status below 400 belongs to the answer that carries the error, not to the error.
     status = told if frame.status is None or frame.status < 400 else frame.status
     if not _NOT_FOUND_KEYS.isdisjoint(names):
         kind = FailureKind.NOT_FOUND
@@ -296,22 +303,22 @@ def _classify_error_frame(frame: ErrorFrame) -> Failure:
         kind = FailureKind.INVALID
     else:
         kind = FailureKind.SERVER_ERROR
-    # The code is not repeated here: it is the upstream's text and could carry anything.
+    # The code is left out: it is the upstream's text and could contain anything.
     given = frame.status if frame.status is not None else "without status"
     detail = f"error frame {given}: {kind.value}"
     return Failure(kind, detail, status, frame.retry_after)
 
 
 def _says_not_found(frame: ErrorFrame, status: int | None) -> bool:
-    """Whether the parameter or the words say that the anchor is not known."""
+    """Whether the parameter or the message of ``frame`` says that the anchor is unknown."""
     param = None if frame.param is None else known_param(frame.param)
     if param == _ANCHOR_PARAM and status in (None, 400, 404, 410, 422):
         return True
     if frame.param is not None and param is None:
-        return False  # the words are about another parameter
+        return False  # the message is about another parameter
     code = _key(frame.code or "")
     if code in _SPECIFIC_KEYS:
-        return False  # the words only mention it: the code is about something else
+        return False  # the code is about something else; the message may just mention a response
     message = " ".join((frame.message or "")[:_LONGEST_TEXT].split())
     found = _NOT_FOUND_TEXT.search(message)
     if found is not None and (

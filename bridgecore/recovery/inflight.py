@@ -1,8 +1,8 @@
-"""What an event means for the frame of the turn in flight.
+"""Decides what an error says about the frame of the running turn: too large, or never sent.
 
-What belongs here: the questions about a frame that a driver asks before it can report an event to
-a session, or act on what it reported: they take evidence and the session's state, and their answer
-decides what is sent again. Total, pure functions; no bytes.
+A connection's driver needs these answers before it can report an event to a session. They affect
+what is sent again, so they belong to recovery and not to the driver. Pure, total functions of the
+evidence and the session's state.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ ANSWERING: Final = frozenset({Phase.CREATED, Phase.OUTPUT})
 
 
 def proves_too_large(state: SessionState, cause: Evidence) -> bool:
-    """Whether ``cause`` shows that the upstream never takes the frame in flight, for its size.
+    """Whether ``cause`` proves that the upstream refuses the current frame for its size.
 
-    Such a frame is not sent again, by no turn: an upload of megabytes would end the same way. A
-    frame that the upstream has begun to answer was not too large, whatever closed the connection
-    afterwards. ``state``: of the session before it hears of ``cause``.
+    Such a frame is never sent again, for any turn: an upload of megabytes would end the same way. A
+    frame whose answer has begun was not too large, whatever closed the connection afterwards.
+
+    Args:
+        state: of the session, before it handles ``cause``.
     """
     return state.phase in UNANSWERED and classify(cause).kind is FailureKind.TOO_LARGE
 
 
 def concerns_unsent(cause: Evidence) -> bool:
-    """Whether an error concerns a turn although it was read before the turn's frame left.
+    """Whether an error that was read before the turn's frame was written applies to the turn.
 
-    It cannot be an answer to that frame, so it says nothing about the turn. But if it says that the
-    connection is too old, the frame must not be sent on this connection.
+    It cannot be an answer to that frame, so usually it does not. But if it says that the connection
+    is past the upstream's limit, the frame must not be sent on this connection.
     """
     return classify(cause).kind is FailureKind.CONNECTION_LIMIT

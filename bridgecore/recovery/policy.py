@@ -1,9 +1,13 @@
-"""What to do about a loss: a table that fits on one screen.
+"""Policies: tables that say what to do when a turn meets a loss or a refusal.
 
-What belongs here: the situations in which a turn needs a remedy, the remedies, the total table from
-(situation, standing) to a remedy, the budgets, and the three named policies. Policies differ in
-cells and budgets only; the mechanics are rules.py, the same for everyone. The table is read by
-``TransitionBuilder`` alone; an embedder overrides it cell by cell with ``Policy.with_cell``.
+A policy maps every pair of a ``Situation`` (what happened) and a ``Standing`` (what the bridge has
+for the turn) to a ``Remedy`` (what to do, and what the client is told if that ends the turn). To
+find or change what the bridge does about a loss, look up its cell: there is no other place. The
+mechanics of connections, timers and queues are rules.py, and the same for every policy.
+
+What belongs here: situations, actions, remedies, budgets, timeouts, and the three named policies.
+They differ in cells and budgets only. ``TransitionBuilder`` alone reads the table; an embedder
+overrides it cell by cell with ``Policy.with_cell``.
 """
 
 from __future__ import annotations
@@ -23,7 +27,10 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 
 # fmt: off
 class Situation(enum.Enum):
-    """What a turn is in when the table is asked. The value is the row's name."""
+    """What happened to a turn: the rows of a policy. The value is the row's name in print.
+
+    Sources: RFC 6455 for connections; for refusals, the errors of the Responses API (failure.py).
+    """
     __hash__ = object.__hash__  # by identity: looked up for every event
     SEND_SKIPPED = "socket is open but does not know the anchor"
     CONNECT_FAILED = "connect failed"
@@ -42,22 +49,26 @@ class Situation(enum.Enum):
     OWNER_LOST_OUTPUT = "owner failed after the answer began"
 
 class Action(enum.Enum):
-    """What is done for the turn."""
-    SEND = "send"  # as it is, its anchor included, on the socket at hand
-    REHYDRATE = "rehydrate"  # the full input from the transcript, no anchor
-    SEND_OR_REHYDRATE = "send, then rehydrate"  # as it is; if that failed before, in full
-    SEND_FULL = "send full"  # the client's own full input, no anchor
-    RESEND = "resend"  # reconnect if need be and start over, within the budget
-    REFUSE = "refuse"  # end the turn with ``answer``: retriable
-    REFUSE_BOUNDED = "refuse, then not-found"  # the same a bounded number of times, then honestly
-    REFUSE_THEN_REHYDRATE = "refuse, next try rehydrates"  # retriable; then without the anchor
-    SURFACE = "surface"  # relay the upstream's own answer
-    FAIL = "fail"  # end the turn with ``answer``: its answer had begun
-    REBIND = "rebind"  # own the session here, and start over
+    """What to do for the turn. ``answer`` is the failure reply of the ``Remedy``."""
+    SEND = "send"  # the turn as it is, its anchor included, on the open connection
+    REHYDRATE = "rehydrate"  # the full input from the transcript, without an anchor
+    # The turn as it is; if this anchor was not found or met silence before, the full input.
+    SEND_OR_REHYDRATE = "send, then rehydrate"
+    SEND_FULL = "send full"  # the client's own full input, without the injected anchor
+    RESEND = "resend"  # reconnect if necessary and start over, within the budget of replays
+    REFUSE = "refuse"  # end the turn with ``answer``, a retriable HTTP status
+    # Refuse up to ``Budgets.refusals`` times for one anchor, then answer not-found.
+    REFUSE_BOUNDED = "refuse, then not-found"
+    # Refuse, and let the client's retry be sent in full: the stored id is not tried again.
+    REFUSE_THEN_REHYDRATE = "refuse, next try rehydrates"
+    SURFACE = "surface"  # relay the upstream's own error
+    FAIL = "fail"  # end the turn with ``answer`` as ``response.failed``: its stream had begun
+    REBIND = "rebind"  # take the session over from another replica, and start over
 
 @attrs.frozen
 class Remedy:
-    """A cell. ``answer``: what the client is told, at once or if the action cannot be done."""
+    """The content of a cell. ``answer``: the failure reply if the action ends the turn, at once or
+    because it cannot be carried out (a spent budget, the same form refused before)."""
     action: Action
     answer: FailureReply
 
@@ -68,10 +79,10 @@ class Remedy:
 
 @attrs.frozen
 class Cell:
-    """A cell of a policy's table, as it was read for the turn with id ``turn``.
+    """One look-up in a policy's table: the cell, its remedy, and the id of the turn.
 
-    ``str`` is its name in logs, row, column and action: ``lost_sent/held=refuse``. ``words`` says
-    the same as ``bridgecore rules`` does, with what the client is told.
+    ``str`` gives row, column and action for logs: ``lost_sent/held=refuse``. ``words`` gives the
+    same in the words of ``bridgecore rules``, with the failure reply.
     """
     turn: int
     situation: Situation
@@ -89,7 +100,7 @@ class Cell:
 def _at_least(low: int) -> Any:
     def check(_: object, field: attrs.Attribute[Any], value: object) -> None:
         if type(value) is not int or value < low:
-            raise ConfigError(f"{field.name}={value!r:.100} is no whole number of at least {low}")
+            raise ConfigError(f"{field.name}={value!r:.100} must be an int of at least {low}")
     return check
 
 _duration = partial(attrs.field, validator=_at_least(1))
@@ -97,33 +108,59 @@ _count = partial(attrs.field, validator=_at_least(0))
 
 @attrs.frozen
 class Timeouts:
-    """Durations of a session's deadlines, ns; each more than 0, or ``ConfigError``."""
+    """Durations of a session's deadlines, in ns. See ``Timer`` for what each one bounds.
+
+    These are the defaults of a ``Session`` that an embedder drives directly. A ``Gateway`` or
+    ``Endpoint`` does not use them: ``Config`` replaces every one by its own setting
+    (``connect_timeout``, ``created_timeout``, ...). One value differs. ``idle`` is 300 s here,
+    because a session cannot tell a silent upstream from a dead one; ``Config.idle_timeout`` is
+    1200 s, because its links also ping the upstream and detect a dead connection much earlier, so
+    that silence there most often is a model that reasons for long.
+
+    Raises:
+        ConfigError: a duration is not an int of at least 1. A deadline of 0 ns would be due at the
+            time at which it is set, and the caller's loop would spin.
+    """
     connect: int = _duration(default=10 * NS_PER_SECOND)
     created: int = _duration(default=60 * NS_PER_SECOND)
-    idle: int = _duration(default=300 * NS_PER_SECOND)
+    idle: int = _duration(default=300 * NS_PER_SECOND)  # Config.idle_timeout: 1200 s
     turn: int = _duration(default=3600 * NS_PER_SECOND)
+    # Upstreams close a connection after 60 minutes; 5 minutes leave room for the running turn.
     lifetime: int = _duration(default=3300 * NS_PER_SECOND)
     expiry: int = _duration(default=900 * NS_PER_SECOND)
 
 @attrs.frozen
 class Budgets:
-    """How often; none below 0, or ``ConfigError``."""
-    replays: int = _count(default=1)  # resends of a turn after a loss, over all paths together
-    refusals: int = _count(default=3)  # of one anchor, after its loss, before the honest not-found
-    waiting: int = _count(default=64)  # turns that may wait for one session
-    reconnect_uses_replay: bool = False  # a reconnect without send counts as a replay
-    warm: bool = False  # what a socket knew is brought to its successor before it is asked for
-    transcripts: bool = True  # False: a bridge of this policy holds nothing, whatever is configured
+    """Bounds on what a policy may repeat, and three switches beside them.
+
+    Raises:
+        ConfigError: a number is not an int of at least 0.
+    """
+    # Resends of one turn after losses, over all paths together (REPLAYS_ARE_BOUNDED).
+    replays: int = _count(default=1)
+    # Refusals of one lost anchor before not-found. A client that retries three times gives a
+    # temporary loss time to pass; more would only delay the answer that lets it go on.
+    refusals: int = _count(default=3)
+    waiting: int = _count(default=64)  # turns that may wait for one session; more are overloaded
+    # A reconnect counts as a replay even if nothing was sent. Breaks RECONNECT_COSTS_NO_REPLAY; it
+    # is how the older policies behave.
+    reconnect_uses_replay: bool = False
+    # Preload the connection that replaces one past its lifetime (``generate: false``), so that the
+    # next turn finds its anchor there.
+    warm: bool = False
+    transcripts: bool = True  # False: never keep transcripts, whatever ``Config`` says
 # fmt: on
 
 
 @attrs.frozen(eq=False)
 class Policy:
-    """A named, total table from (situation, standing) to a remedy, with its budgets and times.
+    """A named table from every (situation, standing) to a remedy, with budgets and timeouts.
+
+    ``summary``: one sentence for ``bridgecore rules`` and the documentation.
 
     Raises:
-        ConfigError: a cell is missing or holds no ``Remedy``; budgets or timeouts are of another
-            type.
+        ConfigError: a cell is missing or is not a ``Remedy``; ``budgets`` is not a ``Budgets`` or
+            ``timeouts`` not a ``Timeouts``. Checked here so that no look-up can fail later.
     """
 
     name: str
@@ -147,7 +184,7 @@ class Policy:
             raise ConfigError(f"policy {self.name!r}: {must}")
 
     def __repr__(self) -> str:
-        """One line of at most 100 columns: a table of cells is for ``bridgecore rules``."""
+        """One line of at most 100 columns; ``bridgecore rules`` prints the whole table."""
         cells = sum(self.cells[key] != DEFAULT.cells[key] for key in DEFAULT.cells)
         budgets = _differing(self.budgets, DEFAULT.budgets)
         times = _differing(self.timeouts, DEFAULT.timeouts)
@@ -156,11 +193,15 @@ class Policy:
         return f"<Policy {name}: differs from default in {differs}>"
 
     def remedy(self, situation: Situation, standing: Standing) -> Remedy:
-        """The cell for ``situation`` and ``standing``."""
+        """The remedy in the cell of ``situation`` and ``standing``."""
         return self.cells[situation, standing]
 
     def with_cell(self, situation: Situation, standing: Standing, remedy: Remedy) -> Policy:
-        """The same policy with one cell replaced."""
+        """A copy of the policy with one cell replaced.
+
+        Raises:
+            ConfigError: ``remedy`` is not a ``Remedy``.
+        """
         return attrs.evolve(self, cells={**self.cells, (situation, standing): remedy})
 
 
@@ -169,104 +210,164 @@ def _differing(one: Budgets | Timeouts, other: Budgets | Timeouts) -> int:
     return sum(getattr(one, name) != getattr(other, name) for name in fields)
 
 
-_Row: TypeAlias = tuple[Remedy, ...]  # a remedy for each Standing, in their order
+_Row: TypeAlias = Mapping[Standing, Remedy]
 
 
-def _row(unanchored: Remedy, anchored: Remedy | None = None) -> _Row:
-    """A row with the same remedy in every column, or in every column but the first."""
-    return (unanchored, *[anchored or unanchored] * (len(Standing) - 1))
+def _row(usual: Remedy, **exceptions: Remedy) -> _Row:
+    """A row with ``usual`` in every column but the ones in ``exceptions``.
+
+    A column is named by the value of its ``Standing``: ``held``, ``bound``, and so on. A name that
+    is none raises ValueError when the module is imported.
+    """
+    named = {Standing(name): remedy for name, remedy in exceptions.items()}
+    return {standing: named.get(standing, usual) for standing in Standing}
 
 
 def _table(rows: Mapping[Situation, _Row]) -> dict[tuple[Situation, Standing], Remedy]:
     return {
-        (situation, standing): remedy
+        (situation, standing): row[standing]
         for situation, row in rows.items()
-        for standing, remedy in zip(Standing, row, strict=True)
+        for standing in Standing
     }
 
 
 _refuse = partial(Remedy, Action.REFUSE)
-_bounded = partial(Remedy, Action.REFUSE_BOUNDED)
+_refuse_bounded = partial(Remedy, Action.REFUSE_BOUNDED)
 _resend = partial(Remedy, Action.RESEND)
+_rebind = partial(Remedy, Action.REBIND)
 
 _UNAVAILABLE, _OWNER = FailureReply.UPSTREAM_UNAVAILABLE, FailureReply.OWNER_UNREACHABLE
 _INCOMPLETE, _TIMEOUT = FailureReply.STREAM_INCOMPLETE, FailureReply.REQUEST_TIMEOUT
 _SEND = Remedy(Action.SEND, _UNAVAILABLE)
 _REHYDRATE = Remedy(Action.REHYDRATE, _UNAVAILABLE)
-# What was put in place of the client's history is the bridge's own doing: whatever is wrong with
-# it, the client's input goes as it came, and only what is said about that reaches the client.
-_FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
+_SEND_OR_REHYDRATE = Remedy(Action.SEND_OR_REHYDRATE, _UNAVAILABLE)
+_SEND_FULL = Remedy(Action.SEND_FULL, _UNAVAILABLE)
 _SURFACE = Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)
 _FAIL = Remedy(Action.FAIL, _INCOMPLETE)
-_LOST = _bounded(_UNAVAILABLE)
-_TOO_LATE, _SILENT = _refuse(_TIMEOUT), _bounded(_TIMEOUT)
-# The id that the upstream stores costs a few bytes, the whole chain many thousand. So the id goes
-# first; where the upstream does not know it or falls silent over it, the chain is at hand.
-_STORED_FIRST = Remedy(Action.SEND_OR_REHYDRATE, _UNAVAILABLE)
-_SILENT_STORED = Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT)
-_LIE, _LATE_LIE = _refuse(FailureReply.NOT_FOUND), Remedy(Action.FAIL, FailureReply.NOT_FOUND)
+# Only in `v1_12`: not-found for a loss that says nothing about the anchor. Its client then drops
+# the anchor and resends its whole history, although a retry would have worked.
+_WRONG_NOT_FOUND = _refuse(FailureReply.NOT_FOUND)
+_WRONG_NOT_FOUND_LATE = Remedy(Action.FAIL, FailureReply.NOT_FOUND)
 
-# The columns, in the order of Standing: unanchored, held, held and stored, stored, bound, unknown,
-# injected.
 _DEFAULT_ROWS: dict[Situation, _Row] = {
-    Situation.SEND_SKIPPED: (_SEND, _REHYDRATE, _STORED_FIRST, _SEND, _LOST, _SEND, _FULL),
+    # Nothing was sent, so any form may be. An id costs a few bytes where the upstream stores the
+    # response, the whole chain many thousand tokens, so a stored id is tried first even if the
+    # chain is held. Whether an unknown id exists, only the upstream can say, so it is sent. A bound
+    # anchor was lost with its connection: refuse, so that the client keeps its id and does not
+    # resend its history at once, and answer not-found after the budget. For an injected anchor the
+    # client's own input is available.
+    Situation.SEND_SKIPPED: _row(
+        _SEND,
+        held=_REHYDRATE,
+        held_stored=_SEND_OR_REHYDRATE,
+        bound=_refuse_bounded(_UNAVAILABLE),
+        injected=_SEND_FULL,
+    ),
+    # No connection, no send: a retriable answer, so that the client keeps its id and tries again.
     Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE)),
+    # Credentials, payment or rate limits: the client has to read the upstream's own answer.
     Situation.UPGRADE_REJECTED: _row(_SURFACE),
-    # From SENDING on the upstream may have the turn: a resend could run it twice (invariant 11).
+    # From SENDING on the upstream may have accepted the turn: a resend could run it twice, tool
+    # calls and costs included (NO_AMBIGUOUS_RESEND). The client decides whether to retry.
     Situation.LOST_SENDING: _row(_refuse(_INCOMPLETE)),
     Situation.LOST_SENT: _row(_refuse(_INCOMPLETE)),
-    # A silent upstream is the wedge that never ends by itself: what the next try would send just
-    # so again is refused a bounded number of times only (invariant 5).
-    Situation.SILENT: (_TOO_LATE, _TOO_LATE, _SILENT_STORED, _SILENT, _SILENT, _SILENT, _TOO_LATE),
-    Situation.NOT_FOUND: (_SURFACE, _REHYDRATE, _REHYDRATE, _LOST, _LOST, _SURFACE, _FULL),
-    # The upstream refused before generating, so a second send is safe; on the fresh socket the
-    # row SEND_SKIPPED decides.
+    # Ambiguous, too. A silent upstream may stay silent for this request for ever. Where the
+    # client's retry would be sent in the same form again, refuse a bounded number of times only
+    # (REFUSALS_ARE_BOUNDED); where the chain is held beside a stored id, change the plan: the retry
+    # is rehydrated (REFUSED_IS_NOT_REPEATED). The retry of a held or injected turn is sent in full
+    # anyway, because the connection is dropped; an unanchored turn has no anchor to give up.
+    Situation.SILENT: _row(
+        _refuse(_TIMEOUT),
+        held_stored=Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT),
+        stored=_refuse_bounded(_TIMEOUT),
+        bound=_refuse_bounded(_TIMEOUT),
+        unknown=_refuse_bounded(_TIMEOUT),
+    ),
+    # The upstream refused before generating, so another form may be sent at once. Without another
+    # form: the upstream's word is final for an id that the bridge never saw. For one that it knows
+    # the loss may be the upstream's and temporary, so refuse within the budget first
+    # (NOT_FOUND_IS_EARNED). A not-found for no anchor, or an unknown one, is the client's to read.
+    Situation.NOT_FOUND: _row(
+        _refuse_bounded(_UNAVAILABLE),
+        unanchored=_SURFACE,
+        held=_REHYDRATE,
+        held_stored=_REHYDRATE,
+        unknown=_SURFACE,
+        injected=_SEND_FULL,
+    ),
+    # Refused before generating, so a second send is safe. It needs a new connection, which does not
+    # know the anchor: there the row SEND_SKIPPED decides.
     Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
-    # The frame was not processed and never will be; any other form of the turn is larger.
+    # The upstream did not process the frame and takes none of that size; any other form of the turn
+    # is larger still.
     Situation.TOO_LARGE: _row(_SURFACE),
-    Situation.REFUSED: (*_row(_SURFACE)[:-1], _FULL),
+    # The client has to read what is wrong with its request. But an injected anchor was the bridge's
+    # choice: whatever the upstream says against it, the client's own input is sent, and only an
+    # answer to that reaches the client (INJECTED_IS_INVISIBLE).
+    Situation.REFUSED: _row(_SURFACE, injected=_SEND_FULL),
+    # The upstream is running the turn, or has run it, and the client may have seen output: the only
+    # honest answer is that the stream broke (NO_REPLAY_AFTER_ANSWER).
     Situation.LOST_CREATED: _row(_FAIL),
     Situation.LOST_OUTPUT: _row(_FAIL),
-    Situation.OWNER_LOST: _row(Remedy(Action.REBIND, _OWNER)),
+    # Another replica owns the session. If it provably did not dispatch the turn, taking over is
+    # safe. If it may have, only the client may decide to retry. After output it is a broken stream.
+    Situation.OWNER_LOST: _row(_rebind(_OWNER)),
     Situation.OWNER_LOST_DISPATCHED: _row(_refuse(_OWNER)),
     Situation.OWNER_LOST_OUTPUT: _row(_FAIL),
 }
-# The seed's rows (docs: "Recovery"), fixed points that the safe policy is measured against.
+# The rules of an existing bridge, as published (tests/scenarios/row-*.txt has each as a scenario).
+# Fixed points to measure `default` against: they resend an unanchored turn whose acceptance is
+# ambiguous, because a turn without an anchor looked safe to repeat.
 _PR397_ROWS: dict[Situation, _Row] = {
     **_DEFAULT_ROWS,
-    Situation.LOST_SENDING: _row(_resend(_OWNER), _refuse(_OWNER)),
-    Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _refuse(_INCOMPLETE)),
-    Situation.SILENT: (_resend(_TIMEOUT), _TOO_LATE, _SILENT_STORED, *[_TOO_LATE] * 4),
-    Situation.OWNER_LOST_DISPATCHED: _row(Remedy(Action.REBIND, _OWNER)),
+    # "Owner unreachable" lets another replica take the session over, ambiguous send or not.
+    Situation.LOST_SENDING: _row(_refuse(_OWNER), unanchored=_resend(_OWNER)),
+    Situation.LOST_SENT: _row(_refuse(_INCOMPLETE), unanchored=_resend(_INCOMPLETE)),
+    Situation.SILENT: _row(
+        _refuse(_TIMEOUT),
+        unanchored=_resend(_TIMEOUT),
+        held_stored=Remedy(Action.REFUSE_THEN_REHYDRATE, _TIMEOUT),
+    ),
+    # Takes over as long as the client has seen nothing, even if the owner may have sent the turn.
+    Situation.OWNER_LOST_DISPATCHED: _row(_rebind(_OWNER)),
 }
+# The version of that bridge before those rules: every loss of an anchored turn is answered with
+# not-found. Kept so that the verifier can show what that costs (NOT_FOUND_IS_EARNED fails).
 _V1_12_ROWS: dict[Situation, _Row] = {
     **_PR397_ROWS,
-    Situation.SEND_SKIPPED: (_SEND, _LIE, _SEND, _SEND, _LIE, _SEND, _FULL),
-    Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE), _LIE),
-    Situation.LOST_SENDING: _row(_resend(_OWNER), _LIE),
-    Situation.LOST_SENT: _row(_resend(_INCOMPLETE), _LIE),
-    Situation.SILENT: _row(_resend(_TIMEOUT), _LIE),
+    Situation.SEND_SKIPPED: _row(
+        _SEND, held=_WRONG_NOT_FOUND, bound=_WRONG_NOT_FOUND, injected=_SEND_FULL
+    ),
+    Situation.CONNECT_FAILED: _row(_WRONG_NOT_FOUND, unanchored=_refuse(_UNAVAILABLE)),
+    Situation.LOST_SENDING: _row(_WRONG_NOT_FOUND, unanchored=_resend(_OWNER)),
+    Situation.LOST_SENT: _row(_WRONG_NOT_FOUND, unanchored=_resend(_INCOMPLETE)),
+    Situation.SILENT: _row(_WRONG_NOT_FOUND, unanchored=_resend(_TIMEOUT)),
     Situation.NOT_FOUND: _row(_SURFACE),
-    Situation.LOST_CREATED: _row(_FAIL, _LATE_LIE),
-    Situation.LOST_OUTPUT: _row(_FAIL, _LATE_LIE),
+    Situation.LOST_CREATED: _row(_WRONG_NOT_FOUND_LATE, unanchored=_FAIL),
+    Situation.LOST_OUTPUT: _row(_WRONG_NOT_FOUND_LATE, unanchored=_FAIL),
 }
 
-_SAFE = "The safe one: nothing ambiguous is sent twice, no chain is given up before its time."
-_SEED = "The seed's rules as they were: an unanchored turn is replayed once."
-_BROKEN = "The broken one, to demonstrate: losses are answered with previous_response_not_found."
+_DEFAULT_SUMMARY = "Never resends an ambiguous turn; answers not-found only after the retry budget."
+_PR397_SUMMARY = (
+    "The rules of an existing bridge, for comparison: an unanchored turn is resent once, even if "
+    "the upstream may have accepted it."
+)
+_V1_12_SUMMARY = (
+    "Broken, to demonstrate the cost: losses are answered with previous_response_not_found."
+)
 _OLD_BUDGETS = Budgets(reconnect_uses_replay=True, transcripts=False)
-DEFAULT = Policy("default", _SAFE, _table(_DEFAULT_ROWS))
-"""The safe policy: no ambiguous turn is sent again. See the page "Recovery"."""
-PR397 = Policy("pr397", _SEED, _table(_PR397_ROWS), _OLD_BUDGETS)
+DEFAULT = Policy("default", _DEFAULT_SUMMARY, _table(_DEFAULT_ROWS))
+"""Never resends an ambiguous turn; answers not-found only after the retry budget."""
+PR397 = Policy("pr397", _PR397_SUMMARY, _table(_PR397_ROWS), _OLD_BUDGETS)
 """Sends a turn without an anchor again after an ambiguous loss, once. For comparison."""
-V1_12 = Policy("v1_12", _BROKEN, _table(_V1_12_ROWS), _OLD_BUDGETS)
-"""Answers lost sockets with previous_response_not_found. Broken; to demonstrate."""
+V1_12 = Policy("v1_12", _V1_12_SUMMARY, _table(_V1_12_ROWS), _OLD_BUDGETS)
+"""Answers lost connections with previous_response_not_found. Broken; to demonstrate."""
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}
 """The policies by name, as the setting ``policy`` has them."""
 
 
-# The rows of an ambiguous loss: the upstream may have run the turn, and its client has seen nothing
-# of the answer, so that a second send could go unnoticed, and could also do everything twice.
+# The ambiguous losses: the upstream may have run the turn, and the client has seen no output. A
+# resend is possible there without the client noticing, but it may run the turn twice.
 _AMBIGUOUS = (
     Situation.LOST_SENDING,
     Situation.LOST_SENT,
@@ -275,16 +376,17 @@ _AMBIGUOUS = (
 )
 
 
+# Actions that count the refusal of an anchor, in order to end or to change a plan that fails.
 _COUNTING = (Action.REFUSE_BOUNDED, Action.REFUSE_THEN_REHYDRATE)
 
 
 def replaying(policy: Policy) -> Policy:
-    """``policy`` with an ambiguous turn sent again, within ``Budgets.replays``, not refused.
+    """A copy of ``policy`` that resends an ambiguous turn, within ``Budgets.replays``.
 
-    For those to whom a turn that runs twice does no harm. When the budget is spent, the answer of
-    the replaced cell applies. Two kinds of cells stay as they are: those of a turn that depends on
-    the memory of the lost socket (``Standing.BOUND``), because no other socket can continue it, and
-    those that count the refusal, because the same send would be lost the same way.
+    For embedders to whom a turn that runs twice does no harm: it breaks NO_AMBIGUOUS_RESEND on
+    purpose. When the budget is spent, the original answer applies. Two kinds of cells stay as they
+    are: those of ``Standing.BOUND``, because only the lost connection could continue that anchor,
+    and those that count refusals, because the same send would most likely be lost the same way.
     """
     for situation in _AMBIGUOUS:
         for standing in Standing:

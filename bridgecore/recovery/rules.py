@@ -1,21 +1,50 @@
-"""The rules of a session: everything that affects its state machine lives here.
+"""The state machine of a session: every rule that changes its state is in this file.
 
-Theory of operation. A session is in one ``Phase``, which is derived from its state and never kept
-beside it. An event (or a deadline that passed) meets exactly one rule, found by (phase, event
-type). A rule moves the builder and nothing else: it neither reads a clock nor calls anybody. Rules
-are the mechanics, the same for everyone: sockets, generations, timers, queues. What to do about a
-*loss* is not decided here but in the policy's table, which ``TransitionBuilder.recover`` reads.
+Theory of operation
+-------------------
 
-Three things are settled before a rule is looked up, because they hold in every phase:
+A session keeps one conversation alive on one upstream WebSocket connection at a time, and runs one
+turn at a time on it. Its state is a frozen value (state.py). ``step`` takes the state and one event
+and returns the next state with the effects to carry out. It is a pure function, so that the
+verifier can explore every state and a log can be replayed.
 
-* an event of an old connection generation is ignored by name (invariant 42);
-* an event that names a response which has ended, and not the running one, is ignored by name:
-  upstreams send copies and stragglers after the next turn's frame went out (invariant 24);
-* a deadline that is not due is ignored by name (invariant 44);
-* a deadline that is due is cleared first, so it cannot fire again (invariant 29).
+A state has a ``Phase``, derived from it rather than stored, so that the two cannot disagree.
+Without a running turn the phase says what the connection is good for::
 
-Every (phase, event type) pair is ruled: handled, ignored with a named reason, or illegal. Illegal
-means that the caller did what it must not do (``LocalProtocolError``) and nothing has changed.
+    CLOSED        no connection
+    OPEN          connected; the next turn can be sent
+    SEND_SKIPPED  connected, but the last turn was not sent, because the connection could not
+                  know its anchor
+
+With a running turn it says how far the current attempt to send the turn has come::
+
+    RECONNECTING -> SENDING -> SENT -> CREATED -> OUTPUT -> (the turn ends: OPEN or CLOSED)
+
+What a loss means depends on this. Before SENDING the upstream cannot have the turn. In SENDING and
+SENT it is unknown whether the upstream accepted it, so a resend could run it twice. From CREATED on
+it was accepted; from OUTPUT on the client has seen a part of the answer.
+
+Each pair of a phase and an event type (or a timer) has exactly one rule in ``RULES``. It handles
+the event; or ignores it, for a stated reason, because the race that caused it is harmless; or
+declares it illegal, because the caller did what it must not do: then ``step`` raises
+``LocalProtocolError`` and nothing has changed.
+
+Rules are mechanics, the same for every policy: connections, generations, timers, queues. What to do
+about a *loss* or a *refusal* is not decided here. A rule works out the ``Situation`` and passes it
+to ``TransitionBuilder.recover``, which looks the remedy up in the policy's table (policy.py).
+
+Four checks hold in every phase, so ``step`` makes them before it looks for a rule:
+
+* An event of an older connection generation is ignored: its connection is gone (LIVE_GENERATION).
+* An event that names a response which has ended, and not the running one, is ignored. Upstreams
+  send copies and stragglers after the next turn was sent (DELIVERED_TO_ITS_TURN).
+* A deadline that is not due is ignored (SPURIOUS_IS_NOTHING).
+* A deadline that is due is cleared before its rule runs, so that it cannot fire a second time and
+  make the caller's loop spin (DEADLINES_ARE_KEPT).
+
+Names in capitals are properties that the verifier checks: see bridgecore/verify/properties.py. The
+first paragraph of a rule's docstring is its line in the documentation and in ``bridgecore rules``;
+the reasons come after it.
 """
 
 from __future__ import annotations
@@ -40,7 +69,8 @@ E = TypeVar("E")
 
 
 class Handling(enum.Enum):
-    """What a rule is: it does something, it names a benign race, or it is the caller's error."""
+    """How a rule treats its event: act on it, ignore it as a harmless race, or refuse it as an
+    error of the caller."""
 
     HANDLED = "handled"
     IGNORED = "ignored"
@@ -49,7 +79,11 @@ class Handling(enum.Enum):
 
 @attrs.frozen(eq=False)
 class Rule:
-    """One rule. ``doc``: one sentence. ``apply`` is None for ignored and illegal ones."""
+    """One rule of the state machine.
+
+    ``on``: the event type, or the timer whose deadline passed. ``doc``: what the rule does or, if
+    it does nothing, the reason. ``apply`` is None for ignored and illegal rules.
+    """
 
     id: str
     phases: tuple[Phase, ...]
@@ -61,17 +95,16 @@ class Rule:
 
 @attrs.frozen
 class Transition:
-    """What ``step`` returns: the new state, what to do, by which rule and by which cells.
+    """The result of ``step``: the new state, the effects, and the rule and cells that decided.
 
-    ``cells`` are those of the policy's table that decided, in the order in which they were asked.
-    Most steps ask none, and most others one. It is a tuple because one step can ask more than once:
-    for the same turn, when a remedy leads to the next question (a turn that is started over on an
-    open socket may be skipped there, ``SEND_SKIPPED``), and for the turns behind it, when it ends
-    and they are started one after the other.
+    ``rule``: the id of the rule. ``cells``: the cells of the policy's table that were applied, in
+    order. Most steps apply none or one. One step can apply several: a remedy can lead to a second
+    situation (a turn that is restarted on an open connection may be skipped there,
+    ``SEND_SKIPPED``), and when a turn ends, the waiting turns behind it may fail one after another.
 
-    ``foreseen`` is the cell that was asked what a loss right now would lead to, because an event of
-    an answer is held back while its turn may yet be sent again. It is no decision of this step:
-    nothing was lost. The effects depend on it all the same.
+    ``foreseen``: the cell for "lost after response.created", read ahead while an event of an answer
+    arrived, to decide whether to hold the event back. Nothing was lost, so it is not among
+    ``cells``, but ``DeliverEvent.held`` depends on it.
     """
 
     state: SessionState
@@ -83,20 +116,22 @@ class Transition:
 
 RULES: dict[tuple[Phase, EventKey], Rule] = {}
 
-# The timers that a session has; the others, below them, are the endpoint's.
+# The timers of a session: those of ``Timer`` up to EXPIRY. The rest belong to connections and the
+# endpoint.
 SESSION_TIMERS = tuple(list(Timer)[: list(Timer).index(Timer.EXPIRY) + 1])
 EVENT_KEYS: tuple[EventKey, ...] = (*get_args(ev.Event)[:-1], *SESSION_TIMERS)
-# Rules that hold in every phase, before the table is looked at.
+# Ids that ``Transition.rule`` has for the checks before the table.
 STALE_GENERATION = "stale-generation"
 SPURIOUS_DEADLINE = "spurious-deadline"
 ENDED_RESPONSE = "ended-response"
 
 
 def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Transition:
-    """Take in ``event`` at ``now`` (ns, monotonic): the new state and what to do.
+    """Apply ``event`` to ``state`` at the time ``now`` (ns, monotonic). A pure function.
 
     Raises:
-        LocalProtocolError: the event cannot happen in this state; nothing has changed.
+        LocalProtocolError: the event cannot happen in this state, or its generation is newer than
+            any that was opened; nothing has changed.
     """
     key: EventKey
     if isinstance(event, ev.DeadlineReached):
@@ -127,14 +162,15 @@ def step(policy: Policy, state: SessionState, event: ev.Event, now: int) -> Tran
 
 
 def _names_an_ended_response(state: SessionState, event: ev.Event) -> bool:
-    """Whether ``event`` is about a response that ended before the running turn was sent."""
+    """Whether ``event`` names a response that ended before the running turn was sent."""
     name = getattr(event, "response", None)
     running = state.running
     if name is None or running is None or name not in state.ended:
         return False
     if name in running.responses or name == running.doubtful:
         return False
-    # Some upstreams call all responses of a chain by one id: see the rule "created".
+    # Some upstreams use one id for all responses of a chain, so a ``response.created`` with an old
+    # id may belong to the running turn: the rule "created" decides.
     return not (isinstance(event, ev.ResponseCreated) and state.phase in _UNANSWERED)
 
 
@@ -154,7 +190,7 @@ def _rule(
     def register(
         apply: Callable[[TransitionBuilder, E], None],
     ) -> Callable[[TransitionBuilder, E], None]:
-        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())  # its first paragraph
+        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())
         key: Any = on
         _register(Rule(rule_id, phases, key, Handling.HANDLED, doc, apply))
         return apply
@@ -178,14 +214,19 @@ _IN_FLIGHT = (*_UNANSWERED, *_ANSWERING)
 _IDLE = (_P.CLOSED, *_USABLE)
 _BUSY = (_P.RECONNECTING, *_IN_FLIGHT)
 _TURN_OVER = "the turn is over already"
-_UNMATCHED = "no turn runs that could have caused it (invariant 27)"
+_UNMATCHED = "no turn is running that could have caused it"
 
 # ---------------------------------------------------------------- the rules
 
 
 @_rule("submit", ev.TurnSubmitted, *_IDLE)
 def _submit(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
-    """Connect first if there is no socket (row 1); send unless it cannot know the anchor."""
+    """Start a turn: connect if there is no connection, then send it if the connection knows its
+    anchor; otherwise the policy decides (``socket is open but does not know the anchor``).
+
+    A turn whose deadline passed on its way here fails at once. The session is idle again after
+    that, so its expiry starts anew.
+    """
     arrived = _arrive(builder, event)
     if arrived is None:
         builder.set_timer(Timer.EXPIRY, builder.policy.timeouts.expiry)
@@ -195,7 +236,7 @@ def _submit(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
 
 
 def _arrive(builder: TransitionBuilder, event: ev.TurnSubmitted) -> Waiting | None:
-    """The turn with the end of its budget; None if that is over: then it is told so."""
+    """The turn with its deadline; None if that has passed: then the turn is failed."""
     deadline = event.deadline
     if deadline is None:
         deadline = builder.now + builder.policy.timeouts.turn
@@ -208,8 +249,12 @@ def _arrive(builder: TransitionBuilder, event: ev.TurnSubmitted) -> Waiting | No
 
 @_rule("submit-busy", ev.TurnSubmitted, *_BUSY)
 def _submit_busy(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
-    """Turns never overlap on a connection: wait, within the turn's own budget; a full queue
-    rejects at once (invariant 23)."""
+    """Queue a turn while another one runs; a full queue rejects it at once.
+
+    An upstream connection carries one response at a time (ONE_AT_A_TIME). The wait counts towards
+    the turn's own deadline. The queue is bounded, and full means rejected: a client can retry
+    elsewhere at once, but cannot see that it waits in vain (QUEUE_IS_BOUNDED).
+    """
     queue = builder.waiting
     if event.turn.id in {builder.running.turn.id, *(waiting.turn.id for waiting in queue)}:
         raise LocalProtocolError(f"turn {event.turn.id} was submitted before")
@@ -224,9 +269,11 @@ def _submit_busy(builder: TransitionBuilder, event: ev.TurnSubmitted) -> None:
 
 @_rule("abandon", ev.TurnAbandoned, *_BUSY)
 def _abandon(builder: TransitionBuilder, event: ev.TurnAbandoned) -> None:
-    """The client left mid-turn: drop the socket, so its slot is never reused (invariant 24).
+    """The client left: close the connection, because the upstream still writes the answer there.
 
-    A connect that is under way serves the next turn, and a waiting turn just leaves the queue.
+    The rest of that answer would arrive during the next turn and could reach the wrong client
+    (ONE_AT_A_TIME). Two cases need no close: a turn that only waits leaves the queue, and a connect
+    under way, over which nothing was sent, is left to the next waiting turn.
     """
     if builder.drop_waiting(event.turn):
         return
@@ -240,7 +287,11 @@ def _abandon(builder: TransitionBuilder, event: ev.TurnAbandoned) -> None:
 
 @_rule("connection-opened", ev.ConnectionOpened, _P.RECONNECTING)
 def _connection_opened(builder: TransitionBuilder, event: ev.ConnectionOpened) -> None:
-    """The socket is there: the waiting turn goes on, if the socket can carry it."""
+    """Connected: start the connection's lifetime, and send the running turn if it can be.
+
+    ``early`` shortens the lifetime by a random part, so that connections opened together are not
+    all replaced together. A new connection knows no anchor: ``dispatch`` checks that.
+    """
     builder.lifecycle = Lifecycle.OPEN
     builder.clear_timer(Timer.CONNECT)
     builder.set_timer(Timer.LIFETIME, builder.policy.timeouts.lifetime - event.early)
@@ -249,14 +300,14 @@ def _connection_opened(builder: TransitionBuilder, event: ev.ConnectionOpened) -
 
 @_rule("connect-deadline", Timer.CONNECT, _P.RECONNECTING)
 def _connect_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """The connect took too long: it is given up as if it had failed."""
+    """The connect took too long: abort it and treat it as failed."""
     builder.close()
     _give_up_connect(builder, TimedOut(Timer.CONNECT))
 
 
 @_rule("lost-connecting", ev.ConnectionLost, _P.RECONNECTING)
 def _lost_connecting(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
-    """No socket could be had: the policy says what the turn is told (row 2)."""
+    """The connect failed: the policy decides what becomes of the running turn."""
     builder.disconnected()
     _give_up_connect(builder, event.cause)
 
@@ -264,7 +315,7 @@ def _lost_connecting(builder: TransitionBuilder, event: ev.ConnectionLost) -> No
 def _give_up_connect(builder: TransitionBuilder, cause: Evidence) -> None:
     failure = classify(cause)
     if builder.remote:
-        situation = Situation.OWNER_LOST  # row 7
+        situation = Situation.OWNER_LOST  # nothing was sent yet: taking over is safe
     elif failure.kind is FailureKind.REJECTED:
         situation = Situation.UPGRADE_REJECTED
     else:
@@ -274,7 +325,10 @@ def _give_up_connect(builder: TransitionBuilder, cause: Evidence) -> None:
 
 @_rule("lost-idle", ev.ConnectionLost, *_USABLE)
 def _lost_idle(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
-    """Closed between turns: nobody is told, the next turn reconnects (row 1)."""
+    """Closed between turns: note it and do nothing else; the next turn reconnects.
+
+    There is no client to inform, and a reconnect in advance might never be used.
+    """
     builder.disconnected()
 
 
@@ -287,8 +341,11 @@ _LOST = {
 
 
 def _loss(builder: TransitionBuilder, mine: Situation) -> Situation:
-    """What a loss means for the turn in flight: ``mine``, or, where the socket leads to another
-    replica, what the client has seen of the answer tells (rows 7, 8)."""
+    """The situation of a turn whose connection is lost: ``mine`` on a connection to the upstream.
+
+    On a connection to the replica that owns the session, the cause is unknown, so only what the
+    client has seen of the answer matters: after output the turn must not run again elsewhere.
+    """
     if not builder.remote:
         return mine
     begun = builder.phase in _ANSWERING
@@ -297,18 +354,20 @@ def _loss(builder: TransitionBuilder, mine: Situation) -> Situation:
 
 @_rule("lost-in-flight", ev.ConnectionLost, *_IN_FLIGHT)
 def _lost_in_flight(builder: TransitionBuilder, event: ev.ConnectionLost) -> None:
-    """Lost with a turn in flight: how far the turn had come tells the situation (rows 3 to 5).
+    """The connection was lost during a turn: the policy decides, by how far the turn had come.
 
-    If nothing of its frame had left, it is as if the socket had closed between turns (row 1): an
-    anchor that only this socket knew does not go to the next one. A close for size means that the
-    frame was not processed and never will be.
+    If no byte of the turn's frame was written (``unsent``), the loss is not ambiguous: restart the
+    turn on a new connection, as after a close between turns. A close for the size of the frame
+    (1009) before ``response.created`` is a refusal, not a loss: the frame was not processed, and
+    never will be.
     """
     failure = classify(event.cause)
     situation = _loss(builder, _LOST[builder.phase])
     unsent = event.unsent and builder.phase is _P.SENDING
     builder.disconnected()
     if unsent:
-        # What was refused or met silence is not tried again: the full input goes once more.
+        # Keep a full form that an earlier attempt had to fall back to: the anchor it replaced was
+        # refused or met silence, and would be again (REFUSED_IS_NOT_REPEATED).
         sent = builder.running.sent
         form = None if sent is fx.RequestForm.AS_IS else sent
         builder.taken = attrs.evolve(builder.running, form=form, fallback=None)
@@ -323,8 +382,12 @@ _UNACCEPTED = (Situation.LOST_SENDING, Situation.LOST_SENT)
 
 @_rule("frame-sent", ev.FrameSent, _P.SENDING)
 def _frame_sent(builder: TransitionBuilder, event: ev.FrameSent) -> None:
-    """The frame is with the operating system: response.created is due from now. While parts of it
-    are still to go, the upload makes progress, and what is due is the next part."""
+    """The operating system took the frame, or the next part of it: restart the deadline for
+    response.created.
+
+    While parts of a large frame are left, each part shows progress, so the deadline bounds the time
+    to the next one: a slow upload of many megabytes is not silence.
+    """
     if event.whole:
         builder.advance(AttemptPhase.SENT)
     builder.set_timer(Timer.CREATED, builder.policy.timeouts.created)
@@ -332,10 +395,13 @@ def _frame_sent(builder: TransitionBuilder, event: ev.FrameSent) -> None:
 
 @_rule("created", ev.ResponseCreated, *_UNANSWERED)
 def _created(builder: TransitionBuilder, event: ev.ResponseCreated) -> None:
-    """The upstream accepted the turn: from here on nothing is replayed.
+    """The upstream accepted the turn: deliver response.created, and expect the next event within
+    the idle deadline.
 
-    If it names a response that has ended, it may be a late copy, or the upstream calls all
-    responses of a chain by one id. It waits until output or the end, which a copy has not, comes.
+    If it names a response that has ended, it is either a late copy or from an upstream that uses
+    one id for all responses of a chain. It is held back until the next event decides: output or a
+    terminal event proves it genuine, because a copy has none; another ``response.created``, with a
+    new id, proves it a copy.
     """
     if event.response is not None and event.response in builder.ended:
         if builder.running.doubtful is None:
@@ -344,7 +410,7 @@ def _created(builder: TransitionBuilder, event: ev.ResponseCreated) -> None:
         else:
             builder.emit(fx.Ignored(_ONE_CREATED))
         return
-    # Whatever was in doubt was a copy: this one is the turn's own, be it with or without an id.
+    # A response.created in doubt was a copy: this one is the turn's own, with an id or without.
     builder.taken = attrs.evolve(builder.running, doubtful=None)
     builder.name(event.response)
     _accepted(builder, AttemptPhase.CREATED)
@@ -352,10 +418,11 @@ def _created(builder: TransitionBuilder, event: ev.ResponseCreated) -> None:
 
 @_rule("output-uncreated", ev.OutputReceived, *_UNANSWERED)
 def _output_uncreated(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
-    """An answer from an upstream that left response.created out: accepted all the same.
+    """An event of an answer without response.created: the upstream accepted the turn all the same.
 
-    What comes after a response.created in doubt waits with it, until there is output. Where there
-    is no room to wait, the upstream does not speak the protocol: its socket is as good as lost.
+    Events that follow a ``response.created`` in doubt are held back with it, until output settles
+    the doubt. If the buffer for such events is full, the upstream does not follow the protocol: the
+    connection is closed and treated as lost.
     """
     doubtful = builder.running.doubtful
     if not event.bearing and not event.room:
@@ -380,8 +447,12 @@ def _accepted(builder: TransitionBuilder, phase: AttemptPhase) -> None:
 
 @_rule("output", ev.OutputReceived, *_ANSWERING)
 def _output(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
-    """Output goes to the turn that caused it; the upstream is alive. What there is no room to hold
-    back is shown, and from then on nothing is replayed."""
+    """An event of the running answer: deliver it, and restart the idle deadline.
+
+    If the buffer for held-back events is full (``room`` is False), the event is delivered now and
+    counts as output: from here on the turn cannot be replayed (NO_REPLAY_AFTER_ANSWER). While the
+    client's connection is paused the idle deadline stays off: see ``relay-paused``.
+    """
     builder.name(event.response)
     running = builder.running
     shown = event.bearing or not event.room
@@ -393,16 +464,20 @@ def _output(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
 
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
-    """The terminal event: the turn is complete; a completed or incomplete response becomes the
-    anchor that the socket knows, a failed one does not.
+    """The terminal event: complete the turn, and remember the response as the connection's anchor
+    unless it failed.
 
-    A response that failed before it was created is a refusal by another name; one that failed for
-    want of an anchor, where the turn can be said without, is no word for its client. A terminal
-    event that cannot be read is the upstream's failure.
+    Upstreams let completed and incomplete responses be continued, but not failed ones. Three kinds
+    of terminal event do not complete the turn:
+
+    * One that cannot be read is a failure of the upstream.
+    * ``response.failed`` before ``response.created`` is a refusal, in the form of a response.
+    * ``response.failed`` with not-found, for a turn that can be resent without its anchor, is
+      hidden from the client: it would drop an anchor that still works for it.
     """
     name = event.response or builder.running.doubtful
     if isinstance(event.cause, Malformed):
-        # The upstream has run the turn, so it is not tried again.
+        # The upstream has run the turn, so a resend would run it twice.
         builder.end_response(name)
         builder.forgive(builder.running.turn.anchor)
         builder.cached_response = None
@@ -419,7 +494,8 @@ def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
         if kind is FailureKind.NOT_FOUND and builder.standing in _OURS:
             _refused_answering(builder, refused)
             return
-    # A refusal, above, has no response, whatever id it brings: some upstreams use one for all.
+    # Only here, not for the refusals above: they end no response, even if they carry an id (some
+    # upstreams use one id for all responses of a chain).
     builder.end_response(name)
     builder.forgive(builder.running.turn.anchor)
     last = event.response
@@ -429,13 +505,14 @@ def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
     if event.outcome is not ev.Outcome.FAILED and names:
         builder.cached_response = names[-1]
     if builder.running.phase is AttemptPhase.SENDING:
-        # An answer before the whole frame was sent: what is left of the frame would be next.
+        # The answer ended before the whole frame was sent. The rest of the frame cannot be taken
+        # back, and the upstream would read it as the beginning of the next one.
         builder.close()
     builder.emit(fx.CompleteTurn(builder.running.turn.id, names))
     builder.release()
 
 
-_OURS = (  # need no anchor
+_OURS = (  # standings of turns that the bridge can send without an anchor
     ev.Standing.UNANCHORED,
     ev.Standing.HELD,
     ev.Standing.HELD_STORED,
@@ -446,18 +523,24 @@ _REFUSED = {
     FailureKind.CONNECTION_LIMIT: Situation.CONNECTION_LIMIT,
     FailureKind.TOO_LARGE: Situation.TOO_LARGE,
 }
-# Refusals that say nothing about what was put in place of the client's words.
+# Refusals that are not about the content of the frame, and so say nothing about an anchor in it.
 _NOT_OF_THE_INPUT = (FailureKind.CONNECTION_LIMIT, FailureKind.TOO_LARGE)
 
 
 @_rule("refused", ev.UpstreamRefused, *_UNANSWERED)
 def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
-    """The upstream refused the turn before generating: the policy may try another way."""
+    """The upstream refused the turn before generating: the policy may send it in another form.
+
+    A refusal is not ambiguous, so a second send is safe. Four things are recorded first, so that
+    neither this turn nor a later one repeats what was refused (REFUSED_IS_NOT_REPEATED): the
+    connection forgets the anchor, the history match is given up (``StopInjecting``), a stored
+    anchor is sent in full next time, and a rebuilt input is not rebuilt again (``StopRebuilding``).
+    """
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
     running = builder.running
     if running.turn.anchor == builder.cached_response and not event.unsent:
-        # An in-band refusal evicts the id it referred to from the socket's memory.
+        # The upstream evicts the id that a refused request named (Responses API, WebSocket mode).
         builder.cached_response = None
     cut = running.phase is AttemptPhase.SENDING and not event.unsent
     if situation is Situation.CONNECTION_LIMIT or cut:
@@ -470,8 +553,8 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
         and evicts
         and running.sent is fx.RequestForm.AS_IS
     ):
-        # It evicts the id. The service may have stored it, but the chain at hand is certain: the
-        # next try goes in full.
+        # The id is evicted. The upstream may still have it in storage, but the bridge holds the
+        # chain, which is certain to work: the next attempt is sent in full.
         builder.count_refusal(running.turn.anchor)
     if running.sent is fx.RequestForm.REHYDRATED and failure.kind is FailureKind.INVALID:
         builder.emit(fx.StopRebuilding(running.turn.id))
@@ -480,12 +563,16 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
 
 @_rule("refused-answering", ev.UpstreamRefused, *_ANSWERING)
 def _refused_answering(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
-    """An error frame in mid-answer ends the turn; whether more would come, nobody knows."""
+    """An error frame during an answer: end the turn, and close the connection.
+
+    Whether more of the answer would follow is undefined, and it must not reach the next turn.
+    """
     failure = classify(event.cause)
-    # What is wrong with an anchor or a socket is no word for the client of an accepted turn.
+    # The turn was accepted, so not-found or a limit is about the upstream's own storage or
+    # connection. Shown as such, it would make the client drop an anchor that still works for it.
     lost = failure.kind in (FailureKind.NOT_FOUND, FailureKind.CONNECTION_LIMIT)
     if failure.kind is FailureKind.NOT_FOUND and builder.running.sent is fx.RequestForm.AS_IS:
-        # The next try would send this anchor again, and fail again.
+        # The client's retry would send this anchor again, and fail again.
         if builder.standing is ev.Standing.INJECTED:
             builder.emit(fx.StopInjecting(builder.running.turn.id))
         elif builder.standing is ev.Standing.HELD_STORED:
@@ -498,7 +585,11 @@ def _refused_answering(builder: TransitionBuilder, event: ev.UpstreamRefused) ->
 
 @_rule("refused-idle", ev.UpstreamRefused, *_USABLE)
 def _refused_idle(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
-    """An error frame between turns is nobody's; a socket that is too old is closed."""
+    """Ignore error frames while no turn is running; but if one says that the connection is past
+    the upstream's limit, close it.
+
+    The next turn would be refused on it. Any other error is about a turn that has ended.
+    """
     if classify(event.cause).kind is FailureKind.CONNECTION_LIMIT:
         builder.close()
     else:
@@ -507,7 +598,11 @@ def _refused_idle(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None
 
 @_rule("created-deadline", Timer.CREATED, *_UNANSWERED)
 def _created_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """No response.created in time: the socket is dropped, whatever becomes of the turn (row 4)."""
+    """No response.created in time: close the connection; the policy decides about the turn.
+
+    The answer to this turn may still come, and must not arrive during the next one; and the next
+    turn should not wait on a connection that may be dead (SILENCE_DROPS_THE_SOCKET).
+    """
     situation = _loss(builder, Situation.SILENT)
     builder.close()
     builder.recover(situation, classify(TimedOut(Timer.CREATED)))
@@ -515,7 +610,7 @@ def _created_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> 
 
 @_rule("idle-deadline", Timer.IDLE, *_ANSWERING)
 def _idle_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """The upstream fell silent in mid-answer: as if the socket were lost."""
+    """The upstream fell silent during an answer: close the connection and treat it as lost."""
     situation = _loss(builder, _LOST[builder.phase])
     builder.close()
     builder.recover(situation, classify(TimedOut(Timer.IDLE)))
@@ -523,7 +618,11 @@ def _idle_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> Non
 
 @_rule("relay-paused", ev.RelayPaused, *_ANSWERING)
 def _relay_paused(builder: TransitionBuilder, event: ev.RelayPaused) -> None:
-    """A slow reader is not a silent upstream: nothing is due while upstream is not read."""
+    """The client reads too slowly, or reads again: stop the idle deadline, or restart it.
+
+    While the client is slow the bridge does not read from the upstream, so no event can arrive, and
+    the upstream is not to blame for that.
+    """
     if builder.running.turn.id != event.turn:
         builder.emit(fx.Ignored(_TURN_OVER))
         return
@@ -536,7 +635,10 @@ def _relay_paused(builder: TransitionBuilder, event: ev.RelayPaused) -> None:
 
 @_rule("turn-deadline", Timer.TURN, *_BUSY)
 def _turn_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """The whole budget of a turn is used up, waits and replays included."""
+    """A turn reached its deadline, waits and replays included: fail it, running or waiting.
+
+    A running turn takes its connection with it: its answer may still be coming.
+    """
     failure = classify(TimedOut(Timer.TURN))
     builder.time_turns()
     for waiting in builder.waiting:
@@ -550,31 +652,41 @@ def _turn_deadline(builder: TransitionBuilder, event: ev.DeadlineReached) -> Non
 
 @_rule("lifetime-idle", Timer.LIFETIME, *_USABLE)
 def _lifetime_idle(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """The socket is old and no turn runs: close it before the upstream does (invariant 32)."""
+    """The connection reached its lifetime between turns: close it before the upstream does.
+
+    A close of our own between turns costs a reconnect; one of the upstream's during a turn costs
+    the turn (SOCKETS_ARE_ROTATED).
+    """
     builder.rotate()
 
 
 @_rule("lifetime-busy", Timer.LIFETIME, *_IN_FLIGHT)
 def _lifetime_busy(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """The socket is old but a turn runs: it is replaced when the turn is over."""
+    """The connection reached its lifetime during a turn: replace it when the turn has ended."""
     builder.past_lifetime = True
 
 
 @_rule("expiry", Timer.EXPIRY, *_IDLE)
 def _expiry(builder: TransitionBuilder, event: ev.DeadlineReached) -> None:
-    """Nobody used the conversation for long: give up its socket and its state."""
+    """The conversation was unused for too long: close its connection and retire the session."""
     builder.retire()
 
 
 @_rule("evict-idle", ev.EvictionRequested, *_IDLE)
 def _evict_idle(builder: TransitionBuilder, event: ev.EvictionRequested) -> None:
-    """Room is needed and no turn runs or waits: give up the socket and the state."""
+    """The bridge needs room and no turn runs or waits: close the connection and retire the
+    session."""
     builder.retire()
 
 
-# ---------------------------------------------------------------- benign races, and misuse
+# ---------------------------------------------------------------- harmless races, and misuse
+#
+# An event can cross with a decision of the session: a client leaves as its answer ends, a
+# connection opens as it is given up, the upstream repeats an event. None of these is an error, and
+# none may change anything. Illegal is what only a faulty caller can report: a connection that opens
+# twice, or a deadline that was never set. The last loop makes the table complete for timers.
 
-_ONE_CREATED = "a turn has one response.created (invariant 14)"
+_ONE_CREATED = "the turn has its response.created already"
 _UNRELAYED = tuple(phase for phase in Phase if phase not in _ANSWERING)
 _ALL_BUT_SENDING = tuple(phase for phase in Phase if phase is not _P.SENDING)
 _ignore("abandon-idle", ev.TurnAbandoned, _TURN_OVER, *_IDLE)
@@ -586,7 +698,7 @@ for _event in (ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded):
     _ignore(f"unmatched-{_event.__name__}", _event, _UNMATCHED, *_IDLE, _P.RECONNECTING)
 _ignore("unmatched-UpstreamRefused", ev.UpstreamRefused, _UNMATCHED, _P.CLOSED, _P.RECONNECTING)
 _ignore("paused-unmatched", ev.RelayPaused, "nothing is relayed", *_UNRELAYED)
-_ignore("evict-busy", ev.EvictionRequested, "a turn runs or waits (invariant 19)", *_BUSY)
+_ignore("evict-busy", ev.EvictionRequested, "a turn is running or waiting", *_BUSY)
 
 _illegal("opened-twice", ev.ConnectionOpened, "no connect is under way", *_USABLE, *_IN_FLIGHT)
 for _timer in SESSION_TIMERS:

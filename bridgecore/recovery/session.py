@@ -1,8 +1,8 @@
-"""A session with a memory: the thin mutable facade over ``step``.
+"""``Session``: a mutable object around the pure function ``step``.
 
-What belongs here: keeping the state between calls, clamping a clock that goes backwards, folding
-the events of a running answer together, checking what the caller gave, and telling what led to a
-broken invariant. No decision.
+What belongs here: keeping the state between calls, checking arguments, clamping a clock that goes
+backwards, summarising the deltas of a running answer, and adding the recent transitions to the text
+of an ``InternalError``. It makes no decision.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline
 
-_TRACE = 16  # transitions kept for the text of an InternalError
+_TRACE = 16  # transitions kept for the text of an InternalError: about one turn
 
 
 class Session:
-    """Decides what becomes of one conversation's turns when its upstream connection is lost.
+    """Decides what to do for one conversation with its upstream connection and its turns.
 
     Report what happens to ``handle``, and carry out the effects that it returns, in order. Call
     ``handle_timeout`` when the time that ``next_timeout`` names has come. Events are in
     ``bridgecore.recovery.events``, effects in ``bridgecore.recovery.effects``. Times are integer
-    nanoseconds of one monotonic clock.
+    nanoseconds of one monotonic clock. A session does no I/O and reads no clock.
 
     Attributes, to be read only: ``policy``; ``state``, a ``SessionState``; ``rule``, the id of the
     rule that was applied last, empty before the first event; ``cells``, those of the policy's table
@@ -40,34 +40,41 @@ class Session:
     __slots__ = ("_now", "_touched", "_trace", "cells", "policy", "rule", "state")
 
     def __init__(self, policy: Policy = DEFAULT, state: SessionState | None = None) -> None:
-        """Raises ConfigError if ``policy`` is no Policy or ``state`` no SessionState."""
+        """Start in ``state``, by default without a connection or a turn.
+
+        Raises:
+            ConfigError: ``policy`` is not a ``Policy``, or ``state`` not a ``SessionState``.
+        """
         if not isinstance(policy, Policy):
             raise ConfigError(f"policy must be a Policy such as DEFAULT, not {policy!r:.100}")
         if not isinstance(state, SessionState | None):
             raise ConfigError(f"state must be a SessionState, not {state!r:.100}")
         self.policy = policy
         self.state = state if state is not None else SessionState()
-        self.rule = ""  # the id of the rule that ruled last
-        self.cells: tuple[Cell, ...] = ()  # of the table, that decided in the last call, in order
+        self.rule = ""  # the id of the rule that was applied last
+        self.cells: tuple[Cell, ...] = ()  # the cells that the last call applied, in order
         self._now = 0
         self._touched: int | None = None
-        # Events, not their text: that is made only if somebody is to read it.
+        # Events rather than their text, which costs more than the transition and is rarely needed.
         self._trace: deque[tuple[str, Event]] = deque(maxlen=_TRACE)
 
     def handle(self, event: Event, now: int) -> tuple[Effect, ...]:
-        """Take in ``event``; what to do about it, in order.
+        """Handle ``event``, which happened at ``now`` (ns). Returns the effects, in order.
+
+        A ``now`` earlier than that of the last call counts as that one.
 
         Raises:
-            LocalProtocolError: ``event`` is no event, a field of it or ``now`` has a wrong type, or
-                it cannot happen now; nothing has changed.
+            LocalProtocolError: ``event`` is not an event, a field of it or ``now`` has a wrong
+            type,
+                or the event cannot happen in this state; nothing has changed.
             InternalError: a bug in bridgecore; the text has the rule and the last transitions.
         """
         _check_event(event)
         check_time(now)
         now = max(self._now, now)
         if self._touched is not None:
-            # Whether the event is lawful is found out before the output is folded in, which could
-            # not be undone. Folding changes deadlines only, so that the answer is the same.
+            # An illegal event must change nothing, but the pending output has to be applied before
+            # the event. So check first. Output changes deadlines only, so the check stays valid.
             self._refuse_unlawful(event, now)
             self._fold()
         effects = self._step(event, now)
@@ -75,29 +82,37 @@ class Session:
         return effects
 
     def touch(self, now: int) -> None:
-        """More output of the running answer came at ``now``: what ``OutputReceived`` says once
-        a turn is in its output, without the cost of a transition for every delta.
+        """Report more output of the running answer at ``now`` (ns), cheaply.
+
+        Equivalent to ``OutputReceived`` while the turn is in its output, when all that changes is
+        the idle deadline. A full transition for every text delta would cost several times more, so
+        only the time of the latest output is kept, and applied before the next event or deadline.
 
         Raises:
-            LocalProtocolError: ``now`` is no time; nothing has changed.
+            LocalProtocolError: ``now`` is not a time; nothing has changed.
         """
         check_time(now)
         self._now = self._touched = max(self._now, now)
 
     def snapshot(self) -> tuple[SessionState, int | None]:
-        """What the next decision depends on: the state, and when more output came that the state
-        does not know of yet (ns; see ``touch``)."""
+        """All that the next decision depends on: the state, and the time (ns) of the latest output
+        that was reported with ``touch`` and is not part of the state yet."""
         return self.state, self._touched
 
     def next_timeout(self) -> Deadline | None:
-        """The earliest deadline. It may turn out early (see ``touch``): then nothing happens."""
+        """The earliest deadline; None if there is none.
+
+        It may be too early, because output reported with ``touch`` extends the idle deadline only
+        when it is applied. ``handle_timeout`` then applies it and does nothing else.
+        """
         return self.state.timers.next()
 
     def handle_timeout(self, now: int) -> tuple[Effect, ...]:
-        """Let every deadline that is due at ``now`` pass, in the order of their times.
+        """Handle every deadline that is due at ``now`` (ns), in the order of their times. Returns
+        the effects, in order.
 
         Raises:
-            LocalProtocolError: ``now`` is no time; nothing has changed.
+            LocalProtocolError: ``now`` is not a time; nothing has changed.
             InternalError: a bug in bridgecore; the text has the rule and the last transitions.
         """
         check_time(now)
@@ -112,12 +127,12 @@ class Session:
         return tuple(effects)
 
     def _refuse_unlawful(self, event: Event, now: int) -> None:
-        # A bug is met again when the event is handled, and then told with its trace.
+        # An internal error is raised again when the event is handled, and reported there.
         with contextlib.suppress(InternalError):
             step(self.policy, self.state, event, now)
 
     def _fold(self) -> None:
-        """Let the state know of the output that ``touch`` told of, as of the time it came."""
+        """Apply the output that ``touch`` reported, at the time it came."""
         touched, self._touched = self._touched, None
         if touched is not None and self.state.phase is Phase.OUTPUT:
             self._step(OutputReceived(self.state.generation), touched)
@@ -129,16 +144,18 @@ class Session:
                 again = transition.state.timers.get(event.timer)
                 if again is not None and again <= now:
                     text = f"rule {transition.rule!r} set {event.timer.value} in the past"
-                    raise InternalError(f"{text} (invariant 29)")
+                    raise InternalError(f"{text} (DEADLINES_ARE_KEPT)")
         except InternalError as error:
             raise InternalError(f"{error}; {event}, after {list(self._trace)}") from error
         self._take(event, now, transition)
         return transition.effects
 
     def _take(self, event: Event, now: int, transition: Transition) -> None:
-        """Make ``transition`` the session's own. Every transition comes by here: that of an event,
-        of each deadline, and the one that ``touch`` led to, at the time of the touch. Overridden,
-        inside bridgecore, by sessions that are recorded."""
+        """Adopt the state of ``transition``.
+
+        Called for every transition: of an event, of each deadline, and of the output that ``touch``
+        reported, with the time of that output. Subclasses inside bridgecore override it to record.
+        """
         self._trace.append((transition.rule, event))
         self.rule, self.state, self.cells = transition.rule, transition.state, transition.cells
 

@@ -1,10 +1,13 @@
-"""Named deadlines: when something is to happen if nothing else happens first.
+"""Named timers, and an immutable table of their deadlines.
 
-What belongs here: the names of every timer in the project, one "When to ..." line each, and the
-small value types that hold them. What a timer *does* is a rule (rules.py), or the endpoint's.
+What belongs here: every timer of the project, one "When to ..." line each, and the small value
+types for deadlines. What happens when one is due is decided by a rule (rules.py) or by the
+connection or endpoint that owns it.
 
-Times are integer nanoseconds of one monotonic clock that the caller reads. A deadline is kept in
-state and cleared there: after handling at t, the next one is later than t (invariant 29).
+Times are integer nanoseconds of one monotonic clock that the caller reads. There is no effect to
+arm a timer: deadlines are part of the state, and the caller asks for the next one. A due deadline
+is cleared when it is handled, so after handling at t the next one is later than t; a loop that
+slept until a deadline cannot spin on it (DEADLINES_ARE_KEPT).
 """
 
 from __future__ import annotations
@@ -19,31 +22,35 @@ NS_PER_SECOND = 1_000_000_000
 
 
 class Timer(enum.Enum):
-    """Every named deadline. The value is the reason that logs and answers carry."""
+    """Every timer. The value is its name in logs and failure details.
+
+    The order is part of the behaviour: of deadlines due at the same time, the first here is handled
+    first.
+    """
 
     __hash__ = object.__hash__  # by identity: looked up for every event
 
-    # Of a session: see recovery/rules.py.
+    # Of a session, handled by recovery/rules.py. EXPIRY is the last of these.
     CONNECT = "connect"  # When to give up on TCP, TLS and the WebSocket upgrade.
     CREATED = "created"  # When to stop waiting for response.created after a send.
-    IDLE = "idle"  # When a turn whose upstream says nothing more is lost.
-    TURN = "turn"  # When a turn has used up its whole budget, waits and replays included.
-    LIFETIME = "lifetime"  # When to replace a socket, between turns, before upstream closes it.
-    EXPIRY = "expiry"  # When a conversation that nobody uses gives up its socket.
+    IDLE = "idle"  # When to give up a running answer that the upstream does not go on with.
+    TURN = "turn"  # When to fail a turn whatever it waits for: its whole budget is used up.
+    LIFETIME = "lifetime"  # When to replace a connection, before the upstream closes it.
+    EXPIRY = "expiry"  # When to retire a session that no turn has used.
 
-    # Of an upstream socket.
-    PING = "ping"  # When to ping a quiet upstream socket, and when to miss the pong.
+    # Of an upstream connection.
+    PING = "ping"  # When to ping a quiet upstream, and when to give up on the pong.
     CLOSE_HANDSHAKE = "close_handshake"  # When to stop waiting for the peer's close.
 
     # Of a client's connection.
     CLIENT_IDLE = "client_idle"  # When to close a connection on which no request comes.
-    HEADER = "header"  # When a request head that is not complete is too late.
-    BODY = "body"  # When a request body that is not complete is too late.
-    HEAD = "head"  # When the answer's head can no longer be held back for an early failure.
-    KEEPALIVE = "keepalive"  # When to say something to a client that has heard nothing.
+    HEADER = "header"  # When to refuse a request whose head is still incomplete.
+    BODY = "body"  # When to refuse a request whose body is still incomplete.
+    HEAD = "head"  # When to send a held-back response head: an early failure can wait no longer.
+    KEEPALIVE = "keepalive"  # When to send a keepalive to a client that has received nothing.
 
     # Of the whole endpoint.
-    DRAIN = "drain"  # When a drain ends, whatever still runs.
+    DRAIN = "drain"  # When to end a drain, whatever is still running.
 
 
 _ORDER = {timer: index for index, timer in enumerate(Timer)}
@@ -51,7 +58,7 @@ _ORDER = {timer: index for index, timer in enumerate(Timer)}
 
 @attrs.frozen
 class Deadline:
-    """A time to call back at: ``at`` in ns, and the timer that is due then."""
+    """The time ``at`` (ns) at which the timer ``reason`` is due."""
 
     at: int
     reason: Timer
@@ -59,13 +66,14 @@ class Deadline:
 
 @attrs.frozen
 class Timers:
-    """At most one deadline per timer, in the order of ``Timer``: equal tables compare equal."""
+    """At most one deadline per timer, sorted in the order of ``Timer`` so that equal tables compare
+    equal however they came about."""
 
     entries: tuple[tuple[Timer, int], ...] = ()
 
     @classmethod
     def of(cls, deadlines: Mapping[Timer, int]) -> Timers:
-        """The table of these deadlines."""
+        """A table of ``deadlines``, in ns."""
         return cls(tuple(sorted(deadlines.items(), key=lambda entry: _ORDER[entry[0]])))
 
     def get(self, timer: Timer) -> int | None:

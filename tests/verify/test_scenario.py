@@ -38,7 +38,7 @@ def test_a_replay_keeps_the_source_and_replaces_the_output() -> None:
     text = "policy default\nsubmit 1\n----\nlies\n  more lies\n# Then:\nsubmit 2\nevict\n"
     assert replay(text) == (
         "policy default\nsubmit 1\n----\n  open connection 1\n\n# Then:\nsubmit 2\nevict\n----\n"
-        "  ignore: a turn runs or waits (invariant 19)\n"
+        "  ignore: a turn is running or waiting\n"
     )
     assert replay(replay(text)) == replay(text)
 
