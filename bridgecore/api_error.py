@@ -55,7 +55,7 @@ class ApiError:
 
     @property
     def log_code(self) -> str:
-        """The code as log records show it: the same as in the answer, if it looks like a name.
+        """The code as log records show it, the same as in the answer if it looks like a name.
 
         An upstream can put any text into a code, a credential or a part of the request included,
         and those must not get into a log. Such a code is logged as the known code that

@@ -84,7 +84,7 @@ class CreateRequest:
 
     @property
     def tools(self) -> list[Json]:
-        """The function tools that may be called: those in ``allowed_tools``, if it is given."""
+        """The function tools that may be called, those in ``allowed_tools`` if it is given."""
         given = self.body.get("tools")
         tools = [tool for tool in given if is_function(tool)] if isinstance(given, list) else []
         choice = self.body.get("tool_choice")
@@ -107,7 +107,7 @@ class CreateRequest:
 
     @property
     def wants_encrypted_reasoning(self) -> bool:
-        """Whether reasoning comes with its encrypted content: ``include`` asks for it, or the
+        """Whether reasoning comes with its encrypted content, as ``include`` asks for it, or the
         response is not stored, so that the content is needed to continue."""
         return self._includes_encrypted or self.body.get("store") is False
 

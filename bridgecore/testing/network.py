@@ -220,7 +220,7 @@ class ByteClient:
 
     @property
     def closed(self) -> bool:
-        """Whether the connection has ended: reset, or closed by the other side."""
+        """Whether the connection was reset, or closed by the other side."""
         peer = None if self._end is None else self._end.peer
         return self._lost or (self.eof and peer is not None and not peer.open)
 
