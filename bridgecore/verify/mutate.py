@@ -572,6 +572,9 @@ EQUIVALENT: Mapping[str, str] = {
     r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
         "the refusal evicted the anchor: a resend sends the full input, too"
     ),
+    r"lost-in-flight: running\.doubtful forgotten": (
+        "nothing reads it until the turn is sent again, and each send resets it"
+    ),
     r"cell (LOST_(SENDING|SENT|CREATED|OUTPUT)|SILENT|OWNER_LOST_(DISPATCHED|OUTPUT))/unanchored: "
     r"refuse, next try rehydrates .*": (
         "it counts a try in vain, and nothing reads the count of a turn without an anchor"
