@@ -114,7 +114,7 @@ class Seat:
 
 @attrs.frozen
 class Kin(Idle):
-    """A session of the turn's family. ``key``: its number. Only an ``idle`` one can be taken over."""
+    """A session of the turn's family. ``key``: its number. Only an ``idle`` one can be taken."""
 
     key: int
     idle: bool
