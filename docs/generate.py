@@ -1,7 +1,8 @@
-"""Writes the pages of the documentation that say what the code says.
+"""Generates the pages of the documentation that are derived from the code.
 
-What belongs here: which page comes from which function. `make generate` runs it, and `make check`
-runs it with ``--check``, which writes nothing and fails if a page is not what the code says.
+`make generate` writes them; `make check` runs this with ``--check``, which writes nothing and fails
+if a page is out of date. Generated pages are part of the repository, so that a change of the code
+shows what it changes in the documentation.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ def mutants() -> dict[str, Any]:
 
 
 def render_rules() -> str:
-    """The tables of the policies, and the rules with the scenarios and the mutants of each."""
+    """The tables of the policies, and the rules with their scenarios and killed mutants."""
     scenarios: dict[str, set[str]] = {}
     for path in sorted(SCENARIOS.glob("*.txt")):
         for rule in rules_of(path.read_text(encoding="utf-8"), path.name):
             scenarios.setdefault(rule, set()).add(path.stem)
-    # Those that show few rules show them best.
+    # A scenario that applies few rules is the most specific example of each of them.
     breadth = {name: sum(name in names for names in scenarios.values()) for name in
                set().union(*scenarios.values())}  # fmt: skip
     shown = {

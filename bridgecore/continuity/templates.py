@@ -48,9 +48,7 @@ SPARE: Final = 6000  # reserved for what is learnt between two responses
 # Limits for one credential. A client has few kinds of items, and usually one spelling of each;
 # the limits keep a client that varies its spelling from filling the table or slowing comparisons
 # down.
-_MAX_PHRASES: Final = (
-    31  # templates; must stay below 256, because their numbers are stored as bytes
-)
+_MAX_PHRASES: Final = 31  # templates; below 256, because their numbers are stored as bytes
 _MAX_MANNERS: Final = 3  # learnt spellings of one template, or of one sequence of templates
 _MAX_SEQUENCE: Final = 8  # templates in a sequence
 _MAX_SEQUENCES: Final = 16

@@ -710,13 +710,13 @@ def _continuations(latest: Node) -> list[Node]:
     """At most ``_TRIES`` responses that continue ``latest`` or one with an equal context, latest
     first. Loops instead of nested generators, because it runs for each response of a history."""
     found: list[Node] = []
-    twin: Node | None = latest
-    while twin is not None and len(found) < _TRIES:
-        child = twin.child
+    equal: Node | None = latest
+    while equal is not None and len(found) < _TRIES:
+        child = equal.child
         while child is not None and len(found) < _TRIES:
             found.append(child)
             child = child.older_sibling
-        twin = twin.older_same_context
+        equal = equal.older_same_context
     return found
 
 
