@@ -546,7 +546,12 @@ def witness(
     """A mutant among those ``killed`` first by ``prop`` that no other property detects; None:
     ``prop`` detects nothing that the others together do not detect."""
     for mutant in killed:
-        if judge(mutant, bounds, frozenset({prop})).killer is None:
+        try:
+            unnoticed = judge(mutant, bounds, frozenset({prop})).killer is None
+        except (LookupError, StopIteration):
+            # Without ``prop`` the model loses track of this mutant: it proves nothing.
+            continue
+        if unnoticed:
             return mutant
     return None
 

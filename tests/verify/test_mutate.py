@@ -27,6 +27,7 @@ from bridgecore.verify.mutate import (
     judge,
     mutants,
     observe,
+    witness,
 )
 from bridgecore.verify.properties import Property
 
@@ -100,6 +101,13 @@ def test_each_argument_is_about_a_mutant(every: list[Mutant]) -> None:
     for pattern in EQUIVALENT:
         assert any(re.fullmatch(pattern, name) for name in names), pattern
     assert all(len(why) > 20 for why in EQUIVALENT.values())
+
+
+def test_a_mutant_of_which_the_model_loses_track_is_no_witness(observed: Observed) -> None:
+    """A session that drops its connection when the answer begins, with nothing to say that a turn
+    is still there: the model then has no turn for what comes next."""
+    found = {mutant.name: mutant for mutant in candidates(DEFAULT, observed.seen)}
+    assert witness(Property.ONE_AT_A_TIME, [found["created: next closed"]], BOUNDS[3:4]) is None
 
 
 def test_every_kept_property_has_a_reason() -> None:
