@@ -126,7 +126,7 @@ def test_lost_before_created(store: bool, point: Point, action: Action) -> None:
     talker.turn(text)
     talker.turn(user("c"))
     assert talker.told == ["502", "200", "502", "200", "200"]
-    assert world.emulator._creates == 5  # nothing ambiguous is sent twice
+    assert world.emulator._creates == 5  # no ambiguous turn was resent
     # The first resend needed no anchor; the second one's is stored; the third turn's is cached on
     # its connection.
     assert [request.anchor is not None for request in world.emulator.requests][-2:] == [store, True]
