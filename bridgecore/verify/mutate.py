@@ -577,14 +577,15 @@ EQUIVALENT: Mapping[str, str] = {
     r"cell NOT_FOUND/(held|injected): resend \(upstream_unavailable\)": (
         "the refusal evicted the anchor: a resend sends the full input, too"
     ),
-    r"lost-in-flight: running\.doubtful forgotten": (
-        "nothing reads it until the turn is sent again, and each send resets it"
+    r"lost-in-flight: running\.(form|doubtful) forgotten": (
+        "no new connection knows the anchor, so the form is decided anew with the same result; and "
+        "nothing reads what is in doubt until the turn is sent again, which resets it"
     ),
     r"cell (LOST_(SENDING|SENT|CREATED|OUTPUT)|SILENT|OWNER_LOST_(DISPATCHED|OUTPUT))/unanchored: "
     r"refuse, next try rehydrates .*": (
         "it counts a try in vain, and nothing reads the count of a turn without an anchor"
     ),
-    r"(connect-deadline|lost-connecting|lost-in-flight|refused|ended): running\.form forgotten": (
+    r"(connect-deadline|lost-connecting|refused|ended): running\.form forgotten": (
         "the form is decided anew, with the same result: no new connection knows the anchor"
     ),
 }
