@@ -1,7 +1,7 @@
 """A bridge between HTTP clients of the Responses API and upstream Responses WebSocket sessions.
 
-Nothing in this package does I/O: it is told what happened and when, and returns what to do. There
-are three ways to use it, by how much you have already:
+This package does no I/O: each call takes an event and its time, and returns effects to carry out.
+There are three ways to use it, by how much you have already:
 
 * ``Session``: only the decisions about one conversation. You bring an HTTP and a WebSocket stack.
   Events: ``bridgecore.recovery.events``; effects: ``bridgecore.recovery.effects``.

@@ -26,8 +26,8 @@ _WIDTH = 100  # columns of the plain text, the width of this project's own sourc
 _USUALLY, _ALWAYS = "usually", "always"
 _LEGEND = (
     "For each situation: the usual action, then the standings for which it differs. In brackets: "
-    "what the client is told if the action ends the turn or cannot be carried out; surface relays "
-    "the upstream's own error."
+    "the error that the client gets if the action ends the turn or cannot be carried out; surface "
+    "relays the upstream's own error."
 )
 
 
@@ -62,7 +62,7 @@ def render_rst(scenarios: Mapping[str, Sequence[str]], kills: Mapping[str, int])
     for policy in POLICIES.values():
         title = f"Policy ``{policy.name}``"
         lines += [title, "-" * len(title), "", policy.summary, ""]
-        table = [("situation", _USUALLY, "except", "client is told")]
+        table = [("situation", _USUALLY, "except", "error for the client")]
         table += [_row_rst(_row_of(policy, situation)) for situation in Situation]
         lines += list_table(table, widths=(32, 20, 30, 18))
     title = "Rules of the state machine"

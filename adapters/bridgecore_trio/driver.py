@@ -59,7 +59,7 @@ async def serve(
     exception. For a clean end call ``request_drain()`` and await ``wait_stopped()`` before.
 
     Args:
-        machine: what to run; a ``Config`` stands for a bridge with these settings.
+        machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
         port: 0 picks a free one; ``Server.port`` has the number.
         upstream_ssl: for connections that the machine opens with TLS. None: certificates are

@@ -24,7 +24,7 @@ class RequestForm(enum.Enum):
     CLIENT_FULL = "client_full"  # no anchor, the client's own full input
 
 class FailureReply(enum.Enum):
-    """The failure that a client is told of. The value is the public error code.
+    """The failure that ends a turn, as its client gets it. The value is the public error code.
 
     All but ``NOT_FOUND`` and some of ``UPSTREAM_ERROR`` ask the client to retry. NOT_FOUND makes it
     drop its ``previous_response_id`` and resend the whole conversation.

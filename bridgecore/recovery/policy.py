@@ -1,9 +1,9 @@
 """Policies: tables that say what to do when a turn meets a loss or a refusal.
 
 A policy maps every pair of a ``Situation`` (what happened) and a ``Standing`` (what the bridge has
-for the turn) to a ``Remedy`` (what to do, and what the client is told if that ends the turn). To
-find or change what the bridge does about a loss, look up its cell: there is no other place. The
-mechanics of connections, timers and queues are rules.py, and the same for every policy.
+for the turn) to a ``Remedy`` (what to do, and the error that the client gets if that ends the
+turn). To find or change what the bridge does about a loss, look up its cell: there is no other
+place. The mechanics of connections, timers and queues are rules.py, and the same for every policy.
 
 What belongs here: situations, actions, remedies, budgets, timeouts, and the three named policies.
 They differ in cells and budgets only. ``TransitionBuilder`` alone reads the table; an embedder

@@ -9,7 +9,7 @@ A turn with a fault goes wrong as logs of a real bridge show: its connection is 
 and the new one is lost after the create frame was sent, before ``response.created``.
 
 Only the client is a model. It sends the id of the latest response and new items, and repeats the
-same body when it is told to retry. After ``previous_response_not_found`` it considers its
+same body when the error asks for a retry. After ``previous_response_not_found`` it considers its
 conversation lost and sends all of it as new input: system prompt, history, new items. On the way to
 the upstream, requests are mapped to conversations by a key (a session header, a prompt cache key),
 and a layer that keeps the key still has the latest id and adds it to the request again. If the

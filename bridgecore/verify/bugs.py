@@ -97,7 +97,7 @@ def _taken_for_sent(policy: Policy, state: SessionState, event: Event, now: int)
 
 
 def _rebuilt_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-    """The client is told that a rebuilt input was refused, but the refusal is not recorded."""
+    """The client gets the refusal of a rebuilt input, but the refusal is not recorded."""
     return _without(step(policy, state, event, now), fx.StopRebuilding)
 
 

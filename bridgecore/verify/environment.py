@@ -1,7 +1,7 @@
 """The environment of a session: the bounds of an exploration, and the moves in each state.
 
 What belongs here: which events can occur when, by name; what is bounded, in one table; and what the
-reference model is told of a policy. The search is explore.py.
+reference model gets of a policy. The search is explore.py.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ _OWNER_ROWS = (
 
 
 def terms_of(policy: Policy) -> Terms:
-    """What the model is told of ``policy``: its numbers, and what they imply. ``hands_over``: it
+    """What the model gets of ``policy``: its numbers, and what they imply. ``hands_over``: it
     lets other replicas take over sessions of this one."""
     hands_over = any(
         remedy.answer is FailureReply.OWNER_UNREACHABLE

@@ -3,7 +3,7 @@
 What belongs here: the state of an observer who sees the events of a session and its effects, and
 tracks the connection, the turns, the clock and what the upstream can know. The model shares no code
 with the rules: it reads neither the session's state nor the policy's cells, so it cannot repeat
-their mistakes. What it is told of a policy are its numbers (``Terms``). One function is shared,
+their mistakes. Of a policy it gets only the numbers (``Terms``). One function is shared,
 ``classify``, which tells the kind of failure from the evidence: it has tests of its own, and
 checked here is what is done about each kind.
 

@@ -28,7 +28,7 @@ Link = tuple[wsproto.WSConnection, asyncio.StreamWriter]
 
 
 class Server:
-    """Answers requests from one gateway. A deadline of the gateway is looked at every 0.1 s."""
+    """Answers requests from one gateway."""
 
     def __init__(self, config: Config) -> None:
         self.config, self.gateway = config, Gateway(config)
@@ -36,9 +36,11 @@ class Server:
         self.clients: dict[int, Client] = {}  # by turn
         self.links: dict[int, Link] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.changed = asyncio.Event()  # the gateway may have an earlier deadline
 
     def tell(self, event: m.GatewayEvent) -> None:
         """Report an event, carry out what it leads to, then report what followed."""
+        self.changed.set()
         follow: list[m.GatewayEvent] = []
         for effect in self.gateway.handle(event, time.monotonic_ns()):
             match effect:
@@ -125,11 +127,15 @@ class Server:
         writer.close()
 
     async def watch_deadlines(self) -> None:
-        """Tell the gateway when the time has come that it waits for."""
+        """Report each deadline of the gateway. Every call may have set an earlier one."""
         while True:
-            await asyncio.sleep(0.1)
+            self.changed.clear()
             deadline = self.gateway.next_timeout()
-            if deadline is not None and deadline.at <= time.monotonic_ns():
+            left = None if deadline is None else max(0, deadline.at - time.monotonic_ns()) / 1e9
+            try:
+                async with asyncio.timeout(left):
+                    await self.changed.wait()
+            except TimeoutError:
                 self.tell(m.BridgeTimeout())
 
 
