@@ -214,6 +214,9 @@ class Config:
     # Turns that may wait for one conversation's session; 0: a second turn is refused at once.
     max_waiting: int = attrs.field(default=64, metadata={"least": 0})
     alias_bytes: int = 128 * 1024 * 1024  # remembered response ids; least recently used evicted
+    # Handle the most frequent input on shorter paths with the same results. Off only to compare
+    # both in tests, or to exclude the shortcuts as the cause of an error.
+    shortcuts: bool = True
 
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(Config):
