@@ -93,6 +93,10 @@ class Bridge:
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
+        # The earliest deadline, if ``_next_known``: it is asked for after every event, and reads of
+        # plain output do not change it.
+        self._next: Deadline | None = None
+        self._next_known = False
 
     # ------------------------------------------------------------ counts, for an observer
 
@@ -131,6 +135,11 @@ class Bridge:
 
     def next_timeout(self) -> Deadline | None:
         """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
+        if not self._next_known:
+            self._next, self._next_known = self._find_next(), True
+        return self._next
+
+    def _find_next(self) -> Deadline | None:
         first = self._schedule.next()
         if first is None:
             return None
@@ -154,9 +163,12 @@ class Bridge:
                 the number of a turn is in use, a query was never asked, a link was never asked
                 for or is open already. The state is unchanged.
         """
+        if type(event) is MessagesReceived and (answer := self._relay(event, now)) is not None:
+            return [answer]
         _check_event(event)
         check_time(now)
         self._refuse_impossible(event)
+        self._next_known = False
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -217,6 +229,16 @@ class Bridge:
             raise LocalProtocolError(f"link {event.link}: messages must be a list of bytes")
 
     # ------------------------------------------------------------ dispatch
+
+    def _relay(self, event: MessagesReceived, now: int) -> AnswerEvents | None:
+        """The answer to a read of plain output, for which nothing is decided: registries and
+        deadlines stay as they are. None: not such a read, or an event that has to be checked."""
+        if not self._config.shortcuts or event.lost is not None or type(now) is not int or now < 0:
+            return None
+        if type(event.link) is not int or type(event.messages) is not list:
+            return None
+        conversation = self._links.get(event.link)
+        return None if conversation is None else conversation.relay(event.messages, now)
 
     def _messages_received(self, event: MessagesReceived, now: int) -> None:
         conversation = self._links.get(event.link)
@@ -461,6 +483,8 @@ COMPARED = Compared(
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",
+        "_next": "follows from _schedule",
+        "_next_known": "follows from _schedule",
     },
 )
 

@@ -46,6 +46,7 @@ from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline
+from bridgecore.relay import Relay
 from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
@@ -105,6 +106,7 @@ class Conversation:
     retired: bool = False
     accounts: Accounts = attrs.Factory(Accounts)  # tokens and bytes saved and spent in it
     unmatched: int = 0  # upstream events that belong to no turn, for the log
+    _relay: Relay | None = None  # valid while the session has the same state
     _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
 
     # ------------------------------------------------------------ properties
@@ -219,6 +221,28 @@ class Conversation:
         """The link was lost, or could not be opened."""
         self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=False)
         return self._take()
+
+    def relay(self, messages: list[bytes], now: int) -> AnswerEvents | None:
+        """Handle the messages of one read if they are plain output of the running answer, which
+        needs no decision; otherwise do nothing and return None. See ``bridgecore.relay``."""
+        relay = self._relay
+        if relay is None or relay.state is not self.session.state:
+            relay = self._relay = self._present_relay()
+            if relay is None:
+                return None
+        answer = relay.read(messages)
+        if answer is not None and self.link is not None:
+            self.link.noise = self.link.noise_size = 0
+            self.session.touch(now)
+        return answer
+
+    def _present_relay(self) -> Relay | None:
+        """A relay of the running answer, if it is in its output and has begun for its client."""
+        turn, link = self.running, self.link
+        output = self.session.state.phase is Phase.OUTPUT
+        if turn is None or link is None or not output or not turn.opened or turn.warms:
+            return None
+        return Relay.of(self.session.state, turn.id, link.stragglers)
 
     def received(
         self, messages: list[bytes], lost: LinkLost | None, now: int

@@ -159,7 +159,7 @@ class Gateway:
         """Pass the bridge's answers through the exchanges of their turns; leave other effects."""
         shown: list[GatewayEffect] = []
         for effect in effects:
-            if not isinstance(effect, AnswerEvents | FailAnswer):
+            if not isinstance(effect, (AnswerEvents, FailAnswer)):
                 shown.append(effect)
                 continue
             exchange = self._exchanges.get(effect.turn)

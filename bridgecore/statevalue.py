@@ -75,6 +75,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "shared": "compared as part of the bridge",
             "accounts": "sums for an observer",
             "unmatched": "a count for one log line",
+            "_relay": "derived from the state of the session",
             "_out": "empty between two calls",
         },
     ),

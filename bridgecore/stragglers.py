@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -77,6 +77,11 @@ class Stragglers:
     _kept: list[UpstreamEvent] = attrs.Factory(list)
     _kept_size: int = 0  # bytes
     _reuses: bool = False  # the upstream has been seen to reuse item ids
+
+    @property
+    def ended_items(self) -> Container[str | None]:
+        """The ids of the items of ended responses: an event that names one may be late."""
+        return self._ended
 
     def begin(self) -> None:
         """A turn's frame is being sent: no response is running."""

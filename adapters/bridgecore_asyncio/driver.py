@@ -30,6 +30,7 @@ from bridgecore.transport.driver import Driver
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
 # slow reader costs, and is about as much as a socket takes at once.
 HIGH_WATER = 64 * 1024
+READ_SIZE = 64 * 1024  # bytes read from a socket at once
 # Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
 BACKLOG = 512
 # Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
@@ -191,8 +192,7 @@ class Server(Driver["Connection"]):
     def _set_alarm(self, at: int | None) -> None:
         self._alarm.cancel()
         if at is not None:
-            event = wire.TimeoutReached()
-            self._alarm = self._loop.call_at(at / NS_PER_SECOND, self.report, event)
+            self._alarm = self._loop.call_at(at / NS_PER_SECOND, self._ring)
 
     def _connect(self, effect: wire.Connect) -> "Connection":
         connection = Connection(self, effect.conn)
@@ -273,6 +273,11 @@ class Connection(asyncio.Protocol):
         # With 0, asyncio calls resume_writing when its buffer is empty, which is when DataSent is
         # due. HIGH_WATER is compared here instead, because asyncio does not count what TLS holds.
         self.transport.set_write_buffer_limits(high=0)
+        if hasattr(self.transport, "max_size"):  # uvloop's has none
+            # Bytes that asyncio reads at once. It allocates as many for every read, and 256 KiB,
+            # its default, is more than malloc keeps: each read then maps memory and unmaps it,
+            # which takes twice as long as the read.
+            self.transport.max_size = READ_SIZE
         if self.task.cancelling():
             self.abort()
             self.connection_lost(None)  # uvloop does not call it here

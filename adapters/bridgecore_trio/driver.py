@@ -158,12 +158,12 @@ class Server(Driver["Connection"]):
 
     async def _watch_clock(self) -> None:
         """Report the machine's deadlines. ``_set_alarm`` moves the end of the sleep."""
+        self._arm()
         while True:
-            self._arm()
             with self._alarm:
                 await trio.sleep_forever()
             self._alarm = trio.CancelScope()
-            self.report(wire.TimeoutReached())
+            self._ring()
 
     def _shut_down(self) -> None:
         self._closed = True

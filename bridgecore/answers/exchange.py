@@ -80,6 +80,10 @@ class Exchange:
         events = effect.events
         if not self.stream:
             return self._collect(events[-1])
+        if self._created is not None and events[-1].kind is EventKind.OUTPUT:
+            # Most often: the stream has begun and goes on.
+            self._last, self._spoke = events[-1], now
+            return [effect]
         out: list[AnswerEffect] = [] if self._begun else [self._begin(now)]
         out.append(effect)
         if self._created is None:

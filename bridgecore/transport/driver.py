@@ -55,6 +55,7 @@ class Driver(ABC, Generic[C]):
         self._busy = False
         self._closed = False
         self._accept_at: int | None = None  # ns, when to accept again; None: not paused
+        self._alarm_at: int | None = None  # ns, when the alarm rings; None: never
 
     def accept_failed(self, why: OSError) -> None:
         """Pause the listener: a waiting connection could not be accepted, as descriptors or memory
@@ -86,14 +87,16 @@ class Driver(ABC, Generic[C]):
                     self._connections[about.conn] = about
                 elif about is not None and about.conn not in self._connections:
                     continue  # the connection was aborted when this was queued
-                elif isinstance(event, tp.Disconnected | tp.ConnectFailed):
+                elif isinstance(event, (tp.Disconnected, tp.ConnectFailed)):
                     del self._connections[event.conn]
                 for effect in self.machine.handle(event, self._clock()):
-                    self._carry_out(effect)
+                    if type(effect) is not tp.Send:
+                        self._carry_out(effect)
+                    elif (known := self._connections.get(effect.conn)) is not None:
+                        known.carry_out(effect)  # by far the most frequent effect
             self._arm()
         except Exception as exc:
-            self._closed = True
-            self._crashed(exc)
+            self._crash(exc)
         self._busy = False
 
     def _accept_again(self, event: tp.TransportEvent, at: int) -> None:
@@ -105,12 +108,43 @@ class Driver(ABC, Generic[C]):
             self._resume_listening()
 
     def _arm(self) -> None:
-        """Set the alarm to the machine's next deadline or to the end of the listener's pause."""
+        """Set the alarm to the machine's next deadline or to the end of the listener's pause.
+
+        An alarm that is set for an earlier time is left: most deadlines move on with every event,
+        and setting an alarm costs more than ringing once too early, see ``_ring``.
+        """
+        at = self._next()
+        ring = self._alarm_at
+        if at != ring and (at is None or ring is None or at < ring):
+            self._set_alarm(at)
+            self._alarm_at = at
+
+    def _next(self) -> int | None:
+        """The machine's next deadline or the end of the listener's pause, in ns."""
         deadline = self.machine.next_timeout()
         at = self._accept_at
         if deadline is not None and (at is None or deadline.at < at):
             at = deadline.at
-        self._set_alarm(at)
+        return at
+
+    def _ring(self) -> None:
+        """The time of the alarm has come: report it, unless the deadline has moved on."""
+        if self._closed:
+            return
+        self._alarm_at = None
+        try:
+            at = self._next()
+            if at is None or at > self._clock():
+                self._arm()
+                return
+        except Exception as exc:
+            self._crash(exc)
+            return
+        self.report(tp.TimeoutReached())
+
+    def _crash(self, why: Exception) -> None:
+        self._closed = True
+        self._crashed(why)
 
     def _carry_out(self, effect: tp.TransportEffect) -> None:
         match effect:
@@ -139,8 +173,7 @@ class Driver(ABC, Generic[C]):
 
     @abstractmethod
     def _set_alarm(self, at: int | None) -> None:
-        """Report ``TimeoutReached`` at ``at`` (ns; None: never), instead of at the time set
-        before."""
+        """Call ``_ring`` at ``at`` (ns; None: never), instead of at the time set before."""
 
     @abstractmethod
     def _connect(self, effect: tp.Connect) -> C:
