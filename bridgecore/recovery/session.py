@@ -7,7 +7,6 @@ of an ``InternalError``. It makes no decision.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from typing import get_args
 
@@ -72,14 +71,14 @@ class Session:
         _check_event(event)
         check_time(now)
         now = max(self._now, now)
-        if self._touched is not None:
-            # An illegal event must change nothing, but the pending output has to be applied before
-            # the event. So check first. Output changes deadlines only, so the check stays valid.
-            self._refuse_unlawful(event, now)
-            self._fold()
-        effects = self._step(event, now)
+        # Output that is pending counts before the event. But an illegal event must change nothing,
+        # so both transitions are computed before the first is adopted.
+        output = self._output()
+        transition = self._transition(self.state if output is None else output.state, event, now)
+        self._fold(output)
         self._now = now
-        return effects
+        self._take(event, now, transition)
+        return transition.effects
 
     def touch(self, now: int) -> None:
         """Report more output of the running answer at ``now`` (ns), cheaply.
@@ -117,29 +116,35 @@ class Session:
         """
         check_time(now)
         now = self._now = max(self._now, now)
-        self._fold()
+        self._fold(self._output())
         effects: list[Effect] = []
         cells: list[Cell] = []
         while (deadline := self.state.timers.next()) is not None and deadline.at <= now:
-            effects += self._step(DeadlineReached(deadline.reason), now)
-            cells += self.cells
+            event = DeadlineReached(deadline.reason)
+            transition = self._transition(self.state, event, now)
+            self._take(event, now, transition)
+            effects += transition.effects
+            cells += transition.cells
         self.cells = tuple(cells)
         return tuple(effects)
 
-    def _refuse_unlawful(self, event: Event, now: int) -> None:
-        # An internal error is raised again when the event is handled, and reported there.
-        with contextlib.suppress(InternalError):
-            step(self.policy, self.state, event, now)
+    def _output(self) -> Transition | None:
+        """The transition of the output that ``touch`` reported, at the time it came; None if there
+        was none."""
+        if self._touched is None or self.state.phase is not Phase.OUTPUT:
+            return None
+        event = OutputReceived(self.state.generation)
+        return self._transition(self.state, event, self._touched)
 
-    def _fold(self) -> None:
-        """Apply the output that ``touch`` reported, at the time it came."""
+    def _fold(self, output: Transition | None) -> None:
+        """Adopt the transition of ``_output``."""
         touched, self._touched = self._touched, None
-        if touched is not None and self.state.phase is Phase.OUTPUT:
-            self._step(OutputReceived(self.state.generation), touched)
+        if output is not None and touched is not None:
+            self._take(OutputReceived(output.state.generation), touched, output)
 
-    def _step(self, event: Event, now: int) -> tuple[Effect, ...]:
+    def _transition(self, state: SessionState, event: Event, now: int) -> Transition:
         try:
-            transition = step(self.policy, self.state, event, now)
+            transition = step(self.policy, state, event, now)
             if isinstance(event, DeadlineReached):
                 again = transition.state.timers.get(event.timer)
                 if again is not None and again <= now:
@@ -147,8 +152,7 @@ class Session:
                     raise InternalError(f"{text} (DEADLINES_ARE_KEPT)")
         except InternalError as error:
             raise InternalError(f"{error}; {event}, after {list(self._trace)}") from error
-        self._take(event, now, transition)
-        return transition.effects
+        return transition
 
     def _take(self, event: Event, now: int, transition: Transition) -> None:
         """Adopt the state of ``transition``.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from operator import itemgetter
 
 import attrs
 
@@ -53,7 +54,7 @@ class Timer(enum.Enum):
     DRAIN = "drain"  # When to end a drain, whatever is still running.
 
 
-_ORDER = {timer: index for index, timer in enumerate(Timer)}
+_IN_ORDER = tuple(Timer)
 
 
 @attrs.frozen
@@ -62,6 +63,9 @@ class Deadline:
 
     at: int
     reason: Timer
+
+
+_at = itemgetter(1)
 
 
 @attrs.frozen
@@ -74,15 +78,18 @@ class Timers:
     @classmethod
     def of(cls, deadlines: Mapping[Timer, int]) -> Timers:
         """A table of ``deadlines``, in ns."""
-        return cls(tuple(sorted(deadlines.items(), key=lambda entry: _ORDER[entry[0]])))
+        return cls(tuple([(timer, deadlines[timer]) for timer in _IN_ORDER if timer in deadlines]))
 
     def get(self, timer: Timer) -> int | None:
         """When ``timer`` is due, in ns; None when it is not set."""
-        return dict(self.entries).get(timer)
+        for each, at in self.entries:
+            if each is timer:
+                return at
+        return None
 
     def next(self) -> Deadline | None:
         """The earliest deadline; of equal ones the first in the order of ``Timer``."""
         if not self.entries:
             return None
-        timer, at = min(self.entries, key=lambda entry: entry[1])
+        timer, at = min(self.entries, key=_at)
         return Deadline(at, timer)
