@@ -62,9 +62,17 @@ class Gateway:
     """
 
     def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
-        """``config``: the settings. ``resolver``: who looks up responses that this process does
-        not know: ``MEMORY`` (none does) or the driver, asked by ``ResolveTurn``. Raises ConfigError
-        if ``config`` is no Config."""
+        """Start without turns and links.
+
+        Args:
+            config: the settings.
+            resolver: where the response that a turn continues is looked up: only in the memory of
+                this gateway, or also by the driver, which is asked by ``ResolveTurn`` for each
+                turn and reports ``TurnResolved``.
+
+        Raises:
+            ConfigError: ``config`` is not a ``Config``.
+        """
         self._bridge = Bridge(config, resolver=resolver)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}

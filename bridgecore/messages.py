@@ -177,8 +177,18 @@ BridgeEvent: TypeAlias = TurnReceived | CommonEvent
 class ResolveTurn:
     """Look up the response that ``turn`` continues, in a store or at other replicas, and report
     ``TurnResolved`` with this ``query``, however late. The turn waits for it, until its deadline.
-    Returned only if the resolver is ``Resolver.DRIVER``. ``scope``: the tenant; a response that
-    belongs to another one must not be found."""
+
+    Returned for each turn if the resolver is ``Resolver.DRIVER``, and never otherwise.
+
+    Args:
+        query: the number of this question, which no other one has.
+        turn: the number of the turn.
+        scope: the tenant, as a hexadecimal digest of the credential headers or of the scope that
+            ``RequestReceived`` names; equal in every process. A response that belongs to another
+            tenant must not be found.
+        request: the turn; ``request.previous_response_id`` is the response that it continues, None
+            if it continues none.
+    """
 
     query: int
     turn: int

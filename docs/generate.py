@@ -98,7 +98,7 @@ def render_bugs() -> str:
     for bug in BUGS:
         found = bug.find()
         if found is None:
-            raise ValueError(f"{bug.name} is not found")
+            raise ValueError(f"not found in {bug.bounds.max_states} states: {bug.name}")
         way = ", then ".join(found.path)
         rows.append(
             (bug.name, bug.users_saw, f"`{found.prop.name}`", f"{len(found.path)} moves", way)

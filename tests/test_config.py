@@ -72,7 +72,7 @@ def test_seconds_given_as_nanoseconds_are_refused_with_advice() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_sizes_and_counts(name: str) -> None:
-    least = 0 if name == "max_waiting" else 1
+    least = FIELDS[name].metadata.get("least", 1)
     if name != "transcript_scope_bytes":
         assert accepted(name, 10**15 - 1) == 10**15 - 1
     assert accepted(name, least) == least
@@ -89,6 +89,10 @@ def test_choices_are_members(name: str) -> None:
     for wrong in (default.value, default.name, None, 1, Standing.HELD):
         text = refused(**{name: wrong})
         assert all(str(member) in text for member in type(default))
+
+
+def test_no_turn_need_be_allowed_to_wait() -> None:
+    assert accepted("max_waiting", 0) == 0
 
 
 def test_flags_are_bools() -> None:

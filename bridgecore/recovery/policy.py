@@ -49,7 +49,7 @@ class Situation(enum.Enum):
     OWNER_LOST_OUTPUT = "owner failed after the answer began"
 
 class Action(enum.Enum):
-    """What to do for the turn. ``answer`` is the failure reply of the ``Remedy``."""
+    """What to do for a turn; with a failure reply (``answer``) it is a ``Remedy``."""
     SEND = "send"  # the turn as it is, its anchor included, on the open connection
     REHYDRATE = "rehydrate"  # the full input from the transcript, without an anchor
     # The turn as it is; if this anchor was not found or met silence before, the full input.
@@ -67,8 +67,11 @@ class Action(enum.Enum):
 
 @attrs.frozen
 class Remedy:
-    """The content of a cell. ``answer``: the failure reply if the action ends the turn, at once or
-    because it cannot be carried out (a spent budget, the same form refused before)."""
+    """The content of a cell: what to do for a turn, and how to end it if that fails.
+
+    ``answer``: the failure reply if the action ends the turn, at once or because it cannot be
+    carried out (a spent budget, the same form refused before).
+    """
     action: Action
     answer: FailureReply
 

@@ -24,10 +24,10 @@ What a loss means depends on this. Before SENDING the upstream cannot have the t
 SENT it is unknown whether the upstream accepted it, so a resend could run it twice. From CREATED on
 it was accepted; from OUTPUT on the client has seen a part of the answer.
 
-Each pair of a phase and an event type (or a timer) has exactly one rule in ``RULES``. It handles
-the event; or ignores it, for a stated reason, because the race that caused it is harmless; or
-declares it illegal, because the caller did what it must not do: then ``step`` raises
-``LocalProtocolError`` and nothing has changed.
+Each pair of a phase and an event type (or a timer) has exactly one rule in ``RULES``; without one,
+or with two, this module cannot be imported. A rule handles the event; or ignores it, for a stated
+reason, because the race that caused it is harmless; or declares it illegal, because the caller did
+what it must not do: then ``step`` raises ``LocalProtocolError`` and nothing has changed.
 
 Rules are mechanics, the same for every policy: connections, generations, timers, queues. What to do
 about a *loss* or a *refusal* is not decided here. A rule works out the ``Situation`` and passes it
@@ -119,7 +119,11 @@ RULES: dict[tuple[Phase, EventKey], Rule] = {}
 # The timers of a session: those of ``Timer`` up to EXPIRY. The rest belong to connections and the
 # endpoint.
 SESSION_TIMERS = tuple(list(Timer)[: list(Timer).index(Timer.EXPIRY) + 1])
-EVENT_KEYS: tuple[EventKey, ...] = (*get_args(ev.Event)[:-1], *SESSION_TIMERS)
+# A deadline is ruled by its timer.
+EVENT_KEYS: tuple[EventKey, ...] = (
+    *(event for event in get_args(ev.Event) if event is not ev.DeadlineReached),
+    *SESSION_TIMERS,
+)
 # Ids that ``Transition.rule`` has for the checks before the table.
 STALE_GENERATION = "stale-generation"
 SPURIOUS_DEADLINE = "spurious-deadline"
@@ -704,3 +708,6 @@ _illegal("opened-twice", ev.ConnectionOpened, "no connect is under way", *_USABL
 for _timer in SESSION_TIMERS:
     _unset = [phase for phase in Phase if (phase, _timer) not in RULES]
     _illegal(f"{_timer.value}-never-due", _timer, "it is never set in this phase", *_unset)
+_unruled = [(phase, key) for phase in Phase for key in EVENT_KEYS if (phase, key) not in RULES]
+if _unruled:
+    raise ValueError(f"no rule for {_unruled}")

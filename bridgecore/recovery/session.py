@@ -64,8 +64,7 @@ class Session:
 
         Raises:
             LocalProtocolError: ``event`` is not an event, a field of it or ``now`` has a wrong
-            type,
-                or the event cannot happen in this state; nothing has changed.
+                type, or the event cannot happen in this state; nothing has changed.
             InternalError: a bug in bridgecore; the text has the rule and the last transitions.
         """
         _check_event(event)

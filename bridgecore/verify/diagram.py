@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
+from typing import assert_never
 
 import attrs
 
@@ -56,7 +57,17 @@ def _speaker(event: Event) -> Lane:
     # The operating system of the bridge reports that a frame was sent.
     if isinstance(event, ev.EvictionRequested | ev.DeadlineReached | ev.FrameSent):
         return Lane.BRIDGE
-    return Lane.UPSTREAM
+    if isinstance(
+        event,
+        ev.ConnectionOpened
+        | ev.ConnectionLost
+        | ev.ResponseCreated
+        | ev.OutputReceived
+        | ev.ResponseEnded
+        | ev.UpstreamRefused,
+    ):
+        return Lane.UPSTREAM
+    assert_never(event)
 
 
 def _listener(effect: Effect) -> Lane:

@@ -274,7 +274,9 @@ class Model:
         if isinstance(event, ev.ResponseCreated):
             again = event.response in self.ended and self.doubt is not None
             return self._stage() is _Stage.SENT and not again
-        return not self._is_anothers(event)
+        if isinstance(event, ev.OutputReceived | ev.ResponseEnded | ev.UpstreamRefused):
+            return not self._is_anothers(event)
+        assert_never(event)
 
     def _is_anothers(self, event: Event) -> bool:
         """Whether ``event`` names a response that has ended and is not the turn's own."""
