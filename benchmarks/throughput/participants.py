@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -27,6 +27,7 @@ from benchmarks.throughput import machine
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 START_SECONDS = 15.0
+CLIENT_SECONDS = 300  # for all turns of a measurement: 10,000 first ones take half a minute
 _COMMAND = "import sys; from bridgecore_cli.entry import run; sys.exit(run())"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
@@ -195,7 +196,6 @@ class Bench:
     loadgen: Path
     upstream: int = 0  # its port
     upstream_pid: int = 0
-    _folders: list[Path] = field(default_factory=list)
 
     @classmethod
     @contextmanager
@@ -248,6 +248,7 @@ class Bench:
     def clients(self, process: Process, *flags: str | int) -> Iterator[Clients]:
         """Run the load generator against a participant; it ends with the block."""
         command = [str(self.loadgen), "--url", process.url, "--pid", str(process.pid)]
+        command += ["--timeout", str(CLIENT_SECONDS)]
         running = subprocess.Popen(
             [*command, *map(str, flags)],
             stdin=subprocess.PIPE,

@@ -45,11 +45,14 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--even-if-busy", action="store_true", help="report on a busy machine, and say so"
     )
     found = parser.parse_args(arguments)
-    known = {case.name for case in CASES}
-    for name in (found.only or "").split(","):
-        if name and name not in known:
+    for name in _listed(found.only):
+        if name not in {case.name for case in CASES}:
             parser.error(f"no case {name}; there are: {names}")
     return found
+
+
+def _listed(text: str | None) -> list[str]:
+    return text.split(",") if text else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,33 +60,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = read_arguments(arguments)
     problem = machine.unavailable()
     if problem:
-        print(f"cannot measure: {problem}", file=sys.stderr)
-        return 2
+        return _refuse(f"cannot measure: {problem}", 2)
     cores = machine.Cores.choose()
-    busy = None if wanted.even_if_busy else find_load(cores)
-    if busy:
-        print(f"refused: {busy}. With --even-if-busy it is reported all the same.", file=sys.stderr)
-        return 3
+    busy = find_load(cores)
+    if busy and not wanted.even_if_busy:
+        return _refuse(f"refused: {busy}. With --even-if-busy it is reported all the same", 3)
     participants = find_all(wanted.against)
     if wanted.participants:
-        participants = {
-            name: one
-            for name, one in participants.items()
-            if name in wanted.participants.split(",")
-        }
-    only = wanted.only.split(",") if wanted.only else [case.name for case in CASES]
-    cases = [case for case in CASES if case.name in only]
-    report = Report(machine.describe(), wanted.scale, wanted.rounds)
+        unknown = set(_listed(wanted.participants)) - participants.keys()
+        if unknown:
+            return _refuse(f"not here: {', '.join(unknown)}; here: {', '.join(participants)}", 2)
+        participants = {name: participants[name] for name in _listed(wanted.participants)}
+    cases = [case for case in CASES if not wanted.only or case.name in _listed(wanted.only)]
+    report = Report(machine.describe(), wanted.scale, busy)
     report.participants = {name: one.title for name, one in participants.items()}
-    measure(report, cases, participants, cores)
-    report.quiet = report.others <= machine.MAX_OTHERS
-    if not report.quiet and not wanted.even_if_busy:
-        print(
-            f"refused: other processes took {report.others:.2f} cores during a round, the limit is "
-            f"{machine.MAX_OTHERS:.2f}. With --even-if-busy it is reported all the same.",
-            file=sys.stderr,
-        )
-        return 3
+    measure(report, cases, participants, cores, wanted.rounds)
+    if report.busy and not wanted.even_if_busy:
+        return _refuse(f"refused: {report.busy}. With --even-if-busy it is reported", 3)
     print(as_text(report))
     if wanted.report:
         report.save(wanted.report)
@@ -92,13 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if report.errors else 0
 
 
+def _refuse(why: str, status: int) -> int:
+    print(f"{why}.", file=sys.stderr)
+    return status
+
+
 def find_load(cores: machine.Cores) -> str | None:
     """Why figures of this machine would mean nothing now, or None."""
     watch = machine.Watch(cores)
     time.sleep(WATCH_SECONDS)
-    others = watch.others()
-    if others > machine.MAX_OTHERS:
-        return f"other processes take {others:.2f} cores, the limit is {machine.MAX_OTHERS:.2f}"
+    taken = _taken(watch.others())
+    if taken:
+        return taken
     for core in (cores.bridge, cores.others):
         found = machine.scatter(core)
         if found > machine.MAX_SCATTER:
@@ -109,11 +107,18 @@ def find_load(cores: machine.Cores) -> str | None:
     return None
 
 
+def _taken(others: float) -> str | None:
+    if others <= machine.MAX_OTHERS:
+        return None
+    return f"other processes took {others:.2f} cores, the limit is {machine.MAX_OTHERS:.2f}"
+
+
 def measure(
     report: Report,
     cases: Sequence[Case],
     participants: dict[str, Participant],
     cores: machine.Cores,
+    rounds: int,
 ) -> None:
     """Measure every pair of case and participant in every round, in another order each time.
 
@@ -122,19 +127,20 @@ def measure(
     """
     order = random.Random()
     with Bench.open(cores) as bench:
-        for number in range(1, report.rounds + 1):
+        for number in range(1, rounds + 1):
+            report.rounds.append({})
             watch = machine.Watch(cores)
             upstream_cpu = machine.cpu_ns(bench.upstream_pid)
             for case in order.sample(cases, len(cases)):
                 present = [participants[name] for name in case.participants if name in participants]
                 for participant in order.sample(present, len(present)):
                     print(
-                        f"round {number} of {report.rounds}: {case.name}, {participant.name}",
+                        f"round {number} of {rounds}: {case.name}, {participant.name}",
                         file=sys.stderr,
                     )
                     measure_one(report, case, participant, bench)
             upstream_cpu = machine.cpu_ns(bench.upstream_pid) - upstream_cpu
-            report.others = max(report.others, round(watch.others(upstream_cpu), 3))
+            report.busy = report.busy or _taken(watch.others(upstream_cpu))
 
 
 def measure_one(report: Report, case: Case, participant: Participant, bench: Bench) -> None:
