@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from benchmarks.throughput import machine
 from benchmarks.throughput.history import first_upstream_byte
-from benchmarks.throughput.participants import Bench, MeasurementError, Participant, succeeded
+from benchmarks.throughput.participants import Bench, MeasurementError, Participant
 
 Figures = dict[str, float]
 MIB = 1 << 20
@@ -140,7 +140,7 @@ def idle(bench: Bench, participant: Participant, case: Case, scale: Scale) -> Fi
         bench.run(process, "--clients", 32, "--turns", 1, "--at-once", 16)
         before = machine.resident_bytes(process.pid)
         with bench.clients(process, "--clients", scale.idle, *hold) as clients:
-            succeeded(clients.report())
+            clients.successes()
             time.sleep(0.2)
             taken = machine.resident_bytes(process.pid) - before
     return {"mib_per_1000": taken / MIB / scale.idle * 1000}
@@ -148,14 +148,14 @@ def idle(bench: Bench, participant: Participant, case: Case, scale: Scale) -> Fi
 
 def held(bench: Bench, participant: Participant, case: Case, scale: Scale) -> Figures:
     """Turns of one client while there is nothing else, and while many conversations are held."""
-    count = min(scale.held, (machine.raise_file_limit() - 400) // 2)
+    count = min(scale.held, (machine.file_limit() - 400) // 2)
     turns = scale.single_turns
     own = ("--clients", 1, "--turns", turns, "--warmup", max(1, turns // 10), "--chain")
     with bench.serving(participant, case.settings) as process:
         alone = bench.run(process, *own, "--deltas", case.deltas)
         hold = ("--turns", 1, "--at-once", 16, "--deltas", case.deltas, "--hold")
         with bench.clients(process, "--clients", count, *hold) as clients:
-            succeeded(clients.report())
+            clients.successes()
             among = bench.run(process, *own, "--deltas", case.deltas)
     return {
         "cpu_us_per_turn_alone": alone["cpu_ns"] / alone["completed"] / 1e3,
@@ -201,7 +201,7 @@ def resets(bench: Bench, participant: Participant, case: Case, scale: Scale) -> 
         flags = ("--streams", "--hold", "--deltas", 3, "--pace-us", 60_000_000)
         ramp = ("--clients", scale.crowd, "--ramp-us", 1_000_000 // scale.crowd)
         with bench.clients(process, *flags, *ramp) as clients:
-            clients.report()
+            clients.wait_for_streams()
             time.sleep(0.3)
             before = machine.cpu_ns(process.pid)
             urllib.request.urlopen(
@@ -209,7 +209,7 @@ def resets(bench: Bench, participant: Participant, case: Case, scale: Scale) -> 
                     f"http://127.0.0.1:{bench.upstream}/admin/reset", method="POST"
                 )
             ).close()
-            result = clients.report()
+            result = clients.result()
             time.sleep(0.3)
             took = machine.cpu_ns(process.pid) - before
     if result["failed"] != scale.crowd:

@@ -200,7 +200,7 @@ def first_upstream_byte(
 def _stopped_cpu_ns(pid: int) -> int:
     """CPU time of a process that may be running: the system counts it exactly if it is stopped."""
     os.kill(pid, signal.SIGSTOP)
-    while machine.state(pid) != "T":
+    while machine.state(pid) not in "TZ":  # stopped, or ended
         pass
     used = machine.cpu_ns(pid)
     os.kill(pid, signal.SIGCONT)

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypedDict
 
 from benchmarks.throughput import machine
 
@@ -124,7 +124,7 @@ class Nginx(Participant):
     """nginx as a plain HTTP proxy, one process, without a log: HTTP and SSE on both sides."""
 
     def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
-        files = machine.raise_file_limit()
+        files = machine.file_limit()
         text = _NGINX.format(
             folder=folder, upstream=upstream, port=port, files=files, connections=files - 64
         )
@@ -172,20 +172,52 @@ class Process:
         return f"http://127.0.0.1:{self.port}/v1/responses"
 
 
+class Result(TypedDict):
+    """What the load generator measured: see native/loadgen.c."""
+
+    completed: int
+    failed: int
+    first_p50_us: float
+    transit_p50_us: float
+    transit_p99_us: float
+    events: int
+    cpu_ns: int
+    wall_ns: int
+    reasons: list[str]
+
+
 @dataclass
 class Clients:
-    """A running load generator: a line for each thing it reports, and its end."""
+    """A running load generator."""
 
     process: subprocess.Popen[str]
 
-    def report(self) -> dict[str, float]:
-        """Wait for its next line."""
+    def wait_for_streams(self) -> None:
+        """Wait until every client's stream has begun, with ``--streams``."""
+        if "running" not in self._line():
+            raise MeasurementError("streams ended before all had begun")
+
+    def result(self) -> Result:
+        """What it measured, once it has; turns may have failed."""
+        line = self._line()
+        while line.startswith('{"running"'):
+            line = self._line()
+        found: Result = json.loads(line)
+        return found
+
+    def successes(self) -> Result:
+        """The same, if no turn failed."""
+        result = self.result()
+        if result["failed"] or not (result["completed"] or result["events"]):
+            raise MeasurementError(f"turns failed: {result}")
+        return result
+
+    def _line(self) -> str:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise MeasurementError("the load generator ended without a result")
-        found: dict[str, float] = json.loads(line)
-        return found
+        return line
 
 
 @dataclass
@@ -201,8 +233,7 @@ class Bench:
     @contextmanager
     def open(cls, cores: machine.Cores) -> Iterator[Bench]:
         """Start the upstream, for as long as the block runs."""
-        machine.raise_file_limit()
-        with machine.pinned(cores.others):
+        with machine.many_files(), machine.pinned(cores.others):
             program = machine.build("upstream")
             bench = cls(cores, machine.build("loadgen"))
             process = subprocess.Popen([program], stdout=subprocess.PIPE, text=True)
@@ -266,20 +297,10 @@ class Bench:
                 running.wait()
                 _close(running.stdout)
 
-    def run(self, process: Process, *flags: str | int) -> dict[str, float]:
+    def run(self, process: Process, *flags: str | int) -> Result:
         """The result of clients whose turns must all succeed."""
         with self.clients(process, *flags) as clients:
-            result = clients.report()
-            while "running" in result:
-                result = clients.report()
-        return succeeded(result)
-
-
-def succeeded(result: dict[str, float]) -> dict[str, float]:
-    """``result``, if no turn failed."""
-    if result["failed"] or not (result["completed"] or result["events"]):
-        raise MeasurementError(f"turns failed: {result}")
-    return result
+            return clients.successes()
 
 
 def _close(stream: IO[str] | None) -> None:

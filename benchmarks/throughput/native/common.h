@@ -1,8 +1,8 @@
-/* What the upstream and the load generator share: a growing byte buffer, clocks and small helpers.
+/* What the upstream and the load generator share: a growing byte buffer, clocks, small helpers.
  *
- * Both are instruments for measuring a bridge on one Linux machine: single-threaded, epoll, loopback
- * only. They end the process when memory or descriptors run out, because a figure that was measured
- * after that would mean nothing.
+ * Both are instruments for measuring a bridge on one Linux machine: single-threaded, epoll,
+ * loopback only. They end the process when memory or descriptors run out, because a figure that
+ * was measured after that would mean nothing.
  */
 #ifndef BENCH_COMMON_H
 #define BENCH_COMMON_H

@@ -1,4 +1,4 @@
-/* Clients that stream turns over HTTP and SSE, check every event, and report what they cost a bridge.
+/* Clients that stream turns over HTTP and SSE, check every event, and measure what that costs.
  *
  *   loadgen --url http://127.0.0.1:PORT/v1/responses [options]
  *
@@ -16,10 +16,11 @@
  *   --pid P        the process whose CPU time is measured
  *   --timeout N    seconds until it is given up (120)
  *
- * The result is one line of JSON: turns that were completed and failed, first_p50_us from the request
- * to the first event, transit_p50_us and transit_p99_us from the upstream's sending of a delta to its
- * arrival, events, cpu_ns of the process and wall_ns of the measured time, why turns failed. A
- * turn fails if an event is missing, out of order, or repeated. Exit status 1: not all were completed.
+ * The result is one line of JSON: turns that were completed and failed; first_p50_us from the
+ * request to the first event; transit_p50_us and transit_p99_us from the upstream's sending of a
+ * delta to its arrival; events, cpu_ns of the process and wall_ns of the measured time; why turns
+ * failed. A turn fails if an event is missing, out of order, or repeated. Exit status 1: not all
+ * turns were completed.
  */
 #include "common.h"
 
@@ -56,7 +57,13 @@ static struct {
     long long pace_us, ramp_us, window_ms;
     double timeout;
     bool chain, streams, hold;
-} want = {"127.0.0.1", "/v1/responses", 0, 8, 10, 0, 300, 1, 0, 0, 0, 0, 0, 120, false, false, false};
+} want = {.host = "127.0.0.1",
+          .path = "/v1/responses",
+          .clients = 8,
+          .turns = 10,
+          .deltas = 300,
+          .batch = 1,
+          .timeout = 120};
 
 static struct sockaddr_in address;
 static Client *clients;
@@ -281,6 +288,14 @@ static const char *after(const char *data, size_t size, const char *key)
     return found ? found + strlen(key) : NULL;
 }
 
+static void copy_until_quote(char *target, size_t room, const char *text)
+{
+    size_t size = 0;
+    for (; size < room - 1 && text[size] && text[size] != '"'; size++)
+        target[size] = text[size];
+    target[size] = 0;
+}
+
 static void take_delta(Client *client, const char *data, size_t size)
 {
     const char *text = after(data, size, "\"delta\":\"");
@@ -304,8 +319,8 @@ static void take_event(Client *client, const char *data, size_t size)
     if (!client->first_ns)
         client->first_ns = now_ns();
     event_count += measuring;
-    for (size_t i = 0; at && i < sizeof type - 1 && at[i] != '"'; i++)
-        type[i] = at[i];
+    if (at)
+        copy_until_quote(type, sizeof type, at);
     if (!number || strtoll(number, NULL, 10) != ++client->sequence)
         fail(client, "wrong sequence number:", data, size);
     if (!strcmp(type, "response.output_text.delta")) {
@@ -318,9 +333,9 @@ static void take_event(Client *client, const char *data, size_t size)
                                                   : "nothing";
     if (strcmp(type, expected))
         fail(client, "unexpected event:", data, size);
-    if (place == 0 && (at = after(data, size, "\"id\":\"")))
-        for (size_t i = 0; i < ID_SIZE - 1 && (client->response_id[i] = at[i] == '"' ? 0 : at[i]); i++)
-            client->response_id[i + 1] = 0;
+    at = place == 0 ? after(data, size, "\"id\":\"") : NULL;
+    if (at)
+        copy_until_quote(client->response_id, ID_SIZE, at);
     client->completed = !strcmp(type, "response.completed");
 }
 
@@ -480,9 +495,9 @@ static void begin_when_ready(void)
 
 static void print_result(void)
 {
-    printf("{\"completed\": %llu, \"failed\": %llu, \"first_p50_us\": %.1f, \"transit_p50_us\": %.1f, "
-           "\"transit_p99_us\": %.1f, \"events\": %llu, \"cpu_ns\": %llu, \"wall_ns\": %llu, "
-           "\"reasons\": [",
+    printf("{\"completed\": %llu, \"failed\": %llu, \"first_p50_us\": %.1f, "
+           "\"transit_p50_us\": %.1f, \"transit_p99_us\": %.1f, \"events\": %llu, "
+           "\"cpu_ns\": %llu, \"wall_ns\": %llu, \"reasons\": [",
            (unsigned long long)completed_turns, (unsigned long long)failed_turns,
            quantile(&first_us, 0.5), quantile(&transit_us, 0.5), quantile(&transit_us, 0.99),
            (unsigned long long)event_count, (unsigned long long)(end_cpu - begin_cpu),

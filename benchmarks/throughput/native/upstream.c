@@ -2,8 +2,8 @@
  *
  *   upstream [--port 0] [--size 40]        prints the port as its first line
  *
- * A turn is four events of preamble, text deltas, and four events of conclusion. What it consists of
- * is stated in the input text, which every proxy passes on (the last such mark counts):
+ * A turn is four events of preamble, text deltas, and four events of conclusion. How it goes is
+ * stated in the input text, which every proxy passes on (the last such mark counts):
  *
  *   [[turn deltas=300 batch=1 pace_us=0]]
  *
@@ -28,7 +28,6 @@
 #define MAX_UNSENT 65536 /* bytes; a turn waits while its reader is this far behind */
 #define ID_SIZE 64
 #define PREAMBLE 4
-#define CONCLUSION 4
 #define NOT_QUEUED (-1)
 
 typedef struct {
@@ -37,8 +36,9 @@ typedef struct {
     Buffer in, out, fragments;
     /* The running turn. */
     bool active;
-    int step, deltas, batch, timer_index;
-    uint64_t pace_ns, due_ns, sequence;
+    int step; /* events sent; also the number of the next one */
+    int deltas, batch, timer_index;
+    uint64_t pace_ns, due_ns;
     char response_id[ID_SIZE], item_id[ID_SIZE], previous_id[ID_SIZE + 2], model[ID_SIZE];
     Buffer text; /* of the deltas sent so far */
     char latest_id[ID_SIZE]; /* the response that the next turn may continue */
@@ -101,7 +101,8 @@ static void unschedule(Connection *connection)
 static void arm_timer(void)
 {
     uint64_t due = timer_count ? timers[0]->due_ns : 0;
-    struct itimerspec at = {.it_value = {(time_t)(due / NS_PER_SECOND), (long)(due % NS_PER_SECOND)}};
+    struct itimerspec at = {
+        .it_value = {(time_t)(due / NS_PER_SECOND), (long)(due % NS_PER_SECOND)}};
     timerfd_settime(timer_descriptor, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
@@ -240,7 +241,8 @@ static void put_response(const Connection *connection, bool complete)
     put_json("\",\"object\":\"response\",\"created_at\":1767225600,\"status\":\"");
     put_json(complete ? "completed" : "in_progress");
     put_json("\",\"background\":false,\"error\":null,\"incomplete_details\":null,"
-             "\"instructions\":null,\"max_output_tokens\":null,\"max_tool_calls\":null,\"model\":\"");
+             "\"instructions\":null,\"max_output_tokens\":null,\"max_tool_calls\":null,"
+             "\"model\":\"");
     put_json(connection->model);
     put_json("\",\"output\":[");
     if (complete)
@@ -249,7 +251,8 @@ static void put_response(const Connection *connection, bool complete)
     put_json(connection->previous_id);
     put_json(",\"prompt_cache_key\":null,\"reasoning\":{\"effort\":\"medium\",\"summary\":null},"
              "\"safety_identifier\":null,\"service_tier\":\"default\",\"store\":false,"
-             "\"temperature\":1.0,\"text\":{\"format\":{\"type\":\"text\"},\"verbosity\":\"medium\"},"
+             "\"temperature\":1.0,\"text\":{\"format\":{\"type\":\"text\"},"
+             "\"verbosity\":\"medium\"},"
              "\"tool_choice\":\"auto\",\"tools\":[],\"top_logprobs\":0,\"top_p\":1.0,"
              "\"truncation\":\"disabled\",\"usage\":");
     put_json(complete ? "{\"input_tokens\":328,\"input_tokens_details\":{\"cached_tokens\":0},"
@@ -273,60 +276,78 @@ static void put_delta(Connection *connection)
     put_json("\",\"logprobs\":[]}");
 }
 
-static const char *const TYPES[PREAMBLE + 1 + CONCLUSION] = {
-    "response.created",
-    "response.in_progress",
-    "response.output_item.added",
-    "response.content_part.added",
-    "response.output_text.delta",
-    "response.output_text.done",
-    "response.content_part.done",
-    "response.output_item.done",
-    "response.completed",
+typedef enum {
+    CREATED,
+    IN_PROGRESS,
+    ITEM_ADDED,
+    PART_ADDED,
+    DELTA,
+    TEXT_DONE,
+    PART_DONE,
+    ITEM_DONE,
+    COMPLETED
+} Kind;
+
+static const char *const TYPES[] = {
+    "response.created",           "response.in_progress",       "response.output_item.added",
+    "response.content_part.added", "response.output_text.delta", "response.output_text.done",
+    "response.content_part.done", "response.output_item.done",  "response.completed",
 };
+
+static Kind kind_of(const Connection *connection)
+{
+    int after_deltas = connection->step - PREAMBLE - connection->deltas;
+    if (connection->step < PREAMBLE)
+        return (Kind)connection->step;
+    return after_deltas < 0 ? DELTA : (Kind)(TEXT_DONE + after_deltas);
+}
+
+/* The members that an event has besides its type and number, and the end of the object. */
+static void put_members(Connection *connection, Kind kind)
+{
+    if (kind == CREATED || kind == IN_PROGRESS || kind == COMPLETED) {
+        put_json("\"response\":");
+        put_response(connection, kind == COMPLETED);
+        put_json("}");
+        return;
+    }
+    if (kind == ITEM_ADDED || kind == ITEM_DONE) {
+        put_json("\"output_index\":0,\"item\":");
+        put_item(connection, kind == ITEM_DONE);
+        put_json("}");
+        return;
+    }
+    put_json("\"item_id\":\"");
+    put_json(connection->item_id);
+    put_json("\",\"output_index\":0,\"content_index\":0,");
+    if (kind == DELTA) {
+        put_delta(connection);
+    } else if (kind == TEXT_DONE) {
+        put_json("\"text\":\"");
+        put_text(connection);
+        put_json("\",\"logprobs\":[]}");
+    } else {
+        put_json("\"part\":");
+        put_part(connection, kind == PART_DONE);
+        put_json("}");
+    }
+}
 
 /* Write the next event of the turn. */
 static void write_step(Connection *connection)
 {
-    int place = connection->step;
-    if (place >= PREAMBLE)
-        place = place < PREAMBLE + connection->deltas ? PREAMBLE : place - connection->deltas + 1;
-    if (place == PREAMBLE && !connection->deltas)
-        place++;
+    Kind kind = kind_of(connection);
     char number[32];
-    sprintf(number, "%llu,", (unsigned long long)connection->sequence++);
+    sprintf(number, "%d,", connection->step);
     json.start = json.end = 0;
     put_json("{\"type\":\"");
-    put_json(TYPES[place]);
+    put_json(TYPES[kind]);
     put_json("\",\"sequence_number\":");
     put_json(number);
-    if (place == 0 || place == 1 || place == 8) {
-        put_json("\"response\":");
-        put_response(connection, place == 8);
-        put_json("}");
-    } else if (place == 2 || place == 7) {
-        put_json("\"output_index\":0,\"item\":");
-        put_item(connection, place == 7);
-        put_json("}");
-    } else {
-        put_json("\"item_id\":\"");
-        put_json(connection->item_id);
-        put_json("\",\"output_index\":0,\"content_index\":0,");
-        if (place == PREAMBLE) {
-            put_delta(connection);
-        } else if (place == PREAMBLE + 1) {
-            put_json("\"text\":\"");
-            put_text(connection);
-            put_json("\",\"logprobs\":[]}");
-        } else {
-            put_json("\"part\":");
-            put_part(connection, place == 6);
-            put_json("}");
-        }
-    }
-    put_event(connection, TYPES[place], buffer_head(&json), buffered(&json));
+    put_members(connection, kind);
+    put_event(connection, TYPES[kind], buffer_head(&json), buffered(&json));
     connection->step++;
-    if (place < 8)
+    if (kind != COMPLETED)
         return;
     connection->active = false;
     turn_count++;
@@ -416,11 +437,11 @@ static void start_turn(Connection *connection, const char *body, size_t size)
     sprintf(connection->item_id, "msg_%016llx%012llx", number, number * 40503u);
     sprintf(connection->previous_id, previous[0] ? "\"%s\"" : "null", previous);
     connection->step = 0;
-    connection->sequence = 0;
     connection->active = true;
     connection->due_ns = now_ns() + connection->pace_ns;
-    static const char head[] = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-                               "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n";
+    static const char head[] =
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
+        "Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n";
     if (!connection->websocket)
         buffer_append(&connection->out, head, sizeof head - 1);
     advance(connection);
@@ -429,7 +450,9 @@ static void start_turn(Connection *connection, const char *body, size_t size)
 static void reply(Connection *connection, const char *status, const char *body)
 {
     char head[200];
-    int size = sprintf(head, "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n",
+    int size = sprintf(head,
+                       "HTTP/1.1 %s\r\nContent-Type: application/json\r\n"
+                       "Content-Length: %zu\r\n\r\n",
                        status, strlen(body));
     buffer_append(&connection->out, head, (size_t)size);
     buffer_append(&connection->out, body, strlen(body));
@@ -451,7 +474,8 @@ static void sha1(const char *data, size_t size, unsigned char digest[20])
         for (int i = 0; i < 80; i++) {
             if (i < 16) {
                 const unsigned char *at = padded + block + 4 * i;
-                word[i] = (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8 | at[3];
+                word[i] = (uint32_t)at[0] << 24 | (uint32_t)at[1] << 16 | (uint32_t)at[2] << 8
+                          | at[3];
             } else {
                 uint32_t mixed = word[i - 3] ^ word[i - 8] ^ word[i - 14] ^ word[i - 16];
                 word[i] = mixed << 1 | mixed >> 31;
@@ -488,7 +512,9 @@ static void base64(const unsigned char *data, int size, char *text)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for (int i = 0; i < size; i += 3) {
-        int bits = data[i] << 16 | (i + 1 < size ? data[i + 1] << 8 : 0) | (i + 2 < size ? data[i + 2] : 0);
+        int bits = data[i] << 16;
+        bits |= i + 1 < size ? data[i + 1] << 8 : 0;
+        bits |= i + 2 < size ? data[i + 2] : 0;
         *text++ = digits[bits >> 18 & 63];
         *text++ = digits[bits >> 12 & 63];
         *text++ = i + 1 < size ? digits[bits >> 6 & 63] : '=';
@@ -504,8 +530,10 @@ static void upgrade(Connection *connection, const char *key)
     int size = sprintf(joined, "%.24s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
     sha1(joined, (size_t)size, digest);
     base64(digest, 20, accept);
-    size = sprintf(head, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
-                         "Connection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n", accept);
+    size = sprintf(head,
+                   "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
+                   "Connection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n",
+                   accept);
     buffer_append(&connection->out, head, (size_t)size);
     connection->websocket = true;
     websocket_count++;
