@@ -83,7 +83,9 @@ class Bridge:
         self._memory = Memory(config)
         self._intake = Intake(config, self._memory, config.turn_timeout, resolver)
         self._refused = RefusedFrames()
-        self._shared = Shared(self._policy, self._memory, self._refused, config.max_message)
+        self._shared = Shared(
+            self._policy, self._memory, self._refused, config.max_message, config.log_level
+        )
         self._recorder = Recorder(self._policy) if config.decisions else None
         # Least recently used first: the order in which they are evicted.
         self._conversations: OrderedDict[int, Conversation] = OrderedDict()

@@ -16,6 +16,7 @@ import attrs
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 
 _PORTS = {"ws": 80, "wss": 443}
@@ -214,6 +215,7 @@ class Config:
     # Turns that may wait for one conversation's session; 0: a second turn is refused at once.
     max_waiting: int = attrs.field(default=64, metadata={"least": 0})
     alias_bytes: int = 128 * 1024 * 1024  # remembered response ids; least recently used evicted
+    log_level: LogLevel = LogLevel.DEBUG  # log records below it are not made
     # Handle the most frequent input on shorter paths with the same results. Off only to compare
     # both in tests, or to exclude the shortcuts as the cause of an error.
     shortcuts: bool = True

@@ -76,12 +76,14 @@ class Numbers:
 @attrs.define(eq=False)
 class Shared:
     """What all conversations of one bridge use together. ``max_held``: bytes of events that a link
-    may hold back, so that an upstream cannot fill the memory before its first output."""
+    may hold back, so that an upstream cannot fill the memory before its first output.
+    ``log_level``: log records below it are not made."""
 
     policy: Policy
     memory: Memory
     refused: RefusedFrames
     max_held: int
+    log_level: LogLevel = LogLevel.DEBUG
     numbers: Numbers = attrs.Factory(Numbers)
 
 
@@ -548,20 +550,11 @@ class Conversation:
             turn.error = _TOO_LARGE
             self._step(ev.UpstreamRefused(effect.generation, _TOO_LARGE, unsent=True), now)
             return
-        line = self._line(
-            LogLevel.INFO,
-            "turn.sent",
-            **_about(turn),
-            standing=_standing(turn),
-            form=effect.form.value,
-            bytes=len(frame),
-            # Bytes less than the client sent; negative if the context was added.
-            saved=len(turn.recall.request.frame) - len(frame),
-            anchor=_hashed(turn.recall.anchor),
-            **_cell(self.session, turn.id),
-        )
+        turn.cell = _cell(self.session, turn.id)
         out = link.unsent if link.reading else self._out
-        out += [SendFrame(link.number, frame), line]
+        out.append(SendFrame(link.number, frame))
+        if self.shared.log_level <= LogLevel.DEBUG:
+            out.append(self._line(LogLevel.DEBUG, "turn.sent", {**_about(turn), **_sent(turn)}))
 
     def _stand_in(self, link: Generation, turn: RoutedTurn) -> str | None:
         """The id to send in place of the turn's anchor, if the connection was preloaded with that
@@ -658,6 +651,7 @@ class Conversation:
             LogLevel.INFO,
             "turn.completed",
             **_about(turn),
+            **_sent(turn),
             outcome=terminal.outcome.value,
             response=_hashed(ids[0] if ids else None),
             input_tokens=terminal.usage[0],
@@ -707,36 +701,35 @@ class Conversation:
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(FailAnswer(turn.id, error))
         self._resume(turn.id)
+        sent = _sent(turn) if turn.sent else {"standing": _standing(turn)}
+        decided = {"anchor": _hashed(anchor), **_cell(self.session, turn.id)}
         self._log(
             LogLevel.WARNING,
             "turn.refused",
             **_about(turn),
-            standing=_standing(turn),
+            **{**sent, **decided},
             status=error.status,
             code=error.log_code,
             cause=cause,
-            anchor=_hashed(anchor),
             # How often turns with this anchor were refused; the policy has a limit.
             refusals=dict(self.session.state.refusals).get(turn.recall.anchor, 0),
-            **_cell(self.session, turn.id),
         )
 
     # ------------------------------------------------------------ log lines
 
     def _log(self, level: LogLevel, event: str, **fields: str | int) -> None:
-        self._out.append(self._line(level, event, **fields))
+        """Add a log record to the effects, if records of its level are made."""
+        if level >= self.shared.log_level:
+            self._out.append(self._line(level, event, fields))
 
-    def _line(self, level: LogLevel, event: str, **fields: str | int) -> Log:
-        common: dict[str, str | int] = {
-            "session": self.id,
-            "generation": self.session.state.generation,
-            "rule": self.session.rule,
-        }
-        running = self.running
-        if running is not None and "request_id" not in fields:
+    def _line(self, level: LogLevel, event: str, fields: dict[str, str | int]) -> Log:
+        fields["session"] = self.id
+        fields["generation"] = self.session.state.generation
+        fields["rule"] = self.session.rule
+        if "request_id" not in fields and (running := self.running) is not None:
             # A record about the session is also about the request that it is serving.
-            common["request_id"] = running.request
-        return Log(level, event, {**fields, **common})
+            fields["request_id"] = running.request
+        return Log(level, event, fields)
 
 
 # The error for a frame that the upstream has refused for its size before, with an error or by
@@ -756,6 +749,19 @@ def _about(turn: RoutedTurn) -> dict[str, str | int]:
 
 def _standing(turn: RoutedTurn) -> str:
     return turn.recall.standing.value
+
+
+def _sent(turn: RoutedTurn) -> dict[str, str | int]:
+    """How a turn was sent, the latest time: the log fields of ``turn.sent``."""
+    return {
+        "standing": _standing(turn),
+        "form": turn.form.value,
+        "bytes": turn.sent,
+        # Bytes less than the client sent; negative if the context was added.
+        "saved": len(turn.recall.request.frame) - turn.sent,
+        "anchor": _hashed(turn.recall.anchor),
+        **turn.cell,
+    }
 
 
 def _cell(session: Session, turn: int) -> dict[str, str]:

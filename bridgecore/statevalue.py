@@ -83,6 +83,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
         left_out={
             "request": "an id for the log",
             "sent": "a size for accounts",
+            "cell": "for the log",
             "deadline": "part of the session once it is submitted",
         }
     ),

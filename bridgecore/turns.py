@@ -37,6 +37,7 @@ class RoutedTurn:
     # State of the latest attempt to send it.
     form: RequestForm = RequestForm.AS_IS
     sent: int = 0  # bytes of the frame
+    cell: dict[str, str] = attrs.Factory(dict)  # the log field of the cell that decided to send it
     frame: bytes = b""  # the frame, kept until the first event is delivered
     error: ErrorFrame | None = None  # the upstream's latest error about it
     stored: bool | None = None  # ``store`` in its response.created

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TextIO
 
 from bridgecore.transport import Log, LogLevel
@@ -25,7 +26,15 @@ def utc_now() -> datetime:
 
 
 class LineLog:
-    """Writes the records of at least ``level`` (debug, info, warning, error) to ``stream``."""
+    """Writes the records of at least ``level`` (debug, info, warning, error) to ``stream``.
+
+    Each line is written at once, until ``later`` is set to a function that calls another one soon,
+    such as ``call_soon`` of an event loop. Then the lines of one pass of the loop are written
+    together, because a write costs more than the line, and a busy bridge makes many in one pass.
+    Whoever sets it calls ``flush`` at the end.
+    """
+
+    later: Callable[[Callable[[], None]], object] | None = None
 
     def __init__(
         self, stream: TextIO | None, level: str, clock: Callable[[], datetime] = utc_now
@@ -33,28 +42,42 @@ class LineLog:
         self._stream = stream
         self._level = LogLevel[level.upper()]
         self._clock = clock
+        self.waiting: list[str] = []  # lines that are not written yet
 
     def __call__(self, record: Log) -> None:
         """Write ``record``. Errors of the stream are ignored: serving matters more than its log."""
         if record.level < self._level or self._stream is None:
             return
-        with contextlib.suppress(OSError, ValueError):
-            self._stream.write(format_line(record, self._clock()) + "\n")
-            self._stream.flush()
+        self.waiting.append(format_line(record, self._clock()))
+        if self.later is None:
+            self.flush()
+        elif len(self.waiting) == 1:
+            self.later(self.flush)
+
+    def flush(self) -> None:
+        """Write the lines that are not written yet."""
+        lines, self.waiting = self.waiting, []
+        if lines and self._stream is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
 
 
 def format_line(record: Log, at: datetime) -> str:
     """``record`` as one line of printable ASCII, without the newline."""
-    stamp = at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03}Z"
-    words = [stamp, record.level.name.lower(), _name(record.event)]
-    words += [f"{_name(key)}={_value(value)}" for key, value in record.fields.items()]
+    stamp = at.isoformat(timespec="milliseconds")[: len("2026-01-01T00:00:00.000")]
+    words = [f"{stamp}Z {record.level.name.lower()} {_name(record.event)}"]
+    for key, value in record.fields.items():
+        text = str(value)
+        shown = text if _BARE.fullmatch(text) else _quoted(text)
+        words.append(f"{_name(key)}={shown}")
     return " ".join(words)
 
 
+@lru_cache(maxsize=256)  # there are some fifty names
 def _name(text: str) -> str:
     return _NOT_A_NAME.sub("_", text) or "_"
 
 
-def _value(value: str | int) -> str:
-    text = str(value)
-    return text if _BARE.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
+def _quoted(text: str) -> str:
+    return json.dumps(text).replace("\x7f", "\\u007f")

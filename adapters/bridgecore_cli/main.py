@@ -117,10 +117,12 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> int:
     with contextlib.ExitStack() as stack:
-        log: _WriteLog = LineLog(sys.stderr, settings.log_level)
+        lines = LineLog(sys.stderr, settings.log_level)
+        stack.callback(lines.flush)
+        log: _WriteLog = lines
         if settings.decision_log is not None:
             log = stack.enter_context(replay.DecisionLog(settings.decision_log, log))
-        _run(settings, log)
+        _run(settings, lines, log)
     return 0
 
 
@@ -149,13 +151,18 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-def _run(settings: Settings, log: _WriteLog) -> None:
-    signals = _Signals(loud=LogLevel[settings.log_level.upper()] <= LogLevel.WARNING)
+def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
+    """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
+    in each pass of the event loop."""
+    loud = LogLevel[settings.log_level.upper()] <= LogLevel.WARNING
+    signals = _Signals(lines, loud=loud)
     if settings.backend == "asyncio":
         from bridgecore_asyncio import serve as asyncio_serve
 
         async def bridge() -> None:
-            signals.wake(asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            signals.wake(loop)
+            lines.later = loop.call_soon
             await _bridge(asyncio_serve, settings, log, signals)
 
         asyncio.run(bridge())
@@ -168,7 +175,11 @@ def _run(settings: Settings, log: _WriteLog) -> None:
             ) from None
         from bridgecore_trio import serve as trio_serve
 
-        trio.run(_bridge, trio_serve, settings, log, signals)
+        async def bridge() -> None:
+            lines.later = trio.lowlevel.current_trio_token().run_sync_soon
+            await _bridge(trio_serve, settings, log, signals)
+
+        trio.run(bridge)
 
 
 async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
@@ -213,10 +224,12 @@ class _Signals:
     """Handles SIGINT and SIGTERM: the first starts a drain, the second ends the process at once.
 
     The bridge logs the first when it begins to drain (``drain.started``), not the handler, which
-    may have interrupted the writing of another line. The second one is logged here, if ``loud``.
+    may have interrupted the writing of another line. The second one is logged here, if ``loud``,
+    after those of ``lines`` that wait to be written.
     """
 
-    def __init__(self, *, loud: bool) -> None:
+    def __init__(self, lines: LineLog, *, loud: bool) -> None:
+        self._lines = lines
         self._loud = loud
         self._first: str | None = None  # the name of the first signal, once it has come
         self._drain: Callable[[str], None] | None = None
@@ -245,8 +258,9 @@ class _Signals:
             if self._loud:
                 fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
                 record = Log(LogLevel.WARNING, "drain.cut_short", fields)
+                text = "\n".join([*self._lines.waiting, format_line(record, utc_now()), ""])
                 with contextlib.suppress(OSError):  # not sys.stderr: its lock may be held
-                    os.write(2, f"{format_line(record, utc_now())}\n".encode())
+                    os.write(2, text.encode())
             os._exit(128 + number)
         self._first = name
         if self._drain is not None:

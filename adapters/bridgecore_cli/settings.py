@@ -23,6 +23,7 @@ from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, Ups
 from bridgecore.errors import BridgecoreError, ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import forwarded_names
 
 USAGE = 2  # exit code: a flag is wrong (the code of argparse)
@@ -341,6 +342,7 @@ class Settings:
             upstream=upstream,
             policy=POLICIES[self.policy],
             decisions=self.decision_log is not None,
+            log_level=LogLevel[self.log_level.upper()],
             **core,
         )
 

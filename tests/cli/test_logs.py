@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import deque
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import pytest
@@ -53,6 +55,25 @@ def test_only_records_of_the_level_are_written() -> None:
     for level in LogLevel:
         log(Log(level, level.name, {}))
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["warning", "error"]
+
+
+def test_the_lines_of_one_pass_of_the_loop_are_written_together() -> None:
+    stream, calls = io.StringIO(), deque[Callable[[], None]]()
+    log = LineLog(stream, "info", lambda: AT)
+    log(Log(LogLevel.INFO, "a", {}))
+    assert stream.getvalue().count("\n") == 1
+    log.later = calls.append
+    for event in ("b", "c"):
+        log(Log(LogLevel.INFO, event, {}))
+    assert stream.getvalue().count("\n") == 1
+    (flush,) = calls
+    flush()
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["a", "b", "c"]
+    calls.clear()
+    log(Log(LogLevel.INFO, "d", {}))
+    assert len(calls) == 1
+    log.flush()
+    assert stream.getvalue().endswith(" d\n")
 
 
 def test_a_closed_log_stream_is_no_error() -> None:

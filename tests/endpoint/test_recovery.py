@@ -790,8 +790,9 @@ def test_the_log_names_the_cell_that_decided() -> None:
     world.ask("b", previous_response_id=first, store=False)
     world.ask("c", previous_response_id=first, store=False)
     cells = [(log.event, log.fields["cell"]) for log in world.net.logs if "cell" in log.fields]
-    rehydrated = ("turn.sent", "send_skipped/held=rehydrate")
-    assert cells == [rehydrated, rehydrated, ("turn.refused", "lost_sent/held=refuse")]
+    cell = "send_skipped/held=rehydrate"
+    sent, completed = ("turn.sent", cell), ("turn.completed", cell)
+    assert cells == [sent, completed, sent, ("turn.refused", "lost_sent/held=refuse")]
 
 
 def test_the_log_has_not_found_where_the_client_has() -> None:
