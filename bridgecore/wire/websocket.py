@@ -304,7 +304,24 @@ class _Peer:
                 self._frames.receive_bytes(data[start : start + _SLICE])
                 self._read_frames(events)
         except ParseFailed as exc:
+            self._parse_failed(exc, events)
+
+    def _parse_failed(self, exc: ParseFailed, events: list[WebSocketEvent]) -> None:
+        """Fail as wsproto says, except where its answer depends on how the input was split.
+
+        It decodes the part of a frame that it has. So its message counts from the start of that
+        part, and text that is both too large and not UTF-8 is one or the other. Here such text is
+        too large if the part before the first invalid byte is.
+        """
+        cause = exc.__context__
+        if not isinstance(cause, UnicodeDecodeError):
             self._fail(events, int(exc.code), str(exc))
+        elif str(exc) != str(cause):
+            self._fail(events, 1007, "the reason of a close frame is not UTF-8")
+        elif self._is_too_large(cause.start):
+            self._fail_too_large(events)
+        else:
+            self._fail(events, 1007, "a text message is not UTF-8")
 
     def _read_frames(self, events: list[WebSocketEvent]) -> None:
         # wsproto returns the parts of a data frame as they are received, so max_message also limits
@@ -329,8 +346,8 @@ class _Peer:
         self, part: bytes, frame_done: bool, message_done: bool, events: list[WebSocketEvent]
     ) -> None:
         partial = self._partial
-        if len(part) + (0 if partial is None else len(partial)) > self._max_message:
-            self._fail(events, 1009, f"a message is larger than {self._max_message} bytes")
+        if self._is_too_large(len(part)):
+            self._fail_too_large(events)
         elif message_done:
             if partial is None:
                 events.append(MessageReceived(part))
@@ -347,6 +364,13 @@ class _Peer:
             self._fragments += frame_done
             if self._fragments >= MAX_FRAGMENTS:
                 self._fail(events, 1009, f"a message has more than {MAX_FRAGMENTS} fragments")
+
+    def _is_too_large(self, more: int) -> bool:
+        """Whether ``more`` bytes would make the message in progress too large."""
+        return more + (0 if self._partial is None else len(self._partial)) > self._max_message
+
+    def _fail_too_large(self, events: list[WebSocketEvent]) -> None:
+        self._fail(events, 1009, f"a message is larger than {self._max_message} bytes")
 
     def _close_received(self, code: int, reason: str, events: list[WebSocketEvent]) -> None:
         if self._phase is _Phase.OPEN:
