@@ -131,18 +131,12 @@ class Failed:
     reason: str
 
 
-WebSocketEvent: TypeAlias = (
-    Upgraded
-    | UpgradeRejected
-    | UpgradeRequested
-    | MessageReceived
-    | PongReceived
-    | CloseReceived
-    | Failed
+# Everything but messages
+ConnectionEvent: TypeAlias = (
+    Upgraded | UpgradeRejected | UpgradeRequested | PongReceived | CloseReceived | Failed
 )
-
-# The result of ``receive_raw``: a text message is its UTF-8 bytes.
-Received: TypeAlias = bytes | WebSocketEvent
+WebSocketEvent: TypeAlias = MessageReceived | ConnectionEvent
+Received: TypeAlias = bytes | ConnectionEvent  # a text message is its UTF-8 bytes
 
 
 # ------------------------------------------------------------------ both ends
@@ -252,7 +246,7 @@ class _Peer:
             self._receive_frames(data, found)
         return found
 
-    def receive_eof(self) -> list[WebSocketEvent]:
+    def receive_eof(self) -> list[ConnectionEvent]:
         """The peer sends no more. ``Failed(1006)`` unless the connection had ended in order."""
         if self._phase is _Phase.CLOSED:
             return []
@@ -676,7 +670,7 @@ class WebSocketClient(_Peer):
         except (h11.LocalProtocolError, WsprotoLocalError, UnicodeError) as exc:
             raise LocalProtocolError(f"the upgrade cannot be asked for: {exc}") from exc
 
-    def receive_eof(self) -> list[WebSocketEvent]:
+    def receive_eof(self) -> list[ConnectionEvent]:
         """The peer sends no more. ``Failed(1006)`` unless the connection had ended in order."""
         if self._opening is not None and (rejection := self._opening.rejection) is not None:
             # A body without a length ends like this. One that is incomplete is used as far as it

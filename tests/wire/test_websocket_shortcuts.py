@@ -25,6 +25,7 @@ from bridgecore.wire.websocket import (
     WebSocketEvent,
     WebSocketServer,
 )
+from tests.memory import taken
 
 EXAMPLES = int(os.environ.get("HYPOTHESIS_EXAMPLES", "400"))
 many = settings(
@@ -328,6 +329,22 @@ def test_raw_messages_are_bytes_in_the_order_of_events() -> None:
     assert found[::2][:2] == [b"a", b"bc"]
     again = client(10).receive_raw(bytearray(wire))  # type: ignore[arg-type]  # not a message type
     assert [type(one) for one in again] == [type(one) for one in found]
+
+
+def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
+    """With it, and with a reader of wsproto, it would take 6 kB, and 30 objects for a collector."""
+
+    def upgraded_and_used() -> list[WebSocketClient]:
+        peers = [client(1 << 20) for _ in range(50)]
+        for peer in peers:
+            peer.send_text(b"x" * 300)
+            assert peer.receive(frame(0x81, b"a") + frame(0x89, b"ping") + frame(0x01, b"b")) != []
+            assert peer.receive(frame(0x80, b"c")) != []
+            peer.data_to_send()
+        return peers
+
+    _, size = taken(upgraded_and_used)
+    assert size < 50 * 600
 
 
 # ------------------------------------------------------------------ writing
