@@ -31,6 +31,7 @@ from __future__ import annotations
 import enum
 import re
 import struct
+from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final, TypeAlias
 
@@ -217,9 +218,11 @@ class _Peer:
         self._head_part = b""  # the received part of an incomplete frame head
         self._partial: bytearray | None = None  # the received part of an incomplete message
         self._fragments = 0
-        self._texts: list[bytes] = []  # queued messages; of the first, the part from _offset
+        # Queued messages; of the first, the part from _offset. None: there are none. Nearly always
+        # there are none, so no empty container is kept.
+        self._texts: deque[bytes] | None = None
         self._offset = 0
-        self._pongs: list[bytes] = []  # payloads; at most MAX_PONGS
+        self._pongs: tuple[bytes, ...] = ()  # payloads; at most MAX_PONGS
         self._queued = b""
 
     # -- input
@@ -264,7 +267,7 @@ class _Peer:
             return b""
         data = b"".join(bytes(self._writer.pong(payload)) for payload in self._pongs)
         data += self._queued
-        self._pongs.clear()
+        self._pongs = ()
         self._queued = b""
         return data
 
@@ -289,7 +292,7 @@ class _Peer:
         """
         self._require_upgrade()
         _require_utf8(data)
-        if self._texts:
+        if self._texts is not None:
             raise LocalProtocolError("a queued message is still being sent: queue this one, too")
         if self._phase is not _Phase.OPEN:
             return b""
@@ -305,8 +308,11 @@ class _Peer:
         """
         self._require_upgrade()
         _require_utf8(data)
-        if self._phase is _Phase.OPEN:
-            self._texts.append(data)
+        if self._phase is not _Phase.OPEN:
+            return
+        if self._texts is None:
+            self._texts = deque()
+        self._texts.append(data)
 
     def next_frame(self) -> bytes:
         """The next frame of the queued messages; ``b""`` if there is none.
@@ -314,13 +320,14 @@ class _Peer:
         A message of up to ``FRAGMENT`` bytes is one frame. Call it when the transport has taken the
         frame before. The queue is dropped when either side closes or fails.
         """
-        if not self._texts:
+        if self._texts is None:
             return b""
         text, start = self._texts[0], self._offset
         self._offset = end = _fragment_end(text, start)
         last = end == len(text)
         if last:
-            del self._texts[0]
+            self._texts.popleft()
+            self._texts = self._texts or None
             self._offset = 0
         # FIN in the last frame; opcode 1, text, in the first, and 0, continuation, after it
         return self._text_frame((0x80 if last else 0) | (not start), text[start:end])
@@ -350,7 +357,7 @@ class _Peer:
             return b""
         data = self.data_to_send() + self._close_frame(code, reason)
         self._phase = _Phase.CLOSING
-        self._texts.clear()
+        self._texts = None
         return data
 
     def _require_upgrade(self) -> None:
@@ -470,8 +477,7 @@ class _Peer:
                 self._close_received(int(payload[0]), payload[1], found)
             elif frame.opcode is Opcode.PING:
                 if self._phase is _Phase.OPEN:  # nothing may follow our close frame
-                    self._pongs.append(bytes(payload))
-                    del self._pongs[:-MAX_PONGS]
+                    self._pongs = (*self._pongs, bytes(payload))[-MAX_PONGS:]
             elif frame.opcode is Opcode.PONG:
                 found.append(PongReceived())
             else:
@@ -544,7 +550,7 @@ class _Peer:
         self._opening = None
         self._reader = None
         self._partial = None
-        self._texts.clear()
+        self._texts = None
 
 
 def _require_utf8(text: bytes) -> None:

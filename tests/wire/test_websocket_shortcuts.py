@@ -344,7 +344,7 @@ def test_an_idle_connection_keeps_nothing_of_its_handshake() -> None:
         return peers
 
     _, size = taken(upgraded_and_used)
-    assert size < 50 * 600
+    assert size < 50 * 400
 
 
 # ------------------------------------------------------------------ writing
