@@ -31,6 +31,7 @@ from __future__ import annotations
 import enum
 import re
 import struct
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final, TypeAlias
@@ -183,7 +184,7 @@ class _Opening:
         return head
 
 
-class _Peer:
+class _Peer(ABC):
     """The common part of both sides: everything after the handshake."""
 
     __slots__ = (
@@ -258,8 +259,9 @@ class _Peer:
         missing = "before the upgrade was complete" if opening else "without a close frame"
         return [Failed(1006, f"the stream ended {missing}")]
 
+    @abstractmethod
     def _receive_opening(self, data: bytes, found: list[Received]) -> None:
-        raise NotImplementedError  # the handshakes of the two sides differ
+        """Take in bytes before the end of the handshake, which differs between the two sides."""
 
     def data_to_send(self) -> bytes:
         """The replies to send after ``receive``: pongs in order, then a close frame; or ``b""``."""
@@ -369,9 +371,9 @@ class _Peer:
             return bytes(self._writer.close())
         return bytes(self._writer.close(code, reason))
 
+    @abstractmethod
     def _text_frame(self, first: int, text: bytes) -> bytes:
         """A data frame with the first byte ``first``, masked by the client."""
-        raise NotImplementedError
 
     # -- frames
 
@@ -421,9 +423,9 @@ class _Peer:
         """Read plain frames from offset ``at``; the offset of the first frame that is not plain.
 
         Nearly all that an upstream sends is one short event per frame, of which only the payload
-        is wanted. For a frame of 200 bytes wsproto takes about 11 us, mostly for objects that
-        describe it, and this loop 0.3 us. What makes a frame plain is in the rule at the top of
-        this module. Whatever wsproto may have to reject or to remember is left to it.
+        is wanted. For a frame of 200 bytes wsproto takes 5 us, mostly for objects that describe it,
+        and this loop 0.3 us. What makes a frame plain is in the rule at the top of this module.
+        Whatever wsproto may have to reject or to remember is left to it.
         """
         size, limit = len(data), self._max_message
         while at + 2 <= size and data[at] == _PLAIN_TEXT:
