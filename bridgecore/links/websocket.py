@@ -23,10 +23,32 @@ from bridgecore.wire.errors import longest, read_error_body, read_wait
 
 
 class WebSocketConnection:
-    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``."""
+    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``.
+
+    ``shortcuts``: read plain frames without wsproto; see ``wire.websocket``.
+    """
+
+    __slots__ = (
+        "_config",
+        "_pong_due",
+        "_seen",
+        "_sending",
+        "_socket",
+        "_taken",
+        "deadline",
+        "link",
+        "paused",
+        "stage",
+    )
 
     def __init__(
-        self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int
+        self,
+        config: Config,
+        link: int,
+        headers: list[tuple[bytes, bytes]],
+        now: int,
+        *,
+        shortcuts: bool = True,
     ) -> None:
         self._config = config
         self._socket = ws.WebSocketClient(
@@ -34,6 +56,7 @@ class WebSocketConnection:
             target=config.upstream.target,
             headers=headers,
             max_message=config.max_message,
+            shortcuts=shortcuts,
         )
         self._seen = now  # ns, the upstream's last sign of life
         self._pong_due: int | None = None  # ns; None: no ping is unanswered
@@ -57,23 +80,32 @@ class WebSocketConnection:
         return self._socket.connect()
 
     def receive(self, data: bytes, now: int) -> ReadResult:
-        """Parse received bytes."""
+        """Parse received bytes.
+
+        No deadline moves: ``timeout`` looks at the time of the last sign of life when it is due.
+        """
         self._alive(now)  # any byte is a sign of life, not only a pong
-        return self._read(self._socket.receive(data), now)
+        found = self._socket.receive_raw(data)
+        messages = [item for item in found if isinstance(item, bytes)]
+        if len(messages) == len(found):  # nearly every read; a ping is no event, but has a reply
+            return ReadResult(messages=messages, reply=self._socket.data_to_send())
+        # Only the upgrade comes before a message, only a close after it, and a pong says nothing
+        # more: the order between the messages and the other events is that of ReadResult.
+        return self._read(messages, [item for item in found if not isinstance(item, bytes)], now)
 
     def receive_eof(self, now: int) -> ReadResult:
         """The upstream has ended its sending side; the link is lost, unless it was before."""
-        read = self._read(self._socket.receive_eof(), now)
+        read = self._read([], self._socket.receive_eof(), now)
         if read.loss is None:
             read.loss = Loss(Closed(1006))
         return read
 
-    def _read(self, events: list[ws.WebSocketEvent], now: int) -> ReadResult:
-        read = ReadResult()
+    def _read(
+        self, messages: list[bytes], events: list[ws.ConnectionEvent], now: int
+    ) -> ReadResult:
+        read = ReadResult(messages=messages)
         for event in events:
-            if isinstance(event, ws.MessageReceived):
-                read.messages.append(event.data)
-            elif isinstance(event, ws.Upgraded):
+            if isinstance(event, ws.Upgraded):
                 read.opened = True
                 self.stage = Stage.OPEN
                 self.deadline = now + self._config.ping_interval
@@ -88,8 +120,8 @@ class WebSocketConnection:
                 read.loss = Loss(_failure(event.code))
             elif isinstance(event, ws.PongReceived):
                 pass
-            elif isinstance(event, ws.UpgradeRequested):
-                raise AssertionError("a server does not ask for an upgrade")
+            elif isinstance(event, ws.UpgradeRequested | ws.MessageReceived):
+                raise AssertionError(f"not an event of receive_raw at a client: {event!r}")
             else:
                 assert_never(event)
         read.reply = self._socket.data_to_send()

@@ -46,6 +46,30 @@ def test_messages() -> None:
     assert read.loss is None
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_messages_around_other_frames_of_one_read(shortcuts: bool) -> None:
+    upstream = WebSocketConnection(CONFIG, 1, [], 0, shortcuts=shortcuts)
+    server = WebSocketServer(max_message=1000)
+    server.receive(upstream.connected())
+    first = upstream.receive(server.accept() + server.send_text(b"a") + server.ping(), 1)
+    assert (first.opened, first.messages, first.loss) == (True, [b"a"], None)
+    server.receive(first.reply)
+    ping = upstream.timeout(1 + CONFIG.ping_interval)
+    assert isinstance(ping, bytes)
+    server.receive(ping)
+    pong = server.data_to_send()
+    assert pong
+    at = upstream.deadline
+    events = [server.send_text(b"b"), pong, server.send_text(b"c")]
+    assert upstream.receive(b"".join(events), 9) == ReadResult(messages=[b"b", b"c"])
+    assert upstream.receive(server.send_text(b"d"), 10) == ReadResult(messages=[b"d"])
+    assert upstream.deadline == at  # it is looked at when it is due
+    last = upstream.receive(server.send_text(b"e") + server.close(1001), 11)
+    assert last.messages == [b"e"]
+    assert last.loss is not None
+    assert last.loss.cause == Closed(1001)
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "wait"),
     [

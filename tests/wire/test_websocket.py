@@ -354,6 +354,27 @@ def test_broken_frames_fail_and_end_everything(wire: bytes, code: int) -> None:
     assert client.receive_eof() == []
 
 
+EURO = "\u20ac".encode()
+
+
+@pytest.mark.parametrize(
+    ("wire", "code"),
+    [
+        (b"\x01\x02\x00\x80", 1007),  # the decoder counts from the start of the part that it has
+        (frame(1, b"x" * 8 + b"\xff" * 12), 1007),
+        (frame(1, b"x" * 12 + b"\xff" * 8), 1009),  # decoded at once it is invalid, cut too large
+        (frame(1, b"x" * 4, fin=False) + frame(0, b"x" * 7 + b"\xff"), 1009),
+        (frame(1, b"x" * 9 + EURO[:2] + b"x"), 1007),
+        (frame(1, b"x" * 9, fin=False) + frame(8, struct.pack("!H", 1000) + b"xxx\xff"), 1007),
+    ],
+)
+def test_the_cause_of_a_failure_does_not_depend_on_the_split(wire: bytes, code: int) -> None:
+    whole = opened(max_message=10)[0].receive(wire)
+    assert [event.code for event in whole if isinstance(event, Failed)] == [code]
+    for cut in range(1, len(wire)):
+        assert feed(opened(max_message=10)[0], wire, [cut]) == whole
+
+
 def test_messages_before_a_broken_frame_are_delivered() -> None:
     client, _ = opened()
     events = client.receive(frame(1, b"good") + frame(3))
