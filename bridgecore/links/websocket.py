@@ -23,10 +23,7 @@ from bridgecore.wire.errors import longest, read_error_body, read_wait
 
 
 class WebSocketConnection:
-    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``.
-
-    ``shortcuts``: read plain frames without wsproto; see ``wire.websocket``.
-    """
+    """The WebSocket connection that carries ``link``; an ``UpstreamConnection``."""
 
     __slots__ = (
         "_config",
@@ -42,13 +39,7 @@ class WebSocketConnection:
     )
 
     def __init__(
-        self,
-        config: Config,
-        link: int,
-        headers: list[tuple[bytes, bytes]],
-        now: int,
-        *,
-        shortcuts: bool = True,
+        self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int
     ) -> None:
         self._config = config
         self._socket = ws.WebSocketClient(
@@ -56,7 +47,7 @@ class WebSocketConnection:
             target=config.upstream.target,
             headers=headers,
             max_message=config.max_message,
-            shortcuts=shortcuts,
+            shortcuts=config.shortcuts,
         )
         self._seen = now  # ns, the upstream's last sign of life
         self._pong_due: int | None = None  # ns; None: no ping is unanswered

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from bridgecore.config import Config, UpstreamUrl
@@ -48,7 +49,7 @@ def test_messages() -> None:
 
 @pytest.mark.parametrize("shortcuts", [True, False])
 def test_messages_around_other_frames_of_one_read(shortcuts: bool) -> None:
-    upstream = WebSocketConnection(CONFIG, 1, [], 0, shortcuts=shortcuts)
+    upstream = WebSocketConnection(attrs.evolve(CONFIG, shortcuts=shortcuts), 1, [], 0)
     server = WebSocketServer(max_message=1000)
     server.receive(upstream.connected())
     first = upstream.receive(server.accept() + server.send_text(b"a") + server.ping(), 1)
