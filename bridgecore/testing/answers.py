@@ -1,7 +1,7 @@
 """The requests and answers of the emulator: input, output items, and the default answer.
 
 What belongs here: everything that depends only on a request's body and context. Connections,
-continuation, storage and faults are in ``emulator.py``; the response object is in ``resource.py``.
+continuation, storage and the response object are in ``bridgecore.testing.emulator``.
 
 The default answer (``echo``) depends only on the turn's *effective context*: the context of the
 anchor, plus this input. So a conversation that was rebuilt from a transcript gets the same answer

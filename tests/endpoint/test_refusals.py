@@ -205,7 +205,7 @@ def test_an_upstream_that_loses_what_it_stores() -> None:
     talker = Talker(world, store=True)
     talker.attempt(user("a"))
     world.advance(1000)
-    world.emulator._storage.clear()
+    world.emulator._storage.clear_responses()
     talker.attempt(user("b"))
     assert talker.told == ["200", "200"]
     assert_empty(world)

@@ -1,7 +1,7 @@
-"""Tests of testing/emulator.py: what only the real service does besides answering turns.
+"""Tests of testing/emulator/context.py and events.py: what the service reads, and what it writes.
 
 What belongs here: item references, reasoning, compaction, limits of output. Turns, continuation and
-lanes are in test_emulator.py.
+lanes are in test_service.py.
 """
 
 from __future__ import annotations

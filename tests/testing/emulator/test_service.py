@@ -1,4 +1,4 @@
-"""Tests of testing/emulator.py, driven in memory by a WebSocket client."""
+"""Tests of testing/emulator/service.py, driven in memory by a WebSocket client."""
 
 from __future__ import annotations
 
