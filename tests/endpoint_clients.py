@@ -16,7 +16,7 @@ import attrs
 from bridgecore.config import Continuity
 from bridgecore.simulate.witness import said
 from bridgecore.testing import (
-    CreateRequest,
+    CreateFrame,
     Fault,
     Point,
 )
@@ -49,7 +49,7 @@ def assert_empty(world: World) -> None:
 # ------------------------------------------------------------------ the history of a conversation
 
 
-def context(request: CreateRequest) -> list[tuple[object, ...]]:
+def context(request: CreateFrame) -> list[tuple[object, ...]]:
     """The context of a request at the upstream."""
     return [said(item) for item in request.context]
 
@@ -124,7 +124,7 @@ class Talker:
         self.past[response["id"]] = [*believed, *response["output"]]
         self.last = response["id"]
 
-    def shown(self, response: str) -> CreateRequest:
+    def shown(self, response: str) -> CreateFrame:
         """The frame that the upstream answered with ``response``."""
         (turn,) = [turn for turn in self.world.emulator.turns if turn.response_id == response]
         return turn.request

@@ -24,7 +24,7 @@ from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.profiles import Profile
 from bridgecore.simulate.witness import Asked, encode
-from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.answers import CreateFrame, Output, ToolCall, echo
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
 from bridgecore.testing.network import MILLISECOND
@@ -50,7 +50,7 @@ def marks(data: bytes) -> set[tuple[int, int]]:
     return {(int(client), int(turn)) for client, turn in _MARK.findall(data)}
 
 
-def answer(request: CreateRequest) -> Sequence[Output]:
+def answer(request: CreateFrame) -> Sequence[Output]:
     """The emulator's answer: ``echo``, or, for ``call N tools``, N calls that differ only in their
     ids."""
     last = request.input[-1] if request.input else {}

@@ -34,7 +34,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.paths import Paths
-from bridgecore.testing.answers import CreateRequest, Output, Text, count_tokens
+from bridgecore.testing.answers import CreateFrame, Output, Text, count_tokens
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader
 from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
@@ -139,7 +139,7 @@ def _is_hit(experiment: Experiment, turn: int) -> bool:
     return every is not None and turn >= 2 and (turn - 2) % every == 0
 
 
-def _answer(request: CreateRequest) -> Sequence[Output]:
+def _answer(request: CreateFrame) -> Sequence[Output]:
     return [Text("said ".ljust(_OUTPUT_TOKENS * _BYTES_PER_TOKEN, "."))]
 
 
@@ -164,7 +164,7 @@ class _LostBeforeCreated(FaultPlan):
         return [Fault(point, CloseWith(1011))]
 
 
-def _turn_of(request: CreateRequest) -> int:
+def _turn_of(request: CreateFrame) -> int:
     text: str = request.input[-1]["content"][0]["text"]
     return int(text.split()[1])
 

@@ -14,7 +14,7 @@ from bridgecore.simulate.report import Journal
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.strikes import Strikes
 from bridgecore.simulate.witness import encode
-from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.answers import CreateFrame
 from bridgecore.testing.emulator import Emulator, is_met
 from bridgecore.testing.faults import Fault, FaultPlan, Point, ReadSlowly, When
 from bridgecore.testing.network import MILLISECOND, NOBODY, Network
@@ -151,7 +151,7 @@ class _Faults(FaultPlan):
         return [] if fault is None else [fault]
 
 
-def _owner_of(request: CreateRequest) -> tuple[int, int]:
+def _owner_of(request: CreateFrame) -> tuple[int, int]:
     """The client and turn of a create frame: the last mark in it. Earlier marks are in
     its history."""
     for item in reversed(request.input):

@@ -16,7 +16,7 @@ from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     Abort,
     CloseWith,
-    CreateRequest,
+    CreateFrame,
     Error,
     ErrorShape,
     Fault,
@@ -302,7 +302,7 @@ def test_codex_is_recognised_by_the_content_of_items() -> None:
     assert_empty(world)
 
 
-def calling(request: CreateRequest) -> list[Json]:
+def calling(request: CreateFrame) -> list[Json]:
     """A call for each output so far, up to five; then an answer."""
     outputs = sum(item.get("type") == "function_call_output" for item in request.context)
     if outputs % 6 == 5:

@@ -17,7 +17,7 @@ from bridgecore.testing import (
     EVERY,
     Abort,
     CloseWith,
-    CreateRequest,
+    CreateFrame,
     Error,
     Fault,
     Point,
@@ -167,7 +167,7 @@ def test_parallel_calls_answered_together() -> None:
     assert_empty(world)
 
 
-def two_calls_then_text(request: CreateRequest) -> list[Json]:
+def two_calls_then_text(request: CreateFrame) -> list[Json]:
     if len(request.context) == 1:
         call = {"type": "function_call", "status": "completed", "arguments": "{}"}
         return [{**call, "name": n, "call_id": f"call_{n}"} for n in ("one", "two")]

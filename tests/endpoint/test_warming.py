@@ -12,7 +12,7 @@ from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     EVERY,
     Abort,
-    CreateRequest,
+    CreateFrame,
     Error,
     Fault,
     Point,
@@ -42,7 +42,7 @@ def warming(**settings: object) -> World:
     return held(rotation=Rotation.WARM, upstream_lifetime=LIFETIME * SECOND, **settings)
 
 
-def warm_ups(world: World) -> list[CreateRequest]:
+def warm_ups(world: World) -> list[CreateFrame]:
     return [request for request in world.emulator.requests if request.body.get("generate") is False]
 
 

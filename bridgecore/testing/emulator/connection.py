@@ -11,7 +11,7 @@ import enum
 import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.testing.answers import CreateRequest, Json
+from bridgecore.testing.answers import CreateFrame, Json
 from bridgecore.testing.emulator import errors
 from bridgecore.testing.emulator.context import PriorResponse
 from bridgecore.testing.emulator.jsontext import encode
@@ -72,7 +72,7 @@ class Connection:
     rejected: bool = False  # the upgrade was answered with another status than 101
     lanes: set[str] = attrs.Factory(set)  # names used so far
     cache: dict[str | None, PriorResponse] = attrs.Factory(dict)  # each lane's latest response
-    waiting: list[CreateRequest] = attrs.Factory(list)
+    waiting: list[CreateFrame] = attrs.Factory(list)
     running: dict[str | None, RunningTurn] = attrs.Factory(dict)
     out: bytearray = attrs.Factory(bytearray)
     end: End | None = None
@@ -122,7 +122,7 @@ class Connection:
         if error.close is not None:
             self.close(error.close, "", now)
 
-    def evict(self, request: CreateRequest) -> None:
+    def evict(self, request: CreateFrame) -> None:
         """Remove the anchor of ``request`` from its lane's cache."""
         cached = self.cache.get(request.lane)
         if cached is not None and request.anchor in cached.ids:

@@ -25,7 +25,7 @@ from collections.abc import Collection, Sequence
 import attrs
 
 from bridgecore.testing import answers
-from bridgecore.testing.answers import CreateRequest, Json
+from bridgecore.testing.answers import CreateFrame, Json
 from bridgecore.testing.emulator.jsontext import encode
 from bridgecore.testing.emulator.resource import bad
 from bridgecore.testing.faults import Error
@@ -91,7 +91,7 @@ class Prepared:
 
 
 def prepare(
-    frame: CreateRequest,
+    frame: CreateFrame,
     parent: PriorResponse,
     cached: Collection[PriorResponse],
     storage: Storage,
@@ -172,7 +172,7 @@ def _resolve(
 
 
 def _without_foreign_reasoning(
-    frame: CreateRequest, parent: PriorResponse, given: list[Json]
+    frame: CreateFrame, parent: PriorResponse, given: list[Json]
 ) -> tuple[list[Json], list[Json] | None]:
     """``given`` without reasoning that was made in another context, or by another model; and the
     ``input_transformations`` that say so."""

@@ -17,7 +17,7 @@ from typing import assert_never
 import attrs
 
 from bridgecore.testing import answers
-from bridgecore.testing.answers import CreateRequest, Json, Output, Reasoning, Text, ToolCall
+from bridgecore.testing.answers import CreateFrame, Json, Output, Reasoning, Text, ToolCall
 from bridgecore.testing.emulator.context import Prepared, PriorResponse, digest
 from bridgecore.testing.emulator.resource import in_progress
 from bridgecore.testing.emulator.turns import Finish, RunningTurn, Step
@@ -120,7 +120,7 @@ def _usage(context: int, cached: int, output: list[Json], produced: int) -> Json
 class _ItemWriter:
     """Writes the output items of one turn, and the events between their first and last one."""
 
-    request: CreateRequest
+    request: CreateFrame
     style: Style
     suffix: str  # added to each text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, assert_never
 
 from bridgecore.testing import answers
-from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.answers import CreateFrame
 from bridgecore.testing.emulator import errors
 from bridgecore.testing.emulator.connection import Connection, End
 from bridgecore.testing.emulator.jsontext import encode, event_type
@@ -36,7 +36,7 @@ _TERMINAL: Final = frozenset(
 )
 
 
-def is_met(request: CreateRequest, when: When) -> bool:
+def is_met(request: CreateFrame, when: When) -> bool:
     """Whether a fault with the condition ``when`` strikes the frame of ``request``."""
     match when:
         case When.ALWAYS:

@@ -22,7 +22,7 @@ import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing import answers
-from bridgecore.testing.answers import Answer, CreateRequest, Json, Output, echo
+from bridgecore.testing.answers import Answer, CreateFrame, Json, Output, echo
 from bridgecore.testing.emulator import context, errors, events, injection, resource
 from bridgecore.testing.emulator.connection import (
     CLOSE_GRACE,
@@ -103,7 +103,7 @@ class Emulator:
     max_message: int = 64 * 1024 * 1024  # a larger one gets close code 1009
 
     # Observations.
-    requests: list[CreateRequest] = attrs.field(factory=list, init=False)
+    requests: list[CreateFrame] = attrs.field(factory=list, init=False)
     turns: list[Turn] = attrs.field(factory=list, init=False)
     accepted: int = attrs.field(default=0, init=False)  # TCP connections, ended ones included
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
@@ -337,7 +337,7 @@ class Emulator:
             self._send_error(conn, None, resource.bad("invalid_value", message, "type"))
             return
         self._creates += 1
-        request = CreateRequest(self._creates, conn.number, conn.headers, raw, body, self._now)
+        request = CreateFrame(self._creates, conn.number, conn.headers, raw, body, self._now)
         self.requests.append(request)
         error = self._find_lane(conn, request)
         if error is None and self._is_past_lifetime(conn):
@@ -348,7 +348,7 @@ class Emulator:
         else:
             self._send_error(conn, request.lane, error)
 
-    def _find_lane(self, conn: Connection, request: CreateRequest) -> Error | None:
+    def _find_lane(self, conn: Connection, request: CreateFrame) -> Error | None:
         lane = request.body.get("stream_id")
         if lane is None:
             return None
@@ -390,7 +390,7 @@ class Emulator:
                     del conn.running[lane]
                     moved = True
 
-    def _start(self, conn: Connection, request: CreateRequest) -> None:
+    def _start(self, conn: Connection, request: CreateFrame) -> None:
         turn = Turn(request, self.response_id(request.number))
         running = RunningTurn(turn, due=self._now + self.delta_interval)
         self.turns.append(turn)
@@ -447,7 +447,7 @@ class Emulator:
 
     # -- turns
 
-    def _outputs(self, request: CreateRequest, triggered: bool) -> list[Output]:
+    def _outputs(self, request: CreateFrame, triggered: bool) -> list[Output]:
         """The output of the turn. ``triggered``: the input asks for a compaction only."""
         if request.body.get("generate") is False:
             return []
@@ -462,7 +462,7 @@ class Emulator:
             return [compaction, *self.answer(request)]
         return list(self.answer(request))
 
-    def _faults(self, request: CreateRequest, point: Point) -> list[Fault]:
+    def _faults(self, request: CreateFrame, point: Point) -> list[Fault]:
         found = self.faults.at(request.number, point)
         return [fault for fault in found if injection.is_met(request, fault.when)]
 

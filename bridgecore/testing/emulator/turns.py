@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import attrs
 
-from bridgecore.testing.answers import CreateRequest, Json
+from bridgecore.testing.answers import CreateFrame, Json
 from bridgecore.testing.emulator.context import PriorResponse
 from bridgecore.testing.faults import Change, Fault
 
@@ -46,7 +46,7 @@ Step: TypeAlias = Json | Fault | Finish
 class Turn:
     """A create frame that was started in its lane, and its result."""
 
-    request: CreateRequest
+    request: CreateFrame
     response_id: str
     outcome: Outcome = Outcome.RUNNING
     usage: Json | None = None  # as in its terminal event
@@ -70,7 +70,7 @@ class RunningTurn:
     stuck: bool = attrs.field(default=False, init=False)  # holds its lane for ever
 
     @property
-    def request(self) -> CreateRequest:
+    def request(self) -> CreateFrame:
         """The create frame of the turn."""
         return self.turn.request
 
