@@ -242,7 +242,7 @@ class Client:
         """Begin the first turn at ``at`` (ns)."""
         self.begun = self._wake = at
 
-    def befriend(self, neighbour: Client) -> None:
+    def add_neighbour(self, neighbour: Client) -> None:
         """Take over parts of the conversation of ``neighbour`` now and then. The two share a
         credential, so they also share the count of refusals of an id."""
         self._neighbour = neighbour
@@ -337,7 +337,7 @@ class Client:
                 self._fork(self._neighbour, known - 1 - rng.between(0, min(known - 1, 2)))
                 self._note(f"continues the conversation of client {self._neighbour.number}")
         elif profile.nosy and rng.one_in(2):
-            self._pry()
+            self._probe()
         self._new = self._compose()
         self._write_body()
         self._observer.turn_begins(self)
@@ -348,7 +348,7 @@ class Client:
         self._checkpoints = other._checkpoints[: index + 1]
         self._history = other._history[: self._checkpoints[-1].length]
 
-    def _pry(self) -> None:
+    def _probe(self) -> None:
         """Spend the turn on two probes: a response of another credential, and one that does not
         exist."""
         foreign = self._observer.foreign(self)

@@ -97,7 +97,7 @@ class _World:
                 self._add_client(number)
         for number, client in self._clients.items():
             if (neighbour := self._clients.get(number ^ 1)) is not None:
-                client.befriend(neighbour)
+                client.add_neighbour(neighbour)
         if scenario.restarts and scenario.fault_every is not None:
             self._upstream.schedule_restart()
 
