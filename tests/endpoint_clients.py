@@ -76,7 +76,7 @@ class Talker:
     fields: Json = attrs.Factory(dict)
     past: dict[str | None, list[Json]] = attrs.Factory(lambda: {None: []})
     last: str | None = None
-    told: list[str] = attrs.Factory(list)  # a status or "failed", for each attempt
+    outcomes: list[str] = attrs.Factory(list)  # a status or "failed", for each attempt
 
     def body(self, items: Sequence[Json], anchor: str | None) -> Json:
         fields = {"store": self.store, "stream": self.stream, **self.fields}
@@ -109,15 +109,15 @@ class Talker:
 
     def note(self, answer: Answer, items: Sequence[Json], anchor: str | None) -> None:
         if answer.status != 200:
-            self.told.append(str(answer.status))
+            self.outcomes.append(str(answer.status))
             assert answer.error["code"] != NOT_FOUND
             return
         response = answer.response
         if response["status"] != "completed":
-            self.told.append("failed")
+            self.outcomes.append("failed")
             assert response["error"]["code"] != NOT_FOUND
             return
-        self.told.append("200")
+        self.outcomes.append("200")
         believed = [*self.past[anchor], *items]
         assert context(self.shown(response["id"])) == [said(item) for item in believed]
         assert response["id"] not in self.past
@@ -133,9 +133,9 @@ class Talker:
         """Repeat the request, as the errors say, until there is an answer."""
         for _ in range(tries):
             answer = self.attempt(*items, wait=1)
-            if self.told[-1] == "200":
+            if self.outcomes[-1] == "200":
                 return answer
-        raise AssertionError(f"no answer: {self.told}")
+        raise AssertionError(f"no answer: {self.outcomes}")
 
 
 def strike(world: World, point: Point, action: Action) -> None:
@@ -166,7 +166,7 @@ class Historian:
     fields: Json = attrs.Factory(dict)
     history: list[Json] = attrs.Factory(list)
     bare: bool = False  # whether it sends answers back without ids and status
-    told: list[str] = attrs.Factory(list)
+    outcomes: list[str] = attrs.Factory(list)
     sizes: list[int] = attrs.Factory(list)  # bytes of its bodies
 
     def begin(self, *items: Json) -> ByteClient:
@@ -191,9 +191,9 @@ class Historian:
             error = answer.error if answer.status != 200 else answer.response["error"]
             assert error["code"] != NOT_FOUND
             assert "previous_response_id" not in str(error)
-            self.told.append(str(answer.status) if answer.status != 200 else "failed")
+            self.outcomes.append(str(answer.status) if answer.status != 200 else "failed")
             return answer
-        self.told.append("200")
+        self.outcomes.append("200")
         response = answer.response
         self.history += items
         (turn,) = [t for t in self.world.emulator.turns if t.response_id == response["id"]]
@@ -212,9 +212,9 @@ class Historian:
     def turn(self, *items: Json) -> Answer:
         for _ in range(3):
             answer = self.attempt(*items, wait=1)
-            if self.told[-1] == "200":
+            if self.outcomes[-1] == "200":
                 return answer
-        raise AssertionError(f"no answer: {self.told}")
+        raise AssertionError(f"no answer: {self.outcomes}")
 
 
 def bare(item: Json) -> Json:

@@ -93,10 +93,10 @@ class Checks:
             sum(1 for turn in sends.turns if turn.request.anchor == probe.response)
             for probe in (foreign, unknown)
         ]
-        if foreign.told != unknown.told or cost[0] != cost[1]:
+        if foreign.answers != unknown.answers or cost[0] != cost[1]:
             text = (
-                f"for a response of another credential it got {foreign.told} in {cost[0]} sends, "
-                f"for one that does not exist {unknown.told} in {cost[1]}"
+                f"for a response of another credential it got {foreign.answers} in {cost[0]} "
+                f"sends, for one that does not exist {unknown.answers} in {cost[1]}"
             )
             self._violate("foreign", client, text)
 

@@ -115,7 +115,7 @@ class Probe:
     """A response that the client does not own, and the answers it got for naming it."""
 
     response: str
-    told: list[str] = attrs.Factory(list)
+    answers: list[str] = attrs.Factory(list)
 
 
 _NOT_FOUND = "previous_response_not_found"
@@ -517,10 +517,10 @@ class Client:
             if not wait.isdigit() or int(wait) < 1:
                 raise ReadError(f"{status} without an integer Retry-After")
             if self._probing:
-                self._probing[0].told.append(f"{status} {code}, retry after {int(wait)} s")
+                self._probing[0].answers.append(f"{status} {code}, retry after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
         elif self._probing and status == 400:
-            self._told(f"400 {error}")
+            self._probe_answered(f"400 {error}")
         elif status == 400 and code == _NOT_FOUND:
             self._not_found(error)
         else:
@@ -529,10 +529,10 @@ class Client:
             self.given_up += 1
             self._next_or_done()
 
-    def _told(self, text: str) -> None:
+    def _probe_answered(self, text: str) -> None:
         """A probe got its final answer: go on to the next one, or compare both."""
         probe = self._probing.pop(0)
-        probe.told.append(text.replace(probe.response, "ID"))
+        probe.answers.append(text.replace(probe.response, "ID"))
         self.tries = 0
         if self._probing:
             self._write_body()
@@ -578,7 +578,7 @@ class Client:
             return
         self._run_tools(response["output"], cut=state != "completed")
         if self._probing:
-            self._told(f"an answer: {state}")
+            self._probe_answered(f"an answer: {state}")
             return
         if state in ("incomplete", "cancelled"):
             if not self._observer.explained(self, 200):

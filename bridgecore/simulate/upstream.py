@@ -1,8 +1,8 @@
 """The upstream of a run: an emulator with faults by client and turn, and restarts.
 
-What belongs here: how the emulator is set up from the seed, when it restarts, which client and turn
-each of its frames belongs to, and which fault each of them meets. What the frames should contain is
-checked in ``checks.py``.
+What belongs here: how the emulator is set up from the random seed, when it restarts, which client
+and turn each of its frames belongs to, and which fault each of them meets. What the frames should
+contain is checked in ``checks.py``.
 """
 
 from __future__ import annotations

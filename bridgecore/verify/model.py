@@ -4,7 +4,7 @@ What belongs here: the state of an observer who sees the events of a session and
 tracks the connection, the turns, the clock and what the upstream can know. The model shares no code
 with the rules: it reads neither the session's state nor the policy's cells, so it cannot repeat
 their mistakes. Of a policy it gets only the numbers (``Terms``). One function is shared,
-``classify``, which tells the kind of failure from the evidence: it has tests of its own, and
+``classify``, which derives the kind of failure from the evidence: it has tests of its own, and
 checked here is what is done about each kind.
 
 The model is a value, so that an explorer can hash and compare it together with the state that it
@@ -838,15 +838,15 @@ class _StepCheck:
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
         """Check that the failure reported with the answer is that of the event; none if nothing
         failed."""
-        told, happened = effect.failure, _evidence(self.event)
+        reported, happened = effect.failure, _evidence(self.event)
         own = self.refused is not None and self.before.carried == turn.id
         unsent = self.model.socket == "open" and not own and turn.stage is _Stage.WAITING
         if isinstance(self.event, ev.OutputReceived):  # buffer full before response.created
-            tells = told is None or told.kind is FailureKind.LOST
+            matches = reported is None or reported.kind is FailureKind.LOST
         else:
-            tells = told == happened or (told is None and unsent)
-        if not tells:
-            text = f"{effect} reports {told} for {self.event}"
+            matches = reported == happened or (reported is None and unsent)
+        if not matches:
+            text = f"{effect} reports {reported} for {self.event}"
             self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
     def _check_effort(self, turn: _Turn) -> None:

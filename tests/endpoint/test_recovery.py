@@ -1,4 +1,5 @@
-"""Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the seed's table.
+"""Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the
+rules of ``pr397``.
 
 What belongs here: losses and refusals where the bridge holds no transcripts. With transcripts:
 test_losses.py and test_refusals.py.
@@ -509,7 +510,7 @@ def test_turns_never_overlap_on_a_connection() -> None:
         running = [turn for turn in world.emulator.turns if turn.outcome is Outcome.RUNNING]
         conns = [turn.request.conn for turn in running]
         assert len(conns) == len(set(conns))
-    # Only the first found its anchor cached; the others waited, and are told to retry.
+    # Only the first found its anchor cached; the others waited, and have to retry.
     assert [world.read(turn).status for turn in turns] == [200, 502, 502, 502, 400]
     for turn in turns:
         turn.half_close()
@@ -817,10 +818,10 @@ def test_logs_tell_no_secrets() -> None:
     world.net.remove_listener("up", 80)
     world.ask(words)
     ids = [json.loads(answers[0].events[-1].data)["response"]["id"]]
-    told = "\n".join(f"{log.event} {log.fields}" for log in world.net.logs)
-    assert "turn.sent" in told
-    assert "turn.refused" in told
+    logged = "\n".join(f"{log.event} {log.fields}" for log in world.net.logs)
+    assert "turn.sent" in logged
+    assert "turn.refused" in logged
     for secret in [*secrets, *ids]:
-        assert secret not in told
+        assert secret not in logged
     for log in world.net.logs:
         assert all(isinstance(value, str | int) for value in log.fields.values())

@@ -36,7 +36,7 @@ class End(enum.Enum):
     CLOSE = enum.auto()  # flush, then close
     ABORT = enum.auto()  # reset, but first write what is queued
     ABORTING = enum.auto()  # reset once the operating system has it
-    CLOSED = enum.auto()  # the adapter was told to close it, and reports when it has
+    CLOSED = enum.auto()  # the adapter is to close it, and reports when it has
     GONE = enum.auto()  # it no longer exists
 
 
