@@ -22,16 +22,10 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
 from bridgecore.testing.network import ByteClient
-from tests.endpoint_world import KEY, Answer, Json, World, request
+from tests.endpoint_world import KEY, NOT_FOUND, Answer, Json, World, in_segments, request
 
-NOT_FOUND = "previous_response_not_found"
 SHAPES = list(COMMON_SHAPES)
 AGE = 21_600  # seconds that a transcript is kept by default
-
-
-def in_segments(data: bytes) -> list[bytes]:
-    """Segments, so that a peer can receive a part of a frame."""
-    return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
 def held(**settings: Any) -> World:

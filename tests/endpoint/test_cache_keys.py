@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from bridgecore.config import Continuity
-from tests.endpoint_clients import Historian, Talker, anchors, assert_empty, held, in_segments, user
-from tests.endpoint_world import Json, World
+from tests.endpoint_clients import Historian, Talker, anchors, assert_empty, held, user
+from tests.endpoint_world import Json, World, in_segments
 
 
 @attrs.define

@@ -25,7 +25,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import (
-    NOT_FOUND,
     SHAPES,
     Historian,
     Talker,
@@ -37,7 +36,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import SECOND, Answer, Json
+from tests.endpoint_world import NOT_FOUND, SECOND, Answer, Json
 
 # ------------------------------------------------------------------ long conversations
 

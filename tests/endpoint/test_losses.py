@@ -22,10 +22,7 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import Talker, assert_empty, frame, heal, held, strike, user
-from tests.endpoint_world import SECOND, World
-
-CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
-
+from tests.endpoint_world import CODES, LOSSES, SECOND, World
 
 # ------------------------------------------------------------------ between turns
 
@@ -101,16 +98,6 @@ def test_evicted_conversations_can_be_continued() -> None:
 
 
 # ------------------------------------------------------------------ during a turn
-
-
-LOSSES = [
-    CloseWith(1001),
-    CloseWith(1005),
-    CloseWith(1006),
-    CloseWith(1011),
-    Abort(),
-    Garbage(b"\xff\xff\xff\xff", raw=True),
-]
 
 
 @pytest.mark.parametrize("action", LOSSES, ids=repr)

@@ -31,16 +31,19 @@ from bridgecore.testing import (
     Silence,
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
-from tests.endpoint_world import KEY, SECOND, Json, World, request
+from tests.endpoint_world import (
+    CODES,
+    KEY,
+    LOSSES,
+    NOT_FOUND,
+    SECOND,
+    Json,
+    World,
+    in_segments,
+    request,
+)
 
 POLICIES = ["default", "pr397", "v1_12"]
-CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
-NOT_FOUND = "previous_response_not_found"
-
-
-def in_segments(data: bytes) -> list[bytes]:
-    """Segments, so that a peer can receive a part of a frame."""
-    return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
 def first_turn(world: World, *, store: bool) -> str:
@@ -106,14 +109,6 @@ def test_ten_turns_on_one_socket(policy: str, store: bool) -> None:
 # ------------------------------------------------------------------ during a turn
 
 POINTS = [Point.WHILE_RECEIVING, Point.BEFORE_CREATED]
-LOSSES = [
-    CloseWith(1001),
-    CloseWith(1005),
-    CloseWith(1006),
-    CloseWith(1011),
-    Abort(),
-    Garbage(b"\xff\xff\xff\xff", raw=True),
-]
 NOISE = [b"no JSON", b'["type"]', b'{"type":7}', b'{"type":"a\\nb"}', b"", b"[DONE]"]
 
 

@@ -18,7 +18,6 @@ from bridgecore.testing import (
     SendEvents,
 )
 from tests.endpoint_clients import (
-    NOT_FOUND,
     SHAPES,
     Historian,
     Talker,
@@ -29,7 +28,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import World
+from tests.endpoint_world import NOT_FOUND, World
 
 # ------------------------------------------------------------------ sizes
 

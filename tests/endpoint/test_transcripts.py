@@ -26,7 +26,6 @@ from bridgecore.testing import (
 from bridgecore.testing.faults import Action
 from bridgecore.wire.responses import InvalidBodyError, parse_create
 from tests.endpoint_clients import (
-    NOT_FOUND,
     Historian,
     Talker,
     assert_empty,
@@ -38,7 +37,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import KEY, SECOND, Answer, Json, World, request
+from tests.endpoint_world import KEY, NOT_FOUND, SECOND, Answer, Json, World, request
 
 # ------------------------------------------------------------------ branches
 

@@ -20,7 +20,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import (
-    NOT_FOUND,
     Historian,
     Talker,
     assert_empty,
@@ -32,7 +31,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import SECOND, World
+from tests.endpoint_world import NOT_FOUND, SECOND, World
 
 LIFETIME = 100  # seconds; a connection is replaced up to a tenth earlier
 
