@@ -331,12 +331,12 @@ class Client:
         if profile.branches and len(self._checkpoints) > 2 and rng.one_in(12):
             self._fork(self, rng.between(0, len(self._checkpoints) - 2))
             self._note("branches from an older response")
-        elif profile.relative and self._neighbour is not None and rng.one_in(6):
+        elif profile.shares and self._neighbour is not None and rng.one_in(6):
             known = len(self._neighbour._checkpoints)
             if known:
                 self._fork(self._neighbour, known - 1 - rng.between(0, min(known - 1, 2)))
                 self._note(f"continues the conversation of client {self._neighbour.number}")
-        elif profile.nosy and rng.one_in(2):
+        elif profile.probing and rng.one_in(2):
             self._probe()
         self._new = self._compose()
         self._write_body()
@@ -415,8 +415,8 @@ class Client:
 
     @property
     def _key(self) -> str:
-        """The conversation's key; neighbours with the profile "relative" share one."""
-        return f"f{self.scope}" if self.profile.relative else f"c{self.number}"
+        """The conversation's key; neighbours with the profile "sharing" share one."""
+        return f"f{self.scope}" if self.profile.shares else f"c{self.number}"
 
     def _try(self) -> None:
         if self.tries >= MAX_TRIES:

@@ -346,7 +346,7 @@ class _Search:
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
         self.edges: list[tuple[_Edge, ...] | None] = []  # by state
-        self.cures: list[str | None] = []  # by state: the next move of a healthy upstream
+        self.healthy_moves: list[str | None] = []  # by state: the next move of a healthy upstream
         self.models: list[Model] = []
         self.model_numbers: dict[object, int] = {}
         self.outcomes: dict[object, int] = {}
@@ -356,7 +356,7 @@ class _Search:
         self.worlds: Search[int, str] = Search(most=bounds.max_states, depth=bounds.depth)
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns, and submission
-        self.menus: dict[object, tuple[Move, ...]] = {}
+        self.fresh_moves: dict[object, tuple[Move, ...]] = {}
         self.resent: dict[tuple[object, ...], bool] = {}
         self.broken: set[Property] = set()
 
@@ -394,7 +394,7 @@ class _Search:
         if number == len(self.states):
             self.states.append(state)
             self.edges.append(None)
-            self.cures.append(_cure(state))
+            self.healthy_moves.append(_healthy_move(state))
         return number
 
     def _model(self, model: Model) -> int:
@@ -410,13 +410,13 @@ class _Search:
         fresh = None
         if edges is None:
             signature = _signature(self.states[state])
-            menu = self.menus.get(signature) if self.reduced else None
-            if menu is None:
-                menu, fresh = tuple(moves(self.states[state], self.bounds)), signature
-            edges = self.edges[state] = tuple([self._happen(state, move) for move in menu])
-        cure = self.cures[state]
-        if cure == _ACCEPTS and not self.models[model].known:
-            cure = _KNOWS_NOT
+            found = self.fresh_moves.get(signature) if self.reduced else None
+            if found is None:
+                found, fresh = tuple(moves(self.states[state], self.bounds)), signature
+            edges = self.edges[state] = tuple([self._happen(state, move) for move in found])
+        healthy = self.healthy_moves[state]
+        if healthy == _ACCEPTS and not self.models[model].known:
+            healthy = _REFUSES_ANCHOR
         quiet = self.states[state].running is None
         reach = self.worlds.reach
         self.report.edges += len(edges)
@@ -435,12 +435,12 @@ class _Search:
                 inert.append(edge)
             elif edge.after is not None:
                 reached = reach(edge.after << _BITS | checked, index, label)
-            if label == cure:
+            if label == healthy:
                 self.healthy[index] = reached, edge.ended
             elif quiet and isinstance(edge.move.event, ev.TurnSubmitted):
                 self.quiet.setdefault(index, {})[label] = reached, edge.ended
         if fresh is not None:
-            self.menus[fresh] = tuple([edge.move for edge in edges if edge not in inert])
+            self.fresh_moves[fresh] = tuple([edge.move for edge in edges if edge not in inert])
         return True
 
     def _happen(self, number: int, move: Move) -> _Edge:
@@ -601,7 +601,7 @@ class _Search:
         return most
 
 
-_ACCEPTS, _KNOWS_NOT = "created", "refused: not found"
+_ACCEPTS, _REFUSES_ANCHOR = "created", "refused: not found"
 _STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _INERT = (fx.Ignored, fx.FailTurn)  # the effects of an ignored event and of a rejected turn
@@ -618,7 +618,7 @@ def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
     return None
 
 
-def _cure(state: SessionState) -> str | None:
+def _healthy_move(state: SessionState) -> str | None:
     """The next move of a healthy upstream, which knows every anchor that it can know."""
     phase = state.phase
     if phase is Phase.RECONNECTING:
