@@ -16,22 +16,16 @@ import attrs
 from bridgecore.config import Continuity
 from bridgecore.simulate.witness import said
 from bridgecore.testing import (
-    CreateRequest,
+    CreateFrame,
     Fault,
     Point,
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
 from bridgecore.testing.network import ByteClient
-from tests.endpoint_world import KEY, Answer, Json, World, request
+from tests.endpoint_world import KEY, NOT_FOUND, Answer, Json, World, in_segments, request
 
-NOT_FOUND = "previous_response_not_found"
 SHAPES = list(COMMON_SHAPES)
 AGE = 21_600  # seconds that a transcript is kept by default
-
-
-def in_segments(data: bytes) -> list[bytes]:
-    """Segments, so that a peer can receive a part of a frame."""
-    return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
 def held(**settings: Any) -> World:
@@ -49,7 +43,7 @@ def assert_empty(world: World) -> None:
 # ------------------------------------------------------------------ the history of a conversation
 
 
-def context(request: CreateRequest) -> list[tuple[object, ...]]:
+def context(request: CreateFrame) -> list[tuple[object, ...]]:
     """The context of a request at the upstream."""
     return [said(item) for item in request.context]
 
@@ -76,7 +70,7 @@ class Talker:
     fields: Json = attrs.Factory(dict)
     past: dict[str | None, list[Json]] = attrs.Factory(lambda: {None: []})
     last: str | None = None
-    told: list[str] = attrs.Factory(list)  # a status or "failed", for each attempt
+    outcomes: list[str] = attrs.Factory(list)  # a status or "failed", for each attempt
 
     def body(self, items: Sequence[Json], anchor: str | None) -> Json:
         fields = {"store": self.store, "stream": self.stream, **self.fields}
@@ -109,22 +103,22 @@ class Talker:
 
     def note(self, answer: Answer, items: Sequence[Json], anchor: str | None) -> None:
         if answer.status != 200:
-            self.told.append(str(answer.status))
+            self.outcomes.append(str(answer.status))
             assert answer.error["code"] != NOT_FOUND
             return
         response = answer.response
         if response["status"] != "completed":
-            self.told.append("failed")
+            self.outcomes.append("failed")
             assert response["error"]["code"] != NOT_FOUND
             return
-        self.told.append("200")
+        self.outcomes.append("200")
         believed = [*self.past[anchor], *items]
         assert context(self.shown(response["id"])) == [said(item) for item in believed]
         assert response["id"] not in self.past
         self.past[response["id"]] = [*believed, *response["output"]]
         self.last = response["id"]
 
-    def shown(self, response: str) -> CreateRequest:
+    def shown(self, response: str) -> CreateFrame:
         """The frame that the upstream answered with ``response``."""
         (turn,) = [turn for turn in self.world.emulator.turns if turn.response_id == response]
         return turn.request
@@ -133,9 +127,9 @@ class Talker:
         """Repeat the request, as the errors say, until there is an answer."""
         for _ in range(tries):
             answer = self.attempt(*items, wait=1)
-            if self.told[-1] == "200":
+            if self.outcomes[-1] == "200":
                 return answer
-        raise AssertionError(f"no answer: {self.told}")
+        raise AssertionError(f"no answer: {self.outcomes}")
 
 
 def strike(world: World, point: Point, action: Action) -> None:
@@ -166,7 +160,7 @@ class Historian:
     fields: Json = attrs.Factory(dict)
     history: list[Json] = attrs.Factory(list)
     bare: bool = False  # whether it sends answers back without ids and status
-    told: list[str] = attrs.Factory(list)
+    outcomes: list[str] = attrs.Factory(list)
     sizes: list[int] = attrs.Factory(list)  # bytes of its bodies
 
     def begin(self, *items: Json) -> ByteClient:
@@ -191,9 +185,9 @@ class Historian:
             error = answer.error if answer.status != 200 else answer.response["error"]
             assert error["code"] != NOT_FOUND
             assert "previous_response_id" not in str(error)
-            self.told.append(str(answer.status) if answer.status != 200 else "failed")
+            self.outcomes.append(str(answer.status) if answer.status != 200 else "failed")
             return answer
-        self.told.append("200")
+        self.outcomes.append("200")
         response = answer.response
         self.history += items
         (turn,) = [t for t in self.world.emulator.turns if t.response_id == response["id"]]
@@ -212,9 +206,9 @@ class Historian:
     def turn(self, *items: Json) -> Answer:
         for _ in range(3):
             answer = self.attempt(*items, wait=1)
-            if self.told[-1] == "200":
+            if self.outcomes[-1] == "200":
                 return answer
-        raise AssertionError(f"no answer: {self.told}")
+        raise AssertionError(f"no answer: {self.outcomes}")
 
 
 def bare(item: Json) -> Json:

@@ -17,13 +17,26 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.testing import Emulator
+from bridgecore.testing import Abort, CloseWith, Emulator, Garbage
 from bridgecore.testing import client as http
 from bridgecore.testing.client import HttpAnswer
+from bridgecore.testing.faults import Action
 from bridgecore.testing.network import ByteClient, Network
 
 Json = dict[str, Any]
 SECOND = NS_PER_SECOND
+NOT_FOUND = "previous_response_not_found"
+# What RFC 6455 lets a peer close with, apart from the codes of libraries and applications.
+CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
+# How the upstream connection can end in a turn.
+LOSSES: list[Action] = [
+    CloseWith(1001),
+    CloseWith(1005),
+    CloseWith(1006),
+    CloseWith(1011),
+    Abort(),
+    Garbage(b"\xff\xff\xff\xff", raw=True),
+]
 KEY = "sk-secret-one"
 
 
@@ -59,6 +72,11 @@ def _read(answer: HttpAnswer) -> Answer:
         else:
             assert "retry-after-ms" not in headers
     return Answer(answer.status, headers, answer.body, answer.complete, request_id)
+
+
+def in_segments(data: bytes) -> list[bytes]:
+    """Segments, so that a peer can receive a part of a frame."""
+    return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
 def request(

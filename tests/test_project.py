@@ -507,7 +507,7 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ("bridgecore/bridge.py", "import trio", "trio"),
         ("bridgecore/bridge.py", "from bridgecore_asyncio import serve", "bridgecore_asyncio"),
         ("bridgecore/bridge.py", "import hypothesis", "hypothesis"),
-        ("bridgecore/testing/emulator.py", "import hypothesis", "hypothesis"),
+        ("bridgecore/testing/emulator/service.py", "import hypothesis", "hypothesis"),
         ("bridgecore/bridge.py", "from . import config", "."),
         ("bridgecore/bridge.py", "def f():\n    open('x')", "open()"),
         ("bridgecore/bridge.py", "import backports.zstd as zstd", "backports.zstd"),

@@ -129,7 +129,7 @@ def test_the_package_can_be_run() -> None:
     assert done.stdout == f"bridgecore {bridgecore.__version__}\n"
 
 
-def test_without_the_command_its_absence_is_told() -> None:
+def test_without_the_command_its_absence_is_reported() -> None:
     script = (
         "import importlib.util, runpy; found = importlib.util.find_spec; "
         "importlib.util.find_spec = lambda name: name != 'bridgecore_cli' and found(name) or None; "

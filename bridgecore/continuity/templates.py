@@ -7,7 +7,7 @@ call ids. A template is stored once for all items that have it.
 A client sends an item back in a spelling of its own: members in another order, some left out, an id
 added. Digests (items.py) tell that two spellings are the same item, but computing one means
 decoding the item. So once digests have matched a held item with a client's spelling of it, the
-client's template is learnt (a ``_Manner``). From then on a held item is written in that spelling
+client's template is learnt (a ``_Spelling``). From then on a held item is written in that spelling
 and compared with the request as bytes, at a small part of the cost. Sequences of templates that
 were found next to each other are learnt, too, and then compared in one piece.
 
@@ -40,16 +40,16 @@ from bridgecore.wire.jsontext import (
 )
 
 # Memory of templates in bytes, besides their text; measured like the overheads in transcript.py.
-PHRASE_OVERHEAD: Final = 760
-MANNER_OVERHEAD: Final = 560
+TEMPLATE_OVERHEAD: Final = 760
+SPELLING_OVERHEAD: Final = 560
 SEQUENCE_OVERHEAD: Final = 380
 SPARE: Final = 6000  # reserved for what is learnt between two responses
 
 # Limits for one credential. A client has few kinds of items, and usually one spelling of each;
 # the limits keep a client that varies its spelling from filling the table or slowing comparisons
 # down.
-_MAX_PHRASES: Final = 31  # templates; below 256, because their numbers are stored as bytes
-_MAX_MANNERS: Final = 3  # learnt spellings of one template, or of one sequence of templates
+_MAX_TEMPLATES: Final = 31  # below 256, because their numbers are stored as bytes
+_MAX_SPELLINGS: Final = 3  # learnt spellings of one template, or of one sequence of templates
 _MAX_SEQUENCE: Final = 8  # templates in a sequence
 _MAX_SEQUENCES: Final = 16
 _MAX_WORDS: Final = 512  # bytes of a template
@@ -211,7 +211,7 @@ def _written(words: Sequence[bytes], values: Sequence[bytes]) -> bytes:
     return b"".join(parts)
 
 
-class _Manner:
+class _Spelling:
     """One spelling of a template's values.
 
     ``words``: the text around the values. ``uses``: the indexes of the values between the words, in
@@ -237,9 +237,9 @@ class _Manner:
     @property
     def size(self) -> int:
         """The memory it takes, in bytes."""
-        return MANNER_OVERHEAD + sum(map(len, self.words))
+        return SPELLING_OVERHEAD + sum(map(len, self.words))
 
-    def same_as(self, other: _Manner) -> bool:
+    def same_as(self, other: _Spelling) -> bool:
         """Whether both spell all values alike."""
         return self.words == other.words and self.uses == other.uses
 
@@ -264,16 +264,18 @@ class _Manner:
         return at == end
 
 
-def _joined(manners: Iterable[tuple[int, _Manner]]) -> _Manner:
-    """The spelling of a sequence of items. ``manners``: for each item, the index of its first value
-    in the sequence, and its spelling."""
+def _joined(spellings: Iterable[tuple[int, _Spelling]]) -> _Spelling:
+    """The spelling of a sequence of items.
+
+    ``spellings``: for each item, the index of its first value in the sequence, and its spelling.
+    """
     words: list[bytes] = []
     uses: list[int | None] = []
-    for first, manner in manners:
-        words[-1:] = [b"%b,%b" % (words[-1], manner.words[0]) if words else manner.words[0]]
-        words += manner.words[1:]
-        uses += [None if number is None else first + number for number in manner.uses]
-    return _Manner(tuple(words), tuple(uses))
+    for first, spelling in spellings:
+        words[-1:] = [b"%b,%b" % (words[-1], spelling.words[0]) if words else spelling.words[0]]
+        words += spelling.words[1:]
+        uses += [None if number is None else first + number for number in spelling.uses]
+    return _Spelling(tuple(words), tuple(uses))
 
 
 class TemplateTable:
@@ -286,30 +288,30 @@ class TemplateTable:
     added. The reserve is ``spare``, and grows by that amount whenever it was too small.
     """
 
-    __slots__ = ("_manners", "_phrases", "_sequences", "_spare", "_step", "_wanting", "size")
+    __slots__ = ("_sequences", "_spare", "_spellings", "_step", "_templates", "_wanting", "size")
 
     def __init__(self, spare: int = SPARE) -> None:
-        self._phrases = [PLAIN]
-        self._manners: list[list[_Manner]] = [[_as_it_is(PLAIN)]]
-        self._sequences: dict[bytes, list[_Manner]] = {}  # by the numbers of their phrases
+        self._templates = [PLAIN]
+        self._spellings: list[list[_Spelling]] = [[_own_spelling(PLAIN)]]
+        self._sequences: dict[bytes, list[_Spelling]] = {}  # by the numbers of their templates
         self._step = self._spare = self.size = spare
         self._wanting = False
 
-    def note(self, items: Iterable[Text]) -> bytes:
+    def encode(self, items: Iterable[Text]) -> bytes:
         """Encode ``items``; new templates are added to the table while there is room.
 
         Raises:
             ValueError: an item is not JSON.
         """
         numbers = bytearray()
-        noted = [b""]
+        fields = [b""]
         for item in items:
-            number, values = self._noted(bytes(item))
+            number, values = self._encode_item(bytes(item))
             numbers.append(number)
-            noted += values
-        noted[0] = bytes(numbers)
-        encoded = _GAP.join(noted)
-        if encoded.count(_GAP) != len(noted) - 1:
+            fields += values
+        fields[0] = bytes(numbers)
+        encoded = _GAP.join(fields)
+        if encoded.count(_GAP) != len(fields) - 1:
             raise ValueError("an item is not JSON")
         return encoded
 
@@ -323,7 +325,7 @@ class TemplateTable:
     def items(self, encoded: bytes) -> list[bytes]:
         """Decode ``encoded``: its items, byte for byte as they were."""
         return [
-            _written(self._phrases[number - 1].words, values)
+            _written(self._templates[number - 1].words, values)
             for number, values in self._read(encoded)
         ]
 
@@ -336,18 +338,18 @@ class TemplateTable:
         numbers, *values = encoded.split(_GAP)
         stop = start + len(numbers)
         if stop < len(bounds):
-            for manner in self._sequences.get(numbers, ()):
-                if manner.is_at(text, bounds[start], bounds[stop] - 1, values):
+            for spelling in self._sequences.get(numbers, ()):
+                if spelling.is_at(text, bounds[start], bounds[stop] - 1, values):
                     return len(numbers)
-        found: list[tuple[int, _Manner]] = []
+        found: list[tuple[int, _Spelling]] = []
         first = 0
         places = pairwise(bounds[start : stop + 1])
         for number, (begin, end) in zip(numbers, places, strict=False):
-            after = first + len(self._phrases[number - 1].names)
+            after = first + len(self._templates[number - 1].names)
             said = values[first:after]
-            for manner in self._manners[number - 1]:
-                if manner.is_at(text, begin, end - 1, said):
-                    found.append((first, manner))
+            for spelling in self._spellings[number - 1]:
+                if spelling.is_at(text, begin, end - 1, said):
+                    found.append((first, spelling))
                     break
             else:
                 break
@@ -361,25 +363,25 @@ class TemplateTable:
         in the same order."""
         for (number, values), raw in zip(self._read(encoded), items, strict=True):
             item = bytes(raw)
-            manners = self._manners[number - 1]
-            if any(manner.is_at(item, 0, len(item), values) for manner in manners):
+            spellings = self._spellings[number - 1]
+            if any(spelling.is_at(item, 0, len(item), values) for spelling in spellings):
                 continue
-            manner = _manner(self._phrases[number - 1], item)
-            if manner is None or any(manner.same_as(known) for known in manners):
+            spelling = _spelling(self._templates[number - 1], item)
+            if spelling is None or any(spelling.same_as(known) for known in spellings):
                 continue  # a value itself is spelled differently: arguments with white space, say
-            if len(manners) <= _MAX_MANNERS and self._has_room(manner.size):
-                manners.insert(0, manner)
+            if len(spellings) <= _MAX_SPELLINGS and self._has_room(spelling.size):
+                spellings.insert(0, spelling)
 
-    def _remember(self, numbers: bytes, found: Sequence[tuple[int, _Manner]]) -> None:
+    def _remember(self, numbers: bytes, found: Sequence[tuple[int, _Spelling]]) -> None:
         """Learn the spelling of a sequence that was found, to compare it in one piece next time."""
         known = self._sequences.get(numbers, [])
-        if not 1 < len(numbers) <= _MAX_SEQUENCE or len(known) == _MAX_MANNERS:
+        if not 1 < len(numbers) <= _MAX_SEQUENCE or len(known) == _MAX_SPELLINGS:
             return
         if not known and len(self._sequences) == _MAX_SEQUENCES:
             return
-        manner = _joined(found)
-        if self._has_room(SEQUENCE_OVERHEAD + manner.size):
-            self._sequences[numbers] = [manner, *known]
+        spelling = _joined(found)
+        if self._has_room(SEQUENCE_OVERHEAD + spelling.size):
+            self._sequences[numbers] = [spelling, *known]
 
     def _has_room(self, size: int) -> bool:
         """Reserve ``size`` bytes; if too few are left, note that ``grow`` has to add some."""
@@ -389,36 +391,36 @@ class TemplateTable:
         self._spare -= size
         return True
 
-    def _noted(self, item: bytes) -> tuple[int, list[bytes]]:
+    def _encode_item(self, item: bytes) -> tuple[int, list[bytes]]:
         """The number of the item's template, and its values; PLAIN's if the table is full."""
-        for number, known in enumerate(self._phrases[1:], start=2):
+        for number, known in enumerate(self._templates[1:], start=2):
             if (found := known.values(item)) is not None:
                 return number, found
         template, values = split(item)
-        if template is not PLAIN and len(self._phrases) < _MAX_PHRASES:
-            self._phrases.append(template)
-            self._manners.append([_as_it_is(template)])
-            self.size += PHRASE_OVERHEAD + sum(map(len, template.words))
-            return len(self._phrases), values
+        if template is not PLAIN and len(self._templates) < _MAX_TEMPLATES:
+            self._templates.append(template)
+            self._spellings.append([_own_spelling(template)])
+            self.size += TEMPLATE_OVERHEAD + sum(map(len, template.words))
+            return len(self._templates), values
         return 1, [item]
 
     def _read(self, encoded: bytes) -> Iterator[tuple[int, list[bytes]]]:
         numbers, *values = encoded.split(_GAP)
         first = 0
         for number in numbers:
-            after = first + len(self._phrases[number - 1].names)
+            after = first + len(self._templates[number - 1].names)
             yield number, values[first:after]
             first = after
 
 
-def _as_it_is(template: ItemTemplate) -> _Manner:
-    return _Manner(template.words, tuple(range(len(template.names))))
+def _own_spelling(template: ItemTemplate) -> _Spelling:
+    return _Spelling(template.words, tuple(range(len(template.names))))
 
 
-def _manner(template: ItemTemplate, item: bytes) -> _Manner | None:
+def _spelling(template: ItemTemplate, item: bytes) -> _Spelling | None:
     """The spelling of ``item`` for the values of ``template``; None if it has other values."""
     other, _ = split(item)
     if PLAIN in (template, other) or ({*template.names} ^ {*other.names}) - _UNREAD_NAMES:
         return None
     uses = (None if name in _UNREAD_NAMES else template.names.index(name) for name in other.names)
-    return _Manner(other.words, tuple(uses))
+    return _Spelling(other.words, tuple(uses))

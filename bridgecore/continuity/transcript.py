@@ -68,8 +68,8 @@ class Node:
     parent: Node | None = attrs.field(repr=False)
     encoded: bytes = attrs.field(
         repr=False
-    )  # the items, encoded by ``book``; not in repr, as it is user data
-    book: TemplateTable = attrs.field(repr=False)
+    )  # the items, encoded by ``table``; not in repr, as it is user data
+    table: TemplateTable = attrs.field(repr=False)
     chain: bytes  # the chain digests after each item but the last
     end: bytes  # the last one, or the parent's if there are no items
     settings: bytes
@@ -112,7 +112,7 @@ class Node:
 
     def own_text(self) -> bytes:
         """The node's own items, as the inside of an ``input`` array."""
-        return b",".join(self.book.items(self.encoded))
+        return b",".join(self.table.items(self.encoded))
 
     def siblings(self) -> Iterator[Node]:
         """This response and the older ones with the same parent, latest first."""
@@ -149,7 +149,7 @@ class Node:
         node: Node | None = self
         while node is not None:
             if node.cut >= 0 and not whole:
-                parts.append(b",".join(node.book.items(node.encoded)[node.cut :]))
+                parts.append(b",".join(node.table.items(node.encoded)[node.cut :]))
                 break
             parts.append(node.own_text())
             node = node.parent
@@ -220,7 +220,7 @@ def _of_id(node: Node, name: str) -> list[bytes]:
     """The items among the node's own that have the id ``name``."""
     if name.encode(errors="replace") not in node.encoded:
         return []
-    return [item for item in node.book.items(node.encoded) if has_id(read_head(item), name)]
+    return [item for item in node.table.items(node.encoded) if has_id(read_head(item), name)]
 
 
 @attrs.frozen
@@ -261,7 +261,7 @@ class Transcripts:
         self._max_age = max_age_ns
         self._max_scope = min(max_scope_bytes, max_bytes)
         self._scopes: dict[str, _Scope] = {}
-        self._idlest: _Idlest[_Scope] = _Idlest()
+        self._lru: _LruHeap[_Scope] = _LruHeap()
         self._size = 0
         self._now = 0
 
@@ -404,9 +404,9 @@ class Transcripts:
         held = held or _Scope(scope, TemplateTable(min(SPARE, self._max_scope // 32)))
         before = 0 if fresh else held.size
         stored = prompt.request.store if stored is None else stored
-        node = self._node(response_id, parent, prompt, repeated, output, held.book, stored)
-        held.book.grow()
-        room = self._max_scope - SCOPE_OVERHEAD - held.book.size - node.size
+        node = self._node(response_id, parent, prompt, repeated, output, held.table, stored)
+        held.table.grow()
+        room = self._max_scope - SCOPE_OVERHEAD - held.table.size - node.size
         # The node needs its whole path in memory. Its size is summed only if the scope is so full
         # that it could matter.
         fits = held.taken <= room or (
@@ -418,14 +418,14 @@ class Transcripts:
                 parent.used = self._now
             if fresh:
                 self._scopes[scope] = held
-                self._idlest.add(held)
+                self._lru.add(held)
         elif fresh:
             return None
         self._size += held.size - before  # learning new templates takes memory, too
-        while held.size > self._max_scope and (victim := held.idlest.first()) is not None:
+        while held.size > self._max_scope and (victim := held.lru.first()) is not None:
             self._drop(held, victim)
-        while self._size > self._max_bytes and (oldest := self._idlest.first()) is not None:
-            self._drop_idlest(oldest)
+        while self._size > self._max_bytes and (oldest := self._lru.first()) is not None:
+            self._drop_oldest(oldest)
         return node if fits and node.held else None
 
     def _continues(
@@ -453,7 +453,7 @@ class Transcripts:
         prompt: Prompt,
         repeated: int,
         output: Sequence[Text],
-        book: TemplateTable,
+        table: TemplateTable,
         stored: bool,
     ) -> Node:
         forms = [input_form(item, stored=stored) for item in output]
@@ -480,8 +480,8 @@ class Transcripts:
         node = Node(
             response_id=response_id,
             parent=parent,
-            encoded=book.note((*own, *said)),
-            book=book,
+            encoded=table.encode((*own, *said)),
+            table=table,
             chain=b"".join(digests[1:-1]),
             end=digests[-1],
             settings=settings,
@@ -499,19 +499,19 @@ class Transcripts:
         """Evict responses that were unused for longer than ``max_age_ns``; returns how many."""
         self._now = max(self._now, now)
         count = 0
-        while (scope := self._idlest.first()) is not None:
+        while (scope := self._lru.first()) is not None:
             if scope.used + self._max_age > self._now:
                 break
-            count += self._drop_idlest(scope)
+            count += self._drop_oldest(scope)
         return count
 
     def next_expiry(self) -> int | None:
         """The time (ns) of the next expiry if nothing is used before; None if nothing is held."""
-        scope = self._idlest.first()
+        scope = self._lru.first()
         return None if scope is None else scope.used + self._max_age
 
-    def _drop_idlest(self, scope: _Scope) -> int:
-        node = scope.idlest.first()
+    def _drop_oldest(self, scope: _Scope) -> int:
+        node = scope.lru.first()
         if node is None:
             return 0
         self._drop(scope, node)
@@ -533,7 +533,7 @@ class Transcripts:
             below += each.child.siblings() if each.child is not None else ()
         for each in reversed(below):
             self._drop(held, each)
-        held.idlest.tidy()
+        held.lru.tidy()
 
 
 # ------------------------------------------------------------------ one credential
@@ -548,7 +548,7 @@ class _Scope:
     """The tree of one credential, with its indexes."""
 
     name: str
-    book: TemplateTable
+    table: TemplateTable
     nodes: dict[str, Node] = attrs.Factory(dict)  # by id; without those that lost theirs (unname)
     count: int = 0  # of all nodes
     root: Node | None = None  # the latest node without a parent; the others are its siblings
@@ -558,12 +558,12 @@ class _Scope:
     # drop everything before a compaction, and then has just those items as its history.
     pruned: dict[bytes, Node] = attrs.Factory(dict)
     taken: int = 0  # bytes of all nodes
-    idlest: _Idlest[Node] = attrs.Factory(lambda: _Idlest[Node]())
+    lru: _LruHeap[Node] = attrs.Factory(lambda: _LruHeap[Node]())
 
     @property
     def size(self) -> int:
         """The memory of the scope, in bytes, as accounted."""
-        return SCOPE_OVERHEAD + self.book.size + self.taken
+        return SCOPE_OVERHEAD + self.table.size + self.taken
 
     @property
     def held(self) -> bool:
@@ -576,7 +576,7 @@ class _Scope:
     @property
     def used(self) -> int:
         """The time (ns) of last use of its least recently used leaf. Never decreases."""
-        node = self.idlest.first()
+        node = self.lru.first()
         return 0 if node is None else node.used
 
     def add(self, node: Node) -> None:
@@ -598,7 +598,7 @@ class _Scope:
             node.older_same_context.newer_same_context = node
         self.ends[node.end] = node
         self.taken += node.size
-        self.idlest.add(node)
+        self.lru.add(node)
 
     def remove(self, node: Node) -> None:
         """Unlink ``node``, a leaf."""
@@ -615,7 +615,7 @@ class _Scope:
         if parent is not None:
             parent.used = max(parent.used, node.used)  # using a response uses its path
             if parent.child is None:
-                self.idlest.add(parent)
+                self.lru.add(parent)
         node.held = False
         self.count -= 1
         if node.named:
@@ -699,7 +699,7 @@ def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> No
         item
         for node in near
         if number < node.items and node.chain.startswith(told)
-        for item in node.book.items(node.encoded)[number : number + 1]
+        for item in node.table.items(node.encoded)[number : number + 1]
         if has_id(read_head(item), name)
     }
     if len(found) == 1:
@@ -746,7 +746,7 @@ def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
 def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
     """How many items of ``node``, which has ``items`` of them, the prompt repeats byte for byte (by
     a known template or wording) from its item ``start`` on."""
-    count = node.book.is_at(node.encoded, prompt.text, prompt.bounds, start)
+    count = node.table.is_at(node.encoded, prompt.text, prompt.bounds, start)
     if count == items or node.wording is None or start + items > len(prompt.items):
         return count
     return items if prompt.wording(start + count, start + items) == node.wording else count
@@ -766,7 +766,7 @@ def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
         if any(place in prompt.resolved or prompt.leaves_out(place) for place in places):
             continue
         if _repeated(prompt, start, node, items) < items:
-            node.book.learn(node.encoded, prompt.items[start:end])
+            node.table.learn(node.encoded, prompt.items[start:end])
             if (count := _repeated(prompt, start, node, items)) < items:
                 node.wording = prompt.wording(start + count, end)
 
@@ -788,7 +788,7 @@ class _Usable(Protocol):
 T = TypeVar("T", bound=_Usable)
 
 
-class _Idlest(Generic[T]):
+class _LruHeap(Generic[T]):
     """A heap of leaves in order of last use, for LRU eviction.
 
     Entries have the time of last use as of when they were pushed. Using a leaf does not touch the
@@ -803,32 +803,32 @@ class _Idlest(Generic[T]):
         self._limit = 64
         self._serial = 0
 
-    def add(self, thing: T) -> None:
+    def add(self, leaf: T) -> None:
         self._serial += 1
-        heapq.heappush(self._entries, (thing.used, self._serial, thing))
+        heapq.heappush(self._entries, (leaf.used, self._serial, leaf))
         if len(self._entries) > self._limit:
             self.tidy()
 
     def first(self) -> T | None:
         entries = self._entries
         while entries:
-            used, serial, thing = entries[0]
-            if not thing.held or thing.child is not None:
+            used, serial, leaf = entries[0]
+            if not leaf.held or leaf.child is not None:
                 heapq.heappop(entries)
-            elif thing.used != used:
-                heapq.heapreplace(entries, (thing.used, serial, thing))
+            elif leaf.used != used:
+                heapq.heapreplace(entries, (leaf.used, serial, leaf))
             else:
-                return thing
+                return leaf
         return None
 
     def tidy(self) -> None:
         """Rebuild the heap without outdated and duplicate entries, so that its size stays within a
         constant factor of the leaves."""
-        latest = {thing: serial for _, serial, thing in self._entries}
+        latest = {leaf: serial for _, serial, leaf in self._entries}
         self._entries = [
-            (thing.used, serial, thing)
-            for thing, serial in latest.items()
-            if thing.held and thing.child is None
+            (leaf.used, serial, leaf)
+            for leaf, serial in latest.items()
+            if leaf.held and leaf.child is None
         ]
         heapq.heapify(self._entries)
         self._limit = 64 + 4 * len(self._entries)

@@ -12,7 +12,7 @@ exhaustively by ``bridgecore.verify``.
 Public are the names here; the modules are internal.
 """
 
-from bridgecore.simulate.growth import Experiment, Growth, Row, grow
+from bridgecore.simulate.growth import Experiment, Growth, TurnFigures, grow
 from bridgecore.simulate.profiles import PROFILES, Profile
 from bridgecore.simulate.report import Report, Violation
 from bridgecore.simulate.scenario import Scenario
@@ -27,9 +27,9 @@ __all__ = [
     "Ledger",
     "Profile",
     "Report",
-    "Row",
     "Scenario",
     "Shrunk",
+    "TurnFigures",
     "Violation",
     "grow",
     "run",

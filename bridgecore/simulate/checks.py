@@ -27,7 +27,7 @@ from bridgecore.simulate.upstream import Upstream
 from bridgecore.simulate.witness import Asked, Ledger, Witness
 from bridgecore.testing.emulator import Outcome, Turn
 from bridgecore.testing.faults import Alter, CloseWith, Point, SendEvents
-from bridgecore.testing.network import NOBODY
+from bridgecore.testing.network import NO_CLIENT
 from bridgecore.verify.properties import ViolationError
 from bridgecore.verify.replay import Replay
 from bridgecore.wire.decisions import DECISION, hashed
@@ -93,10 +93,10 @@ class Checks:
             sum(1 for turn in sends.turns if turn.request.anchor == probe.response)
             for probe in (foreign, unknown)
         ]
-        if foreign.told != unknown.told or cost[0] != cost[1]:
+        if foreign.answers != unknown.answers or cost[0] != cost[1]:
             text = (
-                f"for a response of another credential it got {foreign.told} in {cost[0]} sends, "
-                f"for one that does not exist {unknown.told} in {cost[1]}"
+                f"for a response of another credential it got {foreign.answers} in {cost[0]} "
+                f"sends, for one that does not exist {unknown.answers} in {cost[1]}"
             )
             self._violate("foreign", client, text)
 
@@ -183,7 +183,9 @@ class Checks:
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
             costs = {(size, usage["input_tokens"] if usage else 0) for size, usage in seen}
             if cost not in costs:
-                self._journal.violate("accounts", NOBODY, f"no preload of {cost} was seen upstream")
+                self._journal.violate(
+                    "accounts", NO_CLIENT, f"no preload of {cost} was seen upstream"
+                )
             self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
             return
@@ -193,7 +195,7 @@ class Checks:
         accounts = [self._witness.account(turn, asked) for asked in reversed(sends.asked)]
         fitting = [one for one in accounts if _figures(one) == figures]
         if not fitting:
-            client, number = self._upstream.owner_of(turn.request.number) or (NOBODY, 0)
+            client, number = self._upstream.owner_of(turn.request.number) or (NO_CLIENT, 0)
             text = f"the bridge reports {figures}, from outside it is {_figures(accounts[0])}"
             self._journal.violate("accounts", client, text, number)
         self._accounted[name] = (fitting or accounts)[0]
@@ -202,11 +204,11 @@ class Checks:
         try:
             found = self._decisions.take(line.encode())
         except ViolationError as violation:
-            self._journal.violate("session", NOBODY, str(violation))
+            self._journal.violate("session", NO_CLIENT, str(violation))
             return
         if found is not None:
             text = f"recorded {found.expected}; replayed {found.actual}"
-            self._journal.violate("session", NOBODY, text)
+            self._journal.violate("session", NO_CLIENT, text)
 
     def close(self, accounts: Accounts) -> None:
         """Compare the sum over all turns with the bridge's ``accounts``, at the end of the run."""
@@ -215,7 +217,7 @@ class Checks:
             total.add(account)
         if attrs.astuple(total) != attrs.astuple(accounts):
             text = f"in sum {accounts}, turn by turn {total}"
-            self._journal.violate("accounts", NOBODY, text)
+            self._journal.violate("accounts", NO_CLIENT, text)
 
     def add_warmth(self, ledger: Ledger) -> None:
         """Add the costs of preloading to ``ledger``, which has those of clients' turns."""

@@ -24,7 +24,7 @@ from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.profiles import Profile
 from bridgecore.simulate.witness import Asked, encode
-from bridgecore.testing.answers import CreateRequest, Output, ToolCall, echo
+from bridgecore.testing.answers import CreateFrame, Output, ToolCall, echo
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader, ReadError
 from bridgecore.testing.faults import Change
 from bridgecore.testing.network import MILLISECOND
@@ -50,7 +50,7 @@ def marks(data: bytes) -> set[tuple[int, int]]:
     return {(int(client), int(turn)) for client, turn in _MARK.findall(data)}
 
 
-def answer(request: CreateRequest) -> Sequence[Output]:
+def answer(request: CreateFrame) -> Sequence[Output]:
     """The emulator's answer: ``echo``, or, for ``call N tools``, N calls that differ only in their
     ids."""
     last = request.input[-1] if request.input else {}
@@ -115,7 +115,7 @@ class Probe:
     """A response that the client does not own, and the answers it got for naming it."""
 
     response: str
-    told: list[str] = attrs.Factory(list)
+    answers: list[str] = attrs.Factory(list)
 
 
 _NOT_FOUND = "previous_response_not_found"
@@ -242,7 +242,7 @@ class Client:
         """Begin the first turn at ``at`` (ns)."""
         self.begun = self._wake = at
 
-    def befriend(self, neighbour: Client) -> None:
+    def add_neighbour(self, neighbour: Client) -> None:
         """Take over parts of the conversation of ``neighbour`` now and then. The two share a
         credential, so they also share the count of refusals of an id."""
         self._neighbour = neighbour
@@ -331,13 +331,13 @@ class Client:
         if profile.branches and len(self._checkpoints) > 2 and rng.one_in(12):
             self._fork(self, rng.between(0, len(self._checkpoints) - 2))
             self._note("branches from an older response")
-        elif profile.relative and self._neighbour is not None and rng.one_in(6):
+        elif profile.shares and self._neighbour is not None and rng.one_in(6):
             known = len(self._neighbour._checkpoints)
             if known:
                 self._fork(self._neighbour, known - 1 - rng.between(0, min(known - 1, 2)))
                 self._note(f"continues the conversation of client {self._neighbour.number}")
-        elif profile.nosy and rng.one_in(2):
-            self._pry()
+        elif profile.probing and rng.one_in(2):
+            self._probe()
         self._new = self._compose()
         self._write_body()
         self._observer.turn_begins(self)
@@ -348,7 +348,7 @@ class Client:
         self._checkpoints = other._checkpoints[: index + 1]
         self._history = other._history[: self._checkpoints[-1].length]
 
-    def _pry(self) -> None:
+    def _probe(self) -> None:
         """Spend the turn on two probes: a response of another credential, and one that does not
         exist."""
         foreign = self._observer.foreign(self)
@@ -415,8 +415,8 @@ class Client:
 
     @property
     def _key(self) -> str:
-        """The conversation's key; neighbours with the profile "relative" share one."""
-        return f"f{self.scope}" if self.profile.relative else f"c{self.number}"
+        """The conversation's key; neighbours with the profile "sharing" share one."""
+        return f"f{self.scope}" if self.profile.shares else f"c{self.number}"
 
     def _try(self) -> None:
         if self.tries >= MAX_TRIES:
@@ -517,10 +517,10 @@ class Client:
             if not wait.isdigit() or int(wait) < 1:
                 raise ReadError(f"{status} without an integer Retry-After")
             if self._probing:
-                self._probing[0].told.append(f"{status} {code}, retry after {int(wait)} s")
+                self._probing[0].answers.append(f"{status} {code}, retry after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
         elif self._probing and status == 400:
-            self._told(f"400 {error}")
+            self._probe_answered(f"400 {error}")
         elif status == 400 and code == _NOT_FOUND:
             self._not_found(error)
         else:
@@ -529,10 +529,10 @@ class Client:
             self.given_up += 1
             self._next_or_done()
 
-    def _told(self, text: str) -> None:
+    def _probe_answered(self, text: str) -> None:
         """A probe got its final answer: go on to the next one, or compare both."""
         probe = self._probing.pop(0)
-        probe.told.append(text.replace(probe.response, "ID"))
+        probe.answers.append(text.replace(probe.response, "ID"))
         self.tries = 0
         if self._probing:
             self._write_body()
@@ -578,7 +578,7 @@ class Client:
             return
         self._run_tools(response["output"], cut=state != "completed")
         if self._probing:
-            self._told(f"an answer: {state}")
+            self._probe_answered(f"an answer: {state}")
             return
         if state in ("incomplete", "cancelled"):
             if not self._observer.explained(self, 200):

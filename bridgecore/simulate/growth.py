@@ -34,7 +34,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.contract import CheckedAnswer, Json
 from bridgecore.simulate.paths import Paths
-from bridgecore.testing.answers import CreateRequest, Output, Text, count_tokens
+from bridgecore.testing.answers import CreateFrame, Output, Text, count_tokens
 from bridgecore.testing.client import HttpEnd, HttpHead, HttpReader
 from bridgecore.testing.emulator import Emulator
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
@@ -63,7 +63,7 @@ class Experiment:
 
 
 @attrs.frozen
-class Row:
+class TurnFigures:
     """One turn. ``sent``: tokens of the input items of the request that was answered; ``grown``:
     growth of the context since the turn before; ``context``: its size, answer included; ``errors``:
     the errors that the client got before the answer; ``upstream``: the bytes of all frames that the
@@ -83,7 +83,7 @@ class Growth:
     ``stuck``: the turn that did not succeed in ``MAX_TRIES`` tries; None if there was none."""
 
     experiment: Experiment
-    rows: tuple[Row, ...]
+    rows: tuple[TurnFigures, ...]
     full: int | None
     stuck: int | None
 
@@ -139,7 +139,7 @@ def _is_hit(experiment: Experiment, turn: int) -> bool:
     return every is not None and turn >= 2 and (turn - 2) % every == 0
 
 
-def _answer(request: CreateRequest) -> Sequence[Output]:
+def _answer(request: CreateFrame) -> Sequence[Output]:
     return [Text("said ".ljust(_OUTPUT_TOKENS * _BYTES_PER_TOKEN, "."))]
 
 
@@ -164,7 +164,7 @@ class _LostBeforeCreated(FaultPlan):
         return [Fault(point, CloseWith(1011))]
 
 
-def _turn_of(request: CreateRequest) -> int:
+def _turn_of(request: CreateFrame) -> int:
     text: str = request.input[-1]["content"][0]["text"]
     return int(text.split()[1])
 
@@ -180,7 +180,7 @@ class _Client:
     """The client that the module's docstring describes. A ``Machine``."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[TurnFigures] = []
         self.full: int | None = None
         self.stuck: int | None = None
         self.done = False
@@ -319,7 +319,9 @@ class _Client:
         context: int = response["usage"]["total_tokens"]
         sent = count_tokens(self._input)
         grown = context - before
-        self.rows.append(Row(self._turn, sent, grown, context, tuple(self._errors), self.upstream))
+        self.rows.append(
+            TurnFigures(self._turn, sent, grown, context, tuple(self._errors), self.upstream)
+        )
         self.upstream = 0
         self._history += [*self._new, *response["output"]]
         self._anchor = response["id"]

@@ -28,13 +28,13 @@ def table(growth: Growth) -> str:
     ]
     lines += [
         f"{row.turn:>5} {row.sent:>9,} {row.grown:>9,} {row.context:>9,} {row.upstream:>12,}"
-        f"  {_told(row.errors)}"
+        f"  {_errors(row.errors)}"
         for row in shown
     ]
     return "\n".join(lines)
 
 
-def _told(errors: tuple[str, ...]) -> str:
+def _errors(errors: tuple[str, ...]) -> str:
     parts: list[str] = []
     for error in dict.fromkeys(errors):
         count = errors.count(error)

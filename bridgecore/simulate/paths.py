@@ -14,7 +14,7 @@ import attrs
 
 from bridgecore import transport as tp
 from bridgecore.simulate.chance import Rng
-from bridgecore.testing.network import MILLISECOND, NOBODY, End, Fate, MachineError, Network
+from bridgecore.testing.network import MILLISECOND, NO_CLIENT, End, Fate, MachineError, Network
 
 
 @attrs.define(eq=False)
@@ -102,7 +102,7 @@ class Recorder:
     def added(self, machine: tp.Machine, label: int) -> None:
         """Give ``machine`` its number in the digest. Clients have labels."""
         self._numbers[id(machine)] = len(self._numbers)
-        if label != NOBODY:
+        if label != NO_CLIENT:
             self._clients.add(id(machine))
 
     def handles(self, machine: tp.Machine, event: tp.TransportEvent, network: Network) -> None:

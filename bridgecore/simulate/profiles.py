@@ -12,10 +12,10 @@ The models (docs, "Protocol notes"):
 * *slow reader*: it reads a little, then nothing for a while;
 * *parallel*: its model calls several tools at once;
 * *warm*: it sends requests with ``generate: false`` now and then;
-* *relative*: it shares its keys with a neighbour, and continues the neighbour's conversation now
+* *sharing*: it shares its keys with a neighbour, and continues the neighbour's conversation now
   and then;
-* *nosy*: it names a response of another credential, then one that does not exist, and compares the
-  answers.
+* *probing*: it names a response of another credential, then one that does not exist, and compares
+  the answers.
 """
 
 from __future__ import annotations
@@ -40,23 +40,23 @@ class Profile:
     terse: bool = False
     parallel: bool = False
     warm: bool = False
-    relative: bool = False
-    nosy: bool = False
+    shares: bool = False
+    probing: bool = False
 
 
-# Clients 2n and 2n + 1 share a credential, and, if relative, their keys.
+# Clients 2n and 2n + 1 share a credential, and, with ``shares``, their keys.
 PROFILES: Final = (
     Profile("incremental", branches=True),
     Profile("incremental, store=false", store=False, branches=True),
-    Profile("full history", anchored=False, store=False, warm=True, relative=True),
-    Profile("terse full history", anchored=False, store=False, terse=True, relative=True),
+    Profile("full history", anchored=False, store=False, warm=True, shares=True),
+    Profile("terse full history", anchored=False, store=False, terse=True, shares=True),
     Profile("impatient", impatient=True, parallel=True),
     Profile("slow reader", slow=True),
     Profile("incremental, JSON", stream=False, warm=True),
     Profile("impatient, store=false", store=False, impatient=True),
     Profile("impatient full history", anchored=False, store=False, impatient=True, parallel=True),
-    Profile("nosy", store=False, nosy=True),
-    Profile("tools, store=false", store=False, parallel=True, warm=True, relative=True),
-    Profile("forks, store=false", store=False, branches=True, relative=True),
+    Profile("probing", store=False, probing=True),
+    Profile("tools, store=false", store=False, parallel=True, warm=True, shares=True),
+    Profile("forks, store=false", store=False, branches=True, shares=True),
 )
 """The profiles of a run that names no others; they take turns."""

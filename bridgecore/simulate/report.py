@@ -13,7 +13,7 @@ import attrs
 
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.witness import Ledger
-from bridgecore.testing.network import NOBODY
+from bridgecore.testing.network import NO_CLIENT
 
 _HOUR = 3600 * NS_PER_SECOND
 _MAX_VIOLATIONS = 20  # of one run; more are usually repetitions
@@ -26,12 +26,12 @@ class Violation:
     prop: str
     seed: int
     at: int
-    client: int  # NOBODY: no client in particular
+    client: int  # NO_CLIENT: no client in particular
     turn: int
     text: str
 
     def __str__(self) -> str:
-        who = "" if self.client == NOBODY else f", client {self.client} turn {self.turn}"
+        who = "" if self.client == NO_CLIENT else f", client {self.client} turn {self.turn}"
         return f"{self.prop}: {self.text} (seed {self.seed}{who}, t+{self.at / 1e9:.3f} s)"
 
 

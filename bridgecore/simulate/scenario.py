@@ -14,7 +14,7 @@ from bridgecore.simulate.profiles import PROFILES, Profile
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """All settings of a run, the seed included."""
+    """All settings of a run, the random seed included."""
 
     seed: int
     policy: Policy = DEFAULT

@@ -15,7 +15,7 @@ from bridgecore.simulate.report import Violation
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.troubles import trouble
 from bridgecore.simulate.world import run
-from bridgecore.testing.network import NOBODY
+from bridgecore.testing.network import NO_CLIENT
 
 T = TypeVar("T", bound=Any)  # sortable
 
@@ -53,7 +53,7 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
         raise ValueError(f"the scenario does not break {violation.prop!r}")
     clients = frozenset(range(scenario.clients)) if scenario.only is None else scenario.only
     seen = search.violation
-    if seen.client == NOBODY or not search.attempt_with(only=frozenset({seen.client})):
+    if seen.client == NO_CLIENT or not search.attempt_with(only=frozenset({seen.client})):
         _minimise(clients, lambda kept: search.attempt_with(only=kept))
     if 0 < search.violation.turn < search.best.turns:
         search.attempt_with(turns=search.violation.turn)
@@ -68,7 +68,7 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
         if trouble(best.seed, client, turn, best.fault_every, odd=best.odd) is not None
     }
     if best.restarts:
-        met |= {(NOBODY, nth) for nth in range(_RESTARTS_SPARED)}
+        met |= {(NO_CLIENT, nth) for nth in range(_RESTARTS_SPARED)}
     every, spared = frozenset(met) - best.spared, best.spared
     _minimise(every, lambda kept: search.attempt_with(spared=spared | (every - kept)))
     timeline: list[str] = []

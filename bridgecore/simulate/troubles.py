@@ -1,4 +1,4 @@
-"""The faults of a run: what can go wrong in a turn, and the draw from the seed that decides.
+"""The faults of a run: what can go wrong in a turn, and the draw from the random seed that decides.
 
 What belongs here: the kinds of faults, those of the network (``Strike``) and those of the upstream
 (``bridgecore.testing.faults``), and their probabilities. Faults of the network are carried out in
@@ -136,7 +136,7 @@ _UPSTREAM_FAULTS: Final[tuple[tuple[Fault, ...], ...]] = (
 )
 # Faults of real services that are not drawn. Faults while a frame is received cannot be attributed
 # to a client, and a slow upstream is drawn for a whole run instead. "chain-id" repeats response
-# ids, by which the checks tell turns apart.
+# ids, by which the checks distinguish turns.
 _NOT_DRAWN: Final = frozenset({"slow-reader", "too-large-while-receiving", "chain-id"})
 _USUAL: Final = {fault for kind in _UPSTREAM_FAULTS for fault in kind}
 _ODD_NAMES: Final[dict[Fault, str]] = {

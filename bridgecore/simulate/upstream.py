@@ -1,8 +1,8 @@
 """The upstream of a run: an emulator with faults by client and turn, and restarts.
 
-What belongs here: how the emulator is set up from the seed, when it restarts, which client and turn
-each of its frames belongs to, and which fault each of them meets. What the frames should contain is
-checked in ``checks.py``.
+What belongs here: how the emulator is set up from the random seed, when it restarts, which client
+and turn each of its frames belongs to, and which fault each of them meets. What the frames should
+contain is checked in ``checks.py``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from bridgecore.simulate.report import Journal
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.strikes import Strikes
 from bridgecore.simulate.witness import encode
-from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.answers import CreateFrame
 from bridgecore.testing.emulator import Emulator, is_met
 from bridgecore.testing.faults import Fault, FaultPlan, Point, ReadSlowly, When
-from bridgecore.testing.network import MILLISECOND, NOBODY, Network
+from bridgecore.testing.network import MILLISECOND, NO_CLIENT, Network
 
 HOST, PORT = "upstream", 80
 _OF_CONNECTIONS = frozenset({Point.ON_CONNECT, Point.ON_UPGRADE})
@@ -74,7 +74,7 @@ class Upstream:
         """Plan the ``nth`` restart, and from there the next one, until the run ends."""
         rng = Rng(self._scenario.seed, 5, nth)
         when = self._network.now + rng.between(1800, 9000) * NS_PER_SECOND
-        if (NOBODY, nth) not in self._scenario.spared:
+        if (NO_CLIENT, nth) not in self._scenario.spared:
             self._network.at(when, lambda: self._restart(rng))
         self._network.at(when, lambda: None if self._over() else self.schedule_restart(nth + 1))
 
@@ -151,11 +151,11 @@ class _Faults(FaultPlan):
         return [] if fault is None else [fault]
 
 
-def _owner_of(request: CreateRequest) -> tuple[int, int]:
+def _owner_of(request: CreateFrame) -> tuple[int, int]:
     """The client and turn of a create frame: the last mark in it. Earlier marks are in
     its history."""
     for item in reversed(request.input):
         found = marks(encode(item))
         if found:
-            return found.pop() if len(found) == 1 else (NOBODY, 0)
-    return NOBODY, 0
+            return found.pop() if len(found) == 1 else (NO_CLIENT, 0)
+    return NO_CLIENT, 0

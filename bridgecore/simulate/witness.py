@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 import msgspec
 
-from bridgecore.testing.answers import CreateRequest
+from bridgecore.testing.answers import CreateFrame
 from bridgecore.testing.emulator import Outcome, Turn
 
 Json: TypeAlias = dict[str, Any]
@@ -156,7 +156,7 @@ class Witness:
         return 0 if usage is None else int(usage["total_tokens"])
 
     def _credential(
-        self, request: CreateRequest, asked: Sequence[Asked]
+        self, request: CreateFrame, asked: Sequence[Asked]
     ) -> Iterable[tuple[str, str]]:
         sent = next((value for name, value in request.headers if name == b"authorization"), b"")
         if sent != asked[-1].credential:
@@ -170,7 +170,7 @@ class Witness:
             text = f"anchored to a response of {made[0].decode()!r}"
             yield "credential", text
 
-    def _sibling(self, request: CreateRequest, asked: Sequence[Asked]) -> Iterable[tuple[str, str]]:
+    def _sibling(self, request: CreateFrame, asked: Sequence[Asked]) -> Iterable[tuple[str, str]]:
         anchor = request.anchor
         if anchor is None or any(one.anchor == anchor for one in asked):
             return
@@ -181,7 +181,7 @@ class Witness:
             yield "sibling", text
 
 
-def _self_contained(request: CreateRequest, asked: Asked) -> Iterable[tuple[str, str]]:
+def _self_contained(request: CreateFrame, asked: Asked) -> Iterable[tuple[str, str]]:
     if request.anchor is None and asked.anchor is not None:
         orphans, _ = _pairing(request.input)
         if orphans:
@@ -215,7 +215,7 @@ def _pairing(items: Iterable[Json]) -> tuple[list[str], list[str]]:
     return orphans, list(pending)
 
 
-def _means(asked: Asked, request: CreateRequest) -> bool:
+def _means(asked: Asked, request: CreateFrame) -> bool:
     """Whether the context of ``request`` is what the client means, apart from ids and status."""
     meant = asked.context
     if meant is None or len(meant) != len(request.context):
@@ -226,7 +226,7 @@ def _means(asked: Asked, request: CreateRequest) -> bool:
     )
 
 
-def _context(request: CreateRequest, asked: Asked) -> tuple[str, str]:
+def _context(request: CreateFrame, asked: Asked) -> tuple[str, str]:
     held = len(request.context)
     if asked.context is None:
         return "foreign", f"it named a response that it does not own and got {held} items"

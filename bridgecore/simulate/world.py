@@ -32,7 +32,7 @@ from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.strikes import Strikes
 from bridgecore.simulate.upstream import HOST, PORT, Upstream, emulator_of
 from bridgecore.testing.faults import Change
-from bridgecore.testing.network import NOBODY, WINDOW, MachineError, Network
+from bridgecore.testing.network import NO_CLIENT, WINDOW, MachineError, Network
 
 _HOUR = 3600 * NS_PER_SECOND
 _HORIZON = 60 * 24 * _HOUR  # virtual time after which unfinished clients count as stuck
@@ -97,7 +97,7 @@ class _World:
                 self._add_client(number)
         for number, client in self._clients.items():
             if (neighbour := self._clients.get(number ^ 1)) is not None:
-                client.befriend(neighbour)
+                client.add_neighbour(neighbour)
         if scenario.restarts and scenario.fault_every is not None:
             self._upstream.schedule_restart()
 
@@ -150,7 +150,7 @@ class _World:
             if not client.done:
                 journal.violate("liveness", client.number, "is not done after two months")
         if endpoint.bridge.turns:
-            journal.violate("leak", NOBODY, f"{endpoint.bridge.turns} turns without a client")
+            journal.violate("leak", NO_CLIENT, f"{endpoint.bridge.turns} turns without a client")
         network.run(network.now + 3 * _HOUR)
         left = {
             "turns": endpoint.bridge.turns,
@@ -164,11 +164,13 @@ class _World:
         self._checks.close(endpoint.bridge.accounts)
         for name, count in left.items():
             if count:
-                journal.violate("leak", NOBODY, f"{count} {name} three hours after the last turn")
+                journal.violate(
+                    "leak", NO_CLIENT, f"{count} {name} three hours after the last turn"
+                )
         network.handle(endpoint, tp.DrainRequested())
         network.run(network.now + self._config.drain_timeout * 2)
         if endpoint not in network.stopped or endpoint.next_timeout() is not None:
-            journal.violate("drain", NOBODY, "an endpoint without connections does not stop")
+            journal.violate("drain", NO_CLIENT, "an endpoint without connections does not stop")
 
     # ------------------------------------------------------------ Observer
 

@@ -9,7 +9,7 @@ modules are internal.
 
 from bridgecore.testing.answers import (
     Answer,
-    CreateRequest,
+    CreateFrame,
     Output,
     Reasoning,
     Text,
@@ -49,7 +49,7 @@ __all__ = [
     "Answer",
     "Change",
     "CloseWith",
-    "CreateRequest",
+    "CreateFrame",
     "Emulator",
     "Error",
     "ErrorShape",

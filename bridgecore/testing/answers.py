@@ -1,7 +1,7 @@
 """The requests and answers of the emulator: input, output items, and the default answer.
 
 What belongs here: everything that depends only on a request's body and context. Connections,
-continuation, storage and faults are in ``emulator.py``; the response object is in ``resource.py``.
+continuation, storage and the response object are in ``bridgecore.testing.emulator``.
 
 The default answer (``echo``) depends only on the turn's *effective context*: the context of the
 anchor, plus this input. So a conversation that was rebuilt from a transcript gets the same answer
@@ -52,7 +52,7 @@ _SEAL: Final = "gAAAAA"  # the prefix of encrypted contents at real services
 
 
 @attrs.define(eq=False)
-class CreateRequest:
+class CreateFrame:
     """A ``response.create`` frame as the emulator received it."""
 
     number: int  # from 1, over all connections of the emulator
@@ -161,11 +161,11 @@ class Reasoning:
 
 Output: TypeAlias = Text | ToolCall | Reasoning | Json
 """An output item of an answer; a JSON object is sent unchanged."""
-Answer: TypeAlias = Callable[[CreateRequest], Sequence[Output]]
+Answer: TypeAlias = Callable[[CreateFrame], Sequence[Output]]
 """What an emulator answers a request with."""
 
 
-def echo(request: CreateRequest) -> Sequence[Output]:
+def echo(request: CreateFrame) -> Sequence[Output]:
     """The default answer: see the module's docstring."""
     turn = count_users(request.context)
     output: list[Output] = []
@@ -177,7 +177,7 @@ def echo(request: CreateRequest) -> Sequence[Output]:
     return [*output, *calls] if calls else [*output, _say(request, turn)]
 
 
-def _say(request: CreateRequest, turn: int) -> Text:
+def _say(request: CreateFrame, turn: int) -> Text:
     items, text = request.input, _latest_text(request)
     if items and is_output(items[-1]):
         # Earlier outputs were answered when they were new.
@@ -198,7 +198,7 @@ def _say(request: CreateRequest, turn: int) -> Text:
     return Text(_dump({"text": text}) if kind == "json_object" else text)
 
 
-def _calls(request: CreateRequest) -> list[ToolCall]:
+def _calls(request: CreateFrame) -> list[ToolCall]:
     mode, tools, items = request.tool_mode, request.tools, request.input
     if mode == "none":
         return []
@@ -231,7 +231,7 @@ def invited(name: str, text: str) -> bool:
     return bool(words) and said.issuperset(words)
 
 
-def _latest_text(request: CreateRequest) -> str:
+def _latest_text(request: CreateFrame) -> str:
     users = [item for item in request.context if item.get("role") == "user"]
     return _text(users[-1].get("content")) if users else ""
 

@@ -45,8 +45,8 @@ from bridgecore import transport as tp
 from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
-NOBODY: Final = -1
-"""The label of a connection that belongs to no known conversation."""
+NO_CLIENT: Final = -1
+"""The label of a connection that belongs to no known client or conversation."""
 MILLISECOND: Final = 1_000_000
 """Nanoseconds of a millisecond."""
 WINDOW: Final = 65_536
@@ -186,7 +186,7 @@ class End:
     @property
     def owner_labelled(self) -> bool:
         """Whether its owner has a label of its own."""
-        return self.driver.label != NOBODY
+        return self.driver.label != NO_CLIENT
 
 
 @attrs.define(eq=False)
@@ -194,7 +194,7 @@ class _Driver:
     """A machine and its state in the network."""
 
     machine: tp.Machine
-    label: int = NOBODY  # of the connections it opens; NOBODY: inherited
+    label: int = NO_CLIENT  # of the connections it opens; NO_CLIENT: inherited
     window: int = WINDOW  # of the connections that it opens
     after: Callable[[], None] | None = None
     limit: int | None = None  # of its connections at a time
@@ -304,7 +304,7 @@ class Network:
         watcher: Watcher | None = None,
     ) -> None:
         self.now = NS_PER_SECOND
-        self.label = NOBODY  # of the connection whose event is being handled
+        self.label = NO_CLIENT  # of the connection whose event is being handled
         self.logs: list[tp.Log] = []
         self.stopped: list[tp.Machine] = []
         self.connects = 0  # by machines
@@ -329,7 +329,7 @@ class Network:
         host: str = "",
         port: int = 0,
         *,
-        label: int = NOBODY,
+        label: int = NO_CLIENT,
         window: int = WINDOW,
         after: Callable[[], None] | None = None,
     ) -> None:
@@ -368,7 +368,7 @@ class Network:
         if (host, port) not in self._listeners:
             raise ConnectionRefusedError(f"no machine listens on {host}:{port}")
         client = ByteClient(self)
-        self.label = NOBODY
+        self.label = NO_CLIENT
         end = self._open(_Driver(client), 0, (host, port))
         client.attach(end)
         if end.path.latency:
@@ -378,7 +378,7 @@ class Network:
 
     def handle(self, machine: tp.Machine, event: tp.TransportEvent) -> None:
         """Let ``machine`` handle an event that belongs to no connection; settle what follows."""
-        self._handle(self._drivers[id(machine)], event, NOBODY)
+        self._handle(self._drivers[id(machine)], event, NO_CLIENT)
         self._settle()
 
     def carry_out(self, machine: tp.Machine, effects: Iterable[tp.TransportEffect]) -> None:
@@ -624,7 +624,7 @@ class Network:
 
     def _open(self, driver: _Driver, conn: int, place: tuple[str, int]) -> End:
         """The end of a new connection that the machine of ``driver`` opens."""
-        label = driver.label if driver.label != NOBODY else self.label
+        label = driver.label if driver.label != NO_CLIENT else self.label
         path = self._conditions.path(label)
         end = End(driver, conn, label, path, window=driver.window)
         if driver.full:
@@ -669,7 +669,7 @@ class Network:
         """Accept connections that wait, as many as there is room for."""
         while driver.backlog:
             if driver.full:
-                self._handle(driver, _TOO_MANY, NOBODY)
+                self._handle(driver, _TOO_MANY, NO_CLIENT)
                 break
             end = driver.backlog.popleft()
             driver.ends[end.conn] = end
@@ -687,7 +687,7 @@ class Network:
 
     def _write(self, end: End, data: bytes) -> None:
         peer = end.peer
-        if end.label == NOBODY and (label := self._conditions.label_of(data)) is not None:
+        if end.label == NO_CLIENT and (label := self._conditions.label_of(data)) is not None:
             end.label = label
             if peer is not None:
                 peer.label = label

@@ -2,7 +2,7 @@
 
 What belongs here: the canonical form of a state, the successors of each state, the check of
 liveness, and the report. Which events can occur is environment.py; what must hold is properties.py;
-the breadth-first search is search.py; counterexamples are told by story.py.
+the breadth-first search is search.py; counterexamples are explained by story.py.
 
 Theory of operation. A *world* is a session's state together with the reference model that checks
 it. The search is breadth-first from a closed session, so the first path found to a world is a
@@ -16,8 +16,8 @@ older connection can still send events. A move that a session ignores without a 
 is tried once for all worlds with the same ``_signature``. All other bounds are in ``Bounds``.
 
 Liveness is checked on the explored graph: in each world one move is what a healthy upstream would
-do next, and along these moves every turn has to end and every client that retries as it is told has
-to be answered.
+do next, and along these moves every turn has to end and every client that retries as its errors say
+has to be answered.
 """
 
 from __future__ import annotations
@@ -283,7 +283,7 @@ def explore(
     return search.run()
 
 
-_DONE, _TOLD, _RETRY = "done", "told", "retry"
+_DONE, _FINAL, _RETRY = "done", "final", "retry"
 _Ending = tuple[int, str | None]  # the world after a move, and how the turn that ran ended
 _BITS = 32  # state and model numbers are packed into one int, to save memory
 _MASK = (1 << _BITS) - 1
@@ -346,17 +346,17 @@ class _Search:
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
         self.edges: list[tuple[_Edge, ...] | None] = []  # by state
-        self.cures: list[str | None] = []  # by state: the next move of a healthy upstream
+        self.healthy_moves: list[str | None] = []  # by state: the next move of a healthy upstream
         self.models: list[Model] = []
         self.model_numbers: dict[object, int] = {}
         self.outcomes: dict[object, int] = {}
-        self.told: list[_Outcome] = []  # by number
+        self.numbered: list[_Outcome] = []  # outcomes, by number
         self.after: dict[int, int | ViolationError] = {}  # packed (model, outcome) to model
         # State and model numbers, packed.
         self.worlds: Search[int, str] = Search(most=bounds.max_states, depth=bounds.depth)
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns, and submission
-        self.menus: dict[object, tuple[Move, ...]] = {}
+        self.fresh_moves: dict[object, tuple[Move, ...]] = {}
         self.resent: dict[tuple[object, ...], bool] = {}
         self.broken: set[Property] = set()
 
@@ -394,7 +394,7 @@ class _Search:
         if number == len(self.states):
             self.states.append(state)
             self.edges.append(None)
-            self.cures.append(_cure(state))
+            self.healthy_moves.append(_healthy_move(state))
         return number
 
     def _model(self, model: Model) -> int:
@@ -410,37 +410,37 @@ class _Search:
         fresh = None
         if edges is None:
             signature = _signature(self.states[state])
-            menu = self.menus.get(signature) if self.reduced else None
-            if menu is None:
-                menu, fresh = tuple(moves(self.states[state], self.bounds)), signature
-            edges = self.edges[state] = tuple([self._happen(state, move) for move in menu])
-        cure = self.cures[state]
-        if cure == _ACCEPTS and not self.models[model].known:
-            cure = _KNOWS_NOT
+            found = self.fresh_moves.get(signature) if self.reduced else None
+            if found is None:
+                found, fresh = tuple(moves(self.states[state], self.bounds)), signature
+            edges = self.edges[state] = tuple([self._happen(state, move) for move in found])
+        healthy = self.healthy_moves[state]
+        if healthy == _ACCEPTS and not self.models[model].known:
+            healthy = _REFUSES_ANCHOR
         quiet = self.states[state].running is None
         reach = self.worlds.reach
         self.report.edges += len(edges)
         inert = []
         for edge in edges:
             label = edge.move.label
-            books = edge.error or self.after.get(model << _BITS | edge.outcome)
-            if books is None:
-                books = self._watch(model, edge.outcome)
-            if isinstance(books, ViolationError):
-                if not self._violated(index, label, books.prop, str(books)):
+            checked = edge.error or self.after.get(model << _BITS | edge.outcome)
+            if checked is None:
+                checked = self._model_after(model, edge.outcome)
+            if isinstance(checked, ViolationError):
+                if not self._violated(index, label, checked.prop, str(checked)):
                     return False
                 continue
             reached = index
-            if edge.inert and books == model:
+            if edge.inert and checked == model:
                 inert.append(edge)
             elif edge.after is not None:
-                reached = reach(edge.after << _BITS | books, index, label)
-            if label == cure:
+                reached = reach(edge.after << _BITS | checked, index, label)
+            if label == healthy:
                 self.healthy[index] = reached, edge.ended
             elif quiet and isinstance(edge.move.event, ev.TurnSubmitted):
                 self.quiet.setdefault(index, {})[label] = reached, edge.ended
         if fresh is not None:
-            self.menus[fresh] = tuple([edge.move for edge in edges if edge not in inert])
+            self.fresh_moves[fresh] = tuple([edge.move for edge in edges if edge not in inert])
         return True
 
     def _happen(self, number: int, move: Move) -> _Edge:
@@ -495,15 +495,15 @@ class _Search:
         naming: _Naming,
     ) -> int:
         due = None if deadline is None else (deadline.at, deadline.reason)
-        number = self.outcomes.setdefault((event, effects, due, naming), len(self.told))
-        if number == len(self.told):
-            self.told.append(_Outcome(event, effects, deadline, naming))
+        number = self.outcomes.setdefault((event, effects, due, naming), len(self.numbered))
+        if number == len(self.numbered):
+            self.numbered.append(_Outcome(event, effects, deadline, naming))
         return number
 
-    def _watch(self, number: int, told: int) -> int | ViolationError:
+    def _model_after(self, number: int, outcome_number: int) -> int | ViolationError:
         """The model after an outcome, or the violation that it detects."""
-        model, outcome = self.models[number], self.told[told]
-        books: int | ViolationError
+        model, outcome = self.models[number], self.numbered[outcome_number]
+        checked: int | ViolationError
         try:
             after = model
             if outcome.event is not None:
@@ -511,11 +511,11 @@ class _Search:
                 self._compare(model, outcome.event, outcome.effects)
             if outcome.naming is not _SAME:
                 after = _renamed(after, outcome.naming)
-            books = self._model(after)
+            checked = self._model(after)
         except ViolationError as violation:
-            books = violation
-        self.after[number << _BITS | told] = books
-        return books
+            checked = violation
+        self.after[number << _BITS | outcome_number] = checked
+        return checked
 
     def _compare(self, model: Model, event: Event, effects: tuple[fx.Effect, ...]) -> None:
         """Check that turns lost in the same way get the same remedy."""
@@ -601,7 +601,7 @@ class _Search:
         return most
 
 
-_ACCEPTS, _KNOWS_NOT = "created", "refused: not found"
+_ACCEPTS, _REFUSES_ANCHOR = "created", "refused: not found"
 _STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _INERT = (fx.Ignored, fx.FailTurn)  # the effects of an ignored event and of a rejected turn
@@ -613,12 +613,12 @@ def _ending(effects: tuple[fx.Effect, ...], turn: int) -> str | None:
         if isinstance(effect, fx.CompleteTurn) and effect.turn == turn:
             return _DONE
         if isinstance(effect, fx.FailTurn) and effect.turn == turn:
-            told = effect.answer in (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)
-            return _TOLD if told else _RETRY
+            final = effect.answer in (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)
+            return _FINAL if final else _RETRY
     return None
 
 
-def _cure(state: SessionState) -> str | None:
+def _healthy_move(state: SessionState) -> str | None:
     """The next move of a healthy upstream, which knows every anchor that it can know."""
     phase = state.phase
     if phase is Phase.RECONNECTING:

@@ -271,7 +271,7 @@ class World:
         # Anchors whose rebuilt input was rejected, and the latest turn that had come by then.
         self.unbuilt: dict[tuple[int, str], int] = {}
         self.too_large: set[tuple[int, bytes]] = set()  # frames refused for their size
-        self.told: set[str] = set()  # tool calls that were delivered
+        self.delivered_calls: set[str] = set()  # tool calls that were delivered
         self.ended: set[str] = set()  # responses whose end was delivered
         self.checked = Counter[BridgeProperty]()
         for move in path:
@@ -474,7 +474,7 @@ class World:
         self._tell_of(turn)
 
     def _submit_again(self, credential: int) -> None:
-        """A client repeats a turn that was refused for its size, although it was told not to."""
+        """A client repeats a turn that was refused for its size, although the error says not to."""
         if self.refused is None or self.refused.credential != credential:
             raise KeyError(credential)
         self.submitted += 1
@@ -521,7 +521,7 @@ class World:
 
     def _compare(self, turn: _Turn, anchor: str) -> None:
         """Check that an id of another credential has the effects of an id that does not exist."""
-        told = []
+        seen = []
         for name in (anchor, _NEVER_ASKED):
             twin = World(self.bounds, self.make, self.path)
             body = {"model": "m", "store": turn.store, "input": turn.items[-1:]}
@@ -536,8 +536,8 @@ class World:
                     effect.data = effect.data.replace(name.encode(), b"")
                 elif isinstance(effect, Log):
                     effect.fields.pop("anchor", None)
-            told.append(repr(effects))
-        self._check(_P.FOREIGN_IS_UNKNOWN, told[0] == told[1], f"{told[0]}\nand\n{told[1]}")
+            seen.append(repr(effects))
+        self._check(_P.FOREIGN_IS_UNKNOWN, seen[0] == seen[1], f"{seen[0]}\nand\n{seen[1]}")
 
     # ------------------------------------------------------------ effects of the bridge
 
@@ -667,8 +667,8 @@ class World:
                 item = json.loads(event.data)["item"]
                 if item["type"] == "function_call":
                     call = item["call_id"]
-                    self._check(_P.CALLS_ARE_TOLD_ONCE, call not in self.told, call)
-                    self.told.add(call)
+                    self._check(_P.CALLS_ARE_TOLD_ONCE, call not in self.delivered_calls, call)
+                    self.delivered_calls.add(call)
             if event.kind is EventKind.ENDED:
                 if event.response is not None:
                     self.ended.add(event.response)

@@ -4,7 +4,7 @@ What belongs here: the state of an observer who sees the events of a session and
 tracks the connection, the turns, the clock and what the upstream can know. The model shares no code
 with the rules: it reads neither the session's state nor the policy's cells, so it cannot repeat
 their mistakes. Of a policy it gets only the numbers (``Terms``). One function is shared,
-``classify``, which tells the kind of failure from the evidence: it has tests of its own, and
+``classify``, which derives the kind of failure from the evidence: it has tests of its own, and
 checked here is what is done about each kind.
 
 The model is a value, so that an explorer can hash and compare it together with the state that it
@@ -180,7 +180,7 @@ class Model:
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
         """If ``event`` loses a turn that may have been accepted: everything that may influence the
         remedy, so that turns lost in the same way can be compared. None otherwise."""
-        if self.carried is None or not self.means(event, now):
+        if self.carried is None or not self.requires_reaction(event, now):
             return None
         silent, turn = _silent(event), self._carried_turn()
         lost = isinstance(event, ev.ConnectionLost) and not event.unsent
@@ -206,7 +206,7 @@ class Model:
             ViolationError: a property does not hold.
         """
         event = self._by_its_name(event)
-        if not self.means(event, now):
+        if not self.requires_reaction(event, now):
             for effect in effects:
                 if type(effect) is not fx.Ignored:
                     self._broken(_P.SPURIOUS_IS_NOTHING, f"{event} caused {effect}")
@@ -218,11 +218,11 @@ class Model:
             self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
-        watch = _Watch(self, model, event, now)
-        watch.learn()
+        check = _StepCheck(self, model, event, now)
+        check.apply_event()
         for effect in effects:
-            watch.obey(effect)
-        watch.judge()
+            check.apply_effect(effect)
+        check.check_after_effects()
         model._check_deadline(deadline)
         return model
 
@@ -238,7 +238,7 @@ class Model:
             return event
         if self.carried is None or event.generation != self.generation:
             return event
-        if isinstance(event.cause, Malformed) or self._is_anothers(event):
+        if isinstance(event.cause, Malformed) or self._is_stale(event):
             return event
         refused = ev.UpstreamRefused(self.generation, event.cause)
         needless = self._carried_turn().source in _SAYABLE
@@ -246,7 +246,7 @@ class Model:
             return refused
         return event
 
-    def means(self, event: Event, now: int) -> bool:
+    def requires_reaction(self, event: Event, now: int) -> bool:
         """Whether ``event`` at ``now`` requires anything of the session; if not, it must be
         ignored."""
         if isinstance(event, ev.DeadlineReached):
@@ -275,10 +275,10 @@ class Model:
             again = event.response in self.ended and self.doubt is not None
             return self._stage() is _Stage.SENT and not again
         if isinstance(event, ev.OutputReceived | ev.ResponseEnded | ev.UpstreamRefused):
-            return not self._is_anothers(event)
+            return not self._is_stale(event)
         assert_never(event)
 
-    def _is_anothers(self, event: Event) -> bool:
+    def _is_stale(self, event: Event) -> bool:
         """Whether ``event`` names a response that has ended and is not the turn's own."""
         name: str | None = getattr(event, "response", None)
         return name in self.ended and name != self.doubt and name not in self.names
@@ -356,16 +356,16 @@ def one_ended(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, reverse=True)[:1])  # "tip" before "old"
 
 
-class _Watch:
-    """One event and its effects: the model before, and the next model in the making (``the``)."""
+class _StepCheck:
+    """One event and its effects: the model before, and the next model in the making (``model``)."""
 
     __slots__ = ("again", "before", "delivered", "doubtful", "event", "head", "knew", "lost",
-                 "must_close", "now", "refused", "retired", "stopped", "the",
-                 "to_stop", "warmed")  # fmt: skip
+                 "model", "must_close", "now", "refused", "retired", "stopped", "to_stop",
+                 "warmed")  # fmt: skip
 
-    def __init__(self, before: Model, the: Model, event: Event, now: int) -> None:
+    def __init__(self, before: Model, model: Model, event: Event, now: int) -> None:
         self.before = before
-        self.the = the
+        self.model = model
         self.event = event
         self.now = now
         self.head: _Turn | None = before.turns[0] if before.turns else None
@@ -383,39 +383,39 @@ class _Watch:
 
     # ------------------------------------------------------------ the meaning of the event
 
-    def learn(self) -> None:
+    def apply_event(self) -> None:
         """Update the model with what the event itself means, independent of the session's
         reaction."""
-        the, event, now = self.the, self.event, self.now
-        times = the.terms.timeouts
+        model, event, now = self.model, self.event, self.now
+        times = model.terms.timeouts
         if isinstance(event, ev.TurnSubmitted):
             turn = event.turn
             due = now + times.turn if event.deadline is None else event.deadline
-            the.turns = (*the.turns, _Turn(turn.id, turn.standing, turn.anchor, due))
-            the.expiry_due = None
+            model.turns = (*model.turns, _Turn(turn.id, turn.standing, turn.anchor, due))
+            model.expiry_due = None
         elif isinstance(event, ev.TurnAbandoned):
-            if event.turn == the.carried:
+            if event.turn == model.carried:
                 self.must_close = _P.ONE_AT_A_TIME
             self._end(event.turn)
         elif isinstance(event, ev.ConnectionOpened):
-            the.socket, the.connect_due = "open", None
-            the.lifetime_due = now + times.lifetime - event.early
+            model.socket, model.connect_due = "open", None
+            model.lifetime_due = now + times.lifetime - event.early
         elif isinstance(event, ev.ConnectionLost):
             self._connection_lost(event)
         elif isinstance(event, ev.FrameSent):
-            the.framed, the.created_due = event.whole, now + times.created
+            model.framed, model.created_due = event.whole, now + times.created
         elif isinstance(event, _PROGRESS):
             self._progress(event)
         elif isinstance(event, ev.ResponseEnded):
-            if the._carried_turn().stage is _Stage.SENT and not the.framed:
+            if model._carried_turn().stage is _Stage.SENT and not model.framed:
                 self.must_close = _P.ONE_AT_A_TIME
             self._accepted()
             self._ended(event)
         elif isinstance(event, ev.UpstreamRefused):
             self._refusal(event)
         elif isinstance(event, ev.RelayPaused):
-            the.paused = event.paused
-            the.idle_due = None if event.paused else now + times.idle
+            model.paused = event.paused
+            model.idle_due = None if event.paused else now + times.idle
         elif isinstance(event, ev.DeadlineReached):
             self._deadline(event.timer)
         elif isinstance(event, ev.EvictionRequested):
@@ -424,92 +424,92 @@ class _Watch:
             assert_never(event)
 
     def _progress(self, event: ev.ResponseCreated | ev.OutputReceived) -> None:
-        the = self.the
+        model = self.model
         if self.doubtful:
-            the.doubt = the.doubt or event.response
+            model.doubt = model.doubt or event.response
             return
         unheld = isinstance(event, ev.OutputReceived) and not event.bearing and not event.room
-        if unheld and the._carried_turn().stage is _Stage.SENT:
+        if unheld and model._carried_turn().stage is _Stage.SENT:
             # The hold-back buffer is full, and nothing can be delivered before response.created.
-            self._in_the_dark()
+            self._possibly_accepted()
             self.must_close = _P.ONE_AT_A_TIME
-            the.created_due = None
+            model.created_due = None
             return
         self._accepted()
         if isinstance(event, ev.ResponseCreated):
-            the.doubt = None  # another response.created: the first was a late copy
-        self._call(event.response or the.doubt)
-        if not the.paused:
-            the.idle_due = self.now + the.terms.timeouts.idle
+            model.doubt = None  # another response.created: the first was a late copy
+        self._call(event.response or model.doubt)
+        if not model.paused:
+            model.idle_due = self.now + model.terms.timeouts.idle
 
     def _call(self, name: str | None) -> None:
         """Record an id of the carried turn's response."""
-        the = self.the
-        if name is not None and name not in the.names and len(the.names) < _NAMES:
-            the.names = (*the.names, name)
-            the.doubt = None
+        model = self.model
+        if name is not None and name not in model.names and len(model.names) < _NAMES:
+            model.names = (*model.names, name)
+            model.doubt = None
 
     def _ended(self, event: ev.ResponseEnded) -> None:
-        the = self.the
-        last = event.response or the.doubt
+        model = self.model
+        last = event.response or model.doubt
         self._call(last)
-        names = the.names if last is None or last in the.names else (*the.names, last)
-        the.ended = (*[name for name in the.ended if name not in names], *names)[-_ENDED:]
-        failed = event.outcome is Outcome.FAILED or not the.names
-        the.cached = None if failed else event.response or the.names[-1]
-        the.carried = the.idle_due = the.doubt = None
-        the.names = ()
+        names = model.names if last is None or last in model.names else (*model.names, last)
+        model.ended = (*[name for name in model.ended if name not in names], *names)[-_ENDED:]
+        failed = event.outcome is Outcome.FAILED or not model.names
+        model.cached = None if failed else event.response or model.names[-1]
+        model.carried = model.idle_due = model.doubt = None
+        model.names = ()
 
     def _connection_lost(self, event: ev.ConnectionLost) -> None:
-        the = self.the
-        if the.carried is not None and the._carried_turn().stage is _Stage.SENT:
-            turn = the._carried_turn()
-            if event.unsent and not the.framed:
+        model = self.model
+        if model.carried is not None and model._carried_turn().stage is _Stage.SENT:
+            turn = model._carried_turn()
+            if event.unsent and not model.framed:
                 self._put(turn._replace(stage=_Stage.WAITING))
-                the.carried = None
-            elif the._is_size(event):
+                model.carried = None
+            elif model._is_size(event):
                 self.refused = "large"
                 self._put(turn._replace(stage=_Stage.WAITING))
-                the.carried = None
-        self._in_the_dark()
-        self._gone()
+                model.carried = None
+        self._possibly_accepted()
+        self._forget_connection()
 
-    def _gone(self) -> None:
-        the = self.the
-        the.names, the.doubt, the.ended = (), None, ()
-        the.socket, the.to_owner, the.cached, the.carried = "none", False, None, None
-        the.past_lifetime = the.framed = the.paused = False
-        the.known = True
-        the.connect_due = the.created_due = the.idle_due = the.lifetime_due = None
+    def _forget_connection(self) -> None:
+        model = self.model
+        model.names, model.doubt, model.ended = (), None, ()
+        model.socket, model.to_owner, model.cached, model.carried = "none", False, None, None
+        model.past_lifetime = model.framed = model.paused = False
+        model.known = True
+        model.connect_due = model.created_due = model.idle_due = model.lifetime_due = None
 
-    def _in_the_dark(self) -> None:
-        if self.the.carried is None:
+    def _possibly_accepted(self) -> None:
+        if self.model.carried is None:
             return
-        self.lost = self.the._carried_turn()
+        self.lost = self.model._carried_turn()
         if self.lost.stage is _Stage.ACCEPTED:
             # The client saw nothing of the acceptance: treated like a turn that was only sent.
             self.lost = self.lost._replace(stage=_Stage.SENT)
             self._put(self.lost)
 
     def _accepted(self) -> None:
-        the = self.the
-        the.created_due = None
-        anchor = the._carried_turn().anchor
-        if the.dead_ends:
-            the.dead_ends = tuple([entry for entry in the.dead_ends if entry[0] != anchor])
+        model = self.model
+        model.created_due = None
+        anchor = model._carried_turn().anchor
+        if model.dead_ends:
+            model.dead_ends = tuple([entry for entry in model.dead_ends if entry[0] != anchor])
 
     def _refusal(self, event: ev.UpstreamRefused) -> None:
-        the = self.the
+        model = self.model
         kind = _refusal(event)
-        if the.carried is None:
+        if model.carried is None:
             self.must_close = _P.SOCKETS_ARE_ROTATED
             return
-        turn = the._carried_turn()
+        turn = model._carried_turn()
         if turn.stage in _BEGUN:
             self.must_close = _P.ONE_AT_A_TIME
             self.lost = turn
             if kind == "not_found" and turn.form == RequestForm.AS_IS.value:
-                self._led_nowhere(turn)
+                self._anchor_lost(turn)
         else:
             self.refused = kind
             kinds, forms = turn.refusals, turn.refused
@@ -528,17 +528,17 @@ class _Watch:
                 and _kind(event.cause) is FailureKind.INVALID
             ):
                 self.to_stop.add("rebuilding")
-            if turn.anchor is not None and turn.anchor == the.cached and not event.unsent:
-                the.cached = None  # a refusal evicts the id it refers to
+            if turn.anchor is not None and turn.anchor == model.cached and not event.unsent:
+                model.cached = None  # a refusal evicts the id it refers to
             if kind == "limit":
                 self.must_close = _P.SOCKETS_ARE_ROTATED
-            elif not the.framed and not event.unsent:
+            elif not model.framed and not event.unsent:
                 self.must_close = _P.ONE_AT_A_TIME
             # The response.created of an ended id was a late copy, not this turn's.
-            the.names, the.doubt = (), None
-        the.carried = the.created_due = the.idle_due = None
+            model.names, model.doubt = (), None
+        model.carried = model.created_due = model.idle_due = None
 
-    def _led_nowhere(self, turn: _Turn) -> None:
+    def _anchor_lost(self, turn: _Turn) -> None:
         """The upstream lost the anchor of ``turn`` in mid-answer: it must not be sent again."""
         if turn.source is Standing.INJECTED:
             self.to_stop.add("injecting")
@@ -546,66 +546,70 @@ class _Watch:
             self._add_dead_end(turn)
 
     def _deadline(self, timer: Timer) -> None:
-        the = self.the
+        model = self.model
         if timer is Timer.CONNECT:
-            the.connect_due = None
+            model.connect_due = None
             self.must_close = _P.SILENCE_DROPS_THE_SOCKET
         elif timer in (Timer.CREATED, Timer.IDLE):
-            the.created_due = the.idle_due = None
-            self._in_the_dark()
+            model.created_due = model.idle_due = None
+            self._possibly_accepted()
             self.must_close = _P.SILENCE_DROPS_THE_SOCKET
         elif timer is Timer.TURN:
-            if the.carried is not None and the._carried_turn().due <= self.now:
+            if model.carried is not None and model._carried_turn().due <= self.now:
                 self.must_close = _P.ONE_AT_A_TIME
         elif timer is Timer.LIFETIME:
-            the.past_lifetime, the.lifetime_due = True, None
+            model.past_lifetime, model.lifetime_due = True, None
         else:
-            the.expiry_due = None
+            model.expiry_due = None
 
     # ------------------------------------------------------------ checking the effects
 
     def _broken(self, prop: Property, text: str) -> None:
-        self.the._broken(prop, text)
+        self.model._broken(prop, text)
 
     def _turn(self, number: int) -> _Turn:
-        for turn in self.the.turns:
+        for turn in self.model.turns:
             if turn.id == number:
                 return turn
         self._broken(_P.ONE_END, f"turn {number} has ended or never existed")
         return _Turn(number, Standing.UNANCHORED, None, self.now)
 
     def _put(self, turn: _Turn) -> None:
-        self.the.turns = tuple([turn if old.id == turn.id else old for old in self.the.turns])
+        self.model.turns = tuple([turn if old.id == turn.id else old for old in self.model.turns])
 
     def _end(self, number: int) -> None:
-        self.the.turns = tuple([turn for turn in self.the.turns if turn.id != number])
+        self.model.turns = tuple([turn for turn in self.model.turns if turn.id != number])
 
-    def obey(self, effect: Effect) -> None:
+    def apply_effect(self, effect: Effect) -> None:
         """Check one effect and apply it to the model."""
-        the = self.the
+        model = self.model
         if isinstance(effect, fx.DeliverEvent):
             self._delivered(effect)
         elif isinstance(effect, fx.SendTurn):
             self._sent(effect)
         elif isinstance(effect, fx.OpenConnection):
-            if the.socket != "none" or effect.generation != the.generation + 1:
+            if model.socket != "none" or effect.generation != model.generation + 1:
                 self._broken(
-                    _P.LIVE_GENERATION, f"{effect}, connection {the.generation} is {the.socket}"
+                    _P.LIVE_GENERATION, f"{effect}, connection {model.generation} is {model.socket}"
                 )
-            if effect.remote is not the.remote:
-                owner = "another replica" if the.remote else "this replica"
+            if effect.remote is not model.remote:
+                owner = "another replica" if model.remote else "this replica"
                 self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}, but {owner} owns the session")
-            the.socket, the.generation, the.to_owner = "connecting", effect.generation, the.remote
-            self.again = the.turns[0].id if the.turns else None
-            the.connect_due = self.now + the.terms.timeouts.connect
+            model.socket, model.generation, model.to_owner = (
+                "connecting",
+                effect.generation,
+                model.remote,
+            )
+            self.again = model.turns[0].id if model.turns else None
+            model.connect_due = self.now + model.terms.timeouts.connect
         elif isinstance(effect, fx.CloseConnection):
-            if effect.generation != the.generation or the.socket == "none":
+            if effect.generation != model.generation or model.socket == "none":
                 self._broken(_P.LIVE_GENERATION, f"{effect}, but there is no such connection")
             if not self._may_close():
                 self._broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {self.event}")
-            if the.past_lifetime and self.must_close is None:
-                self.knew = the.cached
-            self._gone()
+            if model.past_lifetime and self.must_close is None:
+                self.knew = model.cached
+            self._forget_connection()
             self.must_close = None
         elif isinstance(effect, fx.CompleteTurn):
             turn = self._turn(effect.turn)
@@ -622,15 +626,15 @@ class _Watch:
             if self.retired:
                 self._broken(_P.IDLE_IS_RETIRED, "retired twice")
             self.retired = True
-            if the.turns or the.socket != "none":
-                self._broken(_P.IDLE_IS_RETIRED, f"retired with {the.turns or the.socket}")
+            if model.turns or model.socket != "none":
+                self._broken(_P.IDLE_IS_RETIRED, f"retired with {model.turns or model.socket}")
         elif isinstance(effect, fx.RebindSession):
             sent = self.lost is not None
-            if not the.remote or sent or self.before.socket != "connecting":
+            if not model.remote or sent or self.before.socket != "connecting":
                 self._broken(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
-            the.remote = False
-            if the.turns:
-                self._put(the.turns[0]._replace(orphan=True))
+            model.remote = False
+            if model.turns:
+                self._put(model.turns[0]._replace(orphan=True))
         elif isinstance(effect, fx.StopInjecting | fx.StopRebuilding):
             if effect.turn != self.before.carried:
                 self._broken(_P.REFUSED_PLAN_ENDS, f"{effect}, but {self.before.carried} ran")
@@ -659,19 +663,19 @@ class _Watch:
             self._broken(_P.DELIVERED_TO_ITS_TURN, text)
 
     def _may_close(self) -> bool:
-        the, event = self.the, self.event
-        if self.must_close is not None or the.past_lifetime:
+        model, event = self.model, self.event
+        if self.must_close is not None or model.past_lifetime:
             return True
         if isinstance(event, ev.DeadlineReached):
             return event.timer in (Timer.TURN, Timer.EXPIRY)
-        idle = not the.turns
-        return idle and (the.socket == "connecting" or isinstance(event, ev.EvictionRequested))
+        idle = not model.turns
+        return idle and (model.socket == "connecting" or isinstance(event, ev.EvictionRequested))
 
     def _delivered(self, effect: fx.DeliverEvent) -> None:
         turn = self._turn(effect.turn)
         self.delivered += 1
         answers = isinstance(self.event, _PROGRESS)
-        if self.the.carried != turn.id or not answers:
+        if self.model.carried != turn.id or not answers:
             self._broken(_P.DELIVERED_TO_ITS_TURN, f"{self.event} was delivered to turn {turn.id}")
         if self.doubtful:
             if not effect.held:
@@ -679,8 +683,8 @@ class _Watch:
                 self._broken(_P.DELIVERED_TO_ITS_TURN, text)
             return
         if effect.held:
-            terms, bearing = self.the.terms, getattr(self.event, "bearing", False)
-            again = terms.holds and turn.ambiguous < terms.replays and not self.the.to_owner
+            terms, bearing = self.model.terms, getattr(self.event, "bearing", False)
+            again = terms.holds and turn.ambiguous < terms.replays and not self.model.to_owner
             if not again or bearing or turn.stage is _Stage.ANSWERED:
                 self._broken(_P.ANSWER_IS_WHOLE, f"{self.event} is held back without need")
         stage = _Stage.ACCEPTED if effect.held else _Stage.ANSWERED
@@ -688,28 +692,28 @@ class _Watch:
             self._put(turn._replace(stage=stage))
 
     def _sent(self, effect: fx.SendTurn) -> None:
-        the = self.the
+        model = self.model
         turn = self._turn(effect.turn)
-        if the.socket != "open" or effect.generation != the.generation:
-            self._broken(_P.OPEN_IS_OPEN, f"{effect}, the connection is {the.socket}")
-        if the.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
+        if model.socket != "open" or effect.generation != model.generation:
+            self._broken(_P.OPEN_IS_OPEN, f"{effect}, the connection is {model.socket}")
+        if model.carried is not None or (self.must_close is _P.ONE_AT_A_TIME):
             self._broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {self.before.carried}")
         if turn.stage is _Stage.ANSWERED:
             self._broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
-        if the.past_lifetime and turn.id != self.before.carried:
+        if model.past_lifetime and turn.id != self.before.carried:
             self._broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a connection past its lifetime")
-        if turn.id != the.turns[0].id:
-            self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {the.turns[0].id}")
+        if turn.id != model.turns[0].id:
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {model.turns[0].id}")
         if self.refused is not None and turn.id == self.before.carried:
             refusals = self.before._carried_turn().refusals
             if self.refused in refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{effect} after a second {self.refused}")
         ambiguous = turn.ambiguous
         if turn.stage in (_Stage.SENT, _Stage.ACCEPTED):
-            ambiguous = min(ambiguous, the.terms.replays) + 1
-            if ambiguous > the.terms.replays:
+            ambiguous = min(ambiguous, model.terms.replays) + 1
+            if ambiguous > model.terms.replays:
                 self._broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
-            if the.terms.strict:
+            if model.terms.strict:
                 self._broken(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
         self._check_form(turn, effect.form)
         if effect.form.value in turn.refused:
@@ -717,37 +721,37 @@ class _Watch:
         self.again = turn.id
         form = effect.form.value
         self._put(turn._replace(stage=_Stage.SENT, ambiguous=ambiguous, orphan=False, form=form))
-        the.carried, the.framed, the.paused = turn.id, False, False
-        the.names, the.doubt = (), None
-        the.created_due, the.idle_due = self.now + the.terms.timeouts.created, None
+        model.carried, model.framed, model.paused = turn.id, False, False
+        model.names, model.doubt = (), None
+        model.created_due, model.idle_due = self.now + model.terms.timeouts.created, None
 
     def _check_form(self, turn: _Turn, form: RequestForm) -> None:
-        the = self.the
-        local = turn.anchor is None or turn.anchor == the.cached or the.to_owner
+        model = self.model
+        local = turn.anchor is None or turn.anchor == model.cached or model.to_owner
         if form is RequestForm.AS_IS:
             if not local and turn.standing not in (*_ANYWHERE, Standing.UNKNOWN):
                 self._broken(
-                    _P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent, the connection knows {the.cached}"
+                    _P.ANCHOR_IS_KNOWN, f"{turn.anchor} sent, the connection knows {model.cached}"
                 )
             if "not_found" in turn.refusals:
                 self._broken(_P.RECOVERED_ONCE, f"{turn.anchor} was not found before")
             if turn.full:
                 self._broken(_P.REFUSED_PLAN_ENDS, f"{turn.anchor} is injected again")
-            if not local and turn.standing is Standing.HELD_STORED and self._in_vain(turn):
+            if not local and turn.standing is Standing.HELD_STORED and self._is_known_to_fail(turn):
                 text = f"{turn.anchor} failed before, and the full context is held"
                 self._broken(_P.REFUSED_IS_NOT_REPEATED, text)
-            the.known = local or turn.standing in _ANYWHERE
+            model.known = local or turn.standing in _ANYWHERE
             return
         able = _HELD if form is RequestForm.REHYDRATED else (Standing.INJECTED,)
         if turn.standing not in able:
             self._broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
-        stored = turn.standing is Standing.HELD_STORED and not self._in_vain(turn)
+        stored = turn.standing is Standing.HELD_STORED and not self._is_known_to_fail(turn)
         tried = turn.refusals or turn.refused or turn.ambiguous or turn.form == form.value
         if (local or stored) and not tried:
             self._broken(_P.FORM_IS_POSSIBLE, f"{form.value}, but the anchor is known")
-        the.known = True
+        model.known = True
 
-    def _in_vain(self, turn: _Turn) -> bool:
+    def _is_known_to_fail(self, turn: _Turn) -> bool:
         """Whether sending the anchor of ``turn`` is known to fail."""
         return self._dead_ends(turn) > 0
 
@@ -759,9 +763,9 @@ class _Watch:
         answer, event = effect.answer, self.event
         if answer is FailureReply.OVERLOADED:
             submitted = isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id
-            if not submitted or len(self.the.turns) <= self.the.terms.waiting:
+            if not submitted or len(self.model.turns) <= self.model.terms.waiting:
                 self._broken(
-                    _P.QUEUE_IS_BOUNDED, f"overloaded with {len(self.the.turns)} other turns"
+                    _P.QUEUE_IS_BOUNDED, f"overloaded with {len(self.model.turns)} other turns"
                 )
             return
         if answer is FailureReply.NOT_FOUND or (
@@ -771,7 +775,7 @@ class _Watch:
         elif answer is FailureReply.OWNER_UNREACHABLE and not self.before.to_owner:
             if turn.stage is not _Stage.WAITING:
                 self._broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
-            if not (turn.orphan or self.the.terms.hands_over):
+            if not (turn.orphan or self.model.terms.hands_over):
                 text = f"turn {turn.id} got {answer.value}, its session is local"
                 self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
         else:
@@ -791,7 +795,7 @@ class _Watch:
 
     def _answers(self, turn: _Turn) -> set[FailureReply]:
         """The answers that are true for the client, other than not-found."""
-        event, the = self.event, self.the
+        event, model = self.event, self.model
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return {FailureReply.REQUEST_TIMEOUT}
         if isinstance(event, ev.ResponseEnded) and self.before.carried == turn.id:
@@ -815,8 +819,8 @@ class _Watch:
             return {FailureReply.UPSTREAM_UNAVAILABLE}
         if rejected:
             return {FailureReply.UPSTREAM_ERROR}
-        handed = the.terms.hands_over or turn.orphan
-        if handed and self.before.socket == "connecting" and the.socket == "none":
+        handed = model.terms.hands_over or turn.orphan
+        if handed and self.before.socket == "connecting" and model.socket == "none":
             return {FailureReply.OWNER_UNREACHABLE}
         return {FailureReply.UPSTREAM_UNAVAILABLE}
 
@@ -829,27 +833,27 @@ class _Watch:
         ):
             return
         count = self._dead_ends(turn)
-        if count < self.the.terms.bounded or not self._dead_end(turn):
+        if count < self.model.terms.bounded or not self._dead_end(turn):
             text = f"a {turn.source.value} anchor, {count} refusals, {self.event}"
             self._broken(_P.NOT_FOUND_IS_EARNED, text)
 
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
         """Check that the failure reported with the answer is that of the event; none if nothing
         failed."""
-        told, happened = effect.failure, _evidence(self.event)
+        reported, happened = effect.failure, _evidence(self.event)
         own = self.refused is not None and self.before.carried == turn.id
-        unsent = self.the.socket == "open" and not own and turn.stage is _Stage.WAITING
+        unsent = self.model.socket == "open" and not own and turn.stage is _Stage.WAITING
         if isinstance(self.event, ev.OutputReceived):  # buffer full before response.created
-            tells = told is None or told.kind is FailureKind.LOST
+            matches = reported is None or reported.kind is FailureKind.LOST
         else:
-            tells = told == happened or (told is None and unsent)
-        if not tells:
-            text = f"{effect} reports {told} for {self.event}"
+            matches = reported == happened or (reported is None and unsent)
+        if not matches:
+            text = f"{effect} reports {reported} for {self.event}"
             self._broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
     def _check_effort(self, turn: _Turn) -> None:
         """Check that the turn was not given up while it could still be recovered."""
-        the, event = self.the, self.event
+        model, event = self.model, self.event
         if isinstance(event, ev.DeadlineReached) and event.timer is Timer.TURN:
             return
         if self.refused is not None and self.before.carried == turn.id:
@@ -862,11 +866,11 @@ class _Watch:
                 self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
             if self.refused == "other" and before.source is Standing.INJECTED:
                 self._broken(_P.INJECTED_IS_INVISIBLE, f"a refusal ended turn {turn.id}")
-        elif the.socket == "open" and turn.stage is _Stage.WAITING:
-            known = turn.anchor is None or turn.anchor == the.cached or the.to_owner
+        elif model.socket == "open" and turn.stage is _Stage.WAITING:
+            known = turn.anchor is None or turn.anchor == model.cached or model.to_owner
             if known or turn.source is not Standing.BOUND:
                 self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused without a send")
-        elif the.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
+        elif model.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
             self._broken(
                 _P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed, its session was not rebound"
             )
@@ -885,59 +889,59 @@ class _Watch:
         if self.refused is not None and self.before.carried == turn.id:
             kept = turn.standing in (Standing.STORED, Standing.BOUND)
             return self.refused == "not_found" and kept
-        return self.the.socket == "open" and turn.stage is _Stage.WAITING
+        return self.model.socket == "open" and turn.stage is _Stage.WAITING
 
     def _dead_ends(self, turn: _Turn) -> int:
-        return dict(self.the.dead_ends).get(turn.anchor or "", 0)
+        return dict(self.model.dead_ends).get(turn.anchor or "", 0)
 
     def _count(self, turn: _Turn) -> None:
         deadline = isinstance(self.event, ev.DeadlineReached) and self.event.timer is Timer.TURN
         if deadline or not self._dead_end(turn):
             return
         count = self._dead_ends(turn) + 1
-        if count > self.the.terms.bounded and turn.standing is not Standing.HELD_STORED:
+        if count > self.model.terms.bounded and turn.standing is not Standing.HELD_STORED:
             self._broken(_P.REFUSALS_ARE_BOUNDED, f"refusal {count} of {turn.anchor}")
         self._add_dead_end(turn)
 
     def _add_dead_end(self, turn: _Turn) -> None:
         count = self._dead_ends(turn) + 1
         # Capped: higher counts behave alike, and without a bound the exploration would not end.
-        count = min(count, self.the.terms.bounded + 1)
-        counts = {**dict(self.the.dead_ends), turn.anchor or "": count}
-        self.the.dead_ends = tuple(sorted(counts.items()))
+        count = min(count, self.model.terms.bounded + 1)
+        counts = {**dict(self.model.dead_ends), turn.anchor or "": count}
+        self.model.dead_ends = tuple(sorted(counts.items()))
 
     # ------------------------------------------------------------ checks after all effects
 
-    def judge(self) -> None:
+    def check_after_effects(self) -> None:
         """Check what must hold after all effects."""
-        the, event, now = self.the, self.event, self.now
-        if self.must_close is not None and the.generation == self.before.generation:
-            self._broken(self.must_close, f"after {event} the connection is still {the.socket}")
-        carried = the.carried
-        if carried is not None and carried not in [turn.id for turn in the.turns]:
+        model, event, now = self.model, self.event, self.now
+        if self.must_close is not None and model.generation == self.before.generation:
+            self._broken(self.must_close, f"after {event} the connection is still {model.socket}")
+        carried = model.carried
+        if carried is not None and carried not in [turn.id for turn in model.turns]:
             self._broken(
-                _P.ONE_AT_A_TIME, f"turn {the.carried} ended, its connection is still open"
+                _P.ONE_AT_A_TIME, f"turn {model.carried} ended, its connection is still open"
             )
-        if isinstance(event, ev.TurnSubmitted) and len(the.turns) > the.terms.waiting + 1:
-            self._broken(_P.QUEUE_IS_BOUNDED, f"{len(the.turns) - 1} turns wait")
+        if isinstance(event, ev.TurnSubmitted) and len(model.turns) > model.terms.waiting + 1:
+            self._broken(_P.QUEUE_IS_BOUNDED, f"{len(model.turns) - 1} turns wait")
         answers = isinstance(event, _PROGRESS) and self.lost is None
         if answers and self.delivered != 1:
             text = f"{event} was delivered {self.delivered} times"
             self._broken(_P.ANSWER_IS_WHOLE, text)
         if isinstance(event, ev.ResponseEnded):
             ended = self.before.carried
-            if ended in [turn.id for turn in the.turns]:
+            if ended in [turn.id for turn in model.turns]:
                 self._broken(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
-        if the.turns and the.carried is None and the.socket != "connecting":
-            self._broken(_P.NOTHING_IS_STRANDED, f"{the.turns} wait, but no turn runs")
-        if not the.turns and the.socket == "connecting":
+        if model.turns and model.carried is None and model.socket != "connecting":
+            self._broken(_P.NOTHING_IS_STRANDED, f"{model.turns} wait, but no turn runs")
+        if not model.turns and model.socket == "connecting":
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
-        if the.past_lifetime and the.carried is None and the.socket == "open":
+        if model.past_lifetime and model.carried is None and model.socket == "open":
             self._broken(_P.SOCKETS_ARE_ROTATED, "a connection past its lifetime is kept")
         if self.stopped != self.to_stop:
             text = f"{event} stopped {sorted(self.stopped)}, not {sorted(self.to_stop)}"
             self._broken(_P.REFUSED_PLAN_ENDS, text)
-        due = self.knew if the.terms.warm and not the.turns else None
+        due = self.knew if model.terms.warm and not model.turns else None
         if self.warmed != due:
             text = f"preloaded {self.warmed}, the old connection knew {due}"
             self._broken(_P.SOCKETS_ARE_ROTATED, text)
@@ -950,27 +954,27 @@ class _Watch:
         # A loss before the frame was sent costs no try: the send itself has cost one.
         free = isinstance(event, ev.ConnectionOpened) or getattr(event, "unsent", False)
         if self.again is not None and not free:
-            left, before = _tries(the, self.again), _tries(self.before, self.again)
+            left, before = _tries(model, self.again), _tries(self.before, self.again)
             if before is not None and (left is None or left >= before):
                 text = f"after {event} turn {self.again} is tried again with {left} tries left"
                 self._broken(_P.RECOVERY_DESCENDS, text)
         submitted = isinstance(event, ev.TurnSubmitted)
-        if not the.turns and (submitted or self.before.turns):
-            the.expiry_due = now + the.terms.timeouts.expiry
+        if not model.turns and (submitted or self.before.turns):
+            model.expiry_due = now + model.terms.timeouts.expiry
         elif self.retired:
-            the.expiry_due = None
+            model.expiry_due = None
 
 
-def _tries(books: Model, number: int) -> int | None:
+def _tries(model: Model, number: int) -> int | None:
     """How many further tries turn ``number`` has: one if its owner may be lost, one for each kind
     of refusal, and its replays. None: it has not been tried."""
-    for turn in books.turns[:1]:
+    for turn in model.turns[:1]:
         if turn.id != number:
             continue
-        dark = turn.stage is _Stage.SENT and books.carried is None  # lost, and to be resent
+        dark = turn.stage is _Stage.SENT and model.carried is None  # lost, and to be resent
         injected = turn.source is Standing.INJECTED and not turn.refused
         kinds = 2 - len(turn.refusals) + injected
-        return books.remote + books.terms.replays - turn.ambiguous - dark + kinds
+        return model.remote + model.terms.replays - turn.ambiguous - dark + kinds
     return None
 
 

@@ -301,7 +301,7 @@ def _changes(does: Seen) -> Iterator[tuple[str, Change]]:
     for old in sorted(does.answers, key=str):
         for new in FailureReply:
             if new is not old:
-                yield f"{old.value} told as {new.value}", _telling(old, new)
+                yield f"{old.value} told as {new.value}", _reporting(old, new)
     for field in sorted(does.fields):
         yield f"{field} forgotten", _keeping(field)
     for field in sorted(does.running):
@@ -353,8 +353,8 @@ def _swapped(first: type[Effect], second: type[Effect]) -> Change:
     return _with_effects(swap)
 
 
-def _telling(old: FailureReply, new: FailureReply) -> Change:
-    def retold(effects: tuple[Effect, ...]) -> list[Effect]:
+def _reporting(old: FailureReply, new: FailureReply) -> Change:
+    def changed(effects: tuple[Effect, ...]) -> list[Effect]:
         return [
             attrs.evolve(one, answer=new)
             if isinstance(one, fx.FailTurn) and one.answer is old
@@ -362,7 +362,7 @@ def _telling(old: FailureReply, new: FailureReply) -> Change:
             for one in effects
         ]
 
-    return _with_effects(retold)
+    return _with_effects(changed)
 
 
 def _keeping(field: str) -> Change:

@@ -134,8 +134,8 @@ class Property(enum.Enum):
     )
     TURNS_END = "with a healthy upstream each turn ends within a bounded number of steps"
     RETRIES_END = (
-        "with a healthy upstream, a client that retries as it is told succeeds or gets an answer"
-        " that is not retriable, within the budget of refusals and one more try"
+        "with a healthy upstream, a client that retries as its errors say succeeds or gets an "
+        "answer that is not retriable, within the budget of refusals and one more try"
     )
     NO_INTERNAL_ERROR = "the rules raise no exception for an event that can happen"
 

@@ -172,5 +172,5 @@ _COSTS = {
     Property.NOT_FOUND_IS_EARNED: "context growth: the client drops its anchor and sends its whole "
     "history again, each time that a connection is lost",
     Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, side effects and tokens",
-    Property.REFUSALS_ARE_BOUNDED: "the same 502 for ever: the client retries as told, in vain",
+    Property.REFUSALS_ARE_BOUNDED: "the same 502, however often the client retries",
 }

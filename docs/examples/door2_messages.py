@@ -36,12 +36,11 @@ class Server:
         self.clients: dict[int, Client] = {}  # by turn
         self.links: dict[int, Link] = {}
         self.tasks: set[asyncio.Task[None]] = set()
-        self.changed = asyncio.Event()  # the gateway may have an earlier deadline
+        self.timer: asyncio.TimerHandle | None = None
 
-    def tell(self, event: m.GatewayEvent) -> None:
-        """Report an event, carry out what it leads to, then report what followed."""
-        self.changed.set()
-        follow: list[m.GatewayEvent] = []
+    def handle(self, event: m.GatewayEvent) -> None:
+        """Report an event and carry out its effects; then set the timer anew."""
+        sent: list[m.GatewayEvent] = []
         for effect in self.gateway.handle(event, time.monotonic_ns()):
             match effect:
                 case m.OpenLink():
@@ -51,31 +50,35 @@ class Server:
                 case m.SendFrame():
                     websocket, writer = self.links[effect.link]
                     writer.write(websocket.send(ws.TextMessage(effect.data.decode())))
-                    follow.append(m.LinkFrameSent(effect.link))
+                    sent.append(m.LinkFrameSent(effect.link))
                 case m.CloseLink():
                     if (link := self.links.pop(effect.link, None)) is not None:
                         link[1].close()
                 case m.BeginAnswer():
-                    self.send_head(effect.turn, 200, b"text/event-stream")
+                    self.send(effect.turn, head(200, b"text/event-stream"))
                 case m.AnswerEvents():
                     self.send(effect.turn, h11.Data(b"".join(map(encode_event, effect.events))))
-                case m.AnswerBody():
-                    self.send_head(effect.turn, 200, b"application/json")
-                    self.send(effect.turn, h11.Data(effect.body), h11.EndOfMessage())
-                case m.FailAnswer():
-                    self.send_head(effect.turn, effect.error.status, b"application/json")
-                    self.send(effect.turn, h11.Data(effect.error.body), h11.EndOfMessage())
                 case m.EndAnswer():
                     self.send(effect.turn, h11.EndOfMessage())
+                case m.AnswerBody(turn, body):
+                    self.send(turn, head(200), h11.Data(body), h11.EndOfMessage())
+                case m.FailAnswer(turn, error):
+                    self.send(turn, head(error.status), h11.Data(error.body), h11.EndOfMessage())
                 case _:
                     pass
-        for event in follow:
-            self.tell(event)
+        for event in sent:
+            self.handle(event)
+        self.set_timer()
 
-    def send_head(self, turn: int, status: int, kind: bytes) -> None:
-        """Begin the answer of a turn."""
-        headers = [(b"content-type", kind), (b"connection", b"close")]
-        self.send(turn, h11.Response(status_code=status, headers=headers))
+    def set_timer(self) -> None:
+        """Wait for the gateway's next deadline, which any event can move."""
+        if self.timer is not None:
+            self.timer.cancel()
+        deadline = self.gateway.next_timeout()
+        if deadline is not None:
+            left = (deadline.at - time.monotonic_ns()) / 1e9
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(left, self.handle, m.BridgeTimeout())
 
     def send(self, turn: int, *events: h11.Event) -> None:
         """Write to the client of a turn; its connection ends with the answer."""
@@ -89,7 +92,7 @@ class Server:
     async def serve_client(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Read one request; its answer goes out as the gateway has it."""
+        """Read one request and report it as a turn."""
         http, body = h11.Connection(h11.SERVER), b""
         headers: list[tuple[bytes, bytes]] = []
         while not isinstance(event := http.next_event(), h11.EndOfMessage):
@@ -101,7 +104,7 @@ class Server:
                 body += bytes(event.data)
         turn = next(self.turns)
         self.clients[turn] = (http, writer)
-        self.tell(m.RequestReceived(turn, body, headers))
+        self.handle(m.RequestReceived(turn, body, headers))
 
     async def run_link(self, wanted: m.OpenLink) -> None:
         """A WebSocket connection to the upstream, from its beginning to its end."""
@@ -116,31 +119,25 @@ class Server:
             text = ""
             for event in websocket.events():
                 if isinstance(event, ws.AcceptConnection):
-                    self.tell(m.LinkOpened(link))
+                    self.handle(m.LinkOpened(link))
                 elif isinstance(event, ws.TextMessage):
                     text += event.data
                     if event.message_finished:
-                        self.tell(m.MessagesReceived(link, [text.encode()]))
+                        self.handle(m.MessagesReceived(link, [text.encode()]))
                         text = ""
         if self.links.pop(link, None) is not None:
-            self.tell(m.LinkLost(link, Closed(1006)))
+            self.handle(m.LinkLost(link, Closed(1006)))
         writer.close()
 
-    async def watch_deadlines(self) -> None:
-        """Report each deadline of the gateway. Every call may have set an earlier one."""
-        while True:
-            self.changed.clear()
-            deadline = self.gateway.next_timeout()
-            left = None if deadline is None else max(0, deadline.at - time.monotonic_ns()) / 1e9
-            try:
-                async with asyncio.timeout(left):
-                    await self.changed.wait()
-            except TimeoutError:
-                self.tell(m.BridgeTimeout())
+
+def head(status: int, kind: bytes = b"application/json") -> h11.Response:
+    """The head of an answer."""
+    headers = [(b"content-type", kind), (b"connection", b"close")]
+    return h11.Response(status_code=status, headers=headers)
 
 
 async def ask(port: int) -> bytes:
-    """A client: its whole answer."""
+    """A client: send the request, read the whole answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = b"POST /v1/responses HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
     writer.write(head % len(REQUEST) + REQUEST)
@@ -154,18 +151,15 @@ async def run() -> bytes:
     async with serve(Emulator()) as upstream:
         url = UpstreamUrl.parse(f"ws://127.0.0.1:{upstream.port}/v1/responses")
         server = Server(Config(upstream=url))
-        watch = asyncio.create_task(server.watch_deadlines())
         async with await asyncio.start_server(server.serve_client, "127.0.0.1", 0) as listener:
             answer = await ask(listener.sockets[0].getsockname()[1])
-        watch.cancel()
-        for link in list(server.links):
-            server.links.pop(link)[1].close()
+        server.handle(m.DrainStarted())  # closes the link
         await asyncio.gather(*server.tasks)
     return answer
 
 
 def main() -> bytes:
-    """The answer, as it came."""
+    """The bytes of the answer."""
     return asyncio.run(run())
 
 

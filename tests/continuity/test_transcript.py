@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.continuity.items import Prompt
-from bridgecore.continuity.templates import PHRASE_OVERHEAD, SPARE
+from bridgecore.continuity.templates import SPARE, TEMPLATE_OVERHEAD
 from bridgecore.continuity.transcript import (
     NODE_OVERHEAD,
     SCOPE_OVERHEAD,
@@ -29,7 +29,7 @@ from tests.memory import taken
 Item = dict[str, Any]
 PLENTY = 1 << 30
 AGE = 1000  # ns
-SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (PHRASE_OVERHEAD + 100)  # with two templates
+SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (TEMPLATE_OVERHEAD + 100)  # with two templates
 
 
 def transcripts(
@@ -192,7 +192,7 @@ def test_a_response_id_used_twice_names_the_later_response() -> None:
     assert held.get("s", "r1", 0) is again
     assert held.get("s", "r2", 0) is None
     assert not any(node.held for node in old)
-    assert held.size == again.size + again.book.size + SCOPE_OVERHEAD
+    assert held.size == again.size + again.table.size + SCOPE_OVERHEAD
 
 
 # ------------------------------------------------------------------ eviction
@@ -918,7 +918,7 @@ class Model:
                 assert tuple(map(read, text)) == each.context
             size = sum(each.node.size for each in live)
             if live:
-                size += SCOPE_OVERHEAD + live[0].node.book.size
+                size += SCOPE_OVERHEAD + live[0].node.table.size
             assert self.held.scope_size(scope) == size <= max_scope
             total += size
         assert self.held.size == total <= max_bytes

@@ -33,7 +33,7 @@ import pytest
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import Deadline
-from bridgecore.testing import EVERY, CreateRequest, Emulator
+from bridgecore.testing import EVERY, CreateFrame, Emulator
 from bridgecore.testing.answers import Output, Reasoning, Text, ToolCall
 from bridgecore.transport import (
     DataReceived,
@@ -145,7 +145,7 @@ set_ups = pytest.mark.parametrize("set_up", SET_UPS, ids=lambda set_up: set_up.n
 # ------------------------------------------------------------------ the run
 
 
-def answer(request: CreateRequest) -> list[Output]:
+def answer(request: CreateFrame) -> list[Output]:
     """A command to run, or a message; after reasoning."""
     last = request.input[-1]
     thought = Reasoning("thinking")
@@ -156,7 +156,7 @@ def answer(request: CreateRequest) -> list[Output]:
     return [thought, Text("Said again.")]
 
 
-def command(request: CreateRequest) -> Output:
+def command(request: CreateFrame) -> Output:
     """A call of the tool that runs commands, which differs for each kind of model."""
     tools = cast(list[Json], request.body.get("tools", []))
     if any(tool.get("name") == "exec_command" for tool in tools):

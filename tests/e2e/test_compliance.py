@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from bridgecore.testing import Alter, Change, CreateRequest, Emulator, Fault, Point, Text
+from bridgecore.testing import Alter, Change, CreateFrame, Emulator, Fault, Point, Text
 from tests.e2e.conftest import TIME_LIMIT, Shared, emulating
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_compliance_suite(backend: Backend, shared: Shared) -> None:
 def test_the_script_detects_missing_members(shared: Shared) -> None:
     """An item without what the specification requires, and a stream without its first event."""
 
-    def answer(request: CreateRequest) -> Sequence[Output]:
+    def answer(request: CreateFrame) -> Sequence[Output]:
         if request.body.get("tools"):
             return [{"type": "function_call", "name": "get_weather", "arguments": "{}"}]
         return [Text("yes")]

@@ -33,7 +33,7 @@ from bridgecore.testing import (
     EVERY,
     Abort,
     CloseWith,
-    CreateRequest,
+    CreateFrame,
     Emulator,
     Fault,
     Point,
@@ -261,7 +261,7 @@ def check_refusal(exc: openai.APIStatusError, anchor: str | None) -> None:
         assert anchor in body["message"]
 
 
-def messages(request: CreateRequest) -> list[str]:
+def messages(request: CreateFrame) -> list[str]:
     """The texts of the effective context of a create frame."""
     found = []
     for item in request.context:

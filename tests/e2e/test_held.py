@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from bridgecore.config import Config, UpstreamUrl
-from bridgecore.testing import EVERY, Abort, CloseWith, CreateRequest, Emulator, Fault, Point
+from bridgecore.testing import EVERY, Abort, CloseWith, CreateFrame, Emulator, Fault, Point
 from bridgecore.testing.answers import Output, Text, echo
 from tests.e2e.conftest import KEY, TIME_LIMIT, Process, Upstream, eventually, running, sdk
 from tests.e2e.test_conversations import (
@@ -119,7 +119,7 @@ def end_cleanly(process: Process) -> None:
 # ------------------------------------------------------------------ openai-agents
 
 
-def last_tool(request: CreateRequest) -> list[Output]:
+def last_tool(request: CreateFrame) -> list[Output]:
     """The emulator's answers, but only the last tool output is repeated: the answer must not depend
     on how many of them one frame has."""
     last = request.input[-1]

@@ -9,8 +9,8 @@ import attrs
 import pytest
 
 from bridgecore.config import Continuity
-from tests.endpoint_clients import Historian, Talker, anchors, assert_empty, held, in_segments, user
-from tests.endpoint_world import Json, World
+from tests.endpoint_clients import Historian, Talker, anchors, assert_empty, held, user
+from tests.endpoint_world import Json, World, in_segments
 
 
 @attrs.define
@@ -75,8 +75,8 @@ def test_conversations_that_share_a_key_keep_their_sockets() -> None:
         for number in range(20):
             talkers[number].attempt(user(f"talker {number} says {n}"))
             historians[number].attempt(user(f"historian {number} says {n}"))
-    assert all(one.told == ["200"] * 4 for one in talkers)
-    assert all(one.told == ["200"] * 4 for one in historians)
+    assert all(one.outcomes == ["200"] * 4 for one in talkers)
+    assert all(one.outcomes == ["200"] * 4 for one in historians)
     # A few lost theirs to others that began after them; none did after that.
     assert sum("previous_response_id" not in sent for sent in world.frames[40:80]) <= 8
     assert all("previous_response_id" in sent for sent in world.frames[80:])

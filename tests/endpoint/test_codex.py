@@ -19,7 +19,7 @@ import attrs
 import pytest
 
 from bridgecore.config import Continuity
-from bridgecore.testing import CloseWith, CreateRequest, Emulator, Fault, Point
+from bridgecore.testing import CloseWith, CreateFrame, Emulator, Fault, Point
 from tests.encoders import zstd
 from tests.endpoint_world import Answer, Json, World, request
 
@@ -336,7 +336,7 @@ def replaying(steps: Sequence[Step]) -> World:
     """A world whose upstream answers as it was observed to."""
     outputs = [one.output for one in steps]
 
-    def answer(_: CreateRequest) -> list[Json]:
+    def answer(_: CreateFrame) -> list[Json]:
         return outputs.pop(0)
 
     return World(continuity=Continuity.TRANSCRIPT, emulator=Emulator(answer=answer))

@@ -161,8 +161,8 @@ def test_a_turn_that_the_drain_cuts_off_is_not_logged_as_one_whose_client_left()
     assert stopped(world)
     logs = world.net.logs
     codes = [log.fields["code"] for log in logs if log.event == "turn.cut_off"]
-    told = [world.read(streamed).response["error"]["code"], world.read(silent).error["code"]]
-    assert codes == told[::-1] == ["server_shutting_down"] * 2
+    reported = [world.read(streamed).response["error"]["code"], world.read(silent).error["code"]]
+    assert codes == reported[::-1] == ["server_shutting_down"] * 2
     assert [log.fields["turn"] for log in logs if log.event == "turn.abandoned"] == [4]
     (began,) = [log for log in logs if log.event == "drain.started"]
     assert began.fields == {"by": "SIGTERM", "turns": 2, "seconds": "30"}

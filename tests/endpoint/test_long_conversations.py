@@ -25,7 +25,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import (
-    NOT_FOUND,
     SHAPES,
     Historian,
     Talker,
@@ -37,7 +36,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import SECOND, Answer, Json
+from tests.endpoint_world import NOT_FOUND, SECOND, Answer, Json
 
 # ------------------------------------------------------------------ long conversations
 
@@ -74,15 +73,15 @@ def long_conversation(
             strike(world, *rng.choice(BEFORE_OUTPUT))
         answer = talker.turn(user(f"text {n:04} " + "x" * 400), tries=tries)
         tokens.append(answer.response["usage"]["input_tokens"])
-    return talker.told, tokens
+    return talker.outcomes, tokens
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_losses_do_not_grow_the_context(seed: int) -> None:
     calm, undisturbed = long_conversation(40, None)
-    told, tokens = long_conversation(40, random.Random(seed))
+    outcomes, tokens = long_conversation(40, random.Random(seed))
     assert calm == ["200"] * 40
-    assert set(told) == {"200", "502"}  # one retry by the SDK at most: see ``tries``
+    assert set(outcomes) == {"200", "502"}  # one retry by the SDK at most: see ``tries``
     # They differ by a few bytes for each answer: its form as an output and as an input.
     assert tokens[-1] <= 1.01 * undisturbed[-1]
     growth = [(run[-1] - run[0]) / 39 for run in (tokens, undisturbed)]
@@ -93,12 +92,12 @@ def test_losses_do_not_grow_the_context(seed: int) -> None:
 def test_with_replay_two_hundred_turns_show_no_loss(stream: bool) -> None:
     """Turns that were lost before their output are resent: no client has to retry."""
     rng = random.Random(7)
-    told, tokens = long_conversation(
+    outcomes, tokens = long_conversation(
         200, rng, tries=1, ambiguous=OnAmbiguousLoss.REPLAY, stream=stream
     )
-    assert told == ["200"] * 200
+    assert outcomes == ["200"] * 200
     calm, undisturbed = long_conversation(200, None)
-    assert calm == told
+    assert calm == outcomes
     assert tokens == pytest.approx(undisturbed, rel=0.01)
 
 
@@ -110,7 +109,7 @@ def test_with_replay_a_client_gets_one_response_created(action: Action) -> None:
     talker.turn(user("a"))
     strike(world, Point.AFTER_CREATED, action)
     answer = talker.attempt(user("b"), wait=1)
-    assert talker.told == ["200"] * 2
+    assert talker.outcomes == ["200"] * 2
     assert len(world.frames) == 3
     assert answer.names[:2] == ["response.created", "response.in_progress"]
     assert answer.names.count("response.created") == 1
@@ -133,7 +132,7 @@ def test_with_replay_there_is_one_more_try_and_no_second() -> None:
     talker.turn(user("a"))
     world.emulator.faults.add(EVERY, Fault(Point.AFTER_CREATED, Abort()))
     talker.attempt(user("b"))
-    assert talker.told == ["200", "failed"]
+    assert talker.outcomes == ["200", "failed"]
     assert len(world.frames) == 3
 
 
@@ -143,7 +142,7 @@ def test_with_replay_nothing_is_sent_again_once_the_answer_has_begun() -> None:
     talker.turn(user("a"))
     strike(world, Point.MID_OUTPUT, Abort())
     talker.attempt(user("b"))
-    assert talker.told == ["200", "502"]
+    assert talker.outcomes == ["200", "502"]
     assert len(world.frames) == 2
 
 

@@ -22,10 +22,7 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import Talker, assert_empty, frame, heal, held, strike, user
-from tests.endpoint_world import SECOND, World
-
-CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
-
+from tests.endpoint_world import CODES, LOSSES, SECOND, World
 
 # ------------------------------------------------------------------ between turns
 
@@ -45,7 +42,7 @@ def test_closed_between_turns(store: bool, action: Action) -> None:
     assert frame(world)["previous_response_id"] == talker.shown(talker.last or "").anchor
     assert len(frame(world)["input"]) == 1
     talker.attempt(user("branch"), after=first)
-    assert talker.told == ["200"] * 4
+    assert talker.outcomes == ["200"] * 4
     assert len(world.frames) == 4
     assert_empty(world)
 
@@ -70,7 +67,7 @@ def test_an_idle_conversation_gives_up_its_socket(store: bool) -> None:
     assert (world.endpoint.bridge.conversations, world.endpoint.bridge.links) == (0, 0)
     talker.attempt(user("b"))
     talker.attempt(user("c"))
-    assert talker.told == ["200"] * 3
+    assert talker.outcomes == ["200"] * 3
     assert world.net.connects == 2
     assert_empty(world)
 
@@ -83,7 +80,7 @@ def test_a_socket_is_rotated_between_turns(store: bool) -> None:
     for n in range(12):
         talker.attempt(user(f"text {n}"))
         world.advance(30)
-    assert talker.told == ["200"] * 12
+    assert talker.outcomes == ["200"] * 12
     assert len(world.frames) == 12  # none met the limit
     assert world.net.connects == 3
     assert_empty(world)
@@ -95,22 +92,12 @@ def test_evicted_conversations_can_be_continued() -> None:
     for n in range(3):
         one.attempt(user(f"one {n}"))
         two.attempt(user(f"two {n}"))
-    assert one.told == two.told == ["200"] * 3
+    assert one.outcomes == two.outcomes == ["200"] * 3
     assert world.endpoint.bridge.conversations == 1
     assert_empty(world)
 
 
 # ------------------------------------------------------------------ during a turn
-
-
-LOSSES = [
-    CloseWith(1001),
-    CloseWith(1005),
-    CloseWith(1006),
-    CloseWith(1011),
-    Abort(),
-    Garbage(b"\xff\xff\xff\xff", raw=True),
-]
 
 
 @pytest.mark.parametrize("action", LOSSES, ids=repr)
@@ -125,7 +112,7 @@ def test_lost_before_created(store: bool, point: Point, action: Action) -> None:
     strike(world, point, action)
     talker.turn(text)
     talker.turn(user("c"))
-    assert talker.told == ["502", "200", "502", "200", "200"]
+    assert talker.outcomes == ["502", "200", "502", "200", "200"]
     assert world.emulator._creates == 5  # no ambiguous turn was resent
     # The first resend needed no anchor; the second one's is stored; the third turn's is cached on
     # its connection.
@@ -163,7 +150,7 @@ def test_a_close_read_together_with_a_refusal_is_not_ambiguous(stream: bool, beh
     data = in_wire_format(NOT_FOUND_FRAME) + behind
     strike(world, Point.BEFORE_CREATED, Garbage(data, raw=True))
     talker.attempt(user("b"))
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert (len(world.frames), world.net.connects) == (3, 2)
     assert_empty(world)
 
@@ -183,9 +170,9 @@ def test_a_close_read_after_the_second_send_is_ambiguous(code: int) -> None:
     data = in_wire_format(NOT_FOUND_FRAME) + b"\x88\x02%b" % code.to_bytes(2, "big")
     strike(world, Point.BEFORE_CREATED, Garbage(data, raw=True))
     talker.attempt(user("b"))
-    assert talker.told == ["200", "413" if code == 1009 else "502"]
+    assert talker.outcomes == ["200", "413" if code == 1009 else "502"]
     talker.attempt(user("c"))
-    assert talker.told[-1] == "200"
+    assert talker.outcomes[-1] == "200"
     assert_empty(world)
 
 
@@ -201,7 +188,7 @@ def test_silence_before_created(store: bool, action: Action) -> None:
     talker.attempt(user("b"))
     assert frame(world).get("previous_response_id") is None  # the stored id is not tried again
     talker.attempt(user("c"))
-    assert talker.told == ["200", "502", "200", "200"]
+    assert talker.outcomes == ["200", "502", "200", "200"]
     assert_empty(world)
 
 
@@ -213,7 +200,7 @@ def test_an_upstream_that_is_silent_about_strange_anchors(store: bool) -> None:
     talker = Talker(world, store)
     for n in range(4):
         talker.attempt(user(f"text {n}"))
-    assert talker.told == ["200"] * 4
+    assert talker.outcomes == ["200"] * 4
     assert_empty(world)
 
 
@@ -229,7 +216,7 @@ def test_lost_in_mid_answer(store: bool, stream: bool, point: Point) -> None:
     strike(world, point, Abort())
     talker.turn(user("b"))
     talker.turn(user("c"))
-    assert talker.told == ["200", "failed" if stream else "502", "200", "200"]
+    assert talker.outcomes == ["200", "failed" if stream else "502", "200", "200"]
     assert len(talker.past) == 4  # a response that broke off is not part of the history
     assert_empty(world)
 
@@ -245,7 +232,7 @@ def test_a_client_that_leaves_and_comes_back(store: bool) -> None:
     client.abort()
     world.emulator.delta_interval = 0
     talker.attempt(user("b"))
-    assert talker.told == ["200"] * 2
+    assert talker.outcomes == ["200"] * 2
     assert_empty(world)
 
 
@@ -262,5 +249,5 @@ def test_the_reconnect_fails(store: bool, action: Action) -> None:
         answer = talker.attempt(user("b"))
         assert (answer.status, answer.error["code"]) == (502, "upstream_unavailable")
     talker.attempt(user("b"))
-    assert talker.told == ["200", *["502"] * 5, "200"]
+    assert talker.outcomes == ["200", *["502"] * 5, "200"]
     assert_empty(world)

@@ -1,4 +1,5 @@
-"""Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the seed's table.
+"""Recovery of a whole endpoint as its clients see it: contract, "Recovery", and the
+rules of ``pr397``.
 
 What belongs here: losses and refusals where the bridge holds no transcripts. With transcripts:
 test_losses.py and test_refusals.py.
@@ -30,16 +31,19 @@ from bridgecore.testing import (
     Silence,
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
-from tests.endpoint_world import KEY, SECOND, Json, World, request
+from tests.endpoint_world import (
+    CODES,
+    KEY,
+    LOSSES,
+    NOT_FOUND,
+    SECOND,
+    Json,
+    World,
+    in_segments,
+    request,
+)
 
 POLICIES = ["default", "pr397", "v1_12"]
-CODES = [1000, 1001, 1002, 1003, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014]
-NOT_FOUND = "previous_response_not_found"
-
-
-def in_segments(data: bytes) -> list[bytes]:
-    """Segments, so that a peer can receive a part of a frame."""
-    return [data[at : at + 50_000] for at in range(0, len(data), 50_000)]
 
 
 def first_turn(world: World, *, store: bool) -> str:
@@ -105,14 +109,6 @@ def test_ten_turns_on_one_socket(policy: str, store: bool) -> None:
 # ------------------------------------------------------------------ during a turn
 
 POINTS = [Point.WHILE_RECEIVING, Point.BEFORE_CREATED]
-LOSSES = [
-    CloseWith(1001),
-    CloseWith(1005),
-    CloseWith(1006),
-    CloseWith(1011),
-    Abort(),
-    Garbage(b"\xff\xff\xff\xff", raw=True),
-]
 NOISE = [b"no JSON", b'["type"]', b'{"type":7}', b'{"type":"a\\nb"}', b"", b"[DONE]"]
 
 
@@ -509,7 +505,7 @@ def test_turns_never_overlap_on_a_connection() -> None:
         running = [turn for turn in world.emulator.turns if turn.outcome is Outcome.RUNNING]
         conns = [turn.request.conn for turn in running]
         assert len(conns) == len(set(conns))
-    # Only the first found its anchor cached; the others waited, and are told to retry.
+    # Only the first found its anchor cached; the others waited, and have to retry.
     assert [world.read(turn).status for turn in turns] == [200, 502, 502, 502, 400]
     for turn in turns:
         turn.half_close()
@@ -818,10 +814,10 @@ def test_logs_tell_no_secrets() -> None:
     world.net.remove_listener("up", 80)
     world.ask(words)
     ids = [json.loads(answers[0].events[-1].data)["response"]["id"]]
-    told = "\n".join(f"{log.event} {log.fields}" for log in world.net.logs)
-    assert "turn.sent" in told
-    assert "turn.refused" in told
+    logged = "\n".join(f"{log.event} {log.fields}" for log in world.net.logs)
+    assert "turn.sent" in logged
+    assert "turn.refused" in logged
     for secret in [*secrets, *ids]:
-        assert secret not in told
+        assert secret not in logged
     for log in world.net.logs:
         assert all(isinstance(value, str | int) for value in log.fields.values())

@@ -16,7 +16,7 @@ from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     Abort,
     CloseWith,
-    CreateRequest,
+    CreateFrame,
     Error,
     ErrorShape,
     Fault,
@@ -25,7 +25,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import (
-    NOT_FOUND,
     SHAPES,
     Historian,
     Talker,
@@ -40,7 +39,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import SECOND, Json, World
+from tests.endpoint_world import NOT_FOUND, SECOND, Json, World
 
 # ------------------------------------------------------------------ clients that repeat everything
 
@@ -52,7 +51,7 @@ def test_histories_are_reduced_while_the_connection_is_open(store: bool, bare: b
     historian = Historian(world, store, bare=bare, fields={"instructions": "i" * 500})
     for n in range(40):
         historian.attempt(user(f"text {n:03}"))
-    assert historian.told == ["200"] * 40
+    assert historian.outcomes == ["200"] * 40
     assert world.net.connects == 1
     assert len(anchors(world)) == 39
     sent = [len(request.raw) for request in world.emulator.requests]
@@ -78,7 +77,7 @@ def test_histories_with_tools(bare: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("point", "action", "told"),
+    ("point", "action", "outcomes"),
     [
         (Point.AFTER_TERMINAL, CloseWith(1001), ["200"]),
         (Point.BEFORE_CREATED, Abort(), ["502", "200"]),
@@ -91,15 +90,17 @@ def test_histories_with_tools(bare: bool) -> None:
     ],
     ids=repr,
 )
-def test_after_a_loss_histories_go_in_full(point: Point, action: Action, told: list[str]) -> None:
+def test_after_a_loss_histories_go_in_full(
+    point: Point, action: Action, outcomes: list[str]
+) -> None:
     world = held(created_timeout=SECOND)
     historian = Historian(world)
     for turn in range(6):
         if turn % 2:
             strike(world, point, action)
-        historian.told.clear()
+        historian.outcomes.clear()
         historian.turn(user(f"text {turn}"))
-        assert historian.told == (told if turn % 2 else ["200"])
+        assert historian.outcomes == (outcomes if turn % 2 else ["200"])
         heal(world)
     fulls = [request for request in world.emulator.requests if request.anchor is None]
     assert max(len(request.input) for request in fulls) >= 8
@@ -117,7 +118,7 @@ def test_a_rejected_injection_is_recovered_and_never_repeated(shape: ErrorShape)
     strike(world, Point.BEFORE_CREATED, missing)
     historian.attempt(user("b"))
     rejected = anchors(world)
-    assert (historian.told, len(rejected), len(world.frames)) == (["200", "200"], 1, 3)
+    assert (historian.outcomes, len(rejected), len(world.frames)) == (["200", "200"], 1, 3)
     heal(world)
     # Nor when the same history comes again, or one that extends it.
     del historian.history[2:]
@@ -135,7 +136,7 @@ def test_a_rejected_injection_is_not_repeated_if_the_full_input_fails_too() -> N
     world.emulator.faults.add(3, Fault(Point.BEFORE_CREATED, Error(500)))
     historian.attempt(user("b"))
     historian.attempt(user("b"))
-    assert historian.told == ["200", "502", "200"]
+    assert historian.outcomes == ["200", "502", "200"]
     assert len(anchors(world)) == 1
     assert_empty(world)
 
@@ -162,7 +163,7 @@ def test_other_settings_are_another_conversation(field: str, value: object) -> N
     historian.attempt(user("c"))
     assert len(anchors(world)) == 1
     historian.attempt(user("d"))
-    assert historian.told == ["200"] * 4
+    assert historian.outcomes == ["200"] * 4
     assert len(anchors(world)) == 2  # it continues from there
     assert_empty(world)
 
@@ -195,7 +196,7 @@ def test_siblings_never_share_an_anchor(texts: str) -> None:
         for sibling, text in zip(siblings, texts, strict=True):
             sibling.attempt(user(text))
     assert len(anchors(world)) == len(set(anchors(world)))
-    assert all(sibling.told == ["200"] * 4 for sibling in siblings)
+    assert all(sibling.outcomes == ["200"] * 4 for sibling in siblings)
     if len(set(texts)) == len(texts):
         assert len(anchors(world)) == 3 * len(texts)
     assert_empty(world)
@@ -211,7 +212,7 @@ def test_one_history_posted_many_times_at_once() -> None:
     world.advance(10)
     for n, (other, client) in enumerate(zip(others, clients, strict=True)):
         other.end(client, user(f"b {n % 2}"))
-        assert other.told == ["200"]
+        assert other.outcomes == ["200"]
     assert len(anchors(world)) == 1
     assert len({turn.request.conn for turn in world.emulator.turns[1:]}) == 5
     world.emulator.delta_interval = 0
@@ -233,7 +234,7 @@ def test_a_cut_stream_whose_call_was_delivered() -> None:
     heal(world)
     assert historian.attempt(output_for(done, "x")).text == "turn 2: look returned x"
     historian.attempt(user("b"))
-    assert historian.told == ["200", "failed", "200", "200"]
+    assert historian.outcomes == ["200", "failed", "200", "200"]
     assert_empty(world)
 
 
@@ -261,7 +262,7 @@ def test_a_client_can_change_between_ids_and_histories() -> None:
     talker.past[answer.response["id"]] = historian.history
     world.advance(1000)
     talker.attempt(user("d"), after=answer.response["id"])
-    assert talker.told == ["200"] * 3
+    assert talker.outcomes == ["200"] * 3
     assert len(frame(world)["input"]) == 7
     assert_empty(world)
 
@@ -294,7 +295,7 @@ def test_codex_is_recognised_by_the_content_of_items() -> None:
         codex.history[-1:] = codex.body_of({**call, "status": None})  # what it sends back
         codex.attempt(*codex.body_of(output_for(call, f"seen {n}")))
         codex.history[-1:] = codex.body_of(codex.history[-1])
-    assert codex.told == ["200"] * 16
+    assert codex.outcomes == ["200"] * 16
     assert len(anchors(world)) == 15
     assert world.net.connects == 1
     # New items are forwarded unchanged.
@@ -302,7 +303,7 @@ def test_codex_is_recognised_by_the_content_of_items() -> None:
     assert_empty(world)
 
 
-def calling(request: CreateRequest) -> list[Json]:
+def calling(request: CreateFrame) -> list[Json]:
     """A call for each output so far, up to five; then an answer."""
     outputs = sum(item.get("type") == "function_call_output" for item in request.context)
     if outputs % 6 == 5:
@@ -401,7 +402,7 @@ def test_asking_the_same_again_and_editing_go_on_reduced(keyed: bool) -> None:
         for n in range(3):
             historian.attempt(user(f"on {n}"))
         assert len(anchors(world)) == before + 3
-    assert set(historian.told) == {"200"}
+    assert set(historian.outcomes) == {"200"}
     assert len(anchors(world)) == len(set(anchors(world)))
     assert_empty(world)
 

@@ -18,7 +18,6 @@ from bridgecore.testing import (
     SendEvents,
 )
 from tests.endpoint_clients import (
-    NOT_FOUND,
     SHAPES,
     Historian,
     Talker,
@@ -29,7 +28,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import World
+from tests.endpoint_world import NOT_FOUND, World
 
 # ------------------------------------------------------------------ sizes
 
@@ -50,7 +49,7 @@ def test_a_frame_that_is_too_large(store: bool, stream: bool) -> None:
     # With the id; if only the lost connection knew that, once more in full.
     assert len(world.frames) == (2 if store else 3)
     talker.attempt(user("c"))
-    assert talker.told == ["200", *["413"] * 4, "200"]
+    assert talker.outcomes == ["200", *["413"] * 4, "200"]
     assert_empty(world)
 
 
@@ -69,7 +68,7 @@ def test_a_rebuilt_conversation_that_is_too_large_is_refused() -> None:
         heal(world)
     assert len(world.frames) == 4
     talker.attempt(user("d"), after=list(talker.past)[1])
-    assert talker.told[-1] == "200"
+    assert talker.outcomes[-1] == "200"
     assert_empty(world)
 
 
@@ -96,7 +95,7 @@ def test_the_connection_limit(store: bool, shape: ErrorShape) -> None:
     limit = Error(400, "websocket_connection_limit_reached", "invalid_request_error", shape=shape)
     strike(world, Point.BEFORE_CREATED, limit)
     talker.attempt(user("b"))
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert len(world.frames) == 3  # at most one extra send
     heal(world)
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, limit))
@@ -106,7 +105,7 @@ def test_the_connection_limit(store: bool, shape: ErrorShape) -> None:
         assert len(world.frames) - before <= 3
     heal(world)
     talker.attempt(user("c"))
-    assert talker.told[-1] == "200"
+    assert talker.outcomes[-1] == "200"
     assert_empty(world)
 
 
@@ -122,7 +121,7 @@ def test_not_found_in_every_shape(store: bool, shape: ErrorShape) -> None:
         missing = attrs.evolve(missing, message="Invalid `previous_response_id`.")
     strike(world, Point.BEFORE_CREATED, missing)
     talker.attempt(user("b"))
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert [request.anchor is None for request in world.emulator.requests] == [True, False, True]
     heal(world)
     world.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, missing))
@@ -132,7 +131,7 @@ def test_not_found_in_every_shape(store: bool, shape: ErrorShape) -> None:
         assert len(world.frames) - before <= 2
     heal(world)
     talker.attempt(user("c"))
-    assert talker.told[-1] == "200"
+    assert talker.outcomes[-1] == "200"
     assert_empty(world)
 
 
@@ -148,7 +147,7 @@ def test_not_found_as_a_failed_response() -> None:
     talker.attempt(user("a"))
     strike(world, Point.BEFORE_CREATED, SendEvents((FAILED,)))
     talker.attempt(user("b"))
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert_empty(world)
 
 
@@ -163,8 +162,8 @@ def test_not_found_after_the_answer_began(stream: bool) -> None:
         client.attempt(user("b"))
         heal(world)
         client.attempt(user("b"))
-    assert talker.told == ["200", "failed" if stream else "502", "200"]
-    assert historian.told == ["200", "failed", "200"]
+    assert talker.outcomes == ["200", "failed" if stream else "502", "200"]
+    assert historian.outcomes == ["200", "failed", "200"]
     # For an id that the bridge does not hold, the upstream's error is relayed.
     strike(world, Point.BEFORE_CREATED, SendEvents((created, FAILED)))
     answer = world.ask("c", previous_response_id="resp_strange", stream=False)
@@ -196,7 +195,7 @@ def test_an_evicted_anchor_is_never_sent_again(
     talker.attempt(user("b"))
     assert frame(world).get("previous_response_id") is None
     talker.attempt(user("c"))
-    assert talker.told == ["200", str(seen), "200", "200"]
+    assert talker.outcomes == ["200", str(seen), "200", "200"]
     assert_empty(world)
 
 
@@ -205,7 +204,7 @@ def test_an_upstream_that_loses_what_it_stores() -> None:
     talker = Talker(world, store=True)
     talker.attempt(user("a"))
     world.advance(1000)
-    world.emulator._storage.clear()
+    world.emulator._storage.clear_responses()
     talker.attempt(user("b"))
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert_empty(world)

@@ -17,7 +17,7 @@ from bridgecore.testing import (
     EVERY,
     Abort,
     CloseWith,
-    CreateRequest,
+    CreateFrame,
     Error,
     Fault,
     Point,
@@ -26,7 +26,6 @@ from bridgecore.testing import (
 from bridgecore.testing.faults import Action
 from bridgecore.wire.responses import InvalidBodyError, parse_create
 from tests.endpoint_clients import (
-    NOT_FOUND,
     Historian,
     Talker,
     assert_empty,
@@ -38,7 +37,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import KEY, SECOND, Answer, Json, World, request
+from tests.endpoint_world import KEY, NOT_FOUND, SECOND, Answer, Json, World, request
 
 # ------------------------------------------------------------------ branches
 
@@ -56,7 +55,7 @@ def test_branches_from_older_responses(store: bool) -> None:
     talker.attempt(user("d"), after=third)
     assert frame(world)["previous_response_id"] == third  # no branch has taken over its connection
     talker.attempt(user("branch"), after=third)
-    assert set(talker.told) == {"200"}
+    assert set(talker.outcomes) == {"200"}
     assert_empty(world)
 
 
@@ -76,13 +75,13 @@ def test_branches_while_the_conversation_is_busy(store: bool) -> None:
     world.advance(10)
     for client, items, anchor in begun:
         talker.end(client, items, anchor)
-    assert talker.told == ["200"] * 6
+    assert talker.outcomes == ["200"] * 6
     running = [turn.request.conn for turn in world.emulator.turns[2:]]
     assert len(set(running)) == 4  # turns never overlap on a connection
     world.emulator.delta_interval = 0
     for anchor in list(talker.past):
         talker.attempt(user("g"), after=anchor)
-    assert set(talker.told) == {"200"}
+    assert set(talker.outcomes) == {"200"}
     assert_empty(world)
 
 
@@ -115,7 +114,7 @@ def test_a_foreign_id_looks_exactly_like_a_miss(store: bool, stream: bool, lost:
     assert frames[first] == frames[missing]
     assert "turn 1: a" not in str(frames)
     owner.attempt(user("b"))
-    assert owner.told == ["200", "200"]
+    assert owner.outcomes == ["200", "200"]
     assert_empty(world)
 
 
@@ -163,11 +162,11 @@ def test_parallel_calls_answered_together() -> None:
     one, two = talker.attempt(user("a")).response["output"]
     talker.attempt(output_for(two, "second"), output_for(one, "first"), user("b"))
     talker.attempt(user("c"))
-    assert talker.told == ["200"] * 3
+    assert talker.outcomes == ["200"] * 3
     assert_empty(world)
 
 
-def two_calls_then_text(request: CreateRequest) -> list[Json]:
+def two_calls_then_text(request: CreateFrame) -> list[Json]:
     if len(request.context) == 1:
         call = {"type": "function_call", "status": "completed", "arguments": "{}"}
         return [{**call, "name": n, "call_id": f"call_{n}"} for n in ("one", "two")]
@@ -182,7 +181,7 @@ def test_an_output_for_a_call_that_was_answered_before() -> None:
     talker.attempt(user("b"))
     world.advance(1000)
     talker.attempt(output_for(call, "two"))
-    assert talker.told == ["200"] * 3
+    assert talker.outcomes == ["200"] * 3
     assert_empty(world)
 
 
@@ -228,7 +227,7 @@ def test_input_that_is_not_self_contained_is_not_rehydrated(item: Json) -> None:
     assert statuses == [502] * 3 + [400] * 2
     assert len(world.frames) == 1
     talker.attempt(user("b"))  # the conversation itself is not affected
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert_empty(world)
 
 
@@ -293,7 +292,7 @@ def test_a_conversation_that_is_too_large_is_not_held_in_part() -> None:
     answer = world.ask("d", previous_response_id=talker.last, store=False)
     assert (answer.status, len(world.frames)) == (502, 3)
     talker.attempt(user("e"), after=list(talker.past)[1])  # the beginning is held, and complete
-    assert talker.told == ["200"] * 4
+    assert talker.outcomes == ["200"] * 4
     assert_empty(world)
 
 
@@ -338,7 +337,7 @@ def test_json_at_the_nesting_limit_is_answered_or_refused(where: str) -> None:
                 heal(world)
     assert {200, 400} <= seen <= {200, 400, 502}
     first.attempt(user("b"))
-    assert first.told == ["200", "200"]
+    assert first.outcomes == ["200", "200"]
     assert_empty(world)
 
 
@@ -366,7 +365,7 @@ def test_a_failed_response_is_not_held() -> None:
     # the upstream's error: the bridge does not know the id
     assert world.ask("c", **asked).status == 400
     talker.attempt(user("b"))  # the response that it continued is not affected
-    assert talker.told == ["200", "200"]
+    assert talker.outcomes == ["200", "200"]
     assert_empty(world)
 
 

@@ -12,7 +12,7 @@ from bridgecore.simulate.witness import said
 from bridgecore.testing import (
     EVERY,
     Abort,
-    CreateRequest,
+    CreateFrame,
     Error,
     Fault,
     Point,
@@ -20,7 +20,6 @@ from bridgecore.testing import (
 )
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import (
-    NOT_FOUND,
     Historian,
     Talker,
     assert_empty,
@@ -32,7 +31,7 @@ from tests.endpoint_clients import (
     strike,
     user,
 )
-from tests.endpoint_world import SECOND, World
+from tests.endpoint_world import NOT_FOUND, SECOND, World
 
 LIFETIME = 100  # seconds; a connection is replaced up to a tenth earlier
 
@@ -42,7 +41,7 @@ def warming(**settings: object) -> World:
     return held(rotation=Rotation.WARM, upstream_lifetime=LIFETIME * SECOND, **settings)
 
 
-def warm_ups(world: World) -> list[CreateRequest]:
+def warm_ups(world: World) -> list[CreateFrame]:
     return [request for request in world.emulator.requests if request.body.get("generate") is False]
 
 
@@ -66,7 +65,7 @@ def test_a_preloaded_connection_gets_new_items_only(store: bool) -> None:
     assert frame(world)["store"] is store
     talker.turn(user("d"))
     assert frame(world)["previous_response_id"] == list(talker.past)[-2]
-    assert talker.told == ["200"] * 4
+    assert talker.outcomes == ["200"] * 4
     assert world.net.connects == 2
     accounts = world.endpoint.bridge.accounts
     assert (accounts.turns, accounts.warmed, accounts.rehydrated) == (4, 1, 0)
@@ -79,7 +78,7 @@ def test_a_socket_that_is_too_old_is_replaced_after_its_turn_and_warmed() -> Non
     world.emulator.delta_interval = 30 * SECOND
     talker = Talker(world)
     talker.attempt(user("repeat 5 x"), wait=LIFETIME + 100)
-    assert talker.told == ["200"]
+    assert talker.outcomes == ["200"]
     assert len(warm_ups(world)) == 1
     world.emulator.delta_interval = 0
     talker.turn(user("b"))
@@ -128,7 +127,7 @@ def test_a_branch_does_not_continue_the_warm_up_of_another() -> None:
     world.advance(LIFETIME)
     talker.attempt(user("c"), after=first)
     assert "previous_response_id" not in frame(world)
-    assert talker.told == ["200"] * 3
+    assert talker.outcomes == ["200"] * 3
 
 
 def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
@@ -139,7 +138,7 @@ def test_a_call_that_waits_for_its_output_is_not_warmed() -> None:
     world.advance(LIFETIME)
     assert warm_ups(world) == []
     talker.turn(output_for(call, "seen"))
-    assert talker.told == ["200"] * 2
+    assert talker.outcomes == ["200"] * 2
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_a_failed_warm_up_is_invisible_to_clients(action: Action, sends: int) ->
     assert len(warm_ups(world)) == sends
     heal(world)
     talker.turn(user("b"))
-    assert talker.told == ["200"] * 2
+    assert talker.outcomes == ["200"] * 2
     assert_empty(world)
 
 
@@ -173,7 +172,7 @@ def test_a_turn_that_comes_while_its_socket_is_warmed_is_answered() -> None:
     assert len(warm_ups(world)) == 1
     heal(world)
     talker.turn(user("b"))
-    assert talker.told == ["200"] * 2
+    assert talker.outcomes == ["200"] * 2
 
 
 def test_a_warm_up_makes_room() -> None:
@@ -185,7 +184,7 @@ def test_a_warm_up_makes_room() -> None:
     assert (len(warm_ups(world)), world.endpoint.bridge.turns) == (1, 0)
     heal(world)
     two.turn(user("two"))
-    assert two.told == ["200"]
+    assert two.outcomes == ["200"]
     assert world.endpoint.bridge.conversations == 1
     assert_empty(world)
 

@@ -34,9 +34,9 @@ AT_IMPORT = (
 )
 EQUIVALENT: Mapping[str, str] = {
     "bridgecore.recovery.rules.x__ended__mutmut_3": (
-        "nobody asks for the generation of a refusal that a rule makes of a failed response"
+        "no rule reads the generation of a refusal that a rule makes of a failed response"
     ),
-    "bridgecore.recovery.failure.x_classify__mutmut_34": "what is never reached is never told",
+    "bridgecore.recovery.failure.x_classify__mutmut_34": "unreachable: the text is never logged",
     "bridgecore.recovery.rules.x__connection_opened__mutmut_1": (
         "the send that follows at once opens the session, or skips the socket"
     ),

@@ -383,7 +383,7 @@ class Machine(RuleBasedStateMachine):
     def nothing_happens(self, event: Event) -> None:
         """The model agrees that ``event`` has to be ignored; then it checks that nothing
         is done."""
-        assert not self.model.means(event, self.now)
+        assert not self.model.requires_reaction(event, self.now)
         assert self.tell(event)  # the effect is ``Ignored``
 
     @precondition(lambda self: self.live)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.testing.answers import (
-    CreateRequest,
+    CreateFrame,
     Reasoning,
     Text,
     ToolCall,
@@ -35,9 +35,9 @@ def user(text: str) -> Json:
     return {"type": "message", "role": "user", "content": text}
 
 
-def asked(*items: Json, **body: Any) -> CreateRequest:
+def asked(*items: Json, **body: Any) -> CreateFrame:
     body = {"input": list(items), **body}
-    return CreateRequest(1, 1, [], b"", body, 0, context=tuple(items))
+    return CreateFrame(1, 1, [], b"", body, 0, context=tuple(items))
 
 
 # ------------------------------------------------------------------ calls

@@ -35,8 +35,8 @@ class Recorder:
 
 
 @attrs.define
-class Told:
-    """An event that carries effects, so that a test can say when they are carried out."""
+class Driver:
+    """Carries out effects of a machine when a test says so, apart from any event."""
 
     network: Network
     machine: Recorder
@@ -45,17 +45,17 @@ class Told:
         self.network.carry_out(self.machine, effects)
 
 
-def pair() -> tuple[Network, Recorder, Told]:
+def pair() -> tuple[Network, Recorder, Driver]:
     network, machine = Network(), Recorder()
     network.add(machine, "host", 80)
-    return network, machine, Told(network, machine)
+    return network, machine, Driver(network, machine)
 
 
 def test_bytes_both_ways() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     client = network.connect("host", 80)
     client.send(b"there")
-    told.do(tp.Send(1, b"and "), tp.Send(1, b"back", notify=True))
+    driver.do(tp.Send(1, b"and "), tp.Send(1, b"back", notify=True))
     client.half_close()
     assert client.take() == b"and back"
     assert client.take() == b""
@@ -66,12 +66,12 @@ def test_bytes_both_ways() -> None:
 
 
 def test_a_connect_without_a_listener_is_refused() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     with pytest.raises(ConnectionRefusedError):
         network.connect("host", 81)
-    told.do(tp.Connect(7, "host", 81, tls=False))
+    driver.do(tp.Connect(7, "host", 81, tls=False))
     network.remove_listener("host", 80)
-    told.do(tp.Connect(8, "host", 80, tls=False))
+    driver.do(tp.Connect(8, "host", 80, tls=False))
     refused = [e for e in machine.events if isinstance(e, tp.ConnectFailed)]
     assert [(e.conn, e.error) for e in refused] == [
         (7, tp.ConnectError.REFUSED),
@@ -84,32 +84,32 @@ def test_machines_connect_and_lose_each_other() -> None:
     network, server, _ = pair()
     client = Recorder()
     network.add(client)
-    told = Told(network, client)
-    told.do(tp.Connect(5, "host", 80, tls=False))
-    told.do(tp.Send(5, b"hello"))
-    Told(network, server).do(tp.Close(1))
+    driver = Driver(network, client)
+    driver.do(tp.Connect(5, "host", 80, tls=False))
+    driver.do(tp.Send(5, b"hello"))
+    Driver(network, server).do(tp.Close(1))
     # An orderly close is an end of stream; only a write shows that the peer has closed.
     assert client.events == [tp.Connected(5), tp.EofReceived(5)]
     assert server.events[-1] == tp.Disconnected(1)
-    told.do(tp.Send(5, b"more"))
+    driver.do(tp.Send(5, b"more"))
     assert client.events[-1] == tp.Disconnected(5)
     assert network.open_connections(client) == network.open_connections(server) == 0
 
 
 def test_a_connect_that_is_swallowed_and_aborted() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     network.swallow_connects("host", 80)
-    told.do(tp.Connect(5, "host", 80, tls=False))
+    driver.do(tp.Connect(5, "host", 80, tls=False))
     assert network.open_connections(machine) == 1
-    told.do(tp.Abort(5))
+    driver.do(tp.Abort(5))
     assert network.open_connections(machine) == 0
     assert machine.events == []
 
 
 def test_nothing_follows_an_abort() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     client = network.connect("host", 80)
-    told.do(tp.Send(1, b"x", notify=True), tp.Abort(1), tp.Send(1, b"y"))
+    driver.do(tp.Send(1, b"x", notify=True), tp.Abort(1), tp.Send(1, b"y"))
     assert machine.events == [tp.Accepted(1)]
     assert client.closed
 
@@ -124,28 +124,28 @@ def test_a_reset_is_reported_at_once() -> None:
 
 
 def test_a_paused_machine_reads_later_and_in_order() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     client = network.connect("host", 80)
-    told.do(tp.PauseReading(1))
+    driver.do(tp.PauseReading(1))
     client.send(b"a")
     client.send(b"b")
     client.half_close()
     assert machine.events == [tp.Accepted(1)]
-    told.do(tp.ResumeReading(1))
+    driver.do(tp.ResumeReading(1))
     assert machine.events[1:] == [
         tp.DataReceived(1, b"a"), tp.DataReceived(1, b"b"), tp.EofReceived(1),
     ]  # fmt: skip
 
 
 def test_a_client_that_does_not_read_blocks_its_sender() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     client = network.connect("host", 80)
     client.pause()
-    told.do(tp.Send(1, b"x" * WINDOW, notify=True))
+    driver.do(tp.Send(1, b"x" * WINDOW, notify=True))
     assert machine.events[1:] == [tp.DataSent(1)]
-    told.do(tp.Send(1, b"y"))
+    driver.do(tp.Send(1, b"y"))
     assert machine.events[2:] == [tp.WriteBlocked(1)]
-    told.do(tp.Send(1, b"z", notify=True), tp.Close(1))
+    driver.do(tp.Send(1, b"z", notify=True), tp.Close(1))
     assert machine.events[3:] == []
     client.resume()
     assert machine.events[3:] == [tp.WriteUnblocked(1), tp.DataSent(1), tp.Disconnected(1)]
@@ -154,11 +154,11 @@ def test_a_client_that_does_not_read_blocks_its_sender() -> None:
 
 
 def test_an_abort_destroys_what_was_not_read() -> None:
-    network, _, told = pair()
+    network, _, driver = pair()
     client = network.connect("host", 80)
     client.pause()
-    told.do(tp.Send(1, b"x" * 2 * WINDOW), tp.Close(1))
-    told.do(tp.Abort(1))
+    driver.do(tp.Send(1, b"x" * 2 * WINDOW), tp.Close(1))
+    driver.do(tp.Abort(1))
     client.resume()
     assert client.closed
     assert client.take() == b""
@@ -194,9 +194,9 @@ def test_a_deadline_that_stays_is_an_error() -> None:
 
 
 def test_stop_logs_and_listeners() -> None:
-    network, machine, told = pair()
+    network, machine, driver = pair()
     log = tp.Log(tp.LogLevel.INFO, "x", {})
-    told.do(log, tp.StopListening(), tp.Stop())
+    driver.do(log, tp.StopListening(), tp.Stop())
     assert (network.logs, network.stopped) == ([log], [machine])
     with pytest.raises(ConnectionRefusedError):
         network.connect("host", 80)
@@ -243,16 +243,16 @@ class Rough:
         self.seen.append("breaks")
 
 
-def rough() -> tuple[Network, Recorder, Recorder, Rough, Told]:
+def rough() -> tuple[Network, Recorder, Recorder, Rough, Driver]:
     """A machine that listens, and one that connects to it."""
     conditions = Rough()
     network = Network(conditions=conditions, watcher=conditions)
     server, client = Recorder(), Recorder()
     network.add(server, "host", 80)
     network.add(client)
-    told = Told(network, client)
-    told.do(tp.Connect(5, "host", 80, tls=False))
-    return network, server, client, conditions, told
+    driver = Driver(network, client)
+    driver.do(tp.Connect(5, "host", 80, tls=False))
+    return network, server, client, conditions, driver
 
 
 def test_latency() -> None:
@@ -270,11 +270,11 @@ def test_latency() -> None:
 
 
 def test_a_connection_is_cut_at_a_byte() -> None:
-    network, server, client, conditions, told = rough()
+    network, server, client, conditions, driver = rough()
     network.advance(20)
     (end,) = conditions.ends
     network.cut_after(end, 3)
-    told.do(tp.Send(5, b"ab"), tp.Send(5, b"cdef"))
+    driver.do(tp.Send(5, b"ab"), tp.Send(5, b"cdef"))
     network.advance(20)
     assert server.events[1:] == [
         tp.DataReceived(1, b"ab"), tp.DataReceived(1, b"c"), tp.Disconnected(1),
@@ -286,10 +286,10 @@ def test_a_connection_is_cut_at_a_byte() -> None:
 
 
 def test_a_connection_stalls() -> None:
-    network, server, _, conditions, told = rough()
+    network, server, _, conditions, driver = rough()
     network.advance(20)
     network.stall(conditions.ends[0], network.now + 1000)
-    told.do(tp.Send(5, b"late"))
+    driver.do(tp.Send(5, b"late"))
     network.advance(999)
     assert server.events == [tp.Accepted(1)]
     network.advance(1)
@@ -297,10 +297,10 @@ def test_a_connection_stalls() -> None:
 
 
 def test_a_connection_goes_half_open() -> None:
-    network, server, client, conditions, told = rough()
+    network, server, client, conditions, driver = rough()
     network.advance(20)
     network.vanish(conditions.ends[0])
-    told.do(tp.Send(5, b"lost", notify=True))
+    driver.do(tp.Send(5, b"lost", notify=True))
     network.advance(800_000_000_000)
     assert server.events == [tp.Accepted(1)]
     assert client.events == [tp.Connected(5), tp.DataSent(5)]
@@ -319,10 +319,10 @@ def test_the_far_side_closes() -> None:
 
 
 def test_connects_that_fail() -> None:
-    network, server, client, conditions, told = rough()
+    network, server, client, conditions, driver = rough()
     network.advance(20)
     conditions.fates += [Fate.REFUSED, Fate.UNANSWERED]
-    told.do(tp.Connect(6, "host", 80, tls=False), tp.Connect(7, "host", 80, tls=False))
+    driver.do(tp.Connect(6, "host", 80, tls=False), tp.Connect(7, "host", 80, tls=False))
     network.advance(10_000)
     assert [type(event) for event in client.events] == [tp.Connected, tp.ConnectFailed]
     assert [end.conn for end in network.ends(client)] == [5, 7]
@@ -330,13 +330,13 @@ def test_connects_that_fail() -> None:
 
 
 def test_labels() -> None:
-    network, server, _, _, told = rough()
+    network, server, _, _, driver = rough()
     patient = Recorder()
     network.add(patient, label=3)
-    Told(network, patient).do(tp.Connect(1, "host", 80, tls=False))
+    Driver(network, patient).do(tp.Connect(1, "host", 80, tls=False))
     network.advance(20)
     assert [end.label for end in network.ends(server)] == [-1, 3]
-    told.do(tp.Send(5, b"for 7"))
+    driver.do(tp.Send(5, b"for 7"))
     assert [end.label for end in network.ends(server)] == [7, 3]
     assert network.accepted(server, 2).label == 3
 

@@ -1,4 +1,4 @@
-"""Tests of testing/emulator.py, driven in memory by a WebSocket client."""
+"""Tests of testing/emulator/service.py, driven in memory by a WebSocket client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridgecore import transport
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.testing import (
     Abort,
-    CreateRequest,
+    CreateFrame,
     Error,
     ErrorShape,
     Fault,
@@ -235,7 +235,7 @@ def test_any_split_of_the_input_gives_the_same_answer(cuts: list[int]) -> None:
 
 
 def test_script_of_the_embedder() -> None:
-    def answer(request: CreateRequest) -> Sequence[Output]:
+    def answer(request: CreateFrame) -> Sequence[Output]:
         reasoning = {"type": "reasoning", "summary": []}
         return [reasoning, Text("ab", ("a", "b")), ToolCall("f", '{"x":1}'), ToolCall("g")]
 

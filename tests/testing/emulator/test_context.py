@@ -1,7 +1,7 @@
-"""Tests of testing/emulator.py: what only the real service does besides answering turns.
+"""Tests of testing/emulator/context.py and events.py: what the service reads, and what it writes.
 
 What belongs here: item references, reasoning, compaction, limits of output. Turns, continuation and
-lanes are in test_emulator.py.
+lanes are in test_service.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.testing import (
-    CreateRequest,
+    CreateFrame,
     Outcome,
     Text,
     ToolCall,
@@ -184,7 +184,7 @@ def test_bookkeeping_of_an_item_is_no_part_of_the_prefix(change: Json, dropped: 
     assert [entry["reason"] for entry in response["input_transformations"]] == dropped
 
 
-def a_call_and_then_a_thought(request: CreateRequest) -> list[Output]:
+def a_call_and_then_a_thought(request: CreateFrame) -> list[Output]:
     """A call, or, once its output is in the context, an answer."""
     if any(item.get("type") == "function_call_output" for item in request.context):
         return [Reasoning("hm"), Text("done")]

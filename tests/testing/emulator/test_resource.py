@@ -1,4 +1,4 @@
-"""Tests of testing/resource.py: the response object and the settings in it."""
+"""Tests of testing/emulator/resource.py: the response object and the settings in it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from openai.types.responses import Response
 
-from bridgecore.testing.resource import in_progress, invalid
+from bridgecore.testing.emulator.resource import in_progress, invalid
 
 Json = dict[str, Any]
 
