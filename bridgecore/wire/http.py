@@ -15,8 +15,8 @@ Three parts share the work:
 * *Framing* is done here in both directions: h11 is as lenient with chunks as with heads, and
   the chunks of a stream are the hot path.
 
-Two shortcuts save most of the work with equal results, see "heads that are read again and again"
-and ``_PLAIN_NAMES``; ``HttpServer(..., shortcuts=False)`` does without them.
+Two shortcuts save most of the work on heads, with the same results: see ``_VALUES`` for requests
+and ``_PLAIN_NAMES`` for answers. ``HttpServer(..., shortcuts=False)`` does without them.
 
 A caller must take events after each ``receive`` and each ``start_next`` until there are none,
 answer each request once, then check ``must_close``, and either close or call ``start_next``.
@@ -897,7 +897,8 @@ _VALUES = tuple(
         *(b"authorization", b"api-key"),
         # Different for each request, if a client or a proxy sends them.
         *(b"idempotency-key", b"traceparent", b"x-client-request-id", b"x-request-id"),
-        b"x-codex-turn-metadata",
+        # Of Codex: different for each turn, and for each conversation.
+        *(b"x-codex-turn-metadata", b"x-codex-window-id", b"session-id", b"thread-id"),
     )
 )
 _MAX_OUTLINE = 4096  # bytes; heads of usual clients have less than 1,000
