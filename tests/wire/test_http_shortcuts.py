@@ -349,7 +349,7 @@ def test_credentials_are_not_kept(name: bytes) -> None:
         post(b"Connection: close"),
         post(line=b"POST / HTTP/1.0"),
         post(line=b"HEAD / HTTP/1.1"),
-        b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: a\r\nx-request-id: 5\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         post(b"x: " + b"y" * http._MAX_OUTLINE),
     ],
