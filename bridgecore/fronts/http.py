@@ -38,7 +38,7 @@ from bridgecore.wire.http import (
     RequestBody,
     RequestHead,
 )
-from bridgecore.wire.sse import COMMENT, encode_event
+from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 
 _JSON = (b"content-type", b"application/json")
 # Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
@@ -48,11 +48,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
 ]
-_EXPECTED = {
-    HttpPhase.IDLE: Timer.CLIENT_IDLE,
-    HttpPhase.HEAD: Timer.HEADER,
-    HttpPhase.BODY: Timer.BODY,
-}
 _ROUTES = {"/v1/responses": (b"POST",), "/livez": (b"GET", b"HEAD"), "/readyz": (b"GET", b"HEAD")}
 
 
@@ -63,12 +58,19 @@ class HttpConnection:
     derived from it.
     """
 
+    # There may be thousands of idle connections: no instance dictionaries.
+    __slots__ = (
+        *("_config", "_head", "_http", "_last", "_read", "_request_id", "_request_seed"),
+        *("_requests", "_timer", "closing", "deadline", "lingering", "out", "turns"),
+    )
+
     def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
         self._requests = 0  # answered so far
         self._request_id: str | None = None  # the x-request-id of the current request
-        self._http = HttpServer(HttpLimits(config.max_header, config.max_body))
+        limits = HttpLimits(config.max_header, config.max_body)
+        self._http = HttpServer(limits, shortcuts=config.shortcuts)
         self._head: RequestHead | None = None
         self._read = False  # the current request was received completely
         self._last = False  # close the connection after the current answer
@@ -135,19 +137,19 @@ class HttpConnection:
 
         It is set once per phase: a client that sends a byte now and then does not extend it.
         """
-        due = None if self.closing else _EXPECTED.get(self._http.phase)
-        if due is self._timer:
-            return
-        self._timer = due
-        if due is None:
-            self.deadline = None
-            return
-        after = {
-            Timer.CLIENT_IDLE: self._config.client_idle,
-            Timer.HEADER: self._config.header_timeout,
-            Timer.BODY: self._config.body_timeout,
-        }[due]
-        self.deadline = now + after
+        due: Timer | None = None
+        after = 0
+        if not self.closing and not self.turns:
+            phase, config = self._http.phase, self._config
+            if phase is HttpPhase.IDLE:
+                due, after = Timer.CLIENT_IDLE, config.client_idle
+            elif phase is HttpPhase.HEAD:
+                due, after = Timer.HEADER, config.header_timeout
+            elif phase is HttpPhase.BODY:
+                due, after = Timer.BODY, config.body_timeout
+        if due is not self._timer:
+            self._timer = due
+            self.deadline = None if due is None else now + after
 
     def _route(
         self, head: RequestHead, *, draining: bool
@@ -174,10 +176,11 @@ class HttpConnection:
     def _decode_body(self, head: RequestHead) -> tuple[ApiError, list[tuple[bytes, bytes]]] | None:
         """Set up decoding of the body by its ``Content-Encoding``; the error if it is
         unsupported."""
+        values = [value for name, value in head.headers if name == b"content-encoding"]
+        if not values:
+            return None
         try:
-            codings = parse_codings(
-                value for name, value in head.headers if name == b"content-encoding"
-            )
+            codings = parse_codings(values)
         except UnsupportedCodingError as exc:
             error = api_error(415, "unsupported_content_encoding", str(exc))
             return error, [_ACCEPT_ENCODING]
@@ -204,8 +207,7 @@ class HttpConnection:
         """Write an effect of the gateway to ``out``."""
         if isinstance(effect, AnswerEvents):
             # All events in one chunk: one write.
-            payload = b"".join([encode_event(event) for event in effect.events])
-            self.out.append(self._http.stream(payload))
+            self.out.append(self._http.stream(encode_events(effect.events)))
         elif isinstance(effect, BeginAnswer):
             head = self._http.start_stream([*_STREAM_HEADERS, self._request_id_header()])
             self.out.append(head)
@@ -248,7 +250,9 @@ class HttpConnection:
 
     def _id(self) -> str:
         """The id of the current request, for its answer and the log: the client's, or a new one."""
-        return self._request_id or make_request_id(self._request_seed, self._requests)
+        if self._request_id is None:
+            self._request_id = make_request_id(self._request_seed, self._requests)
+        return self._request_id
 
     def _request_id_header(self) -> tuple[bytes, bytes]:
         return b"x-request-id", self._id().encode("ascii")
@@ -257,6 +261,7 @@ class HttpConnection:
         """Write ``data``, the end of an answer; then get ready for the next request, or close."""
         self.out.append(data)
         self.turns = []
+        self._head = None  # an idle connection keeps no headers
         self._requests += 1
         self._request_id = None
         self._timer = self.deadline = None

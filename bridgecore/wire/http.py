@@ -9,11 +9,14 @@ Three parts share the work:
   h11 accepts much that two parsers may read differently (bare LF, folded lines, two lengths, a
   length next to a transfer coding). As there may be a proxy in front of the bridge, an ambiguous
   request is refused and never repaired: request smuggling depends on such differences.
-* *h11* parses the heads that the guard accepts, so that two parsers have to agree, and writes the
-  heads of answers. Each exchange has an ``h11.Connection`` of its own: an answer can be written
-  in whatever state the request is, and no state of one exchange is left in the next.
-* *Bodies* are framed here in both directions: h11 is as lenient with chunks as with heads, and
+* *h11* parses the heads that the guard accepts, so that two parsers have to agree, and validates
+  the fields of answers. It is used like a function: an ``h11.Connection`` reads one head and is
+  dropped, so no state of one exchange is left in the next, and an idle connection keeps none.
+* *Framing* is done here in both directions: h11 is as lenient with chunks as with heads, and
   the chunks of a stream are the hot path.
+
+Two shortcuts save most of the work on heads, with the same results: see ``_VALUES`` for requests
+and ``_PLAIN_NAMES`` for answers. ``HttpServer(..., shortcuts=False)`` does without them.
 
 A caller must take events after each ``receive`` and each ``start_next`` until there are none,
 answer each request once, then check ``must_close``, and either close or call ``start_next``.
@@ -24,6 +27,7 @@ reading for a while, because unread input causes a reset that may destroy the an
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 import re
 from http import HTTPStatus
@@ -172,18 +176,29 @@ class _Answer(enum.Enum):
 class HttpServer:
     """The server side of one connection.
 
+    ``shortcuts``: read and write frequent heads on shorter paths, with the same results.
+
     Methods raise ``LocalProtocolError`` if HTTP does not allow the call at this time or with these
     headers; the state is unchanged then. Errors of the client are events.
     """
 
-    def __init__(self, limits: HttpLimits) -> None:
+    # There may be thousands of idle connections: no instance dictionaries.
+    __slots__ = (
+        *("_announced", "_answer", "_bodiless", "_body", "_buffer", "_chunk", "_chunking"),
+        *("_close", "_continue_owed", "_decoder", "_dropping", "_empty_lines", "_extras"),
+        *("_framed", "_in_request", "_limits", "_reading", "_remaining", "_scanned"),
+        "_shortcuts",
+    )
+
+    def __init__(self, limits: HttpLimits, *, shortcuts: bool = True) -> None:
         self._limits = limits
+        self._shortcuts = shortcuts
         self._buffer = bytearray()
+        self._body = bytearray()  # of a chunked one
         self._close = False
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
-        self._h11 = h11.Connection(h11.SERVER, self._limits.max_header)
         self._reading = _Reading.HEAD
         self._answer = _Answer.NOT_BEGUN
         # Head.
@@ -194,7 +209,6 @@ class HttpServer:
         self._framed = True  # a stream is chunked; False for HTTP/1.0
         self._continue_owed = False
         # Body.
-        self._body = bytearray()  # of a chunked one
         self._decoder: BodyDecoder | None = None  # decodes the body while it is received
         self._dropping = False  # parse the framing of the body, but drop its bytes
         self._announced = 0  # bytes of the body according to the chunk sizes so far
@@ -296,7 +310,9 @@ class HttpServer:
         raw = bytes(buffer[:size])
         del buffer[:size]
 
-        head = self._parse_head(raw)
+        head = _read_known_head(raw, self._limits.max_body) if self._shortcuts else None
+        if head is None:
+            head = self._parse_head(raw)
         self._in_request = True
         if head.chunked:
             self._reading = _Reading.CHUNKED_BODY
@@ -334,44 +350,13 @@ class HttpServer:
         return None
 
     def _parse_head(self, raw: bytes) -> RequestHead:
-        request_line, *field_lines = raw[:-4].split(b"\r\n")
-        method, target, version = _split_request_line(request_line)
+        start = _split_request_line(raw[: raw.index(b"\r\n")])
+        method, _, version = start
         # Set before anything can be refused, because a refusal also answers this method.
         self._bodiless = method == b"HEAD"
-        path, query = _split_target(method, target)
-        if len(field_lines) > _MAX_FIELDS:
-            raise _head_too_large(
-                f"the request has more than {_MAX_FIELDS} header fields; send fewer"
-            )
-        fields = _Fields([_split_field(line) for line in field_lines])
-        _check_host(fields.values(b"host"), version)
-        length, chunked = _body_framing(fields, version, self._limits.max_body)
-
-        self._h11.receive_data(raw)
-        try:
-            request = self._h11.next_event()
-        except h11.RemoteProtocolError:
-            request = None
-        if not isinstance(request, h11.Request):
-            raise _malformed("the request head is not valid HTTP/1.1")
-
+        head, self._close = _parse_head(raw, start, self._limits.max_body)
         self._framed = version == b"1.1"
-        # HTTP/1.0 connections end after one answer: keeping them open is optional (RFC 9112,
-        # section 9.3) and needs a header that old proxies forward by mistake.
-        self._close = version == b"1.0" or b"close" in fields.tokens(b"connection")
-        return RequestHead(
-            method=method,
-            path=path,
-            query=query,
-            headers=list(request.headers),
-            content_length=length,
-            chunked=chunked,
-            expects_continue=(
-                version == b"1.1"  # RFC 9110, section 10.1.1: ignored in HTTP/1.0
-                and (chunked or bool(length))
-                and b"100-continue" in fields.tokens(b"expect")
-            ),
-        )
+        return head
 
     def _read_sized_body(self) -> RequestBody | None:
         if self._decoder is not None or self._dropping:
@@ -526,13 +511,12 @@ class HttpServer:
                 status 204 or 304; a header is malformed, or one that is set here.
         """
         bodiless = self._bodiless
-        fields = list(headers)
+        framing = b"content-length: %d\r\n" % len(body)
         if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
             if body:
                 raise LocalProtocolError(f"an answer with status {status} cannot have a body")
-        else:
-            fields.append((b"content-length", b"%d" % len(body)))
-        head = self._begin_answer(status, headers, fields, close=close)
+            framing = b""
+        head = self._begin_answer(status, headers, framing, close=close)
         self._answer = _Answer.DONE
         return head if bodiless else head + body
 
@@ -547,29 +531,19 @@ class HttpServer:
         """
         if not self._in_request:
             raise LocalProtocolError("there is no request to answer with a stream")
-        head = self._begin_answer(HTTPStatus.OK, headers, headers, close=False)
+        framing = b"Transfer-Encoding: chunked\r\n" if self._framed else b""
+        head = self._begin_answer(200, headers, framing, close=False)
         self._answer = _Answer.STREAMING
         self._chunking = self._framed and not self._bodiless
         return head
 
     def _begin_answer(
-        self,
-        status: int,
-        given: list[tuple[bytes, bytes]],
-        fields: list[tuple[bytes, bytes]],
-        *,
-        close: bool,
+        self, status: int, headers: list[tuple[bytes, bytes]], framing: bytes, *, close: bool
     ) -> bytes:
+        """The head of an answer. ``framing``: the line of the field that frames the body."""
         if self._answer is not _Answer.NOT_BEGUN:
             raise LocalProtocolError("the answer to this request has begun already")
-        for name, _ in given:
-            if name.lower() in _OWN_HEADERS:
-                raise LocalProtocolError(f"{name.decode('ascii', 'replace')} is set by HttpServer")
-        reason = _REASONS.get(status, b"")
-        try:
-            response = h11.Response(status_code=status, headers=fields, reason=reason)
-        except h11.LocalProtocolError as exc:
-            raise LocalProtocolError(f"the answer cannot be written: {exc}") from exc
+        lines = _write_fields(status, headers, shortcuts=self._shortcuts)
 
         # Nothing can raise from here on. If the request was received completely but not parsed to
         # its end, the connection can be kept; if it was not, its rest cannot be told from a next
@@ -581,11 +555,7 @@ class HttpServer:
         if close and not self._close:
             self._close = True
             self._buffer.clear()
-        if self._close:
-            response = h11.Response(
-                status_code=status, headers=[*fields, (b"connection", b"close")], reason=reason
-            )
-        return self._h11.send(response)
+        return lines + framing + (b"Connection: close\r\n\r\n" if self._close else b"\r\n")
 
     def stream(self, data: bytes) -> bytes:
         """The next part of a stream's body, framed; ``b""`` if ``data`` is empty, and for HEAD.
@@ -677,11 +647,6 @@ def _body_too_large(limit: int) -> _RefusedError:
         413, "body_too_large", f"the request body is larger than {limit} bytes; send a smaller one"
     )
 
-
-_REASONS = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
-
-# Headers of an answer that describe its framing and the connection: set here, not by the caller.
-_OWN_HEADERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 
 # RFC 9110, section 5.5, allows recipients to keep control characters in field values. They have no
 # use, and some parsers take several of them for the end of a line.
@@ -855,3 +820,195 @@ def _body_framing(fields: _Fields, version: bytes, max_body: int) -> tuple[int |
     if len(significant) > _MAX_LENGTH_DIGITS or int(significant) > max_body:
         raise _body_too_large(max_body)
     return int(significant), False
+
+
+def _parse_head(
+    raw: bytes, start: tuple[bytes, bytes, bytes], max_body: int
+) -> tuple[RequestHead, bool]:
+    """The head in ``raw``, which ``_scan_head`` accepted, and whether its connection must close.
+
+    ``start``: the result of ``_split_request_line``.
+    """
+    method, target, version = start
+    field_lines = raw[:-4].split(b"\r\n")[1:]
+    path, query = _split_target(method, target)
+    if len(field_lines) > _MAX_FIELDS:
+        raise _head_too_large(f"the request has more than {_MAX_FIELDS} header fields; send fewer")
+    fields = _Fields([_split_field(line) for line in field_lines])
+    _check_host(fields.values(b"host"), version)
+    length, chunked = _body_framing(fields, version, max_body)
+
+    parser = h11.Connection(h11.SERVER)
+    parser.receive_data(raw)
+    try:
+        request = parser.next_event()
+    except h11.RemoteProtocolError:
+        request = None
+    if not isinstance(request, h11.Request):
+        raise _malformed("the request head is not valid HTTP/1.1")
+
+    head = RequestHead(
+        method=method,
+        path=path,
+        query=query,
+        headers=list(request.headers),
+        content_length=length,
+        chunked=chunked,
+        expects_continue=(
+            version == b"1.1"  # RFC 9110, section 10.1.1: ignored in HTTP/1.0
+            and (chunked or bool(length))
+            and b"100-continue" in fields.tokens(b"expect")
+        ),
+    )
+    # HTTP/1.0 connections end after one answer: keeping them open is optional (RFC 9112,
+    # section 9.3) and needs a header that old proxies forward by mistake.
+    return head, version == b"1.0" or b"close" in fields.tokens(b"connection")
+
+
+# ---------------------------------------------------------------------- heads that are read again
+
+# A client sends the same head with each request, except for a few values: the length of the body,
+# its credential, and ids. Parsing a head takes 60 us, so the *outline* of a head is parsed instead,
+# once: the head with these values replaced by "0". A head whose outline is known is the parsed
+# outline with its own values put back.
+#
+# This gives what parsing the head gives, because
+# * an outline has all bytes of its head but those values and the white space around them, so heads
+#   with the same outline are equal apart from that;
+# * a value is all that stands between the first ``name:`` at the start of a line and the CRLF. So
+#   it is the value of the first field of that name, in the head as in the outline;
+# * ``_scan_head`` has checked the bytes of the head itself, and its size. Any value of such bytes
+#   is valid in a field, for the guard and for h11, which both strip white space around it. A value
+#   cannot contain a CRLF; one that continues on the next line makes the outline malformed;
+# * only the length among the values has an effect on parsing. It must be at most 20 digits and
+#   within the limit, which h11 accepts, too; a second Content-Length makes the outline malformed.
+# In all other cases the head is parsed as a whole, and refused with its own error: without a
+# Content-Length, if the outline is malformed or larger than ``_MAX_OUTLINE``, for HEAD, HTTP/1.0, a
+# connection that must close, and Expect, whose meaning depends on the length.
+#
+# Outlines are shared by all connections of the process, because their clients are few programs in
+# many instances. Nothing of one client can reach another: all that is shared is equal in both
+# heads, and the usual credentials are values, so they are not kept. ``functools.lru_cache`` is safe
+# if several threads have an event loop each; the least recently used outlines are dropped.
+_VALUES = tuple(
+    (name, b"\r\n" + name + b":")
+    for name in (
+        b"content-length",
+        *(b"authorization", b"api-key"),
+        # Different for each request, if a client or a proxy sends them.
+        *(b"idempotency-key", b"traceparent", b"x-client-request-id", b"x-request-id"),
+        # Of Codex: different for each turn, and for each conversation.
+        *(b"x-codex-turn-metadata", b"x-codex-window-id", b"session-id", b"thread-id"),
+    )
+)
+_MAX_OUTLINE = 4096  # bytes; heads of usual clients have less than 1,000
+_MAX_OUTLINES = 128  # about 3 KB each; at most 5 MB, if a client sends the most fields it may
+
+
+@attrs.frozen
+class _Outline:
+    """A parsed outline."""
+
+    method: bytes
+    path: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    places: dict[bytes, int]  # index in ``headers`` by name, of ``_VALUES``
+
+
+@functools.lru_cache(_MAX_OUTLINES)
+def _parse_outline(raw: bytes) -> _Outline | None:
+    """The outline in ``raw``; None if heads like this one are parsed afresh each time."""
+    try:
+        start = _split_request_line(raw[: raw.index(b"\r\n")])
+        head, close = _parse_head(raw, start, 0)
+    except _RefusedError:
+        return None
+    names = [name for name, _ in head.headers]
+    if head.method == b"HEAD" or close or b"expect" in names:
+        return None
+    places = {name: names.index(name) for name, _ in _VALUES if name in names}
+    return _Outline(head.method, head.path, head.query, head.headers, places)
+
+
+def _read_known_head(raw: bytes, max_body: int) -> RequestHead | None:
+    """The head in ``raw``, which ``_scan_head`` accepted, by its outline. None: parse it afresh."""
+    lower = raw.lower()
+    found = []
+    for name, line in _VALUES:
+        at = lower.find(line)
+        if at >= 0:
+            at += len(line)
+            found.append((at, raw.index(b"\r\n", at), name))
+    if not found or found[0][2] != b"content-length":
+        return None
+    start, end, _ = found[0]
+    digits = raw[start:end].strip(b" \t")
+    if not digits.isdigit() or len(digits) > _MAX_LENGTH_DIGITS:
+        return None
+    length = int(digits)
+    if length > max_body:
+        return None
+
+    found.sort()
+    pieces = []
+    at = 0
+    for start, end, _ in found:
+        pieces.append(raw[at:start])
+        at = end
+    pieces.append(raw[at:])
+    outline_bytes = b"0".join(pieces)
+    if len(outline_bytes) > _MAX_OUTLINE:
+        return None
+    outline = _parse_outline(outline_bytes)
+    if outline is None:
+        return None
+    headers = outline.headers.copy()
+    for start, end, name in found:
+        headers[outline.places[name]] = (name, raw[start:end].strip(b" \t"))
+    return RequestHead(outline.method, outline.path, outline.query, headers, length, False, False)
+
+
+# ---------------------------------------------------------------------- heads of answers
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode("ascii"))
+    for status in HTTPStatus
+    if status >= 200
+}
+
+# Headers of an answer that describe its framing and the connection: set here, not by the caller.
+_OWN_HEADERS = frozenset({b"connection", b"content-length", b"transfer-encoding"})
+
+# Frequent headers of answers: valid names that are not in ``_OWN_HEADERS``. With a value of visible
+# ASCII characters, which is always valid (RFC 9110, section 5.5), h11 need not be asked.
+_PLAIN_NAMES = frozenset(
+    {
+        *(b"cache-control", b"content-type", b"retry-after", b"retry-after-ms"),
+        *(b"x-accel-buffering", b"x-request-id"),
+    }
+)
+_PLAIN_VALUE = re.compile(rb"[\x21-\x7e]+")
+
+
+def _write_fields(status: int, headers: list[tuple[bytes, bytes]], *, shortcuts: bool) -> bytes:
+    """The status line and the lines of ``headers``, which the caller of ``HttpServer`` gave."""
+    status_line = _STATUS_LINES.get(status)
+    lines = []
+    plain = shortcuts and status_line is not None
+    for name, value in headers:
+        plain = plain and name in _PLAIN_NAMES and _PLAIN_VALUE.fullmatch(value) is not None
+        lines.append(b"%b: %b\r\n" % (name, value))
+    if not plain:
+        _check_answer(status, headers)
+    return (status_line or b"HTTP/1.1 %d \r\n" % status) + b"".join(lines)
+
+
+def _check_answer(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    for name, _ in headers:
+        if name.lower() in _OWN_HEADERS:
+            raise LocalProtocolError(f"{name.decode('ascii', 'replace')} is set by HttpServer")
+    try:
+        h11.Response(status_code=status, headers=headers)
+    except h11.LocalProtocolError as exc:
+        raise LocalProtocolError(f"the answer cannot be written: {exc}") from exc

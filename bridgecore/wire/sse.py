@@ -5,6 +5,8 @@ What belongs here: the framing of an event and of a keepalive comment.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bridgecore.wire.responses import UpstreamEvent
 
 COMMENT = b": keepalive\n\n"
@@ -18,3 +20,14 @@ def encode_event(event: UpstreamEvent) -> bytes:
     if b"\n" in data or b"\r" in data:
         data = b"\ndata: ".join(data.splitlines())
     return b"event: %b\ndata: %b\n\n" % (event.type, data)
+
+
+def encode_events(events: Sequence[UpstreamEvent]) -> bytes:
+    """The encodings of ``events``, joined."""
+    if len(events) == 1:
+        return encode_event(events[0])
+    data = b"".join([b"event: %b\ndata: %b\n\n" % (event.type, event.data) for event in events])
+    # One search of all for line breaks in the JSON: they are rare.
+    if b"\r" not in data and data.count(b"\n") == 3 * len(events):
+        return data
+    return b"".join([encode_event(event) for event in events])

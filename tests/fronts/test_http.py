@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import attrs
 import pytest
 
 from bridgecore.api_error import api_error
@@ -18,6 +19,7 @@ from bridgecore.messages import (
     FailAnswer,
 )
 from bridgecore.recovery.timers import Timer
+from bridgecore.wire import http
 from bridgecore.wire.responses import EventKind, UpstreamEvent, keepalive_event
 from tests.endpoint_world import Answer, read_answers, request
 
@@ -65,6 +67,22 @@ def test_a_stream() -> None:
     assert connection.next_request(2, 3, draining=False) is None
     assert (connection.timer, connection.deadline) == (Timer.CLIENT_IDLE, 3 + CONFIG.client_idle)
     assert connection.idle
+
+
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_shortcuts_can_be_switched_off(shortcuts: bool) -> None:
+    http._parse_outline.cache_clear()
+    connection = HttpConnection(attrs.evolve(CONFIG, shortcuts=shortcuts), 0)
+    connection.receive(request({"model": "m"}))
+    assert connection.next_request(1, 0, draining=False) is not None
+    assert http._parse_outline.cache_info().misses == shortcuts
+
+
+def test_an_idle_connection_keeps_no_headers() -> None:
+    connection = connected()
+    assert connection._head is not None
+    connection.answer(AnswerBody(1, b"{}"))
+    assert connection._head is None
 
 
 def test_a_json_answer() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.wire.responses import EventKind, UpstreamEvent
-from bridgecore.wire.sse import COMMENT, encode_event
+from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 
 
 def decode(stream: bytes) -> list[tuple[str, str]]:
@@ -69,3 +69,8 @@ def test_round_trip(value: object, indent: int | None, carriage_return: bool) ->
     assert [json.loads(data) for _, data in found] == [value] * 2
     if "\n" not in text:
         assert found[0][1] == text
+
+
+@given(st.lists(st.sampled_from([b"{}", b'{"a":1}', b"{\n}", b"{\r}", b"{\r\n}"]).map(event)))
+def test_events_are_encoded_one_after_the_other(events: list[UpstreamEvent]) -> None:
+    assert encode_events(events) == b"".join([encode_event(each) for each in events])
