@@ -532,7 +532,7 @@ class Conversation:
             form=effect.form.value,
             bytes=len(frame),
             # Bytes less than the client sent; negative if the context was added.
-            saved=len(turn.recall.request.frame) - len(frame),
+            saved=turn.recall.request.size - len(frame),
             anchor=_hashed(turn.recall.anchor),
             **_cell(self.session, turn.id),
         )

@@ -93,7 +93,6 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "named": "for accounts, and compared in the alias table",
         }
     ),
-    CreateRequest: Compared(left_out={"members": "views of the frame"}),
     Alias: Compared(names={"conversation": CONVERSATION}, left_out={"tokens": "for accounts"}),
     Generation: Compared(names={"number": LINK}),
     HeldEvents: Compared(left_out={"limit": "a setting", "size": "the sum of what is held"}),
@@ -141,6 +140,7 @@ _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     SessionState: lambda state: state,  # a value already, with absolute times
     Memory: _memory,
     RefusedFrames: RefusedFrames.snapshot,
+    CreateRequest: lambda request: (request.frame, request.stream),  # the rest is in the frame
     Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
 }
 _ATOMS: Final = (int, str, bytes, type(None), enum.Enum)

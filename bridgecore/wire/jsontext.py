@@ -104,13 +104,17 @@ def begins(text: Text, mark: bytes) -> bool:
     return bytes(memoryview(text)[: len(mark)]) == mark
 
 
+quoted: Final[Callable[[str], bytes]] = msgspec.json.Encoder().encode  # a name as JSON text
+
+
 def write_object(members: Mapping[str, Text]) -> bytes:
     """An object of ``members``, each value byte for byte."""
     parts: list[Text] = []
     for name, value in members.items():
-        parts += (b",", msgspec.json.encode(name), b":", value)
+        parts += (b",", quoted(name), b":", value)
     parts[:1] = [b"{"]
-    return b"".join([*parts, b"}"])
+    parts.append(b"}")
+    return b"".join(parts)
 
 
 def _read(text: Text, fast: Callable[[Text], T], tolerant: Callable[[str], T]) -> T:

@@ -7,12 +7,13 @@ reference and its WebSocket mode; see "Protocol notes" in the documentation.
 
 from __future__ import annotations
 
+import codecs
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import attrs
 import msgspec
@@ -27,12 +28,15 @@ from bridgecore.wire.jsontext import (
     UnreadableError,
     WrongShapeError,
     begins,
+    quoted,
     read_array,
     read_members,
     read_value,
     reader,
     write_object,
 )
+
+T = TypeVar("T")
 
 _NULL = msgspec.Raw(b"null")
 _CREATE = msgspec.Raw(b'"response.create"')
@@ -49,27 +53,38 @@ class InvalidBodyError(BridgecoreError):
         self.param = param
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class CreateRequest:
     """A ``POST /v1/responses`` body, parsed once, as far as the bridge needs it.
 
     Attributes:
-        frame: the ``response.create`` event to send upstream: the client's members, each value byte
-            for byte, with a ``type`` and without those that concern HTTP or the connection
-            (``_HTTP_ONLY``).
-        members: the members of ``frame``, in order, as views of it.
+        members: the members of ``frame``, in order, as views of the body.
+        size: the length of ``frame``, in bytes.
         stream: whether the client wants a stream of events.
         store: whether the upstream should store the response.
         previous_response_id: the response that the client continues.
         model: None if it is defined by a ``prompt``.
+        input_text: a text that contains the ``input``, and the offset at which that begins in it;
+            None if there is no ``input``.
     """
 
-    frame: bytes = attrs.field(repr=False)
-    members: Mapping[str, msgspec.Raw] = attrs.field(repr=False, eq=False)
+    members: Mapping[str, msgspec.Raw] = attrs.field(repr=False)
+    size: int
     stream: bool
     store: bool
     previous_response_id: str | None
     model: str | None
+    input_text: tuple[bytes, int] | None = attrs.field(repr=False)
+
+    @property
+    def frame(self) -> bytes:
+        """The ``response.create`` event to send upstream: the client's members, each value byte for
+        byte, with a ``type`` and without those that concern HTTP or the connection
+        (``_HTTP_ONLY``).
+
+        Written on each use: a body can have megabytes, and a turn that is reduced needs no copy.
+        """
+        return write_object(self.members)
 
     def frame_with(self, **changes: Text | None) -> bytes:
         """``frame`` with the members in ``changes``, and without those that are None there. All
@@ -100,42 +115,45 @@ def parse_create(body: bytes) -> CreateRequest:
             ``previous_response_id`` is longer than ``MAX_RESPONSE_ID`` bytes.
     """
     members = _read_body(body)
-    model = _member(members, "model", str)
+    model = _member(members, "model", _read_string, "a string")
     # A prompt template defines its model.
     if model is None and not begins(members.get("prompt", _NULL), b"{"):
         raise InvalidBodyError(
             "The request body must have a 'model' that is a string, or a 'prompt'.", "model"
         )
-    stream = _member(members, "stream", bool)
-    store = _member(members, "store", bool)
-    previous = _member(members, "previous_response_id", str)
+    stream = _member(members, "stream", _read_flag, "a boolean")
+    store = _member(members, "store", _read_flag, "a boolean")
+    previous = _member(members, "previous_response_id", _read_string, "a string")
     if previous is not None and len(previous.encode()) > MAX_RESPONSE_ID:
         raise InvalidBodyError(
             f"'previous_response_id' must not be longer than {MAX_RESPONSE_ID} bytes.",
             "previous_response_id",
         )
-    if _member(members, "background", bool):
+    if _member(members, "background", _read_flag, "a boolean"):
         raise InvalidBodyError(
             "'background' is not supported: this server answers while the request lasts. Leave it"
             " out, or set it to false.",
             "background",
         )
+    input_text = _find_input(members, body)
     for name in _HTTP_ONLY:
         members.pop(name, None)
-    frame, members = _write_frame({"type": _CREATE, **members})
+    members = {"type": _CREATE, **members}
     return CreateRequest(
-        frame=frame,
-        members=members,
-        stream=bool(stream),
-        store=store is not False,  # the API's default is true
-        previous_response_id=previous,
-        model=model,
+        members,
+        _size(members),
+        bool(stream),
+        store is not False,  # the API's default is true
+        previous,
+        model,
+        input_text,
     )
 
 
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        body.decode()  # a WebSocket text message must be UTF-8
+        if not body.isascii():
+            _check_utf8(body)  # a WebSocket text message must be UTF-8
         return read_members(body)
     except UnicodeDecodeError as exc:
         raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
@@ -147,33 +165,69 @@ def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidBodyError(f"The request body is not valid JSON: {exc}.") from None
 
 
-def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
-    raw = members.get(name, _NULL)
-    if raw == _NULL:  # the API treats null as absent
+# Bytes that are decoded at once. A body of megabytes would become a text of up to four times its
+# size; allocating that takes longer than decoding it.
+_STEP = 1 << 14
+
+
+def _check_utf8(body: bytes) -> None:
+    """Raises ``UnicodeDecodeError``, with the offset in ``body``, if it is not UTF-8."""
+    view = memoryview(body)
+    at = 0
+    while at < len(body):
+        try:
+            _, read = codecs.utf_8_decode(view[at : at + _STEP], "strict", at + _STEP >= len(body))
+        except UnicodeDecodeError as exc:
+            exc.start += at
+            raise
+        at += read
+
+
+_read_string = reader(str)
+_read_flag = reader(bool)
+
+
+def _member(
+    members: Mapping[str, msgspec.Raw], name: str, read: Callable[[Text], T], kind: str
+) -> T | None:
+    """The member ``name`` as ``read`` reads it; None if it is absent or null, which are the same to
+    the API."""
+    raw = members.get(name)
+    if raw is None or raw == _NULL:
         return None
     with suppress(UnreadableError, UnicodeEncodeError):
-        value = read_value(raw)
+        value = read(raw)
         if isinstance(value, str):
             value.encode()  # refuse half a surrogate pair, which could not be written again
-        if isinstance(value, kind):
-            return value
-    word = {str: "a string", bool: "a boolean"}[kind]
-    raise InvalidBodyError(f"'{name}' must be {word}.", name)
+        return value
+    raise InvalidBodyError(f"'{name}' must be {kind}.", name)
 
 
-def _write_frame(members: dict[str, msgspec.Raw]) -> tuple[bytes, dict[str, msgspec.Raw]]:
-    """A frame with ``members``, and its members as views of it, so that the body can be freed."""
-    frame = write_object(members)
-    view = memoryview(frame)
-    views = {}
-    at = 0
+def _size(members: Mapping[str, Text]) -> int:
+    """The length of ``write_object(members)``, which has at least one member."""
+    # Of each member: its name, a colon, its value, and the comma or bracket after it.
+    return 1 + sum(len(quoted(name)) + 2 + len(raw) for name, raw in members.items())
+
+
+def _find_input(members: Mapping[str, msgspec.Raw], body: bytes) -> tuple[bytes, int] | None:
+    """A text that contains the ``input``, and where that begins in it; None if there is none.
+
+    The text is the body itself if that has nothing but its members in it: no white space, no escape
+    in a name, no name twice. It is so if and only if the lengths add up, because any of these would
+    make the body longer.
+    """
+    given = members.get("input")
+    if given is None:
+        return None
+    if _size(members) != len(body):
+        return bytes(given), 0
+    at = 1
     for name, raw in members.items():
-        at += (
-            len(msgspec.json.encode(name)) + 2
-        )  # the bracket or comma before and the colon after it
-        views[name] = msgspec.Raw(view[at : at + len(raw)])
-        at += len(raw)
-    return frame, views
+        at += len(quoted(name)) + 1
+        if name == "input":
+            break
+        at += len(raw) + 1
+    return body, at
 
 
 # ---------------------------------------------------------------- events

@@ -104,6 +104,48 @@ def test_a_frame_with_other_members() -> None:
     assert request.members["input"] == msgspec.Raw(b"[ 1.0 ]")
 
 
+_SPACE = st.sampled_from(["", "", "", " ", "\n"])
+_NAMES = st.sampled_from(
+    ['"input"', '"inp\\u0075t"', '"a"', '"a/b"', '"\\n"', '"\u00e9"', '"type"']
+)
+_VALUES = st.sampled_from(["null", '"a"', "[]", "[1,{}]", "[ 1, 2]", '{"input":[]}', "-1e3"])
+
+
+@given(st.lists(st.tuples(_SPACE, _NAMES, _SPACE, _VALUES, _SPACE), max_size=5), _SPACE)
+def test_the_input_is_found_in_the_body(
+    members: list[tuple[str, str, str, str, str]], end: str
+) -> None:
+    written = [f"{a}{name}{b}:{value}{c}" for a, name, b, value, c in members]
+    body = ("{" + ",".join([*written, '"model":"m"']) + "}" + end).encode()
+    request = parse_create(body)
+    assert request.size == len(request.frame)
+    given = request.members.get("input")
+    assert (given is None) == (request.input_text is None)
+    if given is not None and request.input_text is not None:
+        text, begin = request.input_text
+        assert text[begin : begin + len(given)] == bytes(given)
+    plain = json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False)
+    if given is not None and body == plain.encode():
+        assert request.input_text is not None
+        assert request.input_text[0] is body  # not copied
+
+
+@pytest.mark.parametrize("text", ["\u00e9", "\u4e2d", "\U0001f600"])
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("cut", [0, 1])
+def test_utf8_is_checked_in_steps(text: str, before: int, cut: int) -> None:
+    letters = text.encode() * 20_000
+    good = b'{"model":"m","input":"%b%b"}' % (b"x" * before, letters)
+    assert parse_create(good).size > len(letters)
+    bad = good[: -2 - cut] + b"\xff" * (2 - cut)
+    for body in (bad, good[:40_000] + b"\xc3" + good[40_000:], b"\x80" + good):
+        with pytest.raises(UnicodeDecodeError) as expected:
+            body.decode()
+        with pytest.raises(InvalidBodyError) as caught:
+            parse_create(body)
+        assert caught.value.message.endswith(f"(byte {expected.value.start}).")
+
+
 @given(st.binary(max_size=60))
 def test_any_body_is_a_request_or_invalid(body: bytes) -> None:
     with contextlib.suppress(InvalidBodyError):
