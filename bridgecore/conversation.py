@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 import attrs
-import msgspec
 
 from bridgecore.api_error import ApiError, render_answer
 from bridgecore.continuity.accounts import Accounts, account_of
@@ -656,10 +655,11 @@ class Conversation:
         """Remember the response, if it can be continued: a failed one cannot."""
         if not ids or terminal.outcome not in _CONTINUABLE:
             return
-        output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
         stored = turn.stored if terminal.store is None else terminal.store
         tokens = sum(terminal.usage)
-        self.shared.memory.remember(turn.recall, ids, output, self.id, tokens, now, stored=stored)
+        self.shared.memory.remember(
+            turn.recall, ids, terminal.output, self.id, tokens, now, stored=stored
+        )
         if self.shared.policy.budgets.warm:
             self.template = turn.recall.template(self.template)
 

@@ -9,6 +9,7 @@ continued. Which form is sent is decided in ``recovery``; on which connection, i
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -17,10 +18,12 @@ import msgspec
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
+from bridgecore.continuity.prefixes import SHORTEST
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
+from bridgecore.wire.jsontext import Text
 from bridgecore.wire.responses import CreateRequest, parse_create
 
 NOWHERE = 0  # the conversation number of a response that belongs to no conversation of this bridge
@@ -152,7 +155,10 @@ class Memory:
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
             self._transcripts = Transcripts(
-                config.transcript_bytes, config.transcript_age, config.transcript_scope_bytes
+                config.transcript_bytes,
+                config.transcript_age,
+                config.transcript_scope_bytes,
+                shortest_prefix=SHORTEST if config.shortcuts else sys.maxsize,
             )
 
     @property
@@ -303,7 +309,7 @@ class Memory:
         self,
         recall: TurnContext,
         ids: Sequence[str],
-        output: Sequence[msgspec.Raw] | None,
+        output: Sequence[Text] | None,
         conversation: int,
         tokens: int,
         now: int,
