@@ -210,8 +210,8 @@ def chain_digest(before: bytes, item: Text, *, stored: bool = True) -> bytes:
 
 def _normal(item: Json) -> Json:
     """The canonical form of what a model reads of ``item``, which is modified."""
-    for name in CLIENT_MEMBERS & item.keys():
-        del item[name]
+    for name in CLIENT_MEMBERS:
+        item.pop(name, None)
     kind = item.get("type")
     if "type" not in item and "role" in item:
         kind = "message"
@@ -461,17 +461,24 @@ _SETTINGS: Final = (
 _HIDING: Final = ("conversation", "prompt")
 
 
+# The place of each of them in what is digested.
+_PLACES: Final = {name: place for place, name in enumerate((*_SETTINGS, *_HIDING))}
+_ABSENT: Final = _canonical.encode(None)
+
+
 def _settings_digest(request: CreateRequest, narrow: Iterable[bytes]) -> bytes:
-    values: list[Any] = [request.store, list(narrow)]
-    for name in (*_SETTINGS, *_HIDING):
-        raw = request.members.get(name, _NULL)
+    values: list[bytes | list[bytes]] = [_ABSENT] * len(_PLACES)
+    for name, raw in request.members.items():
+        place = _PLACES.get(name)
+        if place is None or raw == _NULL:
+            continue
         try:
-            values.append(_canonical.encode(None if raw == _NULL else read_value(raw)))
+            values[place] = _canonical.encode(read_value(raw))
         except TooDeepError:
             raise ValueError(f"'{name}' is nested too deeply") from None
         except _NO_FORM:
-            values.append([bytes(raw)])  # no canonical form: equal to its own bytes only
-    return _digest(_canonical.encode(values))
+            values[place] = [bytes(raw)]  # no canonical form: equal to its own bytes only
+    return _digest(_canonical.encode([request.store, [*narrow], *values]))
 
 
 class Prompt:
@@ -536,10 +543,10 @@ class Prompt:
         # A digest of everything besides items that must be equal along a conversation.
         self.settings = _settings_digest(request, narrow)
         # False: the upstream adds items that the request does not contain.
-        self.whole = all(members.get(name, _NULL) == _NULL for name in _HIDING)
+        self.whole = not [1 for name in _HIDING if members.get(name, _NULL) != _NULL]
         # The raw JSON value; None if absent.
-        cache_key = members.get("prompt_cache_key", _NULL)
-        self.cache_key = None if cache_key == _NULL else cache_key
+        cache_key = members.get("prompt_cache_key")
+        self.cache_key = None if cache_key is None or cache_key == _NULL else cache_key
 
     def _read(self) -> None:
         """Read all items."""

@@ -286,6 +286,9 @@ class Transcripts:
         self._idlest: _Idlest[_Scope] = _Idlest()
         self._size = 0
         self._now = 0
+        # Nothing expires before this time (ns). Only grows while something is held, because the
+        # last use of the least recently used leaf does not decrease.
+        self._none_before = 0
 
     @property
     def size(self) -> int:
@@ -449,6 +452,8 @@ class Transcripts:
                 parent.used = self._now
                 held.note_prefix(parent, prompt, repeated)
             if fresh:
+                if not self._scopes:
+                    self._none_before = self._now + self._max_age
                 self._scopes[scope] = held
                 self._idlest.add(held)
         elif fresh:
@@ -533,8 +538,11 @@ class Transcripts:
         """Evict responses that were unused for longer than ``max_age_ns``; returns how many."""
         self._now = max(self._now, now)
         count = 0
+        if self._now < self._none_before:
+            return 0
         while (scope := self._idlest.first()) is not None:
-            if scope.used + self._max_age > self._now:
+            self._none_before = scope.used + self._max_age
+            if self._none_before > self._now:
                 break
             count += self._drop_idlest(scope)
         return count

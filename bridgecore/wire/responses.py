@@ -136,13 +136,20 @@ def parse_create(body: bytes) -> CreateRequest:
             " out, or set it to false.",
             "background",
         )
-    input_text = _find_input(members, body)
+    size, at = _measure(members)
+    input_text = None
+    if (given := members.get("input")) is not None:
+        # If the body has white space between its members, an escape in a name, or a name twice, it
+        # is longer than its members. If not, the ``input`` is where it was computed to be.
+        input_text = (body, at) if size == len(body) else (bytes(given), 0)
     for name in _HTTP_ONLY:
-        members.pop(name, None)
+        if (raw := members.pop(name, None)) is not None:
+            size -= len(name) + len(raw) + 4  # two quotes, a colon and a comma
     members = {"type": _CREATE, **members}
+    size += len(b'"type":') + len(_CREATE) + 1
     return CreateRequest(
         members,
-        _size(members),
+        size,
         bool(stream),
         store is not False,  # the API's default is true
         previous,
@@ -204,31 +211,17 @@ def _member(
     raise InvalidBodyError(f"'{name}' must be {kind}.", name)
 
 
-def _size(members: Mapping[str, Text]) -> int:
-    """The length of ``write_object(members)``, which has at least one member."""
-    # Of each member: its name, a colon, its value, and the comma or bracket after it.
-    return 1 + sum(len(quoted(name)) + 2 + len(raw) for name, raw in members.items())
-
-
-def _find_input(members: Mapping[str, msgspec.Raw], body: bytes) -> tuple[bytes, int] | None:
-    """A text that contains the ``input``, and where that begins in it; None if there is none.
-
-    The text is the body itself if that has nothing but its members in it: no white space, no escape
-    in a name, no name twice. It is so if and only if the lengths add up, because any of these would
-    make the body longer.
-    """
-    given = members.get("input")
-    if given is None:
-        return None
-    if _size(members) != len(body):
-        return bytes(given), 0
-    at = 1
+def _measure(members: Mapping[str, msgspec.Raw]) -> tuple[int, int]:
+    """The length of ``write_object(members)``, which has at least one member, and where the value
+    of ``input`` begins in it, if there is one."""
+    size = 1
+    at = 0
     for name, raw in members.items():
-        at += len(quoted(name)) + 1
+        size += len(quoted(name)) + 1  # with the colon
         if name == "input":
-            break
-        at += len(raw) + 1
-    return body, at
+            at = size
+        size += len(raw) + 1  # with the comma or bracket after it
+    return size, at
 
 
 # ---------------------------------------------------------------- events
