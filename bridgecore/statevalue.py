@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import attrs
+import msgspec
 
 from bridgecore.admission.families import Families
 from bridgecore.continuity.aliases import Alias
@@ -158,6 +159,9 @@ def state_of(value: object) -> Value:
     for base in kind.__mro__:
         if (whole := _WHOLE.get(base)) is not None:
             return whole(value)
+    if issubclass(kind, msgspec.Struct):
+        own = {name: getattr(value, name) for name in kind.__struct_fields__}
+        return fields_of(own, _compared(kind))
     if attrs.has(kind):
         own = {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
         return fields_of(own, _compared(kind))

@@ -883,27 +883,34 @@ class _Idlest(Generic[T]):
     uses are far more frequent than evictions.
     """
 
-    __slots__ = ("_entries", "_limit", "_serial")
+    # An entry is one number, ``used`` and then the serial number of its thing. Tuples would be
+    # visited by every full garbage collection, one for each response.
+    __slots__ = ("_entries", "_limit", "_serial", "_things")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, int, T]] = []
+        self._entries: list[int] = []
+        self._things: dict[int, T] = {}  # by serial number, one for each entry
         self._limit = 64
         self._serial = 0
 
     def add(self, thing: T) -> None:
         self._serial += 1
-        heapq.heappush(self._entries, (thing.used, self._serial, thing))
+        self._things[self._serial] = thing
+        heapq.heappush(self._entries, thing.used << _SERIAL_BITS | self._serial)
         if len(self._entries) > self._limit:
             self.tidy()
 
     def first(self) -> T | None:
-        entries = self._entries
+        entries, things = self._entries, self._things
         while entries:
-            used, serial, thing = entries[0]
+            entry = entries[0]
+            serial = entry & _SERIAL_MASK
+            thing = things[serial]
             if not thing.held or thing.child is not None:
                 heapq.heappop(entries)
-            elif thing.used != used:
-                heapq.heapreplace(entries, (thing.used, serial, thing))
+                del things[serial]
+            elif (latest := thing.used << _SERIAL_BITS | serial) != entry:
+                heapq.heapreplace(entries, latest)
             else:
                 return thing
         return None
@@ -911,11 +918,18 @@ class _Idlest(Generic[T]):
     def tidy(self) -> None:
         """Rebuild the heap without outdated and duplicate entries, so that its size stays within a
         constant factor of the leaves."""
-        latest = {thing: serial for _, serial, thing in self._entries}
-        self._entries = [
-            (thing.used, serial, thing)
-            for thing, serial in latest.items()
+        latest = {
+            thing: serial
+            for serial, thing in self._things.items()
             if thing.held and thing.child is None
+        }
+        self._things = {serial: thing for thing, serial in latest.items()}
+        self._entries = [
+            thing.used << _SERIAL_BITS | serial for serial, thing in self._things.items()
         ]
         heapq.heapify(self._entries)
         self._limit = 64 + 4 * len(self._entries)
+
+
+_SERIAL_BITS: Final = 64
+_SERIAL_MASK: Final = (1 << _SERIAL_BITS) - 1
