@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Final, assert_never
 
 import attrs
-import msgspec
 
 from bridgecore.api_error import ApiError, render_answer
 from bridgecore.continuity.accounts import Accounts, account_of
@@ -674,10 +673,11 @@ class Conversation:
         """Remember the response, if it can be continued: a failed one cannot."""
         if not ids or terminal.outcome not in _CONTINUABLE:
             return
-        output = None if terminal.output is None else [*map(msgspec.Raw, terminal.output)]
         stored = turn.stored if terminal.store is None else terminal.store
         tokens = sum(terminal.usage)
-        self.shared.memory.remember(turn.recall, ids, output, self.id, tokens, now, stored=stored)
+        self.shared.memory.remember(
+            turn.recall, ids, terminal.output, self.id, tokens, now, stored=stored
+        )
         if self.shared.policy.budgets.warm:
             self.template = turn.recall.template(self.template)
 
@@ -758,7 +758,7 @@ def _sent(turn: RoutedTurn) -> dict[str, str | int]:
         "form": turn.form.value,
         "bytes": turn.sent,
         # Bytes less than the client sent; negative if the context was added.
-        "saved": len(turn.recall.request.frame) - turn.sent,
+        "saved": turn.recall.request.size - turn.sent,
         "anchor": _hashed(turn.recall.anchor),
         **turn.cell,
     }

@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import attrs
+import msgspec
 
 from bridgecore.admission.families import Families
 from bridgecore.continuity.aliases import Alias
@@ -95,7 +96,6 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "named": "for accounts, and compared in the alias table",
         }
     ),
-    CreateRequest: Compared(left_out={"members": "views of the frame"}),
     Alias: Compared(names={"conversation": CONVERSATION}, left_out={"tokens": "for accounts"}),
     Generation: Compared(names={"number": LINK}),
     HeldEvents: Compared(left_out={"limit": "a setting", "size": "the sum of what is held"}),
@@ -143,6 +143,7 @@ _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     SessionState: lambda state: state,  # a value already, with absolute times
     Memory: _memory,
     RefusedFrames: RefusedFrames.snapshot,
+    CreateRequest: lambda request: (request.frame, request.stream),  # the rest is in the frame
     Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
 }
 _ATOMS: Final = (int, str, bytes, type(None), enum.Enum)
@@ -160,6 +161,9 @@ def state_of(value: object) -> Value:
     for base in kind.__mro__:
         if (whole := _WHOLE.get(base)) is not None:
             return whole(value)
+    if issubclass(kind, msgspec.Struct):
+        own = {name: getattr(value, name) for name in kind.__struct_fields__}
+        return fields_of(own, _compared(kind))
     if attrs.has(kind):
         own = {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
         return fields_of(own, _compared(kind))

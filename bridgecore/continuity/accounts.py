@@ -28,8 +28,20 @@ class Accounts:
     tokens_spent: int = 0
 
     def __add__(self, other: Accounts) -> Accounts:
-        mine, others = attrs.astuple(self), attrs.astuple(other)
-        return Accounts(*[one + more for one, more in zip(mine, others, strict=True)])
+        # Written out, because it runs once a turn: ``attrs.astuple`` takes ten times as long.
+        return Accounts(
+            self.turns + other.turns,
+            self.reduced + other.reduced,
+            self.rehydrated + other.rehydrated,
+            self.warmed + other.warmed,
+            self.bytes_saved + other.bytes_saved,
+            self.bytes_spent + other.bytes_spent,
+            self.tokens_saved + other.tokens_saved,
+            self.tokens_spent + other.tokens_spent,
+        )
+
+
+_UNCHANGED = Accounts(1)  # a turn that was sent as its client sent it
 
 
 def account_of(recall: TurnContext, form: RequestForm, sent: int) -> Accounts:
@@ -39,7 +51,7 @@ def account_of(recall: TurnContext, form: RequestForm, sent: int) -> Accounts:
         form: the form in which it was sent last.
         sent: the size of that frame, in bytes.
     """
-    asked = len(recall.request.frame)
+    asked = recall.request.size
     tokens = 0 if recall.alias is None else recall.alias.tokens
     if form is RequestForm.CLIENT_FULL and recall.named is not None:
         # The input was rebuilt behind the client's own anchor, so it counts as a rehydration.
@@ -51,4 +63,4 @@ def account_of(recall: TurnContext, form: RequestForm, sent: int) -> Accounts:
             # The client's own anchor saved these already.
             tokens = max(0, tokens - recall.named.tokens)
         return Accounts(1, reduced=1, bytes_saved=asked - sent, tokens_saved=tokens)
-    return Accounts(1)
+    return _UNCHANGED

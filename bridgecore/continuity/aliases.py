@@ -12,7 +12,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable
 
-import attrs
+import msgspec
 
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.headers import CREDENTIAL_HEADERS
@@ -41,9 +41,11 @@ def named_scope(name: str) -> str:
     return hashlib.sha256(b"named:" + name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-@attrs.define
-class Alias:
+class Alias(msgspec.Struct, gc=False):
     """What the bridge knows about one response.
+
+    Not tracked by the garbage collector, which would visit each of a million in every full
+    collection: its fields are atoms, so it cannot be part of a cycle.
 
     ``conversation``: the number of its conversation, which may have ended. ``tokens``: the tokens
     of its context and its output, as the upstream counted; 0: not known. ``response``: its id in

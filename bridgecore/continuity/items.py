@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 import msgspec
 
+from bridgecore.continuity.prefixes import Digester, KnownStart, Prefix, note_prefix
 from bridgecore.wire.jsontext import (
     Text,
     TooDeepError,
@@ -209,8 +210,8 @@ def chain_digest(before: bytes, item: Text, *, stored: bool = True) -> bytes:
 
 def _normal(item: Json) -> Json:
     """The canonical form of what a model reads of ``item``, which is modified."""
-    for name in CLIENT_MEMBERS & item.keys():
-        del item[name]
+    for name in CLIENT_MEMBERS:
+        item.pop(name, None)
     kind = item.get("type")
     if "type" not in item and "role" in item:
         kind = "message"
@@ -460,38 +461,52 @@ _SETTINGS: Final = (
 _HIDING: Final = ("conversation", "prompt")
 
 
+# The place of each of them in what is digested.
+_PLACES: Final = {name: place for place, name in enumerate((*_SETTINGS, *_HIDING))}
+_ABSENT: Final = _canonical.encode(None)
+
+
 def _settings_digest(request: CreateRequest, narrow: Iterable[bytes]) -> bytes:
-    values: list[Any] = [request.store, list(narrow)]
-    for name in (*_SETTINGS, *_HIDING):
-        raw = request.members.get(name, _NULL)
+    values: list[bytes | list[bytes]] = [_ABSENT] * len(_PLACES)
+    for name, raw in request.members.items():
+        place = _PLACES.get(name)
+        if place is None or raw == _NULL:
+            continue
         try:
-            values.append(_canonical.encode(None if raw == _NULL else read_value(raw)))
+            values[place] = _canonical.encode(read_value(raw))
         except TooDeepError:
             raise ValueError(f"'{name}' is nested too deeply") from None
         except _NO_FORM:
-            values.append([bytes(raw)])  # no canonical form: equal to its own bytes only
-    return _digest(_canonical.encode(values))
+            values[place] = [bytes(raw)]  # no canonical form: equal to its own bytes only
+    return _digest(_canonical.encode([request.store, [*narrow], *values]))
 
 
 class Prompt:
     """The input of one request, as items, with what is computed from them.
 
-    ``text``: the inside of the ``input`` array, with only commas between items. ``items``: views of
-    the request's own bytes, so a prompt must not be kept longer than its turn. Heads and digests
-    are computed on first use and kept, because most requests need only some of them.
+    ``items``: views of the request's own bytes, so a prompt must not be kept longer than its turn.
+    ``text``: a text in which they stand one after another, with only a comma between two: item n
+    begins at ``bounds[n]`` and ends before the byte ``bounds[n + 1] - 1``. Heads and digests are
+    computed on first use and kept, because most requests need only some of them.
 
     ``anchor``: the response that the items follow: ``previous_response_id``, as the id under which
     the bridge stores that response. ``resolved``: the items that ``item_reference`` items refer to,
     by their index in ``items``, as far as the bridge holds them.
+
+    ``known``: how many items were recognised together as a ``Prefix``. These are not read: nothing
+    is known of them but their digest, ``chain[known]``, until ``read_all`` reads them.
     """
 
     __slots__ = (
+        "_digester",
         "_heads",
+        "_prefix",
         "anchor",
         "bounds",
         "cache_key",
         "chain",
         "items",
+        "known",
         "request",
         "resolved",
         "settings",
@@ -499,12 +514,18 @@ class Prompt:
         "whole",
     )
 
-    def __init__(self, request: CreateRequest, narrow: Iterable[bytes] = ()) -> None:
+    def __init__(
+        self,
+        request: CreateRequest,
+        narrow: Iterable[bytes] = (),
+        start: KnownStart | None = None,
+    ) -> None:
         """Read ``request``.
 
         Args:
             narrow: further values that must be equal for two requests to be of one conversation,
                 such as the client's thread id. They only keep conversations apart.
+            start: a prefix of the input, found by ``PrefixTable.find``.
 
         Raises:
             ValueError: ``input`` is not a string or a readable list, so it has no items; or a
@@ -512,27 +533,103 @@ class Prompt:
         """
         self.request = request
         members = request.members
-        self.items = _read_items(members.get("input", _NULL))
         self._heads: dict[int, Head | None] = {}
-        self.text = b",".join(self.items)
-        # The offset in ``text`` of each item, and of the one that would follow the last.
-        self.bounds = [0, *accumulate([len(item) + 1 for item in self.items])]
-        # chain[n]: the chain digest of the anchor's context and the first n items, as far as known.
-        self.chain = [ROOT]
+        self._digester: Digester | None = None
+        self._prefix: Prefix | None = None
+        if start is None or not self._read_after(start):
+            self._read()
         self.anchor = request.previous_response_id
         self.resolved: dict[int, bytes] = {}
         # A digest of everything besides items that must be equal along a conversation.
         self.settings = _settings_digest(request, narrow)
         # False: the upstream adds items that the request does not contain.
-        self.whole = all(members.get(name, _NULL) == _NULL for name in _HIDING)
+        self.whole = not [1 for name in _HIDING if members.get(name, _NULL) != _NULL]
         # The raw JSON value; None if absent.
-        cache_key = members.get("prompt_cache_key", _NULL)
-        self.cache_key = None if cache_key == _NULL else cache_key
+        cache_key = members.get("prompt_cache_key")
+        self.cache_key = None if cache_key is None or cache_key == _NULL else cache_key
+
+    def _read(self) -> None:
+        """Read all items."""
+        given = self.request.members.get("input", _NULL)
+        self.items = _read_items(given)
+        self.text, begin = _text_of_items(self.request, self.items)
+        # The offset in ``text`` of each item, and of the one that would follow the last.
+        self.bounds = [*accumulate([len(item) + 1 for item in self.items], initial=begin)]
+        # chain[n]: the chain digest of the anchor's context and the first n items, as far as known.
+        self.chain = [ROOT]
+        self.known = 0
+
+    def _read_after(self, start: KnownStart) -> bool:
+        """Read the items after ``start``; False if there is white space between them, so that
+        ``text`` has to be another one."""
+        assert self.request.input_text is not None
+        text, begin = self.request.input_text
+        after = begin + 1 + start.prefix.length + 1
+        rest = b"[%b" % text[after : begin + len(self.request.members["input"])]
+        items = _read_items(msgspec.Raw(rest))
+        if 1 + sum(map(len, items)) + len(items) != len(rest):
+            return False
+        prefix = start.prefix
+        count = prefix.count
+        self.items = [_NOT_READ] * count + items
+        self.text = text
+        self.bounds = [begin + 1] * count
+        self.bounds += accumulate([len(item) + 1 for item in items], initial=after)
+        self.chain = [ROOT, *[_NOT_READ_DIGEST] * (count - 1), prefix.end]
+        self.known = count
+        self._prefix, self._digester = prefix, start.digester
+        return True
+
+    def read_all(self) -> None:
+        """Read the items that were recognised together, too."""
+        if self.known:
+            self._read()
+            self._heads.clear()
+
+    def prefix(self, count: int) -> Prefix | None:
+        """The first ``count`` items as a prefix, to recognise them in the next request; None if it
+        would not be worth it, or they mean something else in another request.
+
+        ``chain`` must be known up to there, and begin at ``ROOT``.
+        """
+        given = self.request.input_text
+        if given is None or self.text is not given[0]:
+            return None  # the client's own bytes have white space between items
+        if self.resolved or not self.known <= count or self.chain[0] != ROOT:
+            return None
+        begin, end = self.bounds[0], self.bounds[count] - 1
+        if self._digester is None:
+            self._digester = Digester(self.text, begin)
+        repeats = None
+        if self.cache_key is not None:
+            heads = [self._head(place) for place in range(self.known, count)]
+            if None in heads:
+                return None
+            before = self._prefix is not None and self.known > 0 and self._prefix.repeats
+            repeats = before or repeats_answers(heads)
+        return note_prefix(
+            self.text,
+            begin,
+            end,
+            self._digester,
+            store=self.request.store,
+            count=count,
+            chain=self.chain[count],
+            repeats=repeats,
+        )
+
+    def repeats_answers(self) -> bool:
+        """``repeats_answers`` of all items."""
+        if self.known and self._prefix is not None and self._prefix.repeats is not None:
+            heads = [self._head(place) for place in range(self.known, len(self.items))]
+            return None not in heads and (self._prefix.repeats or repeats_answers(heads))
+        return repeats_answers(self.heads())
 
     def heads(self) -> list[Head | None]:
         """The heads of all items."""
+        self.read_all()
         if not self._heads:  # decoding all of them in one call is faster
-            found = read_heads(self.text) if self.items else []
+            found = read_heads(self.text_from(0)) if self.items else []
             if len(found) == len(self.items):
                 self._heads = dict(enumerate(found))
         return [self._head(place) for place in range(len(self.items))]
@@ -593,8 +690,8 @@ class Prompt:
         return _digest(self.text[self.bounds[start] : self.bounds[end] - 1])
 
     def text_from(self, start: int) -> bytes:
-        """``text`` without the first ``start`` items."""
-        return self.text[self.bounds[start] :]
+        """The items after the first ``start``, as the inside of an ``input`` array."""
+        return self.text[self.bounds[start] : self.bounds[-1] - 1]
 
     def frame(self, text: bytes, anchor: str | None) -> bytes:
         """The request's ``response.create`` with the items ``text`` and ``anchor``, or without one.
@@ -607,6 +704,25 @@ class Prompt:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_SIZE).digest()
+
+
+# In place of items that were recognised together, and of the chain digests between them.
+_NOT_READ: Final = msgspec.Raw(b"")
+_NOT_READ_DIGEST: Final = b""
+
+
+def _text_of_items(request: CreateRequest, items: Sequence[Text]) -> tuple[bytes, int]:
+    """The ``text`` of a prompt with ``items``, and where the first begins in it.
+
+    It is the text that they came in, unless there is white space between them, because a copy of
+    megabytes takes longer than anything else that is done with them.
+    """
+    if request.input_text is not None and items:
+        text, begin = request.input_text
+        # The opening bracket; then of each item its bytes and the comma or bracket after it.
+        if 1 + sum(map(len, items)) + len(items) == len(request.members["input"]):
+            return text, begin + 1
+    return b",".join(items), 0
 
 
 def _read_items(given: msgspec.Raw) -> list[msgspec.Raw]:

@@ -9,6 +9,7 @@ continued. Which form is sent is decided in ``recovery``; on which connection, i
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -16,11 +17,13 @@ import msgspec
 
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
-from bridgecore.continuity.items import Prompt, calls, prove, read_heads, repeats_answers
+from bridgecore.continuity.items import Prompt, calls, prove, read_heads
+from bridgecore.continuity.prefixes import SHORTEST
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
+from bridgecore.wire.jsontext import Text
 from bridgecore.wire.responses import CreateRequest, parse_create
 
 NOWHERE = 0  # the conversation number of a response that belongs to no conversation of this bridge
@@ -152,7 +155,10 @@ class Memory:
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
             self._transcripts = Transcripts(
-                config.transcript_bytes, config.transcript_age, config.transcript_scope_bytes
+                config.transcript_bytes,
+                config.transcript_age,
+                config.transcript_scope_bytes,
+                shortest_prefix=SHORTEST if config.shortcuts else sys.maxsize,
             )
 
     @property
@@ -192,7 +198,7 @@ class Memory:
             now: ns.
         """
         narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
-        prompt = self._prompt(request, narrow)
+        prompt = self._prompt(scope, request, narrow)
         recall = TurnContext(scope, request, Standing.UNANCHORED, None, None)
         if prompt is not None:
             recall.family = _family(scope, prompt, narrow)
@@ -228,11 +234,12 @@ class Memory:
             recall.alias = recall.candidates[0].alias  # the conversation it continues
         return recall
 
-    def _prompt(self, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
+    def _prompt(self, scope: str, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
         if self._transcripts is None and "prompt_cache_key" not in request.members:
             return None
+        start = None if self._transcripts is None else self._transcripts.known_start(scope, request)
         try:
-            return Prompt(request, narrow)
+            return Prompt(request, narrow, start)
         except ValueError:
             return None  # the input cannot be read; the upstream will refuse it
 
@@ -302,7 +309,7 @@ class Memory:
         self,
         recall: TurnContext,
         ids: Sequence[str],
-        output: Sequence[msgspec.Raw] | None,
+        output: Sequence[Text] | None,
         conversation: int,
         tokens: int,
         now: int,
@@ -365,4 +372,4 @@ def _family(scope: str, prompt: Prompt, narrow: Iterable[bytes]) -> Family | Non
     for part in (scope.encode(), bytes(prompt.cache_key), *narrow):
         digest.update(b"%d:%b" % (len(part), part))
     anchored = prompt.request.previous_response_id is not None
-    return Family(digest.digest(), not anchored and repeats_answers(prompt.heads()))
+    return Family(digest.digest(), not anchored and prompt.repeats_answers())

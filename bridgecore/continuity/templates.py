@@ -36,7 +36,7 @@ from bridgecore.wire.jsontext import (
     UnreadableError,
     read_array,
     read_members,
-    read_value,
+    reader,
 )
 
 # Memory of templates in bytes, besides their text; measured like the overheads in transcript.py.
@@ -61,6 +61,8 @@ _VALUES: Final = frozenset(
 )
 _CONTENT: Final = "encrypted_content"  # of reasoning; an empty one is the same as none
 _PARTS: Final = frozenset({"content", "summary"})  # lists of objects with a ``text``
+# An object without white space at its beginning. Others have no template, see ``split``.
+_TIGHT: Final = re.compile(rb'\{"[^"\\]*":[^ \t\n\r]')
 _ANY_ID: Final = re.compile(rb'"[^"\\]{,128}"')
 # Values that no model reads, so that they are not compared: an id, or the flat object that a client
 # adds. Bounded, so that matching takes linear time.
@@ -103,12 +105,15 @@ class ItemTemplate:
         return values
 
 
+_read_text: Final = reader(str)
+
+
 def _is_text(value: bytes) -> bool:
     """Whether ``value`` is exactly one JSON string."""
     if not (value.startswith(b'"') and value.endswith(b'"')):
         return False
     try:
-        read_value(value)
+        _read_text(value)
     except UnreadableError:
         return False
     return True
@@ -396,6 +401,8 @@ class TemplateTable:
         for number, known in enumerate(self._templates[1:], start=2):
             if (found := known.values(item)) is not None:
                 return number, found
+        if not _TIGHT.match(item):
+            return 1, [item]
         template, values = split(item)
         if template is not PLAIN and len(self._templates) < _MAX_TEMPLATES:
             self._templates.append(template)

@@ -14,7 +14,8 @@ repeats it. Only leaves are evicted, so whatever is held is complete up to its r
 Histories are looked up by chain digests (items.py): a digest for each item, made of the item and
 the digest before it, so that one pass over the items of a request finds the longest held path.
 Digesting an item means decoding it. Most items of a history were seen before, spelled the same way,
-so items are first compared as bytes with what is held (templates.py).
+so items are first compared as bytes with what is held (templates.py). Those at the beginning that
+came in the same bytes in an earlier request are not even read (prefixes.py).
 
 Everything is kept per credential scope: an id or a history of another credential looks like one
 that was never seen (FOREIGN_IS_UNKNOWN). Times are integer nanoseconds of one monotonic clock,
@@ -43,8 +44,16 @@ from bridgecore.continuity.items import (
     read_head,
     read_heads,
 )
+from bridgecore.continuity.prefixes import (
+    PREFIX_OVERHEAD,
+    SHORTEST,
+    KnownStart,
+    Prefix,
+    PrefixTable,
+)
 from bridgecore.continuity.templates import SPARE, TemplateTable
 from bridgecore.wire.jsontext import Text
+from bridgecore.wire.responses import CreateRequest
 
 # Memory of a node besides its items, their digests and its id, and of a scope besides its nodes and
 # templates. Measured on 64-bit CPython (benchmarks/continuity.py); tests check the values.
@@ -97,13 +106,16 @@ class Node:
     # The digest of the bytes that the client sends for its last items, from the first one that no
     # template matches to the end.
     wording: bytes | None = None
+    # The bytes that the client sends for its whole context, if they are the latest on its path.
+    prefix: Prefix | None = attrs.field(default=None, repr=False)
     held: bool = True  # False: it was evicted
 
     @property
     def size(self) -> int:
         """The memory of the node, in bytes, as accounted."""
         name = len(self.response_id) * (1 if self.response_id.isascii() else 4)
-        return NODE_OVERHEAD + len(self.encoded) + len(self.chain) + name
+        prefix = 0 if self.prefix is None else PREFIX_OVERHEAD
+        return NODE_OVERHEAD + len(self.encoded) + len(self.chain) + name + prefix
 
     @property
     def items(self) -> int:
@@ -252,18 +264,31 @@ class Transcripts:
         max_bytes: the limit of all transcripts together, overhead included.
         max_age_ns: how long a response is kept after it, or a response that continues it, was used.
         max_scope_bytes: the limit for one credential, so that one client cannot evict all others.
+        shortest_prefix: the beginning of an input is recognised as a whole if it has at least so
+            many bytes (see prefixes.py). Results do not depend on it.
 
     Methods take ``now`` in ns; a time earlier than the last one counts as the last one.
     """
 
-    def __init__(self, max_bytes: int, max_age_ns: int, max_scope_bytes: int) -> None:
+    def __init__(
+        self,
+        max_bytes: int,
+        max_age_ns: int,
+        max_scope_bytes: int,
+        *,
+        shortest_prefix: int = SHORTEST,
+    ) -> None:
         self._max_bytes = max_bytes
         self._max_age = max_age_ns
+        self._shortest_prefix = shortest_prefix
         self._max_scope = min(max_scope_bytes, max_bytes)
         self._scopes: dict[str, _Scope] = {}
         self._lru: _LruHeap[_Scope] = _LruHeap()
         self._size = 0
         self._now = 0
+        # Nothing expires before this time (ns). Only grows while something is held, because the
+        # last use of the least recently used leaf does not decrease.
+        self._none_before = 0
 
     @property
     def size(self) -> int:
@@ -337,19 +362,26 @@ class Transcripts:
         base = None if prompt.anchor is None else held.nodes.get(prompt.anchor)
         if base is None and prompt.anchor is not None:
             return []
-        for repeated, latest in reversed(held.prefixes(prompt, base)):
-            fitting = [
-                Match(node, repeated)
-                for node in islice(latest.same_context(), _TRIES)
-                if node.named
-                and node.injectable
-                and not node.continued
-                and node.settings == prompt.settings
-            ]
-            if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # it goes on
-                fitting[0].node.used = self._now
-                return fitting
-        return []
+        matches = _fitting(prompt, held.prefixes(prompt, base))
+        if not matches and prompt.known:
+            prompt.read_all()  # a shorter part of what was recognised may fit
+            matches = _fitting(prompt, held.prefixes(prompt, base))
+        if matches:
+            matches[0].node.used = self._now
+        return matches
+
+    def known_start(self, scope: str, request: CreateRequest) -> KnownStart | None:
+        """The beginning of the ``input`` of ``request``, if its bytes were sent before and lead to
+        a response that is held. Only requests without an anchor repeat such a beginning."""
+        held = self._scopes.get(scope)
+        if held is None or request.input_text is None or request.previous_response_id is not None:
+            return None
+        text, begin = request.input_text
+        size = len(request.members["input"])
+        if size < held.starts.shortest or not text.startswith(b"[", begin):
+            return None
+        found = held.starts.find(text, begin + 1, begin + size - 1, store=request.store)
+        return None if found is None or held.latest(found.prefix.end) is None else found
 
     # -------------------------------------------------------------- insertion
 
@@ -401,7 +433,9 @@ class Transcripts:
         if not prompt.whole or (prompt.anchor is not None and parent is None):
             return None
         fresh = held is None
-        held = held or _Scope(scope, TemplateTable(min(SPARE, self._max_scope // 32)))
+        if held is None:
+            table = TemplateTable(min(SPARE, self._max_scope // 32))
+            held = _Scope(scope, table, PrefixTable(self._shortest_prefix))
         before = 0 if fresh else held.size
         stored = prompt.request.store if stored is None else stored
         node = self._node(response_id, parent, prompt, repeated, output, held.table, stored)
@@ -416,7 +450,10 @@ class Transcripts:
             held.add(node)
             if parent is not None:
                 parent.used = self._now
+                held.note_prefix(parent, prompt, repeated)
             if fresh:
+                if not self._scopes:
+                    self._none_before = self._now + self._max_age
                 self._scopes[scope] = held
                 self._lru.add(held)
         elif fresh:
@@ -456,6 +493,8 @@ class Transcripts:
         table: TemplateTable,
         stored: bool,
     ) -> Node:
+        if repeated < prompt.known:
+            prompt.read_all()  # what its known items lead to is not held any more
         forms = [input_form(item, stored=stored) for item in output]
         said = [form for form in forms if form is not None]
         prompt.complete_chain()
@@ -499,8 +538,11 @@ class Transcripts:
         """Evict responses that were unused for longer than ``max_age_ns``; returns how many."""
         self._now = max(self._now, now)
         count = 0
+        if self._now < self._none_before:
+            return 0
         while (scope := self._lru.first()) is not None:
-            if scope.used + self._max_age > self._now:
+            self._none_before = scope.used + self._max_age
+            if self._none_before > self._now:
                 break
             count += self._drop_oldest(scope)
         return count
@@ -536,6 +578,23 @@ class Transcripts:
         held.lru.tidy()
 
 
+def _fitting(prompt: Prompt, prefixes: Sequence[tuple[int, Node]]) -> list[Match]:
+    """The responses of the longest of ``prefixes`` at which the turn can be anchored, latest first.
+    ``prefixes``: of the prompt's items, shortest first. See ``Transcripts.recognise``."""
+    for repeated, latest in reversed(prefixes):
+        fitting = [
+            Match(node, repeated)
+            for node in islice(latest.same_context(), _TRIES)
+            if node.named
+            and node.injectable
+            and not node.continued
+            and node.settings == prompt.settings
+        ]
+        if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # it goes on
+            return fitting
+    return []
+
+
 # ------------------------------------------------------------------ one credential
 
 
@@ -549,6 +608,7 @@ class _Scope:
 
     name: str
     table: TemplateTable
+    starts: PrefixTable  # the prefixes of all nodes
     nodes: dict[str, Node] = attrs.Factory(dict)  # by id; without those that lost theirs (unname)
     count: int = 0  # of all nodes
     root: Node | None = None  # the latest node without a parent; the others are its siblings
@@ -632,6 +692,29 @@ class _Scope:
         else:
             del self.ends[node.end]
         self.taken -= node.size
+        if node.prefix is not None:
+            self.starts.remove(node.prefix)
+
+    def latest(self, chain: bytes) -> Node | None:
+        """The latest response with the context, or the pruned context, of this chain digest."""
+        node = self.ends.get(chain)
+        return self.pruned.get(chain) if node is None and self.pruned else node
+
+    def note_prefix(self, node: Node, prompt: Prompt, count: int) -> None:
+        """Note how the client of ``prompt`` spells the context of ``node``: its first ``count``
+        items. One prefix is kept along a path, the latest, since the next request has that one."""
+        if prompt.bounds[count] - prompt.bounds[0] <= self.starts.shortest:
+            return
+        if (prefix := prompt.prefix(count)) is None:
+            return
+        for each in (node, node.parent):
+            if each is not None and each.prefix is not None:
+                self.starts.remove(each.prefix)
+                each.prefix = None
+                self.taken -= PREFIX_OVERHEAD
+        node.prefix = prefix
+        self.starts.add(prefix)
+        self.taken += PREFIX_OVERHEAD
 
     def unname(self, node: Node) -> None:
         """Take its id from ``node``: from now on it names a response that continues ``node``."""
@@ -650,14 +733,20 @@ class _Scope:
         """
         found: list[tuple[int, Node]] = []
         prompt.begin_chain(ROOT if base is None else base.end)
-        chain, ends = prompt.chain, self.ends
+        known = self.latest(prompt.chain[prompt.known]) if prompt.known else None
+        if known is None:
+            prompt.read_all()  # what its known items lead to was evicted in the meantime
+        chain = prompt.chain
         total = len(prompt.items)
-        count = 0
-        if base is not None:
+        count = prompt.known
+        if known is not None:
+            found.append((count, known))
+            next_up = _continuations(known)
+        elif base is not None:
             next_up = _continuations(base)
         else:
             next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
-        near, since = next_up, 0  # continuations of the latest response found
+        near, since = next_up, count  # continuations of the latest response found
         while count < total:
             start = count
             learning = False
@@ -672,9 +761,7 @@ class _Scope:
                 learning = True
             latest: Node | None = None
             for here in range(start + 1, count + 1):
-                latest = ends.get(chain[here])
-                if latest is None and self.pruned:
-                    latest = self.pruned.get(chain[here])
+                latest = self.latest(chain[here])
                 # An unchanged digest: all items so far are left out, so nothing is repeated.
                 if latest is not None and chain[here] != chain[0]:
                     found.append((here, latest))
@@ -796,27 +883,34 @@ class _LruHeap(Generic[T]):
     uses are far more frequent than evictions.
     """
 
-    __slots__ = ("_entries", "_limit", "_serial")
+    # An entry is one number, ``used`` and then the serial number of its leaf. Tuples would be
+    # visited by every full garbage collection, one for each response.
+    __slots__ = ("_entries", "_leaves", "_limit", "_serial")
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, int, T]] = []
+        self._entries: list[int] = []
+        self._leaves: dict[int, T] = {}  # by serial number, one for each entry
         self._limit = 64
         self._serial = 0
 
     def add(self, leaf: T) -> None:
         self._serial += 1
-        heapq.heappush(self._entries, (leaf.used, self._serial, leaf))
+        self._leaves[self._serial] = leaf
+        heapq.heappush(self._entries, leaf.used << _SERIAL_BITS | self._serial)
         if len(self._entries) > self._limit:
             self.tidy()
 
     def first(self) -> T | None:
-        entries = self._entries
+        entries, leaves = self._entries, self._leaves
         while entries:
-            used, serial, leaf = entries[0]
+            entry = entries[0]
+            serial = entry & _SERIAL_MASK
+            leaf = leaves[serial]
             if not leaf.held or leaf.child is not None:
                 heapq.heappop(entries)
-            elif leaf.used != used:
-                heapq.heapreplace(entries, (leaf.used, serial, leaf))
+                del leaves[serial]
+            elif (latest := leaf.used << _SERIAL_BITS | serial) != entry:
+                heapq.heapreplace(entries, latest)
             else:
                 return leaf
         return None
@@ -824,11 +918,18 @@ class _LruHeap(Generic[T]):
     def tidy(self) -> None:
         """Rebuild the heap without outdated and duplicate entries, so that its size stays within a
         constant factor of the leaves."""
-        latest = {leaf: serial for _, serial, leaf in self._entries}
-        self._entries = [
-            (leaf.used, serial, leaf)
-            for leaf, serial in latest.items()
+        latest = {
+            leaf: serial
+            for serial, leaf in self._leaves.items()
             if leaf.held and leaf.child is None
+        }
+        self._leaves = {serial: leaf for leaf, serial in latest.items()}
+        self._entries = [
+            leaf.used << _SERIAL_BITS | serial for serial, leaf in self._leaves.items()
         ]
         heapq.heapify(self._entries)
         self._limit = 64 + 4 * len(self._entries)
+
+
+_SERIAL_BITS: Final = 64
+_SERIAL_MASK: Final = (1 << _SERIAL_BITS) - 1

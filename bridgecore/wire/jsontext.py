@@ -45,7 +45,8 @@ _members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _any: Final = msgspec.json.Decoder().decode
 
-_SURROGATE: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
+# An escape that may be half of a surrogate pair.
+SURROGATE: Final = re.compile(rb"\\u[dD][89abAB]|\\u[dD][c-fC-F]")
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 _FAILURES: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
@@ -104,13 +105,17 @@ def begins(text: Text, mark: bytes) -> bool:
     return bytes(memoryview(text)[: len(mark)]) == mark
 
 
+quoted: Final[Callable[[str], bytes]] = msgspec.json.Encoder().encode  # a name as JSON text
+
+
 def write_object(members: Mapping[str, Text]) -> bytes:
     """An object of ``members``, each value byte for byte."""
     parts: list[Text] = []
     for name, value in members.items():
-        parts += (b",", msgspec.json.encode(name), b":", value)
+        parts += (b",", quoted(name), b":", value)
     parts[:1] = [b"{"]
-    return b"".join([*parts, b"}"])
+    parts.append(b"}")
+    return b"".join(parts)
 
 
 def _read(text: Text, fast: Callable[[Text], T], tolerant: Callable[[str], T]) -> T:
@@ -122,7 +127,7 @@ def _read(text: Text, fast: Callable[[Text], T], tolerant: Callable[[str], T]) -
 
 def _read_again(text: Text, error: Exception, tolerant: Callable[[str], T]) -> T:
     """Read ``text`` with ``tolerant``, if the reason of ``error`` may be half a surrogate pair."""
-    if isinstance(error, msgspec.ValidationError) or not _SURROGATE.search(text):
+    if isinstance(error, msgspec.ValidationError) or not SURROGATE.search(text):
         raise _unreadable(error) from None
     try:
         return tolerant(bytes(text).decode())

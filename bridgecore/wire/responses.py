@@ -7,12 +7,13 @@ reference and its WebSocket mode; see "Protocol notes" in the documentation.
 
 from __future__ import annotations
 
+import codecs
 import enum
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import attrs
 import msgspec
@@ -22,17 +23,21 @@ from bridgecore.recovery.events import Outcome
 from bridgecore.recovery.failure import ErrorFrame
 from bridgecore.wire.errors import error_among
 from bridgecore.wire.jsontext import (
+    SURROGATE,
     Text,
     TooDeepError,
     UnreadableError,
     WrongShapeError,
     begins,
+    quoted,
     read_array,
     read_members,
     read_value,
     reader,
     write_object,
 )
+
+T = TypeVar("T")
 
 _NULL = msgspec.Raw(b"null")
 _CREATE = msgspec.Raw(b'"response.create"')
@@ -49,27 +54,38 @@ class InvalidBodyError(BridgecoreError):
         self.param = param
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class CreateRequest:
     """A ``POST /v1/responses`` body, parsed once, as far as the bridge needs it.
 
     Attributes:
-        frame: the ``response.create`` event to send upstream: the client's members, each value byte
-            for byte, with a ``type`` and without those that concern HTTP or the connection
-            (``_HTTP_ONLY``).
-        members: the members of ``frame``, in order, as views of it.
+        members: the members of ``frame``, in order, as views of the body.
+        size: the length of ``frame``, in bytes.
         stream: whether the client wants a stream of events.
         store: whether the upstream should store the response.
         previous_response_id: the response that the client continues.
         model: None if it is defined by a ``prompt``.
+        input_text: a text that contains the ``input``, and the offset at which that begins in it;
+            None if there is no ``input``.
     """
 
-    frame: bytes = attrs.field(repr=False)
-    members: Mapping[str, msgspec.Raw] = attrs.field(repr=False, eq=False)
+    members: Mapping[str, msgspec.Raw] = attrs.field(repr=False)
+    size: int
     stream: bool
     store: bool
     previous_response_id: str | None
     model: str | None
+    input_text: tuple[bytes, int] | None = attrs.field(repr=False)
+
+    @property
+    def frame(self) -> bytes:
+        """The ``response.create`` event to send upstream: the client's members, each value byte for
+        byte, with a ``type`` and without those that concern HTTP or the connection
+        (``_HTTP_ONLY``).
+
+        Written on each use: a body can have megabytes, and a turn that is reduced needs no copy.
+        """
+        return write_object(self.members)
 
     def frame_with(self, **changes: Text | None) -> bytes:
         """``frame`` with the members in ``changes``, and without those that are None there. All
@@ -100,42 +116,52 @@ def parse_create(body: bytes) -> CreateRequest:
             ``previous_response_id`` is longer than ``MAX_RESPONSE_ID`` bytes.
     """
     members = _read_body(body)
-    model = _member(members, "model", str)
+    model = _member(members, "model", _read_string, "a string")
     # A prompt template defines its model.
     if model is None and not begins(members.get("prompt", _NULL), b"{"):
         raise InvalidBodyError(
             "The request body must have a 'model' that is a string, or a 'prompt'.", "model"
         )
-    stream = _member(members, "stream", bool)
-    store = _member(members, "store", bool)
-    previous = _member(members, "previous_response_id", str)
+    stream = _member(members, "stream", _read_flag, "a boolean")
+    store = _member(members, "store", _read_flag, "a boolean")
+    previous = _member(members, "previous_response_id", _read_string, "a string")
     if previous is not None and len(previous.encode()) > MAX_RESPONSE_ID:
         raise InvalidBodyError(
             f"'previous_response_id' must not be longer than {MAX_RESPONSE_ID} bytes.",
             "previous_response_id",
         )
-    if _member(members, "background", bool):
+    if _member(members, "background", _read_flag, "a boolean"):
         raise InvalidBodyError(
             "'background' is not supported: this server answers while the request lasts. Leave it"
             " out, or set it to false.",
             "background",
         )
+    size, at = _measure(members)
+    input_text = None
+    if (given := members.get("input")) is not None:
+        # If the body has white space between its members, an escape in a name, or a name twice, it
+        # is longer than its members. If not, the ``input`` is where it was computed to be.
+        input_text = (body, at) if size == len(body) else (bytes(given), 0)
     for name in _HTTP_ONLY:
-        members.pop(name, None)
-    frame, members = _write_frame({"type": _CREATE, **members})
+        if (raw := members.pop(name, None)) is not None:
+            size -= len(name) + len(raw) + 4  # two quotes, a colon and a comma
+    members = {"type": _CREATE, **members}
+    size += len(b'"type":') + len(_CREATE) + 1
     return CreateRequest(
-        frame=frame,
-        members=members,
-        stream=bool(stream),
-        store=store is not False,  # the API's default is true
-        previous_response_id=previous,
-        model=model,
+        members,
+        size,
+        bool(stream),
+        store is not False,  # the API's default is true
+        previous,
+        model,
+        input_text,
     )
 
 
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
-        body.decode()  # a WebSocket text message must be UTF-8
+        if not body.isascii():
+            _check_utf8(body)  # a WebSocket text message must be UTF-8
         return read_members(body)
     except UnicodeDecodeError as exc:
         raise InvalidBodyError(f"The request body is not valid UTF-8 (byte {exc.start}).") from None
@@ -147,33 +173,55 @@ def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidBodyError(f"The request body is not valid JSON: {exc}.") from None
 
 
-def _member(members: dict[str, msgspec.Raw], name: str, kind: type[Any]) -> Any:
-    raw = members.get(name, _NULL)
-    if raw == _NULL:  # the API treats null as absent
+# Bytes that are decoded at once. A body of megabytes would become a text of up to four times its
+# size; allocating that takes longer than decoding it.
+_STEP = 1 << 14
+
+
+def _check_utf8(body: bytes) -> None:
+    """Raises ``UnicodeDecodeError``, with the offset in ``body``, if it is not UTF-8."""
+    view = memoryview(body)
+    at = 0
+    while at < len(body):
+        try:
+            _, read = codecs.utf_8_decode(view[at : at + _STEP], "strict", at + _STEP >= len(body))
+        except UnicodeDecodeError as exc:
+            exc.start += at
+            raise
+        at += read
+
+
+_read_string = reader(str)
+_read_flag = reader(bool)
+
+
+def _member(
+    members: Mapping[str, msgspec.Raw], name: str, read: Callable[[Text], T], kind: str
+) -> T | None:
+    """The member ``name`` as ``read`` reads it; None if it is absent or null, which are the same to
+    the API."""
+    raw = members.get(name)
+    if raw is None or raw == _NULL:
         return None
     with suppress(UnreadableError, UnicodeEncodeError):
-        value = read_value(raw)
+        value = read(raw)
         if isinstance(value, str):
             value.encode()  # refuse half a surrogate pair, which could not be written again
-        if isinstance(value, kind):
-            return value
-    word = {str: "a string", bool: "a boolean"}[kind]
-    raise InvalidBodyError(f"'{name}' must be {word}.", name)
+        return value
+    raise InvalidBodyError(f"'{name}' must be {kind}.", name)
 
 
-def _write_frame(members: dict[str, msgspec.Raw]) -> tuple[bytes, dict[str, msgspec.Raw]]:
-    """A frame with ``members``, and its members as views of it, so that the body can be freed."""
-    frame = write_object(members)
-    view = memoryview(frame)
-    views = {}
+def _measure(members: Mapping[str, msgspec.Raw]) -> tuple[int, int]:
+    """The length of ``write_object(members)``, which has at least one member, and where the value
+    of ``input`` begins in it, if there is one."""
+    size = 1
     at = 0
     for name, raw in members.items():
-        at += (
-            len(msgspec.json.encode(name)) + 2
-        )  # the bracket or comma before and the colon after it
-        views[name] = msgspec.Raw(view[at : at + len(raw)])
-        at += len(raw)
-    return frame, views
+        size += len(quoted(name)) + 1  # with the colon
+        if name == "input":
+            at = size
+        size += len(raw) + 1  # with the comma or bracket after it
+    return size, at
 
 
 # ---------------------------------------------------------------- events
@@ -373,15 +421,14 @@ def _value_of(raw: Text | None) -> Any:
 # ---------------------------------------------------------------- terminal events
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Terminal:
     """A terminal event, parsed once, in the form in which it is sent to the client.
 
     Attributes:
         event: one of the three standard ones, with its complete output.
         outcome: how the response ended.
-        response: the response object.
-        response_id: its id.
+        response_id: the id of the response.
         output: its output items; None if they are unknown.
         items: the ids of those items that have one.
         store: whether the upstream stores the response; None if the event does not say.
@@ -391,12 +438,16 @@ class Terminal:
 
     event: UpstreamEvent
     outcome: Outcome
-    response: bytes
     response_id: str | None
     output: list[bytes] | None
     items: tuple[str, ...]
     store: bool | None
     usage: tuple[int, int]
+
+    @property
+    def response(self) -> bytes:
+        """The response object."""
+        return final_response(self.event)
 
 
 _STANDARD = {
@@ -411,7 +462,9 @@ _CANCELLED = (
 )
 
 
-def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
+def read_terminal(
+    event: UpstreamEvent, streamed: Sequence[bytes], *, shortcuts: bool = True
+) -> Terminal | None:
     """Parse a terminal event; None if there is no response in it that can be read.
 
     Two things are repaired, so that the stream, the JSON answer and the transcript agree. Otherwise
@@ -422,7 +475,82 @@ def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal |
     * ``response.done`` and ``response.cancelled`` are replaced by the standard event for the
       response's ``status``; if that is no final status, by the one for the name of the event. To a
       client that waits for the answer, a cancelled response is a failed one.
+
+    ``shortcuts``: read the usual shape in a shorter way, with the same result.
     """
+    usual = _read_usual_terminal(event, streamed) if shortcuts else None
+    return usual or _read_any_terminal(event, streamed)
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: Any = None
+    output_tokens: Any = None
+
+
+class _FinalResponse(msgspec.Struct):
+    output: list[msgspec.Raw]
+    id: str | None = None
+    store: bool | None = None
+    usage: _Usage | None = None
+
+
+class _Ending(msgspec.Struct):
+    response: _FinalResponse
+
+
+class _FinalItem(msgspec.Struct):
+    type: str
+    id: str
+
+
+class _ItemDone(msgspec.Struct):
+    output_index: int
+    item: msgspec.Raw
+
+
+_read_ending = msgspec.json.Decoder(_Ending).decode
+_read_final_item = msgspec.json.Decoder(_FinalItem).decode
+_read_item_done = msgspec.json.Decoder(_ItemDone).decode
+
+
+def _read_usual_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
+    """``read_terminal`` for what upstreams send almost always, decoded once; None for all else.
+
+    That is ``response.completed`` or ``response.incomplete`` with members of their usual types, an
+    id of its own on each output item, and output items that are byte for byte those that were
+    streamed, so that nothing has to be completed.
+    """
+    outcome = _OUTCOMES.get(event.type)
+    # A name with half a surrogate pair makes the event unreadable, but is skipped here.
+    if outcome is None or outcome is Outcome.FAILED or SURROGATE.search(event.data):
+        return None
+    try:
+        response = _read_ending(event.data).response
+        items = [_read_final_item(raw) for raw in response.output]
+        done = [_read_item_done(data) for data in streamed]
+    except (msgspec.DecodeError, RecursionError, ValueError):
+        return None
+    output = response.output
+    names = tuple([item.id for item in items])
+    if len({*names, ""}) <= len(names) or "" in [item.type for item in items]:
+        return None  # an id twice, an empty one, or an empty type
+    for each in done:
+        if not 0 <= each.output_index < len(output) or output[each.output_index] != each.item:
+            return None
+    usage = response.usage
+    return Terminal(
+        event,
+        outcome,
+        response.id or None,
+        [*map(bytes, output)],
+        names,
+        response.store,
+        (0, 0) if usage is None else _counts(usage.input_tokens, usage.output_tokens),
+    )
+
+
+def _read_any_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
+    """``read_terminal`` for any event."""
     if event.response_members is None:
         return None
     members, response = dict(event.members), dict(event.response_members)
@@ -453,7 +581,6 @@ def read_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal |
     return Terminal(
         event=event,
         outcome=_OUTCOMES[name],
-        response=final_response(event),
         response_id=_text_of(response.get("id")) or None,
         output=None if output is None else [item.raw for item in output],
         items=tuple(item.id for item in output or () if item.id),
@@ -472,7 +599,10 @@ def _read_usage(raw: Text | None) -> tuple[int, int]:
     usage = _value_of(raw)
     if not isinstance(usage, dict):
         return 0, 0
-    read, written = usage.get("input_tokens"), usage.get("output_tokens")
+    return _counts(usage.get("input_tokens"), usage.get("output_tokens"))
+
+
+def _counts(read: Any, written: Any) -> tuple[int, int]:
     return read if _is_count(read) else 0, written if _is_count(written) else 0
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.continuity.items import Prompt
+from bridgecore.continuity.prefixes import PREFIX_OVERHEAD, SHORTEST
 from bridgecore.continuity.templates import SPARE, TEMPLATE_OVERHEAD
 from bridgecore.continuity.transcript import (
     NODE_OVERHEAD,
@@ -33,9 +34,12 @@ SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (TEMPLATE_OVERHEAD + 100)  # with two 
 
 
 def transcripts(
-    max_bytes: int = PLENTY, max_age: int = AGE, max_scope: int = PLENTY
+    max_bytes: int = PLENTY,
+    max_age: int = AGE,
+    max_scope: int = PLENTY,
+    shortest_prefix: int = SHORTEST,
 ) -> Transcripts:
-    return Transcripts(max_bytes, max_age, max_scope)
+    return Transcripts(max_bytes, max_age, max_scope, shortest_prefix=shortest_prefix)
 
 
 def dump(value: object) -> bytes:
@@ -49,6 +53,11 @@ def prompt(given: object, anchor: str | None = None, *narrow: bytes, **members: 
     if anchor is not None:
         body["previous_response_id"] = anchor
     return Prompt(parse_create(dump(body)), narrow)
+
+
+def repeated(held: Transcripts, given: Prompt, scope: str = "s") -> Prompt:
+    """The same request, with the beginning of its input recognised as a whole if it is known."""
+    return Prompt(given.request, (), held.known_start(scope, given.request))
 
 
 def spaced(given: Prompt) -> Prompt:
@@ -932,11 +941,14 @@ def test_the_tree_agrees_with_a_list_of_contexts(data: st.DataObject) -> None:
     small = NODE_OVERHEAD + 250
     max_scope = draw(st.sampled_from([PLENTY, SCOPE + 6 * small]))
     max_bytes = draw(st.sampled_from([PLENTY, 2 * SCOPE + 8 * small]))
-    held = transcripts(max_bytes, AGE, max_scope)
+    held = transcripts(max_bytes, AGE, max_scope, draw(st.sampled_from([64, SHORTEST])))
+    steady = draw(st.booleans())  # the client encodes the same item in the same way each time
     model = Model(held)
     now = 0
 
     def word(meanings: Sequence[Meaning]) -> list[Item]:
+        if steady:
+            return [ways(meaning)[0] for meaning in meanings]
         return strewn([draw(st.sampled_from(ways(meaning))) for meaning in meanings])
 
     def strewn(items: list[Item]) -> list[Item]:
@@ -959,7 +971,7 @@ def test_the_tree_agrees_with_a_list_of_contexts(data: st.DataObject) -> None:
                 context = context[: draw(st.integers(0, len(context)))]
             full = context + new
             before = 0
-            asked = prompt(word(full), None, model=settled)
+            asked = repeated(held, prompt(word(full), None, model=settled), scope)
         else:  # the new items, after a response that may be evicted or foreign
             anchor = base.name if base is not None else "r?"
             mine = model.known.get((scope, anchor))
@@ -1035,3 +1047,125 @@ def test_every_form_is_recognised_and_no_other_content(
     changed = [*history]
     changed[at] = (*changed[at][:-1], changed[at][-1] + "!")
     assert held.recognise("s", request(changed), 0) == []
+
+
+# ------------------------------------------------------------------ repeated bytes
+
+
+def steps(count: int) -> list[Item]:
+    """A history of ``count`` turns."""
+    return [each for n in range(count) for each in (user(f"question {n}"), echo(f"answer {n}"))]
+
+
+def repeating(held: Transcripts, turns: int, key: str | None = None) -> list[Prompt]:
+    """A client that sends its whole history each time; its requests, as they were read."""
+    asked = []
+    for n in range(turns):
+        new = repeated(held, prompt([*steps(n), user(f"question {n}")], prompt_cache_key=key))
+        asked.append(new)
+        (match,) = held.recognise("s", new, n) if n else (None,)
+        assert held.put("s", f"r{n}", new, raw(said(f"answer {n}")), n, match=match) is not None
+    return asked
+
+
+def test_items_in_the_same_bytes_are_not_read_again() -> None:
+    held = transcripts(shortest_prefix=64)
+    asked = repeating(held, 6)
+    # The last but one answer is known as the client spells it: from the request after it.
+    assert [each.known for each in asked] == [0, 0, 2, 4, 6, 8]
+    for each in asked[2:]:
+        with_all = Prompt(each.request)
+        places = range(each.known, len(each.items))
+        assert [each.items[n] for n in places] == [with_all.items[n] for n in places]
+        assert each.text_from(each.known) == with_all.text_from(each.known)
+        assert each.text_from(0) == with_all.text_from(0)
+        held.recognise("s", with_all, 9)
+        with_all.complete_chain()
+        assert each.chain[each.known :] == with_all.chain[each.known :]
+        assert each.repeats_answers() is with_all.repeats_answers() is True
+        assert each.heads() == with_all.heads()
+    plain = transcripts()
+    repeating(plain, 6)
+    for n in range(6):
+        node, other = held.get("s", f"r{n}", 9), plain.get("s", f"r{n}", 9)
+        assert node is not None
+        assert other is not None
+        assert (node.encoded, node.chain, node.end) == (other.encoded, other.chain, other.end)
+    assert held.size - plain.size == PREFIX_OVERHEAD  # one for the whole path
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+def test_whether_answers_are_repeated_is_known_of_a_prefix(key: str | None) -> None:
+    held = transcripts(shortest_prefix=64)
+    *_, last = repeating(held, 4, key)
+    assert last.known == 4
+    assert last.repeats_answers() is True
+    assert last.known == (0 if key is None else 4)  # read again only if it was not noted
+
+
+def test_other_bytes_are_read() -> None:
+    held = transcripts(shortest_prefix=64)
+    repeating(held, 4)
+    items = [*steps(3), user("question 3")]
+    known = prompt(items)
+    assert repeated(held, known).known == 6
+    assert repeated(held, prompt(items, store=True)).known == 0
+    assert repeated(held, prompt(items, "r1")).known == 0
+    assert repeated(held, spaced(known)).known == 0
+    assert repeated(held, known, "other").known == 0
+    assert repeated(held, prompt(steps(2))).known == 0  # nothing after it
+    assert repeated(held, prompt(steps(1) + items)).known == 0
+    for change in (user("question X"), user("question 0 "), echo("question 0")):
+        assert repeated(held, prompt([change, *items[1:]])).known == 0
+    body = known.request.frame.replace(b',{"role":"user","content":"question 3"}', b', {"a":1}')
+    odd = repeated(held, Prompt(parse_create(body)))
+    assert (odd.known, len(odd.items)) == (0, 7)
+    # White space outside the input does not matter.
+    body = known.request.frame.replace(b'"input":', b'"input": ')
+    assert repeated(held, Prompt(parse_create(body))).known == 6
+
+
+def test_a_known_beginning_that_may_not_be_used_is_read() -> None:
+    held = transcripts(shortest_prefix=64)
+    repeating(held, 5)
+    items = [*steps(4), user("another question")]
+    asked = repeated(held, prompt(items))
+    assert asked.known == 8
+    assert held.recognise("s", asked, 9) == held.recognise("s", prompt(items), 9) == []
+    assert asked.known == 0  # r3 was continued, and so were all before it
+    node = held.get("s", "r1", 9)
+    assert node is not None
+    node.continued = False
+    again = repeated(held, prompt(items))
+    (match,) = held.recognise("s", again, 9)
+    assert (match.node, match.repeated) == (node, 4)
+
+
+def test_a_known_beginning_can_be_evicted_before_its_turn_ends() -> None:
+    held = transcripts(shortest_prefix=64)
+    repeating(held, 4)
+    asked = repeated(held, prompt([*steps(3), user("question 3")]))
+    assert asked.known == 6
+    held.expire(10 * AGE)
+    assert len(held) == 0
+    node = held.put("s", "r9", asked, raw(said("answer 9")), 10 * AGE)
+    assert node is not None
+    assert node.items == 8
+    assert repeated(held, prompt([*steps(3), user("question 3")])).known == 0
+    assert held.size == held.scope_size("s")
+
+
+def test_the_prefixes_of_many_branches_are_bounded() -> None:
+    held = transcripts(shortest_prefix=64)
+    first = "x" * 200
+    for n in range(20):
+        start = [user(first), user(f"branch {n}")]
+        node = held.put("s", f"a{n}", prompt(start), raw(said("A")), 0)
+        more = [*start, echo("A"), user("b")]
+        held.put("s", f"b{n}", prompt(more), raw(said("B")), 0)
+        assert node is not None
+        assert node.prefix is not None
+    last = [user(first), user("branch 19"), echo("A"), user("b")]
+    assert repeated(held, prompt(last)).known == 3
+    held.expire(10 * AGE)
+    assert held.size == 0

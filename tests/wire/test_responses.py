@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
@@ -102,6 +102,48 @@ def test_a_frame_with_other_members() -> None:
         b'{"type":"response.create","model":"m","input":[],"x":1e5,"extra":"y"}'
     )
     assert request.members["input"] == msgspec.Raw(b"[ 1.0 ]")
+
+
+_SPACE = st.sampled_from(["", "", "", " ", "\n"])
+_NAMES = st.sampled_from(
+    ['"input"', '"inp\\u0075t"', '"a"', '"a/b"', '"\\n"', '"\u00e9"', '"type"']
+)
+_VALUES = st.sampled_from(["null", '"a"', "[]", "[1,{}]", "[ 1, 2]", '{"input":[]}', "-1e3"])
+
+
+@given(st.lists(st.tuples(_SPACE, _NAMES, _SPACE, _VALUES, _SPACE), max_size=5), _SPACE)
+def test_the_input_is_found_in_the_body(
+    members: list[tuple[str, str, str, str, str]], end: str
+) -> None:
+    written = [f"{a}{name}{b}:{value}{c}" for a, name, b, value, c in members]
+    body = ("{" + ",".join([*written, '"model":"m"']) + "}" + end).encode()
+    request = parse_create(body)
+    assert request.size == len(request.frame)
+    given = request.members.get("input")
+    assert (given is None) == (request.input_text is None)
+    if given is not None and request.input_text is not None:
+        text, begin = request.input_text
+        assert text[begin : begin + len(given)] == bytes(given)
+    plain = json.dumps(json.loads(body), separators=(",", ":"), ensure_ascii=False)
+    if given is not None and body == plain.encode():
+        assert request.input_text is not None
+        assert request.input_text[0] is body  # not copied
+
+
+@pytest.mark.parametrize("text", ["\u00e9", "\u4e2d", "\U0001f600"])
+@pytest.mark.parametrize("before", range(4))
+@pytest.mark.parametrize("cut", [0, 1])
+def test_utf8_is_checked_in_steps(text: str, before: int, cut: int) -> None:
+    letters = text.encode() * 20_000
+    good = b'{"model":"m","input":"%b%b"}' % (b"x" * before, letters)
+    assert parse_create(good).size > len(letters)
+    bad = good[: -2 - cut] + b"\xff" * (2 - cut)
+    for body in (bad, good[:40_000] + b"\xc3" + good[40_000:], b"\x80" + good):
+        with pytest.raises(UnicodeDecodeError) as expected:
+            body.decode()
+        with pytest.raises(InvalidBodyError) as caught:
+            parse_create(body)
+        assert caught.value.message.endswith(f"(byte {expected.value.start}).")
 
 
 @given(st.binary(max_size=60))
@@ -584,6 +626,78 @@ def test_the_final_output_equals_the_streamed_one(
         assert found.event.data == data
     assert final_response(found.event) == found.response
     assert json.loads(found.event.data)["response"] == json.loads(found.response)
+
+
+_ODD_ITEMS = st.sampled_from(
+    [
+        json.dumps(A),
+        json.dumps(C, separators=(",", ":")),
+        json.dumps({**B, "id": "msg_a"}),
+        json.dumps({**C, "call_id": "call_d"}),
+        json.dumps(R),
+        '{"type":"message","id":"m"}',
+        '{"type":"message","id":"","content":[]}',
+        '{"type":"","id":"m"}',
+        '{"type":"message","id":7,"content":[]}',
+        '{"type":"message","type":"reasoning","id":"a","id":"b"}',
+        '{"type":"message","id":"\\ud83d","content":[]}',
+        '{"type":"message","id":"e","\\ud83d":1}',
+        '{"id":"x"}',
+        "null",
+        "7",
+        "[]",
+    ]
+)
+_ODD_RESPONSES = st.sampled_from(
+    ["", '"id":"r"', '"id":7', '"id":""', '"id":null', '"id":"a","id":"b"', '"\\ud83d":1,"id":"r"']
+)
+_ODD_MEMBERS = st.sampled_from(
+    [
+        *("", '"store":true', '"store":false', '"store":null', '"store":1', '"output":7'),
+        *('"usage":{"input_tokens":5,"output_tokens":1.0}', '"usage":null', '"usage":[]'),
+        *('"usage":{"input_tokens":true,"output_tokens":-1}', '"status":"failed"', '"x":"\\n"'),
+        f'"usage":{{"input_tokens":{10**30}}}',
+    ]
+)
+
+
+@given(
+    st.sampled_from(["completed", "completed", "incomplete", "failed", "done", "cancelled"]),
+    _ODD_RESPONSES,
+    st.lists(_ODD_ITEMS, max_size=3),
+    st.lists(_ODD_MEMBERS, max_size=2),
+    st.data(),
+)
+@settings(max_examples=300)
+def test_the_usual_terminal_event_is_read_like_any_other(
+    kind: str, name: str, items: list[str], more: list[str], data: st.DataObject
+) -> None:
+    output = data.draw(st.sampled_from([f'"output":[{",".join(items)}]', '"output":null', ""]))
+    members = ",".join(filter(None, [name, output, *more]))
+    again = data.draw(st.sampled_from(["", ',"response":null', ',"response":{"output":[]}']))
+    text = f'{{"type":"response.{kind}","response":{{{members}}}{again}}}'
+    if (event := read_event(text.encode())) is None:
+        return
+    index = st.sampled_from(["0", "1", "2", "1.0", "true", "null", "-1"])
+    streamed = [
+        b'{"output_index":%b,"item":%b}'
+        % (
+            data.draw(index | st.just(str(number))).encode(),
+            data.draw(_ODD_ITEMS | st.just(item)).encode(),
+        )
+        for number, item in enumerate(items[: data.draw(st.integers(0, 3))])
+    ]
+    usual = read_terminal(event, streamed)
+    other = read_event(text.encode())
+    assert other is not None
+    any_ = read_terminal(other, streamed, shortcuts=False)
+    assert (usual is None) == (any_ is None)
+    if usual is None or any_ is None:
+        return
+    assert usual.event == any_.event
+    assert usual.response == any_.response
+    for field in ("outcome", "response_id", "output", "items", "store", "usage"):
+        assert getattr(usual, field) == getattr(any_, field), field
 
 
 def test_mended_items_are_as_they_came() -> None:
