@@ -322,8 +322,7 @@ class Bridge:
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
         else:
-            deadline = conversation.next_timeout()
-            self._schedule.set(conversation.id, None if deadline is None else deadline.at)
+            self._schedule.set(conversation.id, conversation.next_timeout_at())
 
     # ------------------------------------------------------------ intake of turns
 

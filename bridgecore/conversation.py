@@ -132,6 +132,10 @@ class Conversation:
         """When to call ``timeout`` (ns), and why; None if there is no deadline."""
         return self.session.next_timeout()
 
+    def next_timeout_at(self) -> int | None:
+        """When to call ``timeout`` (ns)."""
+        return self.session.next_timeout_at()
+
     # ------------------------------------------------------------ turns
 
     def submit(self, turn: RoutedTurn, headers: Headers, now: int) -> list[BridgeEffect]:

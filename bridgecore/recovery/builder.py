@@ -19,15 +19,20 @@ from __future__ import annotations
 
 from typing import assert_never
 
-import attrs
-
 from bridgecore.errors import InternalError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Cell, Policy, Situation
-from bridgecore.recovery.state import AttemptPhase, Lifecycle, Running, SessionState, Waiting
+from bridgecore.recovery.state import (
+    AttemptPhase,
+    Lifecycle,
+    Running,
+    SessionState,
+    Waiting,
+    changed,
+)
 from bridgecore.recovery.timers import Timer, Timers
 
 _USABLE = (Lifecycle.OPEN, Lifecycle.SEND_SKIPPED)
@@ -112,7 +117,7 @@ class TransitionBuilder:
 
     def advance(self, phase: AttemptPhase, *, paused: bool = False) -> None:
         """Record the phase of the attempt, and whether its client reads too slowly."""
-        self.taken = attrs.evolve(self.running, phase=phase, paused=paused)
+        self.taken = changed(self.running, phase=phase, paused=paused)
 
     def name(self, response: str | None) -> None:
         """Record an id that the upstream uses for the running turn's response.
@@ -122,7 +127,7 @@ class TransitionBuilder:
         """
         known = self.running.responses
         if response is not None and response not in known and len(known) < _IDS_OF_ONE:
-            self.taken = attrs.evolve(self.running, responses=(*known, response), doubtful=None)
+            self.taken = changed(self.running, responses=(*known, response), doubtful=None)
 
     def end_response(self, response: str | None) -> None:
         """Record that the running turn's response has ended, under each of its ids, so that
@@ -249,9 +254,9 @@ class TransitionBuilder:
 
     def _connect(self) -> None:
         # A response.created in doubt was of the connection before.
-        self.taken = attrs.evolve(self.running, phase=AttemptPhase.UNSENT, doubtful=None)
+        self.taken = changed(self.running, phase=AttemptPhase.UNSENT, doubtful=None)
         if self.policy.budgets.reconnect_uses_replay and self.generation > 0:
-            self.taken = attrs.evolve(self.taken, replays=max(self.taken.replays, 1))
+            self.taken = changed(self.taken, replays=max(self.taken.replays, 1))
         self.lifecycle = Lifecycle.RECONNECTING
         self.generation += 1
         self.set_timer(Timer.CONNECT, self.policy.timeouts.connect)
@@ -279,7 +284,7 @@ class TransitionBuilder:
             self.recover(Situation.SEND_SKIPPED, None)
 
     def _send(self, form: RequestForm) -> None:
-        self.taken = attrs.evolve(
+        self.taken = changed(
             self.running,
             phase=AttemptPhase.SENDING,
             form=None,
@@ -347,19 +352,19 @@ class TransitionBuilder:
         running = self.running
         if situation in _DISPATCHED:
             spent = running.replays >= self.policy.budgets.replays
-            running = attrs.evolve(running, replays=running.replays + 1)
+            running = changed(running, replays=running.replays + 1)
         elif failure is not None:
             # Recover from each kind of refusal once per turn (RECOVERED_ONCE), and never in the
             # form that was refused: it would be refused again (REFUSED_IS_NOT_REPEATED).
             spent = failure.kind in running.recovered or (form is not None and form is running.sent)
-            running = attrs.evolve(running, recovered=running.recovered | {failure.kind})
+            running = changed(running, recovered=running.recovered | {failure.kind})
         else:
             # The send was skipped. Restarting without another form would skip it again, endlessly.
             spent = form is None
         if spent:
             self.fail(answer, failure)
             return
-        self.taken = attrs.evolve(running, form=form, fallback=answer)
+        self.taken = changed(running, form=form, fallback=answer)
         self.start()
 
     def _refuse_bounded(self, answer: FailureReply, failure: Failure | None) -> None:

@@ -62,7 +62,7 @@ from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.failure import Evidence, FailureKind, Malformed, TimedOut, classify
 from bridgecore.recovery.policy import Cell, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
-from bridgecore.recovery.timers import Timer
+from bridgecore.recovery.timers import SESSION_TIMERS, Timer
 
 EventKey: TypeAlias = type[ev.Event] | Timer
 E = TypeVar("E")
@@ -116,9 +116,6 @@ class Transition:
 
 RULES: dict[tuple[Phase, EventKey], Rule] = {}
 
-# The timers of a session: those of ``Timer`` up to EXPIRY. The rest belong to connections and the
-# endpoint.
-SESSION_TIMERS = tuple(list(Timer)[: list(Timer).index(Timer.EXPIRY) + 1])
 # A deadline is ruled by its timer.
 EVENT_KEYS: tuple[EventKey, ...] = (
     *(event for event in get_args(ev.Event) if event is not ev.DeadlineReached),

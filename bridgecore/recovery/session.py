@@ -105,6 +105,10 @@ class Session:
         """
         return self.state.timers.next()
 
+    def next_timeout_at(self) -> int | None:
+        """The time of ``next_timeout`` (ns), which is needed more often than its reason."""
+        return self.state.timers.next_at()
+
     def handle_timeout(self, now: int) -> tuple[Effect, ...]:
         """Handle every deadline that is due at ``now`` (ns), in the order of their times. Returns
         the effects, in order.

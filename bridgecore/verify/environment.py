@@ -22,9 +22,8 @@ from bridgecore.recovery.failure import (
     UpgradeRefused,
 )
 from bridgecore.recovery.policy import Action, Policy, Situation, Timeouts
-from bridgecore.recovery.rules import SESSION_TIMERS
 from bridgecore.recovery.state import Phase, SessionState
-from bridgecore.recovery.timers import Timer, Timers
+from bridgecore.recovery.timers import SESSION_TIMERS, Timer, Timers
 from bridgecore.verify.model import Terms
 
 

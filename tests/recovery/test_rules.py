@@ -30,13 +30,12 @@ from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
     EVENT_KEYS,
     RULES,
-    SESSION_TIMERS,
     Handling,
     Transition,
     step,
 )
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState
-from bridgecore.recovery.timers import NS_PER_SECOND, Timer, Timers
+from bridgecore.recovery.timers import NS_PER_SECOND, SESSION_TIMERS, Timer, Timers
 from bridgecore.testing.strategies import History, Step, histories, policies, replay
 
 
