@@ -277,6 +277,31 @@ def test_events_do_not_depend_on_the_split(
     assert play(reads) == play([b"".join(reads)])
 
 
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (frame(0xC1, b"x"), 1002),
+        (frame(0xA1, b"x"), 1002),
+        (frame(0x91, b"x"), 1002),
+        (frame(0x81, b"x", key=KEY), 1002),
+        (frame(0x81, b"x" * 125, width=2), 1002),
+        (frame(0x81, b"x" * 126, width=8), 1002),
+        (frame(0x81, b"x" * 65_535, width=8), 1002),
+        (frame(0x81, b"", declared=1 << 63), 1002),
+        (frame(0x81, b"x" * 70_001), 1009),
+        (frame(0x81, b"x\xe2\x82"), 1007),
+        (frame(0x01, b"x") + frame(0x81, b"x"), 1002),
+    ],
+)
+def test_what_wsproto_rejects_is_not_read_directly(data: bytes, code: int) -> None:
+    good = frame(0x81, b"good")
+    short, alone = client(70_000), client(70_000, shortcuts=False)
+    events = short.receive(good + data + good)
+    assert events == alone.receive(good + data + good)
+    assert events[0] == MessageReceived(b"good")
+    assert [one.code for one in events[1:] if isinstance(one, Failed)] == [code]
+
+
 def test_plain_frames_are_read_without_wsproto(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise the property above would compare wsproto with itself."""
     peer = client(1 << 20)
