@@ -107,6 +107,7 @@ def test_listed_fields_exist() -> None:
         elif issubclass(kind, msgspec.Struct):
             known = set(kind.__struct_fields__)
         else:
+            assert attrs.has(kind)
             known = {field.name for field in attrs.fields(kind)}
         assert {*compared.names, *compared.times, *compared.left_out} <= known
     assert {*bridges.COMPARED.names, *bridges.COMPARED.left_out} <= set(vars(running()))
