@@ -23,8 +23,7 @@ events belong to this response, and ``claim`` returns them.
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
@@ -73,7 +72,7 @@ class Stragglers:
     # Digest of a terminal event -> ids of the items of its response.
     _copies: OrderedDict[bytes, frozenset[str]] = attrs.Factory(OrderedDict)
     # Ids of responses that ended with response.completed, after which response.done may come.
-    _completes: deque[str] = attrs.Factory(lambda: deque(maxlen=_MAX_COPIES))
+    _completes: tuple[str, ...] = ()
     _kept: list[UpstreamEvent] = attrs.Factory(list)
     _kept_size: int = 0  # bytes
     _reuses: bool = False  # the upstream has been seen to reuse item ids
@@ -100,7 +99,7 @@ class Stragglers:
         if event.kind is EventKind.ENDED:
             if event.type == _DONE and self._completes:
                 return event.response is None or event.response in self._completes
-            items = self._copies.get(_digest(event.data)) if self._copies else None
+            items = self._copies.get(event.digest) if self._copies else None
             if items is None:
                 return False
             kept = {each.item for each in self._kept if each.type in _ITEMS and each.item}
@@ -114,7 +113,7 @@ class Stragglers:
             return True
         # output_item.added with a known id. A repetition is identical, with its sequence number; a
         # new item that reuses the id is not.
-        return announced == _digest(event.data) and not self._reuses
+        return announced == event.digest and not self._reuses
 
     def _keep(self, event: UpstreamEvent) -> None:
         size = self._kept_size + len(event.data)
@@ -132,7 +131,7 @@ class Stragglers:
             return
         if len(self._items) < _MAX_ITEMS or event.item in self._items:
             if event.type == ITEM_ADDED:
-                self._items[event.item] = _digest(event.data)
+                self._items[event.item] = event.digest
             else:
                 self._items.setdefault(event.item, None)
             self._ended.pop(event.item, None)
@@ -143,7 +142,7 @@ class Stragglers:
         if not self._kept:
             return []
         mine = set(items) - set(self._items)
-        if _digest(terminal.data) in self._copies:
+        if terminal.digest in self._copies:
             mine.update(each.item for each in self._kept if each.item is not None)
         claimed = [each for each in self._kept if each.item in mine]
         self._reuses = self._reuses or bool(claimed)
@@ -154,13 +153,13 @@ class Stragglers:
 
     def ended(self, terminal: UpstreamEvent, names: Iterable[str]) -> None:
         """Move the items of the running response, whose ids are ``names``, to the ended ones."""
-        digest = _digest(terminal.data)
+        digest = terminal.digest
         self._copies[digest] = frozenset(self._items)
         self._copies.move_to_end(digest)
         if len(self._copies) > _MAX_COPIES:
             self._copies.popitem(last=False)
         if terminal.type == _COMPLETED:
-            self._completes.extend(names)
+            self._completes = (*self._completes, *names)[-_MAX_COPIES:]
         for item, announced in self._items.items():
             self._ended[item] = announced
             self._ended.move_to_end(item)
@@ -172,7 +171,3 @@ class Stragglers:
 _COMPLETED: Final = b"response.completed"
 _DONE: Final = b"response.done"
 _ITEMS: Final = frozenset({ITEM_ADDED, ITEM_DONE})
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()

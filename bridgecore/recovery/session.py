@@ -7,7 +7,6 @@ of an ``InternalError``. It makes no decision.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import get_args
 
 from bridgecore.errors import ConfigError, InternalError
@@ -20,7 +19,7 @@ from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline
 
-_TRACE = 16  # transitions kept for the text of an InternalError: about one turn
+_TRACE = 16  # transitions kept at most for the text of an InternalError; a turn has about seven
 
 
 class Session:
@@ -54,8 +53,9 @@ class Session:
         self.cells: tuple[Cell, ...] = ()  # the cells that the last call applied, in order
         self._now = 0
         self._touched: int | None = None
-        # Events rather than their text, which costs more than the transition and is rarely needed.
-        self._trace: deque[tuple[str, Event]] = deque(maxlen=_TRACE)
+        # Rules and events in turn, the latest last. Events rather than their text, which costs more
+        # than the transition and is rarely needed.
+        self._trace: list[str | Event] = []
 
     def handle(self, event: Event, now: int) -> tuple[Effect, ...]:
         """Handle ``event``, which happened at ``now`` (ns). Returns the effects, in order.
@@ -154,7 +154,7 @@ class Session:
                     text = f"rule {transition.rule!r} set {event.timer.value} in the past"
                     raise InternalError(f"{text} (DEADLINES_ARE_KEPT)")
         except InternalError as error:
-            raise InternalError(f"{error}; {event}, after {list(self._trace)}") from error
+            raise InternalError(f"{error}; {event}, after {self._trace}") from error
         return transition
 
     def _take(self, event: Event, now: int, transition: Transition) -> None:
@@ -163,7 +163,9 @@ class Session:
         Called for every transition: of an event, of each deadline, and of the output that ``touch``
         reported, with the time of that output. Subclasses inside bridgecore override it to record.
         """
-        self._trace.append((transition.rule, event))
+        self._trace += (transition.rule, event)
+        if len(self._trace) > 2 * _TRACE:
+            del self._trace[:_TRACE]
         self.rule, self.state, self.cells = transition.rule, transition.state, transition.cells
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import enum
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -286,6 +287,11 @@ class UpstreamEvent:
         request: for an organisation without retention it is false where the request had none."""
         store = (self.response_members or {}).get("store", _NULL)
         return {b"true": True, b"false": False}.get(bytes(store))
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that only an event with the same text has."""
+        return hashlib.blake2b(self.data, digest_size=16).digest()
 
     @property
     def sequence_number(self) -> int:

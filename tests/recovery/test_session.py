@@ -328,7 +328,7 @@ def test_the_trace_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
         session.handle(ev.ConnectionLost(0, Closed(1006)), 0)
     with pytest.raises(InternalError) as raised:
         session.handle(ev.EvictionRequested(), 0)
-    assert str(raised.value).count("lost-closed") == 16
+    assert 8 <= str(raised.value).count("lost-closed") <= 16
 
 
 def test_a_session_keeps_the_cells_of_all_deadlines_of_a_call() -> None:
