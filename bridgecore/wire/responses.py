@@ -514,9 +514,9 @@ class _ItemDone(msgspec.Struct):
     item: msgspec.Raw
 
 
-_read_ending = msgspec.json.Decoder(_Ending).decode
-_read_final_item = msgspec.json.Decoder(_FinalItem).decode
-_read_item_done = msgspec.json.Decoder(_ItemDone).decode
+_read_ending = reader(_Ending)
+_read_final_item = reader(_FinalItem)
+_read_item_done = reader(_ItemDone)
 
 
 def _read_usual_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Terminal | None:
@@ -534,7 +534,7 @@ def _read_usual_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Ter
         response = _read_ending(event.data).response
         items = [_read_final_item(raw) for raw in response.output]
         done = [_read_item_done(data) for data in streamed]
-    except (msgspec.DecodeError, RecursionError, ValueError):
+    except UnreadableError:
         return None
     output = response.output
     names = tuple([item.id for item in items])
