@@ -45,7 +45,7 @@ from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline
-from bridgecore.relay import Relay
+from bridgecore.relay import RECORDED, Relay
 from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
@@ -307,7 +307,7 @@ class Conversation:
         This is the hot path. Once a turn has output, its deltas lead to no decision: they are
         collected in ``plain`` and delivered together, without an event of the session for each.
         """
-        session = self.session
+        session, ended = self.session, link.stragglers.ended_items
         plain: list[UpstreamEvent] = []  # deltas of the running turn that are not delivered yet
         # Computed after each decision and not for each delta.
         in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
@@ -321,7 +321,7 @@ class Conversation:
                 return
             link.noise = link.noise_size = 0
             own = in_output and event.kind in _PLAIN and event.response in names
-            if own and event.item is None:
+            if own and event.item not in ended and event.type not in RECORDED:
                 plain.append(event)
                 continue
             if link.unsent:

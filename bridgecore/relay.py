@@ -16,7 +16,7 @@ from bridgecore.stragglers import Stragglers, running_names
 from bridgecore.wire.responses import ITEM_ADDED, ITEM_DONE, EventKind, read_event
 
 # Events of items are recorded by the turn, for its terminal event, and by its ``Stragglers``.
-_RECORDED = frozenset({ITEM_ADDED, ITEM_DONE})
+RECORDED = frozenset({ITEM_ADDED, ITEM_DONE})
 
 
 @attrs.define(eq=False)
@@ -47,7 +47,7 @@ class Relay:
             if (
                 event is None
                 or event.kind is not EventKind.OUTPUT
-                or event.type in _RECORDED
+                or event.type in RECORDED
                 or event.response not in names
                 or event.item in ended
             ):

@@ -231,6 +231,8 @@ def _measure(members: Mapping[str, msgspec.Raw]) -> tuple[int, int]:
 class EventKind(enum.Enum):
     """The meaning of an upstream event for its turn."""
 
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     CREATED = "created"
     PROGRESS = "progress"  # response.queued, response.in_progress: no output
     OUTPUT = "output"
