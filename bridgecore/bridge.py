@@ -84,7 +84,12 @@ class Bridge:
         self._intake = Intake(config, self._memory, config.turn_timeout, resolver)
         self._refused = RefusedFrames()
         self._shared = Shared(
-            self._policy, self._memory, self._refused, config.max_message, config.log_level
+            self._policy,
+            self._memory,
+            self._refused,
+            max_held=config.max_message,
+            log_level=config.log_level,
+            shortcuts=config.shortcuts,
         )
         self._recorder = Recorder(self._policy) if config.decisions else None
         # Least recently used first: the order in which they are evicted.

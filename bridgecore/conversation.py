@@ -76,13 +76,14 @@ class Numbers:
 class Shared:
     """What all conversations of one bridge use together. ``max_held``: bytes of events that a link
     may hold back, so that an upstream cannot fill the memory before its first output.
-    ``log_level``: log records below it are not made."""
+    ``log_level``: log records below it are not made. ``shortcuts``: see ``Config``."""
 
     policy: Policy
     memory: Memory
     refused: RefusedFrames
     max_held: int
     log_level: LogLevel = LogLevel.DEBUG
+    shortcuts: bool = True
     numbers: Numbers = attrs.Factory(Numbers)
 
 
@@ -382,7 +383,8 @@ class Conversation:
         if kind is EventKind.CREATED:
             event = ev.ResponseCreated(generation, named)
         elif kind is EventKind.ENDED:
-            terminal = read_terminal(upstream, turn.items if turn is not None else [])
+            streamed = turn.items if turn is not None else []
+            terminal = read_terminal(upstream, streamed, shortcuts=self.shared.shortcuts)
             event = self._ended(link, turn, upstream, terminal)
         elif kind is EventKind.ERROR:
             event = self._refused(link, turn, upstream.error)
