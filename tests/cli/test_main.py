@@ -224,6 +224,68 @@ def test_usual_settings_are_not_warned_of(arguments: list[str]) -> None:
     assert " warning " not in stderr_of_a_run(*arguments)
 
 
+# ------------------------------------------------------------------ what is loaded
+
+# The command, which says at its end on standard error what it has loaded.
+LOADED = """
+import atexit, sys
+atexit.register(lambda: print("loaded:", *sorted(sys.modules), file=sys.stderr))
+from bridgecore_cli.entry import run
+sys.exit(run())
+"""
+
+
+def loaded(stderr: str) -> set[str]:
+    (line,) = [line for line in stderr.splitlines() if line.startswith("loaded: ")]
+    return set(line.split()[1:])
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_the_help_does_not_wait_for_what_it_does_not_need(argument: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", LOADED, argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=True)
+    ours = {name for name in loaded(done.stderr) if name.startswith("bridgecore")}
+    assert ours == {
+        "bridgecore",
+        "bridgecore.errors",
+        "bridgecore_cli",
+        "bridgecore_cli.arguments",
+        "bridgecore_cli.entry",
+        "bridgecore_cli.errors",
+        "bridgecore_cli.main",
+        "bridgecore_cli.output",
+    }
+    others = {"asyncio", "attrs", "decimal", "h11", "json", "msgspec", "socket", "ssl", "trio"}
+    assert others & loaded(done.stderr) == set()
+
+
+def test_serve_loads_what_its_settings_need(backend: Backend) -> None:
+    arguments = ["--port", "0", "--backend", backend.name, "--upstream", "ws://127.0.0.1:9/"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", LOADED, "serve", *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        running_port(process)
+        process.terminate()
+        _, err = process.communicate(timeout=TIME_LIMIT)
+    finally:
+        process.kill()
+        process.communicate()
+    found = loaded(err)
+    assert "bridgecore.endpoint" in found
+    unused = ("verify", "simulate", "testing", "tables")
+    assert [
+        name for name in found if name.startswith(tuple(f"bridgecore.{n}" for n in unused))
+    ] == []
+    assert {"bridgecore_cli.replay", "hypothesis", "multiprocessing", "tomllib"} & found == set()
+    other = "trio" if backend.name == "asyncio" else "asyncio"
+    assert {other, f"bridgecore_{other}", "uvloop"} & found == set()
+
+
 # ------------------------------------------------------------------ the rest of the command
 
 
@@ -307,7 +369,7 @@ def interrupts(handler: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["module", "script"])
 @pytest.mark.parametrize(
-    ("module", "arguments"), [("tomllib", ["rules"]), ("multiprocessing", ["verify"])]
+    ("module", "arguments"), [("gettext", ["rules"]), ("multiprocessing", ["verify"])]
 )
 def test_an_interrupt_while_modules_are_loaded_is_quiet(
     how: str, module: str, arguments: list[str], tmp_path: Path
@@ -329,7 +391,8 @@ def test_an_interrupt_while_modules_are_loaded_is_quiet(
 
 def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under ``nohup``, and in the background of a script."""
-    (tmp_path / "tomllib.py").write_text(INTERRUPTED + "load = TOMLDecodeError = None\n")
+    stub = "gettext = ngettext = lambda *texts: texts[0]\n"
+    (tmp_path / "gettext.py").write_text(INTERRUPTED + stub, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     with interrupts(signal.SIG_IGN):
         result = run("rules", environ={"PYTHONPATH": path})

@@ -10,18 +10,8 @@ import pytest
 
 from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
-from bridgecore_cli.settings import (
-    CONFIGURATION,
-    CORE,
-    HEADERS,
-    SECONDS,
-    SETTINGS,
-    SIZE,
-    USAGE,
-    Settings,
-    SettingsError,
-    load,
-)
+from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
+from bridgecore_cli.settings import CORE, HEADERS, SECONDS, SETTINGS, SIZE, Settings, load
 
 URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
 S = 1_000_000_000
