@@ -32,7 +32,9 @@ class _Command(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
         self._flags: Callable[[argparse.ArgumentParser], None] | None = flags
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # one signature for the overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         """As in the base class, which calls it for the command that was chosen."""
         if self._flags is not None:
             add, self._flags = self._flags, None
