@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import ipaddress
 import os
 import resource
@@ -93,31 +94,59 @@ def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
     loud = LogLevel[settings.log_level.upper()] <= LogLevel.WARNING
     signals = _Signals(lines, loud=loud)
     if settings.backend == "asyncio":
-        import asyncio
-
-        from bridgecore_asyncio import serve as asyncio_serve
-
-        async def bridge() -> None:
-            loop = asyncio.get_running_loop()
-            signals.wake(loop)
-            lines.later = loop.call_soon
-            await _bridge(asyncio_serve, settings, log, signals)
-
-        asyncio.run(bridge())
+        _run_asyncio(settings, lines, log, signals)
     else:
-        try:
-            import trio
-        except ImportError:
-            raise SettingsError(
-                "backend trio is not installed: pip install 'bridgecore[trio]'", CONFIGURATION
-            ) from None
-        from bridgecore_trio import serve as trio_serve
+        _run_trio(settings, lines, log, signals)
 
-        async def bridge() -> None:
-            lines.later = trio.lowlevel.current_trio_token().run_sync_soon
-            await _bridge(trio_serve, settings, log, signals)
 
-        trio.run(bridge)
+def _run_asyncio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+    new_loop = _new_uvloop() if settings.loop == "uvloop" else None
+
+    import asyncio
+
+    from bridgecore_asyncio import serve
+
+    async def bridge() -> None:
+        loop = asyncio.get_running_loop()
+        signals.wake(loop)
+        lines.later = loop.call_soon
+        await _bridge(serve, settings, log, signals)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(bridge())
+
+
+def _new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        uvloop = importlib.import_module("uvloop")  # by name: it has no types where it is missing
+    except ImportError:
+        raise SettingsError(
+            "loop uvloop is not installed: pip install 'bridgecore[uvloop]'", CONFIGURATION
+        ) from None
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new_loop
+
+
+def _run_trio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+    if settings.loop != "asyncio":
+        raise SettingsError(
+            f"loop {settings.loop} is one of the backend asyncio, and the backend is "
+            f"{settings.backend}: leave one of the two settings out",
+            CONFIGURATION,
+        )
+    try:
+        import trio
+    except ImportError:
+        raise SettingsError(
+            "backend trio is not installed: pip install 'bridgecore[trio]'", CONFIGURATION
+        ) from None
+    from bridgecore_trio import serve
+
+    async def bridge() -> None:
+        lines.later = trio.lowlevel.current_trio_token().run_sync_soon
+        await _bridge(serve, settings, log, signals)
+
+    trio.run(bridge)
 
 
 async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
@@ -153,7 +182,10 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
         origin = "emulator" if settings.upstream is None else upstream.authority
         fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
         fields["max_sessions"] = config.max_sessions
-        log(Log(LogLevel.INFO, "serving", {**fields, "backend": settings.backend}))
+        fields["backend"] = settings.backend
+        if settings.loop != settings.backend == "asyncio":
+            fields["loop"] = settings.loop
+        log(Log(LogLevel.INFO, "serving", fields))
         _warn(settings, server.host, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()

@@ -290,6 +290,13 @@ SETTINGS = (
         "event loop; `trio` is installed with the extra `trio`",
     ),
     Setting(
+        "loop",
+        _choice("asyncio", "uvloop"),
+        "asyncio",
+        "implementation of the event loop of the backend `asyncio`; `uvloop` takes less CPU time, "
+        "and is installed with the extra `uvloop`",
+    ),
+    Setting(
         "log_level",
         _choice("debug", "info", "warning", "error"),
         "info",
@@ -314,6 +321,7 @@ class Settings:
     upstream: UpstreamUrl | None
     policy: str
     backend: str
+    loop: str
     log_level: str
     decision_log: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes

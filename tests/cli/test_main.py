@@ -117,6 +117,22 @@ def test_trio_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_uvloop_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = run("serve", "--loop", "uvloop", environ={"PYTHONPATH": path})
+    assert result.returncode == 78
+    assert "bridgecore[uvloop]" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_trio_has_no_other_loop() -> None:
+    result = run("serve", "--backend", "trio", environ={"BRIDGECORE_LOOP": "uvloop"})
+    assert result.returncode == 78
+    assert "loop uvloop" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 # ------------------------------------------------------------------ serving
 
 
@@ -132,6 +148,25 @@ def test_the_first_signal_drains_and_the_exit_is_clean(backend: Backend, signum:
         assert process.returncode == 0, err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_serving_on_uvloop() -> None:
+    pytest.importorskip("uvloop")
+    with serving("--loop", "uvloop", "--port", "0") as process:
+        port = running_port(process)
+        with socket.create_connection(("127.0.0.1", port), timeout=TIME_LIMIT) as client:
+            body = b'{"model":"m","input":"hello"}'
+            head = b"POST /v1/responses HTTP/1.0\r\nContent-Length: %d\r\n\r\n"
+            client.sendall(head % len(body) + body)
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIME_LIMIT)
+        assert process.returncode == 0, err
+    assert re.search(r" serving .*backend=asyncio loop=uvloop$", err, re.M)
+    assert re.search(r"info drain\.started by=SIGTERM turns=0 ", err)
 
 
 def test_the_second_signal_ends_a_drain_that_cannot_end(backend: Backend) -> None:
