@@ -25,33 +25,39 @@ Example: a conversation's first turn waits for a connection, and is sent when th
 (SendTurn(generation=1, turn=1, form=<RequestForm.AS_IS: 'as_is'>),)
 """
 
-from bridgecore.api_error import ApiError
-from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
-from bridgecore.endpoint import Endpoint
-from bridgecore.errors import BridgecoreError, ConfigError, InternalError, LocalProtocolError
-from bridgecore.gateway import Gateway
-from bridgecore.intake import Resolver
-from bridgecore.recovery.effects import FailureReply
-from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import (
-    DEFAULT,
-    POLICIES,
-    PR397,
-    V1_12,
-    Action,
-    Budgets,
-    Cell,
-    Policy,
-    Remedy,
-    Situation,
-    Timeouts,
-)
-from bridgecore.recovery.rules import Transition, step
-from bridgecore.recovery.session import Session
-from bridgecore.recovery.state import SessionState
-from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer, Timers
-from bridgecore.tables import render_rules
-from bridgecore.wire.responses import CreateRequest, EventKind, UpstreamEvent
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bridgecore.api_error import ApiError
+    from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
+    from bridgecore.endpoint import Endpoint
+    from bridgecore.errors import BridgecoreError, ConfigError, InternalError, LocalProtocolError
+    from bridgecore.gateway import Gateway
+    from bridgecore.intake import Resolver
+    from bridgecore.recovery.effects import FailureReply
+    from bridgecore.recovery.events import Standing
+    from bridgecore.recovery.policy import (
+        DEFAULT,
+        POLICIES,
+        PR397,
+        V1_12,
+        Action,
+        Budgets,
+        Cell,
+        Policy,
+        Remedy,
+        Situation,
+        Timeouts,
+    )
+    from bridgecore.recovery.rules import Transition, step
+    from bridgecore.recovery.session import Session
+    from bridgecore.recovery.state import SessionState
+    from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer, Timers
+    from bridgecore.tables import render_rules
+    from bridgecore.wire.responses import CreateRequest, EventKind, UpstreamEvent
 
 # The one place that states the version: the build reads it from here, and reading it costs no look
 # at the metadata of installed packages.
@@ -99,3 +105,61 @@ __all__ = [
     "render_rules",
     "step",
 ]
+
+# The module of each public name. A name is loaded when it is first used, because all of them
+# together take a quarter of a second: a program that needs ``Session`` only, or a command that
+# prints its help, should not wait for HTTP and JSON. A type checker reads the imports above.
+_HOMES = {
+    "Action": "bridgecore.recovery.policy",
+    "ApiError": "bridgecore.api_error",
+    "BridgecoreError": "bridgecore.errors",
+    "Budgets": "bridgecore.recovery.policy",
+    "Cell": "bridgecore.recovery.policy",
+    "Config": "bridgecore.config",
+    "ConfigError": "bridgecore.errors",
+    "Continuity": "bridgecore.config",
+    "CreateRequest": "bridgecore.wire.responses",
+    "DEFAULT": "bridgecore.recovery.policy",
+    "Deadline": "bridgecore.recovery.timers",
+    "Endpoint": "bridgecore.endpoint",
+    "EventKind": "bridgecore.wire.responses",
+    "FailureReply": "bridgecore.recovery.effects",
+    "Gateway": "bridgecore.gateway",
+    "InternalError": "bridgecore.errors",
+    "LocalProtocolError": "bridgecore.errors",
+    "NS_PER_SECOND": "bridgecore.recovery.timers",
+    "OnAmbiguousLoss": "bridgecore.config",
+    "POLICIES": "bridgecore.recovery.policy",
+    "PR397": "bridgecore.recovery.policy",
+    "Policy": "bridgecore.recovery.policy",
+    "Remedy": "bridgecore.recovery.policy",
+    "Resolver": "bridgecore.intake",
+    "Rotation": "bridgecore.config",
+    "Session": "bridgecore.recovery.session",
+    "SessionState": "bridgecore.recovery.state",
+    "Situation": "bridgecore.recovery.policy",
+    "Standing": "bridgecore.recovery.events",
+    "Timeouts": "bridgecore.recovery.policy",
+    "Timer": "bridgecore.recovery.timers",
+    "Timers": "bridgecore.recovery.timers",
+    "Transition": "bridgecore.recovery.rules",
+    "UpstreamEvent": "bridgecore.wire.responses",
+    "UpstreamUrl": "bridgecore.config",
+    "V1_12": "bridgecore.recovery.policy",
+    "render_rules": "bridgecore.tables",
+    "step": "bridgecore.recovery.rules",
+}
+
+if not TYPE_CHECKING:  # for a type checker it would make any name one of the package
+
+    def __getattr__(name: str) -> Any:
+        """Load the public name ``name`` (PEP 562). Called for names that are not loaded yet."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value  # from now on it is found without this function
+        return value
+
+    def __dir__() -> list[str]:
+        """The names of the module, those included that are not loaded yet."""
+        return sorted({*globals(), *__all__})

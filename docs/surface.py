@@ -117,7 +117,13 @@ def is_data(module: str, name: str) -> bool:
 
 
 def _syntax(module: str) -> list[ast.stmt]:
-    return ast.parse(inspect.getsource(importlib.import_module(module))).body
+    """The statements of a module; those below ``if TYPE_CHECKING`` included, because a package that
+    loads its names on first use imports them there."""
+    statements: list[ast.stmt] = []
+    for node in ast.parse(inspect.getsource(importlib.import_module(module))).body:
+        for_checkers = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        statements += node.body if isinstance(node, ast.If) and for_checkers else [node]
+    return statements
 
 
 def _assigned(node: ast.stmt) -> str:

@@ -135,6 +135,8 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
         case ["admission", *_]:  # it uses recovery's ``Standing``
             own = frozenset({"bridgecore.admission", "bridgecore.recovery"})
             return PURE_STDLIB | {"attrs"}, own
+        case ["__init__.py"]:  # it loads its own modules when their names are used
+            return PURE_STDLIB | {"importlib"}, frozenset({"bridgecore"})
         case ["__main__.py"]:  # it runs the command, which it finds by name
             return PURE_STDLIB | {"importlib.util", "runpy", "sys"}, frozenset()
         case ["testing", "strategies.py"]:

@@ -6,6 +6,7 @@ pages of the documentation. It is about all packages, and so named after no modu
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -41,6 +42,67 @@ def modules() -> Iterator[ModuleType]:
 
 def test_the_package_exports_what_is_listed_as_public() -> None:
     assert sorted(bridgecore.__all__) == sorted(surface.names_of("bridgecore"))
+
+
+def test_the_package_loads_what_a_type_checker_is_told() -> None:
+    """The imports below ``if TYPE_CHECKING``, the table of modules and ``__all__`` are one list."""
+    (told,) = (
+        node
+        for node in ast.parse(inspect.getsource(bridgecore)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    homes = {
+        alias.name: node.module
+        for node in told.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert homes == bridgecore._HOMES
+    assert sorted({*homes, "__version__"}) == sorted(bridgecore.__all__)
+    for name, home in homes.items():
+        assert getattr(bridgecore, name) is getattr(importlib.import_module(home or ""), name)
+
+
+def in_a_new_process(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_name_is_loaded_when_it_is_used() -> None:
+    code = """
+import sys
+import bridgecore
+assert not {"attrs", "h11", "msgspec", "wsproto"} & sys.modules.keys()
+from bridgecore import Session
+assert Session is bridgecore.Session
+assert "Session" in vars(bridgecore)
+assert not {"h11", "msgspec", "wsproto"} & sys.modules.keys()
+import bridgecore.config
+assert not {"h11", "wsproto", "bridgecore.endpoint"} & sys.modules.keys()
+"""
+    assert in_a_new_process(code) == ""
+
+
+def test_all_names_can_be_imported_listed_and_shown() -> None:
+    code = """
+import pickle, pydoc
+import bridgecore
+assert set(bridgecore.__all__) <= set(dir(bridgecore))
+from bridgecore import *
+assert {name for name in bridgecore.__all__ if name not in globals()} == set()
+assert pickle.loads(pickle.dumps(Timers)) is bridgecore.Timers
+text = pydoc.plain(pydoc.render_doc(bridgecore))
+assert [name for name in bridgecore.__all__ if name[0] != "_" and name not in text] == []
+"""
+    assert in_a_new_process(code) == ""
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'bridgecore' has no attribute 'Sesion'"):
+        getattr(bridgecore, "Sesion")  # noqa: B009 - mypy would find it
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC)

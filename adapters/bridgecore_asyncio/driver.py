@@ -16,21 +16,24 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from itertools import zip_longest
-from typing import Any, TypeAlias, cast
+from typing import cast
 
 from bridgecore import transport as wire
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport.addresses import Address, Name, by_turns
 from bridgecore.transport.driver import Driver
 
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
 # slow reader costs, and is about as much as a socket takes at once.
 HIGH_WATER = 64 * 1024
-READ_SIZE = 64 * 1024  # bytes read from a socket at once
+# Bytes read from a socket at once. As many are allocated for every read, and 256 KiB, asyncio's
+# default, is more than malloc keeps: each read would map memory and unmap it, which takes twice as
+# long as the read.
+READ_SIZE = 64 * 1024
 # Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
 BACKLOG = 512
 # Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
@@ -49,6 +52,8 @@ EXHAUSTED = (
 )
 # Errors of a firewall or a sandbox on this host: the peer refused nothing.
 FORBIDDEN = (errno.EACCES, errno.EPERM)
+# Why a connect has failed that TLS reports no error of.
+CUT_OFF = ssl.SSLError("connection lost during the handshake")
 
 
 @contextlib.asynccontextmanager
@@ -108,6 +113,8 @@ class Server(Driver["Connection"]):
         self._stopped = asyncio.Event()
         super().__init__(machine, log, self._stopped.set)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
+        self._all_gone = asyncio.Event()  # none is alive, and there will be no new one
+        self._lookups: dict[Name, asyncio.Future[list[Address]]] = {}  # those that are running
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -182,9 +189,12 @@ class Server(Driver["Connection"]):
         self._stopped.set()
         self._stop_listening()
         self._alarm.cancel()
-        for connection in (alive := list(self._alive)):
+        for lookup in list(self._lookups.values()):
+            lookup.cancel()
+        for connection in list(self._alive):
             connection.abort()
-        await asyncio.gather(*(connection.end for connection in alive))
+        if self._alive:
+            await self._all_gone.wait()
 
     def _clock(self) -> int:
         return time.monotonic_ns()
@@ -195,10 +205,31 @@ class Server(Driver["Connection"]):
             self._alarm = self._loop.call_at(at / NS_PER_SECOND, self._ring)
 
     def _connect(self, effect: wire.Connect) -> "Connection":
-        connection = Connection(self, effect.conn)
+        connection = Connection(self, effect.conn, name=(effect.host, effect.port))
         connection.task = self._tasks.create_task(connection.connect(effect))
         connection.task.add_done_callback(connection.attempted)
         return connection
+
+    async def _resolve(self, name: Name) -> Sequence[Address]:
+        """The addresses of a name. Connects that begin at the same time wait for one look-up.
+
+        Raises:
+            OSError, UnicodeError: it has none.
+        """
+        found = self._addresses.get(name, self._clock()) or numeric(name)
+        if not found:
+            lookup = self._lookups.get(name)
+            if lookup is None:
+                lookup = self._loop.run_in_executor(None, look_up, name)
+                self._lookups[name] = lookup
+                lookup.add_done_callback(partial(self._looked_up, name))
+            found = await asyncio.shield(lookup)  # others may wait for it, if this one is cancelled
+        return found
+
+    def _looked_up(self, name: Name, lookup: asyncio.Future[list[Address]]) -> None:
+        del self._lookups[name]
+        if not lookup.cancelled() and lookup.exception() is None:
+            self._addresses.keep(name, lookup.result(), self._clock())
 
     def _pause_listening(self) -> None:
         for listener in self._listeners:
@@ -221,33 +252,52 @@ class Server(Driver["Connection"]):
 class Connection(asyncio.Protocol):
     """One socket, from accepting or connecting it until it is closed."""
 
-    task: asyncio.Task[None]  # runs ``connect`` or ``accept``
-    transport: asyncio.Transport | None = None
-    # TLS is done here and not by asyncio, whose transport does not say how much it has yet to
-    # write.
-    tls: ssl.SSLObject | None = None
-    up = eof = closing = blocked = False  # up: reported as Accepted or Connected
-    marks = 0  # DataSent to report once all is written: one for each Send with notify
-    why: Exception = ssl.SSLError("connection lost during the handshake")
+    __slots__ = (
+        "blocked",
+        "closing",
+        "conn",
+        "eof",
+        "marks",
+        "name",
+        "server",
+        "sock",
+        "task",
+        "tls",
+        "transport",
+        "up",
+        "why",
+    )
 
-    def __init__(self, server: Server, conn: int = -1, sock: socket.socket | None = None) -> None:
-        self.server, self.conn, self.sock, self.accepted = server, conn, sock, conn == -1
-        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self.plain = bytearray()  # to be encrypted when the handshake is complete
-        self.end = server._loop.create_future()
+    def __init__(
+        self,
+        server: Server,
+        conn: int = -1,
+        sock: socket.socket | None = None,
+        name: Name | None = None,
+    ) -> None:
+        self.server, self.conn, self.sock = server, conn, sock
+        self.name = name  # what is connected to; None: it was accepted
+        self.task: asyncio.Task[None] | None = None  # runs ``connect`` or ``accept``
+        self.transport: asyncio.Transport | None = None
+        self.tls: Tls | None = None
+        self.up = False  # reported as Accepted or Connected
+        self.eof = self.closing = self.blocked = False
+        self.marks = 0  # DataSent to report once all is written: one for each Send with notify
+        self.why: Exception = CUT_OFF
         server._alive.add(self)
 
     def report(self, event: wire.TransportEvent) -> None:
         self.server.report(event, self)
 
     async def connect(self, effect: wire.Connect) -> None:
-        server, into = self.server, (self.incoming, self.outgoing)
+        server = self.server
         try:
             require_a_descriptor()
             if effect.tls:
                 server._upstream_ssl = server._upstream_ssl or ssl.create_default_context()
-                self.tls = server._upstream_ssl.wrap_bio(*into, server_hostname=effect.host)
-            self.sock = await open_tcp(server._tasks, effect.host, effect.port)
+                self.tls = Tls(server._upstream_ssl, host=effect.host)
+            addresses = await server._resolve((effect.host, effect.port))
+            self.sock = await open_tcp(server._tasks, addresses)
             keep_little_unsent(self.sock)
             await server._loop.create_connection(lambda: self, sock=self.sock)
         except Exception as exc:
@@ -262,6 +312,7 @@ class Connection(asyncio.Protocol):
 
     def attempted(self, task: asyncio.Task[None]) -> None:
         """``connect`` or ``accept`` has ended, or was cancelled, possibly before it began."""
+        self.task = None
         if self.transport is None:
             if self.sock is not None:
                 reset_on_close(self.sock)
@@ -274,41 +325,40 @@ class Connection(asyncio.Protocol):
         # due. HIGH_WATER is compared here instead, because asyncio does not count what TLS holds.
         self.transport.set_write_buffer_limits(high=0)
         if hasattr(self.transport, "max_size"):  # uvloop's has none
-            # Bytes that asyncio reads at once. It allocates as many for every read, and 256 KiB,
-            # its default, is more than malloc keeps: each read then maps memory and unmaps it,
-            # which takes twice as long as the read.
             self.transport.max_size = READ_SIZE
-        if self.task.cancelling():
+        if self.task is not None and self.task.cancelling():
             self.abort()
             self.connection_lost(None)  # uvloop does not call it here
             return
-        if self.accepted and self.server._listener_ssl is not None:
-            self.tls = self.server._listener_ssl.wrap_bio(self.incoming, self.outgoing, True)
-        self.up = self.accepted or self.tls is None
+        accepted = self.name is None
+        if accepted and self.server._listener_ssl is not None:
+            self.tls = Tls(self.server._listener_ssl, server_side=True)
+        self.up = accepted or self.tls is None
         if self.up:
-            self.report(wire.Accepted(self.conn) if self.accepted else wire.Connected(self.conn))
+            self.report(wire.Accepted(self.conn) if accepted else wire.Connected(self.conn))
         self.pump()
 
     def data_received(self, data: bytes) -> None:
         if self.tls is None:
             self.report(wire.DataReceived(self.conn, data))
         else:
-            self.incoming.write(data)
+            self.tls.incoming.write(data)
             self.pump()
 
     def pump(self) -> None:
         """Encrypt, decrypt and write as much as TLS allows now; report what was decrypted."""
-        if self.tls is None or self.transport is None:
+        tls, transport = self.tls, self.transport
+        if tls is None or transport is None:
             return
         data, ended = bytearray(), True
         try:
-            self.tls.do_handshake()
+            tls.session.do_handshake()
             if not self.up:
                 self.up = True
                 self.report(wire.Connected(self.conn))
-            while self.plain:
-                del self.plain[: self.tls.write(self.plain)]
-            while chunk := self.tls.read(HIGH_WATER):
+            while tls.plain:
+                del tls.plain[: tls.session.write(tls.plain)]
+            while chunk := tls.session.read(READ_SIZE):
                 data += chunk
         except ssl.SSLWantReadError:
             ended = False
@@ -316,16 +366,16 @@ class Connection(asyncio.Protocol):
             pass
         except ssl.SSLError as exc:
             self.why = exc
-            self.transport.write(self.outgoing.read())  # the alert
-            self.transport.abort()
+            transport.write(tls.outgoing.read())  # the alert
+            transport.abort()
             return
-        self.write(self.outgoing.read())
+        self.write(tls.outgoing.read())
         if not self.waiting():
             self.resume_writing()
         if data:
             self.report(wire.DataReceived(self.conn, bytes(data)))
         if ended:
-            self.transport.pause_reading()
+            transport.pause_reading()
             self.eof_received()
 
     def write(self, data: bytes) -> None:
@@ -335,12 +385,13 @@ class Connection(asyncio.Protocol):
             # The peer has reset the connection. Read what it sent before, such as an error with the
             # reason: asyncio would discard it.
             with contextlib.suppress(OSError):
-                while rest := self.sock.recv(HIGH_WATER):
+                while rest := self.sock.recv(READ_SIZE):
                     self.data_received(rest)
 
     def waiting(self) -> int:
         assert self.transport is not None
-        return len(self.plain) + self.transport.get_write_buffer_size()
+        encrypted = self.transport.get_write_buffer_size()
+        return encrypted if self.tls is None else encrypted + len(self.tls.plain)
 
     def eof_received(self) -> bool:
         if self.up and not self.eof:
@@ -361,67 +412,113 @@ class Connection(asyncio.Protocol):
             self.report(wire.DataSent(self.conn))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.end.done():
-            self.end.set_result(None)
-            self.server._alive.discard(self)
-            self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, self.why))
+        server = self.server
+        if self not in server._alive:
+            return  # see connection_made
+        server._alive.discard(self)
+        if server._closed and not server._alive:
+            server._all_gone.set()
+        if self.up:
+            self.report(wire.Disconnected(self.conn))
+            return
+        if self.name is not None:
+            server._addresses.forget(self.name)
+        self.report(failed(self.conn, self.why))
 
     def carry_out(self, effect: wire.ConnectionEffect) -> None:
+        if isinstance(effect, wire.Send):
+            self.send(effect.data, effect.notify)
+            return
         if isinstance(effect, wire.Abort):
             self.abort()
             return
-        if self.transport is None or self.transport.is_closing():
+        transport, tls = self.transport, self.tls
+        if transport is None or transport.is_closing():
             return  # Disconnected will be reported
         match effect:
-            case wire.Send():
-                if self.tls is None:
-                    self.write(effect.data)
-                else:
-                    self.plain += effect.data
-                    self.pump()
-                waiting = self.waiting()
-                if waiting > HIGH_WATER and not self.blocked:
-                    self.blocked = True
-                    self.report(wire.WriteBlocked(self.conn))
-                if effect.notify and waiting:
-                    self.marks += 1
-                elif effect.notify and not self.transport.is_closing():  # closing: it failed
-                    if len(effect.data) <= HIGH_WATER:
-                        self.report(wire.DataSent(self.conn))
-                    else:
-                        # The report may cause the next large write. Deferred, so that a client
-                        # that takes all at once does not keep the loop from other connections.
-                        self.marks += 1
-                        self.server._loop.call_soon(self.flushed)
             case wire.EndSending() | wire.Close():
-                if self.tls is not None:
+                if tls is not None:
                     # unwrap() writes close_notify, then raises because the peer's has not come.
                     with contextlib.suppress(ssl.SSLError):
-                        self.tls.unwrap()
-                    self.transport.write(self.outgoing.read())
+                        tls.session.unwrap()
+                    transport.write(tls.outgoing.read())
                 if isinstance(effect, wire.Close):
                     self.closing = True
-                    self.transport.close()
-                elif self.tls is None:
+                    transport.close()
+                elif tls is None:
                     with contextlib.suppress(OSError):  # the peer has just reset it
-                        self.transport.write_eof()
+                        transport.write_eof()
             case wire.PauseReading():
-                self.transport.pause_reading()
+                transport.pause_reading()
             case wire.ResumeReading():
                 if not self.eof:  # reading on would report the end again
-                    self.transport.resume_reading()
+                    transport.resume_reading()
+
+    def send(self, data: bytes, notify: bool) -> None:
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return  # Disconnected will be reported
+        if self.tls is None:
+            self.write(data)
+        else:
+            self.tls.plain += data
+            self.pump()
+        waiting = self.waiting()
+        if not waiting and not notify:
+            return  # the usual case: the OS has taken all, and nobody asked
+        if waiting > HIGH_WATER and not self.blocked:
+            self.blocked = True
+            self.report(wire.WriteBlocked(self.conn))
+        if notify and waiting:
+            self.marks += 1
+        elif notify and not transport.is_closing():  # closing: it failed
+            if len(data) <= HIGH_WATER:
+                self.report(wire.DataSent(self.conn))
+            else:
+                # The report may cause the next large write. Deferred, so that a client that takes
+                # all at once does not keep the loop from other connections.
+                self.marks += 1
+                self.server._loop.call_soon(self.flushed)
 
     def abort(self) -> None:
         if self.transport is None:
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
             return
         if not self.closing:  # a reset would drop what Close has left to the OS to send
             reset_on_close(self.transport.get_extra_info("socket"))
         self.transport.abort()
 
 
-async def open_tcp(tasks: asyncio.TaskGroup, host: str, port: int) -> socket.socket:
-    """A TCP socket connected to the first address of ``host`` that answers (RFC 8305).
+class Tls:
+    """TLS of one connection. asyncio's is not used, because its transport does not say how much it
+    has yet to write."""
+
+    __slots__ = ("incoming", "outgoing", "plain", "session")
+
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool = False, host: str | None = None
+    ) -> None:
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.session = context.wrap_bio(self.incoming, self.outgoing, server_side, host)
+        self.plain = bytearray()  # to be encrypted when the handshake is complete
+
+
+def numeric(name: Name) -> list[Address]:
+    """The address that ``name`` is already; empty if it has to be looked up."""
+    try:
+        return look_up(name, socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
+
+
+def look_up(name: Name, flags: int = 0) -> list[Address]:
+    """The addresses of ``name``, from the system's resolver, which may take seconds."""
+    return by_turns(socket.getaddrinfo(*name, type=socket.SOCK_STREAM, flags=flags))
+
+
+async def open_tcp(tasks: asyncio.TaskGroup, addresses: Sequence[Address]) -> socket.socket:
+    """A TCP socket connected to the first of ``addresses`` that answers (RFC 8305).
 
     The next address is tried when the one before has failed or has not answered for
     ``NEXT_ADDRESS`` seconds. ``loop.create_connection`` is not used: uvloop's tries one address
@@ -430,72 +527,72 @@ async def open_tcp(tasks: asyncio.TaskGroup, host: str, port: int) -> socket.soc
     Raises:
         OSError: no address can be connected to; one of ``EXHAUSTED``, if any attempt failed so.
     """
-    loop = asyncio.get_running_loop()
-    addresses = deque(by_turns(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+    if len(addresses) == 1:  # no task for each attempt, which matters if a thousand begin at once
+        return await connect_to(addresses[0])
+    untried = deque(addresses)
     attempts: list[asyncio.Task[socket.socket | OSError]] = []
     running: set[asyncio.Task[socket.socket | OSError]] = set()
     connected: socket.socket | None = None
-    failed: list[OSError] = []
+    failures: list[OSError] = []
     try:
-        while connected is None and (addresses or running):
-            if addresses:
-                attempts.append(tasks.create_task(connect_to(*addresses.popleft())))
+        while connected is None and (untried or running):
+            if untried:
+                attempts.append(tasks.create_task(attempt(untried.popleft())))
                 running.add(attempts[-1])
             done, running = await asyncio.wait(
                 running,
-                timeout=NEXT_ADDRESS if addresses else None,
+                timeout=NEXT_ADDRESS if untried else None,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             for result in (task.result() for task in done):
                 if isinstance(result, OSError):
-                    failed.append(result)
+                    failures.append(result)
                 else:
                     connected = connected or result
     finally:
         for task in attempts:
             task.cancel()
             task.add_done_callback(partial(close_unless, connected))
-    if connected is not None:
-        return connected
-    for exc in failed:
-        if exc.errno in EXHAUSTED:
-            raise exc
-    raise failed[0] if len(failed) == 1 else OSError("; ".join(str(exc) for exc in failed))
+    if connected is None:
+        raise in_one(failures)
+    return connected
 
 
-Address: TypeAlias = tuple[socket.AddressFamily, int, Any]  # family, protocol, socket address
-
-
-def by_turns(found: list[Any]) -> list[Address]:
-    """The addresses that ``getaddrinfo`` found, alternating between IPv4 and IPv6 (RFC 8305,
-    section 4), so that the second attempt works if one of the two networks does not."""
-    first: list[Address] = []
-    other: list[Address] = []
-    for family, _, proto, _, address in found:
-        (first if family == found[0][0] else other).append((family, proto, address))
-    return [one for pair in zip_longest(first, other) for one in pair if one is not None]
-
-
-async def connect_to(family: int, proto: int, address: Any) -> socket.socket | OSError:
-    """A connected socket, or the error: returned, as raising would cancel the whole task group."""
-    sock = None
+async def connect_to(address: Address) -> socket.socket:
+    """A socket connected to ``address``."""
+    family, proto, where = address
+    sock = socket.socket(family, socket.SOCK_STREAM, proto)
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM, proto)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, address)
-    except BaseException as exc:
-        if sock is not None:
-            sock.close()
-        if isinstance(exc, OSError):
-            return exc
+        await asyncio.get_running_loop().sock_connect(sock, where)
+    except BaseException:
+        sock.close()
         raise
     return sock
+
+
+async def attempt(address: Address) -> socket.socket | OSError:
+    """``connect_to``; an error is returned, as raising would cancel the whole task group."""
+    try:
+        return await connect_to(address)
+    except OSError as exc:
+        return exc
 
 
 def close_unless(used: socket.socket | None, task: asyncio.Task[socket.socket | OSError]) -> None:
     """Close the socket that an attempt has connected, unless it is the one that is used."""
     if not task.cancelled() and not isinstance(sock := task.result(), OSError) and sock is not used:
         sock.close()
+
+
+def in_one(failures: list[OSError]) -> OSError:
+    """The failures of all addresses of a name as one; one of ``EXHAUSTED``, if there is any."""
+    for exc in failures:
+        if exc.errno in EXHAUSTED:
+            return exc
+    if len(failures) == 1:
+        return failures[0]
+    return OSError("; ".join(str(exc) for exc in failures))
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -1,8 +1,8 @@
 """The command line: the parser of all commands and their flags.
 
-What belongs here: every flag, its help, and how its value is read. Each command is carried out by a
-module of its own, which is imported when it runs: ``serve`` need not wait until the verifier is
-loaded.
+What belongs here: every flag, its help, and how its value is read. The flags of a command are made
+when it is chosen, because most need names and defaults from the core, which takes longer to load
+than the help of ``bridgecore`` itself takes to print.
 """
 
 from __future__ import annotations
@@ -12,17 +12,34 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from bridgecore import __version__
-from bridgecore.recovery.policy import DEFAULT, POLICIES, V1_12, Policy
-from bridgecore_cli.settings import SETTINGS, Setting
 
-_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+if TYPE_CHECKING:
+    from bridgecore import Policy
 
 BOUNDS_NAMES: Final = ("small", "ci", "nightly")  # as in bridgecore.verify, not imported here: slow
 _BOTH: Final = "both"
+
+
+class _Command(argparse.ArgumentParser):
+    """The parser of one command; ``flags`` adds its flags when the command is chosen."""
+
+    def __init__(self, *, flags: Callable[[argparse.ArgumentParser], None], **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+        self._flags: Callable[[argparse.ArgumentParser], None] | None = flags
+
+    def parse_known_args(  # type: ignore[override]  # one signature for the overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As in the base class, which calls it for the command that was chosen."""
+        if self._flags is not None:
+            add, self._flags = self._flags, None
+            add(self)
+        return super().parse_known_args(args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,39 +50,69 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     whole.add_argument("--version", action="version", version=f"bridgecore {__version__}")
-    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_serve, _rules, _replay, _simulate, _verify):
-        add(commands)
-    return whole
-
-
-def _help(setting: Setting) -> str:
-    return f"{setting.doc.replace('`', '')} (default: {setting.kind.show(setting.default)})"
-
-
-def _serve(commands: _Commands) -> None:
-    parser = commands.add_parser(
+    commands = whole.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=_Command
+    )
+    commands.add_parser(
         "serve",
+        flags=_serve,
         help="run the bridge",
         description="Run the bridge. A flag overrides the environment variable of the same "
         "setting, which overrides its key in the configuration file.",
         epilog="The setting --log-level is the environment variable BRIDGECORE_LOG_LEVEL and the "
         "key log_level in the file. Times are decimal seconds.",
-        allow_abbrev=False,
     )
+    commands.add_parser(
+        "rules",
+        flags=_rules,
+        help="print the table of a policy and the rules of the state machine",
+    )
+    commands.add_parser(
+        "replay",
+        flags=_replay,
+        help="run a recorded decision log through the core again and compare",
+        description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
+        "print the first decision that differs from the recorded one. With --policy, print the "
+        "decisions that another policy would have made differently.",
+    )
+    commands.add_parser(
+        "simulate",
+        flags=_simulate,
+        help="measure context growth and run many conversations on a faulty network",
+        description="Measure how the context of one long conversation grows when its connections "
+        "are lost, with a real endpoint and an emulated upstream in virtual time. With "
+        "--conversations, also run that many conversations of all kinds of clients on a network "
+        "that loses, stalls and reorders, and check every property; the first violation is shrunk "
+        "to a short timeline.",
+    )
+    commands.add_parser(
+        "verify",
+        flags=_verify,
+        help="check every property in every state that a policy can reach",
+        description="Explore every state that a session can reach under a policy, within bounds, "
+        "and check every property in each. A property that is broken is printed with a shortest "
+        "sequence of events that breaks it.",
+    )
+    return whole
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    from bridgecore_cli.settings import SETTINGS
+
     parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
     for setting in SETTINGS:
+        default = setting.kind.show(setting.default)
         parser.add_argument(
-            setting.flag, dest=setting.name, metavar=setting.kind.metavar, help=_help(setting)
+            setting.flag,
+            dest=setting.name,
+            metavar=setting.kind.metavar,
+            help=f"{setting.doc.replace('`', '')} (default: {default})",
         )
 
 
-def _rules(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "rules",
-        help="print the table of a policy and the rules of the state machine",
-        allow_abbrev=False,
-    )
+def _rules(parser: argparse.ArgumentParser) -> None:
+    from bridgecore import POLICIES
+
     parser.add_argument(
         "--policy",
         choices=sorted(POLICIES),
@@ -74,32 +121,18 @@ def _rules(commands: _Commands) -> None:
     )
 
 
-def _replay(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "replay",
-        help="run a recorded decision log through the core again and compare",
-        description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
-        "print the first decision that differs from the recorded one. With --policy, print the "
-        "decisions that another policy would have made differently.",
-        allow_abbrev=False,
-    )
+def _replay(parser: argparse.ArgumentParser) -> None:
+    from bridgecore import POLICIES
+
     parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
     parser.add_argument(
         "--policy", choices=sorted(POLICIES), help="compare with the decisions of this policy"
     )
 
 
-def _simulate(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "simulate",
-        help="measure context growth and run many conversations on a faulty network",
-        description="Measure how the context of one long conversation grows when its connections "
-        "are lost, with a real endpoint and an emulated upstream in virtual time. With "
-        "--conversations, also run that many conversations of all kinds of clients on a network "
-        "that loses, stalls and reorders, and check every property; the first violation is shrunk "
-        "to a short timeline.",
-        allow_abbrev=False,
-    )
+def _simulate(parser: argparse.ArgumentParser) -> None:
+    from bridgecore import DEFAULT, POLICIES, V1_12
+
     parser.add_argument(
         "--policy",
         type=_policies,
@@ -161,15 +194,9 @@ def _simulate(commands: _Commands) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
-def _verify(commands: _Commands) -> None:
-    parser = commands.add_parser(
-        "verify",
-        help="check every property in every state that a policy can reach",
-        description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. A property that is broken is printed with a shortest "
-        "sequence of events that breaks it.",
-        allow_abbrev=False,
-    )
+def _verify(parser: argparse.ArgumentParser) -> None:
+    from bridgecore import DEFAULT, POLICIES
+
     parser.add_argument(
         "--policy",
         type=load_policy,
@@ -217,6 +244,8 @@ def load_policy(name: str) -> Policy:
     Raises:
         argparse.ArgumentTypeError: there is no such policy.
     """
+    from bridgecore import POLICIES, Policy
+
     if name in POLICIES:
         return POLICIES[name]
     module, colon, attribute = name.partition(":")
@@ -259,6 +288,8 @@ def _writable(text: str) -> Path:
 
 
 def _policies(name: str) -> list[Policy]:
+    from bridgecore import DEFAULT, V1_12
+
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
 
 

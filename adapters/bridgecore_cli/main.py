@@ -1,6 +1,7 @@
-"""Runs a command and returns its exit code; starts and stops ``serve``.
+"""Runs a command and returns its exit code.
 
-What belongs here: standard output, signals and exit codes.
+What belongs here: the choice of the command, standard output and exit codes. Each command is a
+module of its own, which is imported when it runs.
 
 * 0: success
 * 1: failure at run time
@@ -15,52 +16,19 @@ A failure is one line on standard error, never a traceback.
 
 from __future__ import annotations
 
-import asyncio
+import argparse
 import contextlib
-import ipaddress
 import os
-import resource
 import signal
 import sys
-import traceback
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from types import FrameType
-from typing import Any, Protocol
+from collections.abc import Sequence
 
-from bridgecore.config import UpstreamUrl
-from bridgecore.recovery.policy import POLICIES, V1_12
-from bridgecore.transport import Log, LogLevel
-from bridgecore_cli import replay
 from bridgecore_cli.arguments import parser
-from bridgecore_cli.logs import LineLog, format_line, utc_now
-from bridgecore_cli.settings import (
-    CONFIGURATION,
-    USAGE,
-    Settings,
-    SettingsError,
-    load,
-)
+from bridgecore_cli.errors import FAILURE, USAGE, CommandError
+from bridgecore_cli.output import give_up_stdout_if_broken
 
-FAILURE = 1
 # The exit code of a process that SIGPIPE ended. A number, since not every system has the name.
 NO_READER = 128 + 13
-
-
-class _Server(Protocol):
-    host: str
-    port: int
-
-    def request_drain(self, by: str = "") -> None: ...
-    async def wait_stopped(self) -> None: ...
-
-
-_Serve = Callable[..., AbstractAsyncContextManager[_Server]]
-_WriteLog = Callable[[Log], None]
-
-
-class _RunError(Exception):
-    """``serve`` cannot go on; the message, one line, says why."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,209 +44,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as exc:
         return _fail(f"cannot write standard output: {exc.strerror}", FAILURE)
     finally:
-        _give_up_stdout_if_broken()
+        give_up_stdout_if_broken()
     return code
 
 
 def _main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    if options.command == "rules":
-        from bridgecore.tables import render_rules
-
-        print(render_rules(POLICIES[options.policy]).rstrip("\n"))
-        return 0
     try:
-        if options.command == "serve":
-            return _serve(load(vars(options), os.environ))
-        if options.command == "replay":
-            return replay.run(options)
-        if options.command == "simulate":
-            from bridgecore_cli import simulate
-
-            return simulate.run(options)
-        from bridgecore_cli import verify
-
-        return verify.run(options)
-    except SettingsError as exc:
+        return _run(options)
+    except CommandError as exc:
         return _fail(str(exc), exc.exit_code)
-    except _RunError as exc:
-        return _fail(str(exc), FAILURE)
     except Exception as exc:
         if isinstance(exc, BrokenPipeError) and options.command != "serve":
             raise  # the reader of standard output is gone, as after ``| head -1``
+        import traceback
+
         # A bug. Its message may contain what a client sent, so only the place in the code is shown.
         frames = traceback.extract_tb(exc.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames[::-1])
         return _fail(f"internal error: {type(exc).__name__} at {places}", FAILURE)
 
 
-# ------------------------------------------------------------------ serve
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "rules":
+        from bridgecore import POLICIES, render_rules
 
+        print(render_rules(POLICIES[options.policy]).rstrip("\n"))
+        return 0
+    if options.command == "serve":
+        from bridgecore_cli import serve
 
-def _serve(settings: Settings) -> int:
-    with contextlib.ExitStack() as stack:
-        lines = LineLog(sys.stderr, settings.log_level)
-        stack.callback(lines.flush)
-        log: _WriteLog = lines
-        if settings.decision_log is not None:
-            log = stack.enter_context(replay.DecisionLog(settings.decision_log, log))
-        _run(settings, lines, log)
-    return 0
+        return serve.run(options)
+    if options.command == "replay":
+        from bridgecore_cli import replay
 
+        return replay.run(options)
+    if options.command == "simulate":
+        from bridgecore_cli import simulate
 
-def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
-    """Warn of settings that are valid but rarely intended. ``address``: listened on."""
-    if not _is_loopback(address):
-        # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.
-        detail = (
-            "any host that can reach this address can use the bridge: it does not authenticate "
-            "clients and does not encrypt connections; put a proxy or a firewall in front, or "
-            "listen on 127.0.0.1"
-        )
-        log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
-    if settings.policy == V1_12.name:
-        detail = (
-            "this policy answers lost connections with previous_response_not_found, so that "
-            "clients resend their whole history; it exists for demonstration, use default"
-        )
-        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
+        return simulate.run(options)
+    from bridgecore_cli import verify
 
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
-def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
-    """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
-    in each pass of the event loop."""
-    loud = LogLevel[settings.log_level.upper()] <= LogLevel.WARNING
-    signals = _Signals(lines, loud=loud)
-    if settings.backend == "asyncio":
-        from bridgecore_asyncio import serve as asyncio_serve
-
-        async def bridge() -> None:
-            loop = asyncio.get_running_loop()
-            signals.wake(loop)
-            lines.later = loop.call_soon
-            await _bridge(asyncio_serve, settings, log, signals)
-
-        asyncio.run(bridge())
-    else:
-        try:
-            import trio
-        except ImportError:
-            raise SettingsError(
-                "backend trio is not installed: pip install 'bridgecore[trio]'", CONFIGURATION
-            ) from None
-        from bridgecore_trio import serve as trio_serve
-
-        async def bridge() -> None:
-            lines.later = trio.lowlevel.current_trio_token().run_sync_soon
-            await _bridge(trio_serve, settings, log, signals)
-
-        trio.run(bridge)
-
-
-async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
-    """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
-
-    Awaits only what both backends offer, so that one function serves asyncio and trio.
-    """
-    async with contextlib.AsyncExitStack() as stack:
-
-        async def listen(machine: Any, host: str, port: int, **options: Any) -> _Server:
-            try:
-                return await stack.enter_async_context(
-                    serve(machine, host=host, port=port, **options)
-                )
-            except (OSError, UnicodeError) as exc:
-                reason = getattr(exc, "strerror", None) or str(exc)
-                if isinstance(exc, OSError) and (exc.errno or 0) > 0:
-                    reason = os.strerror(exc.errno or 0)
-                raise _RunError(f"cannot listen on {_authority(host, port)}: {reason}") from None
-
-        upstream = settings.upstream
-        if upstream is None:
-            from bridgecore.testing.emulator import Emulator
-
-            emulator = await listen(Emulator(), "127.0.0.1", 0)
-            upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
-        server = await listen(config, settings.host, settings.port, log=log)
-        where = _authority(settings.host, server.port)
-        _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
-        origin = "emulator" if settings.upstream is None else upstream.authority
-        fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
-        fields["max_sessions"] = config.max_sessions
-        log(Log(LogLevel.INFO, "serving", {**fields, "backend": settings.backend}))
-        _warn(settings, server.host, log)
-        signals.on_first(server.request_drain)
-        await server.wait_stopped()
-
-
-class _Signals:
-    """Handles SIGINT and SIGTERM: the first starts a drain, the second ends the process at once.
-
-    The bridge logs the first when it begins to drain (``drain.started``), not the handler, which
-    may have interrupted the writing of another line. The second one is logged here, if ``loud``,
-    after those of ``lines`` that wait to be written.
-    """
-
-    def __init__(self, lines: LineLog, *, loud: bool) -> None:
-        self._lines = lines
-        self._loud = loud
-        self._first: str | None = None  # the name of the first signal, once it has come
-        self._drain: Callable[[str], None] | None = None
-        self._install()
-
-    def _install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
-
-    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have signals wake ``loop``: one that arrives just before it sleeps would be handled only
-        when something else wakes it."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, lambda: None)  # sets signal.set_wakeup_fd
-        self._install()
-
-    def on_first(self, drain: Callable[[str], None]) -> None:
-        """Call ``drain`` with the name of the first signal, at once if it was received before."""
-        self._drain = drain
-        if self._first is not None:
-            drain(self._first)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
-        if self._first is not None:
-            if self._loud:
-                fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
-                record = Log(LogLevel.WARNING, "drain.cut_short", fields)
-                text = "\n".join([*self._lines.waiting, format_line(record, utc_now()), ""])
-                with contextlib.suppress(OSError):  # not sys.stderr: its lock may be held
-                    os.write(2, text.encode())
-            os._exit(128 + number)
-        self._first = name
-        if self._drain is not None:
-            self._drain(name)
-
-
-def _authority(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-# ------------------------------------------------------------------ output
-
-
-def _print(line: str) -> None:
-    """Print a line of ``serve``. A closed standard output is ignored: serving goes on."""
-    with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
-    _give_up_stdout_if_broken()
+    return verify.run(options)
 
 
 def _fail(message: str, exit_code: int) -> int:
@@ -287,17 +94,3 @@ def _fail(message: str, exit_code: int) -> int:
     with contextlib.suppress(OSError, ValueError):
         print(f"bridgecore: error: {line}{hint}", file=sys.stderr, flush=True)
     return exit_code
-
-
-def _give_up_stdout_if_broken() -> None:
-    """If standard output is a closed pipe, redirect it to the null device. Otherwise the
-    interpreter would report an error when it flushes the rest at exit."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)

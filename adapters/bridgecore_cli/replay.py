@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
-from bridgecore_cli.settings import CONFIGURATION, SettingsError
+from bridgecore_cli.errors import CONFIGURATION, SettingsError
 
 if TYPE_CHECKING:  # loading it takes time, which only ``replay`` should spend
     from bridgecore.verify.replay import Divergence, Report

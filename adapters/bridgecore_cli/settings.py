@@ -4,14 +4,13 @@ What belongs here: the table of settings, from which the flags, the variables, t
 documentation are made; how a value is read; and which source has precedence (flag, environment,
 file, default). A wrong value is an error even if another source overrides it, because it would
 take effect as soon as that other source is removed. What a setting does is in ``bridgecore.config``
-and ``bridgecore_cli.main``.
+and ``bridgecore_cli.serve``.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any
 import attrs
 
 from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
-from bridgecore.errors import BridgecoreError, ConfigError
+from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import forwarded_names
+from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 
-USAGE = 2  # exit code: a flag is wrong (the code of argparse)
-CONFIGURATION = 78  # exit code: environment, file or upstream URL is wrong (EX_CONFIG, sysexits.h)
 NONE = "none"  # value of a setting: no file, no headers
 EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
 AUTO = "auto"  # value of a limit: computed from the resource limits of the process
@@ -40,14 +38,6 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 # Stands in for the emulator's URL, unknown before it listens, while settings are checked together.
 _NOWHERE = UpstreamUrl.parse("ws://nowhere.invalid/")
-
-
-class SettingsError(BridgecoreError):
-    """A setting cannot be used. The message, one line, names the setting, its source and why."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @attrs.frozen
@@ -300,6 +290,13 @@ SETTINGS = (
         "event loop; `trio` is installed with the extra `trio`",
     ),
     Setting(
+        "loop",
+        _choice("asyncio", "uvloop"),
+        "asyncio",
+        "implementation of the event loop of the backend `asyncio`; `uvloop` takes less CPU time, "
+        "and is installed with the extra `uvloop`",
+    ),
+    Setting(
         "log_level",
         _choice("debug", "info", "warning", "error"),
         "info",
@@ -324,6 +321,7 @@ class Settings:
     upstream: UpstreamUrl | None
     policy: str
     backend: str
+    loop: str
     log_level: str
     decision_log: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
@@ -429,6 +427,8 @@ def _without_secrets(exc: ValueError, url: object) -> str:
 
 
 def _read_file(path: str, where: str) -> dict[str, Any]:
+    import tomllib  # without a file nothing else needs it
+
     try:
         with Path(path).open("rb") as file:
             table = tomllib.load(file, parse_float=Decimal)

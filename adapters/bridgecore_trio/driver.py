@@ -14,7 +14,7 @@ import secrets
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import trio
 
@@ -22,13 +22,19 @@ from bridgecore import transport as wire
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport.addresses import Address, Name, by_turns
 from bridgecore.transport.driver import Driver
 
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
 # slow reader costs, and is about as much as a socket takes at once.
 HIGH_WATER = 64 * 1024
+# Bytes read from a socket at once. As many are allocated for every read, and more than malloc keeps
+# would be mapped and unmapped each time, which takes twice as long as the read.
+READ_SIZE = 64 * 1024
 # Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
 BACKLOG = 512
+# Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
+NEXT_ADDRESS = 0.25
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
 # Errors that mean: this process or host has no descriptor, memory or local port left. Closing
 # another connection may help, so they are reported apart from failures of the peer.
@@ -98,6 +104,7 @@ class Server(Driver["Connection"]):
         self._stopped = trio.Event()
         super().__init__(machine, log, self._stopped.set)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
+        self._lookups: dict[Name, LookUp] = {}  # those that are running
         self._token = trio.lowlevel.current_trio_token()
         self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
         self._may_accept = trio.Event()
@@ -177,9 +184,36 @@ class Server(Driver["Connection"]):
         self._alarm.deadline = math.inf if at is None else at / NS_PER_SECOND
 
     def _connect(self, effect: wire.Connect) -> "Connection":
-        connection = Connection(self, effect.conn)
+        connection = Connection(self, effect.conn, name=(effect.host, effect.port))
         self._tasks.start_soon(connection.connect, effect)
         return connection
+
+    async def _resolve(self, name: Name) -> Sequence[Address]:
+        """The addresses of a name. Connects that begin at the same time wait for one look-up.
+
+        Raises:
+            OSError, UnicodeError: it has none.
+        """
+        found = self._addresses.get(name, self._clock()) or numeric(name)
+        if not found:
+            lookup = self._lookups.get(name)
+            if lookup is None:
+                lookup = self._lookups[name] = LookUp()
+                self._tasks.start_soon(self._look_up, name, lookup)
+            await lookup.ended.wait()
+            if lookup.error is not None:
+                raise lookup.error
+            found = lookup.found
+        return found
+
+    async def _look_up(self, name: Name, lookup: "LookUp") -> None:
+        try:
+            lookup.found = await trio.to_thread.run_sync(look_up, name, abandon_on_cancel=True)
+            self._addresses.keep(name, lookup.found, self._clock())
+        except (OSError, UnicodeError) as exc:
+            lookup.error = exc  # raised by those who wait
+        del self._lookups[name]
+        lookup.ended.set()
 
     def _pause_listening(self) -> None:
         self._may_accept = trio.Event()
@@ -197,13 +231,33 @@ class Server(Driver["Connection"]):
 class Connection:
     """One socket, from accepting or connecting it until it is closed."""
 
-    tcp: trio.SocketStream | None = None
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]
-    up = paused = ending = closing = blocked = False  # up: reported as Accepted or Connected
-    marks = 0  # DataSent to report once all is written: one for each Send with notify
+    __slots__ = (
+        "blocked",
+        "closing",
+        "conn",
+        "ending",
+        "marks",
+        "name",
+        "outbox",
+        "paused",
+        "resumed",
+        "scope",
+        "sending",
+        "server",
+        "stream",
+        "tcp",
+        "up",
+        "work",
+    )
 
-    def __init__(self, server: Server, conn: int = -1) -> None:
+    def __init__(self, server: Server, conn: int = -1, name: Name | None = None) -> None:
         self.server, self.conn, self.scope = server, conn, trio.CancelScope()
+        self.name = name  # what is connected to; None: it was accepted
+        self.tcp: trio.SocketStream | None = None
+        self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
+        self.up = False  # reported as Accepted or Connected
+        self.paused = self.ending = self.closing = self.blocked = False
+        self.marks = 0  # DataSent to report once all is written: one for each Send with notify
         self.outbox, self.sending = bytearray(), bytearray()
         self.work, self.resumed = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
         server._alive.add(self)
@@ -218,7 +272,8 @@ class Connection:
                 self.server._upstream_ssl = (
                     self.server._upstream_ssl or ssl.create_default_context()
                 )
-            self.tcp = self.stream = tcp = await trio.open_tcp_stream(effect.host, effect.port)
+            addresses = await self.server._resolve((effect.host, effect.port))
+            self.tcp = self.stream = tcp = await open_tcp(addresses)
             keep_little_unsent(tcp)
             if effect.tls and self.server._upstream_ssl is not None:
                 self.stream = trio.SSLStream(
@@ -253,6 +308,8 @@ class Connection:
                     reset_on_close(self.tcp)
                 self.tcp.socket.close()
             self.server._alive.discard(self)
+            if not self.up and self.name is not None:
+                self.server._addresses.forget(self.name)
             self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, why))
 
     async def run(self, event: wire.Accepted | wire.Connected) -> None:
@@ -263,9 +320,11 @@ class Connection:
             nursery.start_soon(self.write)
 
     async def read(self) -> None:
+        assert self.stream is not None
+        stream = self.stream
         data = b"."
         while data:
-            data = bytes(await self.stream.receive_some(HIGH_WATER))
+            data = bytes(await stream.receive_some(READ_SIZE))
             while self.paused:
                 await self.resumed.park()
             if not self.closing:
@@ -273,10 +332,12 @@ class Connection:
                 self.report(event)
 
     async def write(self) -> None:
+        assert self.stream is not None
+        stream = self.stream
         while True:
             while self.outbox:
                 self.sending, self.outbox = self.outbox, bytearray()
-                await self.stream.send_all(self.sending)
+                await stream.send_all(self.sending)
                 self.sending = bytearray()
             if self.blocked:
                 self.blocked = False
@@ -287,22 +348,24 @@ class Connection:
             if self.outbox or self.marks:
                 await trio.lowlevel.checkpoint()
                 continue
-            if self.ending and isinstance(self.stream, trio.SocketStream):
+            if self.ending and isinstance(stream, trio.SocketStream):
                 self.ending = False
-                await self.stream.send_eof()
+                await stream.send_eof()
                 continue
             if self.closing:
                 self.scope.cancel()
             await self.work.park()
 
     def carry_out(self, effect: wire.ConnectionEffect) -> None:
+        if isinstance(effect, wire.Send):
+            self.send(effect.data, effect.notify)
+            return
+        if isinstance(effect, wire.Abort):
+            self.scope.cancel()
+            return
+        if self.closing:
+            return  # Disconnected will be reported
         match effect:
-            case wire.Abort():
-                self.scope.cancel()
-            case _ if self.closing:
-                pass  # Disconnected will be reported
-            case wire.Send():
-                self.send(effect.data, effect.notify)
             case wire.EndSending():
                 self.ending = True
                 self.work.unpark_all()
@@ -316,10 +379,17 @@ class Connection:
                 self.resumed.unpark_all()
 
     def send(self, data: bytes, notify: bool) -> None:
+        if self.closing:
+            return  # Disconnected will be reported
         large = len(data) > HIGH_WATER
-        if not self.outbox and not self.sending and self.stream is self.tcp:
-            with contextlib.suppress(OSError):  # would block or is broken: ``write`` handles both
-                data = data[os.write(self.tcp.socket.fileno(), data) :]
+        if self.stream is self.tcp is not None and not self.outbox and not self.sending:
+            try:
+                sent = os.write(self.tcp.socket.fileno(), data)
+            except OSError:  # would block or is broken: ``write`` handles both
+                sent = 0
+            data = data[sent:]
+            if not data and not notify:
+                return  # the usual case: the OS has taken all, and nobody asked
         if data:
             self.outbox += data
             self.work.unpark_all()
@@ -334,6 +404,96 @@ class Connection:
             self.work.unpark_all()
         elif notify:
             self.report(wire.DataSent(self.conn))
+
+
+class LookUp:
+    """A look-up that is running: its end, and then the addresses or the error."""
+
+    __slots__ = ("ended", "error", "found")
+
+    def __init__(self) -> None:
+        self.ended = trio.Event()
+        self.found: list[Address] = []
+        self.error: OSError | UnicodeError | None = None
+
+
+def numeric(name: Name) -> list[Address]:
+    """The address that ``name`` is already; empty if it has to be looked up."""
+    try:
+        return look_up(name, socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return []
+
+
+def look_up(name: Name, flags: int = 0) -> list[Address]:
+    """The addresses of ``name``, from the system's resolver, which may take seconds."""
+    return by_turns(socket.getaddrinfo(*name, type=socket.SOCK_STREAM, flags=flags))
+
+
+async def open_tcp(addresses: Sequence[Address]) -> trio.SocketStream:
+    """A TCP connection to the first of ``addresses`` that answers (RFC 8305).
+
+    The next address is tried when the one before has failed or has not answered for
+    ``NEXT_ADDRESS`` seconds. ``trio.open_tcp_stream`` is not used: it would look the name up.
+
+    Raises:
+        OSError: no address can be connected to; one of ``EXHAUSTED``, if any attempt failed so.
+    """
+    if len(addresses) == 1:  # no task for each attempt, which matters if a thousand begin at once
+        return await connect_to(addresses[0])
+    connected: trio.SocketStream | None = None
+    failures: list[OSError] = []
+
+    async def attempt(address: Address, ended: trio.Event) -> None:
+        nonlocal connected
+        try:
+            stream = await connect_to(address)
+        except OSError as exc:
+            failures.append(exc)
+            ended.set()
+            return
+        if connected is None:
+            connected = stream
+            attempts.cancel_scope.cancel()
+        else:
+            stream.socket.close()
+
+    try:
+        async with trio.open_nursery() as attempts:
+            for address in addresses:
+                ended = trio.Event()
+                attempts.start_soon(attempt, address, ended)
+                with trio.move_on_after(NEXT_ADDRESS):
+                    await ended.wait()
+    except BaseException:
+        if connected is not None:
+            connected.socket.close()
+        raise
+    if connected is None:
+        raise in_one(failures)
+    return connected
+
+
+async def connect_to(address: Address) -> trio.SocketStream:
+    """A connection to ``address``."""
+    family, proto, where = address
+    sock = trio.socket.socket(family, socket.SOCK_STREAM, proto)
+    try:
+        await sock.connect(where)
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+def in_one(failures: list[OSError]) -> OSError:
+    """The failures of all addresses of a name as one; one of ``EXHAUSTED``, if there is any."""
+    for exc in failures:
+        if exc.errno in EXHAUSTED:
+            return exc
+    if len(failures) == 1:
+        return failures[0]
+    return OSError("; ".join(str(exc) for exc in failures))
 
 
 def reset_on_close(tcp: trio.SocketStream) -> None:

@@ -13,6 +13,7 @@ from typing import Generic, Protocol, TypeVar
 
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.transport.addresses import AddressBook
 
 # How long a listener pauses that could not accept, if no connection ends in the meantime, ns. It
 # has to try again: descriptors are also used and freed elsewhere, for example by name look-ups.
@@ -52,6 +53,7 @@ class Driver(ABC, Generic[C]):
         self._stop = stop  # called when the machine has drained
         self._connections: dict[int, C] = {}  # those that the machine knows
         self._events: deque[tuple[tp.TransportEvent, C | None]] = deque()
+        self._addresses = AddressBook()  # of the names that the machine has connected to
         self._busy = False
         self._closed = False
         self._accept_at: int | None = None  # ns, when to accept again; None: not paused
@@ -75,29 +77,36 @@ class Driver(ABC, Generic[C]):
         connection."""
         if self._accept_at is not None:
             self._accept_again(event, self._accept_at)
-        self._events.append((event, about))
-        if self._busy or self._closed:
+        if self._busy:
+            self._events.append((event, about))
+            return
+        if self._closed:
             return
         self._busy = True
         try:
+            self._handle(event, about)
             while self._events:
-                event, about = self._events.popleft()
-                if isinstance(event, tp.Accepted) and about is not None:
-                    event.conn = about.conn = self.machine.new_connection()
-                    self._connections[about.conn] = about
-                elif about is not None and about.conn not in self._connections:
-                    continue  # the connection was aborted when this was queued
-                elif isinstance(event, (tp.Disconnected, tp.ConnectFailed)):
-                    del self._connections[event.conn]
-                for effect in self.machine.handle(event, self._clock()):
-                    if type(effect) is not tp.Send:
-                        self._carry_out(effect)
-                    elif (known := self._connections.get(effect.conn)) is not None:
-                        known.carry_out(effect)  # by far the most frequent effect
+                self._handle(*self._events.popleft())
             self._arm()
         except Exception as exc:
             self._crash(exc)
         self._busy = False
+
+    def _handle(self, event: tp.TransportEvent, about: C | None) -> None:
+        connections = self._connections
+        if about is not None:
+            if type(event) is tp.Accepted:
+                event.conn = about.conn = self.machine.new_connection()
+                connections[about.conn] = about
+            elif about.conn not in connections:
+                return  # the connection was aborted when this was queued
+            elif type(event) is tp.Disconnected or type(event) is tp.ConnectFailed:
+                del connections[about.conn]
+        for effect in self.machine.handle(event, self._clock()):
+            if type(effect) is not tp.Send:
+                self._carry_out(effect)
+            elif (known := connections.get(effect.conn)) is not None:
+                known.carry_out(effect)  # by far the most frequent effect
 
     def _accept_again(self, event: tp.TransportEvent, at: int) -> None:
         ended = isinstance(event, tp.Disconnected) or (

@@ -46,7 +46,6 @@ from bridgecore.transport import (
     WriteBlocked,
 )
 from bridgecore.wire.websocket import MessageReceived, PongReceived, WebSocketServer
-from bridgecore_asyncio.driver import by_turns
 from tests.adapters.test_driver import BIG, Machine, dial, echo
 from tests.conftest import AsyncioBackend
 
@@ -388,20 +387,6 @@ def test_upstreams_are_connected_to_on_other_loops(
                         assert await peer.receive_exactly(4) == b"ping"
 
         runner.run(body())
-
-
-def test_addresses_of_both_families_are_tried_alternately() -> None:
-    four, six = socket.AF_INET, socket.AF_INET6
-
-    def found(*families: socket.AddressFamily) -> list[Any]:
-        return [(family, 1, 6, "", number) for number, family in enumerate(families)]
-
-    def order(*families: socket.AddressFamily) -> list[int]:
-        return [address for _, _, address in by_turns(found(*families))]
-
-    assert order(four) == [0]
-    assert order(six, six, four, four) == [0, 2, 1, 3]
-    assert order(six, six, six, four) == [0, 3, 1, 2]
 
 
 def test_both_adapters_have_the_same_numbers() -> None:

@@ -117,6 +117,22 @@ def test_trio_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_uvloop_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "uvloop.py").write_text("raise ImportError('not here')\n", encoding="utf-8")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    result = run("serve", "--loop", "uvloop", environ={"PYTHONPATH": path})
+    assert result.returncode == 78
+    assert "bridgecore[uvloop]" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_trio_has_no_other_loop() -> None:
+    result = run("serve", "--backend", "trio", environ={"BRIDGECORE_LOOP": "uvloop"})
+    assert result.returncode == 78
+    assert "loop uvloop" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 # ------------------------------------------------------------------ serving
 
 
@@ -132,6 +148,25 @@ def test_the_first_signal_drains_and_the_exit_is_clean(backend: Backend, signum:
         assert process.returncode == 0, err
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_serving_on_uvloop() -> None:
+    pytest.importorskip("uvloop")
+    with serving("--loop", "uvloop", "--port", "0") as process:
+        port = running_port(process)
+        with socket.create_connection(("127.0.0.1", port), timeout=TIME_LIMIT) as client:
+            body = b'{"model":"m","input":"hello"}'
+            head = b"POST /v1/responses HTTP/1.0\r\nContent-Length: %d\r\n\r\n"
+            client.sendall(head % len(body) + body)
+            answer = b""
+            while data := client.recv(65536):
+                answer += data
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=TIME_LIMIT)
+        assert process.returncode == 0, err
+    assert re.search(r" serving .*backend=asyncio loop=uvloop$", err, re.M)
+    assert re.search(r"info drain\.started by=SIGTERM turns=0 ", err)
 
 
 def test_the_second_signal_ends_a_drain_that_cannot_end(backend: Backend) -> None:
@@ -224,6 +259,68 @@ def test_usual_settings_are_not_warned_of(arguments: list[str]) -> None:
     assert " warning " not in stderr_of_a_run(*arguments)
 
 
+# ------------------------------------------------------------------ what is loaded
+
+# The command, which says at its end on standard error what it has loaded.
+LOADED = """
+import atexit, sys
+atexit.register(lambda: print("loaded:", *sorted(sys.modules), file=sys.stderr))
+from bridgecore_cli.entry import run
+sys.exit(run())
+"""
+
+
+def loaded(stderr: str) -> set[str]:
+    (line,) = [line for line in stderr.splitlines() if line.startswith("loaded: ")]
+    return set(line.split()[1:])
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_the_help_does_not_wait_for_what_it_does_not_need(argument: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", LOADED, argument]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=True)
+    ours = {name for name in loaded(done.stderr) if name.startswith("bridgecore")}
+    assert ours == {
+        "bridgecore",
+        "bridgecore.errors",
+        "bridgecore_cli",
+        "bridgecore_cli.arguments",
+        "bridgecore_cli.entry",
+        "bridgecore_cli.errors",
+        "bridgecore_cli.main",
+        "bridgecore_cli.output",
+    }
+    others = {"asyncio", "attrs", "decimal", "h11", "json", "msgspec", "socket", "ssl", "trio"}
+    assert others & loaded(done.stderr) == set()
+
+
+def test_serve_loads_what_its_settings_need(backend: Backend) -> None:
+    arguments = ["--port", "0", "--backend", backend.name, "--upstream", "ws://127.0.0.1:9/"]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", LOADED, "serve", *arguments],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        running_port(process)
+        process.terminate()
+        _, err = process.communicate(timeout=TIME_LIMIT)
+    finally:
+        process.kill()
+        process.communicate()
+    found = loaded(err)
+    assert "bridgecore.endpoint" in found
+    unused = ("verify", "simulate", "testing", "tables")
+    assert [
+        name for name in found if name.startswith(tuple(f"bridgecore.{n}" for n in unused))
+    ] == []
+    assert {"bridgecore_cli.replay", "hypothesis", "multiprocessing", "tomllib"} & found == set()
+    other = "trio" if backend.name == "asyncio" else "asyncio"
+    assert {other, f"bridgecore_{other}", "uvloop"} & found == set()
+
+
 # ------------------------------------------------------------------ the rest of the command
 
 
@@ -307,7 +404,7 @@ def interrupts(handler: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["module", "script"])
 @pytest.mark.parametrize(
-    ("module", "arguments"), [("tomllib", ["rules"]), ("multiprocessing", ["verify"])]
+    ("module", "arguments"), [("gettext", ["rules"]), ("multiprocessing", ["verify"])]
 )
 def test_an_interrupt_while_modules_are_loaded_is_quiet(
     how: str, module: str, arguments: list[str], tmp_path: Path
@@ -329,7 +426,8 @@ def test_an_interrupt_while_modules_are_loaded_is_quiet(
 
 def test_an_interrupt_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under ``nohup``, and in the background of a script."""
-    (tmp_path / "tomllib.py").write_text(INTERRUPTED + "load = TOMLDecodeError = None\n")
+    stub = "gettext = ngettext = lambda *texts: texts[0]\n"
+    (tmp_path / "gettext.py").write_text(INTERRUPTED + stub, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     with interrupts(signal.SIG_IGN):
         result = run("rules", environ={"PYTHONPATH": path})

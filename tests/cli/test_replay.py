@@ -19,9 +19,9 @@ from bridgecore.recovery.policy import DEFAULT
 from bridgecore.testing.client import read_answers
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, Recorder, write_header
+from bridgecore_cli.errors import CONFIGURATION, SettingsError
 from bridgecore_cli.main import main
 from bridgecore_cli.replay import DecisionLog
-from bridgecore_cli.settings import CONFIGURATION, SettingsError
 from tests.cli.process import TIME_LIMIT, run, running_port, serving
 
 if TYPE_CHECKING:

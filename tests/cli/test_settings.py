@@ -10,18 +10,8 @@ import pytest
 
 from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
 from bridgecore.recovery.policy import POLICIES
-from bridgecore_cli.settings import (
-    CONFIGURATION,
-    CORE,
-    HEADERS,
-    SECONDS,
-    SETTINGS,
-    SIZE,
-    USAGE,
-    Settings,
-    SettingsError,
-    load,
-)
+from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
+from bridgecore_cli.settings import CORE, HEADERS, SECONDS, SETTINGS, SIZE, Settings, load
 
 URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
 S = 1_000_000_000
@@ -33,6 +23,7 @@ PROMISED = {
     "upstream": None,
     "policy": "default",
     "backend": "asyncio",
+    "loop": "asyncio",
     "log_level": "info",
     "decision_log": None,
     "connect_timeout": 10 * S,
@@ -189,6 +180,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "upstream": "wss://api.example.com/v1/responses?v=1",
         "policy": "v1_12",
         "backend": "trio",
+        "loop": "uvloop",
         "log_level": "debug",
         "decision_log": "/var/log/my decisions.ndjson",
         **{setting.name: "7" for setting in CORE},

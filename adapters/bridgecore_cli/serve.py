@@ -1,0 +1,249 @@
+"""``bridgecore serve``: starts the bridge on the chosen event loop, and stops it by a signal.
+
+What belongs here: signals, the first line of output, and warnings about settings. What only one
+choice of settings needs is imported when it is chosen: trio, uvloop, the emulator, the decision
+log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import ipaddress
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bridgecore.config import UpstreamUrl
+from bridgecore.recovery.policy import V1_12
+from bridgecore.transport import Log, LogLevel
+from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
+from bridgecore_cli.logs import LineLog, format_line, utc_now
+from bridgecore_cli.output import give_up_stdout_if_broken
+from bridgecore_cli.settings import Settings, load
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class _Server(Protocol):
+    host: str
+    port: int
+
+    def request_drain(self, by: str = "") -> None: ...
+    async def wait_stopped(self) -> None: ...
+
+
+_Serve = Callable[..., AbstractAsyncContextManager[_Server]]
+_WriteLog = Callable[[Log], None]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command until it is stopped; return the exit code.
+
+    Raises:
+        CommandError: it cannot start; for a setting, ``SettingsError``.
+    """
+    settings = load(vars(options), os.environ)
+    with contextlib.ExitStack() as stack:
+        lines = LineLog(sys.stderr, settings.log_level)
+        stack.callback(lines.flush)
+        log: _WriteLog = lines
+        if settings.decision_log is not None:
+            from bridgecore_cli.replay import DecisionLog
+
+            log = stack.enter_context(DecisionLog(settings.decision_log, log))
+        _run(settings, lines, log)
+    return 0
+
+
+def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
+    """Warn of settings that are valid but rarely intended. ``address``: listened on."""
+    if not _is_loopback(address):
+        # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.
+        detail = (
+            "any host that can reach this address can use the bridge: it does not authenticate "
+            "clients and does not encrypt connections; put a proxy or a firewall in front, or "
+            "listen on 127.0.0.1"
+        )
+        log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
+    if settings.policy == V1_12.name:
+        detail = (
+            "this policy answers lost connections with previous_response_not_found, so that "
+            "clients resend their whole history; it exists for demonstration, use default"
+        )
+        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
+    """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
+    in each pass of the event loop."""
+    loud = LogLevel[settings.log_level.upper()] <= LogLevel.WARNING
+    signals = _Signals(lines, loud=loud)
+    if settings.backend == "asyncio":
+        _run_asyncio(settings, lines, log, signals)
+    else:
+        _run_trio(settings, lines, log, signals)
+
+
+def _run_asyncio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+    new_loop = _new_uvloop() if settings.loop == "uvloop" else None
+
+    import asyncio
+
+    from bridgecore_asyncio import serve
+
+    async def bridge() -> None:
+        loop = asyncio.get_running_loop()
+        signals.wake(loop)
+        lines.later = loop.call_soon
+        await _bridge(serve, settings, log, signals)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(bridge())
+
+
+def _new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        uvloop = importlib.import_module("uvloop")  # by name: it has no types where it is missing
+    except ImportError:
+        raise SettingsError(
+            "loop uvloop is not installed: pip install 'bridgecore[uvloop]'", CONFIGURATION
+        ) from None
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return new_loop
+
+
+def _run_trio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+    if settings.loop != "asyncio":
+        raise SettingsError(
+            f"loop {settings.loop} is one of the backend asyncio, and the backend is "
+            f"{settings.backend}: leave one of the two settings out",
+            CONFIGURATION,
+        )
+    try:
+        import trio
+    except ImportError:
+        raise SettingsError(
+            "backend trio is not installed: pip install 'bridgecore[trio]'", CONFIGURATION
+        ) from None
+    from bridgecore_trio import serve
+
+    async def bridge() -> None:
+        lines.later = trio.lowlevel.current_trio_token().run_sync_soon
+        await _bridge(serve, settings, log, signals)
+
+    trio.run(bridge)
+
+
+async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
+    """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
+
+    Awaits only what both backends offer, so that one function serves asyncio and trio.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def listen(machine: Any, host: str, port: int, **options: Any) -> _Server:
+            try:
+                return await stack.enter_async_context(
+                    serve(machine, host=host, port=port, **options)
+                )
+            except (OSError, UnicodeError) as exc:
+                reason = getattr(exc, "strerror", None) or str(exc)
+                if isinstance(exc, OSError) and (exc.errno or 0) > 0:
+                    reason = os.strerror(exc.errno or 0)
+                message = f"cannot listen on {_authority(host, port)}: {reason}"
+                raise CommandError(message, FAILURE) from None
+
+        upstream = settings.upstream
+        if upstream is None:
+            from bridgecore.testing.emulator import Emulator
+
+            emulator = await listen(Emulator(), "127.0.0.1", 0)
+            upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
+        server = await listen(config, settings.host, settings.port, log=log)
+        where = _authority(settings.host, server.port)
+        _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
+        origin = "emulator" if settings.upstream is None else upstream.authority
+        fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
+        fields["max_sessions"] = config.max_sessions
+        fields["backend"] = settings.backend
+        if settings.loop != settings.backend == "asyncio":
+            fields["loop"] = settings.loop
+        log(Log(LogLevel.INFO, "serving", fields))
+        _warn(settings, server.host, log)
+        signals.on_first(server.request_drain)
+        await server.wait_stopped()
+
+
+class _Signals:
+    """Handles SIGINT and SIGTERM: the first starts a drain, the second ends the process at once.
+
+    The bridge logs the first when it begins to drain (``drain.started``), not the handler, which
+    may have interrupted the writing of another line. The second one is logged here, if ``loud``,
+    after those of ``lines`` that wait to be written.
+    """
+
+    def __init__(self, lines: LineLog, *, loud: bool) -> None:
+        self._lines = lines
+        self._loud = loud
+        self._first: str | None = None  # the name of the first signal, once it has come
+        self._drain: Callable[[str], None] | None = None
+        self._install()
+
+    def _install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have signals wake ``loop``: one that arrives just before it sleeps would be handled only
+        when something else wakes it."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, lambda: None)  # sets signal.set_wakeup_fd
+        self._install()
+
+    def on_first(self, drain: Callable[[str], None]) -> None:
+        """Call ``drain`` with the name of the first signal, at once if it was received before."""
+        self._drain = drain
+        if self._first is not None:
+            drain(self._first)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self._first is not None:
+            if self._loud:
+                fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
+                record = Log(LogLevel.WARNING, "drain.cut_short", fields)
+                text = "\n".join([*self._lines.waiting, format_line(record, utc_now()), ""])
+                with contextlib.suppress(OSError):  # not sys.stderr: its lock may be held
+                    os.write(2, text.encode())
+            os._exit(128 + number)
+        self._first = name
+        if self._drain is not None:
+            self._drain(name)
+
+
+def _authority(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _print(line: str) -> None:
+    """Print a line of ``serve``. A closed standard output is ignored: serving goes on."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, flush=True)
+    give_up_stdout_if_broken()
