@@ -59,7 +59,7 @@ BEFORE_OUTPUT: list[tuple[Point, Action]] = [
 class Run:
     """A conversation: the answers to the client, and the context of each turn."""
 
-    told: list[str] = attrs.Factory(list)  # status of each request
+    outcomes: list[str] = attrs.Factory(list)  # status of each request
     shown: int = 0  # errors that reached the application
     contexts: list[list[tuple[object, ...]]] = attrs.Factory(list)  # of each turn, at the upstream
     tokens: list[int] = attrs.Factory(list)  # of each turn's context
@@ -92,7 +92,7 @@ class World:
             answer = self._ask(data)
             status = answer.head.status
             response = answer.final()
-            self.run.told.append(str(response.get("status")) if status == 200 else str(status))
+            self.run.outcomes.append(str(response.get("status")) if status == 200 else str(status))
             if status == 200 and response["status"] == "completed":
                 self._note(response, len(data))
                 return response
@@ -178,15 +178,15 @@ def flat(values: list[int]) -> float:
 def main(seed: int = 1, turns: int = TURNS) -> int:
     """Measure everything; 1 if a promise is not kept."""
     calm = incremental(None, OnAmbiguousLoss.REFUSE, turns)
-    kept = calm.told == ["completed"] * turns
+    kept = calm.outcomes == ["completed"] * turns
     print(f"{turns} turns, store=false, the socket lost in every third before its output")
     for ambiguous in OnAmbiguousLoss:
         lost = incremental(random.Random(seed), ambiguous, turns)
         ratio = growth(lost) / growth(calm)
-        others = len(lost.told) - lost.told.count("completed")
+        others = len(lost.outcomes) - lost.outcomes.count("completed")
         print(
             f"  ambiguous = {ambiguous.value:8} {lost.shown} errors shown to the application, "
-            f"{others} of {len(lost.told)} requests told to retry, growth {growth(lost):,.1f} "
+            f"{others} of {len(lost.outcomes)} requests to be retried, growth {growth(lost):,.1f} "
             f"tokens a turn, {ratio:.4f} x the calm run's"
         )
         same = lost.contexts == calm.contexts
@@ -206,7 +206,7 @@ def main(seed: int = 1, turns: int = TURNS) -> int:
     same = reduced.contexts == whole.contexts
     print(f"  contexts upstream, turn by turn: {'equal' if same else 'DIFFERENT'}")
     kept = kept and same and flat(reduced.sent) <= MAX_FLAT < flat(reduced.asked)
-    kept = kept and reduced.told == whole.told == ["completed"] * turns
+    kept = kept and reduced.outcomes == whole.outcomes == ["completed"] * turns
     print("kept" if kept else "MISSED")
     return 0 if kept else 1
 

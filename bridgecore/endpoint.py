@@ -312,7 +312,8 @@ class Endpoint:
     def _client_eof(self, conn: int, client: _Client) -> None:
         """Treat the end of a client's input as its departure.
 
-        A half-close cannot be told from a close, and a turn whose answer is not read costs tokens.
+        A half-close cannot be distinguished from a close, and a turn whose answer is not read costs
+        tokens.
         """
         if client.connection.turns:
             self._out.append(tp.Abort(conn))

@@ -50,14 +50,14 @@ class Gateway:
     >>> from bridgecore import Config, Gateway, UpstreamUrl
     >>> from bridgecore.messages import LinkOpened, MessagesReceived, RequestReceived
     >>> gateway = Gateway(Config(upstream=UpstreamUrl.parse("wss://api.openai.com/v1/responses")))
-    >>> def tell(event, now):
+    >>> def handle(event, now):
     ...     return [each for each in gateway.handle(event, now) if type(each).__name__ != "Log"]
-    >>> tell(RequestReceived(1, b'{"model": "m", "input": "Hi", "stream": true}', []), now=0)
+    >>> handle(RequestReceived(1, b'{"model": "m", "input": "Hi", "stream": true}', []), now=0)
     [OpenLink(link=2, headers=[])]
-    >>> tell(LinkOpened(2), now=1)
+    >>> handle(LinkOpened(2), now=1)
     [SendFrame(link=2, data=b'{"type":"response.create","model":"m","input":"Hi"}')]
     >>> created = b'{"type":"response.created","response":{"id":"resp_1"}}'
-    >>> [type(each).__name__ for each in tell(MessagesReceived(2, [created]), now=2)]
+    >>> [type(each).__name__ for each in handle(MessagesReceived(2, [created]), now=2)]
     ['BeginAnswer', 'AnswerEvents']
     """
 

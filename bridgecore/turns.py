@@ -72,12 +72,12 @@ class RoutedTurn:
     def _missing_created(self, events: list[UpstreamEvent], conversation: int) -> UpstreamEvent:
         """A ``response.created`` in place of one that the upstream has left out. The client may
         continue from the id in it, even if the terminal event has another one."""
-        told = next((each for each in events if each.response is not None), events[0])
+        named = next((each for each in events if each.response is not None), events[0])
         # One less than the first number of the upstream's, which may be 0. Clients may drop an
         # event whose number is not higher than the one before.
         first = events[0].sequence_number
         event = created_event(
-            told,
+            named,
             f"resp_{conversation}_{self.id}",
             self.recall.request.model,
             sequence=first - 1 if first >= 0 else 0,

@@ -282,9 +282,9 @@ def classify(evidence: Evidence) -> Failure:
 
 def _classify_error_frame(frame: ErrorFrame) -> Failure:
     names = [_key(word) for word in (frame.code, frame.type) if word is not None]
-    told = next((_STATUS_OF_KEY[name] for name in names if name in _STATUS_OF_KEY), None)
+    status_of_code = next((_STATUS_OF_KEY[name] for name in names if name in _STATUS_OF_KEY), None)
     # A status below 400 belongs to the answer that carries the error, not to the error.
-    status = told if frame.status is None or frame.status < 400 else frame.status
+    status = status_of_code if frame.status is None or frame.status < 400 else frame.status
     if not _NOT_FOUND_KEYS.isdisjoint(names):
         kind = FailureKind.NOT_FOUND
     elif not _LIMIT_KEYS.isdisjoint(names):

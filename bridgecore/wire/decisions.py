@@ -168,12 +168,12 @@ def _anonymous_cause(cause: Evidence) -> Evidence:
     if not isinstance(cause, ErrorFrame):
         return cause
     # The message matters only if it alone shows a not-found; then it is replaced by a fixed one.
-    told_by_text = classify(cause) != classify(attrs.evolve(cause, message=None))
+    classified_by_text = classify(cause) != classify(attrs.evolve(cause, message=None))
     return attrs.evolve(
         cause,
         code=_known(cause.code, known_name),
         type=_known(cause.type, known_name),
-        message=_TERSE if told_by_text else None,
+        message=_TERSE if classified_by_text else None,
         param=_known(cause.param, known_param),
         more=None,
     )

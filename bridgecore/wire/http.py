@@ -546,8 +546,8 @@ class HttpServer:
         lines = _write_fields(status, headers, shortcuts=self._shortcuts)
 
         # Nothing can raise from here on. If the request was received completely but not parsed to
-        # its end, the connection can be kept; if it was not, its rest cannot be told from a next
-        # request.
+        # its end, the connection can be kept; if it was not, its rest cannot be distinguished from
+        # a next request.
         if self._reading is not _Reading.NOTHING:
             self._drop_body()
             if not self._in_request or not isinstance(self.next_event(), RequestBody):

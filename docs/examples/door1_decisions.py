@@ -43,7 +43,7 @@ class Driver:
         self.over = False
         self.lines: list[str] = []
 
-    def tell(self, event: ev.Event) -> None:
+    def handle(self, event: ev.Event) -> None:
         """Report an event, and carry out what it leads to."""
         effects = self.session.handle(event, time.monotonic_ns())
         for cell in self.session.cells:
@@ -77,12 +77,12 @@ class Driver:
                 case _:
                     pass  # this program holds nothing back, warms nothing, and has no replicas
         for event in follow:
-            self.tell(event)
+            self.handle(event)
 
     def run(self, turn: int) -> None:
         """Bring one turn to its end."""
         self.over = False
-        self.tell(ev.TurnSubmitted(ev.Turn(turn)))
+        self.handle(ev.TurnSubmitted(ev.Turn(turn)))
         while not self.over:
             deadline = self.session.next_timeout()
             left = 1.0 if deadline is None else (deadline.at - time.monotonic_ns()) / 1e9
@@ -96,15 +96,15 @@ class Driver:
                 line = ""
             word, _, text = line.strip().partition(" ")
             if word == "created":
-                self.tell(ev.ResponseCreated(self.generation))
+                self.handle(ev.ResponseCreated(self.generation))
             elif word == "output":
                 self.lines.append(text)
-                self.tell(ev.OutputReceived(self.generation))
+                self.handle(ev.OutputReceived(self.generation))
             elif word == "completed":
-                self.tell(ev.ResponseEnded(self.generation, ev.Outcome.COMPLETED))
+                self.handle(ev.ResponseEnded(self.generation, ev.Outcome.COMPLETED))
             else:
                 self.socket.close()
-                self.tell(ev.ConnectionLost(self.generation, Closed(1006)))
+                self.handle(ev.ConnectionLost(self.generation, Closed(1006)))
 
 
 def main() -> list[str]:

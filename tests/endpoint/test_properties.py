@@ -97,7 +97,7 @@ moves = st.lists(
 
 
 class Crowd:
-    """Clients that retry as they are told, and keep their histories."""
+    """Clients that retry as their errors say, and keep their histories."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -359,7 +359,7 @@ def test_the_same_events_have_the_same_effects() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_retrying_client_gets_through(seed: int) -> None:
-    """Liveness: with an upstream that recovers, a client that retries as told succeeds."""
+    """Liveness: if the upstream recovers, a client that retries as its errors say succeeds."""
     rng = random.Random(seed)
     world = World()
     first = world.ask("a").response["id"]
