@@ -198,6 +198,7 @@ class Server(Driver["Connection"]):
         if not found:
             lookup = self._lookups.get(name)
             if lookup is None:
+                require_a_descriptor()
                 lookup = self._lookups[name] = LookUp()
                 self._tasks.start_soon(self._look_up, name, lookup)
             await lookup.ended.wait()
@@ -267,11 +268,9 @@ class Connection:
 
     async def connect(self, effect: wire.Connect) -> None:
         with self.until_gone():
-            require_a_descriptor()
-            if effect.tls:
-                self.server._upstream_ssl = (
-                    self.server._upstream_ssl or ssl.create_default_context()
-                )
+            if effect.tls and self.server._upstream_ssl is None:
+                require_a_descriptor()
+                self.server._upstream_ssl = ssl.create_default_context()
             addresses = await self.server._resolve((effect.host, effect.port))
             self.tcp = self.stream = tcp = await open_tcp(addresses)
             keep_little_unsent(tcp)
@@ -509,8 +508,8 @@ def keep_little_unsent(tcp: trio.SocketStream) -> None:
 
 
 def require_a_descriptor() -> None:
-    """Raise OSError if no descriptor can be opened. Checked first, because later steps misreport
-    it: the resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
+    """Raise OSError if no descriptor can be opened. To be checked before what misreports it: the
+    resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
     os.close(os.open(os.devnull, os.O_RDONLY))
 
 
