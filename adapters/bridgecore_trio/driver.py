@@ -239,8 +239,8 @@ class Connection:
         "ending",
         "marks",
         "name",
+        "nursery",
         "outbox",
-        "paused",
         "resumed",
         "scope",
         "sending",
@@ -248,7 +248,7 @@ class Connection:
         "stream",
         "tcp",
         "up",
-        "work",
+        "writing",
     )
 
     def __init__(self, server: Server, conn: int = -1, name: Name | None = None) -> None:
@@ -257,10 +257,12 @@ class Connection:
         self.tcp: trio.SocketStream | None = None
         self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
         self.up = False  # reported as Accepted or Connected
-        self.paused = self.ending = self.closing = self.blocked = False
+        self.nursery: trio.Nursery | None = None  # runs ``write``
+        self.resumed: trio.Event | None = None  # reading is paused until it is set
+        self.ending = self.closing = self.blocked = False
+        self.writing = False  # ``write`` runs
         self.marks = 0  # DataSent to report once all is written: one for each Send with notify
         self.outbox, self.sending = bytearray(), bytearray()
-        self.work, self.resumed = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
         server._alive.add(self)
 
     def report(self, event: wire.TransportEvent) -> None:
@@ -312,25 +314,48 @@ class Connection:
             self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, why))
 
     async def run(self, event: wire.Accepted | wire.Connected) -> None:
+        """Report ``event``, then read, until the connection is closed or aborted. There is no task
+        for reading beside this one, and one for writing only while the OS does not take all."""
         self.up = True
-        self.report(event)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.read)
-            nursery.start_soon(self.write)
+        try:
+            async with trio.open_nursery() as self.nursery:
+                self.report(event)
+                await self.read()
+                await trio.sleep_forever()  # the peer has ended its side only
+        finally:
+            self.nursery = None  # it refers to this connection
 
     async def read(self) -> None:
-        assert self.stream is not None
-        stream = self.stream
         data = b"."
         while data:
-            data = bytes(await stream.receive_some(READ_SIZE))
-            while self.paused:
-                await self.resumed.park()
+            data = await self.receive()
+            while self.resumed is not None:
+                await self.resumed.wait()
             if not self.closing:
                 event = wire.DataReceived(self.conn, data) if data else wire.EofReceived(self.conn)
                 self.report(event)
 
+    async def receive(self) -> bytes:
+        """What the peer has sent; empty at its end."""
+        assert self.stream is not None
+        if not isinstance(self.stream, trio.SocketStream):
+            return bytes(await self.stream.receive_some(READ_SIZE))
+        # ``receive_some`` reads before it waits, mostly in vain, because all there was has just
+        # been read; and it does more for each read than the read takes.
+        descriptor = self.stream.socket.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(descriptor, READ_SIZE)
+
+    def wake_writer(self) -> None:
+        """Have ``write`` do what there is to do."""
+        if not self.writing and self.nursery is not None:
+            self.writing = True
+            self.nursery.start_soon(self.write)
+
     async def write(self) -> None:
+        """Write what waits, half-close or close; ends when there is nothing left to do."""
         assert self.stream is not None
         stream = self.stream
         while True:
@@ -353,7 +378,8 @@ class Connection:
                 continue
             if self.closing:
                 self.scope.cancel()
-            await self.work.park()
+            self.writing = False
+            return
 
     def carry_out(self, effect: wire.ConnectionEffect) -> None:
         if isinstance(effect, wire.Send):
@@ -367,15 +393,16 @@ class Connection:
         match effect:
             case wire.EndSending():
                 self.ending = True
-                self.work.unpark_all()
+                self.wake_writer()
             case wire.Close():
                 self.closing = True
-                self.work.unpark_all()
+                self.wake_writer()
             case wire.PauseReading():
-                self.paused = True
+                self.resumed = self.resumed or trio.Event()
             case wire.ResumeReading():
-                self.paused = False
-                self.resumed.unpark_all()
+                if self.resumed is not None:
+                    self.resumed.set()
+                    self.resumed = None
 
     def send(self, data: bytes, notify: bool) -> None:
         if self.closing:
@@ -391,7 +418,7 @@ class Connection:
                 return  # the usual case: the OS has taken all, and nobody asked
         if data:
             self.outbox += data
-            self.work.unpark_all()
+            self.wake_writer()
         waiting = len(self.outbox) + len(self.sending)
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
@@ -400,7 +427,7 @@ class Connection:
             # The report may cause the next large write. Deferred, so that a client that takes all
             # at once does not keep the loop from other connections.
             self.marks += 1
-            self.work.unpark_all()
+            self.wake_writer()
         elif notify:
             self.report(wire.DataSent(self.conn))
 
