@@ -35,6 +35,8 @@ READ_SIZE = 64 * 1024
 BACKLOG = 512
 # Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
 NEXT_ADDRESS = 0.25
+# Connections accepted in one go. Open connections are served in between, however many arrive.
+ACCEPTED_AT_ONCE = 64
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
 # Errors that mean: this process or host has no descriptor, memory or local port left. Closing
 # another connection may help, so they are reported apart from failures of the peer.
@@ -132,36 +134,42 @@ class Server(Driver["Connection"]):
         await self._stopped.wait()
 
     async def _listen(self, host: str, port: int) -> None:
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        self.host, self.port = listeners[0].socket.getsockname()[:2]
+        opened = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
+        listeners = [socket.socket(fileno=listener.socket.detach()) for listener in opened]
+        for listener in listeners:
+            listener.setblocking(False)
+        self.host, self.port = listeners[0].getsockname()[:2]
         self._tasks.start_soon(self._accept_until_stopped, listeners)
         self._tasks.start_soon(self._watch_clock)
 
-    async def _accept_until_stopped(self, listeners: list[trio.SocketListener]) -> None:
+    async def _accept_until_stopped(self, listeners: list[socket.socket]) -> None:
         """One ``_accept`` for each listener, in a scope that ``_stop_listening`` cancels."""
         with self._listening:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
                     nursery.start_soon(self._accept, listener)
 
-    async def _accept(self, listener: trio.SocketListener) -> None:
-        """Accept connections, one after the other; each ``await`` lets other tasks run.
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept up to ``ACCEPTED_AT_ONCE`` connections, and again if more are waiting.
 
         ``trio.serve_listeners`` is not used: when descriptors run out it logs a traceback for each
         attempt, and has no hook through which the machine could close an idle connection.
         """
-        async with listener:
+        with listener:
             while True:
                 await self._may_accept.wait()
                 # Without a descriptor, accept fails even if no connection is waiting.
-                await trio.lowlevel.wait_readable(listener.socket)
-                try:
-                    accepted = await listener.accept()
-                except OSError as exc:
-                    if exc.errno in EXHAUSTED:
-                        self.accept_failed(exc)
-                    continue  # otherwise the peer has reset it: see accept(2)
-                self._tasks.start_soon(Connection(self).accept, accepted)
+                await trio.lowlevel.wait_readable(listener)
+                for _ in range(ACCEPTED_AT_ONCE):
+                    try:
+                        accepted, _ = listener.accept()
+                    except OSError as exc:
+                        if exc.errno in EXHAUSTED:
+                            self.accept_failed(exc)
+                        break  # otherwise none is waiting, or the peer has reset it: see accept(2)
+                    tcp = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+                    self._tasks.start_soon(Connection(self).accept, tcp)
 
     async def _watch_clock(self) -> None:
         """Report the machine's deadlines. ``_set_alarm`` moves the end of the sleep."""
