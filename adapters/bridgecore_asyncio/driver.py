@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.tls is None:
-            self.report(wire.DataReceived(self.conn, data))
+            self.server.report(wire.DataReceived(self.conn, data), self)
         else:
             self.tls.incoming.write(data)
             self.pump()
@@ -383,9 +383,13 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(data)
-        if data and self.transport.is_closing() and self.sock is not None:
-            # The peer has reset the connection. Read what it sent before, such as an error with the
-            # reason: asyncio would discard it.
+        if data and self.transport.is_closing():
+            self.read_rest()
+
+    def read_rest(self) -> None:
+        """The peer has reset the connection. Read what it sent before, such as an error with the
+        reason: asyncio would discard it."""
+        if self.sock is not None:
             with contextlib.suppress(OSError):
                 while rest := self.sock.recv(READ_SIZE):
                     self.data_received(rest)
@@ -461,13 +465,16 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return  # Disconnected will be reported
         if self.tls is None:
-            self.write(data)
+            transport.write(data)
+            if transport.is_closing():
+                self.read_rest()
+            waiting = transport.get_write_buffer_size()
+            if not waiting and not notify:
+                return  # the usual case: the OS has taken all, and nobody asked
         else:
             self.tls.plain += data
             self.pump()
-        waiting = self.waiting()
-        if not waiting and not notify:
-            return  # the usual case: the OS has taken all, and nobody asked
+            waiting = self.waiting()
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
