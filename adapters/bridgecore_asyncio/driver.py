@@ -220,6 +220,7 @@ class Server(Driver["Connection"]):
         if not found:
             lookup = self._lookups.get(name)
             if lookup is None:
+                require_a_descriptor()
                 lookup = self._loop.run_in_executor(None, look_up, name)
                 self._lookups[name] = lookup
                 lookup.add_done_callback(partial(self._looked_up, name))
@@ -292,9 +293,10 @@ class Connection(asyncio.Protocol):
     async def connect(self, effect: wire.Connect) -> None:
         server = self.server
         try:
-            require_a_descriptor()
             if effect.tls:
-                server._upstream_ssl = server._upstream_ssl or ssl.create_default_context()
+                if server._upstream_ssl is None:
+                    require_a_descriptor()
+                    server._upstream_ssl = ssl.create_default_context()
                 self.tls = Tls(server._upstream_ssl, host=effect.host)
             addresses = await server._resolve((effect.host, effect.port))
             self.sock = await open_tcp(server._tasks, addresses)
@@ -340,7 +342,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.tls is None:
-            self.report(wire.DataReceived(self.conn, data))
+            self.server.report(wire.DataReceived(self.conn, data), self)
         else:
             self.tls.incoming.write(data)
             self.pump()
@@ -381,9 +383,13 @@ class Connection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         assert self.transport is not None
         self.transport.write(data)
-        if data and self.transport.is_closing() and self.sock is not None:
-            # The peer has reset the connection. Read what it sent before, such as an error with the
-            # reason: asyncio would discard it.
+        if data and self.transport.is_closing():
+            self.read_rest()
+
+    def read_rest(self) -> None:
+        """The peer has reset the connection. Read what it sent before, such as an error with the
+        reason: asyncio would discard it."""
+        if self.sock is not None:
             with contextlib.suppress(OSError):
                 while rest := self.sock.recv(READ_SIZE):
                     self.data_received(rest)
@@ -459,13 +465,16 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return  # Disconnected will be reported
         if self.tls is None:
-            self.write(data)
+            transport.write(data)
+            if transport.is_closing():
+                self.read_rest()
+            waiting = transport.get_write_buffer_size()
+            if not waiting and not notify:
+                return  # the usual case: the OS has taken all, and nobody asked
         else:
             self.tls.plain += data
             self.pump()
-        waiting = self.waiting()
-        if not waiting and not notify:
-            return  # the usual case: the OS has taken all, and nobody asked
+            waiting = self.waiting()
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
@@ -559,16 +568,38 @@ async def open_tcp(tasks: asyncio.TaskGroup, addresses: Sequence[Address]) -> so
 
 
 async def connect_to(address: Address) -> socket.socket:
-    """A socket connected to ``address``."""
+    """A socket connected to ``address``. ``loop.sock_connect`` is not used: it examines each time
+    whether the address is one."""
     family, proto, where = address
     sock = socket.socket(family, socket.SOCK_STREAM, proto)
     try:
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, where)
+        error = sock.connect_ex(where)
+        if error in (errno.EINPROGRESS, errno.EINTR):
+            await writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error:
+            raise OSError(error, f"{os.strerror(error)}: {where[0]} port {where[1]}")
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+async def writable(sock: socket.socket) -> None:
+    """Wait until ``sock`` can be written to, which is when connecting it has ended."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(sock, wake)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
 
 
 async def attempt(address: Address) -> socket.socket | OSError:
@@ -608,8 +639,8 @@ def keep_little_unsent(sock: socket.socket) -> None:
 
 
 def require_a_descriptor() -> None:
-    """Raise OSError if no descriptor can be opened. Checked first, because later steps misreport
-    it: the resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
+    """Raise OSError if no descriptor can be opened. To be checked before what misreports it: the
+    resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
     os.close(os.open(os.devnull, os.O_RDONLY))
 
 

@@ -35,6 +35,8 @@ READ_SIZE = 64 * 1024
 BACKLOG = 512
 # Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
 NEXT_ADDRESS = 0.25
+# Connections accepted in one go. Open connections are served in between, however many arrive.
+ACCEPTED_AT_ONCE = 64
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
 # Errors that mean: this process or host has no descriptor, memory or local port left. Closing
 # another connection may help, so they are reported apart from failures of the peer.
@@ -132,36 +134,42 @@ class Server(Driver["Connection"]):
         await self._stopped.wait()
 
     async def _listen(self, host: str, port: int) -> None:
-        listeners = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
-        self.host, self.port = listeners[0].socket.getsockname()[:2]
+        opened = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
+        listeners = [socket.socket(fileno=listener.socket.detach()) for listener in opened]
+        for listener in listeners:
+            listener.setblocking(False)
+        self.host, self.port = listeners[0].getsockname()[:2]
         self._tasks.start_soon(self._accept_until_stopped, listeners)
         self._tasks.start_soon(self._watch_clock)
 
-    async def _accept_until_stopped(self, listeners: list[trio.SocketListener]) -> None:
+    async def _accept_until_stopped(self, listeners: list[socket.socket]) -> None:
         """One ``_accept`` for each listener, in a scope that ``_stop_listening`` cancels."""
         with self._listening:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
                     nursery.start_soon(self._accept, listener)
 
-    async def _accept(self, listener: trio.SocketListener) -> None:
-        """Accept connections, one after the other; each ``await`` lets other tasks run.
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept up to ``ACCEPTED_AT_ONCE`` connections, and again if more are waiting.
 
         ``trio.serve_listeners`` is not used: when descriptors run out it logs a traceback for each
         attempt, and has no hook through which the machine could close an idle connection.
         """
-        async with listener:
+        with listener:
             while True:
                 await self._may_accept.wait()
                 # Without a descriptor, accept fails even if no connection is waiting.
-                await trio.lowlevel.wait_readable(listener.socket)
-                try:
-                    accepted = await listener.accept()
-                except OSError as exc:
-                    if exc.errno in EXHAUSTED:
-                        self.accept_failed(exc)
-                    continue  # otherwise the peer has reset it: see accept(2)
-                self._tasks.start_soon(Connection(self).accept, accepted)
+                await trio.lowlevel.wait_readable(listener)
+                for _ in range(ACCEPTED_AT_ONCE):
+                    try:
+                        accepted, _ = listener.accept()
+                    except OSError as exc:
+                        if exc.errno in EXHAUSTED:
+                            self.accept_failed(exc)
+                        break  # otherwise none is waiting, or the peer has reset it: see accept(2)
+                    tcp = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+                    self._tasks.start_soon(Connection(self).accept, tcp)
 
     async def _watch_clock(self) -> None:
         """Report the machine's deadlines. ``_set_alarm`` moves the end of the sleep."""
@@ -198,6 +206,7 @@ class Server(Driver["Connection"]):
         if not found:
             lookup = self._lookups.get(name)
             if lookup is None:
+                require_a_descriptor()
                 lookup = self._lookups[name] = LookUp()
                 self._tasks.start_soon(self._look_up, name, lookup)
             await lookup.ended.wait()
@@ -238,8 +247,8 @@ class Connection:
         "ending",
         "marks",
         "name",
+        "nursery",
         "outbox",
-        "paused",
         "resumed",
         "scope",
         "sending",
@@ -247,7 +256,7 @@ class Connection:
         "stream",
         "tcp",
         "up",
-        "work",
+        "writing",
     )
 
     def __init__(self, server: Server, conn: int = -1, name: Name | None = None) -> None:
@@ -256,10 +265,12 @@ class Connection:
         self.tcp: trio.SocketStream | None = None
         self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
         self.up = False  # reported as Accepted or Connected
-        self.paused = self.ending = self.closing = self.blocked = False
+        self.nursery: trio.Nursery | None = None  # runs ``write``
+        self.resumed: trio.Event | None = None  # reading is paused until it is set
+        self.ending = self.closing = self.blocked = False
+        self.writing = False  # ``write`` runs
         self.marks = 0  # DataSent to report once all is written: one for each Send with notify
         self.outbox, self.sending = bytearray(), bytearray()
-        self.work, self.resumed = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
         server._alive.add(self)
 
     def report(self, event: wire.TransportEvent) -> None:
@@ -267,11 +278,9 @@ class Connection:
 
     async def connect(self, effect: wire.Connect) -> None:
         with self.until_gone():
-            require_a_descriptor()
-            if effect.tls:
-                self.server._upstream_ssl = (
-                    self.server._upstream_ssl or ssl.create_default_context()
-                )
+            if effect.tls and self.server._upstream_ssl is None:
+                require_a_descriptor()
+                self.server._upstream_ssl = ssl.create_default_context()
             addresses = await self.server._resolve((effect.host, effect.port))
             self.tcp = self.stream = tcp = await open_tcp(addresses)
             keep_little_unsent(tcp)
@@ -313,25 +322,48 @@ class Connection:
             self.report(wire.Disconnected(self.conn) if self.up else failed(self.conn, why))
 
     async def run(self, event: wire.Accepted | wire.Connected) -> None:
+        """Report ``event``, then read, until the connection is closed or aborted. There is no task
+        for reading beside this one, and one for writing only while the OS does not take all."""
         self.up = True
-        self.report(event)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.read)
-            nursery.start_soon(self.write)
+        try:
+            async with trio.open_nursery() as self.nursery:
+                self.report(event)
+                await self.read()
+                await trio.sleep_forever()  # the peer has ended its side only
+        finally:
+            self.nursery = None  # it refers to this connection
 
     async def read(self) -> None:
-        assert self.stream is not None
-        stream = self.stream
         data = b"."
         while data:
-            data = bytes(await stream.receive_some(READ_SIZE))
-            while self.paused:
-                await self.resumed.park()
+            data = await self.receive()
+            while self.resumed is not None:
+                await self.resumed.wait()
             if not self.closing:
                 event = wire.DataReceived(self.conn, data) if data else wire.EofReceived(self.conn)
                 self.report(event)
 
+    async def receive(self) -> bytes:
+        """What the peer has sent; empty at its end."""
+        assert self.stream is not None
+        if not isinstance(self.stream, trio.SocketStream):
+            return bytes(await self.stream.receive_some(READ_SIZE))
+        # ``receive_some`` reads before it waits, mostly in vain, because all there was has just
+        # been read; and it does more for each read than the read takes.
+        descriptor = self.stream.socket.fileno()
+        while True:
+            await trio.lowlevel.wait_readable(descriptor)
+            with contextlib.suppress(BlockingIOError):
+                return os.read(descriptor, READ_SIZE)
+
+    def wake_writer(self) -> None:
+        """Have ``write`` do what there is to do."""
+        if not self.writing and self.nursery is not None:
+            self.writing = True
+            self.nursery.start_soon(self.write)
+
     async def write(self) -> None:
+        """Write what waits, half-close or close; ends when there is nothing left to do."""
         assert self.stream is not None
         stream = self.stream
         while True:
@@ -354,7 +386,8 @@ class Connection:
                 continue
             if self.closing:
                 self.scope.cancel()
-            await self.work.park()
+            self.writing = False
+            return
 
     def carry_out(self, effect: wire.ConnectionEffect) -> None:
         if isinstance(effect, wire.Send):
@@ -368,15 +401,16 @@ class Connection:
         match effect:
             case wire.EndSending():
                 self.ending = True
-                self.work.unpark_all()
+                self.wake_writer()
             case wire.Close():
                 self.closing = True
-                self.work.unpark_all()
+                self.wake_writer()
             case wire.PauseReading():
-                self.paused = True
+                self.resumed = self.resumed or trio.Event()
             case wire.ResumeReading():
-                self.paused = False
-                self.resumed.unpark_all()
+                if self.resumed is not None:
+                    self.resumed.set()
+                    self.resumed = None
 
     def send(self, data: bytes, notify: bool) -> None:
         if self.closing:
@@ -392,7 +426,7 @@ class Connection:
                 return  # the usual case: the OS has taken all, and nobody asked
         if data:
             self.outbox += data
-            self.work.unpark_all()
+            self.wake_writer()
         waiting = len(self.outbox) + len(self.sending)
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
@@ -401,7 +435,7 @@ class Connection:
             # The report may cause the next large write. Deferred, so that a client that takes all
             # at once does not keep the loop from other connections.
             self.marks += 1
-            self.work.unpark_all()
+            self.wake_writer()
         elif notify:
             self.report(wire.DataSent(self.conn))
 
@@ -509,8 +543,8 @@ def keep_little_unsent(tcp: trio.SocketStream) -> None:
 
 
 def require_a_descriptor() -> None:
-    """Raise OSError if no descriptor can be opened. Checked first, because later steps misreport
-    it: the resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
+    """Raise OSError if no descriptor can be opened. To be checked before what misreports it: the
+    resolver says that the name does not exist, and ``ssl`` keeps an empty trust store."""
     os.close(os.open(os.devnull, os.O_RDONLY))
 
 

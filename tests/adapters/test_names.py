@@ -207,16 +207,20 @@ def test_an_address_that_cannot_be_connected_to_is_forgotten(
 
 
 def test_an_attempt_that_is_given_up_forgets_the_address(
-    backend: Backend, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, resolver: Resolver
 ) -> None:
     """The machine gives up what takes too long: an address that does not answer."""
 
     def answer(event: TransportEvent) -> list[TransportEffect]:
         if not isinstance(event, DrainRequested):
             return []
-        number = len(machine.of(DrainRequested))
-        connect = Connect(number, HOST, port[0], tls=number == 1)  # nobody answers with TLS
-        return [Abort(1), connect] if number > 1 else [connect]
+        match len(machine.of(DrainRequested)):
+            case 1:
+                return [Connect(1, HOST, port[0], tls=True)]  # nobody answers with TLS
+            case 2:
+                return [Abort(1)]
+            case _:
+                return [Connect(2, HOST, port[0], tls=False)]
 
     async def body() -> None:
         async with backend.listen() as listener:

@@ -390,7 +390,16 @@ def test_upstreams_are_connected_to_on_other_loops(
 
 
 def test_both_adapters_have_the_same_numbers() -> None:
-    names = ("HIGH_WATER", "BACKLOG", "EXHAUSTED", "FORBIDDEN", "RESET_ON_CLOSE")
+    names = (
+        "HIGH_WATER",
+        "READ_SIZE",
+        "BACKLOG",
+        "NEXT_ADDRESS",
+        "ACCEPTED_AT_ONCE",
+        "RESET_ON_CLOSE",
+        "EXHAUSTED",
+        "FORBIDDEN",
+    )
     for name in names:
         ours = getattr(bridgecore_asyncio.driver, name)
         assert ours == getattr(bridgecore_trio.driver, name), name
