@@ -9,7 +9,6 @@ continued. Which form is sent is decided in ``recovery``; on which connection, i
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable, Sequence
 
 import attrs
@@ -18,7 +17,7 @@ import msgspec
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
-from bridgecore.continuity.prefixes import SHORTEST
+from bridgecore.continuity.prefixes import NEVER, SHORTEST
 from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import RequestForm
@@ -158,7 +157,7 @@ class Memory:
                 config.transcript_bytes,
                 config.transcript_age,
                 config.transcript_scope_bytes,
-                shortest_prefix=SHORTEST if config.shortcuts else sys.maxsize,
+                shortest_prefix=SHORTEST if config.shortcuts else NEVER,
             )
 
     @property

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Bytes. Reading the items of a shorter beginning takes less time than this is worth.
 SHORTEST: Final = 1 << 14
+NEVER: Final = 1 << 62  # in its place: more than any body has, so that no prefix is added
 PREFIX_OVERHEAD: Final = 700  # bytes of memory of a prefix, with its place in the table
 _PROBE: Final = 48  # bytes
 _MAX_ALIKE: Final = 8  # prefixes with equal probes that are kept, the latest ones

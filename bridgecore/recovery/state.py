@@ -7,8 +7,6 @@ no behaviour, so that the verifier can compare, hash and store states by the mil
 from __future__ import annotations
 
 import enum
-from operator import attrgetter
-from typing import Any
 
 import attrs
 
@@ -67,18 +65,6 @@ class Running:
     fallback: FailureReply | None = None  # the answer if the current recovery fails, too
     paused: bool = False  # its client reads too slowly
     deadline: int = 0  # ns: the end of its whole budget, waits and replays included
-
-_FIELDS = [field.name for field in attrs.fields(Running)]
-_PLACES = {name: place for place, name in enumerate(_FIELDS)}
-_values = attrgetter(*_FIELDS)
-
-def changed(running: Running, **changes: Any) -> Running:
-    """``running`` with other values for some fields. It is called for most events, and
-    ``attrs.evolve`` takes twice as long."""
-    values = list(_values(running))
-    for name, value in changes.items():
-        values[_PLACES[name]] = value
-    return Running(*values)
 
 @attrs.frozen
 class Waiting:

@@ -7,7 +7,6 @@ reference and its WebSocket mode; see "Protocol notes" in the documentation.
 
 from __future__ import annotations
 
-import codecs
 import enum
 import hashlib
 import re
@@ -181,15 +180,19 @@ _STEP = 1 << 14
 
 def _check_utf8(body: bytes) -> None:
     """Raises ``UnicodeDecodeError``, with the offset in ``body``, if it is not UTF-8."""
-    view = memoryview(body)
     at = 0
     while at < len(body):
+        end = at + _STEP
+        # Not within a character, which has at most three continuation bytes (RFC 3629, section 3).
+        for _ in range(3):
+            if end < len(body) and body[end] & 0xC0 == 0x80:
+                end -= 1
         try:
-            _, read = codecs.utf_8_decode(view[at : at + _STEP], "strict", at + _STEP >= len(body))
-        except UnicodeDecodeError as exc:
-            exc.start += at
+            body[at:end].decode()
+        except UnicodeDecodeError:
+            body.decode()  # raises it with the offset in ``body``
             raise
-        at += read
+        at = end
 
 
 _read_string = reader(str)

@@ -660,16 +660,18 @@ class WebSocketClient(_Peer):
         super().__init__(_ClientOpening(request), max_message, shortcuts)
 
     def connect(self) -> bytes:
-        """The upgrade request. It offers no extensions, because compressed frames have no size
-        limit.
+        """The upgrade request; ``b""`` if the connection has failed before. It offers no
+        extensions, because compressed frames have no size limit.
 
         Raises:
             LocalProtocolError: authority, target or a field cannot be sent, or a field is the
-                handshake's own, or the handshake is over.
+                handshake's own, or the upgrade is complete.
         """
         opening = self._opening
+        if self._phase is _Phase.CLOSED:
+            return b""
         if opening is None:
-            raise LocalProtocolError("the handshake is over")
+            raise LocalProtocolError("the upgrade is complete")
         for name, _ in opening.request.extra_headers:
             if name.lower() in _RESERVED or name.lower().startswith(b"sec-websocket-"):
                 raise LocalProtocolError(f"{name!r} belongs to the handshake")

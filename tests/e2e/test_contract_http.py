@@ -904,7 +904,7 @@ def test_contents_and_credentials_are_never_logged(backend: Backend, upstream: U
         process.terminate()
         assert process.exit_code() == 0
         output = process.output()
-    assert output.count(" turn.completed ") >= 5
+    assert output.count(" turn.sent ") >= 5
     assert output.count(" turn.refused ") >= 4
     assert done["id"] not in output
     assert KEY not in output

@@ -212,7 +212,7 @@ def test_a_reduction_that_takes_too_much_is_found(monkeypatch: pytest.MonkeyPatc
 def test_a_context_that_is_rebuilt_in_part_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def partly(node: Any, prompt: Any) -> Any:
         expansion = expand(node, prompt)
-        frame = prompt.frame(prompt.text, None)
+        frame = prompt.frame(prompt.meant_text(), None)
         return attrs.evolve(expansion, frame=frame)
 
     monkeypatch.setattr(memory, "expand", partly)

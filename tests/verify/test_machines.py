@@ -759,6 +759,7 @@ class EndpointMachine(RuleBasedStateMachine):
         self.upstream_listens(True)
         self.world.emulator.faults.clear()
         for caller in self.callers:
+            caller.cut_off |= caller.client.closed and bool(caller.unsent)
             caller.client.resume()
         self.world.settle()
         for caller in self.callers:

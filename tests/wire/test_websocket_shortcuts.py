@@ -1,5 +1,7 @@
 """The shortcuts of wire/websocket.py against wsproto, and its frames against those of wsproto.
 
+What belongs here: properties that compare a connection with and without shortcuts.
+
 More examples: ``HYPOTHESIS_EXAMPLES=100000 pytest -n 0 --timeout 0 FILE``.
 """
 
