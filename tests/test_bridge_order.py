@@ -78,7 +78,7 @@ def test_late_events_never_reach_the_next_turn(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_one_id_for_a_chain_and_stragglers(data: st.DataObject) -> None:
-    """If all responses have one id, they are told apart by their items and texts."""
+    """If all responses have one id, they are distinguished by their items and texts."""
     first = answer(1, CHAIN_ID, ("message", "function_call"))
     own = answer(2, CHAIN_ID, data.draw(kinds), end=data.draw(ends))
     late = [one for one in first if "delta" in one or one["type"] == "response.completed"]

@@ -224,7 +224,7 @@ class _Link:
 
 _CODES = {"limit": "websocket_connection_limit_reached", "invalid": "invalid_prompt"}
 _KEYS = (b"Bearer sk-a", b"Bearer sk-b")
-_NOBODY = "resp_0"
+_UNKNOWN_ID = "resp_0"
 _NEVER_ASKED = "resp_z"  # an id that does not exist and is used by no client
 _SECONDS = {
     "connect_timeout": 2,
@@ -342,7 +342,7 @@ class World:
             yield Move("stored", (credential,))
             yield Move("calling", (credential,))
         else:
-            yield Move("continue", (credential, _NOBODY))
+            yield Move("continue", (credential, _UNKNOWN_ID))
         for response in self.responses.values():
             yield Move("continue", (credential, response.id))
             if response.credential == credential:

@@ -148,7 +148,7 @@ ANCHORED: dict[str, dict[Lost, list[Attempt]]] = {
     },
 }
 # The answers after that, with the same id, if only the lost connection knew the id.
-NOBODY_HOLDS_IT = {
+LOST_FOR_GOOD = {
     "default": [UNAVAILABLE] * 3 + [GONE],
     "pr397": [UNAVAILABLE] * 3 + [GONE],
     "v1_12": [GONE],
@@ -164,7 +164,7 @@ def expected(policy: str, lost: Lost, *, store: bool, stream: bool) -> list[Atte
         seen = [as_status(attempt) for attempt in told]
     if seen and seen[-1].told.endswith(" previous_response_not_found"):
         return seen
-    return [*seen, OK] if store else seen + NOBODY_HOLDS_IT[policy]
+    return [*seen, OK] if store else seen + LOST_FOR_GOOD[policy]
 
 
 def as_status(attempt: Attempt) -> Attempt:
