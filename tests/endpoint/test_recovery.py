@@ -398,7 +398,7 @@ def test_connection_limit_without_end(policy: str, anchored: bool, shape: ErrorS
     world.assert_empty()
 
 
-# ------------------------------------------------------------------ unknown ids, and those of others
+# ------------------------------------------------------------------ unknown ids, and other tenants
 
 
 @pytest.mark.parametrize("shape", SHAPES)
