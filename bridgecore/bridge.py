@@ -61,6 +61,7 @@ from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.relay import Relay
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.timer_queue import TimerQueue
@@ -240,12 +241,17 @@ class Bridge:
     def _relay(self, event: MessagesReceived, now: int) -> AnswerEvents | None:
         """The answer to a read of plain output, for which nothing is decided: registries and
         deadlines stay as they are. None: not such a read, or an event that has to be checked."""
-        if not self._config.shortcuts or event.lost is not None or type(now) is not int or now < 0:
+        if event.lost is not None or type(now) is not int or now < 0:
             return None
         if type(event.link) is not int or type(event.messages) is not list:
             return None
-        conversation = self._links.get(event.link)
-        return None if conversation is None else conversation.relay(event.messages, now)
+        relay = self.relay_of(event.link)
+        return None if relay is None else relay.take(event.messages, now)
+
+    def relay_of(self, link: int) -> Relay | None:
+        """The short way of the answer that is running on ``link``; None if it has none now."""
+        conversation = self._links.get(link) if self._config.shortcuts else None
+        return None if conversation is None else conversation.relay
 
     def _messages_received(self, event: MessagesReceived, now: int) -> None:
         conversation = self._links.get(event.link)

@@ -228,27 +228,18 @@ class Conversation:
         self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=False)
         return self._take()
 
-    def relay(self, messages: list[bytes], now: int) -> AnswerEvents | None:
-        """Handle the messages of one read if they are plain output of the running answer, which
-        needs no decision; otherwise do nothing and return None. See ``bridgecore.relay``."""
-        relay = self._relay
-        if relay is None or relay.state is not self.session.state:
-            relay = self._relay = self._present_relay()
-            if relay is None:
-                return None
-        answer = relay.read(messages)
-        if answer is not None and self.link is not None:
-            self.link.noise = self.link.noise_size = 0
-            self.session.touch(now)
-        return answer
-
-    def _present_relay(self) -> Relay | None:
-        """A relay of the running answer, if it is in its output and has begun for its client."""
-        turn, link = self.running, self.link
-        output = self.session.state.phase is Phase.OUTPUT
-        if turn is None or link is None or not output or not turn.opened or turn.warms:
-            return None
-        return Relay.of(self.session.state, turn.id, link.stragglers)
+    @property
+    def relay(self) -> Relay | None:
+        """The short way of the running answer, while it is in its output and its client has
+        received the beginning; see ``bridgecore.relay``."""
+        if self._relay is None or not self._relay.valid:
+            turn, link = self.running, self.link
+            output = self.session.state.phase is Phase.OUTPUT
+            if turn is None or link is None or not output or not turn.opened or turn.warms:
+                self._relay = None
+            else:
+                self._relay = Relay.of(turn.id, self.session, link)
+        return self._relay
 
     def received(
         self, messages: list[bytes], lost: LinkLost | None, now: int

@@ -25,7 +25,7 @@ from bridgecore.config import Config
 from bridgecore.errors import InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
-from bridgecore.gateway import Gateway
+from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.recovery.checks import EventCheck, check_time
@@ -48,6 +48,15 @@ class _Client:
     deadline: int | None = None  # ns, when a closing connection is aborted (CLOSE_HANDSHAKE)
     linger_until: int = 0  # ns, the latest value of ``deadline`` while the client still sends
     idle_since: int | None = None  # ns, when its last turn was answered; None while one runs
+
+
+@attrs.define(eq=False)
+class _RelayedLink:
+    """An upstream connection that brings the output of a stream, and the client that gets it."""
+
+    stream: StreamRelay
+    client: int  # its connection
+    connection: ClientConnection
 
 
 # At most one ``sockets.exhausted`` record in this many ns. There would be one for each connection
@@ -73,6 +82,7 @@ class Endpoint:
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
         self._of_link: dict[int, int] = {}  # link -> upstream connection
+        self._relayed: dict[int, _RelayedLink] = {}  # by upstream connection
         self._schedule: TimerQueue[int] = TimerQueue()
         self._serial = 0
         self._numbered: set[int] = set()  # from new_connection(), not reported as accepted yet
@@ -81,6 +91,9 @@ class Endpoint:
         self._drain_deadline: int | None = None  # ns; None: no drain was requested
         self._leaving = False  # all turns are answered, connections are being closed
         self._stopped = False
+        # The earliest deadline, if ``_next_known``: it is asked for after every event.
+        self._next: Deadline | None = None
+        self._next_known = False
         self._out: list[tp.TransportEffect] = []
         self._pending: deque[msg.GatewayEvent] = deque()
         self._driving = False
@@ -125,6 +138,11 @@ class Endpoint:
 
     def next_timeout(self) -> Deadline | None:
         """When to report ``TimeoutReached`` (ns), and why; None if there is no deadline."""
+        if not self._next_known:
+            self._next, self._next_known = self._find_next(), True
+        return self._next
+
+    def _find_next(self) -> Deadline | None:
         if self._stopped:
             return None
         found = self._gateway.next_timeout()
@@ -159,7 +177,11 @@ class Endpoint:
         now = self._now = max(now, self._now)
         if isinstance(event, tp.DataReceived):
             if (upstream := self._upstreams.get(event.conn)) is not None:
-                self._read(event.conn, upstream, upstream.receive(event.data, now))
+                read = upstream.receive(event.data, now)
+                if self._relay(event.conn, read):
+                    out, self._out = self._out, []
+                    return out
+                self._read(event.conn, upstream, read)
             elif (client := self._clients.get(event.conn)) is not None:
                 self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
@@ -194,6 +216,7 @@ class Endpoint:
             self._drain(self._drain_deadline)
         if self._unconnected:
             self._connect_again(event)
+        self._next_known = False
         out, self._out = self._out, []
         return out
 
@@ -386,12 +409,44 @@ class Endpoint:
             self._drive(msg.LinkOpened(upstream.link, read.messages))
         elif read.messages and not read.opened:
             self._drive(msg.MessagesReceived(upstream.link, read.messages, lost))
+            self._note_relay(conn, upstream.link)
         elif lost is not None:
             self._drive(lost)
+
+    def _relay(self, conn: int, read: ReadResult) -> bool:
+        """Pass on a read that brings only plain output of a running stream; False if it has to be
+        handled like any other.
+
+        Nothing is decided about such a read, and no deadline changes: it does not pass through the
+        gateway. See ``bridgecore.relay``; the result is the same.
+        """
+        relayed = self._relayed.get(conn)
+        if relayed is None:
+            return False
+        plain = read.loss is None and not read.opened and self._drain_deadline is None
+        answer = relayed.stream.take(read.messages, self._now) if plain else None
+        if answer is None:
+            del self._relayed[conn]
+            return False
+        if read.reply:
+            self._out.append(tp.Send(conn, read.reply))
+        connection = relayed.connection
+        connection.answer(answer)
+        self._out.append(tp.Send(relayed.client, b"".join(connection.out)))
+        connection.out.clear()
+        return True
+
+    def _note_relay(self, conn: int, link: int) -> None:
+        """Note whether the next read of ``link`` may be of the kind that ``_relay`` passes on."""
+        stream = self._gateway.relay_of(link)
+        client = None if stream is None else self._of_turn.get(stream.turn)
+        if stream is not None and client is not None and conn in self._upstreams:
+            self._relayed[conn] = _RelayedLink(stream, client, self._clients[client].connection)
 
     def _detach_link(self, conn: int, upstream: UpstreamConnection) -> None:
         """Stop reporting the link: its close frame is sent, only the peer's is awaited."""
         self._of_link.pop(upstream.link, None)
+        self._relayed.pop(conn, None)
         if upstream.paused:
             self._out.append(tp.ResumeReading(conn))
         upstream.part(self._now)
@@ -405,6 +460,7 @@ class Endpoint:
 
     def _forget_upstream(self, conn: int) -> UpstreamConnection | None:
         upstream = self._upstreams.pop(conn, None)
+        self._relayed.pop(conn, None)
         self._giving_way.discard(conn)
         self._schedule.set(conn, None)
         if upstream is not None:

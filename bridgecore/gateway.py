@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import get_args
 
+import attrs
+
 from bridgecore.answers.exchange import Exchange
 from bridgecore.api_error import api_error
 from bridgecore.bridge import Bridge
@@ -33,9 +35,31 @@ from bridgecore.messages import (
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
+from bridgecore.relay import Relay
 from bridgecore.transport.timer_queue import TimerQueue
 from bridgecore.wire.headers import check_headers
 from bridgecore.wire.responses import InvalidBodyError, parse_create
+
+
+@attrs.define(eq=False)
+class StreamRelay:
+    """The short way of a running stream: from messages of its link to events for its client.
+
+    It is what ``Gateway.handle`` does about a ``MessagesReceived`` that brings only plain output,
+    without the steps in between. ``turn``: the stream's.
+    """
+
+    turn: int
+    _relay: Relay
+    _exchange: Exchange
+
+    def take(self, messages: list[bytes], now: int) -> AnswerEvents | None:
+        """The events of one read for the client; None if the read has to be reported to the
+        gateway, because it may bring anything else."""
+        answer = self._relay.take(messages, now)
+        if answer is not None:
+            self._exchange.sent(answer.events[-1], now)
+        return answer
 
 
 class Gateway:
@@ -125,6 +149,18 @@ class Gateway:
                     self._exchanges[event.turn].blocked = event.blocked
         self._now = now
         return effects
+
+    def relay_of(self, link: int) -> StreamRelay | None:
+        """The short way of the stream that is running on ``link``; None if it has none now. Not
+        part of the public surface.
+
+        :meta private:
+        """
+        relay = self._bridge.relay_of(link)
+        exchange = None if relay is None else self._exchanges.get(relay.turn)
+        if relay is None or exchange is None or not exchange.goes_on:
+            return None
+        return StreamRelay(relay.turn, relay, exchange)
 
     def _request_received(self, event: RequestReceived, now: int) -> list[GatewayEffect]:
         if event.turn < 0 or event.turn in self._exchanges:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import attrs
 
+from bridgecore.generation import Generation
 from bridgecore.messages import AnswerEvents
+from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
-from bridgecore.stragglers import Stragglers, running_names
+from bridgecore.stragglers import running_names
 from bridgecore.wire.responses import ITEM_ADDED, ITEM_DONE, EventKind, read_event
 
 # Events of items are recorded by the turn, for its terminal event, and by its ``Stragglers``.
@@ -23,24 +25,32 @@ RECORDED = frozenset({ITEM_ADDED, ITEM_DONE})
 class Relay:
     """The running answer of a conversation, while no decision is made.
 
-    ``state``: of the session, in its output. States are frozen, so while the session has this very
-    object, nothing was decided: the turn, its link and the ids of its response are the same.
+    States of sessions are frozen. So while the session has the very object ``state``, of its
+    output, nothing was decided: the turn, its link and the ids of its response are the same.
     """
 
-    state: SessionState
-    _turn: int
-    _stragglers: Stragglers
+    turn: int
+    _session: Session
+    _state: SessionState
+    _link: Generation
     _names: tuple[str | None, ...]  # ids of the response; None for events that name none
 
     @classmethod
-    def of(cls, state: SessionState, turn: int, stragglers: Stragglers) -> Relay:
-        """The relay of ``turn`` while its session is in ``state``."""
-        return cls(state, turn, stragglers, running_names(state))
+    def of(cls, turn: int, session: Session, link: Generation) -> Relay:
+        """The relay of ``turn``, which ``session`` runs on ``link``, in the present state."""
+        return cls(turn, session, session.state, link, running_names(session.state))
 
-    def read(self, messages: list[bytes]) -> AnswerEvents | None:
-        """The messages of one read as events for the client; None if one of them is anything else
-        than plain output of the running response. Changes nothing."""
-        names, ended = self._names, self._stragglers.ended_items
+    @property
+    def valid(self) -> bool:
+        """Whether nothing was decided since the relay was made."""
+        return self._session.state is self._state
+
+    def take(self, messages: list[bytes], now: int) -> AnswerEvents | None:
+        """Handle the messages of one read, at ``now`` (ns), if each of them is plain output of the
+        running response; otherwise do nothing and return None."""
+        if self._session.state is not self._state:
+            return None
+        names, ended = self._names, self._link.stragglers.ended_items
         events = []
         for message in messages:
             event = read_event(message) if type(message) is bytes else None
@@ -53,4 +63,8 @@ class Relay:
             ):
                 return None
             events.append(event)
-        return AnswerEvents(self._turn, events) if events else None
+        if not events:
+            return None
+        self._link.noise = self._link.noise_size = 0
+        self._session.touch(now)
+        return AnswerEvents(self.turn, events)

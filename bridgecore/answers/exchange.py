@@ -80,9 +80,8 @@ class Exchange:
         events = effect.events
         if not self.stream:
             return self._collect(events[-1])
-        if self._created is not None and events[-1].kind is EventKind.OUTPUT:
-            # Most often: the stream has begun and goes on.
-            self._last, self._spoke = events[-1], now
+        if self.goes_on and events[-1].kind is EventKind.OUTPUT:  # most often
+            self.sent(events[-1], now)
             return [effect]
         out: list[AnswerEffect] = [] if self._begun else [self._begin(now)]
         out.append(effect)
@@ -99,6 +98,15 @@ class Exchange:
         if events[-1].kind is EventKind.ENDED:
             out.append(self._end())
         return out
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether it is a stream that has begun, so that output is sent as it comes."""
+        return self.stream and self._created is not None
+
+    def sent(self, last: UpstreamEvent, now: int) -> None:
+        """Record that output was sent at ``now`` (ns), ``last`` at the end."""
+        self._last, self._spoke = last, now
 
     def _begin(self, now: int) -> BeginAnswer:
         self._begun = True
