@@ -325,13 +325,13 @@ class Connection:
         """Report ``event``, then read, until the connection is closed or aborted. There is no task
         for reading beside this one, and one for writing only while the OS does not take all."""
         self.up = True
-        try:
-            async with trio.open_nursery() as self.nursery:
+        async with trio.open_nursery() as self.nursery:
+            try:
                 self.report(event)
                 await self.read()
                 await trio.sleep_forever()  # the peer has ended its side only
-        finally:
-            self.nursery = None  # it refers to this connection
+            finally:
+                self.nursery = None  # it takes no task any more, and Disconnected will be reported
 
     async def read(self) -> None:
         data = b"."
@@ -353,8 +353,10 @@ class Connection:
         descriptor = self.stream.socket.fileno()
         while True:
             await trio.lowlevel.wait_readable(descriptor)
-            with contextlib.suppress(BlockingIOError):
+            try:
                 return os.read(descriptor, READ_SIZE)
+            except BlockingIOError:
+                continue
 
     def wake_writer(self) -> None:
         """Have ``write`` do what there is to do."""

@@ -166,6 +166,26 @@ def test_data_received_before_a_reset_is_reported_although_a_write_failed(
     backend.run(body)
 
 
+def test_sends_to_a_connection_that_is_being_reset(backend: Backend) -> None:
+    """At each step of its end, from the reset by the peer to the report."""
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        return [Send(1, LATE)] if isinstance(event, DrainRequested) else []
+
+    async def body() -> None:
+        async with backend.serve(machine) as server:
+            peer = await backend.connect(server.host, server.port)
+            await machine.saw(Accepted)
+            peer.reset()
+            while not machine.of(Disconnected):
+                server.request_drain()
+                await backend.tick()
+
+    for _ in range(5):
+        machine = Machine(backend, answer)
+        backend.run(body)
+
+
 # ------------------------------------------------------------------ no descriptor left
 
 

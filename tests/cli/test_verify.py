@@ -78,12 +78,3 @@ def test_no_such_policy(policy: str, tmp_path: Path) -> None:
 
 def test_the_names_of_the_bounds_are_those_that_there_are() -> None:
     assert tuple(BOUNDS) == tuple(BRIDGE_BOUNDS) == BOUNDS_NAMES
-
-
-def test_the_bridge_does_not_wait_for_the_verifier() -> None:
-    code = (
-        "import sys; from bridgecore_cli.arguments import parser; import bridgecore_cli.main; "
-        "parser(); print(*(m for m in sys.modules if m.startswith('bridgecore.verify')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == ""
