@@ -340,6 +340,8 @@ class TemplateTable:
 
         Item n of ``text`` begins at ``bounds[n]`` and ends before the byte ``bounds[n + 1] - 1``.
         """
+        if not self._begins_at(encoded, text, bounds, start):
+            return 0
         numbers, *values = encoded.split(_GAP)
         stop = start + len(numbers)
         if stop < len(bounds):
@@ -362,6 +364,21 @@ class TemplateTable:
         if len(found) == len(numbers):
             self._remember(numbers, found)
         return len(found)
+
+    def _begins_at(self, encoded: bytes, text: bytes, bounds: Sequence[int], start: int) -> bool:
+        """Whether ``text`` has the first item of ``encoded`` as its item ``start``.
+
+        Looked at alone, because most comparisons end here: a new conversation is compared with the
+        beginnings of many others, and splitting their long answers would take longer.
+        """
+        if not encoded or start + 1 >= len(bounds):
+            return False
+        number = encoded[0] - 1
+        count = len(self._templates[number].names)
+        values = encoded.split(_GAP, count + 1)[1 : count + 1]
+        end = bounds[start + 1] - 1
+        spellings = self._spellings[number]
+        return any(each.is_at(text, bounds[start], end, values) for each in spellings)
 
     def learn(self, encoded: bytes, items: Iterable[Text]) -> None:
         """Learn the spellings of ``items``, whose digests equal those of the items of ``encoded``,
