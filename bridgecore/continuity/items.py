@@ -399,14 +399,16 @@ def calls(heads: Iterable[Head | None]) -> frozenset[str]:
     return frozenset(call for call in found if call is not None)
 
 
-def repeats_answers(heads: Sequence[Head | None]) -> bool:
+def repeats_answers(heads: Iterable[Head | None]) -> bool:
     """Whether an item was made by a model, so that the items are the history of a conversation and
-    not its start. False if an item cannot be read."""
-    return None not in heads and any(
-        head is not None
-        and (head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call"))
-        for head in heads
-    )
+    not its start. False if an item before the first such one cannot be read. The heads after it are
+    not asked for."""
+    for head in heads:
+        if head is None:
+            return False
+        if head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call"):
+            return True
+    return False
 
 
 _MADE: Final = frozenset({"reasoning", "compaction", "item_reference", "mcp_approval_request"})
@@ -623,7 +625,8 @@ class Prompt:
         if self.known and self._prefix is not None and self._prefix.repeats is not None:
             heads = [self._head(place) for place in range(self.known, len(self.items))]
             return None not in heads and (self._prefix.repeats or repeats_answers(heads))
-        return repeats_answers(self.heads())
+        self.read_all()
+        return repeats_answers(self._head(place) for place in range(len(self.items)))
 
     def heads(self) -> list[Head | None]:
         """The heads of all items."""

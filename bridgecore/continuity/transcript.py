@@ -25,6 +25,7 @@ sizes are bytes.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
@@ -617,6 +618,9 @@ class _Scope:
     # By the chain digest of the items from a compaction on: the response that made it. A client may
     # drop everything before a compaction, and then has just those items as its history.
     pruned: dict[bytes, Node] = attrs.Factory(dict)
+    # The chain digests after the first item, of all paths from the root, and how many have it. A
+    # history that begins with none of them is not held.
+    beginnings: Counter[bytes] = attrs.Factory(Counter)
     taken: int = 0  # bytes of all nodes
     lru: _LruHeap[Node] = attrs.Factory(lambda: _LruHeap[Node]())
 
@@ -657,6 +661,8 @@ class _Scope:
         if node.older_same_context is not None:
             node.older_same_context.newer_same_context = node
         self.ends[node.end] = node
+        if (beginning := _beginning(node)) is not None:
+            self.beginnings[beginning] += 1
         self.taken += node.size
         self.lru.add(node)
 
@@ -691,6 +697,10 @@ class _Scope:
             self.ends[node.end] = older_sibling
         else:
             del self.ends[node.end]
+        if (beginning := _beginning(node)) is not None:
+            self.beginnings[beginning] -= 1
+            if not self.beginnings[beginning]:
+                del self.beginnings[beginning]
         self.taken -= node.size
         if node.prefix is not None:
             self.starts.remove(node.prefix)
@@ -699,6 +709,13 @@ class _Scope:
         """The latest response with the context, or the pruned context, of this chain digest."""
         node = self.ends.get(chain)
         return self.pruned.get(chain) if node is None and self.pruned else node
+
+    def _is_new(self, chain: Sequence[bytes], count: int) -> bool:
+        """Whether a history whose first ``count`` items have the digests ``chain``, and lead to
+        nothing that is held, cannot lead to anything held by its further items either. Those need
+        not be compared then."""
+        first = chain[0] == ROOT and chain[count] != ROOT and not self.pruned
+        return first and chain[count - 1] == ROOT and chain[count] not in self.beginnings
 
     def note_prefix(self, node: Node, prompt: Prompt, count: int) -> None:
         """Note how the client of ``prompt`` spells the context of ``node``: its first ``count``
@@ -766,12 +783,25 @@ class _Scope:
                 if latest is not None and chain[here] != chain[0]:
                     found.append((here, latest))
             next_up = []
+            if latest is None and not found and self._is_new(chain, count):
+                break
             if latest is not None:
                 next_up = _continuations(latest)
                 near, since = next_up, count
                 if learning:
                     _learn(prompt, count, islice(latest.same_context(), _TRIES))
         return found
+
+
+def _beginning(node: Node) -> bytes | None:
+    """The chain digest after the first item of ``node``, if its path begins with it; else None."""
+    if node.parent is not None and node.parent.end != ROOT:
+        return None
+    for at in range(0, len(node.chain), DIGEST_SIZE):
+        digest = node.chain[at : at + DIGEST_SIZE]
+        if digest != ROOT:  # the digest of an item that is left out is unchanged
+            return digest
+    return None if node.end == ROOT else node.end
 
 
 def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> None:

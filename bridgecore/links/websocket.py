@@ -129,7 +129,8 @@ class WebSocketConnection:
         several frames. The others are returned by ``frame_sent``, one by one, so that answers to
         the upstream's pings wait for one frame and not for megabytes.
         """
-        self._socket.queue_text(text)
+        # What a bridge sends consists of bodies and messages that were checked when they came.
+        self._socket.queue_text(text, checked=True)
         if self._sending:
             return b""
         return self._next_frame(now)

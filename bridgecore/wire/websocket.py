@@ -300,16 +300,18 @@ class _Peer(ABC):
             return b""
         return self._text_frame(_PLAIN_TEXT, data)
 
-    def queue_text(self, data: bytes) -> None:
+    def queue_text(self, data: bytes, *, checked: bool = False) -> None:
         """Queue ``data`` as one message; ``next_frame`` returns its frames.
 
-        Nothing is queued if the connection is closing or closed.
+        Nothing is queued if the connection is closing or closed. ``checked``: the caller knows that
+        ``data`` is UTF-8; decoding megabytes again would take a millisecond.
 
         Raises:
             LocalProtocolError: the upgrade is not complete, or ``data`` is not UTF-8.
         """
         self._require_upgrade()
-        _require_utf8(data)
+        if not checked:
+            _require_utf8(data)
         if self._phase is not _Phase.OPEN:
             return
         if self._texts is None:

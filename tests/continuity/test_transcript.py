@@ -121,6 +121,16 @@ def linear(held: Transcripts, scope: str = "s", now: int = 0) -> Node:
 # ------------------------------------------------------------------ the tree
 
 
+def test_a_history_that_begins_like_none_is_not_compared_further() -> None:
+    held = transcripts()
+    linear(held)
+    other = prompt([user("x"), *[user(f"more {n}") for n in range(20)]])
+    assert held.recognise("s", other, 0) == []
+    assert len(other.chain) == 2
+    same = prompt([*HISTORY, user("c")])
+    assert held.recognise("s", same, 0)
+
+
 def test_the_path_is_the_whole_input_in_input_form() -> None:
     held = transcripts()
     node = linear(held)
