@@ -470,7 +470,7 @@ class Connection(asyncio.Protocol):
                 self.read_rest()
             waiting = transport.get_write_buffer_size()
             if not waiting and not notify:
-                return  # the usual case: the OS has taken all, and nobody asked
+                return  # the usual case: the OS has taken all, and no report is due
         else:
             self.tls.plain += data
             self.pump()

@@ -425,7 +425,7 @@ class Connection:
                 sent = 0
             data = data[sent:]
             if not data and not notify:
-                return  # the usual case: the OS has taken all, and nobody asked
+                return  # the usual case: the OS has taken all, and no report is due
         if data:
             self.outbox += data
             self.wake_writer()
