@@ -373,7 +373,7 @@ class Connection(asyncio.Protocol):
             return
         self.write(tls.outgoing.read())
         if not self.waiting():
-            self.resume_writing()
+            self.written()
         if data:
             self.report(wire.DataReceived(self.conn, bytes(data)))
         if ended:
@@ -405,11 +405,19 @@ class Connection(asyncio.Protocol):
             self.report(wire.EofReceived(self.conn))
         return self.up  # True keeps the connection half open; during the handshake it has failed
 
-    def flushed(self) -> None:
-        if not self.waiting():
-            self.resume_writing()
-
     def resume_writing(self) -> None:
+        # asyncio calls this in the middle of a write. A report may lead to another write, and if
+        # that one fails here, asyncio closes the transport twice, and raises. So report it later.
+        self.server._loop.call_soon(self.flushed)
+
+    def flushed(self) -> None:
+        assert self.transport is not None
+        failed = self.transport.is_closing() and not self.closing  # what waited was dropped
+        if not failed and not self.waiting():
+            self.written()
+
+    def written(self) -> None:
+        """All waiting bytes are written."""
         if self.blocked:
             self.blocked = False
             self.report(wire.WriteUnblocked(self.conn))

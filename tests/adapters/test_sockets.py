@@ -50,7 +50,7 @@ from tests.adapters.test_driver import BIG, Machine, dial, echo
 from tests.conftest import AsyncioBackend
 
 if TYPE_CHECKING:
-    from tests.conftest import Backend
+    from tests.conftest import Backend, Peer
 
 # ------------------------------------------------------------------ slow readers
 
@@ -184,6 +184,34 @@ def test_sends_to_a_connection_that_is_being_reset(backend: Backend) -> None:
     for _ in range(5):
         machine = Machine(backend, answer)
         backend.run(body)
+
+
+def test_a_send_that_fails_as_soon_as_the_last_one_is_written(backend: Backend) -> None:
+    """DataSent leads to another Send, and the peer has reset the connection in between."""
+    peers: list[Peer] = []
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, DataReceived):
+            return [Send(event.conn, BIG, notify=True)]
+        if isinstance(event, DataSent):
+            peers[0].reset()
+            return [Send(event.conn, b"more", notify=True)]
+        return []
+
+    async def body() -> None:
+        async with backend.serve(machine) as server:
+            peer = await backend.connect(server.host, server.port)
+            peers.append(peer)
+            await peer.send(b".")
+            while not machine.of(DataSent):
+                await peer.receive()
+                for _ in range(4):  # so that it is not reading when it is reset
+                    await backend.tick()
+            await machine.saw(Disconnected)
+
+    machine = Machine(backend, answer)
+    backend.run(body)
+    assert len(machine.of(DataSent)) == 1
 
 
 # ------------------------------------------------------------------ no descriptor left
