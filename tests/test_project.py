@@ -225,6 +225,15 @@ def registry_hosts(path: str, text: str) -> list[str]:
     return [f"{path}: names the registry host {host}" for host in REGISTRY_HOSTS if host in lowered]
 
 
+def not_text(path: str, data: bytes) -> list[str]:
+    """Files that cannot be read: packages and other downloads do not belong here."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return [f"{path}: is no text"]
+    return []
+
+
 _PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.+!]*")
 
 
@@ -344,6 +353,13 @@ def test_no_file_names_a_package_registry() -> None:
     for file in tree():
         text = file.read_bytes().decode("utf-8", errors="replace")
         problems += registry_hosts(relative(file), text)
+    assert problems == []
+
+
+def test_every_file_is_text() -> None:
+    problems = []
+    for file in tree():
+        problems += not_text(relative(file), file.read_bytes())
     assert problems == []
 
 
@@ -604,6 +620,11 @@ def test_an_unmirrored_test_file_is_found() -> None:
 def test_a_registry_host_is_found(host: str) -> None:
     assert registry_hosts("x", f"see https://Files.{host.upper()}/simple")
     assert not registry_hosts("x", "see the package index")
+
+
+def test_a_file_that_is_no_text_is_found() -> None:
+    assert not_text("a-1.0-py3-none-any.whl", b"PK\x03\x04\x14\x00\xff")
+    assert not not_text("a.txt", "caf\u00e9".encode())
 
 
 @pytest.mark.parametrize(
