@@ -101,10 +101,6 @@ class Bridge:
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
-        # The earliest deadline, if ``_next_known``: it is asked for after every event, and reads of
-        # plain output do not change it.
-        self._next: Deadline | None = None
-        self._next_known = False
 
     # ------------------------------------------------------------ counts, for an observer
 
@@ -143,11 +139,6 @@ class Bridge:
 
     def next_timeout(self) -> Deadline | None:
         """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
-        if not self._next_known:
-            self._next, self._next_known = self._find_next(), True
-        return self._next
-
-    def _find_next(self) -> Deadline | None:
         first = self._schedule.next()
         if first is None:
             return None
@@ -176,7 +167,6 @@ class Bridge:
         _check_event(event)
         check_time(now)
         self._refuse_impossible(event)
-        self._next_known = False
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -249,7 +239,7 @@ class Bridge:
         return None if relay is None else relay.take(event.messages, now)
 
     def relay_of(self, link: int) -> Relay | None:
-        """The short way of the answer that is running on ``link``; None if it has none now."""
+        """The shortcut for the answer that is running on ``link``; None if there is none now."""
         conversation = self._links.get(link) if self._config.shortcuts else None
         return None if conversation is None else conversation.relay
 
@@ -333,7 +323,8 @@ class Bridge:
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
         else:
-            self._schedule.set(conversation.id, conversation.next_timeout_at())
+            deadline = conversation.next_timeout()
+            self._schedule.set(conversation.id, None if deadline is None else deadline.at)
 
     # ------------------------------------------------------------ intake of turns
 
@@ -495,8 +486,6 @@ COMPARED = Compared(
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",
-        "_next": "follows from _schedule",
-        "_next_known": "follows from _schedule",
     },
 )
 

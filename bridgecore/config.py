@@ -206,6 +206,8 @@ class Config:
 
     decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 
+    log_level: LogLevel = LogLevel.DEBUG  # log records below it are not made
+
     # Not settings of the command line, except max_sessions: these suit all upstreams known so far.
     ping_interval: int = _seconds(20)  # silence before an upstream connection is pinged
     ping_timeout: int = _seconds(20)  # from a ping to a sign of life
@@ -215,7 +217,6 @@ class Config:
     # Turns that may wait for one conversation's session; 0: a second turn is refused at once.
     max_waiting: int = attrs.field(default=64, metadata={"least": 0})
     alias_bytes: int = 128 * 1024 * 1024  # remembered response ids; least recently used evicted
-    log_level: LogLevel = LogLevel.DEBUG  # log records below it are not made
     # Handle the most frequent input on shorter paths with the same results. Off only to compare
     # both in tests, or to exclude the shortcuts as the cause of an error.
     shortcuts: bool = True

@@ -45,7 +45,7 @@ from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline
-from bridgecore.relay import RECORDED, Relay
+from bridgecore.relay import Relay
 from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
@@ -132,10 +132,6 @@ class Conversation:
     def next_timeout(self) -> Deadline | None:
         """When to call ``timeout`` (ns), and why; None if there is no deadline."""
         return self.session.next_timeout()
-
-    def next_timeout_at(self) -> int | None:
-        """When to call ``timeout`` (ns)."""
-        return self.session.next_timeout_at()
 
     # ------------------------------------------------------------ turns
 
@@ -230,7 +226,7 @@ class Conversation:
 
     @property
     def relay(self) -> Relay | None:
-        """The short way of the running answer, while it is in its output and its client has
+        """The shortcut for the running answer, while it is in its output and its client has
         received the beginning; see ``bridgecore.relay``."""
         if self._relay is None or not self._relay.valid:
             turn, link = self.running, self.link
@@ -299,7 +295,7 @@ class Conversation:
         This is the hot path. Once a turn has output, its deltas lead to no decision: they are
         collected in ``plain`` and delivered together, without an event of the session for each.
         """
-        session, ended = self.session, link.stragglers.ended_items
+        session = self.session
         plain: list[UpstreamEvent] = []  # deltas of the running turn that are not delivered yet
         # Computed after each decision and not for each delta.
         in_output, names = session.state.phase is Phase.OUTPUT, running_names(session.state)
@@ -313,7 +309,7 @@ class Conversation:
                 return
             link.noise = link.noise_size = 0
             own = in_output and event.kind in _PLAIN and event.response in names
-            if own and event.item not in ended and event.type not in RECORDED:
+            if own and not link.stragglers.concerns(event):
                 plain.append(event)
                 continue
             if link.unsent:
@@ -698,13 +694,13 @@ class Conversation:
         error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(FailAnswer(turn.id, error))
         self._resume(turn.id)
-        sent = _sent(turn) if turn.sent else {"standing": _standing(turn)}
-        decided = {"anchor": _hashed(anchor), **_cell(self.session, turn.id)}
+        fields = _sent(turn) if turn.sent else {"standing": _standing(turn)}
+        fields["anchor"] = _hashed(anchor)  # the client's own
         self._log(
             LogLevel.WARNING,
             "turn.refused",
             **_about(turn),
-            **{**sent, **decided},
+            **{**fields, **_cell(self.session, turn.id)},
             status=error.status,
             code=error.log_code,
             cause=cause,

@@ -13,7 +13,7 @@ effects become ``TransportEffect``s here.
 from __future__ import annotations
 
 from collections import deque
-from typing import TypeAlias, assert_never, cast, get_args
+from typing import assert_never, get_args
 
 import attrs
 
@@ -34,7 +34,6 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.transport.timer_queue import TimerQueue
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
-_OtherEffect: TypeAlias = msg.ResolveTurn | msg.LinkEffect | tp.Log
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport")
 
 
@@ -225,14 +224,7 @@ class Endpoint:
         any change, so that the state stays as it was."""
         if isinstance(event, (tp.TimeoutReached, tp.DrainRequested, tp.AcceptFailed)):
             return
-        conn = event.conn
-        if type(event) is tp.DataReceived and event.data:
-            known = self._upstreams.get(conn)
-            if known is None and conn in self._clients:
-                return  # the two most frequent cases
-            if known is not None and known.stage is not Stage.CONNECTING:
-                return
-        name = type(event).__name__
+        conn, name = event.conn, type(event).__name__
         if isinstance(event, tp.Accepted):
             if conn not in self._numbered:
                 what = "needs a number of new_connection() that was not used before"
@@ -575,18 +567,15 @@ class Endpoint:
         try:
             while self._pending:
                 for effect in self._gateway.handle(self._pending.popleft(), self._now):
-                    if type(effect) in _ANSWERS:
-                        self._answer(cast(msg.AnswerEffect, effect))
-                        continue
-                    if self._answered:
+                    if self._answered and type(effect) not in _ANSWERS:
                         self._flush_answers()
-                    self._carry_out(cast(_OtherEffect, effect))
+                    self._carry_out(effect)
                 if self._answered:
                     self._flush_answers()
         finally:
             self._driving = False
 
-    def _carry_out(self, effect: _OtherEffect) -> None:
+    def _carry_out(self, effect: msg.GatewayEffect) -> None:
         if isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
             if conn is not None:  # otherwise it was lost, and LinkLost is queued
@@ -612,7 +601,7 @@ class Endpoint:
         elif isinstance(effect, tp.Log):
             self._out.append(effect)
         else:
-            assert_never(effect)
+            self._answer(effect)
 
     def _answer(self, effect: msg.AnswerEffect) -> None:
         conn = self._of_turn.get(effect.turn)

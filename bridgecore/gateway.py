@@ -43,7 +43,7 @@ from bridgecore.wire.responses import InvalidBodyError, parse_create
 
 @attrs.define(eq=False)
 class StreamRelay:
-    """The short way of a running stream: from messages of its link to events for its client.
+    """The shortcut for a running stream: from messages of its link to events for its client.
 
     It is what ``Gateway.handle`` does about a ``MessagesReceived`` that brings only plain output,
     without the steps in between. ``turn``: the stream's.
@@ -151,7 +151,7 @@ class Gateway:
         return effects
 
     def relay_of(self, link: int) -> StreamRelay | None:
-        """The short way of the stream that is running on ``link``; None if it has none now. Not
+        """The shortcut for the stream that is running on ``link``; None if there is none now. Not
         part of the public surface.
 
         :meta private:

@@ -15,10 +15,7 @@ from bridgecore.messages import AnswerEvents
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.stragglers import running_names
-from bridgecore.wire.responses import ITEM_ADDED, ITEM_DONE, EventKind, read_event
-
-# Events of items are recorded by the turn, for its terminal event, and by its ``Stragglers``.
-RECORDED = frozenset({ITEM_ADDED, ITEM_DONE})
+from bridgecore.wire.responses import EventKind, read_event
 
 
 @attrs.define(eq=False)
@@ -50,16 +47,15 @@ class Relay:
         running response; otherwise do nothing and return None."""
         if self._session.state is not self._state:
             return None
-        names, ended = self._names, self._link.stragglers.ended_items
+        stragglers = self._link.stragglers
         events = []
         for message in messages:
             event = read_event(message) if type(message) is bytes else None
             if (
                 event is None
                 or event.kind is not EventKind.OUTPUT
-                or event.type in RECORDED
-                or event.response not in names
-                or event.item in ended
+                or event.response not in self._names
+                or stragglers.concerns(event)
             ):
                 return None
             events.append(event)

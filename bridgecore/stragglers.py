@@ -24,7 +24,7 @@ events belong to this response, and ``claim`` returns them.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -77,10 +77,10 @@ class Stragglers:
     _kept_size: int = 0  # bytes
     _reuses: bool = False  # the upstream has been seen to reuse item ids
 
-    @property
-    def ended_items(self) -> Container[str | None]:
-        """The ids of the items of ended responses: an event that names one may be late."""
-        return self._ended
+    def concerns(self, event: UpstreamEvent) -> bool:
+        """Whether ``event``, output of the running response, has to be looked at here: it names an
+        item of an ended response, so it may be late, or it is one that ``note`` records."""
+        return event.item in self._ended or event.type in _ITEMS
 
     def begin(self) -> None:
         """A turn's frame is being sent: no response is running."""

@@ -74,6 +74,24 @@ def test_events_of_the_next_answer_are_not_late(own: UpstreamEvent) -> None:
     assert not stragglers.is_late(own, answering=True)
 
 
+@pytest.mark.parametrize(
+    "one", [delta("m2"), delta(None), event("content_part.added", item_id="m2")]
+)
+def test_output_without_a_known_item_is_no_concern(one: UpstreamEvent) -> None:
+    """What ``concerns`` lets pass is neither late nor recorded."""
+    stragglers = behind(added("m1"), done("m1"))
+    assert not stragglers.concerns(one)
+    assert not stragglers.is_late(one, answering=True)
+    before = dict(stragglers._items)
+    stragglers.note(one)
+    assert stragglers._items == before
+
+
+@pytest.mark.parametrize("one", [delta("m1"), added("m2"), done("m2")])
+def test_an_item_or_output_of_an_ended_one_is_a_concern(one: UpstreamEvent) -> None:
+    assert behind(added("m1"), done("m1")).concerns(one)
+
+
 def test_nothing_is_late_before_the_first_response() -> None:
     stragglers = Stragglers()
     stragglers.begin()

@@ -101,7 +101,8 @@ class Exchange:
 
     @property
     def goes_on(self) -> bool:
-        """Whether it is a stream that has begun, so that output is sent as it comes."""
+        """Whether it is a stream whose client has received ``response.created``, so that output is
+        sent as it comes."""
         return self.stream and self._created is not None
 
     def sent(self, last: UpstreamEvent, now: int) -> None:

@@ -782,9 +782,9 @@ class _Scope:
                 # An unchanged digest: all items so far are left out, so nothing is repeated.
                 if latest is not None and chain[here] != chain[0]:
                     found.append((here, latest))
-            next_up = []
             if latest is None and not found and self._is_new(chain, count):
                 break
+            next_up = []
             if latest is not None:
                 next_up = _continuations(latest)
                 near, since = next_up, count
@@ -811,11 +811,11 @@ def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> No
     if name is None or place in prompt.resolved:
         return
     number = place - since
-    told = b"".join(prompt.chain[since + 1 : place + 1])
+    digests = b"".join(prompt.chain[since + 1 : place + 1])
     found = {
         item
         for node in near
-        if number < node.items and node.chain.startswith(told)
+        if number < node.items and node.chain.startswith(digests)
         for item in node.table.items(node.encoded)[number : number + 1]
         if has_id(read_head(item), name)
     }

@@ -49,7 +49,7 @@ class EventCheck:
         }
         # The classes of the checked fields decide, unless a field has fields of its own. So those
         # that were right once are remembered, which makes the check three times as fast.
-        self._classes = {kind: _reader(names) for kind, names in self._fields.items()}
+        self._classes = {kind: _classes_of(names) for kind, names in self._fields.items()}
         self._right: dict[type, set[tuple[type, ...]]] = {kind: set() for kind in self._fields}
 
     def __call__(self, event: object) -> None:
@@ -81,8 +81,8 @@ class EventCheck:
                 self._check(found, event)
 
 
-def _reader(fields: list[tuple[str, tuple[type, ...]]]) -> Callable[[object], tuple[type, ...]]:
-    """A function that returns the classes of ``fields`` of an object."""
+def _classes_of(fields: list[tuple[str, tuple[type, ...]]]) -> Callable[[object], tuple[type, ...]]:
+    """A function that returns the classes of the values that an object has in ``fields``."""
     names = [name for name, _ in fields]
     if len(names) < 2:  # attrgetter then returns no tuple
         return lambda value: tuple([type(getattr(value, name)) for name in names])

@@ -105,10 +105,6 @@ class Session:
         """
         return self.state.timers.next()
 
-    def next_timeout_at(self) -> int | None:
-        """The time of ``next_timeout`` (ns), which is needed more often than its reason."""
-        return self.state.timers.next_at()
-
     def handle_timeout(self, now: int) -> tuple[Effect, ...]:
         """Handle every deadline that is due at ``now`` (ns), in the order of their times. Returns
         the effects, in order.
@@ -165,7 +161,7 @@ class Session:
         """
         self._trace += (transition.rule, event)
         if len(self._trace) > 2 * _TRACE:
-            del self._trace[:_TRACE]
+            del self._trace[:_TRACE]  # the older half
         self.rule, self.state, self.cells = transition.rule, transition.state, transition.cells
 
 

@@ -57,7 +57,6 @@ class Timer(enum.Enum):
 _IN_ORDER = tuple(Timer)
 # Those of a session. The rest belong to connections and the endpoint.
 SESSION_TIMERS = _IN_ORDER[: _IN_ORDER.index(Timer.EXPIRY) + 1]
-_OF_SESSIONS = frozenset(SESSION_TIMERS)
 
 
 @attrs.frozen
@@ -81,8 +80,7 @@ class Timers:
     @classmethod
     def of(cls, deadlines: Mapping[Timer, int]) -> Timers:
         """A table of ``deadlines``, in ns."""
-        order = SESSION_TIMERS if deadlines.keys() <= _OF_SESSIONS else _IN_ORDER
-        return cls(tuple([(timer, deadlines[timer]) for timer in order if timer in deadlines]))
+        return cls(tuple([(timer, deadlines[timer]) for timer in _IN_ORDER if timer in deadlines]))
 
     def get(self, timer: Timer) -> int | None:
         """When ``timer`` is due, in ns; None when it is not set."""
@@ -97,7 +95,3 @@ class Timers:
             return None
         timer, at = min(self.entries, key=_at)
         return Deadline(at, timer)
-
-    def next_at(self) -> int | None:
-        """The time of the earliest deadline, in ns."""
-        return min([at for _, at in self.entries], default=None)

@@ -31,6 +31,7 @@ from bridgecore.testing import (
     Silence,
 )
 from bridgecore.testing.faults import COMMON_SHAPES, Action
+from bridgecore.transport import LogLevel
 from tests.endpoint_world import (
     CODES,
     KEY,
@@ -796,6 +797,22 @@ def test_the_log_has_not_found_where_the_client_has() -> None:
     world.ask("b", previous_response_id="resp_elsewhere", store=False)
     (refused,) = [log for log in world.net.logs if log.event == "turn.refused"]
     assert refused.fields["code"] == NOT_FOUND
+
+
+def test_records_below_the_level_are_not_made() -> None:
+    """At debug, info and warning: a turn that is completed, and one that is refused."""
+    records = []
+    for level in (LogLevel.DEBUG, LogLevel.INFO, LogLevel.WARNING):
+        world = World(log_level=level)
+        world.ask("a")
+        world.ask("b", previous_response_id="resp_elsewhere", store=False)
+        assert all(log.level >= level for log in world.net.logs)
+        records.append([log.event for log in world.net.logs if log.event.startswith("turn.")])
+    assert records == [
+        ["turn.received", "turn.sent", "turn.completed", "turn.received", "turn.sent", "turn.refused"],
+        ["turn.completed", "turn.refused"],
+        ["turn.refused"],
+    ]  # fmt: skip
 
 
 def test_logs_tell_no_secrets() -> None:
