@@ -30,7 +30,7 @@ import msgspec
 
 from bridgecore.continuity.items import Prompt
 from bridgecore.continuity.transcript import Match, Transcripts, expand, reduce
-from bridgecore.wire.responses import CreateRequest, parse_create
+from bridgecore.wire.requests import CreateRequest, parse_create
 
 RUNS = 31
 FULL = 7850  # bytes of text a turn, for 1 MB

@@ -57,7 +57,8 @@ if TYPE_CHECKING:
     from bridgecore.recovery.state import SessionState
     from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer, Timers
     from bridgecore.tables import render_rules
-    from bridgecore.wire.responses import CreateRequest, EventKind, UpstreamEvent
+    from bridgecore.wire.requests import CreateRequest
+    from bridgecore.wire.responses import EventKind, UpstreamEvent
 
 # The one place that states the version: the build reads it from here, and reading it costs no look
 # at the metadata of installed packages.
@@ -118,7 +119,7 @@ _HOMES = {
     "Config": "bridgecore.config",
     "ConfigError": "bridgecore.errors",
     "Continuity": "bridgecore.config",
-    "CreateRequest": "bridgecore.wire.responses",
+    "CreateRequest": "bridgecore.wire.requests",
     "DEFAULT": "bridgecore.recovery.policy",
     "Deadline": "bridgecore.recovery.timers",
     "Endpoint": "bridgecore.endpoint",

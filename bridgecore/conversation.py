@@ -51,13 +51,8 @@ from bridgecore.transport import Log, LogLevel
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers
-from bridgecore.wire.responses import (
-    EventKind,
-    Terminal,
-    UpstreamEvent,
-    read_event,
-    read_terminal,
-)
+from bridgecore.wire.responses import EventKind, UpstreamEvent, read_event
+from bridgecore.wire.terminal import Terminal, read_terminal
 
 
 @attrs.define

@@ -32,7 +32,7 @@ from bridgecore.continuity.aliases import credential_scope, named_scope
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.messages import ResolveTurn, TurnReceived, TurnResolved
 from bridgecore.wire.headers import Headers, credential_names, lower_names, upgrade_headers
-from bridgecore.wire.responses import CreateRequest
+from bridgecore.wire.requests import CreateRequest
 
 
 class Resolver(enum.Enum):

@@ -22,7 +22,8 @@ import attrs
 from bridgecore.api_error import ApiError
 from bridgecore.recovery.failure import ErrorFrame, Evidence
 from bridgecore.transport import Log
-from bridgecore.wire.responses import CreateRequest, UpstreamEvent
+from bridgecore.wire.requests import CreateRequest
+from bridgecore.wire.responses import UpstreamEvent
 
 # ---------------------------------------------------------------- events
 

@@ -33,7 +33,7 @@ from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.stragglers import Stragglers
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.responses import CreateRequest
+from bridgecore.wire.requests import CreateRequest
 
 Value: TypeAlias = Hashable
 

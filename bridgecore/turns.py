@@ -11,13 +11,8 @@ import attrs
 from bridgecore.continuity.memory import TurnContext
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.failure import ErrorFrame
-from bridgecore.wire.responses import (
-    ITEM_DONE,
-    EventKind,
-    Terminal,
-    UpstreamEvent,
-    created_event,
-)
+from bridgecore.wire.responses import ITEM_DONE, EventKind, UpstreamEvent, created_event
+from bridgecore.wire.terminal import Terminal
 
 
 @attrs.define(eq=False)

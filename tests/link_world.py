@@ -28,7 +28,7 @@ from bridgecore.messages import (
     TurnReceived,
 )
 from bridgecore.transport import Log
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 Json = dict[str, Any]
 ENDED = ("response.completed", "response.failed", "response.incomplete")

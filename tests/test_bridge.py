@@ -33,7 +33,7 @@ from bridgecore.messages import (
 from bridgecore.recovery.failure import Closed, ErrorFrame, UpgradeRefused
 from bridgecore.recovery.timers import Timer
 from bridgecore.transport import Log
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
 DELTA = b'{"type":"response.output_text.delta","delta":"x"}'

@@ -17,7 +17,7 @@ from bridgecore.errors import BridgecoreError, ConfigError
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import DEFAULT, Budgets, Policy, Timeouts
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.wire.responses import InvalidBodyError
+from bridgecore.wire.requests import InvalidBodyError
 
 URL = UpstreamUrl.parse("ws://up/")
 FIELDS = attrs.fields_dict(Config)

@@ -23,7 +23,7 @@ from bridgecore.recovery.policy import DEFAULT
 from bridgecore.recovery.session import Session
 from bridgecore.transport import Log
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 KEY = [(b"authorization", b"k")]
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'

@@ -42,7 +42,7 @@ from bridgecore.messages import (
 from bridgecore.recovery.failure import Closed
 from bridgecore.recovery.timers import Timer
 from bridgecore.transport import Log
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'

@@ -39,7 +39,7 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.transport import Log
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 CREATED = b'{"type":"response.created","response":{"id":"resp_1"}}'
 DONE = b'{"type":"response.completed","response":{"id":"resp_1","output":[]}}'

@@ -16,7 +16,7 @@ from bridgecore.conversation import Conversation
 from bridgecore.intake import Intake
 from bridgecore.messages import LinkFrameSent, LinkOpened, MessagesReceived, OpenLink, TurnReceived
 from bridgecore.statevalue import COMPARED, At, Ref, state_of
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 
 def running() -> Bridge:

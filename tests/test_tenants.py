@@ -31,7 +31,7 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery.failure import Closed
 from bridgecore.wire.headers import FORWARDED_HEADERS
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 from tests.endpoint_world import World, read_answers
 
 Headers = list[tuple[bytes, bytes]]

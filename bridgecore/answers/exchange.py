@@ -26,8 +26,8 @@ from bridgecore.messages import (
     FailAnswer,
 )
 from bridgecore.recovery.timers import Timer
+from bridgecore.wire.requests import CreateRequest
 from bridgecore.wire.responses import (
-    CreateRequest,
     EventKind,
     UpstreamEvent,
     created_event,

@@ -20,6 +20,7 @@ import msgspec
 
 from bridgecore.continuity.prefixes import Digester, KnownStart, Prefix, note_prefix
 from bridgecore.wire.jsontext import (
+    NULL,
     Text,
     TooDeepError,
     UnreadableError,
@@ -30,7 +31,7 @@ from bridgecore.wire.jsontext import (
     reader,
     write_object,
 )
-from bridgecore.wire.responses import CreateRequest
+from bridgecore.wire.requests import CreateRequest
 
 Json: TypeAlias = dict[str, Any]
 
@@ -437,8 +438,6 @@ def _answered(head: Head) -> str | None:
 
 # ------------------------------------------------------------------ requests
 
-_NULL: Final = msgspec.Raw(b"null")  # the API treats it like an absent member
-
 
 # The members of a request that must be equal for its history to be replaced by an anchor. An anchor
 # carries items only, so every request states these anew, and the upstream accepts a change. But a
@@ -472,7 +471,7 @@ def _settings_digest(request: CreateRequest, narrow: Iterable[bytes]) -> bytes:
     values: list[bytes | list[bytes]] = [_ABSENT] * len(_PLACES)
     for name, raw in request.members.items():
         place = _PLACES.get(name)
-        if place is None or raw == _NULL:
+        if place is None or raw == NULL:
             continue
         try:
             values[place] = _canonical.encode(read_value(raw))
@@ -545,14 +544,14 @@ class Prompt:
         # A digest of everything besides items that must be equal along a conversation.
         self.settings = _settings_digest(request, narrow)
         # False: the upstream adds items that the request does not contain.
-        self.whole = not [1 for name in _HIDING if members.get(name, _NULL) != _NULL]
+        self.whole = not [1 for name in _HIDING if members.get(name, NULL) != NULL]
         # The raw JSON value; None if absent.
         cache_key = members.get("prompt_cache_key")
-        self.cache_key = None if cache_key is None or cache_key == _NULL else cache_key
+        self.cache_key = None if cache_key is None or cache_key == NULL else cache_key
 
     def _read(self) -> None:
         """Read all items."""
-        given = self.request.members.get("input", _NULL)
+        given = self.request.members.get("input", NULL)
         self.items = _read_items(given)
         self.text, begin = _text_of_items(self.request, self.items)
         # The offset in ``text`` of each item, and of the one that would follow the last.
@@ -735,7 +734,7 @@ def _read_items(given: msgspec.Raw) -> list[msgspec.Raw]:
             return read_array(given)
         except UnreadableError:
             raise ValueError("'input' cannot be read") from None
-    if given == _NULL:
+    if given == NULL:
         return []
     if not begins(given, b'"'):
         raise ValueError("'input' is neither a string nor a list")

@@ -23,7 +23,7 @@ from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.jsontext import Text
-from bridgecore.wire.responses import CreateRequest, parse_create
+from bridgecore.wire.requests import CreateRequest, parse_create
 
 NOWHERE = 0  # the conversation number of a response that belongs to no conversation of this bridge
 

@@ -54,7 +54,7 @@ from bridgecore.continuity.prefixes import (
 )
 from bridgecore.continuity.templates import SPARE, TemplateTable
 from bridgecore.wire.jsontext import Text
-from bridgecore.wire.responses import CreateRequest
+from bridgecore.wire.requests import CreateRequest
 
 # Memory of a node besides its items, their digests and its id, and of a scope besides its nodes and
 # templates. Measured on 64-bit CPython (benchmarks/continuity.py); tests check the values.

@@ -56,7 +56,8 @@ from bridgecore.statevalue import LINK, QUERY, At, Ref
 from bridgecore.transport import Log
 from bridgecore.verify.explore import later
 from bridgecore.verify.search import Search
-from bridgecore.wire.responses import EventKind, parse_create
+from bridgecore.wire.requests import parse_create
+from bridgecore.wire.responses import EventKind
 
 
 class BridgeProperty(enum.Enum):

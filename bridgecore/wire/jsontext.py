@@ -105,7 +105,23 @@ def begins(text: Text, mark: bytes) -> bool:
     return bytes(memoryview(text)[: len(mark)]) == mark
 
 
+NULL: Final = msgspec.Raw(b"null")  # in a member, the API treats it like an absent one
+
 quoted: Final[Callable[[str], bytes]] = msgspec.json.Encoder().encode  # a name as JSON text
+
+
+def value_of(raw: Text | None) -> Any:
+    """``raw`` as a Python value; None if there is none, or it cannot be read."""
+    try:
+        return None if raw is None else read_value(raw)
+    except UnreadableError:
+        return None
+
+
+def text_of(raw: Text | None) -> str:
+    """``raw`` as a string; empty if it is none."""
+    value = value_of(raw)
+    return value if isinstance(value, str) else ""
 
 
 def write_object(members: Mapping[str, Text]) -> bytes:

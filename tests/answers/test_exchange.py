@@ -23,7 +23,8 @@ from bridgecore.messages import (
     FailAnswer,
 )
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
-from bridgecore.wire.responses import UpstreamEvent, parse_create, read_event
+from bridgecore.wire.requests import parse_create
+from bridgecore.wire.responses import UpstreamEvent, read_event
 
 CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
 ERROR = api_error(502, "stream_incomplete", "Lost.")

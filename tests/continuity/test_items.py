@@ -25,7 +25,7 @@ from bridgecore.continuity.items import (
     referred,
     repeats_answers,
 )
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 Item = dict[str, Any]
 

@@ -12,7 +12,7 @@ from bridgecore.config import Config, Continuity, UpstreamUrl
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 
 Item = dict[str, Any]
 SCOPE = "scope"

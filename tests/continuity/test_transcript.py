@@ -24,7 +24,7 @@ from bridgecore.continuity.transcript import (
     reduce,
     resolve,
 )
-from bridgecore.wire.responses import parse_create
+from bridgecore.wire.requests import parse_create
 from tests.memory import taken
 
 Item = dict[str, Any]

@@ -24,7 +24,7 @@ from bridgecore.testing import (
     SendEvents,
 )
 from bridgecore.testing.faults import Action
-from bridgecore.wire.responses import InvalidBodyError, parse_create
+from bridgecore.wire.requests import InvalidBodyError, parse_create
 from tests.endpoint_clients import (
     Historian,
     Talker,

@@ -17,7 +17,7 @@ from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Evidence, FailureKind, classify
 from bridgecore.recovery.policy import Action, Policy, Situation
 from bridgecore.testing import strategies
-from bridgecore.wire.responses import InvalidBodyError, parse_create
+from bridgecore.wire.requests import InvalidBodyError, parse_create
 from tests.endpoint_world import World
 
 

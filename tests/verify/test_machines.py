@@ -60,7 +60,8 @@ from bridgecore.testing.network import ByteClient
 from bridgecore.transport import Log
 from bridgecore.verify.replay import Replay
 from bridgecore.wire.decisions import DECISION
-from bridgecore.wire.responses import EventKind, parse_create
+from bridgecore.wire.requests import parse_create
+from bridgecore.wire.responses import EventKind
 from tests.endpoint_world import World, read_answers
 
 SECOND = NS_PER_SECOND
