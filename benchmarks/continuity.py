@@ -29,7 +29,8 @@ from typing import Any
 import msgspec
 
 from bridgecore.continuity.items import Prompt
-from bridgecore.continuity.transcript import Match, Transcripts, expand, reduce
+from bridgecore.continuity.nodes import Match, expand, reduce
+from bridgecore.continuity.transcript import Transcripts
 from bridgecore.wire.requests import CreateRequest, parse_create
 
 RUNS = 31

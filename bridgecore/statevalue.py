@@ -24,8 +24,8 @@ import msgspec
 from bridgecore.admission.families import Families
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
+from bridgecore.continuity.nodes import Node
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.continuity.transcript import Node
 from bridgecore.conversation import Conversation
 from bridgecore.generation import Generation, HeldEvents
 from bridgecore.intake import Arriving, Intake

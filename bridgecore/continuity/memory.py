@@ -17,8 +17,9 @@ import msgspec
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
+from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
-from bridgecore.continuity.transcript import Match, Node, Transcripts, expand, reduce, resolve
+from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing

@@ -17,6 +17,9 @@ Digesting an item means decoding it. Most items of a history were seen before, s
 so items are first compared as bytes with what is held (templates.py). Those at the beginning that
 came in the same bytes in an earlier request are not even read (prefixes.py).
 
+What belongs here: the limits of memory and age, and the order of look-up and insertion. One
+response and its forms are in ``nodes``, the tree of one credential in ``tree``.
+
 Everything is kept per credential scope: an id or a history of another credential looks like one
 that was never seen (FOREIGN_IS_UNKNOWN). Times are integer nanoseconds of one monotonic clock,
 sizes are bytes.
@@ -24,238 +27,29 @@ sizes are bytes.
 
 from __future__ import annotations
 
-import heapq
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Final, Generic, Protocol, TypeVar
-
-import attrs
+from operator import attrgetter
 
 from bridgecore.continuity.items import (
-    DIGEST_SIZE,
     ROOT,
     Prompt,
-    Proof,
-    calls,
     chain_digest,
-    has_id,
     input_form,
     prove,
     read_head,
-    read_heads,
 )
+from bridgecore.continuity.lru import LruHeap
+from bridgecore.continuity.nodes import Match, Node, has_calls
 from bridgecore.continuity.prefixes import (
-    PREFIX_OVERHEAD,
     SHORTEST,
     KnownStart,
-    Prefix,
     PrefixTable,
 )
 from bridgecore.continuity.templates import SPARE, TemplateTable
+from bridgecore.continuity.tree import TREE_OVERHEAD, TRIES, Tree
 from bridgecore.wire.jsontext import Text
 from bridgecore.wire.requests import CreateRequest
-
-# Memory of a node besides its items, their digests and its id, and of a scope besides its nodes and
-# templates. Measured on 64-bit CPython (benchmarks/continuity.py); tests check the values.
-NODE_OVERHEAD: Final = 600  # bytes
-SCOPE_OVERHEAD: Final = 1700  # bytes
-
-# Responses with equal context, or that continue one response, that are compared, latest first. A
-# client that asks the same thing thousands of times would otherwise make each look-up slower.
-_TRIES: Final = 64
-
-
-@attrs.define(eq=False, weakref_slot=False)
-class Node:
-    """One response in the tree: its request's new items, its own items, and what it continues.
-
-    The items of the request are stored as they came, those of the response in input form (see
-    ``input_form``).
-    """
-
-    response_id: str
-    parent: Node | None = attrs.field(repr=False)
-    encoded: bytes = attrs.field(
-        repr=False
-    )  # the items, encoded by ``table``; not in repr, as it is user data
-    table: TemplateTable = attrs.field(repr=False)
-    chain: bytes  # the chain digests after each item but the last
-    end: bytes  # the last one, or the parent's if there are no items
-    settings: bytes
-    # Its full input can be sent as a new request: no item refers to something that only the
-    # upstream has, and every output has its call (most upstreams refuse an output without one).
-    readable: bool
-    cut: int  # index of the latest compaction among the items that it made; -1: none
-    pruned: bytes | None  # the chain digest of its items from ``cut`` on, starting at ROOT
-    used: int  # ns: when it was last used
-    named: bool = True  # False: its id now names a response that continues it
-    continued: bool = False  # a turn that was anchored at it has completed
-    injectable: bool = True  # False: the upstream refused it as an injected anchor
-    rebuildable: bool = True  # False: the upstream refused its text as the input of a turn
-    # Neighbours in the tree. Linked lists, because some are long and nodes are removed from
-    # anywhere.
-    child: Node | None = attrs.field(default=None, repr=False)  # the latest response after it
-    older_sibling: Node | None = attrs.field(
-        default=None, repr=False
-    )  # among the responses with the same parent
-    newer_sibling: Node | None = attrs.field(default=None, repr=False)
-    older_same_context: Node | None = attrs.field(
-        default=None, repr=False
-    )  # among the responses with an equal context
-    newer_same_context: Node | None = attrs.field(default=None, repr=False)
-    # The digest of the bytes that the client sends for its last items, from the first one that no
-    # template matches to the end.
-    wording: bytes | None = None
-    # The bytes that the client sends for its whole context, if they are the latest on its path.
-    prefix: Prefix | None = attrs.field(default=None, repr=False)
-    held: bool = True  # False: it was evicted
-
-    @property
-    def size(self) -> int:
-        """The memory of the node, in bytes, as accounted."""
-        name = len(self.response_id) * (1 if self.response_id.isascii() else 4)
-        prefix = 0 if self.prefix is None else PREFIX_OVERHEAD
-        return NODE_OVERHEAD + len(self.encoded) + len(self.chain) + name + prefix
-
-    @property
-    def items(self) -> int:
-        """The number of the node's own items."""
-        return len(self.chain) // DIGEST_SIZE + bool(self.encoded)
-
-    def own_text(self) -> bytes:
-        """The node's own items, as the inside of an ``input`` array."""
-        return b",".join(self.table.items(self.encoded))
-
-    def siblings(self) -> Iterator[Node]:
-        """This response and the older ones with the same parent, latest first."""
-        node: Node | None = self
-        while node is not None:
-            yield node
-            node = node.older_sibling
-
-    def same_context(self) -> Iterator[Node]:
-        """This response and the older ones with an equal context, latest first."""
-        node: Node | None = self
-        while node is not None:
-            yield node
-            node = node.older_same_context
-
-    def path(self) -> list[Node]:
-        """The responses from the root to this one."""
-        nodes = []
-        node: Node | None = self
-        while node is not None:
-            nodes.append(node)
-            node = node.parent
-        nodes.reverse()
-        return nodes
-
-    def text(self, *, whole: bool = False) -> bytes:
-        """The items of the path up to and including this response, as the inside of an ``input``
-        array.
-
-        They begin at the latest compaction that a response on the path made, because that item
-        replaces everything before it; ``whole``: at the root all the same.
-        """
-        parts: list[bytes] = []
-        node: Node | None = self
-        while node is not None:
-            if node.cut >= 0 and not whole:
-                parts.append(b",".join(node.table.items(node.encoded)[node.cut :]))
-                break
-            parts.append(node.own_text())
-            node = node.parent
-        return _joined(reversed(parts))
-
-
-def _joined(parts: Iterable[bytes]) -> bytes:
-    return b",".join(part for part in parts if part)
-
-
-@attrs.frozen
-class Expansion:
-    """A rehydrated turn: its ``response.create`` frame, without an anchor, and the proof of it.
-
-    It may be sent only if ``proof.self_contained``: otherwise its input refers to something that
-    only the anchor's connection has (FORM_IS_POSSIBLE).
-    """
-
-    frame: bytes
-    proof: Proof
-
-
-def expand(node: Node, prompt: Prompt) -> Expansion:
-    """Rehydrate the turn of ``prompt``, which is anchored at ``node``: drop its anchor and prepend
-    the items that the anchor covers.
-
-    Items before the latest compaction are left out, unless an output needs a call among them: an
-    output without its call is refused (OUTPUTS_HAVE_CALLS).
-    """
-    before, new = node.text(), prompt.meant_heads()
-    proof = prove([*read_heads(before), *new])
-    if proof.orphans:
-        whole = node.text(whole=True)
-        if (all_proof := prove([*read_heads(whole), *new])).self_contained:
-            before, proof = whole, all_proof
-    return Expansion(prompt.frame(_joined((before, prompt.meant_text())), None), proof)
-
-
-def _has_calls(node: Node, orphans: Iterable[str]) -> bool:
-    """Whether the path before ``node`` has the calls ``orphans``, answered by outputs in it."""
-    missing = set(orphans)
-    before: Node | None = node
-    while missing and before is not None:
-        if before.cut >= 0:
-            # ``expand`` sends items before a compaction only if that completes every output.
-            return prove(read_heads(node.text(whole=True))).self_contained
-        if before is not node:
-            missing -= calls(read_heads(before.own_text()))
-        before = before.parent
-    return not missing
-
-
-def resolve(node: Node, prompt: Prompt) -> None:
-    """Resolve the ``item_reference`` items of ``prompt`` to items on the path of ``node``.
-
-    An id that two different items have resolves to neither, because some upstreams restart the
-    numbering of their items in each response. Results are stored in ``prompt.resolved``.
-    """
-    for place in range(len(prompt.items)):
-        name = prompt.reference(place)
-        if name is not None:
-            found = {each for one in node.path() for each in _of_id(one, name)}
-            if len(found) == 1:
-                prompt.resolved[place] = found.pop()
-
-
-def _of_id(node: Node, name: str) -> list[bytes]:
-    """The items among the node's own that have the id ``name``."""
-    if name.encode(errors="replace") not in node.encoded:
-        return []
-    return [item for item in node.table.items(node.encoded) if has_id(read_head(item), name)]
-
-
-@attrs.frozen
-class Match:
-    """A response that a request's history leads to.
-
-    The first ``repeated`` items of the request, following its anchor if it names one, are the path
-    of ``node``.
-    """
-
-    node: Node
-    repeated: int
-
-
-def reduce(prompt: Prompt, match: Match, stand_in: str | None = None) -> bytes:
-    """The ``response.create`` frame of a reduced turn: the matched response as the anchor, and the
-    items after the match.
-
-    ``stand_in``: the id of a response with the same context to name instead, because it is the one
-    that the connection can continue. The context is unchanged (CONTEXT_IS_MEANT).
-    """
-    return prompt.frame(prompt.text_from(match.repeated), stand_in or match.node.response_id)
 
 
 class Transcripts:
@@ -283,8 +77,8 @@ class Transcripts:
         self._max_age = max_age_ns
         self._shortest_prefix = shortest_prefix
         self._max_scope = min(max_scope_bytes, max_bytes)
-        self._scopes: dict[str, _Scope] = {}
-        self._lru: _LruHeap[_Scope] = _LruHeap()
+        self._scopes: dict[str, Tree] = {}
+        self._lru: LruHeap[Tree] = LruHeap()
         self._size = 0
         self._now = 0
         # Nothing expires before this time (ns). Only grows while something is held, because the
@@ -436,12 +230,12 @@ class Transcripts:
         fresh = held is None
         if held is None:
             table = TemplateTable(min(SPARE, self._max_scope // 32))
-            held = _Scope(scope, table, PrefixTable(self._shortest_prefix))
+            held = Tree(scope, table, PrefixTable(self._shortest_prefix))
         before = 0 if fresh else held.size
         stored = prompt.request.store if stored is None else stored
         node = self._node(response_id, parent, prompt, repeated, output, held.table, stored)
         held.table.grow()
-        room = self._max_scope - SCOPE_OVERHEAD - held.table.size - node.size
+        room = self._max_scope - TREE_OVERHEAD - held.table.size - node.size
         # The node needs its whole path in memory. Its size is summed only if the scope is so full
         # that it could matter.
         fits = held.taken <= room or (
@@ -467,7 +261,7 @@ class Transcripts:
         return node if fits and node.held else None
 
     def _continues(
-        self, held: _Scope, prompt: Prompt, match: Match | None
+        self, held: Tree, prompt: Prompt, match: Match | None
     ) -> tuple[Node | None, int]:
         """The parent of a response to ``prompt``, and how many items of ``prompt`` lead to it."""
         if match is not None and match.node.held:
@@ -482,7 +276,7 @@ class Transcripts:
         if not found:
             return base, 0
         repeated, latest = found[-1]
-        return max(latest.same_context(), key=_last_use), repeated
+        return max(latest.same_context(), key=attrgetter("used")), repeated
 
     def _node(
         self,
@@ -530,7 +324,7 @@ class Transcripts:
             pruned=pruned,
             used=self._now,
         )
-        node.readable = node.readable and _has_calls(node, proof.orphans)
+        node.readable = node.readable and has_calls(node, proof.orphans)
         return node
 
     # -------------------------------------------------------------- eviction
@@ -553,18 +347,18 @@ class Transcripts:
         scope = self._lru.first()
         return None if scope is None else scope.used + self._max_age
 
-    def _drop_oldest(self, scope: _Scope) -> int:
+    def _drop_oldest(self, scope: Tree) -> int:
         node = scope.lru.first()
         if node is None:
             return 0
         self._drop(scope, node)
         return 1
 
-    def _drop(self, scope: _Scope, node: Node) -> None:
+    def _drop(self, scope: Tree, node: Node) -> None:
         """Remove a leaf; and its scope, if that was its last node."""
         scope.remove(node)
         self._size -= node.size
-        if not scope.held:
+        if not scope.evictable:
             del self._scopes[scope.name]
             self._size -= scope.size
 
@@ -585,7 +379,7 @@ def _fitting(prompt: Prompt, prefixes: Sequence[tuple[int, Node]]) -> list[Match
     for repeated, latest in reversed(prefixes):
         fitting = [
             Match(node, repeated)
-            for node in islice(latest.same_context(), _TRIES)
+            for node in islice(latest.same_context(), TRIES)
             if node.named
             and node.injectable
             and not node.continued
@@ -594,372 +388,3 @@ def _fitting(prompt: Prompt, prefixes: Sequence[tuple[int, Node]]) -> list[Match
         if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # it goes on
             return fitting
     return []
-
-
-# ------------------------------------------------------------------ one credential
-
-
-def _last_use(node: Node) -> int:
-    return node.used
-
-
-@attrs.define(eq=False)
-class _Scope:
-    """The tree of one credential, with its indexes."""
-
-    name: str
-    table: TemplateTable
-    starts: PrefixTable  # the prefixes of all nodes
-    nodes: dict[str, Node] = attrs.Factory(dict)  # by id; without those that lost theirs (unname)
-    count: int = 0  # of all nodes
-    root: Node | None = None  # the latest node without a parent; the others are its siblings
-    # By the chain digest of a whole context: the latest response that has it.
-    ends: dict[bytes, Node] = attrs.Factory(dict)
-    # By the chain digest of the items from a compaction on: the response that made it. A client may
-    # drop everything before a compaction, and then has just those items as its history.
-    pruned: dict[bytes, Node] = attrs.Factory(dict)
-    # The chain digests after the first item, of all paths from the root, and how many have it. A
-    # history that begins with none of them is not held.
-    beginnings: Counter[bytes] = attrs.Factory(Counter)
-    taken: int = 0  # bytes of all nodes
-    lru: _LruHeap[Node] = attrs.Factory(lambda: _LruHeap[Node]())
-
-    @property
-    def size(self) -> int:
-        """The memory of the scope, in bytes, as accounted."""
-        return SCOPE_OVERHEAD + self.table.size + self.taken
-
-    @property
-    def held(self) -> bool:
-        return self.count > 0
-
-    @property
-    def child(self) -> None:
-        return None
-
-    @property
-    def used(self) -> int:
-        """The time (ns) of last use of its least recently used leaf. Never decreases."""
-        node = self.lru.first()
-        return 0 if node is None else node.used
-
-    def add(self, node: Node) -> None:
-        """Link ``node`` into the tree and the indexes."""
-        parent = node.parent
-        node.older_sibling = self.root if parent is None else parent.child
-        if node.older_sibling is not None:
-            node.older_sibling.newer_sibling = node
-        if parent is None:
-            self.root = node
-        else:
-            parent.child = node
-        self.nodes[node.response_id] = node
-        self.count += 1
-        if node.pruned is not None:
-            self.pruned[node.pruned] = node
-        node.older_same_context = self.ends.get(node.end)
-        if node.older_same_context is not None:
-            node.older_same_context.newer_same_context = node
-        self.ends[node.end] = node
-        if (beginning := _beginning(node)) is not None:
-            self.beginnings[beginning] += 1
-        self.taken += node.size
-        self.lru.add(node)
-
-    def remove(self, node: Node) -> None:
-        """Unlink ``node``, a leaf."""
-        parent = node.parent
-        older_sibling, newer_sibling = node.older_sibling, node.newer_sibling
-        if older_sibling is not None:
-            older_sibling.newer_sibling = newer_sibling
-        if newer_sibling is not None:
-            newer_sibling.older_sibling = older_sibling
-        elif parent is None:
-            self.root = older_sibling
-        else:
-            parent.child = older_sibling
-        if parent is not None:
-            parent.used = max(parent.used, node.used)  # using a response uses its path
-            if parent.child is None:
-                self.lru.add(parent)
-        node.held = False
-        self.count -= 1
-        if node.named:
-            del self.nodes[node.response_id]
-        if node.pruned is not None and self.pruned.get(node.pruned) is node:
-            del self.pruned[node.pruned]
-        older_sibling, newer_sibling = node.older_same_context, node.newer_same_context
-        if older_sibling is not None:
-            older_sibling.newer_same_context = newer_sibling
-        if newer_sibling is not None:
-            newer_sibling.older_same_context = older_sibling
-        elif older_sibling is not None:
-            self.ends[node.end] = older_sibling
-        else:
-            del self.ends[node.end]
-        if (beginning := _beginning(node)) is not None:
-            self.beginnings[beginning] -= 1
-            if not self.beginnings[beginning]:
-                del self.beginnings[beginning]
-        self.taken -= node.size
-        if node.prefix is not None:
-            self.starts.remove(node.prefix)
-
-    def latest(self, chain: bytes) -> Node | None:
-        """The latest response with the context, or the pruned context, of this chain digest."""
-        node = self.ends.get(chain)
-        return self.pruned.get(chain) if node is None and self.pruned else node
-
-    def _is_new(self, chain: Sequence[bytes], count: int) -> bool:
-        """Whether a history whose first ``count`` items have the digests ``chain``, and lead to
-        nothing that is held, cannot lead to anything held by its further items either. Those need
-        not be compared then."""
-        first = chain[0] == ROOT and chain[count] != ROOT and not self.pruned
-        return first and chain[count - 1] == ROOT and chain[count] not in self.beginnings
-
-    def note_prefix(self, node: Node, prompt: Prompt, count: int) -> None:
-        """Note how the client of ``prompt`` spells the context of ``node``: its first ``count``
-        items. One prefix is kept along a path, the latest, since the next request has that one."""
-        if prompt.bounds[count] - prompt.bounds[0] <= self.starts.shortest:
-            return
-        if (prefix := prompt.prefix(count)) is None:
-            return
-        for each in (node, node.parent):
-            if each is not None and each.prefix is not None:
-                self.starts.remove(each.prefix)
-                each.prefix = None
-                self.taken -= PREFIX_OVERHEAD
-        node.prefix = prefix
-        self.starts.add(prefix)
-        self.taken += PREFIX_OVERHEAD
-
-    def unname(self, node: Node) -> None:
-        """Take its id from ``node``: from now on it names a response that continues ``node``."""
-        node.named = False
-        del self.nodes[node.response_id]
-
-    def prefixes(self, prompt: Prompt, base: Node | None) -> list[tuple[int, Node]]:
-        """The prefixes of the items of ``prompt`` that are held paths, shortest first, each as the
-        number of items and the latest response that it leads to.
-
-        ``base``: the paths start after this response rather than at the root. References to items
-        of responses on the way are resolved.
-
-        Each step tries the cheapest comparison first: digests that an earlier call computed; then
-        the bytes of a continuation of the latest response found; then the digest of one more item.
-        """
-        found: list[tuple[int, Node]] = []
-        prompt.begin_chain(ROOT if base is None else base.end)
-        known = self.latest(prompt.chain[prompt.known]) if prompt.known else None
-        if known is None:
-            prompt.read_all()  # what its known items lead to was evicted in the meantime
-        chain = prompt.chain
-        total = len(prompt.items)
-        count = prompt.known
-        if known is not None:
-            found.append((count, known))
-            next_up = _continuations(known)
-        elif base is not None:
-            next_up = _continuations(base)
-        else:
-            next_up = [] if self.root is None else list(islice(self.root.siblings(), _TRIES))
-        near, since = next_up, count  # continuations of the latest response found
-        while count < total:
-            start = count
-            learning = False
-            if len(chain) - 1 > start:
-                count = start + 1  # the digest is known from an earlier call
-            elif next_up and _leap(prompt, next_up):
-                count = len(chain) - 1
-            else:
-                _look_up(prompt, start, near, since)
-                prompt.extend_chain()
-                count = start + 1
-                learning = True
-            latest: Node | None = None
-            for here in range(start + 1, count + 1):
-                latest = self.latest(chain[here])
-                # An unchanged digest: all items so far are left out, so nothing is repeated.
-                if latest is not None and chain[here] != chain[0]:
-                    found.append((here, latest))
-            if latest is None and not found and self._is_new(chain, count):
-                break
-            next_up = []
-            if latest is not None:
-                next_up = _continuations(latest)
-                near, since = next_up, count
-                if learning:
-                    _learn(prompt, count, islice(latest.same_context(), _TRIES))
-        return found
-
-
-def _beginning(node: Node) -> bytes | None:
-    """The chain digest after the first item of ``node``, if its path begins with it; else None."""
-    if node.parent is not None and node.parent.end != ROOT:
-        return None
-    for at in range(0, len(node.chain), DIGEST_SIZE):
-        digest = node.chain[at : at + DIGEST_SIZE]
-        if digest != ROOT:  # the digest of an item that is left out is unchanged
-            return digest
-    return None if node.end == ROOT else node.end
-
-
-def _look_up(prompt: Prompt, place: int, near: Iterable[Node], since: int) -> None:
-    """Resolve the item at ``place``, if it is a reference, to the item that stands at its place in
-    those responses of ``near`` that begin with the items of ``prompt`` from ``since`` on."""
-    name = prompt.reference(place)
-    if name is None or place in prompt.resolved:
-        return
-    number = place - since
-    digests = b"".join(prompt.chain[since + 1 : place + 1])
-    found = {
-        item
-        for node in near
-        if number < node.items and node.chain.startswith(digests)
-        for item in node.table.items(node.encoded)[number : number + 1]
-        if has_id(read_head(item), name)
-    }
-    if len(found) == 1:
-        prompt.resolved[place] = found.pop()
-
-
-def _continuations(latest: Node) -> list[Node]:
-    """At most ``_TRIES`` responses that continue ``latest`` or one with an equal context, latest
-    first. Loops instead of nested generators, because it runs for each response of a history."""
-    found: list[Node] = []
-    equal: Node | None = latest
-    while equal is not None and len(found) < _TRIES:
-        child = equal.child
-        while child is not None and len(found) < _TRIES:
-            found.append(child)
-            child = child.older_sibling
-        equal = equal.older_same_context
-    return found
-
-
-def _leap(prompt: Prompt, next_up: Iterable[Node]) -> bool:
-    """Extend the prompt's chain by the items of the response in ``next_up`` that the prompt repeats
-    furthest, as far as they can be compared as bytes; False if none can."""
-    start = len(prompt.chain) - 1
-    best: Node | None = None
-    reach = 0
-    for node in next_up:
-        items = node.items
-        count = _repeated(prompt, start, node, items)
-        if count > reach:
-            best, reach = node, count
-            if count == items:
-                break
-    if best is None:
-        return False
-    whole = reach == best.items
-    stop = (reach - whole) * DIGEST_SIZE
-    prompt.chain += [best.chain[at : at + DIGEST_SIZE] for at in range(0, stop, DIGEST_SIZE)]
-    if whole:
-        prompt.chain.append(best.end)
-    return True
-
-
-def _repeated(prompt: Prompt, start: int, node: Node, items: int) -> int:
-    """How many items of ``node``, which has ``items`` of them, the prompt repeats byte for byte (by
-    a known template or wording) from its item ``start`` on."""
-    count = node.table.is_at(node.encoded, prompt.text, prompt.bounds, start)
-    if count == items or node.wording is None or start + items > len(prompt.items):
-        return count
-    return items if prompt.wording(start + count, start + items) == node.wording else count
-
-
-def _learn(prompt: Prompt, end: int, nodes: Iterable[Node]) -> None:
-    """Learn how the client spells the items of ``nodes``, so that they compare as bytes next time.
-
-    The digests have shown that the items of each node are the last ones before item ``end``.
-    """
-    for node in nodes:
-        items = node.items
-        start = end - items
-        if start < 0 or b"".join(prompt.chain[start + 1 : end]) != node.chain:
-            continue  # not the same items one by one: some have no digest of their own
-        places = range(start, end)
-        if any(place in prompt.resolved or prompt.leaves_out(place) for place in places):
-            continue
-        if _repeated(prompt, start, node, items) < items:
-            node.table.learn(node.encoded, prompt.items[start:end])
-            if (count := _repeated(prompt, start, node, items)) < items:
-                node.wording = prompt.wording(start + count, end)
-
-
-# ------------------------------------------------------------------ eviction order
-
-
-class _Usable(Protocol):
-    """An entry of the heap: a node or a scope. ``used`` in ns, never decreasing."""
-
-    @property
-    def used(self) -> int: ...
-    @property
-    def held(self) -> bool: ...
-    @property
-    def child(self) -> Node | None: ...
-
-
-T = TypeVar("T", bound=_Usable)
-
-
-class _LruHeap(Generic[T]):
-    """A heap of leaves in order of last use, for LRU eviction.
-
-    Entries have the time of last use as of when they were pushed. Using a leaf does not touch the
-    heap; an outdated entry is pushed again when it comes to the top. So a use costs nothing, and
-    uses are far more frequent than evictions.
-    """
-
-    # An entry is one number, ``used`` and then the serial number of its leaf. Tuples would be
-    # visited by every full garbage collection, one for each response.
-    __slots__ = ("_entries", "_leaves", "_limit", "_serial")
-
-    def __init__(self) -> None:
-        self._entries: list[int] = []
-        self._leaves: dict[int, T] = {}  # by serial number, one for each entry
-        self._limit = 64
-        self._serial = 0
-
-    def add(self, leaf: T) -> None:
-        self._serial += 1
-        self._leaves[self._serial] = leaf
-        heapq.heappush(self._entries, leaf.used << _SERIAL_BITS | self._serial)
-        if len(self._entries) > self._limit:
-            self.tidy()
-
-    def first(self) -> T | None:
-        entries, leaves = self._entries, self._leaves
-        while entries:
-            entry = entries[0]
-            serial = entry & _SERIAL_MASK
-            leaf = leaves[serial]
-            if not leaf.held or leaf.child is not None:
-                heapq.heappop(entries)
-                del leaves[serial]
-            elif (latest := leaf.used << _SERIAL_BITS | serial) != entry:
-                heapq.heapreplace(entries, latest)
-            else:
-                return leaf
-        return None
-
-    def tidy(self) -> None:
-        """Rebuild the heap without outdated and duplicate entries, so that its size stays within a
-        constant factor of the leaves."""
-        latest = {
-            leaf: serial
-            for serial, leaf in self._leaves.items()
-            if leaf.held and leaf.child is None
-        }
-        self._leaves = {serial: leaf for leaf, serial in latest.items()}
-        self._entries = [
-            leaf.used << _SERIAL_BITS | serial for serial, leaf in self._leaves.items()
-        ]
-        heapq.heapify(self._entries)
-        self._limit = 64 + 4 * len(self._entries)
-
-
-_SERIAL_BITS: Final = 64
-_SERIAL_MASK: Final = (1 << _SERIAL_BITS) - 1

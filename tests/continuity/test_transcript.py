@@ -12,25 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.continuity.items import Prompt
+from bridgecore.continuity.nodes import NODE_OVERHEAD, Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import PREFIX_OVERHEAD, SHORTEST
 from bridgecore.continuity.templates import SPARE, TEMPLATE_OVERHEAD
-from bridgecore.continuity.transcript import (
-    NODE_OVERHEAD,
-    SCOPE_OVERHEAD,
-    Match,
-    Node,
-    Transcripts,
-    expand,
-    reduce,
-    resolve,
-)
+from bridgecore.continuity.transcript import Transcripts
+from bridgecore.continuity.tree import TREE_OVERHEAD
 from bridgecore.wire.requests import parse_create
 from tests.memory import taken
 
 Item = dict[str, Any]
 PLENTY = 1 << 30
 AGE = 1000  # ns
-SCOPE = SCOPE_OVERHEAD + SPARE // 4 + 2 * (TEMPLATE_OVERHEAD + 100)  # with two templates
+SCOPE = TREE_OVERHEAD + SPARE // 4 + 2 * (TEMPLATE_OVERHEAD + 100)  # with two templates
 
 
 def transcripts(
@@ -211,7 +204,7 @@ def test_a_response_id_used_twice_names_the_later_response() -> None:
     assert held.get("s", "r1", 0) is again
     assert held.get("s", "r2", 0) is None
     assert not any(node.held for node in old)
-    assert held.size == again.size + again.table.size + SCOPE_OVERHEAD
+    assert held.size == again.size + again.table.size + TREE_OVERHEAD
 
 
 # ------------------------------------------------------------------ eviction
@@ -937,7 +930,7 @@ class Model:
                 assert tuple(map(read, text)) == each.context
             size = sum(each.node.size for each in live)
             if live:
-                size += SCOPE_OVERHEAD + live[0].node.table.size
+                size += TREE_OVERHEAD + live[0].node.table.size
             assert self.held.scope_size(scope) == size <= max_scope
             total += size
         assert self.held.size == total <= max_bytes

@@ -13,7 +13,8 @@ from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Continuity
 from bridgecore.continuity import memory
 from bridgecore.continuity.memory import Memory
-from bridgecore.continuity.transcript import Match, Transcripts, expand
+from bridgecore.continuity.nodes import Match, expand
+from bridgecore.continuity.transcript import Transcripts
 from bridgecore.intake import Resolver
 from bridgecore.messages import AnswerEvents, TurnLeft
 from bridgecore.recovery import events as ev
