@@ -372,8 +372,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self.write(tls.outgoing.read())
-        if not self.waiting():
-            self.written()
+        self.flushed()
         if data:
             self.report(wire.DataReceived(self.conn, bytes(data)))
         if ended:
@@ -411,13 +410,11 @@ class Connection(asyncio.Protocol):
         self.server._loop.call_soon(self.flushed)
 
     def flushed(self) -> None:
+        """Report what is due once all waiting bytes are written, if they are."""
         assert self.transport is not None
         failed = self.transport.is_closing() and not self.closing  # what waited was dropped
-        if not failed and not self.waiting():
-            self.written()
-
-    def written(self) -> None:
-        """All waiting bytes are written."""
+        if failed or self.waiting():
+            return
         if self.blocked:
             self.blocked = False
             self.report(wire.WriteUnblocked(self.conn))
@@ -432,6 +429,8 @@ class Connection(asyncio.Protocol):
         server._alive.discard(self)
         if server._closed and not server._alive:
             server._all_gone.set()
+        if self.closing and exc is None:
+            self.flushed()  # ``Close`` is complete; asyncio has called resume_writing just before
         if self.up:
             self.report(wire.Disconnected(self.conn))
             return
@@ -486,7 +485,7 @@ class Connection(asyncio.Protocol):
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
-        if notify and waiting:
+        if notify and (waiting or self.blocked):  # blocked: WriteUnblocked is to be reported first
             self.marks += 1
         elif notify and not transport.is_closing():  # closing: it failed
             if len(data) <= HIGH_WATER:

@@ -426,6 +426,93 @@ def test_notify_waits_for_a_peer_that_reads_late(backend: Backend) -> None:
     backend.run(body)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_data_that_close_flushes_is_reported_before_the_end(
+    backend: Backend, certificates: Certificates, tls: bool
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, DataReceived):
+            return [Send(1, BIG, notify=True), Send(1, b"end", notify=True), Close(1)]
+        return []
+
+    async def body() -> None:
+        listener, client = (certificates.listener, certificates.client) if tls else (None, None)
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=listener) as server,
+            await backend.connect(server.host, server.port, client) as peer,
+        ):
+            await peer.send(b"go")
+            await machine.saw(WriteBlocked)
+            assert await peer.receive_all() == BIG + b"end"
+            await machine.saw(Disconnected)
+        assert machine.seen[2:] == [
+            WriteBlocked(1),
+            WriteUnblocked(1),
+            DataSent(1),
+            DataSent(1),
+            Disconnected(1),
+        ]
+
+    backend.run(body)
+
+
+def test_a_reset_while_close_flushes_is_not_sent(backend: Backend) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, Accepted):
+            return [Send(1, BIG, notify=True), Close(1)]
+        return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with backend.serve(machine) as server:
+            peer = await backend.connect(server.host, server.port)
+            await machine.saw(WriteBlocked)
+            peer.reset()
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), WriteBlocked(1), Disconnected(1)]
+
+    backend.run(body)
+
+
+def test_unblocked_is_reported_before_what_is_sent_next(backend: Backend) -> None:
+    """Also if the next data is sent, and taken by the OS, just when the last has been written."""
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        match event:
+            case DataReceived():
+                return [Send(1, BIG)]
+            case DrainRequested():
+                return [Send(1, b".", notify=True)]
+            case _:
+                return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine) as server,
+            await backend.connect(server.host, server.port) as peer,
+        ):
+            await peer.send(b"go")
+            await machine.saw(WriteBlocked)
+
+            async def send_small() -> None:
+                while not machine.of(DataSent):
+                    server.request_drain()
+                    await backend.tick()
+
+            async def read_large() -> None:
+                assert await peer.receive_exactly(len(BIG)) == BIG
+
+            await backend.gather(send_small, read_large)
+        first = next(
+            event for event in machine.seen if isinstance(event, WriteUnblocked | DataSent)
+        )
+        assert first == WriteUnblocked(1)
+
+    backend.run(body)
+
+
 def test_each_notify_is_answered_in_order_and_never_inside_the_effects(backend: Backend) -> None:
     order: list[str] = []
 
