@@ -29,7 +29,8 @@ gone* is ignored: the adapter may have queued it before it carried out the ``Abo
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 
-Public are the names here and the module ``driver``; ``addresses`` and ``timer_queue`` are internal.
+Public are the names here and the module ``driver``; ``addresses``, ``sockets`` and ``timer_queue``
+are internal.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ import pytest
 import trustme
 
 import bridgecore_asyncio
-import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.transport import (
@@ -469,19 +468,3 @@ def test_upstreams_are_connected_to_on_other_loops(
                         assert await peer.receive_exactly(4) == b"ping"
 
         runner.run(body())
-
-
-def test_both_adapters_have_the_same_numbers() -> None:
-    names = (
-        "HIGH_WATER",
-        "READ_SIZE",
-        "BACKLOG",
-        "NEXT_ADDRESS",
-        "ACCEPTED_AT_ONCE",
-        "RESET_ON_CLOSE",
-        "EXHAUSTED",
-        "FORBIDDEN",
-    )
-    for name in names:
-        ours = getattr(bridgecore_asyncio.driver, name)
-        assert ours == getattr(bridgecore_trio.driver, name), name
