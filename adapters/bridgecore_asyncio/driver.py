@@ -363,6 +363,10 @@ class Connection(asyncio.Protocol):
             return
         self.write(tls.outgoing.read())
         self.flushed()
+        if tls.last is not None and not tls.plain:
+            self.carry_out(tls.last)
+        if self.closing:
+            return
         if data:
             self.report(wire.DataReceived(self.conn, bytes(data)))
         if ended:
@@ -441,6 +445,9 @@ class Connection(asyncio.Protocol):
         match effect:
             case wire.EndSending() | wire.Close():
                 if tls is not None:
+                    if tls.plain:
+                        tls.last = effect
+                        return  # the handshake is not complete: see ``pump``
                     # unwrap() writes close_notify, then raises because the peer's has not come.
                     with contextlib.suppress(ssl.SSLError):
                         tls.session.unwrap()
@@ -469,6 +476,8 @@ class Connection(asyncio.Protocol):
             if not waiting and not notify:
                 return  # the usual case: the OS has taken all, and no report is due
         else:
+            if self.tls.last is not None:
+                return  # no data follows it
             self.tls.plain += data
             self.pump()
             waiting = self.waiting()
@@ -500,7 +509,7 @@ class Tls:
     """TLS of one connection. asyncio's is not used, because its transport does not say how much it
     has yet to write."""
 
-    __slots__ = ("incoming", "outgoing", "plain", "session")
+    __slots__ = ("incoming", "last", "outgoing", "plain", "session")
 
     def __init__(
         self, context: ssl.SSLContext, *, server_side: bool = False, host: str | None = None
@@ -508,6 +517,7 @@ class Tls:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(self.incoming, self.outgoing, server_side, host)
         self.plain = bytearray()  # to be encrypted when the handshake is complete
+        self.last: wire.EndSending | wire.Close | None = None  # to be carried out after ``plain``
 
 
 def numeric(name: Name) -> list[Address]:

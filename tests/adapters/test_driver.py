@@ -921,6 +921,55 @@ def test_a_listener_can_speak_tls(backend: Backend, certificates: Certificates) 
     backend.run(body)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_close_flushes_what_was_sent_before_the_handshake(
+    backend: Backend, certificates: Certificates, tls: bool
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, Accepted):
+            return [Send(1, b"busy", notify=True), Close(1), Send(1, b"too late", notify=True)]
+        return []
+
+    async def body() -> None:
+        listener, client = (certificates.listener, certificates.client) if tls else (None, None)
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=listener) as server,
+            await backend.connect(server.host, server.port, client) as peer,
+        ):
+            assert await peer.receive_all() == b"busy"
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), DataSent(1), Disconnected(1)]
+
+    backend.run(body)
+
+
+def test_end_sending_flushes_what_was_sent_before_the_handshake(
+    backend: Backend, certificates: Certificates
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        match event:
+            case Accepted():
+                return [Send(1, b"hello"), EndSending(1)]
+            case DataReceived():
+                return [Close(1)]
+            case _:
+                return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=certificates.listener) as server,
+            await backend.connect(server.host, server.port, certificates.client) as peer,
+        ):
+            assert await peer.receive_exactly(5) == b"hello"
+            await peer.send(b"bye")
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), DataReceived(1, b"bye"), Disconnected(1)]
+
+    backend.run(body)
+
+
 def test_a_client_that_does_not_speak_tls_is_disconnected(
     backend: Backend, certificates: Certificates
 ) -> None:
