@@ -151,7 +151,7 @@ _HOMES = {
     "step": "bridgecore.recovery.rules",
 }
 
-if not TYPE_CHECKING:  # for a type checker it would make any name one of the package
+if not TYPE_CHECKING:  # a type checker would take ``__getattr__`` to have every name
 
     def __getattr__(name: str) -> Any:
         """Load the public name ``name`` (PEP 562). Called for names that are not loaded yet."""

@@ -44,16 +44,16 @@ def test_the_package_exports_what_is_listed_as_public() -> None:
     assert sorted(bridgecore.__all__) == sorted(surface.names_of("bridgecore"))
 
 
-def test_the_package_loads_what_a_type_checker_is_told() -> None:
+def test_the_package_loads_what_a_type_checker_reads() -> None:
     """The imports below ``if TYPE_CHECKING``, the table of modules and ``__all__`` are one list."""
-    (told,) = (
+    (read,) = (
         node
         for node in ast.parse(inspect.getsource(bridgecore)).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     )
     homes = {
         alias.name: node.module
-        for node in told.body
+        for node in read.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
@@ -100,9 +100,12 @@ assert [name for name in bridgecore.__all__ if name[0] != "_" and name not in te
     assert in_a_new_process(code) == ""
 
 
-def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'bridgecore' has no attribute 'Sesion'"):
-        getattr(bridgecore, "Sesion")  # noqa: B009 - mypy would find it
+@pytest.mark.parametrize("name", ["Sesion", "policy"])
+def test_a_name_that_does_not_exist_is_an_attribute_error(name: str) -> None:
+    with pytest.raises(AttributeError, match=f"module 'bridgecore' has no attribute '{name}'"):
+        getattr(bridgecore, name)
+    with pytest.raises(ImportError, match=f"cannot import name '{name}' from 'bridgecore'"):
+        exec(f"from bridgecore import {name}")
 
 
 @pytest.mark.parametrize(("module", "name"), PUBLIC)

@@ -13,7 +13,6 @@ import os
 import secrets
 import socket
 import ssl
-import struct
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,34 +23,25 @@ from bridgecore import transport as wire
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.transport.addresses import Address, Name, by_turns
-from bridgecore.transport.driver import Driver
-
-# Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
-# slow reader costs, and is about as much as a socket takes at once.
-HIGH_WATER = 64 * 1024
-# Bytes read from a socket at once. As many are allocated for every read, and 256 KiB, asyncio's
-# default, is more than malloc keeps: each read would map memory and unmap it, which takes twice as
-# long as the read.
-READ_SIZE = 64 * 1024
-# Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
-BACKLOG = 512
-# Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
-NEXT_ADDRESS = 0.25
-# Connections accepted in one go. Open connections are served in between, however many arrive.
-ACCEPTED_AT_ONCE = 64
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-# Errors that mean: this process or host has no descriptor, memory or local port left. Closing
-# another connection may help, so they are reported apart from failures of the peer.
-EXHAUSTED = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOBUFS,
-    errno.ENOMEM,
-    errno.EADDRNOTAVAIL,
+from bridgecore.transport.addresses import (
+    NEXT_ADDRESS,
+    Address,
+    AddressBook,
+    Name,
+    by_turns,
+    in_one,
 )
-# Errors of a firewall or a sandbox on this host: the peer refused nothing.
-FORBIDDEN = (errno.EACCES, errno.EPERM)
+from bridgecore.transport.driver import Driver
+from bridgecore.transport.sockets import (
+    ACCEPTED_AT_ONCE,
+    BACKLOG,
+    EXHAUSTED,
+    FORBIDDEN,
+    HIGH_WATER,
+    READ_SIZE,
+    RESET_ON_CLOSE,
+)
+
 # Why a connect has failed that TLS reports no error of.
 CUT_OFF = ssl.SSLError("connection lost during the handshake")
 
@@ -114,7 +104,7 @@ class Server(Driver["Connection"]):
         super().__init__(machine, log, self._stopped.set)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._all_gone = asyncio.Event()  # none is alive, and there will be no new one
-        self._lookups: dict[Name, asyncio.Future[list[Address]]] = {}  # those that are running
+        self._addresses = AddressBook[asyncio.Future[list[Address]]]()  # of what is connected to
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -189,7 +179,7 @@ class Server(Driver["Connection"]):
         self._stopped.set()
         self._stop_listening()
         self._alarm.cancel()
-        for lookup in list(self._lookups.values()):
+        for lookup in list(self._addresses.running.values()):
             lookup.cancel()
         for connection in list(self._alive):
             connection.abort()
@@ -218,19 +208,19 @@ class Server(Driver["Connection"]):
         """
         found = self._addresses.get(name, self._clock()) or numeric(name)
         if not found:
-            lookup = self._lookups.get(name)
-            if lookup is None:
-                require_a_descriptor()
-                lookup = self._loop.run_in_executor(None, look_up, name)
-                self._lookups[name] = lookup
-                lookup.add_done_callback(partial(self._looked_up, name))
+            lookup = self._addresses.look_up(name, self._look_up)
             found = await asyncio.shield(lookup)  # others may wait for it, if this one is cancelled
         return found
 
+    def _look_up(self, name: Name) -> asyncio.Future[list[Address]]:
+        require_a_descriptor()
+        lookup = self._loop.run_in_executor(None, look_up, name)
+        lookup.add_done_callback(partial(self._looked_up, name))
+        return lookup
+
     def _looked_up(self, name: Name, lookup: asyncio.Future[list[Address]]) -> None:
-        del self._lookups[name]
-        if not lookup.cancelled() and lookup.exception() is None:
-            self._addresses.keep(name, lookup.result(), self._clock())
+        failed = lookup.cancelled() or lookup.exception() is not None
+        self._addresses.ended(name, [] if failed else lookup.result(), self._clock())
 
     def _pause_listening(self) -> None:
         for listener in self._listeners:
@@ -372,8 +362,11 @@ class Connection(asyncio.Protocol):
             transport.abort()
             return
         self.write(tls.outgoing.read())
-        if not self.waiting():
-            self.written()
+        self.flushed()
+        if tls.last is not None and not tls.plain:
+            self.carry_out(tls.last)
+        if self.closing:
+            return
         if data:
             self.report(wire.DataReceived(self.conn, bytes(data)))
         if ended:
@@ -411,13 +404,11 @@ class Connection(asyncio.Protocol):
         self.server._loop.call_soon(self.flushed)
 
     def flushed(self) -> None:
+        """Report what is due once all waiting bytes are written, if they are."""
         assert self.transport is not None
         failed = self.transport.is_closing() and not self.closing  # what waited was dropped
-        if not failed and not self.waiting():
-            self.written()
-
-    def written(self) -> None:
-        """All waiting bytes are written."""
+        if failed or self.waiting():
+            return
         if self.blocked:
             self.blocked = False
             self.report(wire.WriteUnblocked(self.conn))
@@ -432,6 +423,8 @@ class Connection(asyncio.Protocol):
         server._alive.discard(self)
         if server._closed and not server._alive:
             server._all_gone.set()
+        if self.closing and exc is None:
+            self.flushed()  # ``Close`` is complete; asyncio has called resume_writing just before
         if self.up:
             self.report(wire.Disconnected(self.conn))
             return
@@ -452,6 +445,9 @@ class Connection(asyncio.Protocol):
         match effect:
             case wire.EndSending() | wire.Close():
                 if tls is not None:
+                    if tls.plain:
+                        tls.last = effect
+                        return  # the handshake is not complete: see ``pump``
                     # unwrap() writes close_notify, then raises because the peer's has not come.
                     with contextlib.suppress(ssl.SSLError):
                         tls.session.unwrap()
@@ -480,13 +476,15 @@ class Connection(asyncio.Protocol):
             if not waiting and not notify:
                 return  # the usual case: the OS has taken all, and no report is due
         else:
+            if self.tls.last is not None:
+                return  # no data follows it
             self.tls.plain += data
             self.pump()
             waiting = self.waiting()
         if waiting > HIGH_WATER and not self.blocked:
             self.blocked = True
             self.report(wire.WriteBlocked(self.conn))
-        if notify and waiting:
+        if notify and (waiting or self.blocked):  # blocked: WriteUnblocked is to be reported first
             self.marks += 1
         elif notify and not transport.is_closing():  # closing: it failed
             if len(data) <= HIGH_WATER:
@@ -511,7 +509,7 @@ class Tls:
     """TLS of one connection. asyncio's is not used, because its transport does not say how much it
     has yet to write."""
 
-    __slots__ = ("incoming", "outgoing", "plain", "session")
+    __slots__ = ("incoming", "last", "outgoing", "plain", "session")
 
     def __init__(
         self, context: ssl.SSLContext, *, server_side: bool = False, host: str | None = None
@@ -519,6 +517,7 @@ class Tls:
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.session = context.wrap_bio(self.incoming, self.outgoing, server_side, host)
         self.plain = bytearray()  # to be encrypted when the handshake is complete
+        self.last: wire.EndSending | wire.Close | None = None  # to be carried out after ``plain``
 
 
 def numeric(name: Name) -> list[Address]:
@@ -622,16 +621,6 @@ def close_unless(used: socket.socket | None, task: asyncio.Task[socket.socket | 
     """Close the socket that an attempt has connected, unless it is the one that is used."""
     if not task.cancelled() and not isinstance(sock := task.result(), OSError) and sock is not used:
         sock.close()
-
-
-def in_one(failures: list[OSError]) -> OSError:
-    """The failures of all addresses of a name as one; one of ``EXHAUSTED``, if there is any."""
-    for exc in failures:
-        if exc.errno in EXHAUSTED:
-            return exc
-    if len(failures) == 1:
-        return failures[0]
-    return OSError("; ".join(str(exc) for exc in failures))
 
 
 def reset_on_close(sock: socket.socket) -> None:

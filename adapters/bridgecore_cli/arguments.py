@@ -12,7 +12,7 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,14 +32,12 @@ class _Command(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **options)
         self._flags: Callable[[argparse.ArgumentParser], None] | None = flags
 
-    def parse_known_args(  # type: ignore[override]  # one signature for the overloads
-        self, args: Sequence[str] | None = None, namespace: Any = None
-    ) -> Any:
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
         """As in the base class, which calls it for the command that was chosen."""
         if self._flags is not None:
             add, self._flags = self._flags, None
             add(self)
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(*args, **options)
 
 
 def parser() -> argparse.ArgumentParser:

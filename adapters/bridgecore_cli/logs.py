@@ -42,25 +42,36 @@ class LineLog:
         self._stream = stream
         self._level = LogLevel[level.upper()]
         self._clock = clock
-        self.waiting: list[str] = []  # lines that are not written yet
+        self._waiting: list[str] = []  # lines that are not written yet
 
     def __call__(self, record: Log) -> None:
         """Write ``record``. Errors of the stream are ignored: serving matters more than its log."""
         if record.level < self._level or self._stream is None:
             return
-        self.waiting.append(format_line(record, self._clock()))
+        self._waiting.append(format_line(record, self._clock()))
         if self.later is None:
             self.flush()
-        elif len(self.waiting) == 1:
+        elif len(self._waiting) == 1:
             self.later(self.flush)
 
     def flush(self) -> None:
         """Write the lines that are not written yet."""
-        lines, self.waiting = self.waiting, []
+        lines, self._waiting = self._waiting, []
         if lines and self._stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
+
+    def unwritten(self, last: Log) -> str:
+        """The lines that are not written yet, and the one of ``last``, if it is of the level.
+
+        For a signal handler that ends the process: it may have interrupted a write to the stream,
+        whose lock is held then, so it has to write the text in another way.
+        """
+        lines = [*self._waiting]
+        if last.level >= self._level:
+            lines.append(format_line(last, self._clock()))
+        return "".join(f"{line}\n" for line in lines)
 
 
 def format_line(record: Log, at: datetime) -> str:

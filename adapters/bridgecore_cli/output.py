@@ -1,6 +1,6 @@
-"""Standard output that may be closed.
+"""Standard output whose reader has closed the pipe, as ``| head -1`` does.
 
-What belongs here: what every command does if nobody reads its output any more.
+What belongs here: what every command, and the process at its end, does about that.
 """
 
 from __future__ import annotations

@@ -20,13 +20,13 @@ from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bridgecore.config import UpstreamUrl
+from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.policy import V1_12
 from bridgecore.transport import Log, LogLevel
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
-from bridgecore_cli.logs import LineLog, format_line, utc_now
+from bridgecore_cli.logs import LineLog
 from bridgecore_cli.output import give_up_stdout_if_broken
-from bridgecore_cli.settings import Settings, load
+from bridgecore_cli.settings import EMULATOR, Settings, load
 
 if TYPE_CHECKING:
     import asyncio
@@ -63,36 +63,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
-    """Warn of settings that are valid but rarely intended. ``address``: listened on."""
-    if not _is_loopback(address):
-        # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.
-        detail = (
-            "any host that can reach this address can use the bridge: it does not authenticate "
-            "clients and does not encrypt connections; put a proxy or a firewall in front, or "
-            "listen on 127.0.0.1"
-        )
-        log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
-    if settings.policy == V1_12.name:
-        detail = (
-            "this policy answers lost connections with previous_response_not_found, so that "
-            "clients resend their whole history; it exists for demonstration, use default"
-        )
-        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
 def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
     """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
     in each pass of the event loop."""
-    loud = LogLevel[settings.log_level.upper()] <= LogLevel.WARNING
-    signals = _Signals(lines, loud=loud)
+    signals = _Signals(lines)
     if settings.backend == "asyncio":
         _run_asyncio(settings, lines, log, signals)
     else:
@@ -177,31 +151,62 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
         server = await listen(config, settings.host, settings.port, log=log)
-        where = _authority(settings.host, server.port)
-        _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
-        origin = "emulator" if settings.upstream is None else upstream.authority
-        fields: dict[str, str | int] = {"upstream": origin, "policy": settings.policy}
-        fields["max_sessions"] = config.max_sessions
-        fields["backend"] = settings.backend
-        if settings.loop != settings.backend == "asyncio":
-            fields["loop"] = settings.loop
-        log(Log(LogLevel.INFO, "serving", fields))
-        _warn(settings, server.host, log)
+        _announce(settings, config, server, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()
+
+
+def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLog) -> None:
+    """Print where the bridge can be reached, and log how it runs."""
+    where = _authority(settings.host, server.port)
+    _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
+    fields: dict[str, str | int] = {
+        "upstream": EMULATOR if settings.upstream is None else settings.upstream.authority,
+        "policy": settings.policy,
+        "max_sessions": config.max_sessions,
+        "backend": settings.backend,
+    }
+    if settings.loop != settings.backend == "asyncio":
+        fields["loop"] = settings.loop
+    log(Log(LogLevel.INFO, "serving", fields))
+    _warn(settings, server.host, log)
+
+
+def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
+    """Warn of settings that are valid but rarely intended. ``address``: listened on."""
+    if not _is_loopback(address):
+        # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.
+        detail = (
+            "any host that can reach this address can use the bridge: it does not authenticate "
+            "clients and does not encrypt connections; put a proxy or a firewall in front, or "
+            "listen on 127.0.0.1"
+        )
+        log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
+    if settings.policy == V1_12.name:
+        detail = (
+            "this policy answers lost connections with previous_response_not_found, so that "
+            "clients resend their whole history; it exists for demonstration, use default"
+        )
+        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 class _Signals:
     """Handles SIGINT and SIGTERM: the first starts a drain, the second ends the process at once.
 
     The bridge logs the first when it begins to drain (``drain.started``), not the handler, which
-    may have interrupted the writing of another line. The second one is logged here, if ``loud``,
-    after those of ``lines`` that wait to be written.
+    may have interrupted the writing of another line. The second one is logged here, after the
+    ``lines`` that are not written yet.
     """
 
-    def __init__(self, lines: LineLog, *, loud: bool) -> None:
+    def __init__(self, lines: LineLog) -> None:
         self._lines = lines
-        self._loud = loud
         self._first: str | None = None  # the name of the first signal, once it has come
         self._drain: Callable[[str], None] | None = None
         self._install()
@@ -226,12 +231,10 @@ class _Signals:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._first is not None:
-            if self._loud:
-                fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
-                record = Log(LogLevel.WARNING, "drain.cut_short", fields)
-                text = "\n".join([*self._lines.waiting, format_line(record, utc_now()), ""])
-                with contextlib.suppress(OSError):  # not sys.stderr: its lock may be held
-                    os.write(2, text.encode())
+            fields: dict[str, str | int] = {"by": name, "exit_code": 128 + number}
+            record = Log(LogLevel.WARNING, "drain.cut_short", fields)
+            with contextlib.suppress(OSError):
+                os.write(2, self._lines.unwritten(record).encode())
             os._exit(128 + number)
         self._first = name
         if self._drain is not None:

@@ -7,13 +7,11 @@ libraries allow.
 """
 
 import contextlib
-import errno
 import math
 import os
 import secrets
 import socket
 import ssl
-import struct
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import trio
@@ -22,33 +20,24 @@ from bridgecore import transport as wire
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.transport.addresses import Address, Name, by_turns
-from bridgecore.transport.driver import Driver
-
-# Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
-# slow reader costs, and is about as much as a socket takes at once.
-HIGH_WATER = 64 * 1024
-# Bytes read from a socket at once. As many are allocated for every read, and more than malloc keeps
-# would be mapped and unmapped each time, which takes twice as long as the read.
-READ_SIZE = 64 * 1024
-# Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
-BACKLOG = 512
-# Seconds until the next address of a name is tried in parallel (RFC 8305, section 5).
-NEXT_ADDRESS = 0.25
-# Connections accepted in one go. Open connections are served in between, however many arrive.
-ACCEPTED_AT_ONCE = 64
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of 0 s: closing sends RST
-# Errors that mean: this process or host has no descriptor, memory or local port left. Closing
-# another connection may help, so they are reported apart from failures of the peer.
-EXHAUSTED = (
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOBUFS,
-    errno.ENOMEM,
-    errno.EADDRNOTAVAIL,
+from bridgecore.transport.addresses import (
+    NEXT_ADDRESS,
+    Address,
+    AddressBook,
+    Name,
+    by_turns,
+    in_one,
 )
-# Errors of a firewall or a sandbox on this host: the peer refused nothing.
-FORBIDDEN = (errno.EACCES, errno.EPERM)
+from bridgecore.transport.driver import Driver
+from bridgecore.transport.sockets import (
+    ACCEPTED_AT_ONCE,
+    BACKLOG,
+    EXHAUSTED,
+    FORBIDDEN,
+    HIGH_WATER,
+    READ_SIZE,
+    RESET_ON_CLOSE,
+)
 
 
 @contextlib.asynccontextmanager
@@ -106,7 +95,7 @@ class Server(Driver["Connection"]):
         self._stopped = trio.Event()
         super().__init__(machine, log, self._stopped.set)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
-        self._lookups: dict[Name, LookUp] = {}  # those that are running
+        self._addresses = AddressBook[LookUp]()  # of what is connected to
         self._token = trio.lowlevel.current_trio_token()
         self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
         self._may_accept = trio.Event()
@@ -204,24 +193,25 @@ class Server(Driver["Connection"]):
         """
         found = self._addresses.get(name, self._clock()) or numeric(name)
         if not found:
-            lookup = self._lookups.get(name)
-            if lookup is None:
-                require_a_descriptor()
-                lookup = self._lookups[name] = LookUp()
-                self._tasks.start_soon(self._look_up, name, lookup)
+            lookup = self._addresses.look_up(name, self._look_up)
             await lookup.ended.wait()
             if lookup.error is not None:
                 raise lookup.error
             found = lookup.found
         return found
 
-    async def _look_up(self, name: Name, lookup: "LookUp") -> None:
+    def _look_up(self, name: Name) -> "LookUp":
+        require_a_descriptor()
+        lookup = LookUp()
+        self._tasks.start_soon(self._look_up_in_thread, name, lookup)
+        return lookup
+
+    async def _look_up_in_thread(self, name: Name, lookup: "LookUp") -> None:
         try:
             lookup.found = await trio.to_thread.run_sync(look_up, name, abandon_on_cancel=True)
-            self._addresses.keep(name, lookup.found, self._clock())
         except (OSError, UnicodeError) as exc:
             lookup.error = exc  # raised by those who wait
-        del self._lookups[name]
+        self._addresses.ended(name, lookup.found, self._clock())
         lookup.ended.set()
 
     def _pause_listening(self) -> None:
@@ -520,16 +510,6 @@ async def connect_to(address: Address) -> trio.SocketStream:
         sock.close()
         raise
     return trio.SocketStream(sock)
-
-
-def in_one(failures: list[OSError]) -> OSError:
-    """The failures of all addresses of a name as one; one of ``EXHAUSTED``, if there is any."""
-    for exc in failures:
-        if exc.errno in EXHAUSTED:
-            return exc
-    if len(failures) == 1:
-        return failures[0]
-    return OSError("; ".join(str(exc) for exc in failures))
 
 
 def reset_on_close(tcp: trio.SocketStream) -> None:

@@ -12,7 +12,10 @@ An adapter must:
 * number accepted connections with ``machine.new_connection()`` and report ``Accepted`` for each;
   the machine numbers those that it opens with ``Connect``. A number is never used twice;
 * answer each ``Connect`` with one ``Connected`` or ``ConnectFailed``, before any other event of
-  that connection; report ``DataSent`` for each ``Send(notify=True)`` and for no other ``Send``;
+  that connection;
+* report ``DataSent`` for each ``Send(notify=True)`` and for no other ``Send``: after the
+  ``WriteUnblocked`` that is due at the same time, and before the ``Disconnected`` of a ``Close``
+  that flushed the data. None is reported for data that was dropped, because the connection failed;
 * report ``AcceptFailed`` when a connection cannot be accepted because descriptors or memory have
   run out, and not accept again until a connection has ended or a second has passed: the machine may
   close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
@@ -26,7 +29,8 @@ gone* is ignored: the adapter may have queued it before it carried out the ``Abo
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 
-Public are the names here and the module ``driver``; ``addresses`` and ``timer_queue`` are internal.
+Public are the names here and the module ``driver``; ``addresses``, ``sockets`` and ``timer_queue``
+are internal.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from typing import Generic, Protocol, TypeVar
 
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.transport.addresses import AddressBook
 
 # How long a listener pauses that could not accept, if no connection ends in the meantime, ns. It
 # has to try again: descriptors are also used and freed elsewhere, for example by name look-ups.
@@ -53,7 +52,6 @@ class Driver(ABC, Generic[C]):
         self._stop = stop  # called when the machine has drained
         self._connections: dict[int, C] = {}  # those that the machine knows
         self._events: deque[tuple[tp.TransportEvent, C | None]] = deque()
-        self._addresses = AddressBook()  # of the names that the machine has connected to
         self._busy = False
         self._closed = False
         self._accept_at: int | None = None  # ns, when to accept again; None: not paused

@@ -426,6 +426,93 @@ def test_notify_waits_for_a_peer_that_reads_late(backend: Backend) -> None:
     backend.run(body)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_data_that_close_flushes_is_reported_before_the_end(
+    backend: Backend, certificates: Certificates, tls: bool
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, DataReceived):
+            return [Send(1, BIG, notify=True), Send(1, b"end", notify=True), Close(1)]
+        return []
+
+    async def body() -> None:
+        listener, client = (certificates.listener, certificates.client) if tls else (None, None)
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=listener) as server,
+            await backend.connect(server.host, server.port, client) as peer,
+        ):
+            await peer.send(b"go")
+            await machine.saw(WriteBlocked)
+            assert await peer.receive_all() == BIG + b"end"
+            await machine.saw(Disconnected)
+        assert machine.seen[2:] == [
+            WriteBlocked(1),
+            WriteUnblocked(1),
+            DataSent(1),
+            DataSent(1),
+            Disconnected(1),
+        ]
+
+    backend.run(body)
+
+
+def test_a_reset_while_close_flushes_is_not_sent(backend: Backend) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, Accepted):
+            return [Send(1, BIG, notify=True), Close(1)]
+        return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with backend.serve(machine) as server:
+            peer = await backend.connect(server.host, server.port)
+            await machine.saw(WriteBlocked)
+            peer.reset()
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), WriteBlocked(1), Disconnected(1)]
+
+    backend.run(body)
+
+
+def test_unblocked_is_reported_before_what_is_sent_next(backend: Backend) -> None:
+    """Also if the next data is sent, and taken by the OS, just when the last has been written."""
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        match event:
+            case DataReceived():
+                return [Send(1, BIG)]
+            case DrainRequested():
+                return [Send(1, b".", notify=True)]
+            case _:
+                return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine) as server,
+            await backend.connect(server.host, server.port) as peer,
+        ):
+            await peer.send(b"go")
+            await machine.saw(WriteBlocked)
+
+            async def send_small() -> None:
+                while not machine.of(DataSent):
+                    server.request_drain()
+                    await backend.tick()
+
+            async def read_large() -> None:
+                assert await peer.receive_exactly(len(BIG)) == BIG
+
+            await backend.gather(send_small, read_large)
+        first = next(
+            event for event in machine.seen if isinstance(event, WriteUnblocked | DataSent)
+        )
+        assert first == WriteUnblocked(1)
+
+    backend.run(body)
+
+
 def test_each_notify_is_answered_in_order_and_never_inside_the_effects(backend: Backend) -> None:
     order: list[str] = []
 
@@ -734,14 +821,16 @@ def test_connect_with_tls(backend: Backend, certificates: Certificates, host: st
     backend.run(body)
 
 
-@pytest.mark.parametrize("case", ["nobody vouches", "other name", "no TLS there", "closed at once"])
+@pytest.mark.parametrize(
+    "case", ["unknown authority", "other name", "no TLS there", "closed at once"]
+)
 def test_connect_with_tls_that_cannot_be_trusted(
     backend: Backend, certificates: Certificates, case: str
 ) -> None:
     """By default the system's store decides, which does not have the tests' authority."""
 
     async def body() -> None:
-        trust = None if case == "nobody vouches" else certificates.client
+        trust = None if case == "unknown authority" else certificates.client
         context = certificates.other_name if case == "other name" else certificates.listener
         plain = case in ("no TLS there", "closed at once")
 
@@ -828,6 +917,55 @@ def test_a_listener_can_speak_tls(backend: Backend, certificates: Certificates) 
                 assert await peer.receive_exactly(1 << 20) == BIG[: 1 << 20]
             await machine.saw(Disconnected)
             assert server.open_connections == 0
+
+    backend.run(body)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_close_flushes_what_was_sent_before_the_handshake(
+    backend: Backend, certificates: Certificates, tls: bool
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        if isinstance(event, Accepted):
+            return [Send(1, b"busy", notify=True), Close(1), Send(1, b"too late", notify=True)]
+        return []
+
+    async def body() -> None:
+        listener, client = (certificates.listener, certificates.client) if tls else (None, None)
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=listener) as server,
+            await backend.connect(server.host, server.port, client) as peer,
+        ):
+            assert await peer.receive_all() == b"busy"
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), DataSent(1), Disconnected(1)]
+
+    backend.run(body)
+
+
+def test_end_sending_flushes_what_was_sent_before_the_handshake(
+    backend: Backend, certificates: Certificates
+) -> None:
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        match event:
+            case Accepted():
+                return [Send(1, b"hello"), EndSending(1)]
+            case DataReceived():
+                return [Close(1)]
+            case _:
+                return []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with (
+            backend.serve(machine, listener_ssl=certificates.listener) as server,
+            await backend.connect(server.host, server.port, certificates.client) as peer,
+        ):
+            assert await peer.receive_exactly(5) == b"hello"
+            await peer.send(b"bye")
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), DataReceived(1, b"bye"), Disconnected(1)]
 
     backend.run(body)
 

@@ -24,7 +24,6 @@ import pytest
 import trustme
 
 import bridgecore_asyncio
-import bridgecore_trio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.transport import (
@@ -212,6 +211,40 @@ def test_a_send_that_fails_as_soon_as_the_last_one_is_written(backend: Backend) 
     machine = Machine(backend, answer)
     backend.run(body)
     assert len(machine.of(DataSent)) == 1
+
+
+def test_a_send_that_waited_for_a_handshake_and_fails_after_it_is_not_sent(
+    backend: Backend,
+) -> None:
+    """The peer completes the handshake and resets at once: the first write of data fails."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        return [Send(1, b"hello", notify=True)] if isinstance(event, Accepted) else []
+
+    async def body() -> None:
+        machine = Machine(backend, answer)
+        async with backend.serve(machine, listener_ssl=context) as server:
+            peer = await backend.connect(server.host, server.port)
+            received, to_send = ssl.MemoryBIO(), ssl.MemoryBIO()
+            session = trust.wrap_bio(received, to_send, server_hostname="127.0.0.1")
+            while True:
+                try:
+                    session.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    await peer.send(to_send.read())
+                    received.write(await peer.receive())
+            peer.sock.sendall(to_send.read())  # in one step with the reset
+            peer.reset()
+            await machine.saw(Disconnected)
+        assert machine.seen == [Accepted(1), Disconnected(1)]
+
+    backend.run(body)
 
 
 # ------------------------------------------------------------------ no descriptor left
@@ -435,19 +468,3 @@ def test_upstreams_are_connected_to_on_other_loops(
                         assert await peer.receive_exactly(4) == b"ping"
 
         runner.run(body())
-
-
-def test_both_adapters_have_the_same_numbers() -> None:
-    names = (
-        "HIGH_WATER",
-        "READ_SIZE",
-        "BACKLOG",
-        "NEXT_ADDRESS",
-        "ACCEPTED_AT_ONCE",
-        "RESET_ON_CLOSE",
-        "EXHAUSTED",
-        "FORBIDDEN",
-    )
-    for name in names:
-        ours = getattr(bridgecore_asyncio.driver, name)
-        assert ours == getattr(bridgecore_trio.driver, name), name

@@ -76,6 +76,19 @@ def test_the_lines_of_one_pass_of_the_loop_are_written_together() -> None:
     assert stream.getvalue().endswith(" d\n")
 
 
+def test_the_last_lines_are_left_to_a_signal_handler() -> None:
+    stream = io.StringIO()
+    log = LineLog(stream, "warning", lambda: AT)
+    log.later = lambda flush: None
+    log(Log(LogLevel.WARNING, "a", {}))
+    last = log.unwritten(Log(LogLevel.WARNING, "b", {}))
+    assert [line.split()[2] for line in last.splitlines()] == ["a", "b"]
+    assert last.endswith("\n")
+    quiet = log.unwritten(Log(LogLevel.INFO, "c", {}))
+    assert [line.split()[2] for line in quiet.splitlines()] == ["a"]
+    assert stream.getvalue() == ""
+
+
 def test_a_closed_log_stream_is_no_error() -> None:
     stream = io.StringIO()
     log = LineLog(stream, "info")
