@@ -126,7 +126,7 @@ class StoreModel:
             lease = self._leases[owner.replica]
             return st.OwnedElsewhere(key, found.epoch, owner, lease.advertise, lease.until - now)
         epoch = found.epoch
-        if owner != resume.owner or epoch < resume.floor:
+        if owner != resume.owner or epoch <= resume.floor:
             epoch = max(epoch, resume.floor) + 1
         self._conversations[key] = _Conversation(epoch, resume.owner)
         path = self._path(row) if resume.load else [row]

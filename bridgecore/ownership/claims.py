@@ -1,0 +1,241 @@
+"""What this replica knows of the ownership of one conversation. A table of rules.
+
+What belongs here: ``step``, a pure function from that knowledge and an event to the next. Whether
+the replica's lease is valid is a matter of ``lease``; a conversation is owned only with both.
+
+A conversation that was begun here is ``NEW``: its key was drawn here, so that nobody else can know
+it until the store has it. It needs no claim, so a first turn does not wait for the store. When its
+first response is committed, it is ``OWNED`` with epoch 1.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import attrs
+
+from bridgecore.ownership import store as st
+
+
+# fmt: off
+class ClaimStage(enum.Enum):
+    """Whose a conversation is, as far as this replica knows."""
+    __hash__ = object.__hash__  # by identity: looked up for every event
+    NONE = "none"  # not this replica's
+    NEW = "new"  # begun here, and never shown to the store
+    OWNED = "owned"  # claimed, with ``epoch``
+
+@attrs.frozen
+class Claim:
+    """The state. ``epoch``: of the claim, 0 without one. ``seen``: the highest epoch that any
+    answer has named. ``offered``: a commit of the new conversation was asked for, so that the store
+    may have it."""
+    stage: ClaimStage = ClaimStage.NONE
+    epoch: int = 0
+    seen: int = 0
+    offered: bool = False
+
+# ---------------------------------------------------------------- events
+
+@attrs.frozen
+class Begun:
+    """A turn has begun the conversation here."""
+
+@attrs.frozen
+class Granted:
+    """The store has granted a claim. ``wanted``: somebody waits for it; it was asked for under the
+    present lease, and its answer is not late."""
+    epoch: int
+    wanted: bool
+
+@attrs.frozen
+class Contradicted:
+    """The store has named another owner, with ``epoch``."""
+    epoch: int
+
+@attrs.frozen
+class Offered:
+    """A commit is asked for."""
+
+@attrs.frozen
+class CommitAnswered:
+    """The answer to a commit that was asked for under the present lease."""
+    answer: st.Committed | st.Fenced
+
+@attrs.frozen
+class LeaseLost:
+    """The replica's lease has ended."""
+
+@attrs.frozen
+class Unused:
+    """No turn runs or waits, and the session has ended."""
+
+ClaimEvent: TypeAlias = (
+    Begun | Granted | Contradicted | Offered | CommitAnswered | LeaseLost | Unused
+)
+
+# ---------------------------------------------------------------- effects
+
+class ClaimEffect(enum.Enum):
+    """What to do."""
+    RELEASE = "release"  # ask ``st.Release`` with ``Claim.epoch`` as it was before
+    FENCE = "fence"  # send no turn of the conversation any more: another replica has it
+    DISTRUST = "distrust"  # the store has lost memory: claim again, above ``Claim.seen``
+# fmt: on
+
+
+@attrs.frozen
+class ClaimTransition:
+    """The result of ``step``; ``rule``: the id of the rule."""
+
+    state: Claim
+    effects: tuple[ClaimEffect, ...]
+    rule: str
+
+
+_Apply: TypeAlias = Callable[[Claim, Any], tuple[Claim, tuple[ClaimEffect, ...]]]
+
+
+@attrs.frozen(eq=False)
+class ClaimRule:
+    """One rule. ``doc``: what it does, or why it does nothing (``apply`` is None then)."""
+
+    id: str
+    stages: tuple[ClaimStage, ...]
+    on: type[ClaimEvent]
+    doc: str
+    apply: _Apply | None
+
+
+CLAIM_RULES: dict[tuple[ClaimStage, type[ClaimEvent]], ClaimRule] = {}
+
+
+def step(claim: Claim, event: ClaimEvent) -> ClaimTransition:
+    """Apply ``event``. A pure function; time does not matter here."""
+    rule = CLAIM_RULES[claim.stage, type(event)]
+    if rule.apply is None:
+        return ClaimTransition(claim, (), rule.id)
+    return ClaimTransition(*rule.apply(claim, event), rule.id)
+
+
+def _rule(rule_id: str, on: type[ClaimEvent], *stages: ClaimStage) -> Callable[[_Apply], _Apply]:
+    def register(apply: _Apply) -> _Apply:
+        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())
+        _register(ClaimRule(rule_id, stages, on, doc, apply))
+        return apply
+
+    return register
+
+
+def _ignore(rule_id: str, on: type[ClaimEvent], doc: str, *stages: ClaimStage) -> None:
+    _register(ClaimRule(rule_id, stages, on, doc, None))
+
+
+def _register(rule: ClaimRule) -> None:
+    for stage in rule.stages:
+        if (stage, rule.on) in CLAIM_RULES:
+            raise ValueError(f"{rule.id} and {CLAIM_RULES[stage, rule.on].id} rule the same pair")
+        CLAIM_RULES[stage, rule.on] = rule
+
+
+_S = ClaimStage
+_E = ClaimEffect
+_Done: TypeAlias = tuple[Claim, tuple[ClaimEffect, ...]]
+
+# ---------------------------------------------------------------- the rules
+
+
+@_rule("begin", Begun, _S.NONE)
+def _begin(claim: Claim, event: Begun) -> _Done:
+    """The conversation is new, and this replica's without a claim."""
+    return Claim(_S.NEW), ()
+
+
+@_rule("granted", Granted, _S.NONE)
+def _granted(claim: Claim, event: Granted) -> _Done:
+    """Own the conversation; unless nobody waits for it, or the epoch is no new one.
+
+    A claim that was granted too late is given back: its turn was refused, and another replica may
+    be asked next. An epoch that is not above all others seen means that the store has lost memory,
+    for example in a failover. Then the claim is not believed (EPOCHS_ONLY_GROW).
+    """
+    if not event.wanted:
+        released = attrs.evolve(claim, epoch=event.epoch, seen=max(claim.seen, event.epoch))
+        return released, (_E.RELEASE,)
+    if event.epoch <= claim.seen:
+        return claim, (_E.DISTRUST,)
+    return Claim(_S.OWNED, event.epoch, event.epoch), ()
+
+
+@_rule("granted-again", Granted, _S.OWNED, _S.NEW)
+def _granted_again(claim: Claim, event: Granted) -> _Done:
+    """A second turn has asked for a conversation that is owned here: the epoch stays, or grows."""
+    if event.epoch < claim.epoch:
+        return claim, (_E.DISTRUST,)
+    return Claim(_S.OWNED, event.epoch, max(event.epoch, claim.seen)), ()
+
+
+@_rule("contradicted", Contradicted, _S.OWNED, _S.NEW)
+def _contradicted(claim: Claim, event: Contradicted) -> _Done:
+    """The store names another owner of what is owned here. It decides: send nothing more."""
+    return Claim(seen=max(claim.seen, event.epoch)), (_E.FENCE,)
+
+
+@_rule("seen", Contradicted, _S.NONE)
+def _seen(claim: Claim, event: Contradicted) -> _Done:
+    """Another replica owns it: remember the epoch."""
+    return attrs.evolve(claim, seen=max(claim.seen, event.epoch)), ()
+
+
+@_rule("offered", Offered, _S.NEW)
+def _offered(claim: Claim, event: Offered) -> _Done:
+    """The store may have the new conversation from now on, so it is owned only with the lease."""
+    return attrs.evolve(claim, offered=True), ()
+
+
+@_rule("commit-answered", CommitAnswered, _S.NEW, _S.OWNED)
+def _commit_answered(claim: Claim, event: CommitAnswered) -> _Done:
+    """Committed: owned. Fenced: another replica has claimed it; send nothing more."""
+    answer = event.answer
+    seen = max(claim.seen, answer.epoch)
+    if isinstance(answer, st.Fenced):
+        return Claim(seen=seen), (_E.FENCE,)
+    return Claim(_S.OWNED, answer.epoch, seen), ()
+
+
+@_rule("lease-lost", LeaseLost, _S.OWNED)
+def _lease_lost(claim: Claim, event: LeaseLost) -> _Done:
+    """Without a lease nothing is owned: send nothing more (NO_SEND_WITHOUT_A_LEASE)."""
+    return Claim(seen=claim.seen), (_E.FENCE,)
+
+
+@_rule("lease-lost-new", LeaseLost, _S.NEW)
+def _lease_lost_new(claim: Claim, event: LeaseLost) -> _Done:
+    """A new conversation that the store cannot have yet stays this replica's."""
+    if not claim.offered:
+        return claim, ()
+    return Claim(seen=claim.seen), (_E.FENCE,)
+
+
+@_rule("unused", Unused, _S.OWNED)
+def _unused(claim: Claim, event: Unused) -> _Done:
+    """Give the conversation back, so that any replica can take its next turn at once."""
+    return Claim(_S.NONE, claim.epoch, claim.seen), (_E.RELEASE,)
+
+
+@_rule("unused-new", Unused, _S.NEW)
+def _unused_new(claim: Claim, event: Unused) -> _Done:
+    """A new conversation ends without having been stored, as far as is known."""
+    return Claim(seen=claim.seen), ()
+
+
+_ignore("begun-twice", Begun, "it was begun or claimed before", _S.NEW, _S.OWNED)
+_ignore("offered-again", Offered, "the store knows it, or it is lost", _S.NONE, _S.OWNED)
+_ignore("commit-late", CommitAnswered, "it was lost or given back in the meantime", _S.NONE)
+_ignore("lease-lost-before", LeaseLost, "it is not owned", _S.NONE)
+_ignore("unused-before", Unused, "it is not owned", _S.NONE)
+_unruled = [(s, e) for s in _S for e in ClaimEvent.__args__ if (s, e) not in CLAIM_RULES]
+if _unruled:
+    raise ValueError(f"no rule for {_unruled}")

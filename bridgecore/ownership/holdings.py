@@ -1,0 +1,423 @@
+"""All that one replica owns: its lease, its claims, and its open questions to the store.
+
+What belongs here: joining the rules of ``lease`` and of ``claims``. ``Holdings`` numbers the
+questions, gives up those that are not answered in time, and tells what that means for a turn that
+waits for a claim or a commit. It knows turns and conversations by their names only.
+
+A question without an answer is unknown: a claim counts as not granted, a commit as not durable. If
+the answer comes after that, the claim is given back. The driver reports one answer to each question
+in the end, if only ``Failed``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from typing import Final, TypeAlias, assert_never
+
+import attrs
+
+from bridgecore.ownership import claims as cl
+from bridgecore.ownership import lease as ls
+from bridgecore.ownership import store as st
+
+# ---------------------------------------------------------------- effects
+
+
+@attrs.frozen
+class AskStore:
+    """Ask the store ``question``, and report the answer with ``query``, however late."""
+
+    query: int
+    question: st.Question
+
+
+@attrs.frozen
+class Resolved:
+    """What the store says about the response that ``turn`` continues. ``None``: it did not say it
+    in time, or there is no lease to claim with."""
+
+    turn: int
+    answer: st.Claimed | st.OwnedElsewhere | st.NotStored | None
+
+
+@attrs.frozen
+class Settled:
+    """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: the
+    store has refused it, because another replica has the conversation; None if it was not
+    asked."""
+
+    turn: int
+    durable: bool
+    fenced: bool = False
+
+
+@attrs.frozen
+class Fence:
+    """Send no turn of ``conversation`` any more: it is not this replica's."""
+
+    conversation: bytes
+
+
+@attrs.frozen
+class LeaseChanged:
+    """The lease was gained or, if ``held`` is False, lost."""
+
+    held: bool
+
+
+@attrs.frozen
+class NameInUse:
+    """Another process renews a lease under the name of this replica."""
+
+
+@attrs.frozen
+class StoreDistrusted:
+    """The store has granted an epoch that is not new: it has lost memory. The claim is asked for
+    again, above all epochs seen."""
+
+    epoch: int
+    seen: int
+
+
+@attrs.frozen
+class Gone:
+    """The lease is given up: the process can end."""
+
+
+HoldingsEffect: TypeAlias = (
+    AskStore | Resolved | Settled | Fence | LeaseChanged | NameInUse | StoreDistrusted | Gone
+)
+
+# ---------------------------------------------------------------- questions
+
+
+@attrs.frozen
+class _Asked:
+    """An open question. ``owner``: under which lease it was asked. ``turn``: for which turn; None:
+    for the lease, or nobody waits any more. ``deadline``: ns, when it counts as lost.
+    ``distrusted``: it is asked a second time, because the first answer was not believed."""
+
+    question: st.Question
+    owner: st.Owner
+    turn: int | None
+    deadline: int
+    distrusted: bool = False
+
+
+# Highest epochs that are remembered of conversations that are not owned here. They only serve to
+# notice a store that has lost memory, so forgetting the oldest costs no safety with a sound store.
+_REMEMBERED: Final = 65_536
+
+
+class Holdings:
+    """What one replica owns.
+
+    Args:
+        replica: its name.
+        advertise: its URL for forwards; None: it is not forwarded to.
+        times: of the lease.
+        seed: random bytes, new for each process: incarnations are digests of it.
+
+    Methods take ``now`` in ns and return the effects, in order.
+    """
+
+    def __init__(
+        self, replica: str, advertise: str | None, times: ls.LeaseTimes, seed: bytes
+    ) -> None:
+        self.replica = replica
+        self.advertise = advertise
+        self.times = times
+        self._seed = seed
+        self._lease = ls.Lease()
+        self._claims: dict[bytes, cl.Claim] = {}  # NEW and OWNED
+        self._seen: OrderedDict[bytes, int] = OrderedDict()  # of those that are not owned here
+        self._asked: dict[int, _Asked] = {}  # by query
+        self._of_lease = 0  # the query of the lease's open question
+        self._waiting: list[
+            tuple[int, st.Resume, int]
+        ] = []  # until the lease begins: with deadline
+        self._queries = 0
+        self._out: list[HoldingsEffect] = []
+
+    # ------------------------------------------------------------ state
+
+    @property
+    def owner(self) -> st.Owner:
+        """This replica under its present lease."""
+        text = b"%b/%d" % (self._seed, self._lease.incarnation)
+        return st.Owner(self.replica, hashlib.blake2b(text, digest_size=16).hexdigest())
+
+    def has_lease(self, now: int) -> bool:
+        """Whether conversations can be claimed."""
+        return self._lease.valid(now)
+
+    def may_send(self, conversation: bytes, now: int) -> bool:
+        """Whether a turn of ``conversation`` may be sent upstream now."""
+        claim = self._claims.get(conversation)
+        if claim is None:
+            return False
+        if claim.stage is cl.ClaimStage.NEW and not claim.offered:
+            return True
+        return self._lease.valid(now)
+
+    def epoch(self, conversation: bytes) -> int:
+        """The epoch of a conversation that is owned here; 0 if it is new, or not owned."""
+        claim = self._claims.get(conversation)
+        return 0 if claim is None else claim.epoch
+
+    def was_asked(self, query: int) -> bool:
+        """Whether there was an ``AskStore`` with this number."""
+        return 0 < query <= self._queries
+
+    def next_timeout(self) -> int | None:
+        """When to call ``timeout`` (ns); None: never."""
+        # Questions are kept in the order in which they were asked, and all have the same time.
+        open_ = (asked.deadline for asked in self._asked.values() if asked.turn is not None)
+        times = [next(open_, None), self._lease.wake]
+        times += [deadline for _, _, deadline in self._waiting]
+        return min((at for at in times if at is not None), default=None)
+
+    # ------------------------------------------------------------ events
+
+    def start(self, now: int) -> list[HoldingsEffect]:
+        """The process is ready: ask for a lease."""
+        return self._lease_event(ls.Started(), now)
+
+    def leave(self, now: int) -> list[HoldingsEffect]:
+        """The process is about to end: give up the lease, and with it all claims."""
+        return self._lease_event(ls.LeaveRequested(), now)
+
+    def timeout(self, now: int) -> list[HoldingsEffect]:
+        """A time of ``next_timeout`` may have come. If none has, nothing happens."""
+        if self._lease.wake is not None and self._lease.wake <= now:
+            self._step_lease(ls.Due(), now)
+        for query, asked in list(self._asked.items()):
+            if asked.deadline <= now and asked.turn is not None:
+                self._give_up(query, asked)
+        for entry in [entry for entry in self._waiting if entry[2] <= now]:
+            self._waiting.remove(entry)
+            self._out.append(Resolved(entry[0], None))
+        return self._take()
+
+    def begin(self, conversation: bytes) -> None:
+        """A turn begins ``conversation`` here; its key was drawn here."""
+        self._step_claim(conversation, cl.Begun(), 0)
+
+    def resume(
+        self,
+        turn: int,
+        scope: str,
+        response: str | None,
+        contexts: tuple[bytes, ...],
+        known: bytes | None,
+        now: int,
+        *,
+        load: bool,
+    ) -> list[HoldingsEffect]:
+        """Claim the conversation of a response for ``turn``; answered by ``Resolved``.
+
+        ``known``: the conversation, if it is known here. While the lease is asked for, the claim
+        waits for it.
+        """
+        floor = 0 if known is None else self._highest(known)
+        question = st.Resume(self.owner, scope, response, contexts, floor, load)
+        if self._lease.valid(now):
+            self._ask(question, turn, now)
+        elif self._lease.stage is ls.LeaseStage.JOINING:
+            self._waiting.append((turn, question, now + self.times.timeout))
+        else:
+            self._out.append(Resolved(turn, None))
+        return self._take()
+
+    def forget(self, turn: int) -> None:
+        """``turn`` is gone: nobody waits for its answers any more."""
+        self._waiting = [entry for entry in self._waiting if entry[0] != turn]
+        for query, asked in self._asked.items():
+            if asked.turn == turn:
+                self._asked[query] = attrs.evolve(asked, turn=None)
+
+    def commit(
+        self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
+    ) -> list[HoldingsEffect]:
+        """Store what ``turn`` has added to its conversation; answered by ``Settled``. At once, and
+        as not durable, if the conversation is not this replica's or there is no lease."""
+        if conversation not in self._claims or not self._lease.valid(now):
+            self._out.append(Settled(turn, durable=False))
+            return self._take()
+        self._step_claim(conversation, cl.Offered(), now)
+        epoch = self._claims[conversation].epoch
+        self._ask(st.Commit(self.owner, conversation, epoch, responses), turn, now)
+        return self._take()
+
+    def unused(self, conversation: bytes, now: int) -> list[HoldingsEffect]:
+        """The session of ``conversation`` has ended: give it back."""
+        if conversation in self._claims:
+            self._step_claim(conversation, cl.Unused(), now)
+        return self._take()
+
+    def sweep(self, age: int, now: int) -> list[HoldingsEffect]:
+        """Have the store delete what was not used for ``age`` ns."""
+        if self._lease.valid(now):
+            self._ask(st.Sweep(self.owner, age), None, now)
+        return self._take()
+
+    def answered(self, query: int, answer: st.Answer, now: int) -> list[HoldingsEffect]:
+        """The store has answered the question with this number."""
+        asked = self._asked.pop(query, None)
+        if asked is None:
+            return []  # it was answered before
+        if query == self._of_lease:
+            self._step_lease(ls.Answered(answer), now)
+            return self._take()
+        if isinstance(asked.question, st.Join | st.Renew | st.Leave):
+            return []  # given up; a newer question of the lease was asked
+        present = asked.owner == self.owner and self._lease.valid(now)
+        if isinstance(answer, st.LeaseEnded) and asked.owner == self.owner:
+            self._step_lease(ls.Refuted(), now)
+            if isinstance(asked.question, st.Resume) and asked.turn is not None:
+                # It waits for the next lease, which has been asked for.
+                self._waiting.append((asked.turn, asked.question, asked.deadline))
+                return self._take()
+            present = False
+        if isinstance(asked.question, st.Resume):
+            self._resumed(asked, asked.question, answer, now, present=present)
+        elif isinstance(asked.question, st.Commit):
+            self._committed(asked, asked.question, answer, present=present)
+        return self._take()
+
+    # ------------------------------------------------------------ answers
+
+    def _resumed(
+        self, asked: _Asked, question: st.Resume, answer: st.Answer, now: int, *, present: bool
+    ) -> None:
+        resolved: st.Claimed | st.OwnedElsewhere | st.NotStored | None = None
+        if isinstance(answer, st.Claimed) and present:
+            key, wanted = answer.conversation, asked.turn is not None
+            effects = self._step_claim(key, cl.Granted(answer.epoch, wanted), now)
+            if cl.ClaimEffect.DISTRUST in effects:
+                self._out.append(StoreDistrusted(answer.epoch, self._highest(key)))
+                if not asked.distrusted and asked.turn is not None:
+                    again = attrs.evolve(question, floor=self._highest(key))
+                    self._ask(again, asked.turn, now, distrusted=True)
+                    return
+            else:
+                resolved = answer
+        elif isinstance(answer, st.OwnedElsewhere):
+            self._step_claim(answer.conversation, cl.Contradicted(answer.epoch), now)
+            resolved = answer
+        elif isinstance(answer, st.NotStored):
+            resolved = answer
+        if asked.turn is not None:
+            self._out.append(Resolved(asked.turn, resolved))
+
+    def _committed(
+        self, asked: _Asked, question: st.Commit, answer: st.Answer, *, present: bool
+    ) -> None:
+        if isinstance(answer, st.Committed | st.Fenced) and present:
+            self._step_claim(question.conversation, cl.CommitAnswered(answer), 0)
+        if asked.turn is not None:
+            durable, fenced = isinstance(answer, st.Committed), isinstance(answer, st.Fenced)
+            self._out.append(Settled(asked.turn, durable, fenced))
+
+    def _give_up(self, query: int, asked: _Asked) -> None:
+        """Stop waiting for an answer: what becomes of the question is unknown."""
+        turn = asked.turn
+        self._asked[query] = attrs.evolve(asked, turn=None)
+        if turn is None:
+            return
+        if isinstance(asked.question, st.Resume):
+            self._out.append(Resolved(turn, None))
+        elif isinstance(asked.question, st.Commit):
+            self._out.append(Settled(turn, durable=False))
+
+    # ------------------------------------------------------------ steps
+
+    def _ask(
+        self, question: st.Question, turn: int | None, now: int, *, distrusted: bool = False
+    ) -> int:
+        self._queries += 1
+        deadline = now + self.times.timeout
+        asked = _Asked(question, self.owner, turn, deadline, distrusted)
+        self._asked[self._queries] = asked
+        self._out.append(AskStore(self._queries, question))
+        return self._queries
+
+    def _lease_event(self, event: ls.LeaseEvent, now: int) -> list[HoldingsEffect]:
+        self._step_lease(event, now)
+        return self._take()
+
+    def _step_lease(self, event: ls.LeaseEvent, now: int) -> None:
+        transition = ls.step(self._lease, event, self.times, now)
+        before, self._lease = self._lease, transition.state
+        if before.stage in _WAITING_FOR_THE_STORE and self._lease.stage is not before.stage:
+            self._of_lease = 0  # its question was answered or is given up
+        for effect in transition.effects:
+            match effect:
+                case ls.LeaseEffect.JOIN:
+                    join = st.Join(self.owner, self.advertise, self.times.ttl)
+                    self._of_lease = self._ask(join, None, now)
+                case ls.LeaseEffect.RENEW:
+                    renew = st.Renew(self.owner, self.times.ttl)
+                    self._of_lease = self._ask(renew, None, now)
+                case ls.LeaseEffect.LEAVE:
+                    self._of_lease = self._ask(st.Leave(self.owner), None, now)
+                case ls.LeaseEffect.GAINED:
+                    self._out.append(LeaseChanged(held=True))
+                    waiting, self._waiting = self._waiting, []
+                    for turn, question, _ in waiting:
+                        self._ask(attrs.evolve(question, owner=self.owner), turn, now)
+                case ls.LeaseEffect.LOST:
+                    self._out.append(LeaseChanged(held=False))
+                    for conversation in list(self._claims):
+                        self._step_claim(conversation, cl.LeaseLost(), now)
+                case ls.LeaseEffect.NAME_TAKEN:
+                    self._out.append(NameInUse())
+                case ls.LeaseEffect.LEFT:
+                    self._out.append(Gone())
+                case _:
+                    assert_never(effect)
+
+    def _step_claim(
+        self, conversation: bytes, event: cl.ClaimEvent, now: int
+    ) -> tuple[cl.ClaimEffect, ...]:
+        claim = self._claims.get(conversation)
+        if claim is None:
+            claim = cl.Claim(seen=self._seen.get(conversation, 0))
+        transition = cl.step(claim, event)
+        state = transition.state
+        if state.stage is cl.ClaimStage.NONE:
+            self._claims.pop(conversation, None)
+            self._remember(conversation, state.seen)
+        else:
+            self._claims[conversation] = state
+        for effect in transition.effects:
+            if effect is cl.ClaimEffect.RELEASE:
+                if self._lease.valid(now):
+                    released = ((conversation, state.epoch),)
+                    self._ask(st.Release(self.owner, released), None, now)
+            elif effect is cl.ClaimEffect.FENCE:
+                self._out.append(Fence(conversation))
+        return transition.effects
+
+    def _remember(self, conversation: bytes, epoch: int) -> None:
+        if epoch:
+            self._seen[conversation] = epoch
+            self._seen.move_to_end(conversation)
+            if len(self._seen) > _REMEMBERED:
+                self._seen.popitem(last=False)
+
+    def _highest(self, conversation: bytes) -> int:
+        claim = self._claims.get(conversation)
+        return self._seen.get(conversation, 0) if claim is None else claim.seen
+
+    def _take(self) -> list[HoldingsEffect]:
+        out, self._out = self._out, []
+        return out
+
+
+_WAITING_FOR_THE_STORE = (
+    ls.LeaseStage.JOINING,
+    ls.LeaseStage.RENEWING,
+    ls.LeaseStage.LEAVING,
+)
