@@ -22,6 +22,7 @@ from bridgecore.recovery.failure import (
     classify,
     known_name,
 )
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire.responses import error_body
 
 # Seconds of Retry-After where the upstream named none. Enough for the bridge to reconnect. Codex
@@ -92,7 +93,33 @@ def _type_of(status: int) -> str:
     return "invalid_request_error" if status < 500 else "server_error"
 
 
+OWNERSHIP_LOST = api_error(
+    502,
+    FailureReply.OWNER_UNREACHABLE.value,
+    "This replica does not own the conversation any more; the turn was not sent. Retry as is.",
+)
+STORE_UNAVAILABLE = api_error(
+    503,
+    "bridge_store_unavailable",
+    "The store that knows this response did not answer; the turn was not sent. Retry as is.",
+)
 SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting down.")
+
+
+def owner_unreachable(remaining: int) -> ApiError:
+    """The error of a turn whose conversation another replica owns, which cannot be reached.
+
+    Args:
+        remaining: ns until the owner's lease ends, if it is not renewed: then any replica can take
+            over.
+    """
+    seconds = -(-remaining // NS_PER_SECOND)
+    message = (
+        "The replica that owns this conversation cannot be reached; the turn was not sent. "
+        f"Another one can take over in {seconds} s at the latest. Retry as is."
+    )
+    code = FailureReply.OWNER_UNREACHABLE.value
+    return api_error(502, code, message, retry_after=seconds)
 
 
 def render_answer(

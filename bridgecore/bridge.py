@@ -25,8 +25,14 @@ import attrs
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
-from bridgecore.api_error import ApiError, api_error, render_answer
-from bridgecore.config import Config, OnAmbiguousLoss, Rotation
+from bridgecore.api_error import (
+    STORE_UNAVAILABLE,
+    ApiError,
+    api_error,
+    owner_unreachable,
+    render_answer,
+)
+from bridgecore.config import Config, OnAmbiguousLoss, Rotation, Store
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
@@ -48,12 +54,16 @@ from bridgecore.messages import (
     LinkOpened,
     MessagesReceived,
     OpenLink,
+    ProcessStarted,
     SocketsExhausted,
+    StoreAnswered,
     TurnBlocked,
     TurnLeft,
     TurnReceived,
     TurnResolved,
 )
+from bridgecore.ownership.holdings import Fence, Resolved
+from bridgecore.ownership.store import Answer, Claimed, OwnedElsewhere
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence, TimedOut, classify
@@ -62,6 +72,7 @@ from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.relay import Relay
+from bridgecore.replica import Replica, ReplicaEffect
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.timer_queue import TimerQueue
@@ -72,10 +83,16 @@ from bridgecore.wire.responses import EventKind
 
 
 class Bridge:
-    """All conversations of one process. ``config``: its settings. ``resolver``: how the response
-    that a turn continues is looked up, see ``bridgecore.intake``."""
+    """All conversations of one process.
 
-    def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
+    ``config``: its settings. ``resolver``: how the response that a turn continues is looked up, see
+    ``bridgecore.intake``. ``seed``: random bytes, new for each process, for the names that other
+    replicas see of it.
+    """
+
+    def __init__(
+        self, config: Config, *, resolver: Resolver = Resolver.MEMORY, seed: bytes = b""
+    ) -> None:
         """Raises ConfigError if ``config`` is no Config."""
         if not isinstance(config, Config):
             raise ConfigError(f"a Bridge needs a Config, not {config!r:.100}")
@@ -91,13 +108,19 @@ class Bridge:
             max_held=config.max_message,
             log_level=config.log_level,
             shortcuts=config.shortcuts,
+            replicated=config.store is Store.DRIVER,
         )
+        self._replica: Replica | None = None
+        if config.store is Store.DRIVER:
+            self._replica = Replica(config, self._memory, seed)
+        self._draining = False
         self._recorder = Recorder(self._policy) if config.decisions else None
         # Least recently used first: the order in which they are evicted.
         self._conversations: OrderedDict[int, Conversation] = OrderedDict()
         self._families = Families()
         self._turns: dict[int, Conversation] = {}  # by the number of a turn
         self._links: dict[int, Conversation] = {}  # by the number of a link
+        self._keys: dict[bytes, int] = {}  # numbers of conversations, by their keys in the store
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
@@ -106,8 +129,15 @@ class Bridge:
 
     @property
     def turns(self) -> int:
-        """How many turns of clients run, wait, or are being resolved."""
-        return len(self._turns) + len(self._intake)
+        """How many turns of clients run, wait, are being resolved, or are being committed."""
+        ending = 0 if self._replica is None else self._replica.turns
+        return len(self._turns) + len(self._intake) + ending
+
+    @property
+    def finished(self) -> bool:
+        """Whether the process can end: after a drain, once no turn is left and the lease is given
+        up."""
+        return not self.turns and (self._replica is None or self._replica.gone)
 
     @property
     def conversations(self) -> int:
@@ -144,6 +174,8 @@ class Bridge:
             return None
         if first[1] == _MEMORY:
             return Deadline(first[0], Timer.EXPIRY)
+        if first[1] == _STORE:
+            return Deadline(first[0], Timer.STORE)
         if first[1] < _MEMORY:
             return Deadline(first[0], Timer.TURN)
         deadline = self._conversations[first[1]].next_timeout()
@@ -167,6 +199,10 @@ class Bridge:
         _check_event(event)
         check_time(now)
         self._refuse_impossible(event)
+        if self._replica is not None:
+            # First of all: if the process was paused, its lease may have ended in the meantime, and
+            # nothing may be sent under it.
+            self._obey(self._replica.timeout(now), now)
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -177,9 +213,14 @@ class Bridge:
             self._turn_resolved(event, now)
         elif isinstance(event, TurnLeft | TurnBlocked):
             self._turn_event(event, now)
+        elif isinstance(event, StoreAnswered):
+            self._store_answered(event, now)
+        elif isinstance(event, ProcessStarted):
+            self._process_started(event, now)
         elif isinstance(event, DrainStarted):
+            self._draining = True
             for conversation in list(self._conversations.values()):
-                self._follow(conversation, conversation.evict(now))
+                self._follow(conversation, conversation.evict(now), now)
         elif isinstance(event, SocketsExhausted):
             spare = longest_spare(self._residents(), linked=True)
             if spare is not None:
@@ -188,6 +229,10 @@ class Bridge:
             self._timeout(now)
         else:
             assert_never(event)
+        if self._replica is not None:
+            if self._draining and not self.turns:
+                self._obey(self._replica.leave(now), now)
+            self._schedule.set(_STORE, self._replica.next_timeout())
         out, self._out = self._out, []
         if self._recorder is not None:
             out += self._recorder.take()
@@ -203,7 +248,8 @@ class Bridge:
                 raise LocalProtocolError(f"turn {event.turn}: a turn's number is 0 or more")
             if not isinstance(event, TurnReceived):
                 return
-            if event.turn in self._turns or event.turn in self._intake:
+            ending = self._replica is not None and event.turn in self._replica
+            if event.turn in self._turns or event.turn in self._intake or ending:
                 what = "runs already: its number can be used again when it has ended"
                 raise LocalProtocolError(f"turn {event.turn} {what}")
             check_headers(event.headers, f"turn {event.turn}")
@@ -255,7 +301,7 @@ class Bridge:
             return
         if event.lost is not None:
             self._links.pop(event.link, None)
-        self._follow(conversation, effects)
+        self._follow(conversation, effects, now)
 
     def _link_event(self, event: LinkOpened | LinkLost | LinkFrameSent, now: int) -> None:
         conversation = self._links.get(event.link)
@@ -268,7 +314,7 @@ class Bridge:
         else:
             del self._links[event.link]
             effects = conversation.lost(event, now)
-        self._follow(conversation, effects)
+        self._follow(conversation, effects, now)
 
     def _turn_event(self, event: TurnLeft | TurnBlocked, now: int) -> None:
         conversation = self._turns.get(event.turn)
@@ -283,26 +329,30 @@ class Bridge:
             effects = conversation.block(event.turn, now)
         else:
             effects = conversation.unblock(event.turn, now)
-        self._follow(conversation, effects)
+        self._follow(conversation, effects, now)
 
     def _timeout(self, now: int) -> None:
         for key in self._schedule.due(now):
             if key == _MEMORY:
                 self._memory.expire(now)
                 self._schedule.set(_MEMORY, self._memory.next_expiry())
-            elif key < _MEMORY:
+            elif key == _STORE:
+                pass  # the first thing that ``handle`` does is to look for what is due there
+            elif key < _STORE:
                 turn = self._intake.leave(_turn_of(key))
                 if turn is not None:
+                    if self._replica is not None:
+                        self._replica.left(turn.id)
                     self._refuse_as_late(turn)
             else:
                 conversation = self._conversations[key]
-                self._follow(conversation, conversation.timeout(now))
+                self._follow(conversation, conversation.timeout(now), now)
 
     def _evict(self, key: int, now: int) -> None:
         conversation = self._conversations[key]
-        self._follow(conversation, conversation.evict(now))
+        self._follow(conversation, conversation.evict(now), now)
 
-    def _follow(self, conversation: Conversation, effects: list[BridgeEffect]) -> None:
+    def _follow(self, conversation: Conversation, effects: list[BridgeEffect], now: int) -> None:
         """Pass on the effects of a conversation, and update the registries accordingly: its turns
         that have ended, the link that it opened or closed, its end, its next deadline."""
         for effect in effects:
@@ -310,33 +360,127 @@ class Bridge:
                 if effect.events[-1].kind is EventKind.ENDED:
                     del self._turns[effect.turn]
                     self._schedule.set(_MEMORY, self._memory.next_expiry())
+                    self._end(conversation, effect, now)
+                    continue
             elif isinstance(effect, FailAnswer):
                 del self._turns[effect.turn]
             elif isinstance(effect, OpenLink):
                 self._links[effect.link] = conversation
             elif isinstance(effect, CloseLink):
                 self._links.pop(effect.link, None)  # absent if the same read had its loss
-        self._out += effects
+            self._out.append(effect)
         if conversation.retired:
             self._conversations.pop(conversation.id, None)
             self._families.leave(conversation.id)
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
+            if self._replica is not None:
+                self._keys.pop(conversation.key, None)
+                self._obey(self._replica.unused(conversation.key, now), now)
+            return
+        deadline = conversation.next_timeout()
+        self._schedule.set(conversation.id, None if deadline is None else deadline.at)
+        if (self._draining or conversation.fenced) and conversation.spare:
+            self._evict(conversation.id, now)
+
+    def _end(self, conversation: Conversation, answer: AnswerEvents, now: int) -> None:
+        """Show the end of a turn; if its response can be continued and there is a store, only once
+        that has it."""
+        ids = conversation.remembered.pop(answer.turn, None)
+        if ids is None or self._replica is None:
+            self._out.append(answer)
+            return
+        *before, last = answer.events
+        if before:
+            self._out.append(AnswerEvents(answer.turn, before))
+        end = AnswerEvents(answer.turn, [last])
+        self._obey(self._replica.commit(end, conversation.scope, ids, conversation.key, now), now)
+
+    # ------------------------------------------------------------ the store
+
+    def _process_started(self, event: ProcessStarted, now: int) -> None:
+        if self._replica is not None:
+            self._obey(self._replica.start(event.advertise, now), now)
+
+    def _store_answered(self, event: StoreAnswered, now: int) -> None:
+        if self._replica is not None:
+            self._obey(self._replica.answered(event.query, event.answer, now), now)
+
+    def _obey(self, effects: list[ReplicaEffect], now: int) -> None:
+        """Carry out what this replica has to do about its ownership."""
+        for effect in effects:
+            if isinstance(effect, Resolved):
+                self._resolved(effect, now)
+            elif isinstance(effect, Fence):
+                number = self._keys.get(effect.conversation)
+                if number is not None:
+                    conversation = self._conversations[number]
+                    self._follow(conversation, conversation.fence(now), now)
+            else:
+                self._out.append(effect)
+
+    def _is_here(self, turn: Arriving, now: int) -> bool:
+        """Whether a turn can be routed without asking the store: what it continues, if anything, is
+        this replica's, and its transcript is in memory."""
+        named = turn.request.previous_response_id
+        if self._replica is None or not named:
+            return True
+        alias = self._memory.alias(turn.scope, named)
+        home = None if alias is None else self._conversations.get(alias.conversation)
+        if alias is None or home is None or home.fenced:
+            return False
+        owned = self._replica.may_send(home.key, now)
+        return owned and self._memory.holds(turn.scope, alias, now)
+
+    def _ask_the_store(self, turn: Arriving, now: int) -> None:
+        """Have the store resolve a turn, and claim the conversation that it continues."""
+        if self._replica is None:
+            return
+        self._intake.hold(turn)
+        self._schedule.set(_key_of(turn.id), turn.deadline)
+        self._log_turn(LogLevel.DEBUG, "turn.resolving", turn)
+        self._obey(self._replica.resume(turn, now), now)
+
+    def _resolved(self, resolved: Resolved, now: int) -> None:
+        """The store has said who owns what a turn continues."""
+        turn = self._intake.leave(resolved.turn)
+        if turn is None:
+            return
+        self._schedule.set(_key_of(turn.id), None)
+        answer = resolved.answer
+        if answer is None:
+            self._refuse(turn, STORE_UNAVAILABLE)
+        elif isinstance(answer, OwnedElsewhere):
+            self._refuse(turn, owner_unreachable(answer.remaining))
+        elif isinstance(answer, Claimed):
+            known = self._memory.restore(turn.scope, answer.path, now)
+            if known is not None and answer.conversation in self._keys:
+                known.conversation = self._keys[answer.conversation]
+            self._bring_in(turn, now, answer.conversation)
         else:
-            deadline = conversation.next_timeout()
-            self._schedule.set(conversation.id, None if deadline is None else deadline.at)
+            self._bring_in(turn, now)
 
     # ------------------------------------------------------------ intake of turns
 
     def _turn_received(self, event: TurnReceived, now: int) -> None:
         turn = self._intake.receive(event, now)
-        if turn.stage is Stage.RESOLVED:
+        if turn.stage is Stage.RESOLVING:
+            self._schedule.set(_key_of(turn.id), turn.deadline)
+            self._out.append(self._intake.question(turn))
+            self._log_turn(LogLevel.DEBUG, "turn.resolving", turn, query=turn.query)
+        else:
+            self._route(turn, now)
+
+    def _route(self, turn: Arriving, now: int) -> None:
+        """Route a turn whose look-up, if there was one, is complete."""
+        if self._is_here(turn, now):
             self._bring_in(turn, now)
-            return
-        self._schedule.set(_key_of(turn.id), turn.deadline)
-        fields: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
-        line = Log(LogLevel.DEBUG, "turn.resolving", {**fields, "query": turn.query})
-        self._out += [self._intake.question(turn), line]
+        else:
+            self._ask_the_store(turn, now)
+
+    def _log_turn(self, level: LogLevel, event: str, turn: Arriving, **fields: str | int) -> None:
+        about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
+        self._out.append(Log(level, event, {**about, **fields}))
 
     def _turn_resolved(self, event: TurnResolved, now: int) -> None:
         turn = self._intake.resolved(event)
@@ -348,24 +492,28 @@ class Bridge:
         if turn.deadline <= now:
             self._refuse_as_late(turn)
         else:
-            self._bring_in(turn, now)
+            self._route(turn, now)
 
     def _left_on_its_way(self, event: TurnLeft) -> None:
         turn = self._intake.leave(event.turn)
+        if self._replica is not None:
+            self._replica.left(event.turn)
         if turn is None:
             return
         self._schedule.set(_key_of(turn.id), None)
-        fields: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
         if event.error is None:
-            self._out.append(Log(LogLevel.INFO, "turn.abandoned", fields))
+            self._log_turn(LogLevel.INFO, "turn.abandoned", turn)
         else:
-            fields["code"] = event.error.code
-            self._out.append(Log(LogLevel.WARNING, "turn.cut_off", fields))
+            self._log_turn(LogLevel.WARNING, "turn.cut_off", turn, code=event.error.code)
 
-    def _bring_in(self, arriving: Arriving, now: int) -> None:
-        """Route a resolved turn, make room if it needs a session of its own, and submit it."""
+    def _bring_in(self, arriving: Arriving, now: int, claimed: bytes | None = None) -> None:
+        """Place a resolved turn, make room if it needs a session of its own, and submit it.
+        ``claimed``: the conversation that was claimed for it."""
         recall = self._intake.recall(arriving, now)
-        conversation = self._place(recall, arriving.headers, now)
+        conversation = self._place(recall, arriving.headers, now, claimed)
+        if self._replica is not None and claimed is not None and claimed not in self._keys:
+            # There was no room, or it goes on in another conversation of its client's.
+            self._obey(self._replica.unused(claimed, now), now)
         if conversation is None:
             self._refuse_for_room(arriving)
             return
@@ -375,9 +523,11 @@ class Bridge:
         self._families.note(conversation.id, _latest(recall))
         self._turns[arriving.id] = conversation
         turn = RoutedTurn(arriving.id, recall, arriving.request_id, arriving.deadline)
-        self._follow(conversation, conversation.submit(turn, arriving.headers, now))
+        self._follow(conversation, conversation.submit(turn, arriving.headers, now), now)
 
-    def _place(self, recall: TurnContext, headers: Headers, now: int) -> Conversation | None:
+    def _place(
+        self, recall: TurnContext, headers: Headers, now: int, claimed: bytes | None
+    ) -> Conversation | None:
         """The conversation for the turn, possibly a new one; None if there is no room for one."""
         where = route(
             _arrival(recall),
@@ -388,7 +538,8 @@ class Bridge:
             family=self._kin(recall, now),
         )
         if isinstance(where, Branch):
-            return self._new_conversation(recall.scope, headers) if self._make_room(now) else None
+            room = self._make_room(now)
+            return self._new_conversation(recall.scope, headers, claimed) if room else None
         if where.inject is not None:
             recall.inject(recall.candidates[where.inject])
         return self._conversations[where.key]
@@ -426,7 +577,9 @@ class Bridge:
         for one in self._conversations.values():
             yield Resident(one.id, one.spare, one.link is not None)
 
-    def _new_conversation(self, scope: str, headers: Headers) -> Conversation:
+    def _new_conversation(
+        self, scope: str, headers: Headers, claimed: bytes | None
+    ) -> Conversation:
         number = self._shared.numbers.next()
         if self._recorder is None:
             session = Session(self._policy)
@@ -434,6 +587,11 @@ class Bridge:
             session = self._recorder.session(number)
         conversation = Conversation(number, scope, session, headers, self._shared)
         self._conversations[number] = conversation
+        if self._replica is not None:
+            # Another session may have the claimed one, if this turn branches off from it.
+            taken = claimed is None or claimed in self._keys
+            conversation.key = self._replica.begin() if taken or claimed is None else claimed
+            self._keys[conversation.key] = number
         return conversation
 
     def _refuse_for_room(self, turn: Arriving) -> None:
@@ -454,23 +612,26 @@ class Bridge:
 
 
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent
-_check_event = EventCheck(BridgeEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence))
+_check_event = EventCheck(
+    BridgeEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence), *get_args(Answer)
+)
 _BYTES = frozenset({bytes})
 _ANSWERED_LATE = "its turn was abandoned, refused for its deadline, or resolved before"
 
-# Keys of the timer queue: 0 for the memory, above 0 the number of a conversation, below 0 a turn
-# that is being resolved (numbers of turns begin at 0).
+# Keys of the timer queue: 0 for the memory, above 0 the number of a conversation, -1 for the store,
+# below that a turn that is being resolved (numbers of turns begin at 0).
 _MEMORY = 0
+_STORE = -1
 
 
 def _key_of(turn: int) -> int:
     """The key of a turn that is being resolved."""
-    return -1 - turn
+    return -2 - turn
 
 
 def _turn_of(key: int) -> int:
     """The turn of such a key."""
-    return -1 - key
+    return -2 - key
 
 
 # How the attributes of a bridge are compared; all that are not listed are compared as they are.
@@ -483,6 +644,8 @@ COMPARED = Compared(
         "_recorder": "records decisions and takes no part in them",
         "_turns": "an index over the turns of the conversations",
         "_links": "an index over the links of the conversations",
+        "_keys": "an index over the keys of the conversations",
+        "_replica": "explored by itself: see bridgecore.verify.explore_ownership",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",

@@ -79,6 +79,15 @@ class Continuity(enum.Enum):
     PASSTHROUGH = "passthrough"  # only ids: after a loss only stored responses can be continued
 
 
+class Store(enum.Enum):
+    """Where responses are kept so that they can be continued."""
+
+    MEMORY = "memory"  # only in the memory of this process: a restart forgets them
+    # also by the driver, in a store that replicas share: ``AskStore``, answered by
+    # ``StoreAnswered``
+    DRIVER = "driver"
+
+
 class OnAmbiguousLoss(enum.Enum):
     """What to do about a turn whose connection was lost when the upstream may have received it."""
 
@@ -129,6 +138,16 @@ def _check(field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, Policy):
             what = f"a Policy such as bridgecore.DEFAULT, not {value!r:.100}"
             raise ConfigError(f"policy must be {what}")
+    elif name == "advertise":
+        if value is not None and not isinstance(value, str):
+            _refuse(name, value, "must be a URL such as http://10.0.0.5:9090, or None")
+    elif name == "cluster_secrets":
+        # The values are not shown: they are secrets.
+        if type(value) is not tuple or not all(isinstance(one, bytes) for one in value):
+            raise ConfigError(f"cluster_secrets must be a tuple of bytes, not {_a(value)}")
+    elif type(default) is str:
+        if not isinstance(value, str) or not value:
+            _refuse(name, value, "must be a text that is not empty")
     elif field.metadata.get("unit") == "ns":
         if type(value) is not int:
             _refuse(name, value, "is no duration: give whole nanoseconds, an int", in_ns=True)
@@ -194,6 +213,16 @@ class Config:
     transcript_scope_bytes: int = 128 * 1024 * 1024
     transcript_age: int = _seconds(21_600)  # until an unused transcript is forgotten
 
+    store: Store = Store.MEMORY
+    replica: str = "replica"  # the name of this process, unique among those that share the store
+    # The URL at which other replicas reach this one; None: turns are not forwarded to it.
+    advertise: str | None = None
+    lease_ttl: int = _seconds(15)  # how long this replica owns its conversations without renewal
+    lease_margin: int = _seconds(3)  # how much earlier it stops, by its own clock
+    store_timeout: int = _seconds(2)  # one question to the store
+    # Secrets of the cluster, newest first: the first signs what is forwarded, all are accepted.
+    cluster_secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
+
     max_header: int = 65_536  # bytes of a request head
     max_body: int = 64 * 1024 * 1024  # bytes of a request body
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
@@ -224,6 +253,14 @@ class Config:
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(Config):
             _check(field, getattr(self, field.name))
+        # A second attempt has to fit in, or each slow answer of the store would cost the lease.
+        short = self.lease_ttl - self.lease_margin < 3 * self.store_timeout
+        if self.store is Store.DRIVER and short:
+            raise ConfigError(
+                f"lease_ttl={self.lease_ttl} less lease_margin={self.lease_margin} must be at "
+                f"least three times store_timeout={self.store_timeout}: a lease must outlive two "
+                "renewals that are not answered"
+            )
         scope, whole = self.transcript_scope_bytes, self.transcript_bytes
         # Lowering transcript_bytes alone is no error: the default of the other is then too large,
         # and has no effect.

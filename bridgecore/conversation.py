@@ -10,7 +10,7 @@ Call structure: ``Bridge`` calls the public methods, and each returns its effect
 ``_read`` and what it calls turn upstream messages into events; ``_step`` passes an event to the
 session; ``_carry_out`` and what it calls turn the session's effects into messages. ``_carry_out``
 may call ``_step`` again: a frame that the upstream has refused for its size before is not sent,
-which is an event in turn.
+and neither is anything of a conversation that is fenced; both are events in turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final, assert_never
 
 import attrs
 
-from bridgecore.api_error import ApiError, render_answer
+from bridgecore.api_error import OWNERSHIP_LOST, ApiError, render_answer
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.memory import Memory, RequestTemplate
 from bridgecore.continuity.refused import RefusedFrames
@@ -38,7 +38,7 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed
+from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed, Unreachable
 from bridgecore.recovery.inflight import ANSWERING, concerns_unsent, proves_too_large
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import ENDED_RESPONSE
@@ -71,7 +71,8 @@ class Numbers:
 class Shared:
     """What all conversations of one bridge use together. ``max_held``: bytes of events that a link
     may hold back, so that an upstream cannot fill the memory before its first output.
-    ``log_level``: log records below it are not made. ``shortcuts``: see ``Config``."""
+    ``log_level``: log records below it are not made. ``shortcuts``: see ``Config``. ``replicated``:
+    responses are committed to a store."""
 
     policy: Policy
     memory: Memory
@@ -79,6 +80,7 @@ class Shared:
     max_held: int
     log_level: LogLevel = LogLevel.DEBUG
     shortcuts: bool = True
+    replicated: bool = False
     numbers: Numbers = attrs.Factory(Numbers)
 
 
@@ -88,7 +90,8 @@ class Conversation:
 
     ``scope``: the tenant; the bridge never brings a turn of another one here. ``headers``: for the
     upgrade request of the next link, from the latest turn that came while no other was running.
-    ``retired``: the session is over; the bridge then drops the conversation.
+    ``retired``: the session is over; the bridge then drops the conversation. ``key``: names it in
+    the store, empty without one. ``fenced``: another replica may own it, so nothing more is sent.
     """
 
     id: int
@@ -96,6 +99,8 @@ class Conversation:
     session: Session
     headers: Headers
     shared: Shared
+    key: bytes = b""
+    fenced: bool = False
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
     link: Generation | None = None  # the current one
     template: RequestTemplate | None = None  # from its latest turn; only if rotation is warm
@@ -103,6 +108,9 @@ class Conversation:
     retired: bool = False
     accounts: Accounts = attrs.Factory(Accounts)  # tokens and bytes saved and spent in it
     unmatched: int = 0  # upstream events that belong to no turn, for the log
+    # Ids of the responses that the current call has ended and that can be continued, by turn: to be
+    # committed before their terminal events are shown.
+    remembered: dict[int, list[str]] = attrs.Factory(dict)
     _relay: Relay | None = None  # valid while the session has the same state
     _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
 
@@ -268,6 +276,21 @@ class Conversation:
             self._step(ev.TurnAbandoned(turn.id), now)
         self._step(ev.EvictionRequested(), now)
         return self._take()
+
+    def fence(self, now: int) -> list[BridgeEffect]:
+        """Send nothing more: this replica does not own the conversation any more.
+
+        A turn that was sent goes on to its end. Turns that wait for it are refused at once, so that
+        their clients' retries find the new owner.
+        """
+        self.fenced = True
+        for waiting in self.session.state.waiting:
+            turn = self.turns.pop(waiting.turn.id)
+            self._step(ev.TurnAbandoned(turn.id), now)
+            self._out.append(FailAnswer(turn.id, OWNERSHIP_LOST))
+            self._log(LogLevel.WARNING, "turn.refused", **_about(turn), code=OWNERSHIP_LOST.code)
+        self._log(LogLevel.WARNING, "session.fenced")
+        return self.evict(now) if self.spare else self._take()
 
     def timeout(self, now: int) -> list[BridgeEffect]:
         """A deadline may have passed. If none has, nothing happens."""
@@ -486,7 +509,7 @@ class Conversation:
                 case fx.SendTurn():
                     self._send(effect, now)
                 case fx.OpenConnection():
-                    self._open(effect)
+                    self._open(effect, now)
                 case fx.CloseConnection():
                     self._close()
                 case fx.RetireSession():
@@ -511,7 +534,10 @@ class Conversation:
 
     # ------------------------------------------------------------ links and frames
 
-    def _open(self, effect: fx.OpenConnection) -> None:
+    def _open(self, effect: fx.OpenConnection, now: int) -> None:
+        if self.fenced:
+            self._step(ev.ConnectionLost(effect.generation, _NOT_OWNED), now)
+            return
         number = self.shared.numbers.next()
         self.link = Generation(number, effect.generation, HeldEvents(self.shared.max_held))
         self._out.append(OpenLink(number, self.headers))
@@ -527,6 +553,10 @@ class Conversation:
         """Send a turn's frame, unless the upstream has refused the same one for its size before."""
         turn, link = self.turns.get(effect.turn), self.link
         if turn is None or link is None:
+            return
+        if self.fenced:
+            self._out.append(CloseLink(link.number))
+            self._connection_lost(link, _NOT_OWNED, None, now, unsent=True)
             return
         turn.begin_attempt()
         link.held.take()  # drop events of an earlier attempt or of a response that has ended
@@ -666,6 +696,8 @@ class Conversation:
         self.shared.memory.remember(
             turn.recall, ids, terminal.output, self.id, tokens, now, stored=stored
         )
+        if self.shared.replicated:
+            self.remembered[turn.id] = ids
         if self.shared.policy.budgets.warm:
             self.template = turn.recall.template(self.template)
 
@@ -727,6 +759,8 @@ _TOO_LARGE: Final = ErrorFrame(
     code="request_too_large",
     message="The upstream does not take a request of this size: it has refused this one before.",
 )
+# The cause for a turn that must not be sent, because this replica does not own its conversation.
+_NOT_OWNED: Final = Unreachable("not owned")
 _CONTINUABLE: Final = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
 _PLAIN: Final = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 

@@ -21,20 +21,28 @@ from bridgecore import messages as msg
 from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN
 from bridgecore.bridge import Bridge
-from bridgecore.config import Config
+from bridgecore.config import Config, Store
 from bridgecore.errors import InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.websocket import WebSocketConnection
+from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.transport.timer_queue import TimerQueue
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
-_check_event = EventCheck(tp.TransportEvent, "bridgecore.transport")
+_check_event = EventCheck(tp.TransportEvent, "bridgecore.transport", *get_args(Answer))
+_OF_NO_CONNECTION = (
+    tp.Started,
+    tp.TimeoutReached,
+    tp.DrainRequested,
+    tp.AcceptFailed,
+    tp.StoreAnswered,
+)
 
 
 @attrs.define(eq=False)
@@ -70,13 +78,14 @@ class Endpoint:
         config: the settings.
         request_seed: random bytes, new for each process. The ids of requests without an
             ``x-request-id`` are digests of it and a count, so they are not repeated by the next
-            process and do not reveal how many requests there were.
+            process and do not reveal how many requests there were. So are the names under which
+            other replicas see this one's leases and conversations.
     """
 
     def __init__(self, config: Config, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
-        self._gateway = Gateway(config)
+        self._gateway = Gateway(config, seed=request_seed)
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
@@ -209,6 +218,10 @@ class Endpoint:
         elif isinstance(event, tp.DrainRequested):
             if self._drain_deadline is None:
                 self._begin_drain(event.by)
+        elif isinstance(event, tp.StoreAnswered):
+            self._drive(event)
+        elif isinstance(event, tp.Started):
+            self._started(event)
         else:
             assert_never(event)
         if self._drain_deadline is not None and not self._stopped:
@@ -222,7 +235,7 @@ class Endpoint:
     def _refuse_impossible(self, event: tp.TransportEvent) -> None:
         """Raise LocalProtocolError for an event that a correct adapter cannot report. Called before
         any change, so that the state stays as it was."""
-        if isinstance(event, (tp.TimeoutReached, tp.DrainRequested, tp.AcceptFailed)):
+        if isinstance(event, _OF_NO_CONNECTION):
             return
         conn, name = event.conn, type(event).__name__
         if isinstance(event, tp.Accepted):
@@ -354,6 +367,15 @@ class Endpoint:
             self._client_eof(conn, client)
         elif (upstream := self._upstreams.get(conn)) is not None:
             self._read(conn, upstream, upstream.receive_eof(self._now))
+
+    def _started(self, event: tp.Started) -> None:
+        if self._config.store is Store.DRIVER:
+            self._drive(msg.ProcessStarted(self._advertised(event.peer_port)))
+
+    def _advertised(self, port: int | None) -> str | None:
+        """The URL at which other replicas reach this one, with the port that was picked."""
+        url = self._config.advertise
+        return url if url is None or port is None else url.replace(":0", f":{port}", 1)
 
     def _timeout(self, now: int) -> None:
         for conn in list(self._schedule.due(now)):
@@ -598,7 +620,7 @@ class Endpoint:
             self._close(effect.link)
         elif isinstance(effect, msg.ResolveTurn):
             raise InternalError("ResolveTurn, but the bridge of an endpoint resolves from memory")
-        elif isinstance(effect, tp.Log):
+        elif isinstance(effect, tp.Log | tp.AskStore):
             self._out.append(effect)
         else:
             self._answer(effect)
@@ -651,6 +673,8 @@ class Endpoint:
             "seconds": f"{left / NS_PER_SECOND:g}",
         }
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
+        # Conversations without a turn are given up at once, so that other replicas can take them.
+        self._drive(msg.DrainStarted())
 
     def _drain(self, deadline: int) -> None:
         """Let running turns finish, then close all connections; at the deadline, end what is
@@ -669,13 +693,13 @@ class Endpoint:
             for conn, client in self._clients.items():
                 client.connection.shut()
                 self._flush(conn, client)
-            self._drive(msg.DrainStarted())
         elif self._leaving and due:
             for conn in [*self._clients, *self._upstreams]:
                 self._out.append(tp.Abort(conn))
                 self._schedule.set(conn, None)
             self._clients.clear()
             self._upstreams.clear()
-        if self._leaving and not self._clients and not self._upstreams:
+        over = due or self.bridge.finished  # a store that does not answer delays nothing further
+        if self._leaving and over and not self._clients and not self._upstreams:
             self._stopped = True
             self._out.append(tp.Stop())

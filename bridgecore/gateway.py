@@ -32,6 +32,7 @@ from bridgecore.messages import (
     TurnLeft,
     TurnReceived,
 )
+from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
@@ -85,7 +86,9 @@ class Gateway:
     ['BeginAnswer', 'AnswerEvents']
     """
 
-    def __init__(self, config: Config, *, resolver: Resolver = Resolver.MEMORY) -> None:
+    def __init__(
+        self, config: Config, *, resolver: Resolver = Resolver.MEMORY, seed: bytes = b""
+    ) -> None:
         """Start without turns and links.
 
         Args:
@@ -93,11 +96,13 @@ class Gateway:
             resolver: where the response that a turn continues is looked up: only in the memory of
                 this gateway, or also by the driver, which is asked by ``ResolveTurn`` for each
                 turn and reports ``TurnResolved``.
+            seed: random bytes, new for each process. Only for ``Store.DRIVER``: the names under
+                which other replicas see this one's leases and conversations are digests of it.
 
         Raises:
             ConfigError: ``config`` is not a ``Config``.
         """
-        self._bridge = Bridge(config, resolver=resolver)
+        self._bridge = Bridge(config, resolver=resolver, seed=seed)
         self._config = config
         self._exchanges: dict[int, Exchange] = {}
         self._schedule: TimerQueue[int] = TimerQueue()  # by turn
@@ -219,4 +224,6 @@ class Gateway:
         return shown
 
 
-_check_event = EventCheck(GatewayEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence))
+_check_event = EventCheck(
+    GatewayEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence), *get_args(Answer)
+)

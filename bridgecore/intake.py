@@ -6,7 +6,8 @@ What belongs here: turns that have no conversation yet, and the first two steps 
   the client's headers. The turn's deadline is fixed here and passed on to the session, so that all
   steps share one budget of time.
 * **resolved**: what is known about the response that it continues has been looked up. This can take
-  time, if a store or another replica has to be asked: see ``Resolver``.
+  time: a driver may have to ask elsewhere (``Resolver``), or this replica has to claim the
+  conversation in the store first (``bridgecore.replica``).
 
 The other steps follow at once, in ``Bridge``:
 
@@ -55,7 +56,7 @@ class Arriving:
 
     ``scope``: its tenant. ``received``: its client's headers, names in lower case; ``headers``:
     those of them that its upgrade request carries. ``deadline``: ns, when its whole budget of time
-    ends. ``query``: the number of its look-up, 0 if there was none.
+    ends. ``query``: the number of its look-up by a driver, 0 if there was none.
     """
 
     id: int
@@ -114,9 +115,15 @@ class Intake:
         )
         if self._resolver is Resolver.DRIVER:
             self._queries += 1
-            turn.query, turn.stage = self._queries, Stage.RESOLVING
-            self._resolving[turn.id] = self._asked[turn.query] = turn
+            turn.query = self._queries
+            self._asked[turn.query] = turn
+            self.hold(turn)
         return turn
+
+    def hold(self, turn: Arriving) -> None:
+        """Keep a turn until what it needs is looked up."""
+        turn.stage = Stage.RESOLVING
+        self._resolving[turn.id] = turn
 
     def question(self, turn: Arriving) -> ResolveTurn:
         """The effect that has the driver resolve ``turn``."""
@@ -135,14 +142,14 @@ class Intake:
         if event.known is not None and named:
             known = event.known
             self._memory.learn(turn.scope, named, known.response, stored=known.stored)
-        turn.stage = Stage.RESOLVED
         return turn
 
     def leave(self, turn: int) -> Arriving | None:
         """Remove a turn and return it; None if it is not here."""
         found = self._resolving.pop(turn, None)
         if found is not None:
-            del self._asked[found.query]
+            self._asked.pop(found.query, None)
+            found.stage = Stage.RESOLVED
         return found
 
     def recall(self, turn: Arriving, now: int) -> TurnContext:

@@ -20,6 +20,8 @@ from typing import TypeAlias
 import attrs
 
 from bridgecore.api_error import ApiError
+from bridgecore.ownership.store import AskStore as AskStore
+from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.failure import ErrorFrame, Evidence
 from bridgecore.transport import Log
 from bridgecore.wire.requests import CreateRequest
@@ -77,6 +79,17 @@ class TurnResolved:
 
     query: int
     known: KnownResponse | None = None
+
+
+@attrs.define
+class ProcessStarted:
+    """The process is ready, and this gateway is a replica: it asks the store for its lease.
+    ``advertise``: the URL at which other replicas reach it, if the settings leave its port open.
+
+    Reported once, before any turn. Only with ``Store.DRIVER``.
+    """
+
+    advertise: str | None = None
 
 
 @attrs.define
@@ -155,7 +168,9 @@ class BridgeTimeout:
 
 
 CommonEvent: TypeAlias = (
-    TurnResolved
+    ProcessStarted
+    | StoreAnswered
+    | TurnResolved
     | TurnLeft
     | TurnBlocked
     | LinkOpened
@@ -282,6 +297,6 @@ AnswerEffect: TypeAlias = (
     BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | FailAnswer
 )
 """What is to be sent to a client."""
-GatewayEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEffect | Log
+GatewayEffect: TypeAlias = ResolveTurn | AskStore | LinkEffect | AnswerEffect | Log
 """What ``Gateway.handle`` returns."""
-BridgeEffect: TypeAlias = ResolveTurn | LinkEffect | AnswerEvents | FailAnswer | Log
+BridgeEffect: TypeAlias = ResolveTurn | AskStore | LinkEffect | AnswerEvents | FailAnswer | Log

@@ -11,7 +11,7 @@ import pytest
 
 import bridgecore
 from bridgecore.bridge import Bridge
-from bridgecore.config import Config, Rotation, UpstreamUrl
+from bridgecore.config import Config, Rotation, Store, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.errors import BridgecoreError, ConfigError
 from bridgecore.recovery.events import Standing
@@ -101,9 +101,12 @@ def test_flags_are_bools() -> None:
         assert "True or False" in refused(decisions=wrong)
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [name for name in FIELDS if name != "advertise"]
+)  # None: it has no URL
 def test_every_setting_refuses_none(name: str) -> None:
-    """A new setting with a default of another kind needs a check of its own."""
+    """A new setting with a default of another kind needs a check of its own. A replica need not
+    have a URL."""
     refused(**{name: None})
 
 
@@ -117,6 +120,24 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     assert "UpstreamUrl.parse" in text
     assert "hunter2" not in text
     refused(upstream=b"wss://h/")
+
+
+def test_a_replica_has_a_name_and_may_have_a_url() -> None:
+    refused(replica="")
+    refused(advertise=1)
+    assert Config(upstream=URL, advertise="http://10.0.0.5:9090").advertise is not None
+
+
+def test_cluster_secrets_are_bytes_and_not_repeated() -> None:
+    assert "hunter2" not in refused(cluster_secrets=("hunter2",))
+    assert "hunter2" not in repr(Config(upstream=URL, cluster_secrets=(b"hunter2",)))
+
+
+def test_a_lease_outlives_two_renewals_that_are_not_answered() -> None:
+    short: dict[str, Any] = {"lease_ttl": 8 * NS_PER_SECOND, "lease_margin": 3 * NS_PER_SECOND}
+    with pytest.raises(ConfigError, match="store_timeout"):
+        Config(upstream=URL, store=Store.DRIVER, **short)
+    Config(upstream=URL, **short)  # without a store there is no lease
 
 
 def test_the_limit_of_one_credential_is_at_most_the_whole() -> None:

@@ -31,7 +31,7 @@ from bridgecore.transport.addresses import (
     by_turns,
     in_one,
 )
-from bridgecore.transport.driver import Driver
+from bridgecore.transport.driver import Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
     BACKLOG,
@@ -54,6 +54,7 @@ async def serve(
     port: int = 0,
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
+    store: StoreClient | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
     """Listen on ``host``:``port`` and run ``machine`` until the context is left.
@@ -68,6 +69,7 @@ async def serve(
         upstream_ssl: for connections that the machine opens with TLS. None: certificates are
             verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
+        store: where a machine with ``Store.DRIVER`` keeps responses. The caller closes it.
         log: called with every log record. None: they are dropped.
 
     Raises:
@@ -76,11 +78,12 @@ async def serve(
     """
     if isinstance(machine, Config):
         machine = Endpoint(machine, secrets.token_bytes(16))
-    server = Server(machine, log)
+    server = Server(machine, log, store)
     server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
     try:
         async with asyncio.TaskGroup() as server._tasks:
             await server._listen(host, port)
+            server.report(wire.Started())
             try:
                 yield server
             finally:
@@ -99,9 +102,14 @@ class Server(Driver["Connection"]):
     _listeners: list[socket.socket]
     _alarm: asyncio.Handle
 
-    def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
+    def __init__(
+        self,
+        machine: wire.Machine,
+        log: Callable[[wire.Log], None] | None,
+        store: StoreClient | None,
+    ) -> None:
         self._stopped = asyncio.Event()
-        super().__init__(machine, log, self._stopped.set)
+        super().__init__(machine, log, self._stopped.set, store)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._all_gone = asyncio.Event()  # none is alive, and there will be no new one
         self._addresses = AddressBook[asyncio.Future[list[Address]]]()  # of what is connected to
@@ -121,7 +129,7 @@ class Server(Driver["Connection"]):
         Returns at once, and may be called from any thread and from a signal handler, because that
         is where a request to stop comes from. ``by``: the origin for the log, such as ``SIGTERM``.
         """
-        self._loop.call_soon_threadsafe(self.report, wire.DrainRequested(by))
+        self._from_thread(lambda: self.report(wire.DrainRequested(by)))
 
     async def wait_stopped(self) -> None:
         """Wait until the machine has drained or the context is left. Cancelling it changes
@@ -188,6 +196,10 @@ class Server(Driver["Connection"]):
 
     def _clock(self) -> int:
         return time.monotonic_ns()
+
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(call)
 
     def _set_alarm(self, at: int | None) -> None:
         self._alarm.cancel()

@@ -28,7 +28,7 @@ from bridgecore.transport.addresses import (
     by_turns,
     in_one,
 )
-from bridgecore.transport.driver import Driver
+from bridgecore.transport.driver import Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
     BACKLOG,
@@ -48,6 +48,7 @@ async def serve(
     port: int = 0,
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
+    store: StoreClient | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
     """Listen on ``host``:``port`` and run ``machine`` until the context is left.
@@ -62,6 +63,7 @@ async def serve(
         upstream_ssl: for connections that the machine opens with TLS. None: certificates are
             verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
+        store: where a machine with ``Store.DRIVER`` keeps responses. The caller closes it.
         log: called with every log record. None: they are dropped.
 
     Raises:
@@ -70,11 +72,12 @@ async def serve(
     """
     if isinstance(machine, Config):
         machine = Endpoint(machine, secrets.token_bytes(16))
-    server = Server(machine, log)
+    server = Server(machine, log, store)
     server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
     try:
         async with trio.open_nursery() as server._tasks:
             await server._listen(host, port)
+            server.report(wire.Started())
             try:
                 yield server
             finally:
@@ -91,9 +94,14 @@ class Server(Driver["Connection"]):
     _listener_ssl: ssl.SSLContext | None
     _tasks: trio.Nursery
 
-    def __init__(self, machine: wire.Machine, log: Callable[[wire.Log], None] | None) -> None:
+    def __init__(
+        self,
+        machine: wire.Machine,
+        log: Callable[[wire.Log], None] | None,
+        store: StoreClient | None,
+    ) -> None:
         self._stopped = trio.Event()
-        super().__init__(machine, log, self._stopped.set)
+        super().__init__(machine, log, self._stopped.set, store)
         self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._addresses = AddressBook[LookUp]()  # of what is connected to
         self._token = trio.lowlevel.current_trio_token()
@@ -115,7 +123,7 @@ class Server(Driver["Connection"]):
         Returns at once, and may be called from any thread and from a signal handler, because that
         is where a request to stop comes from. ``by``: the origin for the log, such as ``SIGTERM``.
         """
-        self._token.run_sync_soon(self.report, wire.DrainRequested(by))
+        self._from_thread(lambda: self.report(wire.DrainRequested(by)))
 
     async def wait_stopped(self) -> None:
         """Wait until the machine has drained or the context is left. Cancelling it changes
@@ -176,6 +184,10 @@ class Server(Driver["Connection"]):
 
     def _clock(self) -> int:
         return round(trio.current_time() * NS_PER_SECOND)
+
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(call)
 
     def _set_alarm(self, at: int | None) -> None:
         self._alarm.deadline = math.inf if at is None else at / NS_PER_SECOND

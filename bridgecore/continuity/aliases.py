@@ -50,13 +50,14 @@ class Alias(msgspec.Struct, gc=False):
     ``conversation``: the number of its conversation, which may have ended. ``tokens``: the tokens
     of its context and its output, as the upstream counted; 0: not known. ``response``: its id in
     its terminal event, if known. If the upstream used another id in ``response.created``, both ids
-    have this same object.
+    have this same object. ``durable``: a store has its transcript.
     """
 
     conversation: int
     standing: Standing
     tokens: int = 0
     response: str | None = None
+    durable: bool = False
 
 
 _LONGEST_KEY = 128  # characters; longer ids are stored as a digest
@@ -97,6 +98,10 @@ class Aliases:
         if alias is not None:
             self._entries.move_to_end(key)
         return alias
+
+    def peek(self, scope: str, response: str) -> Alias | None:
+        """The alias of ``response``, without counting as a use; None if unknown."""
+        return self._entries.get(_key(scope, response))
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Store ``alias`` as that of ``response``, and evict as many entries as necessary."""

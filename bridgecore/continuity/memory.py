@@ -19,8 +19,10 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
+from bridgecore.continuity.stored import pack, unpack
 from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
+from bridgecore.ownership.store import StoredResponse
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.jsontext import Text
@@ -316,7 +318,7 @@ class Memory:
         *,
         stored: bool | None = None,
     ) -> None:
-        """Store a response that can be continued: a completed or incomplete one, not a failed one.
+        """Keep a response that can be continued: a completed or incomplete one, not a failed one.
 
         Args:
             recall: the turn.
@@ -339,6 +341,83 @@ class Memory:
             self._transcripts.put(
                 recall.scope, ids[0], recall.prompt, output, now, match=recall.match, stored=stored
             )
+
+    # ------------------------------------------------------------ responses in a store
+
+    def alias(self, scope: str, response: str) -> Alias | None:
+        """What is known about a response, without counting as a use."""
+        return self._aliases.peek(scope, response)
+
+    def holds(self, scope: str, alias: Alias, now: int) -> bool:
+        """Whether the transcript of a response is held, or cannot be had from a store either."""
+        if self._transcripts is None or not alias.durable or alias.response is None:
+            return True
+        return self._transcripts.peek(scope, alias.response, now) is not None
+
+    def unstored(self, scope: str, ids: Sequence[str], now: int) -> Unstored | None:
+        """What a store has to be given so that the response with these ids can be continued after
+        this process: the response, and those before it that no store has yet. None if it is not
+        known."""
+        alias = self._aliases.peek(scope, ids[0])
+        if alias is None:
+            return None
+        node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
+        nodes: list[Node] = []
+        each = node
+        while each is not None and not each.durable:
+            nodes.append(each)
+            each = each.parent
+        nodes.reverse()
+        earlier = [self._packed(scope, one) for one in nodes[:-1]]
+        responses = (*earlier, pack(scope, ids, alias, node))
+        return Unstored(responses, tuple(nodes), alias, whole=node is not None)
+
+    def _packed(self, scope: str, node: Node) -> StoredResponse:
+        name = node.response_id
+        alias = self._aliases.peek(scope, name) or Alias(NOWHERE, Standing.BOUND, response=name)
+        return pack(scope, [name], alias, node)
+
+    def restore(self, scope: str, path: Sequence[bytes], now: int) -> Alias | None:
+        """Take back a response from a store: the payloads of its transcript, its own last; or only
+        its own. None if it cannot be read."""
+        unpacked = [unpack(payload) for payload in path]
+        if not unpacked or (last := unpacked[-1]) is None:
+            return None
+        segments = [
+            (one.ids[0], one.segment)
+            for one in unpacked
+            if one is not None and one.segment is not None
+        ]
+        whole = len(segments) == len(unpacked)
+        if self._transcripts is not None and whole:
+            self._transcripts.restore(scope, segments, now)
+        standing = Standing.STORED if last.stored else Standing.BOUND
+        response = last.ids[0]
+        known = self._aliases.peek(scope, response)
+        conversation = NOWHERE if known is None else known.conversation
+        alias = Alias(
+            conversation, standing, last.tokens, response, durable=last.segment is not None
+        )
+        for name in last.ids:
+            self._aliases.put(scope, name, alias)
+        return alias
+
+
+@attrs.frozen
+class Unstored:
+    """What is to be committed to a store. ``nodes``, ``alias``: what is durable once it is.
+    ``whole``: the transcript is part of it."""
+
+    responses: tuple[StoredResponse, ...]
+    nodes: tuple[Node, ...]
+    alias: Alias
+    whole: bool
+
+    def committed(self) -> None:
+        """The store has it."""
+        for node in self.nodes:
+            node.durable = True
+        self.alias.durable = self.whole
 
 
 def _can_rebuild(node: Node, prompt: Prompt) -> bool:

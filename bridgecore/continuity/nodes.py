@@ -78,6 +78,7 @@ class Node:
     # The bytes that the client sends for its whole context, if they are the latest on its path.
     prefix: Prefix | None = attrs.field(default=None, repr=False)
     held: bool = True  # False: it was evicted
+    durable: bool = False  # a store has it, and everything before it
 
     @property
     def size(self) -> int:

@@ -32,6 +32,7 @@ from itertools import islice
 from operator import attrgetter
 
 from bridgecore.continuity.items import (
+    DIGEST_SIZE,
     ROOT,
     Prompt,
     chain_digest,
@@ -46,6 +47,7 @@ from bridgecore.continuity.prefixes import (
     KnownStart,
     PrefixTable,
 )
+from bridgecore.continuity.stored import Segment
 from bridgecore.continuity.templates import SPARE, TemplateTable
 from bridgecore.continuity.tree import TREE_OVERHEAD, TRIES, Tree
 from bridgecore.wire.jsontext import Text
@@ -229,8 +231,7 @@ class Transcripts:
             return None
         fresh = held is None
         if held is None:
-            table = TemplateTable(min(SPARE, self._max_scope // 32))
-            held = Tree(scope, table, PrefixTable(self._shortest_prefix))
+            held = self._new_tree(scope)
         before = 0 if fresh else held.size
         stored = prompt.request.store if stored is None else stored
         node = self._node(response_id, parent, prompt, repeated, output, held.table, stored)
@@ -247,18 +248,73 @@ class Transcripts:
                 parent.used = self._now
                 held.note_prefix(parent, prompt, repeated)
             if fresh:
-                if not self._scopes:
-                    self._none_before = self._now + self._max_age
-                self._scopes[scope] = held
-                self._lru.add(held)
+                self._keep(held)
         elif fresh:
             return None
-        self._size += held.size - before  # learning new templates takes memory, too
+        self._make_room(held, before)
+        return node if fits and node.held else None
+
+    def restore(self, scope: str, path: Sequence[tuple[str, Segment]], now: int) -> bool:
+        """Add a transcript that came back from a store, from its first response to its last, each
+        with its id. Responses of it that are held already stay as they are.
+
+        Returns:
+            Whether all of it is held now. Otherwise it exceeds the limit of its credential, and
+            nothing of it was added.
+        """
+        self.expire(now)
+        fresh = (held := self._scopes.get(scope)) is None
+        if held is None:
+            held = self._new_tree(scope)
+        before = 0 if fresh else held.size
+        parent: Node | None = None
+        added: list[Node] = []
+        room = self._max_scope - TREE_OVERHEAD - held.table.size
+        for response_id, segment in path:
+            known = held.nodes.get(response_id)
+            if known is not None and known.end == segment.end and known.parent is parent:
+                parent = known
+                room -= known.size
+                continue
+            node = _restored(response_id, parent, segment, held.table, self._now)
+            room -= node.size
+            added.append(node)
+            parent = node
+        held.table.grow()
+        if room < 0:
+            return False
+        for node in added:
+            if (stale := held.nodes.get(node.response_id)) is not None:
+                # One id for all responses of a chain: it names the latest. Otherwise another
+                # response had this id, which names the stored one now.
+                held.unname(stale)
+            held.add(node)
+        if parent is not None:
+            parent.used = self._now
+        if fresh:
+            self._keep(held)
+        self._make_room(held, before)
+        return parent is not None and parent.held
+
+    def _new_tree(self, scope: str) -> Tree:
+        table = TemplateTable(min(SPARE, self._max_scope // 32))
+        return Tree(scope, table, PrefixTable(self._shortest_prefix))
+
+    def _keep(self, held: Tree) -> None:
+        """Enter a new tree, which has its first response, into the indexes."""
+        if not self._scopes:
+            self._none_before = self._now + self._max_age
+        self._scopes[held.name] = held
+        self._lru.add(held)
+
+    def _make_room(self, held: Tree, before: int) -> None:
+        """Account for the growth of ``held``, which had ``before`` bytes, and evict what exceeds a
+        limit. Learning new templates takes memory, too."""
+        self._size += held.size - before
         while held.size > self._max_scope and (victim := held.lru.first()) is not None:
             self._drop(held, victim)
         while self._size > self._max_bytes and (oldest := self._lru.first()) is not None:
             self._drop_oldest(oldest)
-        return node if fits and node.held else None
 
     def _continues(
         self, held: Tree, prompt: Prompt, match: Match | None
@@ -388,3 +444,25 @@ def _fitting(prompt: Prompt, prefixes: Sequence[tuple[int, Node]]) -> list[Match
         if fitting and prompt.chain[repeated] != prompt.chain[-1]:  # it goes on
             return fitting
     return []
+
+
+def _restored(
+    response_id: str, parent: Node | None, segment: Segment, table: TemplateTable, now: int
+) -> Node:
+    settings = segment.settings
+    if parent is not None and parent.settings == settings:
+        settings = parent.settings  # one object along a conversation, to save memory
+    return Node(
+        response_id=response_id,
+        parent=parent,
+        encoded=table.encode(segment.items),
+        table=table,
+        chain=segment.chain[:-DIGEST_SIZE],
+        end=segment.end,
+        settings=settings,
+        readable=segment.readable,
+        cut=segment.cut,
+        pruned=segment.pruned,
+        used=now,
+        durable=True,
+    )

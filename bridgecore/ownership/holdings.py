@@ -25,14 +25,6 @@ from bridgecore.ownership import store as st
 
 
 @attrs.frozen
-class AskStore:
-    """Ask the store ``question``, and report the answer with ``query``, however late."""
-
-    query: int
-    question: st.Question
-
-
-@attrs.frozen
 class Resolved:
     """What the store says about the response that ``turn`` continues. ``None``: it did not say it
     in time, or there is no lease to claim with."""
@@ -86,7 +78,7 @@ class Gone:
 
 
 HoldingsEffect: TypeAlias = (
-    AskStore | Resolved | Settled | Fence | LeaseChanged | NameInUse | StoreDistrusted | Gone
+    st.AskStore | Resolved | Settled | Fence | LeaseChanged | NameInUse | StoreDistrusted | Gone
 )
 
 # ---------------------------------------------------------------- questions
@@ -210,18 +202,13 @@ class Holdings:
         scope: str,
         response: str | None,
         contexts: tuple[bytes, ...],
-        known: bytes | None,
         now: int,
         *,
         load: bool,
     ) -> list[HoldingsEffect]:
-        """Claim the conversation of a response for ``turn``; answered by ``Resolved``.
-
-        ``known``: the conversation, if it is known here. While the lease is asked for, the claim
-        waits for it.
-        """
-        floor = 0 if known is None else self._highest(known)
-        question = st.Resume(self.owner, scope, response, contexts, floor, load)
+        """Claim the conversation of a response for ``turn``; answered by ``Resolved``. While the
+        lease is asked for, the claim waits for it."""
+        question = st.Resume(self.owner, scope, response, contexts, load=load)
         if self._lease.valid(now):
             self._ask(question, turn, now)
         elif self._lease.stage is ls.LeaseStage.JOINING:
@@ -340,7 +327,7 @@ class Holdings:
         deadline = now + self.times.timeout
         asked = _Asked(question, self.owner, turn, deadline, distrusted)
         self._asked[self._queries] = asked
-        self._out.append(AskStore(self._queries, question))
+        self._out.append(st.AskStore(self._queries, question))
         return self._queries
 
     def _lease_event(self, event: ls.LeaseEvent, now: int) -> list[HoldingsEffect]:

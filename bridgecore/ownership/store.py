@@ -245,3 +245,23 @@ Answer: TypeAlias = (
     | Failed
 )
 """What a store answers."""
+
+# ---------------------------------------------------------------- asking
+
+
+@attrs.frozen
+class AskStore:
+    """Ask the store ``question``, and report the answer by ``StoreAnswered`` with this ``query``,
+    however late."""
+
+    query: int
+    question: Question
+
+
+@attrs.frozen
+class StoreAnswered:
+    """The store has answered the ``AskStore`` with the same ``query``. Reported once for each;
+    ``Failed`` if the store could not be asked."""
+
+    query: int
+    answer: Answer

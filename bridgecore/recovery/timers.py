@@ -50,6 +50,9 @@ class Timer(enum.Enum):
     HEAD = "head"  # When to send a held-back response head: an early failure can wait no longer.
     KEEPALIVE = "keepalive"  # When to send a keepalive to a client that has received nothing.
 
+    # Of a replica.
+    STORE = "store"  # When to renew the lease, and when to give up on an answer of the store.
+
     # Of the whole endpoint.
     DRAIN = "drain"  # When to end a drain, whatever is still running.
 

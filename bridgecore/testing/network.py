@@ -43,6 +43,7 @@ import attrs
 
 from bridgecore import transport as tp
 from bridgecore.errors import BridgecoreError
+from bridgecore.ownership.store import Answer, Question
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline
 
 NO_CLIENT: Final = -1
@@ -198,6 +199,7 @@ class _Driver:
     window: int = WINDOW  # of the connections that it opens
     after: Callable[[], None] | None = None
     limit: int | None = None  # of its connections at a time
+    store: _Ask | None = None
     ends: dict[int, End] = attrs.Factory(dict)
     backlog: deque[End] = attrs.Factory(deque)  # not accepted yet, for lack of room
     timer: int | None = None  # ns, its entry in the timer queue
@@ -282,6 +284,7 @@ class ByteClient:
 
 
 _Do: TypeAlias = Callable[[], None]
+_Ask: TypeAlias = Callable[[Question, Callable[[Answer], None]], None]
 _TIMEOUT: Final = tp.TimeoutReached()
 
 
@@ -332,20 +335,38 @@ class Network:
         label: int = NO_CLIENT,
         window: int = WINDOW,
         after: Callable[[], None] | None = None,
+        store: _Ask | None = None,
     ) -> None:
         """Drive ``machine``; with a ``port``, it listens there.
 
         ``label`` and ``window`` (bytes) are those of the connections that it opens; ``after`` is
-        called each time it has handled an event. Only the first call for a machine sets them.
+        called each time it has handled an event; ``store`` is asked its questions, and calls its
+        second argument with the answer. Only the first call for a machine sets them. A machine with
+        a store is reported ``Started``.
         """
         driver = self._drivers.get(id(machine))
+        fresh = driver is None
         if driver is None:
-            driver = self._drivers[id(machine)] = _Driver(machine, label, window, after)
+            driver = _Driver(machine, label, window, after, store=store)
+            self._drivers[id(machine)] = driver
             if self._watcher is not None:
                 self._watcher.added(machine, label)
         if port:
             self._listeners[host, port] = driver
         self._set_timer(driver)
+        if fresh and store is not None:
+            self.handle(machine, tp.Started())
+
+    def remove(self, machine: tp.Machine) -> None:
+        """Kill ``machine``, as by SIGKILL: its connections are reset, and it handles nothing more.
+        Answers to its questions are dropped."""
+        driver = self._drivers.pop(id(machine))
+        for place in [key for key, found in self._listeners.items() if found is driver]:
+            del self._listeners[place]
+        for end in list(driver.ends.values()):
+            self._on_connection(end, tp.Abort(end.conn))
+        driver.timer = None
+        self._settle()
 
     def remove_listener(self, host: str, port: int) -> None:
         """Refuse connects to that address from now on."""
@@ -589,10 +610,24 @@ class Network:
                 del self._listeners[place]
         elif isinstance(effect, tp.Stop):
             self.stopped.append(driver.machine)
+        elif isinstance(effect, tp.AskStore):
+            self._ask(driver, effect)
         else:
             end = driver.ends.get(effect.conn)
             if end is not None:
                 self._on_connection(end, effect)
+
+    def _ask(self, driver: _Driver, effect: tp.AskStore) -> None:
+        query = effect.query
+
+        def answered(answer: Answer) -> None:
+            if self._drivers.get(id(driver.machine)) is driver:
+                self._handle(driver, tp.StoreAnswered(query, answer), NO_CLIENT)
+
+        if driver.store is not None:
+            driver.store(
+                effect.question, lambda answer: self.at(self.now, lambda: answered(answer))
+            )
 
     def _on_connection(self, end: End, effect: _OnConnection) -> None:
         peer = end.peer

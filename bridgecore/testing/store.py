@@ -7,7 +7,8 @@ on it. It does no I/O and has no clock: time is an argument.
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Callable
+from typing import Protocol, assert_never
 
 import attrs
 
@@ -33,6 +34,45 @@ class _Row:
     epoch: int  # the epoch that wrote it
     response: st.StoredResponse
     used: int  # ns
+
+
+class VirtualStore:
+    """A store on a virtual network: ``network`` passes it the questions of a machine.
+
+    ``latency``: ns from a question until it is carried out, and again until its answer arrives.
+    ``answers``: False: nothing is carried out from now on. ``silent``: what is carried out is not
+    answered.
+    """
+
+    def __init__(self, network: Clock, model: StoreModel | None = None, latency: int = 0) -> None:
+        self.model = StoreModel() if model is None else model
+        self.latency = latency
+        self.answers = True
+        self.silent = False
+        self.asked: list[st.Question] = []
+        self._network = network
+
+    def __call__(self, question: st.Question, answered: Callable[[st.Answer], None]) -> None:
+        """Carry out a question of a machine."""
+        self.asked.append(question)
+        if self.answers:
+            at = self._network.now + self.latency
+            self._network.at(at, lambda: self._carry_out(question, answered))
+
+    def _carry_out(self, question: st.Question, answered: Callable[[st.Answer], None]) -> None:
+        now = self._network.now
+        answer = self.model.handle(question, now)
+        if not self.silent:
+            self._network.at(now + self.latency, lambda: answered(answer))
+
+
+class Clock(Protocol):
+    """What a virtual store needs of a network: its time (ns), and to be called at a time."""
+
+    now: int
+
+    def at(self, when: int, do: Callable[[], None]) -> None:
+        """Call ``do`` at ``when`` (ns)."""
 
 
 class StoreModel:

@@ -8,6 +8,8 @@ An adapter must:
 
 * call ``handle(event, now)`` for each thing that happens, ``now`` being integer nanoseconds of a
   monotonic clock, and carry out the effects in order;
+* report ``Started`` before anything else, if the machine is an ``Endpoint`` with a store, and pass
+  each ``AskStore`` to the store and its answer back, by ``StoreAnswered``;
 * call ``handle(TimeoutReached(), now)`` when the time of ``next_timeout()`` has come;
 * number accepted connections with ``machine.new_connection()`` and report ``Accepted`` for each;
   the machine numbers those that it opens with ``Connect``. A number is never used twice;
@@ -40,9 +42,21 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from bridgecore.ownership.store import AskStore as AskStore
+from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.timers import Deadline
 
 # ------------------------------------------------------------------ events
+
+
+@attrs.define
+class Started:
+    """The adapter listens, and will report what happens from now on. Reported once, first of all.
+
+    ``peer_port``: the port at which it accepts connections of other replicas; None: it does not.
+    """
+
+    peer_port: int | None = None
 
 
 @attrs.define
@@ -145,7 +159,8 @@ class DrainRequested:
 
 
 TransportEvent: TypeAlias = (
-    Accepted
+    Started
+    | Accepted
     | AcceptFailed
     | Connected
     | ConnectFailed
@@ -157,6 +172,7 @@ TransportEvent: TypeAlias = (
     | WriteUnblocked
     | TimeoutReached
     | DrainRequested
+    | StoreAnswered
 )
 """What ``Endpoint.handle``, or that of another machine, takes."""
 
@@ -262,6 +278,7 @@ TransportEffect: TypeAlias = (
     | ResumeReading
     | StopListening
     | Stop
+    | AskStore
     | Log
 )
 """What ``Endpoint.handle``, or that of another machine, returns."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 from bridgecore import transport as tp
+from bridgecore.ownership.store import Answer, Failed, Question
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 # How long a listener pauses that could not accept, if no connection ends in the meantime, ns. It
@@ -32,6 +33,14 @@ class DrivenConnection(Protocol):
 C = TypeVar("C", bound=DrivenConnection)
 
 
+class StoreClient(Protocol):
+    """A store as a driver uses it. ``bridgecore_stores`` has such clients."""
+
+    def ask(self, question: Question, answered: Callable[[Answer], None]) -> None:
+        """Carry out ``question`` elsewhere, and call ``answered`` once, from any thread. Returns
+        at once."""
+
+
 class Driver(ABC, Generic[C]):
     """Reports events to ``machine`` one at a time and carries out its effects in order.
 
@@ -46,8 +55,10 @@ class Driver(ABC, Generic[C]):
         machine: tp.Machine,
         log: Callable[[tp.Log], None] | None,
         stop: Callable[[], None],
+        store: StoreClient | None = None,
     ) -> None:
         self.machine = machine
+        self._store = store
         self._log = log  # called with every Log
         self._stop = stop  # called when the machine has drained
         self._connections: dict[int, C] = {}  # those that the machine knows
@@ -160,6 +171,8 @@ class Driver(ABC, Generic[C]):
                     self._log(effect)
             case tp.Connect():
                 self._connections[effect.conn] = self._connect(effect)
+            case tp.AskStore():
+                self._ask(effect)
             case tp.StopListening():
                 self._accept_at = None
                 self._stop_listening()
@@ -172,11 +185,27 @@ class Driver(ABC, Generic[C]):
                 if known is not None:
                     known.carry_out(effect)
 
+    def _ask(self, effect: tp.AskStore) -> None:
+        query = effect.query
+
+        def answered(answer: Answer) -> None:
+            self._from_thread(lambda: self.report(tp.StoreAnswered(query, answer)))
+
+        if self._store is None:
+            answered(Failed("there is no store"))
+        else:
+            self._store.ask(effect.question, answered)
+
     # ------------------------------------------------------------ implemented by an adapter
 
     @abstractmethod
     def _clock(self) -> int:
         """The time in ns of a monotonic clock."""
+
+    @abstractmethod
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        """Have the event loop call ``call`` soon. May be called from any thread, and after the end:
+        then nothing is called."""
 
     @abstractmethod
     def _set_alarm(self, at: int | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.transport import (
     Accepted,
@@ -78,6 +80,9 @@ class Adapter(Driver[Socket]):
 
     def _clock(self) -> int:
         return self.now
+
+    def _from_thread(self, call: Callable[[], None]) -> None:
+        call()
 
     def _set_alarm(self, at: int | None) -> None:
         self.alarms.append(at)

@@ -141,8 +141,8 @@ class Stubborn(Session):
 
 
 class OfStubborn(Bridge):
-    def _new_conversation(self, scope: str, headers: list[tuple[bytes, bytes]]) -> Any:
-        conversation = super()._new_conversation(scope, headers)
+    def _new_conversation(self, *args: Any) -> Any:
+        conversation = super()._new_conversation(*args)
         conversation.session = Stubborn(self._policy)
         return conversation
 

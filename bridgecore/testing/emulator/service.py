@@ -52,8 +52,10 @@ from bridgecore.transport import (
     Disconnected,
     DrainRequested,
     EofReceived,
+    Started,
     Stop,
     StopListening,
+    StoreAnswered,
     TimeoutReached,
     TransportEffect,
     TransportEvent,
@@ -170,6 +172,8 @@ class Emulator:
                 pass  # there is no unused capacity to report
             case Connected() | ConnectFailed():
                 pass  # it never opens a connection
+            case Started() | StoreAnswered():
+                pass  # it has no store
             case _:
                 conn = self._connections.get(event.conn)
                 if conn is not None:

@@ -1,0 +1,120 @@
+"""The form in which a response is kept in a store: packing and unpacking.
+
+What belongs here: the payload of a ``StoredResponse``. It has what ``Alias`` and ``Node`` have, so
+that a response which comes back from a store is continued like one that never left memory. The
+digests of its items are part of it: they are the keys by which a repeated history is recognised,
+and computing them again would take longer than everything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+import msgspec
+
+from bridgecore.continuity.aliases import Alias
+from bridgecore.continuity.items import DIGEST_SIZE, ROOT
+from bridgecore.continuity.nodes import Node
+from bridgecore.ownership.store import StoredResponse
+from bridgecore.recovery.events import Standing
+
+# To be increased when a payload or the digest of an item is formed otherwise. A payload of another
+# version cannot be read: its conversation is not found, and its client starts it anew.
+VERSION: Final = 1
+
+
+class Segment(msgspec.Struct, array_like=True, frozen=True):
+    """The part of a transcript that one response adds: the fields of its ``Node``.
+
+    ``items``: the response's own items, the request's new ones included, as raw JSON. ``chain``:
+    the chain digests after each of them. ``start``: the one before the first.
+    """
+
+    items: list[bytes]
+    start: bytes
+    chain: bytes
+    settings: bytes
+    readable: bool
+    cut: int
+    pruned: bytes | None
+
+    @property
+    def end(self) -> bytes:
+        """The chain digest after the last item."""
+        return self.chain[-DIGEST_SIZE:] if self.chain else self.start
+
+
+class Payload(msgspec.Struct, array_like=True, frozen=True):
+    """What is kept of one response. ``segment``: None if its context is not known: the request had
+    context besides its items, or its transcript was not held."""
+
+    version: int
+    ids: list[str]
+    stored: bool  # by the upstream
+    tokens: int
+    segment: Segment | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Payload).decode
+
+
+def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> StoredResponse:
+    """A response as a store keeps it. ``ids``: that of its terminal event first. ``node``: its
+    transcript, if that is held; those before it are kept apart."""
+    stored = alias.standing is Standing.STORED
+    segment = None if node is None else _segment(node)
+    payload = Payload(VERSION, [*ids], stored, alias.tokens, segment)
+    return StoredResponse(
+        key=_key(scope, ids[0], b"" if node is None else node.end),
+        scope=scope,
+        ids=tuple(ids),
+        parent=None if node is None or node.parent is None else node_key(scope, node.parent),
+        context=None if node is None else node.end,
+        payload=_encode(payload),
+    )
+
+
+def _segment(node: Node) -> Segment:
+    start = ROOT if node.parent is None else node.parent.end
+    chain = b"" if node.end == start and not node.encoded else node.chain + node.end
+    items = node.table.items(node.encoded)
+    return Segment(items, start, chain, node.settings, node.readable, node.cut, node.pruned)
+
+
+def node_key(scope: str, node: Node) -> bytes:
+    """The key of a held response in a store."""
+    return _key(scope, node.response_id, node.end)
+
+
+def _key(scope: str, response: str, end: bytes) -> bytes:
+    """A digest that names a response for ever: of its id, which some upstreams use again, and of
+    its context."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (scope.encode(), response.encode(errors="surrogatepass"), end):
+        digest.update(b"%d:%b" % (len(part), part))
+    return digest.digest()
+
+
+@attrs.frozen
+class Unpacked:
+    """A response that came back from a store. ``segment``: its transcript, if it is known."""
+
+    ids: tuple[str, ...]
+    stored: bool
+    tokens: int
+    segment: Segment | None
+
+
+def unpack(payload: bytes) -> Unpacked | None:
+    """Read a payload; None if it is of another version, or damaged."""
+    try:
+        found = _decode(payload)
+    except msgspec.DecodeError:  # ValidationError included
+        return None
+    if found.version != VERSION or not found.ids:
+        return None
+    return Unpacked(tuple(found.ids), found.stored, found.tokens, found.segment)

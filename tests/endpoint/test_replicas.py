@@ -1,0 +1,230 @@
+"""Endpoints that share a store: what a client was shown can be continued by each, and later."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridgecore.config import Config, Continuity, Store, UpstreamUrl
+from bridgecore.endpoint import Endpoint
+from bridgecore.testing import Emulator, Point, Silence
+from bridgecore.testing.network import Network
+from bridgecore.testing.store import StoreModel, VirtualStore
+from tests.endpoint_clients import Talker, strike, user
+from tests.endpoint_world import SECOND, World, in_segments, request
+
+MS = SECOND // 1000
+
+
+class Replica(World):
+    """A process: an endpoint with the store that others use, too."""
+
+    def __init__(self, cluster: Cluster, name: str, **settings: Any) -> None:
+        self.net, self.emulator = cluster.net, cluster.emulator
+        self.host = f"{name}-{cluster.started}"
+        cluster.started += 1
+        self.store = VirtualStore(self.net, cluster.model, cluster.latency)
+        self.config = Config(
+            upstream=UpstreamUrl.parse("ws://up/v1/responses"),
+            continuity=Continuity.TRANSCRIPT,
+            store=Store.DRIVER,
+            replica=name,
+            **settings,
+        )
+        self.endpoint = Endpoint(self.config, self.host.encode())
+        self.net.add(self.endpoint, self.host, 80, store=self.store)
+
+    def client(self) -> Any:
+        return self.net.connect(self.host, 80)
+
+    def kill(self) -> None:
+        self.net.remove(self.endpoint)
+
+    def logged(self) -> list[str]:
+        return [log.event for log in self.net.logs]
+
+
+class Cluster:
+    """What replicas share: the network, the upstream, the store."""
+
+    def __init__(self, latency: int = 0) -> None:
+        self.net = Network(in_segments)
+        self.emulator = Emulator()
+        self.net.add(self.emulator, "up", 80)
+        self.model = StoreModel()
+        self.latency = latency
+        self.started = 0
+
+    def start(self, name: str = "a", **settings: Any) -> Replica:
+        return Replica(self, name, **settings)
+
+
+def moved(talker: Talker, to: World) -> Talker:
+    """The same client, which another replica serves from now on."""
+    talker.world = to
+    return talker
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_conversation_goes_on_after_a_restart(store: bool, stream: bool) -> None:
+    cluster = Cluster()
+    talker = Talker(cluster.start(), store=store, stream=stream)
+    say(talker, "one")
+    say(talker, "two")
+    talker.world.drain()
+    assert cluster.net.stopped == [talker.world.endpoint]
+    say(moved(talker, cluster.start()), "three")
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_a_conversation_goes_on_after_a_kill() -> None:
+    cluster = Cluster()
+    first = cluster.start()
+    talker = Talker(first)
+    say(talker, "one")
+    first.kill()
+    second = cluster.start("b")
+    moved(talker, second)
+    refused = second.ask("two", previous_response_id=talker.last)
+    assert refused.status == 502
+    assert refused.error["code"] == "bridge_owner_unreachable"
+    wait = int(refused.headers["retry-after"])
+    assert 1 <= wait <= 15
+    second.advance(wait)
+    say(talker, "two")
+    assert talker.outcomes[-1] == "200"
+
+
+def test_a_draining_replica_releases_what_is_idle_at_once() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    idle, busy = Talker(first), Talker(first, key="sk-other")
+    say(idle, "one")
+    strike(first, Point.AFTER_CREATED, Silence())
+    running = busy.begin([user("one")], None)
+    first.drain()
+    assert first.endpoint not in cluster.net.stopped
+    say(moved(idle, second), "two")
+    assert idle.outcomes == ["200", "200"]
+    assert not running.closed
+
+
+def test_the_end_of_a_turn_waits_for_its_commit() -> None:
+    cluster = Cluster(latency=50 * MS)
+    replica = cluster.start()
+    replica.advance(1)
+    client = replica.start("one")
+    assert not replica.read(client).complete
+    replica.advance(0.05)
+    assert len(cluster.model) == 1
+    assert not replica.read(client).complete
+    replica.advance(0.05)
+    assert replica.read(client).complete
+
+
+def test_a_silent_store_delays_the_end_by_its_timeout_and_is_logged_once() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    replica.store.silent = True
+    clients = [replica.start("one", key="sk-1"), replica.start("two", key="sk-2")]
+    replica.advance(1.9)
+    assert not any(replica.read(client).complete for client in clients)
+    replica.advance(0.2)
+    assert all(replica.read(client).complete for client in clients)
+    assert replica.logged().count("store.unavailable") == 1
+    replica.store.silent = False
+    replica.start("three", key="sk-3")
+    assert replica.logged().count("store.back") == 1
+
+
+def test_what_was_not_durable_is_committed_with_the_next_turn() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    talker = Talker(replica)
+    say(talker, "one")
+    replica.store.answers = False
+    with_delay(talker, "two")
+    replica.store.answers = True
+    replica.advance(30)  # the lease was lost, and is begun again
+    say(talker, "three")
+    assert len(cluster.model) == 3
+    replica.kill()
+    moved(talker, cluster.start("b"))
+    talker.world.advance(16)
+    say(talker, "four")
+    assert talker.outcomes[-1] == "200"
+
+
+def say(talker: Talker, text: str) -> None:
+    """A turn that is answered at once."""
+    talker.attempt(user(text))
+
+
+def with_delay(talker: Talker, text: str) -> None:
+    """A turn whose end is not shown at once."""
+    client = talker.world.client()
+    client.send(request(talker.body([user(text)], talker.last)))
+    talker.world.advance(3)
+    answer = talker.world.read(client)
+    talker.note(answer, [user(text)], talker.last)
+
+
+def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
+    cluster = Cluster()
+    first = cluster.start("a")
+    talker = Talker(first)
+    say(talker, "one")
+    first.drain()
+    second = cluster.start("b")
+    second.store.answers = False
+    client = second.start("two", previous_response_id=talker.last)
+    second.advance(2.1)
+    refused = second.read(client)
+    assert refused.status == 503
+    assert refused.error["code"] == "bridge_store_unavailable"
+    assert "retry-after" in refused.headers
+    second.store.answers = True
+    say(moved(talker, second), "two")
+
+
+def test_another_credential_does_not_find_a_stored_response() -> None:
+    cluster = Cluster()
+    first = cluster.start("a")
+    talker = Talker(first)
+    say(talker, "one")
+    first.drain()
+    second = cluster.start("b")
+    foreign = second.ask("two", key="sk-other", previous_response_id=talker.last)
+    unknown = second.ask("two", key="sk-other", previous_response_id="resp_unknown")
+    assert foreign.status == unknown.status == 400
+    assert foreign.body.replace(str(talker.last).encode(), b"ID") == unknown.body.replace(
+        b"resp_unknown", b"ID"
+    )
+
+
+def test_a_replica_that_was_paused_sends_nothing_of_what_another_has_claimed() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = Talker(first)
+    say(talker, "one")
+    first.store.answers = False  # as if it were paused: it does not renew
+    first.advance(20)
+    say(moved(talker, second), "two")
+    sent = len(cluster.emulator.requests)
+    client = first.start("late", previous_response_id=talker.last)
+    first.advance(3)
+    assert first.read(client).status == 503
+    assert len(cluster.emulator.requests) == sent
+    assert "replica.lease_lost" in first.logged()
+
+
+def test_two_replicas_of_one_name_are_reported() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("a")
+    second.advance(40)
+    assert "replica.name_in_use" in second.logged()
+    talker = Talker(first)
+    say(talker, "one")
+    assert len(cluster.model) == 1
