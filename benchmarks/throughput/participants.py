@@ -75,10 +75,7 @@ class Bridgecore(Participant):
 
     @property
     def environment(self) -> dict[str, str]:
-        # Before what the virtual environment has, so that another checkout is what is imported.
-        return {
-            "PYTHONPATH": os.pathsep.join(map(str, (self.checkout, self.checkout / "adapters")))
-        }
+        return _importing(self.checkout, self.checkout / "adapters")
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,16 @@ class Script(Participant):
 
     def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
         return [sys.executable, str(self.path), str(upstream)]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return _importing(ROOT)
+
+
+def _importing(*roots: Path) -> dict[str, str]:
+    """The variable by which Python imports from ``roots`` first: the virtual environment has the
+    code of one checkout, which need not be the one that is measured."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, roots))}
 
 
 @dataclass(frozen=True)
