@@ -28,6 +28,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.text import words
 from bridgecore.continuity.items import Prompt
 from bridgecore.continuity.nodes import Match, expand, reduce
 from bridgecore.continuity.transcript import Transcripts
@@ -44,40 +45,8 @@ UNSEEN = PROMISED + "the first time, "
 ESCAPED = "escaped, recognise "
 ESCAPED_UNSEEN = ESCAPED + "the first time"
 HOUR = 3_600_000_000_000
-WORDS = [
-    "def",
-    "return",
-    "self.path",
-    '"quoted"',
-    "value",
-    "=",
-    "assertEqual(",
-    "café",
-    "the",
-    "of",
-    "context:",
-    "0x1f",
-    "/usr/lib/python",
-    "import\\n",
-    "naïve",
-    "{",
-    "}",
-    "[",
-    "]",
-    "error:",
-    "line",
-]
 
 Item = dict[str, Any]
-
-
-def words(rng: random.Random, size: int) -> str:
-    """About ``size`` bytes of text as in conversations about code."""
-    out: list[str] = []
-    while size > 0:
-        out.append(rng.choice(WORDS))
-        size -= len(out[-1]) + 1
-    return " ".join(out)
 
 
 def as_sdk(item: Item) -> Item:

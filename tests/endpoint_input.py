@@ -1,9 +1,10 @@
 """What clients and upstreams may send to an endpoint, valid and not, each under a name.
 
 What belongs here: the bytes of requests, upstream messages and WebSocket frames from which
-tests/endpoint/test_shortcuts.py composes its programs. A name stands for one form of input, so a
-failing program can be read. Nothing here is random: ``Upstream`` counts, and the input follows from
-its counts.
+tests/endpoint/test_shortcuts.py composes its programs. They are in tables by name, such as
+``BODIES["not UTF-8"]``, one entry for each kind of input. A program contains the names instead of
+the bytes, so that one that fails can be read. Nothing here is random: ``Upstream`` counts, and the
+input follows from its counts.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ takes more than this is the price of its libraries and of what it decides.
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import cast
+
+from benchmarks.throughput.floor import dial, run
 
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
@@ -111,11 +112,8 @@ class Client(asyncio.Protocol):
         frame = masked(b'{"type":"response.create",' + body[1:])
         self.transport.write(HEAD)
         if self.upstream is None:
-            self.upstream = upstream = Upstream(self, frame)
-            loop = asyncio.get_running_loop()
-            self.dialling = loop.create_task(
-                loop.create_connection(lambda: upstream, "127.0.0.1", int(sys.argv[1]))
-            )
+            self.upstream = Upstream(self, frame)
+            self.dialling = dial(self.upstream)
         else:
             self.upstream.transport.write(frame)
 
@@ -124,13 +122,5 @@ class Client(asyncio.Protocol):
             self.upstream.transport.close()
 
 
-async def main() -> None:
-    """Serve until the process is ended."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Client, "127.0.0.1", 0, backlog=4096)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(Client)

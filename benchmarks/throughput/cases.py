@@ -16,10 +16,15 @@ from dataclasses import dataclass
 
 from benchmarks.throughput import machine
 from benchmarks.throughput.history import first_upstream_byte
-from benchmarks.throughput.participants import Bench, MeasurementError, Participant
+from benchmarks.throughput.participants import Bench, Command, MeasurementError, Participant
 
 Figures = dict[str, float]
 MIB = 1 << 20
+# After which a participant has become idle. When the clients are ready it still writes its log, and
+# frees and closes what it does not need any more; only then its memory is that of what it holds.
+# And its CPU time is exact only while it waits (``machine.cpu_ns``). No process says that it has no
+# more work, so it gets the time.
+SETTLE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def idle(bench: Bench, participant: Participant, case: Case, scale: Scale) -> Fi
         before = machine.resident_bytes(process.pid)
         with bench.clients(process, "--clients", scale.idle, *hold) as clients:
             clients.successes()
-            time.sleep(0.2)
+            time.sleep(SETTLE_SECONDS)
             taken = machine.resident_bytes(process.pid) - before
     return {"mib_per_1000": taken / MIB / scale.idle * 1000}
 
@@ -202,7 +207,7 @@ def resets(bench: Bench, participant: Participant, case: Case, scale: Scale) -> 
         ramp = ("--clients", scale.crowd, "--ramp-us", 1_000_000 // scale.crowd)
         with bench.clients(process, *flags, *ramp) as clients:
             clients.wait_for_streams()
-            time.sleep(0.3)
+            time.sleep(SETTLE_SECONDS)
             before = machine.cpu_ns(process.pid)
             urllib.request.urlopen(
                 urllib.request.Request(
@@ -210,7 +215,7 @@ def resets(bench: Bench, participant: Participant, case: Case, scale: Scale) -> 
                 )
             ).close()
             result = clients.result()
-            time.sleep(0.3)
+            time.sleep(SETTLE_SECONDS)
             took = machine.cpu_ns(process.pid) - before
     if result["failed"] != scale.crowd:
         raise MeasurementError(f"turns did not end by the reset: {result}")
@@ -224,6 +229,8 @@ def history(bench: Bench, participant: Participant, case: Case, scale: Scale) ->
 
 def start(bench: Bench, participant: Participant, case: Case, scale: Scale) -> Figures:
     """CPU time of a command that starts, prints, and ends; the least of a few, files are cached."""
+    if not isinstance(participant, Command):
+        raise MeasurementError(f"{participant.title} has no start to measure")
     times = []
     for _ in range(scale.repeats):
         with machine.pinned(bench.cores.bridge):

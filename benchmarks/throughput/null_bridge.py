@@ -10,12 +10,13 @@ There is no validation, flow control, deadline, log or memory of conversations.
 from __future__ import annotations
 
 import asyncio
-import sys
 from typing import cast
 
 import h11
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
+
+from benchmarks.throughput.floor import dial, run
 
 TYPE_AT = len(b'{"type":"')
 TERMINAL = {b"response.completed", b"response.failed", b"response.incomplete", b"error"}
@@ -89,11 +90,8 @@ class Client(asyncio.Protocol):
     def ask(self, body: bytes) -> None:
         message = b'{"type":"response.create",' + body[1:]
         if self.upstream is None:
-            self.upstream = upstream = Upstream(self, message)
-            loop = asyncio.get_running_loop()
-            self.dialling = loop.create_task(
-                loop.create_connection(lambda: upstream, "127.0.0.1", int(sys.argv[1]))
-            )
+            self.upstream = Upstream(self, message)
+            self.dialling = dial(self.upstream)
         else:
             self.upstream.send(message)
         headers = [
@@ -126,13 +124,5 @@ class Client(asyncio.Protocol):
             self.upstream.transport.close()
 
 
-async def main() -> None:
-    """Serve until the process is ended."""
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Client, "127.0.0.1", 0, backlog=4096)
-    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
-    await server.serve_forever()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    run(Client)

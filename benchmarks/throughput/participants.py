@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from benchmarks.throughput import machine
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 START_SECONDS = 15.0
+# Between two looks whether a participant listens. nginx does not say when it does, and the others
+# write it to a file, because a pipe that nobody reads would block them once it is full.
+POLL_SECONDS = 0.02
 CLIENT_SECONDS = 300  # for all turns of a measurement: 10,000 first ones take half a minute
 _COMMAND = "import sys; from bridgecore_cli.entry import run; sys.exit(run())"
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
@@ -38,19 +42,10 @@ class MeasurementError(Exception):
 
 @dataclass(frozen=True)
 class Participant:
-    """A program between the clients and the upstream."""
+    """A program that is measured: a ``Server``, a ``Command``, or both."""
 
     name: str
     title: str
-
-    def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
-        """The command that serves. ``upstream``: the port of the upstream. ``port``: one to listen
-        on, for those that cannot choose one and print it. ``folder``: for files."""
-        raise NotImplementedError
-
-    def help(self) -> list[str]:
-        """The command that prints its help, where that is measured."""
-        raise NotImplementedError
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,7 +54,26 @@ class Participant:
 
 
 @dataclass(frozen=True)
-class Bridgecore(Participant):
+class Server(Participant, ABC):
+    """A program between the clients and the upstream."""
+
+    @abstractmethod
+    def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
+        """The command that serves. ``upstream``: the port of the upstream. ``port``: one to listen
+        on, for those that cannot choose one and print it. ``folder``: for files."""
+
+
+@dataclass(frozen=True)
+class Command(Participant, ABC):
+    """A program whose start is measured."""
+
+    @abstractmethod
+    def help(self) -> list[str]:
+        """The command that starts, prints its help if it has any, and ends."""
+
+
+@dataclass(frozen=True)
+class Bridgecore(Server, Command):
     """The command of a checkout, with transcripts, rules, and a log of level ``info``."""
 
     checkout: Path = ROOT
@@ -75,14 +89,11 @@ class Bridgecore(Participant):
 
     @property
     def environment(self) -> dict[str, str]:
-        # Before what the virtual environment has, so that another checkout is what is imported.
-        return {
-            "PYTHONPATH": os.pathsep.join(map(str, (self.checkout, self.checkout / "adapters")))
-        }
+        return _importing(self.checkout, self.checkout / "adapters")
 
 
 @dataclass(frozen=True)
-class Script(Participant):
+class Script(Server):
     """A floor of this folder, written in Python."""
 
     path: Path = HERE
@@ -90,9 +101,19 @@ class Script(Participant):
     def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
         return [sys.executable, str(self.path), str(upstream)]
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return _importing(ROOT)
+
+
+def _importing(*roots: Path) -> dict[str, str]:
+    """The variable by which Python imports from ``roots`` first: the virtual environment has the
+    code of one checkout, which need not be the one that is measured."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, roots))}
+
 
 @dataclass(frozen=True)
-class Interpreter(Participant):
+class Interpreter(Command):
     """Python that runs nothing: the floor of a start."""
 
     def help(self) -> list[str]:
@@ -120,7 +141,7 @@ http {{
 
 
 @dataclass(frozen=True)
-class Nginx(Participant):
+class Nginx(Server):
     """nginx as a plain HTTP proxy, one process, without a log: HTTP and SSE on both sides."""
 
     def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
@@ -251,6 +272,8 @@ class Bench:
         self, participant: Participant, settings: Sequence[str] = (), upstream: int | None = None
     ) -> Iterator[Process]:
         """Run a participant on the bridge's core."""
+        if not isinstance(participant, Server):
+            raise MeasurementError(f"{participant.title} does not serve")
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             port = _free_port()
@@ -330,5 +353,5 @@ def _wait_for(process: subprocess.Popen[bytes], out: Path, port: int, silent: bo
                 pass
             else:
                 return port
-        time.sleep(0.02)
+        time.sleep(POLL_SECONDS)
     return None

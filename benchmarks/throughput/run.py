@@ -19,7 +19,7 @@ from benchmarks.throughput.cases import CASES, SCALES, Case
 from benchmarks.throughput.participants import Bench, MeasurementError, Participant, find_all
 from benchmarks.throughput.report import Report, as_svg, as_text
 
-WATCH_SECONDS = 2.0
+WATCH_SECONDS = 2.0  # in which nothing is run, so that all load is that of other processes
 
 
 def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

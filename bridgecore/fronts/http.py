@@ -36,8 +36,8 @@ from bridgecore.wire.http import (
     HttpPhase,
     HttpServer,
     RequestBody,
-    RequestHead,
 )
+from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 
 _JSON = (b"content-type", b"application/json")

@@ -228,14 +228,14 @@ class _Peer(ABC):
 
     # -- input
 
-    def receive(self, data: bytes) -> list[WebSocketEvent]:
+    def receive(self, data: bytes | bytearray) -> list[WebSocketEvent]:
         """Take in bytes; what they amount to, in order."""
         return [
             MessageReceived(item) if isinstance(item, bytes) else item
             for item in self.receive_raw(data)
         ]
 
-    def receive_raw(self, data: bytes) -> list[Received]:
+    def receive_raw(self, data: bytes | bytearray) -> list[Received]:
         """As ``receive``, but a message is its bytes.
 
         For readers of many small messages: a ``MessageReceived`` costs as much as the slice.

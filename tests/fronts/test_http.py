@@ -19,7 +19,7 @@ from bridgecore.messages import (
     FailAnswer,
 )
 from bridgecore.recovery.timers import Timer
-from bridgecore.wire import http
+from bridgecore.wire import request_heads
 from bridgecore.wire.responses import EventKind, UpstreamEvent, keepalive_event
 from tests.endpoint_world import Answer, read_answers, request
 
@@ -71,11 +71,11 @@ def test_a_stream() -> None:
 
 @pytest.mark.parametrize("shortcuts", [True, False])
 def test_shortcuts_can_be_switched_off(shortcuts: bool) -> None:
-    http._parse_outline.cache_clear()
+    request_heads._parse_outline.cache_clear()
     connection = HttpConnection(attrs.evolve(CONFIG, shortcuts=shortcuts), 0)
     connection.receive(request({"model": "m"}))
     assert connection.next_request(1, 0, draining=False) is not None
-    assert http._parse_outline.cache_info().misses == shortcuts
+    assert request_heads._parse_outline.cache_info().misses == shortcuts
 
 
 def test_an_idle_connection_keeps_no_headers() -> None:

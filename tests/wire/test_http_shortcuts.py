@@ -1,4 +1,4 @@
-"""Tests of the shortcuts of wire/http.py: with and without them, a connection is the same.
+"""The shortcuts of wire/http.py and request_heads.py: with and without, a connection is the same.
 
 What belongs here: ``HttpServer(..., shortcuts=True)`` against ``shortcuts=False``, compared after
 each read and each answer, and against h11 alone.
@@ -18,13 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.errors import LocalProtocolError
-from bridgecore.wire import http
+from bridgecore.wire import request_heads
 from bridgecore.wire.codings import BodyDecoder
-from bridgecore.wire.http import (
-    HttpLimits,
-    HttpServer,
-    RequestHead,
-)
+from bridgecore.wire.http import HttpLimits, HttpServer
+from bridgecore.wire.request_heads import RequestHead
 
 T = TypeVar("T")
 
@@ -250,7 +247,7 @@ def answer(both: Both, data: st.DataObject) -> None:
 def test_each_step_is_the_same(
     limits: HttpLimits, wire: bytes, places: list[int], when: str, data: st.DataObject
 ) -> None:
-    http._parse_outline.cache_clear()  # to be able to repeat a case
+    request_heads._parse_outline.cache_clear()  # to be able to repeat a case
     both = Both(limits)
     for piece in cut(wire, places):
         both.receive(piece)
@@ -262,112 +259,6 @@ def test_each_step_is_the_same(
             if when == ("at the head" if isinstance(event, RequestHead) else "when complete"):
                 answer(both, data)
     both.do(lambda server: server.respond(408, [], b"{}", close=True))
-
-
-# ---------------------------------------------------------------------- the outlines
-
-
-def post(*fields: bytes, line: bytes = b"POST /v1/responses HTTP/1.1", length: int = 2) -> bytes:
-    lines = [line, b"Host: a", *fields, b"Content-Length: %d" % length, b"Accept: */*"]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + b"x" * length
-
-
-def heads(*requests: bytes) -> list[RequestHead]:
-    """The heads of ``requests`` on one connection, each answered."""
-    found = []
-    server = HttpServer(HttpLimits(16384, 1000))
-    for wire in requests:
-        server.receive(wire)
-        head = server.next_event()
-        assert isinstance(head, RequestHead)
-        assert server.next_event() is not None
-        server.respond(200, [], b"")
-        server.start_next()
-        found.append(head)
-    return found
-
-
-def parsed() -> int:
-    """How many outlines were parsed since the last call."""
-    count = http._parse_outline.cache_info().misses
-    http._parse_outline.cache_clear()
-    return count
-
-
-@pytest.mark.parametrize("name", [name for name, _ in http._VALUES[1:]])
-def test_heads_that_differ_in_values_are_parsed_once(name: bytes) -> None:
-    parsed()
-    first, second, third = heads(
-        post(name.title() + b": one", length=3),
-        post(name.title() + b":two", length=44),
-        post(name.title() + b":  \xe9 3\t", length=0),
-    )
-    assert parsed() == 1
-    assert (first.content_length, second.content_length, third.content_length) == (3, 44, 0)
-    assert first.headers == [
-        *[(b"host", b"a"), (name, b"one"), (b"content-length", b"3"), (b"accept", b"*/*")],
-    ]
-    assert second.headers[1:3] == [(name, b"two"), (b"content-length", b"44")]
-    assert third.headers[1:3] == [(name, b"\xe9 3"), (b"content-length", b"0")]
-
-
-def test_other_differences_are_other_outlines() -> None:
-    parsed()
-    first, second, third = heads(post(b"x: 1"), post(b"x: 2"), post(b"X: 2"))
-    assert parsed() == 3
-    assert first.headers[1] == (b"x", b"1")
-    assert second.headers == third.headers
-
-
-def test_the_first_of_two_fields_is_the_value() -> None:
-    parsed()
-    first, second = heads(
-        post(b"X-Request-Id:1", b"x-request-id: 2"), post(b"X-Request-Id: 3", b"x-request-id: 2")
-    )
-    assert parsed() == 1
-    assert first.headers[1:3] == [(b"x-request-id", b"1"), (b"x-request-id", b"2")]
-    assert second.headers[1:3] == [(b"x-request-id", b"3"), (b"x-request-id", b"2")]
-
-
-def test_a_caller_may_change_the_headers_it_got() -> None:
-    (first,) = heads(post())
-    first.headers.clear()
-    (second,) = heads(post())
-    assert len(second.headers) == 3
-
-
-@pytest.mark.parametrize("name", [b"Authorization", b"api-key"])
-def test_credentials_are_not_kept(name: bytes) -> None:
-    parsed()
-    heads(post(name + b": secret"))
-    kept = post(name + b":0", length=0).replace(b"Length: 0", b"Length:0")
-    assert http._parse_outline(kept) is not None
-    assert parsed() == 1
-
-
-@pytest.mark.parametrize(
-    "request_bytes",
-    [
-        post(b"Expect: 100-continue"),
-        post(b"Connection: close"),
-        post(line=b"POST / HTTP/1.0"),
-        post(line=b"HEAD / HTTP/1.1"),
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nx-request-id: 5\r\n\r\n",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        post(b"x: " + b"y" * http._MAX_OUTLINE),
-    ],
-)
-def test_irregular_heads_are_parsed_as_a_whole(request_bytes: bytes) -> None:
-    raw = request_bytes.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-    assert http._read_known_head(raw, 1000) is None
-    server = HttpServer(HttpLimits(16384, 1000))
-    server.receive(request_bytes)
-    assert isinstance(server.next_event(), RequestHead)
-
-
-def test_few_outlines_are_kept() -> None:
-    heads(*[post(b"x: %d" % i) for i in range(http._MAX_OUTLINES + 10)])
-    assert http._parse_outline.cache_info().currsize == http._MAX_OUTLINES
 
 
 # ---------------------------------------------------------------------- answers
