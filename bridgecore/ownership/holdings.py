@@ -346,7 +346,8 @@ class Holdings:
         self, asked: _Asked, question: st.Commit, answer: st.Answer, *, present: bool
     ) -> None:
         if isinstance(answer, st.Committed | st.Fenced) and present:
-            self._step_claim(question.conversation, cl.CommitAnswered(answer), 0)
+            event = cl.CommitAnswered(question.epoch, answer)
+            self._step_claim(question.conversation, event, 0)
         if asked.turn is not None:
             durable, fenced = isinstance(answer, st.Committed), isinstance(answer, st.Fenced)
             self._out.append(Settled(asked.turn, durable, fenced))

@@ -664,7 +664,7 @@ class World:
             kept = after is not None and after.epoch(answer.conversation) != 0
             self._check(
                 _P.UNKNOWN_IS_NOT_GRANTED,
-                not kept and (back or not mine or not valid),
+                not kept and (back or not mine or after is None or not after.has_lease(now)),
                 *("epoch", answer.epoch, "was granted to turn", message.turn, "that does not wait"),
             )
 
@@ -1003,8 +1003,9 @@ class _Probe:
         if state in self._known or world.urgent() is not None or not (stored or world.turns):
             return
         self._known.add(state)
+        # Of two processes with one name, one waits as long as the other one lives.
         for replica in _REPLICAS:
-            for alone in (False, True):
+            for alone in (True,) if world.bounds.one_name else (False, True):
                 trial = world.copy()
                 trial.judged = set(world.judged) & {_P.LIVENESS, _P.EVERY_TURN_IS_RESOLVED}
                 self._mend(trial, replica, alone)
