@@ -59,7 +59,8 @@ class OwnershipProperty(enum.Enum):
 
     ONE_LIVE_OWNER = (
         "two replicas never may send turns of one stored conversation at the same moment, if no "
-        "clock falls behind by more than the margin during a lease and the store has lost nothing"
+        "clock falls behind by more than the margin during a lease and the store has lost nothing;"
+        " in any case a replica that the store tells of another owner sends nothing more"
     )
     EPOCHS_ONLY_GROW = (
         "a replica believes only a claim whose epoch is above all that it has heard of for the "
@@ -266,6 +267,7 @@ class World:
         self.checked: Counter[OwnershipProperty] = Counter() if checked is None else checked
         self.now = 0
         self.store = store()
+        self.content = self.store.snapshot()
         self.backup: StoreModel | None = None
         self.lost: frozenset[bytes] = frozenset()  # conversations harmed by a rollback
         self.rolled_back = False
@@ -303,7 +305,7 @@ class World:
     def moves(self) -> Iterator[Move]:
         """Everything that can happen now."""
         kinds = self.bounds.kinds if self.faults < self.bounds.faults else frozenset[str]()
-        urgent = self.urgent()
+        urgent = self._urgent()
         if urgent is not None:
             # Nothing else happens before it, unless it is slow: other orders cost a fault.
             if urgent.what == "timeout":
@@ -324,13 +326,13 @@ class World:
             elif "roll back" in kinds and not self.rolled_back:
                 yield Move("roll back")
         yield from self._moves_of_clients()
-        if self._may_tick():
+        if self.may_tick():
             yield Move("tick")
             for replica, process in enumerate(self.processes):
                 if process.behind < self.bounds.skew and self._is_up(replica):
                     yield Move("tick without", (replica,))
 
-    def urgent(self) -> Move | None:
+    def _urgent(self) -> Move | None:
         """What a sound replica or the store does at once: about leases, and what is due."""
         for query, message in self.messages.items():
             if not message.slow and isinstance(message.question, _OF_LEASE):
@@ -357,7 +359,7 @@ class World:
         elif self._is_due(replica):
             yield Move("timeout", (replica,))
         # A pause that ends in the same tick changes nothing.
-        if "pause" in kinds and not process.paused and self._may_tick():
+        if "pause" in kinds and not process.paused and self.may_tick():
             yield Move("pause", (replica,))
         if "crash" in kinds:
             yield Move("crash", (replica,))
@@ -417,7 +419,7 @@ class World:
         due = None if holdings is None else holdings.next_timeout()
         return due is not None and due <= self.clock(replica)
 
-    def _may_tick(self) -> bool:
+    def may_tick(self) -> bool:
         """Whether nothing has to happen before time passes."""
         for query, message in self.messages.items():
             waits = message.answer is not None and self.processes[query[0]].paused
@@ -522,8 +524,9 @@ class World:
         self.faults += 1
         if self.backup is None:
             return
-        leases, conversations, _ = self.store.snapshot()
-        leases_then, conversations_then, _ = self.backup.snapshot()
+        leases, conversations, _ = self.content
+        self.content = self.backup.snapshot()
+        leases_then, conversations_then, _ = self.content
         lost = set(conversations) ^ set(conversations_then)
         if set(leases) != set(leases_then):
             lost |= set(conversations)
@@ -586,10 +589,10 @@ class World:
 
     def _carry_out(self, query: _Query) -> None:
         message, question = self.messages[query], self.messages[query].question
-        before = self.store.snapshot()
+        before = self.content
         self.store = self.store.copy()
         answer = self.store.handle(question, self.now)
-        after = self.store.snapshot()
+        self.content = after = self.store.snapshot()
         if message.told:
             del self.messages[query]
         else:
@@ -646,12 +649,14 @@ class World:
             bool(holdings.epoch(answer.conversation)) or holdings.may_send(answer.conversation, now)
         )
         valid = process.until is not None and now < process.until
+        claimed = holdings.epoch(question.conversation) if isinstance(question, st.Commit) else 0
         effects = self._call(
             replica,
             lambda holdings, now: holdings.answered(place, answer, now),
             heard=answer,
             granted=mine and waiting and valid,
         )
+        self._judge_contradicted(replica, message, answer, claimed)
         if isinstance(answer, st.Claimed) and not waiting and not had:
             after = self.processes[replica].holdings
             released = ((answer.conversation, answer.epoch),)
@@ -667,6 +672,24 @@ class World:
                 not kept and (back or not mine or after is None or not after.has_lease(now)),
                 *("epoch", answer.epoch, "was granted to turn", message.turn, "that does not wait"),
             )
+
+    def _judge_contradicted(
+        self, replica: int, message: _Message, answer: st.Answer, claimed: int
+    ) -> None:
+        """Check what a replica does that was told of another owner. ``claimed``: the epoch that it
+        had; a commit of an earlier claim says nothing about that one."""
+        question, holdings = message.question, self.processes[replica].holdings
+        if isinstance(answer, st.OwnedElsewhere):
+            key = answer.conversation
+        elif isinstance(answer, st.Fenced) and isinstance(question, st.Commit):
+            key = question.conversation
+            if (question.epoch or 1) != (claimed or 1):
+                return
+        else:
+            return
+        if holdings is not None and holdings.owner == question.owner:
+            sends = holdings.may_send(key, self.clock(replica))
+            self._check(_P.ONE_LIVE_OWNER, not sends, "sends after", answer)
 
     # ------------------------------------------------------------ replicas
 
@@ -754,7 +777,7 @@ class World:
             if turn is not None:
                 del self.turns[turn]
             if effect.durable:
-                has = self.rolled_back or _row(effect.turn) in self.store.snapshot()[2]
+                has = self.rolled_back or _row(effect.turn) in self.content[2]
                 self._check(_P.DURABLE_IS_STORED, has, "the response of turn", effect.turn)
 
     def _told(self, replica: int, number: int, phase: _Phase) -> int | None:
@@ -833,14 +856,14 @@ class World:
              turn.phase is _Phase.COMMITTING and _row(turn.number) in fold.rows)
             for conversation, turn in sorted(self.turns.items())
         )  # fmt: skip
-        backup = None if self.backup is None or self.rolled_back else fold.store(self.backup)
+        backup = None if self.backup is None or self.rolled_back else fold.store(self.backup.snapshot())
         lost = (self.rolled_back, tuple(sorted(self.lost)))
         return (
             self.begun,
             processes,
             tuple(sorted(messages)),
             turns,
-            fold.store(self.store),
+            fold.store(self.content),
             backup,
             lost,
         )
@@ -859,7 +882,7 @@ class _Fold:
         self.world = world
         self.owners: dict[str, int] = {}
         self.turns = {turn.number: each for each, turn in world.turns.items()}
-        self.rows = world.store.snapshot()[2]
+        self.rows = world.content[2]
         for process in world.processes:  # the present owners get the first numbers
             if process.holdings is not None:
                 self.owner(process.holdings.owner)
@@ -969,8 +992,8 @@ class _Fold:
                     return conversation
         return -1
 
-    def store(self, store: StoreModel) -> tuple[Any, ...]:
-        leases, conversations, _ = store.snapshot()
+    def store(self, content: tuple[Any, ...]) -> tuple[Any, ...]:
+        leases, conversations, _ = content
         now = self.world.now
         return (
             tuple(
@@ -1000,7 +1023,8 @@ class _Probe:
         if not {_P.LIVENESS, _P.EVERY_TURN_IS_RESOLVED} & set(world.judged):
             return
         stored = any(world.store.epoch(_key(each)) for each in range(world.begun))
-        if state in self._known or world.urgent() is not None or not (stored or world.turns):
+        # What is still to happen in this tick, without a fault, leads to a world that is looked at.
+        if state in self._known or not world.may_tick() or not (stored or world.turns):
             return
         self._known.add(state)
         # Of two processes with one name, one waits as long as the other one lives.

@@ -1,0 +1,302 @@
+"""Tests of verify/explore_ownership.py: our replicas are clean, broken ones are detected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+
+from bridgecore.errors import LocalProtocolError
+from bridgecore.ownership import claims as cl
+from bridgecore.ownership import lease as ls
+from bridgecore.ownership import store as st
+from bridgecore.ownership.holdings import Holdings, Settled
+from bridgecore.testing.store import StoreModel
+from bridgecore.verify.explore_ownership import (
+    OWNERSHIP_BOUNDS,
+    OwnershipBounds,
+    OwnershipProperty,
+    World,
+    explore_ownership,
+)
+
+P = OwnershipProperty
+LeaseStep = Callable[[ls.Lease, ls.LeaseEvent, ls.LeaseTimes, int], ls.LeaseTransition]
+ClaimStep = Callable[[cl.Claim, cl.ClaimEvent], cl.ClaimTransition]
+
+# ------------------------------------------------------------------ mutants: rules of the lease
+
+
+def with_lease(step: LeaseStep) -> type[Holdings]:
+    """Holdings with other rules for the lease."""
+    return type("Mutant", (Holdings,), {"lease_step": staticmethod(step)})
+
+
+def from_the_answer(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Counts the lease from the answer, not from the question."""
+    done = ls.step(lease, event, times, now)
+    if done.rule not in ("joining-answered", "renewing-answered"):
+        return done
+    return attrs.evolve(done, state=attrs.evolve(done.state, until=now + times.usable))
+
+
+def renewed_after_the_end(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Renews a lease that has ended."""
+    if isinstance(event, ls.Due) and lease.stage is ls.LeaseStage.HELD:
+        lease = attrs.evolve(lease, until=max(lease.until, now + 1))
+    return ls.step(lease, event, times, now)
+
+
+def failed_renewal_counts(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Takes a renewal that failed for one that was granted."""
+    if lease.stage is ls.LeaseStage.RENEWING and event == ls.Answered(st.Failed("no connection")):
+        event = ls.Answered(st.Renewed())
+    return ls.step(lease, event, times, now)
+
+
+def lost_silently(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Does not say that the lease is lost."""
+    done = ls.step(lease, event, times, now)
+    effects = tuple(effect for effect in done.effects if effect is not ls.LeaseEffect.LOST)
+    return attrs.evolve(done, effects=effects)
+
+
+def never_joined_again(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Waits for ever after an attempt to join that failed."""
+    done = ls.step(lease, event, times, now)
+    if done.state.stage is ls.LeaseStage.OUT:
+        return attrs.evolve(done, state=attrs.evolve(done.state, wake=None))
+    return done
+
+
+def late_answer_is_illegal(
+    lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+) -> ls.LeaseTransition:
+    """Does not expect that a lease can be refuted after it was lost."""
+    done = ls.step(lease, event, times, now)
+    if done.rule == "renewing-unanswered":
+        raise LocalProtocolError(done.rule)
+    return done
+
+
+# ------------------------------------------------------------------ mutants: rules of claims
+
+
+def with_claims(step: ClaimStep) -> type[Holdings]:
+    """Holdings with other rules for claims."""
+    return type("Mutant", (Holdings,), {"claim_step": staticmethod(step)})
+
+
+def late_grant_counts(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Owns what was granted too late."""
+    if isinstance(event, cl.Granted):
+        event = attrs.evolve(event, wanted=True)
+    return cl.step(claim, event)
+
+
+def old_epoch_counts(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Believes a claim whose epoch is no new one."""
+    if isinstance(event, cl.Granted):
+        claim = attrs.evolve(claim, seen=0)
+    return cl.step(claim, event)
+
+
+def old_commit_counts(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Takes the answer to a commit of an earlier claim for one of the present claim."""
+    if isinstance(event, cl.CommitAnswered):
+        event = attrs.evolve(event, epoch=claim.epoch)
+    return cl.step(claim, event)
+
+
+def fenced_is_ignored(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Goes on after the store has refused a commit."""
+    if isinstance(event, cl.CommitAnswered) and isinstance(event.answer, st.Fenced):
+        return cl.ClaimTransition(claim, (), "ignored")
+    return cl.step(claim, event)
+
+
+def contradiction_is_ignored(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Goes on after the store has named another owner."""
+    if isinstance(event, cl.Contradicted):
+        return cl.ClaimTransition(claim, (), "ignored")
+    return cl.step(claim, event)
+
+
+def kept_without_lease(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Keeps claims when the lease is lost."""
+    if isinstance(event, cl.LeaseLost):
+        return cl.ClaimTransition(claim, (), "ignored")
+    return cl.step(claim, event)
+
+
+def never_offered(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Takes a new conversation for unknown to the store after a commit was asked for."""
+    if isinstance(event, cl.Offered):
+        return cl.ClaimTransition(claim, (), "ignored")
+    return cl.step(claim, event)
+
+
+def no_fence(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Loses claims without a word."""
+    done = cl.step(claim, event)
+    effects = tuple(effect for effect in done.effects if effect is not cl.ClaimEffect.FENCE)
+    return attrs.evolve(done, effects=effects)
+
+
+def no_release(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Gives nothing back."""
+    done = cl.step(claim, event)
+    effects = tuple(effect for effect in done.effects if effect is not cl.ClaimEffect.RELEASE)
+    return attrs.evolve(done, effects=effects)
+
+
+def releases_another_epoch(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+    """Gives back with the wrong epoch."""
+    done = cl.step(claim, event)
+    if cl.ClaimEffect.RELEASE in done.effects:
+        return attrs.evolve(done, state=attrs.evolve(done.state, epoch=done.state.epoch - 1))
+    return done
+
+
+# ------------------------------------------------------------------ mutants: holdings
+
+
+class NoMargin(Holdings):
+    """Uses a lease as long as the store keeps it."""
+
+    def __init__(
+        self, replica: str, advertise: str | None, times: ls.LeaseTimes, seed: bytes
+    ) -> None:
+        super().__init__(replica, advertise, attrs.evolve(times, margin=0), seed)
+
+
+class Careless(Holdings):
+    """Sends without looking at the lease."""
+
+    def may_send(self, conversation: bytes, now: int) -> bool:
+        return conversation in self._claims
+
+
+class NoFloor(Holdings):
+    """Asks the store again without the highest epoch that it has seen."""
+
+    def _ask(
+        self, question: st.Question, turn: int | None, now: int, *, distrusted: bool = False
+    ) -> int:
+        if isinstance(question, st.Resume):
+            question = attrs.evolve(question, floor=0)
+        return super()._ask(question, turn, now, distrusted=distrusted)
+
+
+class Hopeful(Holdings):
+    """Takes a commit without an answer for durable."""
+
+    def _give_up(self, query: int, asked: Any) -> None:
+        super()._give_up(query, asked)
+        self._out = [
+            attrs.evolve(effect, durable=True) if isinstance(effect, Settled) else effect
+            for effect in self._out
+        ]
+
+
+class Twice(Holdings):
+    """Resolves a turn again when the answer comes late."""
+
+    def _give_up(self, query: int, asked: Any) -> None:
+        super()._give_up(query, asked)
+        self._asked[query] = attrs.evolve(asked, deadline=1_000)
+
+
+class Forgetful(Holdings):
+    """Does not tell turns that waited for the lease."""
+
+    def timeout(self, now: int) -> Any:
+        self._waiting = [entry for entry in self._waiting if entry[2] > now]
+        return super().timeout(now)
+
+
+# ------------------------------------------------------------------ mutants: the store
+
+
+class AnyEpoch(StoreModel):
+    """Does not compare the epoch of a commit."""
+
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        if isinstance(question, st.Commit) and self.epoch(question.conversation):
+            present = self._conversations[question.conversation]
+            owner = question.owner if present.owner is None else present.owner
+            question = attrs.evolve(question, epoch=present.epoch, owner=owner)
+            self._conversations[question.conversation] = attrs.evolve(present, owner=owner)
+        return super().handle(question, now)
+
+
+class AnyRelease(StoreModel):
+    """Does not compare the epoch of a release."""
+
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        if isinstance(question, st.Release):
+            pairs = tuple((key, self.epoch(key)) for key, _ in question.conversations)
+            question = attrs.evolve(question, conversations=pairs)
+        return super().handle(question, now)
+
+
+class SameEpoch(StoreModel):
+    """A new owner gets the epoch of the old one."""
+
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        before = dict(self._conversations)
+        answer = super().handle(question, now)
+        if isinstance(answer, st.Claimed) and answer.conversation in before:
+            key, epoch = answer.conversation, before[answer.conversation].epoch
+            self._conversations[key] = attrs.evolve(self._conversations[key], epoch=epoch)
+            return attrs.evolve(answer, epoch=epoch)
+        return answer
+
+
+class Buffered(StoreModel):
+    """Says that it has stored what it only means to store."""
+
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        if isinstance(question, st.Commit) and question.epoch:
+            return st.Committed(question.epoch)
+        return super().handle(question, now)
+
+
+class Immortal(StoreModel):
+    """Leases do not end by themselves."""
+
+    def _live(self, owner: st.Owner, now: int) -> bool:
+        lease = self._leases.get(owner.replica)
+        return lease is not None and lease.owner == owner
+
+
+class Usurped(StoreModel):
+    """A second process of the same name takes over the lease of the first."""
+
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        if isinstance(question, st.Join):
+            self._leases.pop(question.owner.replica, None)
+        return super().handle(question, now)
+
+
+ONCE = OwnershipBounds("anything goes wrong once", 1, 2, 1)
+SKEW = OwnershipBounds("a clock", 1, 2, 1, frozenset({"pause"}), skew=1)
+SLOW = OwnershipBounds("slow twice", 1, 2, 2, frozenset({"slow"}))
+THREE = OwnershipBounds("three turns", 1, 3, 1, frozenset({"slow"}))
+BACK = OwnershipBounds("rolled back", 1, 3, 1, frozenset({"roll back"}))
+JOIN = OwnershipBounds("joining", 1, 2, 1, joined=False)
+NAME = OwnershipBounds("one name", 1, 2, 1, joined=False, one_name=True)
+PAUSE = OwnershipBounds("slow, then paused", 1, 2, 2, frozenset({"slow", "fail", "pause"}))
+BOUNDS = (ONCE, SKEW, SLOW, THREE, BACK, JOIN, NAME, PAUSE)
