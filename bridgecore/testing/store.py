@@ -47,7 +47,7 @@ class StoreModel:
 
     def copy(self) -> StoreModel:
         """An independent copy: a backup to roll back to, or a state for the explorer."""
-        other = StoreModel()
+        other = type(self)()
         for name, value in vars(self).items():
             setattr(other, name, value.copy())
         return other

@@ -228,10 +228,6 @@ def _key(conversation: int) -> bytes:
     return b"c%d" % conversation
 
 
-def _conversation(key: bytes) -> int:
-    return int(key[1:])
-
-
 def _row(turn: int) -> bytes:
     return b"response of turn %d" % turn
 
@@ -367,9 +363,7 @@ class World:
         if "drain" in kinds and idle and not process.paused and process.until is not None:
             yield Move("drain", (replica,))
 
-    def _moves_of(
-        self, query: _Query, message: _Message, kinds: frozenset[str]
-    ) -> Iterator[Move]:
+    def _moves_of(self, query: _Query, message: _Message, kinds: frozenset[str]) -> Iterator[Move]:
         if message.answer is None:
             if message.slow:
                 yield Move("carry out", query)
@@ -527,10 +521,10 @@ class World:
         leases, conversations, _ = self.content
         self.content = self.backup.snapshot()
         leases_then, conversations_then, _ = self.content
-        lost = set(conversations) ^ set(conversations_then)
-        if set(leases) != set(leases_then):
-            lost |= set(conversations)
-        self.lost |= {each[0] for each in lost}
+        lost = {each[0] for each in set(conversations) ^ set(conversations_then)}
+        if set(leases) != set(leases_then):  # whatever a replica has, the store may give away
+            lost = {_key(each) for each in range(self.bounds.conversations)}
+        self.lost |= lost
         self.store, self.rolled_back = self.backup, True
 
     def _of_client(self, what: str, conversation: int, replica: int) -> None:
@@ -552,9 +546,7 @@ class World:
                 turn = self.turns.pop(conversation)
                 self._call(turn.replica, lambda holdings, _: holdings.forget(turn.number) or [])
             case _:
-                self._call(
-                    replica, lambda holdings, now: holdings.unused(key, now), given_back=key
-                )
+                self._call(replica, lambda holdings, now: holdings.unused(key, now), given_back=key)
 
     def _submit(self, conversation: int, replica: int, phase: _Phase) -> None:
         self.submitted += 1
@@ -856,7 +848,9 @@ class World:
              turn.phase is _Phase.COMMITTING and _row(turn.number) in fold.rows)
             for conversation, turn in sorted(self.turns.items())
         )  # fmt: skip
-        backup = None if self.backup is None or self.rolled_back else fold.store(self.backup.snapshot())
+        backup = (
+            None if self.backup is None or self.rolled_back else fold.store(self.backup.snapshot())
+        )
         lost = (self.rolled_back, tuple(sorted(self.lost)))
         return (
             self.begun,
@@ -999,9 +993,7 @@ class _Fold:
             tuple(
                 sorted((self.owner(owner), until - now) for owner, until in leases if until > now)
             ),
-            tuple(
-                sorted((key, epoch, self.owner(owner)) for key, epoch, owner in conversations)
-            ),
+            tuple(sorted((key, epoch, self.owner(owner)) for key, epoch, owner in conversations)),
         )
 
 
@@ -1137,10 +1129,34 @@ _ENDED: Final = (ls.LeaseStage.LEAVING, ls.LeaseStage.LEFT)
 
 # ---------------------------------------------------------------- the search
 
+_SLOW, _PAUSE, _BACK = frozenset({"slow"}), frozenset({"pause"}), frozenset({"roll back"})
+_ONCE = OwnershipBounds("anything goes wrong once", 1, 2, 1, FAULTS - _BACK)
+_CLOCK = OwnershipBounds("a slow clock", 1, 2, 1, _PAUSE, skew=1)
+_NAME = OwnershipBounds("two processes of one name", 1, 2, 1, joined=False, one_name=True)
 OWNERSHIP_BOUNDS: Mapping[str, Sequence[OwnershipBounds]] = {
-    "small": (),
-    "ci": (),
-    "nightly": (),
+    "small": (
+        _ONCE,
+        OwnershipBounds("a slow clock", 1, 1, 1, _PAUSE, skew=1),
+        OwnershipBounds("two conversations", 2, 2, 1, frozenset({"crash"})),
+        OwnershipBounds("the store is rolled back", 1, 2, 1, _BACK),
+    ),
+    "ci": (
+        _ONCE,
+        _CLOCK,
+        _NAME,
+        OwnershipBounds("late answers", 1, 3, 1, _SLOW),
+        OwnershipBounds("two conversations", 2, 2, 1, FAULTS - _BACK),
+        OwnershipBounds("the store is rolled back", 1, 2, 1, _BACK),
+        OwnershipBounds("leaving late", 1, 1, 2, frozenset({"drain", "slow", "fail"})),
+    ),
+    "nightly": (
+        OwnershipBounds("anything goes wrong twice", 1, 2, 2, FAULTS - _BACK),
+        OwnershipBounds("slow clocks", 1, 2, 2, frozenset({"pause", "slow"}), skew=1),
+        attrs.evolve(_NAME, faults=2),
+        OwnershipBounds("late answers", 1, 3, 2, _SLOW),
+        OwnershipBounds("two conversations", 2, 3, 1, FAULTS - _BACK),
+        OwnershipBounds("the store is rolled back", 1, 3, 2, frozenset({"slow", "roll back"})),
+    ),
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 import attrs
@@ -18,6 +19,7 @@ from bridgecore.verify.explore_ownership import (
     OWNERSHIP_BOUNDS,
     OwnershipBounds,
     OwnershipProperty,
+    OwnershipReport,
     World,
     explore_ownership,
 )
@@ -81,10 +83,10 @@ def never_joined_again(
     return done
 
 
-def late_answer_is_illegal(
+def silence_is_illegal(
     lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
 ) -> ls.LeaseTransition:
-    """Does not expect that a lease can be refuted after it was lost."""
+    """Does not expect that a renewal is not answered."""
     done = ls.step(lease, event, times, now)
     if done.rule == "renewing-unanswered":
         raise LocalProtocolError(done.rule)
@@ -291,12 +293,162 @@ class Usurped(StoreModel):
         return super().handle(question, now)
 
 
+# ------------------------------------------------------------------ each is detected
+
+SLOW, PAUSE, BACK = frozenset({"slow"}), frozenset({"pause"}), frozenset({"roll back"})
 ONCE = OwnershipBounds("anything goes wrong once", 1, 2, 1)
-SKEW = OwnershipBounds("a clock", 1, 2, 1, frozenset({"pause"}), skew=1)
-SLOW = OwnershipBounds("slow twice", 1, 2, 2, frozenset({"slow"}))
-THREE = OwnershipBounds("three turns", 1, 3, 1, frozenset({"slow"}))
-BACK = OwnershipBounds("rolled back", 1, 3, 1, frozenset({"roll back"}))
-JOIN = OwnershipBounds("joining", 1, 2, 1, joined=False)
-NAME = OwnershipBounds("one name", 1, 2, 1, joined=False, one_name=True)
-PAUSE = OwnershipBounds("slow, then paused", 1, 2, 2, frozenset({"slow", "fail", "pause"}))
-BOUNDS = (ONCE, SKEW, SLOW, THREE, BACK, JOIN, NAME, PAUSE)
+SKEWED = OwnershipBounds("a slow clock", 1, 2, 1, PAUSE, skew=1)
+TWICE = OwnershipBounds("slow twice", 1, 2, 2, SLOW)
+LATE = OwnershipBounds("late answers", 1, 3, 1, SLOW)
+LOST = OwnershipBounds("rolled back", 1, 3, 1, BACK)
+JOINING = OwnershipBounds("joining", 1, 2, 1, joined=False)
+NAMES = OwnershipBounds("one name", 1, 2, 1, joined=False, one_name=True)
+BOTH = OwnershipBounds("slow or lost, then paused", 1, 2, 2, SLOW | PAUSE | {"fail"})
+MUTANTS: list[tuple[LeaseStep | ClaimStep | type, OwnershipBounds, OwnershipProperty]] = [
+    (from_the_answer, BOTH, P.NO_SEND_WITHOUT_A_LEASE),
+    (renewed_after_the_end, ONCE, P.NO_SEND_WITHOUT_A_LEASE),
+    (failed_renewal_counts, BOTH, P.NO_SEND_WITHOUT_A_LEASE),
+    (lost_silently, ONCE, P.ONE_LIVE_OWNER),
+    (never_joined_again, JOINING, P.LIVENESS),
+    (silence_is_illegal, ONCE, P.NO_ERROR),
+    (late_grant_counts, ONCE, P.UNKNOWN_IS_NOT_GRANTED),
+    (old_epoch_counts, LATE, P.EPOCHS_ONLY_GROW),
+    (old_epoch_counts, LOST, P.EPOCHS_ONLY_GROW),
+    (old_commit_counts, LATE, P.EPOCHS_ONLY_GROW),
+    (fenced_is_ignored, LOST, P.ONE_LIVE_OWNER),
+    (contradiction_is_ignored, LATE, P.ONE_LIVE_OWNER),
+    (kept_without_lease, ONCE, P.ONE_LIVE_OWNER),
+    (never_offered, TWICE, P.NO_SEND_WITHOUT_A_LEASE),
+    (no_fence, LOST, P.NO_SEND_WITHOUT_A_LEASE),
+    (no_release, ONCE, P.UNKNOWN_IS_NOT_GRANTED),
+    (releases_another_epoch, ONCE, P.UNKNOWN_IS_NOT_GRANTED),
+    (NoMargin, ONCE, P.NO_SEND_WITHOUT_A_LEASE),
+    (Careless, ONCE, P.NO_SEND_WITHOUT_A_LEASE),
+    (NoFloor, LOST, P.LIVENESS),
+    (Hopeful, ONCE, P.DURABLE_IS_STORED),
+    (Twice, ONCE, P.EVERY_TURN_IS_RESOLVED),
+    (Forgetful, NAMES, P.EVERY_TURN_IS_RESOLVED),
+    (AnyEpoch, LOST, P.STALE_EPOCH_CHANGES_NOTHING),
+    (AnyRelease, ONCE, P.STALE_EPOCH_CHANGES_NOTHING),
+    (SameEpoch, ONCE, P.LIVENESS),
+    (Buffered, ONCE, P.DURABLE_IS_STORED),
+    (Immortal, ONCE, P.LIVENESS),
+    (Usurped, NAMES, P.ONE_LIVE_OWNER),
+]
+
+
+def explore(
+    mutant: Any, bounds: OwnershipBounds, judged: Collection[OwnershipProperty] = P
+) -> OwnershipReport:
+    """Explore a mutant of whatever kind."""
+    if isinstance(mutant, type) and issubclass(mutant, StoreModel):
+        return explore_ownership(bounds, store=mutant, judged=judged)
+    if isinstance(mutant, type):
+        return explore_ownership(bounds, make=mutant, judged=judged)
+    of_lease = "lease" in inspect.signature(mutant).parameters
+    make = with_lease(mutant) if of_lease else with_claims(mutant)
+    return explore_ownership(bounds, make=make, judged=judged)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "bounds", "prop"), MUTANTS, ids=[f"{m.__name__}-{b.name}" for m, b, _ in MUTANTS]
+)
+def test_a_mutant_is_detected(mutant: Any, bounds: OwnershipBounds, prop: P) -> None:
+    assert [found.prop for found in explore(mutant, bounds).counterexamples] == [prop]
+
+
+def test_each_property_detects_a_mutant() -> None:
+    assert {prop for _, _, prop in MUTANTS} == set(P)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "bounds", "prop"),
+    [
+        (NoMargin, SKEWED, P.ONE_LIVE_OWNER),
+        (Careless, SKEWED, P.ONE_LIVE_OWNER),
+        (SameEpoch, ONCE, P.EPOCHS_ONLY_GROW),
+    ],
+)
+def test_a_second_property_detects_it_too(
+    mutant: type, bounds: OwnershipBounds, prop: OwnershipProperty
+) -> None:
+    """What follows from the defect, if the property that notices it first is not judged."""
+    assert [found.prop for found in explore(mutant, bounds, {prop}).counterexamples] == [prop]
+
+
+# ------------------------------------------------------------------ ours are clean
+
+
+@pytest.mark.parametrize("bounds", OWNERSHIP_BOUNDS["small"], ids=lambda bounds: bounds.name)
+def test_our_replicas_are_clean(bounds: OwnershipBounds) -> None:
+    report = explore_ownership(bounds)
+    assert report.counterexamples == []
+    assert report.complete
+    assert report.worlds > 1_000
+    # The absence of exceptions is not counted, and with one turn nothing is claimed.
+    always = set(P) - {P.NO_ERROR}
+    if bounds.turns == 1:
+        always -= {P.UNKNOWN_IS_NOT_GRANTED}
+    assert always <= set(report.checked)
+
+
+def test_the_margin_covers_no_larger_skew() -> None:
+    assert SKEWED.skew == SKEWED.times.margin
+    assert explore_ownership(SKEWED).counterexamples == []
+    beyond = attrs.evolve(SKEWED, skew=SKEWED.times.margin + 1)
+    (found,) = explore_ownership(beyond).counterexamples
+    assert found.prop is P.ONE_LIVE_OWNER
+    assert found.path.count("tick without 0") == 2
+    assert "pause 0" in found.path
+
+
+def test_the_same_moves_lead_to_the_same_world() -> None:
+    world, twin = World(ONCE), World(ONCE)
+    for _ in range(12):
+        move = list(world.moves())[-1]
+        before = world.key()
+        copy = world.copy()
+        copy.happens(move)
+        assert world.key() == before  # a copy is independent
+        assert copy.key() != before
+        twin.happens(move)
+        assert copy.key() == twin.key()
+        world = copy
+
+
+# ------------------------------------------------------------------ coverage
+
+NEVER = {
+    "started-twice": "a process is started once",
+    "answered-late": "`Holdings` passes on only the answer to the lease's open question",
+    "leave-twice": "a process ends once",
+    "due-left": "a lease that is given up has no `wake`",
+    "begun-twice": "the key of a conversation is drawn once",
+    "lease-lost-before": "`Holdings` keeps no claim that is not owned",
+    "unused-before": "`Holdings` keeps no claim that is not owned",
+}
+
+
+def test_every_other_rule_fires() -> None:
+    fired = set()
+
+    class Watched(Holdings):
+        @staticmethod
+        def lease_step(*args: Any) -> ls.LeaseTransition:
+            fired.add((done := ls.step(*args)).rule)
+            return done
+
+        @staticmethod
+        def claim_step(*args: Any) -> cl.ClaimTransition:
+            fired.add((done := cl.step(*args)).rule)
+            return done
+
+    for bounds in (
+        *OWNERSHIP_BOUNDS["small"],
+        OwnershipBounds("late answers", 1, 3, 1, SLOW, max_worlds=6_000),
+        OwnershipBounds("leaving late", 1, 0, 2, SLOW | {"drain"}),
+        OwnershipBounds("joining late", 1, 0, 1, SLOW, joined=False),
+    ):
+        assert explore_ownership(bounds, make=Watched).counterexamples == []
+    rules = {rule.id for rule in (*ls.LEASE_RULES.values(), *cl.CLAIM_RULES.values())}
+    assert rules - fired == set(NEVER)
