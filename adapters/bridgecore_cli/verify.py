@@ -41,6 +41,12 @@ from bridgecore.verify.explore_bridge import (
     BridgeReport,
     explore_bridge,
 )
+from bridgecore.verify.explore_ownership import (
+    OWNERSHIP_BOUNDS,
+    OwnershipProperty,
+    OwnershipReport,
+    explore_ownership,
+)
 from bridgecore.verify.mutate import BOUNDS as MUTANT_BOUNDS
 from bridgecore.verify.mutate import (
     KEPT,
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     sound = not stories and all(report.complete for report in reports)
     if sound:
         sound = _bridges(policy, args.bounds)
+        sound = _ownership(args.bounds) and sound
     if args.mutants and sound:
         sound = _mutants(policy, args.jobs, args.report)
     return 0 if sound else 1
@@ -175,6 +182,38 @@ def _bridges(policy: Policy, bounds: str) -> bool:
         word = "BROKEN" if prop in broken else "holds "
         print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
     return not broken
+
+
+def _ownership(bounds: str) -> bool:
+    """Explore two replicas over one store, print the results; whether every property holds."""
+    checked: Counter[OwnershipProperty] = Counter()
+    broken = set()
+    complete = True
+    print("\nownership by two replicas over one store")
+    for bound in OWNERSHIP_BOUNDS[bounds]:
+        began = time.perf_counter()
+        report = explore_ownership(bound, progress=_show_ownership)
+        show("")
+        seconds = time.perf_counter() - began
+        complete = complete and report.complete
+        print(
+            f"{bound.name:<28} {bound.turns} turns, {bound.faults} faults: "
+            f"{report.worlds:,} states{'' if report.complete else ', not all that there are'}, "
+            f"{report.edges:,} edges, {seconds:.1f} s"
+        )
+        checked += report.checked
+        for found in report.counterexamples:
+            broken.add(found.prop)
+            way = "\n".join(f"  {move}" for move in found.path)
+            print(f"\n{found.prop.name}: {found.prop.value}\n\n{way}\n\nbroken: {found.text}\n")
+    for prop in OwnershipProperty:
+        word = "BROKEN" if prop in broken else "holds "
+        print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
+    return complete and not broken
+
+
+def _show_ownership(report: OwnershipReport) -> None:
+    show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
 
 
 def _show_bridges(report: BridgeReport) -> None:

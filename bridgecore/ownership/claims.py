@@ -61,7 +61,8 @@ class Offered:
 
 @attrs.frozen
 class CommitAnswered:
-    """The answer to a commit that was asked for under the present lease."""
+    """The answer to a commit that was asked for under the present lease, with ``epoch``."""
+    epoch: int
     answer: st.Committed | st.Fenced
 
 @attrs.frozen
@@ -197,8 +198,14 @@ def _offered(claim: Claim, event: Offered) -> _Done:
 
 @_rule("commit-answered", CommitAnswered, _S.NEW, _S.OWNED)
 def _commit_answered(claim: Claim, event: CommitAnswered) -> _Done:
-    """Committed: owned. Fenced: another replica has claimed it; send nothing more."""
+    """Committed: owned. Fenced: another replica has claimed it; send nothing more.
+
+    A late answer to a commit of an earlier claim says nothing about the present one, unless it
+    names a newer owner. (The claim of a new conversation has epoch 0 at first, then 1.)
+    """
     answer = event.answer
+    if (event.epoch or 1) != (claim.epoch or 1) and answer.epoch <= claim.epoch:
+        return claim, ()
     seen = max(claim.seen, answer.epoch)
     if isinstance(answer, st.Fenced):
         return Claim(seen=seen), (_E.FENCE,)

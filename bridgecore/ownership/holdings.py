@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from typing import Final, TypeAlias, assert_never
+from typing import Any, Final, TypeAlias, assert_never
 
 import attrs
 
@@ -114,6 +114,10 @@ class Holdings:
     Methods take ``now`` in ns and return the effects, in order.
     """
 
+    # The rules that are applied: an explorer watches them, or puts others in their place.
+    lease_step = staticmethod(ls.step)
+    claim_step = staticmethod(cl.step)
+
     def __init__(
         self, replica: str, advertise: str | None, times: ls.LeaseTimes, seed: bytes
     ) -> None:
@@ -131,6 +135,33 @@ class Holdings:
         ] = []  # until the lease begins: with deadline
         self._queries = 0
         self._out: list[HoldingsEffect] = []
+
+    def copy(self) -> Holdings:
+        """An independent copy, for an explorer."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        other._claims = self._claims.copy()
+        other._seen = self._seen.copy()
+        other._asked = self._asked.copy()
+        other._waiting = self._waiting.copy()
+        other._out = self._out.copy()
+        return other
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """All that decides about the future, as values, for an explorer: the lease; claims, and
+        highest epochs, by conversation; open questions by query, which of them is the lease's, and
+        what waits for the lease."""
+        return (
+            self._lease,
+            tuple(self._claims.items()),
+            tuple(self._seen.items()),
+            tuple(
+                (query, asked.question, asked.owner, asked.turn, asked.deadline, asked.distrusted)
+                for query, asked in self._asked.items()
+            ),
+            self._of_lease,
+            tuple(self._waiting),
+        )
 
     # ------------------------------------------------------------ state
 
@@ -302,7 +333,8 @@ class Holdings:
         self, asked: _Asked, question: st.Commit, answer: st.Answer, *, present: bool
     ) -> None:
         if isinstance(answer, st.Committed | st.Fenced) and present:
-            self._step_claim(question.conversation, cl.CommitAnswered(answer), 0)
+            event = cl.CommitAnswered(question.epoch, answer)
+            self._step_claim(question.conversation, event, 0)
         if asked.turn is not None:
             durable, fenced = isinstance(answer, st.Committed), isinstance(answer, st.Fenced)
             self._out.append(Settled(asked.turn, durable, fenced))
@@ -335,7 +367,7 @@ class Holdings:
         return self._take()
 
     def _step_lease(self, event: ls.LeaseEvent, now: int) -> None:
-        transition = ls.step(self._lease, event, self.times, now)
+        transition = self.lease_step(self._lease, event, self.times, now)
         before, self._lease = self._lease, transition.state
         if before.stage in _WAITING_FOR_THE_STORE and self._lease.stage is not before.stage:
             self._of_lease = 0  # its question was answered or is given up
@@ -371,7 +403,7 @@ class Holdings:
         claim = self._claims.get(conversation)
         if claim is None:
             claim = cl.Claim(seen=self._seen.get(conversation, 0))
-        transition = cl.step(claim, event)
+        transition = self.claim_step(claim, event)
         state = transition.state
         if state.stage is cl.ClaimStage.NONE:
             self._claims.pop(conversation, None)

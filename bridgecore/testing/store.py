@@ -8,7 +8,7 @@ on it. It does no I/O and has no clock: time is an argument.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, assert_never
+from typing import Any, Protocol, assert_never
 
 import attrs
 
@@ -87,10 +87,19 @@ class StoreModel:
 
     def copy(self) -> StoreModel:
         """An independent copy: a backup to roll back to, or a state for the explorer."""
-        other = StoreModel()
+        other = type(self)()
         for name, value in vars(self).items():
             setattr(other, name, value.copy())
         return other
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """The content as values, for an explorer: leases, as (owner, end in ns); conversations, as
+        (key, epoch, owner); and the keys of the responses."""
+        return (
+            tuple((lease.owner, lease.until) for lease in self._leases.values()),
+            tuple((key, each.epoch, each.owner) for key, each in self._conversations.items()),
+            tuple(self._rows),
+        )
 
     def __len__(self) -> int:
         """How many responses are stored."""

@@ -12,6 +12,7 @@ import pytest
 
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore_bridge import BRIDGE_BOUNDS
+from bridgecore.verify.explore_ownership import OWNERSHIP_BOUNDS
 from bridgecore_cli.arguments import BOUNDS_NAMES
 
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
@@ -65,6 +66,7 @@ def test_a_clean_policy() -> None:
     table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if "  " in line)
     assert int(table["states"].replace(",", "")) > 10_000
     assert "rules never fired  none" in done.stdout
+    assert "holds   ONE_LIVE_OWNER" in done.stdout
 
 
 @pytest.mark.parametrize("policy", ["nobody", "no_such_module:policy", "policies:number", ":x"])
@@ -77,4 +79,4 @@ def test_no_such_policy(policy: str, tmp_path: Path) -> None:
 
 
 def test_the_names_of_the_bounds_are_those_that_there_are() -> None:
-    assert tuple(BOUNDS) == tuple(BRIDGE_BOUNDS) == BOUNDS_NAMES
+    assert tuple(BOUNDS) == tuple(BRIDGE_BOUNDS) == tuple(OWNERSHIP_BOUNDS) == BOUNDS_NAMES
