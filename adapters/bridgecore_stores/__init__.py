@@ -39,25 +39,22 @@ def open_store(url: str, keys: Keys, *, timeout: int) -> Store:
     scheme, colon, _ = url.partition(":")
     match scheme.lower() if colon else "":
         case "sqlite":
-            from bridgecore_stores import sqlite
-
-            connector = sqlite.connector(url, keys, timeout)
+            from bridgecore_stores.sqlite import connector as connector_of
         case "postgresql" | "postgres":
             try:
-                from bridgecore_stores import postgresql
+                from bridgecore_stores.postgresql import connector as connector_of
             except ImportError as error:
                 raise _missing("postgresql", error) from error
-            connector = postgresql.connector(url, keys, timeout)
         case "valkey" | "valkeys" | "redis" | "rediss":
             try:
-                from bridgecore_stores import valkey
+                from bridgecore_stores.valkey import connector as connector_of
             except ImportError as error:
                 raise _missing("valkey", error) from error
-            connector = valkey.connector(url, keys, timeout)
         case _:
             raise StoreError(
                 "the URL of a store must begin with sqlite:, postgresql:// or valkey://"
             )
+    connector = connector_of(url, keys, timeout)
     first = connector.connect()
     try:
         first.open(first=True)
