@@ -330,7 +330,19 @@ class Postgresql:
         return self._send([(statement, [*arguments])])[0]
 
     def _send(self, calls: Sequence[tuple[str, list[_Value]]]) -> list[list[_Row]]:
-        """Carry out statements in one transaction, that of their pipeline; the rows of each."""
+        """Carry out statements in one transaction, that of their pipeline; the rows of each.
+
+        Raises:
+            ServerError: one was refused, and so none was carried out.
+            ConnectionLostError: the connection has ended.
+            TimeoutError: there was no answer in time.
+        """
+        try:
+            return self._in_pipeline(calls)
+        except psycopg.OperationalError:  # of the library, not of the server
+            raise ConnectionLostError from None
+
+    def _in_pipeline(self, calls: Sequence[tuple[str, list[_Value]]]) -> list[list[_Row]]:
         connection = self._connection
         assert connection is not None
         for statement, arguments in calls:
@@ -388,10 +400,7 @@ class Postgresql:
     def _result(self, connection: pq.abc.PGconn) -> pq.abc.PGresult | None:
         while connection.is_busy():
             self._wait(select.POLLIN)
-            try:
-                connection.consume_input()
-            except psycopg.OperationalError:
-                raise ConnectionLostError from None
+            connection.consume_input()
         return connection.get_result()
 
     def _wait(self, events: int) -> int:

@@ -199,17 +199,19 @@ def _framed(*parts: bytes) -> bytes:
 
 
 def _derive(secret: bytes, purpose: bytes) -> bytes:
-    """HKDF-SHA256 (RFC 5869) without a salt, 32 bytes. One block, so it is two HMACs."""
-    pseudorandom = hmac.digest(bytes(32), secret, "sha256")
-    return hmac.digest(pseudorandom, b"bridgecore/" + purpose + b"\x01", "sha256")
-
-
-def _cipher(key: bytes) -> AESGCM:
+    """32 bytes of HKDF-SHA256 without a salt. The secret is random and long enough by itself."""
     try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ImportError as error:
         raise StoreError(
             "a store encrypts with the package cryptography, which is not installed: "
             "pip install 'bridgecore[store]'"
         ) from error
+    return HKDF(SHA256(), 32, salt=None, info=b"bridgecore/" + purpose).derive(secret)
+
+
+def _cipher(key: bytes) -> AESGCM:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
     return AESGCM(key)

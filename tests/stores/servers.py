@@ -34,8 +34,9 @@ class Server:
 
     def signal(self, number: int) -> None:
         """Send a signal to the server and to the processes that it has started."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        for pid in [self.pid, *map(int, children)]:
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")  # only on Linux
+        others = children.read_text().split() if children.exists() else []
+        for pid in [self.pid, *map(int, others)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 

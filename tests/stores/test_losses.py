@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import shutil
 import signal
 import sqlite3
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import LiteralString
 
 import attrs
 import psycopg
@@ -28,7 +30,19 @@ from bridgecore_stores import Keys, StoreError, open_store
 from bridgecore_stores.backend import Backend
 from bridgecore_stores.sqlite import connector
 from tests.stores import servers
-from tests.stores.asking import KEYS, NS, A, Asking, B, Place, commit, key_of, response, resume
+from tests.stores.asking import (
+    KEYS,
+    NS,
+    PATIENCE,
+    A,
+    Asking,
+    B,
+    Place,
+    commit,
+    key_of,
+    response,
+    resume,
+)
 
 OLD = b"an older secret that is long enough"
 POSTGRESQL = pytest.mark.xdist_group("server-postgresql")
@@ -264,6 +278,77 @@ def test_a_restored_copy_of_sqlite_leads_to_epochs_above_those_seen(
     assert ask(resume(B, "1", floor=3)) == st.Claimed(key_of("c"), 4, (b"payload of 1",))
 
 
+# ------------------------------------------------------------ at the same time
+
+
+def test_of_many_that_claim_at_once_one_gets_it(real: Place) -> None:
+    first = real.open()
+    first.join(A)
+    claimers = {st.Owner(str(n), "first"): real.open() for n in range(5)}
+    for owner, ask in claimers.items():
+        ask.join(owner)
+    for round in range(10):
+        first.begin(A, f"c{round}", response(f"r{round}"))
+        first(st.Release(A, ((key_of(f"c{round}"), 1),)))
+        answers: queue.SimpleQueue[st.Answer] = queue.SimpleQueue()
+        for owner, ask in claimers.items():
+            ask.client.ask(resume(owner, f"r{round}"), answers.put)
+        found = [answers.get(timeout=PATIENCE) for _ in claimers]
+        assert [type(answer) for answer in found].count(st.Claimed) == 1
+        assert [type(answer) for answer in found].count(st.OwnedElsewhere) == 4
+
+
+@POSTGRESQL
+def test_a_claim_waits_for_a_renewal_in_progress(postgresql_place: Place) -> None:
+    ask = postgresql_place.open()
+    ask.join(A, NS // 5)
+    ask.join(B)
+    ask.begin(A, "c", response("1"))
+    answers: queue.SimpleQueue[st.Answer] = queue.SimpleQueue()
+    with (
+        psycopg.connect(postgresql_place.url) as renewing,
+        psycopg.connect(postgresql_place.url, autocommit=True) as watching,
+    ):
+        renewing.execute("SELECT bridgecore_renew_1('a', 'first', 1000000000)")
+        _until(watching, "SELECT until < clock_timestamp() FROM bridgecore_lease ORDER BY replica")
+        # To everybody else the lease has ended, but its renewal was in time.
+        ask.client.ask(resume(B, "1"), answers.put)
+        _until(watching, "SELECT count(*) = 1 FROM pg_locks WHERE NOT granted")
+        renewing.commit()
+        found = answers.get(timeout=PATIENCE)
+    assert isinstance(found, st.OwnedElsewhere)
+    assert found.remaining > 900 * NS
+
+
+def _until(connection: psycopg.Connection, query: LiteralString) -> None:
+    end = time.monotonic() + PATIENCE
+    while connection.execute(query).fetchone() != (True,):
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def test_one_replica_sweeps_at_a_time(real: Place) -> None:
+    ask = real.open()
+    ask.join(A)
+    ask.begin(A, "c", response("1"))
+    match real.kind:
+        case "sqlite":
+            with contextlib.closing(sqlite3.connect(real.file)) as database, database:
+                until = time.monotonic_ns() + 50 * NS
+                database.execute("INSERT INTO sweeper VALUES (1, 'b', 'second', ?)", (until,))
+        case "postgresql":
+            with psycopg.connect(real.url) as connection:
+                connection.execute("SELECT bridgecore_take_sweep_1('b', 'second')")
+        case _:
+            with valkey.Valkey.from_url(real.url) as client:
+                client.set("{bridgecore}:sweeper", "1:bsecond", px=50_000)
+    assert ask(st.Sweep(A, 0)) == st.Swept(0)
+    assert ask(st.Sweep(B, 0)) == st.Swept(1)
+    # It has said that it is done.
+    ask.begin(A, "d", response("2"))
+    assert ask(st.Sweep(A, 0)) == st.Swept(1)
+
+
 # ------------------------------------------------------------ processes on one file
 
 OWNER_SCRIPT = """
@@ -335,7 +420,7 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     backend = _opened(tmp_path)
     assert backend.carry_out([st.Join(A, None, 1000 * NS)]) == [st.Joined()]
     assert backend.carry_out([commit(A, "c", 0, response("1"))]) == [st.Committed(1)]
-    backend._database.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]  # SQLite's
+    backend._database.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]  # of Sqlite only
     with pytest.raises(sqlite3.Error) as raised:
         backend.carry_out([commit(A, "c", 1, response("2", "1", payload=os.urandom(100_000)))])
     assert backend.reason(raised.value) == "disk full"
