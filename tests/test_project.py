@@ -38,6 +38,7 @@ PACKAGES = {
     "bridgecore": ROOT / "bridgecore",
     "bridgecore_asyncio": ROOT / "adapters" / "bridgecore_asyncio",
     "bridgecore_cli": ROOT / "adapters" / "bridgecore_cli",
+    "bridgecore_stores": ROOT / "adapters" / "bridgecore_stores",
     "bridgecore_trio": ROOT / "adapters" / "bridgecore_trio",
 }
 
@@ -216,6 +217,7 @@ def unmirrored(path: str, source: str, modules: Container[str]) -> list[str]:
 _TESTED_IN = {
     "adapters/": ("adapters/bridgecore_asyncio/", "adapters/bridgecore_trio/"),
     "cli/": ("adapters/bridgecore_cli/",),
+    "stores/": ("adapters/bridgecore_stores/",),
 }
 
 

@@ -1,0 +1,537 @@
+"""A store in PostgreSQL.
+
+What belongs here: a connection with a limit on every wait, and each question as a call of a
+function (``migrations/``). Each question is one statement, and so one round trip and one
+transaction; several commits are sent together and are one transaction, too.
+
+psycopg's own cursors wait without a limit for a server that no longer answers. So this uses its
+layer below, ``psycopg.pq``, and waits by itself: a connection whose answer is late is thrown away.
+The server gives up by ``statement_timeout`` at about the same time.
+
+Nothing is kept in a session, neither settings nor prepared statements nor locks, because PgBouncer
+in transaction mode gives each transaction another one.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import select
+import struct
+import time
+from collections.abc import Sequence
+from typing import Final, TypeAlias, assert_never
+
+import psycopg
+from psycopg import conninfo, pq
+
+from bridgecore.ownership import store as st
+from bridgecore_stores.backend import ConnectionLostError, Connector, StoreError
+from bridgecore_stores.sealing import Keys, named_by, names_of, unseal_path
+
+SWEEP_BATCH: Final = 200
+"""Responses that one transaction of a sweep looks at: a few milliseconds."""
+
+# Sent at the same time, so they wait for the network together.
+_WORKERS = 4
+_OLDEST_LIBPQ = 140_000  # the first one with pipelines
+# Of the advisory lock of migrations, in a transaction: any number that no other program uses.
+_MIGRATION_LOCK = 0x62726964
+_DEADLOCK = "40P01"
+
+_Row: TypeAlias = list[bytes | None]
+_Value: TypeAlias = bytes | str | int | list[bytes | None] | list[bytes] | None
+
+
+def connector(url: str, keys: Keys, timeout: int) -> Connector:
+    """Makes the connections of one store to the database of ``postgresql://...``.
+
+    Raises:
+        StoreError: the URL is wrong, or the client library too old.
+    """
+    if pq.version() < _OLDEST_LIBPQ:
+        raise StoreError("the store needs libpq 14 or newer: pip install 'psycopg[binary]'")
+    seconds = timeout / 1e9
+    defaults: dict[str, str | int] = {
+        "application_name": "bridgecore",
+        "connect_timeout": max(1, round(seconds)),
+        # A server that is gone is noticed also while nothing is sent.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": timeout // 1_000_000,
+    }
+    try:
+        given = conninfo.conninfo_to_dict(url)
+        text = conninfo.make_conninfo(url, **{k: v for k, v in defaults.items() if k not in given})
+    except psycopg.Error:
+        # Its message would have the URL in it, and with it the password.
+        raise StoreError("the URL of the PostgreSQL store is not valid") from None
+    return Connector(lambda: Postgresql(text, keys, timeout), _WORKERS)
+
+
+class ServerError(Exception):
+    """The server refused a statement. ``state``: its SQLSTATE (PostgreSQL, appendix A)."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(state)
+        self.state = state
+
+
+class Postgresql:
+    """One connection to the database."""
+
+    def __init__(self, dsn: str, keys: Keys, timeout: int) -> None:
+        self._dsn = dsn
+        self._keys = keys
+        self._timeout = timeout
+        self._connection: pq.abc.PGconn | None = None
+        self._poll = select.poll()
+        self._until = 0.0  # when a wait has to end, by time.monotonic()
+
+    # ------------------------------------------------------------ opening
+
+    def open(self, *, first: bool = False) -> None:
+        """See ``Backend.open``."""
+        self._until = time.monotonic() + self._timeout / 1e9
+        self._connect()
+        if first:
+            self._migrate()
+        else:
+            self._check_version(self._version())
+
+    def _connect(self) -> None:
+        options = conninfo.conninfo_to_dict(self._dsn).get("options") or ""
+        limit = f"-c statement_timeout={max(1, self._timeout // 1_000_000)}"
+        message = self._try_to_connect(
+            conninfo.make_conninfo(self._dsn, options=f"{options} {limit}".strip())
+        )
+        if message is not None and "startup parameter" in message:
+            # PgBouncer does not know `options`. The limit of this side is left.
+            message = self._try_to_connect(self._dsn)
+        if message is not None:
+            raise StoreError(_why_not(message))
+
+    def _try_to_connect(self, dsn: str) -> str | None:
+        """What is wrong, None if nothing is."""
+        self.close()
+        self._connection = connection = pq.PGconn.connect_start(dsn.encode())
+        while True:
+            if connection.status == pq.ConnStatus.BAD:
+                return connection.get_error_message()
+            match connection.connect_poll():
+                case pq.PollingStatus.OK:
+                    break
+                case pq.PollingStatus.READING:
+                    self._wait(select.POLLIN)
+                case pq.PollingStatus.WRITING:
+                    self._wait(select.POLLOUT)
+                case _:
+                    return connection.get_error_message()
+        connection.nonblocking = 1
+        connection.enter_pipeline_mode()
+        return None
+
+    def _migrate(self) -> None:
+        scripts = [
+            file.read_text(encoding="utf-8")
+            for file in sorted(
+                importlib.resources.files("bridgecore_stores").joinpath("migrations").iterdir(),
+                key=lambda file: file.name,
+            )
+            if re.fullmatch(r"\d{4}_postgresql\.sql", file.name)
+        ]
+        assert len(scripts) == VERSION
+        connection = self._connection
+        assert connection is not None
+        # Scripts of several statements need the simple protocol, which a pipeline does not have.
+        connection.exit_pipeline_mode()
+        try:
+            # Only one at a time. The lock is that of the transaction, and ends with it.
+            self._simple(f"BEGIN; SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            if self._simple("SELECT to_regclass('bridgecore_meta')") == [[None]]:
+                self._simple("CREATE TABLE bridgecore_meta (version int NOT NULL)")
+            version = int((self._simple("SELECT max(version) FROM bridgecore_meta")[0][0]) or 0)
+            if version:
+                self._check_version(version, oldest=1)
+            for script in scripts[version:]:
+                self._simple(script)
+            # Also if nothing is new: the write shows whether the database can be written.
+            self._simple(
+                f"DELETE FROM bridgecore_meta; INSERT INTO bridgecore_meta VALUES ({VERSION})"
+            )
+            self._simple("COMMIT")
+        finally:
+            if connection.transaction_status == pq.TransactionStatus.IDLE:
+                connection.enter_pipeline_mode()
+
+    def _version(self) -> int:
+        rows = self._ask("SELECT to_regclass('bridgecore_meta')::text")
+        if rows[0][0] is None:
+            return 0
+        return _number(self._ask("SELECT max(version)::bigint FROM bridgecore_meta")[0][0])
+
+    def _check_version(self, version: int, oldest: int | None = None) -> None:
+        if not (VERSION if oldest is None else oldest) <= version <= VERSION:
+            raise StoreError(
+                f"the tables in PostgreSQL have version {version}, this program uses version "
+                f"{VERSION}: all replicas need the same version of bridgecore"
+            )
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.finish()
+            self._poll = select.poll()  # the next descriptor may have the same number
+
+    def reason(self, error: Exception) -> str:
+        """See ``Backend.reason``."""
+        if isinstance(error, StoreError):
+            return str(error)
+        if isinstance(error, ServerError):
+            return _REASONS.get(error.state) or f"PostgreSQL error {error.state}"
+        if isinstance(error, TimeoutError):
+            return "PostgreSQL did not answer in time"
+        if isinstance(error, ConnectionLostError | psycopg.OperationalError):
+            return "the connection to PostgreSQL was lost"
+        return type(error).__name__
+
+    # ------------------------------------------------------------ questions
+
+    def carry_out(self, questions: Sequence[st.Question]) -> list[st.Answer]:
+        """See ``Backend.carry_out``."""
+        self._until = time.monotonic() + self._timeout / 1e9
+        # In one order in all replicas, or groups could wait for each other. Those of one
+        # conversation keep their order.
+        order = sorted(range(len(questions)), key=lambda n: _conversation_of(questions[n]))
+        calls = [self._call(questions[n]) for n in order]
+        try:
+            results = self._send(calls)
+        except ServerError as error:
+            if error.state != _DEADLOCK:
+                raise
+            results = self._send(calls)  # nothing of it was carried out, and the other one has been
+        answers: dict[int, st.Answer] = {}
+        for n, rows in zip(order, results, strict=True):
+            answers[n] = self._answer(questions[n], rows)
+        return [answers[n] for n in range(len(questions))]
+
+    def _call(self, question: st.Question) -> tuple[str, list[_Value]]:
+        """The function of a question, and its arguments."""
+        owner: list[_Value] = [question.owner.replica, question.owner.incarnation]
+        match question:
+            case st.Join():
+                return _JOIN, [*owner, question.advertise, _microseconds(question.ttl)]
+            case st.Renew():
+                return _RENEW, [*owner, _microseconds(question.ttl)]
+            case st.Leave():
+                return _LEAVE, owner
+            case st.Resume():
+                names = names_of(self._keys, question)
+                return _RESUME, [*owner, names, question.floor, question.load]
+            case st.Commit():
+                responses = question.responses
+                # In one order in all replicas, as above.
+                named = sorted(named_by(self._keys, responses).items())
+                return _COMMIT, [
+                    *owner,
+                    question.conversation,
+                    question.epoch,
+                    [each.key for each in responses],
+                    [each.parent for each in responses],
+                    [self._keys.seal(each.payload, each.key) for each in responses],
+                    [name for name, _ in named],
+                    [key for _, key in named],
+                ]
+            case st.Release():
+                conversations = sorted(question.conversations)
+                return _RELEASE, [
+                    *owner,
+                    [conversation for conversation, _ in conversations],
+                    "{" + ",".join(str(epoch) for _, epoch in conversations) + "}",
+                ]
+            case st.Sweep():
+                return _TAKE_SWEEP, owner
+            case _:
+                assert_never(question)
+
+    def _answer(self, question: st.Question, rows: list[_Row]) -> st.Answer:
+        match question:
+            case st.Join():
+                remaining = _number(rows[0][0])
+                return st.NameTaken(remaining) if remaining else st.Joined()
+            case st.Renew():
+                return st.Renewed() if rows[0][0] == _TRUE else st.LeaseEnded()
+            case st.Leave() | st.Release():
+                return st.Done()
+            case st.Resume():
+                return self._resumed(question, rows)
+            case st.Commit():
+                epoch = _number(rows[0][0])
+                return st.Committed(epoch) if epoch > 0 else st.Fenced(-1 - epoch)
+            case st.Sweep():
+                return st.Swept(self._sweep(question) if rows[0][0] == _TRUE else 0)
+            case _:
+                assert_never(question)
+
+    def _resumed(self, resume: st.Resume, rows: list[_Row]) -> st.Answer:
+        outcome, conversation, epoch, replica, incarnation, advertise, remaining, taken = rows[0][
+            :8
+        ]
+        if outcome == b"ended":
+            return st.LeaseEnded()
+        if outcome == b"missing" or conversation is None:
+            return st.NotStored()
+        if outcome == b"elsewhere":
+            return st.OwnedElsewhere(
+                conversation,
+                _number(epoch),
+                st.Owner((replica or b"").decode(), (incarnation or b"").decode()),
+                None if advertise is None else advertise.decode(),
+                _number(remaining),
+            )
+        path = unseal_path(
+            self._keys,
+            [(row[8] or b"", row[9] if resume.load else None, row[10] or b"") for row in rows],
+        )
+        if path is None:
+            if taken == _TRUE:  # who cannot read it must not keep others from it
+                self._send(
+                    [self._call(st.Release(resume.owner, ((conversation, _number(epoch)),)))]
+                )
+            return st.NotStored()
+        return st.Claimed(conversation, _number(epoch), path)
+
+    def _sweep(self, sweep: st.Sweep) -> int:
+        owner: list[_Value] = [sweep.owner.replica, sweep.owner.incarnation]
+        before = self._ask(_BEFORE, _microseconds(sweep.age))[0][0]
+        count = 0
+        last: _Row = [_BEGINNING, b""]
+        while rows := self._batch(_SWEEP, [before, last[0], last[1], SWEEP_BATCH]):
+            last = rows[0][:2]
+            count += _number(rows[0][2])
+            if self._batch(_TAKE_SWEEP, owner)[0][0] != _TRUE:
+                return count  # this one took so long that another has begun
+        conversation: bytes | None = b""
+        while conversation is not None:
+            conversation = self._batch(_FORGET, [conversation, SWEEP_BATCH])[0][0]
+        self._batch(_END_SWEEP, owner)
+        return count
+
+    def _batch(self, function: str, arguments: Sequence[_Value]) -> list[_Row]:
+        """A transaction of a sweep. The limit on waits is that of each, not that of all."""
+        self._until = time.monotonic() + self._timeout / 1e9
+        return self._ask(function, *arguments)
+
+    # ------------------------------------------------------------ the wire
+
+    def _ask(self, statement: str, *arguments: _Value) -> list[_Row]:
+        return self._send([(statement, [*arguments])])[0]
+
+    def _send(self, calls: Sequence[tuple[str, list[_Value]]]) -> list[list[_Row]]:
+        """Carry out statements in one transaction, that of their pipeline; the rows of each.
+
+        Raises:
+            ServerError: one was refused, and so none was carried out.
+            ConnectionLostError: the connection has ended.
+            TimeoutError: there was no answer in time.
+        """
+        try:
+            return self._in_pipeline(calls)
+        except psycopg.OperationalError:  # of the library, not of the server
+            raise ConnectionLostError from None
+
+    def _in_pipeline(self, calls: Sequence[tuple[str, list[_Value]]]) -> list[list[_Row]]:
+        connection = self._connection
+        assert connection is not None
+        for statement, arguments in calls:
+            values = [_encoded(argument) for argument in arguments]
+            formats = [
+                pq.Format.TEXT if isinstance(argument, int | str) else pq.Format.BINARY
+                for argument in arguments
+            ]
+            connection.send_query_params(
+                statement.encode(),
+                values,
+                param_formats=formats,
+                result_format=pq.Format.BINARY,
+            )
+        connection.pipeline_sync()
+        self._flush(connection)
+        results: list[list[_Row]] = []
+        state: str | None = None
+        while True:
+            result = self._result(connection)
+            if result is None:
+                continue  # the end of the results of one statement
+            match result.status:
+                case pq.ExecStatus.PIPELINE_SYNC:
+                    break
+                case pq.ExecStatus.TUPLES_OK | pq.ExecStatus.COMMAND_OK:
+                    results.append(_rows(result))
+                case pq.ExecStatus.PIPELINE_ABORTED:
+                    pass  # for the error of an earlier one
+                case _:
+                    state = state or _state(connection, result)
+        if state is not None:
+            raise ServerError(state)
+        return results
+
+    def _simple(self, statements: str) -> list[_Row]:
+        """Carry out statements by the simple protocol; the rows of the last one, as text."""
+        connection = self._connection
+        assert connection is not None
+        connection.send_query(statements.encode())
+        self._flush(connection)
+        rows: list[_Row] = []
+        while (result := self._result(connection)) is not None:
+            if result.status not in (pq.ExecStatus.TUPLES_OK, pq.ExecStatus.COMMAND_OK):
+                raise ServerError(_state(connection, result))
+            rows = _rows(result)
+        return rows
+
+    def _flush(self, connection: pq.abc.PGconn) -> None:
+        while connection.flush():
+            # Also what comes is read, or both sides could wait for each other to read.
+            if self._wait(select.POLLIN | select.POLLOUT) & ~select.POLLOUT:
+                connection.consume_input()
+
+    def _result(self, connection: pq.abc.PGconn) -> pq.abc.PGresult | None:
+        while connection.is_busy():
+            self._wait(select.POLLIN)
+            connection.consume_input()
+        return connection.get_result()
+
+    def _wait(self, events: int) -> int:
+        """Wait for the socket; which of the events have come.
+
+        Raises:
+            TimeoutError: there was none in time.
+        """
+        connection = self._connection
+        assert connection is not None
+        self._poll.register(connection.socket, events)
+        left = max(0.0, self._until - time.monotonic())
+        came = self._poll.poll(left * 1000)
+        if not came:
+            raise TimeoutError
+        return came[0][1]
+
+
+# ------------------------------------------------------------ statements
+
+VERSION: Final = 1
+"""The version of the tables: how many scripts there are in ``migrations/``."""
+
+_JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
+_RENEW = "SELECT bridgecore_renew_1($1, $2, $3::bigint)"
+_LEAVE = "SELECT bridgecore_leave_1($1, $2)"
+_RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"
+_COMMIT = (
+    "SELECT bridgecore_commit_1($1, $2, $3::bytea, $4::bigint, "
+    "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[])"
+)
+_RELEASE = "SELECT bridgecore_release_1($1, $2, $3::bytea[], $4::bigint[])"
+_TAKE_SWEEP = "SELECT bridgecore_take_sweep_1($1, $2)"
+_SWEEP = "SELECT * FROM bridgecore_sweep_1($1::timestamptz, $2::timestamptz, $3::bytea, $4::int)"
+_FORGET = "SELECT bridgecore_forget_1($1::bytea, $2::int)"
+_END_SWEEP = "SELECT bridgecore_end_sweep_1($1, $2)"
+_BEFORE = "SELECT clock_timestamp() - $1::bigint * interval '1 microsecond'"
+
+_TRUE = b"\x01"
+_BEGINNING = struct.pack(">q", -(2**63))  # '-infinity', as the server sends it
+
+_REASONS: Final = {
+    "08P01": "protocol error",
+    "25006": "the database is read-only",
+    "28P01": "wrong password",
+    "28000": "the server refuses this user",
+    "3D000": "there is no such database",
+    "42501": "the user may not do this in the database",
+    "53100": "disk full",
+    "53200": "the server is out of memory",
+    "53300": "the server has too many connections",
+    "57014": "PostgreSQL did not answer in time",
+    "57P01": "the server is shutting down",
+    "57P03": "the server is starting",
+}
+
+_OID_BYTEA = 17
+_NULL = b"\xff\xff\xff\xff"  # the length -1
+
+
+def _microseconds(ns: int) -> int:
+    """What an interval of the server counts; at least one, because no lease is without an end."""
+    return max(0, ns // 1000)
+
+
+def _conversation_of(question: st.Question) -> bytes:
+    return question.conversation if isinstance(question, st.Commit) else b""
+
+
+def _encoded(value: _Value) -> bytes | None:
+    """An argument in the format that ``_send`` declares: numbers and texts as text, others in the
+    binary format of the server."""
+    match value:
+        case None | bytes():
+            return value
+        case bool():
+            return b"true" if value else b"false"
+        case int():
+            return b"%d" % value
+        case str():
+            return value.encode()
+        case _:
+            return _array(value)
+
+
+def _array(values: Sequence[bytes | None]) -> bytes:
+    """An array of bytea in binary format (array_send in the source of the server): the number of
+    dimensions, whether there are nulls, the type; its size and first index; then each element after
+    its length."""
+    if not values:
+        return struct.pack(">iiI", 0, 0, _OID_BYTEA)
+    parts = [struct.pack(">iiIii", 1, int(None in values), _OID_BYTEA, len(values), 1)]
+    for value in values:
+        parts.append(_NULL if value is None else struct.pack(">i", len(value)))
+        parts.append(value or b"")
+    return b"".join(parts)
+
+
+def _number(value: bytes | None) -> int:
+    assert value is not None
+    return int.from_bytes(value, "big", signed=True)
+
+
+def _rows(result: pq.abc.PGresult) -> list[_Row]:
+    columns = range(result.nfields)
+    return [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
+
+
+def _state(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> str:
+    """The SQLSTATE of an error.
+
+    Raises:
+        ConnectionLostError: the error is the end of the connection.
+    """
+    state = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    # The server says why it ends a connection, and then it ends.
+    if not state or state in ("57P01", "57P02") or connection.status == pq.ConnStatus.BAD:
+        raise ConnectionLostError
+    return state
+
+
+def _why_not(message: str) -> str:
+    """Why there is no connection, in short. The message of the library may name the user."""
+    if "password" in message or "authentication" in message:
+        return "PostgreSQL: wrong user or password"
+    if "does not exist" in message and "database" in message:
+        return "PostgreSQL: there is no such database"
+    if "too many" in message or "remaining connection slots" in message:
+        return "PostgreSQL: the server has too many connections"
+    if "starting up" in message or "shutting down" in message:
+        return "PostgreSQL: the server is starting or shutting down"
+    if "certificate" in message or "SSL" in message:
+        return "PostgreSQL: TLS failed: look at sslmode and sslrootcert"
+    return "PostgreSQL cannot be reached"

@@ -1,0 +1,518 @@
+"""A store in a SQLite file, for the processes of one host.
+
+What belongs here: its tables, and each question as SQL.
+
+*Durability.* With ``synchronous=NORMAL`` and a write-ahead log, a commit is a write and not an
+fsync: it costs microseconds instead of milliseconds. What is committed survives the end of any
+process, ``kill -9`` included, because it is in the page cache of the kernel. A power cut or a crash
+of the kernel loses the commits since the last checkpoint, and never damages the file. All
+processes that knew a lost epoch have then ended as well, so nothing is fenced wrongly.
+
+*Time.* Leases are measured with the monotonic clock, which the processes of a host share. It begins
+anew at a reboot: a lease with more time left than it was given is from before, and has ended. A
+lease also ends with its process (``leaselocks.py``). When a response was used is measured with the
+wall clock, because it has to outlast a reboot; a step of that clock makes a response seem older or
+younger by as much.
+
+*Network file systems.* The write-ahead log needs memory that is shared by all processes, which
+those do not have. They are refused where ``/proc/mounts`` tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, assert_never
+
+from bridgecore.ownership import store as st
+from bridgecore_stores.backend import Connector, StoreError
+from bridgecore_stores.leaselocks import LeaseLocks
+from bridgecore_stores.sealing import Keys, named_by, names_of, unseal_path
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE lease (
+            replica TEXT PRIMARY KEY, incarnation TEXT NOT NULL, advertise TEXT,
+            until INTEGER NOT NULL, -- ns of the monotonic clock
+            ttl INTEGER NOT NULL -- ns
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE conversation (
+            id BLOB PRIMARY KEY, epoch INTEGER NOT NULL, replica TEXT, incarnation TEXT
+        ) STRICT, WITHOUT ROWID""",
+        """CREATE TABLE response (
+            key BLOB NOT NULL UNIQUE, conversation BLOB NOT NULL,
+            epoch INTEGER NOT NULL, -- that wrote it
+            parent BLOB,
+            used INTEGER NOT NULL, -- ns of the wall clock
+            payload BLOB NOT NULL
+        ) STRICT""",
+        "CREATE INDEX response_parent ON response (parent) WHERE parent IS NOT NULL",
+        "CREATE INDEX response_conversation ON response (conversation)",
+        "CREATE INDEX response_used ON response (used, key)",
+        # Ids and contexts alike: the digest by which a response is found.
+        """CREATE TABLE name (
+            name BLOB PRIMARY KEY, response BLOB NOT NULL
+        ) STRICT, WITHOUT ROWID""",
+        "CREATE INDEX name_response ON name (response)",
+        # At most one row: who sweeps, and until when.
+        """CREATE TABLE sweeper (
+            one INTEGER PRIMARY KEY CHECK (one = 1), replica TEXT NOT NULL,
+            incarnation TEXT NOT NULL, until INTEGER NOT NULL
+        ) STRICT""",
+    ),
+)
+"""The statements of each version of the tables; version n is the first n of them."""
+
+SWEEP_BATCH: Final = 100
+"""Responses that one transaction of a sweep looks at: a few milliseconds."""
+
+SWEEP_TTL: Final = 60_000_000_000
+"""ns after which another replica may sweep although the last one has not said that it is done."""
+
+_NETWORKED: Final = frozenset({"9p", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3", "smbfs"})
+
+# A path is as long as its transcript. More can only be a circle, which would never end.
+_LONGEST_PATH = 1_000_000
+
+_FIRST = -(2**63)  # before all times
+_OLDEST_SQLITE = (3, 37, 0)  # has STRICT tables and RETURNING
+
+_PATH = f"""
+WITH RECURSIVE path (key, parent, payload, depth) AS (
+    SELECT key, parent, payload, 0 FROM response WHERE key = ?
+    UNION ALL
+    SELECT next.key, next.parent, next.payload, path.depth + 1
+    FROM path JOIN response AS next ON next.key = path.parent WHERE path.depth < {_LONGEST_PATH}
+) SELECT key, parent, payload FROM path ORDER BY depth DESC"""
+
+
+def connector(url: str, keys: Keys, timeout: int) -> Connector:
+    """Makes the connections of one store to the file of ``sqlite:PATH``.
+
+    Raises:
+        StoreError: the URL names no file, or one that cannot be used.
+    """
+    path = url.partition(":")[2]
+    if not path or path.startswith(":memory:"):
+        raise StoreError(
+            "sqlite: needs the path of a file, such as sqlite:/var/lib/bridge/store.db"
+        )
+    file = Path(path).absolute()
+    if not file.parent.is_dir():
+        raise StoreError(f"{file.parent}: there is no such directory for the store")
+    kind = _file_system(file.parent)
+    if kind in _NETWORKED:
+        raise StoreError(
+            f"{file}: SQLite cannot share a file on a network file system ({kind}): "
+            "use a local disk, or PostgreSQL or Valkey"
+        )
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise StoreError(
+            f"the store needs SQLite {'.'.join(map(str, _OLDEST_SQLITE))} or newer, this Python "
+            f"has {sqlite3.sqlite_version}"
+        )
+    locks = LeaseLocks(file.with_name(file.name + ".replicas"))
+    # SQLite has one writer at a time.
+    return Connector(lambda: Sqlite(file, keys, timeout, locks), 1, locks.close)
+
+
+class Sqlite:
+    """One connection to the file."""
+
+    def __init__(self, file: Path, keys: Keys, timeout: int, locks: LeaseLocks) -> None:
+        self._file = file
+        self._keys = keys
+        self._timeout = timeout
+        self._locks = locks
+        self._database: sqlite3.Connection | None = None
+
+    def open(self, *, first: bool = False) -> None:
+        """See ``Backend.open``."""
+        try:
+            if not first:
+                self._check_version(self._version(self._connect()))
+                return
+            # Only its owner may read the file; SQLite gives its log the same mode.
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT, 0o600))
+            # SQLite cannot wait for another process that changes the mode of the log.
+            with self._locks.alone():
+                self._connect().execute("PRAGMA journal_mode = WAL")
+                with self._transaction() as database:
+                    self._migrate(database)
+        except OSError as error:
+            raise StoreError(f"{self._file}: cannot be written: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._file}: {self.reason(error)}") from error
+
+    def _connect(self) -> sqlite3.Connection:
+        self._database = database = sqlite3.connect(
+            self._file.as_uri() + "?mode=rw",  # one that was removed is not made anew, empty
+            uri=True,
+            timeout=self._timeout / 1e9,
+            isolation_level=None,
+        )
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten
+        return database
+
+    def _migrate(self, database: sqlite3.Connection) -> None:
+        # In one transaction that only one process can have, so that two do not migrate at once.
+        tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        version = self._version(database) if tables else 0
+        if version:
+            self._check_version(version, oldest=1)
+        if not tables:
+            database.execute("CREATE TABLE meta (version INTEGER NOT NULL) STRICT")
+            database.execute("INSERT INTO meta VALUES (0)")
+        for statements in MIGRATIONS[version:]:
+            for statement in statements:
+                database.execute(statement)
+        # Also if nothing is new: the write shows whether the file can be written.
+        database.execute("UPDATE meta SET version = ?", (len(MIGRATIONS),))
+
+    def _version(self, database: sqlite3.Connection) -> int:
+        found = database.execute(
+            "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'meta'"
+        ).fetchone()
+        if found is None:
+            raise StoreError(f"{self._file}: is a database of another program")
+        return int(database.execute("SELECT version FROM meta").fetchone()[0])
+
+    def _check_version(self, version: int, oldest: int = len(MIGRATIONS)) -> None:
+        if not oldest <= version <= len(MIGRATIONS):
+            raise StoreError(
+                f"{self._file}: its tables have version {version}, this program uses version "
+                f"{len(MIGRATIONS)}: all replicas need the same version of bridgecore"
+            )
+
+    def close(self) -> None:
+        """See ``Backend.close``. The locks stay: they are those of the store."""
+        if self._database is not None:
+            database, self._database = self._database, None
+            with contextlib.suppress(sqlite3.Error):
+                database.close()
+
+    def reason(self, error: Exception) -> str:
+        """See ``Backend.reason``."""
+        if isinstance(error, StoreError):
+            return str(error)
+        if isinstance(error, sqlite3.Error):
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            return _REASONS.get(code) or str(getattr(error, "sqlite_errorname", "SQLite error"))
+        if isinstance(error, OSError):
+            return f"lock of the lease: {error.strerror}"
+        return type(error).__name__
+
+    def carry_out(self, questions: Sequence[st.Question]) -> list[st.Answer]:
+        """See ``Backend.carry_out``."""
+        if isinstance(questions[0], st.Sweep):
+            return [st.Swept(self._sweep(questions[0]))]
+        # Sealing takes as long as the SQL. Nothing else can be written during a transaction.
+        sealed = {
+            id(question): [
+                self._keys.seal(response.payload, response.key) for response in question.responses
+            ]
+            for question in questions
+            if isinstance(question, st.Commit)
+        }
+        with self._transaction() as database:
+            return [self._handle(database, each, sealed.get(id(each), ())) for each in questions]
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that may write from its start: one that begins as a reader fails, instead
+        of waiting, if another process has written since."""
+        database = self._database
+        assert database is not None
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
+            raise
+
+    def _handle(
+        self, database: sqlite3.Connection, question: st.Question, sealed: Sequence[bytes]
+    ) -> st.Answer:
+        match question:
+            case st.Join():
+                return self._join(database, question)
+            case st.Renew():
+                if not self._live(database, question.owner):
+                    return st.LeaseEnded()
+                database.execute(
+                    "UPDATE lease SET until = ?, ttl = ? WHERE replica = ?",
+                    (time.monotonic_ns() + question.ttl, question.ttl, question.owner.replica),
+                )
+                return st.Renewed()
+            case st.Leave():
+                database.execute(
+                    "DELETE FROM lease WHERE replica = ? AND incarnation = ?",
+                    (question.owner.replica, question.owner.incarnation),
+                )
+                self._locks.drop(question.owner)
+                return st.Done()
+            case st.Resume():
+                return self._resume(database, question)
+            case st.Commit():
+                return self._commit(database, question, sealed)
+            case st.Release():
+                owner = question.owner
+                database.executemany(
+                    "UPDATE conversation SET replica = NULL, incarnation = NULL "
+                    "WHERE id = ? AND epoch = ? AND replica = ? AND incarnation = ?",
+                    [
+                        (conversation, epoch, owner.replica, owner.incarnation)
+                        for conversation, epoch in question.conversations
+                    ],
+                )
+                return st.Done()
+            case st.Sweep():
+                raise AssertionError("a sweep has transactions of its own")
+            case _:
+                assert_never(question)
+
+    def _live(self, database: sqlite3.Connection, owner: st.Owner) -> tuple[int, str | None] | None:
+        """The ns that are left of the lease of ``owner``, and its URL; None if it has ended."""
+        row = database.execute(
+            "SELECT until, ttl, advertise FROM lease WHERE replica = ? AND incarnation = ?",
+            (owner.replica, owner.incarnation),
+        ).fetchone()
+        if row is None:
+            return None
+        until, ttl, advertise = row
+        left = until - time.monotonic_ns()
+        # More than it was given: it is from before a reboot.
+        if not 0 < left <= ttl or not self._locks.held(owner):
+            return None
+        return left, advertise
+
+    def _join(self, database: sqlite3.Connection, join: st.Join) -> st.Answer:
+        owner = join.owner
+        row = database.execute(
+            "SELECT incarnation FROM lease WHERE replica = ?", (owner.replica,)
+        ).fetchone()
+        if row is not None and row[0] != owner.incarnation:
+            other = st.Owner(owner.replica, row[0])
+            if (live := self._live(database, other)) is not None:
+                return st.NameTaken(live[0])
+            self._locks.drop(other)
+        self._locks.take(owner)
+        database.execute(
+            "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?)",
+            (
+                owner.replica,
+                owner.incarnation,
+                join.advertise,
+                time.monotonic_ns() + join.ttl,
+                join.ttl,
+            ),
+        )
+        return st.Joined()
+
+    def _resume(self, database: sqlite3.Connection, resume: st.Resume) -> st.Answer:
+        me = resume.owner
+        if not self._live(database, me):
+            return st.LeaseEnded()
+        key = self._find(database, names_of(self._keys, resume))
+        row = database.execute(
+            "SELECT id, conversation.epoch, replica, incarnation FROM response "
+            "JOIN conversation ON id = conversation WHERE key = ?",
+            (key,),
+        ).fetchone()
+        if row is None:
+            return st.NotStored()
+        conversation, epoch, replica, incarnation = row
+        owner = None if replica is None else st.Owner(replica, incarnation)
+        if owner is not None and owner != me:
+            live = self._live(database, owner)
+            if live is not None:
+                left, advertise = live
+                return st.OwnedElsewhere(conversation, epoch, owner, advertise, left)
+        # Read before it is claimed: who cannot read it must not keep others from it.
+        path = self._load(database, key, resume.load)
+        if path is None:
+            return st.NotStored()
+        if owner != me or epoch <= resume.floor:
+            epoch = max(epoch, resume.floor) + 1
+            database.execute(
+                "UPDATE conversation SET epoch = ?, replica = ?, incarnation = ? WHERE id = ?",
+                (epoch, me.replica, me.incarnation, conversation),
+            )
+        database.execute("UPDATE response SET used = ? WHERE key = ?", (time.time_ns(), key))
+        return st.Claimed(conversation, epoch, path)
+
+    def _find(self, database: sqlite3.Connection, names: Iterable[bytes]) -> bytes | None:
+        for name in names:
+            row = database.execute("SELECT response FROM name WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                return bytes(row[0])
+        return None
+
+    def _load(
+        self, database: sqlite3.Connection, key: bytes | None, whole: bool
+    ) -> tuple[bytes, ...] | None:
+        if whole:
+            rows = database.execute(_PATH, (key,)).fetchall()
+        else:
+            rows = database.execute(
+                "SELECT key, NULL, payload FROM response WHERE key = ?", (key,)
+            ).fetchall()
+        return unseal_path(self._keys, rows)
+
+    def _commit(
+        self, database: sqlite3.Connection, commit: st.Commit, sealed: Sequence[bytes]
+    ) -> st.Answer:
+        me, conversation = commit.owner, commit.conversation
+        wanted = (commit.epoch or 1, me.replica, me.incarnation)
+        found = database.execute(
+            "SELECT epoch, replica, incarnation FROM conversation WHERE id = ?", (conversation,)
+        ).fetchone()
+        if found is None and commit.epoch == 0:
+            database.execute(
+                "INSERT INTO conversation VALUES (?, ?, ?, ?)", (conversation, *wanted)
+            )
+        elif found != wanted:
+            return st.Fenced(0 if found is None else found[0])
+        now = time.time_ns()
+        for response, payload in zip(commit.responses, sealed, strict=True):
+            database.execute(
+                "INSERT INTO response (key, conversation, epoch, parent, used, payload) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+                (response.key, conversation, wanted[0], response.parent, now, payload),
+            )
+        database.executemany(
+            "INSERT OR REPLACE INTO name VALUES (?, ?)",
+            named_by(self._keys, commit.responses).items(),
+        )
+        return st.Committed(wanted[0])
+
+    # ------------------------------------------------------------ sweeping
+
+    def _sweep(self, sweep: st.Sweep) -> int:
+        before = time.time_ns() - sweep.age
+        count, last = 0, (_FIRST, b"")
+        while True:
+            with self._batch(sweep.owner) as database:
+                if database is None:
+                    return count
+                rows = database.execute(
+                    "SELECT used, key FROM response WHERE (used, key) > (?, ?) AND used < ? "
+                    f"ORDER BY used, key LIMIT {SWEEP_BATCH}",
+                    (*last, before),
+                ).fetchall()
+                for last in rows:
+                    count += self._delete(database, last[1], before)
+            if not rows:
+                break
+        after: bytes | None = b""
+        while after is not None:
+            with self._batch(sweep.owner) as database:
+                if database is None:
+                    return count
+                after = self._delete_unowned(database, after)
+        with self._transaction() as database:
+            self._delete_leases(database)
+            database.execute(
+                "DELETE FROM sweeper WHERE replica = ? AND incarnation = ?",
+                (sweep.owner.replica, sweep.owner.incarnation),
+            )
+        return count
+
+    @contextlib.contextmanager
+    def _batch(self, owner: st.Owner) -> Iterator[sqlite3.Connection | None]:
+        """A transaction of a sweep; None if ``owner`` is not the one that sweeps."""
+        began = time.monotonic()
+        with self._transaction() as database:
+            yield database if self._take_sweep(database, owner) else None
+        # Writers that wait for a transaction of SQLite look again at intervals. They find it free
+        # only if this thread leaves it free for longer than it takes it.
+        time.sleep(2 * (time.monotonic() - began))
+
+    def _take_sweep(self, database: sqlite3.Connection, owner: st.Owner) -> bool:
+        now = time.monotonic_ns()
+        row = database.execute("SELECT replica, incarnation, until FROM sweeper").fetchone()
+        own = row is None or st.Owner(row[0], row[1]) == owner
+        if not own and 0 < row[2] - now <= SWEEP_TTL:
+            return False
+        database.execute(
+            "INSERT OR REPLACE INTO sweeper VALUES (1, ?, ?, ?)",
+            (owner.replica, owner.incarnation, now + SWEEP_TTL),
+        )
+        return True
+
+    def _delete(self, database: sqlite3.Connection, key: bytes | None, before: int) -> int:
+        """Delete a response that is old and continued by nothing, and then what it continued, as
+        far as that is now the same; how many."""
+        count = 0
+        while key is not None:
+            row = database.execute(
+                "DELETE FROM response WHERE key = ? AND used < ? "
+                "AND NOT EXISTS (SELECT 1 FROM response AS child WHERE child.parent = ?) "
+                "RETURNING parent",
+                (key, before, key),
+            ).fetchone()
+            if row is None:
+                break
+            database.execute("DELETE FROM name WHERE response = ?", (key,))
+            count += 1
+            key = row[0]
+        return count
+
+    def _delete_unowned(self, database: sqlite3.Connection, after: bytes) -> bytes | None:
+        """Delete conversations with neither a response nor an owner, of a batch of those after
+        ``after``; the last one of the batch, None if it is empty."""
+        rows = database.execute(
+            "SELECT id, replica, incarnation, EXISTS "
+            "(SELECT 1 FROM response WHERE response.conversation = conversation.id) "
+            f"FROM conversation WHERE id > ? ORDER BY id LIMIT {SWEEP_BATCH}",
+            (after,),
+        ).fetchall()
+        for conversation, replica, incarnation, kept in rows:
+            owner = None if replica is None else st.Owner(replica, incarnation)
+            if not kept and (owner is None or self._live(database, owner) is None):
+                database.execute("DELETE FROM conversation WHERE id = ?", (conversation,))
+        return rows[-1][0] if rows else None
+
+    def _delete_leases(self, database: sqlite3.Connection) -> None:
+        """Delete the leases that have ended: a replica without a name of its own gets a new one at
+        each start."""
+        leases = database.execute("SELECT replica, incarnation FROM lease").fetchall()
+        for owner in (st.Owner(*row) for row in leases):
+            if self._live(database, owner) is None:
+                database.execute("DELETE FROM lease WHERE replica = ?", (owner.replica,))
+                self._locks.drop(owner)
+
+
+_REASONS: Final = {
+    sqlite3.SQLITE_BUSY: "the database is locked by another process",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged",
+    sqlite3.SQLITE_FULL: "disk full",
+    sqlite3.SQLITE_IOERR: "I/O error of the disk",
+    sqlite3.SQLITE_NOTADB: "the file is not a SQLite database",
+    sqlite3.SQLITE_READONLY: "the database is read-only",
+}
+
+
+def _file_system(folder: Path) -> str:
+    """The type of the file system that ``folder`` is on; empty if the host does not tell."""
+    try:
+        lines = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    resolved = folder.resolve()
+    best, kind = -1, ""
+    for line in lines:
+        fields = line.split(" ")
+        # Spaces in a path are written as an octal escape there.
+        mount = Path(fields[1].replace("\\040", " "))
+        if len(mount.parts) >= best and resolved.is_relative_to(mount):
+            best, kind = len(mount.parts), fields[2]
+    return kind
