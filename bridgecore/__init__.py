@@ -32,7 +32,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bridgecore.api_error import ApiError
-    from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
+    from bridgecore.config import (
+        Config,
+        Continuity,
+        OnAmbiguousLoss,
+        Rotation,
+        Store,
+        UpstreamUrl,
+    )
     from bridgecore.endpoint import Endpoint
     from bridgecore.errors import BridgecoreError, ConfigError, InternalError, LocalProtocolError
     from bridgecore.gateway import Gateway
@@ -96,6 +103,7 @@ __all__ = [
     "SessionState",
     "Situation",
     "Standing",
+    "Store",
     "Timeouts",
     "Timer",
     "Timers",
@@ -140,6 +148,7 @@ _HOMES = {
     "SessionState": "bridgecore.recovery.state",
     "Situation": "bridgecore.recovery.policy",
     "Standing": "bridgecore.recovery.events",
+    "Store": "bridgecore.config",
     "Timeouts": "bridgecore.recovery.policy",
     "Timer": "bridgecore.recovery.timers",
     "Timers": "bridgecore.recovery.timers",

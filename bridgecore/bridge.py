@@ -216,7 +216,7 @@ class Bridge:
         elif isinstance(event, StoreAnswered):
             self._store_answered(event, now)
         elif isinstance(event, ProcessStarted):
-            self._process_started(event, now)
+            self._process_started(now)
         elif isinstance(event, DrainStarted):
             self._draining = True
             for conversation in list(self._conversations.values()):
@@ -398,9 +398,9 @@ class Bridge:
 
     # ------------------------------------------------------------ the store
 
-    def _process_started(self, event: ProcessStarted, now: int) -> None:
+    def _process_started(self, now: int) -> None:
         if self._replica is not None:
-            self._obey(self._replica.start(event.advertise, now), now)
+            self._obey(self._replica.start(now), now)
 
     def _store_answered(self, event: StoreAnswered, now: int) -> None:
         if self._replica is not None:

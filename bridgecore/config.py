@@ -138,13 +138,6 @@ def _check(field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, Policy):
             what = f"a Policy such as bridgecore.DEFAULT, not {value!r:.100}"
             raise ConfigError(f"policy must be {what}")
-    elif name == "advertise":
-        if value is not None and not isinstance(value, str):
-            _refuse(name, value, "must be a URL such as http://10.0.0.5:9090, or None")
-    elif name == "cluster_secrets":
-        # The values are not shown: they are secrets.
-        if type(value) is not tuple or not all(isinstance(one, bytes) for one in value):
-            raise ConfigError(f"cluster_secrets must be a tuple of bytes, not {_a(value)}")
     elif type(default) is str:
         if not isinstance(value, str) or not value:
             _refuse(name, value, "must be a text that is not empty")
@@ -215,13 +208,9 @@ class Config:
 
     store: Store = Store.MEMORY
     replica: str = "replica"  # the name of this process, unique among those that share the store
-    # The URL at which other replicas reach this one; None: turns are not forwarded to it.
-    advertise: str | None = None
     lease_ttl: int = _seconds(15)  # how long this replica owns its conversations without renewal
     lease_margin: int = _seconds(3)  # how much earlier it stops, by its own clock
     store_timeout: int = _seconds(2)  # one question to the store
-    # Secrets of the cluster, newest first: the first signs what is forwarded, all are accepted.
-    cluster_secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
     max_header: int = 65_536  # bytes of a request head
     max_body: int = 64 * 1024 * 1024  # bytes of a request body

@@ -221,7 +221,7 @@ class Endpoint:
         elif isinstance(event, tp.StoreAnswered):
             self._drive(event)
         elif isinstance(event, tp.Started):
-            self._started(event)
+            self._started()
         else:
             assert_never(event)
         if self._drain_deadline is not None and not self._stopped:
@@ -368,14 +368,9 @@ class Endpoint:
         elif (upstream := self._upstreams.get(conn)) is not None:
             self._read(conn, upstream, upstream.receive_eof(self._now))
 
-    def _started(self, event: tp.Started) -> None:
+    def _started(self) -> None:
         if self._config.store is Store.DRIVER:
-            self._drive(msg.ProcessStarted(self._advertised(event.peer_port)))
-
-    def _advertised(self, port: int | None) -> str | None:
-        """The URL at which other replicas reach this one, with the port that was picked."""
-        url = self._config.advertise
-        return url if url is None or port is None else url.replace(":0", f":{port}", 1)
+            self._drive(msg.ProcessStarted())
 
     def _timeout(self, now: int) -> None:
         for conn in list(self._schedule.due(now)):

@@ -84,12 +84,9 @@ class TurnResolved:
 @attrs.define
 class ProcessStarted:
     """The process is ready, and this gateway is a replica: it asks the store for its lease.
-    ``advertise``: the URL at which other replicas reach it, if the settings leave its port open.
 
     Reported once, before any turn. Only with ``Store.DRIVER``.
     """
-
-    advertise: str | None = None
 
 
 @attrs.define

@@ -51,7 +51,7 @@ class Replica:
         self._seed = seed
         self._memory = memory
         times = LeaseTimes(config.lease_ttl, config.lease_margin, config.store_timeout)
-        self._holdings = hd.Holdings(config.replica, config.advertise, times, seed)
+        self._holdings = hd.Holdings(config.replica, None, times, seed)
         self._endings: dict[int, _Ending] = {}  # by turn
         self._committing: Counter[bytes] = Counter()  # open commits of each conversation
         self._unused: set[bytes] = set()  # to be given back after them
@@ -83,10 +83,8 @@ class Replica:
 
     # ------------------------------------------------------------ the lease
 
-    def start(self, advertise: str | None, now: int) -> list[ReplicaEffect]:
-        """The process is ready: ask for a lease. ``advertise``: its URL, if the configured one
-        leaves the port open."""
-        self._holdings.advertise = advertise or self._holdings.advertise
+    def start(self, now: int) -> list[ReplicaEffect]:
+        """The process is ready: ask for a lease."""
         return self._carry_out(self._holdings.start(now), now)
 
     def leave(self, now: int) -> list[ReplicaEffect]:

@@ -105,8 +105,7 @@ def test_flags_are_bools() -> None:
     "name", [name for name in FIELDS if name != "advertise"]
 )  # None: it has no URL
 def test_every_setting_refuses_none(name: str) -> None:
-    """A new setting with a default of another kind needs a check of its own. A replica need not
-    have a URL."""
+    """A new setting with a default of another kind needs a check of its own."""
     refused(**{name: None})
 
 
@@ -122,15 +121,8 @@ def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
     refused(upstream=b"wss://h/")
 
 
-def test_a_replica_has_a_name_and_may_have_a_url() -> None:
+def test_a_replica_has_a_name() -> None:
     refused(replica="")
-    refused(advertise=1)
-    assert Config(upstream=URL, advertise="http://10.0.0.5:9090").advertise is not None
-
-
-def test_cluster_secrets_are_bytes_and_not_repeated() -> None:
-    assert "hunter2" not in refused(cluster_secrets=("hunter2",))
-    assert "hunter2" not in repr(Config(upstream=URL, cluster_secrets=(b"hunter2",)))
 
 
 def test_a_lease_outlives_two_renewals_that_are_not_answered() -> None:

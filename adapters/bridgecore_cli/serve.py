@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib
 import ipaddress
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,10 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.policy import V1_12
 from bridgecore.transport import Log, LogLevel
+from bridgecore.transport.driver import StoreClient
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.output import give_up_stdout_if_broken
-from bridgecore_cli.settings import EMULATOR, Settings, load
+from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +44,7 @@ class _Server(Protocol):
 
 _Serve = Callable[..., AbstractAsyncContextManager[_Server]]
 _WriteLog = Callable[[Log], None]
+_RunBridge = Callable[[_Serve], Coroutine[Any, Any, None]]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -59,21 +62,49 @@ def run(options: argparse.Namespace) -> int:
             from bridgecore_cli.replay import DecisionLog
 
             log = stack.enter_context(DecisionLog(settings.decision_log, log))
-        _run(settings, lines, log)
+        store = _open_store(settings, stack)
+        _run(settings, lines, log, store)
     return 0
 
 
-def _run(settings: Settings, lines: LineLog, log: _WriteLog) -> None:
+def _open_store(settings: Settings, stack: contextlib.ExitStack) -> StoreClient | None:
+    """The store of the settings, closed with ``stack``; None for ``memory``.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    if settings.store == MEMORY or settings.cluster_keys is None:
+        return None
+    try:
+        from bridgecore_stores import StoreError, open_store, read_keys
+    except ImportError:
+        raise SettingsError(
+            "a store needs a package that is not installed: pip install 'bridgecore[store]'",
+            CONFIGURATION,
+        ) from None
+    timeout = settings.core["store_timeout"]
+    try:
+        store = open_store(settings.store, read_keys(settings.cluster_keys), timeout=timeout)
+    except StoreError as exc:
+        raise SettingsError(f"store: {exc}", CONFIGURATION) from None
+    stack.callback(store.close, timeout)
+    return store
+
+
+def _run(settings: Settings, lines: LineLog, log: _WriteLog, store: StoreClient | None) -> None:
     """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
     in each pass of the event loop."""
     signals = _Signals(lines)
+    bridge = functools.partial(_bridge, settings=settings, log=log, signals=signals, store=store)
     if settings.backend == "asyncio":
-        _run_asyncio(settings, lines, log, signals)
+        _run_asyncio(settings, lines, signals, bridge)
     else:
-        _run_trio(settings, lines, log, signals)
+        _run_trio(settings, lines, bridge)
 
 
-def _run_asyncio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+def _run_asyncio(
+    settings: Settings, lines: LineLog, signals: _Signals, run_bridge: _RunBridge
+) -> None:
     new_loop = _new_uvloop() if settings.loop == "uvloop" else None
 
     import asyncio
@@ -84,7 +115,7 @@ def _run_asyncio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _S
         loop = asyncio.get_running_loop()
         signals.wake(loop)
         lines.later = loop.call_soon
-        await _bridge(serve, settings, log, signals)
+        await run_bridge(serve)
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(bridge())
@@ -101,7 +132,7 @@ def _new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     return new_loop
 
 
-def _run_trio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Signals) -> None:
+def _run_trio(settings: Settings, lines: LineLog, run_bridge: _RunBridge) -> None:
     if settings.loop != "asyncio":
         raise SettingsError(
             f"loop {settings.loop} is one of the backend asyncio, and the backend is "
@@ -118,12 +149,19 @@ def _run_trio(settings: Settings, lines: LineLog, log: _WriteLog, signals: _Sign
 
     async def bridge() -> None:
         lines.later = trio.lowlevel.current_trio_token().run_sync_soon
-        await _bridge(serve, settings, log, signals)
+        await run_bridge(serve)
 
     trio.run(bridge)
 
 
-async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _Signals) -> None:
+async def _bridge(
+    serve: _Serve,
+    *,
+    settings: Settings,
+    log: _WriteLog,
+    signals: _Signals,
+    store: StoreClient | None,
+) -> None:
     """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
 
     Awaits only what both backends offer, so that one function serves asyncio and trio.
@@ -150,7 +188,7 @@ async def _bridge(serve: _Serve, settings: Settings, log: _WriteLog, signals: _S
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
-        server = await listen(config, settings.host, settings.port, log=log)
+        server = await listen(config, settings.host, settings.port, log=log, store=store)
         _announce(settings, config, server, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()
@@ -168,6 +206,9 @@ def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLo
     }
     if settings.loop != settings.backend == "asyncio":
         fields["loop"] = settings.loop
+    if settings.store != MEMORY:
+        # Not the URL: it may hold a password.
+        fields |= {"store": settings.store.partition(":")[0], "replica": config.replica}
     log(Log(LogLevel.INFO, "serving", fields))
     _warn(settings, server.host, log)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import enum
 import re
+import secrets
+import socket
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +20,14 @@ from typing import Any
 
 import attrs
 
-from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
+from bridgecore.config import (
+    Config,
+    Continuity,
+    OnAmbiguousLoss,
+    Rotation,
+    Store,
+    UpstreamUrl,
+)
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
@@ -28,13 +37,16 @@ from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 
 NONE = "none"  # value of a setting: no file, no headers
 EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
-AUTO = "auto"  # value of a limit: computed from the resource limits of the process
+AUTO = "auto"  # value of a limit or a name: computed from what the process finds
+MEMORY = "memory"  # value of ``store``: none
 PREFIX = "BRIDGECORE_"
 
 _SHORTEST = Decimal("0.001")  # seconds, as in Config
 _LONGEST = 10**9  # seconds, about thirty years, as in Config
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
+
+_STORES = ("sqlite", "postgresql", "postgres", "valkey", "valkeys", "redis", "rediss")
 
 # Stands in for the emulator's URL, unknown before it listens, while settings are checked together.
 _NOWHERE = UpstreamUrl.parse("ws://nowhere.invalid/")
@@ -121,6 +133,21 @@ def _upstream(value: Any) -> UpstreamUrl | None:
     return UpstreamUrl.parse(value)
 
 
+def _store(value: Any) -> str:
+    """The URL of a store, or ``memory``."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("is not a store")
+    scheme, colon, rest = value.partition(":")
+    if value != MEMORY and (scheme not in _STORES or not colon or not rest):
+        raise ValueError("is not memory, sqlite:PATH, postgresql://... or valkey://...")
+    return value
+
+
+def _replica(value: Any) -> str | None:
+    """The name of a replica; None for ``auto``."""
+    return None if value == AUTO else _text(value)
+
+
 def _file(value: Any) -> str | None:
     """A path as the operating system takes it; None for ``none``."""
     if not isinstance(value, str) or not value or not value.isprintable():
@@ -154,6 +181,8 @@ URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
+STORE = Kind("URL", _store, lambda _: MEMORY)
+REPLICA = Kind("NAME", _replica, lambda name: name or AUTO)
 LIMIT = Kind("N", _limit, lambda limit: AUTO if limit is None else str(limit))
 FILE = Kind("FILE", _file, lambda path: path or NONE)
 
@@ -266,6 +295,15 @@ CORE = (
     _of_config("max_header", SIZE, "of a request head, at most"),
     _of_config("max_body", SIZE, "of a request body, at most, both compressed and decompressed"),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
+    _of_config(
+        "lease_ttl",
+        SECONDS,
+        "that this replica owns its conversations without renewing its lease in the store",
+    ),
+    _of_config(
+        "lease_margin", SECONDS, "by which it stops earlier, by its own clock, than the store says"
+    ),
+    _of_config("store_timeout", SECONDS, "for one operation of the store"),
 )
 
 SETTINGS = (
@@ -308,6 +346,27 @@ SETTINGS = (
         None,
         "file to which every decision is appended, for `bridgecore replay`",
     ),
+    Setting(
+        "store",
+        STORE,
+        MEMORY,
+        "where responses are kept for other replicas and the time after a restart: `memory` (no "
+        "other process, no restart), `sqlite:PATH`, `postgresql://...` or `valkey://...`",
+    ),
+    Setting(
+        "replica",
+        REPLICA,
+        None,
+        "name of this process, unique among those that share a store; `auto`: the host's name and "
+        "a random suffix",
+    ),
+    Setting(
+        "cluster_keys",
+        FILE,
+        None,
+        "file of secrets, one a line, newest first, that encrypt what is stored; required with a "
+        "store other than `memory`",
+    ),
     *CORE,
 )
 
@@ -324,6 +383,9 @@ class Settings:
     loop: str
     log_level: str
     decision_log: str | None  # a file's path
+    store: str  # a URL, or ``MEMORY``
+    replica: str | None  # None: a name is made
+    cluster_keys: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
     def config(self, upstream: UpstreamUrl, files: int | None) -> Config:
@@ -341,6 +403,8 @@ class Settings:
             policy=POLICIES[self.policy],
             decisions=self.decision_log is not None,
             log_level=LogLevel[self.log_level.upper()],
+            store=Store.MEMORY if self.store == MEMORY else Store.DRIVER,
+            replica=self.replica or f"{socket.gethostname()}-{secrets.token_hex(4)}",
             **core,
         )
 
@@ -393,6 +457,12 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     except ConfigError as exc:
         by_flags = any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
+    if settings.store != MEMORY and settings.cluster_keys is None:
+        raise SettingsError(
+            "store: what is stored is encrypted, so cluster_keys must name a file with a secret, "
+            "for example one that `openssl rand -hex 32` has written",
+            USAGE if "store" in given else CONFIGURATION,
+        )
     return settings
 
 
@@ -413,6 +483,8 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
     try:
         return setting.kind.read(value)
     except ValueError as exc:
+        if setting.kind is STORE:  # a URL may hold a password
+            raise SettingsError(f"{where}: the value {exc}", exit_code) from None
         if setting.kind is URL:  # its messages are whole sentences, and a URL may hold a secret
             raise SettingsError(f"{where}: {_without_secrets(exc, value)}", CONFIGURATION) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)

@@ -131,7 +131,7 @@ class Holdings:
         self._asked: dict[int, _Asked] = {}  # by query
         self._of_lease = 0  # the query of the lease's open question
         self._waiting: list[
-            tuple[int, st.Resume, int]
+            tuple[int, st.Resume | st.Commit, int]
         ] = []  # until the lease begins: with deadline
         self._queries = 0
         self._out: list[HoldingsEffect] = []
@@ -220,7 +220,11 @@ class Holdings:
                 self._give_up(query, asked)
         for entry in [entry for entry in self._waiting if entry[2] <= now]:
             self._waiting.remove(entry)
-            self._out.append(Resolved(entry[0], None))
+            turn, question, _ = entry
+            if isinstance(question, st.Resume):
+                self._out.append(Resolved(turn, None))
+            else:
+                self._out.append(Settled(turn, durable=False))
         return self._take()
 
     def begin(self, conversation: bytes) -> None:
@@ -259,14 +263,24 @@ class Holdings:
         self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
     ) -> list[HoldingsEffect]:
         """Store what ``turn`` has added to its conversation; answered by ``Settled``. At once, and
-        as not durable, if the conversation is not this replica's or there is no lease."""
+        as not durable, if the conversation is not this replica's or there is no lease. While the
+        lease is asked for, the commit waits for it: a turn may end just after the start."""
+        if conversation in self._claims and self._lease.stage is ls.LeaseStage.JOINING:
+            question = st.Commit(self.owner, conversation, 0, responses)
+            self._waiting.append((turn, question, now + self.times.timeout))
+        else:
+            self._commit(turn, conversation, responses, now)
+        return self._take()
+
+    def _commit(
+        self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
+    ) -> None:
         if conversation not in self._claims or not self._lease.valid(now):
             self._out.append(Settled(turn, durable=False))
-            return self._take()
+            return
         self._step_claim(conversation, cl.Offered(), now)
         epoch = self._claims[conversation].epoch
         self._ask(st.Commit(self.owner, conversation, epoch, responses), turn, now)
-        return self._take()
 
     def unused(self, conversation: bytes, now: int) -> list[HoldingsEffect]:
         """The session of ``conversation`` has ended: give it back."""
@@ -385,7 +399,10 @@ class Holdings:
                     self._out.append(LeaseChanged(held=True))
                     waiting, self._waiting = self._waiting, []
                     for turn, question, _ in waiting:
-                        self._ask(attrs.evolve(question, owner=self.owner), turn, now)
+                        if isinstance(question, st.Resume):
+                            self._ask(attrs.evolve(question, owner=self.owner), turn, now)
+                        else:
+                            self._commit(turn, question.conversation, question.responses, now)
                 case ls.LeaseEffect.LOST:
                     self._out.append(LeaseChanged(held=False))
                     for conversation in list(self._claims):

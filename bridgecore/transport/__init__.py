@@ -51,12 +51,8 @@ from bridgecore.recovery.timers import Deadline
 
 @attrs.define
 class Started:
-    """The adapter listens, and will report what happens from now on. Reported once, first of all.
-
-    ``peer_port``: the port at which it accepts connections of other replicas; None: it does not.
-    """
-
-    peer_port: int | None = None
+    """The adapter listens, and will report what happens from now on. Reported once, first of
+    all."""
 
 
 @attrs.define

@@ -922,7 +922,11 @@ class _Fold:
                 if (replica, process.number, query) in self.world.messages
             ),
             tuple(
-                (self.turn(turn), max(deadline - now, 0), question.floor)
+                (
+                    self.turn(turn),
+                    max(deadline - now, 0),
+                    question.floor if isinstance(question, st.Resume) else question.conversation,
+                )
                 for turn, question, deadline in waiting
             ),
         )

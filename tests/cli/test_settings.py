@@ -26,6 +26,9 @@ PROMISED = {
     "loop": "asyncio",
     "log_level": "info",
     "decision_log": None,
+    "store": "memory",
+    "replica": None,
+    "cluster_keys": None,
     "connect_timeout": 10 * S,
     "created_timeout": 60 * S,
     "idle_timeout": 1200 * S,
@@ -53,6 +56,9 @@ PROMISED = {
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
     "max_message": 16 * 1024 * 1024,
+    "lease_ttl": 15 * S,
+    "lease_margin": 3 * S,
+    "store_timeout": 2 * S,
 }
 
 
@@ -183,7 +189,11 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "loop": "uvloop",
         "log_level": "debug",
         "decision_log": "/var/log/my decisions.ndjson",
+        "store": "sqlite:/var/lib/bridgecore/conversations.db",
+        "replica": "bridge-0",
+        "cluster_keys": "/etc/bridgecore/keys",
         **{setting.name: "7" for setting in CORE},
+        "lease_ttl": "70",
         "ambiguous": "replay",
         "rotation": "warm",
         "continuity": "passthrough",
@@ -198,6 +208,22 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
     assert set(effective(from_flags)) == set(PROMISED)
     for name, value in effective(from_flags).items():
         assert value != PROMISED[name], name
+
+
+def test_a_store_needs_keys_and_its_url_is_not_repeated() -> None:
+    assert "cluster_keys" in str(error({"store": "sqlite:x.db"}))
+    for wrong in ("sqlite:", "mysql://user:hunter2@host/db", "postgresql", ""):
+        text = str(error({"store": wrong}))
+        assert text.startswith("--store: the value is not ")
+        assert "hunter2" not in text
+    wrong_times = {"store": "sqlite:x.db", "cluster_keys": "keys", "lease_ttl": "4"}
+    assert "store_timeout" in str(error(wrong_times))
+
+
+def test_a_replica_without_a_name_gets_one_of_its_own() -> None:
+    first, second = load({}, {}).config(URL, None), load({}, {}).config(URL, None)
+    assert first.replica != second.replica
+    assert load({"replica": "bridge-0"}, {}).config(URL, None).replica == "bridge-0"
 
 
 def test_unknown_variables_are_ignored() -> None:

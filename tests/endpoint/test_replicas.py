@@ -1,4 +1,8 @@
-"""Endpoints that share a store: what a client was shown can be continued by each, and later."""
+"""Endpoints that share a store: what a client was shown can be continued by each, and later.
+
+What belongs here: restarts, kills, drains and stores that are gone, seen by clients of whole
+endpoints in virtual time. The rules of leases and claims are tested in tests/ownership.
+"""
 
 from __future__ import annotations
 
@@ -122,6 +126,17 @@ def test_the_end_of_a_turn_waits_for_its_commit() -> None:
     assert not replica.read(client).complete
     replica.advance(0.05)
     assert replica.read(client).complete
+
+
+def test_a_turn_that_ends_before_the_lease_has_begun_is_durable() -> None:
+    cluster = Cluster(latency=50 * MS)
+    replica = cluster.start()
+    client = replica.start("one")
+    replica.advance(0.19)
+    assert not replica.read(client).complete
+    replica.advance(0.02)
+    assert replica.read(client).complete
+    assert len(cluster.model) == 1
 
 
 def test_a_silent_store_delays_the_end_by_its_timeout_and_is_logged_once() -> None:

@@ -176,11 +176,20 @@ def test_a_new_conversation_needs_no_lease_until_it_is_offered() -> None:
     holdings = started()
     holdings.begin(b"c")
     assert holdings.may_send(b"c", 0)
-    assert holdings.commit(7, b"c", RESPONSE, 0) == [Settled(7, durable=False)]
-    holdings.answered(1, st.Joined(), 0)
-    holdings.commit(8, b"c", RESPONSE, 0)
+    assert holdings.commit(7, b"c", RESPONSE, 0) == []  # it waits for the lease
+    effects = holdings.answered(1, st.Joined(), 0)
+    assert effects[1:] == [AskStore(2, st.Commit(holdings.owner, b"c", 0, RESPONSE))]
     assert holdings.may_send(b"c", 11)
     assert not holdings.may_send(b"c", 12)  # the store may have it
+
+
+def test_a_commit_waits_for_a_lease_no_longer_than_for_an_answer() -> None:
+    holdings = started()
+    holdings.begin(b"c")
+    holdings.commit(7, b"c", RESPONSE, 0)
+    at = holdings.next_timeout()
+    assert at is not None
+    assert Settled(7, durable=False) in holdings.timeout(at)
 
 
 def test_a_commit_that_another_owner_refuses_fences() -> None:
