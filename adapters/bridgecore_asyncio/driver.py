@@ -83,7 +83,8 @@ async def serve(
     try:
         async with asyncio.TaskGroup() as server._tasks:
             await server._listen(host, port)
-            server.report(wire.Started())
+            if store is not None:
+                server.report(wire.Started())
             try:
                 yield server
             finally:

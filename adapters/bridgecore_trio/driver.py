@@ -77,7 +77,8 @@ async def serve(
     try:
         async with trio.open_nursery() as server._tasks:
             await server._listen(host, port)
-            server.report(wire.Started())
+            if store is not None:
+                server.report(wire.Started())
             try:
                 yield server
             finally:

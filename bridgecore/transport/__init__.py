@@ -8,8 +8,8 @@ An adapter must:
 
 * call ``handle(event, now)`` for each thing that happens, ``now`` being integer nanoseconds of a
   monotonic clock, and carry out the effects in order;
-* report ``Started`` before anything else, if the machine is an ``Endpoint`` with a store, and pass
-  each ``AskStore`` to the store and its answer back, by ``StoreAnswered``;
+* with a store: report ``Started`` before anything else, pass each ``AskStore`` to the store, and
+  report its answer by ``StoreAnswered``;
 * call ``handle(TimeoutReached(), now)`` when the time of ``next_timeout()`` has come;
 * number accepted connections with ``machine.new_connection()`` and report ``Accepted`` for each;
   the machine numbers those that it opens with ``Connect``. A number is never used twice;
@@ -51,8 +51,7 @@ from bridgecore.recovery.timers import Deadline
 
 @attrs.define
 class Started:
-    """The adapter listens, and will report what happens from now on. Reported once, first of
-    all."""
+    """The adapter listens, and has a store for the machine. Reported once, first of all."""
 
 
 @attrs.define

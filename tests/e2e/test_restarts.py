@@ -1,0 +1,112 @@
+"""Conversations of openai-python that go on after their bridge was killed or drained.
+
+What belongs here: the real command with a real store, ended by a signal between two turns, and what
+the SDK's user observes. The same in virtual time is in tests/endpoint/test_replicas.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.e2e.conftest import Process, Upstream, running, sdk
+from tests.stores import servers
+
+if TYPE_CHECKING:
+    from tests.conftest import Backend
+
+# A lease that is over soon: after a kill, another replica has to wait for it, except with SQLite,
+# where the processes of one host see at once which of them are gone.
+SHORT = ("--lease-ttl", "2.5", "--lease-margin", "0.5", "--store-timeout", "0.5")
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "valkey"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty store."""
+    if request.param == "sqlite":
+        yield f"sqlite:{tmp_path}/conversations.db"
+        return
+    start = servers.postgresql if request.param == "postgresql" else servers.valkey
+    with start() as server:
+        if server is None:
+            pytest.skip(f"there is no {request.param} server for this platform")
+        yield server.url
+
+
+@pytest.fixture
+def options(store: str, upstream: Upstream, backend: Backend, tmp_path: Path) -> tuple[str, ...]:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    where = ("--store", store, "--cluster-keys", str(keys), *SHORT)
+    return ("--upstream", upstream.url, "--backend", backend.name, *where)
+
+
+def say(bridge: Process, text: str, previous: str | None, statuses: list[int]) -> str:
+    """The id of the response to one turn of the SDK, which retries as the answers say."""
+    more = {} if previous is None else {"previous_response_id": previous}
+    with sdk(bridge.port, max_retries=3, statuses=statuses) as client:
+        response = client.responses.create(model="m", input=text, store=False, extra_body=more)
+    assert response.status == "completed"
+    return response.id
+
+
+def test_a_conversation_goes_on_after_each_end_of_its_bridge(
+    options: tuple[str, ...], upstream: Upstream
+) -> None:
+    last: str | None = None
+    for end in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        statuses: list[int] = []
+        with running(*options) as bridge:
+            for _ in range(2):
+                last = say(bridge, "more", last, statuses)
+            bridge.popen.send_signal(end)
+            bridge.popen.wait(20)
+        assert set(statuses) <= {200, 502}
+    contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
+    # Each turn has the whole context: the messages and the answers before it.
+    assert contexts == [1, 3, 5, 7, 9, 11]
+
+
+def test_nothing_that_was_said_can_be_read_in_the_file(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    path = tmp_path / "conversations.db"
+    where = ("--store", f"sqlite:{path}", "--cluster-keys", str(keys))
+    with running("--upstream", upstream.url, "--backend", backend.name, *where) as bridge:
+        answer = say(bridge, "an unusual secret", None, [])
+        files = b"".join(each.read_bytes() for each in tmp_path.glob("*.db*") if each.is_file())
+        assert b"unusual" not in files
+        assert answer.encode() not in files
+        logged = bridge.logged()
+    assert "unusual" not in logged
+
+
+def test_a_store_that_cannot_be_used_is_one_clear_line(upstream: Upstream, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    wrong = {
+        f"sqlite:{tmp_path}/missing/conversations.db": "missing",
+        "postgresql://nobody:hunter2@127.0.0.1:1/db": "PostgreSQL cannot be reached",
+        "valkey://:hunter2@127.0.0.1:1/0": "Valkey",
+    }
+    for url, named in wrong.items():
+        with (
+            pytest.raises(AssertionError) as caught,
+            running("--upstream", upstream.url, "--store", url, "--cluster-keys", str(keys)),
+        ):
+            pass
+        text = str(caught.value)
+        assert "bridgecore: error: store: " in text
+        assert named in text
+        assert "hunter2" not in text
+        assert "Traceback" not in text
