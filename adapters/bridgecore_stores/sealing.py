@@ -46,7 +46,8 @@ with a probability of 2**-81."""
 _VERSION = b"\x01"
 _ID_SIZE, _NONCE_SIZE = 4, 12
 _HEAD_SIZE = len(_VERSION) + _ID_SIZE + _NONCE_SIZE
-# Levels above 1 cost twice the time and save 3 % of the bytes of a turn in JSON.
+# Measured on turns in JSON of 1, 7 and 73 KB: level 3, the default, takes 10 to 30 % longer and
+# saves less than 1 % of the bytes of the first two and 7 % of those of the last.
 _LEVEL = 1
 
 

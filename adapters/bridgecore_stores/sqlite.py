@@ -68,7 +68,8 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 """The statements of each version of the tables; version n is the first n of them."""
 
 SWEEP_BATCH: Final = 100
-"""Responses that one transaction of a sweep looks at: a few milliseconds."""
+"""Responses that one transaction of a sweep looks at. Measured: 16 ms if all are deleted, two
+thirds of which are the pause after it."""
 
 SWEEP_TTL: Final = 60_000_000_000
 """ns after which another replica may sweep although the last one has not said that it is done."""
