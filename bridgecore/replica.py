@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 import attrs
 
@@ -25,6 +25,7 @@ from bridgecore.messages import AnswerEvents
 from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
 from bridgecore.ownership.store import Answer, AskStore
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
 
@@ -58,6 +59,8 @@ class Replica:
         self._drawn = 0  # keys of conversations
         self._undurable = 0  # turns that were shown without a commit
         self._durable = True  # the latest commit was
+        self._age = config.transcript_age
+        self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
         self.gone = False  # the lease is given up
 
     @property
@@ -212,6 +215,7 @@ class Replica:
             return out + self._commit(settled.turn, ending, now)
         if settled.durable:
             ending.unstored.committed()
+            out += self._sweep(now)
         if ending.answer is not None:
             out.append(ending.answer)
         if settled.durable is not self._durable:
@@ -226,6 +230,14 @@ class Replica:
             out.append(self._log(LogLevel.DEBUG, "turn.not_durable", **fields))
         return out
 
+    def _sweep(self, now: int) -> list[ReplicaEffect]:
+        """Have the store delete what was not used for ``transcript_age``, now and then: after a
+        commit, because a store that nothing is added to does not grow."""
+        if now < self._sweep_at:
+            return []
+        self._sweep_at = now + min(self._age, _SWEEP)
+        return self._carry_out(self._holdings.sweep(self._age, now), now)
+
     def _durability(self) -> Log:
         """A record of a change. One, and not one for each turn: all are not durable together."""
         if self._durable:
@@ -236,6 +248,8 @@ class Replica:
         return Log(level, event, {"replica": self._holdings.replica, **fields})
 
 
+# Time between two sweeps, unless transcripts live less long; what is too old may stay so long.
+_SWEEP: Final = 600 * NS_PER_SECOND
 _NAME_IN_USE = (
     "another process has a lease under this name and renews it: give each replica its own name "
     "(--replica); until then nothing that this one answers is durable"

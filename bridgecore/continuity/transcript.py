@@ -259,10 +259,16 @@ class Transcripts:
         with its id. Responses of it that are held already stay as they are.
 
         Returns:
-            Whether all of it is held now. Otherwise it exceeds the limit of its credential, and
-            nothing of it was added.
+            Whether all of it is held now. Otherwise nothing of it was added: it exceeds the limit
+            of its credential, or it is not whole. A part of a conversation must never be taken for
+            all of it.
         """
         self.expire(now)
+        end = ROOT
+        for _, segment in path:
+            if segment.start != end:
+                return False
+            end = segment.end
         fresh = (held := self._scopes.get(scope)) is None
         if held is None:
             held = self._new_tree(scope)

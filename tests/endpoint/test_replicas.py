@@ -186,6 +186,29 @@ def with_delay(talker: Talker, text: str) -> None:
     talker.note(answer, [user(text)], talker.last)
 
 
+def test_a_claim_of_what_is_held_leaves_its_transcript_whole() -> None:
+    """The store is then asked for the conversation only, and names its last response."""
+    cluster = Cluster()
+    replica = cluster.start()
+    talker = Talker(replica)
+    for _ in range(4):
+        say(talker, "more")
+        replica.advance(901)  # its session is over, and given back
+    assert talker.outcomes == ["200"] * 4
+
+
+def test_what_was_not_used_for_too_long_is_deleted() -> None:
+    cluster = Cluster()
+    replica = cluster.start(transcript_age=3600 * SECOND)
+    old, kept = Talker(replica), Talker(replica)
+    say(old, "one")
+    say(kept, "one")
+    for _ in range(5):
+        replica.advance(900)
+        say(kept, "more")
+    assert len(cluster.model) == len(kept.outcomes)  # only a path that is still used
+
+
 def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
     cluster = Cluster()
     first = cluster.start("a")
