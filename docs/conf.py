@@ -27,7 +27,10 @@ nitpick_ignore_regex = [
     ("py:class", r"bridgecore\.transport\.driver\.C"),  # a type variable
     ("py:class", r"bridgecore_stores\.backend\.Connector"),  # internal: open_store makes stores
     # Of other projects, whose indexes cannot be looked up here: a build needs no network.
-    ("py:.*", r"(abc|asyncio|collections|contextlib|enum|hypothesis|msgspec|os|ssl|trio|typing)\..*"),
+    (
+        "py:.*",
+        r"(abc|asyncio|collections|contextlib|enum|hypothesis|msgspec|os|ssl|trio|typing)\..*",
+    ),
 ]
 
 exclude_patterns = ["_build", "examples", "generated", "figures.rst"]  # included by others
