@@ -25,13 +25,7 @@ import attrs
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
-from bridgecore.api_error import (
-    STORE_UNAVAILABLE,
-    ApiError,
-    api_error,
-    owner_unreachable,
-    render_answer,
-)
+from bridgecore.api_error import ApiError, api_error, render_answer
 from bridgecore.config import Config, OnAmbiguousLoss, Rotation, Store
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
@@ -62,8 +56,7 @@ from bridgecore.messages import (
     TurnReceived,
     TurnResolved,
 )
-from bridgecore.ownership.holdings import Fence, Resolved
-from bridgecore.ownership.store import Answer, Claimed, OwnedElsewhere
+from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence, TimedOut, classify
@@ -72,7 +65,7 @@ from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.relay import Relay
-from bridgecore.replica import Replica, ReplicaEffect
+from bridgecore.replica import FenceConversation, PlaceTurn, RefuseTurn, Replica, ReplicaEffect
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.timer_queue import TimerQueue
@@ -120,7 +113,6 @@ class Bridge:
         self._families = Families()
         self._turns: dict[int, Conversation] = {}  # by the number of a turn
         self._links: dict[int, Conversation] = {}  # by the number of a link
-        self._keys: dict[bytes, int] = {}  # numbers of conversations, by their keys in the store
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
@@ -214,9 +206,11 @@ class Bridge:
         elif isinstance(event, TurnLeft | TurnBlocked):
             self._turn_event(event, now)
         elif isinstance(event, StoreAnswered):
-            self._store_answered(event, now)
+            if self._replica is not None:
+                self._obey(self._replica.answered(event.query, event.answer, now), now)
         elif isinstance(event, ProcessStarted):
-            self._process_started(now)
+            if self._replica is not None:
+                self._obey(self._replica.start(now), now)
         elif isinstance(event, DrainStarted):
             self._draining = True
             for conversation in list(self._conversations.values()):
@@ -255,6 +249,10 @@ class Bridge:
             check_headers(event.headers, f"turn {event.turn}")
         elif isinstance(event, TurnResolved) and not self._intake.was_asked(event.query):
             raise LocalProtocolError(f"query {event.query} was never asked by ResolveTurn")
+        elif isinstance(event, StoreAnswered) and not (
+            self._replica is not None and self._replica.was_asked(event.query)
+        ):
+            raise LocalProtocolError(f"query {event.query} was never asked by AskStore")
 
     def _refuse_impossible_of_link(self, event: _LinkEvent) -> None:
         if not 0 < event.link <= self._shared.numbers.last:
@@ -375,8 +373,7 @@ class Bridge:
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
             if self._replica is not None:
-                self._keys.pop(conversation.key, None)
-                self._obey(self._replica.unused(conversation.key, now), now)
+                self._obey(self._replica.retire(conversation.id, now), now)
             return
         deadline = conversation.next_timeout()
         self._schedule.set(conversation.id, None if deadline is None else deadline.at)
@@ -398,67 +395,24 @@ class Bridge:
 
     # ------------------------------------------------------------ the store
 
-    def _process_started(self, now: int) -> None:
-        if self._replica is not None:
-            self._obey(self._replica.start(now), now)
-
-    def _store_answered(self, event: StoreAnswered, now: int) -> None:
-        if self._replica is not None:
-            self._obey(self._replica.answered(event.query, event.answer, now), now)
-
     def _obey(self, effects: list[ReplicaEffect], now: int) -> None:
         """Carry out what this replica has to do about its ownership."""
         for effect in effects:
-            if isinstance(effect, Resolved):
-                self._resolved(effect, now)
-            elif isinstance(effect, Fence):
-                number = self._keys.get(effect.conversation)
-                if number is not None:
-                    conversation = self._conversations[number]
+            if isinstance(effect, PlaceTurn | RefuseTurn):
+                turn = self._intake.leave(effect.turn)
+                if turn is None:
+                    continue
+                self._schedule.set(_key_of(turn.id), None)
+                if isinstance(effect, PlaceTurn):
+                    self._bring_in(turn, now, effect.claimed)
+                else:
+                    self._refuse(turn, effect.error)
+            elif isinstance(effect, FenceConversation):
+                conversation = self._conversations.get(effect.number)
+                if conversation is not None:  # else it was evicted by an effect before this one
                     self._follow(conversation, conversation.fence(now), now)
             else:
                 self._out.append(effect)
-
-    def _is_here(self, turn: Arriving, now: int) -> bool:
-        """Whether a turn can be routed without asking the store: what it continues, if anything, is
-        this replica's, and its transcript is in memory."""
-        named = turn.request.previous_response_id
-        if self._replica is None or not named:
-            return True
-        alias = self._memory.alias(turn.scope, named)
-        home = None if alias is None else self._conversations.get(alias.conversation)
-        if alias is None or home is None or home.fenced:
-            return False
-        owned = self._replica.may_send(home.key, now)
-        return owned and self._memory.holds(turn.scope, alias, now)
-
-    def _ask_the_store(self, turn: Arriving, now: int) -> None:
-        """Have the store resolve a turn, and claim the conversation that it continues."""
-        if self._replica is None:
-            return
-        self._intake.hold(turn)
-        self._schedule.set(_key_of(turn.id), turn.deadline)
-        self._log_turn(LogLevel.DEBUG, "turn.resolving", turn)
-        self._obey(self._replica.resume(turn, now), now)
-
-    def _resolved(self, resolved: Resolved, now: int) -> None:
-        """The store has said who owns what a turn continues."""
-        turn = self._intake.leave(resolved.turn)
-        if turn is None:
-            return
-        self._schedule.set(_key_of(turn.id), None)
-        answer = resolved.answer
-        if answer is None:
-            self._refuse(turn, STORE_UNAVAILABLE)
-        elif isinstance(answer, OwnedElsewhere):
-            self._refuse(turn, owner_unreachable(answer.remaining))
-        elif isinstance(answer, Claimed):
-            known = self._memory.restore(turn.scope, answer.path, now)
-            if known is not None and answer.conversation in self._keys:
-                known.conversation = self._keys[answer.conversation]
-            self._bring_in(turn, now, answer.conversation)
-        else:
-            self._bring_in(turn, now)
 
     # ------------------------------------------------------------ intake of turns
 
@@ -472,11 +426,15 @@ class Bridge:
             self._route(turn, now)
 
     def _route(self, turn: Arriving, now: int) -> None:
-        """Route a turn whose look-up, if there was one, is complete."""
-        if self._is_here(turn, now):
+        """Place a turn whose look-up, if there was one, is complete; what it continues may have to
+        be claimed first."""
+        if self._replica is None or not self._replica.needs_claim(turn, now):
             self._bring_in(turn, now)
-        else:
-            self._ask_the_store(turn, now)
+            return
+        self._intake.hold(turn)
+        self._schedule.set(_key_of(turn.id), turn.deadline)
+        self._log_turn(LogLevel.DEBUG, "turn.resolving", turn)
+        self._obey(self._replica.resume(turn, now), now)
 
     def _log_turn(self, level: LogLevel, event: str, turn: Arriving, **fields: str | int) -> None:
         about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
@@ -511,9 +469,8 @@ class Bridge:
         ``claimed``: the conversation that was claimed for it."""
         recall = self._intake.recall(arriving, now)
         conversation = self._place(recall, arriving.headers, now, claimed)
-        if self._replica is not None and claimed is not None and claimed not in self._keys:
-            # There was no room, or it goes on in another conversation of its client's.
-            self._obey(self._replica.unused(claimed, now), now)
+        if self._replica is not None:
+            self._obey(self._replica.decline(claimed, now), now)
         if conversation is None:
             self._refuse_for_room(arriving)
             return
@@ -588,10 +545,7 @@ class Bridge:
         conversation = Conversation(number, scope, session, headers, self._shared)
         self._conversations[number] = conversation
         if self._replica is not None:
-            # Another session may have the claimed one, if this turn branches off from it.
-            taken = claimed is None or claimed in self._keys
-            conversation.key = self._replica.begin() if taken or claimed is None else claimed
-            self._keys[conversation.key] = number
+            conversation.key = self._replica.adopt(number, claimed)
         return conversation
 
     def _refuse_for_room(self, turn: Arriving) -> None:
@@ -644,7 +598,6 @@ COMPARED = Compared(
         "_recorder": "records decisions and takes no part in them",
         "_turns": "an index over the turns of the conversations",
         "_links": "an index over the links of the conversations",
-        "_keys": "an index over the keys of the conversations",
         "_replica": "explored by itself: see bridgecore.verify.explore_ownership",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",

@@ -6,8 +6,7 @@ turn, what is needed to continue it is committed. So whatever id a client was sh
 by any replica, and after a restart. What may be sent under which lease is decided in ``ownership``.
 
 A commit that does not come in time delays nothing further: the terminal event is shown, and the log
-and ``Accounts`` say that the turn is not durable. The next commit of its conversation includes what
-is missing.
+says that the turn is not durable. The next commit of its conversation includes what is missing.
 """
 
 from __future__ import annotations
@@ -18,28 +17,55 @@ from typing import Final, TypeAlias, assert_never
 
 import attrs
 
+from bridgecore.api_error import STORE_UNAVAILABLE, ApiError, owner_unreachable
 from bridgecore.config import Config
-from bridgecore.continuity.memory import Memory, Unstored
+from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
 from bridgecore.intake import Arriving
 from bridgecore.messages import AnswerEvents
 from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
-from bridgecore.ownership.store import Answer, AskStore
+from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhere
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
 
-ReplicaEffect: TypeAlias = AskStore | AnswerEvents | Log | hd.Resolved | hd.Fence
+
+@attrs.frozen
+class PlaceTurn:
+    """The store has nothing against ``turn``: place it. ``claimed``: the key of the conversation
+    that was claimed for it; None if the store does not know what the turn continues."""
+
+    turn: int
+    claimed: bytes | None
+
+
+@attrs.frozen
+class RefuseTurn:
+    """End ``turn``, which was not placed, with ``error``."""
+
+    turn: int
+    error: ApiError
+
+
+@attrs.frozen
+class FenceConversation:
+    """Send nothing more of the conversation with this number: it is not this replica's."""
+
+    number: int
+
+
+ReplicaEffect: TypeAlias = (
+    AskStore | AnswerEvents | Log | PlaceTurn | RefuseTurn | FenceConversation
+)
 """What the bridge has to do: the first three are passed on."""
 
 
 @attrs.define(eq=False)
 class _Ending:
     """A turn whose terminal event waits for its commit. ``answer``: the effect that shows it; None
-    once it is shown, or its client has left. ``conversation``: what it is committed to."""
+    if its client has left. ``conversation``: the key of what it is committed to."""
 
     answer: AnswerEvents | None
-    scope: str
     unstored: Unstored
     conversation: bytes
     alone: bool = False  # in a conversation of its own, because its own one was fenced
@@ -53,11 +79,14 @@ class Replica:
         self._memory = memory
         times = LeaseTimes(config.lease_ttl, config.lease_margin, config.store_timeout)
         self._holdings = hd.Holdings(config.replica, None, times, seed)
+        self._resuming: dict[int, str] = {}  # scopes of turns that wait for a claim, by turn
         self._endings: dict[int, _Ending] = {}  # by turn
+        # The conversations that have a session here: their keys by their numbers, and the inverse.
+        self._keys: dict[int, bytes] = {}
+        self._numbers: dict[bytes, int] = {}
         self._committing: Counter[bytes] = Counter()  # open commits of each conversation
         self._unused: set[bytes] = set()  # to be given back after them
         self._drawn = 0  # keys of conversations
-        self._undurable = 0  # turns that were shown without a commit
         self._durable = True  # the latest commit was
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
@@ -67,11 +96,6 @@ class Replica:
     def turns(self) -> int:
         """How many turns have ended upstream and are not shown to their clients yet."""
         return sum(ending.answer is not None for ending in self._endings.values())
-
-    @property
-    def undurable(self) -> int:
-        """How many turns were shown to their clients before the store had them."""
-        return self._undurable
 
     def __contains__(self, turn: int) -> bool:
         return turn in self._endings
@@ -107,7 +131,21 @@ class Replica:
 
     # ------------------------------------------------------------ conversations
 
-    def begin(self) -> bytes:
+    def adopt(self, number: int, claimed: bytes | None) -> bytes:
+        """The key of the conversation ``number``, which has a session from now on: ``claimed``, or
+        a new one if there is none or another session has it, because this turn branches off."""
+        key = self._begin() if claimed is None or claimed in self._numbers else claimed
+        self._keys[number], self._numbers[key] = key, number
+        return key
+
+    def decline(self, claimed: bytes | None, now: int) -> list[ReplicaEffect]:
+        """Give back what was claimed for a turn, unless a session has it: there was no room for
+        one, or the turn goes on in another conversation of its client."""
+        if claimed is None or claimed in self._numbers:
+            return []
+        return self._give_back(claimed, now)
+
+    def _begin(self) -> bytes:
         """The key of a new conversation, which is this replica's."""
         self._drawn += 1
         text = b"%b:conversation:%d" % (self._seed, self._drawn)
@@ -115,29 +153,40 @@ class Replica:
         self._holdings.begin(key)
         return key
 
-    def may_send(self, conversation: bytes, now: int) -> bool:
-        """Whether turns of a conversation may be sent upstream now."""
-        return self._holdings.may_send(conversation, now)
-
-    def epoch(self, conversation: bytes) -> int:
-        """The epoch of a conversation that is owned here; 0 if it is new, or not owned."""
-        return self._holdings.epoch(conversation)
-
-    def unused(self, conversation: bytes, now: int) -> list[ReplicaEffect]:
+    def retire(self, number: int, now: int) -> list[ReplicaEffect]:
         """The session of a conversation has ended: give it back, once its commits are over."""
-        if self._committing[conversation]:
-            self._unused.add(conversation)
+        key = self._keys.pop(number)
+        del self._numbers[key]
+        if key in self._committing:
+            self._unused.add(key)
             return []
-        return self._carry_out(self._holdings.unused(conversation, now), now)
+        return self._give_back(key, now)
+
+    def _give_back(self, key: bytes, now: int) -> list[ReplicaEffect]:
+        return self._carry_out(self._holdings.unused(key, now), now)
 
     # ------------------------------------------------------------ turns
 
+    def needs_claim(self, turn: Arriving, now: int) -> bool:
+        """Whether ``turn`` has to be resumed before it is placed: it continues a response whose
+        conversation is not this replica's, or whose transcript only the store has."""
+        named = turn.request.previous_response_id
+        if not named:
+            return False
+        alias = self._memory.alias(turn.scope, named)
+        key = None if alias is None else self._keys.get(alias.conversation)
+        if alias is None or key is None or not self._holdings.may_send(key, now):
+            return True
+        return not self._memory.holds(turn.scope, alias, now)
+
     def resume(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
-        """Claim the conversation of the response that ``turn`` names; answered by ``Resolved``."""
-        named = turn.request.previous_response_id or None
+        """Claim the conversation of the response that ``turn`` names. Answered by ``PlaceTurn`` or
+        ``RefuseTurn``."""
+        named = turn.request.previous_response_id
         alias = None if named is None else self._memory.alias(turn.scope, named)
         load = alias is None or not self._memory.holds(turn.scope, alias, now)
-        asked = self._holdings.resume(turn.id, turn.scope, named, (), now, load=load)
+        self._resuming[turn.id] = turn.scope
+        asked = self._holdings.resume(turn.id, turn.scope, named, now, load=load)
         return self._carry_out(asked, now)
 
     def commit(
@@ -147,8 +196,7 @@ class Replica:
         unstored = self._memory.unstored(scope, ids, now)
         if unstored is None:
             return [answer]
-        ending = _Ending(answer, scope, unstored, conversation)
-        return self._commit(answer.turn, ending, now)
+        return self._commit(answer.turn, _Ending(answer, unstored, conversation), now)
 
     def _commit(self, turn: int, ending: _Ending, now: int) -> list[ReplicaEffect]:
         self._endings[turn] = ending
@@ -162,7 +210,7 @@ class Replica:
         for a turn whose claim is being asked for."""
         if (ending := self._endings.get(turn)) is not None:
             ending.answer = None
-        else:
+        elif self._resuming.pop(turn, None) is not None:
             self._holdings.forget(turn)
 
     # ------------------------------------------------------------ effects of the holdings
@@ -171,8 +219,13 @@ class Replica:
         out: list[ReplicaEffect] = []
         for effect in effects:
             match effect:
-                case AskStore() | hd.Resolved() | hd.Fence():
+                case AskStore():
                     out.append(effect)
+                case hd.Fence():
+                    if (number := self._numbers.get(effect.conversation)) is not None:
+                        out.append(FenceConversation(number))
+                case hd.Resolved():
+                    out.append(self._resolved(effect, now))
                 case hd.Settled():
                     out += self._settled(effect, now)
                 case hd.LeaseChanged():
@@ -193,6 +246,20 @@ class Replica:
                     assert_never(effect)
         return out
 
+    def _resolved(self, resolved: hd.Resolved, now: int) -> PlaceTurn | RefuseTurn:
+        """The store has said who owns what a turn continues, or has not said it in time."""
+        turn, answer = resolved.turn, resolved.answer
+        scope = self._resuming.pop(turn)
+        if answer is None:
+            return RefuseTurn(turn, STORE_UNAVAILABLE)
+        if isinstance(answer, OwnedElsewhere):
+            return RefuseTurn(turn, owner_unreachable(answer.remaining))
+        if isinstance(answer, NotStored):
+            return PlaceTurn(turn, None)
+        number = self._numbers.get(answer.conversation, NOWHERE)
+        self._memory.restore(scope, answer.path, number, now)
+        return PlaceTurn(turn, answer.conversation)
+
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:
         """A commit is over: show the end of its turn, or commit it once more by itself.
 
@@ -208,9 +275,9 @@ class Replica:
             del self._committing[key]
             if key in self._unused:
                 self._unused.remove(key)
-                out += self._carry_out(self._holdings.unused(key, now), now)
+                out += self._give_back(key, now)
         if settled.fenced and not ending.alone:
-            ending.alone, ending.conversation = True, self.begin()
+            ending.alone, ending.conversation = True, self._begin()
             self._unused.add(ending.conversation)
             return out + self._commit(settled.turn, ending, now)
         if settled.durable:
@@ -221,7 +288,6 @@ class Replica:
         if settled.durable is not self._durable:
             self._durable = settled.durable
             out.append(self._durability())
-        self._undurable += not settled.durable
         if not settled.durable:
             fields: dict[str, str | int] = {
                 "turn": settled.turn,

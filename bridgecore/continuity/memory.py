@@ -377,12 +377,17 @@ class Memory:
         alias = self._aliases.peek(scope, name) or Alias(NOWHERE, Standing.BOUND, response=name)
         return pack(scope, [name], alias, node)
 
-    def restore(self, scope: str, path: Sequence[bytes], now: int) -> Alias | None:
-        """Take back a response from a store: the payloads of its transcript, its own last; or only
-        its own. None if it cannot be read."""
+    def restore(self, scope: str, path: Sequence[bytes], conversation: int, now: int) -> None:
+        """Take back a response from a store. What cannot be read stays unknown.
+
+        Args:
+            path: the payloads of its transcript, its own last; or, if the transcript is held, only
+                its own.
+            conversation: the number of its conversation; ``NOWHERE`` if that has no session here.
+        """
         unpacked = [unpack(payload) for payload in path]
         if not unpacked or (last := unpacked[-1]) is None:
-            return None
+            return
         segments = [
             (one.ids[0], one.segment)
             for one in unpacked
@@ -392,15 +397,11 @@ class Memory:
         if self._transcripts is not None and whole:
             self._transcripts.restore(scope, segments, now)
         standing = Standing.STORED if last.stored else Standing.BOUND
-        response = last.ids[0]
-        known = self._aliases.peek(scope, response)
-        conversation = NOWHERE if known is None else known.conversation
         alias = Alias(
-            conversation, standing, last.tokens, response, durable=last.segment is not None
+            conversation, standing, last.tokens, last.ids[0], durable=last.segment is not None
         )
         for name in last.ids:
             self._aliases.put(scope, name, alias)
-        return alias
 
 
 @attrs.frozen

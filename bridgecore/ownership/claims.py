@@ -24,12 +24,12 @@ class ClaimStage(enum.Enum):
     """Whose a conversation is, as far as this replica knows."""
     __hash__ = object.__hash__  # by identity: looked up for every event
     NONE = "none"  # not this replica's
-    NEW = "new"  # begun here, and never shown to the store
+    NEW = "new"  # begun here; no commit of it is known to have succeeded
     OWNED = "owned"  # claimed, with ``epoch``
 
 @attrs.frozen
 class Claim:
-    """The state. ``epoch``: of the claim, 0 without one. ``seen``: the highest epoch that any
+    """The state. ``epoch``: of the claim; 0: it never had one. ``seen``: the highest epoch that any
     answer has named. ``offered``: a commit of the new conversation was asked for, so that the store
     may have it."""
     stage: ClaimStage = ClaimStage.NONE
@@ -81,7 +81,7 @@ ClaimEvent: TypeAlias = (
 
 class ClaimEffect(enum.Enum):
     """What to do."""
-    RELEASE = "release"  # ask ``st.Release`` with ``Claim.epoch`` as it was before
+    RELEASE = "release"  # ask ``st.Release`` with ``Claim.epoch``, which is kept for it
     FENCE = "fence"  # send no turn of the conversation any more: another replica has it
     DISTRUST = "distrust"  # the store has lost memory: claim again, above ``Claim.seen``
 # fmt: on

@@ -36,8 +36,7 @@ class Resolved:
 @attrs.frozen
 class Settled:
     """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: the
-    store has refused it, because another replica has the conversation; None if it was not
-    asked."""
+    store has refused it, because another replica has the conversation."""
 
     turn: int
     durable: bool
@@ -236,14 +235,13 @@ class Holdings:
         turn: int,
         scope: str,
         response: str | None,
-        contexts: tuple[bytes, ...],
         now: int,
         *,
         load: bool,
     ) -> list[HoldingsEffect]:
         """Claim the conversation of a response for ``turn``; answered by ``Resolved``. While the
         lease is asked for, the claim waits for it."""
-        question = st.Resume(self.owner, scope, response, contexts, load=load)
+        question = st.Resume(self.owner, scope, response, load=load)
         if self._lease.valid(now):
             self._ask(question, turn, now)
         elif self._lease.stage is ls.LeaseStage.JOINING:

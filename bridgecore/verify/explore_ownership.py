@@ -551,7 +551,7 @@ class World:
         self._call(
             replica,
             lambda holdings, now: holdings.resume(
-                turn, _SCOPE, f"resp_{conversation}", (), now, load=False
+                turn, _SCOPE, f"resp_{conversation}", now, load=False
             ),
         )
 

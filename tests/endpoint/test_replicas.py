@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 
+from bridgecore import transport as tp
 from bridgecore.config import Config, Continuity, Store, UpstreamUrl
 from bridgecore.endpoint import Endpoint
+from bridgecore.errors import LocalProtocolError
+from bridgecore.ownership.store import Done
 from bridgecore.testing import Emulator, Point, Silence
 from bridgecore.testing.network import Network
 from bridgecore.testing.store import StoreModel, VirtualStore
@@ -266,3 +269,10 @@ def test_two_replicas_of_one_name_are_reported() -> None:
     talker = Talker(first)
     say(talker, "one")
     assert len(cluster.model) == 1
+
+
+def test_an_answer_to_a_question_that_was_never_asked_is_a_mistake_of_the_driver() -> None:
+    with_store, without = Cluster().start().endpoint, World().endpoint
+    for endpoint in (with_store, without):
+        with pytest.raises(LocalProtocolError, match="never asked"):
+            endpoint.handle(tp.StoreAnswered(7, Done()), 2 * SECOND)

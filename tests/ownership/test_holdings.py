@@ -39,7 +39,7 @@ def joined() -> Holdings:
 
 
 def resume(holdings: Holdings, turn: int, now: int) -> list[HoldingsEffect]:
-    return holdings.resume(turn, "tenant", "r", (), now, load=True)
+    return holdings.resume(turn, "tenant", "r", now, load=True)
 
 
 def claimed(epoch: int) -> st.Claimed:
