@@ -79,7 +79,8 @@ class Replica:
         self._memory = memory
         times = LeaseTimes(config.lease_ttl, config.lease_margin, config.store_timeout)
         self._holdings = hd.Holdings(config.replica, None, times, seed)
-        self._resuming: dict[int, str] = {}  # scopes of turns that wait for a claim, by turn
+        # Turns that wait for a claim, and whether their transcripts are asked for, too.
+        self._resuming: dict[int, tuple[Arriving, bool]] = {}
         self._endings: dict[int, _Ending] = {}  # by turn
         # The conversations that have a session here: their keys by their numbers, and the inverse.
         self._keys: dict[int, bytes] = {}
@@ -175,19 +176,23 @@ class Replica:
             return False
         alias = self._memory.alias(turn.scope, named)
         key = None if alias is None else self._keys.get(alias.conversation)
-        if alias is None or key is None or not self._holdings.may_send(key, now):
-            return True
-        return not self._memory.holds(turn.scope, alias, now)
+        owned = key is not None and self._holdings.may_send(key, now)
+        return not owned or not self._knows(turn, now)
 
     def resume(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
         """Claim the conversation of the response that ``turn`` names. Answered by ``PlaceTurn`` or
         ``RefuseTurn``."""
         named = turn.request.previous_response_id
-        alias = None if named is None else self._memory.alias(turn.scope, named)
-        load = alias is None or not self._memory.holds(turn.scope, alias, now)
-        self._resuming[turn.id] = turn.scope
+        load = not self._knows(turn, now)
+        self._resuming[turn.id] = turn, load
         asked = self._holdings.resume(turn.id, turn.scope, named, now, load=load)
         return self._carry_out(asked, now)
+
+    def _knows(self, turn: Arriving, now: int) -> bool:
+        """Whether all that can be known about what ``turn`` continues is in memory."""
+        named = turn.request.previous_response_id
+        alias = self._memory.alias(turn.scope, named) if named else None
+        return alias is not None and self._memory.holds(turn.scope, alias, now)
 
     def commit(
         self, answer: AnswerEvents, scope: str, ids: list[str], conversation: bytes, now: int
@@ -225,7 +230,7 @@ class Replica:
                     if (number := self._numbers.get(effect.conversation)) is not None:
                         out.append(FenceConversation(number))
                 case hd.Resolved():
-                    out.append(self._resolved(effect, now))
+                    out += self._resolved(effect, now)
                 case hd.Settled():
                     out += self._settled(effect, now)
                 case hd.LeaseChanged():
@@ -246,19 +251,22 @@ class Replica:
                     assert_never(effect)
         return out
 
-    def _resolved(self, resolved: hd.Resolved, now: int) -> PlaceTurn | RefuseTurn:
+    def _resolved(self, resolved: hd.Resolved, now: int) -> list[ReplicaEffect]:
         """The store has said who owns what a turn continues, or has not said it in time."""
-        turn, answer = resolved.turn, resolved.answer
-        scope = self._resuming.pop(turn)
+        turn, load = self._resuming.pop(resolved.turn)
+        answer = resolved.answer
         if answer is None:
-            return RefuseTurn(turn, STORE_UNAVAILABLE)
+            return [RefuseTurn(turn.id, STORE_UNAVAILABLE)]
         if isinstance(answer, OwnedElsewhere):
-            return RefuseTurn(turn, owner_unreachable(answer.remaining))
+            return [RefuseTurn(turn.id, owner_unreachable(answer.remaining))]
         if isinstance(answer, NotStored):
-            return PlaceTurn(turn, None)
-        number = self._numbers.get(answer.conversation, NOWHERE)
-        self._memory.restore(scope, answer.path, number, now)
-        return PlaceTurn(turn, answer.conversation)
+            return [PlaceTurn(turn.id, None)]
+        if load:
+            number = self._numbers.get(answer.conversation, NOWHERE)
+            self._memory.restore(turn.scope, answer.path, number, now)
+        elif not self._knows(turn, now):
+            return self.resume(turn, now)  # it was evicted in the meantime: read it back
+        return [PlaceTurn(turn.id, answer.conversation)]
 
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:
         """A commit is over: show the end of its turn, or commit it once more by itself.

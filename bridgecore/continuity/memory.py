@@ -381,8 +381,7 @@ class Memory:
         """Take back a response from a store. What cannot be read stays unknown.
 
         Args:
-            path: the payloads of its transcript, its own last; or, if the transcript is held, only
-                its own.
+            path: the payloads of its transcript, its own last.
             conversation: the number of its conversation; ``NOWHERE`` if that has no session here.
         """
         unpacked = [unpack(payload) for payload in path]

@@ -273,34 +273,31 @@ class Transcripts:
         if held is None:
             held = self._new_tree(scope)
         before = 0 if fresh else held.size
-        parent: Node | None = None
+        whole: list[Node] = []
         added: list[Node] = []
-        room = self._max_scope - TREE_OVERHEAD - held.table.size
         for response_id, segment in path:
-            known = held.nodes.get(response_id)
-            if known is not None and known.end == segment.end and known.parent is parent:
-                parent = known
-                room -= known.size
-                continue
-            node = _restored(response_id, parent, segment, held.table, self._now)
-            room -= node.size
-            added.append(node)
-            parent = node
+            parent = whole[-1] if whole else None
+            node = held.find(parent, response_id, segment.end)
+            if node is None:
+                node = _restored(response_id, parent, segment, held.table, self._now)
+                added.append(node)
+            whole.append(node)
         held.table.grow()
-        if room < 0:
+        room = self._max_scope - TREE_OVERHEAD - held.table.size
+        if not whole or sum(node.size for node in whole) > room:
             return False
         for node in added:
-            if (stale := held.nodes.get(node.response_id)) is not None:
-                # One id for all responses of a chain: it names the latest. Otherwise another
-                # response had this id, which names the stored one now.
-                held.unname(stale)
+            # Some upstreams use one id for all responses of a chain: it names the latest of them.
+            holder = held.nodes.get(node.response_id)
+            node.named = holder is None or holder in whole or node is whole[-1]
+            if holder is not None and node.named:
+                held.unname(holder)
             held.add(node)
-        if parent is not None:
-            parent.used = self._now
+        whole[-1].used = self._now
         if fresh:
             self._keep(held)
         self._make_room(held, before)
-        return parent is not None and parent.held
+        return whole[-1].held
 
     def _new_tree(self, scope: str) -> Tree:
         table = TemplateTable(min(SPARE, self._max_scope // 32))

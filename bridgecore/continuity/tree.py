@@ -84,7 +84,8 @@ class Tree:
             self.root = node
         else:
             parent.child = node
-        self.nodes[node.response_id] = node
+        if node.named:
+            self.nodes[node.response_id] = node
         self.count += 1
         if node.pruned is not None:
             self.pruned[node.pruned] = node
@@ -135,6 +136,15 @@ class Tree:
         self.taken -= node.size
         if node.prefix is not None:
             self.starts.remove(node.prefix)
+
+    def find(self, parent: Node | None, response_id: str, end: bytes) -> Node | None:
+        """The response with that id and context that continues ``parent``, even if its id names
+        another one now."""
+        latest = self.ends.get(end)
+        for node in () if latest is None else latest.same_context():
+            if node.response_id == response_id and node.parent is parent:
+                return node
+        return None
 
     def latest(self, chain: bytes) -> Node | None:
         """The latest response with the context, or the pruned context, of this chain digest."""
