@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import attrs
 
 from bridgecore.ownership import store as st
+from bridgecore.ownership.ruletable import RuleTable
 
 
 # fmt: off
@@ -99,18 +100,8 @@ class ClaimTransition:
 _Apply: TypeAlias = Callable[[Claim, Any], tuple[Claim, tuple[ClaimEffect, ...]]]
 
 
-@attrs.frozen(eq=False)
-class ClaimRule:
-    """One rule. ``doc``: what it does, or why it does nothing (``apply`` is None then)."""
-
-    id: str
-    stages: tuple[ClaimStage, ...]
-    on: type[ClaimEvent]
-    doc: str
-    apply: _Apply | None
-
-
-CLAIM_RULES: dict[tuple[ClaimStage, type[ClaimEvent]], ClaimRule] = {}
+_table: RuleTable[ClaimStage, _Apply] = RuleTable(ClaimStage, ClaimEvent)
+CLAIM_RULES = _table.rules
 
 
 def step(claim: Claim, event: ClaimEvent) -> ClaimTransition:
@@ -121,26 +112,6 @@ def step(claim: Claim, event: ClaimEvent) -> ClaimTransition:
     return ClaimTransition(*rule.apply(claim, event), rule.id)
 
 
-def _rule(rule_id: str, on: type[ClaimEvent], *stages: ClaimStage) -> Callable[[_Apply], _Apply]:
-    def register(apply: _Apply) -> _Apply:
-        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())
-        _register(ClaimRule(rule_id, stages, on, doc, apply))
-        return apply
-
-    return register
-
-
-def _ignore(rule_id: str, on: type[ClaimEvent], doc: str, *stages: ClaimStage) -> None:
-    _register(ClaimRule(rule_id, stages, on, doc, None))
-
-
-def _register(rule: ClaimRule) -> None:
-    for stage in rule.stages:
-        if (stage, rule.on) in CLAIM_RULES:
-            raise ValueError(f"{rule.id} and {CLAIM_RULES[stage, rule.on].id} rule the same pair")
-        CLAIM_RULES[stage, rule.on] = rule
-
-
 _S = ClaimStage
 _E = ClaimEffect
 _Done: TypeAlias = tuple[Claim, tuple[ClaimEffect, ...]]
@@ -148,13 +119,13 @@ _Done: TypeAlias = tuple[Claim, tuple[ClaimEffect, ...]]
 # ---------------------------------------------------------------- the rules
 
 
-@_rule("begin", Begun, _S.NONE)
+@_table.rule("begin", Begun, _S.NONE)
 def _begin(claim: Claim, event: Begun) -> _Done:
     """The conversation is new, and this replica's without a claim."""
     return Claim(_S.NEW), ()
 
 
-@_rule("granted", Granted, _S.NONE)
+@_table.rule("granted", Granted, _S.NONE)
 def _granted(claim: Claim, event: Granted) -> _Done:
     """Own the conversation; unless nobody waits for it, or the epoch is no new one.
 
@@ -170,7 +141,7 @@ def _granted(claim: Claim, event: Granted) -> _Done:
     return Claim(_S.OWNED, event.epoch, event.epoch), ()
 
 
-@_rule("granted-again", Granted, _S.OWNED, _S.NEW)
+@_table.rule("granted-again", Granted, _S.OWNED, _S.NEW)
 def _granted_again(claim: Claim, event: Granted) -> _Done:
     """A second turn has asked for a conversation that is owned here: the epoch stays, or grows."""
     if event.epoch < claim.epoch:
@@ -178,25 +149,25 @@ def _granted_again(claim: Claim, event: Granted) -> _Done:
     return Claim(_S.OWNED, event.epoch, max(event.epoch, claim.seen)), ()
 
 
-@_rule("contradicted", Contradicted, _S.OWNED, _S.NEW)
+@_table.rule("contradicted", Contradicted, _S.OWNED, _S.NEW)
 def _contradicted(claim: Claim, event: Contradicted) -> _Done:
     """The store names another owner of what is owned here. It decides: send nothing more."""
     return Claim(seen=max(claim.seen, event.epoch)), (_E.FENCE,)
 
 
-@_rule("seen", Contradicted, _S.NONE)
+@_table.rule("seen", Contradicted, _S.NONE)
 def _seen(claim: Claim, event: Contradicted) -> _Done:
     """Another replica owns it: remember the epoch."""
     return attrs.evolve(claim, seen=max(claim.seen, event.epoch)), ()
 
 
-@_rule("offered", Offered, _S.NEW)
+@_table.rule("offered", Offered, _S.NEW)
 def _offered(claim: Claim, event: Offered) -> _Done:
     """The store may have the new conversation from now on, so it is owned only with the lease."""
     return attrs.evolve(claim, offered=True), ()
 
 
-@_rule("commit-answered", CommitAnswered, _S.NEW, _S.OWNED)
+@_table.rule("commit-answered", CommitAnswered, _S.NEW, _S.OWNED)
 def _commit_answered(claim: Claim, event: CommitAnswered) -> _Done:
     """Committed: owned. Fenced: another replica has claimed it; send nothing more.
 
@@ -212,13 +183,13 @@ def _commit_answered(claim: Claim, event: CommitAnswered) -> _Done:
     return Claim(_S.OWNED, answer.epoch, seen), ()
 
 
-@_rule("lease-lost", LeaseLost, _S.OWNED)
+@_table.rule("lease-lost", LeaseLost, _S.OWNED)
 def _lease_lost(claim: Claim, event: LeaseLost) -> _Done:
     """Without a lease nothing is owned: send nothing more (NO_SEND_WITHOUT_A_LEASE)."""
     return Claim(seen=claim.seen), (_E.FENCE,)
 
 
-@_rule("lease-lost-new", LeaseLost, _S.NEW)
+@_table.rule("lease-lost-new", LeaseLost, _S.NEW)
 def _lease_lost_new(claim: Claim, event: LeaseLost) -> _Done:
     """A new conversation that the store cannot have yet stays this replica's."""
     if not claim.offered:
@@ -226,23 +197,21 @@ def _lease_lost_new(claim: Claim, event: LeaseLost) -> _Done:
     return Claim(seen=claim.seen), (_E.FENCE,)
 
 
-@_rule("unused", Unused, _S.OWNED)
+@_table.rule("unused", Unused, _S.OWNED)
 def _unused(claim: Claim, event: Unused) -> _Done:
     """Give the conversation back, so that any replica can take its next turn at once."""
     return Claim(_S.NONE, claim.epoch, claim.seen), (_E.RELEASE,)
 
 
-@_rule("unused-new", Unused, _S.NEW)
+@_table.rule("unused-new", Unused, _S.NEW)
 def _unused_new(claim: Claim, event: Unused) -> _Done:
     """A new conversation ends without having been stored, as far as is known."""
     return Claim(seen=claim.seen), ()
 
 
-_ignore("begun-twice", Begun, "it was begun or claimed before", _S.NEW, _S.OWNED)
-_ignore("offered-again", Offered, "the store knows it, or it is lost", _S.NONE, _S.OWNED)
-_ignore("commit-late", CommitAnswered, "it was lost or given back in the meantime", _S.NONE)
-_ignore("lease-lost-before", LeaseLost, "it is not owned", _S.NONE)
-_ignore("unused-before", Unused, "it is not owned", _S.NONE)
-_unruled = [(s, e) for s in _S for e in ClaimEvent.__args__ if (s, e) not in CLAIM_RULES]
-if _unruled:
-    raise ValueError(f"no rule for {_unruled}")
+_table.ignore("begun-twice", Begun, "it was begun or claimed before", _S.NEW, _S.OWNED)
+_table.ignore("offered-again", Offered, "the store knows it, or it is lost", _S.NONE, _S.OWNED)
+_table.ignore("commit-late", CommitAnswered, "it was lost or given back in the meantime", _S.NONE)
+_table.ignore("lease-lost-before", LeaseLost, "it is not owned", _S.NONE)
+_table.ignore("unused-before", Unused, "it is not owned", _S.NONE)
+_table.close()

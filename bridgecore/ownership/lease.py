@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 
 import attrs
 
-from bridgecore.errors import LocalProtocolError
 from bridgecore.ownership import store as st
+from bridgecore.ownership.ruletable import RuleTable
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 
@@ -127,58 +127,19 @@ class LeaseTransition:
     rule: str
 
 
-_Apply: TypeAlias = Callable[
-    [Lease, Any, LeaseTimes, int], tuple[Lease, tuple[LeaseEffect, ...]] | None
-]
+_Apply: TypeAlias = Callable[[Lease, Any, LeaseTimes, int], tuple[Lease, tuple[LeaseEffect, ...]]]
 
 
-@attrs.frozen(eq=False)
-class LeaseRule:
-    """One rule. ``doc``: what it does, or why it does nothing (``apply`` is None then)."""
-
-    id: str
-    stages: tuple[LeaseStage, ...]
-    on: type[LeaseEvent]
-    doc: str
-    apply: _Apply | None
-
-
-LEASE_RULES: dict[tuple[LeaseStage, type[LeaseEvent]], LeaseRule] = {}
+_table: RuleTable[LeaseStage, _Apply] = RuleTable(LeaseStage, LeaseEvent)
+LEASE_RULES = _table.rules
 
 
 def step(lease: Lease, event: LeaseEvent, times: LeaseTimes, now: int) -> LeaseTransition:
-    """Apply ``event`` at ``now`` (ns). A pure function.
-
-    Raises:
-        LocalProtocolError: the event cannot happen in this stage; nothing has changed.
-    """
+    """Apply ``event`` at ``now`` (ns). A pure function."""
     rule = LEASE_RULES[lease.stage, type(event)]
     if rule.apply is None:
         return LeaseTransition(lease, (), rule.id)
-    done = rule.apply(lease, event, times, now)
-    if done is None:
-        raise LocalProtocolError(f"{event} for a lease that is {lease.stage.value}: {rule.doc}")
-    return LeaseTransition(*done, rule.id)
-
-
-def _rule(rule_id: str, on: type[LeaseEvent], *stages: LeaseStage) -> Callable[[_Apply], _Apply]:
-    def register(apply: _Apply) -> _Apply:
-        doc = " ".join((apply.__doc__ or "").split("\n\n")[0].split())
-        _register(LeaseRule(rule_id, stages, on, doc, apply))
-        return apply
-
-    return register
-
-
-def _ignore(rule_id: str, on: type[LeaseEvent], doc: str, *stages: LeaseStage) -> None:
-    _register(LeaseRule(rule_id, stages, on, doc, None))
-
-
-def _register(rule: LeaseRule) -> None:
-    for stage in rule.stages:
-        if (stage, rule.on) in LEASE_RULES:
-            raise ValueError(f"{rule.id} and {LEASE_RULES[stage, rule.on].id} rule the same pair")
-        LEASE_RULES[stage, rule.on] = rule
+    return LeaseTransition(*rule.apply(lease, event, times, now), rule.id)
 
 
 _S = LeaseStage
@@ -189,7 +150,7 @@ _Done: TypeAlias = tuple[Lease, tuple[LeaseEffect, ...]]
 # ---------------------------------------------------------------- the rules
 
 
-@_rule("start", Started, _S.OUT)
+@_table.rule("start", Started, _S.OUT)
 def _start(lease: Lease, event: Started, times: LeaseTimes, now: int) -> _Done:
     """Ask for a lease under a new incarnation."""
     return _join(lease, times, now), (_E.JOIN,)
@@ -205,13 +166,13 @@ def _join(lease: Lease, times: LeaseTimes, now: int) -> Lease:
     )
 
 
-@_rule("join-again", Due, _S.OUT)
+@_table.rule("join-again", Due, _S.OUT)
 def _join_again(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
     """Ask for a lease again, after an attempt that failed or a name that was taken."""
     return _join(lease, times, now), (_E.JOIN,)
 
 
-@_rule("joining-answered", Answered, _S.JOINING)
+@_table.rule("joining-answered", Answered, _S.JOINING)
 def _joining_answered(lease: Lease, event: Answered, times: LeaseTimes, now: int) -> _Done:
     """The lease has begun, or the name is taken, or the store did not answer.
 
@@ -236,13 +197,13 @@ def _joining_answered(lease: Lease, event: Answered, times: LeaseTimes, now: int
     return attrs.evolve(lease, stage=_S.OUT, wake=now + times.retry), ()
 
 
-@_rule("joining-unanswered", Due, _S.JOINING)
+@_table.rule("joining-unanswered", Due, _S.JOINING)
 def _joining_unanswered(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
     """The store did not answer in time: unknown, so there is no lease. Ask again soon."""
     return attrs.evolve(lease, stage=_S.OUT, wake=now + times.retry), ()
 
 
-@_rule("renew", Due, _S.HELD)
+@_table.rule("renew", Due, _S.HELD)
 def _renew(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
     """Ask for a renewal; or, if the lease is over already, give it up and begin another.
 
@@ -258,7 +219,7 @@ def _lost(lease: Lease, times: LeaseTimes, now: int) -> _Done:
     return _join(lease, times, now), (_E.LOST, _E.JOIN)
 
 
-@_rule("renewing-answered", Answered, _S.RENEWING)
+@_table.rule("renewing-answered", Answered, _S.RENEWING)
 def _renewing_answered(lease: Lease, event: Answered, times: LeaseTimes, now: int) -> _Done:
     """Renewed from the time of the question on; or ended in the store; or unknown: go on with what
     is left of the lease, and ask again soon."""
@@ -280,7 +241,7 @@ def _unrenewed(lease: Lease, times: LeaseTimes, now: int) -> Lease:
     return attrs.evolve(lease, stage=_S.HELD, wake=min(now + times.retry, lease.until))
 
 
-@_rule("renewing-unanswered", Due, _S.RENEWING)
+@_table.rule("renewing-unanswered", Due, _S.RENEWING)
 def _renewing_unanswered(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
     """No answer in time: go on with what is left of the lease, and ask again soon; without any
     left, it is lost."""
@@ -289,14 +250,14 @@ def _renewing_unanswered(lease: Lease, event: Due, times: LeaseTimes, now: int) 
     return _unrenewed(lease, times, now), ()
 
 
-@_rule("refuted", Refuted, *_HOLDING)
+@_table.rule("refuted", Refuted, *_HOLDING)
 def _refuted(lease: Lease, event: Refuted, times: LeaseTimes, now: int) -> _Done:
     """The store says that there is no such lease: it has lost memory, or ours ended earlier than
     our clock says. Give it up and begin another."""
     return _lost(lease, times, now)
 
 
-@_rule("leave", LeaveRequested, _S.OUT, _S.JOINING, *_HOLDING)
+@_table.rule("leave", LeaveRequested, _S.OUT, _S.JOINING, *_HOLDING)
 def _leave(lease: Lease, event: LeaveRequested, times: LeaseTimes, now: int) -> _Done:
     """Tell the store that the lease has ended, so that others need not wait for it.
 
@@ -308,23 +269,23 @@ def _leave(lease: Lease, event: LeaveRequested, times: LeaseTimes, now: int) -> 
     return left, (_E.LEAVE,)
 
 
-@_rule("left", Answered, _S.LEAVING)
+@_table.rule("left", Answered, _S.LEAVING)
 def _left(lease: Lease, event: Answered, times: LeaseTimes, now: int) -> _Done:
     """The store knows: the process can end."""
     return attrs.evolve(lease, stage=_S.LEFT, wake=None), (_E.LEFT,)
 
 
-@_rule("left-unanswered", Due, _S.LEAVING)
+@_table.rule("left-unanswered", Due, _S.LEAVING)
 def _left_unanswered(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
     """The store did not answer in time: end all the same; the lease ends by itself."""
     return attrs.evolve(lease, stage=_S.LEFT, wake=None), (_E.LEFT,)
 
 
-_ignore("started-twice", Started, "it was started before", *(s for s in _S if s is not _S.OUT))
-_ignore("answered-late", Answered, "its question was given up", _S.OUT, _S.HELD, _S.LEFT)
-_ignore("refuted-late", Refuted, "it is not held", _S.OUT, _S.JOINING, _S.LEAVING, _S.LEFT)
-_ignore("leave-twice", LeaveRequested, "it is being given up", _S.LEAVING, _S.LEFT)
-_ignore("due-left", Due, "nothing is waited for any more", _S.LEFT)
-_unruled = [(s, e) for s in _S for e in LeaseEvent.__args__ if (s, e) not in LEASE_RULES]
-if _unruled:
-    raise ValueError(f"no rule for {_unruled}")
+_table.ignore(
+    "started-twice", Started, "it was started before", *(s for s in _S if s is not _S.OUT)
+)
+_table.ignore("answered-late", Answered, "its question was given up", _S.OUT, _S.HELD, _S.LEFT)
+_table.ignore("refuted-late", Refuted, "it is not held", _S.OUT, _S.JOINING, _S.LEAVING, _S.LEFT)
+_table.ignore("leave-twice", LeaveRequested, "it is being given up", _S.LEAVING, _S.LEFT)
+_table.ignore("due-left", Due, "nothing is waited for any more", _S.LEFT)
+_table.close()
