@@ -187,11 +187,18 @@ async def _bridge(
             emulator = await listen(Emulator(), "127.0.0.1", 0)
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        config = settings.config(upstream, None if files == resource.RLIM_INFINITY else files)
+        most = None if files == resource.RLIM_INFINITY else files
+        config = settings.config(upstream, most, settings.replica or _make_name())
         server = await listen(config, settings.host, settings.port, log=log, store=store)
         _announce(settings, config, server, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()
+
+
+def _make_name() -> str:
+    """A name for this process that no other has: it can be started again before the lease of its
+    predecessor has ended."""
+    return f"{os.uname().nodename}-{os.urandom(4).hex()}"
 
 
 def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLog) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import enum
 import re
-import secrets
-import socket
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -388,12 +386,13 @@ class Settings:
     cluster_keys: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
-    def config(self, upstream: UpstreamUrl, files: int | None) -> Config:
+    def config(self, upstream: UpstreamUrl, files: int | None, replica: str) -> Config:
         """The configuration of the bridge.
 
         Args:
             upstream: the URL to connect to; the embedded emulator's once it listens.
             files: how many files the process may open, None for no limit.
+            replica: the name of this process among those that share a store.
         """
         core = dict(self.core)
         if core["max_sessions"] is None:
@@ -404,7 +403,7 @@ class Settings:
             decisions=self.decision_log is not None,
             log_level=LogLevel[self.log_level.upper()],
             store=Store.MEMORY if self.store == MEMORY else Store.DRIVER,
-            replica=self.replica or f"{socket.gethostname()}-{secrets.token_hex(4)}",
+            replica=replica,
             **core,
         )
 
@@ -453,7 +452,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
     try:
-        settings.config(_NOWHERE, None)  # finds values that contradict each other
+        settings.config(_NOWHERE, None, AUTO)  # finds values that contradict each other
     except ConfigError as exc:
         by_flags = any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None

@@ -10,13 +10,14 @@ survive; 1: otherwise; 2: wrong flags.
 from __future__ import annotations
 
 import argparse
+import enum
 import json
 import multiprocessing
 import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,6 +61,8 @@ from bridgecore.verify.mutate import (
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
 from bridgecore_cli.progress import bar, show
+
+P = TypeVar("P", bound=enum.Enum)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -158,14 +161,14 @@ def _bounds(bounds: Bounds) -> str:
 def _bridges(policy: Policy, bounds: str) -> bool:
     """Explore bridges of several sessions, print the results; whether every property holds."""
     checked: Counter[BridgeProperty] = Counter()
-    broken = set()
+    broken: set[enum.Enum] = set()
     print("\nbridges of a few turns of two clients")
     for bound in BRIDGE_BOUNDS[bounds]:
         began = time.perf_counter()
         report = explore_bridge(
             bound,
             make=lambda config, **more: Bridge(attrs.evolve(config, policy=policy), **more),
-            progress=_show_bridges,
+            progress=_show_worlds,
         )
         show("")
         seconds = time.perf_counter() - began
@@ -174,25 +177,20 @@ def _bridges(policy: Policy, bounds: str) -> bool:
             f"{report.worlds:,} states, {report.edges:,} edges, {seconds:.1f} s"
         )
         checked += report.checked
-        for found in report.counterexamples:
-            broken.add(found.prop)
-            way = "\n".join(f"  {move}" for move in found.path)
-            print(f"\n{found.prop.name}: {found.prop.value}\n\n{way}\n\nbroken: {found.text}\n")
-    for prop in BridgeProperty:
-        word = "BROKEN" if prop in broken else "holds "
-        print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
+        broken |= _print_counterexamples(report)
+    _print_verdicts(BridgeProperty, checked, broken)
     return not broken
 
 
 def _ownership(bounds: str) -> bool:
     """Explore two replicas over one store, print the results; whether every property holds."""
     checked: Counter[OwnershipProperty] = Counter()
-    broken = set()
+    broken: set[enum.Enum] = set()
     complete = True
     print("\nownership by two replicas over one store")
     for bound in OWNERSHIP_BOUNDS[bounds]:
         began = time.perf_counter()
-        report = explore_ownership(bound, progress=_show_ownership)
+        report = explore_ownership(bound, progress=_show_worlds)
         show("")
         seconds = time.perf_counter() - began
         complete = complete and report.complete
@@ -202,22 +200,27 @@ def _ownership(bounds: str) -> bool:
             f"{report.edges:,} edges, {seconds:.1f} s"
         )
         checked += report.checked
-        for found in report.counterexamples:
-            broken.add(found.prop)
-            way = "\n".join(f"  {move}" for move in found.path)
-            print(f"\n{found.prop.name}: {found.prop.value}\n\n{way}\n\nbroken: {found.text}\n")
-    for prop in OwnershipProperty:
-        word = "BROKEN" if prop in broken else "holds "
-        print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
+        broken |= _print_counterexamples(report)
+    _print_verdicts(OwnershipProperty, checked, broken)
     return complete and not broken
 
 
-def _show_ownership(report: OwnershipReport) -> None:
+def _show_worlds(report: BridgeReport | OwnershipReport) -> None:
     show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
 
 
-def _show_bridges(report: BridgeReport) -> None:
-    show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
+def _print_counterexamples(report: BridgeReport | OwnershipReport) -> set[enum.Enum]:
+    """Print each counterexample; return the properties that it breaks."""
+    for found in report.counterexamples:
+        way = "\n".join(f"  {move}" for move in found.path)
+        print(f"\n{found.prop.name}: {found.prop.value}\n\n{way}\n\nbroken: {found.text}\n")
+    return {found.prop for found in report.counterexamples}
+
+
+def _print_verdicts(properties: Iterable[P], checked: Counter[P], broken: Set[enum.Enum]) -> None:
+    for prop in properties:
+        word = "BROKEN" if prop in broken else "holds "
+        print(f"{word:<7} {prop.name} ({checked[prop]:,} checks)")
 
 
 def _mutants(policy: Policy, jobs: int, report: Path | None) -> bool:

@@ -28,8 +28,8 @@ from benchmarks.throughput import machine
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 START_SECONDS = 15.0
-# Between two looks whether a participant listens. nginx does not say when it does, and the others
-# write it to a file, because a pipe that nobody reads would block them once it is full.
+# Between two looks whether a participant listens. nginx does not report it. The others write it to
+# a file and not to a pipe: a pipe has to be read all the time, or it fills and the writer blocks.
 POLL_SECONDS = 0.02
 CLIENT_SECONDS = 300  # for all turns of a measurement: 10,000 first ones take half a minute
 _COMMAND = "import sys; from bridgecore_cli.entry import run; sys.exit(run())"

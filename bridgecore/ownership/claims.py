@@ -3,7 +3,7 @@
 What belongs here: ``step``, a pure function from that knowledge and an event to the next. Whether
 the replica's lease is valid is a matter of ``lease``; a conversation is owned only with both.
 
-A conversation that was begun here is ``NEW``: its key was drawn here, so that nobody else can know
+A conversation that was begun here is ``NEW``: its key was drawn here, so no other replica can know
 it until the store has it. It needs no claim, so a first turn does not wait for the store. When its
 first response is committed, it is ``OWNED`` with epoch 1.
 """
@@ -46,7 +46,7 @@ class Begun:
 
 @attrs.frozen
 class Granted:
-    """The store has granted a claim. ``wanted``: somebody waits for it; it was asked for under the
+    """The store has granted a claim. ``wanted``: a turn waits for it; it was asked for under the
     present lease, and its answer is not late."""
     epoch: int
     wanted: bool
@@ -127,7 +127,7 @@ def _begin(claim: Claim, event: Begun) -> _Done:
 
 @_table.rule("granted", Granted, _S.NONE)
 def _granted(claim: Claim, event: Granted) -> _Done:
-    """Own the conversation; unless nobody waits for it, or the epoch is no new one.
+    """Own the conversation, unless no turn waits for it or its epoch is not new.
 
     A claim that was granted too late is given back: its turn was refused, and another replica may
     be asked next. An epoch that is not above all others seen means that the store has lost memory,

@@ -86,7 +86,7 @@ HoldingsEffect: TypeAlias = (
 @attrs.frozen
 class _Asked:
     """An open question. ``owner``: under which lease it was asked. ``turn``: for which turn; None:
-    for the lease, or nobody waits any more. ``deadline``: ns, when it counts as lost.
+    for the lease, or no turn waits any more. ``deadline``: ns, when it counts as lost.
     ``distrusted``: it is asked a second time, because the first answer was not believed."""
 
     question: st.Question
@@ -251,7 +251,7 @@ class Holdings:
         return self._take()
 
     def forget(self, turn: int) -> None:
-        """``turn`` is gone: nobody waits for its answers any more."""
+        """``turn`` is gone: answers to its questions are not reported any more."""
         self._waiting = [entry for entry in self._waiting if entry[0] != turn]
         for query, asked in self._asked.items():
             if asked.turn == turn:

@@ -57,7 +57,7 @@ class LeaseStage(enum.Enum):
     JOINING = "joining"  # asked for
     HELD = "held"
     RENEWING = "renewing"  # held, and its renewal is asked for
-    LEAVING = "leaving"  # the store is told that it has ended
+    LEAVING = "leaving"  # the store is asked to end it
     LEFT = "left"  # it has ended, and no other follows
 
 @attrs.frozen

@@ -87,7 +87,7 @@ class Leave:
 
 @attrs.frozen
 class Resume:
-    """Look up a response and claim its conversation for ``owner``, if nobody else owns it.
+    """Look up a response and claim its conversation for ``owner``, unless another replica owns it.
 
     ``response``: its id, or None; then it is the first of ``contexts`` that the store knows. An id
     is hard evidence and is looked up alone. ``floor``: the highest epoch of the conversation that
@@ -109,7 +109,7 @@ class Resume:
 class Commit:
     """Store responses of a conversation that ``owner`` holds with ``epoch``.
 
-    ``epoch`` 0: the conversation is new; nobody else knows it, and ``owner`` gets it with epoch 1.
+    ``epoch`` 0: the conversation is new and known to ``owner`` alone, which gets it with epoch 1.
     ``responses``: parents before those that continue them; one that is stored already stays as it
     is. Answers: ``Committed``, ``Fenced``.
     """

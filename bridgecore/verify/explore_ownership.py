@@ -81,7 +81,7 @@ class OwnershipProperty(enum.Enum):
     )
     DURABLE_IS_STORED = "a response is called durable only if the store has it"
     EVERY_TURN_IS_RESOLVED = (
-        "each turn that waits for a claim or a commit is told the result exactly once"
+        "each turn that waits for a claim or a commit gets its result exactly once"
     )
     LIVENESS = (
         "without further faults, a client that retries at one sound replica soon gets a stored "
@@ -663,8 +663,8 @@ class World:
     def _judge_contradicted(
         self, replica: int, message: _Message, answer: st.Answer, claimed: int
     ) -> None:
-        """Check what a replica does that was told of another owner. ``claimed``: the epoch that it
-        had; a commit of an earlier claim says nothing about that one."""
+        """Check what a replica does when an answer names another owner. ``claimed``: the epoch of
+        its own claim. An answer to a commit of an earlier claim does not concern that one."""
         question, holdings = message.question, self.processes[replica].holdings
         if isinstance(answer, st.OwnedElsewhere):
             key = answer.conversation
@@ -769,7 +769,7 @@ class World:
                 self._check(_P.DURABLE_IS_STORED, has, "the response of turn", effect.turn)
 
     def _told(self, replica: int, number: int, phase: _Phase) -> int | None:
-        """The conversation of the turn that is told its result."""
+        """The conversation of the turn that gets its result."""
         found = None
         for conversation, turn in self.turns.items():
             if turn == (number, replica, phase):

@@ -13,7 +13,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
@@ -103,6 +103,16 @@ class Machine:
 
     def data(self) -> bytes:
         return b"".join(event.data for event in self.of(DataReceived))
+
+
+@contextlib.asynccontextmanager
+async def connected(backend: Backend, machine: Machine | Config) -> AsyncIterator[Peer]:
+    """Serve ``machine``; a peer that is connected to it."""
+    async with (
+        backend.serve(machine) as server,
+        await backend.connect(server.host, server.port) as peer,
+    ):
+        yield peer
 
 
 def echo(event: TransportEvent) -> list[TransportEffect]:
@@ -267,10 +277,7 @@ def test_end_sending_flushes_and_still_reads(backend: Backend) -> None:
 
     async def body() -> None:
         machine = Machine(backend, answer)
-        async with (
-            backend.serve(machine) as server,
-            await backend.connect(server.host, server.port) as peer,
-        ):
+        async with connected(backend, machine) as peer:
             assert await peer.receive_all() == BIG
             await peer.send(b"last words")
             peer.end_sending()
@@ -288,10 +295,7 @@ def test_close_flushes_to_a_peer_that_reads_late(backend: Backend) -> None:
 
     async def body() -> None:
         machine = Machine(backend, answer)
-        async with (
-            backend.serve(machine) as server,
-            await backend.connect(server.host, server.port) as peer,
-        ):
+        async with connected(backend, machine) as peer:
             await peer.send(b"go")
             await machine.saw(DataReceived)
             assert machine.of(Disconnected) == []
@@ -544,10 +548,7 @@ def test_writes_below_the_mark_do_not_block(backend: Backend) -> None:
 
     async def body() -> None:
         machine = Machine(backend, answer)
-        async with (
-            backend.serve(machine) as server,
-            await backend.connect(server.host, server.port) as peer,
-        ):
+        async with connected(backend, machine) as peer:
             assert await peer.receive_exactly(50_000) == b"x" * 50_000
         assert machine.seen == [Accepted(1)]
 
@@ -672,10 +673,7 @@ def test_a_deadline_that_moves_is_followed(backend: Backend) -> None:
         return [Send(1, b"k")]
 
     async def body() -> None:
-        async with (
-            backend.serve(machine) as server,
-            await backend.connect(server.host, server.port) as peer,
-        ):
+        async with connected(backend, machine) as peer:
             for word, reply in ((b"late", b"k"), (b"soon", b"kt"), (b"late", b"k")):
                 await peer.send(word)
                 assert await peer.receive_exactly(len(reply)) == reply
@@ -1182,10 +1180,7 @@ def test_accepted_sockets_do_not_wait_to_fill_segments(backend: Backend) -> None
 
     async def body() -> None:
         machine = Machine(backend, answer)
-        async with (
-            backend.serve(machine) as server,
-            await backend.connect(server.host, server.port) as peer,
-        ):
+        async with connected(backend, machine) as peer:
             started = time.monotonic()
             for _ in range(20):
                 await peer.send(b"?")
@@ -1202,10 +1197,7 @@ def test_each_server_has_its_own_seed_for_request_ids(backend: Backend) -> None:
 
     async def body() -> None:
         for _ in range(2):
-            async with (
-                backend.serve(config) as server,
-                await backend.connect(server.host, server.port) as peer,
-            ):
+            async with connected(backend, config) as peer:
                 await peer.send(b"GET /livez HTTP/1.0\r\n\r\n")
                 head = (await peer.receive_all()).split(b"\r\n\r\n")[0]
                 ids.append(head.split(b"x-request-id: ")[1].split(b"\r\n")[0])

@@ -103,7 +103,7 @@ def test_the_configuration_gets_every_value() -> None:
     }
     flags |= {name: choice.value for name, choice in chosen.items()}
     flags["forward_headers"] = "x-tenant"
-    config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024)
+    config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024, "a")
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
     for index, setting in enumerate(CORE):
@@ -139,13 +139,13 @@ def test_sessions_follow_from_the_files_that_the_process_may_open(
     files: int | None, bridge: int, with_emulator: int
 ) -> None:
     """A session has two sockets, or three if the emulator is embedded."""
-    assert load({"upstream": "ws://a/b"}, {}).config(URL, files).max_sessions == bridge
-    assert load({}, {}).config(URL, files).max_sessions == with_emulator
+    assert load({"upstream": "ws://a/b"}, {}).config(URL, files, "a").max_sessions == bridge
+    assert load({}, {}).config(URL, files, "a").max_sessions == with_emulator
 
 
 @pytest.mark.parametrize("value", ["1", "20000"])
 def test_a_number_of_sessions_that_was_asked_for_is_not_changed(value: str) -> None:
-    assert load({"max_sessions": value}, {}).config(URL, 128).max_sessions == int(value)
+    assert load({"max_sessions": value}, {}).config(URL, 128, "a").max_sessions == int(value)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", ""])
@@ -218,12 +218,6 @@ def test_a_store_needs_keys_and_its_url_is_not_repeated() -> None:
         assert "hunter2" not in text
     wrong_times = {"store": "sqlite:x.db", "cluster_keys": "keys", "lease_ttl": "4"}
     assert "store_timeout" in str(error(wrong_times))
-
-
-def test_a_replica_without_a_name_gets_one_of_its_own() -> None:
-    first, second = load({}, {}).config(URL, None), load({}, {}).config(URL, None)
-    assert first.replica != second.replica
-    assert load({"replica": "bridge-0"}, {}).config(URL, None).replica == "bridge-0"
 
 
 def test_unknown_variables_are_ignored() -> None:

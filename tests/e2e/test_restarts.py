@@ -96,7 +96,7 @@ def test_a_store_that_cannot_be_used_is_one_clear_line(upstream: Upstream, tmp_p
     keys.write_text(secrets.token_hex(32))
     wrong = {
         f"sqlite:{tmp_path}/missing/conversations.db": "missing",
-        "postgresql://nobody:hunter2@127.0.0.1:1/db": "PostgreSQL cannot be reached",
+        "postgresql://user:hunter2@127.0.0.1:1/db": "PostgreSQL cannot be reached",
         "valkey://:hunter2@127.0.0.1:1/0": "Valkey",
     }
     for url, named in wrong.items():

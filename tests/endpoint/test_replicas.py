@@ -175,6 +175,15 @@ def test_what_was_not_durable_is_committed_with_the_next_turn() -> None:
     assert talker.outcomes[-1] == "200"
 
 
+def drained(cluster: Cluster) -> tuple[Talker, Replica]:
+    """A client whose replica has drained after one turn, and another replica."""
+    first = cluster.start("a")
+    talker = Talker(first)
+    say(talker, "one")
+    first.drain()
+    return talker, cluster.start("b")
+
+
 def say(talker: Talker, text: str) -> None:
     """A turn that is answered at once."""
     talker.attempt(user(text))
@@ -213,12 +222,7 @@ def test_what_was_not_used_for_too_long_is_deleted() -> None:
 
 
 def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
-    cluster = Cluster()
-    first = cluster.start("a")
-    talker = Talker(first)
-    say(talker, "one")
-    first.drain()
-    second = cluster.start("b")
+    talker, second = drained(Cluster())
     second.store.answers = False
     client = second.start("two", previous_response_id=talker.last)
     second.advance(2.1)
@@ -231,12 +235,7 @@ def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
 
 
 def test_another_credential_does_not_find_a_stored_response() -> None:
-    cluster = Cluster()
-    first = cluster.start("a")
-    talker = Talker(first)
-    say(talker, "one")
-    first.drain()
-    second = cluster.start("b")
+    talker, second = drained(Cluster())
     foreign = second.ask("two", key="sk-other", previous_response_id=talker.last)
     unknown = second.ask("two", key="sk-other", previous_response_id="resp_unknown")
     assert foreign.status == unknown.status == 400

@@ -95,7 +95,8 @@ class Asking:
         return answers.get(timeout=PATIENCE)
 
     def until(self, question: st.Question, kind: type[AnswerT]) -> AnswerT:
-        """Ask again and again, until the answer is of this kind."""
+        """Ask again and again, until the answer is of this kind: a store does not report that a
+        lease has ended."""
         end = time.monotonic() + PATIENCE
         while not isinstance(answer := self(question), kind):
             assert time.monotonic() < end, answer

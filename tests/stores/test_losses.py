@@ -28,7 +28,7 @@ import valkey
 from bridgecore.ownership import store as st
 from bridgecore_stores import Keys, StoreError, open_store
 from bridgecore_stores.backend import Backend
-from bridgecore_stores.sqlite import connector
+from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
 from tests.stores.asking import (
     KEYS,
@@ -321,6 +321,8 @@ def test_a_claim_waits_for_a_renewal_in_progress(postgresql_place: Place) -> Non
 
 
 def _until(connection: psycopg.Connection, query: LiteralString) -> None:
+    """Look again and again until ``query`` is true: a server does not report that a lock is waited
+    for."""
     end = time.monotonic() + PATIENCE
     while connection.execute(query).fetchone() != (True,):
         assert time.monotonic() < end
@@ -420,7 +422,9 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     backend = _opened(tmp_path)
     assert backend.carry_out([st.Join(A, None, 1000 * NS)]) == [st.Joined()]
     assert backend.carry_out([commit(A, "c", 0, response("1"))]) == [st.Committed(1)]
-    backend._database.execute("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]  # of Sqlite only
+    assert isinstance(backend, Sqlite)
+    assert backend._database is not None
+    backend._database.execute("PRAGMA max_page_count = 1")
     with pytest.raises(sqlite3.Error) as raised:
         backend.carry_out([commit(A, "c", 1, response("2", "1", payload=os.urandom(100_000)))])
     assert backend.reason(raised.value) == "disk full"

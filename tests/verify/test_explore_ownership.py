@@ -123,32 +123,30 @@ def old_commit_counts(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransiti
     return cl.step(claim, event)
 
 
-def fenced_is_ignored(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
-    """Goes on after the store has refused a commit."""
-    if isinstance(event, cl.CommitAnswered) and isinstance(event.answer, st.Fenced):
-        return cl.ClaimTransition(claim, (), "ignored")
-    return cl.step(claim, event)
+def ignoring(name: str, matters: Callable[[cl.ClaimEvent], bool]) -> ClaimStep:
+    """Rules under which the events for which ``matters`` is true change nothing."""
+
+    def claim_step(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
+        if matters(event):
+            return cl.ClaimTransition(claim, (), "ignored")
+        return cl.step(claim, event)
+
+    claim_step.__name__ = name
+    return claim_step
 
 
-def contradiction_is_ignored(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
-    """Goes on after the store has named another owner."""
-    if isinstance(event, cl.Contradicted):
-        return cl.ClaimTransition(claim, (), "ignored")
-    return cl.step(claim, event)
+def _is_fenced(event: cl.ClaimEvent) -> bool:
+    return isinstance(event, cl.CommitAnswered) and isinstance(event.answer, st.Fenced)
 
 
-def kept_without_lease(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
-    """Keeps claims when the lease is lost."""
-    if isinstance(event, cl.LeaseLost):
-        return cl.ClaimTransition(claim, (), "ignored")
-    return cl.step(claim, event)
-
-
-def never_offered(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
-    """Takes a new conversation for unknown to the store after a commit was asked for."""
-    if isinstance(event, cl.Offered):
-        return cl.ClaimTransition(claim, (), "ignored")
-    return cl.step(claim, event)
+# They go on after the store has refused a commit, or has named another owner; keep claims when the
+# lease is lost; take a new conversation for unknown to the store after a commit was asked for.
+fenced_is_ignored = ignoring("fenced_is_ignored", _is_fenced)
+contradiction_is_ignored = ignoring(
+    "contradiction_is_ignored", lambda event: isinstance(event, cl.Contradicted)
+)
+kept_without_lease = ignoring("kept_without_lease", lambda event: isinstance(event, cl.LeaseLost))
+never_offered = ignoring("never_offered", lambda event: isinstance(event, cl.Offered))
 
 
 def no_fence(claim: cl.Claim, event: cl.ClaimEvent) -> cl.ClaimTransition:
