@@ -44,7 +44,6 @@ from bridgecore.verify.explore_bridge import (
 )
 from bridgecore.verify.explore_ownership import (
     OWNERSHIP_BOUNDS,
-    OwnershipProperty,
     OwnershipReport,
     explore_ownership,
 )
@@ -58,6 +57,7 @@ from bridgecore.verify.mutate import (
     observe,
     witness,
 )
+from bridgecore.verify.ownership_world import OwnershipProperty
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
 from bridgecore_cli.progress import bar, show
