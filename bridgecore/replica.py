@@ -12,7 +12,6 @@ says that the turn is not durable. The next commit of its conversation includes 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import Final, TypeAlias, assert_never
 
 import attrs
@@ -85,8 +84,7 @@ class Replica:
         # The conversations that have a session here: their keys by their numbers, and the inverse.
         self._keys: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}
-        self._committing: Counter[bytes] = Counter()  # open commits of each conversation
-        self._unused: set[bytes] = set()  # to be given back after them
+        self._unused: set[bytes] = set()  # keys to be given back once their commits are over
         self._drawn = 0  # keys of conversations
         self._durable = True  # the latest commit was
         self._age = config.transcript_age
@@ -158,10 +156,13 @@ class Replica:
         """The session of a conversation has ended: give it back, once its commits are over."""
         key = self._keys.pop(number)
         del self._numbers[key]
-        if key in self._committing:
+        if self._is_committing(key):
             self._unused.add(key)
             return []
         return self._give_back(key, now)
+
+    def _is_committing(self, key: bytes) -> bool:
+        return any(ending.conversation == key for ending in self._endings.values())
 
     def _give_back(self, key: bytes, now: int) -> list[ReplicaEffect]:
         return self._carry_out(self._holdings.unused(key, now), now)
@@ -205,7 +206,6 @@ class Replica:
 
     def _commit(self, turn: int, ending: _Ending, now: int) -> list[ReplicaEffect]:
         self._endings[turn] = ending
-        self._committing[ending.conversation] += 1
         responses = ending.unstored.responses
         effects = self._holdings.commit(turn, ending.conversation, responses, now)
         return self._carry_out(effects, now)
@@ -278,12 +278,9 @@ class Replica:
         ending = self._endings.pop(settled.turn)
         key = ending.conversation
         out: list[ReplicaEffect] = []
-        self._committing[key] -= 1
-        if not self._committing[key]:
-            del self._committing[key]
-            if key in self._unused:
-                self._unused.remove(key)
-                out += self._give_back(key, now)
+        if key in self._unused and not self._is_committing(key):
+            self._unused.remove(key)
+            out += self._give_back(key, now)
         if settled.fenced and not ending.alone:
             ending.alone, ending.conversation = True, self._begin()
             self._unused.add(ending.conversation)

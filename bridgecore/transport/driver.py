@@ -186,6 +186,7 @@ class Driver(ABC, Generic[C]):
                     known.carry_out(effect)
 
     def _ask(self, effect: tp.AskStore) -> None:
+        """Pass a question to the store. It answers from a thread of its own."""
         query = effect.query
 
         def answered(answer: Answer) -> None:

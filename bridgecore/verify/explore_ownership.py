@@ -15,9 +15,7 @@ import attrs
 
 from bridgecore.ownership import lease as ls
 from bridgecore.ownership import store as st
-from bridgecore.ownership.holdings import (
-    Holdings,
-)
+from bridgecore.ownership.holdings import Holdings
 from bridgecore.testing.store import StoreModel
 from bridgecore.verify.ownership_value import key, state
 from bridgecore.verify.ownership_world import (

@@ -20,8 +20,7 @@ goes wrong, a question is answered within the tick, at any moment of it. What go
 In each world every replica may send what ``may_send`` allows it at that moment, also while it is
 paused: a process does not notice that it was not running. The properties are checked on questions,
 answers and effects, with records that the world keeps of them; none reads the state by which a
-replica decides. For liveness, each world is continued without faults by
-``explore_ownership``.
+replica decides. For liveness, ``explore_ownership`` continues each world without faults.
 """
 
 from __future__ import annotations
