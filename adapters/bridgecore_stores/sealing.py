@@ -53,17 +53,11 @@ _LEVEL = 1
 
 class Keys:
     """The keys derived from the secrets of a cluster, newest first: the newest one seals, all of
-    them unseal.
-
-    ``signing``: for each secret, newest first, the key that signs forwards (32 bytes).
-    """
-
-    signing: tuple[bytes, ...]
+    them unseal."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         if not secrets:
             raise StoreError("a store needs at least one secret")
-        self.signing = tuple(_derive(secret, b"sign") for secret in secrets)
         self._contexts = [_derive(secret, b"context") for secret in secrets]
         self._ciphers = [
             (_derive(secret, b"id")[:_ID_SIZE], _cipher(_derive(secret, b"seal")))
@@ -71,7 +65,7 @@ class Keys:
         ]
 
     def __repr__(self) -> str:
-        return f"<Keys of {len(self.signing)} secrets>"
+        return f"<Keys of {len(self._ciphers)} secrets>"
 
     def seal(self, payload: bytes, aad: bytes) -> bytes:
         """Compress and encrypt ``payload``, bound to ``aad``, with the newest key."""

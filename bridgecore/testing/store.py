@@ -174,17 +174,22 @@ class StoreModel:
         if owner is not None and owner != resume.owner and self._live(owner, now):
             lease = self._leases[owner.replica]
             return st.OwnedElsewhere(key, found.epoch, owner, lease.advertise, lease.until - now)
+        path = self._path(row) if resume.load else [row]
+        if path is None:
+            return st.NotStored()
         epoch = found.epoch
         if owner != resume.owner or epoch <= resume.floor:
             epoch = max(epoch, resume.floor) + 1
         self._conversations[key] = _Conversation(epoch, resume.owner)
-        path = self._path(row) if resume.load else [row]
         self._rows[row.response.key] = attrs.evolve(row, used=now)
         return st.Claimed(key, epoch, tuple(each.response.payload for each in path))
 
-    def _path(self, row: _Row) -> list[_Row]:
+    def _path(self, row: _Row) -> list[_Row] | None:
+        """The responses up to ``row``; None if one of them was swept: half a transcript is none."""
         path = [row]
         while (parent := path[-1].response.parent) is not None:
+            if parent not in self._rows:
+                return None
             path.append(self._rows[parent])
         path.reverse()
         return path

@@ -408,3 +408,12 @@ def _compare(ask: Asking, questions: list[st.Question]) -> None:
         now += 1
         expected = model.handle(asked, now)
         assert _without_times(ask(asked)) == _without_times(expected), asked
+
+
+def test_half_a_transcript_is_none(ask: Asking) -> None:
+    """What a response continues may have been swept: then it is not stored either."""
+    ask.join(A)
+    ask.begin(A, "c", response("1"))
+    assert ask(commit(A, "c", 1, response("3", "swept"))) == st.Committed(1)
+    assert ask(resume(A, "3")) == st.NotStored()
+    assert isinstance(ask(resume(A, "1")), st.Claimed)
