@@ -65,7 +65,15 @@ class TimedOut:
     what failed."""
     timer: Timer
 
-Evidence: TypeAlias = Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut
+@attrs.frozen
+class NotDispatched:
+    """The replica to which the turn was forwarded answered that it has not sent the turn upstream:
+    it does not own the conversation, or is about to stop. ``reason``: a short phrase."""
+    reason: str
+
+Evidence: TypeAlias = (
+    Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut | NotDispatched
+)
 """How a connection was lost, or why a turn was refused."""
 
 class FailureKind(enum.Enum):
@@ -83,6 +91,8 @@ class FailureKind(enum.Enum):
     # same frame will never be accepted.
     TOO_LARGE = "too_large"
     SERVER_ERROR = "server_error"  # refused: an error of the upstream's own, or without a reason
+    # The replica that the turn was forwarded to has not sent it upstream: not ambiguous either.
+    NOT_DISPATCHED = "not_dispatched"
 
 @attrs.frozen
 class Failure:
@@ -277,6 +287,8 @@ def classify(evidence: Evidence) -> Failure:
         return Failure(kind, f"upgrade {evidence.status}", evidence.status, evidence.retry_after)
     if isinstance(evidence, ErrorFrame):
         return _classify_error_frame(evidence)
+    if isinstance(evidence, NotDispatched):
+        return Failure(FailureKind.NOT_DISPATCHED, evidence.reason)
     assert_never(evidence)
 
 

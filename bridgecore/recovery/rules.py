@@ -59,7 +59,14 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.builder import TransitionBuilder
-from bridgecore.recovery.failure import Evidence, FailureKind, Malformed, TimedOut, classify
+from bridgecore.recovery.failure import (
+    Evidence,
+    Failure,
+    FailureKind,
+    Malformed,
+    TimedOut,
+    classify,
+)
 from bridgecore.recovery.policy import Cell, Policy, Situation
 from bridgecore.recovery.state import AttemptPhase, Lifecycle, Phase, SessionState, Waiting
 from bridgecore.recovery.timers import SESSION_TIMERS, Timer
@@ -341,15 +348,18 @@ _LOST = {
 }
 
 
-def _loss(builder: TransitionBuilder, mine: Situation) -> Situation:
+def _loss(builder: TransitionBuilder, mine: Situation, failure: Failure | None = None) -> Situation:
     """The situation of a turn whose connection is lost: ``mine`` on a connection to the upstream.
 
     On a connection to the replica that owns the session, the cause is unknown, so only what the
-    client has seen of the answer matters: after output the turn must not run again elsewhere.
+    client has seen of the answer matters: after output the turn must not run again elsewhere. But
+    that replica may say itself, before an answer, that it has not sent the turn (``failure``).
     """
     if not builder.remote:
         return mine
     begun = builder.phase in _ANSWERING
+    if failure is not None and failure.kind is FailureKind.NOT_DISPATCHED and not begun:
+        return Situation.OWNER_LOST
     return Situation.OWNER_LOST_OUTPUT if begun else Situation.OWNER_LOST_DISPATCHED
 
 
@@ -360,10 +370,11 @@ def _lost_in_flight(builder: TransitionBuilder, event: ev.ConnectionLost) -> Non
     If no byte of the turn's frame was written (``unsent``), the loss is not ambiguous: restart the
     turn on a new connection, as after a close between turns. A close for the size of the frame
     (1009) before ``response.created`` is a refusal, not a loss: the frame was not processed, and
-    never will be.
+    never will be. Nor is it ambiguous if the owner of the session says that it has not sent the
+    turn.
     """
     failure = classify(event.cause)
-    situation = _loss(builder, _LOST[builder.phase])
+    situation = _loss(builder, _LOST[builder.phase], failure)
     unsent = event.unsent and builder.phase is _P.SENDING
     builder.disconnected()
     if unsent:

@@ -36,6 +36,7 @@ from bridgecore.recovery.failure import (
     ErrorFrame,
     Evidence,
     Malformed,
+    NotDispatched,
     TimedOut,
     Unreachable,
     UpgradeRefused,
@@ -103,6 +104,7 @@ _LOSSES: st.SearchStrategy[Evidence] = st.one_of(
         st.sampled_from((200, 301, 401, 403, 404, 426, 429, 500, 503)),
         _RETRY_AFTER,
     ),
+    st.builds(NotDispatched, st.just("not the owner")),
 )
 _ERROR_FRAMES = st.one_of(
     # The errors that recovery handles specially, each in the shapes that occur.

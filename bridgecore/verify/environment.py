@@ -18,6 +18,7 @@ from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
     Malformed,
+    NotDispatched,
     Unreachable,
     UpgradeRefused,
 )
@@ -127,6 +128,7 @@ _INVALID = ErrorFrame(status=400, code="invalid_prompt")
 _TOO_LARGE = ErrorFrame(status=413, code="request_too_large")
 _UNREADABLE = Malformed("a terminal event without a response that can be read")
 _CLOSED = Closed(1006)
+_NOT_DISPATCHED = NotDispatched("not the owner")
 
 
 def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
@@ -155,6 +157,8 @@ def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
         yield Move("lost", ev.ConnectionLost(generation, _CLOSED))
         if bounds.causes:
             yield Move("lost: too large", ev.ConnectionLost(generation, Closed(1009)))
+        if state.remote:
+            yield Move("not dispatched", ev.ConnectionLost(generation, _NOT_DISPATCHED))
         if phase is Phase.SENDING:
             yield Move("lost, nothing sent", ev.ConnectionLost(generation, _CLOSED, unsent=True))
         yield from _upstream(state, bounds)

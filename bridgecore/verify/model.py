@@ -359,8 +359,8 @@ def one_ended(names: Iterable[str]) -> tuple[str, ...]:
 class _StepCheck:
     """One event and its effects: the model before, and the next model in the making (``model``)."""
 
-    __slots__ = ("again", "before", "delivered", "doubtful", "event", "head", "knew", "lost",
-                 "model", "must_close", "now", "refused", "retired", "stopped", "to_stop",
+    __slots__ = ("again", "before", "declined", "delivered", "doubtful", "event", "head", "knew",
+                 "lost", "model", "must_close", "now", "refused", "retired", "stopped", "to_stop",
                  "warmed")  # fmt: skip
 
     def __init__(self, before: Model, model: Model, event: Event, now: int) -> None:
@@ -378,6 +378,7 @@ class _StepCheck:
         self.knew: str | None = None  # the response cached on a connection closed for age alone
         self.warmed: str | None = None
         self.doubtful = before.carried is not None and before.in_doubt(event)
+        self.declined = False  # the owner says that it has not sent the turn
         self.to_stop: set[str] = set()  # plans that this event proved useless
         self.stopped: set[str] = set()
 
@@ -469,6 +470,10 @@ class _StepCheck:
                 model.carried = None
             elif model._is_size(event):
                 self.refused = "large"
+                self._put(turn._replace(stage=_Stage.WAITING))
+                model.carried = None
+            elif model.to_owner and _kind(event.cause) is FailureKind.NOT_DISPATCHED:
+                self.declined = True
                 self._put(turn._replace(stage=_Stage.WAITING))
                 model.carried = None
         self._possibly_accepted()
@@ -630,7 +635,8 @@ class _StepCheck:
                 self._broken(_P.IDLE_IS_RETIRED, f"retired with {model.turns or model.socket}")
         elif isinstance(effect, fx.RebindSession):
             sent = self.lost is not None
-            if not model.remote or sent or self.before.socket != "connecting":
+            unsent = self.before.socket == "connecting" or self.declined
+            if not model.remote or sent or not unsent:
                 self._broken(_P.OWNER_LOSS_REBINDS, f"rebound after {self.event}")
             model.remote = False
             if model.turns:
@@ -870,7 +876,11 @@ class _StepCheck:
             known = turn.anchor is None or turn.anchor == model.cached or model.to_owner
             if known or turn.source is not Standing.BOUND:
                 self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused without a send")
-        elif model.remote and self.before.socket == "connecting" and turn.stage is _Stage.WAITING:
+        elif (
+            model.remote
+            and turn.stage is _Stage.WAITING
+            and (self.before.socket == "connecting" or self.declined)
+        ):
             self._broken(
                 _P.OWNER_LOSS_REBINDS, f"turn {turn.id} failed, its session was not rebound"
             )

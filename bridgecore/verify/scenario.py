@@ -44,7 +44,7 @@ Commands, one for each event. Those of a connection take ``generation=N``; defau
   ``ended failed [RESPONSE] [status=N] [code=X] ...`` (the error, as in ``refused``)
   ``ended failed [RESPONSE] malformed=WORD`` (the terminal event cannot be read)
   ``lost close CODE | malformed WORD | unreachable WORD | upgrade STATUS [retry_after=N]``
-  ``lost timeout TIMER``
+  ``lost timeout TIMER | undispatched WORD`` (the owner has not sent the turn)
   ``refused [status=N] [code=X] [type=X] [message="..."] [param=X] [retry_after=N]``
   ``sent`` takes ``whole=0``: only part of a large frame was sent
   ``lost`` and ``refused`` take ``unsent=1``: nothing of the frame was sent
@@ -71,6 +71,7 @@ from bridgecore.recovery.failure import (
     ErrorFrame,
     Evidence,
     Malformed,
+    NotDispatched,
     TimedOut,
     Unreachable,
     UpgradeRefused,
@@ -416,6 +417,8 @@ def _cause(line: _Line) -> Evidence:
         return UpgradeRefused(_number(word), None if wait is None else _number(wait))
     if kind == "timeout":
         return TimedOut(_timer(word))
+    if kind == "undispatched":
+        return NotDispatched(word)
     raise _UnreadableError(f"no connection is lost by {kind}")
 
 
@@ -501,6 +504,8 @@ def _cause_of(cause: Evidence) -> str:
         return f"upgrade {cause.status}{wait}"
     if isinstance(cause, TimedOut):
         return f"timeout {cause.timer.value}"
+    if isinstance(cause, NotDispatched):
+        return f"undispatched {_quoted(cause.reason)}"
     if isinstance(cause, ErrorFrame):
         raise ValueError("an error frame refuses a turn, it does not lose the connection")
     assert_never(cause)

@@ -254,7 +254,7 @@ def test_an_unknown_name_is_not_taken_for_a_known_one() -> None:
 
 
 def test_every_kind_that_a_frame_can_show_is_in_the_table() -> None:
-    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.EXHAUSTED, K.REJECTED}
+    others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.EXHAUSTED, K.REJECTED, K.NOT_DISPATCHED}
     assert {kind for _, kind in FRAMES} == set(FailureKind) - others
 
 
