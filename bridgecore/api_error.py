@@ -103,6 +103,17 @@ STORE_UNAVAILABLE = api_error(
     "bridge_store_unavailable",
     "The store that knows this response did not answer; the turn was not sent. Retry as is.",
 )
+OWNER_LOST = api_error(
+    502,
+    FailureReply.OWNER_UNREACHABLE.value,
+    "The replica that owns this conversation was lost after the turn was passed on to it; whether "
+    "it has run is not known. Retry as is.",
+)
+NOT_DISPATCHED = api_error(
+    421,
+    "bridge_not_dispatched",
+    "This replica does not own the conversation; the turn was not sent.",
+)
 SHUTTING_DOWN = api_error(503, "server_shutting_down", "The server is shutting down.")
 
 

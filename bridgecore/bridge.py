@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from typing import TypeAlias, assert_never, get_args
 
 import attrs
@@ -25,13 +26,13 @@ import attrs
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
-from bridgecore.api_error import ApiError, api_error, render_answer
+from bridgecore.api_error import NOT_DISPATCHED, ApiError, api_error, render_answer
 from bridgecore.config import Config, OnAmbiguousLoss, Rotation, Store
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.conversation import Conversation, Shared
+from bridgecore.conversation import Conversation, PeerOwner, Shared
 from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.intake import Arriving, Intake, Resolver, Stage
 from bridgecore.messages import (
@@ -56,16 +57,24 @@ from bridgecore.messages import (
     TurnReceived,
     TurnResolved,
 )
+from bridgecore.ownership.forwards import Forward
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence, TimedOut, classify
 from bridgecore.recovery.policy import Policy, Timeouts, replaying
 from bridgecore.recovery.session import Session
-from bridgecore.recovery.state import Phase
+from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.relay import Relay
-from bridgecore.replica import FenceConversation, PlaceTurn, RefuseTurn, Replica, ReplicaEffect
+from bridgecore.replica import (
+    FenceConversation,
+    ForwardTurn,
+    PlaceTurn,
+    RefuseTurn,
+    Replica,
+    ReplicaEffect,
+)
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.timer_queue import TimerQueue
@@ -113,6 +122,9 @@ class Bridge:
         self._families = Families()
         self._turns: dict[int, Conversation] = {}  # by the number of a turn
         self._links: dict[int, Conversation] = {}  # by the number of a link
+        self._away: dict[int, Arriving] = {}  # turns that were passed on, by number
+        # The sessions that lead to another replica, by its lease and the tenant.
+        self._peers: dict[tuple[str, str], list[int]] = {}
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
@@ -210,7 +222,7 @@ class Bridge:
                 self._obey(self._replica.answered(event.query, event.answer, now), now)
         elif isinstance(event, ProcessStarted):
             if self._replica is not None:
-                self._obey(self._replica.start(now), now)
+                self._obey(self._replica.start(event.peer_port, now), now)
         elif isinstance(event, DrainStarted):
             self._draining = True
             for conversation in list(self._conversations.values()):
@@ -321,7 +333,7 @@ class Bridge:
                 self._left_on_its_way(event)
             return  # it has ended, or its answer has not begun: nothing to pause
         if isinstance(event, TurnLeft):
-            del self._turns[event.turn]
+            self._over(event.turn)
             effects = conversation.abandon(event.turn, event.error, now)
         elif event.blocked:
             effects = conversation.block(event.turn, now)
@@ -356,23 +368,30 @@ class Bridge:
         for effect in effects:
             if isinstance(effect, AnswerEvents):
                 if effect.events[-1].kind is EventKind.ENDED:
-                    del self._turns[effect.turn]
                     self._schedule.set(_MEMORY, self._memory.next_expiry())
                     self._end(conversation, effect, now)
                     continue
             elif isinstance(effect, FailAnswer):
-                del self._turns[effect.turn]
+                self._over(effect.turn)
             elif isinstance(effect, OpenLink):
                 self._links[effect.link] = conversation
             elif isinstance(effect, CloseLink):
                 self._links.pop(effect.link, None)  # absent if the same read had its loss
             self._out.append(effect)
+        if conversation.returned is not None:
+            self._take_back(conversation, conversation.returned, now)
+            return
         if conversation.retired:
             self._conversations.pop(conversation.id, None)
             self._families.leave(conversation.id)
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
-            if self._replica is not None:
+            if conversation.owner is not None:
+                key = conversation.owner.lease, conversation.scope
+                self._peers[key].remove(conversation.id)
+                if not self._peers[key]:
+                    del self._peers[key]
+            elif self._replica is not None:
                 self._obey(self._replica.retire(conversation.id, now), now)
             return
         deadline = conversation.next_timeout()
@@ -384,6 +403,10 @@ class Bridge:
         """Show the end of a turn; if its response can be continued and there is a store, only once
         that has it."""
         ids = conversation.remembered.pop(answer.turn, None)
+        if ids is not None and self._replica is not None and conversation.owner is not None:
+            self._replica.passed(answer.turn, conversation.scope, ids)
+            ids = None  # its owner commits it
+        self._over(answer.turn)
         if ids is None or self._replica is None:
             self._out.append(answer)
             return
@@ -393,18 +416,26 @@ class Bridge:
         end = AnswerEvents(answer.turn, [last])
         self._obey(self._replica.commit(end, conversation.scope, ids, conversation.key, now), now)
 
+    def _over(self, turn: int) -> None:
+        """A turn has ended, or leaves its conversation."""
+        del self._turns[turn]
+        if self._away.pop(turn, None) is not None and self._replica is not None:
+            self._replica.passed(turn)
+
     # ------------------------------------------------------------ the store
 
     def _obey(self, effects: list[ReplicaEffect], now: int) -> None:
         """Carry out what this replica has to do about its ownership."""
         for effect in effects:
-            if isinstance(effect, PlaceTurn | RefuseTurn):
+            if isinstance(effect, PlaceTurn | ForwardTurn | RefuseTurn):
                 turn = self._intake.leave(effect.turn)
                 if turn is None:
                     continue
                 self._schedule.set(_key_of(turn.id), None)
                 if isinstance(effect, PlaceTurn):
                     self._bring_in(turn, now, effect.claimed)
+                elif isinstance(effect, ForwardTurn):
+                    self._forward(turn, effect.owner, now)
                 else:
                     self._refuse(turn, effect.error)
             elif isinstance(effect, FenceConversation):
@@ -413,6 +444,55 @@ class Bridge:
                     self._follow(conversation, conversation.fence(now), now)
             else:
                 self._out.append(effect)
+
+    # ------------------------------------------------------------ turns of other replicas
+
+    def _forward(self, arriving: Arriving, to: PeerOwner, now: int) -> None:
+        """Pass a turn on to the replica that owns what it continues."""
+        replica = self._replica
+        assert replica is not None, "without a store no other replica is known"
+        conversation = self._connection_to(to, arriving.scope, now)
+        if conversation is None:
+            replica.passed(arriving.id)
+            self._refuse_for_room(arriving)
+            return
+        self._conversations.move_to_end(conversation.id)
+        self._turns[arriving.id] = conversation
+        self._away[arriving.id] = arriving
+        self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, session=conversation.id)
+        turn = RoutedTurn(
+            arriving.id,
+            self._intake.pass_on(arriving),
+            arriving.request_id,
+            arriving.deadline,
+            seal=partial(replica.seal, arriving),
+        )
+        self._follow(conversation, conversation.submit(turn, [], now), now)
+
+    def _connection_to(self, to: PeerOwner, scope: str, now: int) -> Conversation | None:
+        """A session that leads to another replica and runs no turn; None if there is no room for
+        one. Turns of different tenants share none, as with the upstream."""
+        key = to.lease, scope
+        for number in self._peers.get(key, ()):
+            if (found := self._conversations[number]).session.state.idle:
+                return found
+        if not self._make_room(now):
+            return None
+        conversation = self._new_session(scope, [], owner=to)
+        self._peers.setdefault(key, []).append(conversation.id)
+        return conversation
+
+    def _take_back(self, conversation: Conversation, turn: int, now: int) -> None:
+        """Route a turn again that the owner of its conversation has not sent."""
+        replica = self._replica
+        assert replica is not None, "without a store no turn is passed on"
+        conversation.returned = None
+        arriving = self._away[turn]
+        self._over(turn)
+        self._evict(conversation.id, now)  # it leads to a replica that is not the owner
+        self._hold(arriving)
+        effects = replica.declined(arriving, now, answered=conversation.declined)
+        self._obey(effects, now)
 
     # ------------------------------------------------------------ intake of turns
 
@@ -427,14 +507,21 @@ class Bridge:
 
     def _route(self, turn: Arriving, now: int) -> None:
         """Place a turn whose look-up, if there was one, is complete; what it continues may have to
-        be claimed first."""
-        if self._replica is None or not self._replica.needs_claim(turn, now):
+        be claimed first, or be another replica's."""
+        replica = self._replica
+        if replica is not None and not replica.takes(turn, now):
+            self._refuse(turn, NOT_DISPATCHED)
+        elif replica is not None and replica.needs_claim(turn, now):
+            self._hold(turn)
+            self._obey(replica.resume(turn, now), now)
+        else:
             self._bring_in(turn, now)
-            return
+
+    def _hold(self, turn: Arriving) -> None:
+        """Keep a turn until this replica knows who owns what it continues."""
         self._intake.hold(turn)
         self._schedule.set(_key_of(turn.id), turn.deadline)
         self._log_turn(LogLevel.DEBUG, "turn.resolving", turn)
-        self._obey(self._replica.resume(turn, now), now)
 
     def _log_turn(self, level: LogLevel, event: str, turn: Arriving, **fields: str | int) -> None:
         about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
@@ -537,15 +624,23 @@ class Bridge:
     def _new_conversation(
         self, scope: str, headers: Headers, claimed: bytes | None
     ) -> Conversation:
-        number = self._shared.numbers.next()
-        if self._recorder is None:
-            session = Session(self._policy)
-        else:
-            session = self._recorder.session(number)
-        conversation = Conversation(number, scope, session, headers, self._shared)
-        self._conversations[number] = conversation
+        conversation = self._new_session(scope, headers)
         if self._replica is not None:
-            conversation.key = self._replica.adopt(number, claimed)
+            conversation.key = self._replica.adopt(conversation.id, claimed)
+        return conversation
+
+    def _new_session(
+        self, scope: str, headers: Headers, owner: PeerOwner | None = None
+    ) -> Conversation:
+        """A conversation with a new session, which leads to the upstream or to ``owner``."""
+        number = self._shared.numbers.next()
+        state = SessionState(remote=owner is not None)
+        if self._recorder is None:
+            session = Session(self._policy, state)
+        else:
+            session = self._recorder.session(number, state)
+        conversation = Conversation(number, scope, session, headers, self._shared, owner=owner)
+        self._conversations[number] = conversation
         return conversation
 
     def _refuse_for_room(self, turn: Arriving) -> None:
@@ -567,7 +662,12 @@ class Bridge:
 
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent
 _check_event = EventCheck(
-    BridgeEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence), *get_args(Answer)
+    BridgeEvent,
+    "bridgecore.messages",
+    KnownResponse,
+    Forward,
+    *get_args(Evidence),
+    *get_args(Answer),
 )
 _BYTES = frozenset({bytes})
 _ANSWERED_LATE = "its turn was abandoned, refused for its deadline, or resolved before"
@@ -599,6 +699,8 @@ COMPARED = Compared(
         "_turns": "an index over the turns of the conversations",
         "_links": "an index over the links of the conversations",
         "_replica": "explored by itself: see bridgecore.verify.explore_ownership",
+        "_away": "only with a replica",
+        "_peers": "only with a replica",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",

@@ -7,9 +7,9 @@ invalid value raises ``ConfigError`` when the object is built, not when it is fi
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import attrs
 
@@ -20,6 +20,7 @@ from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 
 _PORTS = {"ws": 80, "wss": 443}
+_PEER_PORTS = {"http": 80, "https": 443}
 
 
 @attrs.frozen
@@ -39,37 +40,79 @@ class UpstreamUrl:
         Raises:
             ConfigError: ``url`` cannot be used; the message says why.
         """
-        if not isinstance(url, str):
-            raise ConfigError(f"upstream URL must be a str, not {_a(url)}")
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as exc:
-            raise ConfigError(f"upstream URL {url!r}: {exc}") from None
-        if parts.scheme not in _PORTS:
-            raise ConfigError(f"upstream URL {url!r} must begin with ws:// or wss://")
-        if not parts.hostname:
-            raise ConfigError(f"upstream URL {url!r} names no host")
+        parts, port = _split(url, "upstream URL", _PORTS)
         if parts.username is not None or parts.password is not None:
             raise ConfigError("upstream URL must not carry credentials: clients send their own")
         if parts.fragment:
             raise ConfigError(
                 f"upstream URL {url!r} must not have a fragment (RFC 6455, section 3)"
             )
-        if any(c <= " " or c >= "\x7f" for c in url):
-            raise ConfigError(f"upstream URL {url!r} has characters that a URL cannot have")
         if port == 0:
             raise ConfigError(f"upstream URL {url!r}: port must be 1 to 65535")
         target = parts.path or "/"
         if parts.query:
             target += "?" + parts.query
         return cls(
-            host=parts.hostname,
-            port=port if port is not None else _PORTS[parts.scheme],
+            host=parts.hostname or "",
+            port=port,
             tls=parts.scheme == "wss",
             target=target,
             authority=parts.netloc,
         )
+
+
+@attrs.frozen
+class PeerUrl:
+    """The URL at which other replicas reach this one, parsed. Build it with ``parse``."""
+
+    host: str
+    port: int  # 0 in a setting: the system chooses one
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> PeerUrl:
+        """Parse ``http://host:port`` or ``https://...``.
+
+        Raises:
+            ConfigError: ``url`` cannot be used; the message says why.
+        """
+        parts, port = _split(url, "advertise", _PEER_PORTS)
+        if parts.path not in ("", "/") or parts.query or parts.fragment or "@" in parts.netloc:
+            raise ConfigError(f"advertise {url!r} must have the form http://host:port")
+        return cls(parts.hostname or "", port, parts.scheme == "https")
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header: the host, in brackets if it is an IPv6 address, and the
+        port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.authority}"
+
+
+def _split(url: str, what: str, ports: Mapping[str, int]) -> tuple[SplitResult, int]:
+    """The parts of ``url`` and its port, that of its scheme in ``ports`` if it names none.
+
+    Raises:
+        ConfigError: it has another scheme, no host, or cannot be read. ``what``: begins the text.
+    """
+    if not isinstance(url, str):
+        raise ConfigError(f"{what} must be a str, not {_a(url)}")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise ConfigError(f"{what} {url!r}: {exc}") from None
+    if parts.scheme not in ports:
+        schemes = " or ".join(f"{scheme}://" for scheme in ports)
+        raise ConfigError(f"{what} {url!r} must begin with {schemes}")
+    if not parts.hostname:
+        raise ConfigError(f"{what} {url!r} names no host")
+    if any(c <= " " or c >= "\x7f" for c in url):
+        raise ConfigError(f"{what} {url!r} has characters that a URL cannot have")
+    return parts, ports[parts.scheme] if port is None else port
 
 
 class Continuity(enum.Enum):
@@ -134,6 +177,13 @@ def _check(field: attrs.Attribute[Any], value: object) -> None:
             # The value is not shown: it may be a URL with a secret in it.
             what = f"an UpstreamUrl, not {_a(value)}: use UpstreamUrl.parse('wss://...')"
             raise ConfigError(f"upstream must be {what}")
+    elif name == "advertise":
+        if not isinstance(value, PeerUrl | None):
+            what = f"a PeerUrl, not {_a(value)}: use PeerUrl.parse('http://...')"
+            raise ConfigError(f"advertise must be {what}")
+    elif name == "cluster_secrets":
+        if not isinstance(value, tuple) or any(not isinstance(each, bytes) for each in value):
+            raise ConfigError("cluster_secrets must be a tuple of bytes")
     elif name == "policy":
         if not isinstance(value, Policy):
             what = f"a Policy such as bridgecore.DEFAULT, not {value!r:.100}"
@@ -211,6 +261,11 @@ class Config:
     lease_ttl: int = _seconds(15)  # how long this replica owns its conversations without renewal
     lease_margin: int = _seconds(3)  # how much earlier it stops, by its own clock
     store_timeout: int = _seconds(2)  # one question to the store
+    # Where other replicas reach this one, to forward turns of its conversations to it. None: they
+    # cannot, and their clients have to wait until it gives a conversation back.
+    advertise: PeerUrl | None = None
+    # Sign what is forwarded, the newest first. Empty: nothing is forwarded.
+    cluster_secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
     max_header: int = 65_536  # bytes of a request head
     max_body: int = 64 * 1024 * 1024  # bytes of a request body
@@ -249,6 +304,11 @@ class Config:
                 f"lease_ttl={self.lease_ttl} less lease_margin={self.lease_margin} must be at "
                 f"least three times store_timeout={self.store_timeout}: a lease must outlive two "
                 "renewals that are not answered"
+            )
+        if self.advertise is not None and (self.store is Store.MEMORY or not self.cluster_secrets):
+            raise ConfigError(
+                "advertise is for replicas that share a store, and what they forward is signed: it "
+                "needs a store other than memory, and cluster_secrets"
             )
         scope, whole = self.transcript_scope_bytes, self.transcript_bytes
         # Lowering transcript_bytes alone is no error: the default of the other is then too large,

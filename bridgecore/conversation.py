@@ -20,7 +20,8 @@ from typing import Final, assert_never
 
 import attrs
 
-from bridgecore.api_error import OWNERSHIP_LOST, ApiError, render_answer
+from bridgecore.api_error import OWNER_LOST, OWNERSHIP_LOST, ApiError, render_answer
+from bridgecore.config import PeerUrl
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.memory import Memory, RequestTemplate
 from bridgecore.continuity.refused import RefusedFrames
@@ -38,7 +39,13 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
-from bridgecore.recovery.failure import ErrorFrame, Evidence, Malformed, Unreachable
+from bridgecore.recovery.failure import (
+    ErrorFrame,
+    Evidence,
+    Malformed,
+    NotDispatched,
+    Unreachable,
+)
 from bridgecore.recovery.inflight import ANSWERING, concerns_unsent, proves_too_large
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import ENDED_RESPONSE
@@ -84,6 +91,15 @@ class Shared:
     numbers: Numbers = attrs.Factory(Numbers)
 
 
+@attrs.frozen
+class PeerOwner:
+    """Another replica, which owns what forwarded turns continue: where it takes them, and the
+    incarnation of its lease."""
+
+    url: PeerUrl
+    lease: str
+
+
 @attrs.define(eq=False)
 class Conversation:
     """One conversation. Its methods handle a message each and return the effects, in order.
@@ -92,6 +108,8 @@ class Conversation:
     upgrade request of the next link, from the latest turn that came while no other was running.
     ``retired``: the session is over; the bridge then drops the conversation. ``key``: names it in
     the store, empty without one. ``fenced``: another replica may own it, so nothing more is sent.
+    ``owner``: the replica to which it leads, if its turns are forwarded there. Then nothing about
+    its responses is kept here, and a turn that its owner has not sent is ``returned``.
     """
 
     id: int
@@ -101,6 +119,9 @@ class Conversation:
     shared: Shared
     key: bytes = b""
     fenced: bool = False
+    owner: PeerOwner | None = None
+    returned: int | None = None  # the turn that is to be routed again
+    declined: bool = False  # the owner has said itself that it has not sent it
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
     link: Generation | None = None  # the current one
     template: RequestTemplate | None = None  # from its latest turn; only if rotation is warm
@@ -109,7 +130,7 @@ class Conversation:
     accounts: Accounts = attrs.Factory(Accounts)  # tokens and bytes saved and spent in it
     unmatched: int = 0  # upstream events that belong to no turn, for the log
     # Ids of the responses that the current call has ended and that can be continued, by turn: to be
-    # committed before their terminal events are shown.
+    # committed before their terminal events are shown, or noted as those of another replica.
     remembered: dict[int, list[str]] = attrs.Factory(dict)
     _relay: Relay | None = None  # valid while the session has the same state
     _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
@@ -464,6 +485,7 @@ class Conversation:
     ) -> None:
         """Report the loss of the link. ``unsent``: the frame of the running turn was not sent."""
         self.link = None
+        self.declined = isinstance(cause, NotDispatched)
         turn = self.running
         if turn is not None and error is not None:
             turn.error = error
@@ -498,6 +520,8 @@ class Conversation:
         terminal: Terminal | None = None,
     ) -> None:
         for effect in effects:
+            if self.returned is not None:
+                return  # all that follows is about the turn that leaves this conversation
             match effect:
                 case fx.DeliverEvent():
                     self._deliver_or_hold(effect, upstream)
@@ -529,8 +553,19 @@ class Conversation:
                     self._warm(effect.anchor, now)
                 case fx.RebindSession():
                     self._log(LogLevel.INFO, "session.rebound")
+                    self._return(now)
                 case _:
                     assert_never(effect)
+
+    def _return(self, now: int) -> None:
+        """Hand the running turn back: its owner has not sent it, so this replica may take it over,
+        once it owns the conversation. That is decided before a turn is routed."""
+        turn = self.running
+        if turn is None:
+            return
+        self.returned = turn.id
+        del self.turns[turn.id]
+        self.session.handle(ev.TurnAbandoned(turn.id), now)
 
     # ------------------------------------------------------------ links and frames
 
@@ -540,7 +575,9 @@ class Conversation:
             return
         number = self.shared.numbers.next()
         self.link = Generation(number, effect.generation, HeldEvents(self.shared.max_held))
-        self._out.append(OpenLink(number, self.headers))
+        self._out.append(
+            OpenLink(number, self.headers, None if self.owner is None else self.owner.url)
+        )
         self._log(LogLevel.INFO, "session.connect")
 
     def _close(self) -> None:
@@ -569,7 +606,10 @@ class Conversation:
             return
         turn.cell = _cell(self.session, turn.id)
         out = link.unsent if link.reading else self._out
-        out.append(SendFrame(link.number, frame))
+        if turn.seal is not None:
+            out.append(SendFrame(link.number, *turn.seal(frame, now)))
+        else:
+            out.append(SendFrame(link.number, frame))
         if self.shared.log_level <= LogLevel.DEBUG:
             out.append(self._line(LogLevel.DEBUG, "turn.sent", {**_about(turn), **_sent(turn)}))
 
@@ -662,7 +702,10 @@ class Conversation:
             return
         ids = turn.response_ids(terminal, effect.responses)
         account = self._account(turn, terminal, ids)
-        self._remember(turn, terminal, ids, now)
+        if self.owner is not None:
+            self.remembered[turn.id] = ids
+        else:
+            self._remember(turn, terminal, ids, now)
         self._resume(turn.id)
         self._log(
             LogLevel.INFO,
@@ -681,8 +724,8 @@ class Conversation:
 
     def _account(self, turn: RoutedTurn, terminal: Terminal, ids: list[str]) -> Accounts:
         """The tokens and bytes that continuity saved and cost in a completed turn."""
-        if not ids or terminal.outcome is not ev.Outcome.COMPLETED:
-            return Accounts()
+        if not ids or terminal.outcome is not ev.Outcome.COMPLETED or self.owner is not None:
+            return Accounts()  # a forwarded turn is its owner's to count
         account = account_of(turn.recall, turn.form, turn.sent)
         self.accounts += account
         return account
@@ -718,7 +761,10 @@ class Conversation:
             self._log(LogLevel.INFO, "session.not_warmed", cause=cause)
             return
         anchor = turn.recall.request.previous_response_id
-        error = render_answer(effect.answer, effect.failure, turn.error, anchor)
+        if effect.answer is fx.FailureReply.OWNER_UNREACHABLE and self.owner is not None:
+            error = OWNER_LOST
+        else:
+            error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(FailAnswer(turn.id, error))
         self._resume(turn.id)
         fields = _sent(turn) if turn.sent else {"standing": _standing(turn)}

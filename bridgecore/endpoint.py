@@ -25,9 +25,12 @@ from bridgecore.config import Config, Store
 from bridgecore.errors import InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
+from bridgecore.fronts.peer import PeerConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
+from bridgecore.links.forward import ForwardConnection
 from bridgecore.links.websocket import WebSocketConnection
+from bridgecore.ownership.forwards import Forwards
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
@@ -86,6 +89,7 @@ class Endpoint:
         self._config = config
         self._request_seed = request_seed
         self._gateway = Gateway(config, seed=request_seed)
+        self._forwards = Forwards(config.cluster_secrets)  # checks those of other replicas
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
@@ -193,13 +197,13 @@ class Endpoint:
             elif (client := self._clients.get(event.conn)) is not None:
                 self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
-            self._accepted(event.conn)
+            self._accepted(event)
         elif isinstance(event, tp.AcceptFailed):
             self._log_exhausted("accept", event.detail)
             self._free_a_socket()
         elif isinstance(event, tp.Connected):
             if (upstream := self._upstreams.get(event.conn)) is not None:
-                self._out.append(tp.Send(event.conn, upstream.connected()))
+                self._read(event.conn, upstream, upstream.connected())
         elif isinstance(event, tp.ConnectFailed):
             self._connect_failed(event)
         elif isinstance(event, tp.EofReceived):
@@ -221,7 +225,7 @@ class Endpoint:
         elif isinstance(event, tp.StoreAnswered):
             self._drive(event)
         elif isinstance(event, tp.Started):
-            self._started()
+            self._started(event)
         else:
             assert_never(event)
         if self._drain_deadline is not None and not self._stopped:
@@ -268,13 +272,19 @@ class Endpoint:
 
     # ------------------------------------------------------------ clients
 
-    def _accepted(self, conn: int) -> None:
+    def _accepted(self, event: tp.Accepted) -> None:
+        conn = event.conn
         self._numbered.remove(conn)
         if self._leaving:
             self._out.append(tp.Abort(conn))  # accepted while the listener was being closed
             return
         seed = b"%d/%b" % (conn, self._request_seed)
-        client = self._clients[conn] = _Client(HttpConnection(self._config, self._now, seed))
+        connection: ClientConnection
+        if event.peer:
+            connection = PeerConnection(self._config, self._now, seed, self._forwards)
+        else:
+            connection = HttpConnection(self._config, self._now, seed)
+        client = self._clients[conn] = _Client(connection)
         self._flush(conn, client)
 
     def _client_data(self, conn: int, client: _Client, data: bytes) -> None:
@@ -322,7 +332,7 @@ class Endpoint:
             frame = upstream.frame_sent(self._now)
             if frame:
                 self._out.append(tp.Send(conn, frame, notify=True))
-            self._drive(msg.LinkFrameSent(upstream.link, whole=not frame))
+            self._drive(msg.LinkFrameSent(upstream.link, upstream.whole))
         elif (client := self._clients.get(conn)) is not None:
             client.deadline = self._now + self._config.close_timeout
             self._schedule.set(conn, client.deadline)
@@ -368,9 +378,9 @@ class Endpoint:
         elif (upstream := self._upstreams.get(conn)) is not None:
             self._read(conn, upstream, upstream.receive_eof(self._now))
 
-    def _started(self) -> None:
+    def _started(self, event: tp.Started) -> None:
         if self._config.store is Store.DRIVER:
-            self._drive(msg.ProcessStarted())
+            self._drive(msg.ProcessStarted(event.peer_port))
 
     def _timeout(self, now: int) -> None:
         for conn in list(self._schedule.due(now)):
@@ -414,6 +424,8 @@ class Endpoint:
                 self._forget_upstream(conn)
         if not was_open:
             return  # the bridge has closed the link and expects no more of it
+        if read.progress:
+            self._drive(msg.LinkFrameSent(upstream.link, upstream.whole))
         if read.opened and lost is None:
             self._drive(msg.LinkOpened(upstream.link, read.messages))
         elif read.messages and not read.opened:
@@ -433,6 +445,7 @@ class Endpoint:
         if relayed is None:
             return False
         plain = read.loss is None and not read.opened and self._drain_deadline is None
+        plain = plain and not read.progress
         answer = relayed.stream.take(read.messages, self._now) if plain else None
         if answer is None:
             del self._relayed[conn]
@@ -550,7 +563,7 @@ class Endpoint:
                 closed -= 1
 
     def _connect(self, conn: int) -> None:
-        url = self._config.upstream
+        url = self._upstreams[conn].url
         self._out.append(tp.Connect(conn, url.host, url.port, url.tls))
 
     def _log_exhausted(self, what: str, detail: str) -> None:
@@ -596,7 +609,9 @@ class Endpoint:
         if isinstance(effect, msg.SendFrame):
             conn = self._of_link.get(effect.link)
             if conn is not None:  # otherwise it was lost, and LinkLost is queued
-                frame = self._upstreams[conn].send(effect.data, self._now)
+                upstream = self._upstreams[conn]
+                frame = upstream.send(effect, self._now)
+                self._schedule.set(conn, upstream.deadline)
                 if frame:  # otherwise it waits for frames that the transport has yet to take
                     self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
@@ -606,9 +621,7 @@ class Endpoint:
                 self._out.append(tp.PauseReading(conn) if effect.paused else tp.ResumeReading(conn))
         elif isinstance(effect, msg.OpenLink):
             conn = self._next_number()
-            self._upstreams[conn] = WebSocketConnection(
-                self._config, effect.link, effect.headers, self._now
-            )
+            self._upstreams[conn] = self._new_link(effect)
             self._of_link[effect.link] = conn
             self._connect(conn)
         elif isinstance(effect, msg.CloseLink):
@@ -619,6 +632,11 @@ class Endpoint:
             self._out.append(effect)
         else:
             self._answer(effect)
+
+    def _new_link(self, effect: msg.OpenLink) -> UpstreamConnection:
+        if effect.owner is not None:
+            return ForwardConnection(self._config, effect.link, effect.owner)
+        return WebSocketConnection(self._config, effect.link, effect.headers, self._now)
 
     def _answer(self, effect: msg.AnswerEffect) -> None:
         conn = self._of_turn.get(effect.turn)

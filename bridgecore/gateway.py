@@ -32,6 +32,7 @@ from bridgecore.messages import (
     TurnLeft,
     TurnReceived,
 )
+from bridgecore.ownership.forwards import Forward
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
@@ -177,9 +178,16 @@ class Gateway:
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
             return [FailAnswer(event.turn, error)]
+        if event.forward is not None:
+            request = attrs.evolve(request, stream=True)  # its sender answers its client
         exchange = Exchange.of(event.turn, request, self._config, now)
         received = TurnReceived(
-            event.turn, request, event.headers, scope=event.scope, request_id=event.request_id
+            event.turn,
+            request,
+            event.headers,
+            scope=event.scope,
+            request_id=event.request_id,
+            forward=event.forward,
         )
         effects = self._bridge.handle(received, now)
         self._exchanges[event.turn] = exchange
@@ -225,5 +233,10 @@ class Gateway:
 
 
 _check_event = EventCheck(
-    GatewayEvent, "bridgecore.messages", KnownResponse, *get_args(Evidence), *get_args(Answer)
+    GatewayEvent,
+    "bridgecore.messages",
+    KnownResponse,
+    Forward,
+    *get_args(Evidence),
+    *get_args(Answer),
 )

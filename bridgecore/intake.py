@@ -30,8 +30,9 @@ import attrs
 
 from bridgecore.config import Config
 from bridgecore.continuity.aliases import credential_scope, named_scope
-from bridgecore.continuity.memory import Memory, TurnContext
+from bridgecore.continuity.memory import NARROWING_HEADERS, Memory, TurnContext
 from bridgecore.messages import ResolveTurn, TurnReceived, TurnResolved
+from bridgecore.ownership.forwards import Forward
 from bridgecore.wire.headers import Headers, credential_names, lower_names, upgrade_headers
 from bridgecore.wire.requests import CreateRequest
 
@@ -56,7 +57,9 @@ class Arriving:
 
     ``scope``: its tenant. ``received``: its client's headers, names in lower case; ``headers``:
     those of them that its upgrade request carries. ``deadline``: ns, when its whole budget of time
-    ends. ``query``: the number of its look-up by a driver, 0 if there was none.
+    ends. ``query``: the number of its look-up by a driver, 0 if there was none. ``forward``: what
+    the replica that has forwarded it says about it. ``tried``: the leases of the owners to which it
+    was forwarded from here; ``declined``: the latest of them has answered that it has not sent it.
     """
 
     id: int
@@ -68,6 +71,16 @@ class Arriving:
     deadline: int
     query: int = 0
     stage: Stage = Stage.RESOLVED
+    forward: Forward | None = None
+    tried: tuple[str, ...] = ()
+    declined: bool = False
+
+    @property
+    def passed_headers(self) -> Headers:
+        """The headers that a forward of it needs: those that go upstream or tell conversations of
+        one client apart, as the client sent them."""
+        names = {name for name, _ in self.headers} | NARROWING_HEADERS
+        return [header for header in self.received if header[0] in names]
 
 
 class Intake:
@@ -100,7 +113,11 @@ class Intake:
         """Take in a turn. If it is ``RESOLVING`` then, it is kept, and ``question`` is the effect
         to return for it."""
         received = lower_names(event.headers)
-        if event.scope is None:
+        budget = self._budget
+        if event.forward is not None:
+            # The sender may be of an embedder that names tenants, so it says which one this is.
+            scope, budget = event.forward.scope, min(budget, event.forward.budget)
+        elif event.scope is None:
             scope = credential_scope(received, self._credential)
         else:
             scope = named_scope(event.scope)
@@ -111,7 +128,8 @@ class Intake:
             received,
             upgrade_headers(received, self._forwarded),
             event.request_id or "-",
-            now + self._budget,
+            now + budget,
+            forward=event.forward,
         )
         if self._resolver is Resolver.DRIVER:
             self._queries += 1
@@ -151,6 +169,10 @@ class Intake:
             self._asked.pop(found.query, None)
             found.stage = Stage.RESOLVED
         return found
+
+    def pass_on(self, turn: Arriving) -> TurnContext:
+        """The context of a turn that another replica answers: nothing is known about it here."""
+        return self._memory.foreign(turn.scope, turn.request)
 
     def recall(self, turn: Arriving, now: int) -> TurnContext:
         """What is known about the context of a resolved turn. Called when the turn is routed and no

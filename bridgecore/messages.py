@@ -20,6 +20,8 @@ from typing import TypeAlias
 import attrs
 
 from bridgecore.api_error import ApiError
+from bridgecore.config import PeerUrl
+from bridgecore.ownership.forwards import Forward
 from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.failure import ErrorFrame, Evidence
@@ -42,6 +44,8 @@ class RequestReceived:
             connection; turns of different scopes cannot. None: it follows from the credential
             headers. Name it if your own authentication knows the tenant better.
         request_id: the id of the request in log records.
+        forward: what another replica says about the turn, if it was forwarded by one and its
+            signature was checked; it names the tenant then. The answer is always a stream.
     """
 
     turn: int
@@ -49,6 +53,7 @@ class RequestReceived:
     headers: list[tuple[bytes, bytes]]
     scope: str | None = attrs.field(default=None, kw_only=True)
     request_id: str | None = attrs.field(default=None, kw_only=True)
+    forward: Forward | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.define
@@ -60,6 +65,7 @@ class TurnReceived:
     headers: list[tuple[bytes, bytes]]
     scope: str | None = attrs.field(default=None, kw_only=True)
     request_id: str | None = attrs.field(default=None, kw_only=True)
+    forward: Forward | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.define
@@ -85,8 +91,11 @@ class TurnResolved:
 class ProcessStarted:
     """The process is ready, and this gateway is a replica: it asks the store for its lease.
 
-    Reported once, before any turn. Only with ``Store.DRIVER``.
+    Reported once, before any turn. Only with ``Store.DRIVER``. ``peer_port``: the port at which
+    forwards are taken, if the system chose it; None: that of ``Config.advertise``.
     """
+
+    peer_port: int | None = None
 
 
 @attrs.define
@@ -211,10 +220,15 @@ class ResolveTurn:
 
 @attrs.define
 class OpenLink:
-    """Open a WebSocket to the upstream, with ``headers`` in the upgrade request."""
+    """Open a WebSocket to the upstream, with ``headers`` in the upgrade request.
+
+    With ``owner``, which only happens if ``Config.cluster_secrets`` is set: open a connection to
+    the replica there instead. Each message to it is an HTTP request of its own.
+    """
 
     link: int
     headers: list[tuple[bytes, bytes]]
+    owner: PeerUrl | None = None
 
 
 @attrs.define
@@ -226,10 +240,12 @@ class CloseLink:
 
 @attrs.define
 class SendFrame:
-    """Send ``data`` as one text message, then report ``LinkFrameSent``."""
+    """Send ``data`` as one text message, then report ``LinkFrameSent``. ``headers``: of the request
+    that carries it, on a link to another replica."""
 
     link: int
     data: bytes
+    headers: list[tuple[bytes, bytes]] = attrs.Factory(list)
 
 
 @attrs.define

@@ -12,13 +12,16 @@ says that the turn is not durable. The next commit of its conversation includes 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final, TypeAlias, assert_never
 
 import attrs
 
-from bridgecore.api_error import STORE_UNAVAILABLE, ApiError, owner_unreachable
+from bridgecore.api_error import NOT_DISPATCHED, STORE_UNAVAILABLE, ApiError
 from bridgecore.config import Config
 from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
+from bridgecore.conversation import PeerOwner
+from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
 from bridgecore.messages import AnswerEvents
 from bridgecore.ownership import holdings as hd
@@ -27,6 +30,7 @@ from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhe
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
+from bridgecore.wire.headers import Headers
 
 
 @attrs.frozen
@@ -36,6 +40,14 @@ class PlaceTurn:
 
     turn: int
     claimed: bytes | None
+
+
+@attrs.frozen
+class ForwardTurn:
+    """Pass ``turn``, which was not placed, on to ``owner``, which owns what it continues."""
+
+    turn: int
+    owner: PeerOwner
 
 
 @attrs.frozen
@@ -54,7 +66,7 @@ class FenceConversation:
 
 
 ReplicaEffect: TypeAlias = (
-    AskStore | AnswerEvents | Log | PlaceTurn | RefuseTurn | FenceConversation
+    AskStore | AnswerEvents | Log | PlaceTurn | ForwardTurn | RefuseTurn | FenceConversation
 )
 """What the bridge has to do: the first three are passed on."""
 
@@ -77,7 +89,10 @@ class Replica:
         self._seed = seed
         self._memory = memory
         times = LeaseTimes(config.lease_ttl, config.lease_margin, config.store_timeout)
-        self._holdings = hd.Holdings(config.replica, None, times, seed)
+        self._url = config.advertise
+        url = None if self._url is None else str(self._url)
+        self._holdings = hd.Holdings(config.replica, url, times, seed)
+        self._forwarding = Forwarding(config.cluster_secrets)
         # Turns that wait for a claim, and whether their transcripts are asked for, too.
         self._resuming: dict[int, tuple[Arriving, bool]] = {}
         self._endings: dict[int, _Ending] = {}  # by turn
@@ -109,8 +124,11 @@ class Replica:
 
     # ------------------------------------------------------------ the lease
 
-    def start(self, now: int) -> list[ReplicaEffect]:
-        """The process is ready: ask for a lease."""
+    def start(self, peer_port: int | None, now: int) -> list[ReplicaEffect]:
+        """The process is ready: ask for a lease. ``peer_port``: where it takes forwards, if the
+        system has chosen the port."""
+        if self._url is not None and not self._url.port and peer_port is not None:
+            self._holdings.advertise = str(attrs.evolve(self._url, port=peer_port))
         return self._carry_out(self._holdings.start(now), now)
 
     def leave(self, now: int) -> list[ReplicaEffect]:
@@ -181,8 +199,14 @@ class Replica:
         return not owned or not self._knows(turn, now)
 
     def resume(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
-        """Claim the conversation of the response that ``turn`` names. Answered by ``PlaceTurn`` or
-        ``RefuseTurn``."""
+        """Claim the conversation of the response that ``turn`` names, unless it is known to be
+        another replica's. Answered by ``PlaceTurn``, ``ForwardTurn`` or ``RefuseTurn``."""
+        owner = self._forwarding.owner_of(turn)
+        if owner is not None and (url := self._forwarding.pass_on(turn, owner)) is not None:
+            return [ForwardTurn(turn.id, PeerOwner(url, owner.owner.incarnation))]
+        return self._ask(turn, now)
+
+    def _ask(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
         named = turn.request.previous_response_id
         load = not self._knows(turn, now)
         self._resuming[turn.id] = turn, load
@@ -217,6 +241,29 @@ class Replica:
             ending.answer = None
         elif self._resuming.pop(turn, None) is not None:
             self._holdings.forget(turn)
+
+    # ------------------------------------------------------------ forwards
+
+    def takes(self, turn: Arriving, now: int) -> bool:
+        """Whether ``turn``, if another replica has forwarded it, is for this one under its present
+        lease. One that is late, or was sent to the wrong address, is not."""
+        if turn.forward is None:
+            return True
+        return turn.forward.to == self._holdings.owner.incarnation and self._holdings.has_lease(now)
+
+    def seal(self, turn: Arriving, frame: bytes, now: int) -> tuple[bytes, Headers]:
+        """The body and the headers of the forward of ``turn``, whose frame is ``frame``."""
+        return self._forwarding.seal(turn, self._holdings.owner, frame, now)
+
+    def declined(self, turn: Arriving, now: int, *, answered: bool) -> list[ReplicaEffect]:
+        """The owner to which ``turn`` was passed on has not sent it: ask who owns the conversation
+        now. ``answered``: it has said so itself; else it could not be reached."""
+        self._forwarding.declined(turn, answered=answered)
+        return self.resume(turn, now)
+
+    def passed(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
+        """A turn that was passed on is over; its owner can continue ``responses``."""
+        self._forwarding.ended(turn, scope, responses)
 
     # ------------------------------------------------------------ effects of the holdings
 
@@ -255,17 +302,21 @@ class Replica:
         """The store has said who owns what a turn continues, or has not said it in time."""
         turn, load = self._resuming.pop(resolved.turn)
         answer = resolved.answer
+        if turn.forward is not None and (answer is None or isinstance(answer, OwnedElsewhere)):
+            return [RefuseTurn(turn.id, NOT_DISPATCHED)]  # its sender looks for the owner
         if answer is None:
             return [RefuseTurn(turn.id, STORE_UNAVAILABLE)]
         if isinstance(answer, OwnedElsewhere):
-            return [RefuseTurn(turn.id, owner_unreachable(answer.remaining))]
+            if (url := self._forwarding.pass_on(turn, answer)) is not None:
+                return [ForwardTurn(turn.id, PeerOwner(url, answer.owner.incarnation))]
+            return [RefuseTurn(turn.id, self._forwarding.unreachable(turn, answer))]
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
         if load:
             number = self._numbers.get(answer.conversation, NOWHERE)
             self._memory.restore(turn.scope, answer.path, number, now)
         elif not self._knows(turn, now):
-            return self.resume(turn, now)  # it was evicted in the meantime: read it back
+            return self._ask(turn, now)  # it was evicted in the meantime: read it back
         return [PlaceTurn(turn.id, answer.conversation)]
 
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:

@@ -6,11 +6,14 @@ What belongs here: that state, and the one event that the bridge may add to an a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import attrs
 
 from bridgecore.continuity.memory import TurnContext
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.failure import ErrorFrame
+from bridgecore.wire.headers import Headers
 from bridgecore.wire.responses import ITEM_DONE, EventKind, UpstreamEvent, created_event
 from bridgecore.wire.terminal import Terminal
 
@@ -22,6 +25,8 @@ class RoutedTurn:
     ``warms``: it is not a client's but the bridge's own, and only preloads a new connection with
     the context (``generate: false``). ``request``: the id of its request in log records.
     ``deadline``: ns, when its budget of time ends; None: the policy's, counted from submission.
+    ``seal``: for a turn that is forwarded to another replica: the body of the forward, and its
+    headers, for its frame and the time (ns).
     """
 
     id: int
@@ -29,6 +34,7 @@ class RoutedTurn:
     request: str = "-"
     deadline: int | None = None
     warms: bool = False
+    seal: Callable[[bytes, int], tuple[bytes, Headers]] | None = None
     # State of the latest attempt to send it.
     form: RequestForm = RequestForm.AS_IS
     sent: int = 0  # bytes of the frame

@@ -17,10 +17,10 @@ URL                                   is kept in                    needs the ex
 from __future__ import annotations
 
 from bridgecore_stores.backend import StoreError
-from bridgecore_stores.sealing import Keys, read_keys
+from bridgecore_stores.sealing import Keys, read_keys, read_secrets
 from bridgecore_stores.worker import Store
 
-__all__ = ["Keys", "Store", "StoreError", "open_store", "read_keys"]
+__all__ = ["Keys", "Store", "StoreError", "open_store", "read_keys", "read_secrets"]
 
 
 def open_store(url: str, keys: Keys, *, timeout: int) -> Store:

@@ -149,13 +149,13 @@ def unseal_path(
     return tuple(path)
 
 
-def read_keys(path: str | os.PathLike[str]) -> Keys:
-    """The keys from a file of secrets: one a line, the newest first; empty lines and lines that
-    begin with ``#`` are skipped.
+def read_secrets(path: str | os.PathLike[str]) -> tuple[bytes, ...]:
+    """The secrets in a file: one a line, the newest first; empty lines and lines that begin with
+    ``#`` are skipped.
 
     Raises:
         StoreError: the file is missing, has no secret, is readable by other users, or has a secret
-            that is too short or occurs twice. Or the package ``cryptography`` is not installed.
+            that is too short or occurs twice.
     """
     path = Path(path)
     try:
@@ -185,7 +185,16 @@ def read_keys(path: str | os.PathLike[str]) -> Keys:
         secrets.append(secret)
     if not secrets:
         raise StoreError(f"{path}: has no secret: write one a line, the newest first")
-    return Keys([secret.encode() for secret in secrets])
+    return tuple([secret.encode() for secret in secrets])
+
+
+def read_keys(path: str | os.PathLike[str]) -> Keys:
+    """The keys from a file of secrets, see ``read_secrets``.
+
+    Raises:
+        StoreError: the file cannot be used, or the package ``cryptography`` is not installed.
+    """
+    return Keys(read_secrets(path))
 
 
 def _framed(*parts: bytes) -> bytes:

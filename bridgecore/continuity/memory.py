@@ -32,7 +32,7 @@ NOWHERE = 0  # the conversation number of a response that belongs to no conversa
 
 # Headers by which clients name a conversation. Two requests with different values are never treated
 # as one conversation; equal values prove nothing, so they never join two.
-_NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
+NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
 
 @attrs.frozen
@@ -182,6 +182,12 @@ class Memory:
         if self._transcripts is not None:
             self._transcripts.expire(now)
 
+    def foreign(self, scope: str, request: CreateRequest) -> TurnContext:
+        """The context of a turn about which this memory is not asked: only its request counts."""
+        named = request.previous_response_id or None
+        standing = Standing.UNANCHORED if named is None else Standing.UNKNOWN
+        return TurnContext(scope, request, standing, named, None)
+
     def recall(
         self,
         scope: str,
@@ -199,7 +205,7 @@ class Memory:
             headers: of the client's request, names in lower case.
             now: ns.
         """
-        narrow = [value for name, value in headers if name in _NARROWING_HEADERS]
+        narrow = [value for name, value in headers if name in NARROWING_HEADERS]
         prompt = self._prompt(scope, request, narrow)
         recall = TurnContext(scope, request, Standing.UNANCHORED, None, None)
         if prompt is not None:

@@ -7,7 +7,8 @@ clients that send too slowly.
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Mapping
+from typing import ClassVar, Final, assert_never
 
 from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
 from bridgecore.config import Config
@@ -28,7 +29,7 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
     parse_codings,
 )
-from bridgecore.wire.headers import make_request_id, request_id_of
+from bridgecore.wire.headers import Headers, make_request_id, request_id_of
 from bridgecore.wire.http import (
     BadRequest,
     BodyRefused,
@@ -43,12 +44,12 @@ from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 _JSON = (b"content-type", b"application/json")
 # Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
 _ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
+_TURNS: Final = (b"POST",)  # the methods of a path that takes turns
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would collect events before it passes them on
 ]
-_ROUTES = {"/v1/responses": (b"POST",), "/livez": (b"GET", b"HEAD"), "/readyz": (b"GET", b"HEAD")}
 
 
 class HttpConnection:
@@ -63,6 +64,13 @@ class HttpConnection:
         *("_config", "_head", "_http", "_last", "_read", "_request_id", "_request_seed"),
         *("_requests", "_timer", "closing", "deadline", "lingering", "out", "turns"),
     )
+
+    ROUTES: ClassVar[Mapping[str, tuple[bytes, ...]]] = {
+        "/v1/responses": (b"POST",),
+        "/livez": (b"GET", b"HEAD"),
+        "/readyz": (b"GET", b"HEAD"),
+    }
+    """The methods that each path supports. A path with POST alone takes turns."""
 
     def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
@@ -90,6 +98,11 @@ class HttpConnection:
     def idle(self) -> bool:
         """Whether no request is being read and no answer is in progress."""
         return self._timer is Timer.CLIENT_IDLE
+
+    @property
+    def _idle_limit(self) -> int:
+        """How long the connection may be idle, ns."""
+        return self._config.client_idle
 
     # ------------------------------------------------------------ requests
 
@@ -122,7 +135,7 @@ class HttpConnection:
                 self._head = event
                 self._request_id = request_id_of(event.headers)
                 self._read = False
-                error = self._route(event, draining=draining)
+                error = self._refusal(event, draining=draining)
                 if error is not None:
                     self._respond(*error, close=draining)
                 elif interim := self._http.wants_body():
@@ -142,7 +155,7 @@ class HttpConnection:
         if not self.closing and not self.turns:
             phase, config = self._http.phase, self._config
             if phase is HttpPhase.IDLE:
-                due, after = Timer.CLIENT_IDLE, config.client_idle
+                due, after = Timer.CLIENT_IDLE, self._idle_limit
             elif phase is HttpPhase.HEAD:
                 due, after = Timer.HEADER, config.header_timeout
             elif phase is HttpPhase.BODY:
@@ -151,13 +164,11 @@ class HttpConnection:
             self._timer = due
             self.deadline = None if due is None else now + after
 
-    def _route(
-        self, head: RequestHead, *, draining: bool
-    ) -> tuple[ApiError, list[tuple[bytes, bytes]]] | None:
+    def _refusal(self, head: RequestHead, *, draining: bool) -> tuple[ApiError, Headers] | None:
         """The error, with extra headers, of a request that is refused for its head; else None."""
-        methods = _ROUTES.get(head.path)
+        methods = self.ROUTES.get(head.path)
         if methods is None:
-            message = f"Unknown path. This server serves {', '.join(_ROUTES)}."
+            message = f"Unknown path. This server serves {', '.join(self.ROUTES)}."
             return api_error(404, "not_found", message), []
         headers = dict(head.headers)
         if head.method not in methods:
@@ -171,9 +182,9 @@ class HttpConnection:
             return api_error(405, "method_not_allowed", message), allow
         if draining and head.path != "/livez":
             return SHUTTING_DOWN, []
-        return self._decode_body(head) if head.path == "/v1/responses" else None
+        return self._decode_body(head) if methods == _TURNS else None
 
-    def _decode_body(self, head: RequestHead) -> tuple[ApiError, list[tuple[bytes, bytes]]] | None:
+    def _decode_body(self, head: RequestHead) -> tuple[ApiError, Headers] | None:
         """Set up decoding of the body by its ``Content-Encoding``; the error if it is
         unsupported."""
         values = [value for name, value in head.headers if name == b"content-encoding"]
@@ -192,13 +203,19 @@ class HttpConnection:
         head = self._head
         assert head is not None, "a body follows its head"
         self._read = True
-        if head.path != "/v1/responses":
+        if self.ROUTES[head.path] != _TURNS:
             self._send_json(200, [], b'{"status":"ok"}', close=draining)
             return None
         if draining:
             self._respond(SHUTTING_DOWN, close=True)
             return None
-        self.turns = [turn]
+        received = self._received(head, body, turn)
+        if received is not None:
+            self.turns = [turn]
+        return received
+
+    def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
+        """The turn of a complete request; None if it was refused."""
         return RequestReceived(turn, body.data, head.headers, request_id=self._id())
 
     # ------------------------------------------------------------ answers
@@ -209,8 +226,8 @@ class HttpConnection:
             # All events in one chunk: one write.
             self.out.append(self._http.stream(encode_events(effect.events)))
         elif isinstance(effect, BeginAnswer):
-            head = self._http.start_stream([*_STREAM_HEADERS, self._request_id_header()])
-            self.out.append(head)
+            headers = [*_STREAM_HEADERS, self._request_id_header(), *self._extra_headers()]
+            self.out.append(self._http.start_stream(headers))
         elif isinstance(effect, EndAnswer):
             self._finish(self._http.end_stream(), close=self._last)
         elif isinstance(effect, AnswerKeepalive):
@@ -230,19 +247,23 @@ class HttpConnection:
     def _respond(
         self,
         error: ApiError,
-        headers: list[tuple[bytes, bytes]] | None = None,
+        headers: Headers | None = None,
         *,
         close: bool = False,
     ) -> None:
-        fields = list(headers or [])
+        fields = [*(headers or []), *self._extra_headers()]
         if error.retry_after is not None:
             fields.append((b"retry-after", b"%d" % error.retry_after))
             # OpenAI's SDKs read this one before retry-after.
             fields.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
         self._send_json(error.status, fields, error.body, close=close)
 
+    def _extra_headers(self) -> Headers:
+        """Headers that each answer has besides the usual ones."""
+        return []
+
     def _send_json(
-        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool = False
+        self, status: int, headers: Headers, body: bytes, *, close: bool = False
     ) -> None:
         """Write a complete JSON answer."""
         fields = [_JSON, self._request_id_header(), *headers]

@@ -1,7 +1,8 @@
 """Upstream connections: messages of a link to bytes, and bytes to messages.
 
 What belongs here: the interface between an upstream connection, whatever protocol it speaks, and
-the ``Endpoint`` that owns it. Each protocol has a module of its own; so far there is ``websocket``.
+the ``Endpoint`` that owns it. Each protocol has a module of its own: ``websocket``, to the
+upstream, and ``forward``, to another replica.
 A link returns bytes and never touches a socket. It reports *how* a connection was lost, as
 evidence; what follows for the turn is decided in ``recovery``.
 
@@ -15,6 +16,8 @@ from typing import Protocol
 
 import attrs
 
+from bridgecore.config import PeerUrl, UpstreamUrl
+from bridgecore.messages import SendFrame
 from bridgecore.recovery.failure import ErrorFrame, Evidence, TimedOut
 from bridgecore.recovery.timers import Timer
 
@@ -43,9 +46,14 @@ class Loss:
 
 @attrs.define
 class ReadResult:
-    """The result of one read: the upgrade, messages, bytes to send, and the loss, in this order."""
+    """The result of one read: the upgrade, messages, bytes to send, and the loss, in this order.
+
+    ``progress``: before the first message, the peer has shown that it works on what was sent to it:
+    that counts as ``LinkFrameSent``, with ``UpstreamConnection.whole``.
+    """
 
     opened: bool = False
+    progress: bool = False
     messages: list[bytes] = attrs.Factory(list)
     reply: bytes = b""  # to send at once
     loss: Loss | None = None
@@ -64,11 +72,20 @@ class UpstreamConnection(Protocol):
     deadline: int | None
 
     @property
+    def url(self) -> UpstreamUrl | PeerUrl:
+        """Where the connection leads."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the latest message was taken: by the transport or, if the peer says so, by
+        the peer."""
+
+    @property
     def timer(self) -> Timer:
         """The timer to which ``deadline`` belongs."""
 
-    def connected(self) -> bytes:
-        """The transport is connected; return the bytes to send."""
+    def connected(self) -> ReadResult:
+        """The transport is connected: there may be bytes to send, or the link is open."""
 
     def receive(self, data: bytes, now: int) -> ReadResult:
         """Parse received bytes."""
@@ -76,7 +93,7 @@ class UpstreamConnection(Protocol):
     def receive_eof(self, now: int) -> ReadResult:
         """The upstream has ended its sending side; the link is lost, unless it was before."""
 
-    def send(self, text: bytes, now: int) -> bytes:
+    def send(self, message: SendFrame, now: int) -> bytes:
         """Queue a message; return the bytes of it to send now, none if earlier ones are pending."""
 
     def frame_sent(self, now: int) -> bytes:

@@ -10,6 +10,7 @@ from typing import assert_never
 
 from bridgecore.config import Config
 from bridgecore.links import Loss, ReadResult, Stage
+from bridgecore.messages import SendFrame
 from bridgecore.recovery.failure import (
     Closed,
     Evidence,
@@ -36,6 +37,7 @@ class WebSocketConnection:
         "link",
         "paused",
         "stage",
+        "url",
     )
 
     def __init__(
@@ -54,6 +56,7 @@ class WebSocketConnection:
         self._sending = False  # the transport has not taken the last frame of a message yet
         self._taken = now  # ns, when the transport last took a frame
         self.link = link
+        self.url = config.upstream
         self.stage = Stage.CONNECTING
         self.paused = False
         self.deadline: int | None = None
@@ -65,10 +68,10 @@ class WebSocketConnection:
 
     # ------------------------------------------------------------ input
 
-    def connected(self) -> bytes:
-        """The transport is connected; return the upgrade request."""
+    def connected(self) -> ReadResult:
+        """The transport is connected: send the upgrade request."""
         self.stage = Stage.UPGRADING
-        return self._socket.connect()
+        return ReadResult(reply=self._socket.connect())
 
     def receive(self, data: bytes, now: int) -> ReadResult:
         """Parse received bytes.
@@ -122,7 +125,12 @@ class WebSocketConnection:
 
     # ------------------------------------------------------------ output
 
-    def send(self, text: bytes, now: int) -> bytes:
+    @property
+    def whole(self) -> bool:
+        """Whether the transport has taken all of the message."""
+        return not self._sending
+
+    def send(self, message: SendFrame, now: int) -> bytes:
         """Queue a text message; return its first frame to send now.
 
         Empty if the link is closing or an earlier message is still being sent. A large message has
@@ -130,7 +138,7 @@ class WebSocketConnection:
         the upstream's pings wait for one frame and not for megabytes.
         """
         # What a bridge sends consists of bodies and messages that were checked when they came.
-        self._socket.queue_text(text, checked=True)
+        self._socket.queue_text(message.data, checked=True)
         if self._sending:
             return b""
         return self._next_frame(now)

@@ -183,6 +183,7 @@ class End:
     unread: int = 0  # bytes of ``held``
     blocked: bool = False  # the owner was notified that its writes block
     waiting: list[tp.TransportEvent] = attrs.Factory(list)  # for the owner, once its data is out
+    accepted: tp.Accepted = attrs.Factory(lambda: tp.Accepted(0))  # how it was accepted
 
     @property
     def owner_labelled(self) -> bool:
@@ -317,6 +318,7 @@ class Network:
         self._drivers: dict[int, _Driver] = {}  # by ``id`` of the machine
         self._listeners: dict[tuple[str, int], _Driver] = {}
         self._mute: set[tuple[str, int]] = set()
+        self._peers: set[tuple[str, int]] = set()  # listeners for other replicas
         # Both are heaps, ordered by time, then by the order of scheduling. Timers are separate: all
         # other consequences of an event are settled before them.
         self._queue: list[tuple[int, int, End | _Do, tp.TransportEvent]] = []
@@ -356,6 +358,11 @@ class Network:
         self._set_timer(driver)
         if fresh and store is not None:
             self.handle(machine, tp.Started())
+
+    def listen_for_peers(self, machine: tp.Machine, host: str, port: int) -> None:
+        """Let ``machine`` listen at that address for other replicas, too."""
+        self._listeners[host, port] = self._drivers[id(machine)]
+        self._peers.add((host, port))
 
     def remove(self, machine: tp.Machine) -> None:
         """Kill ``machine``, as by SIGKILL: its connections are reset, and it handles nothing more.
@@ -688,6 +695,7 @@ class Network:
             return
         number = driver.machine.new_connection()
         end.peer = peer = End(driver, number, end.label, end.path, end)
+        peer.accepted = tp.Accepted(number, place in self._peers)
         peer.arrival = back
         driver.accepted.append(peer)
         full = driver.full
@@ -698,7 +706,7 @@ class Network:
             driver.ends[number] = peer
         self._push(back, end, tp.Connected(end.conn))
         self._conditions.connected(end)
-        self._handle(driver, _TOO_MANY if full else tp.Accepted(number), end.label)
+        self._handle(driver, _TOO_MANY if full else peer.accepted, end.label)
 
     def _admit(self, driver: _Driver) -> None:
         """Accept connections that wait, as many as there is room for."""
@@ -708,7 +716,7 @@ class Network:
                 break
             end = driver.backlog.popleft()
             driver.ends[end.conn] = end
-            self._handle(driver, tp.Accepted(end.conn), end.label)
+            self._handle(driver, end.accepted, end.label)
             self._on_connection(end, tp.ResumeReading(end.conn))
 
     # ------------------------------------------------------------ how bytes travel

@@ -51,14 +51,21 @@ from bridgecore.recovery.timers import Deadline
 
 @attrs.define
 class Started:
-    """The adapter listens, and has a store for the machine. Reported once, first of all."""
+    """The adapter listens, and has a store for the machine. Reported once, first of all.
+
+    ``peer_port``: where it listens for other replicas; None if it does not.
+    """
+
+    peer_port: int | None = None
 
 
 @attrs.define
 class Accepted:
-    """A connection was accepted. ``conn``: its number, from ``machine.new_connection()``."""
+    """A connection was accepted. ``conn``: its number, from ``machine.new_connection()``;
+    ``peer``: by the listener for other replicas."""
 
     conn: int
+    peer: bool = False
 
 
 @attrs.define

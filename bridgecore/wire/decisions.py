@@ -50,6 +50,7 @@ from bridgecore.recovery.failure import (
 from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.session import Session
+from bridgecore.recovery.state import SessionState
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
@@ -95,9 +96,9 @@ class Recorder:
         self._policy = policy
         self._pending = [_log(write_header(policy))]
 
-    def session(self, number: int) -> Session:
-        """A new session whose transitions are recorded with ``number``."""
-        return _RecordedSession(self._policy, number, self._pending)
+    def session(self, number: int, state: SessionState | None = None) -> Session:
+        """A new session, in ``state``, whose transitions are recorded with ``number``."""
+        return _RecordedSession(self._policy, number, self._pending, state)
 
     def take(self) -> list[Log]:
         """The records since the last call, one line each. The first is the header."""
@@ -112,8 +113,10 @@ class _RecordedSession(Session):
 
     __slots__ = ("_into", "_number")
 
-    def __init__(self, policy: Policy, number: int, into: list[Log]) -> None:
-        super().__init__(policy)
+    def __init__(
+        self, policy: Policy, number: int, into: list[Log], state: SessionState | None
+    ) -> None:
+        super().__init__(policy, state)
         self._number = number
         self._into = into
 

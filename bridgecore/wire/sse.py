@@ -1,12 +1,14 @@
-"""Writes server-sent events (WHATWG HTML standard, section 9.2).
+"""Writes and reads server-sent events (WHATWG HTML standard, section 9.2).
 
 What belongs here: the framing of an event and of a keepalive comment.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from bridgecore.errors import BridgecoreError
 from bridgecore.wire.responses import UpstreamEvent
 
 COMMENT = b": keepalive\n\n"
@@ -31,3 +33,54 @@ def encode_events(events: Sequence[UpstreamEvent]) -> bytes:
     if b"\r" not in data and data.count(b"\n") == 3 * len(events):
         return data
     return b"".join([encode_event(event) for event in events])
+
+
+class EventTooLongError(BridgecoreError):
+    """An event is longer than ``SseReader`` was allowed to keep."""
+
+
+class SseReader:
+    """Reads the data of events from a stream, piece by piece. ``longest``: bytes of one event.
+
+    Names of events are not read: each event of the Responses API names itself in its data.
+    """
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self._rest = b""  # of an event that is not complete
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The data of the events that ``data`` completes, in order. Comments have none.
+
+        Raises:
+            EventTooLongError: an event is longer than ``longest``.
+        """
+        text = self._rest + data if self._rest else data
+        if b"\r" in text:
+            text = self._with_line_feeds(text)
+        *whole, self._rest = text.split(b"\n\n")
+        if len(self._rest) > self._longest:
+            raise EventTooLongError
+        return [found for event in whole if (found := _data_of(event))]
+
+    def _with_line_feeds(self, text: bytes) -> bytes:
+        """``text`` with its line breaks, which may be CR, LF or both, as LF. A CR at the end stays:
+        the LF after it may be still to come."""
+        end = len(text) - text.endswith(b"\r")
+        return _LINE_BREAK.sub(b"\n", text[:end]) + text[end:]
+
+
+_LINE_BREAK = re.compile(rb"\r\n?")
+
+
+def _data_of(event: bytes) -> bytes:
+    """The data of one event; empty if it has none."""
+    head, colon, rest = event.partition(b"\ndata: ")
+    if colon and b"\n" not in rest and b"\n" not in head and not head.startswith(b"data"):
+        return rest  # as written here: a name and one line of data
+    lines = []
+    for line in event.split(b"\n"):
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            lines.append(value[1:] if value.startswith(b" ") else value)
+    return b"\n".join(lines)

@@ -6,65 +6,17 @@ endpoints in virtual time. The rules of leases and claims are tested in tests/ow
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from bridgecore import transport as tp
-from bridgecore.config import Config, Continuity, Store, UpstreamUrl
-from bridgecore.endpoint import Endpoint
 from bridgecore.errors import LocalProtocolError
 from bridgecore.ownership.store import Done
-from bridgecore.testing import Emulator, Point, Silence
-from bridgecore.testing.network import Network
-from bridgecore.testing.store import StoreModel, VirtualStore
+from bridgecore.testing import Point, Silence
 from tests.endpoint_clients import Talker, strike, user
-from tests.endpoint_world import SECOND, World, in_segments, request
+from tests.endpoint_world import SECOND, World, request
+from tests.replica_world import Cluster, Replica
 
 MS = SECOND // 1000
-
-
-class Replica(World):
-    """A process: an endpoint with the store that others use, too."""
-
-    def __init__(self, cluster: Cluster, name: str, **settings: Any) -> None:
-        self.net, self.emulator = cluster.net, cluster.emulator
-        self.host = f"{name}-{cluster.started}"
-        cluster.started += 1
-        self.store = VirtualStore(self.net, cluster.model, cluster.latency)
-        self.config = Config(
-            upstream=UpstreamUrl.parse("ws://up/v1/responses"),
-            continuity=Continuity.TRANSCRIPT,
-            store=Store.DRIVER,
-            replica=name,
-            **settings,
-        )
-        self.endpoint = Endpoint(self.config, self.host.encode())
-        self.net.add(self.endpoint, self.host, 80, store=self.store)
-
-    def client(self) -> Any:
-        return self.net.connect(self.host, 80)
-
-    def kill(self) -> None:
-        self.net.remove(self.endpoint)
-
-    def logged(self) -> list[str]:
-        return [log.event for log in self.net.logs]
-
-
-class Cluster:
-    """What replicas share: the network, the upstream, the store."""
-
-    def __init__(self, latency: int = 0) -> None:
-        self.net = Network(in_segments)
-        self.emulator = Emulator()
-        self.net.add(self.emulator, "up", 80)
-        self.model = StoreModel()
-        self.latency = latency
-        self.started = 0
-
-    def start(self, name: str = "a", **settings: Any) -> Replica:
-        return Replica(self, name, **settings)
 
 
 def moved(talker: Talker, to: World) -> Talker:

@@ -8,6 +8,7 @@ import pytest
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.links import ReadResult, Stage
 from bridgecore.links.websocket import WebSocketConnection
+from bridgecore.messages import SendFrame
 from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
@@ -25,7 +26,7 @@ def asked(max_message: int = 1000) -> tuple[WebSocketConnection, WebSocketServer
     upstream = WebSocketConnection(CONFIG, 1, [(b"authorization", b"Bearer k")], 0)
     server = WebSocketServer(max_message=max_message)
     assert upstream.close() == b""  # before the upgrade a close frame has no meaning
-    server.receive(upstream.connected())
+    server.receive(upstream.connected().reply)
     assert upstream.close() == b""
     return upstream, server
 
@@ -51,7 +52,7 @@ def test_messages() -> None:
 def test_messages_around_other_frames_of_one_read(shortcuts: bool) -> None:
     upstream = WebSocketConnection(attrs.evolve(CONFIG, shortcuts=shortcuts), 1, [], 0)
     server = WebSocketServer(max_message=1000)
-    server.receive(upstream.connected())
+    server.receive(upstream.connected().reply)
     first = upstream.receive(server.accept() + server.send_text(b"a") + server.ping(), 1)
     assert (first.opened, first.messages, first.loss) == (True, [b"a"], None)
     server.receive(first.reply)
@@ -105,7 +106,7 @@ def test_a_close() -> None:
     assert read.loss is not None
     assert (read.loss.cause, read.loss.goodbye) == (Closed(1012), True)
     assert read.reply
-    assert upstream.send(b"late", 1) == b""
+    assert upstream.send(SendFrame(1, b"late"), 1) == b""
 
 
 @pytest.mark.parametrize("upgraded", [True, False])
@@ -179,18 +180,18 @@ LONG = b"x" * (3 * FRAGMENT)
 def uploading() -> tuple[WebSocketConnection, WebSocketServer]:
     """The first of three frames was written, at 1 ns."""
     upstream, server = opened()
-    assert len(upstream.send(LONG, 1)) < FRAGMENT + 20
+    assert len(upstream.send(SendFrame(1, LONG), 1)) < FRAGMENT + 20
     return upstream, server
 
 
 def test_a_long_message_leaves_at_the_pace_of_the_transport() -> None:
     upstream, server = opened(len(LONG))
-    wire = upstream.send(LONG, 1)
-    assert upstream.send(b"next", 1) == b""  # it follows when the first one is out
+    wire = upstream.send(SendFrame(1, LONG), 1)
+    assert upstream.send(SendFrame(1, b"next"), 1) == b""  # it follows when the first one is out
     while frame := upstream.frame_sent(2):
         wire += frame
     assert server.receive(wire) == [MessageReceived(LONG), MessageReceived(b"next")]
-    assert upstream.send(b"at once", 3)
+    assert upstream.send(SendFrame(1, b"at once"), 3)
 
 
 def test_a_ping_is_answered_between_two_frames() -> None:
@@ -211,7 +212,7 @@ def test_a_close_in_the_middle_drops_the_rest() -> None:
 def test_an_upstream_that_takes_frames_is_alive() -> None:
     """It may be too busy reading to send, for longer than an idle one has."""
     upstream, _ = opened()
-    upstream.send(b"x" * (40 * FRAGMENT), 0)
+    upstream.send(SendFrame(1, b"x" * (40 * FRAGMENT)), 0)
     now = 0
     for _ in range(30):
         now += CONFIG.ping_interval - 1

@@ -1,0 +1,119 @@
+"""Passing turns on to the replicas that own what they continue: the sender's side.
+
+What belongs here: which owner a turn is passed on to, how often, and what its client is answered if
+no owner can be reached. How a forward is signed is in ``bridgecore.ownership.forwards``; what
+follows from the loss of an owner is decided in ``bridgecore.recovery``; the receiver's side is in
+``bridgecore.replica``.
+
+Who owns a conversation is known from the store. The answer is remembered for the responses that a
+forwarded turn has made, so the next turn of its client needs no question. That memory may be out of
+date: then the replica that it names says that it has not sent the turn, and the store is asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from bridgecore.api_error import ApiError, owner_unreachable
+from bridgecore.config import PeerUrl
+from bridgecore.errors import ConfigError
+from bridgecore.intake import Arriving
+from bridgecore.ownership.forwards import SIGNATURE, Forward, Forwards, digest_of
+from bridgecore.ownership.store import OwnedElsewhere, Owner
+from bridgecore.wire.headers import Headers
+
+# Owners that one turn is passed on to. One can have lost the conversation to another in the
+# meantime; a turn that meets this a second time is refused, and its client's retry begins anew.
+_MOST_TRIES: Final = 2
+# Responses whose owner is remembered: about 10 MB.
+_MOST_KNOWN: Final = 32_768
+
+
+class Forwarding:
+    """The turns that this replica passes on. ``secrets``: sign them; without any, none is."""
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._forwards = Forwards(secrets) if secrets else None
+        self._known: OrderedDict[bytes, OwnedElsewhere] = OrderedDict()  # by response
+        self._passed: dict[int, OwnedElsewhere] = {}  # the owner, by turn
+
+    def owner_of(self, turn: Arriving) -> OwnedElsewhere | None:
+        """The replica that is believed to own what ``turn`` continues; None: ask the store."""
+        named = turn.request.previous_response_id
+        return self._known.get(_key(turn.scope, named)) if named else None
+
+    def pass_on(self, turn: Arriving, owner: OwnedElsewhere) -> PeerUrl | None:
+        """Where to pass ``turn`` on to, which continues what ``owner`` has; None if it cannot be
+        reached or has been tried. A turn that has been forwarded to this replica stays here."""
+        lease, url = owner.owner.incarnation, _url_of(owner)
+        if self._forwards is None or url is None or turn.forward is not None:
+            return None
+        if lease in turn.tried or len(turn.tried) >= _MOST_TRIES:
+            return None
+        turn.tried = (*turn.tried, lease)
+        self._passed[turn.id] = owner
+        return url
+
+    def seal(self, turn: Arriving, sender: Owner, frame: bytes, now: int) -> tuple[bytes, Headers]:
+        """The body and the headers of the forward of ``turn``. ``frame``: what would be sent
+        upstream; ``sender``: this replica; ``now``: ns."""
+        forwards, owner = self._forwards, self._passed[turn.id]
+        assert forwards is not None, "without secrets nothing is passed on"
+        forward = Forward(
+            owner.owner.incarnation,
+            sender.incarnation,
+            forwards.next_sequence(),
+            owner.conversation,
+            owner.epoch,
+            turn.scope,
+            max(0, turn.deadline - now),
+            digest_of(frame),
+        )
+        headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.passed_headers]
+        return frame, [*headers, (SIGNATURE, forwards.sign(forward, headers))]
+
+    def declined(self, turn: Arriving, *, answered: bool) -> None:
+        """The owner has not sent ``turn``: what was believed about it is wrong. ``answered``: it
+        has said so itself; else it could not be reached."""
+        named = turn.request.previous_response_id
+        if named:
+            self._known.pop(_key(turn.scope, named), None)
+        turn.declined = answered
+
+    def ended(self, turn: int, scope: str, responses: Iterable[str] = ()) -> None:
+        """A turn that was passed on is over; its owner can continue ``responses``, all ids of the
+        one that it has made."""
+        owner = self._passed.pop(turn, None)
+        if owner is None:
+            return
+        for response in responses:
+            key = _key(scope, response)
+            self._known[key] = owner
+            self._known.move_to_end(key)
+            if len(self._known) > _MOST_KNOWN:
+                self._known.popitem(last=False)
+
+    @staticmethod
+    def unreachable(turn: Arriving, owner: OwnedElsewhere) -> ApiError:
+        """The error of a turn that its owner has not got. One that has answered is about to give
+        the conversation up, so the rest of its lease is no measure of the wait."""
+        return owner_unreachable(0 if turn.declined else owner.remaining)
+
+
+def _key(scope: str, response: str) -> bytes:
+    """The key of a response: of one size, because an id can have any."""
+    text = b"%b:%b" % (scope.encode(), response.encode("utf-8", "surrogatepass"))
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
+def _url_of(owner: OwnedElsewhere) -> PeerUrl | None:
+    """Where ``owner`` takes forwards; None if it does not, or has stored what cannot be used."""
+    if owner.advertise is None:
+        return None
+    try:
+        return PeerUrl.parse(owner.advertise)
+    except ConfigError:
+        return None

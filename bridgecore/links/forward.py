@@ -1,0 +1,184 @@
+"""A connection to the replica that owns a conversation: each turn is an HTTP request, answered by a
+stream of events.
+
+What belongs here: sending forwards, reading their answers, and giving up a replica that is silent.
+How a forward is signed is in ``bridgecore.ownership.forwards``; what follows from the loss of an
+owner is decided in ``bridgecore.recovery``.
+"""
+
+from __future__ import annotations
+
+from bridgecore.config import Config, PeerUrl
+from bridgecore.links import Loss, ReadResult, Stage
+from bridgecore.messages import SendFrame
+from bridgecore.ownership.forwards import PATH, SIGNATURE, Verdict
+from bridgecore.recovery.failure import Closed, Malformed, NotDispatched, TimedOut
+from bridgecore.recovery.timers import Timer
+from bridgecore.wire.http_client import AnswerDone, AnswerHead, BadAnswerError, HttpClient
+from bridgecore.wire.responses import EventKind, read_event
+from bridgecore.wire.sse import EventTooLongError, SseReader
+
+
+class ForwardConnection:
+    """The connection that carries ``link`` to ``owner``; an ``UpstreamConnection``.
+
+    A forward that its receiver has taken can wait there for another turn of its conversation, for
+    as long as that takes. Until its answer begins, the message counts as taken in part only, and
+    each sign of life as another part: the receiver keeps its own deadlines, so this end only has to
+    notice when it is gone.
+    """
+
+    __slots__ = (
+        *("_body", "_config", "_head", "_http", "_last", "_seen", "_sent", "_sse"),
+        *("deadline", "link", "paused", "stage", "url", "whole"),
+    )
+
+    def __init__(self, config: Config, link: int, owner: PeerUrl) -> None:
+        self._config = config
+        self._http = HttpClient(config.max_header)
+        self._sse = SseReader(config.max_message)
+        self._head: AnswerHead | None = None  # of the answer that is being read
+        self._body = b""  # of an answer that is no stream
+        self._last = b""  # the latest event of the answer
+        self._sent = False  # a forward was sent, and its answer is not complete
+        self._seen = 0  # ns, the replica's last sign of life
+        self.link = link
+        self.url = owner
+        self.stage = Stage.CONNECTING
+        self.paused = False
+        self.deadline: int | None = None
+        self.whole = False
+
+    @property
+    def timer(self) -> Timer:
+        """The timer to which ``deadline`` belongs."""
+        return Timer.CLOSE_HANDSHAKE if self.stage is Stage.CLOSING else Timer.PING
+
+    def connected(self) -> ReadResult:
+        """The transport is connected: a turn can be sent at once."""
+        self.stage = Stage.OPEN
+        return ReadResult(opened=True)
+
+    # ------------------------------------------------------------ input
+
+    def receive(self, data: bytes, now: int) -> ReadResult:
+        """Parse received bytes."""
+        read = ReadResult()
+        self._seen = now
+        waits = self._sent and not self.whole
+        try:
+            for part in self._http.receive(data):
+                if isinstance(part, AnswerHead):
+                    self._head = part
+                    if self._verdict is None:
+                        # Something that is no replica: what it has done with the turn is unknown.
+                        read.loss = Loss(Malformed("the answer is not a replica's"))
+                        return read
+                elif isinstance(part, AnswerDone):
+                    self._answered(part, read)
+                elif self._streams:
+                    read.messages += self._sse.receive(part)
+                else:
+                    self._add(part)
+        except (BadAnswerError, EventTooLongError) as exc:
+            read.loss = Loss(Malformed(str(exc) or "an event that is too long"))
+        if read.messages:
+            self.whole, self._last = True, read.messages[-1]
+        # The first event, or a keepalive before it.
+        read.progress = waits
+        return read
+
+    def receive_eof(self, now: int) -> ReadResult:
+        """The replica has ended its sending side; the link is lost."""
+        return ReadResult(loss=Loss(Closed(1006 if self._sent else 1000)))
+
+    @property
+    def _streams(self) -> bool:
+        return self._head is not None and self._head.status == 200
+
+    @property
+    def _verdict(self) -> Verdict | None:
+        said = dict(self._head.headers).get(SIGNATURE) if self._head is not None else None
+        return next((verdict for verdict in Verdict if verdict.value == said), None)
+
+    def _add(self, part: bytes) -> None:
+        self._body += part
+        if len(self._body) > self._config.max_message:
+            raise EventTooLongError
+
+    def _answered(self, done: AnswerDone, read: ReadResult) -> None:
+        """The answer is complete: end the turn if its stream has not ended it."""
+        head, verdict, body = self._head, self._verdict, self._body
+        assert head is not None, "an answer ends after its head"
+        messages = read.messages
+        last = messages[-1] if messages else self._last
+        self._head, self._body, self._last, self._sent = None, b"", b"", False
+        if verdict is not Verdict.TAKEN:
+            read.loss = Loss(NotDispatched(f"forward {head.status}"))
+        elif head.status != 200:
+            messages.append(_error_event(head, body))
+        elif not _ends(last):
+            read.loss = Loss(Closed(1006))
+        if not done.reusable and read.loss is None:
+            read.loss = Loss(Closed(1000))
+
+    # ------------------------------------------------------------ output
+
+    def send(self, message: SendFrame, now: int) -> bytes:
+        """The request that carries a turn."""
+        self._sent, self.whole, self._seen = True, False, now
+        self.deadline = now + self._patience
+        headers = [
+            (b"host", self.url.authority.encode("ascii")),
+            (b"content-type", b"application/json"),
+            *message.headers,
+        ]
+        return self._http.request(b"POST", PATH.encode("ascii"), headers, message.data)
+
+    def frame_sent(self, now: int) -> bytes:
+        """The transport has taken the request; there is never more of it."""
+        return b""
+
+    def close(self) -> bytes:
+        """Nothing: a connection that is closed in mid-answer cancels the turn."""
+        return b""
+
+    def part(self, now: int) -> None:
+        """Our side is closed."""
+        self.stage = Stage.CLOSING
+        self.paused = False
+        self.deadline = now + self._config.close_timeout
+
+    @property
+    def _patience(self) -> int:
+        """How long a replica that answers can be silent, ns: it sends the head, and keepalives,
+        after fixed times; a second one may be lost in a busy moment."""
+        config = self._config
+        return 2 * max(config.head_timeout, config.keepalive) + config.ping_timeout
+
+    def timeout(self, now: int) -> bytes | TimedOut:
+        """``deadline`` has passed: the replica does not respond, unless it has been heard of since
+        then, or is not read."""
+        if self.stage is Stage.CLOSING:
+            return TimedOut(Timer.CLOSE_HANDSHAKE)
+        if self.paused:
+            self._seen = now
+        due = self._seen + self._patience
+        if self._sent and due <= now:
+            return TimedOut(Timer.PING)
+        self.deadline = due if self._sent else None
+        return b""
+
+
+def _error_event(head: AnswerHead, body: bytes) -> bytes:
+    """The error of an answer as the event that a WebSocket would have brought."""
+    waits = [value for name, value in head.headers if name == b"retry-after"]
+    wait = b'"headers":{"retry-after":"%b"},' % waits[0] if waits and waits[0].isdigit() else b""
+    error = body[1:] if body.startswith(b'{"error":') else b'"error":{}}'
+    return b'{"type":"error","status":%d,%b%b' % (head.status, wait, error)
+
+
+def _ends(message: bytes) -> bool:
+    """Whether an event is the end of an answer."""
+    event = read_event(message) if message else None
+    return event is not None and event.kind in (EventKind.ENDED, EventKind.ERROR)

@@ -1,0 +1,314 @@
+"""Turns that one replica passes on to another, which owns what they continue.
+
+What belongs here: forwards and their failures, seen by clients of whole endpoints in virtual time.
+How a forward is signed is tested in tests/ownership, what is lost when in tests/recovery.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridgecore.config import Continuity, PeerUrl
+from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
+from bridgecore.testing import Abort, Error, Point, Silence
+from tests.endpoint_clients import Talker, strike, user
+from tests.endpoint_world import World, read_answers, request
+from tests.replica_world import PEERS, SECRET, Cluster, Replica
+
+
+def pair(**settings: Any) -> tuple[Cluster, Replica, Replica]:
+    cluster = Cluster(forwards=True)
+    return cluster, cluster.start("a", **settings), cluster.start("b", **settings)
+
+
+def moved(talker: Talker, to: World) -> Talker:
+    """The same client, which another replica serves from now on."""
+    talker.world = to
+    return talker
+
+
+def say(talker: Talker, text: str, at: World | None = None) -> Any:
+    """A turn that is answered at once, at the replica ``at``."""
+    if at is not None:
+        talker.world = at
+    return talker.attempt(user(text))
+
+
+def sockets(cluster: Cluster) -> int:
+    """How many connections the upstream has."""
+    return cluster.net.open_connections(cluster.emulator)
+
+
+@pytest.mark.parametrize("store", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_turn_is_answered_by_the_owner_of_its_conversation(store: bool, stream: bool) -> None:
+    cluster, a, b = pair()
+    talker = Talker(a, store=store, stream=stream)
+    for number, replica in enumerate([a, b, a, b, b]):
+        say(talker, f"turn {number}", replica)
+    assert talker.outcomes == ["200"] * 5
+    assert sockets(cluster) == 1  # the owner's, which has the context cached
+    assert [len(frame["input"]) for frame in a.frames] == [1] * 5
+
+
+def test_the_store_is_asked_once_for_a_forwarded_conversation() -> None:
+    cluster, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    say(talker, "two", b)
+    asked = len(b.store.asked)
+    for number in range(5):
+        say(talker, f"more {number}")
+    assert len(b.store.asked) == asked
+    assert cluster.net.open_connections(b.endpoint) == 1
+
+
+def test_tenants_share_no_connection_to_another_replica() -> None:
+    cluster, a, b = pair()
+    for key in ("sk-1", "sk-2"):
+        talker = Talker(a, key=key)
+        say(talker, "one")
+        say(talker, "two", b)
+    assert cluster.net.open_connections(b.endpoint) == 2
+
+
+def test_a_killed_owner_is_waited_for_and_then_replaced() -> None:
+    _, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    say(talker, "two", b)
+    a.kill()
+    refused = say(talker, "three")
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    wait = int(refused.headers["retry-after"])
+    assert 1 <= wait <= 15
+    b.advance(wait)
+    say(talker, "three")
+    assert talker.outcomes == ["200", "200", "502", "200"]
+
+
+def test_an_owner_that_dies_with_a_turn_leaves_it_to_its_client() -> None:
+    cluster, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    strike(a, Point.BEFORE_CREATED, Silence())
+    moved(talker, b)
+    client = talker.begin([user("two")], talker.last)
+    a.kill()
+    answer = b.read(client)
+    assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
+    assert "not known" in answer.error["message"]
+    assert len(cluster.emulator.requests) == 2  # it was not sent again
+
+
+def test_an_owner_that_dies_in_mid_answer_ends_the_stream() -> None:
+    cluster, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    strike(a, Point.MID_OUTPUT, Silence())
+    moved(talker, b)
+    client = talker.begin([user("two")], talker.last)
+    a.kill()
+    answer = b.read(client)
+    assert answer.complete
+    assert answer.response["status"] == "failed"
+    assert answer.response["error"]["code"] == "stream_incomplete"
+    assert len(cluster.emulator.requests) == 2
+
+
+def test_a_drained_owner_is_replaced_at_the_first_try() -> None:
+    _, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    say(talker, "two", b)
+    a.drain()
+    say(talker, "three")
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_an_owner_that_gives_up_a_conversation_says_so() -> None:
+    """It is still alive, so the turn is not ambiguous."""
+    _, a, b = pair(session_idle=60 * 10**9)
+    talker = Talker(a)
+    say(talker, "one")
+    b.advance(30)
+    say(talker, "two", b)
+    b.advance(70)  # the owner's session has expired, and the conversation is free
+    say(talker, "three")
+    say(talker, "four", a)
+    assert talker.outcomes == ["200"] * 4
+
+
+def test_a_replica_without_its_lease_takes_no_forward() -> None:
+    _, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    say(talker, "two", b)
+    a.store.answers = False
+    b.advance(20)
+    say(talker, "three")
+    assert talker.outcomes == ["200"] * 3
+    assert [log.fields["code"] for log in b.net.logs if log.event == "turn.refused"] == [
+        "bridge_not_dispatched"
+    ]
+
+
+def test_a_client_that_leaves_cancels_its_turn_at_the_owner() -> None:
+    cluster, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    strike(a, Point.MID_OUTPUT, Silence())
+    client = moved(talker, b).begin([user("two")], talker.last)
+    assert a.endpoint.bridge.turns == b.endpoint.bridge.turns == 1
+    client.abort()
+    assert a.endpoint.bridge.turns == b.endpoint.bridge.turns == 0
+    assert sockets(cluster) == 0  # the upstream would have gone on writing
+
+
+def test_errors_of_the_upstream_reach_the_client_as_they_are() -> None:
+    _, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    moved(talker, b)
+    busy = Error(429, "rate_limit_exceeded", members={"resets_in_seconds": 7})
+    strike(a, Point.BEFORE_CREATED, busy)
+    answer = say(talker, "two")
+    assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")
+    assert answer.headers["retry-after"] == "7"
+    strike(a, Point.BEFORE_CREATED, Abort())
+    answer = say(talker, "two")
+    assert (answer.status, answer.error["code"]) == (502, "stream_incomplete")
+    strike(a, Point.BEFORE_CREATED, Error(400, "invalid_prompt", message="No."))
+    answer = say(talker, "two")
+    assert (answer.status, answer.error["message"]) == (400, "No.")
+    assert b.net.open_connections(b.endpoint) == 1  # all over one connection
+
+
+def test_a_forward_may_wait_for_another_turn_of_its_conversation() -> None:
+    """Longer than an upstream may take for ``response.created``: the owner keeps that time."""
+    _, a, b = pair(continuity=Continuity.PASSTHROUGH)
+    talker = Talker(a)
+    say(talker, "one")
+    first = talker.last
+    strike(a, Point.MID_OUTPUT, Silence())
+    running = talker.begin([user("two")], first)
+    waiting = moved(talker, b).begin([user("also two")], first)
+    b.advance(200)
+    assert not b.read(waiting).complete
+    running.abort()
+    answer = b.read(waiting)
+    assert answer.complete
+    assert answer.response["error"]["code"] == "upstream_unavailable"  # what the owner says
+
+
+# ------------------------------------------------------------------ what is no forward
+
+
+def forward(owner: Replica, body: bytes, **changes: Any) -> bytes:
+    """A forward to ``owner``, as another replica would send it."""
+    secret = changes.pop("secret", SECRET)
+    fields = {
+        "to": owner.lease,
+        "sender": "f" * 32,
+        "sequence": 1,
+        "conversation": bytes(16),
+        "epoch": 1,
+        "scope": "0" * 64,
+        "budget": 10**12,
+        "digest": digest_of(body),
+        **changes,
+    }
+    headers = [(b"authorization", b"Bearer sk-1")]
+    signature = Forwards([secret]).sign(Forward(**fields), headers).decode()
+    lines = f"{SIGNATURE.decode()}: {signature}\r\n"
+    return request(body, path=PATH, headers=lines, key="sk-1")
+
+
+BODY = b'{"model": "m", "input": "hi"}'
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict", "words"),
+    [
+        ({"secret": b"another cluster's secret, also long"}, "rejected", "cluster_keys"),
+        ({"digest": digest_of(b"another body")}, "rejected", "another body"),
+        ({"to": "0" * 32}, "not-dispatched", "does not own"),
+    ],
+)
+def test_what_is_not_signed_for_this_replica_is_refused(
+    change: dict[str, Any], verdict: str, words: str
+) -> None:
+    cluster, a, _ = pair()
+    client = cluster.net.connect(a.host, PEERS)
+    client.send(forward(a, BODY, **change))
+    (answer,) = read_answers(bytes(client.received))
+    assert answer.status in (403, 421)
+    assert answer.headers["x-bridgecore-forward"] == verdict
+    assert words in answer.error["message"]
+    assert not cluster.emulator.requests
+
+
+def test_a_forward_is_taken_once() -> None:
+    cluster, a, _ = pair()
+    client = cluster.net.connect(a.host, PEERS)
+    client.send(forward(a, BODY) + forward(a, BODY))
+    taken, repeated = read_answers(bytes(client.received))
+    assert (taken.status, taken.headers["x-bridgecore-forward"]) == (200, "taken")
+    assert (repeated.status, repeated.headers["x-bridgecore-forward"]) == (403, "rejected")
+    assert "come before" in repeated.error["message"]
+    assert len(cluster.emulator.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (request({"model": "m", "input": "hi"}), 404),
+        (request({"model": "m", "input": "hi"}, path=PATH), 403),
+        (b"GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n", 404),
+    ],
+)
+def test_the_port_for_replicas_takes_nothing_else(sent: bytes, status: int) -> None:
+    cluster, a, _ = pair()
+    client = cluster.net.connect(a.host, PEERS)
+    client.send(sent)
+    (answer,) = read_answers(bytes(client.received))
+    assert (answer.status, answer.headers["x-bridgecore-forward"]) == (status, "rejected")
+
+
+def test_clients_cannot_forward() -> None:
+    cluster, a, _ = pair()
+    client = a.client()
+    client.send(forward(a, BODY))
+    (answer,) = read_answers(bytes(client.received))
+    assert answer.status == 404
+    assert not cluster.emulator.requests
+
+
+def elsewhere(port: int) -> tuple[Cluster, Talker, Replica]:
+    """A conversation whose owner advertises a wrong address, and another replica."""
+    cluster = Cluster(forwards=True)
+    url = PeerUrl.parse(f"http://up:{port}" if port == 80 else f"http://b-1:{port}")
+    a, b = cluster.start("a", advertise=url), cluster.start("b")
+    talker = Talker(a)
+    say(talker, "one")
+    return cluster, moved(talker, b), a
+
+
+def test_an_address_that_leads_to_the_sender_is_noticed() -> None:
+    """The sender does not own what it is asked for, and says so to itself."""
+    cluster, talker, _ = elsewhere(PEERS)
+    answer = say(talker, "two")
+    assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
+    assert len(cluster.emulator.requests) == 1
+
+
+def test_an_address_that_leads_to_something_else_is_unknown() -> None:
+    """What that has done with the turn is not known, so it is left to the client."""
+    cluster, talker, _ = elsewhere(80)
+    answer = say(talker, "two")
+    assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
+    assert "not known" in answer.error["message"]
+    lost = [log.fields for log in cluster.net.logs if log.event == "turn.refused"]
+    assert lost[-1]["cause"] == "the answer is not a replica's"
