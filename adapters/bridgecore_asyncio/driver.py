@@ -54,6 +54,8 @@ async def serve(
     port: int = 0,
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
+    peer_port: int | None = None,
+    peer_ssl: ssl.SSLContext | None = None,
     store: StoreClient | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
@@ -66,9 +68,12 @@ async def serve(
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
         port: 0 picks a free one; ``Server.port`` has the number.
-        upstream_ssl: for connections that the machine opens with TLS. None: certificates are
-            verified against the system's trust store.
+        upstream_ssl: for connections that the machine opens with TLS, to the upstream and to other
+            replicas. None: certificates are verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
+        peer_port: on which other replicas are listened to, on ``host``, too; 0 picks a free one.
+            None: that of ``Config.advertise``, or, without that, none.
+        peer_ssl: for connections accepted there. None: no TLS.
         store: where a machine with ``Store.DRIVER`` keeps responses. The caller closes it.
         log: called with every log record. None: they are dropped.
 
@@ -77,14 +82,24 @@ async def serve(
         Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
     if isinstance(machine, Config):
+        if peer_port is None and machine.advertise is not None:
+            peer_port = machine.advertise.port
         machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log, store)
-    server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
+    server._upstream_ssl = upstream_ssl
+    server._listener_ssl = {False: listener_ssl, True: peer_ssl}
     try:
         async with asyncio.TaskGroup() as server._tasks:
-            await server._listen(host, port)
+            try:
+                await server._listen(host, port)
+                if peer_port is not None:
+                    await server._listen(host, peer_port, peer=True)
+            except BaseException:
+                server._stop_listening()
+                server._alarm.cancel()
+                raise
             if store is not None:
-                server.report(wire.Started())
+                server.report(wire.Started(server.peer_port))
             try:
                 yield server
             finally:
@@ -94,13 +109,15 @@ async def serve(
 
 
 class Server(Driver["Connection"]):
-    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on."""
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on;
+    ``peer_port``: the port for other replicas, if there is one."""
 
     host, port = "", 0
+    peer_port: int | None = None
     _upstream_ssl: ssl.SSLContext | None
-    _listener_ssl: ssl.SSLContext | None
+    _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
     _tasks: asyncio.TaskGroup
-    _listeners: list[socket.socket]
+    _listeners: dict[socket.socket, bool]  # True: for other replicas
     _alarm: asyncio.Handle
 
     def __init__(
@@ -115,6 +132,8 @@ class Server(Driver["Connection"]):
         self._all_gone = asyncio.Event()  # none is alive, and there will be no new one
         self._addresses = AddressBook[asyncio.Future[list[Address]]]()  # of what is connected to
         self._loop = asyncio.get_running_loop()
+        self._listeners = {}
+        self._alarm = self._loop.call_soon(self._arm)
 
     @property
     def open_connections(self) -> int:
@@ -137,9 +156,8 @@ class Server(Driver["Connection"]):
         nothing."""
         await self._stopped.wait()
 
-    async def _listen(self, host: str, port: int) -> None:
-        self._listeners = []
-        self._alarm = self._loop.call_soon(self._arm)
+    async def _listen(self, host: str, port: int, *, peer: bool = False) -> None:
+        listeners: list[socket.socket] = []
         try:
             found = await self._loop.getaddrinfo(
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -154,14 +172,19 @@ class Server(Driver["Connection"]):
                     unsupported = exc
                     continue
                 listener.setblocking(False)
-                self._listeners.append(listener)
-            if unsupported is not None and not self._listeners:
+                listeners.append(listener)
+            if unsupported is not None and not listeners:
                 raise unsupported
         except BaseException:
-            self._stop_listening()
-            self._alarm.cancel()
+            for listener in listeners:
+                listener.close()
             raise
-        self.host, self.port = self._listeners[0].getsockname()[:2]
+        found_host, found_port = listeners[0].getsockname()[:2]
+        if peer:
+            self.peer_port = found_port
+        else:
+            self.host, self.port = found_host, found_port
+        self._listeners.update(dict.fromkeys(listeners, peer))
         self._resume_listening()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -179,7 +202,7 @@ class Server(Driver["Connection"]):
                     self.accept_failed(exc)
                 return  # otherwise none is waiting, or the peer has reset it: see accept(2)
             accepted.setblocking(False)
-            connection = Connection(self, sock=accepted)
+            connection = Connection(self, sock=accepted, peer=self._listeners[listener])
             connection.task = self._tasks.create_task(connection.accept(accepted))
             connection.task.add_done_callback(connection.attempted)
 
@@ -263,6 +286,7 @@ class Connection(asyncio.Protocol):
         "eof",
         "marks",
         "name",
+        "peer",
         "server",
         "sock",
         "task",
@@ -278,8 +302,11 @@ class Connection(asyncio.Protocol):
         conn: int = -1,
         sock: socket.socket | None = None,
         name: Name | None = None,
+        *,
+        peer: bool = False,
     ) -> None:
         self.server, self.conn, self.sock = server, conn, sock
+        self.peer = peer  # accepted by the listener for other replicas
         self.name = name  # what is connected to; None: it was accepted
         self.task: asyncio.Task[None] | None = None  # runs ``connect`` or ``accept``
         self.transport: asyncio.Transport | None = None
@@ -336,11 +363,14 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)  # uvloop does not call it here
             return
         accepted = self.name is None
-        if accepted and self.server._listener_ssl is not None:
-            self.tls = Tls(self.server._listener_ssl, server_side=True)
+        context = self.server._listener_ssl[self.peer] if accepted else None
+        if context is not None:
+            self.tls = Tls(context, server_side=True)
         self.up = accepted or self.tls is None
-        if self.up:
-            self.report(wire.Accepted(self.conn) if accepted else wire.Connected(self.conn))
+        if accepted:
+            self.report(wire.Accepted(self.conn, self.peer))
+        elif self.up:
+            self.report(wire.Connected(self.conn))
         self.pump()
 
     def data_received(self, data: bytes) -> None:

@@ -15,11 +15,14 @@ import ipaddress
 import os
 import resource
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
 
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.recovery.policy import V1_12
@@ -62,21 +65,31 @@ def run(options: argparse.Namespace) -> int:
             from bridgecore_cli.replay import DecisionLog
 
             log = stack.enter_context(DecisionLog(settings.decision_log, log))
-        store = _open_store(settings, stack)
-        _run(settings, lines, log, store)
+        cluster = _open_cluster(settings, stack)
+        _run(settings, lines, log, cluster)
     return 0
 
 
-def _open_store(settings: Settings, stack: contextlib.ExitStack) -> StoreClient | None:
-    """The store of the settings, closed with ``stack``; None for ``memory``.
+@attrs.frozen
+class _Cluster:
+    """What this process has as a replica. ``secrets``: of the cluster; ``peer_ssl``: for
+    connections of other replicas. The default: it is none."""
+
+    store: StoreClient | None = None
+    secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
+    peer_ssl: ssl.SSLContext | None = None
+
+
+def _open_cluster(settings: Settings, stack: contextlib.ExitStack) -> _Cluster:
+    """The store of the settings, closed with ``stack``, and what replicas need besides.
 
     Raises:
         SettingsError: it cannot be used.
     """
     if settings.store == MEMORY or settings.cluster_keys is None:
-        return None
+        return _Cluster()
     try:
-        from bridgecore_stores import StoreError, open_store, read_keys
+        from bridgecore_stores import StoreError, open_store, read_keys, read_secrets
     except ImportError:
         raise SettingsError(
             "a store needs a package that is not installed: pip install 'bridgecore[store]'",
@@ -84,18 +97,34 @@ def _open_store(settings: Settings, stack: contextlib.ExitStack) -> StoreClient 
         ) from None
     timeout = settings.core["store_timeout"]
     try:
+        secrets = read_secrets(settings.cluster_keys)
         store = open_store(settings.store, read_keys(settings.cluster_keys), timeout=timeout)
     except StoreError as exc:
         raise SettingsError(f"store: {exc}", CONFIGURATION) from None
     stack.callback(store.close, timeout)
-    return store
+    return _Cluster(store, secrets, _certificate(settings.cluster_certificate))
 
 
-def _run(settings: Settings, lines: LineLog, log: _WriteLog, store: StoreClient | None) -> None:
+def _certificate(path: str | None) -> ssl.SSLContext | None:
+    """TLS for connections of other replicas, with the certificate and key in a file."""
+    if path is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(path)
+    except (OSError, ssl.SSLError) as exc:
+        reason = exc.strerror if type(exc) is not ssl.SSLError else "no certificate with its key"
+        raise SettingsError(f"cluster_certificate: {path}: {reason}", CONFIGURATION) from None
+    return context
+
+
+def _run(settings: Settings, lines: LineLog, log: _WriteLog, cluster: _Cluster) -> None:
     """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
     in each pass of the event loop."""
     signals = _Signals(lines)
-    bridge = functools.partial(_bridge, settings=settings, log=log, signals=signals, store=store)
+    bridge = functools.partial(
+        _bridge, settings=settings, log=log, signals=signals, cluster=cluster
+    )
     if settings.backend == "asyncio":
         _run_asyncio(settings, lines, signals, bridge)
     else:
@@ -160,7 +189,7 @@ async def _bridge(
     settings: Settings,
     log: _WriteLog,
     signals: _Signals,
-    store: StoreClient | None,
+    cluster: _Cluster,
 ) -> None:
     """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
 
@@ -188,8 +217,10 @@ async def _bridge(
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = None if files == resource.RLIM_INFINITY else files
-        config = settings.config(upstream, most, settings.replica or _make_name())
-        server = await listen(config, settings.host, settings.port, log=log, store=store)
+        name = settings.replica or _make_name()
+        config = settings.config(upstream, most, name, cluster.secrets)
+        options = {"log": log, "store": cluster.store, "peer_ssl": cluster.peer_ssl}
+        server = await listen(config, settings.host, settings.port, **options)
         _announce(settings, config, server, log)
         signals.on_first(server.request_drain)
         await server.wait_stopped()

@@ -22,6 +22,7 @@ from bridgecore.config import (
     Config,
     Continuity,
     OnAmbiguousLoss,
+    PeerUrl,
     Rotation,
     Store,
     UpstreamUrl,
@@ -131,6 +132,15 @@ def _upstream(value: Any) -> UpstreamUrl | None:
     return UpstreamUrl.parse(value)
 
 
+def _peer(value: Any) -> PeerUrl | None:
+    """The URL for other replicas; None for ``none``."""
+    if value == NONE:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"is not an http:// or https:// URL or {NONE!r}")
+    return PeerUrl.parse(value)
+
+
 def _store(value: Any) -> str:
     """The URL of a store, or ``memory``."""
     if not isinstance(value, str) or not value.isprintable():
@@ -179,6 +189,7 @@ URL = Kind("URL", _upstream, lambda _: EMULATOR)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
+PEER = Kind("URL", _peer, lambda url: str(url or NONE))
 STORE = Kind("URL", _store, lambda _: MEMORY)
 REPLICA = Kind("NAME", _replica, lambda name: name or AUTO)
 LIMIT = Kind("N", _limit, lambda limit: AUTO if limit is None else str(limit))
@@ -362,8 +373,22 @@ SETTINGS = (
         "cluster_keys",
         FILE,
         None,
-        "file of secrets, one a line, newest first, that encrypt what is stored; required with a "
+        "file of secrets, one a line, newest first, that encrypt what is stored and sign what is "
+        "forwarded; required with a "
         "store other than `memory`",
+    ),
+    Setting(
+        "advertise",
+        PEER,
+        None,
+        "`http://HOST:PORT` at which other replicas reach this one, to forward turns of its "
+        "conversations; the port is listened on, too, at the address `host`",
+    ),
+    Setting(
+        "cluster_certificate",
+        FILE,
+        None,
+        "file with a certificate and its private key (PEM) for `advertise` with `https://`",
     ),
     *CORE,
 )
@@ -384,15 +409,24 @@ class Settings:
     store: str  # a URL, or ``MEMORY``
     replica: str | None  # None: a name is made
     cluster_keys: str | None  # a file's path
+    advertise: PeerUrl | None
+    cluster_certificate: str | None  # a file's path
     core: Mapping[str, Any]  # the fields of Config by name, in ns and bytes
 
-    def config(self, upstream: UpstreamUrl, files: int | None, replica: str) -> Config:
+    def config(
+        self,
+        upstream: UpstreamUrl,
+        files: int | None,
+        replica: str,
+        secrets: tuple[bytes, ...] = (),
+    ) -> Config:
         """The configuration of the bridge.
 
         Args:
             upstream: the URL to connect to; the embedded emulator's once it listens.
             files: how many files the process may open, None for no limit.
             replica: the name of this process among those that share a store.
+            secrets: those in ``cluster_keys``.
         """
         core = dict(self.core)
         if core["max_sessions"] is None:
@@ -404,6 +438,8 @@ class Settings:
             log_level=LogLevel[self.log_level.upper()],
             store=Store.MEMORY if self.store == MEMORY else Store.DRIVER,
             replica=replica,
+            advertise=self.advertise,
+            cluster_secrets=secrets,
             **core,
         )
 
@@ -452,15 +488,24 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
     try:
-        settings.config(_NOWHERE, None, AUTO)  # finds values that contradict each other
+        # Finds values that contradict each other. The secrets are read when the store is opened.
+        secrets = () if settings.cluster_keys is None else (b"",)
+        settings.config(_NOWHERE, None, AUTO, secrets)
     except ConfigError as exc:
-        by_flags = any(setting.name in given for setting in CORE)
+        by_flags = "advertise" in given or any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
     if settings.store != MEMORY and settings.cluster_keys is None:
         raise SettingsError(
             "store: what is stored is encrypted, so cluster_keys must name a file with a secret, "
             "for example one that `openssl rand -hex 32` has written",
             USAGE if "store" in given else CONFIGURATION,
+        )
+    url = settings.advertise
+    if (url is not None and url.tls) is not (settings.cluster_certificate is not None):
+        raise SettingsError(
+            "cluster_certificate: a certificate is needed for, and only for, an advertise that "
+            "begins with https://",
+            USAGE if {"advertise", "cluster_certificate"} & given.keys() else CONFIGURATION,
         )
     return settings
 

@@ -48,6 +48,8 @@ async def serve(
     port: int = 0,
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
+    peer_port: int | None = None,
+    peer_ssl: ssl.SSLContext | None = None,
     store: StoreClient | None = None,
     log: Callable[[wire.Log], None] | None = None,
 ) -> AsyncIterator["Server"]:
@@ -60,9 +62,12 @@ async def serve(
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
         port: 0 picks a free one; ``Server.port`` has the number.
-        upstream_ssl: for connections that the machine opens with TLS. None: certificates are
-            verified against the system's trust store.
+        upstream_ssl: for connections that the machine opens with TLS, to the upstream and to other
+            replicas. None: certificates are verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
+        peer_port: on which other replicas are listened to, on ``host``, too; 0 picks a free one.
+            None: that of ``Config.advertise``, or, without that, none.
+        peer_ssl: for connections accepted there. None: no TLS.
         store: where a machine with ``Store.DRIVER`` keeps responses. The caller closes it.
         log: called with every log record. None: they are dropped.
 
@@ -71,14 +76,19 @@ async def serve(
         Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
     if isinstance(machine, Config):
+        if peer_port is None and machine.advertise is not None:
+            peer_port = machine.advertise.port
         machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log, store)
-    server._upstream_ssl, server._listener_ssl = upstream_ssl, listener_ssl
+    server._upstream_ssl = upstream_ssl
+    server._listener_ssl = {False: listener_ssl, True: peer_ssl}
     try:
         async with trio.open_nursery() as server._tasks:
             await server._listen(host, port)
+            if peer_port is not None:
+                await server._listen(host, peer_port, peer=True)
             if store is not None:
-                server.report(wire.Started())
+                server.report(wire.Started(server.peer_port))
             try:
                 yield server
             finally:
@@ -88,11 +98,13 @@ async def serve(
 
 
 class Server(Driver["Connection"]):
-    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on."""
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on;
+    ``peer_port``: the port for other replicas, if there is one."""
 
     host, port = "", 0
+    peer_port: int | None = None
     _upstream_ssl: ssl.SSLContext | None
-    _listener_ssl: ssl.SSLContext | None
+    _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
     _tasks: trio.Nursery
 
     def __init__(
@@ -106,7 +118,8 @@ class Server(Driver["Connection"]):
         self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._addresses = AddressBook[LookUp]()  # of what is connected to
         self._token = trio.lowlevel.current_trio_token()
-        self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
+        self._alarm = trio.CancelScope()
+        self._listening: list[trio.CancelScope] = []  # of what accepts
         self._may_accept = trio.Event()
         self._may_accept.set()
 
@@ -131,24 +144,32 @@ class Server(Driver["Connection"]):
         nothing."""
         await self._stopped.wait()
 
-    async def _listen(self, host: str, port: int) -> None:
+    async def _listen(self, host: str, port: int, *, peer: bool = False) -> None:
         opened = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
         # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
         listeners = [socket.socket(fileno=listener.socket.detach()) for listener in opened]
         for listener in listeners:
             listener.setblocking(False)
-        self.host, self.port = listeners[0].getsockname()[:2]
-        self._tasks.start_soon(self._accept_until_stopped, listeners)
-        self._tasks.start_soon(self._watch_clock)
+        found_host, found_port = listeners[0].getsockname()[:2]
+        if peer:
+            self.peer_port = found_port
+        else:
+            self.host, self.port = found_host, found_port
+            self._tasks.start_soon(self._watch_clock)
+        scope = trio.CancelScope()
+        self._listening.append(scope)
+        self._tasks.start_soon(self._accept_until_stopped, listeners, scope, peer)
 
-    async def _accept_until_stopped(self, listeners: list[socket.socket]) -> None:
+    async def _accept_until_stopped(
+        self, listeners: list[socket.socket], scope: trio.CancelScope, peer: bool
+    ) -> None:
         """One ``_accept`` for each listener, in a scope that ``_stop_listening`` cancels."""
-        with self._listening:
+        with scope:
             async with trio.open_nursery() as nursery:
                 for listener in listeners:
-                    nursery.start_soon(self._accept, listener)
+                    nursery.start_soon(self._accept, listener, peer)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self, listener: socket.socket, peer: bool) -> None:
         """Accept up to ``ACCEPTED_AT_ONCE`` connections, and again if more are waiting.
 
         ``trio.serve_listeners`` is not used: when descriptors run out it logs a traceback for each
@@ -167,7 +188,7 @@ class Server(Driver["Connection"]):
                             self.accept_failed(exc)
                         break  # otherwise none is waiting, or the peer has reset it: see accept(2)
                     tcp = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
-                    self._tasks.start_soon(Connection(self).accept, tcp)
+                    self._tasks.start_soon(Connection(self, peer=peer).accept, tcp)
 
     async def _watch_clock(self) -> None:
         """Report the machine's deadlines. ``_set_alarm`` moves the end of the sleep."""
@@ -234,7 +255,8 @@ class Server(Driver["Connection"]):
         self._may_accept.set()
 
     def _stop_listening(self) -> None:
-        self._listening.cancel()
+        for scope in self._listening:
+            scope.cancel()
 
     def _crashed(self, why: Exception) -> None:
         self._tasks.start_soon(fail, why)
@@ -252,6 +274,7 @@ class Connection:
         "name",
         "nursery",
         "outbox",
+        "peer",
         "resumed",
         "scope",
         "sending",
@@ -262,8 +285,11 @@ class Connection:
         "writing",
     )
 
-    def __init__(self, server: Server, conn: int = -1, name: Name | None = None) -> None:
+    def __init__(
+        self, server: Server, conn: int = -1, name: Name | None = None, *, peer: bool = False
+    ) -> None:
         self.server, self.conn, self.scope = server, conn, trio.CancelScope()
+        self.peer = peer  # accepted by the listener for other replicas
         self.name = name  # what is connected to; None: it was accepted
         self.tcp: trio.SocketStream | None = None
         self.stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
@@ -300,9 +326,9 @@ class Connection:
     async def accept(self, tcp: trio.SocketStream) -> None:
         with self.until_gone():
             self.tcp = self.stream = tcp
-            if (context := self.server._listener_ssl) is not None:
+            if (context := self.server._listener_ssl[self.peer]) is not None:
                 self.stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
-            await self.run(wire.Accepted(self.conn))
+            await self.run(wire.Accepted(self.conn, self.peer))
 
     @contextlib.contextmanager
     def until_gone(self) -> Iterator[None]:

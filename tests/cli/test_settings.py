@@ -29,6 +29,8 @@ PROMISED = {
     "store": "memory",
     "replica": None,
     "cluster_keys": None,
+    "advertise": None,
+    "cluster_certificate": None,
     "connect_timeout": 10 * S,
     "created_timeout": 60 * S,
     "idle_timeout": 1200 * S,
@@ -192,6 +194,8 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "store": "sqlite:/var/lib/bridgecore/conversations.db",
         "replica": "bridge-0",
         "cluster_keys": "/etc/bridgecore/keys",
+        "advertise": "https://bridge-0.bridges:8081",
+        "cluster_certificate": "/etc/bridgecore/bridge-0.pem",
         **{setting.name: "7" for setting in CORE},
         "lease_ttl": "70",
         "ambiguous": "replay",
@@ -218,6 +222,16 @@ def test_a_store_needs_keys_and_its_url_is_not_repeated() -> None:
         assert "hunter2" not in text
     wrong_times = {"store": "sqlite:x.db", "cluster_keys": "keys", "lease_ttl": "4"}
     assert "store_timeout" in str(error(wrong_times))
+
+
+def test_forwards_need_a_store_and_with_tls_a_certificate() -> None:
+    assert "store other than memory" in str(error({"advertise": "http://a:1"}))
+    cluster = {"store": "sqlite:x.db", "cluster_keys": "keys"}
+    for url, more in (("https://a:1", {}), ("http://a:1", {"cluster_certificate": "a.pem"})):
+        text = str(error({**cluster, "advertise": url, **more}))
+        assert text.startswith("cluster_certificate: ")
+    for url in ("a:1", "ws://a:1", "http://a:1/path", "http://user@a:1", "http://"):
+        assert "advertise" in str(error({**cluster, "advertise": url}))
 
 
 def test_unknown_variables_are_ignored() -> None:

@@ -172,7 +172,7 @@ def test_errors_of_the_upstream_reach_the_client_as_they_are() -> None:
     talker = Talker(a)
     say(talker, "one")
     moved(talker, b)
-    busy = Error(429, "rate_limit_exceeded", members={"resets_in_seconds": 7})
+    busy = Error(429, "rate_limit_exceeded", members=(("resets_in_seconds", 7),))
     strike(a, Point.BEFORE_CREATED, busy)
     answer = say(talker, "two")
     assert (answer.status, answer.error["code"]) == (429, "rate_limit_exceeded")

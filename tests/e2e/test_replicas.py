@@ -1,0 +1,75 @@
+"""Three processes over one store, behind a client that goes round: forwards between real commands.
+
+What belongs here: what the user of openai-python observes when each turn reaches another process,
+and when their owner drains or is killed. The same in virtual time is in
+tests/endpoint/test_forwards.py, one process after another in tests/e2e/test_restarts.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+import signal
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trustme
+
+from tests.e2e.conftest import Process, Upstream, running
+from tests.e2e.test_restarts import SHORT, say
+
+if TYPE_CHECKING:
+    from tests.conftest import Backend
+
+
+def replicas(
+    stack: ExitStack, upstream: Upstream, backend: Backend, folder: Path, *, tls: bool
+) -> list[Process]:
+    """Three processes that forward to each other, with TLS if ``tls``."""
+    keys = folder / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    where = ["--store", f"sqlite:{folder}/conversations.db", "--cluster-keys", str(keys), *SHORT]
+    where += ["--advertise", f"{'https' if tls else 'http'}://127.0.0.1:0"]
+    environ = {}
+    if tls:
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(folder / "ca.pem")
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+            folder / "own.pem"
+        )
+        where += ["--cluster-certificate", str(folder / "own.pem")]
+        environ["SSL_CERT_FILE"] = str(folder / "ca.pem")
+    options = ["--upstream", upstream.url, "--backend", backend.name, *where]
+    return [stack.enter_context(running(*options, environ=environ)) for _ in range(3)]
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_each_turn_may_reach_another_replica(
+    upstream: Upstream, backend: Backend, tmp_path: Path, tls: bool
+) -> None:
+    with ExitStack() as stack:
+        bridges = replicas(stack, upstream, backend, tmp_path, tls=tls)
+        statuses: list[int] = []
+        last: str | None = None
+        for turn in range(6):
+            last = say(bridges[turn % 3], "more", last, statuses)
+        assert statuses == [200] * 6
+        # One connection, the owner's, which has the context cached: only what is new is sent.
+        inputs = [turn.request.body["input"] for turn in upstream.emulator.turns]
+        assert inputs == ["more"] * 6
+        assert sum("turn.forwarded" in bridge.logged() for bridge in bridges) == 2
+
+        bridges[0].terminate()  # the owner
+        bridges[0].exit_code()
+        for turn in range(1, 3):
+            last = say(bridges[turn], "more", last, statuses)
+        assert statuses == [200] * 8  # it has given its conversations up, and said so
+
+        bridges[1].popen.send_signal(signal.SIGKILL)  # the owner since then
+        bridges[1].popen.wait(20)
+        say(bridges[2], "more", last, statuses)
+        assert set(statuses) <= {200, 502}
+    contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
+    assert contexts == [1, 3, 5, 7, 9, 11, 13, 15, 17]
