@@ -71,7 +71,7 @@ class HttpClient:
                 elif isinstance(event, h11.Response):
                     parts.append(AnswerHead(event.status_code, list(event.headers)))
                 elif isinstance(event, h11.EndOfMessage):
-                    parts.append(AnswerDone(self._start_next()))
+                    parts.append(AnswerDone(bool(data) and self._start_next()))
                 elif not isinstance(event, h11.InformationalResponse):
                     return parts  # more is needed, or nothing more can come
         except h11.RemoteProtocolError:

@@ -48,6 +48,7 @@ class SseReader:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._rest = b""  # of an event that is not complete
+        self._after_cr = False  # the stream so far ends with CR: an LF after it ends no other line
 
     def receive(self, data: bytes) -> list[bytes]:
         """The data of the events that ``data`` completes, in order. Comments have none.
@@ -55,19 +56,22 @@ class SseReader:
         Raises:
             EventTooLongError: an event is longer than ``longest``.
         """
+        if self._after_cr or b"\r" in data:
+            data = self._with_line_feeds(data)
         text = self._rest + data if self._rest else data
-        if b"\r" in text:
-            text = self._with_line_feeds(text)
         *whole, self._rest = text.split(b"\n\n")
         if len(self._rest) > self._longest:
             raise EventTooLongError
         return [found for event in whole if (found := _data_of(event))]
 
-    def _with_line_feeds(self, text: bytes) -> bytes:
-        """``text`` with its line breaks, which may be CR, LF or both, as LF. A CR at the end stays:
-        the LF after it may be still to come."""
-        end = len(text) - text.endswith(b"\r")
-        return _LINE_BREAK.sub(b"\n", text[:end]) + text[end:]
+    def _with_line_feeds(self, data: bytes) -> bytes:
+        """``data`` with its line breaks, which may be CR, LF or both, as LF."""
+        if self._after_cr and data:
+            data = data.removeprefix(b"\n")
+            self._after_cr = False
+        if data:
+            self._after_cr = data.endswith(b"\r")
+        return _LINE_BREAK.sub(b"\n", data)
 
 
 _LINE_BREAK = re.compile(rb"\r\n?")

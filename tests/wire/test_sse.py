@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.wire.responses import EventKind, UpstreamEvent
-from bridgecore.wire.sse import COMMENT, encode_event, encode_events
+from bridgecore.wire.sse import (
+    COMMENT,
+    EventTooLongError,
+    SseReader,
+    encode_event,
+    encode_events,
+)
 
 
 def decode(stream: bytes) -> list[tuple[str, str]]:
@@ -74,3 +80,56 @@ def test_round_trip(value: object, indent: int | None, carriage_return: bool) ->
 @given(st.lists(st.sampled_from([b"{}", b'{"a":1}', b"{\n}", b"{\r}", b"{\r\n}"]).map(event)))
 def test_events_are_encoded_one_after_the_other(events: list[UpstreamEvent]) -> None:
     assert encode_events(events) == b"".join([encode_event(each) for each in events])
+
+
+# ------------------------------------------------------------------ reading
+
+
+def read(*pieces: bytes) -> list[bytes]:
+    reader = SseReader(1_000)
+    return [data for piece in pieces for data in reader.receive(piece)]
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        (b"event: a\ndata: {}\n\n", [b"{}"]),
+        (b"data: {}\n\n", [b"{}"]),
+        (b"data:{}\n\n", [b"{}"]),
+        (b"data: 1\ndata: 2\n\n", [b"1\n2"]),
+        (b"event: a\ndata: 1\ndata: 2\n\n", [b"1\n2"]),
+        (b"data: 1\n\ndata: 2\n\n", [b"1", b"2"]),
+        (b": comment\n\n", []),
+        (b": comment\n\ndata: 1\n\n", [b"1"]),
+        (b"id: 7\nretry: 5\ndata: 1\nevent: a\n\n", [b"1"]),
+        (b"data: 1\r\n\r\ndata: 2\r\n\r\n", [b"1", b"2"]),
+        (b"data: 1\r\n\ndata: 2\n\r\n", [b"1", b"2"]),
+        (b"data: 1\r\rdata: 2\r\r", [b"1", b"2"]),
+        (b"event: a\n\n", []),
+        (b"\n\n\ndata: 1\n\n", [b"1"]),
+        (b"database: x\ndata: 1\n\n", [b"1"]),
+        (b"data: 1\n", []),  # not complete
+    ],
+)
+def test_the_data_of_events_is_read_however_it_is_written(text: bytes, data: list[bytes]) -> None:
+    assert read(text) == data
+    assert read(*(text[i : i + 1] for i in range(len(text)))) == data
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=20).filter(lambda each: b"\r" not in each), max_size=6),
+    st.data(),
+)
+def test_what_is_written_is_read(datas: list[bytes], data: st.DataObject) -> None:
+    datas = [each.strip(b"\n") or b"-" for each in datas]
+    text = b"".join([COMMENT, *(encode_event(event(each)) for each in datas)])
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=5)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(*pieces) == datas
+
+
+def test_an_event_that_is_too_long_is_refused() -> None:
+    reader = SseReader(10)
+    reader.receive(b"data: 1\n\ndata: 2")
+    with pytest.raises(EventTooLongError):
+        reader.receive(b"345678901")

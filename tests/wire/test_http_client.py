@@ -1,0 +1,91 @@
+"""The client's side of an HTTP connection, against answers of servers of all kinds."""
+
+from __future__ import annotations
+
+import pytest
+
+from bridgecore.wire.http_client import (
+    AnswerDone,
+    AnswerHead,
+    AnswerPart,
+    BadAnswerError,
+    HttpClient,
+)
+
+HEADERS = [(b"host", b"a:81"), (b"x-one", b"1")]
+
+
+def asked() -> HttpClient:
+    client = HttpClient(1_000)
+    client.request(b"POST", b"/v1/forward", HEADERS, b"body")
+    return client
+
+
+def received(client: HttpClient, *pieces: bytes) -> list[AnswerPart]:
+    return [part for piece in pieces for part in client.receive(piece)]
+
+
+def test_a_request_has_its_headers_and_its_body() -> None:
+    sent = HttpClient(1_000).request(b"POST", b"/v1/forward", HEADERS, b"body")
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert head.lower().split(b"\r\n") == [
+        b"post /v1/forward http/1.1",
+        b"host: a:81",
+        b"x-one: 1",
+        b"content-length: 4",
+    ]
+    assert body == b"body"
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "body", "reusable"),
+    [
+        (CHUNKED, 200, b"abc", True),
+        (b"HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\nno", 403, b"no", True),
+        (b"HTTP/1.1 503 No\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx", 503, b"x", False),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" + CHUNKED, 200, b"abc", True),
+    ],
+)
+def test_answers_are_read_in_any_pieces(
+    text: bytes, status: int, body: bytes, reusable: bool
+) -> None:
+    for pieces in ([text], [text[i : i + 1] for i in range(len(text))]):
+        head, *parts, done = received(asked(), *pieces)
+        assert isinstance(head, AnswerHead)
+        assert head.status == status
+        assert b"".join(part for part in parts if isinstance(part, bytes)) == body
+        assert done == AnswerDone(reusable)
+
+
+def test_one_exchange_follows_the_other() -> None:
+    client = asked()
+    assert received(client, CHUNKED)[-1] == AnswerDone(True)
+    client.request(b"POST", b"/v1/forward", HEADERS, b"more")
+    assert received(client, CHUNKED)[-1] == AnswerDone(True)
+
+
+def test_an_answer_without_a_length_ends_with_the_connection() -> None:
+    client = asked()
+    head, body = received(client, b"HTTP/1.1 200 OK\r\n\r\nabc")
+    assert isinstance(head, AnswerHead)
+    assert body == b"abc"
+    assert received(client, b"") == [AnswerDone(False)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2_000],
+)
+def test_what_is_no_answer_is_refused(text: bytes) -> None:
+    with pytest.raises(BadAnswerError):
+        received(asked(), text)
+
+
+def test_an_answer_that_is_cut_off_is_refused() -> None:
+    client = asked()
+    received(client, CHUNKED[:-9])
+    with pytest.raises(BadAnswerError):
+        received(client, b"")
