@@ -185,7 +185,7 @@ def _confirm() -> None:
     """Ask on the terminal whether everything is to be deleted.
 
     Raises:
-        CommandError: no, or there is nobody to ask.
+        CommandError: the answer is no, or standard input is no terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise CommandError(

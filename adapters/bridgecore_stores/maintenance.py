@@ -4,8 +4,8 @@ What belongs here: ``Maintenance``, which each back end offers for that, and wha
 all of them: counting, reading as a test, and sealing again.
 
 All of it runs beside processes that serve, and can be ended at any time and begun again. So
-everything is in batches, each of which is a transaction: nobody waits for longer than for one. A
-batch says what it expects to find, and leaves alone what was changed in the meantime.
+everything is in batches, each of which is a transaction: no other process waits for longer than one
+batch takes. A batch says what it expects to find, and leaves alone what was changed meanwhile.
 
 *How a secret is removed.* What an older key has sealed is sealed again with the newest one, and
 what it has named (the contexts by which a repeated history is recognised) gets a name of the newest

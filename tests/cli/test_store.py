@@ -30,7 +30,7 @@ OLD, NEW = "an older secret that is long enough", "a newer secret that is long e
 PAYLOAD = b"what a client has said"
 
 
-class Shop:
+class FilledStore:
     """A SQLite store with three responses of a live process, and a file of secrets."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,8 +62,8 @@ class Shop:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    made = Shop(tmp_path)
+def filled(tmp_path: Path) -> Iterator[FilledStore]:
+    made = FilledStore(tmp_path)
     yield made
     made.place.close()
 
@@ -87,27 +87,29 @@ def rows(text: str) -> dict[str, str]:
 # ------------------------------------------------------------------ what it does
 
 
-def test_check_says_that_a_store_can_be_used(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    out, err = call(["check", *shop.arguments], capfd)
+def test_check_says_that_a_store_can_be_used(
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, err = call(["check", *filled.arguments], capfd)
     assert err == ""
     found = rows(out)
     assert found["store"] == "sqlite, can be written"
     assert found["responses"] == "3 of 3 can be read (those used last)"
     assert re.fullmatch(r"a: \d+\.\d s left, http://127\.0\.0\.1:8081", found["replica"])
-    out, _ = call(["check", "--all", *shop.arguments], capfd)
+    out, _ = call(["check", "--all", *filled.arguments], capfd)
     assert rows(out)["responses"] == "3 of 3 can be read (all)"
 
 
-def test_stats_count_what_is_stored(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    shop.write_keys(NEW, OLD)
-    newest, oldest = (key_id.hex() for key_id in read_keys(shop.keys).ids)
-    out, _ = call(["stats", *shop.arguments], capfd)
+def test_stats_count_what_is_stored(filled: FilledStore, capfd: pytest.CaptureFixture[str]) -> None:
+    filled.write_keys(NEW, OLD)
+    newest, oldest = (key_id.hex() for key_id in read_keys(filled.keys).ids)
+    out, _ = call(["stats", *filled.arguments], capfd)
     found = rows(out)
     assert (found["conversations"], found["responses"]) == ("2", "3")
     assert found[f"key {newest}"] == "0 responses, 0 bytes, 0 contexts (secret 1 of the file)"
     assert found[f"key {oldest}"].endswith("3 contexts (secret 2 of the file)")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["oldest use"])
-    out, _ = call(["stats", "--json", *shop.arguments], capfd)
+    out, _ = call(["stats", "--json", *filled.arguments], capfd)
     data = json.loads(out)
     assert data["bytes"] == data["keys"][1]["bytes"] == int(found["bytes"])
     assert [key["secret"] for key in data["keys"]] == [1, 2]
@@ -118,44 +120,44 @@ def test_stats_count_what_is_stored(shop: Shop, capfd: pytest.CaptureFixture[str
 
 
 def test_a_replica_cannot_command_the_terminal(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.ask.join(st.Owner("\x1b[2Jb", "first"))
-    out, _ = call(["check", *shop.arguments], capfd)
+    filled.ask.join(st.Owner("\x1b[2Jb", "first"))
+    out, _ = call(["check", *filled.arguments], capfd)
     assert "\x1b" not in out
     assert r"\x1b[2Jb: " in out
 
 
 def test_purge_deletes_what_is_old_beside_a_live_process(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.execute("UPDATE response SET used = used - ?", 3 * 3600 * NS)
-    assert isinstance(shop.ask(resume(A, "1")), st.Claimed)  # used again just now
-    out, _ = call(["purge", "--older-than", "2h", *shop.arguments], capfd)
+    filled.execute("UPDATE response SET used = used - ?", 3 * 3600 * NS)
+    assert isinstance(filled.ask(resume(A, "1")), st.Claimed)  # used again just now
+    out, _ = call(["purge", "--older-than", "2h", *filled.arguments], capfd)
     assert out == "deleted            2 responses\n"
-    assert isinstance(shop.ask(resume(A, "1")), st.Claimed)
-    assert shop.ask(resume(A, "2")) == shop.ask(resume(A, "3")) == st.NotStored()
+    assert isinstance(filled.ask(resume(A, "1")), st.Claimed)
+    assert filled.ask(resume(A, "2")) == filled.ask(resume(A, "3")) == st.NotStored()
     # Its conversations are still its own.
-    assert shop.ask(commit(A, "d", 1, response("4"))) == st.Committed(1)
+    assert filled.ask(commit(A, "d", 1, response("4"))) == st.Committed(1)
 
 
 @pytest.mark.parametrize("age", [("--all",), ("--older-than", "1m")])
 def test_everything_is_deleted_only_if_that_is_confirmed(
-    shop: Shop, age: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, age: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.execute("UPDATE response SET used = used - ?", 3600 * NS)
-    refused = run("store", "purge", *age, *shop.arguments)
+    filled.execute("UPDATE response SET used = used - ?", 3600 * NS)
+    refused = run("store", "purge", *age, *filled.arguments)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "give --yes" in refused.stderr
     assert refused.stderr.endswith("(see bridgecore store --help)\n")
     for answer, code, said in (("n", 1, "nothing was deleted"), ("y", 0, "3 responses")):
-        assert said in _on_terminal(answer, code, "purge", *age, *shop.arguments)
-    call(["purge", *age, *shop.arguments], capfd)  # there is nothing: no question
-    assert shop.ask(resume(A, "1")) == st.NotStored()
+        assert said in _on_terminal(answer, code, "purge", *age, *filled.arguments)
+    call(["purge", *age, *filled.arguments], capfd)  # there is nothing: no question
+    assert filled.ask(resume(A, "1")) == st.NotStored()
 
 
-def test_yes_is_an_answer(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    out, _ = call(["purge", "--all", "--yes", *shop.arguments], capfd)
+def test_yes_is_an_answer(filled: FilledStore, capfd: pytest.CaptureFixture[str]) -> None:
+    out, _ = call(["purge", "--all", "--yes", *filled.arguments], capfd)
     assert out == "deleted            3 responses\n"
 
 
@@ -181,39 +183,41 @@ def _on_terminal(answer: str, code: int, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_purge_does_not_begin_beside_another(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    shop.execute("INSERT INTO sweeper VALUES (1, 'b', 'x', ?)", time.monotonic_ns() + 10 * NS)
-    _, err = call(["purge", "--all", "--yes", *shop.arguments], capfd, 1)
+def test_purge_does_not_begin_beside_another(
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
+) -> None:
+    filled.execute("INSERT INTO sweeper VALUES (1, 'b', 'x', ?)", time.monotonic_ns() + 10 * NS)
+    _, err = call(["purge", "--all", "--yes", *filled.arguments], capfd, 1)
     assert "nothing was deleted: try again in a minute" in err
-    assert isinstance(shop.ask(resume(A, "1")), st.Claimed)
+    assert isinstance(filled.ask(resume(A, "1")), st.Claimed)
 
 
 def test_after_rotate_keys_the_older_secret_is_not_needed(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.write_keys(NEW, OLD)
-    out, _ = call(["check", *shop.arguments], capfd)
+    filled.write_keys(NEW, OLD)
+    out, _ = call(["check", *filled.arguments], capfd)
     assert rows(out)["older secrets"].startswith("3 of them need one: run")
-    out, err = call(["rotate-keys", *shop.arguments], capfd)
+    out, err = call(["rotate-keys", *filled.arguments], capfd)
     found = rows(out)
     assert (found["sealed again"], found["named again"]) == ("3 responses", "3 contexts")
     assert "secret 2 of the file, which can be removed" in out
     assert err == ""
-    shop.write_keys(NEW)
-    out, _ = call(["check", "--all", *shop.arguments], capfd)
+    filled.write_keys(NEW)
+    out, _ = call(["check", "--all", *filled.arguments], capfd)
     assert rows(out)["responses"] == "3 of 3 can be read (all)"
-    shop.ask(st.Leave(A))
-    ask = shop.open()
+    filled.ask(st.Leave(A))
+    ask = filled.open()
     ask.join(B)
     for question in (resume(B, "2"), resume(B, None, contexts=(b"y",))):
         assert ask(question) == st.Claimed(key_of("c"), 2, (PAYLOAD, b"payload of 2"))
 
 
 def test_rotate_keys_says_what_it_could_not_do(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.write_keys(NEW)
-    out, err = call(["rotate-keys", *shop.arguments], capfd, 1)
+    filled.write_keys(NEW)
+    out, err = call(["rotate-keys", *filled.arguments], capfd, 1)
     assert rows(out)["sealed again"] == "0 responses"
     assert "6 responses or contexts can be read with no secret" in err
     assert err.count("\n") == 1
@@ -236,13 +240,13 @@ def test_rotate_keys_says_what_it_could_not_do(
     ],
 )
 def test_a_url_that_cannot_be_used(
-    shop: Shop, url: str, code: int, said: str, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, url: str, code: int, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.socket() as bound:  # its port refuses connections as long as nobody listens
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
-        url = url.format(folder=shop.keys.parent, port=port)
-        arguments = ["check", "--store", url, "--cluster-keys", str(shop.keys)]
+        url = url.format(folder=filled.keys.parent, port=port)
+        arguments = ["check", "--store", url, "--cluster-keys", str(filled.keys)]
         out, err = call(arguments, capfd, code)
     assert out == ""
     assert said in err
@@ -259,40 +263,40 @@ def test_a_url_that_cannot_be_used(
     ],
 )
 def test_keys_that_cannot_be_used(
-    shop: Shop, text: str | None, mode: int, said: str, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, text: str | None, mode: int, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.keys.unlink()
+    filled.keys.unlink()
     if text is not None:
-        shop.write_keys(text)
-        shop.keys.chmod(mode)
-        assert stat.S_IMODE(shop.keys.stat().st_mode) == mode
-    out, err = call(["check", *shop.arguments], capfd, 78)
+        filled.write_keys(text)
+        filled.keys.chmod(mode)
+        assert stat.S_IMODE(filled.keys.stat().st_mode) == mode
+    out, err = call(["check", *filled.arguments], capfd, 78)
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
 
 
-def test_no_keys_are_named(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    _, err = call(["check", "--store", shop.place.url], capfd, 78)
+def test_no_keys_are_named(filled: FilledStore, capfd: pytest.CaptureFixture[str]) -> None:
+    _, err = call(["check", "--store", filled.place.url], capfd, 78)
     assert "cluster_keys must name a file with a secret" in err
 
 
-def test_tables_of_another_version(shop: Shop, capfd: pytest.CaptureFixture[str]) -> None:
-    shop.execute("UPDATE meta SET version = 99")
+def test_tables_of_another_version(filled: FilledStore, capfd: pytest.CaptureFixture[str]) -> None:
+    filled.execute("UPDATE meta SET version = 99")
     for action in ("check", "stats", "rotate-keys"):
-        _, err = call([action, *shop.arguments], capfd, 78)
+        _, err = call([action, *filled.arguments], capfd, 78)
         assert "all replicas need the same version of bridgecore" in err
 
 
 @pytest.mark.xdist_group("server-postgresql")
 def test_a_read_only_database(
-    postgresql: servers.Server, shop: Shop, capfd: pytest.CaptureFixture[str]
+    postgresql: servers.Server, filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
     place = Place("postgresql", postgresql.url)
-    place.open(read_keys(shop.keys))
+    place.open(read_keys(filled.keys))
     place.close()
     url = postgresql.url + "&options=-c%20default_transaction_read_only%3Don"
-    keys = ["--cluster-keys", str(shop.keys)]
+    keys = ["--cluster-keys", str(filled.keys)]
     _, err = call(["check", "--store", url, *keys], capfd, 1)
     assert "the database is read-only: name the primary in the URL" in err
     out, _ = call(["check", "--store", postgresql.url, *keys], capfd)
@@ -308,40 +312,40 @@ def postgresql() -> Iterator[servers.Server]:
 
 
 def test_a_database_that_another_process_keeps_locked(
-    shop: Shop, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    filled: FilledStore, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BRIDGECORE_STORE_TIMEOUT", "0.05")
-    with contextlib.closing(sqlite3.connect(shop.place.file)) as database:
+    with contextlib.closing(sqlite3.connect(filled.place.file)) as database:
         database.execute("BEGIN IMMEDIATE")
-        _, err = call(["check", *shop.arguments], capfd, 1)
+        _, err = call(["check", *filled.arguments], capfd, 1)
     assert err.endswith("store: the database is locked by another process: try again\n")
 
 
 def test_damaged_responses_are_counted_and_not_shown(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.execute("UPDATE response SET payload = x'01' WHERE key = ?", key_of("1"))
-    shop.execute(
+    filled.execute("UPDATE response SET payload = x'01' WHERE key = ?", key_of("1"))
+    filled.execute(
         "UPDATE response SET payload = CAST(substr(payload, 1, 20) || x'00' AS BLOB) WHERE key = ?",
         key_of("2"),
     )
-    out, err = call(["check", *shop.arguments], capfd, 78)
+    out, err = call(["check", *filled.arguments], capfd, 78)
     assert rows(out)["responses"] == "1 of 3 can be read (those used last)"
     first, second = err.splitlines()
     assert "1 of 3 responses are sealed with a secret that" in first
     assert "1 of 3 responses are damaged and count as not stored: restore" in second
-    shop.execute("DELETE FROM response WHERE key = ?", key_of("1"))
-    _, err = call(["check", *shop.arguments], capfd, 1)
+    filled.execute("DELETE FROM response WHERE key = ?", key_of("1"))
+    _, err = call(["check", *filled.arguments], capfd, 1)
     assert err.count("\n") == 1
 
 
 def test_a_secret_that_is_missing_from_the_file_is_said(
-    shop: Shop, capfd: pytest.CaptureFixture[str]
+    filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    shop.write_keys(NEW)
-    _, err = call(["check", *shop.arguments], capfd, 78)
-    assert f"{shop.keys} does not have: add it as the last line" in err
-    out, _ = call(["stats", *shop.arguments], capfd)
+    filled.write_keys(NEW)
+    _, err = call(["check", *filled.arguments], capfd, 78)
+    assert f"{filled.keys} does not have: add it as the last line" in err
+    out, _ = call(["stats", *filled.arguments], capfd)
     assert "3 contexts (a secret that is not in the file)" in out
 
 
@@ -379,7 +383,7 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path) -> None:
     script = "\n".join(line[3:] for block in blocks for line in block.splitlines())
     shown = set(re.findall(r"bridgecore store ([\w-]+)", script))
     assert shown == {"check", "stats", "purge", "rotate-keys"}
-    shop = Shop(tmp_path)
+    filled = FilledStore(tmp_path)
     try:
         found = subprocess.run(
             ["sh", "-e", "-c", script],
@@ -400,6 +404,6 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path) -> None:
         }
         assert names <= {re.sub(r"[0-9a-f]{8}", "ID", name) for name in rows(found.stdout)}
         assert {"conversations", "responses", "key ID", "replica"} <= names
-        assert isinstance(shop.open()(resume(A, "1")), st.Claimed)
+        assert isinstance(filled.open()(resume(A, "1")), st.Claimed)
     finally:
-        shop.place.close()
+        filled.place.close()

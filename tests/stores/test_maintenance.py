@@ -42,7 +42,7 @@ def maintenance(place: Place, keys: Keys = BOTH) -> Iterator[Maintenance]:
 
 
 def silent(done: int) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def _many(ask: Asking, owner: st.Owner, conversation: str, count: int) -> None:
