@@ -25,7 +25,8 @@ nitpick_ignore_regex = [
     ("py:.*", r"st\..*"),  # hypothesis.strategies, where an annotation could not be resolved
     ("py:class", r"_Driver|deque|tp\..*"),  # of private fields of testing.network.End
     ("py:class", r"bridgecore\.transport\.driver\.C"),  # a type variable
-    ("py:class", r"bridgecore_stores\.backend\.Connector"),  # internal: open_store makes stores
+    # Internal: open_store makes stores.
+    ("py:class", r"bridgecore_stores\.backend\.(Backend|Connector)"),
     # Of other projects, whose indexes cannot be looked up here: a build needs no network.
     (
         "py:.*",

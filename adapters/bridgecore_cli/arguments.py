@@ -11,8 +11,9 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,7 @@ from bridgecore import __version__
 
 if TYPE_CHECKING:
     from bridgecore import Policy
+    from bridgecore_cli.settings import Setting
 
 BOUNDS_NAMES: Final = ("small", "ci", "nightly")  # as in bridgecore.verify, not imported here: slow
 _BOTH: Final = "both"
@@ -91,14 +93,93 @@ def parser() -> argparse.ArgumentParser:
         "and check every property in each. A property that is broken is printed with a shortest "
         "sequence of events that breaks it.",
     )
+    commands.add_parser(
+        "store",
+        flags=_store,
+        help="check a store, count what it has, delete from it, change its keys",
+        description="Look after the store that processes of 'serve' share. They can run meanwhile.",
+    )
     return whole
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
     from bridgecore_cli.settings import SETTINGS
 
+    _add_settings(parser, SETTINGS)
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="ACTION", parser_class=_Command
+    )
+    actions.add_parser(
+        "check",
+        flags=_store_check,
+        help="check that the store can be reached, written and read",
+        description="Check that the store can be reached and written, has tables of this version, "
+        "and can be read with the keys; and list the processes that have a lease. Exit code 0 if "
+        "it can be used, 78 if URL or keys are wrong, 1 if it fails or something in it is damaged.",
+    )
+    actions.add_parser(
+        "stats",
+        flags=_store_stats,
+        help="count what is stored",
+        description="Count conversations, responses and bytes, and say which keys they need.",
+    )
+    actions.add_parser(
+        "purge",
+        flags=_store_purge,
+        help="delete what was not used for some time",
+        description="Delete responses that were not used for some time and that no kept response "
+        "continues, in small steps.",
+    )
+    actions.add_parser(
+        "rotate-keys",
+        flags=_store_settings,
+        help="have nothing need an older secret any more",
+        description="Seal again with the newest secret what an older one has sealed. It can be "
+        "ended at any time and begun again. Afterwards the older secrets can be removed.",
+    )
+
+
+def _store_settings(parser: argparse.ArgumentParser) -> None:
+    from bridgecore_cli.settings import SETTINGS
+
+    _add_settings(parser, [s for s in SETTINGS if s.name in ("store", "cluster_keys")])
+
+
+def _store_check(parser: argparse.ArgumentParser) -> None:
+    _store_settings(parser)
+    parser.add_argument(
+        "--all", action="store_true", help="read every response, not only those used last"
+    )
+
+
+def _store_stats(parser: argparse.ArgumentParser) -> None:
+    _store_settings(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
+def _store_purge(parser: argparse.ArgumentParser) -> None:
+    _store_settings(parser)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--older-than",
+        type=_duration,
+        metavar="DURATION",
+        help="delete what was not used for that long: seconds, or a number with s, m, h, d or w",
+    )
+    what.add_argument("--all", action="store_true", help="delete everything")
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="do not ask before everything is deleted; required if standard input is no terminal",
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
-    for setting in SETTINGS:
+    for setting in settings:
         default = setting.kind.show(setting.default)
         parser.add_argument(
             setting.flag,
@@ -301,6 +382,22 @@ def _at_least(low: int) -> Any:
         return value
 
     return integer
+
+
+def _duration(text: str) -> int:
+    """A time in ns: a number of seconds, or of what the letter after it says."""
+    found = re.fullmatch(r"(\d{1,10}(?:\.\d{1,9})?)([smhdw]?)", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90, 15m, 12h, 7d or 2w")
+    from fractions import Fraction
+
+    seconds = Fraction(found[1]) * _SECONDS[found[2] or "s"]
+    if seconds > 10**9:
+        raise argparse.ArgumentTypeError(f"{text!r} is more than thirty years")
+    return int(seconds * 10**9)
+
+
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def _every(text: str) -> tuple[int | None, int | None]:

@@ -12,7 +12,7 @@ from bridgecore.errors import BridgecoreError
 
 FAILURE: Final = 1  # a failure at run time
 USAGE: Final = 2  # a flag is wrong (the code of argparse)
-CONFIGURATION: Final = 78  # environment, file or upstream URL is wrong (EX_CONFIG, sysexits.h)
+CONFIGURATION: Final = 78  # environment, file or a URL is wrong (EX_CONFIG, sysexits.h)
 
 
 class CommandError(BridgecoreError):

@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         return _run(options)
     except CommandError as exc:
-        return _fail(str(exc), exc.exit_code)
+        return _fail(str(exc), exc.exit_code, options.command)
     except Exception as exc:
         if isinstance(exc, BrokenPipeError) and options.command != "serve":
             raise  # the reader of standard output is gone, as after ``| head -1``
@@ -75,6 +75,10 @@ def _run(options: argparse.Namespace) -> int:
         from bridgecore_cli import serve
 
         return serve.run(options)
+    if options.command == "store":
+        from bridgecore_cli import store
+
+        return store.run(options)
     if options.command == "replay":
         from bridgecore_cli import replay
 
@@ -88,9 +92,9 @@ def _run(options: argparse.Namespace) -> int:
     return verify.run(options)
 
 
-def _fail(message: str, exit_code: int) -> int:
+def _fail(message: str, exit_code: int, command: str = "") -> int:
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    hint = " (see bridgecore serve --help)" if exit_code == USAGE else ""
+    hint = f" (see bridgecore {command} --help)" if exit_code == USAGE else ""
     with contextlib.suppress(OSError, ValueError):
         print(f"bridgecore: error: {line}{hint}", file=sys.stderr, flush=True)
     return exit_code

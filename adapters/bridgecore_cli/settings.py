@@ -498,7 +498,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
         raise SettingsError(
             "store: what is stored is encrypted, so cluster_keys must name a file with a secret, "
             "for example one that `openssl rand -hex 32` has written",
-            USAGE if "store" in given else CONFIGURATION,
+            CONFIGURATION,
         )
     url = settings.advertise
     if (url is not None and url.tls) is not (settings.cluster_certificate is not None):
@@ -528,7 +528,7 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
         return setting.kind.read(value)
     except ValueError as exc:
         if setting.kind is STORE:  # a URL may hold a password
-            raise SettingsError(f"{where}: the value {exc}", exit_code) from None
+            raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
         if setting.kind is URL:  # its messages are whole sentences, and a URL may hold a secret
             raise SettingsError(f"{where}: {_without_secrets(exc, value)}", CONFIGURATION) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)

@@ -16,11 +16,23 @@ URL                                   is kept in                    needs the ex
 
 from __future__ import annotations
 
-from bridgecore_stores.backend import StoreError
+import contextlib
+from collections.abc import Iterator
+
+from bridgecore_stores.backend import Connector, StoreError, StoreUnavailableError
+from bridgecore_stores.maintenance import Maintenance
 from bridgecore_stores.sealing import Keys, read_keys, read_secrets
 from bridgecore_stores.worker import Store
 
-__all__ = ["Keys", "Store", "StoreError", "open_store", "read_keys", "read_secrets"]
+__all__ = [
+    "Keys",
+    "Store",
+    "StoreError",
+    "StoreUnavailableError",
+    "open_store",
+    "read_keys",
+    "read_secrets",
+]
 
 
 def open_store(url: str, keys: Keys, *, timeout: int) -> Store:
@@ -36,33 +48,65 @@ def open_store(url: str, keys: Keys, *, timeout: int) -> Store:
         StoreError: the store cannot be used. The message says why and what to do, and has no
             password.
     """
+    connector = _connector(url, keys, timeout)
+    first = connector.connect()
+    try:
+        first.open(first=True)
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreUnavailableError(first.reason(error)) from error
+    finally:
+        first.close()
+    return Store(connector, timeout)
+
+
+@contextlib.contextmanager
+def open_maintenance(url: str, keys: Keys, *, timeout: int) -> Iterator[Maintenance]:
+    """Connect to the store at ``url``, which must be there, for what an operator does with it.
+
+    Takes what ``open_store`` takes, and starts no threads. What fails in the store as long as the
+    context lasts is raised from it as ``StoreUnavailableError``.
+
+    Raises:
+        StoreError: the URL is wrong, there is no store, or it has another version.
+        StoreUnavailableError: it cannot be reached, or fails.
+    """
+    connector = _connector(url, keys, timeout)
+    store = connector.connect()
+    try:
+        store.open_existing()
+        yield store
+    except store.errors as error:
+        raise StoreUnavailableError(store.reason(error)) from error
+    finally:
+        store.close()
+        connector.closed()
+
+
+def _connector(url: str, keys: Keys, timeout: int) -> Connector[Maintenance]:
     scheme, colon, _ = url.partition(":")
     match scheme.lower() if colon else "":
         case "sqlite":
-            from bridgecore_stores.sqlite import connector as connector_of
+            from bridgecore_stores import sqlite
+
+            return sqlite.connector(url, keys, timeout)
         case "postgresql" | "postgres":
             try:
-                from bridgecore_stores.postgresql import connector as connector_of
+                from bridgecore_stores import postgresql
             except ImportError as error:
                 raise _missing("postgresql", error) from error
+            return postgresql.connector(url, keys, timeout)
         case "valkey" | "valkeys" | "redis" | "rediss":
             try:
-                from bridgecore_stores.valkey import connector as connector_of
+                from bridgecore_stores import valkey
             except ImportError as error:
                 raise _missing("valkey", error) from error
+            return valkey.connector(url, keys, timeout)
         case _:
             raise StoreError(
                 "the URL of a store must begin with sqlite:, postgresql:// or valkey://"
             )
-    connector = connector_of(url, keys, timeout)
-    first = connector.connect()
-    try:
-        first.open(first=True)
-    except Exception as error:
-        raise StoreError(first.reason(error)) from error
-    finally:
-        first.close()
-    return Store(connector, timeout)
 
 
 def _missing(extra: str, error: ImportError) -> StoreError:

@@ -7,7 +7,7 @@ of them. A back end is synchronous and is used by one thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import attrs
 
@@ -17,6 +17,10 @@ from bridgecore.ownership.store import Answer, Question
 
 class StoreError(BridgecoreError):
     """A store cannot be used. The message says why and what to do, without data of requests."""
+
+
+class StoreUnavailableError(StoreError):
+    """A store cannot be used now, although nothing shows that its URL or its keys are wrong."""
 
 
 class ConnectionLostError(Exception):
@@ -49,14 +53,17 @@ class Backend(Protocol):
         """A short text about an exception of this back end, without data of requests."""
 
 
+BackendT_co = TypeVar("BackendT_co", bound=Backend, covariant=True)
+
+
 @attrs.frozen
-class Connector:
+class Connector(Generic[BackendT_co]):
     """Makes the connections of one store.
 
     ``connect``: a back end that is not open yet. ``workers``: how many connections can work at the
     same time. ``closed``: called when the store is closed.
     """
 
-    connect: Callable[[], Backend]
+    connect: Callable[[], BackendT_co]
     workers: int
     closed: Callable[[], None] = lambda: None

@@ -19,19 +19,28 @@ import re
 import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias, assert_never
 
 import psycopg
 from psycopg import conninfo, pq
 
 from bridgecore.ownership import store as st
-from bridgecore_stores.backend import ConnectionLostError, Connector, StoreError
-from bridgecore_stores.sealing import Keys, named_by, names_of, unseal_path
+from bridgecore_stores.backend import (
+    ConnectionLostError,
+    Connector,
+    StoreError,
+    StoreUnavailableError,
+)
+from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
+from bridgecore_stores.sealing import HEAD_SIZE, Keys, named_by, names_of, unseal_path
 
 SWEEP_BATCH: Final = 200
 """Responses that one transaction of a sweep looks at. Measured: 20 ms if all are deleted, on a
 server of the same host."""
+
+RESPONSES_BATCH: Final = 1000
+"""Rows of which one statement of a maintenance command reads all but the payload."""
 
 # Sent at the same time, so they wait for the network together.
 _WORKERS = 4
@@ -44,7 +53,7 @@ _Row: TypeAlias = list[bytes | None]
 _Value: TypeAlias = bytes | str | int | list[bytes | None] | list[bytes] | None
 
 
-def connector(url: str, keys: Keys, timeout: int) -> Connector:
+def connector(url: str, keys: Keys, timeout: int) -> Connector[Postgresql]:
     """Makes the connections of one store to the database of ``postgresql://...``.
 
     Raises:
@@ -82,6 +91,8 @@ class ServerError(Exception):
 class Postgresql:
     """One connection to the database."""
 
+    errors = (ServerError, ConnectionLostError, TimeoutError)
+
     def __init__(self, dsn: str, keys: Keys, timeout: int) -> None:
         self._dsn = dsn
         self._keys = keys
@@ -111,7 +122,7 @@ class Postgresql:
             # PgBouncer does not know `options`. The limit of this side is left.
             message = self._try_to_connect(self._dsn)
         if message is not None:
-            raise StoreError(_why_not(message))
+            raise _why_not(message)
 
     def _try_to_connect(self, dsn: str) -> str | None:
         """What is wrong, None if nothing is."""
@@ -234,7 +245,7 @@ class Postgresql:
             case st.Commit():
                 responses = question.responses
                 # In one order in all replicas, as above.
-                named = sorted(named_by(self._keys, responses).items())
+                named = sorted(named_by(self._keys, responses).items(), key=lambda item: item[0])
                 return _COMMIT, [
                     *owner,
                     question.conversation,
@@ -243,7 +254,8 @@ class Postgresql:
                     [each.parent for each in responses],
                     [self._keys.seal(each.payload, each.key) for each in responses],
                     [name for name, _ in named],
-                    [key for _, key in named],
+                    [each.response for _, each in named],
+                    [each.context for _, each in named],
                 ]
             case st.Release():
                 conversations = sorted(question.conversations)
@@ -272,7 +284,9 @@ class Postgresql:
                 epoch = _number(rows[0][0])
                 return st.Committed(epoch) if epoch > 0 else st.Fenced(-1 - epoch)
             case st.Sweep():
-                return st.Swept(self._sweep(question) if rows[0][0] == _TRUE else 0)
+                if rows[0][0] != _TRUE:
+                    return st.Swept(0)
+                return st.Swept(self._sweep(question.owner, question.age, lambda _: None))
             case _:
                 assert_never(question)
 
@@ -304,14 +318,15 @@ class Postgresql:
             return st.NotStored()
         return st.Claimed(conversation, _number(epoch), path)
 
-    def _sweep(self, sweep: st.Sweep) -> int:
-        owner: list[_Value] = [sweep.owner.replica, sweep.owner.incarnation]
-        before = self._ask(_BEFORE, _microseconds(sweep.age))[0][0]
+    def _sweep(self, sweeper: st.Owner, age: int, progress: Callable[[int], None]) -> int:
+        owner: list[_Value] = [sweeper.replica, sweeper.incarnation]
+        before = self._ask(_BEFORE, _microseconds(age))[0][0]
         count = 0
         last: _Row = [_BEGINNING, b""]
         while rows := self._batch(_SWEEP, [before, last[0], last[1], SWEEP_BATCH]):
             last = rows[0][:2]
             count += _number(rows[0][2])
+            progress(count)
             if self._batch(_TAKE_SWEEP, owner)[0][0] != _TRUE:
                 return count  # this one took so long that another has begun
         conversation: bytes | None = b""
@@ -320,10 +335,121 @@ class Postgresql:
         self._batch(_END_SWEEP, owner)
         return count
 
-    def _batch(self, function: str, arguments: Sequence[_Value]) -> list[_Row]:
-        """A transaction of a sweep. The limit on waits is that of each, not that of all."""
+    def _batch(self, statement: str, arguments: Sequence[_Value] = ()) -> list[_Row]:
+        """A transaction of many. The limit on waits is that of each, not that of all."""
+        return self._transaction([(statement, [*arguments])])[0]
+
+    def _transaction(self, calls: Sequence[tuple[str, list[_Value]]]) -> list[list[_Row]]:
         self._until = time.monotonic() + self._timeout / 1e9
-        return self._ask(function, *arguments)
+        try:
+            return self._send(calls)
+        except ServerError as error:
+            if error.state != _DEADLOCK:
+                raise
+            return self._send(calls)  # nothing of it was carried out, and the other one has been
+
+    # ------------------------------------------------------------ maintenance
+
+    def open_existing(self) -> None:
+        """See ``Maintenance.open_existing``."""
+        self._until = time.monotonic() + self._timeout / 1e9
+        self._connect()
+        version = self._version()
+        if version == 0:
+            raise StoreError(
+                "PostgreSQL: there is no store in this database: correct the URL, or let "
+                "'bridgecore serve' create it"
+            )
+        self._check_version(version)
+
+    def try_writing(self) -> None:
+        """See ``Maintenance.try_writing``."""
+        self._batch("UPDATE bridgecore_meta SET version = version")
+
+    def live_leases(self) -> list[LiveLease]:
+        """See ``Maintenance.live_leases``."""
+        return [
+            LiveLease(
+                (replica or b"").decode(),
+                None if advertise is None else advertise.decode(),
+                _number(remaining),
+            )
+            for replica, advertise, remaining in self._batch(_LEASES)
+        ]
+
+    def count_conversations(self) -> int:
+        """See ``Maintenance.count_conversations``."""
+        return _number(self._batch("SELECT count(*) FROM bridgecore_conversation")[0][0])
+
+    def unused_for(self) -> int | None:
+        """See ``Maintenance.unused_for``."""
+        found = self._batch(_UNUSED_FOR)[0][0]
+        return None if found is None else max(0, _number(found) * 1000)
+
+    def responses(self) -> Iterator[list[ResponseRow]]:
+        """See ``Maintenance.responses``."""
+        after: bytes | None = b""
+        while rows := self._batch(_RESPONSES, [after, RESPONSES_BATCH]):
+            after = rows[-1][0]
+            yield [_response_row(row) for row in rows]
+
+    def latest_responses(self, limit: int) -> list[ResponseRow]:
+        """See ``Maintenance.latest_responses``."""
+        return [_response_row(row) for row in self._batch(_LATEST, [limit])]
+
+    def contexts(self) -> Iterator[list[ContextRow]]:
+        """See ``Maintenance.contexts``."""
+        after: bytes | None = b""
+        while rows := self._batch(_CONTEXTS, [after, RESPONSES_BATCH]):
+            after = rows[-1][0]
+            yield [
+                ContextRow(name or b"", response or b"", sealed or b"")
+                for name, response, sealed in rows
+            ]
+
+    def payloads(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See ``Maintenance.payloads``."""
+        return {key or b"": sealed or b"" for key, sealed in self._batch(_PAYLOADS, [[*keys]])}
+
+    def replace_payloads(self, replaced: Sequence[Replaced]) -> None:
+        """See ``Maintenance.replace_payloads``."""
+        self._batch(
+            _REPLACE,
+            [
+                [each.row.key for each in replaced],
+                [each.row.head for each in replaced],
+                [each.payload for each in replaced],
+            ],
+        )
+
+    def rename_contexts(self, renamed: Sequence[Renamed]) -> None:
+        """See ``Maintenance.rename_contexts``. The responses are locked first, by a statement of
+        its own: a sweep then deletes them with their new names, or has deleted both before."""
+        rows = [each.row for each in renamed]
+        responses: list[bytes] = [row.response for row in rows]
+        self._transaction(
+            [
+                (_LOCK, [responses]),
+                (
+                    _RENAME,
+                    [
+                        [row.name for row in rows],
+                        responses,
+                        [each.name for each in renamed],
+                        [each.sealed for each in renamed],
+                    ],
+                ),
+            ]
+        )
+
+    def sweep(self, owner: st.Owner, age: int, progress: Callable[[int], None]) -> int | None:
+        """See ``Maintenance.sweep``."""
+        if self._batch(_TAKE_SWEEP, [owner.replica, owner.incarnation])[0][0] != _TRUE:
+            return None
+        return self._sweep(owner, age, progress)
+
+    def finish(self) -> None:
+        """See ``Maintenance.finish``. The server reuses the space by itself (autovacuum)."""
 
     # ------------------------------------------------------------ the wire
 
@@ -422,7 +548,7 @@ class Postgresql:
 
 # ------------------------------------------------------------ statements
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The version of the tables: how many scripts there are in ``migrations/``."""
 
 _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
@@ -430,8 +556,8 @@ _RENEW = "SELECT bridgecore_renew_1($1, $2, $3::bigint)"
 _LEAVE = "SELECT bridgecore_leave_1($1, $2)"
 _RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"
 _COMMIT = (
-    "SELECT bridgecore_commit_1($1, $2, $3::bytea, $4::bigint, "
-    "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[])"
+    "SELECT bridgecore_commit_2($1, $2, $3::bytea, $4::bigint, "
+    "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[])"
 )
 _RELEASE = "SELECT bridgecore_release_1($1, $2, $3::bytea[], $4::bigint[])"
 _TAKE_SWEEP = "SELECT bridgecore_take_sweep_1($1, $2)"
@@ -440,17 +566,52 @@ _FORGET = "SELECT bridgecore_forget_1($1::bytea, $2::int)"
 _END_SWEEP = "SELECT bridgecore_end_sweep_1($1, $2)"
 _BEFORE = "SELECT clock_timestamp() - $1::bigint * interval '1 microsecond'"
 
+_LEASES = (
+    "SELECT replica, advertise, bridgecore_left_1(until) FROM bridgecore_lease "
+    "WHERE until > clock_timestamp() ORDER BY replica"
+)
+_UNUSED_FOR = (
+    "SELECT (extract(epoch FROM clock_timestamp() - max(used)) * 1000000)::bigint "
+    "FROM bridgecore_response"
+)
+_HEAD = f"substring(payload FROM 1 FOR {HEAD_SIZE})"
+_RESPONSE_ROW = (
+    f"SELECT key, {_HEAD}, octet_length(payload), (extract(epoch FROM used) * 1000000)::bigint "
+    "FROM bridgecore_response"
+)
+_RESPONSES = f"{_RESPONSE_ROW} WHERE key > $1::bytea ORDER BY key LIMIT $2::int"
+_LATEST = f"{_RESPONSE_ROW} ORDER BY used DESC, key DESC LIMIT $1::int"
+_CONTEXTS = (
+    "SELECT name, response, context FROM bridgecore_name "
+    "WHERE name > $1::bytea AND context IS NOT NULL ORDER BY name LIMIT $2::int"
+)
+_PAYLOADS = "SELECT key, payload FROM bridgecore_response WHERE key = ANY ($1::bytea[])"
+_REPLACE = (
+    "UPDATE bridgecore_response r SET payload = given.payload "
+    "FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS given (key, head, payload) "
+    f"WHERE r.key = given.key AND substring(r.payload FROM 1 FOR {HEAD_SIZE}) = given.head"
+)
+_LOCK = "SELECT 1 FROM bridgecore_response WHERE key = ANY ($1::bytea[]) ORDER BY key FOR KEY SHARE"
+_RENAME = (
+    "WITH gone AS (DELETE FROM bridgecore_name n "
+    "USING unnest($1::bytea[], $2::bytea[], $3::bytea[], $4::bytea[]) "
+    "AS given (old, response, new, context) "
+    "WHERE n.name = given.old AND n.response = given.response "
+    "RETURNING given.new, given.response, given.context) "
+    "INSERT INTO bridgecore_name SELECT * FROM gone ORDER BY 1 ON CONFLICT (name) DO NOTHING"
+)
+
 _TRUE = b"\x01"
 _BEGINNING = struct.pack(">q", -(2**63))  # '-infinity', as the server sends it
 
 _REASONS: Final = {
     "08P01": "protocol error",
-    "25006": "the database is read-only",
+    "25006": "the database is read-only: name the primary in the URL",
     "28P01": "wrong password",
     "28000": "the server refuses this user",
     "3D000": "there is no such database",
-    "42501": "the user may not do this in the database",
-    "53100": "disk full",
+    "42501": "the user may not do this in the database: grant it what bridgecore_meta's owner has",
+    "53100": "disk full: make room for the database",
     "53200": "the server is out of memory",
     "53300": "the server has too many connections",
     "57014": "PostgreSQL did not answer in time",
@@ -505,6 +666,11 @@ def _number(value: bytes | None) -> int:
     return int.from_bytes(value, "big", signed=True)
 
 
+def _response_row(row: _Row) -> ResponseRow:
+    key, head, size, used = row
+    return ResponseRow(key or b"", head or b"", _number(size), _number(used) * 1000)
+
+
 def _rows(result: pq.abc.PGresult) -> list[_Row]:
     columns = range(result.nfields)
     return [[result.get_value(row, column) for column in columns] for row in range(result.ntuples)]
@@ -523,16 +689,18 @@ def _state(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> str:
     return state
 
 
-def _why_not(message: str) -> str:
+def _why_not(message: str) -> StoreError:
     """Why there is no connection, in short. The message of the library may name the user."""
     if "password" in message or "authentication" in message:
-        return "PostgreSQL: wrong user or password"
+        return StoreError("PostgreSQL: wrong user or password")
     if "does not exist" in message and "database" in message:
-        return "PostgreSQL: there is no such database"
+        return StoreError("PostgreSQL: there is no such database")
     if "too many" in message or "remaining connection slots" in message:
-        return "PostgreSQL: the server has too many connections"
+        return StoreUnavailableError("PostgreSQL: the server has too many connections: try again")
     if "starting up" in message or "shutting down" in message:
-        return "PostgreSQL: the server is starting or shutting down"
+        return StoreUnavailableError("PostgreSQL: the server is starting or shutting down")
     if "certificate" in message or "SSL" in message:
-        return "PostgreSQL: TLS failed: look at sslmode and sslrootcert"
-    return "PostgreSQL cannot be reached"
+        return StoreError("PostgreSQL: TLS failed: look at sslmode and sslrootcert")
+    return StoreUnavailableError(
+        "PostgreSQL cannot be reached: check that it runs, and host and port in the URL"
+    )

@@ -12,6 +12,10 @@ another. A sealed payload is::
 The key of the response is authenticated with it, so that a row moved to another key is a miss. A
 nonce is random: up to 2**32 payloads can be sealed with one secret before two equal nonces become
 likely enough to matter (NIST SP 800-38D, 8.3), which is 136 a second for a year.
+
+The name of a context is a digest with a key of a secret, so it has to change before that secret can
+be removed. For that, what it is a digest of is stored beside it, sealed in the same form but not
+compressed, and with a key of its own purpose.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import attrs
 
 from bridgecore.ownership.store import Resume, StoredResponse
 from bridgecore_stores.backend import StoreError
@@ -45,7 +51,10 @@ with a probability of 2**-81."""
 
 _VERSION = b"\x01"
 _ID_SIZE, _NONCE_SIZE = 4, 12
-_HEAD_SIZE = len(_VERSION) + _ID_SIZE + _NONCE_SIZE
+HEAD_SIZE: Final = len(_VERSION) + _ID_SIZE + _NONCE_SIZE
+"""Bytes of what precedes the ciphertext. They differ between any two sealed payloads, because the
+nonce does."""
+
 # Measured on turns in JSON of 1, 7 and 73 KB: level 3, the default, takes 10 to 30 % longer and
 # saves less than 1 % of the bytes of the first two and 7 % of those of the last.
 _LEVEL = 1
@@ -58,36 +67,36 @@ class Keys:
     def __init__(self, secrets: Sequence[bytes]) -> None:
         if not secrets:
             raise StoreError("a store needs at least one secret")
-        self._contexts = [_derive(secret, b"context") for secret in secrets]
-        self._ciphers = [
-            (_derive(secret, b"id")[:_ID_SIZE], _cipher(_derive(secret, b"seal")))
-            for secret in secrets
-        ]
+        self.ids = tuple(_derive(secret, b"id")[:_ID_SIZE] for secret in secrets)
+        self._names = [_derive(secret, b"context") for secret in secrets]
+        self._payloads = self._ciphers(secrets, b"seal")
+        self._contexts = self._ciphers(secrets, b"seal context")
+
+    def _ciphers(self, secrets: Sequence[bytes], purpose: bytes) -> list[tuple[bytes, AESGCM]]:
+        derived = [_cipher(_derive(secret, purpose)) for secret in secrets]
+        return [*zip(self.ids, derived, strict=True)]
 
     def __repr__(self) -> str:
-        return f"<Keys of {len(self._ciphers)} secrets>"
+        return f"<Keys of {len(self.ids)} secrets>"
+
+    def is_newest(self, sealed: bytes) -> bool:
+        """Whether the newest key has sealed this; its first bytes are enough."""
+        return sealed.startswith(_VERSION + self.ids[0])
 
     def seal(self, payload: bytes, aad: bytes) -> bytes:
         """Compress and encrypt ``payload``, bound to ``aad``, with the newest key."""
-        key_id, cipher = self._ciphers[0]
-        nonce = os.urandom(_NONCE_SIZE)
-        sealed = cipher.encrypt(nonce, zstd.compress(payload, _LEVEL), aad)
-        return b"".join((_VERSION, key_id, nonce, sealed))
+        return _seal(self._payloads, zstd.compress(payload, _LEVEL), aad)
 
     def unseal(self, sealed: bytes, aad: bytes) -> bytes | None:
         """The payload of ``sealed``. None if no key fits, or if it was changed or bound to another
         ``aad``: to its reader it is then not stored."""
-        if sealed[:1] != _VERSION:
+        compressed = _unseal(self._payloads, sealed, aad)
+        if compressed is None:
             return None
-        key_id, nonce = sealed[1 : 1 + _ID_SIZE], sealed[1 + _ID_SIZE : _HEAD_SIZE]
-        for each_id, cipher in self._ciphers:
-            if each_id == key_id:
-                # Whatever is wrong with stored bytes, the answer is the same: a miss.
-                try:
-                    return zstd.decompress(cipher.decrypt(nonce, sealed[_HEAD_SIZE:], aad))
-                except Exception:
-                    continue
-        return None
+        try:
+            return zstd.decompress(compressed)
+        except zstd.ZstdError:
+            return None
 
     def context_names(self, scope: str, context: bytes) -> list[bytes]:
         """The names of a context, by each key, newest first; it is stored under the first one.
@@ -96,7 +105,21 @@ class Keys:
         see whether it is stored.
         """
         data = _framed(scope.encode(), context)
-        return [hmac.digest(key, data, "sha256")[:NAME_SIZE] for key in self._contexts]
+        return [_context_name(key, data) for key in self._names]
+
+    def name_context(self, scope: str, context: bytes) -> tuple[bytes, bytes]:
+        """The name under which a context is stored, and what ``rename_context`` needs."""
+        return self._named(_framed(scope.encode(), context))
+
+    def rename_context(self, name: bytes, sealed: bytes) -> tuple[bytes, bytes] | None:
+        """The same as ``name_context`` for a context that was stored under ``name`` with any of the
+        keys. None if no key fits, or if it was changed."""
+        data = _unseal(self._contexts, sealed, name)
+        return None if data is None else self._named(data)
+
+    def _named(self, data: bytes) -> tuple[bytes, bytes]:
+        name = _context_name(self._names[0], data)
+        return name, _seal(self._contexts, data, name)
 
 
 def alias_name(scope: str, response_id: str) -> bytes:
@@ -121,15 +144,30 @@ def names_of(keys: Keys, resume: Resume) -> list[bytes]:
     ]
 
 
-def named_by(keys: Keys, responses: Iterable[StoredResponse]) -> dict[bytes, bytes]:
-    """The key of the response that each name of ``responses`` names from now on."""
+@attrs.frozen
+class Named:
+    """What a name names: the key of a ``response``. ``context``: for the name of a context, what it
+    is a digest of, sealed; None for an id."""
+
+    response: bytes
+    context: bytes | None
+
+
+def named_by(keys: Keys, responses: Iterable[StoredResponse]) -> dict[bytes, Named]:
+    """What each name of ``responses`` names from now on."""
     names = {}
     for response in responses:
         for each in response.ids:
-            names[alias_name(response.scope, each)] = response.key
+            names[alias_name(response.scope, each)] = Named(response.key, None)
         if response.context is not None:
-            names[keys.context_names(response.scope, response.context)[0]] = response.key
+            name, sealed = keys.name_context(response.scope, response.context)
+            names[name] = Named(response.key, sealed)
     return names
+
+
+def id_of(sealed: bytes) -> bytes:
+    """The id of the key that has sealed this, if it is sealed; its first bytes are enough."""
+    return sealed[len(_VERSION) : len(_VERSION) + _ID_SIZE]
 
 
 def unseal_path(
@@ -195,6 +233,30 @@ def read_keys(path: str | os.PathLike[str]) -> Keys:
         StoreError: the file cannot be used, or the package ``cryptography`` is not installed.
     """
     return Keys(read_secrets(path))
+
+
+def _seal(ciphers: Sequence[tuple[bytes, AESGCM]], data: bytes, aad: bytes) -> bytes:
+    key_id, cipher = ciphers[0]
+    nonce = os.urandom(_NONCE_SIZE)
+    return b"".join((_VERSION, key_id, nonce, cipher.encrypt(nonce, data, aad)))
+
+
+def _unseal(ciphers: Sequence[tuple[bytes, AESGCM]], sealed: bytes, aad: bytes) -> bytes | None:
+    if sealed[:1] != _VERSION:
+        return None
+    key_id, nonce = id_of(sealed), sealed[len(_VERSION) + _ID_SIZE : HEAD_SIZE]
+    for each_id, cipher in ciphers:
+        if each_id == key_id:
+            # Whatever is wrong with stored bytes, the answer is the same: a miss.
+            try:
+                return cipher.decrypt(nonce, sealed[HEAD_SIZE:], aad)
+            except Exception:
+                continue
+    return None
+
+
+def _context_name(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "sha256")[:NAME_SIZE]
 
 
 def _framed(*parts: bytes) -> bytes:

@@ -24,14 +24,25 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
+
+import attrs
 
 from bridgecore.ownership import store as st
-from bridgecore_stores.backend import Connector, StoreError
+from bridgecore_stores.backend import Connector, StoreError, StoreUnavailableError
 from bridgecore_stores.leaselocks import LeaseLocks
-from bridgecore_stores.sealing import Keys, named_by, names_of, unseal_path
+from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
+from bridgecore_stores.sealing import (
+    HEAD_SIZE,
+    NAME_SIZE,
+    Keys,
+    Named,
+    named_by,
+    names_of,
+    unseal_path,
+)
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -64,12 +75,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             incarnation TEXT NOT NULL, until INTEGER NOT NULL
         ) STRICT""",
     ),
+    (
+        # Of a context: what its name is a digest of, sealed. NULL for an id, and for contexts of
+        # version 1, which are not found any more when the secret that named them is removed.
+        "ALTER TABLE name ADD COLUMN context BLOB",
+    ),
 )
 """The statements of each version of the tables; version n is the first n of them."""
 
 SWEEP_BATCH: Final = 100
 """Responses that one transaction of a sweep looks at. Measured: 16 ms if all are deleted, two
 thirds of which are the pause after it."""
+
+RESPONSES_BATCH: Final = 1000
+"""Rows of which one query of a maintenance command reads all but the payload."""
 
 SWEEP_TTL: Final = 60_000_000_000
 """ns after which another replica may sweep although the last one has not said that it is done."""
@@ -80,6 +99,8 @@ _NETWORKED: Final = frozenset({"9p", "cifs", "fuse.sshfs", "nfs", "nfs4", "smb3"
 _LONGEST_PATH = 1_000_000
 
 _FIRST = -(2**63)  # before all times
+# Bytes that a trial writes: more than fits into the pages that are there already.
+_TRIAL_SIZE = 65_536
 _OLDEST_SQLITE = (3, 37, 0)  # has STRICT tables and RETURNING
 
 _PATH = f"""
@@ -91,7 +112,7 @@ WITH RECURSIVE path (key, parent, payload, depth) AS (
 ) SELECT key, parent, payload FROM path ORDER BY depth DESC"""
 
 
-def connector(url: str, keys: Keys, timeout: int) -> Connector:
+def connector(url: str, keys: Keys, timeout: int) -> Connector[Sqlite]:
     """Makes the connections of one store to the file of ``sqlite:PATH``.
 
     Raises:
@@ -124,6 +145,8 @@ def connector(url: str, keys: Keys, timeout: int) -> Connector:
 class Sqlite:
     """One connection to the file."""
 
+    errors = (sqlite3.Error,)
+
     def __init__(self, file: Path, keys: Keys, timeout: int, locks: LeaseLocks) -> None:
         self._file = file
         self._keys = keys
@@ -147,7 +170,9 @@ class Sqlite:
         except OSError as error:
             raise StoreError(f"{self._file}: cannot be written: {error.strerror}") from None
         except sqlite3.Error as error:
-            raise StoreError(f"{self._file}: {self.reason(error)}") from error
+            wrong = _error_code(error) == sqlite3.SQLITE_NOTADB
+            kind = StoreError if wrong else StoreUnavailableError
+            raise kind(f"{self._file}: {self.reason(error)}") from error
 
     def _connect(self) -> sqlite3.Connection:
         self._database = database = sqlite3.connect(
@@ -202,8 +227,8 @@ class Sqlite:
         if isinstance(error, StoreError):
             return str(error)
         if isinstance(error, sqlite3.Error):
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            return _REASONS.get(code) or str(getattr(error, "sqlite_errorname", "SQLite error"))
+            name = str(getattr(error, "sqlite_errorname", "SQLite error"))
+            return _REASONS.get(_error_code(error), name)
         if isinstance(error, OSError):
             return f"lock of the lease: {error.strerror}"
         return type(error).__name__
@@ -211,17 +236,15 @@ class Sqlite:
     def carry_out(self, questions: Sequence[st.Question]) -> list[st.Answer]:
         """See ``Backend.carry_out``."""
         if isinstance(questions[0], st.Sweep):
-            return [st.Swept(self._sweep(questions[0]))]
+            return [st.Swept(self.sweep(questions[0].owner, questions[0].age) or 0)]
         # Sealing takes as long as the SQL. Nothing else can be written during a transaction.
         sealed = {
-            id(question): [
-                self._keys.seal(response.payload, response.key) for response in question.responses
-            ]
+            id(question): _sealed(self._keys, question)
             for question in questions
             if isinstance(question, st.Commit)
         }
         with self._transaction() as database:
-            return [self._handle(database, each, sealed.get(id(each), ())) for each in questions]
+            return [self._handle(database, each, sealed.get(id(each))) for each in questions]
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -239,7 +262,7 @@ class Sqlite:
             raise
 
     def _handle(
-        self, database: sqlite3.Connection, question: st.Question, sealed: Sequence[bytes]
+        self, database: sqlite3.Connection, question: st.Question, sealed: _Sealed | None
     ) -> st.Answer:
         match question:
             case st.Join():
@@ -262,6 +285,7 @@ class Sqlite:
             case st.Resume():
                 return self._resume(database, question)
             case st.Commit():
+                assert sealed is not None
                 return self._commit(database, question, sealed)
             case st.Release():
                 owner = question.owner
@@ -368,7 +392,7 @@ class Sqlite:
         return unseal_path(self._keys, rows)
 
     def _commit(
-        self, database: sqlite3.Connection, commit: st.Commit, sealed: Sequence[bytes]
+        self, database: sqlite3.Connection, commit: st.Commit, sealed: _Sealed
     ) -> st.Answer:
         me, conversation = commit.owner, commit.conversation
         wanted = (commit.epoch or 1, me.replica, me.incarnation)
@@ -382,27 +406,31 @@ class Sqlite:
         elif found != wanted:
             return st.Fenced(0 if found is None else found[0])
         now = time.time_ns()
-        for response, payload in zip(commit.responses, sealed, strict=True):
+        for response, payload in zip(commit.responses, sealed.payloads, strict=True):
             database.execute(
                 "INSERT INTO response (key, conversation, epoch, parent, used, payload) "
                 "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
                 (response.key, conversation, wanted[0], response.parent, now, payload),
             )
         database.executemany(
-            "INSERT OR REPLACE INTO name VALUES (?, ?)",
-            named_by(self._keys, commit.responses).items(),
+            "INSERT OR REPLACE INTO name VALUES (?, ?, ?)",
+            [(name, named.response, named.context) for name, named in sealed.names.items()],
         )
         return st.Committed(wanted[0])
 
     # ------------------------------------------------------------ sweeping
 
-    def _sweep(self, sweep: st.Sweep) -> int:
-        before = time.time_ns() - sweep.age
-        count, last = 0, (_FIRST, b"")
+    def sweep(
+        self, owner: st.Owner, age: int, progress: Callable[[int], None] = lambda _: None
+    ) -> int | None:
+        """See ``Maintenance.sweep``."""
+        before = time.time_ns() - age
+        count, last, began = 0, (_FIRST, b""), False
         while True:
-            with self._batch(sweep.owner) as database:
+            with self._sweep_batch(owner) as database:
                 if database is None:
-                    return count
+                    return count if began else None
+                began = True
                 rows = database.execute(
                     "SELECT used, key FROM response WHERE (used, key) > (?, ?) AND used < ? "
                     f"ORDER BY used, key LIMIT {SWEEP_BATCH}",
@@ -410,11 +438,12 @@ class Sqlite:
                 ).fetchall()
                 for last in rows:
                     count += self._delete(database, last[1], before)
+            progress(count)
             if not rows:
                 break
         after: bytes | None = b""
         while after is not None:
-            with self._batch(sweep.owner) as database:
+            with self._sweep_batch(owner) as database:
                 if database is None:
                     return count
                 after = self._delete_unowned(database, after)
@@ -422,16 +451,22 @@ class Sqlite:
             self._delete_leases(database)
             database.execute(
                 "DELETE FROM sweeper WHERE replica = ? AND incarnation = ?",
-                (sweep.owner.replica, sweep.owner.incarnation),
+                (owner.replica, owner.incarnation),
             )
         return count
 
     @contextlib.contextmanager
-    def _batch(self, owner: st.Owner) -> Iterator[sqlite3.Connection | None]:
+    def _sweep_batch(self, owner: st.Owner) -> Iterator[sqlite3.Connection | None]:
         """A transaction of a sweep; None if ``owner`` is not the one that sweeps."""
+        with self._batch() as database:
+            yield database if self._take_sweep(database, owner) else None
+
+    @contextlib.contextmanager
+    def _batch(self) -> Iterator[sqlite3.Connection]:
+        """One transaction of many."""
         began = time.monotonic()
         with self._transaction() as database:
-            yield database if self._take_sweep(database, owner) else None
+            yield database
         # Writers that wait for a transaction of SQLite look again at intervals. They find it free
         # only if this thread leaves it free for longer than it takes it.
         time.sleep(2 * (time.monotonic() - began))
@@ -490,15 +525,149 @@ class Sqlite:
                 database.execute("DELETE FROM lease WHERE replica = ?", (owner.replica,))
                 self._locks.drop(owner)
 
+    # ------------------------------------------------------------ maintenance
+
+    def open_existing(self) -> None:
+        """See ``Maintenance.open_existing``."""
+        if not self._file.exists():
+            raise StoreError(
+                f"{self._file}: there is no such file: correct the path, or let 'bridgecore serve' "
+                "create the store"
+            )
+        self.open()
+
+    def try_writing(self) -> None:
+        """See ``Maintenance.try_writing``. Pages are taken and, because deleted content is
+        overwritten, also written: so this finds a full disk."""
+        name = os.urandom(NAME_SIZE)
+        with self._transaction() as database:
+            database.execute("INSERT INTO name VALUES (?, x'', ?)", (name, bytes(_TRIAL_SIZE)))
+            database.execute("DELETE FROM name WHERE name = ?", (name,))
+
+    def live_leases(self) -> list[LiveLease]:
+        """See ``Maintenance.live_leases``."""
+        found = []
+        rows = self._rows("SELECT replica, incarnation FROM lease ORDER BY replica")
+        for owner in (st.Owner(*row) for row in rows):
+            try:
+                live = self._live(self._opened, owner)
+            except OSError as error:
+                raise StoreUnavailableError(self.reason(error)) from None
+            if live is not None:
+                found.append(LiveLease(owner.replica, live[1], live[0]))
+        return found
+
+    def count_conversations(self) -> int:
+        """See ``Maintenance.count_conversations``."""
+        return int(self._rows("SELECT count(*) FROM conversation")[0][0])
+
+    def unused_for(self) -> int | None:
+        """See ``Maintenance.unused_for``."""
+        used = self._rows("SELECT max(used) FROM response")[0][0]
+        return None if used is None else max(0, time.time_ns() - int(used))
+
+    def responses(self) -> Iterator[list[ResponseRow]]:
+        """See ``Maintenance.responses``. In the order of their places in the file, so that each
+        page is read once."""
+        after = 0
+        while rows := self._rows(
+            f"SELECT rowid, {_RESPONSE_ROW} FROM response WHERE rowid > ? "
+            f"ORDER BY rowid LIMIT {RESPONSES_BATCH}",
+            after,
+        ):
+            after = rows[-1][0]
+            yield [ResponseRow(*row[1:]) for row in rows]
+
+    def latest_responses(self, limit: int) -> list[ResponseRow]:
+        """See ``Maintenance.latest_responses``."""
+        rows = self._rows(
+            f"SELECT {_RESPONSE_ROW} FROM response ORDER BY used DESC, key DESC LIMIT ?", limit
+        )
+        return [ResponseRow(*row) for row in rows]
+
+    def contexts(self) -> Iterator[list[ContextRow]]:
+        """See ``Maintenance.contexts``."""
+        after = b""
+        while rows := self._rows(
+            "SELECT name, response, context FROM name "
+            f"WHERE name > ? AND context IS NOT NULL ORDER BY name LIMIT {RESPONSES_BATCH}",
+            after,
+        ):
+            after = rows[-1][0]
+            yield [ContextRow(*row) for row in rows]
+
+    def payloads(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See ``Maintenance.payloads``."""
+        marks = ",".join("?" * len(keys))
+        return dict(self._rows(f"SELECT key, payload FROM response WHERE key IN ({marks})", *keys))
+
+    def replace_payloads(self, replaced: Sequence[Replaced]) -> None:
+        """See ``Maintenance.replace_payloads``."""
+        with self._batch() as database:
+            database.executemany(
+                f"UPDATE response SET payload = ? WHERE key = ? AND {_HEAD} = ?",
+                [(each.payload, each.row.key, each.row.head) for each in replaced],
+            )
+
+    def rename_contexts(self, renamed: Sequence[Renamed]) -> None:
+        """See ``Maintenance.rename_contexts``."""
+        with self._batch() as database:
+            for each in renamed:
+                gone = database.execute(
+                    "DELETE FROM name WHERE name = ? AND response = ?",
+                    (each.row.name, each.row.response),
+                )
+                if gone.rowcount:
+                    database.execute(
+                        "INSERT INTO name VALUES (?, ?, ?) ON CONFLICT (name) DO NOTHING",
+                        (each.name, each.row.response, each.sealed),
+                    )
+
+    def finish(self) -> None:
+        """See ``Maintenance.finish``. The log has the pages as they were before: it is emptied,
+        unless another process reads it."""
+        self._rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    @property
+    def _opened(self) -> sqlite3.Connection:
+        assert self._database is not None
+        return self._database
+
+    def _rows(self, statement: str, *arguments: bytes | int) -> list[Any]:
+        return self._opened.execute(statement, arguments).fetchall()
+
+
+@attrs.frozen
+class _Sealed:
+    """What a commit stores: the sealed ``payloads`` of its responses, in their order, and their
+    ``names``."""
+
+    payloads: list[bytes]
+    names: dict[bytes, Named]
+
+
+def _sealed(keys: Keys, commit: st.Commit) -> _Sealed:
+    payloads = [keys.seal(response.payload, response.key) for response in commit.responses]
+    return _Sealed(payloads, named_by(keys, commit.responses))
+
+
+_HEAD = f"substr(payload, 1, {HEAD_SIZE})"
+_RESPONSE_ROW = f"key, {_HEAD}, length(payload), used"
+
+
+def _error_code(error: sqlite3.Error) -> int:
+    """The primary result code of an error of SQLite; 0 if it has none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
 
 _REASONS: Final = {
-    sqlite3.SQLITE_BUSY: "the database is locked by another process",
-    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened",
-    sqlite3.SQLITE_CORRUPT: "the database is damaged",
-    sqlite3.SQLITE_FULL: "disk full",
+    sqlite3.SQLITE_BUSY: "the database is locked by another process: try again",
+    sqlite3.SQLITE_CANTOPEN: "the database cannot be opened: check the owner of file and folder",
+    sqlite3.SQLITE_CORRUPT: "the database is damaged: restore it from a backup",
+    sqlite3.SQLITE_FULL: "disk full: make room for the file of the store",
     sqlite3.SQLITE_IOERR: "I/O error of the disk",
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database",
-    sqlite3.SQLITE_READONLY: "the database is read-only",
+    sqlite3.SQLITE_READONLY: "the database is read-only: make file and folder writable",
 }
 
 

@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias, assert_never
 
 import valkey
 from valkey import exceptions
 
 from bridgecore.ownership import store as st
-from bridgecore_stores.backend import ConnectionLostError, Connector, StoreError
-from bridgecore_stores.sealing import Keys, named_by, names_of, unseal_path
+from bridgecore_stores.backend import (
+    ConnectionLostError,
+    Connector,
+    StoreError,
+    StoreUnavailableError,
+)
+from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
+from bridgecore_stores.sealing import HEAD_SIZE, Keys, named_by, names_of, unseal_path
 
 PREFIX: Final = "{bridgecore}"
 """What all keys begin with. The braces keep them in one slot of a cluster."""
@@ -32,6 +38,9 @@ VERSION: Final = 1
 SWEEP_BATCH: Final = 100
 """Responses that one script of a sweep looks at. The server does nothing else meanwhile."""
 
+RESPONSES_BATCH: Final = 500
+"""Rows of which one script of a maintenance command reads all but the payload; about that many."""
+
 SWEEP_TTL: Final = 60_000
 """ms after which another replica may sweep although the last one has not said that it is done."""
 
@@ -41,7 +50,7 @@ _MS = 1_000_000  # ns
 _Arguments: TypeAlias = "list[str | bytes | int]"
 
 
-def connector(url: str, keys: Keys, timeout: int) -> Connector:
+def connector(url: str, keys: Keys, timeout: int) -> Connector[Valkey]:
     """Makes the connections of one store to the server of ``valkey://...``.
 
     Raises:
@@ -66,6 +75,8 @@ def connector(url: str, keys: Keys, timeout: int) -> Connector:
 class Valkey:
     """One connection to the server."""
 
+    errors = (exceptions.ValkeyError, ConnectionLostError)
+
     def __init__(self, pool: valkey.ConnectionPool, keys: Keys) -> None:
         self._pool = pool
         self._keys = keys
@@ -79,11 +90,13 @@ class Valkey:
         except exceptions.AuthenticationError:
             raise StoreError("Valkey: wrong user or password") from None
         except exceptions.TimeoutError:
-            raise StoreError("Valkey did not answer in time") from None
+            raise StoreUnavailableError("Valkey did not answer in time") from None
         except exceptions.ConnectionError:
-            raise StoreError("Valkey cannot be reached") from None
+            raise StoreUnavailableError(
+                "Valkey cannot be reached: check that it runs, and host and port in the URL"
+            ) from None
         except exceptions.ResponseError as error:
-            raise StoreError(f"Valkey: {_word(error)}") from None
+            raise StoreUnavailableError(f"Valkey: {_word(error)}") from None
         version = f"{PREFIX}:version"
         memory, found, *_ = self._send(
             [
@@ -120,9 +133,9 @@ class Valkey:
             case exceptions.TimeoutError():
                 return "Valkey did not answer in time"
             case exceptions.ReadOnlyError():
-                return "Valkey: the server is read-only (a replica)"
+                return "Valkey: the server is read-only (a replica): name the primary in the URL"
             case exceptions.OutOfMemoryError():
-                return "Valkey: the memory of the server is full"
+                return "Valkey: the memory of the server is full: raise maxmemory"
             case exceptions.ResponseError():
                 return f"Valkey: {_word(error)}"
             case ConnectionLostError() | exceptions.ConnectionError():
@@ -157,9 +170,12 @@ class Valkey:
             case st.Commit():
                 arguments: _Arguments = [*owner, question.conversation, question.epoch]
                 for each in question.responses:
-                    names = list(named_by(self._keys, [each]))
+                    named = named_by(self._keys, [each])
                     sealed = self._keys.seal(each.payload, each.key)
-                    arguments += [each.key, each.parent or b"", sealed, b"".join(names)]
+                    # Of the names at most the last one is that of a context.
+                    contexts = [one.context or b"" for one in named.values()]
+                    context = contexts[-1] if contexts else b""
+                    arguments += [each.key, each.parent or b"", sealed, b"".join(named), context]
                 return "commit", arguments
             case st.Release():
                 arguments = [*owner]
@@ -184,7 +200,9 @@ class Valkey:
             case st.Commit():
                 return st.Committed(result) if result > 0 else st.Fenced(-1 - result)
             case st.Sweep():
-                return st.Swept(self._sweep(question) if result else 0)
+                if not result:
+                    return st.Swept(0)
+                return st.Swept(self._sweep(question.owner, question.age, lambda _: None))
             case _:
                 assert_never(question)
 
@@ -213,9 +231,9 @@ class Valkey:
             case _:
                 return st.NotStored()
 
-    def _sweep(self, sweep: st.Sweep) -> int:
-        sweeper = _sweeper(sweep.owner)
-        time: str | bytes = str(sweep.age // 1000)
+    def _sweep(self, owner: st.Owner, age: int, progress: Callable[[int], None]) -> int:
+        sweeper = _sweeper(owner)
+        time: str | bytes = str(age // 1000)
         count, offset, more = 0, 0, True
         leaves: _Arguments = []
         while more:
@@ -223,6 +241,7 @@ class Valkey:
                 [("sweep", [time, offset, SWEEP_BATCH, *leaves])]
             )[0]
             count += int(deleted)
+            progress(count)
             if not self._run([("take_sweep", [sweeper, SWEEP_TTL])])[0]:
                 return count  # this one took so long that another has begun
         begun: _Arguments = []
@@ -232,6 +251,122 @@ class Valkey:
             begun = [time]
         self._run([("end_sweep", [sweeper])])
         return count
+
+    # ------------------------------------------------------------ maintenance
+
+    def open_existing(self) -> None:
+        """See ``Maintenance.open_existing``."""
+        self.open()
+        if self._send([("GET", f"{PREFIX}:version")])[0] is None:
+            raise StoreError(
+                "Valkey: there is no store in this database: correct the URL, or let "
+                "'bridgecore serve' create it"
+            )
+
+    def try_writing(self) -> None:
+        """See ``Maintenance.try_writing``."""
+        self._send([("SET", f"{PREFIX}:trial", "", "PX", 1)])
+
+    def live_leases(self) -> list[LiveLease]:
+        """See ``Maintenance.live_leases``."""
+        keys = sorted({key for batch in self._scan("lease") for key in batch})
+        found = []
+        for key in keys:
+            held, remaining = self._send([("HMGET", key, "i", "a"), ("PTTL", key)])
+            if held[0] is not None and remaining > 0:
+                replica = key[len(_key("lease", b"")) :].decode(errors="replace")
+                advertise = None if held[1] is None else held[1].decode(errors="replace")
+                found.append(LiveLease(replica, advertise, remaining * _MS))
+        return found
+
+    def count_conversations(self) -> int:
+        """See ``Maintenance.count_conversations``. A scan may come upon a key twice."""
+        return len({key for batch in self._scan("conversation") for key in batch})
+
+    def unused_for(self) -> int | None:
+        """See ``Maintenance.unused_for``."""
+        (seconds, micros), latest = self._send(
+            [("TIME",), ("ZREVRANGE", _key("used"), 0, 0, "WITHSCORES")]
+        )
+        if not latest:
+            return None
+        return max(0, int(seconds) * 1_000_000 + int(micros) - int(float(latest[1]))) * 1000
+
+    def responses(self) -> Iterator[list[ResponseRow]]:
+        """See ``Maintenance.responses``."""
+        seen: set[bytes] = set()  # a scan may come upon one twice
+        for batch in self._scan_used():
+            if rows := self._response_rows({k: v for k, v in batch.items() if k not in seen}):
+                yield rows
+            seen.update(batch)
+
+    def latest_responses(self, limit: int) -> list[ResponseRow]:
+        """See ``Maintenance.latest_responses``."""
+        found = self._send([("ZREVRANGE", _key("used"), 0, limit - 1, "WITHSCORES")])[0]
+        return self._response_rows(dict(zip(found[::2], found[1::2], strict=True)))
+
+    def contexts(self) -> Iterator[list[ContextRow]]:
+        """See ``Maintenance.contexts``."""
+        seen: set[bytes] = set()
+        for batch in self._scan_used():
+            found = self._run([("contexts", [key for key in batch if key not in seen])])[0]
+            seen.update(batch)
+            rows = zip(found[::3], found[1::3], found[2::3], strict=True)
+            if contexts := [ContextRow(name, key, sealed) for key, name, sealed in rows]:
+                yield contexts
+
+    def payloads(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """See ``Maintenance.payloads``."""
+        found = self._send([("HGET", _key("response", key), "d") for key in keys])
+        return {k: sealed for k, sealed in zip(keys, found, strict=True) if sealed is not None}
+
+    def replace_payloads(self, replaced: Sequence[Replaced]) -> None:
+        """See ``Maintenance.replace_payloads``."""
+        arguments: _Arguments = []
+        for each in replaced:
+            arguments += [each.row.key, each.row.head, each.payload]
+        self._run([("replace", arguments)])
+
+    def rename_contexts(self, renamed: Sequence[Renamed]) -> None:
+        """See ``Maintenance.rename_contexts``."""
+        arguments: _Arguments = []
+        for each in renamed:
+            arguments += [each.row.response, each.row.name, each.name, each.sealed]
+        self._run([("rename", arguments)])
+
+    def sweep(self, owner: st.Owner, age: int, progress: Callable[[int], None]) -> int | None:
+        """See ``Maintenance.sweep``."""
+        if not self._run([("take_sweep", [_sweeper(owner), SWEEP_TTL])])[0]:
+            return None
+        return self._sweep(owner, age, progress)
+
+    def finish(self) -> None:
+        """See ``Maintenance.finish``. The server rewrites its files by itself."""
+
+    def _scan(self, kind: str) -> Iterator[list[bytes]]:
+        """All keys of a kind, in batches; those of other programs are passed over."""
+        cursor: bytes | int = 0
+        while cursor != b"0":
+            cursor, batch = self._send(
+                [("SCAN", cursor, "MATCH", _key(kind, b"*"), "COUNT", 10 * RESPONSES_BATCH)]
+            )[0]
+            yield batch
+
+    def _scan_used(self) -> Iterator[dict[bytes, bytes]]:
+        """The key of each response and when it was used, in batches."""
+        cursor: bytes | int = 0
+        while cursor != b"0":
+            cursor, found = self._send([("ZSCAN", _key("used"), cursor, "COUNT", RESPONSES_BATCH)])[
+                0
+            ]
+            yield dict(zip(found[::2], found[1::2], strict=True))
+
+    def _response_rows(self, used: Mapping[bytes, bytes]) -> list[ResponseRow]:
+        found = self._run([("heads", [HEAD_SIZE, *used])])[0]
+        return [
+            ResponseRow(key, head, size, int(float(used[key])) * 1000)
+            for key, head, size in zip(found[::3], found[1::3], found[2::3], strict=True)
+        ]
 
     # ------------------------------------------------------------ the wire
 
@@ -243,7 +378,7 @@ class Valkey:
             if isinstance(result, exceptions.NoScriptError):
                 # The server was restarted or emptied. From here on all are sent again, also those
                 # that were carried out, so that their order stays.
-                again = [("EVAL", _SCRIPTS[name], 1, PREFIX, *rest) for name, rest in calls[n:]]
+                again = [("EVAL", _text_of(name), 1, PREFIX, *rest) for name, rest in calls[n:]]
                 return results[:n] + self._send(again)
         return results
 
@@ -294,11 +429,25 @@ _SCRIPTS: Final = {
         "end_sweep",
     )
 }
+# Those of maintenance commands: not sent to the server before they are needed.
+_RARE_SCRIPTS: Final = {
+    name: f"{_script('common')}\n{_script(name)}"
+    for name in ("contexts", "heads", "rename", "replace")
+}
 # The server names a script by its SHA-1.
 _DIGESTS: Final = {
     name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-    for name, text in _SCRIPTS.items()
+    for name, text in (_SCRIPTS | _RARE_SCRIPTS).items()
 }
+
+
+def _text_of(name: str) -> str:
+    return _SCRIPTS.get(name) or _RARE_SCRIPTS[name]
+
+
+def _key(kind: str, name: bytes | None = None) -> bytes:
+    """A key in the server, as ``lua/common.lua`` makes it."""
+    return b":".join([PREFIX.encode(), kind.encode(), *([] if name is None else [name])])
 
 
 def _milliseconds(ns: int) -> int:

@@ -50,7 +50,7 @@ class _Entry:
 class Store:
     """A store: it carries out questions in its own threads. Made by ``open_store``."""
 
-    def __init__(self, connector: Connector, timeout: int) -> None:
+    def __init__(self, connector: Connector[Backend], timeout: int) -> None:
         self._leases = _Lane("leases", connector.connect, 1, timeout)
         self._work = _Lane("work", connector.connect, connector.workers, timeout)
         self._upkeep = _Lane("upkeep", connector.connect, 1, timeout)

@@ -28,6 +28,7 @@ import valkey
 from bridgecore.ownership import store as st
 from bridgecore_stores import Keys, StoreError, open_store
 from bridgecore_stores.backend import Backend
+from bridgecore_stores.postgresql import VERSION
 from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
 from tests.stores.asking import (
@@ -427,7 +428,7 @@ def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     backend._database.execute("PRAGMA max_page_count = 1")
     with pytest.raises(sqlite3.Error) as raised:
         backend.carry_out([commit(A, "c", 1, response("2", "1", payload=os.urandom(100_000)))])
-    assert backend.reason(raised.value) == "disk full"
+    assert backend.reason(raised.value).startswith("disk full")
     backend.close()
     backend.open()
     assert backend.carry_out([commit(A, "c", 1, response("2", "1"))]) == [st.Committed(1)]
@@ -487,12 +488,12 @@ def test_tables_of_a_newer_version_are_refused(real: Place) -> None:
             with valkey.Valkey.from_url(real.url) as client:
                 client.set("{bridgecore}:version", 99)
     try:
-        with pytest.raises(StoreError, match=r"have version 99, this program uses version 1: all"):
+        with pytest.raises(StoreError, match=r"have version 99, this program uses version \d: all"):
             real.open()
     finally:
         if real.kind == "postgresql":
             with psycopg.connect(real.url) as connection:
-                connection.execute("UPDATE bridgecore_meta SET version = 1")
+                connection.execute("UPDATE bridgecore_meta SET version = %s", (VERSION,))
 
 
 @pytest.mark.parametrize(

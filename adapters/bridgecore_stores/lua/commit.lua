@@ -1,5 +1,6 @@
 -- replica, incarnation, conversation, epoch, then for each response: key, what it continues (empty:
--- nothing), payload, names together. Returns the epoch; minus it, less one, if another has claimed it.
+-- nothing), payload, names together, and what the last name, that of a context, is a digest of
+-- (sealed; empty: it is an id). Returns the epoch; minus it, less one, if another has claimed it.
 local replica, incarnation, conversation = ARGV[1], ARGV[2], ARGV[3]
 local place, given = key_of('conversation', conversation), tonumber(ARGV[4])
 local wanted = given == 0 and 1 or given
@@ -11,7 +12,7 @@ elseif tonumber(held[1]) ~= wanted or held[2] ~= replica or held[3] ~= incarnati
     return -1 - tonumber(held[1])
 end
 local time = whole(now())
-for n = 5, #ARGV, 4 do
+for n = 5, #ARGV, 5 do
     local key, parent, payload, names = ARGV[n], ARGV[n + 1], ARGV[n + 2], ARGV[n + 3]
     local response = key_of('response', key)
     local known = redis.call('HGET', response, 'm')
@@ -31,6 +32,7 @@ for n = 5, #ARGV, 4 do
         -- A match that begins within another name is only a name too many, or too few to delete.
         if not all:find(name, 1, true) then all = all .. name end
     end
+    if ARGV[n + 4] ~= '' then redis.call('HSET', response, names:sub(-NAME_SIZE), ARGV[n + 4]) end
     if all ~= known then redis.call('HSET', response, 'm', all) end
 end
 if redis.call('HGET', place, 'n') == '0' then no_responses(conversation) end

@@ -7,7 +7,8 @@
 -- lease:REPLICA       hash: i (incarnation), a (URL, if there is one). It expires with the lease.
 -- conversation:ID     hash: e (epoch), n (its responses), r and i (its owner, if there is one)
 -- response:KEY        hash: c (conversation), e (epoch that wrote it), p (what it continues, if
---                     anything), d (payload), m (its names, 20 bytes each)
+--                     anything), d (payload), m (its names, 20 bytes each), and for each name of a
+--                     context a field of that name: what it is a digest of, sealed
 -- kids:KEY            how many responses continue it, if any
 -- name:NAME           the key of the response that it names
 -- used                sorted set: by the microsecond of its last use, each response
