@@ -189,10 +189,12 @@ class Replica:
 
     def needs_claim(self, turn: Arriving, now: int) -> bool:
         """Whether ``turn`` has to be resumed before it is placed: it continues a response whose
-        conversation is not this replica's, or whose transcript only the store has."""
+        conversation is not this replica's, or whose transcript only the store has. Or it repeats a
+        history that is not held here."""
         named = turn.request.previous_response_id
         if not named:
-            return False
+            turn.contexts = self._memory.contexts(turn.scope, turn.request, turn.received, now)
+            return bool(turn.contexts)
         alias = self._memory.alias(turn.scope, named)
         key = None if alias is None else self._keys.get(alias.conversation)
         owned = key is not None and self._holdings.may_send(key, now)
@@ -210,7 +212,9 @@ class Replica:
         named = turn.request.previous_response_id
         load = not self._knows(turn, now)
         self._resuming[turn.id] = turn, load
-        asked = self._holdings.resume(turn.id, turn.scope, named, now, load=load)
+        asked = self._holdings.resume(
+            turn.id, turn.scope, named or None, now, load=load, contexts=turn.contexts
+        )
         return self._carry_out(asked, now)
 
     def _knows(self, turn: Arriving, now: int) -> bool:
@@ -302,14 +306,12 @@ class Replica:
         """The store has said who owns what a turn continues, or has not said it in time."""
         turn, load = self._resuming.pop(resolved.turn)
         answer = resolved.answer
-        if turn.forward is not None and (answer is None or isinstance(answer, OwnedElsewhere)):
-            return [RefuseTurn(turn.id, NOT_DISPATCHED)]  # its sender looks for the owner
-        if answer is None:
-            return [RefuseTurn(turn.id, STORE_UNAVAILABLE)]
         if isinstance(answer, OwnedElsewhere):
-            if (url := self._forwarding.pass_on(turn, answer)) is not None:
+            url = self._forwarding.pass_on(turn, answer)
+            if url is not None:
                 return [ForwardTurn(turn.id, PeerOwner(url, answer.owner.incarnation))]
-            return [RefuseTurn(turn.id, self._forwarding.unreachable(turn, answer))]
+        if answer is None or isinstance(answer, OwnedElsewhere):
+            return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
         if load:
@@ -318,6 +320,21 @@ class Replica:
         elif not self._knows(turn, now):
             return self._ask(turn, now)  # it was evicted in the meantime: read it back
         return [PlaceTurn(turn.id, answer.conversation)]
+
+    def _without_claim(
+        self, turn: Arriving, owner: OwnedElsewhere | None
+    ) -> PlaceTurn | RefuseTurn:
+        """What becomes of a turn whose conversation is ``owner``'s, which cannot be reached; None:
+        the store did not say whose."""
+        if not turn.request.previous_response_id:
+            # It has its whole history with it, so it can be answered without anything that is
+            # stored. That only costs more tokens.
+            return PlaceTurn(turn.id, None)
+        if turn.forward is not None:
+            return RefuseTurn(turn.id, NOT_DISPATCHED)  # its sender looks for the owner
+        if owner is None:
+            return RefuseTurn(turn.id, STORE_UNAVAILABLE)
+        return RefuseTurn(turn.id, self._forwarding.unreachable(turn, owner))
 
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:
         """A commit is over: show the end of its turn, or commit it once more by itself.

@@ -407,9 +407,14 @@ def repeats_answers(heads: Iterable[Head | None]) -> bool:
     for head in heads:
         if head is None:
             return False
-        if head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call"):
+        if _is_made(head):
             return True
     return False
+
+
+def _is_made(head: Head) -> bool:
+    """Whether a model has made the item."""
+    return head.role == "assistant" or head.kind in _MADE or head.kind.endswith("_call")
 
 
 _MADE: Final = frozenset({"reasoning", "compaction", "item_reference", "mcp_approval_request"})
@@ -635,6 +640,15 @@ class Prompt:
             if len(found) == len(self.items):
                 self._heads = dict(enumerate(found))
         return [self._head(place) for place in range(len(self.items))]
+
+    def ends(self, after: int) -> list[bytes]:
+        """The chain digests at which a response may have ended, the last first: after items that a
+        model has made, where others follow. ``after``: the first items that are left out."""
+        made = [head is not None and _is_made(head) for head in self.heads()]
+        self.begin_chain(ROOT)
+        self.complete_chain()
+        places = range(len(made) - 1, max(after, 0), -1)
+        return [self.chain[place] for place in places if made[place - 1] and not made[place]]
 
     def meant_head(self, place: int) -> Head | None:
         """The head of the item at ``place``, or of the one that it refers to."""

@@ -32,6 +32,9 @@ NOWHERE = 0  # the conversation number of a response that belongs to no conversa
 
 # Headers by which clients name a conversation. Two requests with different values are never treated
 # as one conversation; equal values prove nothing, so they never join two.
+# Contexts of one history that a store is asked for. The last one is that of its latest response;
+# those before it are for a client that has gone back and asks something else.
+_MOST_CONTEXTS = 8
 NARROWING_HEADERS = frozenset({b"thread-id", b"session-id"})
 
 
@@ -353,6 +356,22 @@ class Memory:
     def alias(self, scope: str, response: str) -> Alias | None:
         """What is known about a response, without counting as a use."""
         return self._aliases.peek(scope, response)
+
+    def contexts(
+        self, scope: str, request: CreateRequest, headers: Iterable[tuple[bytes, bytes]], now: int
+    ) -> tuple[bytes, ...]:
+        """Digests of the contexts that a turn without an anchor may repeat and that are not held,
+        the longest first: a store may know them. Empty if it begins a conversation, or repeats only
+        what is held. Arguments as for ``recall``."""
+        held = self._transcripts
+        if held is None or request.previous_response_id or held.known_start(scope, request):
+            return ()
+        narrow = [value for name, value in headers if name in NARROWING_HEADERS]
+        prompt = self._prompt(scope, request, narrow)
+        if prompt is None or not prompt.whole or not prompt.repeats_answers():
+            return ()
+        matches = held.recognise(scope, prompt, now)
+        return tuple(prompt.ends(matches[0].repeated if matches else 0)[:_MOST_CONTEXTS])
 
     def holds(self, scope: str, alias: Alias, now: int) -> bool:
         """Whether the transcript of a response is held, or cannot be had from a store either."""

@@ -238,10 +238,12 @@ class Holdings:
         now: int,
         *,
         load: bool,
+        contexts: tuple[bytes, ...] = (),
     ) -> list[HoldingsEffect]:
         """Claim the conversation of a response for ``turn``; answered by ``Resolved``. While the
-        lease is asked for, the claim waits for it."""
-        question = st.Resume(self.owner, scope, response, load=load)
+        lease is asked for, the claim waits for it. Without ``response``, that of the first of
+        ``contexts`` that is known."""
+        question = st.Resume(self.owner, scope, response, contexts, load=load)
         if self._lease.valid(now):
             self._ask(question, turn, now)
         elif self._lease.stage is ls.LeaseStage.JOINING:

@@ -13,7 +13,7 @@ import pytest
 from bridgecore.config import Continuity, PeerUrl
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
 from bridgecore.testing import Abort, Error, Point, Silence
-from tests.endpoint_clients import Talker, strike, user
+from tests.endpoint_clients import Historian, Talker, strike, user
 from tests.endpoint_world import World, read_answers, request
 from tests.replica_world import PEERS, SECRET, Cluster, Replica
 
@@ -201,6 +201,50 @@ def test_a_forward_may_wait_for_another_turn_of_its_conversation() -> None:
     answer = b.read(waiting)
     assert answer.complete
     assert answer.response["error"]["code"] == "upstream_unavailable"  # what the owner says
+
+
+# ------------------------------------------------------------------ clients that repeat everything
+
+
+def test_a_history_is_recognised_by_the_owner_of_its_conversation() -> None:
+    _, a, b = pair()
+    client = Historian(a)
+    client.attempt(user("one"))
+    for replica in (b, a, b):
+        client.world = replica
+        client.attempt(user("more"))
+    assert client.outcomes == ["200"] * 4
+    assert [len(frame["input"]) for frame in a.frames] == [1] * 4
+
+
+def test_a_history_is_recognised_after_a_restart() -> None:
+    cluster, a, _ = pair()
+    client = Historian(a)
+    for text in ("one", "two"):
+        client.attempt(user(text))
+    a.drain()
+    client.world = cluster.start("a")
+    for text in ("three", "four"):
+        client.attempt(user(text))
+    # The first new connection needs the whole context, the next turn does not.
+    assert [len(frame["input"]) for frame in a.frames] == [1, 1, 5, 1]
+    assert len(cluster.model.snapshot()[1]) == 1  # still one conversation
+
+
+def test_a_history_needs_no_owner() -> None:
+    """Nothing that is stored is needed to answer it."""
+    _, a, b = pair()
+    client = Historian(a)
+    client.attempt(user("one"))
+    a.kill()
+    client.world = b
+    client.attempt(user("two"))
+    b.store.answers = False
+    client.attempt(user("three"), wait=3)
+    other = Historian(b, key="sk-2", history=[user("one"), {"role": "assistant", "content": "x"}])
+    other.attempt(user("two"), wait=5)
+    assert client.outcomes == ["200"] * 3
+    assert other.outcomes == ["200"]
 
 
 # ------------------------------------------------------------------ what is no forward

@@ -69,10 +69,10 @@ def test_a_keepalive_before_the_answer_is_progress_and_no_message() -> None:
     link = asked()
     read = link.receive(stream(b": keepalive\n\n"), 1)
     assert (read.messages, read.progress) == ([], True)
-    assert not link.whole
+    whole = [link.whole]
     read = link.receive(chunk(DELTA), 2)
     assert read.progress
-    assert link.whole
+    assert [*whole, link.whole] == [False, True]
     assert not link.receive(chunk(b": keepalive\n\n"), 3).progress
 
 
