@@ -1,0 +1,1 @@
+"""Measures what replicas cost, and what their clients notice of the loss of one."""

@@ -1,0 +1,154 @@
+"""CPU time and latency of a turn: with each store, at its owner, forwarded, and over two replicas.
+
+What belongs here: starting replicas on a core of their own, and one function for each comparison.
+All figures of one round are measured within seconds of each other, in an order that changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from benchmarks.replicas.client import Client
+from benchmarks.throughput import machine
+from benchmarks.throughput.participants import ROOT, Bench, MeasurementError
+from tests.stores import servers
+
+_COMMAND = "import sys; from bridgecore_cli.entry import run; sys.exit(run())"
+_ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
+# After which a process has become idle: its CPU time is exact only then (``machine.cpu_ns``).
+_SETTLE_SECONDS = 0.2
+CLIENTS = 16
+
+
+@dataclass
+class Replica:
+    """A running ``bridgecore serve``."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures of a run. ``cpu``: microseconds of a turn, over all replicas; ``first``, ``end``:
+    medians in milliseconds, of one client alone."""
+
+    cpu: float
+    first: float
+    end: float
+
+
+@contextmanager
+def replicas(
+    bench: Bench, count: int, store: str | None, folder: Path, core: int | None
+) -> Iterator[list[Replica]]:
+    """``count`` replicas over ``store``; None: with ``store = memory``."""
+    options: list[str] = []
+    if store is not None:
+        keys = folder / "keys"
+        if not keys.exists():
+            keys.touch(mode=0o600)
+            keys.write_text(secrets.token_hex(32), encoding="utf-8")
+        options = ["--store", store, "--cluster-keys", str(keys)]
+        options += ["--advertise", "http://127.0.0.1:0"]
+    url = f"ws://127.0.0.1:{bench.upstream}/v1/responses"
+    with ExitStack() as stack:
+        yield [stack.enter_context(serving(url, options, core)) for _ in range(count)]
+
+
+@contextmanager
+def serving(upstream: str, options: Sequence[str], core: int | None) -> Iterator[Replica]:
+    """One ``bridgecore serve``, pinned to ``core``; killed at the end."""
+    command = [sys.executable, "-c", _COMMAND, "serve", "--port", "0", "--upstream", upstream]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGECORE_")}
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "adapters")))
+    with tempfile.TemporaryFile("w+") as errors, machine.pinned(core):
+        process = subprocess.Popen(
+            [*command, *options],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        )
+        try:
+            assert process.stdout is not None
+            found = _ADDRESS.search(process.stdout.readline())
+            if found is None:
+                errors.seek(0)
+                raise MeasurementError(f"a replica did not start: {errors.read()[-500:]}")
+            yield Replica(process, int(found[1]))
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def measure(
+    running: Sequence[Replica], at: int, turns: int, deltas: int, *, beside: bool = False
+) -> Cost:
+    """The cost of turns at ``running[at]`` of conversations that begin at the first replica.
+
+    ``beside``: each second client begins and goes on at the second replica instead.
+    """
+    return asyncio.run(_measure(running, at, turns, deltas, beside=beside))
+
+
+async def _measure(
+    running: Sequence[Replica], at: int, turns: int, deltas: int, *, beside: bool
+) -> Cost:
+    clients = [Client(number) for number in range(CLIENTS)]
+
+    async def several(client: Client, count: int, where: int) -> None:
+        if beside:
+            where = client.number % 2
+        for _ in range(count):
+            await client.turn(running[where].port, deltas)
+
+    await asyncio.gather(*(several(client, 1, 0) for client in clients))
+    await asyncio.gather(*(several(client, 2, at) for client in clients))  # all is opened
+    before = _cpu(running)
+    await asyncio.gather(*(several(client, turns, at) for client in clients))
+    cpu = (_cpu(running) - before) / (turns * CLIENTS) / 1000
+    alone = Client(CLIENTS)
+    await several(alone, 1, 0)
+    await several(alone, 3, at)
+    alone.first.clear()
+    alone.end.clear()
+    await several(alone, 4 * turns, at)
+    for client in (*clients, alone):
+        await client.close()
+    return Cost(cpu, 1000 * median(alone.first), 1000 * median(alone.end))
+
+
+def _cpu(running: Sequence[Replica]) -> int:
+    time.sleep(_SETTLE_SECONDS)
+    return sum(machine.cpu_ns(replica.process.pid) for replica in running)
+
+
+def one_round(bench: Bench, turns: int, deltas: int, core: int | None) -> dict[str, Cost]:
+    """All comparisons, once: memory, SQLite, PostgreSQL, forwarded, and two replicas side by
+    side."""
+    found: dict[str, Cost] = {}
+    with servers.temporary_folder() as folder, servers.postgresql() as database:
+        with replicas(bench, 1, None, folder, core) as running:
+            found["memory"] = measure(running, 0, turns, deltas)
+        with replicas(bench, 1, f"sqlite:{folder}/one.db", folder, core) as running:
+            found["sqlite"] = measure(running, 0, turns, deltas)
+        store = f"sqlite:{folder}/two.db" if database is None else database.url
+        with replicas(bench, 2, store, folder, core) as running:
+            if database is not None:
+                found["postgresql"] = measure(running, 0, turns, deltas)
+            found["forwarded"] = measure(running, 1, turns, deltas)
+            found["two"] = measure(running, 0, turns, deltas, beside=True)
+    return found

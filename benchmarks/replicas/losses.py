@@ -1,0 +1,235 @@
+"""What clients notice when the owner of their conversations is killed, or all are replaced.
+
+What belongs here: crowds of conversations over three real processes behind a round robin, with an
+emulator that records every turn. Each attempt of a client has a text of its own, so a turn that a
+bridge sends twice is seen. The client retries as OpenAI's libraries do: twice, after the time that
+the answer names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import secrets
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+
+import bridgecore_asyncio
+from benchmarks.replicas.costs import Replica, serving
+from bridgecore.testing import Emulator
+from tests.stores import servers
+
+RETRIES = 2  # of OpenAI's libraries
+# Leases that are over soon, so that twenty of them take minutes and not an hour.
+_SHORT = ("--lease-ttl", "5", "--lease-margin", "1", "--store-timeout", "1")
+
+
+@dataclass
+class Crowd:
+    """What the clients have seen."""
+
+    running: list[Replica]
+    turns: int = 0  # completed
+    broken: int = 0  # streams that ended in the middle
+    retried: Counter[int] = field(default_factory=Counter)  # statuses that a retry cleared
+    errors: list[str] = field(default_factory=list)  # that reached the application
+    wrong: list[str] = field(default_factory=list)  # contexts that are not the client's
+    over: bool = False
+    _next: itertools.count[int] = field(default_factory=itertools.count)
+
+    def port(self) -> int:
+        """That of the next replica."""
+        return self.running[next(self._next) % len(self.running)].port
+
+
+class Broken(Exception):  # noqa: N818 (it is no error: the client sees that its stream has ended)
+    """The stream ended before its response was complete."""
+
+
+async def converse(crowd: Crowd, client: openai.AsyncOpenAI, emulator: Emulator, name: int) -> None:
+    """One conversation, until the crowd is over."""
+    last: str | None = None
+    believed: list[str] = []
+    for turn in itertools.count():
+        if crowd.over:
+            return
+        try:
+            response, text = await one_turn(crowd, client, f"c{name} t{turn}", last)
+        except Broken:
+            crowd.broken += 1  # the application sends its turn again
+            continue
+        except openai.APIStatusError as error:
+            crowd.errors.append(f"c{name} t{turn}: {error.status_code} {error.code}")
+            continue
+        believed = [*believed, text]
+        shown = [said for said in context(emulator, response) if said.startswith("c")]
+        if shown != believed:
+            crowd.wrong.append(f"c{name} t{turn}: {shown[-3:]} for {believed[-3:]}")
+        last = response
+        crowd.turns += 1
+
+
+async def one_turn(
+    crowd: Crowd, client: openai.AsyncOpenAI, text: str, last: str | None
+) -> tuple[str, str]:
+    """The id of the response to a turn, and the text of the attempt that got it."""
+    for attempt in itertools.count():
+        said = f"{text} a{attempt} {secrets.token_hex(4)}"
+        port = crowd.port()
+        try:
+            stream = await client.with_options(
+                base_url=f"http://127.0.0.1:{port}/v1"
+            ).responses.create(
+                model="m",
+                input=said,
+                store=False,
+                stream=True,
+                extra_body={} if last is None else {"previous_response_id": last},
+            )
+        except openai.APIConnectionError:
+            continue  # a balancer takes the next replica; it is refused before anything is sent
+        except openai.APIStatusError as error:
+            if attempt >= RETRIES or error.status_code < 500:
+                raise
+            crowd.retried[error.status_code] += 1
+            await asyncio.sleep(float(error.response.headers.get("retry-after", "1")))
+            continue
+        try:
+            async for event in stream:
+                if event.type == "response.completed":
+                    return event.response.id, said
+        except Exception as error:
+            raise Broken from error
+        raise Broken
+    raise AssertionError("an endless loop has ended")
+
+
+def context(emulator: Emulator, response: str) -> list[str]:
+    """The texts of users in the context of a response, as the upstream had it."""
+    turn = next(turn for turn in reversed(emulator.turns) if turn.response_id == response)
+    found = []
+    for item in turn.request.context:
+        content = item.get("content", "")
+        parts = [content] if isinstance(content, str) else [part["text"] for part in content]
+        found += parts if item.get("role") == "user" else []
+    return found
+
+
+def sent_twice(emulator: Emulator) -> int:
+    """Attempts whose text the upstream got as new input more than once."""
+    new: Counter[str] = Counter()
+    for turn in emulator.turns:
+        users = [item for item in turn.request.context if item.get("role") == "user"]
+        if users:
+            new[str(users[-1]["content"])] += 1
+    return sum(count > 1 for count in new.values())
+
+
+@contextlib.asynccontextmanager
+async def crowded(
+    conversations: int,
+) -> AsyncIterator[tuple[Crowd, Emulator, list[str], contextlib.ExitStack]]:
+    """A crowd over three replicas, whose clients are running."""
+    emulator = Emulator()
+    loop = asyncio.get_running_loop()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(servers.temporary_folder())
+        database = stack.enter_context(servers.postgresql())
+        options = options_of(folder, None if database is None else database.url)
+        async with bridgecore_asyncio.serve(emulator) as upstream:
+            url = f"ws://127.0.0.1:{upstream.port}/v1/responses"
+            command = [url, *options]
+            running = [
+                await loop.run_in_executor(None, stack.enter_context, serving(url, options, None))
+                for _ in range(3)
+            ]
+            crowd = Crowd(running)
+            async with openai.AsyncOpenAI(api_key="sk-1", max_retries=0, timeout=120) as client:
+                async with asyncio.TaskGroup() as tasks:
+                    for name in range(conversations):
+                        tasks.create_task(converse(crowd, client, emulator, name))
+                    yield crowd, emulator, command, stack
+                    crowd.over = True
+
+
+def options_of(folder: Path, store: str | None) -> list[str]:
+    """The flags of all replicas."""
+    keys = folder / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32), encoding="utf-8")
+    where = store or f"sqlite:{folder}/conversations.db"
+    return [
+        "--store",
+        where,
+        "--cluster-keys",
+        str(keys),
+        "--advertise",
+        "http://127.0.0.1:0",
+        *_SHORT,
+    ]
+
+
+async def replace(
+    crowd: Crowd, place: int, command: list[str], stack: contextlib.ExitStack
+) -> None:
+    """Start a replica in the place of one that has ended."""
+    url, *options = command
+    loop = asyncio.get_running_loop()
+    fresh = await loop.run_in_executor(None, stack.enter_context, serving(url, options, None))
+    crowd.running[place] = fresh
+
+
+async def settle(crowd: Crowd, turns: int) -> None:
+    """Wait until the crowd has completed so many more turns."""
+    wanted = crowd.turns + turns
+    while crowd.turns < wanted:
+        await asyncio.sleep(0.05)  # nothing reports it, and clients have to run meanwhile
+
+
+async def killed(conversations: int, kills: int) -> bool:
+    """Kill a replica at random, again and again; whether no conversation was lost."""
+    chance = random.Random(7)
+    async with crowded(conversations) as (crowd, emulator, command, stack):
+        for number in range(kills):
+            await settle(crowd, conversations)
+            place = chance.randrange(3)
+            crowd.running[place].process.send_signal(signal.SIGKILL)
+            await replace(crowd, place, command, stack)
+            print(f"killed {number + 1} of {kills}, {crowd.turns} turns", file=sys.stderr)
+        await settle(crowd, 2 * conversations)
+    return report(f"{conversations} conversations, {kills} replicas killed", crowd, emulator)
+
+
+async def rolling(conversations: int) -> bool:
+    """Replace all replicas, one after the other, in order; whether the application saw nothing."""
+    async with crowded(conversations) as (crowd, emulator, command, stack):
+        loop = asyncio.get_running_loop()
+        for place in range(3):
+            await settle(crowd, conversations)
+            leaving = crowd.running[place].process
+            leaving.send_signal(signal.SIGTERM)
+            await loop.run_in_executor(None, leaving.wait, 60)
+            await replace(crowd, place, command, stack)
+        await settle(crowd, conversations)
+    good = report(f"{conversations} conversations, rolling restart of 3 replicas", crowd, emulator)
+    return good and not crowd.broken
+
+
+def report(title: str, crowd: Crowd, emulator: Emulator) -> bool:
+    """Print what was seen; whether nothing was lost and nothing sent twice."""
+    twice = sent_twice(emulator)
+    print(f"\n{title}")
+    print(f"  {crowd.turns} turns completed, {crowd.broken} streams broken by a kill")
+    print(f"  statuses that a retry of the library cleared: {dict(crowd.retried) or 'none'}")
+    print(f"  errors that reached the application: {len(crowd.errors)} {crowd.errors[:5]}")
+    print(f"  turns with another context than their client's: {len(crowd.wrong)} {crowd.wrong[:3]}")
+    print(f"  attempts that were sent upstream twice: {twice}")
+    return not crowd.errors and not crowd.wrong and not twice
