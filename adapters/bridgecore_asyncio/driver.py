@@ -225,6 +225,9 @@ class Server(Driver["Connection"]):
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(call)
 
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon(call)
+
     def _set_alarm(self, at: int | None) -> None:
         self._alarm.cancel()
         if at is not None:

@@ -6,7 +6,8 @@ with its own threads and connections:
 * **leases** (Join, Renew, Leave): one thread. A renewal that waits behind other work would cost
   the lease, and with it everything that the replica owns;
 * **work** (Resume, Commit, Release): as many threads as the back end can use. Waiting commits are
-  carried out together, because most of a commit is the end of its transaction and the round trip;
+  carried out together, because most of a commit is the end of its transaction and the round trip:
+  by one thread at a time, so that they wait for each other and not each for a transaction of its own;
 * **upkeep** (Sweep): one thread, because it can take long.
 
 Questions about the same conversation are carried out in the order in which they were asked: of two
@@ -100,6 +101,7 @@ class _Lane:
         self._timeout = timeout
         self._queue: deque[_Entry] = deque()
         self._busy: set[bytes] = set()  # conversations that a thread works on
+        self._committing = False  # a thread carries out commits
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -172,6 +174,7 @@ class _Lane:
                 self._changed.wait()
             for entry in taken:
                 self._busy.update(entry.touches)
+            self._committing = self._committing or isinstance(taken[0].question, st.Commit)
             return taken
 
     def _next(self) -> list[_Entry]:
@@ -181,10 +184,11 @@ class _Lane:
         blocked = set(self._busy)
         while self._queue and len(taken) < GROUP and len(kept) < _LOOKED_AT:
             entry = self._queue.popleft()
-            together = not taken or isinstance(entry.question, st.Commit)
-            if together and blocked.isdisjoint(entry.touches):
+            commits = isinstance(entry.question, st.Commit)
+            fits = not self._committing if commits else not taken
+            if fits and blocked.isdisjoint(entry.touches):
                 taken.append(entry)
-                if not isinstance(entry.question, st.Commit):
+                if not commits:
                     break
             else:
                 kept.append(entry)
@@ -194,6 +198,8 @@ class _Lane:
 
     def _finish(self, entries: list[_Entry]) -> None:
         with self._changed:
+            if isinstance(entries[0].question, st.Commit):
+                self._committing = False
             for entry in entries:
                 self._busy.difference_update(entry.touches)
             if self._queue:

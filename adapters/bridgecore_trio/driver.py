@@ -211,6 +211,9 @@ class Server(Driver["Connection"]):
         with contextlib.suppress(trio.RunFinishedError):
             self._token.run_sync_soon(call)
 
+    def _soon(self, call: Callable[[], None]) -> None:
+        self._token.run_sync_soon(call)
+
     def _set_alarm(self, at: int | None) -> None:
         self._alarm.deadline = math.inf if at is None else at / NS_PER_SECOND
 

@@ -51,7 +51,7 @@ def costs(rounds: int, turns: int, cores: machine.Cores) -> bool:
     with Bench.open(cores) as bench, machine.pinned(cores.others):
         for title, deltas in (("short turns, 5 deltas", 5), ("turns of 300 deltas", 300)):
             count = turns if deltas < 100 else max(2, turns // 4)
-            found = [one_round(bench, count, deltas, cores.bridge) for _ in range(rounds)]
+            found = [one_round(bench, count, deltas) for _ in range(rounds)]
             print(f"\n{title}; medians of {rounds} rounds")
             reached = report(found) and reached
     return reached

@@ -51,10 +51,9 @@ class Cost:
 
 
 @contextmanager
-def replicas(
-    bench: Bench, count: int, store: str | None, folder: Path, core: int | None
-) -> Iterator[list[Replica]]:
-    """``count`` replicas over ``store``; None: with ``store = memory``."""
+def replicas(bench: Bench, count: int, store: str | None, folder: Path) -> Iterator[list[Replica]]:
+    """``count`` replicas over ``store``; None: with ``store = memory``. The first one has the core
+    of bridges, a second one that of everything else: two on one core would take turns."""
     options: list[str] = []
     if store is not None:
         keys = folder / "keys"
@@ -65,7 +64,8 @@ def replicas(
         options += ["--advertise", "http://127.0.0.1:0"]
     url = f"ws://127.0.0.1:{bench.upstream}/v1/responses"
     with ExitStack() as stack:
-        yield [stack.enter_context(serving(url, options, core)) for _ in range(count)]
+        cores = (bench.cores.bridge, bench.cores.others)
+        yield [stack.enter_context(serving(url, options, core)) for core in cores[:count]]
 
 
 @contextmanager
@@ -136,17 +136,17 @@ def _cpu(running: Sequence[Replica]) -> int:
     return sum(machine.cpu_ns(replica.process.pid) for replica in running)
 
 
-def one_round(bench: Bench, turns: int, deltas: int, core: int | None) -> dict[str, Cost]:
+def one_round(bench: Bench, turns: int, deltas: int) -> dict[str, Cost]:
     """All comparisons, once: memory, SQLite, PostgreSQL, forwarded, and two replicas side by
     side."""
     found: dict[str, Cost] = {}
     with servers.temporary_folder() as folder, servers.postgresql() as database:
-        with replicas(bench, 1, None, folder, core) as running:
+        with replicas(bench, 1, None, folder) as running:
             found["memory"] = measure(running, 0, turns, deltas)
-        with replicas(bench, 1, f"sqlite:{folder}/one.db", folder, core) as running:
+        with replicas(bench, 1, f"sqlite:{folder}/one.db", folder) as running:
             found["sqlite"] = measure(running, 0, turns, deltas)
         store = f"sqlite:{folder}/two.db" if database is None else database.url
-        with replicas(bench, 2, store, folder, core) as running:
+        with replicas(bench, 2, store, folder) as running:
             if database is not None:
                 found["postgresql"] = measure(running, 0, turns, deltas)
             found["forwarded"] = measure(running, 1, turns, deltas)

@@ -125,6 +125,10 @@ class Holdings:
         self.times = times
         self._seed = seed
         self._lease = ls.Lease()
+        # Asked for with every event of a bridge, and changed by few, so it is kept.
+        self._owner = self._lease.incarnation, self._owner_under(self._lease.incarnation)
+        self._next: int | None = None
+        self._next_known = False
         self._claims: dict[bytes, cl.Claim] = {}  # NEW and OWNED
         self._seen: OrderedDict[bytes, int] = OrderedDict()  # of those that are not owned here
         self._asked: dict[int, _Asked] = {}  # by query
@@ -167,7 +171,15 @@ class Holdings:
     @property
     def owner(self) -> st.Owner:
         """This replica under its present lease."""
-        text = b"%b/%d" % (self._seed, self._lease.incarnation)
+        number, owner = self._owner
+        if number != self._lease.incarnation:
+            number = self._lease.incarnation
+            owner = self._owner_under(number)
+            self._owner = number, owner
+        return owner
+
+    def _owner_under(self, incarnation: int) -> st.Owner:
+        text = b"%b/%d" % (self._seed, incarnation)
         return st.Owner(self.replica, hashlib.blake2b(text, digest_size=16).hexdigest())
 
     def has_lease(self, now: int) -> bool:
@@ -194,6 +206,11 @@ class Holdings:
 
     def next_timeout(self) -> int | None:
         """When to call ``timeout`` (ns); None: never."""
+        if not self._next_known:
+            self._next, self._next_known = self._find_next(), True
+        return self._next
+
+    def _find_next(self) -> int | None:
         # Questions are kept in the order in which they were asked, and all have the same time.
         open_ = (asked.deadline for asked in self._asked.values() if asked.turn is not None)
         times = [next(open_, None), self._lease.wake]
@@ -254,6 +271,7 @@ class Holdings:
 
     def forget(self, turn: int) -> None:
         """``turn`` is gone: answers to its questions are not reported any more."""
+        self._next_known = False
         self._waiting = [entry for entry in self._waiting if entry[0] != turn]
         for query, asked in self._asked.items():
             if asked.turn == turn:
@@ -448,6 +466,7 @@ class Holdings:
         return self._seen.get(conversation, 0) if claim is None else claim.seen
 
     def _take(self) -> list[HoldingsEffect]:
+        self._next_known = False
         out, self._out = self._out, []
         return out
 

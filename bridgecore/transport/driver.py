@@ -63,6 +63,9 @@ class Driver(ABC, Generic[C]):
         self._stop = stop  # called when the machine has drained
         self._connections: dict[int, C] = {}  # those that the machine knows
         self._events: deque[tuple[tp.TransportEvent, C | None]] = deque()
+        self._answers: deque[tp.StoreAnswered] = deque()  # of the store, from its threads
+        self._woken = False  # ``_take_answers`` is about to be called
+        self._questions: list[tuple[Question, Callable[[Answer], None]]] = []  # of this pass
         self._busy = False
         self._closed = False
         self._accept_at: int | None = None  # ns, when to accept again; None: not paused
@@ -190,12 +193,34 @@ class Driver(ABC, Generic[C]):
         query = effect.query
 
         def answered(answer: Answer) -> None:
-            self._from_thread(lambda: self.report(tp.StoreAnswered(query, answer)))
+            # A store answers many questions at once. Waking the event loop takes a system call, so
+            # it is done once for all that come before it looks. An answer is added before the flag
+            # is read, and the flag is reset before the answers are taken: none is overlooked.
+            self._answers.append(tp.StoreAnswered(query, answer))
+            if not self._woken:
+                self._woken = True
+                self._from_thread(self._take_answers)
 
-        if self._store is None:
-            answered(Failed("there is no store"))
-        else:
-            self._store.ask(effect.question, answered)
+        # Asked at the end of this pass of the event loop, with all others of the pass. Most of what
+        # a question costs is the round trip and the change of threads, which several share then.
+        self._questions.append((effect.question, answered))
+        if len(self._questions) == 1:
+            self._soon(self._ask_all)
+
+    def _ask_all(self) -> None:
+        """Pass the questions of a pass of the event loop to the store."""
+        questions, self._questions = self._questions, []
+        for question, answered in questions:
+            if self._store is None:
+                answered(Failed("there is no store"))
+            else:
+                self._store.ask(question, answered)
+
+    def _take_answers(self) -> None:
+        """Report what the store has answered by now."""
+        self._woken = False
+        while self._answers:
+            self.report(self._answers.popleft())
 
     # ------------------------------------------------------------ implemented by an adapter
 
@@ -207,6 +232,10 @@ class Driver(ABC, Generic[C]):
     def _from_thread(self, call: Callable[[], None]) -> None:
         """Have the event loop call ``call`` soon. May be called from any thread, and after the end:
         then nothing is called."""
+
+    @abstractmethod
+    def _soon(self, call: Callable[[], None]) -> None:
+        """Have the event loop call ``call`` after what it is doing. Called from the event loop."""
 
     @abstractmethod
     def _set_alarm(self, at: int | None) -> None:

@@ -593,7 +593,7 @@ _OWN_HEADERS = frozenset({b"connection", b"content-length", b"transfer-encoding"
 _PLAIN_NAMES = frozenset(
     {
         *(b"cache-control", b"content-type", b"retry-after", b"retry-after-ms"),
-        *(b"x-accel-buffering", b"x-request-id"),
+        *(b"x-accel-buffering", b"x-bridgecore-forward", b"x-request-id"),
     }
 )
 _PLAIN_VALUE = re.compile(rb"[\x21-\x7e]+")

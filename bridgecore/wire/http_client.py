@@ -1,12 +1,16 @@
 """The client's side of an HTTP/1.1 connection: requests to bytes, and bytes to answers.
 
-What belongs here: one exchange after the other on one connection, with answers of any framing. h11
-does the work; this module keeps its exceptions and its classes from the rest.
+What belongs here: one exchange after the other on one connection, with answers of any framing.
+Heads of answers are parsed by h11, or, if they have the form that nearly all have, by an expression
+that accepts less. Bodies are framed here, as in ``wire.http``: the chunks of a stream are the hot
+path.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import enum
+import re
+from typing import Final, TypeAlias
 
 import attrs
 import h11
@@ -38,20 +42,43 @@ AnswerPart: TypeAlias = AnswerHead | bytes | AnswerDone
 """A part of an answer: its head, bytes of its body, its end."""
 
 
+class _Reading(enum.Enum):
+    """What comes next."""
+
+    NOTHING = enum.auto()  # no request was sent
+    HEAD = enum.auto()
+    SIZED = enum.auto()  # a body whose length the head has
+    SIZE = enum.auto()  # of a chunk
+    CHUNK = enum.auto()  # its data, and the CRLF after it
+    TRAILER = enum.auto()  # fields after the last chunk
+    UNTIL_CLOSE = enum.auto()  # a body that ends with the connection
+
+
 class HttpClient:
-    """One connection to an HTTP server. ``max_head``: bytes of an answer's head."""
+    """One connection to an HTTP server. ``max_head``: bytes of an answer's head, and of what is
+    not data in its body."""
 
     def __init__(self, max_head: int) -> None:
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=max_head)
+        self._max_head = max_head
+        self._buffer = b""  # of a head or a line that is not complete
+        self._reading = _Reading.NOTHING
+        self._left = 0  # bytes of a sized body or a chunk that are still to come
+        self._reusable = True
 
     def request(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> bytes:
-        """The bytes of a request. ``headers``: with ``host``, without those that frame the body."""
-        framed = [*headers, (b"content-length", b"%d" % len(body))]
-        http = self._http
-        head = http.send(h11.Request(method=method, target=target, headers=framed)) or b""
-        sent = http.send(h11.Data(data=body)) or b""
-        end = http.send(h11.EndOfMessage()) or b""
-        return b"".join((head, sent, end))
+        """The bytes of a request.
+
+        Args:
+            headers: with ``host``, without those that frame the body; valid ones (RFC 9110, section
+                5.5), or ``ValueError`` is raised.
+        """
+        for name, value in headers:
+            if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
+                raise ValueError(f"the header {name!r:.100} has a value that cannot be sent")
+        self._reading = _Reading.HEAD
+        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        start = b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n"
+        return start % (method, target, lines, len(body)) + body
 
     def receive(self, data: bytes) -> list[AnswerPart]:
         """The parts of the answer that ``data`` completes; ``data`` is empty at the end of the
@@ -60,26 +87,152 @@ class HttpClient:
         Raises:
             BadAnswerError: the server broke the protocol, or closed in mid-answer.
         """
-        http = self._http
+        if not data:
+            return self._end_of_stream()
+        text = self._buffer + data if self._buffer else data
         parts: list[AnswerPart] = []
-        try:
-            http.receive_data(data)
-            while True:
-                event = http.next_event()
-                if isinstance(event, h11.Data):
-                    parts.append(bytes(event.data))
-                elif isinstance(event, h11.Response):
-                    parts.append(AnswerHead(event.status_code, list(event.headers)))
-                elif isinstance(event, h11.EndOfMessage):
-                    parts.append(AnswerDone(bool(data) and self._start_next()))
-                elif not isinstance(event, h11.InformationalResponse):
-                    return parts  # more is needed, or nothing more can come
-        except h11.RemoteProtocolError:
-            raise BadAnswerError("unreadable answer") from None
+        at = 0
+        while at < len(text):
+            reading = self._reading
+            if reading is _Reading.NOTHING:
+                raise BadAnswerError("data without a request")
+            if reading is _Reading.HEAD:
+                end = text.find(b"\r\n\r\n", at)
+                if end < 0:
+                    break
+                self._begin(text[at : end + 4], parts)
+                at = end + 4
+            elif reading is _Reading.UNTIL_CLOSE:
+                parts.append(text[at:])
+                at = len(text)
+            elif reading is _Reading.SIZED:
+                piece = text[at : at + self._left]
+                parts.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if not self._left:
+                    self._finish(parts)
+            elif reading is _Reading.CHUNK:
+                at = self._read_chunk(text, at, parts)
+                if self._left == 2 and len(text) - at == 1:
+                    break  # the CRLF is not complete
+            else:
+                end = text.find(b"\r\n", at)
+                if end < 0:
+                    break
+                self._read_line(text[at:end], parts)
+                at = end + 2
+        self._buffer = text[at:]
+        if len(self._buffer) > self._max_head:
+            raise BadAnswerError("unreadable answer")
+        return parts
 
-    def _start_next(self) -> bool:
-        """Get ready for another request; whether the server allows one on this connection."""
-        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
-            return False
-        self._http.start_next_cycle()
-        return True
+    # ------------------------------------------------------------ heads
+
+    def _begin(self, raw: bytes, parts: list[AnswerPart]) -> None:
+        """Read a head; interim answers (1xx) change nothing."""
+        version, status, headers = _usual_head(raw) or _any_head(raw)
+        if status < 200:
+            return
+        fields = dict(headers)
+        coding = fields.get(b"transfer-encoding")
+        connection = fields.get(b"connection", b"").lower()
+        self._reusable = version == b"1.1" and b"close" not in connection
+        parts.append(AnswerHead(status, headers))
+        if status in (204, 304):
+            self._finish(parts)
+        elif coding is not None:
+            if coding.lower() != b"chunked":
+                raise BadAnswerError("a transfer coding that was not asked for")
+            self._reading = _Reading.SIZE
+        elif (length := fields.get(b"content-length")) is not None:
+            if not length.isdigit() or len(length) > 18:
+                raise BadAnswerError("unreadable answer")
+            self._left = int(length)
+            self._reading = _Reading.SIZED
+            if not self._left:
+                self._finish(parts)
+        else:
+            self._reading, self._reusable = _Reading.UNTIL_CLOSE, False
+
+    # ------------------------------------------------------------ bodies
+
+    def _read_line(self, line: bytes, parts: list[AnswerPart]) -> None:
+        """Read a line of chunk framing: the size of a chunk, or of the trailer."""
+        if self._reading is _Reading.TRAILER:
+            if not line:
+                self._finish(parts)
+            return
+        size = _SIZE.match(line)
+        if size is None:
+            raise BadAnswerError("unreadable answer")
+        self._left = int(size[1], 16) + 2  # with its CRLF
+        self._reading = _Reading.CHUNK if self._left > 2 else _Reading.TRAILER
+
+    def _read_chunk(self, text: bytes, at: int, parts: list[AnswerPart]) -> int:
+        """Read data of a chunk from ``at`` on; where it goes on."""
+        piece = text[at : at + self._left - 2]
+        if piece:
+            parts.append(piece)
+            at += len(piece)
+            self._left -= len(piece)
+        if self._left == 2 and len(text) - at >= 2:
+            if not text.startswith(b"\r\n", at):
+                raise BadAnswerError("unreadable answer")
+            at += 2
+            self._reading = _Reading.SIZE
+        return at
+
+    def _finish(self, parts: list[AnswerPart]) -> None:
+        parts.append(AnswerDone(self._reusable))
+        self._reading = _Reading.NOTHING
+
+    def _end_of_stream(self) -> list[AnswerPart]:
+        if self._reading is _Reading.UNTIL_CLOSE:
+            self._reading = _Reading.NOTHING
+            return [AnswerDone(False)]
+        if self._reading is not _Reading.NOTHING:
+            raise BadAnswerError("unreadable answer")
+        return []
+
+
+_NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+_VALUE: Final = re.compile(
+    rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
+)
+_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;|\Z)")
+_STATUS: Final = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2}) [\t\x20-\x7e\x80-\xff]*")
+_FIELD: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e]+(?: [\x21-\x7e]+)*)")
+
+
+def _usual_head(raw: bytes) -> tuple[bytes, int, Headers] | None:
+    """The version, status and headers of a head with simple values, each name once; None if it has
+    another form."""
+    start, *lines = raw[:-4].split(b"\r\n")
+    status = _STATUS.fullmatch(start)
+    if status is None:
+        return None
+    headers = []
+    for line in lines:
+        field = _FIELD.fullmatch(line)
+        if field is None:
+            return None
+        headers.append((field[1].lower(), field[2]))
+    if len(dict(headers)) != len(headers):
+        return None
+    return status[1], int(status[2]), headers
+
+
+def _any_head(raw: bytes) -> tuple[bytes, int, Headers]:
+    """The same of any head, by h11."""
+    http = h11.Connection(h11.CLIENT)
+    http.send(h11.Request(method=b"GET", target=b"/", headers=[(b"host", b"a")]))
+    http.send(h11.EndOfMessage())
+    try:
+        http.receive_data(raw)
+        event = http.next_event()
+    except h11.RemoteProtocolError:
+        raise BadAnswerError("unreadable answer") from None
+    if not isinstance(event, h11.Response | h11.InformationalResponse):
+        raise BadAnswerError("unreadable answer")
+    return event.http_version, event.status_code, list(event.headers)

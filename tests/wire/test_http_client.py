@@ -47,6 +47,17 @@ CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\
         (b"HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\nno", 403, b"no", True),
         (b"HTTP/1.1 503 No\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx", 503, b"x", False),
         (b"HTTP/1.1 100 Continue\r\n\r\n" + CHUNKED, 200, b"abc", True),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nno", 200, b"no", False),
+        (b"HTTP/1.1 204 No Content\r\nx: 1\r\n\r\n", 204, b"", True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", 200, b"", True),
+        # Names in any case, several values, white space, extensions and trailers.
+        (
+            b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nset-cookie:\tb  c \r\nTransfer-Encoding: Chunked"
+            b"\r\n\r\n3;x=y\r\nabc\r\n0\r\nx-checksum: 7\r\n\r\n",
+            200,
+            b"abc",
+            True,
+        ),
     ],
 )
 def test_answers_are_read_in_any_pieces(
@@ -77,11 +88,26 @@ def test_an_answer_without_a_length_ends_with_the_connection() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2_000],
+    [
+        b"SSH-2.0-OpenSSH\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx: " + b"x" * 2_000,
+        b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nx\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nab\r\n",
+        CHUNKED + b"HTTP/1.1 200 OK\r\n\r\n",  # no second request was sent
+    ],
 )
 def test_what_is_no_answer_is_refused(text: bytes) -> None:
     with pytest.raises(BadAnswerError):
         received(asked(), text)
+
+
+@pytest.mark.parametrize("header", [(b"x", b"a\r\nb: c"), (b"x y", b""), (b"x", b" a")])
+def test_a_header_that_would_break_the_request_is_refused(header: tuple[bytes, bytes]) -> None:
+    with pytest.raises(ValueError, match="cannot be sent"):
+        HttpClient(1_000).request(b"POST", b"/", [header], b"")
 
 
 def test_an_answer_that_is_cut_off_is_refused() -> None:
