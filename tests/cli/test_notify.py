@@ -54,6 +54,7 @@ def test_the_command_says_when_it_is_ready_and_when_it_drains(
         bound.recv(64)  # no watchdog was asked for
 
 
+@pytest.mark.parametrize("manager", ["file"], indirect=True)
 def test_the_event_loop_says_that_it_runs(
     backend: Backend, manager: tuple[socket.socket, str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_a_manager_that_cannot_be_reached_harms_nothing(name: str) -> None:
     assert " warning " not in err
 
 
+@pytest.mark.parametrize("manager", ["file"], indirect=True)
 def test_a_manager_that_does_not_read_holds_nothing_up(
     manager: tuple[socket.socket, str],
 ) -> None:
