@@ -1,8 +1,8 @@
 """``bridgecore serve``: starts the bridge on the chosen event loop, and stops it by a signal.
 
-What belongs here: signals, the first line of output, and warnings about settings. What only one
-choice of settings needs is imported when it is chosen: trio, uvloop, the emulator, the decision
-log.
+What belongs here: signals, the first line of output, the limit on open files, and warnings about
+settings. What only one choice of settings needs is imported when it is chosen: trio, uvloop, the
+emulator, the decision log.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.driver import StoreClient
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
+from bridgecore_cli.notify import Notifier
 from bridgecore_cli.output import give_up_stdout_if_broken
 from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load
 
@@ -66,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
 
             log = stack.enter_context(DecisionLog(settings.decision_log, log))
         cluster = _open_cluster(settings, stack)
-        _run(settings, lines, log, cluster)
+        notifier = stack.enter_context(Notifier(os.environ))
+        _run(settings, lines, log, cluster, notifier)
     return 0
 
 
@@ -118,21 +120,27 @@ def _certificate(path: str | None) -> ssl.SSLContext | None:
     return context
 
 
-def _run(settings: Settings, lines: LineLog, log: _WriteLog, cluster: _Cluster) -> None:
+def _run(
+    settings: Settings, lines: LineLog, log: _WriteLog, cluster: _Cluster, notifier: Notifier
+) -> None:
     """Serve with the chosen backend. ``lines``: what ``log`` writes lines to; they are written once
     in each pass of the event loop."""
     signals = _Signals(lines)
     bridge = functools.partial(
-        _bridge, settings=settings, log=log, signals=signals, cluster=cluster
+        _bridge, settings=settings, log=log, signals=signals, cluster=cluster, notifier=notifier
     )
     if settings.backend == "asyncio":
-        _run_asyncio(settings, lines, signals, bridge)
+        _run_asyncio(settings, lines, signals, notifier, bridge)
     else:
-        _run_trio(settings, lines, bridge)
+        _run_trio(settings, lines, notifier, bridge)
 
 
 def _run_asyncio(
-    settings: Settings, lines: LineLog, signals: _Signals, run_bridge: _RunBridge
+    settings: Settings,
+    lines: LineLog,
+    signals: _Signals,
+    notifier: Notifier,
+    run_bridge: _RunBridge,
 ) -> None:
     new_loop = _new_uvloop() if settings.loop == "uvloop" else None
 
@@ -144,7 +152,9 @@ def _run_asyncio(
         loop = asyncio.get_running_loop()
         signals.wake(loop)
         lines.later = loop.call_soon
+        watchdog = loop.create_task(notifier.keep_alive(asyncio.sleep))
         await run_bridge(serve)
+        watchdog.cancel()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(bridge())
@@ -161,7 +171,9 @@ def _new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     return new_loop
 
 
-def _run_trio(settings: Settings, lines: LineLog, run_bridge: _RunBridge) -> None:
+def _run_trio(
+    settings: Settings, lines: LineLog, notifier: Notifier, run_bridge: _RunBridge
+) -> None:
     if settings.loop != "asyncio":
         raise SettingsError(
             f"loop {settings.loop} is one of the backend asyncio, and the backend is "
@@ -178,6 +190,9 @@ def _run_trio(settings: Settings, lines: LineLog, run_bridge: _RunBridge) -> Non
 
     async def bridge() -> None:
         lines.later = trio.lowlevel.current_trio_token().run_sync_soon
+        # A task of the system ends with the run, and needs no nursery around the bridge, which
+        # would wrap its errors.
+        trio.lowlevel.spawn_system_task(notifier.keep_alive, trio.sleep)
         await run_bridge(serve)
 
     trio.run(bridge)
@@ -190,11 +205,13 @@ async def _bridge(
     log: _WriteLog,
     signals: _Signals,
     cluster: _Cluster,
+    notifier: Notifier,
 ) -> None:
     """Start the emulator, if it is the upstream, and the bridge, and wait until it has stopped.
 
     Awaits only what both backends offer, so that one function serves asyncio and trio.
     """
+    files = _raise_file_limit(log)
     async with contextlib.AsyncExitStack() as stack:
 
         async def listen(machine: Any, host: str, port: int, **options: Any) -> _Server:
@@ -215,15 +232,39 @@ async def _bridge(
 
             emulator = await listen(Emulator(), "127.0.0.1", 0)
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
-        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = None if files == resource.RLIM_INFINITY else files
         name = settings.replica or _make_name()
-        config = settings.config(upstream, most, name, cluster.secrets)
+        config = settings.config(upstream, files, name, cluster.secrets)
         options = {"log": log, "store": cluster.store, "peer_ssl": cluster.peer_ssl}
         server = await listen(config, settings.host, settings.port, **options)
         _announce(settings, config, server, log)
-        signals.on_first(server.request_drain)
+        notifier.ready()
+
+        def drain(by: str) -> None:
+            notifier.stopping()
+            server.request_drain(by)
+
+        signals.on_first(drain)
         await server.wait_stopped()
+
+
+def _raise_file_limit(log: _WriteLog) -> int | None:
+    """Raise this process's limit on open files to the highest that it may have; None: no limit.
+
+    Systems set it to 1,024 at first for the sake of programs that use ``select``, which cannot
+    handle more. The event loops here can, and ``max_sessions`` follows from it.
+    """
+    before, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if before != highest:
+        with contextlib.suppress(OSError, ValueError):  # macOS says "unlimited", and means 10,240
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shown = {"before": _shown(before), "highest": _shown(highest), "now": _shown(now)}
+    log(Log(LogLevel.DEBUG, "files.limit", shown))
+    return None if now == resource.RLIM_INFINITY else now
+
+
+def _shown(limit: int) -> str | int:
+    return "unlimited" if limit == resource.RLIM_INFINITY else limit
 
 
 def _make_name() -> str:

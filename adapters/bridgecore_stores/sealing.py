@@ -194,11 +194,14 @@ def read_secrets(path: str | os.PathLike[str]) -> tuple[bytes, ...]:
     Raises:
         StoreError: the file is missing, has no secret, is readable by other users, or has a secret
             that is too short or occurs twice.
+
+    A file of root may be readable for its group. That is how Kubernetes (``fsGroup``) and systemd
+    (``LoadCredential``, by an access list) give a secret to a process that is not root's.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            status = os.fstat(file.fileno())
             text = file.read().decode()
     except FileNotFoundError:
         raise StoreError(f"{path}: there is no such file of secrets") from None
@@ -206,7 +209,8 @@ def read_secrets(path: str | os.PathLike[str]) -> tuple[bytes, ...]:
         raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise StoreError(f"{path}: is not UTF-8 text") from None
-    if os.name == "posix" and stat.S_IMODE(mode) & 0o077:
+    of_root = status.st_uid == 0 != os.geteuid()
+    if stat.S_IMODE(status.st_mode) & (0o037 if of_root else 0o077):
         raise StoreError(f"{path}: other users can read it: chmod 600 {path}")
     secrets: list[str] = []
     for number, line in enumerate(text.splitlines(), 1):

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 TIME_LIMIT = 15.0  # seconds that one wait may take
 _COMMAND = (sys.executable, "-W", "error", "-m", "bridgecore_cli", "serve")
+_LIMIT = 'ulimit -S -n {} && ulimit -H -n {} && exec "$@"'
 _RUNNING = re.compile(
     r"bridgecore running on http://127\.0\.0\.1:(\d+) \(Press CTRL\+C to quit\)\n"
 )
@@ -126,11 +127,19 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 @contextmanager
-def running(*arguments: str, environ: Mapping[str, str] | None = None) -> Iterator[Process]:
-    """``bridgecore serve --port 0`` with ``arguments``, ready; killed at the end if necessary."""
+def running(
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    files: tuple[int, int] | None = None,
+) -> Iterator[Process]:
+    """``bridgecore serve --port 0`` with ``arguments``, ready; killed at the end if necessary.
+
+    ``files``: the soft and the hard limit on open files that it starts with; None: as here.
+    """
+    limited = [] if files is None else ["sh", "-c", _LIMIT.format(*files), "sh"]
     with tempfile.TemporaryFile() as errors:
         popen = subprocess.Popen(
-            [*_COMMAND, "--port", "0", *arguments],
+            [*limited, *_COMMAND, "--port", "0", *arguments],
             env=environment(environ),
             stdout=subprocess.PIPE,
             stderr=errors,

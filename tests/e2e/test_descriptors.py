@@ -80,10 +80,14 @@ def test_idle_client_connections_are_closed_too(backend: Backend, upstream: Upst
 
 @pytest.mark.parametrize("files", [64, 128])
 def test_the_number_of_sessions_follows_from_the_files(files: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))  # the process inherits it
-    try:
-        with running("--upstream", "ws://127.0.0.1:9/") as bridge:
-            eventually(lambda: f"max_sessions={(files - files // 4) // 2}" in bridge.logged())
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with running("--upstream", "ws://127.0.0.1:9/", files=(files, files)) as bridge:
+        eventually(lambda: f"max_sessions={(files - files // 4) // 2}" in bridge.logged())
+
+
+def test_the_soft_limit_on_files_is_raised_to_the_hard_one(backend: Backend) -> None:
+    options = ("--upstream", "ws://127.0.0.1:9/", "--backend", backend.name)
+    with running(*options, "--log-level", "debug", files=(64, 128)) as bridge:
+        eventually(lambda: "max_sessions=48 " in bridge.logged())
+        assert "debug files.limit before=64 highest=128 now=128\n" in bridge.logged()
+        limits = resource.prlimit(bridge.popen.pid, resource.RLIMIT_NOFILE)
+    assert limits == (128, 128)

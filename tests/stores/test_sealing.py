@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bridgecore_stores import Keys, StoreError, read_keys
 from bridgecore_stores.sealing import alias_name
+from tests.stores import servers
 
 OLD, NEW = b"the old secret, which is long enough", b"the new secret, which is long enough"
 
@@ -110,3 +114,30 @@ def test_a_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> Non
     file = _file(tmp_path / "keys", OLD.decode(), mode)
     with pytest.raises(StoreError, match=f"chmod 600 {file}"):
         read_keys(file)
+
+
+@contextlib.contextmanager
+def nobody() -> Iterator[None]:
+    """This process without the rights of root, until the end of the context."""
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a group")
+def test_a_file_of_root_may_be_readable_for_the_group_of_the_process() -> None:
+    with servers.temporary_folder() as folder:
+        folder.chmod(0o755)
+        file = _file(folder / "keys", OLD.decode(), 0o440)
+        os.chown(file, 0, 65534)
+        with nobody():
+            keys = read_keys(file)
+        assert keys.context_names("s", b"c") == Keys([OLD]).context_names("s", b"c")
+        for mode in (0o444, 0o460):
+            file.chmod(mode)
+            with nobody(), pytest.raises(StoreError, match="other users can read it"):
+                read_keys(file)
