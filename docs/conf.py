@@ -25,6 +25,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"st\..*"),  # hypothesis.strategies, where an annotation could not be resolved
     ("py:class", r"_Driver|deque|tp\..*"),  # of private fields of testing.network.End
     ("py:class", r"bridgecore\.transport\.driver\.C"),  # a type variable
+    ("py:class", r"tuple\[bytes"),  # how Sphinx reads the type of Config.cluster_secrets
     # Internal: open_store makes stores.
     ("py:class", r"bridgecore_stores\.backend\.(Backend|Connector)"),
     # Of other projects, whose indexes cannot be looked up here: a build needs no network.

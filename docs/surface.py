@@ -33,6 +33,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
         "Configuration": (
             "Config",
             "UpstreamUrl",
+            "PeerUrl",
             "Continuity",
             "OnAmbiguousLoss",
             "Rotation",
@@ -72,6 +73,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.recovery.state": _all_but("SessionState"),
     "bridgecore.messages": _all_but("TurnReceived", "BridgeEvent", "BridgeEffect"),
     "bridgecore.ownership.store": _all_but(),
+    "bridgecore.ownership.forwards": {"": ("Forward",)},
     "bridgecore.wire.sse": _all_but(),
     "bridgecore.transport": _all_but(),
     "bridgecore.transport.driver": _all_but("C"),

@@ -7,7 +7,7 @@ with its own threads and connections:
   the lease, and with it everything that the replica owns;
 * **work** (Resume, Commit, Release): as many threads as the back end can use. Waiting commits are
   carried out together, because most of a commit is the end of its transaction and the round trip:
-  by one thread at a time, so that they wait for each other and not each for a transaction of its own;
+  by one thread at a time, so that they do not each have a transaction of their own;
 * **upkeep** (Sweep): one thread, because it can take long.
 
 Questions about the same conversation are carried out in the order in which they were asked: of two

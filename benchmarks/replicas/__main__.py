@@ -93,12 +93,15 @@ def report(rounds: list[Round]) -> bool:
 
 def ratio(rounds: list[Round], one: str, other: str) -> float:
     """The median of the ratios of CPU times, each of one round."""
-    return median(each[one].cpu / each[other].cpu for each in rounds)
+    ratios = [each[one].cpu / each[other].cpu for each in rounds]
+    return median(ratios)
 
 
 def more(rounds: list[Round], one: str, other: str, figure: str) -> float:
     """The median of the differences of a figure, each of one round."""
-    return median(getattr(each[one], figure) - getattr(each[other], figure) for each in rounds)
+    values = [(getattr(each[one], figure), getattr(each[other], figure)) for each in rounds]
+    differences: list[float] = [mine - others for mine, others in values]
+    return median(differences)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx2 as httpx
 import openai
 
 import bridgecore_asyncio
@@ -38,6 +39,8 @@ class Crowd:
 
     running: list[Replica]
     turns: int = 0  # completed
+    enough: int = 0  # turns at which ``reached`` is set
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
     broken: int = 0  # streams that ended in the middle
     retried: Counter[int] = field(default_factory=Counter)  # statuses that a retry cleared
     errors: list[str] = field(default_factory=list)  # that reached the application
@@ -54,6 +57,10 @@ class Broken(Exception):  # noqa: N818 (it is no error: the client sees that its
     """The stream ended before its response was complete."""
 
 
+class LostError(Exception):
+    """A turn failed in spite of the library's retries. The text has the answers to all attempts."""
+
+
 async def converse(crowd: Crowd, client: openai.AsyncOpenAI, emulator: Emulator, name: int) -> None:
     """One conversation, until the crowd is over."""
     last: str | None = None
@@ -66,8 +73,8 @@ async def converse(crowd: Crowd, client: openai.AsyncOpenAI, emulator: Emulator,
         except Broken:
             crowd.broken += 1  # the application sends its turn again
             continue
-        except openai.APIStatusError as error:
-            crowd.errors.append(f"c{name} t{turn}: {error.status_code} {error.code}")
+        except LostError as error:
+            crowd.errors.append(f"c{name} t{turn}: {error}")
             continue
         believed = [*believed, text]
         shown = [said for said in context(emulator, response) if said.startswith("c")]
@@ -75,14 +82,18 @@ async def converse(crowd: Crowd, client: openai.AsyncOpenAI, emulator: Emulator,
             crowd.wrong.append(f"c{name} t{turn}: {shown[-3:]} for {believed[-3:]}")
         last = response
         crowd.turns += 1
+        if crowd.turns >= crowd.enough:
+            crowd.reached.set()
 
 
 async def one_turn(
     crowd: Crowd, client: openai.AsyncOpenAI, text: str, last: str | None
 ) -> tuple[str, str]:
     """The id of the response to a turn, and the text of the attempt that got it."""
-    for attempt in itertools.count():
-        said = f"{text} a{attempt} {secrets.token_hex(4)}"
+    trail: list[str] = []
+    for tries in itertools.count():
+        attempt = len(trail)
+        said = f"{text} a{tries} {secrets.token_hex(4)}"
         port = crowd.port()
         try:
             stream = await client.with_options(
@@ -94,21 +105,33 @@ async def one_turn(
                 stream=True,
                 extra_body={} if last is None else {"previous_response_id": last},
             )
-        except openai.APIConnectionError:
-            continue  # a balancer takes the next replica; it is refused before anything is sent
-        except openai.APIStatusError as error:
-            if attempt >= RETRIES or error.status_code < 500:
-                raise
-            crowd.retried[error.status_code] += 1
-            await asyncio.sleep(float(error.response.headers.get("retry-after", "1")))
+        except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, httpx.ConnectError):
+                continue  # nothing was sent: a balancer takes the next replica
+            trail.append("reset")
+            if attempt >= RETRIES:
+                raise Broken(", ".join(trail)) from None
+            await asyncio.sleep(0.5)
             continue
+        except openai.APIStatusError as error:
+            wait = error.response.headers.get("retry-after", "1")
+            trail.append(f"{error.status_code} {error.code} retry-after {wait}")
+            if attempt >= RETRIES or error.status_code < 500:
+                raise LostError(", ".join(trail)) from None
+            crowd.retried[error.status_code] += 1
+            await asyncio.sleep(float(wait))
+            continue
+        response = ""
         try:
-            async for event in stream:
-                if event.type == "response.completed":
-                    return event.response.id, said
-        except Exception as error:
+            async with stream:
+                async for event in stream:
+                    if event.type == "response.completed":
+                        response = event.response.id
+        except (httpx.TransportError, openai.APIError) as error:
             raise Broken from error
-        raise Broken
+        if not response:
+            raise Broken
+        return response, said
     raise AssertionError("an endless loop has ended")
 
 
@@ -152,12 +175,14 @@ async def crowded(
                 for _ in range(3)
             ]
             crowd = Crowd(running)
-            async with openai.AsyncOpenAI(api_key="sk-1", max_retries=0, timeout=120) as client:
-                async with asyncio.TaskGroup() as tasks:
-                    for name in range(conversations):
-                        tasks.create_task(converse(crowd, client, emulator, name))
-                    yield crowd, emulator, command, stack
-                    crowd.over = True
+            async with (
+                openai.AsyncOpenAI(api_key="sk-1", max_retries=0, timeout=120) as client,
+                asyncio.TaskGroup() as tasks,
+            ):
+                for name in range(conversations):
+                    tasks.create_task(converse(crowd, client, emulator, name))
+                yield crowd, emulator, command, stack
+                crowd.over = True
 
 
 def options_of(folder: Path, store: str | None) -> list[str]:
@@ -189,9 +214,9 @@ async def replace(
 
 async def settle(crowd: Crowd, turns: int) -> None:
     """Wait until the crowd has completed so many more turns."""
-    wanted = crowd.turns + turns
-    while crowd.turns < wanted:
-        await asyncio.sleep(0.05)  # nothing reports it, and clients have to run meanwhile
+    crowd.enough = crowd.turns + turns
+    crowd.reached.clear()
+    await crowd.reached.wait()
 
 
 async def killed(conversations: int, kills: int) -> bool:

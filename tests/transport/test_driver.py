@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bridgecore.ownership.store import Answer, Done, Failed, Leave, Owner, Question
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.transport import (
     Accepted,
     AcceptFailed,
+    AskStore,
     Connect,
     ConnectionEffect,
     DataReceived,
     DrainRequested,
     Send,
+    StoreAnswered,
     TimeoutReached,
     TransportEffect,
     TransportEvent,
 )
 from bridgecore.transport.driver import ACCEPT_REST, Driver
+
+LEAVE = Leave(Owner("a", "1"))
 
 
 class Socket:
@@ -53,12 +58,25 @@ class Machine:
         return None if self.due is None else Deadline(self.due, Timer.IDLE)
 
 
+class Questions:
+    """A store that is asked, and answers when a test wants it to."""
+
+    def __init__(self) -> None:
+        self.asked: list[Callable[[Answer], None]] = []
+
+    def ask(self, question: Question, answered: Callable[[Answer], None]) -> None:
+        self.asked.append(answered)
+
+
 class Adapter(Driver[Socket]):
     """Has a clock that a test sets, and writes down when the alarm is set."""
 
     def __init__(self) -> None:
         self.inner = Machine()
-        super().__init__(self.inner, None, lambda: None)
+        self.store = Questions()
+        super().__init__(self.inner, None, lambda: None, self.store)
+        self.woken: list[Callable[[], None]] = []  # from another thread
+        self.later: list[Callable[[], None]] = []  # at the end of a pass
         self.now = 0
         self.alarms: list[int | None] = []
         self.crashes: list[Exception] = []
@@ -82,7 +100,10 @@ class Adapter(Driver[Socket]):
         return self.now
 
     def _from_thread(self, call: Callable[[], None]) -> None:
-        call()
+        self.woken.append(call)
+
+    def _soon(self, call: Callable[[], None]) -> None:
+        self.later.append(call)
 
     def _set_alarm(self, at: int | None) -> None:
         self.alarms.append(at)
@@ -187,6 +208,37 @@ def test_an_effect_reaches_its_connection_and_no_other() -> None:
     adapter.inner.effects = [Send(1, b"a"), other]
     adapter.report(DataReceived(1, b"x"), ours)
     assert ours.carried_out == [Send(1, b"a")]
+
+
+def test_the_questions_of_one_pass_are_asked_together_and_answered_together() -> None:
+    adapter = Adapter()
+    for query in (1, 2):
+        adapter.inner.effects = [AskStore(query, LEAVE)]
+        adapter.report(DrainRequested())
+    (ask_all,) = adapter.later
+    assert not adapter.store.asked
+    ask_all()
+    first, second = adapter.store.asked
+    second(Done())
+    first(Done())
+    (take,) = adapter.woken  # the event loop is woken once
+    take()
+    assert adapter.inner.seen[2:] == [StoreAnswered(2, Done()), StoreAnswered(1, Done())]
+    adapter.inner.effects = [AskStore(3, LEAVE)]
+    adapter.report(DrainRequested())
+    adapter.later[1]()
+    adapter.store.asked[2](Done())
+    assert len(adapter.woken) == 2
+
+
+def test_without_a_store_a_question_fails() -> None:
+    adapter = Adapter()
+    adapter._store = None
+    adapter.inner.effects = [AskStore(1, LEAVE)]
+    adapter.report(DrainRequested())
+    adapter.later[0]()
+    adapter.woken[0]()
+    assert adapter.inner.seen[1:] == [StoreAnswered(1, Failed("there is no store"))]
 
 
 def test_an_event_that_an_effect_causes_waits_for_the_other_effects() -> None:
