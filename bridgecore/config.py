@@ -83,8 +83,7 @@ class PeerUrl:
 
     @property
     def authority(self) -> str:
-        """The value of the Host header: the host, in brackets if it is an IPv6 address, and the
-        port."""
+        """What a Host header has: the host, in brackets if it is an IPv6 address, and the port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
