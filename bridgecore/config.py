@@ -83,7 +83,7 @@ class PeerUrl:
 
     @property
     def authority(self) -> str:
-        """What a Host header has: the host, in brackets if it is an IPv6 address, and the port."""
+        """The host and the port as a Host header has them, an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 

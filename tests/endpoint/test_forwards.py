@@ -12,7 +12,7 @@ import pytest
 
 from bridgecore.config import Continuity, PeerUrl
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
-from bridgecore.testing import Abort, Error, Point, Silence
+from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence
 from tests.endpoint_clients import Historian, Talker, strike, user
 from tests.endpoint_world import World, read_answers, request
 from tests.replica_world import PEERS, SECRET, Cluster, Replica
@@ -201,6 +201,55 @@ def test_a_forward_may_wait_for_another_turn_of_its_conversation() -> None:
     answer = b.read(waiting)
     assert answer.complete
     assert answer.response["error"]["code"] == "upstream_unavailable"  # what the owner says
+
+
+# ------------------------------------------------------------------ reports about other bridges
+
+
+def test_an_id_counts_more_than_what_a_client_has_in_common_with_others() -> None:
+    """Reported of another bridge: a cache key (soft) led to another replica than the id (hard)."""
+    cluster, a, b = pair()
+    common = {"prompt_cache_key": "k"}
+    one, other = Talker(a, fields=common), Talker(b, fields=common)
+    say(one, "one")
+    say(other, "other")
+    say(one, "two", b)
+    say(other, "more", a)
+    assert one.outcomes == other.outcomes == ["200", "200"]
+    assert sockets(cluster) == 2
+    assert [len(frame["input"]) for frame in a.frames] == [1] * 4
+
+
+def test_a_live_lease_is_not_taken_from_a_replica_that_drains() -> None:
+    """Reported of another bridge: a second one claimed the conversation of a running turn."""
+    cluster, a, b = pair()
+    talker = Talker(a)
+    say(talker, "one")
+    first = talker.last
+    strike(a, Point.MID_OUTPUT, Silence())
+    running = talker.begin([user("two")], first)
+    a.drain()
+    refused = moved(talker, b).attempt(user("also two"), after=first)
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    assert refused.headers["retry-after"] == "1"  # the owner lives, and is about to end
+    assert len(cluster.emulator.requests) == 2
+    assert not running.closed
+    running.abort()
+    say(talker, "also two")
+    assert talker.outcomes == ["200", "502", "200"]
+
+
+@pytest.mark.parametrize("change", [Change.TWO_IDS, Change.NO_CREATED])
+def test_each_id_that_was_shown_is_known_to_every_replica(change: Change) -> None:
+    """Reported of another bridge: the id in ``response.created`` was known to one replica only."""
+    _, a, b = pair()
+    strike(a, Point.BEFORE_CREATED, Alter(change))
+    answer = a.ask("one", store=False)
+    shown = {event.json["response"]["id"] for event in answer.events if "response" in event.json}
+    assert len(shown) == 2
+    for replica in (b, a, b):
+        for response in sorted(shown):
+            assert replica.ask("two", previous_response_id=response, store=False).status == 200
 
 
 # ------------------------------------------------------------------ clients that repeat everything
