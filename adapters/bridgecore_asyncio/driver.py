@@ -52,6 +52,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    sockets: Sequence[socket.socket] = (),
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
     peer_port: int | None = None,
@@ -68,6 +69,9 @@ async def serve(
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
         port: 0 picks a free one; ``Server.port`` has the number.
+        sockets: to accept on, instead of listening on ``host``:``port``; they are closed when no
+            more connections are accepted. Several processes may accept on one socket: each takes
+            one connection at a time.
         upstream_ssl: for connections that the machine opens with TLS, to the upstream and to other
             replicas. None: certificates are verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
@@ -86,20 +90,20 @@ async def serve(
             peer_port = machine.advertise.port
         machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log, store)
+    server._at_once = 1 if sockets else ACCEPTED_AT_ONCE
     server._upstream_ssl = upstream_ssl
     server._listener_ssl = {False: listener_ssl, True: peer_ssl}
     try:
         async with asyncio.TaskGroup() as server._tasks:
             try:
-                await server._listen(host, port)
-                if peer_port is not None:
-                    await server._listen(host, peer_port, peer=True)
+                await server._listen(host, port, sockets, peer_port)
             except BaseException:
                 server._stop_listening()
                 server._alarm.cancel()
                 raise
             if store is not None:
                 server.report(wire.Started(server.peer_port))
+            server._resume_listening()
             try:
                 yield server
             finally:
@@ -114,6 +118,7 @@ class Server(Driver["Connection"]):
 
     host, port = "", 0
     peer_port: int | None = None
+    _at_once: int
     _upstream_ssl: ssl.SSLContext | None
     _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
     _tasks: asyncio.TaskGroup
@@ -156,7 +161,22 @@ class Server(Driver["Connection"]):
         nothing."""
         await self._stopped.wait()
 
-    async def _listen(self, host: str, port: int, *, peer: bool = False) -> None:
+    async def _listen(
+        self, host: str, port: int, sockets: Sequence[socket.socket], peer_port: int | None
+    ) -> None:
+        """Listen, without accepting: the machine must hear that it is started before anything."""
+        listeners = sockets or await self._open(host, port)
+        self._listeners.update(dict.fromkeys(listeners, False))
+        self.host, self.port = listeners[0].getsockname()[:2]
+        if peer_port is not None:
+            peers = await self._open(host, peer_port)
+            self._listeners.update(dict.fromkeys(peers, True))
+            self.peer_port = peers[0].getsockname()[1]
+        for listener in self._listeners:
+            listener.setblocking(False)
+
+    async def _open(self, host: str, port: int) -> list[socket.socket]:
+        """Sockets that listen on ``host``:``port``."""
         listeners: list[socket.socket] = []
         try:
             found = await self._loop.getaddrinfo(
@@ -171,7 +191,6 @@ class Server(Driver["Connection"]):
                         raise
                     unsupported = exc
                     continue
-                listener.setblocking(False)
                 listeners.append(listener)
             if unsupported is not None and not listeners:
                 raise unsupported
@@ -179,22 +198,16 @@ class Server(Driver["Connection"]):
             for listener in listeners:
                 listener.close()
             raise
-        found_host, found_port = listeners[0].getsockname()[:2]
-        if peer:
-            self.peer_port = found_port
-        else:
-            self.host, self.port = found_host, found_port
-        self._listeners.update(dict.fromkeys(listeners, peer))
-        self._resume_listening()
+        return listeners
 
     def _accept(self, listener: socket.socket) -> None:
-        """Accept up to ``ACCEPTED_AT_ONCE`` connections; the loop calls again if more are waiting.
+        """Accept up to ``_at_once`` connections; the loop calls again if more are waiting.
 
         ``asyncio.Server`` is not used: when descriptors run out it logs a traceback for each of
         ``backlog`` attempts, and has no hook through which the machine could close an idle
         connection.
         """
-        for _ in range(0 if self._closed else ACCEPTED_AT_ONCE):
+        for _ in range(0 if self._closed else self._at_once):
             try:
                 accepted, _ = listener.accept()
             except OSError as exc:

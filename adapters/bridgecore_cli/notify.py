@@ -53,6 +53,10 @@ class Notifier:
         """The process drains: it has been asked to stop, and takes no new turns."""
         self._send(b"STOPPING=1")
 
+    def alive(self) -> None:
+        """The process still does its work."""
+        self._send(b"WATCHDOG=1")
+
     async def keep_alive(self, sleep: Callable[[float], Awaitable[object]]) -> None:
         """Say that the event loop runs, each ``interval``, until this is cancelled.
 
@@ -60,7 +64,7 @@ class Notifier:
         ``sleep``: that of the loop's library.
         """
         while self.interval is not None:
-            self._send(b"WATCHDOG=1")
+            self.alive()
             await sleep(self.interval)
 
     def _send(self, message: bytes, patience: float = 0) -> None:

@@ -15,9 +15,10 @@ import ipaddress
 import os
 import resource
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,6 +59,21 @@ def run(options: argparse.Namespace) -> int:
         CommandError: it cannot start; for a setting, ``SettingsError``.
     """
     settings = load(vars(options), os.environ)
+    with Notifier(os.environ) as notifier:
+        if settings.workers == 1:
+            return _serve(settings, (), notifier)
+        from bridgecore_cli import workers
+
+        count = workers.check(settings)
+        if count == 1:
+            return _serve(settings, (), notifier)
+        supervisor = workers.Supervisor(settings, count, _serve, notifier)
+        ended = supervisor.run(lambda port: _print_where(settings.host, port))
+        return ended if isinstance(ended, int) else ended()
+
+
+def _serve(settings: Settings, sockets: Sequence[socket.socket], notifier: Notifier) -> int:
+    """Serve in this process. ``sockets``: to accept on, if it is one of several workers."""
     with contextlib.ExitStack() as stack:
         lines = LineLog(sys.stderr, settings.log_level)
         stack.callback(lines.flush)
@@ -66,8 +82,7 @@ def run(options: argparse.Namespace) -> int:
             from bridgecore_cli.replay import DecisionLog
 
             log = stack.enter_context(DecisionLog(settings.decision_log, log))
-        cluster = _open_cluster(settings, stack)
-        notifier = stack.enter_context(Notifier(os.environ))
+        cluster = attrs.evolve(_open_cluster(settings, stack), sockets=sockets)
         _run(settings, lines, log, cluster, notifier)
     return 0
 
@@ -75,11 +90,13 @@ def run(options: argparse.Namespace) -> int:
 @attrs.frozen
 class _Cluster:
     """What this process has as a replica. ``secrets``: of the cluster; ``peer_ssl``: for
-    connections of other replicas. The default: it is none."""
+    connections of other replicas; ``sockets``: to accept on, if it is a worker. The default: it is
+    none."""
 
     store: StoreClient | None = None
     secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
     peer_ssl: ssl.SSLContext | None = None
+    sockets: Sequence[socket.socket] = ()
 
 
 def _open_cluster(settings: Settings, stack: contextlib.ExitStack) -> _Cluster:
@@ -234,8 +251,17 @@ async def _bridge(
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
         name = settings.replica or _make_name()
         config = settings.config(upstream, files, name, cluster.secrets)
-        options = {"log": log, "store": cluster.store, "peer_ssl": cluster.peer_ssl}
-        server = await listen(config, settings.host, settings.port, **options)
+        server = await listen(
+            config,
+            settings.host,
+            settings.port,
+            sockets=cluster.sockets,
+            peer_ssl=cluster.peer_ssl,
+            store=cluster.store,
+            log=log,
+        )
+        if not cluster.sockets:  # else the process that has started the workers says it
+            _print_where(settings.host, server.port)
         _announce(settings, config, server, log)
         notifier.ready()
 
@@ -273,10 +299,13 @@ def _make_name() -> str:
     return f"{os.uname().nodename}-{os.urandom(4).hex()}"
 
 
+def _print_where(host: str, port: int) -> None:
+    """Print where the bridge can be reached."""
+    _print(f"bridgecore running on http://{_authority(host, port)} (Press CTRL+C to quit)")
+
+
 def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLog) -> None:
-    """Print where the bridge can be reached, and log how it runs."""
-    where = _authority(settings.host, server.port)
-    _print(f"bridgecore running on http://{where} (Press CTRL+C to quit)")
+    """Log how the bridge runs."""
     fields: dict[str, str | int] = {
         "upstream": EMULATOR if settings.upstream is None else settings.upstream.authority,
         "policy": settings.policy,

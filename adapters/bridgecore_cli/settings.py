@@ -344,6 +344,12 @@ SETTINGS = (
         "and is installed with the extra `uvloop`",
     ),
     Setting(
+        "workers",
+        LIMIT,
+        1,
+        "processes that serve together, each a replica over the `store`; `auto`: one for each core",
+    ),
+    Setting(
         "log_level",
         _choice("debug", "info", "warning", "error"),
         "info",
@@ -404,6 +410,7 @@ class Settings:
     policy: str
     backend: str
     loop: str
+    workers: int | None  # None: one for each core
     log_level: str
     decision_log: str | None  # a file's path
     store: str  # a URL, or ``MEMORY``

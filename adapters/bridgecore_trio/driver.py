@@ -46,6 +46,7 @@ async def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 0,
+    sockets: Sequence[socket.socket] = (),
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
     peer_port: int | None = None,
@@ -62,6 +63,9 @@ async def serve(
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
         port: 0 picks a free one; ``Server.port`` has the number.
+        sockets: to accept on, instead of listening on ``host``:``port``; they are closed when no
+            more connections are accepted. Several processes may accept on one socket: each takes
+            one connection at a time.
         upstream_ssl: for connections that the machine opens with TLS, to the upstream and to other
             replicas. None: certificates are verified against the system's trust store.
         listener_ssl: for accepted connections. None: no TLS.
@@ -80,15 +84,15 @@ async def serve(
             peer_port = machine.advertise.port
         machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log, store)
+    server._at_once = 1 if sockets else ACCEPTED_AT_ONCE
     server._upstream_ssl = upstream_ssl
     server._listener_ssl = {False: listener_ssl, True: peer_ssl}
     try:
         async with trio.open_nursery() as server._tasks:
-            await server._listen(host, port)
-            if peer_port is not None:
-                await server._listen(host, peer_port, peer=True)
+            await server._listen(host, port, sockets, peer_port)
             if store is not None:
                 server.report(wire.Started(server.peer_port))
+            server._start_accepting()
             try:
                 yield server
             finally:
@@ -103,6 +107,7 @@ class Server(Driver["Connection"]):
 
     host, port = "", 0
     peer_port: int | None = None
+    _at_once: int
     _upstream_ssl: ssl.SSLContext | None
     _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
     _tasks: trio.Nursery
@@ -118,8 +123,8 @@ class Server(Driver["Connection"]):
         self._alive: set[Connection] = set()  # those with a socket, or being connected
         self._addresses = AddressBook[LookUp]()  # of what is connected to
         self._token = trio.lowlevel.current_trio_token()
-        self._alarm = trio.CancelScope()
-        self._listening: list[trio.CancelScope] = []  # of what accepts
+        self._listening, self._alarm = trio.CancelScope(), trio.CancelScope()
+        self._listeners: dict[socket.socket, bool] = {}  # True: for other replicas
         self._may_accept = trio.Event()
         self._may_accept.set()
 
@@ -144,33 +149,43 @@ class Server(Driver["Connection"]):
         nothing."""
         await self._stopped.wait()
 
-    async def _listen(self, host: str, port: int, *, peer: bool = False) -> None:
+    async def _listen(
+        self, host: str, port: int, sockets: Sequence[socket.socket], peer_port: int | None
+    ) -> None:
+        """Listen, without accepting: the machine must hear that it is started before anything."""
+        listeners = sockets or await self._open(host, port)
+        self._listeners.update(dict.fromkeys(listeners, False))
+        self.host, self.port = listeners[0].getsockname()[:2]
+        if peer_port is not None:
+            try:
+                peers = await self._open(host, peer_port)
+            except BaseException:
+                for listener in listeners:
+                    listener.close()
+                raise
+            self._listeners.update(dict.fromkeys(peers, True))
+            self.peer_port = peers[0].getsockname()[1]
+        for listener in self._listeners:
+            listener.setblocking(False)
+
+    async def _open(self, host: str, port: int) -> list[socket.socket]:
         opened = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
         # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
-        listeners = [socket.socket(fileno=listener.socket.detach()) for listener in opened]
-        for listener in listeners:
-            listener.setblocking(False)
-        found_host, found_port = listeners[0].getsockname()[:2]
-        if peer:
-            self.peer_port = found_port
-        else:
-            self.host, self.port = found_host, found_port
-            self._tasks.start_soon(self._watch_clock)
-        scope = trio.CancelScope()
-        self._listening.append(scope)
-        self._tasks.start_soon(self._accept_until_stopped, listeners, scope, peer)
+        return [socket.socket(fileno=listener.socket.detach()) for listener in opened]
 
-    async def _accept_until_stopped(
-        self, listeners: list[socket.socket], scope: trio.CancelScope, peer: bool
-    ) -> None:
+    def _start_accepting(self) -> None:
+        self._tasks.start_soon(self._accept_until_stopped)
+        self._tasks.start_soon(self._watch_clock)
+
+    async def _accept_until_stopped(self) -> None:
         """One ``_accept`` for each listener, in a scope that ``_stop_listening`` cancels."""
-        with scope:
+        with self._listening:
             async with trio.open_nursery() as nursery:
-                for listener in listeners:
+                for listener, peer in self._listeners.items():
                     nursery.start_soon(self._accept, listener, peer)
 
     async def _accept(self, listener: socket.socket, peer: bool) -> None:
-        """Accept up to ``ACCEPTED_AT_ONCE`` connections, and again if more are waiting.
+        """Accept up to ``_at_once`` connections, and again if more are waiting.
 
         ``trio.serve_listeners`` is not used: when descriptors run out it logs a traceback for each
         attempt, and has no hook through which the machine could close an idle connection.
@@ -180,7 +195,7 @@ class Server(Driver["Connection"]):
                 await self._may_accept.wait()
                 # Without a descriptor, accept fails even if no connection is waiting.
                 await trio.lowlevel.wait_readable(listener)
-                for _ in range(ACCEPTED_AT_ONCE):
+                for _ in range(self._at_once):
                     try:
                         accepted, _ = listener.accept()
                     except OSError as exc:
@@ -258,8 +273,7 @@ class Server(Driver["Connection"]):
         self._may_accept.set()
 
     def _stop_listening(self) -> None:
-        for scope in self._listening:
-            scope.cancel()
+        self._listening.cancel()
 
     def _crashed(self, why: Exception) -> None:
         self._tasks.start_soon(fail, why)

@@ -7,16 +7,19 @@ tests/endpoint/test_forwards.py, one process after another in tests/e2e/test_res
 
 from __future__ import annotations
 
+import os
 import secrets
 import signal
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
-from tests.e2e.conftest import Process, Upstream, running
+from bridgecore.testing import Fault, Point, Silence
+from tests.e2e.conftest import Process, Raw, Upstream, eventually, post, running
 from tests.e2e.test_restarts import SHORT, say
 
 if TYPE_CHECKING:
@@ -73,3 +76,78 @@ def test_each_turn_may_reach_another_replica(
         assert set(statuses) <= {200, 502}
     contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
     assert contexts == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def children(process: Process) -> list[int]:
+    """The processes that a process has started."""
+    pid = process.popen.pid
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def working(upstream: Upstream, backend: Backend, folder: Path) -> Iterator[Process]:
+    """``bridgecore serve --workers 3``."""
+    keys = folder / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    where = ("--store", f"sqlite:{folder}/conversations.db", "--cluster-keys", str(keys))
+    options = ("--upstream", upstream.url, "--backend", backend.name, "--workers", "3")
+    with running(*options, *where) as bridge:
+        yield bridge
+
+
+def test_workers_are_replicas_and_one_that_ends_is_replaced(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    with working(upstream, backend, tmp_path) as bridge:
+        first = children(bridge)
+        assert len(first) == 3
+        statuses: list[int] = []
+        last = None
+        for _ in range(8):
+            last = say(bridge, "more", last, statuses)
+        for pid in first:
+            os.kill(pid, signal.SIGKILL)
+        eventually(lambda: len(children(bridge)) == 3 and not {*children(bridge)} & {*first})
+        say(bridge, "more", last, statuses)
+        assert statuses == [200] * 9
+        assert bridge.logged().count("worker.ended") == 3
+        bridge.terminate()
+        assert bridge.exit_code() == 0
+    contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
+    assert contexts == [1, 3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def test_workers_end_with_the_process_that_has_started_them(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    with working(upstream, backend, tmp_path) as bridge:
+        left = children(bridge)
+        bridge.popen.kill()
+        bridge.popen.wait(20)
+        eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+def test_a_second_signal_ends_all_workers_at_once(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    with working(upstream, backend, tmp_path) as bridge, Raw(bridge.port) as client:
+        client.send(post({"model": "m", "input": "hi", "stream": True}))
+        client.head()
+        bridge.terminate()
+        eventually(lambda: bridge.logged().count("drain.started") == 3)
+        bridge.popen.send_signal(signal.SIGINT)
+        assert bridge.exit_code() == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--upstream", "ws://127.0.0.1:1/"), "they need a store that they share"),
+        (("--store", "sqlite:x.db", "--cluster-keys", "keys"), "embedded emulator"),
+    ],
+)
+def test_workers_that_could_share_nothing_are_refused(options: tuple[str, ...], words: str) -> None:
+    with pytest.raises(AssertionError, match=words), running("--workers", "2", *options):
+        pass
