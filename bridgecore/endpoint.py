@@ -22,7 +22,7 @@ from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Store
-from bridgecore.errors import InternalError, LocalProtocolError
+from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.peer import PeerConnection
@@ -72,6 +72,19 @@ class _RelayedLink:
 # At most one ``sockets.exhausted`` record in this many ns. There would be one for each connection
 # that waits, and writing them would take time when there is least of it.
 _EXHAUSTED_LOG = NS_PER_SECOND
+
+
+def check_store(config: Config, store: object | None) -> None:
+    """Check that a driver that runs ``config`` has a ``store`` if, and only if, it is to be used.
+
+    Raises:
+        ConfigError: it is not so. Without a store each commit would fail; one that is not used
+            would be a conversation lost at the next restart.
+    """
+    if config.store is Store.DRIVER and store is None:
+        raise ConfigError("store=Store.DRIVER needs a store: pass one to serve, see open_store")
+    if config.store is Store.MEMORY and store is not None:
+        raise ConfigError("a store was passed, but Config has store=Store.MEMORY")
 
 
 class Endpoint:

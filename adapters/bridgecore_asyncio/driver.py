@@ -21,7 +21,7 @@ from typing import cast
 
 from bridgecore import transport as wire
 from bridgecore.config import Config
-from bridgecore.endpoint import Endpoint
+from bridgecore.endpoint import Endpoint, check_store
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport.addresses import (
     NEXT_ADDRESS,
@@ -83,11 +83,13 @@ async def serve(
 
     Raises:
         OSError: the address cannot be listened on.
+        ConfigError: a ``Config`` and ``store`` contradict each other.
         Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
     if isinstance(machine, Config):
         if peer_port is None and machine.advertise is not None:
             peer_port = machine.advertise.port
+        check_store(machine, store)
         machine = Endpoint(machine, secrets.token_bytes(16))
     server = Server(machine, log, store)
     server._at_once = 1 if sockets else ACCEPTED_AT_ONCE

@@ -30,7 +30,8 @@ from tests.stores import servers
 
 RETRIES = 2  # of OpenAI's libraries
 # Leases that are over soon, so that twenty of them take minutes and not an hour.
-_SHORT = ("--lease-ttl", "5", "--lease-margin", "1", "--store-timeout", "1")
+_LEASE_SECONDS = 5
+_SHORT = ("--lease-ttl", str(_LEASE_SECONDS), "--lease-margin", "1", "--store-timeout", "1")
 
 
 @dataclass
@@ -115,7 +116,8 @@ async def one_turn(
             continue
         except openai.APIStatusError as error:
             wait = error.response.headers.get("retry-after", "1")
-            trail.append(f"{error.status_code} {error.code} retry-after {wait}")
+            words = str(error.message)[:60]
+            trail.append(f"{error.status_code} {words!r} retry-after {wait}")
             if attempt >= RETRIES or error.status_code < 500:
                 raise LostError(", ".join(trail)) from None
             crowd.retried[error.status_code] += 1
@@ -229,6 +231,8 @@ async def killed(conversations: int, kills: int) -> bool:
             crowd.running[place].process.send_signal(signal.SIGKILL)
             await replace(crowd, place, command, stack)
             print(f"killed {number + 1} of {kills}, {crowd.turns} turns", file=sys.stderr)
+            # One loss at a time: a turn that meets three in a row has no retries left.
+            await asyncio.sleep(_LEASE_SECONDS + 1)
         await settle(crowd, 2 * conversations)
     return report(f"{conversations} conversations, {kills} replicas killed", crowd, emulator)
 

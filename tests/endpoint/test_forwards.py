@@ -6,11 +6,13 @@ How a forward is signed is tested in tests/ownership, what is lost when in tests
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from bridgecore.config import Continuity, PeerUrl
+from bridgecore.continuity.aliases import credential_scope
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
 from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence
 from tests.endpoint_clients import Historian, Talker, strike, user
@@ -351,6 +353,20 @@ def test_a_forward_is_taken_once() -> None:
     assert (taken.status, taken.headers["x-bridgecore-forward"]) == (200, "taken")
     assert (repeated.status, repeated.headers["x-bridgecore-forward"]) == (403, "rejected")
     assert "come before" in repeated.error["message"]
+    assert len(cluster.emulator.requests) == 1
+
+
+def test_a_forward_is_not_forwarded() -> None:
+    cluster, a, b = pair()
+    talker = Talker(b, key="sk-1")
+    say(talker, "one")
+    scope = credential_scope([(b"authorization", b"Bearer sk-1")])
+    body = json.dumps({"model": "m", "input": "two", "previous_response_id": talker.last})
+    client = cluster.net.connect(a.host, PEERS)
+    client.send(forward(a, body.encode(), scope=scope))
+    (answer,) = read_answers(bytes(client.received))
+    assert (answer.status, answer.headers["x-bridgecore-forward"]) == (421, "not-dispatched")
+    assert "turn.forwarded" not in a.logged()
     assert len(cluster.emulator.requests) == 1
 
 
