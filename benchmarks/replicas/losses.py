@@ -231,8 +231,8 @@ async def killed(conversations: int, kills: int) -> bool:
             crowd.running[place].process.send_signal(signal.SIGKILL)
             await replace(crowd, place, command, stack)
             print(f"killed {number + 1} of {kills}, {crowd.turns} turns", file=sys.stderr)
-            # One loss at a time: a turn that meets three in a row has no retries left.
-            await asyncio.sleep(_LEASE_SECONDS + 1)
+            # One loss at a time: a turn that meets two of them may have no retry left.
+            await asyncio.sleep(2 * _LEASE_SECONDS + 2)
         await settle(crowd, 2 * conversations)
     return report(f"{conversations} conversations, {kills} replicas killed", crowd, emulator)
 

@@ -1,4 +1,4 @@
-"""What ``serve`` says about a store that is missing, or not used. Both adapters."""
+"""What belongs here: what ``serve`` says about a store that is missing, or not used."""
 
 from __future__ import annotations
 
