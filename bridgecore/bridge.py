@@ -58,6 +58,7 @@ from bridgecore.messages import (
     TurnResolved,
 )
 from bridgecore.ownership.forwards import Forward
+from bridgecore.ownership.holdings import Holdings
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
@@ -147,6 +148,11 @@ class Bridge:
     def conversations(self) -> int:
         """How many conversations have a session."""
         return len(self._conversations)
+
+    @property
+    def holdings(self) -> Holdings | None:
+        """The conversations that this replica owns; None without a store."""
+        return None if self._replica is None else self._replica.holdings
 
     @property
     def memory(self) -> Memory:

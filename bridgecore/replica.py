@@ -107,6 +107,11 @@ class Replica:
         self.gone = False  # the lease is given up
 
     @property
+    def holdings(self) -> hd.Holdings:
+        """The lease and the claims, for an observer."""
+        return self._holdings
+
+    @property
     def turns(self) -> int:
         """How many turns have ended upstream and are not shown to their clients yet."""
         return sum(ending.answer is not None for ending in self._endings.values())

@@ -182,6 +182,11 @@ class Holdings:
         text = b"%b/%d" % (self._seed, incarnation)
         return st.Owner(self.replica, hashlib.blake2b(text, digest_size=16).hexdigest())
 
+    @property
+    def claims(self) -> int:
+        """How many conversations are owned, new ones included."""
+        return len(self._claims)
+
     def has_lease(self, now: int) -> bool:
         """Whether conversations can be claimed."""
         return self._lease.valid(now)

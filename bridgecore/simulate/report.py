@@ -52,6 +52,7 @@ class Report:
     upstream_turns: int = 0
     restarts: int = 0
     troubles: Counter[str] = attrs.Factory(Counter)
+    cluster: Counter[str] = attrs.Factory(Counter)  # what replicas did, if there are several
     digest: str = ""  # of the latest run
 
     @property
@@ -74,6 +75,7 @@ class Report:
         self.upstream_turns += other.upstream_turns
         self.restarts += other.restarts
         self.troubles += other.troubles
+        self.cluster += other.cluster
         self.digest = other.digest
 
 

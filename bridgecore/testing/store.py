@@ -105,6 +105,15 @@ class StoreModel:
         """How many responses are stored."""
         return len(self._rows)
 
+    def names(self) -> frozenset[tuple[str, str]]:
+        """The ids of all responses, each with its scope."""
+        return frozenset(self._named)
+
+    def is_whole(self, scope: str, response: str) -> bool:
+        """Whether a response is stored, with all that it continues."""
+        key = self._named.get((scope, response))
+        return key is not None and self._path(self._rows[key]) is not None
+
     def epoch(self, conversation: bytes) -> int:
         """The present epoch of a conversation; 0 if it is not stored."""
         found = self._conversations.get(conversation)
