@@ -86,9 +86,10 @@ class Observer(Protocol):
     def refused(self, client: Client, code: str, wait: int) -> None:
         """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
 
-    def not_found(self, client: Client, known: Sequence[str]) -> None:
+    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
         """The latest response that ``client`` got cannot be continued. ``known``: the ids of its
-        conversation so far, the latest last."""
+        conversation so far, the latest last; ``refused``: the retriable refusals that came
+        before."""
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether a fault explains that the turn of ``client`` got ``status``; None: that its
@@ -149,8 +150,7 @@ _OUTPUT = "function_call_output"
 class Client:
     """One conversation of ``turns`` turns. A ``Machine``: see ``bridgecore.transport``.
 
-    ``refusals``: the retriable refusals of one id that have to come before not-found. ``haste``:
-    its pauses between turns are shorter by this factor.
+    ``haste``: its pauses between turns are shorter by this factor.
     """
 
     def __init__(
@@ -159,7 +159,6 @@ class Client:
         profile: Profile,
         *,
         turns: int,
-        refusals: int,
         seed: int,
         observer: Observer,
         balancer: Balancer,
@@ -178,7 +177,6 @@ class Client:
         self.probes = 0  # turns that were spent on probes
         self.resends = 0  # of the whole history, after not-found
         self._turns = turns
-        self._refusals = refusals
         self._seed = seed
         self._rng = Rng(seed, 2, number, 0)
         self._observer = observer
@@ -588,10 +586,8 @@ class Client:
         if error["param"] != "previous_response_id" or anchor.response not in error["message"]:
             raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
-        if refused < self._refusals:
-            text = f"not-found after {refused} refusals of the id, not {self._refusals}"
-            self._violate("not-found", text)
-        self._observer.not_found(self, [each.response for each in self._checkpoints])
+        known = [each.response for each in self._checkpoints]
+        self._observer.not_found(self, known, refused)
         self._note("drops the id and sends its whole history")
         self.resends += 1
         self._checkpoints.clear()

@@ -74,6 +74,7 @@ class Cluster:
         self._starts: dict[str, int] = {}  # by name
         self._accounts = Accounts()  # of processes that have ended
         self._leaving = False
+        self._late: dict[str, int] = {}  # replica -> ns, when its drain took too long
         self._at: dict[int, int] = {}  # client -> index of the replica that it was sent to last
         self._refused: dict[int, int] = {}  # client -> connects refused, one after the other
         self._not_durable: set[str] = set()  # hashed ids
@@ -118,6 +119,8 @@ class Cluster:
             self.network.at(self.network.now, lambda: self._ended(process))
 
     def _ended(self, process: Process) -> None:
+        if process.late:
+            self._late[process.name] = self.network.now
         if self.running.get(process.name) is process:
             self._remove(process)
             self.start(process.name)
@@ -192,6 +195,12 @@ class Cluster:
         at = self._at[client] = (self._at.get(client, client) + 1) % len(self.names)
         return self.names[at]
 
+    def gave_up(self, client: Client) -> bool:
+        """Whether its replica has reached the end of its drain before the client, which reads
+        slowly, has read its answer."""
+        ended = self._late.get(client.host, 0)
+        return client.profile.slow and self.network.now - ended < NS_PER_SECOND
+
     def unserved(self, client: Client) -> None:
         """All replicas are down at once; a balancer would answer 503."""
         self.journal.report.cluster["no replica"] += 1
@@ -207,8 +216,9 @@ class Cluster:
                 text = f"{process.name} owns a conversation that {other.name} owns, too"
                 self.journal.violate("ownership", NO_CLIENT, text)
 
-    def not_found(self, client: Client, known: Sequence[str]) -> None:
-        """Check that there is a reason why the last response of ``known`` is lost."""
+    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
+        """Check that there is a reason why the last response of ``known`` is lost. A replica that
+        has never heard of it says so at once."""
         scope = credential_scope([(b"authorization", client.asked().credential)])
         last, store = known[-1], self.store
         if store.model.is_whole(scope, last):

@@ -60,8 +60,12 @@ class Deployment(Balancer, Protocol):
     def told_to_wait(self, client: Client, code: str, wait: int) -> None:
         """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
 
-    def not_found(self, client: Client, known: Sequence[str]) -> None:
-        """``client`` was told that the last response of ``known`` cannot be continued."""
+    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
+        """``client`` was told that the last response of ``known`` cannot be continued, after it had
+        been ``refused`` as often with an error that can be retried."""
+
+    def gave_up(self, client: Client) -> bool:
+        """Whether the process of ``client`` has just ended without waiting for it any longer."""
 
 
 def config_of(scenario: Scenario) -> Config:
@@ -90,6 +94,7 @@ class Single:
         self._network = network
         self._journal = journal
         self._config = config_of(scenario)
+        self._refusals = scenario.policy.budgets.refusals
         self._endpoint = scenario.endpoint(self._config, b"")
         network.add(self._endpoint, _HOST, 80)
 
@@ -145,5 +150,13 @@ class Single:
     def told_to_wait(self, client: Client, code: str, wait: int) -> None:
         """Any time is right: there is nothing to compare it with."""
 
-    def not_found(self, client: Client, known: Sequence[str]) -> None:
-        """Only the client can judge it: by the number of refusals before."""
+    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
+        """Check that it was refused often enough before: the bridge has known the response."""
+        wanted = self._refusals
+        if refused < wanted:
+            text = f"not-found after {refused} refusals of the id, not {wanted}"
+            self._journal.violate("not-found", client.number, text, client.turn)
+
+    def gave_up(self, client: Client) -> bool:
+        """It does not end while it has clients."""
+        return False

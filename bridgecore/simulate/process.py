@@ -36,6 +36,7 @@ class Process:
         self.endpoint = endpoint
         self.path = path
         self.over = False  # it has ended by itself
+        self.late = False  # its drain took too long: it has aborted connections
         self._claimed = claimed
         self._stopped = stopped
         self._until: int | None = None  # ns, when its pause ends
@@ -84,5 +85,6 @@ class Process:
             self._claimed(self, event.answer.conversation)
         if any(isinstance(effect, tp.Stop) for effect in effects):
             self.over = True
+            self.late = any(isinstance(effect, tp.Abort) for effect in effects)
             self._stopped(self)
         return effects

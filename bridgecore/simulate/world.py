@@ -96,7 +96,6 @@ class _World:
             number,
             profile,
             turns=scenario.turns,
-            refusals=scenario.policy.budgets.refusals,
             seed=scenario.seed,
             observer=self,
             balancer=self._bridges,
@@ -196,13 +195,15 @@ class _World:
         """Check that the client has to wait no longer than it takes."""
         self._bridges.told_to_wait(client, code, wait)
 
-    def not_found(self, client: Client, known: Sequence[str]) -> None:
+    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
         """Check that the response is lost indeed."""
-        self._bridges.not_found(client, known)
+        self._bridges.not_found(client, known, refused)
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether the turn's fault explains ``status``; None: a lost connection."""
-        return self._strikes.explained(client, status)
+        if self._strikes.explained(client, status):
+            return True
+        return status is None and self._bridges.gave_up(client)
 
     def altered(self, client: Client) -> Change | None:
         """How the events of the client's turn are altered, if they are."""
