@@ -61,6 +61,7 @@ class Checks:
         self._silent: list[Turn] = []  # turns with ``generate: false``
         self._decisions: dict[str, Replay] = {}  # by the process that wrote the log
         self._passed: set[tuple[str, int]] = set()  # (process, turn), passed on to another one
+        self.rejected: set[str] = set()  # responses whose rebuilt input the upstream has refused
         self._warmth = Ledger()  # reported costs of preloading
 
     # ------------------------------------------------------------ called for clients
@@ -129,6 +130,9 @@ class Checks:
         sends.responses[turn.response_id] = turn
         self._completed[hashed(turn.response_id)] = sends, turn
         if sends.asked:
+            anchor = sends.asked[-1].anchor
+            if turn.outcome is Outcome.FAILED and anchor not in (None, turn.request.anchor):
+                self.rejected.add(anchor)
             for prop, found in self._witness.saw(turn, sends.asked):
                 self._journal.violate(prop, client, found, number)
         count = self._executions(sends)

@@ -86,10 +86,9 @@ class Observer(Protocol):
     def refused(self, client: Client, code: str, wait: int) -> None:
         """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
 
-    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
-        """The latest response that ``client`` got cannot be continued. ``known``: the ids of its
-        conversation so far, the latest last; ``refused``: the retriable refusals that came
-        before."""
+    def not_found(self, client: Client, response: str, refused: int) -> None:
+        """``client`` was told that it cannot continue ``response``, after it had been ``refused``
+        as often with an error that can be retried."""
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether a fault explains that the turn of ``client`` got ``status``; None: that its
@@ -586,8 +585,7 @@ class Client:
         if error["param"] != "previous_response_id" or anchor.response not in error["message"]:
             raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
-        known = [each.response for each in self._checkpoints]
-        self._observer.not_found(self, known, refused)
+        self._observer.not_found(self, anchor.response, refused)
         self._note("drops the id and sends its whole history")
         self.resends += 1
         self._checkpoints.clear()

@@ -7,8 +7,9 @@ Checked here:
 
 * *ownership*: a process that is granted a conversation is the only one that would send its turns,
   unless a failover has made the store forget who owned it;
-* *not-found*: a response that a client was shown is lost only for a known reason: its last commits,
-  or those of what it continues, were lost in a failover or reported as not durable;
+* *not-found*: a response that a client was shown is lost only for a known reason: it, or one that
+  it continues, was lost in a failover; or the log said that it is not durable, and the store never
+  got it later; or the upstream has refused an input that was rebuilt from it;
 * *wait*: a client has to wait for a lost owner no longer than a lease lasts.
 
 The balancer is fair to each client by itself: its next request is sent to the next replica. If that
@@ -17,7 +18,7 @@ one refuses the connection it tries the others, as HAProxy does with ``option re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -35,7 +36,7 @@ from bridgecore.simulate.paths import Paths, Recorder
 from bridgecore.simulate.process import Process
 from bridgecore.simulate.report import Journal
 from bridgecore.simulate.scenario import Scenario
-from bridgecore.simulate.shared_store import SharedStore, StorePath
+from bridgecore.simulate.shared_store import ResponseFate, SharedStore, StorePath
 from bridgecore.testing.network import NO_CLIENT, Network
 from bridgecore.wire.decisions import hashed
 
@@ -74,7 +75,7 @@ class Cluster:
         self._starts: dict[str, int] = {}  # by name
         self._accounts = Accounts()  # of processes that have ended
         self._leaving = False
-        self._late: dict[str, int] = {}  # replica -> ns, when its drain took too long
+        self._ends: dict[str, tuple[int, Process]] = {}  # when a replica's process ended by itself
         self._at: dict[int, int] = {}  # client -> index of the replica that it was sent to last
         self._refused: dict[int, int] = {}  # client -> connects refused, one after the other
         self._not_durable: set[str] = set()  # hashed ids
@@ -119,8 +120,7 @@ class Cluster:
             self.network.at(self.network.now, lambda: self._ended(process))
 
     def _ended(self, process: Process) -> None:
-        if process.late:
-            self._late[process.name] = self.network.now
+        self._ends[process.name] = self.network.now, process
         if self.running.get(process.name) is process:
             self._remove(process)
             self.start(process.name)
@@ -196,10 +196,13 @@ class Cluster:
         return self.names[at]
 
     def gave_up(self, client: Client) -> bool:
-        """Whether its replica has reached the end of its drain before the client, which reads
-        slowly, has read its answer."""
-        ended = self._late.get(client.host, 0)
-        return client.profile.slow and self.network.now - ended < NS_PER_SECOND
+        """Whether its replica has ended its drain before the client, which reads slowly, has read
+        its answer; or before it has read the client's request, because it was paused."""
+        ended = self._ends.get(client.host)
+        if ended is None or self.network.now - ended[0] > NS_PER_SECOND:
+            return False
+        _, process = ended
+        return (process.late and client.profile.slow) or process.woke == ended[0]
 
     def unserved(self, client: Client) -> None:
         """All replicas are down at once; a balancer would answer 503."""
@@ -216,21 +219,22 @@ class Cluster:
                 text = f"{process.name} owns a conversation that {other.name} owns, too"
                 self.journal.violate("ownership", NO_CLIENT, text)
 
-    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
-        """Check that there is a reason why the last response of ``known`` is lost. A replica that
-        has never heard of it says so at once."""
+    def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:
+        """Check that there is a reason why the response is lost. A replica that has never heard of
+        it says so at once."""
         scope = credential_scope([(b"authorization", client.asked().credential)])
-        last, store = known[-1], self.store
-        if store.model.is_whole(scope, last):
-            text = f"not-found, but the store has {last} and all that it continues"
-            self.journal.violate("not-found", client.number, text, client.turn)
-        elif any((scope, each) in store.forgotten for each in known):
-            self.journal.report.cluster["lost in failovers"] += 1
-        elif any(hashed(each) in self._not_durable for each in known):
-            self.journal.report.cluster["lost, not durable"] += 1
+        fate = self.store.fate(scope, response)
+        if fate is ResponseFate.FORGOTTEN:
+            reason = "lost in a failover"
+        elif fate is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
+            reason = "lost, as reported"
+        elif rejected and refused >= self.scenario.policy.budgets.refusals:
+            reason = "lost, as the upstream refused it"
         else:
-            text = f"not-found, but {last} was neither lost in a failover nor reported as lost"
+            text = f"not-found for {response}, but {fate.value}"
             self.journal.violate("not-found", client.number, text, client.turn)
+            return
+        self.journal.report.cluster[reason] += 1
 
     def told_to_wait(self, client: Client, code: str, wait: int) -> None:
         """Check that the wait for a lost owner is no longer than a lease lasts."""

@@ -6,7 +6,6 @@ case (``Single``). Replicas are in ``cluster.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -60,9 +59,10 @@ class Deployment(Balancer, Protocol):
     def told_to_wait(self, client: Client, code: str, wait: int) -> None:
         """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
 
-    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
-        """``client`` was told that the last response of ``known`` cannot be continued, after it had
-        been ``refused`` as often with an error that can be retried."""
+    def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:
+        """``client`` was told that it cannot continue ``response``, after it had been ``refused``
+        as often with an error that can be retried. ``rejected``: the upstream has refused an input
+        that was rebuilt from it."""
 
     def gave_up(self, client: Client) -> bool:
         """Whether the process of ``client`` has just ended without waiting for it any longer."""
@@ -150,7 +150,7 @@ class Single:
     def told_to_wait(self, client: Client, code: str, wait: int) -> None:
         """Any time is right: there is nothing to compare it with."""
 
-    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
+    def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:
         """Check that it was refused often enough before: the bridge has known the response."""
         wanted = self._refusals
         if refused < wanted:

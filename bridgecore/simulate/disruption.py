@@ -44,6 +44,7 @@ class Disruption:
         def happen() -> None:
             if self._over():
                 return
+            self._cluster.journal.report.outages = nth + 1
             if (OUTAGES, nth) not in scenario.spared:
                 self._carry_out(plan)
             self._schedule(nth + 1)

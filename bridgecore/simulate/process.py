@@ -37,6 +37,7 @@ class Process:
         self.path = path
         self.over = False  # it has ended by itself
         self.late = False  # its drain took too long: it has aborted connections
+        self.woke = 0  # ns, when its latest pause ended
         self._claimed = claimed
         self._stopped = stopped
         self._until: int | None = None  # ns, when its pause ends
@@ -77,6 +78,7 @@ class Process:
         if now < self._until:
             return []
         held, self._held, self._until = [*self._held, _TIMEOUT], [], None
+        self.woke = now
         return [effect for each in held for effect in self._handle(each, now)]
 
     def _handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:

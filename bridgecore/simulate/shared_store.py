@@ -23,6 +23,15 @@ class Loss(enum.Enum):
     ANSWERS = "what is carried out is not answered"
 
 
+class ResponseFate(enum.Enum):
+    """What a store knows of a response."""
+
+    STORED = "the store has it and all that it continues"
+    FORGOTTEN = "it, or one that it continues, was lost in a failover"
+    INCOMPLETE = "the store has it without one that it continues"
+    UNKNOWN = "the store never had it"
+
+
 class SharedStore:
     """The content of the store, and what it has forgotten.
 
@@ -34,17 +43,30 @@ class SharedStore:
         self.latency = 5 * MILLISECOND
         self.down = 0  # ns, until when it carries out nothing
         self.claims = 0
-        self.forgotten: set[tuple[str, str]] = set()  # (scope, id), lost in a failover
+        self.forgotten: set[bytes] = set()  # keys of responses, lost in a failover
+        self._named: dict[tuple[str, str], bytes] = {}  # of those, their keys by scope and id
         self.distrusted: set[bytes] = set()  # conversations whose owner or epoch was lost
 
     def fail_over(self, backup: StoreModel) -> int:
         """Go on with ``backup``; how many ids are lost with it."""
-        lost = self.model.names() - backup.names()
+        kept, named = backup.names(), self.model.names()
+        lost = {name: key for name, key in named.items() if name not in kept}
         before, after = _owners(self.model), _owners(backup)
         self.distrusted |= {key for key, owner in before.items() if after.get(key) != owner}
-        self.forgotten |= lost
+        self.forgotten |= set(lost.values())
+        self._named |= lost
         self.model = backup
         return len(lost)
+
+    def fate(self, scope: str, response: str) -> ResponseFate:
+        """What has become of a response that a client was shown."""
+        key = self.model.names().get((scope, response)) or self._named.get((scope, response))
+        if key is None:
+            return ResponseFate.UNKNOWN
+        missing = self.model.missing(key)
+        if missing is None:
+            return ResponseFate.STORED
+        return ResponseFate.FORGOTTEN if missing in self.forgotten else ResponseFate.INCOMPLETE
 
 
 def _owners(model: StoreModel) -> dict[bytes, tuple[int, st.Owner | None]]:

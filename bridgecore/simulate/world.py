@@ -15,7 +15,7 @@ Checked here:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import attrs
 
@@ -195,9 +195,10 @@ class _World:
         """Check that the client has to wait no longer than it takes."""
         self._bridges.told_to_wait(client, code, wait)
 
-    def not_found(self, client: Client, known: Sequence[str], refused: int) -> None:
+    def not_found(self, client: Client, response: str, refused: int) -> None:
         """Check that the response is lost indeed."""
-        self._bridges.not_found(client, known, refused)
+        rejected = response in self._checks.rejected
+        self._bridges.not_found(client, response, refused, rejected=rejected)
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether the turn's fault explains ``status``; None: a lost connection."""
