@@ -75,7 +75,6 @@ class Cluster:
         self._starts: dict[str, int] = {}  # by name
         self._accounts = Accounts()  # of processes that have ended
         self._leaving = False
-        self._ends: dict[str, tuple[int, Process]] = {}  # when a replica's process ended by itself
         self._at: dict[int, int] = {}  # client -> index of the replica that it was sent to last
         self._refused: dict[int, int] = {}  # client -> connects refused, one after the other
         self._not_durable: set[str] = set()  # hashed ids
@@ -120,7 +119,6 @@ class Cluster:
             self.network.at(self.network.now, lambda: self._ended(process))
 
     def _ended(self, process: Process) -> None:
-        self._ends[process.name] = self.network.now, process
         if self.running.get(process.name) is process:
             self._remove(process)
             self.start(process.name)
@@ -146,7 +144,7 @@ class Cluster:
     def left(self) -> dict[str, int]:
         """What the processes, and the store, have left."""
         found: dict[str, int] = {}
-        now, store = self.network.now, self.store
+        now = self.network.now
         for name, process in self.running.items():
             endpoint, holdings = process.endpoint, process.endpoint.bridge.holdings
             found[f"turns of {name}"] = endpoint.bridge.turns
@@ -195,14 +193,13 @@ class Cluster:
         at = self._at[client] = (self._at.get(client, client) + 1) % len(self.names)
         return self.names[at]
 
-    def gave_up(self, client: Client) -> bool:
-        """Whether its replica has ended its drain before the client, which reads slowly, has read
-        its answer; or before it has read the client's request, because it was paused."""
-        ended = self._ends.get(client.host)
-        if ended is None or self.network.now - ended[0] > NS_PER_SECOND:
-            return False
-        _, process = ended
-        return (process.late and client.profile.slow) or process.woke == ended[0]
+    def gave_up(self, client: Client, server: tp.Machine) -> bool:
+        """Whether ``server`` was draining, and its client reads slowly, so that there was no time
+        left for it to read its answer; or its request was not read in time, because the process was
+        paused."""
+        assert isinstance(server, Process), "clients are served by replicas"
+        woken = server.woke and self.network.now - server.woke < NS_PER_SECOND
+        return server.draining and bool(client.profile.slow or woken)
 
     def unserved(self, client: Client) -> None:
         """All replicas are down at once; a balancer would answer 503."""

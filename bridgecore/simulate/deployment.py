@@ -64,8 +64,8 @@ class Deployment(Balancer, Protocol):
         as often with an error that can be retried. ``rejected``: the upstream has refused an input
         that was rebuilt from it."""
 
-    def gave_up(self, client: Client) -> bool:
-        """Whether the process of ``client`` has just ended without waiting for it any longer."""
+    def gave_up(self, client: Client, server: tp.Machine) -> bool:
+        """Whether ``server`` is about to end and does not wait for ``client`` any longer."""
 
 
 def config_of(scenario: Scenario) -> Config:
@@ -157,6 +157,6 @@ class Single:
             text = f"not-found after {refused} refusals of the id, not {wanted}"
             self._journal.violate("not-found", client.number, text, client.turn)
 
-    def gave_up(self, client: Client) -> bool:
+    def gave_up(self, client: Client, server: tp.Machine) -> bool:
         """It does not end while it has clients."""
         return False

@@ -108,17 +108,15 @@ class Disruption:
         """Drain the next process, wait for its end, and start a new one of its name. A process that
         ends by itself is started again by the cluster."""
         running = self._cluster.running
-        while self._deploying:
+        self.until = max(self.until, self._network.now + _AFTERMATH)
+        while self._deploying and running.get(self._deploying[0].name) is not self._deploying[0]:
+            self._deploying.pop(0)  # it has crashed
+        if self._deploying:
             process = self._deploying[0]
-            self.until = max(self.until, self._network.now + _AFTERMATH)
-            if running.get(process.name) is not process:
-                self._deploying.pop(0)  # it has crashed
-                continue
-            if not process.over and not process.paused:
+            if not process.over:
                 self._note(f"{process.name} drains")
                 self._network.handle(process, tp.DrainRequested())
             self._network.at(self._network.now + pause, lambda: self._wait_for(process, pause))
-            return
 
     def _wait_for(self, process: Process, pause: int) -> None:
         if self._cluster.running.get(process.name) is not process:

@@ -36,7 +36,7 @@ class Process:
         self.endpoint = endpoint
         self.path = path
         self.over = False  # it has ended by itself
-        self.late = False  # its drain took too long: it has aborted connections
+        self.draining = False
         self.woke = 0  # ns, when its latest pause ended
         self._claimed = claimed
         self._stopped = stopped
@@ -83,10 +83,10 @@ class Process:
 
     def _handle(self, event: tp.TransportEvent, now: int) -> list[tp.TransportEffect]:
         effects = self.endpoint.handle(event, now)
+        self.draining = self.draining or isinstance(event, tp.DrainRequested)
         if isinstance(event, tp.StoreAnswered) and isinstance(event.answer, Claimed):
             self._claimed(self, event.answer.conversation)
         if any(isinstance(effect, tp.Stop) for effect in effects):
             self.over = True
-            self.late = any(isinstance(effect, tp.Abort) for effect in effects)
             self._stopped(self)
         return effects

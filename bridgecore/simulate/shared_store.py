@@ -123,9 +123,11 @@ class StorePath:
 
 
 def _touches(question: st.Question) -> tuple[bytes, ...]:
-    """The conversations that a question changes."""
+    """What a question changes: conversations, or the lease (``b""``)."""
     if isinstance(question, st.Commit):
         return (question.conversation,)
     if isinstance(question, st.Release):
         return tuple(key for key, _ in question.conversations)
+    if isinstance(question, st.Join | st.Renew | st.Leave):
+        return (b"",)
     return ()

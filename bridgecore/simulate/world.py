@@ -147,7 +147,8 @@ class _World:
         hours = f"{bridges.settle / 3600 / NS_PER_SECOND:g}"
         for name, count in left.items():
             if count:
-                journal.violate("leak", NO_CLIENT, f"{count} {name} {hours} hours after the last turn")
+                text = f"{count} {name} {hours} hours after the last turn"
+                journal.violate("leak", NO_CLIENT, text)
         network.run(network.now + bridges.drain())
         if not bridges.drained():
             journal.violate("drain", NO_CLIENT, "an endpoint without connections does not stop")
@@ -204,7 +205,8 @@ class _World:
         """Whether the turn's fault explains ``status``; None: a lost connection."""
         if self._strikes.explained(client, status):
             return True
-        return status is None and self._bridges.gave_up(client)
+        server = self._strikes.server_of(client)
+        return status is None and server is not None and self._bridges.gave_up(client, server)
 
     def altered(self, client: Client) -> Change | None:
         """How the events of the client's turn are altered, if they are."""
