@@ -465,7 +465,8 @@ class Bridge:
         self._conversations.move_to_end(conversation.id)
         self._turns[arriving.id] = conversation
         self._away[arriving.id] = arriving
-        self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, session=conversation.id)
+        fields: dict[str, str | int] = {"session": conversation.id, "owner": str(to.url)}
+        self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, **fields)
         turn = RoutedTurn(
             arriving.id,
             self._intake.pass_on(arriving),

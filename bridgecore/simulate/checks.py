@@ -144,11 +144,13 @@ class Checks:
         return sum(1 for sent in sends.turns if not self._refused(sent))
 
     def _is_of_the_bridge(self, turn: Turn, sends: _Sends) -> bool:
-        """Whether the turn is the bridge's own preload: ``generate: false``, and no client asked
-        for it."""
+        """Whether the turn is the bridge's own preload of an answer: ``generate: false``, and no
+        client asked for it."""
         if turn.request.body.get("generate") is not False:
             return False
         self._silent.append(turn)
+        if not any(map(self._is_answer, sends.responses.values())):
+            return False  # there is nothing to preload
         return not sends.asked[-1].warms or self._executions(sends) >= sends.attempts
 
     def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:

@@ -52,6 +52,7 @@ class Cluster:
 
     # Half-open connections last a quarter of an hour, all else is over before.
     settle = 1800 * NS_PER_SECOND
+    settle_text = "half an hour"
 
     def __init__(
         self,
@@ -132,7 +133,9 @@ class Cluster:
 
     @property
     def turns(self) -> int:
-        """How many turns are not over."""
+        """How many turns are not over, although nothing holds them up any more."""
+        if self.network.now < self.away:
+            return 0
         return sum(each.endpoint.bridge.turns for each in self.running.values())
 
     @property
@@ -203,12 +206,13 @@ class Cluster:
 
     def unserved(self, client: Client) -> None:
         """All replicas are down at once; a balancer would answer 503."""
-        self.journal.report.cluster["no replica"] += 1
+        self.journal.report.cluster["connects that no replica took"] += 1
 
     # ------------------------------------------------------------ checks
 
     def _claimed(self, process: Process, conversation: bytes) -> None:
         now = self.network.now
+        self.journal.report.cluster["claims"] += 1
         if conversation in self.store.distrusted or not process.owns(conversation, now):
             return
         for other in self.running.values():
@@ -222,11 +226,11 @@ class Cluster:
         scope = credential_scope([(b"authorization", client.asked().credential)])
         fate = self.store.fate(scope, response)
         if fate is ResponseFate.FORGOTTEN:
-            reason = "lost in a failover"
+            reason = "responses lost in a failover"
         elif fate is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
-            reason = "lost, as reported"
+            reason = "responses lost that were not durable"
         elif rejected and refused >= self.scenario.policy.budgets.refusals:
-            reason = "lost, as the upstream refused it"
+            reason = "responses lost as the upstream refused them"
         else:
             text = f"not-found for {response}, but {fate.value}"
             self.journal.violate("not-found", client.number, text, client.turn)
@@ -249,9 +253,9 @@ class Cluster:
 
 _COUNTED: Final = {
     "turn.forwarded": "forwards",
-    "turn.not_durable": "not durable",
+    "turn.not_durable": "commits that failed",
     "replica.lease_lost": "leases lost",
-    "store.rolled_back": "distrusted claims",
+    "store.rolled_back": "claims not believed",
 }
 
 

@@ -33,12 +33,16 @@ class Deployment(Balancer, Protocol):
         """How long after the last turn everything has timed out, ns."""
 
     @property
+    def settle_text(self) -> str:
+        """The same, in words."""
+
+    @property
     def away(self) -> int:
         """Until when the effects of faults of its processes last or lasted, ns."""
 
     @property
     def turns(self) -> int:
-        """How many turns are not over."""
+        """How many turns are not over, although nothing holds them up any more."""
 
     @property
     def accounts(self) -> Accounts:
@@ -88,6 +92,7 @@ class Single:
     """One bridge, without a store; a ``Deployment``."""
 
     settle = 3 * _HOUR
+    settle_text = "three hours"
     away = 0
 
     def __init__(self, scenario: Scenario, network: Network, journal: Journal) -> None:

@@ -61,7 +61,7 @@ _DURATIONS: Final[dict[Outage, tuple[int, ...]]] = {
     Outage.STORE_MUTE: (1_000, 4_000, 12_000, 40_000),
     Outage.STORE_SLOW: (5_000, 20_000),
     Outage.FAILOVER: (5, 50, 500, 5_000),  # the age of the copy
-    Outage.PAUSE: (3_000, 14_000, 40_000),  # leases last 15 s
+    Outage.PAUSE: (3_000, 14_000, 40_000, 80_000),  # leases last 15 s, forwards wait for 50 s
 }
 """Milliseconds."""
 

@@ -35,14 +35,13 @@ class ResponseFate(enum.Enum):
 class SharedStore:
     """The content of the store, and what it has forgotten.
 
-    ``latency``: ns that each way takes at most. ``claims``: how many it has granted.
+    ``latency``: ns that each way takes at most.
     """
 
     def __init__(self) -> None:
         self.model = StoreModel()
         self.latency = 5 * MILLISECOND
         self.down = 0  # ns, until when it carries out nothing
-        self.claims = 0
         self.forgotten: set[bytes] = set()  # keys of responses, lost in a failover
         self._named: dict[tuple[str, str], bytes] = {}  # of those, their keys by scope and id
         self.distrusted: set[bytes] = set()  # conversations whose owner or epoch was lost
@@ -102,8 +101,6 @@ class StorePath:
             self._fail(answered)
             return
         answer = store.model.handle(question, now)
-        if isinstance(answer, st.Claimed):
-            store.claims += 1
         self._clock.at(
             now + self._rng.between(1, store.latency), lambda: self._returns(answer, answered)
         )

@@ -78,8 +78,9 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
     _minimise(every, lambda kept: search.attempt_with(spared=spared | (every - kept)))
     timeline: list[str] = []
     run(search.best, timeline.append)
-    ends = [n for n, line in enumerate(timeline, 1) if VIOLATION in line]
-    return Shrunk(search.best, search.violation, tuple(timeline[: ends[-1]]), search.runs)
+    seen = f"{VIOLATION}{violation.prop}:"
+    end = next(n for n, line in enumerate(timeline, 1) if seen in line)
+    return Shrunk(search.best, search.violation, tuple(timeline[:end]), search.runs)
 
 
 _RESTARTS_SPARED: Final = 16  # tried one by one; shrunk runs rarely last longer

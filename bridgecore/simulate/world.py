@@ -144,10 +144,9 @@ class _World:
         network.run(network.now + bridges.settle)
         left = {**bridges.left(), "connections at the upstream": self._emulator.connections}
         self._checks.close(bridges.accounts)
-        hours = f"{bridges.settle / 3600 / NS_PER_SECOND:g}"
         for name, count in left.items():
             if count:
-                text = f"{count} {name} {hours} hours after the last turn"
+                text = f"{count} {name} {bridges.settle_text} after the last turn"
                 journal.violate("leak", NO_CLIENT, text)
         network.run(network.now + bridges.drain())
         if not bridges.drained():
