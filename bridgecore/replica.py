@@ -344,9 +344,9 @@ class Replica:
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:
         """A commit is over: show the end of its turn, or commit it once more by itself.
 
-        A commit that is fenced belongs to a conversation that another replica continues. The
-        response exists all the same, and its client may continue it: it becomes a conversation of
-        its own.
+        A commit that is fenced belongs to a conversation that was lost while its turn ran, with the
+        lease or to another replica. The response exists all the same, and its client may continue
+        it: it becomes a conversation of its own.
         """
         ending = self._endings.pop(settled.turn)
         key = ending.conversation

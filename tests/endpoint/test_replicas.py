@@ -212,6 +212,28 @@ def test_a_replica_that_was_paused_sends_nothing_of_what_another_has_claimed() -
     assert "replica.lease_lost" in first.logged()
 
 
+def test_a_turn_that_ends_after_its_lease_is_durable() -> None:
+    """Its conversation is anybody's by then, so the response becomes one of its own."""
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = Talker(first)
+    say(talker, "one")
+    cluster.emulator.delta_interval = 10 * SECOND
+    client = talker.begin([user("two")], talker.last)
+    first.store.answers = False
+    first.advance(15)
+    first.store.answers = True
+    assert not first.read(client).complete
+    first.advance(30)
+    assert "replica.lease_lost" in first.logged()
+    talker.end(client, [user("two")], talker.last)
+    assert len(cluster.model) == 2
+    first.kill()
+    cluster.emulator.delta_interval = 0
+    say(moved(talker, second), "three")
+    assert talker.outcomes == ["200"] * 3
+
+
 def test_two_replicas_of_one_name_are_reported() -> None:
     cluster = Cluster()
     first, second = cluster.start("a"), cluster.start("a")
