@@ -27,6 +27,7 @@ from bridgecore.messages import AnswerEvents
 from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
 from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhere
+from bridgecore.recovery.events import Standing
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
@@ -223,10 +224,13 @@ class Replica:
         return self._carry_out(asked, now)
 
     def _knows(self, turn: Arriving, now: int) -> bool:
-        """Whether all that can be known about what ``turn`` continues is in memory."""
+        """Whether all that can be known about what ``turn`` continues is in memory. A response that
+        was not found before is not known: it can have been stored since."""
         named = turn.request.previous_response_id
         alias = self._memory.alias(turn.scope, named) if named else None
-        return alias is not None and self._memory.holds(turn.scope, alias, now)
+        if alias is None or alias.standing is Standing.UNKNOWN:
+            return False
+        return self._memory.holds(turn.scope, alias, now)
 
     def commit(
         self, answer: AnswerEvents, scope: str, ids: list[str], conversation: bytes, now: int

@@ -173,6 +173,25 @@ def test_what_was_not_used_for_too_long_is_deleted() -> None:
     assert len(cluster.model) == len(kept.outcomes)  # only a path that is still used
 
 
+@pytest.mark.parametrize("later", [15, 901])
+def test_a_response_that_was_unknown_is_looked_up_again(later: int) -> None:
+    """A miss is no knowledge: the store may get the response later. The session that it was about
+    may still exist then, or not."""
+    cluster = Cluster(forwards=True)
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = Talker(first)
+    first.store.answers = False
+    with_delay(talker, "one")
+    one = talker.last
+    missed = second.ask("two", store=False, previous_response_id=one)
+    assert missed.status == 400
+    first.store.answers = True
+    first.advance(later)
+    say(talker, "two")  # and with it, what was missing
+    first.drain()
+    assert moved(talker, second).attempt(user("three"), after=one).status == 200
+
+
 def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
     talker, second = drained(Cluster())
     second.store.answers = False
