@@ -127,6 +127,27 @@ def test_what_was_not_durable_is_committed_with_the_next_turn() -> None:
     assert talker.outcomes[-1] == "200"
 
 
+@pytest.mark.parametrize("outage", [4, 30])
+def test_what_was_not_durable_is_committed_when_the_store_is_back(outage: int) -> None:
+    """Without another turn of its conversation; whether the lease was lost meanwhile, or not."""
+    cluster = Cluster()
+    replica = cluster.start()
+    talker, other = Talker(replica), Talker(replica, key="sk-other")
+    say(talker, "one")
+    replica.store.answers = False
+    with_delay(talker, "two")
+    replica.advance(outage)
+    replica.store.answers = True
+    replica.advance(5)
+    say(other, "hello")
+    replica.kill()
+    moved(talker, cluster.start("b"))
+    talker.world.advance(16)
+    say(talker, "three")
+    assert talker.outcomes == ["200"] * 3
+    assert len(cluster.model) == 4
+
+
 def drained(cluster: Cluster) -> tuple[Talker, Replica]:
     """A client whose replica has drained after one turn, and another replica."""
     first = cluster.start("a")
