@@ -78,8 +78,8 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
     _minimise(every, lambda kept: search.attempt_with(spared=spared | (every - kept)))
     timeline: list[str] = []
     run(search.best, timeline.append)
-    seen = f"{VIOLATION}{violation.prop}:"
-    end = next(n for n, line in enumerate(timeline, 1) if seen in line)
+    last = f"{VIOLATION}{violation.prop}:"
+    end = next(n for n, line in enumerate(timeline, 1) if last in line)
     return Shrunk(search.best, search.violation, tuple(timeline[:end]), search.runs)
 
 
