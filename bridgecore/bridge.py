@@ -58,6 +58,7 @@ from bridgecore.messages import (
     TurnResolved,
 )
 from bridgecore.ownership.forwards import Forward
+from bridgecore.ownership.holdings import Holdings
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
@@ -147,6 +148,11 @@ class Bridge:
     def conversations(self) -> int:
         """How many conversations have a session."""
         return len(self._conversations)
+
+    @property
+    def holdings(self) -> Holdings | None:
+        """The conversations that this replica owns; None without a store."""
+        return None if self._replica is None else self._replica.holdings
 
     @property
     def memory(self) -> Memory:
@@ -459,7 +465,8 @@ class Bridge:
         self._conversations.move_to_end(conversation.id)
         self._turns[arriving.id] = conversation
         self._away[arriving.id] = arriving
-        self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, session=conversation.id)
+        fields: dict[str, str | int] = {"session": conversation.id, "owner": str(to.url)}
+        self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, **fields)
         turn = RoutedTurn(
             arriving.id,
             self._intake.pass_on(arriving),

@@ -6,12 +6,14 @@ turn, what is needed to continue it is committed. So whatever id a client was sh
 by any replica, and after a restart. What may be sent under which lease is decided in ``ownership``.
 
 A commit that does not come in time delays nothing further: the terminal event is shown, and the log
-says that the turn is not durable. The next commit of its conversation includes what is missing.
+says that the turn is not durable. What is missing is committed when the store answers again, by
+itself or with the next turn of its conversation.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, TypeAlias, assert_never
 
@@ -27,6 +29,7 @@ from bridgecore.messages import AnswerEvents
 from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
 from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhere
+from bridgecore.recovery.events import Standing
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
@@ -100,11 +103,19 @@ class Replica:
         self._keys: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}
         self._unused: set[bytes] = set()  # keys to be given back once their commits are over
+        # Responses that are not durable: scope, ids, and key of the conversation, by their keys.
+        self._owed: OrderedDict[bytes, tuple[str, tuple[str, ...], bytes]] = OrderedDict()
+        self._paid = 0  # commits of such responses; their numbers take the place of a turn's
         self._drawn = 0  # keys of conversations
         self._durable = True  # the latest commit was
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
         self.gone = False  # the lease is given up
+
+    @property
+    def holdings(self) -> hd.Holdings:
+        """The lease and the claims, for an observer."""
+        return self._holdings
 
     @property
     def turns(self) -> int:
@@ -218,10 +229,13 @@ class Replica:
         return self._carry_out(asked, now)
 
     def _knows(self, turn: Arriving, now: int) -> bool:
-        """Whether all that can be known about what ``turn`` continues is in memory."""
+        """Whether all that can be known about what ``turn`` continues is in memory. A response that
+        was not found before is not known: it can have been stored since."""
         named = turn.request.previous_response_id
         alias = self._memory.alias(turn.scope, named) if named else None
-        return alias is not None and self._memory.holds(turn.scope, alias, now)
+        if alias is None or alias.standing is Standing.UNKNOWN:
+            return False
+        return self._memory.holds(turn.scope, alias, now)
 
     def commit(
         self, answer: AnswerEvents, scope: str, ids: list[str], conversation: bytes, now: int
@@ -288,6 +302,8 @@ class Replica:
                     event = "replica.lease_held" if effect.held else "replica.lease_lost"
                     level = LogLevel.INFO if effect.held else LogLevel.WARNING
                     out.append(self._log(level, event))
+                    if effect.held:
+                        out += self._commit_owed(now)
                 case hd.NameInUse():
                     out.append(
                         self._log(LogLevel.ERROR, "replica.name_in_use", detail=_NAME_IN_USE)
@@ -339,9 +355,9 @@ class Replica:
     def _settled(self, settled: hd.Settled, now: int) -> list[ReplicaEffect]:
         """A commit is over: show the end of its turn, or commit it once more by itself.
 
-        A commit that is fenced belongs to a conversation that another replica continues. The
-        response exists all the same, and its client may continue it: it becomes a conversation of
-        its own.
+        A commit that is fenced belongs to a conversation that was lost while its turn ran, with the
+        lease or to another replica. The response exists all the same, and its client may continue
+        it: it becomes a conversation of its own.
         """
         ending = self._endings.pop(settled.turn)
         key = ending.conversation
@@ -361,12 +377,40 @@ class Replica:
         if settled.durable is not self._durable:
             self._durable = settled.durable
             out.append(self._durability())
+            if settled.durable:
+                out += self._commit_owed(now)
         if not settled.durable:
+            self._owe(ending)
+        if not settled.durable and settled.turn >= 0:
             fields: dict[str, str | int] = {
                 "turn": settled.turn,
                 "response": hashed(ending.unstored.responses[-1].ids[0]),
             }
             out.append(self._log(LogLevel.DEBUG, "turn.not_durable", **fields))
+        return out
+
+    def _owe(self, ending: _Ending) -> None:
+        """Remember a response that is to be committed once the store answers again."""
+        last = ending.unstored.responses[-1]
+        self._owed[last.key] = last.scope, last.ids, ending.conversation
+        if len(self._owed) > _MOST_OWED:
+            self._owed.popitem(last=False)
+
+    def _commit_owed(self, now: int) -> list[ReplicaEffect]:
+        """Commit what is not durable: each response to its conversation if that is still this
+        replica's, else as one of its own."""
+        owed, self._owed = self._owed, OrderedDict()
+        out: list[ReplicaEffect] = []
+        for scope, ids, key in owed.values():
+            unstored = self._memory.unstored(scope, ids, now)
+            if unstored is None or unstored.alias.durable:
+                continue  # evicted; or committed with a later turn
+            ending = _Ending(None, unstored, key)
+            if not self._holdings.may_send(key, now):
+                ending.alone, ending.conversation = True, self._begin()
+                self._unused.add(ending.conversation)
+            self._paid += 1
+            out += self._commit(-self._paid, ending, now)
         return out
 
     def _sweep(self, now: int) -> list[ReplicaEffect]:
@@ -387,6 +431,9 @@ class Replica:
         return Log(level, event, {"replica": self._holdings.replica, **fields})
 
 
+# Responses that are not durable and are remembered, about 200 KB. With more, the oldest are lost
+# with this process, as all are if the store does not come back.
+_MOST_OWED: Final = 1024
 # Time between two sweeps, unless transcripts live less long; what is too old may stay so long.
 _SWEEP: Final = 600 * NS_PER_SECOND
 _NAME_IN_USE = (
@@ -395,6 +442,4 @@ _NAME_IN_USE = (
 )
 _ROLLED_BACK = "store.rolled_back"
 _DISTRUSTED = "the store has granted an epoch that it had granted before: it has lost memory"
-_UNAVAILABLE = (
-    "responses are not stored: they can be continued as long as this process lives, and not after"
-)
+_UNAVAILABLE = "responses are not stored: until the store is back they are lost with this process"

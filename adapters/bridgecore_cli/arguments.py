@@ -247,6 +247,14 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
         help="on the faulty network, replace connections after minutes and preload the new ones",
     )
     parser.add_argument(
+        "--replicas",
+        type=_replicas,
+        default=1,
+        metavar="N",
+        help="on the faulty network, N replicas that share a store serve all conversations; they "
+        "crash, are replaced, paused and cut off (default: 1, without a store)",
+    )
+    parser.add_argument(
         "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
     )
     parser.add_argument(
@@ -398,6 +406,17 @@ def _duration(text: str) -> int:
 
 
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+def _replicas(text: str) -> int:
+    """A number of replicas; each needs a letter for its name."""
+    value: int = _at_least(1)(text)
+    if value > _MOST_REPLICAS:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST_REPLICAS}")
+    return value
+
+
+_MOST_REPLICAS: Final = 9
 
 
 def _every(text: str) -> tuple[int | None, int | None]:

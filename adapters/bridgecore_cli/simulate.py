@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ from bridgecore.recovery.policy import Policy
 from bridgecore.simulate import (
     Experiment,
     Growth,
+    Outage,
     Report,
     Scenario,
     Shrunk,
@@ -105,8 +107,12 @@ class _Storm:
             turns=args.turns or 20,
             fault_every=args.faults[1],
             warm=args.warm,
+            replicas=args.replicas,
         )
+        if scenario.fault_every is None:
+            scenario = attrs.evolve(scenario, outages=())
         self.policy = policy
+        self.replicas = scenario.replicas
         self.turns = scenario.turns
         self.report = Report()
         self.shrunk: Shrunk | None = None
@@ -137,7 +143,9 @@ class _Storm:
     def figures(self) -> dict[str, Any]:
         """The results as values for JSON."""
         report = self.report
+        cluster = {} if self.replicas == 1 else {"cluster": self._cluster()}
         return {
+            **cluster,
             "conversations": report.conversations,
             "conversation_hours": report.hours,
             "turns": report.turns,
@@ -161,9 +169,10 @@ class _Storm:
         """The results as text."""
         report = self.report
         troubles = sum(report.troubles.values())
+        over = "" if self.replicas == 1 else f", over {self.replicas} replicas"
         lines = [
             f"policy {self.policy.name}: {report.conversations:,} conversations of {self.turns} "
-            "turns on a faulty network",
+            f"turns on a faulty network{over}",
             f"  {report.hours:,.0f} conversation-hours in {self.wall:,.1f} s "
             f"({self.cpu:,.1f} s of one core): {report.hours / self.wall * 60:,.0f} a minute "
             f"({report.hours / self.cpu * 60:,.0f} a minute of one core)",
@@ -173,6 +182,7 @@ class _Storm:
             f"  {report.ledger.text}",
             f"  {troubles:,} faults of {len(report.troubles)} kinds, "
             f"{report.restarts:,} restarts of the upstream, {report.events:,} events",
+            *([] if self.replicas == 1 else self._cluster_lines()),
             f"  {len(report.violations):,} violations"
             + ("" if len(report.violations) == 0 else ":"),
         ]
@@ -183,3 +193,20 @@ class _Storm:
         if self.shrunk is not None:
             lines += ["", f"The first one, shrunk in {self.shrunk.runs} runs:", str(self.shrunk)]
         return "\n".join(lines) + "\n"
+
+    def _cluster(self) -> dict[str, dict[str, int]]:
+        """What the replicas did, and what happened to them, by what is counted."""
+        report = self.report
+        outages = {name.lower(): report.troubles[name] for name in Outage.__members__}
+        return {"replicas": dict(sorted(report.cluster.items())), "outages": outages}
+
+    def _cluster_lines(self) -> list[str]:
+        lines: list[str] = []
+        for name, counts in self._cluster().items():
+            text = ", ".join(
+                f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items()
+            )
+            lines += textwrap.wrap(
+                f"{name}: {text}", 98, initial_indent="  ", subsequent_indent="    "
+            )
+        return lines

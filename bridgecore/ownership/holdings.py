@@ -35,8 +35,8 @@ class Resolved:
 
 @attrs.frozen
 class Settled:
-    """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: the
-    store has refused it, because another replica has the conversation."""
+    """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: it
+    was refused, because the conversation is not this replica's any more."""
 
     turn: int
     durable: bool
@@ -182,6 +182,11 @@ class Holdings:
         text = b"%b/%d" % (self._seed, incarnation)
         return st.Owner(self.replica, hashlib.blake2b(text, digest_size=16).hexdigest())
 
+    @property
+    def claims(self) -> int:
+        """How many conversations are owned, new ones included."""
+        return len(self._claims)
+
     def has_lease(self, now: int) -> bool:
         """Whether conversations can be claimed."""
         return self._lease.valid(now)
@@ -281,9 +286,12 @@ class Holdings:
         self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
     ) -> list[HoldingsEffect]:
         """Store what ``turn`` has added to its conversation; answered by ``Settled``. At once, and
-        as not durable, if the conversation is not this replica's or there is no lease. While the
-        lease is asked for, the commit waits for it: a turn may end just after the start."""
-        if conversation in self._claims and self._lease.stage is ls.LeaseStage.JOINING:
+        as fenced, if the conversation is not this replica's any more; as not durable if there is no
+        lease. While the lease is asked for, the commit waits for it: a turn may end just after the
+        start."""
+        if conversation not in self._claims:
+            self._out.append(Settled(turn, durable=False, fenced=True))
+        elif self._lease.stage is ls.LeaseStage.JOINING:
             question = st.Commit(self.owner, conversation, 0, responses)
             self._waiting.append((turn, question, now + self.times.timeout))
         else:

@@ -6,6 +6,9 @@ scenario's seed, so a run can be repeated byte for byte (``Report.digest``), and
 for a smaller run with the same failure. ``grow`` is an experiment with one long conversation: how
 its context grows when connections are lost.
 
+With ``Scenario.replicas`` there are several endpoints, which share a store, behind a balancer. Then
+processes crash and are replaced, paused or cut off, and the store loses memory (``Outage``).
+
 What belongs here: checks that need the whole system. Single sessions and bridges are explored
 exhaustively by ``bridgecore.verify``.
 
@@ -13,6 +16,7 @@ Public are the names here; the modules are internal.
 """
 
 from bridgecore.simulate.growth import Experiment, Growth, TurnFigures, grow
+from bridgecore.simulate.outages import Outage
 from bridgecore.simulate.profiles import PROFILES, Profile
 from bridgecore.simulate.report import Report, Violation
 from bridgecore.simulate.scenario import Scenario
@@ -25,6 +29,7 @@ __all__ = [
     "Experiment",
     "Growth",
     "Ledger",
+    "Outage",
     "Profile",
     "Report",
     "Scenario",

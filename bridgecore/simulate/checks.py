@@ -59,7 +59,9 @@ class Checks:
         self._accounted: dict[str, Ledger] = {}  # by hashed id: as reported by the bridge
         self._believed: dict[tuple[int, int], list[Json]] = {}  # history up to the end of a turn
         self._silent: list[Turn] = []  # turns with ``generate: false``
-        self._decisions = Replay(watched=True)
+        self._decisions: dict[str, Replay] = {}  # by the process that wrote the log
+        self._passed: set[tuple[str, int]] = set()  # (process, turn), passed on to another one
+        self.rejected: set[str] = set()  # responses whose rebuilt input the upstream has refused
         self._warmth = Ledger()  # reported costs of preloading
 
     # ------------------------------------------------------------ called for clients
@@ -128,6 +130,9 @@ class Checks:
         sends.responses[turn.response_id] = turn
         self._completed[hashed(turn.response_id)] = sends, turn
         if sends.asked:
+            anchor = sends.asked[-1].anchor
+            if turn.outcome is Outcome.FAILED and anchor not in (None, turn.request.anchor):
+                self.rejected.add(anchor)
             for prop, found in self._witness.saw(turn, sends.asked):
                 self._journal.violate(prop, client, found, number)
         count = self._executions(sends)
@@ -139,11 +144,13 @@ class Checks:
         return sum(1 for sent in sends.turns if not self._refused(sent))
 
     def _is_of_the_bridge(self, turn: Turn, sends: _Sends) -> bool:
-        """Whether the turn is the bridge's own preload: ``generate: false``, and no client asked
-        for it."""
+        """Whether the turn is the bridge's own preload of an answer: ``generate: false``, and no
+        client asked for it."""
         if turn.request.body.get("generate") is not False:
             return False
         self._silent.append(turn)
+        if not any(map(self._is_answer, sends.responses.values())):
+            return False  # there is nothing to preload
         return not sends.asked[-1].warms or self._executions(sends) >= sends.attempts
 
     def _warming(self, key: tuple[int, int], turn: Turn, sends: _Sends) -> None:
@@ -173,11 +180,16 @@ class Checks:
 
     # ------------------------------------------------------------ what the bridge reports
 
-    def logged(self, log: tp.Log) -> None:
-        """Check a log record about a decision, a preload, or a completed turn."""
+    def logged(self, log: tp.Log, source: str) -> None:
+        """Check a log record of the process ``source`` about a decision, a preload, or a completed
+        turn."""
         if log.event == DECISION:
-            self._decided(str(log.fields["line"]))
+            self._decided(source, str(log.fields["line"]))
             return
+        if log.event == "turn.forwarded":
+            self._passed.add((source, int(log.fields["turn"])))
+        elif log.event == "turn.resolving":
+            self._passed.discard((source, int(log.fields["turn"])))
         if log.event == "session.warmed" and log.fields["outcome"] == "completed":
             cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
@@ -189,6 +201,8 @@ class Checks:
             self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
             return
+        if (source, int(log.fields["turn"])) in self._passed:
+            return  # the other process counts it
         name = str(log.fields["response"])
         figures = {field: int(log.fields[field]) for field in _FIGURES}
         sends, turn = self._completed[name]
@@ -200,9 +214,11 @@ class Checks:
             self._journal.violate("accounts", client, text, number)
         self._accounted[name] = (fitting or accounts)[0]
 
-    def _decided(self, line: str) -> None:
+    def _decided(self, source: str, line: str) -> None:
+        # A process that starts writes a header, at which the replay begins anew.
+        decisions = self._decisions.setdefault(source, Replay(watched=True))
         try:
-            found = self._decisions.take(line.encode())
+            found = decisions.take(line.encode())
         except ViolationError as violation:
             self._journal.violate("session", NO_CLIENT, str(violation))
             return

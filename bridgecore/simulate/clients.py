@@ -80,6 +80,16 @@ class Observer(Protocol):
     def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
         """``client`` named two responses that it does not own; each ``Probe`` has the answers."""
 
+    def unserved(self, client: Client) -> None:
+        """No host accepts the connection of ``client``."""
+
+    def refused(self, client: Client, code: str, wait: int) -> None:
+        """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
+
+    def not_found(self, client: Client, response: str, refused: int) -> None:
+        """``client`` was told that it cannot continue ``response``, after it had been ``refused``
+        as often with an error that can be retried."""
+
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether a fault explains that the turn of ``client`` got ``status``; None: that its
         connection was lost."""
@@ -92,6 +102,19 @@ class Observer(Protocol):
 
     def note(self, text: str) -> None:
         """Add a line to the timeline."""
+
+
+class Balancer(Protocol):
+    """Decides where the requests of clients go."""
+
+    def moves(self, client: Client) -> bool:
+        """Whether the next request of ``client`` gets a new connection, although it has one."""
+
+    def next(self, client: Client) -> str:
+        """The host to which ``client`` connects next."""
+
+    def refused(self, client: Client) -> str | None:
+        """The connect of ``client`` was refused: the host to try instead; None: there is none."""
 
 
 class _State(enum.Enum):
@@ -126,7 +149,7 @@ _OUTPUT = "function_call_output"
 class Client:
     """One conversation of ``turns`` turns. A ``Machine``: see ``bridgecore.transport``.
 
-    ``refusals``: the retriable refusals of one id that have to come before not-found.
+    ``haste``: its pauses between turns are shorter by this factor.
     """
 
     def __init__(
@@ -135,12 +158,14 @@ class Client:
         profile: Profile,
         *,
         turns: int,
-        refusals: int,
         seed: int,
         observer: Observer,
+        balancer: Balancer,
+        haste: int = 1,
     ) -> None:
         self.number = number
         self.profile = profile
+        self.host = ""  # to which its connection goes
         self.turn = 0  # the running turn, from 1
         self.tries = 0  # of this turn
         self.conn: int | None = None
@@ -151,10 +176,11 @@ class Client:
         self.probes = 0  # turns that were spent on probes
         self.resends = 0  # of the whole history, after not-found
         self._turns = turns
-        self._refusals = refusals
         self._seed = seed
         self._rng = Rng(seed, 2, number, 0)
         self._observer = observer
+        self._balancer = balancer
+        self._haste = haste
         self._neighbour: Client | None = None
         self._serial = 0
         self._state = _State.THINKING
@@ -227,8 +253,11 @@ class Client:
             self._ask()
         elif isinstance(event, tp.ConnectFailed) and event.conn == self.conn:
             self.conn = None
-            self._violate("http", "the endpoint does not accept connections")
-            self._rest(1)
+            if (host := self._balancer.refused(self)) is not None:
+                self._connect(host)
+            else:
+                self._observer.unserved(self)
+                self._rest(1)
         elif isinstance(event, tp.DataReceived) and event.conn == self.conn:
             self._data(event.data)
         elif isinstance(event, tp.EofReceived | tp.Disconnected) and event.conn == self.conn:
@@ -305,7 +334,7 @@ class Client:
             seconds = rng.between(420, 1500)  # past the idle expiry of a session
         else:
             seconds = rng.between(1500, 5400)  # past the lifetime of a connection
-        return seconds * NS_PER_SECOND
+        return seconds * NS_PER_SECOND // self._haste
 
     # ------------------------------------------------------------ turns
 
@@ -427,16 +456,22 @@ class Client:
         if self._anchor is not None:
             known = self._anchor.response
             self._attempted[known] = self._attempted.get(known, 0) + 1
+        if self.conn is not None and self._balancer.moves(self):
+            self._hang_up()
         if self.conn is None:
-            self._serial += 1
-            self.conn = self._serial
-            self._reader = HttpReader()
-            self._state = _State.DIALLING
-            self._asked_at = self._now
-            self._wake = self._now + PATIENCE
-            self._out.append(tp.Connect(self.conn, "bridge", 80, False))
+            self._connect(self._balancer.next(self))
         else:
             self._ask()
+
+    def _connect(self, host: str) -> None:
+        self.host = host
+        self._serial += 1
+        self.conn = self._serial
+        self._reader = HttpReader()
+        self._state = _State.DIALLING
+        self._asked_at = self._now
+        self._wake = self._now + PATIENCE
+        self._out.append(tp.Connect(self.conn, host, 80, False))
 
     def _ask(self) -> None:
         assert self.conn is not None, "only a connected client asks"
@@ -451,7 +486,7 @@ class Client:
             self._leave_at = self._now + max(1, self._rng.between(after // 2, after) * MILLISECOND)
         self._expect()
         self._observer.attempt_begins(self)
-        self._note(f"POST, {len(self._body)} bytes, anchor {self.anchor}")
+        self._note(f"POST to {self.host}, {len(self._body)} bytes, anchor {self.anchor}")
         head = (
             b"POST /v1/responses HTTP/1.1\r\nhost: bridge\r\nauthorization: Bearer k%d\r\n"
             b"user-agent: c%d\r\nthread-id: %b\r\ncontent-type: application/json\r\n"
@@ -516,6 +551,7 @@ class Client:
             wait = answer.head.headers.get("retry-after", "")
             if not wait.isdigit() or int(wait) < 1:
                 raise ReadError(f"{status} without an integer Retry-After")
+            self._observer.refused(self, code, int(wait))
             if self._probing:
                 self._probing[0].answers.append(f"{status} {code}, retry after {int(wait)} s")
             self._rest(min(int(wait) << min(self.tries - 1, 5), 60))
@@ -549,9 +585,7 @@ class Client:
         if error["param"] != "previous_response_id" or anchor.response not in error["message"]:
             raise ReadError("a not-found that does not name the id")
         refused = self._attempted[anchor.response] - 1
-        if refused < self._refusals:
-            text = f"not-found after {refused} refusals of the id, not {self._refusals}"
-            self._violate("not-found", text)
+        self._observer.not_found(self, anchor.response, refused)
         self._note("drops the id and sends its whole history")
         self.resends += 1
         self._checkpoints.clear()

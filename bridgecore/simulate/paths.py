@@ -45,6 +45,8 @@ class Paths:
         self.armed: dict[tuple[bool, int], list[Callable[[End], None]]] = {}
         self.refuse: dict[int, int] = {}  # label -> upstream connects to refuse
         self.swallow: dict[int, int] = {}  # label -> upstream connects to leave unanswered
+        # (machine, host) -> what becomes of the machine's connects to that host
+        self.barred: dict[tuple[tp.Machine, str], Fate] = {}
         self._seed = seed
         self._counts: dict[int, int] = {}  # label -> connections so far
 
@@ -59,6 +61,8 @@ class Paths:
         """Refuse the connect, or leave it unanswered, if that was set."""
         if end.owner_labelled:
             return Fate.ARRIVES
+        if end.place is not None and (fate := self.barred.get((end.owner, end.place[0]))):
+            return fate
         for fate, counts in ((Fate.UNANSWERED, self.swallow), (Fate.REFUSED, self.refuse)):
             if counts.get(end.label, 0) > 0:
                 counts[end.label] -= 1
@@ -79,20 +83,28 @@ class Paths:
 class Recorder:
     """A ``Watcher`` that counts events, computes a digest of them, and writes the timeline.
 
-    ``note`` is called with lines for a timeline, ``logged`` with the log records of machines.
+    ``note`` is called with lines for a timeline, ``logged`` with the log records of machines and
+    the name of the machine (``names``).
     """
 
     def __init__(
         self,
         note: Callable[[str], None] | None,
-        logged: Callable[[tp.Log], None],
+        logged: Callable[[tp.Log, str], None],
     ) -> None:
+        self.names: dict[int, str] = {}  # of machines that are no clients, by ``id``
+        self._source = ""  # the machine that handles an event, or was the last to do so
         self.events = 0  # handled by machines
         self._note = note
         self._logged = logged
         self._numbers: dict[int, int] = {}  # of machines, by ``id``
         self._clients: set[int] = set()  # those of clients
+        self._listeners: list[Callable[[tp.Log], None]] = []
         self._digest = hashlib.blake2b(digest_size=16)
+
+    def listen(self, listener: Callable[[tp.Log], None]) -> None:
+        """Pass log records on to ``listener``, too."""
+        self._listeners.append(listener)
 
     @property
     def digest(self) -> str:
@@ -109,6 +121,7 @@ class Recorder:
         """Count the event and add it to the digest."""
         self.events += 1
         data = event.data if isinstance(event, tp.DataReceived) else b""
+        self._source = self.names.get(id(machine), "bridge")
         number = self._numbers[id(machine)]
         self._digest.update(
             b"%d %d %b %d\n" % (network.now, number, type(event).__name__.encode(), len(data))
@@ -123,15 +136,18 @@ class Recorder:
         Raises:
             MachineError: always.
         """
-        text = f"{type(machine).__name__} raised {type(error).__name__}: {error}"
+        name = self.names.get(id(machine), type(machine).__name__)
+        text = f"{name} raised {type(error).__name__}: {error}"
         raise MachineError(network.label, text) from error
 
     def logged(self, log: tp.Log) -> None:
         """Pass the record on, and add it to the timeline unless it is a detail."""
-        self._logged(log)
+        self._logged(log, self._source)
+        for listener in self._listeners:
+            listener(log)
         if self._note is not None and log.level >= tp.LogLevel.INFO:
             fields = " ".join(f"{name}={value}" for name, value in log.fields.items())
-            self._note(f"bridge: {log.event} {fields}")
+            self._note(f"{self._source}: {log.event} {fields}")
 
     def breaks(self, end: End) -> None:
         """Add the break to the timeline."""

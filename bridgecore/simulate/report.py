@@ -16,6 +16,8 @@ from bridgecore.simulate.witness import Ledger
 from bridgecore.testing.network import NO_CLIENT
 
 _HOUR = 3600 * NS_PER_SECOND
+VIOLATION = "VIOLATION of "
+"""Begins each line of a timeline that is about a violation, after the time."""
 _MAX_VIOLATIONS = 20  # of one run; more are usually repetitions
 
 
@@ -52,6 +54,8 @@ class Report:
     upstream_turns: int = 0
     restarts: int = 0
     troubles: Counter[str] = attrs.Factory(Counter)
+    outages: int = 0  # of replicas
+    cluster: Counter[str] = attrs.Factory(Counter)  # what replicas did, if there are several
     digest: str = ""  # of the latest run
 
     @property
@@ -74,6 +78,8 @@ class Report:
         self.upstream_turns += other.upstream_turns
         self.restarts += other.restarts
         self.troubles += other.troubles
+        self.outages += other.outages
+        self.cluster += other.cluster
         self.digest = other.digest
 
 
@@ -107,7 +113,7 @@ class Journal:
             return
         found = Violation(prop, self._seed, self._elapsed(), client, turn, text)
         self.report.violations.append(found)
-        self.note(f"VIOLATION of {prop}: {text}")
+        self.note(f"{VIOLATION}{prop}: {text}")
 
     def _elapsed(self) -> int:
         return self._clock() - NS_PER_SECOND  # the clock of a network begins at one second

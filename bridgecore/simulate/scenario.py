@@ -9,6 +9,7 @@ import attrs
 from bridgecore.config import Config
 from bridgecore.endpoint import Endpoint
 from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.simulate.outages import Outage
 from bridgecore.simulate.profiles import PROFILES, Profile
 
 
@@ -25,6 +26,14 @@ class Scenario:
     restarts: bool = True  # the upstream is restarted every few hours
     warm: bool = False  # connections are rotated after minutes, and new ones preloaded
     profiles: tuple[Profile, ...] = PROFILES
-    endpoint: Callable[[Config], Endpoint] = Endpoint  # the class to test
+    endpoint: Callable[[Config, bytes], Endpoint] = Endpoint  # the class to test
+    replicas: int = 1  # with more than one they share a store, and clients a balancer
+    outages: tuple[Outage, ...] = tuple(Outage)  # the faults of replicas; (): none has any
     only: frozenset[int] | None = None  # the clients that take part; None: all
     spared: frozenset[tuple[int, int]] = frozenset()  # (client, turn) whose fault is left out
+
+    @property
+    def haste(self) -> int:
+        """By what factor times are shorter than those of people. Replicas renew their leases all
+        the time, so with long pauses there would be little else to see."""
+        return 1 if self.replicas == 1 else 10

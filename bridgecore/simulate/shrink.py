@@ -1,7 +1,7 @@
 """Looks for a smaller scenario that breaks the same property, easier to read and debug.
 
-What belongs here: the search. A scenario is made smaller by its ``only``, ``turns``, ``restarts``
-and ``spared``.
+What belongs here: the search. A scenario is made smaller by its ``only``, ``turns``, ``restarts``,
+``replicas`` and ``spared``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, Final, TypeVar
 
 import attrs
 
-from bridgecore.simulate.report import Violation
+from bridgecore.simulate.outages import OUTAGES
+from bridgecore.simulate.report import VIOLATION, Violation
 from bridgecore.simulate.scenario import Scenario
 from bridgecore.simulate.troubles import trouble
 from bridgecore.simulate.world import run
@@ -32,10 +33,11 @@ class Shrunk:
     def __str__(self) -> str:
         scenario = self.scenario
         clients = "all" if scenario.only is None else ", ".join(map(str, sorted(scenario.only)))
+        replicas = "" if scenario.replicas == 1 else f", {scenario.replicas} replicas"
         lines = [
             str(self.violation),
             f"policy {scenario.policy.name}, seed {scenario.seed}, client {clients} of "
-            f"{scenario.clients}, {scenario.turns} turns; seconds, and what happened:",
+            f"{scenario.clients}, {scenario.turns} turns{replicas}; seconds, and what happened:",
             *self.timeline,
         ]
         return "\n".join(lines)
@@ -60,6 +62,8 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
     while search.best.turns > 1 and search.attempt_with(turns=search.best.turns - 1):
         pass
     search.attempt_with(restarts=False)
+    while search.best.replicas > 2 and search.attempt_with(replicas=search.best.replicas - 1):
+        pass
     best = search.best
     met = {
         (client, turn)
@@ -69,11 +73,14 @@ def shrink(scenario: Scenario, violation: Violation, max_runs: int = 400) -> Shr
     }
     if best.restarts:
         met |= {(NO_CLIENT, nth) for nth in range(_RESTARTS_SPARED)}
+    met |= {(OUTAGES, nth) for nth in range(search.outages)}
     every, spared = frozenset(met) - best.spared, best.spared
     _minimise(every, lambda kept: search.attempt_with(spared=spared | (every - kept)))
     timeline: list[str] = []
     run(search.best, timeline.append)
-    return Shrunk(search.best, search.violation, tuple(timeline), search.runs)
+    last = f"{VIOLATION}{violation.prop}:"
+    end = next(n for n, line in enumerate(timeline, 1) if last in line)
+    return Shrunk(search.best, search.violation, tuple(timeline[:end]), search.runs)
 
 
 _RESTARTS_SPARED: Final = 16  # tried one by one; shrunk runs rarely last longer
@@ -84,6 +91,7 @@ class _Search:
 
     best: Scenario
     violation: Violation
+    outages: int  # of replicas, in its run
 
     def __init__(self, prop: str, max_runs: int) -> None:
         self.runs = 0
@@ -95,9 +103,11 @@ class _Search:
         if self.runs >= self._max_runs:
             return False
         self.runs += 1
-        for violation in run(candidate).violations:
+        report = run(candidate)
+        for violation in report.violations:
             if violation.prop == self._prop:
                 self.best, self.violation = candidate, violation
+                self.outages = report.outages
                 return True
         return False
 

@@ -108,6 +108,11 @@ class Strikes:
         """Remember the connection on which ``client`` sends its body."""
         self._wires[client.number] = self._network.ends(client)[-1]
 
+    def server_of(self, client: Client) -> Machine | None:
+        """The machine to which the latest attempt of ``client`` was sent."""
+        peer = self._wires[client.number].peer
+        return None if peer is None else peer.owner
+
     def _strike(self, end: End, what: Strike, met: Trouble) -> None:
         """Strike the connection that was opened by ``end``."""
         network, peer = self._network, end.peer

@@ -73,7 +73,8 @@ class Upstream:
     def schedule_restart(self, nth: int = 0) -> None:
         """Plan the ``nth`` restart, and from there the next one, until the run ends."""
         rng = Rng(self._scenario.seed, 5, nth)
-        when = self._network.now + rng.between(1800, 9000) * NS_PER_SECOND
+        pause = rng.between(1800, 9000) * NS_PER_SECOND // self._scenario.haste
+        when = self._network.now + pause
         if (NO_CLIENT, nth) not in self._scenario.spared:
             self._network.at(when, lambda: self._restart(rng))
         self._network.at(when, lambda: None if self._over() else self.schedule_restart(nth + 1))

@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator
 
 import attrs
 
-from bridgecore import transport as tp
-from bridgecore.config import Config, Rotation, UpstreamUrl
-from bridgecore.recovery.policy import DEFAULT
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.chance import Rng
 from bridgecore.simulate.checks import Checks
 from bridgecore.simulate.clients import Client, Probe
+from bridgecore.simulate.cluster import Cluster
+from bridgecore.simulate.deployment import Deployment, Single
 from bridgecore.simulate.paths import Paths, Recorder
 from bridgecore.simulate.report import Journal, Report
 from bridgecore.simulate.scenario import Scenario
@@ -55,21 +54,6 @@ def run_many(scenario: Scenario, conversations: int) -> Iterator[tuple[Scenario,
         seed += 1
 
 
-def _config(scenario: Scenario) -> Config:
-    config = Config(
-        upstream=UpstreamUrl.parse(f"ws://{HOST}:{PORT}/v1/responses"),
-        policy=scenario.policy,
-        # With the default interval pings would be most of the events, and test nothing more.
-        ping_interval=300 * NS_PER_SECOND,
-        # The reference model knows what is right under these cells only.
-        decisions=scenario.policy.cells == DEFAULT.cells,
-    )
-    if scenario.warm:
-        lifetime = 200 * NS_PER_SECOND
-        config = attrs.evolve(config, rotation=Rotation.WARM, upstream_lifetime=lifetime)
-    return config
-
-
 class _World:
     """A run. Also the ``Observer`` of its clients."""
 
@@ -78,9 +62,9 @@ class _World:
         self._clients: dict[int, Client] = {}
         self._undone = 0  # clients that have turns left
         self._journal = journal = Journal(scenario.seed, lambda: self._network.now, record)
-        paths = Paths(scenario.seed)
+        self._paths = paths = Paths(scenario.seed)
         note = journal.note if record is not None else None
-        self._recorder = Recorder(note, lambda log: self._checks.logged(log))
+        self._recorder = Recorder(note, lambda log, source: self._checks.logged(log, source))
         self._network = network = Network(conditions=paths, watcher=self._recorder)
         self._emulator = emulator = emulator_of(scenario.seed)
         self._strikes = Strikes(scenario, network, paths, emulator, journal)
@@ -88,10 +72,8 @@ class _World:
             scenario, network, emulator, self._strikes, self._clients, journal
         )
         self._checks = Checks(self._upstream, journal, warm=scenario.warm)
-        self._config = _config(scenario)
-        self._endpoint = scenario.endpoint(self._config)
         network.add(emulator, HOST, PORT, after=self._checks.look_upstream)
-        network.add(self._endpoint, "bridge", 80)
+        self._bridges = self._deployment()
         for number in range(scenario.clients):
             if scenario.only is None or number in scenario.only:
                 self._add_client(number)
@@ -101,6 +83,12 @@ class _World:
         if scenario.restarts and scenario.fault_every is not None:
             self._upstream.schedule_restart()
 
+    def _deployment(self) -> Deployment:
+        scenario, network, journal = self._scenario, self._network, self._journal
+        if scenario.replicas == 1:
+            return Single(scenario, network, journal)
+        return Cluster(scenario, network, self._paths, self._recorder, journal, self._settled)
+
     def _add_client(self, number: int) -> None:
         scenario, network = self._scenario, self._network
         profile = scenario.profiles[number % len(scenario.profiles)]
@@ -108,11 +96,13 @@ class _World:
             number,
             profile,
             turns=scenario.turns,
-            refusals=scenario.policy.budgets.refusals,
             seed=scenario.seed,
             observer=self,
+            balancer=self._bridges,
+            haste=scenario.haste,
         )
-        client.start(network.now + Rng(scenario.seed, 4, number).between(1, 600) * NS_PER_SECOND)
+        first = Rng(scenario.seed, 4, number).between(1, 600) * NS_PER_SECOND // scenario.haste
+        client.start(network.now + first)
         window = _SLOW_WINDOW if profile.slow else WINDOW
         network.add(client, label=number, window=window)
         self._clients[number] = client
@@ -142,34 +132,24 @@ class _World:
         return self._undone == 0 or self._journal.full
 
     def _check_end(self) -> None:
-        """After the last turn: everything has to time out, then the endpoint has to stop."""
-        journal, network, endpoint = self._journal, self._network, self._endpoint
+        """After the last turn: everything has to time out, then all processes have to stop."""
+        journal, network, bridges = self._journal, self._network, self._bridges
         if journal.full:
             return
         for client in self._clients.values():
             if not client.done:
                 journal.violate("liveness", client.number, "is not done after two months")
-        if endpoint.bridge.turns:
-            journal.violate("leak", NO_CLIENT, f"{endpoint.bridge.turns} turns without a client")
-        network.run(network.now + 3 * _HOUR)
-        left = {
-            "turns": endpoint.bridge.turns,
-            "conversations": endpoint.bridge.conversations,
-            "links": endpoint.bridge.links,
-            "client connections": endpoint.clients,
-            "upstream connections": endpoint.upstreams,
-            "connections at the upstream": self._emulator.connections,
-            "wires of the endpoint": len(network.ends(endpoint)),
-        }
-        self._checks.close(endpoint.bridge.accounts)
+        if bridges.turns:
+            journal.violate("leak", NO_CLIENT, f"{bridges.turns} turns without a client")
+        network.run(network.now + bridges.settle)
+        left = {**bridges.left(), "connections at the upstream": self._emulator.connections}
+        self._checks.close(bridges.accounts)
         for name, count in left.items():
             if count:
-                journal.violate(
-                    "leak", NO_CLIENT, f"{count} {name} three hours after the last turn"
-                )
-        network.handle(endpoint, tp.DrainRequested())
-        network.run(network.now + self._config.drain_timeout * 2)
-        if endpoint not in network.stopped or endpoint.next_timeout() is not None:
+                text = f"{count} {name} {bridges.settle_text} after the last turn"
+                journal.violate("leak", NO_CLIENT, text)
+        network.run(network.now + bridges.drain())
+        if not bridges.drained():
             journal.violate("drain", NO_CLIENT, "an endpoint without connections does not stop")
 
     # ------------------------------------------------------------ Observer
@@ -204,12 +184,28 @@ class _World:
 
     def probed(self, client: Client, foreign: Probe, unknown: Probe) -> None:
         """Compare both answers and their costs, unless a fault may have changed one of them."""
-        if not self._strikes.disturbed(client, self._upstream.away):
+        if not self._strikes.disturbed(client, max(self._upstream.away, self._bridges.away)):
             self._checks.probed(client, foreign, unknown)
+
+    def unserved(self, client: Client) -> None:
+        """No process accepts the client's connection."""
+        self._bridges.unserved(client)
+
+    def refused(self, client: Client, code: str, wait: int) -> None:
+        """Check that the client has to wait no longer than it takes."""
+        self._bridges.told_to_wait(client, code, wait)
+
+    def not_found(self, client: Client, response: str, refused: int) -> None:
+        """Check that the response is lost indeed."""
+        rejected = response in self._checks.rejected
+        self._bridges.not_found(client, response, refused, rejected=rejected)
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether the turn's fault explains ``status``; None: a lost connection."""
-        return self._strikes.explained(client, status)
+        if self._strikes.explained(client, status):
+            return True
+        server = self._strikes.server_of(client)
+        return status is None and server is not None and self._bridges.gave_up(client, server)
 
     def altered(self, client: Client) -> Change | None:
         """How the events of the client's turn are altered, if they are."""

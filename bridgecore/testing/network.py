@@ -184,6 +184,12 @@ class End:
     blocked: bool = False  # the owner was notified that its writes block
     waiting: list[tp.TransportEvent] = attrs.Factory(list)  # for the owner, once its data is out
     accepted: tp.Accepted = attrs.Factory(lambda: tp.Accepted(0))  # how it was accepted
+    place: tuple[str, int] | None = None  # host and port that its owner connected to
+
+    @property
+    def owner(self) -> tp.Machine:
+        """The machine that has it."""
+        return self.driver.machine
 
     @property
     def owner_labelled(self) -> bool:
@@ -668,7 +674,7 @@ class Network:
         """The end of a new connection that the machine of ``driver`` opens."""
         label = driver.label if driver.label != NO_CLIENT else self.label
         path = self._conditions.path(label)
-        end = End(driver, conn, label, path, window=driver.window)
+        end = End(driver, conn, label, path, window=driver.window, place=place)
         if driver.full:
             error = tp.ConnectError.LOCAL
             failed = tp.ConnectFailed(conn, error, "too many open files")

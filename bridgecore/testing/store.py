@@ -105,6 +105,18 @@ class StoreModel:
         """How many responses are stored."""
         return len(self._rows)
 
+    def names(self) -> dict[tuple[str, str], bytes]:
+        """The key of each response by its scope and each of its ids."""
+        return self._named.copy()
+
+    def missing(self, key: bytes) -> bytes | None:
+        """The key of the latest response that is not stored, of the one with this key and those
+        that it continues; None if all are."""
+        wanted: bytes | None = key
+        while wanted is not None and (row := self._rows.get(wanted)) is not None:
+            wanted = row.response.parent
+        return wanted
+
     def epoch(self, conversation: bytes) -> int:
         """The present epoch of a conversation; 0 if it is not stored."""
         found = self._conversations.get(conversation)

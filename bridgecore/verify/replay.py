@@ -25,7 +25,7 @@ from collections.abc import Iterable
 import attrs
 
 from bridgecore.errors import BridgecoreError
-from bridgecore.recovery.effects import Effect, RetireSession
+from bridgecore.recovery.effects import Effect, OpenConnection, RetireSession
 from bridgecore.recovery.events import Event
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step
@@ -187,8 +187,10 @@ class Replay:
             raise ValueError("a decision, but no header came before it")
         session = self._sessions.get(decision.session)
         if session is None:
-            monitor = Monitor(self._policy) if self._watched else None
-            session = self._sessions[decision.session] = _Session(monitor)
+            remote = _leads_to_a_replica(decision)
+            monitor = Monitor(self._policy, remote=remote) if self._watched else None
+            state = SessionState(remote=remote)
+            session = self._sessions[decision.session] = _Session(monitor, 0, state, state)
             self._count += 1
         if decision.at < session.at:
             raise ValueError(f"at {decision.at}, but session {decision.session} is further already")
@@ -217,6 +219,12 @@ class Replay:
     ) -> Divergence:
         at, event = decision.at, decision.event
         return Divergence(line, self._runs, decision.session, at, event, expected, actual)
+
+
+def _leads_to_a_replica(first: Decision) -> bool:
+    """Whether another replica owns the session whose ``first`` decision this is. That is known when
+    a session begins and never changes, so the log has it only in the effect that connects."""
+    return any(isinstance(effect, OpenConnection) and effect.remote for effect in first.effects)
 
 
 def _decide(

@@ -127,6 +127,27 @@ def test_what_was_not_durable_is_committed_with_the_next_turn() -> None:
     assert talker.outcomes[-1] == "200"
 
 
+@pytest.mark.parametrize("outage", [4, 30])
+def test_what_was_not_durable_is_committed_when_the_store_is_back(outage: int) -> None:
+    """Without another turn of its conversation; whether the lease was lost meanwhile, or not."""
+    cluster = Cluster()
+    replica = cluster.start()
+    talker, other = Talker(replica), Talker(replica, key="sk-other")
+    say(talker, "one")
+    replica.store.answers = False
+    with_delay(talker, "two")
+    replica.advance(outage)
+    replica.store.answers = True
+    replica.advance(5)
+    say(other, "hello")
+    replica.kill()
+    moved(talker, cluster.start("b"))
+    talker.world.advance(16)
+    say(talker, "three")
+    assert talker.outcomes == ["200"] * 3
+    assert len(cluster.model) == 4
+
+
 def drained(cluster: Cluster) -> tuple[Talker, Replica]:
     """A client whose replica has drained after one turn, and another replica."""
     first = cluster.start("a")
@@ -173,6 +194,25 @@ def test_what_was_not_used_for_too_long_is_deleted() -> None:
     assert len(cluster.model) == len(kept.outcomes)  # only a path that is still used
 
 
+@pytest.mark.parametrize("later", [15, 901])
+def test_a_response_that_was_unknown_is_looked_up_again(later: int) -> None:
+    """A miss is no knowledge: the store may get the response later. The session that it was about
+    may still exist then, or not."""
+    cluster = Cluster(forwards=True)
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = Talker(first)
+    first.store.answers = False
+    with_delay(talker, "one")
+    one = talker.last
+    missed = second.ask("two", store=False, previous_response_id=one)
+    assert missed.status == 400
+    first.store.answers = True
+    first.advance(later)
+    say(talker, "two")  # and with it, what was missing
+    first.drain()
+    assert moved(talker, second).attempt(user("three"), after=one).status == 200
+
+
 def test_a_store_that_is_gone_is_a_503_for_what_only_it_knows() -> None:
     talker, second = drained(Cluster())
     second.store.answers = False
@@ -210,6 +250,28 @@ def test_a_replica_that_was_paused_sends_nothing_of_what_another_has_claimed() -
     assert first.read(client).status == 503
     assert len(cluster.emulator.requests) == sent
     assert "replica.lease_lost" in first.logged()
+
+
+def test_a_turn_that_ends_after_its_lease_is_durable() -> None:
+    """Its conversation is anybody's by then, so the response becomes one of its own."""
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = Talker(first)
+    say(talker, "one")
+    cluster.emulator.delta_interval = 10 * SECOND
+    client = talker.begin([user("two")], talker.last)
+    first.store.answers = False
+    first.advance(15)
+    first.store.answers = True
+    assert not first.read(client).complete
+    first.advance(30)
+    assert "replica.lease_lost" in first.logged()
+    talker.end(client, [user("two")], talker.last)
+    assert len(cluster.model) == 2
+    first.kill()
+    cluster.emulator.delta_interval = 0
+    say(moved(talker, second), "three")
+    assert talker.outcomes == ["200"] * 3
 
 
 def test_two_replicas_of_one_name_are_reported() -> None:

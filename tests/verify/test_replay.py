@@ -56,6 +56,7 @@ from bridgecore.wire.decisions import (
     write_header,
 )
 from tests.endpoint_world import World
+from tests.replica_world import Cluster
 
 Json = dict[str, Any]
 SECRET = "sk-nobody-may-see-this"
@@ -383,6 +384,20 @@ def test_an_id_has_the_same_hash_everywhere(log: list[bytes]) -> None:
     assert all(len(word) == 12 for word in used)
     assert hashed("a") == hashed("a") != hashed("b")
     assert hashed("\ud800") != hashed("\udc00")  # JSON can contain such halves
+
+
+def test_decisions_about_forwards_are_replayed() -> None:
+    """Also the loss of an owner, which is judged by other cells than that of the upstream."""
+    cluster = Cluster(forwards=True)
+    owner, sender = cluster.start("a"), cluster.start("b", decisions=True)
+    one = owner.ask("one").response["id"]
+    assert sender.ask("two", previous_response_id=one).status == 200
+    cluster.emulator.faults.add(EVERY, Fault(Point.BEFORE_CREATED, Silence()))
+    sender.start("three", previous_response_id=one)
+    owner.kill()
+    lines = lines_of(sender)
+    assert replay(lines).same
+    assert b"owner_lost" in b"".join(lines[1:])
 
 
 def test_a_rejection_of_the_upgrade_is_replayed() -> None:
