@@ -156,6 +156,9 @@ class Memory:
 
     def __init__(self, config: Config) -> None:
         self._aliases = Aliases(config.alias_bytes)
+        # What a store deletes was not used there for ``transcript_age``. A quarter of that is for
+        # clocks that differ, and for a commit on its way.
+        self._stays = config.transcript_age // 4 * 3
         self._transcripts: Transcripts | None = None
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
@@ -389,13 +392,15 @@ class Memory:
         node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
         nodes: list[Node] = []
         each = node
-        while each is not None and not each.durable:
+        while each is not None and each.durable <= now:
             nodes.append(each)
             each = each.parent
         nodes.reverse()
         earlier = [self._packed(scope, one) for one in nodes[:-1]]
         responses = (*earlier, pack(scope, ids, alias, node))
-        return Unstored(responses, tuple(nodes), alias, whole=node is not None)
+        return Unstored(
+            responses, tuple(nodes), alias, whole=node is not None, until=now + self._stays
+        )
 
     def _packed(self, scope: str, node: Node) -> StoredResponse:
         name = node.response_id
@@ -419,7 +424,7 @@ class Memory:
         ]
         whole = len(segments) == len(unpacked)
         if self._transcripts is not None and whole:
-            self._transcripts.restore(scope, segments, now)
+            self._transcripts.restore(scope, segments, now, now + self._stays)
         standing = Standing.STORED if last.stored else Standing.BOUND
         alias = Alias(
             conversation, standing, last.tokens, last.ids[0], durable=last.segment is not None
@@ -431,17 +436,18 @@ class Memory:
 @attrs.frozen
 class Unstored:
     """What is to be committed to a store. ``nodes``, ``alias``: what is durable once it is.
-    ``whole``: the transcript is part of it."""
+    ``whole``: the transcript is part of it. ``until``: ns, how long it certainly stays."""
 
     responses: tuple[StoredResponse, ...]
     nodes: tuple[Node, ...]
     alias: Alias
     whole: bool
+    until: int
 
     def committed(self) -> None:
         """The store has it."""
         for node in self.nodes:
-            node.durable = True
+            node.durable = self.until
         self.alias.durable = self.whole
 
 

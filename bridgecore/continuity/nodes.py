@@ -78,7 +78,9 @@ class Node:
     # The bytes that the client sends for its whole context, if they are the latest on its path.
     prefix: Prefix | None = attrs.field(default=None, repr=False)
     held: bool = True  # False: it was evicted
-    durable: bool = False  # a store has it, and everything before it
+    # ns: until then a store has it, and everything before it; 0: it was not stored. Later it may
+    # have been deleted there, for it has no part in what is used only in memory.
+    durable: int = 0
 
     @property
     def size(self) -> int:

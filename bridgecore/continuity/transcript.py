@@ -254,9 +254,12 @@ class Transcripts:
         self._make_room(held, before)
         return node if fits and node.held else None
 
-    def restore(self, scope: str, path: Sequence[tuple[str, Segment]], now: int) -> bool:
+    def restore(
+        self, scope: str, path: Sequence[tuple[str, Segment]], now: int, durable: int
+    ) -> bool:
         """Add a transcript that came back from a store, from its first response to its last, each
-        with its id. Responses of it that are held already stay as they are.
+        with its id. Responses of it that are held already stay as they are. ``durable``: until when
+        the store certainly keeps it, ns.
 
         Returns:
             Whether all of it is held now. Otherwise nothing of it was added: it exceeds the limit
@@ -279,7 +282,7 @@ class Transcripts:
             parent = whole[-1] if whole else None
             node = held.find(parent, response_id, segment.end)
             if node is None:
-                node = _restored(response_id, parent, segment, held.table, self._now)
+                node = _restored(response_id, parent, segment, held.table, self._now, durable)
                 added.append(node)
             whole.append(node)
         held.table.grow()
@@ -450,7 +453,12 @@ def _fitting(prompt: Prompt, prefixes: Sequence[tuple[int, Node]]) -> list[Match
 
 
 def _restored(
-    response_id: str, parent: Node | None, segment: Segment, table: TemplateTable, now: int
+    response_id: str,
+    parent: Node | None,
+    segment: Segment,
+    table: TemplateTable,
+    now: int,
+    durable: int,
 ) -> Node:
     settings = segment.settings
     if parent is not None and parent.settings == settings:
@@ -467,5 +475,5 @@ def _restored(
         cut=segment.cut,
         pruned=segment.pruned,
         used=now,
-        durable=True,
+        durable=durable,
     )

@@ -194,6 +194,29 @@ def test_what_was_not_used_for_too_long_is_deleted() -> None:
     assert len(cluster.model) == len(kept.outcomes)  # only a path that is still used
 
 
+def test_a_turn_that_outlives_what_it_continues_stores_all_of_it() -> None:
+    """The store deletes a response that is not used there, while it is used here."""
+    cluster = Cluster()
+    # Sessions that last, so that no claim of the conversation counts as a use in the store.
+    ages = {"transcript_age": 3600 * SECOND, "session_idle": 36_000 * SECOND}
+    replica, other = (cluster.start(name, **ages) for name in "ab")
+    talker = Talker(replica)
+    say(talker, "one")
+    replica.advance(3000)
+    cluster.emulator.delta_interval = 400 * SECOND
+    client = talker.begin([user("two")], talker.last)
+    replica.advance(900)
+    cluster.emulator.delta_interval = 0
+    say(Talker(other, key="sk-other"), "hello")  # and with its commit, a sweep
+    assert len(cluster.model) == 1
+    replica.advance(2000)
+    talker.end(client, [user("two")], talker.last)
+    replica.kill()
+    other.advance(16)
+    say(moved(talker, other), "three")
+    assert talker.outcomes == ["200"] * 3
+
+
 @pytest.mark.parametrize("later", [15, 901])
 def test_a_response_that_was_unknown_is_looked_up_again(later: int) -> None:
     """A miss is no knowledge: the store may get the response later. The session that it was about
