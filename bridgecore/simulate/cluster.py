@@ -9,7 +9,8 @@ Checked here:
   unless a failover has made the store forget who owned it;
 * *not-found*: a response that a client was shown is lost only for a known reason: it, or one that
   it continues, was lost in a failover; or the log said that it is not durable, and the store never
-  got it later; or the upstream has refused an input that was rebuilt from it;
+  got it later; or the upstream has refused an input that was rebuilt from it; or there is no
+  transcript of it, because the upstream alone knew what it continues, and that does not store it;
 * *wait*: a client has to wait for a lost owner no longer than a lease lasts.
 
 The balancer is fair to each client by itself: its next request is sent to the next replica. If that
@@ -224,13 +225,15 @@ class Cluster:
         """Check that there is a reason why the response is lost. A replica that has never heard of
         it says so at once."""
         scope = credential_scope([(b"authorization", client.asked().credential)])
-        fate = self.store.fate(scope, response)
+        fate, budget = self.store.fate(scope, response), self.scenario.policy.budgets.refusals
         if fate is ResponseFate.FORGOTTEN:
             reason = "responses lost in a failover"
         elif fate is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
             reason = "responses lost that were not durable"
-        elif rejected and refused >= self.scenario.policy.budgets.refusals:
+        elif rejected and refused >= budget:
             reason = "responses lost as the upstream refused them"
+        elif fate is ResponseFate.BARE and client.profile.store and refused >= budget:
+            reason = "responses lost that have no transcript"
         else:
             text = f"not-found for {response}, but {fate.value}"
             self.journal.violate("not-found", client.number, text, client.turn)

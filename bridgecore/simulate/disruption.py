@@ -7,26 +7,44 @@ there are is defined in ``outages.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, assert_never
+from typing import Protocol, assert_never
 
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.outages import OUTAGES, Outage, Planned, planned
+from bridgecore.simulate.paths import Paths
 from bridgecore.simulate.process import Process
-from bridgecore.simulate.shared_store import Loss
-from bridgecore.testing.network import MILLISECOND, Fate
-
-if TYPE_CHECKING:
-    from bridgecore.simulate.cluster import Cluster
+from bridgecore.simulate.report import Journal
+from bridgecore.simulate.scenario import Scenario
+from bridgecore.simulate.shared_store import Loss, SharedStore
+from bridgecore.testing.network import MILLISECOND, Fate, Network
 
 # A lease ends, its conversations are claimed, half-open connections between replicas are given up.
 _AFTERMATH = 90 * NS_PER_SECOND
 
 
+class Replicas(Protocol):
+    """The cluster to which outages are done. ``running``: its processes, by name."""
+
+    scenario: Scenario
+    network: Network
+    paths: Paths
+    journal: Journal
+    store: SharedStore
+    names: list[str]
+    running: dict[str, Process]
+
+    def start(self, name: str) -> None:
+        """Start a process of the replica ``name``, if none runs."""
+
+    def kill(self, process: Process) -> None:
+        """End a process at once, if it still runs."""
+
+
 class Disruption:
     """The outages of ``cluster``. ``over``: whether there are no more."""
 
-    def __init__(self, cluster: Cluster, over: Callable[[], bool]) -> None:
+    def __init__(self, cluster: Replicas, over: Callable[[], bool]) -> None:
         self.until = 0  # ns, until when the effects of outages last or lasted
         self._cluster = cluster
         self._network = cluster.network

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
+from bridgecore.continuity.stored import unpack
 from bridgecore.ownership import store as st
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.simulate.chance import Rng
@@ -27,6 +28,7 @@ class ResponseFate(enum.Enum):
     """What a store knows of a response."""
 
     STORED = "the store has it and all that it continues"
+    BARE = "the store has it without its transcript"
     FORGOTTEN = "it, or one that it continues, was lost in a failover"
     INCOMPLETE = "the store has it without one that it continues"
     UNKNOWN = "the store never had it"
@@ -64,7 +66,10 @@ class SharedStore:
             return ResponseFate.UNKNOWN
         missing = self.model.missing(key)
         if missing is None:
-            return ResponseFate.STORED
+            row = self.model.response(key)
+            found = None if row is None else unpack(row.payload)
+            bare = found is not None and found.segment is None
+            return ResponseFate.BARE if bare else ResponseFate.STORED
         return ResponseFate.FORGOTTEN if missing in self.forgotten else ResponseFate.INCOMPLETE
 
 

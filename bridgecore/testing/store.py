@@ -109,6 +109,11 @@ class StoreModel:
         """The key of each response by its scope and each of its ids."""
         return self._named.copy()
 
+    def response(self, key: bytes) -> st.StoredResponse | None:
+        """The response with this key; None if it is not stored."""
+        row = self._rows.get(key)
+        return None if row is None else row.response
+
     def missing(self, key: bytes) -> bytes | None:
         """The key of the latest response that is not stored, of the one with this key and those
         that it continues; None if all are."""
