@@ -204,14 +204,12 @@ def options_of(folder: Path, store: str | None) -> list[str]:
     ]
 
 
-async def replace(
-    crowd: Crowd, place: int, command: list[str], stack: contextlib.ExitStack
-) -> None:
-    """Start a replica in the place of one that has ended."""
+async def start_another(crowd: Crowd, command: list[str], stack: contextlib.ExitStack) -> None:
+    """Start a replica."""
     url, *options = command
     loop = asyncio.get_running_loop()
     fresh = await loop.run_in_executor(None, stack.enter_context, serving(url, options, None))
-    crowd.running[place] = fresh
+    crowd.running.append(fresh)
 
 
 async def settle(crowd: Crowd, turns: int) -> None:
@@ -227,9 +225,9 @@ async def killed(conversations: int, kills: int) -> bool:
     async with crowded(conversations) as (crowd, emulator, command, stack):
         for number in range(kills):
             await settle(crowd, conversations)
-            place = chance.randrange(3)
-            crowd.running[place].process.send_signal(signal.SIGKILL)
-            await replace(crowd, place, command, stack)
+            # A balancer sees at once that the process is gone, and uses its connections no more.
+            crowd.running.pop(chance.randrange(3)).process.send_signal(signal.SIGKILL)
+            await start_another(crowd, command, stack)
             print(f"killed {number + 1} of {kills}, {crowd.turns} turns", file=sys.stderr)
             # One loss at a time: a turn that meets two of them may have no retry left.
             await asyncio.sleep(2 * _LEASE_SECONDS + 2)
@@ -241,12 +239,13 @@ async def rolling(conversations: int) -> bool:
     """Replace all replicas, one after the other, in order; whether the application saw nothing."""
     async with crowded(conversations) as (crowd, emulator, command, stack):
         loop = asyncio.get_running_loop()
-        for place in range(3):
+        for place in (0, 0, 0):  # the oldest
             await settle(crowd, conversations)
-            leaving = crowd.running[place].process
-            leaving.send_signal(signal.SIGTERM)
-            await loop.run_in_executor(None, leaving.wait, 60)
-            await replace(crowd, place, command, stack)
+            leaving = crowd.running[place]
+            leaving.process.send_signal(signal.SIGTERM)
+            await loop.run_in_executor(None, leaving.process.wait, 60)
+            crowd.running.remove(leaving)
+            await start_another(crowd, command, stack)
         await settle(crowd, conversations)
     good = report(f"{conversations} conversations, rolling restart of 3 replicas", crowd, emulator)
     return good and not crowd.broken
