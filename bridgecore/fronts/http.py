@@ -71,13 +71,15 @@ class HttpConnection:
         "/readyz": (b"GET", b"HEAD"),
     }
     """The methods that each path supports. A path with POST alone takes turns."""
+    ROOM: ClassVar = 0
+    """Bytes that a head and a body may have beyond ``max_header`` and ``max_body``."""
 
     def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
         self._requests = 0  # answered so far
         self._request_id: str | None = None  # the x-request-id of the current request
-        limits = HttpLimits(config.max_header, config.max_body)
+        limits = HttpLimits(config.max_header + self.ROOM, config.max_body + self.ROOM)
         self._http = HttpServer(limits, shortcuts=config.shortcuts)
         self._head: RequestHead | None = None
         self._read = False  # the current request was received completely

@@ -35,6 +35,8 @@ class PeerConnection(HttpConnection):
     __slots__ = ("_forward", "_forwards", "_verdict")
 
     ROUTES: ClassVar = {PATH: (b"POST",)}
+    # A request as large as a client's may be has a signature in addition, and a type in its body.
+    ROOM: ClassVar = 1024
 
     def __init__(self, config: Config, now: int, request_seed: bytes, forwards: Forwards) -> None:
         super().__init__(config, now, request_seed)

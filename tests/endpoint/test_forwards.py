@@ -67,6 +67,18 @@ def test_the_store_is_asked_once_for_a_forwarded_conversation() -> None:
     assert cluster.net.open_connections(b.endpoint) == 1
 
 
+def test_a_request_of_the_largest_size_can_be_forwarded() -> None:
+    _, a, b = pair(max_header=1000, max_body=1000)
+    talker = Talker(a)
+    say(talker, "one")
+    body = {"model": "m", "input": "", "stream": True, "previous_response_id": talker.last}
+    body["input"] = "x" * (1000 - len(json.dumps(body)))
+    head = len(request(body).partition(b"\r\n\r\n")[0]) + len("\r\nuser-agent: \r\n\r\n")
+    client = b.client()
+    client.send(request(body, headers=f"user-agent: {'x' * (1000 - head)}\r\n"))
+    assert b.read(client).status == 200
+
+
 def test_tenants_share_no_connection_to_another_replica() -> None:
     cluster, a, b = pair()
     for key in ("sk-1", "sk-2"):
