@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.replicas import losses
+from benchmarks.replicas import losses, memory
 from benchmarks.replicas.costs import Cost, one_round
 from benchmarks.throughput import machine
 from benchmarks.throughput.participants import Bench
@@ -28,18 +28,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=40, help="of each of 16 clients, a round")
     parser.add_argument("--conversations", type=int, default=200)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only", choices=["costs", "losses"])
+    parser.add_argument("--stored", type=int, default=100_000, help="conversations in a store")
+    parser.add_argument("--only", choices=["costs", "memory", "losses"])
     parser.add_argument("--even-if-busy", action="store_true")
     wanted = parser.parse_args(arguments)
     reached = True
-    if wanted.only != "losses":
-        cores = machine.Cores.choose()
+    cores = machine.Cores.choose()
+    if wanted.only in (None, "costs"):
         busy = find_load(cores)
         if busy and not wanted.even_if_busy:
             print(f"refused: {busy}", file=sys.stderr)
             return 3
         reached = costs(wanted.rounds, wanted.turns, cores) and reached
-    if wanted.only != "costs":
+    if wanted.only in (None, "memory"):
+        with Bench.open(cores) as bench, machine.pinned(cores.others):
+            reached = memory.bounded(bench, wanted.stored) and reached
+    if wanted.only in (None, "losses"):
         reached = asyncio.run(losses.killed(wanted.conversations, wanted.kills)) and reached
         reached = asyncio.run(losses.rolling(wanted.conversations)) and reached
     return 0 if reached else 1

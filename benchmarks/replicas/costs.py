@@ -51,16 +51,18 @@ class Cost:
 
 
 @contextmanager
-def replicas(bench: Bench, count: int, store: str | None, folder: Path) -> Iterator[list[Replica]]:
+def replicas(
+    bench: Bench, count: int, store: str | None, folder: Path, flags: Sequence[str] = ()
+) -> Iterator[list[Replica]]:
     """``count`` replicas over ``store``; None: with ``store = memory``. The first one has the core
     of bridges, a second one that of everything else: two on one core would take turns."""
-    options: list[str] = []
+    options = [*flags]
     if store is not None:
         keys = folder / "keys"
         if not keys.exists():
             keys.touch(mode=0o600)
             keys.write_text(secrets.token_hex(32), encoding="utf-8")
-        options = ["--store", store, "--cluster-keys", str(keys)]
+        options += ["--store", store, "--cluster-keys", str(keys)]
         options += ["--advertise", "http://127.0.0.1:0"]
     url = f"ws://127.0.0.1:{bench.upstream}/v1/responses"
     with ExitStack() as stack:
