@@ -24,7 +24,7 @@ MIB = 1 << 20
 # Small bounds, which are reached long before the first look. What grows after that are the ids that
 # are remembered, whose bound is no setting of the command.
 _BOUNDS = ("--transcript-bytes", str(8 * MIB), "--max-sessions", "500")
-_IDS = attrs.fields(Config).alias_bytes.default / MIB
+_IDS = (attrs.fields(Config).alias_bytes.default or 0) / MIB
 _DELTAS = 5
 
 
