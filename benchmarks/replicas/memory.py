@@ -62,7 +62,6 @@ async def _fill(replica: Replica, conversations: int) -> bool:
     good = sizes[-1] - sizes[0] <= _IDS
     print(f"  the first {len(first)} can be continued")
     verdict = "reached" if good else "MISSED "
-    print(
-        f"  {verdict} {sizes[0]:.0f} MiB at a fifth, {sizes[-1]:.0f} at the end (+{_IDS:.0f} at most)"
-    )
+    print(f"  {verdict} {sizes[0]:.0f} MiB at a fifth, {sizes[-1]:.0f} at the end,", end=" ")
+    print(f"at most {_IDS:.0f} more")
     return good
