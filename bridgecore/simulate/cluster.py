@@ -8,9 +8,10 @@ Checked here:
 * *ownership*: a process that is granted a conversation is the only one that would send its turns,
   unless a failover has made the store forget who owned it;
 * *not-found*: a response that a client was shown is lost only for a known reason: it, or one that
-  it continues, was lost in a failover; or the log said that it is not durable, and the store never
-  got it later; or the upstream has refused an input that was rebuilt from it; or there is no
-  transcript of it, because the upstream alone knew what it continues, and that does not store it;
+  it continues, was lost in a failover; or the log said that it is not durable, and the store had
+  not got it since when the turn was sent; or the upstream has refused an input that was rebuilt
+  from it; or there is no transcript of it, because the upstream alone knew what it continues, and
+  that does not store it;
 * *wait*: a client has to wait for a lost owner no longer than a lease lasts.
 
 The balancer is fair to each client by itself: its next request is sent to the next replica. If that
@@ -80,6 +81,8 @@ class Cluster:
         self._at: dict[int, int] = {}  # client -> index of the replica that it was sent to last
         self._refused: dict[int, int] = {}  # client -> connects refused, one after the other
         self._not_durable: set[str] = set()  # hashed ids
+        # client -> what the store knew of its anchor when its latest attempt began
+        self._fates: dict[int, ResponseFate] = {}
         for name in self.names:
             self.start(name)
         recorder.listen(self._logged)
@@ -221,21 +224,30 @@ class Cluster:
                 text = f"{process.name} owns a conversation that {other.name} owns, too"
                 self.journal.violate("ownership", NO_CLIENT, text)
 
+    def attempt_begins(self, client: Client) -> None:
+        """Note what the store knows of the response that ``client`` continues."""
+        if client.anchor is not None:
+            self._fates[client.number] = self._fate(client, client.anchor)
+
+    def _fate(self, client: Client, response: str) -> ResponseFate:
+        scope = credential_scope([(b"authorization", client.asked().credential)])
+        return self.store.fate(scope, response)
+
     def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:
         """Check that there is a reason why the response is lost. A replica that has never heard of
-        it says so at once."""
-        scope = credential_scope([(b"authorization", client.asked().credential)])
-        fate, budget = self.store.fate(scope, response), self.scenario.policy.budgets.refusals
-        if fate is ResponseFate.FORGOTTEN:
+        it says so at once. What the store got while the turn was on its way came too late."""
+        before, now = self._fates[client.number], self._fate(client, response)
+        bounded = refused >= self.scenario.policy.budgets.refusals
+        if ResponseFate.FORGOTTEN in (before, now):
             reason = "responses lost in a failover"
-        elif fate is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
+        elif before is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
             reason = "responses lost that were not durable"
-        elif rejected and refused >= budget:
+        elif rejected and bounded:
             reason = "responses lost as the upstream refused them"
-        elif fate is ResponseFate.BARE and client.profile.store and refused >= budget:
+        elif now is ResponseFate.BARE and client.profile.store and bounded:
             reason = "responses lost that have no transcript"
         else:
-            text = f"not-found for {response}, but {fate.value}"
+            text = f"not-found for {response}, but {now.value}"
             self.journal.violate("not-found", client.number, text, client.turn)
             return
         self.journal.report.cluster[reason] += 1

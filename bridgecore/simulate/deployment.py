@@ -57,6 +57,9 @@ class Deployment(Balancer, Protocol):
     def drained(self) -> bool:
         """Whether all processes have ended."""
 
+    def attempt_begins(self, client: Client) -> None:
+        """``client`` sends its body once more."""
+
     def unserved(self, client: Client) -> None:
         """No process accepts the connection of ``client``."""
 
@@ -146,6 +149,9 @@ class Single:
     def refused(self, client: Client) -> str | None:
         """Nowhere else."""
         return None
+
+    def attempt_begins(self, client: Client) -> None:
+        """Nothing needs to be noted."""
 
     def unserved(self, client: Client) -> None:
         """The bridge always listens."""

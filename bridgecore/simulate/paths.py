@@ -98,6 +98,7 @@ class Recorder:
         self._note = note
         self._logged = logged
         self._numbers: dict[int, int] = {}  # of machines, by ``id``
+        self._added = 0
         self._clients: set[int] = set()  # those of clients
         self._listeners: list[Callable[[tp.Log], None]] = []
         self._digest = hashlib.blake2b(digest_size=16)
@@ -113,7 +114,9 @@ class Recorder:
 
     def added(self, machine: tp.Machine, label: int) -> None:
         """Give ``machine`` its number in the digest. Clients have labels."""
-        self._numbers[id(machine)] = len(self._numbers)
+        # Not the length of the table: the address of a machine that is gone can be used again.
+        self._numbers[id(machine)] = self._added
+        self._added += 1
         if label != NO_CLIENT:
             self._clients.add(id(machine))
 

@@ -61,7 +61,7 @@ class SharedStore:
 
     def fate(self, scope: str, response: str) -> ResponseFate:
         """What has become of a response that a client was shown."""
-        key = self.model.names().get((scope, response)) or self._named.get((scope, response))
+        key = self.model.key(scope, response) or self._named.get((scope, response))
         if key is None:
             return ResponseFate.UNKNOWN
         missing = self.model.missing(key)

@@ -170,6 +170,7 @@ class _World:
         self._journal.report.attempts += 1
         self._checks.attempt_begins(client)
         self._strikes.attempt_begins(client)
+        self._bridges.attempt_begins(client)
 
     def answered(self, client: Client, response: str) -> None:
         """Check that ``response`` answers what was asked."""

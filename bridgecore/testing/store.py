@@ -109,6 +109,10 @@ class StoreModel:
         """The key of each response by its scope and each of its ids."""
         return self._named.copy()
 
+    def key(self, scope: str, response: str) -> bytes | None:
+        """The key of the response that an id names; None if it is not stored."""
+        return self._named.get((scope, response))
+
     def response(self, key: bytes) -> st.StoredResponse | None:
         """The response with this key; None if it is not stored."""
         row = self._rows.get(key)
