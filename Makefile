@@ -64,7 +64,7 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore verify --mutants --report docs/data/mutants.json
 	$(BIN)/bridgecore simulate --conversations 23000 --turns 20 --faults 3 --seed 77
 	$(BIN)/bridgecore simulate --conversations 960 --turns 20 --faults 3 --warm
-	$(BIN)/bridgecore simulate --conversations 1152 --turns 20 --faults 3 --seed 77 --replicas 3
+	$(BIN)/bridgecore simulate --conversations 1280 --turns 20 --faults 3 --seed 77 --replicas 3
 	$(BIN)/python tests/mutation/run.py
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
 
