@@ -22,11 +22,11 @@ from bridgecore.messages import (
     AnswerEvents,
     BridgeEffect,
     BridgeTimeout,
+    CommonEvent,
     FailAnswer,
     GatewayEffect,
     GatewayEvent,
     KnownResponse,
-    MessagesReceived,
     RequestReceived,
     TurnBlocked,
     TurnLeft,
@@ -138,21 +138,18 @@ class Gateway:
         """
         check_time(now)
         now = max(now, self._now)
-        if isinstance(event, MessagesReceived):
-            # By far the most frequent event; the bridge checks it, so it is not checked twice.
-            effects = self._show(self._bridge.handle(event, now), now)
-        else:
+        if type(event) not in _PASSED_ON:  # the bridge checks those, and they are the most frequent
             _check_event(event)
-            if isinstance(event, RequestReceived):
-                effects = self._request_received(event, now)
-            elif isinstance(event, BridgeTimeout):
-                effects = self._timeout(event, now)
-            elif isinstance(event, TurnLeft):
-                effects = self._turn_left(event, now)
-            else:
-                effects = self._show(self._bridge.handle(event, now), now)
-                if isinstance(event, TurnBlocked) and event.turn in self._exchanges:
-                    self._exchanges[event.turn].blocked = event.blocked
+        if isinstance(event, RequestReceived):
+            effects = self._request_received(event, now)
+        elif isinstance(event, BridgeTimeout):
+            effects = self._timeout(event, now)
+        elif isinstance(event, TurnLeft):
+            effects = self._turn_left(event, now)
+        else:
+            effects = self._show(self._bridge.handle(event, now), now)
+            if isinstance(event, TurnBlocked) and event.turn in self._exchanges:
+                self._exchanges[event.turn].blocked = event.blocked
         self._now = now
         return effects
 
@@ -232,6 +229,8 @@ class Gateway:
         return shown
 
 
+# Events about which only the bridge has to do something.
+_PASSED_ON = frozenset(get_args(CommonEvent)) - {TurnLeft, BridgeTimeout}
 _check_event = EventCheck(
     GatewayEvent,
     "bridgecore.messages",

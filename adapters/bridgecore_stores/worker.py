@@ -34,6 +34,10 @@ QUEUE_SIZE: Final = 10_000
 GROUP: Final = 64
 """Commits carried out together. It bounds how long one of them waits for the others."""
 
+GATHER: Final = 2_000_000
+"""Time between the beginnings of two groups of commits, in ns. Carrying out each commit as it comes
+takes twice the CPU time, most of it for waking up threads. Whoever commits rarely does not wait."""
+
 # How many waiting questions are looked at for more commits.
 _LOOKED_AT = 4 * GROUP
 
@@ -102,6 +106,8 @@ class _Lane:
         self._queue: deque[_Entry] = deque()
         self._busy: set[bytes] = set()  # conversations that a thread works on
         self._committing = False  # a thread carries out commits
+        self._gathering = False  # a thread waits for more of them
+        self._group = 0  # ns, when the latest group was taken
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -128,7 +134,10 @@ class _Lane:
                 refusal = "queue full"
             if refusal is None:
                 self._queue.append(entry)
-                self._changed.notify()
+                # The thread that gathers or carries out commits looks for this one by itself.
+                expected = self._committing or self._gathering
+                if not (expected and isinstance(question, st.Commit)):
+                    self._changed.notify()
         if refusal is not None:
             _answer(entry, st.Failed(refusal))
 
@@ -168,27 +177,45 @@ class _Lane:
     def _take(self) -> list[_Entry]:
         """The next question, or commits that are carried out together; empty at the end."""
         with self._changed:
-            while not (taken := self._next()):
+            while not (taken := self._next(commits=self._pause() <= 0)):
                 if self._stopping and not self._queue:
                     return []
-                self._changed.wait()
+                self._await_more()
             for entry in taken:
                 self._busy.update(entry.touches)
-            self._committing = self._committing or isinstance(taken[0].question, st.Commit)
+            if isinstance(taken[0].question, st.Commit):
+                self._committing = True
+                self._group = time.monotonic_ns()
             return taken
 
-    def _next(self) -> list[_Entry]:
+    def _pause(self) -> int:
+        """How long no group of commits may begin, ns."""
+        return 0 if self._stopping else self._group + GATHER - time.monotonic_ns()
+
+    def _await_more(self) -> None:
+        """Wait for something that this thread can do; one of the threads also for the end of the
+        pause between two groups of commits."""
+        pause = self._pause()
+        waiting = bool(self._queue) and isinstance(self._queue[0].question, st.Commit)
+        if pause > 0 and waiting and not self._gathering and not self._committing:
+            self._gathering = True
+            self._changed.wait(pause / 1e9)
+            self._gathering = False
+        else:
+            self._changed.wait()
+
+    def _next(self, *, commits: bool) -> list[_Entry]:
         taken: list[_Entry] = []
         kept: list[_Entry] = []
         # Conversations that another thread works on, or an earlier question that is kept.
         blocked = set(self._busy)
         while self._queue and len(taken) < GROUP and len(kept) < _LOOKED_AT:
             entry = self._queue.popleft()
-            commits = isinstance(entry.question, st.Commit)
-            fits = not self._committing if commits else not taken
+            together = isinstance(entry.question, st.Commit)
+            fits = commits and not self._committing if together else not taken
             if fits and blocked.isdisjoint(entry.touches):
                 taken.append(entry)
-                if not commits:
+                if not together:
                     break
             else:
                 kept.append(entry)
