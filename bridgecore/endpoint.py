@@ -624,7 +624,8 @@ class Endpoint:
             if conn is not None:  # otherwise it was lost, and LinkLost is queued
                 upstream = self._upstreams[conn]
                 frame = upstream.send(effect, self._now)
-                self._schedule.set(conn, upstream.deadline)
+                if effect.headers:  # a request of its own: its answer has a deadline from now on
+                    self._schedule.set(conn, upstream.deadline)
                 if frame:  # otherwise it waits for frames that the transport has yet to take
                     self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
