@@ -15,6 +15,7 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Outcome, Standing
+from bridgecore.recovery.failure import Closed, NotDispatched
 from bridgecore.recovery.policy import (
     DEFAULT,
     PR397,
@@ -58,6 +59,13 @@ class Bug:
 
 
 # ---------------------------------------------------------------- rules that are wrong
+
+
+def _deaf(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """A loss is a loss, whatever the owner of the session says about it."""
+    if isinstance(event, ev.ConnectionLost) and isinstance(event.cause, NotDispatched):
+        event = attrs.evolve(event, cause=Closed(1006))
+    return step(policy, state, event, now)
 
 
 def _any_connection(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
@@ -378,5 +386,12 @@ BUGS: Sequence[Bug] = (
             Standing.UNANCHORED,
             PR397.remedy(Situation.OWNER_LOST_DISPATCHED, Standing.UNANCHORED),
         ),
+    ),
+    Bug(
+        "an owner that is not believed",
+        "The owner replica was about to stop, and said that it had not sent the turn; the client "
+        "got an error all the same.",
+        _P.ANSWER_TELLS_WHAT_HAPPENED,
+        stepper=_deaf,
     ),
 )  # fmt: skip

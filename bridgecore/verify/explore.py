@@ -642,6 +642,7 @@ def _signature(state: SessionState) -> tuple[object, ...]:
         state.ended,
         None if running is None else (running.responses, running.doubtful),
         len(state.waiting),
+        state.remote,
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,
     )
