@@ -14,9 +14,9 @@ import pytest
 from bridgecore.config import Continuity, PeerUrl
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
-from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence
+from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence, Text
 from tests.endpoint_clients import Historian, Talker, strike, user
-from tests.endpoint_world import World, read_answers, request
+from tests.endpoint_world import SECOND, World, read_answers, request
 from tests.replica_world import PEERS, SECRET, Cluster, Replica
 
 
@@ -144,7 +144,7 @@ def test_a_drained_owner_is_replaced_at_the_first_try() -> None:
 
 def test_an_owner_that_gives_up_a_conversation_says_so() -> None:
     """It is still alive, so the turn is not ambiguous."""
-    _, a, b = pair(session_idle=60 * 10**9)
+    _, a, b = pair(session_idle=60 * SECOND)
     talker = Talker(a)
     say(talker, "one")
     b.advance(30)
@@ -179,6 +179,41 @@ def test_a_client_that_leaves_cancels_its_turn_at_the_owner() -> None:
     client.abort()
     assert a.endpoint.bridge.turns == b.endpoint.bridge.turns == 0
     assert sockets(cluster) == 0  # the upstream would have gone on writing
+
+
+def test_a_client_that_reads_slowly_pauses_the_upstream_of_the_owner() -> None:
+    cluster, a, b = pair(idle_timeout=30 * SECOND)
+    talker = Talker(a)
+    say(talker, "one")
+    deltas = tuple("x" * 20_000 for _ in range(60))
+    cluster.emulator.answer = lambda _: [Text("".join(deltas), deltas)]
+    cluster.emulator.delta_interval = SECOND
+    client = moved(talker, b).world.client()
+    client.send(request(talker.body([user("two")], talker.last)))
+    client.pause()
+    b.advance(200)
+    held = cluster.emulator.turns[1].unsent
+    assert held  # no deadline of the owner applies while a client does not read
+    b.advance(200)
+    assert cluster.emulator.turns[1].unsent == held
+    client.resume()
+    b.advance(100)
+    assert talker.end(client, [user("two")], talker.last).text == "".join(deltas)
+
+
+def test_a_forwarded_turn_has_one_budget_of_time() -> None:
+    """What it has used up before it is forwarded is not given again, by no clock but durations."""
+    _, a, b = pair(turn_timeout=60 * SECOND, created_timeout=90 * SECOND)
+    talker = Talker(a)
+    say(talker, "one")
+    strike(a, Point.BEFORE_CREATED, Silence())
+    b.store.latency = 3 * SECOND // 4  # it has to be asked who the owner is
+    client = moved(talker, b).begin([user("two")], talker.last)
+    b.advance(58)
+    assert a.endpoint.bridge.turns == 1
+    b.advance(2)
+    assert a.endpoint.bridge.turns == b.endpoint.bridge.turns == 0
+    assert b.read(client).response["error"]["code"] == "upstream_request_timeout"
 
 
 def test_errors_of_the_upstream_reach_the_client_as_they_are() -> None:
