@@ -705,9 +705,8 @@ COMPARED = Compared(
         "_recorder": "records decisions and takes no part in them",
         "_turns": "an index over the turns of the conversations",
         "_links": "an index over the links of the conversations",
-        "_replica": "explored by itself: see bridgecore.verify.explore_ownership",
-        "_away": "only with a replica",
-        "_peers": "only with a replica",
+        # Of several idle ones that lead to one replica any is as good as another.
+        "_peers": "an index over the conversations",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",

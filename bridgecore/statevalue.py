@@ -27,10 +27,15 @@ from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.nodes import Node
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.conversation import Conversation
+from bridgecore.forwarding import Forwarding
 from bridgecore.generation import Generation, HeldEvents
 from bridgecore.intake import Arriving, Intake
+from bridgecore.ownership.forwards import Forward
+from bridgecore.ownership.holdings import Holdings
+from bridgecore.ownership.lease import LeaseStage
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
+from bridgecore.replica import Replica
 from bridgecore.stragglers import Stragglers
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.requests import CreateRequest
@@ -40,10 +45,12 @@ Value: TypeAlias = Hashable
 CONVERSATION: Final = "conversation"
 LINK: Final = "link"
 QUERY: Final = "query"
+QUESTION: Final = "question"  # to the store
 
 
 class Ref(NamedTuple):
-    """The number of a conversation, a link or a query: a name, whose value has no meaning."""
+    """The number of a conversation, a link, a query or a question: a name, whose value has no
+    meaning."""
 
     kind: str
     number: int
@@ -86,6 +93,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "sent": "a size for accounts",
             "cell": "for the log",
             "deadline": "part of the session once it is submitted",
+            "seal": "bound to the turn that is passed on, which is compared as part of the bridge",
         }
     ),
     TurnContext: Compared(
@@ -116,6 +124,29 @@ COMPARED: Final[Mapping[type, Compared]] = {
         times=frozenset({"deadline"}),
         left_out={"request_id": "an id for the log"},
     ),
+    Forward: Compared(
+        left_out={
+            "sender": "not looked at once its signature is checked",
+            "sequence": "not looked at once its signature is checked",
+            "conversation": "not looked at: the store says who owns what",
+            "epoch": "not looked at: the store says who owns what",
+            "budget": "part of the deadline of its turn",
+            "digest": "not looked at once its signature is checked",
+        }
+    ),
+    Replica: Compared(
+        names={"_keys": CONVERSATION},
+        times=frozenset({"_sweep_at"}),
+        left_out={
+            "_seed": "never changes",
+            "_memory": "compared as part of the bridge",
+            "_url": "never changes",
+            "_numbers": "an index over _keys",
+            "_drawn": "the next key is only a name",
+            "_age": "never changes",
+        },
+    ),
+    Forwarding: Compared(left_out={"_forwards": "the next number of a forward is only a name"}),
     Families: Compared(
         names={"_latest": CONVERSATION},
         left_out={"_members": "an index over _latest, in the same order"},
@@ -132,8 +163,37 @@ def _memory(memory: Memory) -> Value:
     known: Any = memory.snapshot()
     aliases, held = known
     return (
-        tuple((key, Ref(CONVERSATION, number), standing) for key, number, standing in aliases),
+        tuple((key, Ref(CONVERSATION, number), *more) for key, number, *more in aliases),
         tuple((scope, response, At(used), flags) for scope, response, used, flags in held),
+    )
+
+
+def _holdings(holdings: Holdings) -> Value:
+    lease, claims, seen, asked, of_lease, waiting = holdings.snapshot()
+    held = lease.stage in (LeaseStage.HELD, LeaseStage.RENEWING)
+    asked_for = lease.stage in (LeaseStage.JOINING, LeaseStage.RENEWING)
+    return (
+        holdings.owner.incarnation,
+        (lease.stage, lease.taken),
+        At(lease.until) if held else None,
+        # When the lease ends that was asked for last: its question counts, not its answer.
+        At(lease.asked + holdings.times.usable) if asked_for else None,
+        None if lease.wake is None else At(lease.wake),
+        state_of(claims),
+        seen,
+        tuple(
+            (
+                Ref(QUESTION, query),
+                query == of_lease,
+                state_of(question),
+                owner.incarnation,
+                turn,
+                None if turn is None else At(deadline),
+                distrusted,
+            )
+            for query, question, owner, turn, deadline, distrusted in asked
+        ),
+        tuple((turn, state_of(question), At(deadline)) for turn, question, deadline in waiting),
     )
 
 
@@ -142,6 +202,7 @@ _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     Session: _session,
     SessionState: lambda state: state,  # a value already, with absolute times
     Memory: _memory,
+    Holdings: _holdings,
     RefusedFrames: RefusedFrames.snapshot,
     CreateRequest: lambda request: (request.frame, request.stream),  # the rest is in the frame
     Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
@@ -167,14 +228,16 @@ def state_of(value: object) -> Value:
     if attrs.has(kind):
         own = {field.name: getattr(value, field.name) for field in attrs.fields(kind)}
         return fields_of(own, _compared(kind))
-    if kind in COMPARED:
-        return fields_of(vars(value), COMPARED[kind])
+    if not COMPARED.keys().isdisjoint(kind.__mro__):
+        return fields_of(vars(value), _compared(kind))
     if isinstance(value, Mapping):
         return tuple((state_of(key), state_of(each)) for key, each in value.items())
     if isinstance(value, list | tuple | deque):
         return tuple(map(state_of, value))
     if isinstance(value, frozenset):
         return value
+    if isinstance(value, set):
+        return frozenset(value)
     raise TypeError(f"{kind.__qualname__}: say in bridgecore.statevalue how it is compared")
 
 

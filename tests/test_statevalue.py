@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -11,10 +11,13 @@ import pytest
 
 from bridgecore import bridge as bridges
 from bridgecore.bridge import Bridge
-from bridgecore.config import Config, Rotation, UpstreamUrl
+from bridgecore.config import Config, Rotation, Store, UpstreamUrl
+from bridgecore.continuity.memory import Memory
 from bridgecore.conversation import Conversation
+from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Intake
 from bridgecore.messages import LinkFrameSent, LinkOpened, MessagesReceived, OpenLink, TurnReceived
+from bridgecore.replica import Replica
 from bridgecore.statevalue import COMPARED, At, Ref, state_of
 from bridgecore.wire.requests import parse_create
 
@@ -99,10 +102,39 @@ def test_an_unlisted_field_is_reported() -> None:
         bridge.snapshot()
 
 
+def replicated() -> Replica:
+    config = Config(upstream=UpstreamUrl.parse("ws://up/"), store=Store.DRIVER)
+    return Replica(config, Memory(config), b"seed")
+
+
+# Classes that declare no fields, and an object of each.
+PLAIN: dict[type, Callable[[], object]] = {
+    Intake: lambda: running()._intake,
+    Replica: replicated,
+    Forwarding: lambda: Forwarding([]),
+}
+
+
+def test_what_a_replica_has_counts() -> None:
+    """The lease, open questions and what it knows of other owners, too."""
+    seen = set()
+    replica = replicated()
+    for change in (
+        lambda: None,
+        lambda: replica.start(None, 0),
+        lambda: replica.adopt(1, None),
+        lambda: setattr(replica, "gone", True),
+    ):
+        change()
+        seen.add(state_of(replica))
+    assert len(seen) == 4
+    assert state_of(replica._holdings) != state_of(replicated()._holdings)
+
+
 def test_listed_fields_exist() -> None:
     for kind, compared in COMPARED.items():
-        if kind is Intake:
-            known = set(vars(running()._intake))
+        if kind in PLAIN:
+            known = set(vars(PLAIN[kind]()))
         elif (names := getattr(kind, "__struct_fields__", None)) is not None:
             known = set(names)
         else:

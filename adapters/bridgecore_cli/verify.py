@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import attrs
 
@@ -47,6 +47,7 @@ from bridgecore.verify.explore_ownership import (
     OwnershipReport,
     explore_ownership,
 )
+from bridgecore.verify.explore_pair import PAIR_BOUNDS, PairReport, explore_pair
 from bridgecore.verify.mutate import BOUNDS as MUTANT_BOUNDS
 from bridgecore.verify.mutate import (
     KEPT,
@@ -58,6 +59,7 @@ from bridgecore.verify.mutate import (
     witness,
 )
 from bridgecore.verify.ownership_world import OwnershipProperty
+from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
 from bridgecore_cli.progress import bar, show
@@ -94,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if sound:
         sound = _bridges(policy, args.bounds)
         sound = _ownership(args.bounds) and sound
+        sound = _pairs_of_bridges(policy, args.bounds) and sound
     if args.mutants and sound:
         sound = _mutants(policy, args.jobs, args.report)
     return 0 if sound else 1
@@ -205,11 +208,42 @@ def _ownership(bounds: str) -> bool:
     return complete and not broken
 
 
-def _show_worlds(report: BridgeReport | OwnershipReport) -> None:
+def _pairs_of_bridges(policy: Policy, bounds: str) -> bool:
+    """Explore two bridges over one store, print the results; whether every property holds."""
+    checked: Counter[PairProperty] = Counter()
+    broken: set[enum.Enum] = set()
+    complete = True
+    print("\ntwo bridges over one store")
+    for bound in PAIR_BOUNDS[bounds]:
+        began = time.perf_counter()
+        report = explore_pair(
+            bound,
+            make=lambda config, **more: Bridge(attrs.evolve(config, policy=policy), **more),
+            progress=_show_worlds,
+        )
+        show("")
+        seconds = time.perf_counter() - began
+        complete = complete and report.complete
+        print(
+            f"{bound.name:<28} {bound.clients} clients, {bound.turns} turns, {bound.attempts} "
+            f"attempts, {bound.faults} faults: {report.worlds:,} states"
+            f"{'' if report.complete else ', not all that there are'}, {report.edges:,} edges, "
+            f"{seconds:.1f} s"
+        )
+        checked += report.checked
+        broken |= _print_counterexamples(report)
+    _print_verdicts(PairProperty, checked, broken)
+    return complete and not broken
+
+
+_Worlds: TypeAlias = BridgeReport | OwnershipReport | PairReport
+
+
+def _show_worlds(report: _Worlds) -> None:
     show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
 
 
-def _print_counterexamples(report: BridgeReport | OwnershipReport) -> set[enum.Enum]:
+def _print_counterexamples(report: _Worlds) -> set[enum.Enum]:
     """Print each counterexample; return the properties that it breaks."""
     for found in report.counterexamples:
         way = "\n".join(f"  {move}" for move in found.path)

@@ -114,10 +114,11 @@ class Aliases:
             oldest, _ = self._entries.popitem(last=False)
             self._size -= _size(oldest)
 
-    def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing], ...]:
+    def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing, bool], ...]:
         """The entries as a value for the explorer, the least recently used first."""
         return tuple(
-            (key, alias.conversation, alias.standing) for key, alias in self._entries.items()
+            (key, alias.conversation, alias.standing, alias.durable)
+            for key, alias in self._entries.items()
         )
 
     @property

@@ -108,7 +108,7 @@ class Transcripts:
                 scope.name,
                 node.response_id,
                 node.used,
-                (node.named, node.continued, node.injectable, node.rebuildable),
+                (node.named, node.continued, node.injectable, node.rebuildable, node.durable > 0),
             )
             for scope in self._scopes.values()
             for node in scope.nodes.values()

@@ -137,6 +137,12 @@ class StoreModel:
         owner = None if found is None else found.owner
         return owner if owner is not None and self._live(owner, now) else None
 
+    def conversation_of(self, scope: str, response: str) -> bytes | None:
+        """The conversation of a response; None if it is not stored. ``scope``: its tenant's
+        digest."""
+        key = self._named.get((scope, response))
+        return None if key is None else self._rows[key].conversation
+
     def handle(self, question: st.Question, now: int) -> st.Answer:
         """Carry out ``question`` at ``now`` (ns of the store's clock)."""
         match question:

@@ -13,6 +13,7 @@ import pytest
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore_bridge import BRIDGE_BOUNDS
 from bridgecore.verify.explore_ownership import OWNERSHIP_BOUNDS
+from bridgecore.verify.explore_pair import PAIR_BOUNDS
 from bridgecore_cli.arguments import BOUNDS_NAMES
 
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
@@ -67,6 +68,7 @@ def test_a_clean_policy() -> None:
     assert int(table["states"].replace(",", "")) > 10_000
     assert "rules never fired  none" in done.stdout
     assert "holds   ONE_LIVE_OWNER" in done.stdout
+    assert "holds   UNKNOWN_IS_LEFT_TO_THE_CLIENT" in done.stdout
 
 
 @pytest.mark.parametrize("policy", ["nobody", "no_such_module:policy", "policies:number", ":x"])
@@ -79,4 +81,5 @@ def test_no_such_policy(policy: str, tmp_path: Path) -> None:
 
 
 def test_the_names_of_the_bounds_are_those_that_there_are() -> None:
-    assert tuple(BOUNDS) == tuple(BRIDGE_BOUNDS) == tuple(OWNERSHIP_BOUNDS) == BOUNDS_NAMES
+    for bounds in (BOUNDS, BRIDGE_BOUNDS, OWNERSHIP_BOUNDS, PAIR_BOUNDS):
+        assert tuple(bounds) == BOUNDS_NAMES
