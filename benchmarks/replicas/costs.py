@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import re
 import secrets
 import subprocess
@@ -139,18 +140,31 @@ def _cpu(running: Sequence[Replica]) -> int:
 
 
 def one_round(bench: Bench, turns: int, deltas: int) -> dict[str, Cost]:
-    """All comparisons, once: memory, SQLite, PostgreSQL, forwarded, and two replicas side by
-    side."""
+    """All comparisons, once, in any order: memory, SQLite, PostgreSQL, forwarded, and two replicas
+    side by side."""
     found: dict[str, Cost] = {}
     with servers.temporary_folder() as folder, servers.postgresql() as database:
-        with replicas(bench, 1, None, folder) as running:
-            found["memory"] = measure(running, 0, turns, deltas)
-        with replicas(bench, 1, f"sqlite:{folder}/one.db", folder) as running:
-            found["sqlite"] = measure(running, 0, turns, deltas)
-        store = f"sqlite:{folder}/two.db" if database is None else database.url
-        with replicas(bench, 2, store, folder) as running:
+
+        def with_memory() -> None:
+            with replicas(bench, 1, None, folder) as running:
+                found["memory"] = measure(running, 0, turns, deltas)
+
+        def with_sqlite() -> None:
+            with replicas(bench, 1, f"sqlite:{folder}/one.db", folder) as running:
+                found["sqlite"] = measure(running, 0, turns, deltas)
+
+        def with_postgresql() -> None:
             if database is not None:
-                found["postgresql"] = measure(running, 0, turns, deltas)
-            found["forwarded"] = measure(running, 1, turns, deltas)
-            found["two"] = measure(running, 0, turns, deltas, beside=True)
+                with replicas(bench, 1, database.url, folder) as running:
+                    found["postgresql"] = measure(running, 0, turns, deltas)
+
+        def two() -> None:
+            store = f"sqlite:{folder}/two.db" if database is None else database.url
+            with replicas(bench, 2, store, folder) as running:
+                found["owner"] = measure(running, 0, turns, deltas)
+                found["forwarded"] = measure(running, 1, turns, deltas)
+                found["two"] = measure(running, 0, turns, deltas, beside=True)
+
+        for each in random.sample((with_memory, with_sqlite, with_postgresql, two), 4):
+            each()
     return found

@@ -83,6 +83,21 @@ def test_the_end_of_a_turn_waits_for_its_commit() -> None:
     assert replica.read(client).complete
 
 
+def test_no_first_event_waits_for_the_store() -> None:
+    """Neither that of a new conversation, nor that of one that is owned here."""
+    cluster = Cluster(latency=SECOND)
+    replica = cluster.start()
+    replica.advance(3)
+    strike(replica, Point.AFTER_CREATED, Silence())
+    first = replica.start("one", key="sk-1")
+    assert [event.name for event in replica.read(first).events] == ["response.created"]
+    talker = Talker(replica)
+    with_delay(talker, "one")
+    strike(replica, Point.AFTER_CREATED, Silence())
+    client = talker.begin([user("two")], talker.last)
+    assert [event.name for event in replica.read(client).events] == ["response.created"]
+
+
 def test_a_turn_that_ends_before_the_lease_has_begun_is_durable() -> None:
     cluster = Cluster(latency=50 * MS)
     replica = cluster.start()
