@@ -116,6 +116,7 @@ class Bridge:
         self._replica: Replica | None = None
         if config.store is Store.DRIVER:
             self._replica = Replica(config, self._memory, seed)
+        self._store_due: int | None = None  # as it is in the schedule
         self._draining = False
         self._recorder = Recorder(self._policy) if config.decisions else None
         # Least recently used first: the order in which they are evicted.
@@ -209,10 +210,11 @@ class Bridge:
         _check_event(event)
         check_time(now)
         self._refuse_impossible(event)
-        if self._replica is not None:
+        replica = self._replica
+        if replica is not None and (due := replica.next_timeout()) is not None and due <= now:
             # First of all: if the process was paused, its lease may have ended in the meantime, and
             # nothing may be sent under it.
-            self._obey(self._replica.timeout(now), now)
+            self._obey(replica.timeout(now), now)
         if isinstance(event, MessagesReceived):
             self._messages_received(event, now)
         elif isinstance(event, LinkOpened | LinkLost | LinkFrameSent):
@@ -241,10 +243,12 @@ class Bridge:
             self._timeout(now)
         else:
             assert_never(event)
-        if self._replica is not None:
+        if replica is not None:
             if self._draining and not self.turns:
-                self._obey(self._replica.leave(now), now)
-            self._schedule.set(_STORE, self._replica.next_timeout())
+                self._obey(replica.leave(now), now)
+            if (due := replica.next_timeout()) != self._store_due:
+                self._store_due = due
+                self._schedule.set(_STORE, due)
         out, self._out = self._out, []
         if self._recorder is not None:
             out += self._recorder.take()
@@ -353,7 +357,8 @@ class Bridge:
                 self._memory.expire(now)
                 self._schedule.set(_MEMORY, self._memory.next_expiry())
             elif key == _STORE:
-                pass  # the first thing that ``handle`` does is to look for what is due there
+                # The first thing that ``handle`` does is to look for what is due there.
+                self._store_due = None
             elif key < _STORE:
                 turn = self._intake.leave(_turn_of(key))
                 if turn is not None:
@@ -531,6 +536,8 @@ class Bridge:
         self._log_turn(LogLevel.DEBUG, "turn.resolving", turn)
 
     def _log_turn(self, level: LogLevel, event: str, turn: Arriving, **fields: str | int) -> None:
+        if level < self._config.log_level:
+            return
         about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
         self._out.append(Log(level, event, {**about, **fields}))
 
@@ -708,6 +715,7 @@ COMPARED = Compared(
         # Of several idle ones that lead to one replica any is as good as another.
         "_peers": "an index over the conversations",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
+        "_store_due": "part of the schedule",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",
     },

@@ -707,8 +707,12 @@ class Conversation:
         else:
             self._remember(turn, terminal, ids, now)
         self._resume(turn.id)
+        # A turn that was passed on is logged as completed by its owner: once, under one request id.
+        level = LogLevel.INFO if self.owner is None else LogLevel.DEBUG
+        if level < self.shared.log_level:
+            return
         self._log(
-            LogLevel.INFO,
+            level,
             "turn.completed",
             **_about(turn),
             **_sent(turn),
