@@ -86,7 +86,7 @@ def report(rounds: list[Round]) -> bool:
             True,
         ),
         # Turns that two replicas carry in a CPU second each, relative to one.
-        ("two replicas / one, turns", 2 * ratio(rounds, "owner", "two"), 1.8, False),
+        ("two replicas / one, turns", 2 * ratio(rounds, "full", "two full"), 1.8, False),
     ]
     reached = True
     for title, value, limit, at_most in checks:

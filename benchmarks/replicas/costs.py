@@ -31,6 +31,7 @@ _ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 # After which a process has become idle: its CPU time is exact only then (``machine.cpu_ns``).
 _SETTLE_SECONDS = 0.2
 CLIENTS = 16
+FULL = 32  # clients that keep a replica busy all the time
 
 
 @dataclass
@@ -98,32 +99,39 @@ def serving(upstream: str, options: Sequence[str], core: int | None) -> Iterator
 
 
 def measure(
-    running: Sequence[Replica], at: int, turns: int, deltas: int, *, beside: bool = False
+    running: Sequence[Replica],
+    at: int,
+    turns: int,
+    deltas: int,
+    *,
+    count: int = CLIENTS,
+    beside: bool = False,
 ) -> Cost:
     """The cost of turns at ``running[at]`` of conversations that begin at the first replica.
 
-    ``beside``: each second client begins and goes on at the second replica instead.
+    ``count``: of the clients. ``beside``: every second one begins and goes on at the second replica
+    instead.
     """
-    return asyncio.run(_measure(running, at, turns, deltas, beside=beside))
+    return asyncio.run(_measure(running, at, turns, deltas, count, beside=beside))
 
 
 async def _measure(
-    running: Sequence[Replica], at: int, turns: int, deltas: int, *, beside: bool
+    running: Sequence[Replica], at: int, turns: int, deltas: int, count: int, *, beside: bool
 ) -> Cost:
-    clients = [Client(number) for number in range(CLIENTS)]
+    clients = [Client(number) for number in range(count)]
 
-    async def several(client: Client, count: int, where: int) -> None:
+    async def several(client: Client, times: int, where: int) -> None:
         if beside:
             where = client.number % 2
-        for _ in range(count):
+        for _ in range(times):
             await client.turn(running[where].port, deltas)
 
     await asyncio.gather(*(several(client, 1, 0) for client in clients))
     await asyncio.gather(*(several(client, 2, at) for client in clients))  # all is opened
     before = _cpu(running)
     await asyncio.gather(*(several(client, turns, at) for client in clients))
-    cpu = (_cpu(running) - before) / (turns * CLIENTS) / 1000
-    alone = Client(CLIENTS)
+    cpu = (_cpu(running) - before) / (turns * len(clients)) / 1000
+    alone = Client(len(clients))
     await several(alone, 1, 0)
     await several(alone, 3, at)
     alone.first.clear()
@@ -163,7 +171,9 @@ def one_round(bench: Bench, turns: int, deltas: int) -> dict[str, Cost]:
             with replicas(bench, 2, store, folder) as running:
                 found["owner"] = measure(running, 0, turns, deltas)
                 found["forwarded"] = measure(running, 1, turns, deltas)
-                found["two"] = measure(running, 0, turns, deltas, beside=True)
+                # What replicas can carry shows when each has as much to do as it can.
+                found["full"] = measure(running, 0, turns, deltas, count=FULL)
+                found["two full"] = measure(running, 0, turns, deltas, count=2 * FULL, beside=True)
 
         for each in random.sample((with_memory, with_sqlite, with_postgresql, two), 4):
             each()
