@@ -60,7 +60,7 @@ BackendT_co = TypeVar("BackendT_co", bound=Backend, covariant=True)
 class Connector(Generic[BackendT_co]):
     """Makes the connections of one store.
 
-    ``connect``: a back end that is not open yet. ``workers``: how many connections can work at the
+    ``connect``: a back end that is not open yet. ``workers``: how many connections can read at the
     same time. ``closed``: called when the store is closed.
     """
 

@@ -1,17 +1,18 @@
 """A store in threads: takes questions without waiting, and calls back with the answers.
 
-What belongs here: queues, threads and groups, for every back end alike. There are three lanes, each
+What belongs here: queues, threads and groups, for every back end alike. There are four lanes, each
 with its own threads and connections:
 
 * **leases** (Join, Renew, Leave): one thread. A renewal that waits behind other work would cost
   the lease, and with it everything that the replica owns;
-* **work** (Resume, Commit, Release): as many threads as the back end can use. Waiting commits are
-  carried out together, because most of a commit is the end of its transaction and the round trip:
-  by one thread at a time, so that they do not each have a transaction of their own;
+* **commits** (Commit, Release): one thread, which carries out waiting commits together. Most of a
+  commit is the end of its transaction, the round trip and the change of threads, and a thread that
+  is always the same one finds its connection warm;
+* **reads** (Resume): as many threads as the back end can use;
 * **upkeep** (Sweep): one thread, because it can take long.
 
-Questions about the same conversation are carried out in the order in which they were asked: of two
-responses with one id the later one counts, and a release must not overtake a commit.
+What is committed or released is carried out in the order in which it was asked: of two responses
+with one id the later one counts, and a release must not overtake a commit.
 """
 
 from __future__ import annotations
@@ -38,18 +39,14 @@ GATHER: Final = 2_000_000
 """Time between the beginnings of two groups of commits, in ns. Carrying out each commit as it comes
 takes twice the CPU time, most of it for waking up threads. Whoever commits rarely does not wait."""
 
-# How many waiting questions are looked at for more commits.
-_LOOKED_AT = 4 * GROUP
-
 
 @attrs.define(eq=False)
 class _Entry:
-    """A question that waits. ``touches``: the conversations whose order matters."""
+    """A question that waits."""
 
     question: st.Question
     answered: Callable[[st.Answer], None]
     asked: int  # ns
-    touches: tuple[bytes, ...]
 
 
 class Store:
@@ -57,7 +54,8 @@ class Store:
 
     def __init__(self, connector: Connector[Backend], timeout: int) -> None:
         self._leases = _Lane("leases", connector.connect, 1, timeout)
-        self._work = _Lane("work", connector.connect, connector.workers, timeout)
+        self._commits = _Lane("commits", connector.connect, 1, timeout)
+        self._reads = _Lane("reads", connector.connect, connector.workers, timeout)
         self._upkeep = _Lane("upkeep", connector.connect, 1, timeout)
         self._closed = connector.closed
 
@@ -70,16 +68,13 @@ class Store:
         """
         match question:
             case st.Join() | st.Renew() | st.Leave():
-                self._leases.add(question, answered, ())
-            case st.Commit():
-                self._work.add(question, answered, (question.conversation,))
-            case st.Release():
-                touched = tuple(conversation for conversation, _ in question.conversations)
-                self._work.add(question, answered, touched)
+                self._leases.add(question, answered)
+            case st.Commit() | st.Release():
+                self._commits.add(question, answered)
             case st.Resume():
-                self._work.add(question, answered, ())
+                self._reads.add(question, answered)
             case _:
-                self._upkeep.add(question, answered, ())
+                self._upkeep.add(question, answered)
 
     def close(self, timeout: int) -> None:
         """Carry out what is queued, for up to ``timeout`` ns; then answer the rest with ``Failed``
@@ -88,7 +83,7 @@ class Store:
         A question that is being carried out at the end is still answered, by its own timeout.
         """
         until = time.monotonic_ns() + timeout
-        lanes = (self._leases, self._work, self._upkeep)
+        lanes = (self._leases, self._commits, self._reads, self._upkeep)
         for lane in lanes:
             lane.stop()
         for lane in lanes:
@@ -104,10 +99,8 @@ class _Lane:
     ) -> None:
         self._timeout = timeout
         self._queue: deque[_Entry] = deque()
-        self._busy: set[bytes] = set()  # conversations that a thread works on
-        self._committing = False  # a thread carries out commits
-        self._gathering = False  # a thread waits for more of them
-        self._group = 0  # ns, when the latest group was taken
+        self._gathering = False  # the thread waits for more commits, and looks for them by itself
+        self._group = 0  # ns, when the latest group of commits was taken
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -120,23 +113,16 @@ class _Lane:
         for thread in self._threads:
             thread.start()
 
-    def add(
-        self,
-        question: st.Question,
-        answered: Callable[[st.Answer], None],
-        touches: tuple[bytes, ...],
-    ) -> None:
+    def add(self, question: st.Question, answered: Callable[[st.Answer], None]) -> None:
         """Queue a question, or answer that it cannot be."""
-        entry = _Entry(question, answered, time.monotonic_ns(), touches)
+        entry = _Entry(question, answered, time.monotonic_ns())
         with self._changed:
             refusal = "the store is closed" if self._stopping else None
             if refusal is None and len(self._queue) >= QUEUE_SIZE:
                 refusal = "queue full"
             if refusal is None:
                 self._queue.append(entry)
-                # The thread that gathers or carries out commits looks for this one by itself.
-                expected = self._committing or self._gathering
-                if not (expected and isinstance(question, st.Commit)):
+                if not (self._gathering and isinstance(question, st.Commit)):
                     self._changed.notify()
         if refusal is not None:
             _answer(entry, st.Failed(refusal))
@@ -166,7 +152,6 @@ class _Lane:
                 late = [entry for entry in entries if now - entry.asked > self._timeout]
                 timely = [entry for entry in entries if now - entry.asked <= self._timeout]
                 answers = connection.carry_out([entry.question for entry in timely])
-                self._finish(entries)
                 for entry in late:
                     _answer(entry, st.Failed("waited too long for the store"))
                 for entry, answer in zip(timely, answers, strict=True):
@@ -177,62 +162,31 @@ class _Lane:
     def _take(self) -> list[_Entry]:
         """The next question, or commits that are carried out together; empty at the end."""
         with self._changed:
-            while not (taken := self._next(commits=self._pause() <= 0)):
-                if self._stopping and not self._queue:
+            while not self._queue:
+                if self._stopping:
                     return []
-                self._await_more()
-            for entry in taken:
-                self._busy.update(entry.touches)
-            if isinstance(taken[0].question, st.Commit):
-                self._committing = True
-                self._group = time.monotonic_ns()
+                self._changed.wait()
+            if not isinstance(self._queue[0].question, st.Commit):
+                return [self._queue.popleft()]
+            self._gather()
+            taken: list[_Entry] = []
+            while len(taken) < GROUP and self._next_commits():
+                taken.append(self._queue.popleft())
+            self._group = time.monotonic_ns()
             return taken
 
-    def _pause(self) -> int:
-        """How long no group of commits may begin, ns."""
-        return 0 if self._stopping else self._group + GATHER - time.monotonic_ns()
+    def _next_commits(self) -> bool:
+        return bool(self._queue) and isinstance(self._queue[0].question, st.Commit)
 
-    def _await_more(self) -> None:
-        """Wait for something that this thread can do; one of the threads also for the end of the
-        pause between two groups of commits."""
-        pause = self._pause()
-        waiting = bool(self._queue) and isinstance(self._queue[0].question, st.Commit)
-        if pause > 0 and waiting and not self._gathering and not self._committing:
-            self._gathering = True
-            self._changed.wait(pause / 1e9)
-            self._gathering = False
-        else:
-            self._changed.wait()
-
-    def _next(self, *, commits: bool) -> list[_Entry]:
-        taken: list[_Entry] = []
-        kept: list[_Entry] = []
-        # Conversations that another thread works on, or an earlier question that is kept.
-        blocked = set(self._busy)
-        while self._queue and len(taken) < GROUP and len(kept) < _LOOKED_AT:
-            entry = self._queue.popleft()
-            together = isinstance(entry.question, st.Commit)
-            fits = commits and not self._committing if together else not taken
-            if fits and blocked.isdisjoint(entry.touches):
-                taken.append(entry)
-                if not together:
-                    break
-            else:
-                kept.append(entry)
-                blocked.update(entry.touches)
-        self._queue.extendleft(reversed(kept))
-        return taken
-
-    def _finish(self, entries: list[_Entry]) -> None:
-        with self._changed:
-            if isinstance(entries[0].question, st.Commit):
-                self._committing = False
-            for entry in entries:
-                self._busy.difference_update(entry.touches)
-            if self._queue:
-                self._changed.notify()
-            if self._stopping:  # a thread that found only blocked questions looks again
-                self._changed.notify_all()
+    def _gather(self) -> None:
+        """Wait for more commits, until ``GATHER`` after the latest group, or until something else
+        comes, which waits for them."""
+        self._gathering = True
+        while not self._stopping and len(self._queue) < GROUP:
+            left = self._group + GATHER - time.monotonic_ns()
+            if left <= 0 or self._changed.wait(left / 1e9):
+                break
+        self._gathering = False
 
 
 class _Connection:
