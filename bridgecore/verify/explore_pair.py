@@ -8,7 +8,6 @@ search itself is search.py.
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
@@ -210,14 +209,7 @@ def explore_pair(
         if progress is not None:
             progress(report)
 
-    # Nothing of what is kept is garbage, and to look for some takes a third of the time.
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        search.run(look, show, 1000)
-    finally:
-        if collects:
-            gc.enable()
+    search.run(look, show, 1000)
     report.worlds = len(search)
     report.complete = search.complete
     return report
