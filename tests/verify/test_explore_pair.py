@@ -154,8 +154,7 @@ class LooksLate(Bridge):
     def handle(self, event: Any, now: int) -> Any:
         assert self._replica is not None
         if not isinstance(event, BridgeTimeout):
-            # The mutant: a method that does nothing, of this object alone.
-            self._replica.timeout = lambda now: []  # type: ignore[method-assign]
+            self._replica.timeout = lambda now: []  # type: ignore[method-assign]  # the mutation
         try:
             return super().handle(event, now)
         finally:
