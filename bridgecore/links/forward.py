@@ -38,7 +38,7 @@ class ForwardConnection:
         self._http = HttpClient(config.max_header)
         self._sse = SseReader(config.max_message)
         self._head: AnswerHead | None = None  # of the answer that is being read
-        self._body = b""  # of an answer that is no stream
+        self._body = bytearray()  # of an answer that is no stream
         self._last = b""  # the latest event of the answer
         self._sent = False  # a forward was sent, and its answer is not complete
         self._seen = 0  # ns, the replica's last sign of life
@@ -52,7 +52,7 @@ class ForwardConnection:
     @property
     def timer(self) -> Timer:
         """The timer to which ``deadline`` belongs."""
-        return Timer.CLOSE_HANDSHAKE if self.stage is Stage.CLOSING else Timer.PING
+        return Timer.PING
 
     def connected(self) -> ReadResult:
         """The transport is connected: a turn can be sent at once."""
@@ -81,7 +81,7 @@ class ForwardConnection:
                 else:
                     self._add(part)
         except (BadAnswerError, EventTooLongError) as exc:
-            read.loss = Loss(Malformed(str(exc) or "an event that is too long"))
+            read.loss = Loss(Malformed(str(exc)))
         if read.messages:
             self.whole, self._last = True, read.messages[-1]
         # The first event, or a keepalive before it.
@@ -104,15 +104,16 @@ class ForwardConnection:
     def _add(self, part: bytes) -> None:
         self._body += part
         if len(self._body) > self._config.max_message:
-            raise EventTooLongError
+            raise EventTooLongError(f"an error of more than {self._config.max_message:,} bytes")
 
     def _answered(self, done: AnswerDone, read: ReadResult) -> None:
         """The answer is complete: end the turn if its stream has not ended it."""
-        head, verdict, body = self._head, self._verdict, self._body
+        head, verdict, body = self._head, self._verdict, bytes(self._body)
         assert head is not None, "an answer ends after its head"
         messages = read.messages
         last = messages[-1] if messages else self._last
-        self._head, self._body, self._last, self._sent = None, b"", b"", False
+        self._head, self._last, self._sent = None, b"", False
+        self._body.clear()
         if verdict is not Verdict.TAKEN:
             read.loss = Loss(NotDispatched(f"forward {head.status}"))
         elif head.status != 200:
@@ -144,10 +145,8 @@ class ForwardConnection:
         return b""
 
     def part(self, now: int) -> None:
-        """Our side is closed."""
-        self.stage = Stage.CLOSING
-        self.paused = False
-        self.deadline = now + self._config.close_timeout
+        """Never called: ``close`` sends nothing, so there is no answer to it to wait for."""
+        raise AssertionError("a connection for forwards has no closing handshake")
 
     @property
     def _patience(self) -> int:
@@ -159,8 +158,6 @@ class ForwardConnection:
     def timeout(self, now: int) -> bytes | TimedOut:
         """``deadline`` has passed: the replica does not respond, unless it has been heard of since
         then, or is not read."""
-        if self.stage is Stage.CLOSING:
-            return TimedOut(Timer.CLOSE_HANDSHAKE)
         if self.paused:
             self._seen = now
         due = self._seen + self._patience

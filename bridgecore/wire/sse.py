@@ -1,6 +1,7 @@
 """Writes and reads server-sent events (WHATWG HTML standard, section 9.2).
 
-What belongs here: the framing of an event and of a keepalive comment.
+What belongs here: the framing of an event and of a keepalive comment, and reading events from a
+stream.
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ class SseReader:
 
     def __init__(self, longest: int) -> None:
         self._longest = longest
-        self._rest = b""  # of an event that is not complete
+        # Of an event that is not complete, as it came. It is joined once, when the event may end:
+        # to search all of a large event at each read would take quadratic time.
+        self._pieces: list[bytes] = []
+        self._size = 0  # bytes in them
         self._after_cr = False  # the stream so far ends with CR: an LF after it ends no other line
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -58,10 +62,20 @@ class SseReader:
         """
         if self._after_cr or b"\r" in data:
             data = self._with_line_feeds(data)
-        text = self._rest + data if self._rest else data
-        *whole, self._rest = text.split(b"\n\n")
-        if len(self._rest) > self._longest:
-            raise EventTooLongError
+        pieces = self._pieces
+        across = data.startswith(b"\n") and bool(pieces) and pieces[-1].endswith(b"\n")
+        whole: list[bytes] = []
+        if across or b"\n\n" in data:
+            if pieces:
+                data = b"".join([*pieces, data])
+            *whole, data = data.split(b"\n\n")
+            pieces.clear()
+            self._size = 0
+        if data:
+            pieces.append(data)
+            self._size += len(data)
+        if self._size > self._longest:
+            raise EventTooLongError(f"an event of more than {self._longest:,} bytes")
         return [found for event in whole if (found := _data_of(event))]
 
     def _with_line_feeds(self, data: bytes) -> bytes:
