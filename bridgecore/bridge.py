@@ -116,7 +116,6 @@ class Bridge:
         self._replica: Replica | None = None
         if config.store is Store.DRIVER:
             self._replica = Replica(config, self._memory, seed)
-        self._store_due: int | None = None  # as it is in the schedule
         self._draining = False
         self._recorder = Recorder(self._policy) if config.decisions else None
         # Least recently used first: the order in which they are evicted.
@@ -211,7 +210,7 @@ class Bridge:
         check_time(now)
         self._refuse_impossible(event)
         replica = self._replica
-        if replica is not None and (due := replica.next_timeout()) is not None and due <= now:
+        if replica is not None:
             # First of all: if the process was paused, its lease may have ended in the meantime, and
             # nothing may be sent under it.
             self._obey(replica.timeout(now), now)
@@ -246,9 +245,7 @@ class Bridge:
         if replica is not None:
             if self._draining and not self.turns:
                 self._obey(replica.leave(now), now)
-            if (due := replica.next_timeout()) != self._store_due:
-                self._store_due = due
-                self._schedule.set(_STORE, due)
+            self._schedule.set(_STORE, replica.next_timeout())
         out, self._out = self._out, []
         if self._recorder is not None:
             out += self._recorder.take()
@@ -357,8 +354,7 @@ class Bridge:
                 self._memory.expire(now)
                 self._schedule.set(_MEMORY, self._memory.next_expiry())
             elif key == _STORE:
-                # The first thing that ``handle`` does is to look for what is due there.
-                self._store_due = None
+                pass  # ``handle`` has begun with what is due there, and sets the next time
             elif key < _STORE:
                 turn = self._intake.leave(_turn_of(key))
                 if turn is not None:
@@ -715,7 +711,6 @@ COMPARED = Compared(
         # Of several idle ones that lead to one replica any is as good as another.
         "_peers": "an index over the conversations",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
-        "_store_due": "part of the schedule",
         "_accounts": "sums for an observer",
         "_out": "empty between two calls",
     },
