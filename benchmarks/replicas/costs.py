@@ -143,6 +143,7 @@ async def _measure(
 
 
 def _cpu(running: Sequence[Replica]) -> int:
+    # Nothing reports when a process has become idle, so this is no wait that an event could end.
     time.sleep(_SETTLE_SECONDS)
     return sum(machine.cpu_ns(replica.process.pid) for replica in running)
 

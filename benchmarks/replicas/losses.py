@@ -54,7 +54,7 @@ class Crowd:
         return self.running[next(self._next) % len(self.running)].port
 
 
-class Broken(Exception):  # noqa: N818 (it is no error: the client sees that its stream has ended)
+class StreamBrokenError(Exception):
     """The stream ended before its response was complete."""
 
 
@@ -71,7 +71,7 @@ async def converse(crowd: Crowd, client: openai.AsyncOpenAI, emulator: Emulator,
             return
         try:
             response, text = await one_turn(crowd, client, f"c{name} t{turn}", last)
-        except Broken:
+        except StreamBrokenError:
             crowd.broken += 1  # the application sends its turn again
             continue
         except LostError as error:
@@ -111,7 +111,8 @@ async def one_turn(
                 continue  # nothing was sent: a balancer takes the next replica
             trail.append("reset")
             if attempt >= RETRIES:
-                raise Broken(", ".join(trail)) from None
+                raise StreamBrokenError(", ".join(trail)) from None
+            # The load: a client library waits about this long before it tries again.
             await asyncio.sleep(0.5)
             continue
         except openai.APIStatusError as error:
@@ -121,7 +122,7 @@ async def one_turn(
             if attempt >= RETRIES or error.status_code < 500:
                 raise LostError(", ".join(trail)) from None
             crowd.retried[error.status_code] += 1
-            await asyncio.sleep(float(wait))
+            await asyncio.sleep(float(wait))  # the load: a client that obeys Retry-After
             continue
         response = ""
         try:
@@ -130,9 +131,9 @@ async def one_turn(
                     if event.type == "response.completed":
                         response = event.response.id
         except (httpx.TransportError, openai.APIError) as error:
-            raise Broken from error
+            raise StreamBrokenError from error
         if not response:
-            raise Broken
+            raise StreamBrokenError
         return response, said
     raise AssertionError("an endless loop has ended")
 

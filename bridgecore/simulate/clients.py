@@ -84,11 +84,11 @@ class Observer(Protocol):
         """No host accepts the connection of ``client``."""
 
     def refused(self, client: Client, code: str, wait: int) -> None:
-        """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
+        """``client`` got an error with ``code`` and ``Retry-After: wait`` (seconds)."""
 
     def not_found(self, client: Client, response: str, refused: int) -> None:
-        """``client`` was told that it cannot continue ``response``, after it had been ``refused``
-        as often with an error that can be retried."""
+        """``client`` got ``previous_response_not_found`` for ``response``, after ``refused``
+        answers with an error that can be retried."""
 
     def explained(self, client: Client, status: int | None) -> bool:
         """Whether a fault explains that the turn of ``client`` got ``status``; None: that its

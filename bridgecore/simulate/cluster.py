@@ -252,7 +252,7 @@ class Cluster:
             return
         self.journal.report.cluster[reason] += 1
 
-    def told_to_wait(self, client: Client, code: str, wait: int) -> None:
+    def asked_to_wait(self, client: Client, code: str, wait: int) -> None:
         """Check that the wait for a lost owner is no longer than a lease lasts."""
         if code == "bridge_owner_unreachable" and wait * NS_PER_SECOND > self._config.lease_ttl:
             text = f"it has to wait {wait} s for an owner that is lost"

@@ -63,12 +63,12 @@ class Deployment(Balancer, Protocol):
     def unserved(self, client: Client) -> None:
         """No process accepts the connection of ``client``."""
 
-    def told_to_wait(self, client: Client, code: str, wait: int) -> None:
-        """``client`` was told to try again after ``wait`` seconds, because of ``code``."""
+    def asked_to_wait(self, client: Client, code: str, wait: int) -> None:
+        """``client`` got an error with ``code`` and ``Retry-After: wait`` (seconds)."""
 
     def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:
-        """``client`` was told that it cannot continue ``response``, after it had been ``refused``
-        as often with an error that can be retried. ``rejected``: the upstream has refused an input
+        """``client`` got ``previous_response_not_found`` for ``response``, after ``refused``
+        answers with an error that can be retried. ``rejected``: the upstream has refused an input
         that was rebuilt from it."""
 
     def gave_up(self, client: Client, server: tp.Machine) -> bool:
@@ -158,7 +158,7 @@ class Single:
         text = "the endpoint does not accept connections"
         self._journal.violate("http", client.number, text, client.turn)
 
-    def told_to_wait(self, client: Client, code: str, wait: int) -> None:
+    def asked_to_wait(self, client: Client, code: str, wait: int) -> None:
         """Any time is right: there is nothing to compare it with."""
 
     def not_found(self, client: Client, response: str, refused: int, *, rejected: bool) -> None:

@@ -194,7 +194,7 @@ class _World:
 
     def refused(self, client: Client, code: str, wait: int) -> None:
         """Check that the client has to wait no longer than it takes."""
-        self._bridges.told_to_wait(client, code, wait)
+        self._bridges.asked_to_wait(client, code, wait)
 
     def not_found(self, client: Client, response: str, refused: int) -> None:
         """Check that the response is lost indeed."""

@@ -128,7 +128,7 @@ class _Fold:
         message = self.world.messages[query]
         process = self.world.processes[query[0]]
         place = -1
-        if not message.told:  # its place among the open questions of its replica
+        if not message.failed:  # its place among the open questions of its replica
             same = [each for each in self.world.messages if each[:2] == query[:2]]
             place = same.index(query)
         question, answer = message.question, message.answer
@@ -161,12 +161,12 @@ class _Fold:
             self._age(query, message),
             told,
             message.slow,
-            message.told,
+            message.failed,
         )
 
     def _age(self, query: Query, message: Message) -> int:
         """How long ago it was asked, as far as that matters: what it extends."""
-        if message.told or not isinstance(message.question, st.Join | st.Renew):
+        if message.failed or not isinstance(message.question, st.Join | st.Renew):
             return 0
         return min(self.world.clock(query[0]) - message.asked, self.world.bounds.times.usable)
 

@@ -169,7 +169,7 @@ class Message:
     """A question on its way to the store, or, once there is an ``answer``, on its way back.
 
     ``turn``: the turn that waits for it, None if there is none. ``asked``: when, by the clock of
-    its replica. ``slow``: it may take longer than a tick. ``told``: ``Failed`` was reported, so
+    its replica. ``slow``: it may take longer than a tick. ``failed``: ``Failed`` was reported, so
     that no other answer follows.
     """
 
@@ -178,7 +178,7 @@ class Message:
     asked: int
     answer: st.Answer | None = None
     slow: bool = False
-    told: bool = False
+    failed: bool = False
 
 
 class Phase(enum.Enum):
@@ -313,7 +313,7 @@ class World:
     def _deliveries(self, replica: int, kinds: frozenset[str]) -> Iterator[Move]:
         """Answers that come just before ``replica`` gives up waiting."""
         for query, message in self.messages.items():
-            if query[0] == replica and not message.told:
+            if query[0] == replica and not message.failed:
                 yield from self._moves_of(query, message, kinds - {"slow"})
 
     def _moves_of_process(self, replica: int, kinds: frozenset[str]) -> Iterator[Move]:
@@ -342,7 +342,7 @@ class World:
                 yield Move("slow", query)
         elif not self.processes[query[0]].paused:
             yield Move("deliver", query)
-        if "fail" in kinds and not message.told and not self.processes[query[0]].paused:
+        if "fail" in kinds and not message.failed and not self.processes[query[0]].paused:
             yield Move("fail", query)
 
     def _moves_of_clients(self) -> Iterator[Move]:
@@ -434,7 +434,7 @@ class World:
             case _:
                 self.faults += 1
                 if message.answer is None:
-                    self.messages[query] = attrs.evolve(message, slow=True, told=True)
+                    self.messages[query] = attrs.evolve(message, slow=True, failed=True)
                 else:
                     del self.messages[query]
                 self.deliver(query, message, st.Failed("no connection"))
@@ -465,7 +465,7 @@ class World:
                 for query, message in list(self.messages.items()):
                     if query[0] == replica and message.answer is None:
                         self.messages[query] = attrs.evolve(
-                            message, slow=True, told=True, turn=None
+                            message, slow=True, failed=True, turn=None
                         )
                     elif query[0] == replica:
                         del self.messages[query]
@@ -552,7 +552,7 @@ class World:
         self.store = self.store.copy()
         answer = self.store.handle(question, self.now)
         self.content = after = self.store.snapshot()
-        if message.told:
+        if message.failed:
             del self.messages[query]
         else:
             self.messages[query] = attrs.evolve(message, answer=answer)

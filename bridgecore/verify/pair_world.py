@@ -118,8 +118,8 @@ class PairProperty(enum.Enum):
     )
     LIVENESS = (
         "without further faults, a client that retries at one sound replica, after the time that "
-        "it is told, gets an answer within bounded time and tries, unless the response that it "
-        "continues was lost before the store had it"
+        "its error names, gets an answer within bounded time and tries, unless the response that "
+        "it continues was lost before the store had it"
     )
     NO_ERROR = "a bridge raises no exception for an event that can happen"
 
@@ -193,13 +193,13 @@ class Process:
 @attrs.frozen
 class Asked:
     """A question on its way to the store, or, once there is an ``answer``, on its way back.
-    ``at``: the tick at which it was asked. ``told``: ``Failed`` was reported."""
+    ``at``: the tick at which it was asked. ``failed``: ``Failed`` was reported."""
 
     question: st.Question
     at: int
     answer: st.Answer | None = None
     slow: bool = False
-    told: bool = False
+    failed: bool = False
 
 
 @attrs.frozen
@@ -274,7 +274,7 @@ class Attempt:
 @attrs.frozen
 class Client:
     """A client: the context that it knows, the response at its end, the open attempt. ``over``: it
-    was told that its conversation is unknown."""
+    got ``previous_response_not_found``."""
 
     context: Context = ()
     last: str | None = None
@@ -565,7 +565,7 @@ class World:
         return (
             self.may_tick()
             and not any(each.paused or each.cut for each in self.processes)
-            and not any(asked.slow and not asked.told for asked in self.asked.values())
+            and not any(asked.slow and not asked.failed for asked in self.asked.values())
             and not any(one.slow for one in self.passing.values())
             and all(link.open and link.attempt is None for link in self.upstream.values())
         )
@@ -649,7 +649,7 @@ class World:
         for query, asked in list(self.asked.items()):
             if query[0] == replica:
                 if asked.answer is None and not isinstance(asked.question, _OF_LEASE):
-                    self.asked[query] = attrs.evolve(asked, slow=True, told=True)
+                    self.asked[query] = attrs.evolve(asked, slow=True, failed=True)
                 else:
                     del self.asked[query]
         for key in [key for key in self.upstream if key[0] == replica]:
@@ -730,7 +730,7 @@ class World:
                 self._deliver(query, asked, answer)
             case "carry out":
                 answer = self._carry_out(asked.question)
-                if asked.told:
+                if asked.failed:
                     del self.asked[query]
                 else:
                     self.asked[query] = attrs.evolve(asked, answer=answer)
@@ -741,7 +741,7 @@ class World:
             case "slow":
                 self.asked[query] = attrs.evolve(asked, slow=True)
             case _:
-                self.asked[query] = attrs.evolve(asked, slow=True, told=True)
+                self.asked[query] = attrs.evolve(asked, slow=True, failed=True)
                 self._deliver(query, asked, st.Failed("no connection"))
 
     def _carry_out(self, question: st.Question) -> st.Answer:
@@ -1143,11 +1143,11 @@ class World:
                     asked.question,
                     # How long ago it was asked, as far as that matters: what it extends.
                     min(self.now - asked.at, TICKS.usable)
-                    if isinstance(asked.question, _OF_LEASE) and not asked.told
+                    if isinstance(asked.question, _OF_LEASE) and not asked.failed
                     else 0,
                     asked.answer,
                     asked.slow,
-                    asked.told,
+                    asked.failed,
                 )
             )
             for query, asked in self.asked.items()

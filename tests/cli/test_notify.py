@@ -1,4 +1,4 @@
-"""What a service manager is told, on a real datagram socket, by the command and by a notifier."""
+"""What a service manager is notified of, on a real datagram socket."""
 
 from __future__ import annotations
 

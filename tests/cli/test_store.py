@@ -242,7 +242,7 @@ def test_rotate_keys_says_what_it_could_not_do(
 def test_a_url_that_cannot_be_used(
     filled: FilledStore, url: str, code: int, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with socket.socket() as bound:  # its port refuses connections as long as nobody listens
+    with socket.socket() as bound:  # not listening: its port refuses connections
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         url = url.format(folder=filled.keys.parent, port=port)

@@ -117,7 +117,7 @@ def test_a_file_that_others_can_use_is_refused(tmp_path: Path, mode: int) -> Non
 
 
 @contextlib.contextmanager
-def nobody() -> Iterator[None]:
+def without_root() -> Iterator[None]:
     """This process without the rights of root, until the end of the context."""
     os.setegid(65534)
     os.seteuid(65534)
@@ -134,10 +134,10 @@ def test_a_file_of_root_may_be_readable_for_the_group_of_the_process() -> None:
         folder.chmod(0o755)
         file = _file(folder / "keys", OLD.decode(), 0o440)
         os.chown(file, 0, 65534)
-        with nobody():
+        with without_root():
             keys = read_keys(file)
         assert keys.context_names("s", b"c") == Keys([OLD]).context_names("s", b"c")
         for mode in (0o444, 0o460):
             file.chmod(mode)
-            with nobody(), pytest.raises(StoreError, match="other users can read it"):
+            with without_root(), pytest.raises(StoreError, match="other users can read it"):
                 read_keys(file)
