@@ -8,7 +8,7 @@ clients that send too slowly.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Final, assert_never
+from typing import ClassVar, assert_never
 
 from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
 from bridgecore.config import Config
@@ -44,7 +44,6 @@ from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 _JSON = (b"content-type", b"application/json")
 # Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
 _ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
-_TURNS: Final = (b"POST",)  # the methods of a path that takes turns
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream"),
     (b"cache-control", b"no-cache"),
@@ -70,7 +69,9 @@ class HttpConnection:
         "/livez": (b"GET", b"HEAD"),
         "/readyz": (b"GET", b"HEAD"),
     }
-    """The methods that each path supports. A path with POST alone takes turns."""
+    """The methods that each path supports."""
+    TURNS: ClassVar = "/v1/responses"
+    """The path that takes turns; the others answer whether the server is up."""
     ROOM: ClassVar = 0
     """Bytes that a head and a body may have beyond ``max_header`` and ``max_body``."""
 
@@ -184,7 +185,7 @@ class HttpConnection:
             return api_error(405, "method_not_allowed", message), allow
         if draining and head.path != "/livez":
             return SHUTTING_DOWN, []
-        return self._decode_body(head) if methods == _TURNS else None
+        return self._decode_body(head) if head.path == self.TURNS else None
 
     def _decode_body(self, head: RequestHead) -> tuple[ApiError, Headers] | None:
         """Set up decoding of the body by its ``Content-Encoding``; the error if it is
@@ -205,7 +206,7 @@ class HttpConnection:
         head = self._head
         assert head is not None, "a body follows its head"
         self._read = True
-        if self.ROUTES[head.path] != _TURNS:
+        if head.path != self.TURNS:
             self._send_json(200, [], b'{"status":"ok"}', close=draining)
             return None
         if draining:
@@ -228,7 +229,7 @@ class HttpConnection:
             # All events in one chunk: one write.
             self.out.append(self._http.stream(encode_events(effect.events)))
         elif isinstance(effect, BeginAnswer):
-            headers = [*_STREAM_HEADERS, self._request_id_header(), *self._extra_headers()]
+            headers = [*_STREAM_HEADERS, self._request_id_header(), *self._extra_headers(None)]
             self.out.append(self._http.start_stream(headers))
         elif isinstance(effect, EndAnswer):
             self._finish(self._http.end_stream(), close=self._last)
@@ -253,15 +254,16 @@ class HttpConnection:
         *,
         close: bool = False,
     ) -> None:
-        fields = [*(headers or []), *self._extra_headers()]
+        fields = [*(headers or []), *self._extra_headers(error)]
         if error.retry_after is not None:
             fields.append((b"retry-after", b"%d" % error.retry_after))
             # OpenAI's SDKs read this one before retry-after.
             fields.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
         self._send_json(error.status, fields, error.body, close=close)
 
-    def _extra_headers(self) -> Headers:
-        """Headers that each answer has besides the usual ones."""
+    def _extra_headers(self, error: ApiError | None) -> Headers:
+        """Headers that each answer has besides the usual ones. ``error``: what it consists of; None
+        for a stream."""
         return []
 
     def _send_json(

@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 from bridgecore.api_error import NOT_DISPATCHED, ApiError, api_error
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
-from bridgecore.messages import AnswerEffect, AnswerKeepalive, FailAnswer, RequestReceived
+from bridgecore.messages import AnswerEffect, AnswerKeepalive, RequestReceived
 from bridgecore.ownership.forwards import (
     PATH,
     SIGNATURE,
@@ -32,9 +32,10 @@ class PeerConnection(HttpConnection):
     """One connection of another replica; a ``ClientConnection``. ``forwards``: checks signatures;
     ``request_seed``: see ``HttpConnection``."""
 
-    __slots__ = ("_forward", "_forwards", "_verdict")
+    __slots__ = ("_forward", "_forwards")
 
     ROUTES: ClassVar = {PATH: (b"POST",)}
+    TURNS: ClassVar = PATH
     # A request as large as a client's may be has a signature in addition, and a type in its body.
     ROOM: ClassVar = 1024
 
@@ -42,7 +43,6 @@ class PeerConnection(HttpConnection):
         super().__init__(config, now, request_seed)
         self._forwards = forwards
         self._forward: Forward | None = None  # of the current request
-        self._verdict = Verdict.REJECTED  # of an answer that is not the gateway's
 
     @property
     def _idle_limit(self) -> int:
@@ -55,10 +55,7 @@ class PeerConnection(HttpConnection):
         if isinstance(effect, AnswerKeepalive):
             # The sender shows its client keepalives of its own.
             effect = AnswerKeepalive(effect.turn)
-        declines = isinstance(effect, FailAnswer) and effect.error is NOT_DISPATCHED
-        self._verdict = Verdict.NOT_DISPATCHED if declines else Verdict.TAKEN
         super().answer(effect)
-        self._verdict = Verdict.REJECTED
 
     def _refusal(self, head: RequestHead, *, draining: bool) -> tuple[ApiError, Headers] | None:
         refused = super()._refusal(head, draining=draining)
@@ -79,8 +76,12 @@ class PeerConnection(HttpConnection):
         headers = signed_headers(head.headers)
         return RequestReceived(turn, body.data, headers, request_id=self._id(), forward=forward)
 
-    def _extra_headers(self) -> Headers:
-        return [(SIGNATURE, self._verdict.value)]
+    def _extra_headers(self, error: ApiError | None) -> Headers:
+        if not self.turns:
+            verdict = Verdict.REJECTED  # the request was refused before it became a turn
+        else:
+            verdict = Verdict.NOT_DISPATCHED if error is NOT_DISPATCHED else Verdict.TAKEN
+        return [(SIGNATURE, verdict.value)]
 
 
 _ADVICE: Final = {
