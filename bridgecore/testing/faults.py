@@ -133,7 +133,8 @@ class Garbage:
     """Data that violates the protocol. As a text frame, after which the turn goes on; or, with
     ``raw``, as bytes outside of any frame, after which nothing more is sent on the connection.
 
-    Before the upgrade it is always raw.
+    Before the upgrade it is always raw. While a frame is being received, a raw one ends the
+    connection 2 s later: the peer closes it, and an emulator that does not read would keep it.
 
     Raises:
         ValueError: ``data`` is to be a text frame, and not UTF-8.

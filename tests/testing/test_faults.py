@@ -229,6 +229,16 @@ def test_fault_while_receiving_stops_reading(action: Action, check: Callable[[Li
     assert w.emulator.requests[0].number == 2
 
 
+def test_garbage_while_receiving_leaves_no_connection() -> None:
+    """The peer closes it; the emulator, which does not read, would never see that."""
+    w = faulty(Point.WHILE_RECEIVING, Garbage(b"\x00\x00", raw=True))
+    link = w.connect()
+    begin_large_frame(link)
+    assert (link.paused, link.ended) == (True, "")
+    assert w.wait() == 2 * NS_PER_SECOND
+    assert link.ended == "close"
+
+
 def test_small_frames_are_never_met_while_receiving() -> None:
     link = faulty(Point.WHILE_RECEIVING, Abort()).connect()
     link.ask()

@@ -11,7 +11,7 @@ from typing import Final, assert_never
 from bridgecore.testing import answers
 from bridgecore.testing.answers import CreateFrame
 from bridgecore.testing.emulator import errors
-from bridgecore.testing.emulator.connection import Connection, End
+from bridgecore.testing.emulator.connection import CLOSE_GRACE, Connection, End
 from bridgecore.testing.emulator.jsontext import encode, event_type
 from bridgecore.testing.emulator.turns import Outcome, RunningTurn
 from bridgecore.testing.faults import (
@@ -116,6 +116,9 @@ def strike(conn: Connection, running: RunningTurn | None, action: Action, now: i
             if raw:
                 conn.out += data
                 conn.freeze()
+                if running is None:
+                    # It is not read any more, so a close by the peer would never be noticed.
+                    conn.close_at = now + CLOSE_GRACE
             else:
                 conn.send(data)
             return not raw
