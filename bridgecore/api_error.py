@@ -106,7 +106,7 @@ STORE_UNAVAILABLE = api_error(
 OWNER_LOST = api_error(
     502,
     FailureReply.OWNER_UNREACHABLE.value,
-    "The replica that owns this conversation was lost after the turn was passed on to it; whether "
+    "The replica that owns this conversation was lost after the turn was forwarded to it; whether "
     "it has run is not known. Retry as is.",
 )
 NOT_DISPATCHED = api_error(

@@ -32,7 +32,7 @@ from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.conversation import Conversation, PeerOwner, Shared
+from bridgecore.conversation import Conversation, ForwardTarget, Shared
 from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.intake import Arriving, Intake, Resolver, Stage
 from bridgecore.messages import (
@@ -123,7 +123,7 @@ class Bridge:
         self._families = Families()
         self._turns: dict[int, Conversation] = {}  # by the number of a turn
         self._links: dict[int, Conversation] = {}  # by the number of a link
-        self._away: dict[int, Arriving] = {}  # turns that were passed on, by number
+        self._forwarded: dict[int, Arriving] = {}  # turns that were forwarded, by number
         # The sessions that lead to another replica, by its lease and the tenant.
         self._peers: dict[tuple[str, str], list[int]] = {}
         self._schedule: TimerQueue[int] = TimerQueue()
@@ -411,7 +411,7 @@ class Bridge:
         that has it."""
         ids = conversation.remembered.pop(answer.turn, None)
         if ids is not None and self._replica is not None and conversation.owner is not None:
-            self._replica.passed(answer.turn, conversation.scope, ids)
+            self._replica.forward_ended(answer.turn, conversation.scope, ids)
             ids = None  # its owner commits it
         self._over(answer.turn)
         if ids is None or self._replica is None:
@@ -426,8 +426,8 @@ class Bridge:
     def _over(self, turn: int) -> None:
         """A turn has ended, or leaves its conversation."""
         del self._turns[turn]
-        if self._away.pop(turn, None) is not None and self._replica is not None:
-            self._replica.passed(turn)
+        if self._forwarded.pop(turn, None) is not None and self._replica is not None:
+            self._replica.forward_ended(turn)
 
     # ------------------------------------------------------------ the store
 
@@ -454,30 +454,30 @@ class Bridge:
 
     # ------------------------------------------------------------ turns of other replicas
 
-    def _forward(self, arriving: Arriving, to: PeerOwner, now: int) -> None:
-        """Pass a turn on to the replica that owns what it continues."""
+    def _forward(self, arriving: Arriving, to: ForwardTarget, now: int) -> None:
+        """Forward a turn to the replica that owns what it continues."""
         replica = self._replica
         assert replica is not None, "without a store no other replica is known"
         conversation = self._connection_to(to, arriving.scope, now)
         if conversation is None:
-            replica.passed(arriving.id)
+            replica.forward_ended(arriving.id)
             self._refuse_for_room(arriving)
             return
         self._conversations.move_to_end(conversation.id)
         self._turns[arriving.id] = conversation
-        self._away[arriving.id] = arriving
+        self._forwarded[arriving.id] = arriving
         fields: dict[str, str | int] = {"session": conversation.id, "owner": str(to.url)}
         self._log_turn(LogLevel.INFO, "turn.forwarded", arriving, **fields)
         turn = RoutedTurn(
             arriving.id,
-            self._intake.pass_on(arriving),
+            self._intake.foreign(arriving),
             arriving.request_id,
             arriving.deadline,
-            seal=partial(replica.seal, arriving),
+            sign=partial(replica.sign, arriving),
         )
         self._follow(conversation, conversation.submit(turn, [], now), now)
 
-    def _connection_to(self, to: PeerOwner, scope: str, now: int) -> Conversation | None:
+    def _connection_to(self, to: ForwardTarget, scope: str, now: int) -> Conversation | None:
         """A session that leads to another replica and runs no turn; None if there is no room for
         one. Turns of different tenants share none, as with the upstream."""
         key = to.lease, scope
@@ -493,9 +493,9 @@ class Bridge:
     def _take_back(self, conversation: Conversation, turn: int, now: int) -> None:
         """Route a turn again that the owner of its conversation has not sent."""
         replica = self._replica
-        assert replica is not None, "without a store no turn is passed on"
+        assert replica is not None, "without a store no turn is forwarded"
         conversation.returned = None
-        arriving = self._away[turn]
+        arriving = self._forwarded[turn]
         self._over(turn)
         self._evict(conversation.id, now)  # it leads to a replica that is not the owner
         self._hold(arriving)
@@ -640,7 +640,7 @@ class Bridge:
         return conversation
 
     def _new_session(
-        self, scope: str, headers: Headers, owner: PeerOwner | None = None
+        self, scope: str, headers: Headers, owner: ForwardTarget | None = None
     ) -> Conversation:
         """A conversation with a new session, which leads to the upstream or to ``owner``."""
         number = self._shared.numbers.next()

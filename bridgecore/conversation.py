@@ -92,7 +92,7 @@ class Shared:
 
 
 @attrs.frozen
-class PeerOwner:
+class ForwardTarget:
     """Another replica, which owns what forwarded turns continue: where it takes them, and the
     incarnation of its lease."""
 
@@ -119,7 +119,7 @@ class Conversation:
     shared: Shared
     key: bytes = b""
     fenced: bool = False
-    owner: PeerOwner | None = None
+    owner: ForwardTarget | None = None
     returned: int | None = None  # the turn that is to be routed again
     declined: bool = False  # the owner has said itself that it has not sent it
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
@@ -606,10 +606,8 @@ class Conversation:
             return
         turn.cell = _cell(self.session, turn.id)
         out = link.unsent if link.reading else self._out
-        if turn.seal is not None:
-            out.append(SendFrame(link.number, *turn.seal(frame, now)))
-        else:
-            out.append(SendFrame(link.number, frame))
+        headers = [] if turn.sign is None else turn.sign(frame, now)
+        out.append(SendFrame(link.number, frame, headers))
         if self.shared.log_level <= LogLevel.DEBUG:
             out.append(self._line(LogLevel.DEBUG, "turn.sent", {**_about(turn), **_sent(turn)}))
 
@@ -707,7 +705,7 @@ class Conversation:
         else:
             self._remember(turn, terminal, ids, now)
         self._resume(turn.id)
-        # A turn that was passed on is logged as completed by its owner: once, under one request id.
+        # A turn that was forwarded is logged as completed by its owner: once, under one request id.
         level = LogLevel.INFO if self.owner is None else LogLevel.DEBUG
         if level < self.shared.log_level:
             return

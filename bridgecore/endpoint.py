@@ -30,7 +30,7 @@ from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.forward import ForwardConnection
 from bridgecore.links.websocket import WebSocketConnection
-from bridgecore.ownership.forwards import Forwards
+from bridgecore.ownership.forwards import ForwardVerifier
 from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
@@ -102,7 +102,7 @@ class Endpoint:
         self._config = config
         self._request_seed = request_seed
         self._gateway = Gateway(config, seed=request_seed)
-        self._forwards = Forwards(config.cluster_secrets)  # checks those of other replicas
+        self._verifier = ForwardVerifier(config.cluster_secrets)
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._of_turn: dict[int, int] = {}  # turn -> client connection
@@ -294,7 +294,7 @@ class Endpoint:
         seed = b"%d/%b" % (conn, self._request_seed)
         connection: ClientConnection
         if event.peer:
-            connection = PeerConnection(self._config, self._now, seed, self._forwards)
+            connection = PeerConnection(self._config, self._now, seed, self._verifier)
         else:
             connection = HttpConnection(self._config, self._now, seed)
         client = self._clients[conn] = _Client(connection)

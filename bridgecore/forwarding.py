@@ -1,6 +1,6 @@
-"""Passing turns on to the replicas that own what they continue: the sender's side.
+"""Forwards turns to the replicas that own what they continue: the sender's side.
 
-What belongs here: which owner a turn is passed on to, how often, and what its client is answered if
+What belongs here: which owner a turn is forwarded to, how often, and what its client is answered if
 no owner can be reached. How a forward is signed is in ``bridgecore.ownership.forwards``; what
 follows from the loss of an owner is decided in ``bridgecore.recovery``; the receiver's side is in
 ``bridgecore.replica``.
@@ -21,11 +21,11 @@ from bridgecore.api_error import ApiError, owner_unreachable
 from bridgecore.config import PeerUrl
 from bridgecore.errors import ConfigError
 from bridgecore.intake import Arriving
-from bridgecore.ownership.forwards import SIGNATURE, Forward, Forwards, digest_of
+from bridgecore.ownership.forwards import SIGNATURE, Forward, ForwardSigner, digest_of
 from bridgecore.ownership.store import OwnedElsewhere, Owner
 from bridgecore.wire.headers import Headers
 
-# Owners that one turn is passed on to. One can have lost the conversation to another in the
+# Owners that one turn is forwarded to. One can have lost the conversation to another in the
 # meantime; a turn that meets this a second time is refused, and its client's retry begins anew.
 _MOST_TRIES: Final = 2
 # Responses whose owner is remembered: about 10 MB.
@@ -33,47 +33,48 @@ _MOST_KNOWN: Final = 32_768
 
 
 class Forwarding:
-    """The turns that this replica passes on. ``secrets``: sign them; without any, none is."""
+    """The turns that this replica forwards. ``secrets``: see ``ForwardSigner``; without any, no
+    turn is forwarded."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
-        self._forwards = Forwards(secrets) if secrets else None
+        self._signer = ForwardSigner(secrets) if secrets else None
         self._known: OrderedDict[bytes, OwnedElsewhere] = OrderedDict()  # by response
-        self._passed: dict[int, OwnedElsewhere] = {}  # the owner, by turn
+        self._owners: dict[int, OwnedElsewhere] = {}  # of turns that are forwarded, by turn
 
     def owner_of(self, turn: Arriving) -> OwnedElsewhere | None:
         """The replica that is believed to own what ``turn`` continues; None: ask the store."""
         named = turn.request.previous_response_id
         return self._known.get(_key(turn.scope, named)) if named else None
 
-    def pass_on(self, turn: Arriving, owner: OwnedElsewhere) -> PeerUrl | None:
-        """Where to pass ``turn`` on to, which continues what ``owner`` has; None if it cannot be
+    def forward(self, turn: Arriving, owner: OwnedElsewhere) -> PeerUrl | None:
+        """Where to forward ``turn``, which continues what ``owner`` has; None if that cannot be
         reached or has been tried. A turn that has been forwarded to this replica stays here."""
         lease, url = owner.owner.incarnation, _url_of(owner)
-        if self._forwards is None or url is None or turn.forward is not None:
+        if self._signer is None or url is None or turn.forward is not None:
             return None
         if lease in turn.tried or len(turn.tried) >= _MOST_TRIES:
             return None
         turn.tried = (*turn.tried, lease)
-        self._passed[turn.id] = owner
+        self._owners[turn.id] = owner
         return url
 
-    def seal(self, turn: Arriving, sender: Owner, frame: bytes, now: int) -> tuple[bytes, Headers]:
-        """The body and the headers of the forward of ``turn``. ``frame``: what would be sent
-        upstream; ``sender``: this replica; ``now``: ns."""
-        forwards, owner = self._forwards, self._passed[turn.id]
-        assert forwards is not None, "without secrets nothing is passed on"
+    def sign(self, turn: Arriving, sender: Owner, frame: bytes, now: int) -> Headers:
+        """The headers of the forward of ``turn``, with its signature. ``frame``: its body, which
+        would otherwise be sent upstream; ``sender``: this replica; ``now``: ns."""
+        signer, owner = self._signer, self._owners[turn.id]
+        assert signer is not None, "without secrets nothing is forwarded"
         forward = Forward(
             owner.owner.incarnation,
             sender.incarnation,
-            forwards.next_sequence(),
+            signer.next_sequence(),
             owner.conversation,
             owner.epoch,
             turn.scope,
             max(0, turn.deadline - now),
             digest_of(frame),
         )
-        headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.passed_headers]
-        return frame, [*headers, (SIGNATURE, forwards.sign(forward, headers))]
+        headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.forwarded_headers]
+        return [*headers, (SIGNATURE, signer.sign(forward, headers))]
 
     def declined(self, turn: Arriving, *, answered: bool) -> None:
         """The owner has not sent ``turn``: what was believed about it is wrong. ``answered``: it
@@ -84,9 +85,9 @@ class Forwarding:
         turn.declined = answered
 
     def ended(self, turn: int, scope: str, responses: Iterable[str] = ()) -> None:
-        """A turn that was passed on is over; its owner can continue ``responses``, all ids of the
+        """A turn that was forwarded is over; its owner can continue ``responses``, all ids of the
         one that it has made."""
-        owner = self._passed.pop(turn, None)
+        owner = self._owners.pop(turn, None)
         if owner is None:
             return
         for response in responses:

@@ -78,7 +78,7 @@ class Arriving:
     declined: bool = False
 
     @property
-    def passed_headers(self) -> Headers:
+    def forwarded_headers(self) -> Headers:
         """The headers that a forward of it needs: those that go upstream or tell conversations of
         one client apart, as the client sent them."""
         names = {name for name, _ in self.headers} | NARROWING_HEADERS
@@ -172,7 +172,7 @@ class Intake:
             found.stage = Stage.RESOLVED
         return found
 
-    def pass_on(self, turn: Arriving) -> TurnContext:
+    def foreign(self, turn: Arriving) -> TurnContext:
         """The context of a turn that another replica answers: nothing is known about it here."""
         return self._memory.foreign(turn.scope, turn.request)
 

@@ -22,7 +22,7 @@ import attrs
 from bridgecore.api_error import NOT_DISPATCHED, STORE_UNAVAILABLE, ApiError
 from bridgecore.config import Config
 from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
-from bridgecore.conversation import PeerOwner
+from bridgecore.conversation import ForwardTarget
 from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
 from bridgecore.messages import AnswerEvents
@@ -47,10 +47,10 @@ class PlaceTurn:
 
 @attrs.frozen
 class ForwardTurn:
-    """Pass ``turn``, which was not placed, on to ``owner``, which owns what it continues."""
+    """Forward ``turn``, which was not placed, to ``owner``, which owns what it continues."""
 
     turn: int
-    owner: PeerOwner
+    owner: ForwardTarget
 
 
 @attrs.frozen
@@ -71,7 +71,7 @@ class FenceConversation:
 ReplicaEffect: TypeAlias = (
     AskStore | AnswerEvents | Log | PlaceTurn | ForwardTurn | RefuseTurn | FenceConversation
 )
-"""What the bridge has to do: the first three are passed on."""
+"""What the bridge has to do: the first three are the bridge's own effects."""
 
 
 @attrs.define(eq=False)
@@ -215,8 +215,8 @@ class Replica:
         """Claim the conversation of the response that ``turn`` names, unless it is known to be
         another replica's. Answered by ``PlaceTurn``, ``ForwardTurn`` or ``RefuseTurn``."""
         owner = self._forwarding.owner_of(turn)
-        if owner is not None and (url := self._forwarding.pass_on(turn, owner)) is not None:
-            return [ForwardTurn(turn.id, PeerOwner(url, owner.owner.incarnation))]
+        if owner is not None and (url := self._forwarding.forward(turn, owner)) is not None:
+            return [ForwardTurn(turn.id, ForwardTarget(url, owner.owner.incarnation))]
         return self._ask(turn, now)
 
     def _ask(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
@@ -269,18 +269,18 @@ class Replica:
             return True
         return turn.forward.to == self._holdings.owner.incarnation and self._holdings.has_lease(now)
 
-    def seal(self, turn: Arriving, frame: bytes, now: int) -> tuple[bytes, Headers]:
-        """The body and the headers of the forward of ``turn``, whose frame is ``frame``."""
-        return self._forwarding.seal(turn, self._holdings.owner, frame, now)
+    def sign(self, turn: Arriving, frame: bytes, now: int) -> Headers:
+        """The headers of the forward of ``turn``, whose frame is ``frame``."""
+        return self._forwarding.sign(turn, self._holdings.owner, frame, now)
 
     def declined(self, turn: Arriving, now: int, *, answered: bool) -> list[ReplicaEffect]:
-        """The owner to which ``turn`` was passed on has not sent it: ask who owns the conversation
+        """The owner to which ``turn`` was forwarded has not sent it: ask who owns the conversation
         now. ``answered``: it has said so itself; else it could not be reached."""
         self._forwarding.declined(turn, answered=answered)
         return self.resume(turn, now)
 
-    def passed(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
-        """A turn that was passed on is over; its owner can continue ``responses``."""
+    def forward_ended(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
+        """A turn that was forwarded is over; its owner can continue ``responses``."""
         self._forwarding.ended(turn, scope, responses)
 
     # ------------------------------------------------------------ effects of the holdings
@@ -323,9 +323,9 @@ class Replica:
         turn, load = self._resuming.pop(resolved.turn)
         answer = resolved.answer
         if isinstance(answer, OwnedElsewhere):
-            url = self._forwarding.pass_on(turn, answer)
+            url = self._forwarding.forward(turn, answer)
             if url is not None:
-                return [ForwardTurn(turn.id, PeerOwner(url, answer.owner.incarnation))]
+                return [ForwardTurn(turn.id, ForwardTarget(url, answer.owner.incarnation))]
         if answer is None or isinstance(answer, OwnedElsewhere):
             return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):

@@ -93,7 +93,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "sent": "a size for accounts",
             "cell": "for the log",
             "deadline": "part of the session once it is submitted",
-            "seal": "bound to the turn that is passed on, which is compared as part of the bridge",
+            "sign": "bound to the turn that is forwarded, which is compared as part of the bridge",
         }
     ),
     TurnContext: Compared(
@@ -146,7 +146,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "_age": "never changes",
         },
     ),
-    Forwarding: Compared(left_out={"_forwards": "the next number of a forward is only a name"}),
+    Forwarding: Compared(left_out={"_signer": "the next number of a forward is only a name"}),
     Families: Compared(
         names={"_latest": CONVERSATION},
         left_out={"_members": "an index over _latest, in the same order"},

@@ -25,8 +25,8 @@ class RoutedTurn:
     ``warms``: it is not a client's but the bridge's own, and only preloads a new connection with
     the context (``generate: false``). ``request``: the id of its request in log records.
     ``deadline``: ns, when its budget of time ends; None: the policy's, counted from submission.
-    ``seal``: for a turn that is forwarded to another replica: the body of the forward, and its
-    headers, for its frame and the time (ns).
+    ``sign``: for a turn that is forwarded to another replica: the headers of the forward, for its
+    frame and the time (ns).
     """
 
     id: int
@@ -34,7 +34,7 @@ class RoutedTurn:
     request: str = "-"
     deadline: int | None = None
     warms: bool = False
-    seal: Callable[[bytes, int], tuple[bytes, Headers]] | None = None
+    sign: Callable[[bytes, int], Headers] | None = None
     # State of the latest attempt to send it.
     form: RequestForm = RequestForm.AS_IS
     sent: int = 0  # bytes of the frame

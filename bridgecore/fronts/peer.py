@@ -17,7 +17,7 @@ from bridgecore.ownership.forwards import (
     PATH,
     SIGNATURE,
     Forward,
-    Forwards,
+    ForwardVerifier,
     Rejection,
     Verdict,
     digest_of,
@@ -29,19 +29,21 @@ from bridgecore.wire.request_heads import RequestHead
 
 
 class PeerConnection(HttpConnection):
-    """One connection of another replica; a ``ClientConnection``. ``forwards``: checks signatures;
+    """One connection of another replica; a ``ClientConnection``. ``verifier``: checks signatures;
     ``request_seed``: see ``HttpConnection``."""
 
-    __slots__ = ("_forward", "_forwards")
+    __slots__ = ("_forward", "_verifier")
 
     ROUTES: ClassVar = {PATH: (b"POST",)}
     TURNS: ClassVar = PATH
     # A request as large as a client's may be has a signature in addition, and a type in its body.
     ROOM: ClassVar = 1024
 
-    def __init__(self, config: Config, now: int, request_seed: bytes, forwards: Forwards) -> None:
+    def __init__(
+        self, config: Config, now: int, request_seed: bytes, verifier: ForwardVerifier
+    ) -> None:
         super().__init__(config, now, request_seed)
-        self._forwards = forwards
+        self._verifier = verifier
         self._forward: Forward | None = None  # of the current request
 
     @property
@@ -61,7 +63,7 @@ class PeerConnection(HttpConnection):
         refused = super()._refusal(head, draining=draining)
         if refused is not None:
             return refused
-        found = self._forwards.check(head.headers)
+        found = self._verifier.check(head.headers)
         if isinstance(found, Rejection):
             return _rejected(found), []
         self._forward = found

@@ -1,15 +1,15 @@
-"""A turn that one replica passes on to another: what the request says, and why it can be believed.
+"""A turn that one replica forwards to another: what the request says, and why it can be trusted.
 
 What belongs here: signing a forward and checking one. A replica that gets a turn of a conversation
 which another one owns sends it there as an HTTP request. It answers for the client: for whom the
-turn is (``scope``) and how long it may still take. So the port that takes forwards must not believe
-anybody else, and takes nothing that is not signed with a secret of the cluster.
+turn is (``scope``) and how long it may still take. So the port that takes forwards
+trusts only the replicas of its cluster: it takes nothing that is not signed with their secret.
 
 The signature covers all headers that count, a digest of the body, and a number that the sender uses
 once. So a recorded forward that is sent again is refused, nothing in it can be changed, and what is
-not signed is refused before its body is read. It names the
-lease (``Owner.incarnation``) of the replica that it is meant for: one that arrives late, when that
-lease is over, or at another process, is not carried out.
+not signed is refused before its body is read. A forward names the lease (``Owner.incarnation``) of
+the replica that it is meant for: one that arrives late, when that lease is over, or at another
+process, is not carried out.
 
 A forward is never forwarded: the depth is one. Its receiver serves what it owns, or what it can
 claim, and otherwise says that it has not sent the turn.
@@ -86,16 +86,13 @@ _WINDOW = 4096
 _SENDERS = 1024
 
 
-class Forwards:
-    """Signs and checks the forwards of one replica. ``secrets``: the cluster's, the newest first:
-    that one signs, all are believed, so that they can be replaced one replica after another."""
+class ForwardSigner:
+    """Signs the forwards that a replica sends. ``secrets``: of the cluster, at least one, the
+    newest first: that one signs."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
-        # A key of its own for this purpose, which reveals nothing about the secret, and from which
-        # those that encrypt do not follow.
-        self._keys = [hmac.digest(secret, b"bridgecore/forward", "sha256") for secret in secrets]
+        self._key = _key_of(secrets[0])
         self._sent = 0
-        self._seen: OrderedDict[str, _Numbers] = OrderedDict()  # by sender
 
     def next_sequence(self) -> int:
         """A number for a forward that no other one of this replica has."""
@@ -115,7 +112,16 @@ class Forwards:
             forward.digest,
         )
         said = b" ".join([_VERSION, *(str(field).encode("ascii") for field in fields)])
-        return b"%b %b" % (said, _code(self._keys[0], said, headers).encode("ascii"))
+        return b"%b %b" % (said, _code(self._key, said, headers).encode("ascii"))
+
+
+class ForwardVerifier:
+    """Checks the forwards that a replica gets. ``secrets``: of the cluster. All are accepted, so
+    that they can be replaced one replica after another."""
+
+    def __init__(self, secrets: Sequence[bytes]) -> None:
+        self._keys = [_key_of(secret) for secret in secrets]
+        self._seen: OrderedDict[str, _Numbers] = OrderedDict()  # by sender
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> Forward | Rejection:
         """The forward whose request has ``headers`` (names in lower case), or why it is refused.
@@ -197,6 +203,12 @@ def signed_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, 
 def digest_of(body: bytes) -> str:
     """The digest of a body, as ``Forward`` has it."""
     return hashlib.sha256(body).hexdigest()
+
+
+def _key_of(secret: bytes) -> bytes:
+    """A key for this purpose alone, which reveals nothing about the secret, and from which those
+    that encrypt do not follow."""
+    return hmac.digest(secret, b"bridgecore/forward", "sha256")
 
 
 def _code(key: bytes, said: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str:

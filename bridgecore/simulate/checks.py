@@ -60,7 +60,7 @@ class Checks:
         self._believed: dict[tuple[int, int], list[Json]] = {}  # history up to the end of a turn
         self._silent: list[Turn] = []  # turns with ``generate: false``
         self._decisions: dict[str, Replay] = {}  # by the process that wrote the log
-        self._passed: set[tuple[str, int]] = set()  # (process, turn), passed on to another one
+        self._forwarded: set[tuple[str, int]] = set()  # (process, turn), forwarded to another one
         self.rejected: set[str] = set()  # responses whose rebuilt input the upstream has refused
         self._warmth = Ledger()  # reported costs of preloading
 
@@ -187,9 +187,9 @@ class Checks:
             self._decided(source, str(log.fields["line"]))
             return
         if log.event == "turn.forwarded":
-            self._passed.add((source, int(log.fields["turn"])))
+            self._forwarded.add((source, int(log.fields["turn"])))
         elif log.event == "turn.resolving":
-            self._passed.discard((source, int(log.fields["turn"])))
+            self._forwarded.discard((source, int(log.fields["turn"])))
         if log.event == "session.warmed" and log.fields["outcome"] == "completed":
             cost = int(log.fields["bytes_spent"]), int(log.fields["input_tokens"])
             seen = [(len(t.request.raw), t.usage) for t in self._silent]
@@ -201,7 +201,7 @@ class Checks:
             self._warmth.add(Ledger(warmed=1, bytes_spent=cost[0], tokens_spent=cost[1]))
         if log.event != "turn.completed" or log.fields["outcome"] != "completed":
             return
-        if (source, int(log.fields["turn"])) in self._passed:
+        if (source, int(log.fields["turn"])) in self._forwarded:
             return  # the other process counts it
         name = str(log.fields["response"])
         figures = {field: int(log.fields[field]) for field in _FIGURES}

@@ -67,7 +67,7 @@ from bridgecore.messages import (
     TurnReceived,
 )
 from bridgecore.ownership import store as st
-from bridgecore.ownership.forwards import Forward, Forwards, digest_of, signed_headers
+from bridgecore.ownership.forwards import Forward, ForwardVerifier, digest_of, signed_headers
 from bridgecore.ownership.lease import LeaseTimes
 from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
@@ -108,7 +108,7 @@ class PairProperty(enum.Enum):
         "refused it before"
     )
     UNKNOWN_IS_LEFT_TO_THE_CLIENT = (
-        "a replica that does not know what became of a turn that it has passed on does not send it "
+        "a replica that does not know what became of a turn that it has forwarded does not send it "
         "again, neither upstream nor to the other replica"
     )
     CONTEXT_IS_MEANT = "the context that the upstream has for a turn equals what its client means"
@@ -1053,7 +1053,7 @@ class World:
             *("attempt", attempt.number, "is forwarded by", replica),
         )
         headers = [(name.lower(), value) for name, value in effect.headers]
-        forward = Forwards((_SECRET,)).check(headers)
+        forward = ForwardVerifier((_SECRET,)).check(headers)
         assert isinstance(forward, Forward), forward
         assert forward.digest == digest_of(effect.data)
         sent = effect.data, forward, tuple(signed_headers(headers))

@@ -1,4 +1,4 @@
-"""Turns that one replica passes on to another, which owns what they continue.
+"""Turns that one replica forwards to another, which owns what they continue.
 
 What belongs here: forwards and their failures, seen by clients of whole endpoints in virtual time.
 How a forward is signed is tested in tests/ownership, what is lost when in tests/recovery.
@@ -13,7 +13,7 @@ import pytest
 
 from bridgecore.config import Continuity, PeerUrl
 from bridgecore.continuity.aliases import credential_scope
-from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, Forwards, digest_of
+from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, ForwardSigner, digest_of
 from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence, Text
 from tests.endpoint_clients import Historian, Talker, strike, user
 from tests.endpoint_world import SECOND, World, read_answers, request
@@ -363,7 +363,7 @@ def forward(owner: Replica, body: bytes, **changes: Any) -> bytes:
         **changes,
     }
     headers = [(b"authorization", b"Bearer sk-1")]
-    signature = Forwards([secret]).sign(Forward(**fields), headers).decode()
+    signature = ForwardSigner([secret]).sign(Forward(**fields), headers).decode()
     lines = f"{SIGNATURE.decode()}: {signature}\r\n"
     return request(body, path=PATH, headers=lines, key="sk-1")
 

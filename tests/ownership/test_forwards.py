@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from bridgecore.ownership.forwards import (
     SIGNATURE,
     Forward,
-    Forwards,
+    ForwardSigner,
+    ForwardVerifier,
     Rejection,
     digest_of,
     signed_headers,
@@ -36,25 +37,25 @@ Headers = list[tuple[bytes, bytes]]
 def signed(forward: Forward = FORWARD, headers: Headers = HEADERS, secret: bytes = NEW) -> Headers:
     """The headers of the request that carries ``forward``."""
     own = [(b"host", b"owner:81"), (b"content-length", b"4")]
-    return [*own, *headers, (SIGNATURE, Forwards([secret]).sign(forward, headers))]
+    return [*own, *headers, (SIGNATURE, ForwardSigner([secret]).sign(forward, headers))]
 
 
 def test_a_forward_says_what_its_sender_said() -> None:
-    assert Forwards([NEW]).check(signed()) == FORWARD
+    assert ForwardVerifier([NEW]).check(signed()) == FORWARD
     assert signed_headers(signed()) == HEADERS
 
 
 def test_each_secret_of_the_cluster_is_believed_and_the_newest_one_signs() -> None:
     """So secrets can be replaced one replica after another: first added, then put first."""
-    both = Forwards([NEW, OLD])
+    both = ForwardVerifier([NEW, OLD])
     assert both.check(signed(secret=OLD)) == FORWARD
-    by_both = [(SIGNATURE, both.sign(FORWARD, HEADERS)), *HEADERS]
-    assert Forwards([OLD]).check(by_both) is Rejection.FOREIGN
-    assert Forwards([NEW]).check(by_both) == FORWARD
+    by_both = [(SIGNATURE, ForwardSigner([NEW, OLD]).sign(FORWARD, HEADERS)), *HEADERS]
+    assert ForwardVerifier([OLD]).check(by_both) is Rejection.FOREIGN
+    assert ForwardVerifier([NEW]).check(by_both) == FORWARD
 
 
 def test_without_secrets_nothing_is_believed() -> None:
-    assert Forwards([]).check(signed()) is Rejection.FOREIGN
+    assert ForwardVerifier([]).check(signed()) is Rejection.FOREIGN
 
 
 CHANGES: dict[str, Any] = {
@@ -75,7 +76,7 @@ def test_nothing_that_a_forward_says_can_be_changed(name: str) -> None:
     other = signed(attrs.evolve(FORWARD, **{name: CHANGES[name]}))[-1][1]
     code = value.rpartition(b" ")[2]
     mixed = b"%b %b" % (other.rpartition(b" ")[0], code)
-    assert Forwards([NEW]).check([*headers, (SIGNATURE, mixed)]) is Rejection.FOREIGN
+    assert ForwardVerifier([NEW]).check([*headers, (SIGNATURE, mixed)]) is Rejection.FOREIGN
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_nothing_that_a_forward_says_can_be_changed(name: str) -> None:
     ],
 )
 def test_no_header_of_the_client_can_be_changed(headers: Headers) -> None:
-    found = Forwards([NEW]).check([*headers, signed()[-1]])
+    found = ForwardVerifier([NEW]).check([*headers, signed()[-1]])
     assert found is Rejection.FOREIGN
 
 
@@ -107,12 +108,12 @@ def test_no_header_of_the_client_can_be_changed(headers: Headers) -> None:
 )
 def test_what_is_no_signature_is_refused(values: list[bytes], why: Rejection) -> None:
     headers = [*HEADERS, *((SIGNATURE, value) for value in values)]
-    assert Forwards([NEW]).check(headers) is why
+    assert ForwardVerifier([NEW]).check(headers) is why
 
 
 @given(st.lists(st.integers(1, 9000), max_size=60))
 def test_no_number_of_a_sender_is_taken_twice(numbers: list[int]) -> None:
-    receiver = Forwards([NEW])
+    receiver = ForwardVerifier([NEW])
     taken: set[int] = set()
     for number in numbers:
         found = receiver.check(signed(attrs.evolve(FORWARD, sequence=number)))
@@ -123,12 +124,12 @@ def test_no_number_of_a_sender_is_taken_twice(numbers: list[int]) -> None:
 
 
 def test_senders_have_numbers_of_their_own() -> None:
-    receiver = Forwards([NEW])
+    receiver = ForwardVerifier([NEW])
     senders = [attrs.evolve(FORWARD, sender=name * 32) for name in "121"]
     found = [receiver.check(signed(sender)) for sender in senders]
     assert found == [senders[0], senders[1], Rejection.REPLAYED]
 
 
 def test_a_replica_numbers_its_forwards() -> None:
-    sender = Forwards([NEW])
+    sender = ForwardSigner([NEW])
     assert [sender.next_sequence() for _ in range(3)] == [1, 2, 3]

@@ -34,7 +34,7 @@ def going_wrong(*kinds: str, turns: int = 2, attempts: int = 3) -> PairBounds:
     return PairBounds("+".join(kinds), 1, turns, attempts, len(kinds), frozenset(kinds))
 
 
-# ------------------------------------------------------------------ mutants: what is passed on
+# ------------------------------------------------------------------ mutants: what is forwarded
 
 
 def with_replica(kind: type[Replica]) -> Make:
@@ -50,7 +50,7 @@ def with_replica(kind: type[Replica]) -> Make:
 
 
 def with_forwarding(kind: type[Forwarding]) -> Make:
-    """Bridges that pass turns on in another way."""
+    """Bridges that forward turns in another way."""
 
     class Passing(Replica):
         def __init__(self, config: Config, memory: Memory, seed: bytes) -> None:
@@ -100,12 +100,12 @@ resends = with_remedy(Situation.LOST_SENT, Remedy(Action.RESEND, FailureReply.ST
 
 
 class ForwardsForwards(Forwarding):
-    """Passes on what was passed on."""
+    """Forwards what was forwarded."""
 
-    def pass_on(self, turn: Any, owner: Any) -> Any:
+    def forward(self, turn: Any, owner: Any) -> Any:
         forward, turn.forward = turn.forward, None
         try:
-            return super().pass_on(turn, owner)
+            return super().forward(turn, owner)
         finally:
             turn.forward = forward
 
