@@ -32,7 +32,7 @@ from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.conversation import Conversation, ForwardTarget, Shared
+from bridgecore.conversation import Conversation, ForwardTarget, Returned, Shared
 from bridgecore.errors import ConfigError, LocalProtocolError
 from bridgecore.intake import Arriving, Intake, Resolver, Stage
 from bridgecore.messages import (
@@ -490,17 +490,16 @@ class Bridge:
         self._peers.setdefault(key, []).append(conversation.id)
         return conversation
 
-    def _take_back(self, conversation: Conversation, turn: int, now: int) -> None:
+    def _take_back(self, conversation: Conversation, returned: Returned, now: int) -> None:
         """Route a turn again that the owner of its conversation has not sent."""
         replica = self._replica
         assert replica is not None, "without a store no turn is forwarded"
         conversation.returned = None
-        arriving = self._forwarded[turn]
-        self._over(turn)
+        arriving = self._forwarded[returned.turn]
+        self._over(returned.turn)
         self._evict(conversation.id, now)  # it leads to a replica that is not the owner
         self._hold(arriving)
-        effects = replica.declined(arriving, now, answered=conversation.declined)
-        self._obey(effects, now)
+        self._obey(replica.declined(arriving, returned.failure, now), now)
 
     # ------------------------------------------------------------ intake of turns
 

@@ -42,8 +42,8 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import (
     ErrorFrame,
     Evidence,
+    Failure,
     Malformed,
-    NotDispatched,
     Unreachable,
 )
 from bridgecore.recovery.inflight import ANSWERING, concerns_unsent, proves_too_large
@@ -100,6 +100,14 @@ class ForwardTarget:
     lease: str
 
 
+@attrs.frozen
+class Returned:
+    """The number of a turn that its owner has not sent, and how that became known."""
+
+    turn: int
+    failure: Failure | None
+
+
 @attrs.define(eq=False)
 class Conversation:
     """One conversation. Its methods handle a message each and return the effects, in order.
@@ -120,8 +128,7 @@ class Conversation:
     key: bytes = b""
     fenced: bool = False
     owner: ForwardTarget | None = None
-    returned: int | None = None  # the turn that is to be routed again
-    declined: bool = False  # the owner has said itself that it has not sent it
+    returned: Returned | None = None  # the turn that is to be routed again
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
     link: Generation | None = None  # the current one
     template: RequestTemplate | None = None  # from its latest turn; only if rotation is warm
@@ -485,7 +492,6 @@ class Conversation:
     ) -> None:
         """Report the loss of the link. ``unsent``: the frame of the running turn was not sent."""
         self.link = None
-        self.declined = isinstance(cause, NotDispatched)
         turn = self.running
         if turn is not None and error is not None:
             turn.error = error
@@ -551,19 +557,20 @@ class Conversation:
                         self.shared.memory.rebuild_refused(turn.recall)
                 case fx.WarmSession():
                     self._warm(effect.anchor, now)
-                case fx.RebindSession():
-                    self._log(LogLevel.INFO, "session.rebound")
-                    self._return(now)
+                case fx.RebindSession(failure):
+                    cause = "none" if failure is None else failure.detail
+                    self._log(LogLevel.INFO, "session.rebound", cause=cause)
+                    self._return(failure, now)
                 case _:
                     assert_never(effect)
 
-    def _return(self, now: int) -> None:
+    def _return(self, failure: Failure | None, now: int) -> None:
         """Hand the running turn back: its owner has not sent it, so this replica may take it over,
         once it owns the conversation. That is decided before a turn is routed."""
         turn = self.running
         if turn is None:
             return
-        self.returned = turn.id
+        self.returned = Returned(turn.id, failure)
         del self.turns[turn.id]
         self.session.handle(ev.TurnAbandoned(turn.id), now)
 

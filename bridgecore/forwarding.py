@@ -23,6 +23,7 @@ from bridgecore.errors import ConfigError
 from bridgecore.intake import Arriving
 from bridgecore.ownership.forwards import SIGNATURE, Forward, ForwardSigner, digest_of
 from bridgecore.ownership.store import OwnedElsewhere, Owner
+from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.wire.headers import Headers
 
 # Owners that one turn is forwarded to. One can have lost the conversation to another in the
@@ -76,13 +77,14 @@ class Forwarding:
         headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.forwarded_headers]
         return [*headers, (SIGNATURE, signer.sign(forward, headers))]
 
-    def declined(self, turn: Arriving, *, answered: bool) -> None:
-        """The owner has not sent ``turn``: what was believed about it is wrong. ``answered``: it
-        has said so itself; else it could not be reached."""
+    def declined(self, turn: Arriving, failure: Failure | None) -> None:
+        """The owner has not sent ``turn``: what was believed about it is wrong. ``failure``: how
+        that became known."""
         named = turn.request.previous_response_id
         if named:
             self._known.pop(_key(turn.scope, named), None)
-        turn.declined = answered
+        # Else it could not be reached.
+        turn.declined = failure is not None and failure.kind is FailureKind.NOT_DISPATCHED
 
     def ended(self, turn: int, scope: str, responses: Iterable[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``, all ids of the

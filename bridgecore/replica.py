@@ -30,6 +30,7 @@ from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
 from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhere
 from bridgecore.recovery.events import Standing
+from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import hashed
@@ -273,10 +274,10 @@ class Replica:
         """The headers of the forward of ``turn``, whose frame is ``frame``."""
         return self._forwarding.sign(turn, self._holdings.owner, frame, now)
 
-    def declined(self, turn: Arriving, now: int, *, answered: bool) -> list[ReplicaEffect]:
+    def declined(self, turn: Arriving, failure: Failure | None, now: int) -> list[ReplicaEffect]:
         """The owner to which ``turn`` was forwarded has not sent it: ask who owns the conversation
-        now. ``answered``: it has said so itself; else it could not be reached."""
-        self._forwarding.declined(turn, answered=answered)
+        now. ``failure``: how that became known."""
+        self._forwarding.declined(turn, failure)
         return self.resume(turn, now)
 
     def forward_ended(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:

@@ -115,7 +115,8 @@ class ForwardConnection:
         self._head, self._last, self._sent = None, b"", False
         self._body.clear()
         if verdict is not Verdict.TAKEN:
-            read.loss = Loss(NotDispatched(f"forward {head.status}"))
+            said = "rejected" if verdict is Verdict.REJECTED else "not dispatched"
+            read.loss = Loss(NotDispatched(f"forward {said} ({head.status})"))
         elif head.status != 200:
             messages.append(_error_event(head, body))
         elif not _ends(last):

@@ -327,7 +327,7 @@ class TransitionBuilder:
         self.cells += (cell,)
         action, answer = cell.remedy.action, cell.remedy.answer
         if action is Action.REBIND:
-            self.emit(fx.RebindSession())
+            self.emit(fx.RebindSession(failure))
             self.remote = False
         match action:
             case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:

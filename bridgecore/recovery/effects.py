@@ -102,7 +102,11 @@ class StopRebuilding:
 
 @attrs.frozen
 class RebindSession:
-    """Take over the session: the replica that owned it is unreachable."""
+    """Take over the session: its owner, another replica, has not sent the running turn.
+
+    ``failure``: how that became known: the owner said so, or could not be reached.
+    """
+    failure: Failure | None = None
 
 @attrs.frozen
 class WarmSession:

@@ -70,6 +70,7 @@ from bridgecore.recovery.failure import (
     Closed,
     ErrorFrame,
     Evidence,
+    Failure,
     Malformed,
     NotDispatched,
     TimedOut,
@@ -540,15 +541,13 @@ def describe(effect: fx.Effect) -> str:
         names = f", called {', '.join(effect.responses)}" if len(effect.responses) > 1 else ""
         return f"complete turn {effect.turn}{names}"
     if isinstance(effect, fx.FailTurn):
-        failure = effect.failure
-        why = "" if failure is None else f" ({failure.kind.value}: {failure.detail})"
-        return f"fail turn {effect.turn}: {effect.answer.value}{why}"
+        return f"fail turn {effect.turn}: {effect.answer.value}{_why(effect.failure)}"
     if isinstance(effect, fx.StopInjecting):
         return f"stop injecting the anchor of turn {effect.turn}"
     if isinstance(effect, fx.StopRebuilding):
         return f"stop rebuilding the input of turn {effect.turn}"
     if isinstance(effect, fx.RebindSession):
-        return "rebind session"
+        return f"rebind session{_why(effect.failure)}"
     if isinstance(effect, fx.WarmSession):
         return f"warm session with {effect.anchor}"
     if isinstance(effect, fx.RetireSession):
@@ -556,6 +555,10 @@ def describe(effect: fx.Effect) -> str:
     if isinstance(effect, fx.Ignored):
         return f"ignore: {effect.reason}"
     assert_never(effect)
+
+
+def _why(failure: Failure | None) -> str:
+    return "" if failure is None else f" ({failure.kind.value}: {failure.detail})"
 
 
 def _seconds(duration: int) -> str:

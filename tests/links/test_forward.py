@@ -86,12 +86,14 @@ def test_an_error_of_the_owner_is_an_error_event() -> None:
     assert (read.progress, read.loss) == (True, None)
 
 
-@pytest.mark.parametrize("verdict", ["rejected", "not-dispatched"])
-def test_a_turn_that_was_not_sent_is_said_to_be_so(verdict: str) -> None:
+@pytest.mark.parametrize(
+    ("verdict", "said"), [("rejected", "rejected"), ("not-dispatched", "not dispatched")]
+)
+def test_a_turn_that_was_not_sent_is_said_to_be_so(verdict: str, said: str) -> None:
     read = asked().receive(answer(421, b'{"error":{}}', verdict), 1)
     assert not read.messages
     assert read.loss is not None
-    assert read.loss.cause == NotDispatched("forward 421")
+    assert read.loss.cause == NotDispatched(f"forward {said} (421)")
 
 
 CASES: dict[str, tuple[bytes, Any]] = {

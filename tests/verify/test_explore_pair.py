@@ -202,7 +202,7 @@ class NeverShows(Replica):
 class Panics(Replica):
     """Does not expect to be declined."""
 
-    def declined(self, turn: Any, now: int, *, answered: bool) -> Any:
+    def declined(self, turn: Any, failure: Any, now: int) -> Any:
         raise KeyError(turn.id)
 
 

@@ -513,7 +513,7 @@ EFFECTS = st.one_of(
         st.sampled_from(fx.FailureReply),
         st.none() | st.builds(classify, _CAUSES),
     ),
-    st.just(fx.RebindSession()),
+    st.builds(fx.RebindSession, st.none() | st.builds(classify, _CAUSES)),
     st.just(fx.RetireSession()),
     st.builds(fx.Ignored, st.text(max_size=9)),
 )
