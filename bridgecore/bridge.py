@@ -518,9 +518,9 @@ class Bridge:
         replica = self._replica
         if replica is not None and not replica.takes(turn, now):
             self._refuse(turn, NOT_DISPATCHED)
-        elif replica is not None and replica.needs_claim(turn, now):
+        elif replica is not None and (lookup := replica.lookup(turn, now)) is not None:
             self._hold(turn)
-            self._obey(replica.resume(turn, now), now)
+            self._obey(replica.resume(turn, lookup, now), now)
         else:
             self._bring_in(turn, now)
 

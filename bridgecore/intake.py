@@ -59,8 +59,7 @@ class Arriving:
     those of them that its upgrade request carries. ``deadline``: ns, when its whole budget of time
     ends. ``query``: the number of its look-up by a driver, 0 if there was none. ``forward``: what
     the replica that has forwarded it says about it. ``tried``: the leases of the owners to which it
-    was forwarded from here; ``contexts``: digests of what it repeats, if that is not held here;
-    ``declined``: the latest of them has answered that it has not sent it.
+    was forwarded from here; ``declined``: the latest of them has answered that it has not sent it.
     """
 
     id: int
@@ -74,7 +73,6 @@ class Arriving:
     stage: Stage = Stage.RESOLVED
     forward: Forward | None = None
     tried: tuple[str, ...] = ()
-    contexts: tuple[bytes, ...] = ()
     declined: bool = False
 
     @property

@@ -38,6 +38,17 @@ from bridgecore.wire.headers import Headers
 
 
 @attrs.frozen
+class Lookup:
+    """What the store is asked before a turn is placed: who owns the conversation of ``response``,
+    or, for a turn that repeats a history, that of the first of ``contexts`` that it knows.
+    ``load``: its transcript is asked for, too."""
+
+    response: str | None
+    contexts: tuple[bytes, ...] = ()
+    load: bool = True
+
+
+@attrs.frozen
 class PlaceTurn:
     """The store has nothing against ``turn``: place it. ``claimed``: the key of the conversation
     that was claimed for it; None if the store does not know what the turn continues."""
@@ -97,8 +108,8 @@ class Replica:
         url = None if self._url is None else str(self._url)
         self._holdings = hd.Holdings(config.replica, url, times, seed)
         self._forwarding = Forwarding(config.cluster_secrets)
-        # Turns that wait for a claim, and whether their transcripts are asked for, too.
-        self._resuming: dict[int, tuple[Arriving, bool]] = {}
+        # Turns that wait for a claim, with what was asked for them.
+        self._resuming: dict[int, tuple[Arriving, Lookup]] = {}
         self._endings: dict[int, _Ending] = {}  # by turn
         # The conversations that have a session here: their keys by their numbers, and the inverse.
         self._keys: dict[int, bytes] = {}
@@ -199,33 +210,32 @@ class Replica:
 
     # ------------------------------------------------------------ turns
 
-    def needs_claim(self, turn: Arriving, now: int) -> bool:
-        """Whether ``turn`` has to be resumed before it is placed: it continues a response whose
+    def lookup(self, turn: Arriving, now: int) -> Lookup | None:
+        """What has to be asked before ``turn`` is placed: it continues a response whose
         conversation is not this replica's, or whose transcript only the store has. Or it repeats a
-        history that is not held here."""
+        history that is not held here. None: nothing."""
         named = turn.request.previous_response_id
         if not named:
-            turn.contexts = self._memory.contexts(turn.scope, turn.request, turn.received, now)
-            return bool(turn.contexts)
+            contexts = self._memory.contexts(turn.scope, turn.request, turn.received, now)
+            return Lookup(None, contexts) if contexts else None
         alias = self._memory.alias(turn.scope, named)
         key = None if alias is None else self._keys.get(alias.conversation)
         owned = key is not None and self._holdings.may_send(key, now)
-        return not owned or not self._knows(turn, now)
+        known = self._knows(turn, now)
+        return None if owned and known else Lookup(named, load=not known)
 
-    def resume(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
-        """Claim the conversation of the response that ``turn`` names, unless it is known to be
-        another replica's. Answered by ``PlaceTurn``, ``ForwardTurn`` or ``RefuseTurn``."""
+    def resume(self, turn: Arriving, lookup: Lookup, now: int) -> list[ReplicaEffect]:
+        """Claim the conversation that ``turn`` continues, unless it is known to be another
+        replica's. Answered by ``PlaceTurn``, ``ForwardTurn`` or ``RefuseTurn``."""
         owner = self._forwarding.owner_of(turn)
         if owner is not None and (url := self._forwarding.forward(turn, owner)) is not None:
             return [ForwardTurn(turn.id, ForwardTarget(url, owner.owner.incarnation))]
-        return self._ask(turn, now)
+        return self._ask(turn, lookup, now)
 
-    def _ask(self, turn: Arriving, now: int) -> list[ReplicaEffect]:
-        named = turn.request.previous_response_id
-        load = not self._knows(turn, now)
-        self._resuming[turn.id] = turn, load
+    def _ask(self, turn: Arriving, lookup: Lookup, now: int) -> list[ReplicaEffect]:
+        self._resuming[turn.id] = turn, lookup
         asked = self._holdings.resume(
-            turn.id, turn.scope, named or None, now, load=load, contexts=turn.contexts
+            turn.id, turn.scope, lookup.response, now, load=lookup.load, contexts=lookup.contexts
         )
         return self._carry_out(asked, now)
 
@@ -278,7 +288,8 @@ class Replica:
         """The owner to which ``turn`` was forwarded has not sent it: ask who owns the conversation
         now. ``failure``: how that became known."""
         self._forwarding.declined(turn, failure)
-        return self.resume(turn, now)
+        lookup = self.lookup(turn, now)
+        return [PlaceTurn(turn.id, None)] if lookup is None else self.resume(turn, lookup, now)
 
     def forward_ended(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``."""
@@ -321,7 +332,7 @@ class Replica:
 
     def _resolved(self, resolved: hd.Resolved, now: int) -> list[ReplicaEffect]:
         """The store has said who owns what a turn continues, or has not said it in time."""
-        turn, load = self._resuming.pop(resolved.turn)
+        turn, lookup = self._resuming.pop(resolved.turn)
         answer = resolved.answer
         if isinstance(answer, OwnedElsewhere):
             url = self._forwarding.forward(turn, answer)
@@ -331,11 +342,12 @@ class Replica:
             return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
-        if load:
+        if lookup.load:
             number = self._numbers.get(answer.conversation, NOWHERE)
             self._memory.restore(turn.scope, answer.path, number, now)
         elif not self._knows(turn, now):
-            return self._ask(turn, now)  # it was evicted in the meantime: read it back
+            # It was evicted in the meantime: read it back.
+            return self._ask(turn, attrs.evolve(lookup, load=True), now)
         return [PlaceTurn(turn.id, answer.conversation)]
 
     def _without_claim(

@@ -164,8 +164,8 @@ class LooksLate(Bridge):
 class NeverClaims(Replica):
     """Believes that it knows all that it needs."""
 
-    def needs_claim(self, turn: Any, now: int) -> bool:
-        return False
+    def lookup(self, turn: Any, now: int) -> None:
+        return None
 
 
 # ------------------------------------------------------------------ mutants: contexts and ends
