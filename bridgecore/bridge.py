@@ -25,6 +25,7 @@ import attrs
 
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
+from bridgecore.admission.peers import Peers
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
 from bridgecore.api_error import NOT_DISPATCHED, ApiError, api_error, render_answer
 from bridgecore.config import Config, OnAmbiguousLoss, Rotation, Store
@@ -124,8 +125,7 @@ class Bridge:
         self._turns: dict[int, Conversation] = {}  # by the number of a turn
         self._links: dict[int, Conversation] = {}  # by the number of a link
         self._forwarded: dict[int, Arriving] = {}  # turns that were forwarded, by number
-        # The sessions that lead to another replica, by its lease and the tenant.
-        self._peers: dict[tuple[str, str], list[int]] = {}
+        self._peers = Peers()
         self._schedule: TimerQueue[int] = TimerQueue()
         self._accounts = Accounts()  # the sum over conversations that are over
         self._out: list[BridgeEffect] = []
@@ -393,12 +393,8 @@ class Bridge:
             self._families.leave(conversation.id)
             self._accounts += conversation.accounts
             self._schedule.set(conversation.id, None)
-            if conversation.owner is not None:
-                key = conversation.owner.lease, conversation.scope
-                self._peers[key].remove(conversation.id)
-                if not self._peers[key]:
-                    del self._peers[key]
-            elif self._replica is not None:
+            self._peers.leave(conversation.id)
+            if conversation.owner is None and self._replica is not None:
                 self._obey(self._replica.retire(conversation.id, now), now)
             return
         deadline = conversation.next_timeout()
@@ -479,15 +475,14 @@ class Bridge:
 
     def _connection_to(self, to: ForwardTarget, scope: str, now: int) -> Conversation | None:
         """A session that leads to another replica and runs no turn; None if there is no room for
-        one. Turns of different tenants share none, as with the upstream."""
-        key = to.lease, scope
-        for number in self._peers.get(key, ()):
+        one."""
+        for number in self._peers.members(to.lease, scope):
             if (found := self._conversations[number]).session.state.idle:
                 return found
         if not self._make_room(now):
             return None
         conversation = self._new_session(scope, [], owner=to)
-        self._peers.setdefault(key, []).append(conversation.id)
+        self._peers.add(conversation.id, to.lease, scope)
         return conversation
 
     def _take_back(self, conversation: Conversation, returned: Returned, now: int) -> None:
