@@ -78,8 +78,8 @@ from bridgecore.replica import (
     ReplicaEffect,
 )
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
-from bridgecore.transport import Log, LogLevel
-from bridgecore.transport.timer_queue import TimerQueue
+from bridgecore.telemetry import Log, LogLevel
+from bridgecore.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import Recorder
 from bridgecore.wire.headers import Headers, check_headers

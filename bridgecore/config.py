@@ -16,7 +16,7 @@ import attrs
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.transport import LogLevel
+from bridgecore.telemetry import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 
 _PORTS = {"ws": 80, "wss": 443}

@@ -54,7 +54,7 @@ from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import Deadline
 from bridgecore.relay import Relay
 from bridgecore.stragglers import is_answering, running_names, running_only
-from bridgecore.transport import Log, LogLevel
+from bridgecore.telemetry import Log, LogLevel
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers

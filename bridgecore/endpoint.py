@@ -35,7 +35,7 @@ from bridgecore.ownership.store import Answer
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
-from bridgecore.transport.timer_queue import TimerQueue
+from bridgecore.timer_queue import TimerQueue
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport", *get_args(Answer))

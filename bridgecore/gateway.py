@@ -38,7 +38,7 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
 from bridgecore.relay import Relay
-from bridgecore.transport.timer_queue import TimerQueue
+from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.headers import check_headers
 from bridgecore.wire.requests import InvalidBodyError, parse_create
 

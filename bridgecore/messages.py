@@ -25,7 +25,7 @@ from bridgecore.ownership.forwards import Forward
 from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.failure import ErrorFrame, Evidence
-from bridgecore.transport import Log
+from bridgecore.telemetry import Log
 from bridgecore.wire.requests import CreateRequest
 from bridgecore.wire.responses import UpstreamEvent
 

@@ -32,7 +32,7 @@ from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhe
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.transport import Log, LogLevel
+from bridgecore.telemetry import Log, LogLevel
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers
 

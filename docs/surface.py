@@ -76,6 +76,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.ownership.forwards": {"": ("Forward",)},
     "bridgecore.wire.sse": _all_but(),
     "bridgecore.transport": _all_but(),
+    "bridgecore.telemetry": _all_but(),
     "bridgecore.transport.driver": _all_but("C"),
     "bridgecore_asyncio": _all_but(),
     "bridgecore_trio": _all_but(),

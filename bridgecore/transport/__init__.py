@@ -31,8 +31,7 @@ gone* is ignored: the adapter may have queued it before it carried out the ``Abo
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 
-Public are the names here and the module ``driver``; ``addresses``, ``sockets`` and ``timer_queue``
-are internal.
+Public are the names here and the module ``driver``; ``addresses`` and ``sockets`` are internal.
 """
 
 from __future__ import annotations
@@ -45,6 +44,8 @@ import attrs
 from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.timers import Deadline
+from bridgecore.telemetry import Log as Log
+from bridgecore.telemetry import LogLevel as LogLevel
 
 # ------------------------------------------------------------------ events
 
@@ -246,25 +247,6 @@ class StopListening:
 @attrs.define
 class Stop:
     """The machine has drained: stop driving it."""
-
-
-class LogLevel(enum.IntEnum):
-    """Severity of a log record; the numbers of the standard library's logging."""
-
-    DEBUG = 10
-    INFO = 20
-    WARNING = 30
-    ERROR = 40
-
-
-@attrs.define
-class Log:
-    """Write a log record. ``event``: its name; ``fields``: scalars. It contains no bodies and no
-    credentials, and ids only as hashes."""
-
-    level: LogLevel
-    event: str
-    fields: dict[str, str | int]
 
 
 ConnectionEffect: TypeAlias = Send | EndSending | Close | Abort | PauseReading | ResumeReading

@@ -53,7 +53,7 @@ from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, Unreachable
 from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.statevalue import LINK, QUERY, At, Ref
-from bridgecore.transport import Log
+from bridgecore.telemetry import Log
 from bridgecore.verify.explore import later
 from bridgecore.verify.search import Search
 from bridgecore.wire.requests import parse_create

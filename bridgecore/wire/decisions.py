@@ -51,7 +51,7 @@ from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeo
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
-from bridgecore.transport import Log, LogLevel
+from bridgecore.telemetry import Log, LogLevel
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.

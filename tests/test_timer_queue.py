@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgecore.transport.timer_queue import TimerQueue
+from bridgecore.timer_queue import TimerQueue
 
 
 def test_earliest_first() -> None:
