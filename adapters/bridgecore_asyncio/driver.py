@@ -94,7 +94,7 @@ async def serve(
     server = Server(machine, log, store)
     server._at_once = 1 if sockets else ACCEPTED_AT_ONCE
     server._upstream_ssl = upstream_ssl
-    server._listener_ssl = {False: listener_ssl, True: peer_ssl}
+    server._listener_ssl, server._peer_ssl = listener_ssl, peer_ssl
     try:
         async with asyncio.TaskGroup() as server._tasks:
             try:
@@ -122,7 +122,8 @@ class Server(Driver["Connection"]):
     peer_port: int | None = None
     _at_once: int
     _upstream_ssl: ssl.SSLContext | None
-    _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
+    _listener_ssl: ssl.SSLContext | None  # for clients
+    _peer_ssl: ssl.SSLContext | None  # for other replicas
     _tasks: asyncio.TaskGroup
     _listeners: dict[socket.socket, bool]  # True: for other replicas
     _alarm: asyncio.Handle
@@ -381,7 +382,9 @@ class Connection(asyncio.Protocol):
             self.connection_lost(None)  # uvloop does not call it here
             return
         accepted = self.name is None
-        context = self.server._listener_ssl[self.peer] if accepted else None
+        context = None
+        if accepted:
+            context = self.server._peer_ssl if self.peer else self.server._listener_ssl
         if context is not None:
             self.tls = Tls(context, server_side=True)
         self.up = accepted or self.tls is None

@@ -88,7 +88,7 @@ async def serve(
     server = Server(machine, log, store)
     server._at_once = 1 if sockets else ACCEPTED_AT_ONCE
     server._upstream_ssl = upstream_ssl
-    server._listener_ssl = {False: listener_ssl, True: peer_ssl}
+    server._listener_ssl, server._peer_ssl = listener_ssl, peer_ssl
     try:
         async with trio.open_nursery() as server._tasks:
             await server._listen(host, port, sockets, peer_port)
@@ -111,7 +111,8 @@ class Server(Driver["Connection"]):
     peer_port: int | None = None
     _at_once: int
     _upstream_ssl: ssl.SSLContext | None
-    _listener_ssl: dict[bool, ssl.SSLContext | None]  # True: for other replicas
+    _listener_ssl: ssl.SSLContext | None  # for clients
+    _peer_ssl: ssl.SSLContext | None  # for other replicas
     _tasks: trio.Nursery
 
     def __init__(
@@ -345,7 +346,8 @@ class Connection:
     async def accept(self, tcp: trio.SocketStream) -> None:
         with self.until_gone():
             self.tcp = self.stream = tcp
-            if (context := self.server._listener_ssl[self.peer]) is not None:
+            context = self.server._peer_ssl if self.peer else self.server._listener_ssl
+            if context is not None:
                 self.stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
             await self.run(wire.Accepted(self.conn, self.peer))
 
