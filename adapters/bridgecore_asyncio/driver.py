@@ -34,12 +34,12 @@ from bridgecore.transport.addresses import (
 from bridgecore.transport.driver import Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
-    BACKLOG,
     EXHAUSTED,
     FORBIDDEN,
     HIGH_WATER,
     READ_SIZE,
     RESET_ON_CLOSE,
+    open_listeners,
 )
 
 # Why a connect has failed that TLS reports no error of.
@@ -180,28 +180,10 @@ class Server(Driver["Connection"]):
 
     async def _open(self, host: str, port: int) -> list[socket.socket]:
         """Sockets that listen on ``host``:``port``."""
-        listeners: list[socket.socket] = []
-        try:
-            found = await self._loop.getaddrinfo(
-                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            unsupported: OSError | None = None  # an address family this host lacks, such as IPv6
-            for family, _, _, _, address in dict.fromkeys(found):
-                try:
-                    listener = socket.create_server(address, family=family, backlog=BACKLOG)
-                except OSError as exc:
-                    if exc.errno != errno.EAFNOSUPPORT:
-                        raise
-                    unsupported = exc
-                    continue
-                listeners.append(listener)
-            if unsupported is not None and not listeners:
-                raise unsupported
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-        return listeners
+        found = await self._loop.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        return open_listeners(found, socket.create_server)
 
     def _accept(self, listener: socket.socket) -> None:
         """Accept up to ``_at_once`` connections; the loop calls again if more are waiting.

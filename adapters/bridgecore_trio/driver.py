@@ -31,12 +31,12 @@ from bridgecore.transport.addresses import (
 from bridgecore.transport.driver import Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
-    BACKLOG,
     EXHAUSTED,
     FORBIDDEN,
     HIGH_WATER,
     READ_SIZE,
     RESET_ON_CLOSE,
+    open_listeners,
 )
 
 
@@ -172,9 +172,12 @@ class Server(Driver["Connection"]):
             listener.setblocking(False)
 
     async def _open(self, host: str, port: int) -> list[socket.socket]:
-        opened = await trio.open_tcp_listeners(port, host=host, backlog=BACKLOG)
+        """Sockets that listen on ``host``:``port``."""
+        found = await trio.socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
         # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
-        return [socket.socket(fileno=listener.socket.detach()) for listener in opened]
+        return open_listeners(found, socket.create_server)
 
     def _start_accepting(self) -> None:
         self._tasks.start_soon(self._accept_until_stopped)

@@ -1,14 +1,15 @@
-"""Numbers and error codes of sockets: what both adapters use, whatever the event loop.
+"""Numbers and error codes of sockets, and how listeners are opened, whatever the event loop.
 
 What belongs here: limits of a connection or a listener, and what the errors of the OS mean. The
-sockets themselves are the adapters'.
+sockets themselves are the adapters', which pass in the function that creates one.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeVar
 
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
 # slow reader costs, and is about as much as a socket takes at once.
@@ -33,3 +34,43 @@ EXHAUSTED: Final = (
 )
 # Errors of a firewall or a sandbox on this host: the peer refused nothing.
 FORBIDDEN: Final = (errno.EACCES, errno.EPERM)
+
+
+class Closable(Protocol):
+    """What can be closed, such as a socket."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+S = TypeVar("S", bound=Closable)
+
+
+def open_listeners(found: Iterable[Any], create_server: Callable[..., S]) -> list[S]:
+    """Listen on each address that ``getaddrinfo`` has found. ``create_server``: that of ``socket``.
+
+    An address family that this host lacks, such as IPv6, is skipped: the resolver may name its
+    addresses nevertheless.
+
+    Raises:
+        OSError: an address cannot be listened on, or the host lacks all families. No listener is
+            left open.
+    """
+    listeners: list[S] = []
+    unsupported: OSError | None = None
+    try:
+        # Without duplicates: a hosts file may have a line twice, and the second would be in use.
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                listeners.append(create_server(address, family=family, backlog=BACKLOG))
+            except OSError as exc:
+                if exc.errno != errno.EAFNOSUPPORT:
+                    raise
+                unsupported = exc
+        if unsupported is not None and not listeners:
+            raise unsupported
+    except BaseException:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners

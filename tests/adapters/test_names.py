@@ -15,6 +15,7 @@ import pytest
 
 from bridgecore.transport import (
     Abort,
+    Accepted,
     Connect,
     Connected,
     ConnectError,
@@ -48,7 +49,7 @@ class Resolver:
     def __call__(
         self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
     ) -> list[Any]:
-        if host != HOST or flags & socket.AI_NUMERICHOST:
+        if host not in (HOST, HOST.encode()) or flags & socket.AI_NUMERICHOST:
             return self._real(host, port, family, type, proto, flags)
         self.asked += 1
         self.was_asked.set()
@@ -279,3 +280,17 @@ def test_an_ip_address_is_not_looked_up(backend: Backend, monkeypatch: pytest.Mo
     backend.run(body)
     assert flags
     assert all(flag & socket.AI_NUMERICHOST for flag in flags)
+
+
+def test_each_address_of_a_name_is_listened_on_once(backend: Backend, resolver: Resolver) -> None:
+    resolver.addresses = [HERE, HERE, THERE]
+
+    async def body() -> None:
+        machine = Machine(backend, lambda event: [])
+        async with backend.serve(machine, host=HOST, port=closed_port()) as server:
+            for address in (HERE, THERE):
+                async with await backend.connect(address, server.port):
+                    pass
+            await machine.saw(Accepted, 2)
+
+    backend.run(body)
