@@ -67,9 +67,13 @@ def run(options: argparse.Namespace) -> int:
         count = workers.check(settings)
         if count == 1:
             return _serve(settings, (), notifier)
-        supervisor = workers.Supervisor(settings, count, _serve, notifier)
-        ended = supervisor.run(lambda port: _print_where(settings.host, port))
-        return ended if isinstance(ended, int) else ended()
+        try:
+            listeners = workers.listen(settings.host, settings.port)
+        except (OSError, UnicodeError) as exc:
+            raise _listen_error(settings.host, settings.port, exc) from None
+        port = listeners[0].getsockname()[1]
+        supervisor = workers.Supervisor(settings, count, listeners, _serve, notifier)
+        return supervisor.run(lambda: _print_where(settings.host, port))
 
 
 def _serve(settings: Settings, sockets: Sequence[socket.socket], notifier: Notifier) -> int:
@@ -237,11 +241,7 @@ async def _bridge(
                     serve(machine, host=host, port=port, **options)
                 )
             except (OSError, UnicodeError) as exc:
-                reason = getattr(exc, "strerror", None) or str(exc)
-                if isinstance(exc, OSError) and (exc.errno or 0) > 0:
-                    reason = os.strerror(exc.errno or 0)
-                message = f"cannot listen on {_authority(host, port)}: {reason}"
-                raise CommandError(message, FAILURE) from None
+                raise _listen_error(host, port, exc) from None
 
         upstream = settings.upstream
         if upstream is None:
@@ -271,6 +271,16 @@ async def _bridge(
 
         signals.on_first(drain)
         await server.wait_stopped()
+
+
+def _listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandError:
+    """The error for an address that cannot be listened on."""
+    reason = getattr(why, "strerror", None) or str(why)
+    # The text of the system, since ``socket.create_server`` adds the address to its own. A failed
+    # look-up has a number of the resolver, which means something else to the system.
+    if isinstance(why, OSError) and why.errno and not isinstance(why, socket.gaierror):
+        reason = os.strerror(why.errno)
+    return CommandError(f"cannot listen on {_authority(host, port)}: {reason}", FAILURE)
 
 
 def _raise_file_limit(log: _WriteLog) -> int | None:

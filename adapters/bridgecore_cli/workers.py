@@ -20,13 +20,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import NoReturn
 
 import attrs
 
 from bridgecore.config import PeerUrl
 from bridgecore.transport import Log, LogLevel
-from bridgecore.transport.sockets import BACKLOG
-from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
+from bridgecore.transport.sockets import open_listeners
+from bridgecore_cli.errors import CONFIGURATION, FAILURE, SettingsError
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.notify import Notifier
 from bridgecore_cli.settings import MEMORY, Settings
@@ -64,12 +65,12 @@ class WorkerNotifier(Notifier):
 
 @attrs.define(eq=False)
 class _Worker:
-    """A running worker. ``said``: our end of the pair of sockets."""
+    """A running worker. ``reports``: where they are received."""
 
     number: int
     pid: int
-    said: socket.socket
-    text: bytes = b""
+    reports: socket.socket
+    text: bytes = b""  # of a report that is not complete
     ready: bool = False
     alive: bool = False  # it has reported so since the manager was last notified
 
@@ -80,7 +81,7 @@ def check(settings: Settings) -> int:
     Raises:
         SettingsError: there are several, and they could not share conversations.
     """
-    count = settings.workers or len(os.sched_getaffinity(0))
+    count = settings.workers or available_cpus()
     if count > 1 and settings.store == MEMORY:
         raise SettingsError(
             "workers: each is a replica, so they need a store that they share, for example "
@@ -96,127 +97,132 @@ def check(settings: Settings) -> int:
     return count
 
 
-class Supervisor:
-    """Runs ``count`` workers, and one more in place of each that ends, until a signal comes."""
+def available_cpus() -> int:
+    """How many CPUs this process may use: those of the machine if the system cannot tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-    def __init__(self, settings: Settings, count: int, serve: Serve, notifier: Notifier) -> None:
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """The sockets that all workers accept on.
+
+    Raises:
+        OSError, UnicodeError: the address cannot be listened on.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return open_listeners(found, socket.create_server)
+
+
+class Supervisor:
+    """Runs ``count`` workers, and one more in place of each that ends, until a signal comes.
+
+    ``listeners``: what the workers accept on; ``run`` closes them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        count: int,
+        listeners: Sequence[socket.socket],
+        serve: Serve,
+        notifier: Notifier,
+    ) -> None:
         self._settings = settings
         self._count = count
+        self._listeners = listeners
         self._serve = serve
         self._notifier = notifier
         self._lines = LineLog(sys.stderr, settings.log_level)
         self._workers: list[_Worker] = []
-        self._listeners: list[socket.socket] = []
         self._selector = selectors.DefaultSelector()
-        self._due: list[tuple[float, int]] = []  # when to start a worker again, and its number
+        self._awake, self._waker = socket.socketpair()  # a signal makes the first one readable
+        # When to start a worker, and its number.
+        self._due: list[tuple[float, int]] = [(0.0, number) for number in range(count)]
         self._announced = False
         self._signals = 0
         self._code = 0
 
-    def run(self, announce: Callable[[int], None]) -> int | Callable[[], int]:
-        """Run until all workers have ended; the exit code. ``announce``: called with the port when
-        all are ready for the first time.
-
-        Returns a function in a worker, which is to be called there: it serves.
+    def run(self, announce: Callable[[], None]) -> int:
+        """Run until all workers have ended; the exit code. ``announce``: called when all are ready
+        for the first time.
 
         Raises:
-            CommandError: the address cannot be listened on.
+            SystemExit: this is the process of a worker, which has drained.
+            Exception: this is the process of a worker; whatever ``serve`` raised.
         """
-        self._listen()
-        before = {each: signal.signal(each, self._signalled) for each in _SIGNALS}
-        awake, waker = socket.socketpair()
-        for end in (awake, waker):
+        for end in (self._awake, self._waker):
             end.setblocking(False)
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
-        self._selector.register(awake, selectors.EVENT_READ)
+        before = {each: signal.signal(each, self._signalled) for each in _SIGNALS}
+        signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._awake, selectors.EVENT_READ)
         try:
-            for number in range(self._count):
-                if (serve := self._start(number)) is not None:
-                    return serve
+            self._start_due()
             while self._workers or self._due:
                 for key, _ in self._selector.select(self._wait()):
-                    worker = next((w for w in self._workers if w.said is key.fileobj), None)
+                    worker = next((w for w in self._workers if w.reports is key.fileobj), None)
                     if worker is not None:
-                        self._listen_to(worker)
+                        self._read_reports(worker)
                     else:
                         with contextlib.suppress(BlockingIOError):
-                            awake.recv(64)
+                            self._awake.recv(64)
                 if self._all_ready() and not self._announced:
                     self._announced = True
-                    announce(self._listeners[0].getsockname()[1])
+                    announce()
                     self._notifier.ready()
-                if (serve := self._restart()) is not None:
-                    return serve
+                self._start_due()
                 self._lines.flush()
             return self._code
-        finally:
+        finally:  # at the end of a worker, too
             signal.set_wakeup_fd(-1)
             for each, handler in before.items():
                 signal.signal(each, handler)
-            awake.close()
-            waker.close()
-            if not self._is_worker:
-                for listener in self._listeners:
-                    listener.close()
+            for open_socket in (self._awake, self._waker, *self._listeners):
+                open_socket.close()
 
     # ------------------------------------------------------------ starting
 
-    _is_worker = False
+    def _start_due(self) -> None:
+        """Start each worker whose time has come. In the process of a worker this does not return:
+        see ``_work``."""
+        # Signals wait meanwhile: they are passed on to workers that are listed, and a new process
+        # has to drop this one's handlers first.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        now = time.monotonic()
+        for at, number in list(self._due):
+            if at <= now:
+                self._due.remove((at, number))
+                if not self._signals:
+                    self._start(number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
-    def _listen(self) -> None:
-        settings = self._settings
-        try:
-            found = socket.getaddrinfo(
-                settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            for family, _, _, _, address in dict.fromkeys(found):
-                listener = socket.create_server(address, family=family, backlog=BACKLOG)
-                self._listeners.append(listener)
-        except (OSError, UnicodeError) as exc:
-            reason = getattr(exc, "strerror", None) or str(exc)
-            where = f"{settings.host}:{settings.port}"
-            raise CommandError(f"cannot listen on {where}: {reason}", FAILURE) from None
-
-    def _start(self, number: int) -> Callable[[], int] | None:
-        """Start a worker. In that worker: what it has to do."""
+    def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
-        self._lines.flush()
-        # Until it has handlers of its own, a signal ends the new process, and is not passed on.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._lines.flush()  # or the new process would write the lines again
         pid = os.fork()
         if not pid:
-            for each in _SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if pid:
-            theirs.close()
-            ours.setblocking(False)
-            worker = _Worker(number, pid, ours)
-            self._workers.append(worker)
-            self._selector.register(ours, selectors.EVENT_READ)
-            return None
-        self._is_worker = True
-        # A group of its own: CTRL+C on the terminal reaches this process only, which passes it on.
+            ours.close()
+            self._work(number, theirs)
+        theirs.close()
+        ours.setblocking(False)
+        self._workers.append(_Worker(number, pid, ours))
+        self._selector.register(ours, selectors.EVENT_READ)
+
+    def _work(self, number: int, supervisor: socket.socket) -> NoReturn:
+        """Serve, in the process of a worker, and exit. ``supervisor``: where it sends reports."""
+        # Until it has handlers of its own, a signal ends it.
+        signal.set_wakeup_fd(-1)
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        # A group of its own: CTRL+C on the terminal reaches the supervisor, which passes it on.
         os.setpgid(0, 0)
-        ours.close()
-        for other in self._workers:
-            other.said.close()
+        for inherited in (self._awake, self._waker, *(other.reports for other in self._workers)):
+            inherited.close()
         self._selector.close()
-        own = worker_settings(self._settings, number)
-
-        def serve() -> int:
-            with WorkerNotifier(theirs, self._notifier.interval) as notifier:
-                return self._serve(own, self._listeners, notifier)
-
-        return serve
-
-    def _restart(self) -> Callable[[], int] | None:
-        now = time.monotonic()
-        for entry in [entry for entry in self._due if entry[0] <= now]:
-            self._due.remove(entry)
-            if not self._signals and (serve := self._start(entry[1])) is not None:
-                return serve
-        return None
+        settings = worker_settings(self._settings, number)
+        with WorkerNotifier(supervisor, self._notifier.interval) as notifier:
+            sys.exit(self._serve(settings, self._listeners, notifier))
 
     def _wait(self) -> float | None:
         """Seconds until something is due; None: nothing is."""
@@ -228,9 +234,9 @@ class Supervisor:
     def _all_ready(self) -> bool:
         return len(self._workers) == self._count and all(each.ready for each in self._workers)
 
-    def _listen_to(self, worker: _Worker) -> None:
+    def _read_reports(self, worker: _Worker) -> None:
         try:
-            data = worker.said.recv(4096)
+            data = worker.reports.recv(4096)
         except BlockingIOError:
             return
         except OSError:
@@ -250,8 +256,8 @@ class Supervisor:
     def _ended(self, worker: _Worker) -> None:
         _, status = os.waitpid(worker.pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        self._selector.unregister(worker.said)
-        worker.said.close()
+        self._selector.unregister(worker.reports)
+        worker.reports.close()
         self._workers.remove(worker)
         if self._signals:
             if worker.ready:  # else it had nothing to finish
