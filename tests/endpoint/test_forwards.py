@@ -103,33 +103,31 @@ def test_a_killed_owner_is_waited_for_and_then_replaced() -> None:
     assert talker.outcomes == ["200", "200", "502", "200"]
 
 
-def test_an_owner_that_dies_with_a_turn_leaves_it_to_its_client() -> None:
+def answer_of_a_killed_owner(at: Point) -> Any:
+    """The answer to a forwarded turn whose owner is killed at ``at``."""
     cluster, a, b = pair()
     talker = Talker(a)
     say(talker, "one")
-    strike(a, Point.BEFORE_CREATED, Silence())
+    strike(a, at, Silence())
     moved(talker, b)
     client = talker.begin([user("two")], talker.last)
     a.kill()
     answer = b.read(client)
+    assert len(cluster.emulator.requests) == 2  # the turn was not sent again
+    return answer
+
+
+def test_an_owner_that_dies_with_a_turn_leaves_it_to_its_client() -> None:
+    answer = answer_of_a_killed_owner(Point.BEFORE_CREATED)
     assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
     assert "not known" in answer.error["message"]
-    assert len(cluster.emulator.requests) == 2  # it was not sent again
 
 
 def test_an_owner_that_dies_in_mid_answer_ends_the_stream() -> None:
-    cluster, a, b = pair()
-    talker = Talker(a)
-    say(talker, "one")
-    strike(a, Point.MID_OUTPUT, Silence())
-    moved(talker, b)
-    client = talker.begin([user("two")], talker.last)
-    a.kill()
-    answer = b.read(client)
+    answer = answer_of_a_killed_owner(Point.MID_OUTPUT)
     assert answer.complete
     assert answer.response["status"] == "failed"
     assert answer.response["error"]["code"] == "stream_incomplete"
-    assert len(cluster.emulator.requests) == 2
 
 
 def test_a_drained_owner_is_replaced_at_the_first_try() -> None:
