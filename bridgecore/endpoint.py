@@ -54,6 +54,8 @@ class _Client:
 
     connection: ClientConnection
     blocked: bool = False  # its client reads too slowly: WriteBlocked
+    ended: bool = False  # its client sends no more
+    sent: bool = False  # the OS has taken all that a closing connection had to send
     closing: tp.EndSending | tp.Close | None = None  # the effect that began to close it
     deadline: int | None = None  # ns, when a closing connection is aborted (CLOSE_HANDSHAKE)
     linger_until: int = 0  # ns, the latest value of ``deadline`` while the client still sends
@@ -329,16 +331,29 @@ class Endpoint:
         if connection.out:
             self._out.append(tp.Send(conn, b"".join(connection.out), notify=closes))
         if closes:
-            client.closing = tp.EndSending(conn) if connection.lingering else tp.Close(conn)
+            lingers = connection.lingering or self._may_be_unread(client)
+            client.closing = tp.EndSending(conn) if lingers else tp.Close(conn)
             self._out.append(client.closing)
-            # While output is pending, the client's reading takes time; after that, only its close.
-            unread = bool(connection.out) or client.blocked
-            patience = self._config.client_idle if unread else self._config.close_timeout
-            client.deadline = self._now + patience
+            if connection.out or client.blocked:
+                self._still_sends(conn, client)
+            else:
+                self._all_sent(conn, client)
             client.linger_until = self._now + self._config.body_timeout
         connection.out.clear()
         at = client.deadline
         self._schedule.set(conn, connection.deadline if at is None else at)
+
+    def _may_be_unread(self, client: _Client) -> bool:
+        """Whether the client's close has to be awaited, because the process is about to end and an
+        answer of the last moments may not have arrived.
+
+        The OS goes on delivering what it has taken after a close, and after the end of the process,
+        too, but not where that end takes the network with it, as in a container.
+        """
+        since = client.idle_since
+        if not self._draining or client.ended or since is None:
+            return False
+        return self._now - since <= self._config.close_timeout
 
     def _data_sent(self, conn: int) -> None:
         if (upstream := self._upstreams.get(conn)) is not None:
@@ -347,8 +362,32 @@ class Endpoint:
                 self._out.append(tp.Send(conn, frame, notify=True))
             self._drive(msg.LinkFrameSent(upstream.link, upstream.whole))
         elif (client := self._clients.get(conn)) is not None:
-            client.deadline = self._now + self._config.close_timeout
-            self._schedule.set(conn, client.deadline)
+            self._all_sent(conn, client)
+
+    def _still_sends(self, conn: int, client: _Client) -> None:
+        """A closing connection has more to send than the OS takes: its client's reading takes
+        time."""
+        client.sent = False
+        client.deadline = self._now + self._config.client_idle
+        self._schedule.set(conn, client.deadline)
+
+    def _all_sent(self, conn: int, client: _Client) -> None:
+        """The OS has taken all that a closing connection had to send: only the client's close is
+        awaited."""
+        client.sent = True
+        client.deadline = self._now + self._config.close_timeout
+        self._schedule.set(conn, client.deadline)
+
+    def _give_up(self, conn: int, client: _Client) -> None:
+        """End a closing connection whose client does not close. What the OS has taken is left to
+        it: a reset would drop what has not arrived yet."""
+        if client.sent and isinstance(client.closing, tp.EndSending):
+            client.closing = tp.Close(conn)
+            self._out.append(client.closing)
+            self._all_sent(conn, client)
+        else:
+            self._out.append(tp.Abort(conn))
+            self._forget_client(conn)
 
     def _forget_client(self, conn: int) -> None:
         """Forget a client that is gone, and end its turns."""
@@ -371,7 +410,7 @@ class Endpoint:
             self._forget_client(conn)
         elif not isinstance(client.closing, tp.Close):
             # The last answer may still be in the send buffer, so the close is not an abort.
-            client.connection.closing = True
+            client.ended = client.connection.closing = True
             client.connection.lingering = False
             client.closing = None
             self._flush(conn, client)
@@ -380,6 +419,8 @@ class Endpoint:
         client = self._clients.get(conn)
         if client is not None:
             client.blocked = blocked
+            if client.closing is not None:
+                self._still_sends(conn, client) if blocked else self._all_sent(conn, client)
             for turn in client.connection.turns:
                 self._drive(msg.TurnBlocked(turn, blocked))
 
@@ -399,8 +440,7 @@ class Endpoint:
         for conn in list(self._schedule.due(now)):
             if (client := self._clients.get(conn)) is not None:
                 if client.deadline is not None:
-                    self._out.append(tp.Abort(conn))
-                    self._forget_client(conn)
+                    self._give_up(conn, client)
                 else:
                     client.connection.timeout()
                     self._serve(conn, client)
@@ -721,11 +761,14 @@ class Endpoint:
                 client.connection.shut()
                 self._flush(conn, client)
         elif self._leaving and due:
-            for conn in [*self._clients, *self._upstreams]:
+            for conn, client in list(self._clients.items()):
+                # As in ``_give_up``; what the OS has not taken now is lost with the process.
+                lingers = isinstance(client.closing, tp.EndSending)
+                self._out.append(tp.Close(conn) if lingers else tp.Abort(conn))
+                self._forget_client(conn)
+            for conn in list(self._upstreams):
                 self._out.append(tp.Abort(conn))
-                self._schedule.set(conn, None)
-            self._clients.clear()
-            self._upstreams.clear()
+                self._forget_upstream(conn)
         over = due or self.bridge.finished  # a store that does not answer delays nothing further
         if self._leaving and over and not self._clients and not self._upstreams:
             self._stopped = True

@@ -168,6 +168,7 @@ class Client:
         self.host = ""  # to which its connection goes
         self.turn = 0  # the running turn, from 1
         self.tries = 0  # of this turn
+        self._cut_off = 0  # of those, ended because it had not read its answer when a server ended
         self.conn: int | None = None
         self.begun = 0  # ns
         self.ended = 0  # ns
@@ -351,7 +352,7 @@ class Client:
 
     def _next_turn(self) -> None:
         self.turn += 1
-        self.tries = 0
+        self.tries = self._cut_off = 0
         self._probing = []
         # A generator for each turn: what happened in one turn does not change the draws of the
         # next.
@@ -448,7 +449,12 @@ class Client:
         return f"f{self.scope}" if self.profile.shares else f"c{self.number}"
 
     def _try(self) -> None:
-        if self.tries >= MAX_TRIES:
+        if self._cut_off >= MAX_TRIES:
+            self._note("reads so slowly that servers are replaced before it has read an answer")
+            self.given_up += 1
+            self._next_or_done()
+            return
+        if self.tries - self._cut_off >= MAX_TRIES:
             self._violate("liveness", f"not served in {MAX_TRIES} tries")
             self._next_or_done()
             return
@@ -682,7 +688,9 @@ class Client:
             # A kept-alive connection may be closed while a request is on its way. If nothing of an
             # answer has come, the client tries again (RFC 9112, section 9.3.1).
             crossed = untouched and self._now - self._asked_at < NS_PER_SECOND
-            if not (crossed or self._observer.explained(self, None)):
+            explained = not crossed and self._observer.explained(self, None)
+            self._cut_off += explained and self.profile.slow
+            if not (crossed or explained):
                 self._violate("stream", "the answer was cut short")
             self._note("the connection is lost")
             self._reading = True

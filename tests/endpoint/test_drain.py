@@ -139,7 +139,7 @@ def test_at_the_deadline_hung_turns_fail() -> None:
     assert answer.response["error"]["code"] == "server_shutting_down"
     for client in (silent, waiting):
         assert world.read(client).status == 503
-    assert all(client.closed for client in (streamed, silent, waiting))
+    assert all(client.eof for client in (streamed, silent, waiting))
     assert world.net.connects == connects
     assert len(world.frames) == 3  # a waiting turn was not started only to be cut off
     world.advance(2)
@@ -187,6 +187,33 @@ def test_a_slow_reader_has_the_rest_of_the_time() -> None:
     assert not stopped(world)
     client.resume()
     assert len(world.read(client).text) == 1_000_000
+    client.half_close()
+    assert stopped(world)
+
+
+def test_the_end_waits_for_clients_that_may_not_have_read_their_answers() -> None:
+    """The end of a process can take its network with it, and what the OS has yet to deliver."""
+    world = World()
+    early, late = world.client(), world.client()
+    early.send(request(TURN))
+    world.advance(3)
+    late.send(request(TURN))
+    world.drain()
+    assert early.closed  # it has had the time to read
+    assert (late.eof, late.closed) == (True, False)
+    assert not stopped(world)
+    late.half_close()
+    assert (late.eof, late.closed) == (True, True)
+    assert stopped(world)
+
+
+def test_a_client_that_stays_after_its_answer_does_not_hold_up_the_end() -> None:
+    world = World()
+    client = world.client()
+    client.send(request(TURN))
+    world.drain()
+    assert not stopped(world)
+    world.advance(2)
     assert stopped(world)
 
 
@@ -197,7 +224,8 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_end() -> None:
     client.send(request({**TURN, "stream": True}))
     world.drain()
     world.advance(32)
-    assert stopped(world)
+    assert world.net.stopped == [world.endpoint]
+    assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)
 
 
 def test_an_upstream_that_does_not_close_back() -> None:
@@ -230,4 +258,5 @@ def test_while_connecting() -> None:
     world.drain()
     world.advance(30)
     assert world.read(client).response["error"]["code"] == "server_shutting_down"
+    client.half_close()
     assert stopped(world)
