@@ -26,6 +26,7 @@ from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.peer import PeerConnection
+from bridgecore.fronts.request import RequestConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.forward import ForwardConnection
@@ -213,6 +214,13 @@ class Endpoint:
                 self._client_data(event.conn, client, event.data)
         elif isinstance(event, tp.Accepted):
             self._accepted(event)
+        elif isinstance(event, tp.RequestBegun):
+            self._request_begun(event)
+        elif isinstance(event, tp.RequestEnded):
+            client = self._clients.get(event.conn)
+            if client is not None and isinstance(client.connection, RequestConnection):
+                client.connection.end()
+                self._serve(event.conn, client)
         elif isinstance(event, tp.AcceptFailed):
             self._log_exhausted("accept", event.detail)
             self._free_a_socket()
@@ -257,10 +265,10 @@ class Endpoint:
         if isinstance(event, _OF_NO_CONNECTION):
             return
         conn, name = event.conn, type(event).__name__
-        if isinstance(event, tp.Accepted):
+        if isinstance(event, tp.Accepted | tp.RequestBegun):
             if conn not in self._numbered:
                 what = "needs a number of new_connection() that was not used before"
-                raise LocalProtocolError(f"Accepted({conn}) {what}")
+                raise LocalProtocolError(f"{name}({conn}) {what}")
             return
         if not 0 < conn <= self._serial or conn in self._numbered:
             raise LocalProtocolError(f"{name}({conn}): it was neither accepted nor asked for")
@@ -302,6 +310,14 @@ class Endpoint:
         client = self._clients[conn] = _Client(connection)
         self._flush(conn, client)
 
+    def _request_begun(self, event: tp.RequestBegun) -> None:
+        conn = event.conn
+        self._numbered.remove(conn)
+        seed = b"%d/%b" % (conn, self._request_seed)
+        connection = RequestConnection(self._config, self._now, seed, event)
+        client = self._clients[conn] = _Client(connection)
+        self._serve(conn, client)
+
     def _client_data(self, conn: int, client: _Client, data: bytes) -> None:
         if client.closing is None:
             client.connection.receive(data)
@@ -328,18 +344,17 @@ class Endpoint:
         """Send the connection's output, and set its deadline in the timer queue."""
         connection = client.connection
         closes = connection.closing and client.closing is None
-        if connection.out:
-            self._out.append(tp.Send(conn, b"".join(connection.out), notify=closes))
+        sends = bool(connection.out)
+        self._out += connection.write(conn, notify=closes and sends)
         if closes:
             lingers = connection.lingering or self._may_be_unread(client)
             client.closing = tp.EndSending(conn) if lingers else tp.Close(conn)
             self._out.append(client.closing)
-            if connection.out or client.blocked:
+            if sends or client.blocked:
                 self._still_sends(conn, client)
             else:
                 self._all_sent(conn, client)
             client.linger_until = self._now + self._config.body_timeout
-        connection.out.clear()
         at = client.deadline
         self._schedule.set(conn, connection.deadline if at is None else at)
 
@@ -507,8 +522,7 @@ class Endpoint:
             self._out.append(tp.Send(conn, read.reply))
         connection = relayed.connection
         connection.answer(answer)
-        self._out.append(tp.Send(relayed.client, b"".join(connection.out)))
-        connection.out.clear()
+        self._out += connection.write(relayed.client, notify=False)
         return True
 
     def _note_relay(self, conn: int, link: int) -> None:

@@ -14,13 +14,14 @@ from typing import Protocol
 
 from bridgecore.messages import AnswerEffect, RequestReceived
 from bridgecore.recovery.timers import Timer
+from bridgecore.transport import TransportEffect
 
 
 class ClientConnection(Protocol):
     """One client connection.
 
     Attributes:
-        out: bytes to send, in order; the endpoint sends and clears them.
+        out: bytes to send, in order; ``write`` takes them.
         closing: the connection ends after ``out``, and no further request is read.
         lingering: the client may still be sending data that is not read any more. Closing at once
             would answer that with a reset, which can destroy the answer on its way, so the
@@ -57,6 +58,10 @@ class ClientConnection(Protocol):
 
     def answer(self, effect: AnswerEffect) -> None:
         """Write an effect of the gateway for one of ``turns`` to ``out``."""
+
+    def write(self, conn: int, *, notify: bool) -> list[TransportEffect]:
+        """The effects that send what is in ``out`` on the connection ``conn``, and clear it. With
+        ``notify`` it is reported that the last of it was taken."""
 
     def close_after_answers(self) -> None:
         """Close the connection once the answers in progress are complete."""

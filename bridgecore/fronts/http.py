@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, assert_never
 
+from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
 from bridgecore.config import Config
 from bridgecore.messages import (
@@ -38,6 +39,7 @@ from bridgecore.wire.http import (
     HttpServer,
     RequestBody,
 )
+from bridgecore.wire.http_messages import HttpMessages
 from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 
@@ -81,7 +83,7 @@ class HttpConnection:
         self._requests = 0  # answered so far
         self._request_id: str | None = None  # the x-request-id of the current request
         limits = HttpLimits(config.max_header + self.ROOM, config.max_body + self.ROOM)
-        self._http = HttpServer(limits, shortcuts=config.shortcuts)
+        self._http: HttpServer | HttpMessages = HttpServer(limits, shortcuts=config.shortcuts)
         self._head: RequestHead | None = None
         self._read = False  # the current request was received completely
         self._last = False  # close the connection after the current answer
@@ -243,6 +245,14 @@ class HttpConnection:
         else:
             assert_never(effect)
 
+    def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:
+        """The effects that send what is in ``out``."""
+        if not self.out:
+            return []
+        data = b"".join(self.out)
+        self.out.clear()
+        return [tp.Send(conn, data, notify)]
+
     def close_after_answers(self) -> None:
         """Close the connection once the answer in progress is complete."""
         self._last = True
@@ -294,6 +304,7 @@ class HttpConnection:
             self.closing = True
             self.lingering = self._http.must_close and not self._read
         else:
+            assert isinstance(self._http, HttpServer), "HttpMessages has one request"
             self._http.start_next()
             self._read = False
 

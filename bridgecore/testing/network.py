@@ -211,6 +211,7 @@ class _Driver:
     backlog: deque[End] = attrs.Factory(deque)  # not accepted yet, for lack of room
     timer: int | None = None  # ns, its entry in the timer queue
     accepted: list[End] = attrs.Factory(list)
+    requests: dict[int, RequestClient] = attrs.Factory(dict)
 
     @property
     def full(self) -> bool:
@@ -288,6 +289,57 @@ class ByteClient:
     def next_timeout(self) -> Deadline | None:
         """None: it never acts by itself."""
         return None
+
+
+class RequestClient:
+    """A request to a machine by way of an HTTP server around it: see ``RequestBegun``. It records
+    the answer: ``status``, ``headers``, ``body``; ``ended``: it is complete; ``cut``: it will never
+    be."""
+
+    def __init__(self, network: Network, machine: tp.Machine, conn: int) -> None:
+        self.status: int | None = None
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = bytearray()
+        self.ended = self.cut = False
+        self._network, self._machine, self._conn = network, machine, conn
+
+    def send(self, data: bytes) -> None:
+        """Send a part of the body."""
+        self._network.handle(self._machine, tp.DataReceived(self._conn, data))
+
+    def end(self) -> None:
+        """End the body."""
+        self._network.handle(self._machine, tp.RequestEnded(self._conn))
+
+    def leave(self) -> None:
+        """The client goes away."""
+        self._network.handle(self._machine, tp.Disconnected(self._conn))
+
+    def block(self, blocked: bool) -> None:
+        """The client reads too slowly, or has caught up."""
+        event = tp.WriteBlocked(self._conn) if blocked else tp.WriteUnblocked(self._conn)
+        self._network.handle(self._machine, event)
+
+    # ------------------------------------------------------------ for the network
+
+    def take(self, effect: tp.ConnectionEffect) -> None:
+        """Record an effect."""
+        assert not self.ended, f"{effect} after the end of the answer"
+        assert not self.cut, f"{effect} for an answer that is cut"
+        network, machine, conn = self._network, self._machine, self._conn
+        if isinstance(effect, tp.Respond):
+            assert self.status is None, "a second head"
+            self.status, self.headers = effect.status, effect.headers
+        elif isinstance(effect, tp.Send):
+            assert self.status is not None, "a body before the head"
+            self.body += effect.data
+            if effect.notify:
+                network.at(network.now, lambda: network._report(machine, tp.DataSent(conn)))
+        elif isinstance(effect, tp.EndSending | tp.Close):
+            self.ended = True
+            network.at(network.now, lambda: network._report(machine, tp.Disconnected(conn)))
+        elif isinstance(effect, tp.Abort):
+            self.cut = True
 
 
 _Do: TypeAlias = Callable[[], None]
@@ -409,6 +461,27 @@ class Network:
             self.advance(2 * end.path.latency)
         self._settle()
         return client
+
+    def request(
+        self,
+        machine: tp.Machine,
+        method: bytes,
+        target: bytes,
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        *,
+        scope: str | None = None,
+    ) -> RequestClient:
+        """Begin a request to ``machine`` by way of an HTTP server around it."""
+        conn = machine.new_connection()
+        client = RequestClient(self, machine, conn)
+        self._drivers[id(machine)].requests[conn] = client
+        self.handle(machine, tp.RequestBegun(conn, method, target, [*headers], scope))
+        return client
+
+    def _report(self, machine: tp.Machine, event: tp.TransportEvent) -> None:
+        driver = self._drivers.get(id(machine))
+        if driver is not None:
+            self._handle(driver, event, NO_CLIENT)
 
     def handle(self, machine: tp.Machine, event: tp.TransportEvent) -> None:
         """Let ``machine`` handle an event that belongs to no connection; settle what follows."""
@@ -625,7 +698,9 @@ class Network:
             self.stopped.append(driver.machine)
         elif isinstance(effect, tp.AskStore):
             self._ask(driver, effect)
-        else:
+        elif (request := driver.requests.get(effect.conn)) is not None:
+            request.take(effect)
+        elif not isinstance(effect, tp.Respond):
             end = driver.ends.get(effect.conn)
             if end is not None:
                 self._on_connection(end, effect)

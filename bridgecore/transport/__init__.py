@@ -21,6 +21,8 @@ An adapter must:
 * report ``AcceptFailed`` when a connection cannot be accepted because descriptors or memory have
   run out, and not accept again until a connection has ended or a second has passed: the machine may
   close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
+* or, if it has an HTTP server of its own, report ``RequestBegun`` for each request in place of an
+  ``Accepted``, see there;
 * forget ``conn`` after reporting ``Disconnected(conn)`` or carrying out ``Abort(conn)``, and ignore
   effects for a connection that is gone.
 
@@ -67,6 +69,40 @@ class Accepted:
 
     conn: int
     peer: bool = False
+
+
+@attrs.define
+class RequestBegun:
+    """An HTTP server that the adapter is a part of, such as an ASGI server, has read the head of a
+    request. The request counts as a connection of its own, without the framing of HTTP:
+
+    * ``DataReceived`` has a part of its body, ``RequestEnded`` is its end;
+    * ``Respond`` is the head of the answer, each ``Send`` a part of its body, and ``Close`` or
+      ``EndSending`` its end, after which ``Disconnected`` is reported; ``Abort`` cuts it off;
+    * ``Disconnected`` is reported when the client is gone;
+    * all else is as for a connection with a socket: ``WriteBlocked``, ``DataSent`` and so on.
+
+    Args:
+        conn: a number of ``machine.new_connection()``.
+        method: as it was sent.
+        target: path and query as they were sent, not percent-decoded.
+        headers: names in lower case.
+        scope: the tenant, if the program around the adapter knows it; see
+            ``bridgecore.messages.RequestReceived``.
+    """
+
+    conn: int
+    method: bytes
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    scope: str | None = None
+
+
+@attrs.define
+class RequestEnded:
+    """The body of the request of ``RequestBegun`` is complete."""
+
+    conn: int
 
 
 @attrs.define
@@ -164,6 +200,8 @@ class DrainRequested:
 TransportEvent: TypeAlias = (
     Started
     | Accepted
+    | RequestBegun
+    | RequestEnded
     | AcceptFailed
     | Connected
     | ConnectFailed
@@ -202,6 +240,16 @@ class Send:
     conn: int
     data: bytes
     notify: bool = False
+
+
+@attrs.define
+class Respond:
+    """Write the head of an answer to ``RequestBegun``. ``headers``: without those that frame the
+    body, except a ``content-length`` if the length is known."""
+
+    conn: int
+    status: int
+    headers: list[tuple[bytes, bytes]]
 
 
 @attrs.define
@@ -249,12 +297,15 @@ class Stop:
     """The machine has drained: stop driving it."""
 
 
-ConnectionEffect: TypeAlias = Send | EndSending | Close | Abort | PauseReading | ResumeReading
+ConnectionEffect: TypeAlias = (
+    Send | Respond | EndSending | Close | Abort | PauseReading | ResumeReading
+)
 """What is to be done with one connection."""
 
 TransportEffect: TypeAlias = (
     Connect
     | Send
+    | Respond
     | EndSending
     | Close
     | Abort

@@ -107,7 +107,7 @@ class Driver(ABC, Generic[C]):
     def _handle(self, event: tp.TransportEvent, about: C | None) -> None:
         connections = self._connections
         if about is not None:
-            if type(event) is tp.Accepted:
+            if type(event) is tp.Accepted or type(event) is tp.RequestBegun:
                 event.conn = about.conn = self.machine.new_connection()
                 connections[about.conn] = about
             elif about.conn not in connections:

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing import answers
 from bridgecore.testing.answers import Answer, CreateFrame, Json, Output, echo
@@ -52,6 +53,8 @@ from bridgecore.transport import (
     Disconnected,
     DrainRequested,
     EofReceived,
+    RequestBegun,
+    RequestEnded,
     Started,
     Stop,
     StopListening,
@@ -174,6 +177,8 @@ class Emulator:
                 pass  # it never opens a connection
             case Started() | StoreAnswered():
                 pass  # it has no store
+            case RequestBegun() | RequestEnded():
+                raise LocalProtocolError("the emulator takes connections, not requests")
             case _:
                 conn = self._connections.get(event.conn)
                 if conn is not None:

@@ -1,0 +1,68 @@
+"""One request that a server around the bridge has read, such as an ASGI server.
+
+What belongs here: what differs from a connection of our own listener, which is that there are no
+bytes of HTTP. Paths, refusals, deadlines and the form of answers are the same: see
+``bridgecore.fronts.http``.
+"""
+
+from __future__ import annotations
+
+from bridgecore import transport as tp
+from bridgecore.config import Config
+from bridgecore.fronts.http import HttpConnection
+from bridgecore.messages import RequestReceived
+from bridgecore.wire.headers import lower_names
+from bridgecore.wire.http import HttpLimits, RequestBody
+from bridgecore.wire.http_messages import HttpMessages
+from bridgecore.wire.request_heads import RequestHead
+
+
+class RequestConnection(HttpConnection):
+    """One request; a ``ClientConnection`` that ends with it. ``event``: its head;
+    ``request_seed``: see ``HttpConnection``."""
+
+    __slots__ = ("_messages", "_scope")
+
+    def __init__(
+        self, config: Config, now: int, request_seed: bytes, event: tp.RequestBegun
+    ) -> None:
+        super().__init__(config, now, request_seed)
+        self._scope = event.scope
+        limits = HttpLimits(config.max_header, config.max_body)
+        self._http = self._messages = HttpMessages(limits, _head_of(event))
+
+    def end(self) -> None:
+        """The body is complete."""
+        self._messages.end()
+
+    def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:
+        """The effects that send what is in ``out``."""
+        effects: list[tp.TransportEffect] = []
+        head = self._messages.take_head()
+        if head is not None:
+            effects.append(tp.Respond(conn, *head))
+        data = b"".join(self.out)
+        self.out.clear()
+        if data or notify:
+            effects.append(tp.Send(conn, data, notify))
+        return effects
+
+    def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
+        return RequestReceived(
+            turn, body.data, head.headers, scope=self._scope, request_id=self._id()
+        )
+
+
+def _head_of(event: tp.RequestBegun) -> RequestHead:
+    path, _, query = event.target.partition(b"?")
+    headers = lower_names(event.headers)
+    length = dict(headers).get(b"content-length", b"")
+    return RequestHead(
+        event.method,
+        path.decode("latin-1"),
+        query,
+        headers,
+        content_length=int(length) if length.isdigit() else None,
+        chunked=not length.isdigit(),
+        expects_continue=False,
+    )

@@ -1,0 +1,138 @@
+"""The server side of one HTTP request without its bytes, for a program that has an HTTP server.
+
+What belongs here: the same steps as in ``bridgecore.wire.http``, for a request whose head was read
+and whose body was unframed by somebody else, and whose answer is framed by somebody else. Whatever
+that server speaks, HTTP/1.1 or HTTP/2, is its own matter.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from bridgecore.wire.codings import (
+    BodyDecoder,
+    BodyTooLargeError,
+    UndecodableBodyError,
+    UnsupportedCodingError,
+)
+from bridgecore.wire.http import (
+    BodyRefused,
+    HttpEvent,
+    HttpLimits,
+    HttpPhase,
+    RequestBody,
+)
+from bridgecore.wire.request_heads import RequestHead, body_too_large
+
+Head = tuple[int, list[tuple[bytes, bytes]]]
+"""The status and the headers of an answer."""
+
+_NOTHING: Final = b""
+
+
+class HttpMessages:
+    """One request. Its methods are those of ``HttpServer``; what they return is a part of the
+    answer's body, and ``take_head`` has the head."""
+
+    def __init__(self, limits: HttpLimits, head: RequestHead) -> None:
+        self._limits = limits
+        self._events: deque[HttpEvent] = deque([head])
+        self._bodiless = head.method == b"HEAD"
+        self._body = bytearray()
+        self._decoder: BodyDecoder | None = None
+        self._read = False  # the request is complete, or its rest is dropped
+        self._head: Head | None = None
+        self._begun = self._done = False
+
+    # ------------------------------------------------------------------ input
+
+    def receive(self, data: bytes) -> None:
+        """Take a part of the body."""
+        self._take(data, last=False)
+
+    def end(self) -> None:
+        """The body is complete."""
+        self._take(b"", last=True)
+
+    def _take(self, data: bytes, *, last: bool) -> None:
+        if self._read:
+            return
+        event: HttpEvent
+        try:
+            if self._decoder is not None:
+                self._decoder.receive(data)
+            else:
+                self._body += data
+                if len(self._body) > self._limits.max_body:
+                    raise BodyTooLargeError
+            if not last:
+                return
+            event = RequestBody(self._decoder.finish() if self._decoder else bytes(self._body))
+        except UndecodableBodyError as exc:
+            event = BodyRefused(400, "undecodable_body", str(exc))
+        except UnsupportedCodingError as exc:
+            event = BodyRefused(415, "unsupported_content_encoding", str(exc))
+        except BodyTooLargeError:
+            refusal = body_too_large(self._limits.max_body)
+            event = BodyRefused(refusal.status, refusal.code, str(refusal))
+        self._read = True
+        self._body.clear()
+        self._decoder = None
+        self._events.append(event)
+
+    def next_event(self) -> HttpEvent | None:
+        """The next event; None if more input is needed."""
+        return self._events.popleft() if self._events else None
+
+    def decode_body(self, decoder: BodyDecoder) -> None:
+        """Decode the body while it is received."""
+        self._decoder = decoder
+
+    def wants_body(self) -> bytes:
+        """Nothing: who reads the body has asked for it, if it had to."""
+        return _NOTHING
+
+    # ------------------------------------------------------------------ output
+
+    def take_head(self) -> Head | None:
+        """The head of the answer, once; None if there is no new one."""
+        head, self._head = self._head, None
+        return head
+
+    def respond(
+        self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool = False
+    ) -> bytes:
+        """A complete answer."""
+        self._head = status, [*headers, (b"content-length", b"%d" % len(body))]
+        self._begun = self._done = self._read = True
+        return _NOTHING if self._bodiless else body
+
+    def start_stream(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The head of an answer with status 200 whose length is not known."""
+        self._head = 200, [*headers]
+        self._begun = True
+        return _NOTHING
+
+    def stream(self, data: bytes) -> bytes:
+        """The next part of the body."""
+        return _NOTHING if self._bodiless else data
+
+    def end_stream(self) -> bytes:
+        """The end of the body."""
+        self._done = True
+        return _NOTHING
+
+    # ------------------------------------------------------------------ state
+
+    @property
+    def must_close(self) -> bool:
+        """Always: there is one request."""
+        return True
+
+    @property
+    def phase(self) -> HttpPhase:
+        """What is awaited."""
+        if self._done:
+            return HttpPhase.CLOSED
+        return HttpPhase.ANSWERING if self._read or self._begun else HttpPhase.BODY

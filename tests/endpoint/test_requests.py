@@ -1,0 +1,178 @@
+"""Requests that a server around the bridge has read: answered like those in bytes, without them.
+
+What belongs here: what comes by ``RequestBegun``, from its head to the end of its answer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from bridgecore import transport as tp
+from bridgecore.continuity.aliases import credential_scope
+from bridgecore.errors import LocalProtocolError
+from bridgecore.testing import Abort, Fault, Point, Silence
+from bridgecore.testing.network import RequestClient
+from tests.endpoint_world import KEY, SECOND, World, request
+
+HEADERS = [(b"authorization", b"Bearer " + KEY.encode()), (b"x-request-id", b"abc")]
+
+
+def ask(world: World, body: object, **headers: str) -> RequestClient:
+    more = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    client = world.net.request(world.endpoint, b"POST", b"/v1/responses", [*HEADERS, *more])
+    client.send(body if isinstance(body, bytes) else json.dumps(body).encode())
+    client.end()
+    return client
+
+
+def fields(client: RequestClient) -> dict[bytes, bytes]:
+    return dict(client.headers)
+
+
+def error(client: RequestClient) -> Any:
+    return json.loads(client.body)["error"]
+
+
+TURN = {"model": "m", "input": "hi"}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_answer_is_that_of_a_connection(stream: bool) -> None:
+    world = World()
+    client = ask(world, {**TURN, "stream": stream})
+    assert (client.status, client.ended, client.cut) == (200, True, False)
+    other = World()
+    socket = other.client()
+    socket.send(request({**TURN, "stream": stream}, headers="x-request-id: abc\r\n"))
+    answer = other.read(socket)
+    assert bytes(client.body) == answer.body
+    assert fields(client).keys() | {b"transfer-encoding"} >= {n.encode() for n in answer.headers}
+    assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)
+
+
+def test_a_conversation_goes_on_although_its_upstream_connection_is_lost() -> None:
+    world = World()
+    first = json.loads(ask(world, {**TURN, "store": True}).body)
+    world.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, Abort()))
+    again = {**TURN, "previous_response_id": first["id"], "store": True}
+    assert ask(world, again).status == 502
+    assert ask(world, again).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "status"),
+    [
+        (b"GET", b"/livez", 200),
+        (b"HEAD", b"/readyz", 200),
+        (b"GET", b"/nowhere?x=1", 404),
+        (b"GET", b"/v1/responses", 405),
+        (b"POST", b"/v1/responses?x=1", 400),
+    ],
+)
+def test_other_paths(method: bytes, target: bytes, status: int) -> None:
+    world = World()
+    client = world.net.request(world.endpoint, method, target, HEADERS)
+    client.end()
+    assert (client.status, client.ended) == (status, True)
+    assert bool(client.body) is (method != b"HEAD")
+    assert fields(client)[b"x-request-id"] == b"abc"
+    assert world.endpoint.clients == 0
+
+
+def test_a_compressed_body() -> None:
+    world = World()
+    body = gzip.compress(json.dumps(TURN).encode())
+    assert ask(world, body, content_encoding="gzip").status == 200
+    client = ask(world, body[:-9], content_encoding="gzip")
+    assert (client.status, error(client)["code"]) == (400, "undecodable_body")
+    client = ask(world, body, content_encoding="br")
+    assert (client.status, fields(client)[b"accept-encoding"]) == (415, b"gzip, deflate, zstd")
+
+
+@pytest.mark.parametrize("coding", ["gzip", ""])
+def test_a_body_that_is_too_large_is_refused_before_it_is_complete(coding: str) -> None:
+    world = World(max_body=1000)
+    body = b" " * 1001
+    headers = [(b"content-encoding", b"gzip")] if coding else []
+    client = world.net.request(world.endpoint, b"POST", b"/v1/responses", [*HEADERS, *headers])
+    client.send(gzip.compress(body) if coding else body)
+    if coding:
+        client.end()  # the decoder keeps the last bytes until then
+    assert (client.status, error(client)["code"]) == (413, "body_too_large")
+    assert client.ended
+
+
+def test_a_body_that_does_not_come_in_time() -> None:
+    world = World()
+    client = world.net.request(world.endpoint, b"POST", b"/v1/responses", HEADERS)
+    client.send(b"{")
+    world.advance(60)
+    assert (client.status, error(client)["code"], client.ended) == (408, "request_timeout", True)
+
+
+def test_the_scope_that_the_program_names_is_the_tenant() -> None:
+    world = World()
+    body = json.dumps({**TURN, "store": False}).encode()
+    found: list[str] = []
+    for scope in ("a", "b", "a"):
+        client = world.net.request(world.endpoint, b"POST", b"/v1/responses", HEADERS, scope=scope)
+        if found:
+            anchor = {"previous_response_id": found[0], "store": False}
+            body = json.dumps({**TURN, **anchor}).encode()
+        client.send(body)
+        client.end()
+        if client.status == 200:
+            found.append(json.loads(client.body)["id"])
+        else:
+            assert scope == "b"
+    assert len(found) == 2
+    assert credential_scope([HEADERS[0]]) not in ("a", "b")
+
+
+def test_a_client_that_leaves_ends_its_turn() -> None:
+    world = World()
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    client = ask(world, {**TURN, "stream": True})
+    assert world.endpoint.bridge.turns == 1
+    client.leave()
+    assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)
+
+
+def test_a_client_that_reads_slowly_stops_the_upstream() -> None:
+    world = World()
+    world.emulator.delta_interval = SECOND
+    client = ask(world, {**TURN, "stream": True})
+    client.block(True)
+    before = len(client.body)
+    world.advance(30)
+    client.block(False)
+    world.advance(30)
+    assert client.ended
+    assert len(client.body) > before
+
+
+def test_a_drain_refuses_new_requests_and_ends_running_ones_at_its_deadline() -> None:
+    world = World(keepalive=20 * SECOND)
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    running = ask(world, {**TURN, "stream": True})
+    world.drain()
+    late = ask(world, TURN)
+    assert (late.status, error(late)["code"], late.ended) == (503, "server_shutting_down", True)
+    ready = world.net.request(world.endpoint, b"GET", b"/readyz", HEADERS)
+    assert ready.status == 503
+    world.advance(32)
+    assert b"response.failed" in running.body
+    assert running.ended
+    assert world.net.stopped == [world.endpoint]
+
+
+def test_events_of_no_request_are_refused() -> None:
+    world = World()
+    with pytest.raises(LocalProtocolError, match="RequestBegun"):
+        world.endpoint.handle(tp.RequestBegun(7, b"GET", b"/livez", []), world.net.now)
+    with pytest.raises(LocalProtocolError, match="RequestEnded"):
+        world.endpoint.handle(tp.RequestEnded(7), world.net.now)
