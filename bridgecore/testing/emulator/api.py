@@ -90,11 +90,9 @@ class HttpApi:
                 return self._of_context(request, self._count)
             case _, ("v1", "responses", name, *rest):
                 return self._of_response(request, name, rest)
-        return refuse(
-            Error(
-                404, None, "invalid_request_error", f"Invalid URL ({request.method} {request.path})"
-            )
-        )
+            case _:
+                message = f"Invalid URL ({request.method} {request.path})"
+                return refuse(Error(404, None, "invalid_request_error", message))
 
     # ------------------------------------------------------------ stored responses
 
