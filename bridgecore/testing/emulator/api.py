@@ -170,7 +170,7 @@ def _page(items: list[Json], parameters: Mapping[str, str]) -> HttpAnswer:
         items.reverse()
     names = [item.get("id") for item in items]
     after = parameters.get("after")
-    start = names.index(after) + 1 if after in names else 0
+    start = names.index(after) + 1 if after is not None and after in names else 0
     limit = parameters.get("limit", "")
     count = int(limit) if limit.isdecimal() else _LISTED_AT_ONCE
     return _list(items[start : start + count], more=start + count < len(items))
