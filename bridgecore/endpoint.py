@@ -819,9 +819,10 @@ class Endpoint:
         fields: dict[str, str | int] = {
             "by": by or "-",
             "turns": len(self._of_turn),
-            "passages": len(self._passages),
             "seconds": f"{left / NS_PER_SECOND:g}",
         }
+        if self._passages:
+            fields["passages"] = len(self._passages)
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
         # Conversations without a turn are given up at once, so that other replicas can take them.
         self._drive(msg.DrainStarted())

@@ -16,7 +16,7 @@ import attrs
 import h11
 
 from bridgecore.errors import BridgecoreError, LocalProtocolError
-from bridgecore.wire.headers import Headers
+from bridgecore.wire.headers import VALUE, Headers
 
 
 class BadAnswerError(BridgecoreError):
@@ -259,11 +259,6 @@ def _write(headers: Headers) -> bytes:
 
 
 _NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-# The value of a header without the control characters that RFC 9110, section 5.5, lets a recipient
-# keep.
-VALUE: Final = re.compile(
-    rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
-)
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;|\Z)")
 _STATUS: Final = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2}) [\t\x20-\x7e\x80-\xff]*")
 _FIELD: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e]+(?: [\x21-\x7e]+)*)")

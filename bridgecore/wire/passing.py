@@ -19,8 +19,7 @@ from urllib.parse import parse_qsl, unquote
 
 import attrs
 
-from bridgecore.wire.headers import Headers
-from bridgecore.wire.http_client import VALUE
+from bridgecore.wire.headers import VALUE, Headers
 
 __all__ = [
     "PASSED_PATHS",
