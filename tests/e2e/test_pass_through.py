@@ -8,15 +8,19 @@ is tested byte by byte in tests/endpoint/test_passages.py.
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import openai
 import pytest
+import trustme
 
+from bridgecore.testing import Emulator
 from tests.e2e.conftest import (
     TIME_LIMIT,
     Process,
@@ -24,6 +28,7 @@ from tests.e2e.conftest import (
     Shared,
     Upstream,
     ask,
+    driven,
     request,
     running,
     sdk,
@@ -195,6 +200,19 @@ def test_an_answer_that_is_cut_off_ends_the_connection(backend: Backend) -> None
         raw.send(request("GET", "/v1/files/f/content"))
         with pytest.raises(EOFError):
             raw.answer()
+
+
+def test_an_upstream_over_tls(backend: Backend, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    environ = {"SSL_CERT_FILE": str(file), "SSL_CERT_DIR": str(tmp_path / "none")}
+    with driven(Emulator(), context) as port:
+        url = f"wss://127.0.0.1:{port}/v1/responses"
+        with running("--upstream", url, "--backend", backend.name, environ=environ) as bridge:
+            assert ask(bridge.port, request("GET", "/v1/models")).json["object"] == "list"
 
 
 def test_an_upstream_without_http_is_a_bad_gateway(backend: Backend) -> None:
