@@ -291,13 +291,14 @@ class HttpConnection:
     def _pass_part(self, part: BodyPart | RequestBody) -> None:
         self._read = isinstance(part, RequestBody)
         self.passed.append(part)
-        self._timer = None  # the time for a body is that from one part to the next here
+        # The time for a body is that from one part to the next here.
+        self._timer = self.deadline = None
 
     def hold(self, held: bool, now: int) -> None:
         """The body of the passed request is not read for now, or, if ``held`` is False, is again:
         meanwhile the client cannot send too slowly."""
         self._held = held
-        self._timer = None
+        self._timer = self.deadline = None
         self._expect(now)
 
     def interim(self, head: InterimHead) -> None:

@@ -247,6 +247,16 @@ def test_an_upload_that_does_not_go_on_is_refused() -> None:
     world.assert_empty()
 
 
+def test_the_time_for_the_body_is_over_with_the_body() -> None:
+    world = PassingWorld()
+    client = sent(world, upload("content-length: 2"))
+    client.send(b"x")
+    client.send(b"y")
+    world.advance(1000)
+    world.reply(OK)
+    assert answered(client)[0] == 200
+
+
 def test_a_malformed_upload_is_refused_and_not_passed_on_as_complete() -> None:
     world = PassingWorld()
     client = sent(world, upload("transfer-encoding: chunked") + b"3\r\nabc\r\n")
