@@ -20,7 +20,7 @@ import attrs
 
 from bridgecore import messages as msg
 from bridgecore import transport as tp
-from bridgecore.api_error import SHUTTING_DOWN, api_error
+from bridgecore.api_error import SHUTTING_DOWN
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Store
 from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
@@ -35,7 +35,6 @@ from bridgecore.ownership.forwards import ForwardVerifier
 from bridgecore.ownership.store import Answer
 from bridgecore.passages import Passage, Passages
 from bridgecore.recovery.checks import EventCheck, check_time
-from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.timer_queue import TimerQueue
@@ -476,7 +475,7 @@ class Endpoint:
         """A connection to the upstream's HTTP API is gone."""
         passage = self._passages.get(number)
         if passage is not None:
-            self._out += self._passages.lose(passage, cause, self._now)
+            self._out += self._passages.lose(passage, cause, self._now, gone=True)
             self._after(passage)
         self._passages.forget(number)
         self._schedule.set(number, None)
@@ -621,9 +620,7 @@ class Endpoint:
             self._log_exhausted("connect", event.detail)
             if passage is not None:
                 self._free_a_socket()
-                message = "The bridge has no socket left to reach the upstream with. Retry later."
-                error = api_error(503, FailureReply.OVERLOADED.value, message)
-                self._out += self._passages.refuse(passage, error, self._now)
+                self._out += self._passages.without_socket(passage, self._now)
                 self._after(passage)
                 return
             assert upstream is not None

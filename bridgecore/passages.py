@@ -230,20 +230,32 @@ class Passages:
             assert_never(part)
         return []
 
-    def lose(self, passage: Passage, cause: str, now: int) -> list[tp.TransportEffect]:
-        """The connection to the upstream cannot go on. ``cause``: a short text without data."""
-        passage.front.refuse_passed(_unavailable(passage, cause))
-        return self._end(passage, now, tp.LogLevel.WARNING, "passage.failed", cause=cause)
+    def lose(
+        self, passage: Passage, cause: str, now: int, *, gone: bool = False
+    ) -> list[tp.TransportEffect]:
+        """The connection to the upstream cannot go on. ``cause``: a short text without data;
+        ``gone``: it does not exist any more."""
+        error = _unavailable(passage, cause)
+        return self._fail(passage, error, cause, now, gone=gone)
 
-    def refuse(self, passage: Passage, error: ApiError, now: int) -> list[tp.TransportEffect]:
+    def without_socket(self, passage: Passage, now: int) -> list[tp.TransportEffect]:
+        """The connection to the upstream could not be opened for lack of a socket."""
+        message = "The bridge has no socket left to reach the upstream with. Retry later."
+        error = api_error(503, FailureReply.OVERLOADED.value, message)
+        return self._fail(passage, error, error.code, now, gone=True)
+
+    def _fail(
+        self, passage: Passage, error: ApiError, cause: str, now: int, *, gone: bool
+    ) -> list[tp.TransportEffect]:
         """Give up a passage, with ``error`` for its client if its answer has not begun."""
         passage.front.refuse_passed(error)
-        return self._end(passage, now, tp.LogLevel.WARNING, "passage.failed", cause=error.code)
+        level = tp.LogLevel.WARNING
+        return self._end(passage, now, level, "passage.failed", gone=gone, cause=cause)
 
     def cut(self, passage: Passage, now: int) -> list[tp.TransportEffect]:
         """End a passage because the time of a drain is over."""
         passage.front.close_after_answers()
-        return self.refuse(passage, SHUTTING_DOWN, now)
+        return self._fail(passage, SHUTTING_DOWN, SHUTTING_DOWN.code, now, gone=False)
 
     def leave(self, passage: Passage, now: int, *, gone: bool) -> list[tp.TransportEffect]:
         """The upstream's answer is not needed: the client is ``gone``, or its request was answered
@@ -269,9 +281,17 @@ class Passages:
         return []
 
     def _end(
-        self, passage: Passage, now: int, level: tp.LogLevel, event: str, **fields: str | int
+        self,
+        passage: Passage,
+        now: int,
+        level: tp.LogLevel,
+        event: str,
+        *,
+        gone: bool = False,
+        **fields: str | int,
     ) -> list[tp.TransportEffect]:
-        """Part the two connections: close that to the upstream, and read the client again."""
+        """Part the two connections: close that to the upstream, unless it is ``gone``, and read the
+        client again."""
         if passage.over:
             return []
         passage.over = True
@@ -281,7 +301,7 @@ class Passages:
         if event == "passage.completed" and passage.link.sent and not passage.paused:
             effects.append(tp.Close(number))
             self._closing[number] = now + self._config.close_timeout
-        else:
+        elif not gone:
             effects.append(tp.Abort(number))
         if passage.held:
             passage.held = False
