@@ -581,3 +581,77 @@ def test_what_is_passed_does_not_depend_on_how_it_was_split(
     assert answered(client)[::2] == (201, body)
     client.half_close()
     world.assert_empty()
+
+
+ANSWERS = [
+    OK,
+    NOT_CUT,
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"HTTP/1.1 204 No Content\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n\r\nabc",
+    b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + b"x" * 200_000,
+    b"x" * 100_000,
+    b"garbage\r\n\r\n",
+]
+REQUESTS = [
+    get("/v1/models"),
+    get("/v1/none"),
+    request(None, method="HEAD", path="/v1/models"),
+    upload("content-length: 300000") + b"x" * 100_000,
+    upload("transfer-encoding: chunked") + b"3\r\nabc\r\n",
+    upload("content-length: 3\r\nexpect: 100-continue"),
+    b"0\r\n\r\n",
+    b"x" * 100_000,
+    request({"previous_response_id": "resp_1"}, path="/v1/responses/compact"),
+    request({"model": "m", "input": "hi"}),
+]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("new"), st.just(0)),
+            st.tuples(st.just("send"), st.integers(0, len(REQUESTS) - 1)),
+            st.tuples(st.just("reply"), st.integers(0, len(ANSWERS) - 1)),
+            st.tuples(st.sampled_from(["close", "reset"]), st.just(0)),
+            st.tuples(st.sampled_from(["pause", "resume", "half_close", "abort"]), st.just(0)),
+            st.tuples(st.sampled_from(["api pauses", "api resumes"]), st.just(0)),
+            st.tuples(st.just("wait"), st.sampled_from([1, 61, 1201])),
+        ),
+        max_size=25,
+    ),
+    st.booleans(),
+)
+def test_whatever_both_sides_do_nothing_is_left(steps: list[tuple[str, int]], drain: bool) -> None:
+    world = PassingWorld()
+    clients = [world.client()]
+    for what, number in steps:
+        conn = world.api.latest
+        if what == "new":
+            clients.append(world.client())
+        elif what == "send":
+            clients[-1].send(REQUESTS[number])
+        elif what == "wait":
+            world.advance(number)
+        elif what in ("pause", "resume", "half_close", "abort"):
+            getattr(clients[-1], what)()
+        elif conn and conn not in world.api.ended:
+            if what == "reply":
+                world.reply(ANSWERS[number])
+            elif what in ("close", "reset"):
+                world.reply(b"", then="close" if what == "close" else "abort")
+            else:
+                effect = tp.PauseReading if what == "api pauses" else tp.ResumeReading
+                world.net.carry_out(world.api, [effect(conn)])
+        passing = len(world.endpoint._passages)
+        assert passing <= len(clients)
+    if drain:
+        world.drain()
+        world.advance(40)
+        assert world.net.stopped == [world.endpoint]
+        assert world.net.open_connections(world.endpoint) == 0
+    else:
+        for client in clients:
+            client.abort()
+        world.assert_empty()
