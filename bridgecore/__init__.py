@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bridgecore.config import (
         Config,
         Continuity,
+        HttpUrl,
         OnAmbiguousLoss,
         PeerUrl,
         Rotation,
@@ -93,6 +94,7 @@ __all__ = [
     "EventKind",
     "FailureReply",
     "Gateway",
+    "HttpUrl",
     "InternalError",
     "LocalProtocolError",
     "OnAmbiguousLoss",
@@ -156,6 +158,7 @@ _HOMES = {
     "Timers": "bridgecore.recovery.timers",
     "Transition": "bridgecore.recovery.rules",
     "UpstreamEvent": "bridgecore.wire.responses",
+    "HttpUrl": "bridgecore.config",
     "PeerUrl": "bridgecore.config",
     "UpstreamUrl": "bridgecore.config",
     "V1_12": "bridgecore.recovery.policy",

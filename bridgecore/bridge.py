@@ -42,6 +42,8 @@ from bridgecore.messages import (
     BridgeEvent,
     BridgeTimeout,
     CloseLink,
+    ContextPrepared,
+    ContextRequested,
     DrainStarted,
     FailAnswer,
     KnownResponse,
@@ -51,6 +53,7 @@ from bridgecore.messages import (
     MessagesReceived,
     OpenLink,
     ProcessStarted,
+    ResponseDeleted,
     SocketsExhausted,
     StoreAnswered,
     TurnBlocked,
@@ -230,6 +233,14 @@ class Bridge:
         elif isinstance(event, ProcessStarted):
             if self._replica is not None:
                 self._obey(self._replica.start(event.peer_port, now), now)
+        elif isinstance(event, ResponseDeleted):
+            scope, _ = self._intake.identify(event.headers, event.scope)
+            self._memory.forget(scope, event.response)
+            self._schedule.set(_MEMORY, self._memory.next_expiry())
+        elif isinstance(event, ContextRequested):
+            scope, headers = self._intake.identify(event.headers, event.scope)
+            body = self._memory.whole_request(scope, event.body, headers, now)
+            self._out.append(ContextPrepared(event.query, body))
         elif isinstance(event, DrainStarted):
             self._draining = True
             for conversation in list(self._conversations.values()):
@@ -266,6 +277,8 @@ class Bridge:
                 what = "runs already: its number can be used again when it has ended"
                 raise LocalProtocolError(f"turn {event.turn} {what}")
             check_headers(event.headers, f"turn {event.turn}")
+        elif isinstance(event, ResponseDeleted | ContextRequested):
+            check_headers(event.headers, type(event).__name__)
         elif isinstance(event, TurnResolved) and not self._intake.was_asked(event.query):
             raise LocalProtocolError(f"query {event.query} was never asked by ResolveTurn")
         elif isinstance(event, StoreAnswered) and not (

@@ -18,6 +18,7 @@ from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.telemetry import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
+from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 
 _PORTS = {"ws": 80, "wss": 443}
 _PEER_PORTS = {"http": 80, "https": 443}
@@ -59,6 +60,49 @@ class UpstreamUrl:
             target=target,
             authority=parts.netloc,
         )
+
+
+@attrs.frozen
+class HttpUrl:
+    """The base of the upstream's HTTP API, such as ``https://api.openai.com/v1``, parsed. Build it
+    with ``parse``."""
+
+    host: str
+    port: int
+    tls: bool
+    path: str  # without a slash at its end; empty for none
+    query: str  # goes with each request, such as the api-version of Azure
+    authority: str  # the Host header's value
+
+    @classmethod
+    def parse(cls, url: str) -> HttpUrl:
+        """Parse ``http://host[:port]/path`` or ``https://...``.
+
+        Raises:
+            ConfigError: ``url`` cannot be used; the message says why.
+        """
+        parts, port = _split(url, "upstream_http", _PEER_PORTS)
+        if parts.username is not None or parts.password is not None:
+            raise ConfigError("upstream_http must not carry credentials: clients send their own")
+        if parts.fragment:
+            raise ConfigError(f"upstream_http {url!r} must not have a fragment")
+        if port == 0:
+            raise ConfigError(f"upstream_http {url!r}: port must be 1 to 65535")
+        return cls(
+            host=parts.hostname or "",
+            port=port,
+            tls=parts.scheme == "https",
+            path=parts.path.rstrip("/"),
+            query=parts.query,
+            authority=parts.netloc,
+        )
+
+    @classmethod
+    def beside(cls, upstream: UpstreamUrl) -> HttpUrl:
+        """The base whose ``/responses`` is ``upstream``: the same host and path over HTTP."""
+        path, _, query = upstream.target.partition("?")
+        path = path.rstrip("/").removesuffix("/responses").rstrip("/")
+        return cls(upstream.host, upstream.port, upstream.tls, path, query, upstream.authority)
 
 
 @attrs.frozen
@@ -162,6 +206,16 @@ def _header_names(names: Iterable[str]) -> tuple[str, ...]:
         raise ConfigError(f"forward_headers: {exc}") from None
 
 
+def _passed_paths(paths: Iterable[str]) -> tuple[str, ...]:
+    """``paths``, checked. Raises ConfigError, with the path, if one cannot be passed through."""
+    if isinstance(paths, str) or not isinstance(paths, Iterable):
+        raise ConfigError(f"pass_through must be a list of paths below /v1, not {paths!r:.100}")
+    try:
+        return passed_paths(paths)
+    except ValueError as exc:
+        raise ConfigError(f"pass_through: {exc}") from None
+
+
 def _seconds(count: int) -> int:
     """A field of ``Config`` for a duration; ``count``: its default in seconds, stored as ns."""
     return attrs.field(default=count * NS_PER_SECOND, metadata={"unit": "ns"})
@@ -176,6 +230,10 @@ def _check(field: attrs.Attribute[Any], value: object) -> None:
             # The value is not shown: it may be a URL with a secret in it.
             what = f"an UpstreamUrl, not {_a(value)}: use UpstreamUrl.parse('wss://...')"
             raise ConfigError(f"upstream must be {what}")
+    elif name == "upstream_http":
+        if not isinstance(value, HttpUrl | None):
+            what = f"an HttpUrl, not {_a(value)}: use HttpUrl.parse('https://...')"
+            raise ConfigError(f"upstream_http must be {what}")
     elif name == "advertise":
         if not isinstance(value, PeerUrl | None):
             what = f"a PeerUrl, not {_a(value)}: use PeerUrl.parse('http://...')"
@@ -267,7 +325,9 @@ class Config:
     cluster_secrets: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
     max_header: int = 65_536  # bytes of a request head
-    max_body: int = 64 * 1024 * 1024  # bytes of a request body
+    # Bytes of a request body that is read here: those of turns, but not one that is passed through,
+    # of which no more is in memory than one read.
+    max_body: int = 64 * 1024 * 1024
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
 
     # Headers of a client that its upgrade request carries upstream. Those of unknown meaning
@@ -275,6 +335,12 @@ class Config:
     forward_headers: tuple[str, ...] = attrs.field(
         default=FORWARDED_HEADERS, converter=_header_names
     )
+
+    # Paths below /v1 that are passed through to the upstream's HTTP API, with all below them.
+    # Empty: all but POST /v1/responses are answered with 404.
+    pass_through: tuple[str, ...] = attrs.field(default=PASSED_PATHS, converter=_passed_paths)
+    # Where they go. None: the host and path of ``upstream`` over HTTP, without its ``/responses``.
+    upstream_http: HttpUrl | None = None
 
     decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 
@@ -292,6 +358,12 @@ class Config:
     # Handle the most frequent input on shorter paths with the same results. Off only to compare
     # both in tests, or to exclude the shortcuts as the cause of an error.
     shortcuts: bool = True
+
+    @property
+    def http_base(self) -> HttpUrl:
+        """The base of the upstream's HTTP API."""
+        given = self.upstream_http
+        return HttpUrl.beside(self.upstream) if given is None else given
 
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(Config):

@@ -1,9 +1,10 @@
 """A complete bridge without I/O: bytes of client and upstream connections in, effects out.
 
 What belongs here: owning the connections, of clients (``fronts``) and to the upstream (``links``),
-and passing messages between them and the ``Gateway``. This is what the adapters drive. It decides
-which connections to close when descriptors run out and when the process has drained, and nothing
-about lost turns.
+passing messages between them and the ``Gateway``, and having ``Passages`` join a client with the
+upstream's HTTP API for a request that is no turn. This is what the adapters drive. It decides which
+connections to close when descriptors run out and when the process has drained, and nothing about
+lost turns.
 
 Call structure: an adapter reports a ``TransportEvent``; a front parses the bytes of a client into
 requests, a link parses those of the upstream into messages; the gateway handles both, and its
@@ -33,10 +34,13 @@ from bridgecore.links.forward import ForwardConnection
 from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.ownership.forwards import ForwardVerifier
 from bridgecore.ownership.store import Answer
+from bridgecore.passages import Passage, Passages
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.timer_queue import TimerQueue
+from bridgecore.wire.http import RequestBody
+from bridgecore.wire.passing import PassedRequest
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport", *get_args(Answer))
@@ -108,6 +112,7 @@ class Endpoint:
         self._verifier = ForwardVerifier(config.cluster_secrets)
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, UpstreamConnection] = {}
+        self._passages = Passages(config)
         self._of_turn: dict[int, int] = {}  # turn -> client connection
         self._of_link: dict[int, int] = {}  # link -> upstream connection
         self._relayed: dict[int, _RelayedLink] = {}  # by upstream connection
@@ -153,7 +158,7 @@ class Endpoint:
     @property
     def upstreams(self) -> int:
         """How many upstream connections are being opened, open or closing."""
-        return len(self._upstreams)
+        return len(self._upstreams) + len(self._passages.connections)
 
     def new_connection(self) -> int:
         """A number for a connection that was just accepted; report it with ``Accepted``."""
@@ -183,6 +188,8 @@ class Endpoint:
         return found
 
     def _reason(self, conn: int) -> Timer:
+        if conn in self._passages:
+            return self._passages.timer(conn)
         client = self._clients.get(conn)
         if client is None:
             return self._upstreams[conn].timer
@@ -212,6 +219,9 @@ class Endpoint:
                 self._read(event.conn, upstream, read)
             elif (client := self._clients.get(event.conn)) is not None:
                 self._client_data(event.conn, client, event.data)
+            elif (passage := self._passages.get(event.conn)) is not None:
+                self._out += self._passages.receive(passage, event.data, now)
+                self._after(passage)
         elif isinstance(event, tp.Accepted):
             self._accepted(event)
         elif isinstance(event, tp.RequestBegun):
@@ -227,6 +237,9 @@ class Endpoint:
         elif isinstance(event, tp.Connected):
             if (upstream := self._upstreams.get(event.conn)) is not None:
                 self._read(event.conn, upstream, upstream.connected())
+            elif (passage := self._passages.get(event.conn)) is not None:
+                self._out += self._passages.connected(passage, now)
+                self._after(passage)
         elif isinstance(event, tp.ConnectFailed):
             self._connect_failed(event)
         elif isinstance(event, tp.EofReceived):
@@ -234,6 +247,8 @@ class Endpoint:
         elif isinstance(event, tp.Disconnected):
             if event.conn in self._clients:
                 self._forget_client(event.conn)
+            elif event.conn in self._passages:
+                self._passage_lost(event.conn, "connection lost")
             else:
                 self._connection_lost(event.conn, Closed(1006))
         elif isinstance(event, tp.DataSent):
@@ -274,8 +289,10 @@ class Endpoint:
             raise LocalProtocolError(f"{name}({conn}): it was neither accepted nor asked for")
         upstream, client = self._upstreams.get(conn), self._clients.get(conn)
         connecting = upstream is not None and upstream.stage is Stage.CONNECTING
+        connecting = connecting or self._passages.connecting(conn)
         if isinstance(event, tp.Connected | tp.ConnectFailed):
-            if client is not None or (upstream is not None and not connecting):
+            known = upstream is not None or conn in self._passages
+            if client is not None or (known and not connecting):
                 raise LocalProtocolError(f"{name}({conn}), but no connect is under way")
         elif connecting and not isinstance(event, tp.Disconnected):
             raise LocalProtocolError(f"{name}({conn}) before Connected({conn})")
@@ -286,6 +303,7 @@ class Endpoint:
         elif isinstance(event, tp.DataSent) and (
             (upstream is not None and upstream.stage is Stage.UPGRADING)
             or (client is not None and client.closing is None)
+            or conn in self._passages
         ):
             raise LocalProtocolError(f"DataSent({conn}), but no Send had notify")
 
@@ -336,6 +354,10 @@ class Endpoint:
             self._turn_serial = turn
             self._of_turn[turn] = conn
             client.idle_since = None
+        if isinstance(client.connection, HttpConnection):
+            self._pass(conn, client, client.connection)
+        if conn not in self._clients:
+            return
         self._flush(conn, client)
         if received is not None:
             self._drive(received)
@@ -408,6 +430,8 @@ class Endpoint:
         """Forget a client that is gone, and end its turns."""
         client = self._clients.pop(conn, None)
         self._giving_way.discard(conn)
+        if (passage := self._passages.of_client(conn)) is not None:
+            self._end_passage(passage, self._passages.leave(passage, self._now, gone=True))
         self._schedule.set(conn, None)
         if client is not None:
             for turn in client.connection.turns:
@@ -420,7 +444,7 @@ class Endpoint:
         A half-close cannot be distinguished from a close, and a turn whose answer is not read costs
         tokens.
         """
-        if client.connection.turns:
+        if client.connection.turns or self._passages.of_client(conn) is not None:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
         elif not isinstance(client.closing, tp.Close):
@@ -438,6 +462,79 @@ class Endpoint:
                 self._still_sends(conn, client) if blocked else self._all_sent(conn, client)
             for turn in client.connection.turns:
                 self._drive(msg.TurnBlocked(turn, blocked))
+            if (passage := self._passages.of_client(conn)) is not None:
+                self._out += self._passages.block_client(passage, blocked, self._now)
+        elif (passage := self._passages.get(conn)) is not None:
+            self._out += self._passages.block_upstream(passage, blocked, self._now)
+            self._after(passage)
+
+    # ------------------------------------------------------------ requests that are passed through
+
+    def _pass(self, conn: int, client: _Client, front: HttpConnection) -> None:
+        """Pass on what a client's connection has read of a request that is passed through."""
+        passed, front.passed = front.passed, []
+        if not passed and not front.broken and self._passages.of_client(conn) is None:
+            return
+        for each in passed:
+            passage = self._passages.of_client(conn)
+            if isinstance(each, PassedRequest):
+                number = self._next_number()
+                self._out += self._passages.begin(
+                    number, conn, front, each, self._now, blocked=client.blocked
+                )
+                self._schedule.set(number, self._passages.deadline(number))
+                client.idle_since = None
+            elif passage is None:
+                pass  # it was given up
+            elif passage.request.whole:
+                about = passage.request.headers
+                self._drive(msg.ContextRequested(passage.number, each.data, about))
+            else:
+                self._out += self._passages.pass_part(passage, each, self._now)
+        passage = self._passages.of_client(conn)
+        if passage is not None and front.passing is not passage.request:
+            # It was refused while it was read: it is malformed, or too slow.
+            self._end_passage(passage, self._passages.leave(passage, self._now, gone=False))
+        elif passage is not None and passed and not isinstance(passed[-1], RequestBody):
+            self._out += self._passages.await_more(passage, self._now)
+        if front.broken:
+            self._out.append(tp.Abort(conn))
+            self._forget_client(conn)
+
+    def _after(self, passage: Passage) -> None:
+        """Send what a passage has written for its client; after a complete answer, serve the next
+        request."""
+        if passage.deleted is not None:
+            self._drive(msg.ResponseDeleted(passage.deleted, passage.request.headers))
+            passage.deleted = None
+        if not passage.over:
+            client = self._clients[passage.client]
+            self._flush(passage.client, client)
+            self._schedule.set(passage.number, self._passages.deadline(passage.number))
+            return
+        self._end_passage(passage, [])
+        client = self._clients[passage.client]
+        if passage.front.broken:
+            self._out.append(tp.Abort(passage.client))
+            self._forget_client(passage.client)
+        else:
+            client.idle_since = self._now
+            self._serve(passage.client, client)
+
+    def _end_passage(self, passage: Passage, effects: list[tp.TransportEffect]) -> None:
+        """Carry out the effects of the end of a passage; set the time for its connection to
+        close."""
+        self._out += effects
+        self._schedule.set(passage.number, self._passages.deadline(passage.number))
+
+    def _passage_lost(self, number: int, cause: str) -> None:
+        """A connection to the upstream's HTTP API is gone."""
+        passage = self._passages.get(number)
+        if passage is not None:
+            self._out += self._passages.lose(passage, cause, self._now, gone=True)
+            self._after(passage)
+        self._passages.forget(number)
+        self._schedule.set(number, None)
 
     # ------------------------------------------------------------ both kinds of connections
 
@@ -446,6 +543,9 @@ class Endpoint:
             self._client_eof(conn, client)
         elif (upstream := self._upstreams.get(conn)) is not None:
             self._read(conn, upstream, upstream.receive_eof(self._now))
+        elif (passage := self._passages.get(conn)) is not None:
+            self._out += self._passages.receive(passage, b"", self._now)
+            self._after(passage)
 
     def _started(self, event: tp.Started) -> None:
         if self._config.store is Store.DRIVER:
@@ -468,6 +568,11 @@ class Endpoint:
                 if said:
                     self._out.append(tp.Send(conn, said))
                 self._schedule.set(conn, upstream.deadline)
+            elif conn in self._passages:
+                passage = self._passages.get(conn)
+                self._out += self._passages.timeout(conn, now)
+                if passage is not None:
+                    self._after(passage)
         self._drive(msg.BridgeTimeout())
 
     # ------------------------------------------------------------ upstreams
@@ -559,13 +664,20 @@ class Endpoint:
     def _connect_failed(self, event: tp.ConnectFailed) -> None:
         conn = event.conn
         upstream = self._upstreams.get(conn)
-        if upstream is None:
+        passage = self._passages.get(conn)
+        if upstream is None and passage is None:
             return
         if event.error is not tp.ConnectError.LOCAL:
             fields: dict[str, str | int] = {"error": event.error.value, "detail": event.detail}
             self._out.append(tp.Log(tp.LogLevel.WARNING, "upstream.connect_failed", fields))
         else:
             self._log_exhausted("connect", event.detail)
+            if passage is not None:
+                self._free_a_socket()
+                self._out += self._passages.without_socket(passage, self._now)
+                self._after(passage)
+                return
+            assert upstream is not None
             if not self._leaving and self._free_a_socket():
                 self._forget_upstream(conn)
                 again = self._next_number()
@@ -573,6 +685,9 @@ class Endpoint:
                 self._of_link[upstream.link] = again
                 self._unconnected.append(again)
                 return
+        if passage is not None:
+            self._passage_lost(conn, event.error.value)
+            return
         self._connection_lost(conn, Unreachable(event.error.value))
 
     # ------------------------------------------------------------ out of sockets
@@ -694,6 +809,10 @@ class Endpoint:
             self._connect(conn)
         elif isinstance(effect, msg.CloseLink):
             self._close(effect.link)
+        elif isinstance(effect, msg.ContextPrepared):
+            passage = self._passages.get(effect.query)
+            if passage is not None:  # otherwise its client has left
+                self._out += self._passages.replace_body(passage, effect.body)
         elif isinstance(effect, msg.ResolveTurn):
             raise InternalError("ResolveTurn, but the bridge of an endpoint resolves from memory")
         elif isinstance(effect, tp.Log | tp.AskStore):
@@ -753,6 +872,8 @@ class Endpoint:
             "turns": len(self._of_turn),
             "seconds": f"{left / NS_PER_SECOND:g}",
         }
+        if self._passages:
+            fields["passages"] = len(self._passages)
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
         # Conversations without a turn are given up at once, so that other replicas can take them.
         self._drive(msg.DrainStarted())
@@ -766,7 +887,11 @@ class Endpoint:
             for turn, conn in reversed(list(self._of_turn.items())):
                 self._clients[conn].connection.close_after_answers()
                 self._drive(msg.TurnLeft(turn, SHUTTING_DOWN))
-        if not self._of_turn and not self._leaving:
+            for conn in self._passages.clients:
+                if (passage := self._passages.of_client(conn)) is not None:
+                    self._out += self._passages.cut(passage, self._now)
+                    self._after(passage)
+        if not self._of_turn and not self._passages and not self._leaving:
             self._leaving = True
             # A client that reads slowly has the rest of the time to read its answer.
             self._drain_deadline = max(deadline, self._now + self._config.close_timeout)
@@ -783,7 +908,11 @@ class Endpoint:
             for conn in list(self._upstreams):
                 self._out.append(tp.Abort(conn))
                 self._forget_upstream(conn)
+            for conn in list(self._passages.connections):
+                self._out.append(tp.Abort(conn))
+                self._schedule.set(conn, None)
+                self._passages.forget(conn)
         over = due or self.bridge.finished  # a store that does not answer delays nothing further
-        if self._leaving and over and not self._clients and not self._upstreams:
+        if self._leaving and over and not self._clients and not self.upstreams:
             self._stopped = True
             self._out.append(tp.Stop())

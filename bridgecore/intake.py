@@ -112,15 +112,11 @@ class Intake:
     def receive(self, event: TurnReceived, now: int) -> Arriving:
         """Take in a turn. If it is ``RESOLVING`` then, it is kept, and ``question`` is the effect
         to return for it."""
-        received = lower_names(event.headers)
+        scope, received = self.identify(event.headers, event.scope)
         budget = self._budget
         if event.forward is not None:
             # The sender may be of an embedder that names tenants, so it says which one this is.
             scope, budget = event.forward.scope, min(budget, event.forward.budget)
-        elif event.scope is None:
-            scope = credential_scope(received, self._credential)
-        else:
-            scope = named_scope(event.scope)
         turn = Arriving(
             event.turn,
             scope,
@@ -137,6 +133,14 @@ class Intake:
             self._asked[turn.query] = turn
             self.hold(turn)
         return turn
+
+    def identify(self, headers: Headers, scope: str | None) -> tuple[str, Headers]:
+        """The scope of a request, and its headers with names in lower case. ``scope``: the tenant,
+        if the driver names it."""
+        received = lower_names(headers)
+        if scope is None:
+            return credential_scope(received, self._credential), received
+        return named_scope(scope), received
 
     def hold(self, turn: Arriving) -> None:
         """Keep a turn until what it needs is looked up."""

@@ -158,6 +158,34 @@ class MessagesReceived:
 
 
 @attrs.define
+class ResponseDeleted:
+    """The upstream has deleted ``response`` for a client: it is forgotten here, too.
+
+    ``headers``, ``scope``: of the client's request, as for ``RequestReceived``. Only the client
+    whose scope it is in loses it.
+    """
+
+    response: str
+    headers: list[tuple[bytes, bytes]]
+    scope: str | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.define
+class ContextRequested:
+    """A request other than a turn may name a response that only this gateway knows: it is about
+    the response's context (``POST /v1/responses/compact`` and ``.../input_tokens``).
+
+    Answered at once by ``ContextPrepared`` with the same ``query``, a number of the driver.
+    ``body``, ``headers``, ``scope``: of the client's request, as for ``RequestReceived``.
+    """
+
+    query: int
+    body: bytes
+    headers: list[tuple[bytes, bytes]]
+    scope: str | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.define
 class DrainStarted:
     """The process is stopping and no new turn will come: idle conversations close their links."""
 
@@ -183,6 +211,8 @@ CommonEvent: TypeAlias = (
     | LinkLost
     | LinkFrameSent
     | MessagesReceived
+    | ResponseDeleted
+    | ContextRequested
     | DrainStarted
     | SocketsExhausted
     | BridgeTimeout
@@ -216,6 +246,16 @@ class ResolveTurn:
     turn: int
     scope: str
     request: CreateRequest
+
+
+@attrs.define
+class ContextPrepared:
+    """The ``body`` with which the request of the ``ContextRequested`` with this ``query`` is to be
+    sent: with the whole input in place of ``previous_response_id``, if that names a response that
+    is held here and that the upstream does not store; else as it came."""
+
+    query: int
+    body: bytes
 
 
 @attrs.define
@@ -310,6 +350,10 @@ AnswerEffect: TypeAlias = (
     BeginAnswer | AnswerEvents | AnswerKeepalive | EndAnswer | AnswerBody | FailAnswer
 )
 """What is to be sent to a client."""
-GatewayEffect: TypeAlias = ResolveTurn | AskStore | LinkEffect | AnswerEffect | Log
+GatewayEffect: TypeAlias = (
+    ResolveTurn | ContextPrepared | AskStore | LinkEffect | AnswerEffect | Log
+)
 """What ``Gateway.handle`` returns."""
-BridgeEffect: TypeAlias = ResolveTurn | AskStore | LinkEffect | AnswerEvents | FailAnswer | Log
+BridgeEffect: TypeAlias = (
+    ResolveTurn | ContextPrepared | AskStore | LinkEffect | AnswerEvents | FailAnswer | Log
+)

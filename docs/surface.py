@@ -33,6 +33,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
         "Configuration": (
             "Config",
             "UpstreamUrl",
+            "HttpUrl",
             "PeerUrl",
             "Continuity",
             "OnAmbiguousLoss",

@@ -149,7 +149,7 @@ REQUESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
     "HEAD livez": _target(b"HEAD /livez HTTP/1.1"),
     "livez in HTTP/1.0": _target(b"GET /livez HTTP/1.0"),
     "readyz": _target(b"GET /readyz HTTP/1.1"),
-    "unknown path": _target(b"GET /v1/models HTTP/1.1"),
+    "unknown path": _target(b"GET /v1/nothing HTTP/1.1"),
     "wrong method": _target(b"GET /v1/responses HTTP/1.1"),
     "no HTTP": lambda body: b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
 }

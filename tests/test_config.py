@@ -101,9 +101,10 @@ def test_flags_are_bools() -> None:
         assert "True or False" in refused(decisions=wrong)
 
 
+# None: it has no URL, or that of the upstream.
 @pytest.mark.parametrize(
-    "name", [name for name in FIELDS if name != "advertise"]
-)  # None: it has no URL
+    "name", [name for name in FIELDS if name not in ("advertise", "upstream_http")]
+)
 def test_every_setting_refuses_none(name: str) -> None:
     """A new setting with a default of another kind needs a check of its own."""
     refused(**{name: None})

@@ -24,6 +24,8 @@ from bridgecore.messages import (
     BeginAnswer,
     BridgeTimeout,
     CloseLink,
+    ContextPrepared,
+    ContextRequested,
     EndAnswer,
     FailAnswer,
     GatewayEffect,
@@ -34,6 +36,7 @@ from bridgecore.messages import (
     MessagesReceived,
     OpenLink,
     RequestReceived,
+    ResponseDeleted,
     SendFrame,
     TurnBlocked,
     TurnLeft,
@@ -176,6 +179,49 @@ def test_a_client_that_reads_too_slowly_needs_no_keepalive() -> None:
     assert driver.wait() == []
     driver.tell(TurnBlocked(1, False))
     assert kinds(driver.wait()) == [AnswerKeepalive]
+
+
+@pytest.mark.parametrize("scope", [None, "tenant"])
+def test_a_context_is_prepared_until_its_response_is_deleted(scope: str | None) -> None:
+    driver = Driver()
+    headers = [(b"AUTHORIZATION", b"Bearer k")]
+    create = b'{"model":"m","input":"hi","store":false}'
+    (opened,) = driver.tell(RequestReceived(1, create, headers, scope=scope))
+    assert isinstance(opened, OpenLink)
+    driver.tell(LinkOpened(opened.link))
+    driver.tell(MessagesReceived(opened.link, [CREATED, DONE]))
+    body = b'{"previous_response_id":"resp_1","x":1}'
+    (prepared,) = driver.tell(ContextRequested(7, body, headers, scope=scope))
+    assert isinstance(prepared, ContextPrepared)
+    assert prepared.query == 7
+    message = {
+        "type": "message",
+        "role": "user",
+        "content": [{"type": "input_text", "text": "hi"}],
+    }
+    assert json.loads(prepared.body) == {"x": 1, "input": [message]}
+
+    for other in (ResponseDeleted("resp_1", [], scope="other"), ResponseDeleted("resp_1", [])):
+        assert driver.tell(other) == []
+        assert driver.tell(ContextRequested(8, body, headers, scope=scope)) != [
+            ContextPrepared(8, body)
+        ]
+    assert driver.tell(ResponseDeleted("resp_1", headers, scope=scope)) == []
+    assert driver.tell(ContextRequested(9, body, headers, scope=scope)) == [
+        ContextPrepared(9, body)
+    ]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ResponseDeleted("resp_1", [("a", "b")]),  # type: ignore[list-item]  # what is tested
+        ContextRequested(1, b"{}", [("a", "b")]),  # type: ignore[list-item]  # as above
+    ],
+)
+def test_headers_of_other_requests_are_bytes(event: GatewayEvent) -> None:
+    with pytest.raises(LocalProtocolError, match="bytes"):
+        Driver().tell(event)
 
 
 def test_time_does_not_go_back() -> None:

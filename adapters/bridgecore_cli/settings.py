@@ -21,6 +21,7 @@ import attrs
 from bridgecore.config import (
     Config,
     Continuity,
+    HttpUrl,
     OnAmbiguousLoss,
     PeerUrl,
     Rotation,
@@ -32,11 +33,13 @@ from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import forwarded_names
+from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 
 NONE = "none"  # value of a setting: no file, no headers
 EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
-AUTO = "auto"  # value of a limit or a name: computed from what the process finds
+AUTO = "auto"  # value of a limit, a name or a URL: computed from what else is known
+API = "api"  # value of ``pass_through``: all paths of the API that are known
 MEMORY = "memory"  # value of ``store``: none
 PREFIX = "BRIDGECORE_"
 
@@ -132,6 +135,15 @@ def _upstream(value: Any) -> UpstreamUrl | None:
     return UpstreamUrl.parse(value)
 
 
+def _http_base(value: Any) -> HttpUrl | None:
+    """The base of the upstream's HTTP API; None for ``auto``."""
+    if value == AUTO:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"is not an http:// or https:// URL or {AUTO!r}")
+    return HttpUrl.parse(value)
+
+
 def _peer(value: Any) -> PeerUrl | None:
     """The URL for other replicas; None for ``none``."""
     if value == NONE:
@@ -179,6 +191,29 @@ def _header_names(value: Any) -> tuple[str, ...]:
         raise ValueError(f"is refused: {exc}") from None
 
 
+def _paths(value: Any) -> tuple[str, ...]:
+    """Paths below /v1: a TOML list, or text with commas or spaces between them; ``api`` for those
+    of the API, ``none`` for none."""
+    if value == API:
+        return PASSED_PATHS
+    if isinstance(value, str):
+        paths: list[Any] = [] if value == NONE else value.replace(",", " ").split()
+        valid = bool(paths) or value == NONE
+    else:
+        paths = value if isinstance(value, list) else []
+        valid = isinstance(value, list)
+    if not valid:
+        raise ValueError(f"is not a list of paths below /v1, {API!r} or {NONE!r}")
+    try:
+        return passed_paths(paths)
+    except ValueError as exc:
+        raise ValueError(f"is refused: {exc}") from None
+
+
+def _show_paths(paths: tuple[str, ...]) -> str:
+    return API if paths == PASSED_PATHS else " ".join(paths) or NONE
+
+
 def _show_seconds(value: int) -> str:
     return f"{Decimal(value) / NS_PER_SECOND:f}"
 
@@ -186,6 +221,8 @@ def _show_seconds(value: int) -> str:
 TEXT = Kind("NAME", _text)
 PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
+HTTP = Kind("URL", _http_base, lambda _: AUTO)
+PATHS = Kind("PATHS", _paths, _show_paths)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
@@ -294,6 +331,19 @@ CORE = (
         "request headers to send upstream: names with commas or spaces between them, in TOML a "
         "list; `none` for none",
     ),
+    _of_config(
+        "upstream_http",
+        HTTP,
+        "base of the upstream's HTTP API, such as `https://api.openai.com/v1`, for requests other "
+        "than `POST /v1/responses`; `auto`: `upstream` over HTTP, without its `/responses`",
+    ),
+    _of_config(
+        "pass_through",
+        PATHS,
+        "paths below `/v1` that are passed through to `upstream_http`, with all below them: with "
+        "commas or spaces between them, in TOML a list; `api` for those of OpenAI's API, `none` "
+        "for none",
+    ),
     Setting(
         "max_sessions",
         LIMIT,
@@ -302,7 +352,12 @@ CORE = (
         "10,000, or fewer where the process may open few files",
     ),
     _of_config("max_header", SIZE, "of a request head, at most"),
-    _of_config("max_body", SIZE, "of a request body, at most, both compressed and decompressed"),
+    _of_config(
+        "max_body",
+        SIZE,
+        "of a request body, at most, both compressed and decompressed; not of one that is passed "
+        "through, which is not kept",
+    ),
     _of_config("max_message", SIZE, "of one upstream message, at most"),
     _of_config(
         "lease_ttl",
@@ -536,16 +591,18 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
     except ValueError as exc:
         if setting.kind is STORE:  # a URL may hold a password
             raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
-        if setting.kind is URL:  # its messages are whole sentences, and a URL may hold a secret
-            raise SettingsError(f"{where}: {_without_secrets(exc, value)}", CONFIGURATION) from None
+        if setting.kind in (URL, HTTP):  # whole sentences, and a URL may hold a secret
+            schemes = "ws:// or wss://" if setting.kind is URL else "http:// or https://"
+            said = _without_secrets(exc, value, schemes)
+            raise SettingsError(f"{where}: {said}", CONFIGURATION) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)
         raise SettingsError(f"{where}: {shown[:100]} {exc}", exit_code) from None
 
 
-def _without_secrets(exc: ValueError, url: object) -> str:
+def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
     """The message; a general one if the URL has a part that may be a key, which is not logged."""
     if isinstance(url, str) and any(c in url for c in "@?#"):
-        return "not a ws:// or wss:// URL without credentials (it is not repeated here)"
+        return f"not a {schemes} URL without credentials (it is not repeated here)"
     return str(exc)
 
 

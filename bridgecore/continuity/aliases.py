@@ -50,7 +50,8 @@ class Alias(msgspec.Struct, gc=False):
     ``conversation``: the number of its conversation, which may have ended. ``tokens``: the tokens
     of its context and its output, as the upstream counted; 0: not known. ``response``: its id in
     its terminal event, if known. If the upstream used another id in ``response.created``, both ids
-    have this same object. ``durable``: a store has its transcript.
+    have this same object. ``durable``: a store has its transcript. ``deleted``: a client has
+    deleted it; then it is unknown under each of its ids.
     """
 
     conversation: int
@@ -58,6 +59,7 @@ class Alias(msgspec.Struct, gc=False):
     tokens: int = 0
     response: str | None = None
     durable: bool = False
+    deleted: bool = False
 
 
 _LONGEST_KEY = 128  # characters; longer ids are stored as a digest
@@ -97,11 +99,17 @@ class Aliases:
         alias = self._entries.get(key)
         if alias is not None:
             self._entries.move_to_end(key)
-        return alias
+        return None if alias is None or alias.deleted else alias
 
     def peek(self, scope: str, response: str) -> Alias | None:
         """The alias of ``response``, without counting as a use; None if unknown."""
-        return self._entries.get(_key(scope, response))
+        alias = self._entries.get(_key(scope, response))
+        return None if alias is None or alias.deleted else alias
+
+    def is_deleted(self, scope: str, response: str) -> bool:
+        """Whether a client has deleted ``response``, as far as that is remembered."""
+        alias = self._entries.get(_key(scope, response))
+        return alias is not None and alias.deleted
 
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Store ``alias`` as that of ``response``, and evict as many entries as necessary."""
@@ -114,10 +122,25 @@ class Aliases:
             oldest, _ = self._entries.popitem(last=False)
             self._size -= _size(oldest)
 
+    def delete(self, scope: str, response: str) -> str:
+        """Forget ``response`` under each of its ids, and return the one in its terminal event, as
+        far as it is known. That it was deleted is remembered, for as long as an alias would be: a
+        store may still have it."""
+        alias = self.get(scope, response)
+        if alias is None:
+            alias = Alias(0, Standing.UNKNOWN)
+        alias.deleted = True  # one object for all ids of the response
+        name = alias.response or response
+        for each in {response: None, name: None}:
+            self.put(scope, each, alias)
+        return name
+
     def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing, bool], ...]:
         """The entries as a value for the explorer, the least recently used first."""
         return tuple(
             (key, alias.conversation, alias.standing, alias.durable)
+            if not alias.deleted
+            else (key, 0, Standing.UNKNOWN, False)
             for key, alias in self._entries.items()
         )
 

@@ -26,7 +26,13 @@ from bridgecore.ownership.store import StoredResponse
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.recovery.events import Standing
 from bridgecore.wire.jsontext import Text
-from bridgecore.wire.requests import CreateRequest, parse_create
+from bridgecore.wire.requests import (
+    CreateRequest,
+    InvalidBodyError,
+    parse_create,
+    parse_reference,
+    replace_input,
+)
 
 NOWHERE = 0  # the conversation number of a response that belongs to no conversation of this bridge
 
@@ -226,6 +232,8 @@ class Memory:
             recall.anchor = (recall.alias and recall.alias.response) or named
         if self._transcripts is None or prompt is None:
             return recall
+        if named is not None and self._aliases.is_deleted(scope, named):
+            return recall  # it may be held all the same, as a part of what continues it
         node = None
         if recall.anchor is not None:
             prompt.anchor = recall.anchor
@@ -243,6 +251,7 @@ class Memory:
             recall.candidates = [
                 Candidate(match, self._aliases.get(scope, match.node.response_id))
                 for match in matches
+                if not self._aliases.is_deleted(scope, match.node.response_id)
             ]
         if named is None and recall.candidates:
             recall.alias = recall.candidates[0].alias  # the conversation it continues
@@ -288,7 +297,7 @@ class Memory:
         """Record that the response which the client named is continued in ``conversation``, so that
         later turns that name it are routed there."""
         named = recall.request.previous_response_id
-        if named:
+        if named and not self._aliases.is_deleted(recall.scope, named):
             alias = recall.named or Alias(conversation, Standing.UNKNOWN)
             alias.conversation = conversation  # one object for all ids of the response
             self._aliases.put(recall.scope, named, alias)
@@ -301,12 +310,41 @@ class Memory:
             response: the id in its terminal event.
             stored: whether the upstream stored it.
         """
+        if self._aliases.is_deleted(scope, named):
+            return
         alias = self._aliases.get(scope, named)
         if alias is None or alias.standing is Standing.UNKNOWN:
             standing = Standing.STORED if stored else Standing.BOUND
             conversation = NOWHERE if alias is None else alias.conversation
             known = Alias(conversation, standing, response=response)
             self._aliases.put(scope, named, known)
+
+    def forget(self, scope: str, response: str) -> None:
+        """Let ``response`` be continued no more: a client has deleted it."""
+        name = self._aliases.delete(scope, response)
+        if self._transcripts is not None:
+            self._transcripts.forget(scope, name)
+
+    def whole_request(
+        self, scope: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], now: int
+    ) -> bytes:
+        """The body of a request about the context of a response, such as one to count its tokens:
+        with the whole input in place of ``previous_response_id``, if only this bridge has that.
+
+        Unchanged if it names none, if the upstream stores that one (the id is shorter, and the
+        upstream is the authority), if it is not held, or if it cannot be read here. Arguments as
+        for ``recall``.
+        """
+        try:
+            request = parse_reference(body)
+        except InvalidBodyError:
+            return body  # the upstream will say what is wrong with it
+        if not request.previous_response_id:
+            return body
+        recall = self.recall(scope, request, headers, now)
+        if recall.standing is not Standing.HELD or recall.node is None or recall.prompt is None:
+            return body
+        return replace_input(body, expand(recall.node, recall.prompt).text)
 
     def injection_refused(self, recall: TurnContext) -> None:
         """Never inject the turn's anchor again: it was refused (REJECTED_INJECTION_ENDS)."""
@@ -416,6 +454,8 @@ class Memory:
         """
         unpacked = [unpack(payload) for payload in path]
         if not unpacked or (last := unpacked[-1]) is None:
+            return
+        if any(self._aliases.is_deleted(scope, name) for name in last.ids):
             return
         segments = [
             (one.ids[0], one.segment)

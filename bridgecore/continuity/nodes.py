@@ -151,13 +151,15 @@ def _joined(parts: Iterable[bytes]) -> bytes:
 
 @attrs.frozen
 class Expansion:
-    """A rehydrated turn: its ``response.create`` frame, without an anchor, and the proof of it.
+    """A rehydrated turn: its whole input, as the inside of an ``input`` array, its
+    ``response.create`` frame, without an anchor, and the proof of it.
 
     It may be sent only if ``proof.self_contained``: otherwise its input refers to something that
     only the anchor's connection has (FORM_IS_POSSIBLE).
     """
 
-    frame: bytes
+    text: bytes = attrs.field(repr=False)
+    frame: bytes = attrs.field(repr=False)
     proof: Proof
 
 
@@ -174,7 +176,8 @@ def expand(node: Node, prompt: Prompt) -> Expansion:
         whole = node.text(whole=True)
         if (all_proof := prove([*read_heads(whole), *new])).self_contained:
             before, proof = whole, all_proof
-    return Expansion(prompt.frame(_joined((before, prompt.meant_text())), None), proof)
+    text = _joined((before, prompt.meant_text()))
+    return Expansion(text, prompt.frame(text, None), proof)
 
 
 def has_calls(node: Node, orphans: Iterable[str]) -> bool:

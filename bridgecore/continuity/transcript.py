@@ -389,6 +389,18 @@ class Transcripts:
         node.readable = node.readable and has_calls(node, proof.orphans)
         return node
 
+    def forget(self, scope: str, response_id: str) -> None:
+        """Let the response with that id be continued no more. It is dropped; if other responses
+        continue it, only its id is, because their context contains its items."""
+        held = self._scopes.get(scope)
+        node = None if held is None else held.nodes.get(response_id)
+        if held is None or node is None:
+            return
+        if node.child is None:
+            self._drop_all(scope, node)
+        else:
+            held.unname(node)
+
     # -------------------------------------------------------------- eviction
 
     def expire(self, now: int) -> int:

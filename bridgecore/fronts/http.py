@@ -1,8 +1,9 @@
 """A client connection that speaks HTTP/1.1.
 
 What belongs here: the paths of this server, requests that are refused before they become turns,
-answers in HTTP (a JSON body or a stream of server-sent events), request ids, and deadlines for
-clients that send too slowly.
+answers in HTTP (a JSON body or a stream of server-sent events), requests that are passed through to
+the upstream's HTTP API and their answers, request ids, and deadlines for clients that send too
+slowly.
 """
 
 from __future__ import annotations
@@ -33,13 +34,23 @@ from bridgecore.wire.codings import (
 from bridgecore.wire.headers import Headers, make_request_id, request_id_of
 from bridgecore.wire.http import (
     BadRequest,
+    BodyPart,
     BodyRefused,
     HttpLimits,
     HttpPhase,
     HttpServer,
     RequestBody,
 )
+from bridgecore.wire.http_client import AnswerHead, InterimHead
 from bridgecore.wire.http_messages import HttpMessages
+from bridgecore.wire.passing import (
+    REBUILT,
+    TURN_ALIAS,
+    PassedRequest,
+    answer_headers,
+    below_version,
+    is_passed,
+)
 from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 
@@ -62,8 +73,9 @@ class HttpConnection:
 
     # There may be thousands of idle connections: no instance dictionaries.
     __slots__ = (
-        *("_config", "_head", "_http", "_last", "_read", "_request_id", "_request_seed"),
-        *("_requests", "_timer", "closing", "deadline", "lingering", "out", "turns"),
+        *("_config", "_head", "_held", "_http", "_last", "_read", "_request_id"),
+        *("_request_seed", "_requests", "_timer", "broken", "closing", "deadline", "lingering"),
+        *("out", "passed", "passing", "turns"),
     )
 
     ROUTES: ClassVar[Mapping[str, tuple[bytes, ...]]] = {
@@ -74,6 +86,8 @@ class HttpConnection:
     """The methods that each path supports."""
     TURNS: ClassVar = "/v1/responses"
     """The path that takes turns; the others answer whether the server is up."""
+    PASSES: ClassVar = True
+    """Whether requests for other paths may be passed through to the upstream."""
     ROOM: ClassVar = 0
     """Bytes that a head and a body may have beyond ``max_header`` and ``max_body``."""
 
@@ -83,13 +97,21 @@ class HttpConnection:
         self._requests = 0  # answered so far
         self._request_id: str | None = None  # the x-request-id of the current request
         limits = HttpLimits(config.max_header + self.ROOM, config.max_body + self.ROOM)
-        self._http: HttpServer | HttpMessages = HttpServer(limits, shortcuts=config.shortcuts)
+        by_parts = self._comes_by_parts if self.PASSES else None
+        self._http: HttpServer | HttpMessages = HttpServer(
+            limits, shortcuts=config.shortcuts, by_parts=by_parts
+        )
         self._head: RequestHead | None = None
         self._read = False  # the current request was received completely
         self._last = False  # close the connection after the current answer
         self._timer: Timer | None = Timer.CLIENT_IDLE
         self.deadline: int | None = now + config.header_timeout
         self.turns: list[int] = []  # at most one: HTTP/1.1 answers requests in order
+        # The request that is being passed through, and what the endpoint has not taken of it yet.
+        self.passing: PassedRequest | None = None
+        self.passed: list[PassedRequest | BodyPart | RequestBody] = []
+        self._held = False  # it is not read, because its upstream reads too slowly
+        self.broken = False  # the connection cannot go on: its answer has begun and will not end
         self.out: list[bytes] = []
         self.closing = False
         self.lingering = False
@@ -123,26 +145,33 @@ class HttpConnection:
         None: no request is complete, or the one before it has to be answered first.
         """
         received = None
-        while received is None and not self.closing and not self.turns:
+        while received is None and not self.closing and not self.turns and not self.broken:
             event = self._http.next_event()
             if event is None:
                 break
             if isinstance(event, BadRequest):
                 self._read = False
-                self._respond(api_error(event.status, event.code, event.message), close=True)
+                error = api_error(event.status, event.code, event.message)
+                self.refuse_passed(error, close=True)
             elif isinstance(event, BodyRefused):
                 self._read = self._http.phase is HttpPhase.ANSWERING
                 self._respond(
                     api_error(event.status, event.code, event.message),
                     [_ACCEPT_ENCODING] if event.status == 415 else [],
                 )
+            elif isinstance(event, BodyPart):
+                self._pass_part(event)
             elif isinstance(event, RequestHead):
+                if event.path == TURN_ALIAS and self.PASSES:
+                    event.path = self.TURNS
                 self._head = event
                 self._request_id = request_id_of(event.headers)
                 self._read = False
-                error = self._refusal(event, draining=draining)
-                if error is not None:
-                    self._respond(*error, close=draining)
+                refusal = self._refusal(event, draining=draining)
+                if refusal is not None:
+                    self._respond(*refusal, close=draining)
+                elif self._comes_by_parts(event):
+                    self._pass(event, whole=False)
                 elif interim := self._http.wants_body():
                     self.out.append(interim)
             else:
@@ -157,7 +186,7 @@ class HttpConnection:
         """
         due: Timer | None = None
         after = 0
-        if not self.closing and not self.turns:
+        if not self.closing and not self.turns and not self._held:
             phase, config = self._http.phase, self._config
             if phase is HttpPhase.IDLE:
                 due, after = Timer.CLIENT_IDLE, self._idle_limit
@@ -173,7 +202,12 @@ class HttpConnection:
         """The error, with extra headers, of a request that is refused for its head; else None."""
         methods = self.ROUTES.get(head.path)
         if methods is None:
-            message = f"Unknown path. This server serves {', '.join(self.ROUTES)}."
+            if self._is_passed(head):
+                if draining:
+                    return SHUTTING_DOWN, []
+                return self._decode_body(head) if self._is_rebuilt(head) else None
+            message = f"Unknown path. This server serves {', '.join(self.ROUTES)}"
+            message += " and paths of the API that it passes through." if self.PASSES else "."
             return api_error(404, "not_found", message), []
         headers = dict(head.headers)
         if head.method not in methods:
@@ -208,6 +242,11 @@ class HttpConnection:
         head = self._head
         assert head is not None, "a body follows its head"
         self._read = True
+        if self._is_passed(head):
+            if self.passing is None:
+                self._pass(head, whole=True)
+            self._pass_part(body)
+            return None
         if head.path != self.TURNS:
             self._send_json(200, [], b'{"status":"ok"}', close=draining)
             return None
@@ -222,6 +261,76 @@ class HttpConnection:
     def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
         """The turn of a complete request; None if it was refused."""
         return RequestReceived(turn, body.data, head.headers, request_id=self._id())
+
+    # ------------------------------------------------------------ requests that are passed through
+
+    def _is_passed(self, head: RequestHead) -> bool:
+        # TRACE would show the credential to whoever can have a browser send it.
+        if not self.PASSES or head.path in self.ROUTES or head.method == b"TRACE":
+            return False
+        return is_passed(below_version(head.path), self._config.pass_through)
+
+    def _is_rebuilt(self, head: RequestHead) -> bool:
+        return head.method == b"POST" and below_version(head.path) in REBUILT
+
+    def _comes_by_parts(self, head: RequestHead) -> bool:
+        """Whether the body of a request is passed on as it comes."""
+        return self._is_passed(head) and not self._is_rebuilt(head)
+
+    def _pass(self, head: RequestHead, *, whole: bool) -> None:
+        """Begin to pass a request through. ``whole``: its body is complete."""
+        expects = head.expects_continue and not whole
+        self.passing = PassedRequest(
+            head.method,
+            below_version(head.path),
+            head.query,
+            [field for field in head.headers if expects or field[0] != b"expect"],
+            None if whole else head.content_length,
+            head.chunked and not whole,
+            self._id(),
+            whole,
+        )
+        self.passed.append(self.passing)
+
+    def _pass_part(self, part: BodyPart | RequestBody) -> None:
+        self._read = isinstance(part, RequestBody)
+        self.passed.append(part)
+        # The time for a body is that from one part to the next here.
+        self._timer = self.deadline = None
+
+    def hold(self, held: bool, now: int) -> None:
+        """The body of the passed request is not read for now, or, if ``held`` is False, is again:
+        meanwhile the client cannot send too slowly."""
+        self._held = held
+        self._timer = self.deadline = None
+        self._expect(now)
+
+    def interim(self, head: InterimHead) -> None:
+        """Write an interim answer to the passed request, if the client can have one."""
+        expected = self.passing is not None and b"expect" in dict(self.passing.headers)
+        if head.status != 100 or expected:
+            self.out.append(self._http.interim(head.status, answer_headers(head.headers)))
+
+    def begin_passed(self, head: AnswerHead) -> None:
+        """Write the head of the answer to the passed request."""
+        fields = [*answer_headers(head.headers), self._request_id_header()]
+        self.out.append(self._http.start_answer(head.status, fields, head.length, close=self._last))
+
+    def pass_on(self, data: bytes) -> None:
+        """Write a part of the body of that answer."""
+        self.out.append(self._http.stream(data))
+
+    def end_passed(self) -> None:
+        """Write the end of that answer."""
+        self._finish(self._http.end_stream(), close=self._last)
+
+    def refuse_passed(self, error: ApiError, *, close: bool = False) -> None:
+        """Answer the current request with ``error``. If its answer has begun, the connection cannot
+        go on: the client must not take what it has for the whole."""
+        if self._http.answering:
+            self.broken = True
+        else:
+            self._respond(error, close=close or self._last)
 
     # ------------------------------------------------------------ answers
 
@@ -296,6 +405,8 @@ class HttpConnection:
         """Write ``data``, the end of an answer; then get ready for the next request, or close."""
         self.out.append(data)
         self.turns = []
+        self.passing = None
+        self._held = False
         self._head = None  # an idle connection keeps no headers
         self._requests += 1
         self._request_id = None
@@ -310,7 +421,7 @@ class HttpConnection:
 
     def shut(self) -> None:
         """The server is stopping: close if idle, and refuse a request that is partly received."""
-        if self.closing or self.turns:
+        if self.closing or self.turns or self.passing is not None:
             return
         if self._http.phase in (HttpPhase.HEAD, HttpPhase.BODY):
             self._respond(SHUTTING_DOWN, close=True)
@@ -325,4 +436,4 @@ class HttpConnection:
         elif timer in (Timer.HEADER, Timer.BODY):
             part = "head" if timer is Timer.HEADER else "body"
             message = f"The request's {part} was not complete in time."
-            self._respond(api_error(408, "request_timeout", message), close=True)
+            self.refuse_passed(api_error(408, "request_timeout", message), close=True)

@@ -36,6 +36,7 @@ class PeerConnection(HttpConnection):
 
     ROUTES: ClassVar = {PATH: (b"POST",)}
     TURNS: ClassVar = PATH
+    PASSES: ClassVar = False
     # A request as large as a client's may be has a signature in addition, and a type in its body.
     ROOM: ClassVar = 1024
 

@@ -29,7 +29,7 @@ class RequestConnection(HttpConnection):
         super().__init__(config, now, request_seed)
         self._scope = event.scope
         limits = HttpLimits(config.max_header, config.max_body)
-        self._http = self._messages = HttpMessages(limits, _head_of(event))
+        self._http = self._messages = HttpMessages(limits, _head_of(event), self._comes_by_parts)
 
     def end(self) -> None:
         """The body is complete."""

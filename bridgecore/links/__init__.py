@@ -2,7 +2,8 @@
 
 What belongs here: the interface between an upstream connection, whatever protocol it speaks, and
 the ``Endpoint`` that owns it. Each protocol has a module of its own: ``websocket``, to the
-upstream, and ``forward``, to another replica.
+upstream, and ``forward``, to another replica. ``passage`` carries no link, but one request to the
+upstream's HTTP API; ``bridgecore.passages`` owns it.
 A link returns bytes and never touches a socket. It reports *how* a connection was lost, as
 evidence; what follows for the turn is decided in ``recovery``.
 

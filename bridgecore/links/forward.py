@@ -14,7 +14,13 @@ from bridgecore.messages import SendFrame
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Verdict
 from bridgecore.recovery.failure import Closed, Malformed, NotDispatched, TimedOut
 from bridgecore.recovery.timers import Timer
-from bridgecore.wire.http_client import AnswerDone, AnswerHead, BadAnswerError, HttpClient
+from bridgecore.wire.http_client import (
+    AnswerDone,
+    AnswerHead,
+    BadAnswerError,
+    HttpClient,
+    InterimHead,
+)
 from bridgecore.wire.responses import EventKind, read_event
 from bridgecore.wire.sse import EventTooLongError, SseReader
 
@@ -76,6 +82,8 @@ class ForwardConnection:
                         return read
                 elif isinstance(part, AnswerDone):
                     self._answered(part, read)
+                elif isinstance(part, InterimHead):
+                    pass  # only given if asked for
                 elif self._streams:
                     read.messages += self._sse.receive(part)
                 else:

@@ -15,6 +15,7 @@ from bridgecore.errors import LocalProtocolError
 __all__ = [
     "CREDENTIAL_HEADERS",
     "FORWARDED_HEADERS",
+    "VALUE",
     "Headers",
     "check_headers",
     "credential_names",
@@ -61,6 +62,9 @@ FORWARDED_HEADERS = tuple(
     sorted(name.decode("ascii") for name in CREDENTIAL_HEADERS | _NOT_CREDENTIALS)
 )
 
+# The value of a header without the control characters that RFC 9110, section 5.5, lets a recipient
+# keep.
+VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
 _REFUSED = frozenset(
     {

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TypeAlias
 
@@ -47,6 +48,7 @@ from bridgecore.wire.request_heads import (
 
 __all__ = [
     "BadRequest",
+    "BodyPart",
     "BodyRefused",
     "HttpEvent",
     "HttpLimits",
@@ -93,8 +95,16 @@ class HttpPhase(enum.Enum):
 
 
 @attrs.define
+class BodyPart:
+    """The next bytes of a body that is given by parts, and not the last ones; never empty."""
+
+    data: bytes
+
+
+@attrs.define
 class RequestBody:
-    """The complete body of the request whose head was the event before; ``b""`` for none."""
+    """The complete body of the request whose head was the event before; ``b""`` for none. Of a body
+    that is given by parts, the last one, which may be empty."""
 
     data: bytes
 
@@ -127,8 +137,15 @@ class BadRequest:
     message: str
 
 
-# After a RequestHead comes one of the others: at once, or when more was received.
-HttpEvent: TypeAlias = RequestHead | RequestBody | BodyRefused | BadRequest
+# After a RequestHead comes one of the others: at once, or when more was received. A BodyPart is
+# followed by another one, the RequestBody or a BadRequest.
+HttpEvent: TypeAlias = RequestHead | BodyPart | RequestBody | BodyRefused | BadRequest
+ByParts: TypeAlias = Callable[[RequestHead], bool]
+"""Whether the body of a request is given by parts."""
+
+# Bytes of a body that is given by parts, according to its Content-Length, at most: any that
+# 63 bits can count.
+_ANY_LENGTH = 2**63 - 1
 
 
 class _Reading(enum.Enum):
@@ -160,6 +177,8 @@ class HttpServer:
     """The server side of one connection.
 
     ``shortcuts``: read and write frequent heads on shorter paths, with the same results.
+    ``by_parts``: which bodies are given by parts as they are received (``BodyPart``); ``max_body``
+    does not apply to them, because they are not buffered. None: none is.
 
     Methods raise ``LocalProtocolError`` if HTTP does not allow the call at this time or with these
     headers; the state is unchanged then. Errors of the client are events.
@@ -167,15 +186,18 @@ class HttpServer:
 
     # There may be thousands of idle connections: no instance dictionaries.
     __slots__ = (
-        *("_announced", "_answer", "_bodiless", "_body", "_buffer", "_chunk", "_chunking"),
-        *("_close", "_continue_owed", "_decoder", "_dropping", "_empty_lines", "_extras"),
-        *("_framed", "_in_request", "_limits", "_reading", "_remaining", "_scanned"),
-        "_shortcuts",
+        *("_announced", "_answer", "_bodiless", "_body", "_buffer", "_by_parts", "_chunk"),
+        *("_chunking", "_close", "_continue_owed", "_decoder", "_dropping", "_empty_lines"),
+        *("_extras", "_framed", "_in_request", "_limits", "_parting", "_reading", "_remaining"),
+        *("_scanned", "_shortcuts", "_unsent"),
     )
 
-    def __init__(self, limits: HttpLimits, *, shortcuts: bool = True) -> None:
+    def __init__(
+        self, limits: HttpLimits, *, shortcuts: bool = True, by_parts: ByParts | None = None
+    ) -> None:
         self._limits = limits
         self._shortcuts = shortcuts
+        self._by_parts = by_parts
         self._buffer = bytearray()
         self._body = bytearray()  # of a chunked one
         self._close = False
@@ -194,12 +216,14 @@ class HttpServer:
         # Body.
         self._decoder: BodyDecoder | None = None  # decodes the body while it is received
         self._dropping = False  # parse the framing of the body, but drop its bytes
+        self._parting = False  # the body is given by parts
         self._announced = 0  # bytes of the body according to the chunk sizes so far
         self._remaining = 0  # bytes missing of a sized body, or of the current chunk
         self._chunk = _Chunk.SIZE
         self._extras = 0  # bytes of chunk extensions and trailers
         # Answer. A separate flag, so that ``stream``, on the hot path, has one test.
         self._chunking = False
+        self._unsent: int | None = None  # bytes that are missing of an answer of known length
 
     # ------------------------------------------------------------------ input
 
@@ -238,7 +262,12 @@ class HttpServer:
             if self._reading is _Reading.SIZED_BODY:
                 return self._read_sized_body()
             if self._reading is _Reading.CHUNKED_BODY:
-                return self._read_chunked_body()
+                body = self._read_chunked_body()
+                if body is None and self._parting and self._body:
+                    part = BodyPart(bytes(self._body))
+                    self._body.clear()
+                    return part
+                return body
             return None
         except RefusedError as refused:
             self._abandon_input()
@@ -267,6 +296,7 @@ class HttpServer:
 
     def _drop_body(self) -> None:
         """Drop the body, but keep parsing its framing, to find the next request."""
+        self._parting = False
         self._decoder = None
         self._dropping = True
         self._body.clear()
@@ -279,6 +309,7 @@ class HttpServer:
         self._buffer.clear()
         self._body.clear()
         self._decoder = None
+        self._parting = False
 
     def _read_head(self) -> RequestHead | None:
         buffer = self._buffer
@@ -298,6 +329,7 @@ class HttpServer:
         if head is None:
             head = self._parse_head(raw)
         self._in_request = True
+        self._parting = self._by_parts is not None and self._by_parts(head)
         if head.chunked:
             self._reading = _Reading.CHUNKED_BODY
         else:
@@ -310,11 +342,26 @@ class HttpServer:
         line = parse_request_line(raw)
         # Set before anything else can be refused, because a refusal also answers this method.
         self._bodiless = line.method == b"HEAD"
-        head, self._close = parse_head(raw, line, self._limits.max_body)
+        try:
+            head, self._close = parse_head(raw, line, self._limits.max_body)
+        except RefusedError as refused:
+            if refused.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE or self._by_parts is None:
+                raise
+            head, self._close = parse_head(raw, line, _ANY_LENGTH)
+            if not self._by_parts(head):
+                raise refused from None
         self._framed = line.version == b"1.1"
         return head
 
-    def _read_sized_body(self) -> RequestBody | None:
+    def _read_sized_body(self) -> RequestBody | BodyPart | None:
+        if self._parting:
+            size = min(self._remaining, len(self._buffer))
+            data = self._copy(0, size)
+            del self._buffer[:size]
+            self._remaining -= size
+            if self._remaining:
+                return BodyPart(data) if data else None
+            return self._end_body(data)
         if self._decoder is not None or self._dropping:
             size = min(self._remaining, len(self._buffer))
             data = self._copy(0, size)
@@ -339,6 +386,8 @@ class HttpServer:
         the buffer before."""
         if self._decoder is not None:
             self._decoder.receive(data)
+        elif self._parting:
+            self._body += data
 
     def _read_chunked_body(self) -> RequestBody | None:
         buffer = self._buffer
@@ -346,7 +395,7 @@ class HttpServer:
         try:
             while True:
                 if self._chunk is _Chunk.DATA:
-                    if self._decoder is not None or self._dropping:
+                    if self._decoder is not None or self._dropping or self._parting:
                         end = min(at + self._remaining, len(buffer))
                         data = self._copy(at, end)
                         self._remaining -= end - at
@@ -403,7 +452,7 @@ class HttpServer:
             self._count_extras(len(line) - len(digits))
         size = int(digits, 16)
         self._announced += size
-        if self._announced > self._limits.max_body:
+        if self._announced > self._limits.max_body and not self._parting:
             raise body_too_large(self._limits.max_body)
         self._remaining = size
         self._chunk = _Chunk.DATA if size else _Chunk.TRAILER
@@ -446,6 +495,26 @@ class HttpServer:
             return b""
         self._continue_owed = False
         return b"HTTP/1.1 100 Continue\r\n\r\n"
+
+    def interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """An interim answer (1xx) before the answer; ``b""`` for a client of HTTP/1.0, which does
+        not know them.
+
+        Raises:
+            LocalProtocolError: there is no request, the answer has begun, ``status`` is not 100 or
+                102 to 199, or a header is malformed. 101 would end HTTP on the connection.
+        """
+        if not self._in_request or self._answer is not _Answer.NOT_BEGUN:
+            raise LocalProtocolError("there is no request that waits for its answer")
+        if status == HTTPStatus.SWITCHING_PROTOCOLS or not 100 <= status <= 199:
+            raise LocalProtocolError(f"{status} is not the status of an interim answer")
+        _check_answer(status, headers, h11.InformationalResponse)
+        if not self._framed:
+            return b""
+        if status == HTTPStatus.CONTINUE:
+            self._continue_owed = False
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        return b"HTTP/1.1 %d %b\r\n%b\r\n" % (status, _phrase(status), b"".join(lines))
 
     def respond(
         self,
@@ -491,10 +560,52 @@ class HttpServer:
         self._chunking = self._framed and not self._bodiless
         return head
 
-    def _begin_answer(
-        self, status: int, headers: list[tuple[bytes, bytes]], framing: bytes, *, close: bool
+    def start_answer(
+        self, status: int, headers: list[tuple[bytes, bytes]], length: int | None, *, close: bool
     ) -> bytes:
-        """The head of an answer. ``framing``: the line of the field that frames the body."""
+        """The head of an answer with any status; ``stream`` writes its body and ``end_stream`` ends
+        it.
+
+        The request's body may still be read while the answer is written. If it is not complete at
+        the end of the answer, the connection must close.
+
+        Args:
+            status: 200 to 999. With 204 and 304, and after HEAD, no body is written.
+            headers: without those that frame the body.
+            length: bytes of the body; of an answer to HEAD, those that an answer to GET would have.
+                None: not known; then the body is chunked, or ends with the connection.
+            close: whether the connection is closed after the answer.
+
+        Raises:
+            LocalProtocolError: there is no request; the answer has begun; a header is malformed, or
+                one that is set here.
+        """
+        if not self._in_request:
+            raise LocalProtocolError("there is no request to answer")
+        bare = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        framing = b""
+        if length is not None and not bare:
+            framing = b"content-length: %d\r\n" % length
+        elif self._framed and not bare:
+            framing = b"Transfer-Encoding: chunked\r\n"
+        head = self._begin_answer(status, headers, framing, close=close, reads_on=True)
+        self._bodiless = self._bodiless or bare
+        self._answer = _Answer.STREAMING
+        self._chunking = self._framed and not self._bodiless and length is None
+        self._unsent = None if self._bodiless else length
+        return head
+
+    def _begin_answer(
+        self,
+        status: int,
+        headers: list[tuple[bytes, bytes]],
+        framing: bytes,
+        *,
+        close: bool,
+        reads_on: bool = False,
+    ) -> bytes:
+        """The head of an answer. ``framing``: the line of the field that frames the body.
+        ``reads_on``: the body of the request is still read."""
         if self._answer is not _Answer.NOT_BEGUN:
             raise LocalProtocolError("the answer to this request has begun already")
         lines = _write_fields(status, headers, shortcuts=self._shortcuts)
@@ -502,25 +613,30 @@ class HttpServer:
         # Nothing can raise from here on. If the request was received completely but not parsed to
         # its end, the connection can be kept; if it was not, its rest cannot be distinguished from
         # a next request.
-        if self._reading is not _Reading.NOTHING:
+        if self._reading is not _Reading.NOTHING and not reads_on:
             self._drop_body()
             if not self._in_request or not isinstance(self.next_event(), RequestBody):
                 self._abandon_input()
         if close and not self._close:
             self._close = True
-            self._buffer.clear()
+            if self._reading is _Reading.NOTHING:
+                self._buffer.clear()
         return lines + framing + (b"Connection: close\r\n\r\n" if self._close else b"\r\n")
 
     def stream(self, data: bytes) -> bytes:
         """The next part of a stream's body, framed; ``b""`` if ``data`` is empty, and for HEAD.
 
         Raises:
-            LocalProtocolError: no stream is under way.
+            LocalProtocolError: no stream is under way, or it is longer than was announced.
         """
         if self._chunking and data:
             return b"%x\r\n%b\r\n" % (len(data), data)
         if self._answer is not _Answer.STREAMING:
             raise LocalProtocolError("no stream is under way")
+        if self._unsent is not None:
+            if len(data) > self._unsent:
+                raise LocalProtocolError("the answer is longer than its content-length says")
+            self._unsent -= len(data)
         return b"" if self._bodiless else data
 
     def end_stream(self) -> bytes:
@@ -528,16 +644,25 @@ class HttpServer:
         connection.
 
         Raises:
-            LocalProtocolError: no stream is under way.
+            LocalProtocolError: no stream is under way, or it is shorter than was announced.
         """
         if self._answer is not _Answer.STREAMING:
             raise LocalProtocolError("no stream is under way")
+        if self._unsent:
+            raise LocalProtocolError("the answer is shorter than its content-length says")
+        if self._reading is not _Reading.NOTHING:
+            self._abandon_input()  # its rest cannot be told from a next request
         end = b"0\r\n\r\n" if self._chunking else b""
         self._chunking = False
         self._answer = _Answer.DONE
         return end
 
     # ------------------------------------------------------------------ between requests
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer has begun and is not complete."""
+        return self._answer is _Answer.STREAMING
 
     @property
     def answer_done(self) -> bool:
@@ -599,6 +724,14 @@ _PLAIN_NAMES = frozenset(
 _PLAIN_VALUE = re.compile(rb"[\x21-\x7e]+")
 
 
+def _phrase(status: int) -> bytes:
+    """The reason phrase of a status, which may be empty (RFC 9112, section 4)."""
+    try:
+        return HTTPStatus(status).phrase.encode("ascii")
+    except ValueError:
+        return b""
+
+
 def _write_fields(status: int, headers: list[tuple[bytes, bytes]], *, shortcuts: bool) -> bytes:
     """The status line and the lines of ``headers``, which the caller of ``HttpServer`` gave."""
     status_line = _STATUS_LINES.get(status)
@@ -612,11 +745,16 @@ def _write_fields(status: int, headers: list[tuple[bytes, bytes]], *, shortcuts:
     return (status_line or b"HTTP/1.1 %d \r\n" % status) + b"".join(lines)
 
 
-def _check_answer(status: int, headers: list[tuple[bytes, bytes]]) -> None:
+_Head: TypeAlias = type[h11.Response] | type[h11.InformationalResponse]
+
+
+def _check_answer(
+    status: int, headers: list[tuple[bytes, bytes]], kind: _Head = h11.Response
+) -> None:
     for name, _ in headers:
         if name.lower() in _OWN_HEADERS:
             raise LocalProtocolError(f"{name.decode('ascii', 'replace')} is set by HttpServer")
     try:
-        h11.Response(status_code=status, headers=headers)
+        kind(status_code=status, headers=headers)
     except h11.LocalProtocolError as exc:
         raise LocalProtocolError(f"the answer cannot be written: {exc}") from exc

@@ -15,8 +15,8 @@ from typing import Final, TypeAlias
 import attrs
 import h11
 
-from bridgecore.errors import BridgecoreError
-from bridgecore.wire.headers import Headers
+from bridgecore.errors import BridgecoreError, LocalProtocolError
+from bridgecore.wire.headers import VALUE, Headers
 
 
 class BadAnswerError(BridgecoreError):
@@ -24,11 +24,21 @@ class BadAnswerError(BridgecoreError):
 
 
 @attrs.frozen
-class AnswerHead:
-    """The head of an answer. ``headers``: names in lower case."""
+class InterimHead:
+    """An interim answer (1xx); the answer itself is still to come. ``headers``: as below."""
 
     status: int
     headers: Headers
+
+
+@attrs.frozen
+class AnswerHead:
+    """The head of an answer. ``headers``: names in lower case. ``length``: bytes of its body, if
+    its head says so; of an answer to HEAD, those that one to GET would have."""
+
+    status: int
+    headers: Headers
+    length: int | None = None
 
 
 @attrs.frozen
@@ -38,8 +48,9 @@ class AnswerDone:
     reusable: bool
 
 
-AnswerPart: TypeAlias = AnswerHead | bytes | AnswerDone
-"""A part of an answer: its head, bytes of its body, its end."""
+AnswerPart: TypeAlias = InterimHead | AnswerHead | bytes | AnswerDone
+"""A part of an answer: interim answers, its head, bytes of its body, its end. Interim answers are
+given only for a request that was begun with ``HttpClient.begin``."""
 
 
 class _Reading(enum.Enum):
@@ -64,6 +75,10 @@ class HttpClient:
         self._reading = _Reading.NOTHING
         self._left = 0  # bytes of a sized body or a chunk that are still to come
         self._reusable = True
+        self._bodiless = False  # the request was HEAD
+        self._interim = False  # interim answers are given
+        self._chunking = False  # the body of the request is chunked
+        self._unsent = 0  # bytes that are missing of a request body of known length
 
     def request(self, method: bytes, target: bytes, headers: Headers, body: bytes) -> bytes:
         """The bytes of a request.
@@ -72,13 +87,46 @@ class HttpClient:
             headers: with ``host``, without those that frame the body; valid ones (RFC 9110, section
                 5.5), or ``ValueError`` is raised.
         """
-        for name, value in headers:
-            if _NAME.fullmatch(name) is None or _VALUE.fullmatch(value) is None:
-                raise ValueError(f"the header {name!r:.100} has a value that cannot be sent")
-        self._reading = _Reading.HEAD
-        lines = b"".join([b"%b: %b\r\n" % header for header in headers])
+        lines = _write(headers)
+        self._expect(method, interim=False)
         start = b"%b %b HTTP/1.1\r\n%bcontent-length: %d\r\n\r\n"
         return start % (method, target, lines, len(body)) + body
+
+    def begin(
+        self, method: bytes, target: bytes, headers: Headers, length: int | None, *, chunked: bool
+    ) -> bytes:
+        """The head of a request whose body is given by parts, to ``body``.
+
+        Args:
+            headers: as for ``request``.
+            length: bytes of the body; None if they are not known, or if it has none.
+            chunked: whether it has a body of unknown length.
+        """
+        lines = _write(headers)
+        self._expect(method, interim=True)
+        self._chunking, self._unsent = chunked, length or 0
+        framing = b"transfer-encoding: chunked\r\n" if chunked else b""
+        if length is not None:
+            framing = b"content-length: %d\r\n" % length
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (method, target, lines, framing)
+
+    def body(self, data: bytes, *, last: bool = False) -> bytes:
+        """The next part of a request's body, framed. ``last``: the body is complete with it.
+
+        Raises:
+            LocalProtocolError: the body has another length than was announced.
+        """
+        if self._chunking:
+            chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            return chunk + b"0\r\n\r\n" if last else chunk
+        self._unsent -= len(data)
+        if self._unsent < 0 or (last and self._unsent):
+            raise LocalProtocolError("the body has another length than its head says")
+        return data
+
+    def _expect(self, method: bytes, *, interim: bool) -> None:
+        self._reading = _Reading.HEAD
+        self._bodiless, self._interim = method == b"HEAD", interim
 
     def receive(self, data: bytes) -> list[AnswerPart]:
         """The parts of the answer that ``data`` completes; ``data`` is empty at the end of the
@@ -130,25 +178,31 @@ class HttpClient:
     # ------------------------------------------------------------ heads
 
     def _begin(self, raw: bytes, parts: list[AnswerPart]) -> None:
-        """Read a head; interim answers (1xx) change nothing."""
+        """Read a head."""
         version, status, headers = _usual_head(raw) or _any_head(raw)
+        if status == 101:
+            raise BadAnswerError("a change of protocol that was not asked for")
         if status < 200:
+            if self._interim:
+                parts.append(InterimHead(status, headers))
             return
         fields = dict(headers)
         coding = fields.get(b"transfer-encoding")
         connection = fields.get(b"connection", b"").lower()
         self._reusable = version == b"1.1" and b"close" not in connection
-        parts.append(AnswerHead(status, headers))
-        if status in (204, 304):
+        digits = fields.get(b"content-length") if coding is None else None
+        if digits is not None and (not digits.isdigit() or len(digits) > 18):
+            raise BadAnswerError("unreadable answer")
+        length = None if digits is None else int(digits)
+        parts.append(AnswerHead(status, headers, length))
+        if status in (204, 304) or self._bodiless:
             self._finish(parts)
         elif coding is not None:
             if coding.lower() != b"chunked":
                 raise BadAnswerError("a transfer coding that was not asked for")
             self._reading = _Reading.SIZE
-        elif (length := fields.get(b"content-length")) is not None:
-            if not length.isdigit() or len(length) > 18:
-                raise BadAnswerError("unreadable answer")
-            self._left = int(length)
+        elif length is not None:
+            self._left = length
             self._reading = _Reading.SIZED
             if not self._left:
                 self._finish(parts)
@@ -196,10 +250,15 @@ class HttpClient:
         return []
 
 
+def _write(headers: Headers) -> bytes:
+    """The lines of the headers of a request. Raises ValueError if one cannot be sent."""
+    for name, value in headers:
+        if _NAME.fullmatch(name) is None or VALUE.fullmatch(value) is None:
+            raise ValueError(f"the header {name!r:.100} has a value that cannot be sent")
+    return b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 _NAME: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
-_VALUE: Final = re.compile(
-    rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
-)
 _SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;|\Z)")
 _STATUS: Final = re.compile(rb"HTTP/(1\.[01]) ([1-9][0-9]{2}) [\t\x20-\x7e\x80-\xff]*")
 _FIELD: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e]+(?: [\x21-\x7e]+)*)")

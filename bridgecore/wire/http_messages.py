@@ -17,7 +17,9 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
 )
 from bridgecore.wire.http import (
+    BodyPart,
     BodyRefused,
+    ByParts,
     HttpEvent,
     HttpLimits,
     HttpPhase,
@@ -35,8 +37,9 @@ class HttpMessages:
     """One request. Its methods are those of ``HttpServer``; what they return is a part of the
     answer's body, and ``take_head`` has the head."""
 
-    def __init__(self, limits: HttpLimits, head: RequestHead) -> None:
+    def __init__(self, limits: HttpLimits, head: RequestHead, by_parts: ByParts) -> None:
         self._limits = limits
+        self._parting = by_parts(head)
         self._events: deque[HttpEvent] = deque([head])
         self._bodiless = head.method == b"HEAD"
         self._body = bytearray()
@@ -59,6 +62,10 @@ class HttpMessages:
         if self._read:
             return
         event: HttpEvent
+        if self._parting and not last:
+            if data:
+                self._events.append(BodyPart(data))
+            return
         try:
             if self._decoder is not None:
                 self._decoder.receive(data)
@@ -106,6 +113,7 @@ class HttpMessages:
         """A complete answer."""
         self._head = status, [*headers, (b"content-length", b"%d" % len(body))]
         self._begun = self._done = self._read = True
+        self._events.clear()
         return _NOTHING if self._bodiless else body
 
     def start_stream(self, headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -114,16 +122,35 @@ class HttpMessages:
         self._begun = True
         return _NOTHING
 
+    def start_answer(
+        self, status: int, headers: list[tuple[bytes, bytes]], length: int | None, *, close: bool
+    ) -> bytes:
+        """The head of an answer with any status, and a body of ``length`` bytes, if that is
+        known."""
+        known = [] if length is None else [(b"content-length", b"%d" % length)]
+        self._head = status, [*headers, *known]
+        self._begun = True
+        return _NOTHING
+
+    def interim(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Nothing: a server of this kind has no way to send interim answers."""
+        return _NOTHING
+
     def stream(self, data: bytes) -> bytes:
         """The next part of the body."""
         return _NOTHING if self._bodiless else data
 
     def end_stream(self) -> bytes:
         """The end of the body."""
-        self._done = True
+        self._done = self._read = True
         return _NOTHING
 
     # ------------------------------------------------------------------ state
+
+    @property
+    def answering(self) -> bool:
+        """Whether an answer has begun and is not complete."""
+        return self._begun and not self._done
 
     @property
     def must_close(self) -> bool:
@@ -135,4 +162,4 @@ class HttpMessages:
         """What is awaited."""
         if self._done:
             return HttpPhase.CLOSED
-        return HttpPhase.ANSWERING if self._read or self._begun else HttpPhase.BODY
+        return HttpPhase.ANSWERING if self._read else HttpPhase.BODY

@@ -146,6 +146,33 @@ def parse_create(body: bytes) -> CreateRequest:
     )
 
 
+def parse_reference(body: bytes) -> CreateRequest:
+    """Parse the body of a request that is no turn but may name a response, such as
+    ``POST /v1/responses/input_tokens``: like that of a turn, but without a ``model`` if it has
+    none.
+
+    Raises:
+        InvalidBodyError: as ``parse_create``.
+    """
+    members = _read_body(body)
+    if members.get("model", NULL) == NULL:
+        body = write_object({**members, "model": b'""'})
+    return parse_create(body)
+
+
+def replace_input(body: bytes, text: bytes) -> bytes:
+    """The body of a request with the items ``text``, the inside of an array, as its ``input``, and
+    without ``previous_response_id``. All other members are kept byte for byte.
+
+    Raises:
+        InvalidBodyError: ``body`` is not a JSON object.
+    """
+    members: dict[str, Text] = {**_read_body(body)}
+    members.pop("previous_response_id", None)
+    members["input"] = b"[%b]" % text
+    return write_object(members)
+
+
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         if not body.isascii():

@@ -8,8 +8,17 @@ from pathlib import Path
 import attrs
 import pytest
 
-from bridgecore.config import Config, Continuity, OnAmbiguousLoss, Rotation, UpstreamUrl
+from bridgecore.config import (
+    Config,
+    Continuity,
+    HttpUrl,
+    OnAmbiguousLoss,
+    Rotation,
+    UpstreamUrl,
+)
+from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
+from bridgecore.wire.passing import PASSED_PATHS
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 from bridgecore_cli.settings import CORE, HEADERS, SECONDS, SETTINGS, SIZE, Settings, load
 
@@ -55,6 +64,8 @@ PROMISED = {
         *("x-client-request-id", "x-codex-beta-features", "x-codex-turn-metadata"),
         "x-codex-window-id",
     ),
+    "upstream_http": None,
+    "pass_through": PASSED_PATHS,
     "max_sessions": None,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
@@ -106,6 +117,8 @@ def test_the_configuration_gets_every_value() -> None:
     }
     flags |= {name: choice.value for name, choice in chosen.items()}
     flags["forward_headers"] = "x-tenant"
+    flags["upstream_http"] = "https://api.example:444/v1"
+    flags["pass_through"] = "models chat/completions"
     config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024, "a")
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
@@ -113,6 +126,10 @@ def test_the_configuration_gets_every_value() -> None:
         value: object = (99 - index) * (S if setting.kind is SECONDS else 1)
         if setting.kind is HEADERS:
             value = ("x-tenant",)
+        elif setting.name == "upstream_http":
+            value = HttpUrl.parse("https://api.example:444/v1")
+        elif setting.name == "pass_through":
+            value = ("models", "chat/completions")
         assert getattr(config, setting.name) == chosen.get(setting.name, value), setting.name
 
 
@@ -204,6 +221,8 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "rotation": "warm",
         "continuity": "passthrough",
         "forward_headers": "x-tenant",
+        "upstream_http": "https://api.example/v1",
+        "pass_through": "models",
     }
     quoted = {name for name, value in values.items() if not value.isdigit()}
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
@@ -546,3 +565,79 @@ def test_a_configuration_checks_header_names() -> None:
     assert config.forward_headers == ("x-tenant",)
     with pytest.raises(ValueError, match=r"forward_headers: 'Cookie' names a header"):
         Config(upstream=URL, forward_headers=("Cookie",))
+
+
+# ------------------------------------------------------------------ what is passed through
+
+
+@pytest.mark.parametrize(
+    ("text", "paths"),
+    [
+        ("api", PASSED_PATHS),
+        ("none", ()),
+        ("models", ("models",)),
+        ("models, chat/completions", ("models", "chat/completions")),
+        ("models models", ("models",)),
+    ],
+)
+def test_paths_as_text(text: str, paths: tuple[str, ...]) -> None:
+    assert load({"pass_through": text}, {}).core["pass_through"] == paths
+    assert load({}, {"BRIDGECORE_PASS_THROUGH": text}).core["pass_through"] == paths
+
+
+def test_paths_as_a_list(tmp_path: Path) -> None:
+    path = write(tmp_path, 'pass_through = ["models", "fine_tuning/jobs"]')
+    assert load({"config": path}, {}).core["pass_through"] == ("models", "fine_tuning/jobs")
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "/models", "models/", "a//b", "..", "a/%2e%2e", "a%2Fb", "v1/models", "a?b"]
+)
+def test_paths_that_could_be_read_in_two_ways_are_refused(text: str) -> None:
+    assert error({"pass_through": text}).exit_code == USAGE
+
+
+@pytest.mark.parametrize("value", ["7", "[7]", '["/models"]'])
+def test_what_is_no_list_of_paths_is_refused(value: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"pass_through = {value}")
+    assert error({"config": path}).exit_code == CONFIGURATION
+
+
+@pytest.mark.parametrize(
+    "url", ["wss://a/v1", "https://", "https://k@a/v1", "https://a/v1#x", "https://a:0/v1", "a/v1"]
+)
+def test_a_base_that_cannot_be_used_is_refused(url: str) -> None:
+    assert error({"upstream_http": url}).exit_code == CONFIGURATION
+
+
+def test_a_base_with_a_secret_is_not_repeated() -> None:
+    assert "hunter2" not in str(error({"upstream_http": "https://me:hunter2@a/v1"}))
+
+
+@pytest.mark.parametrize(
+    ("upstream", "base"),
+    [
+        ("wss://api.openai.com/v1/responses", "https://api.openai.com/v1"),
+        ("ws://127.0.0.1:81/v1/responses/", "http://127.0.0.1:81/v1"),
+        (
+            "wss://a.openai.azure.com/openai/v1/responses?api-version=preview",
+            "https://a.openai.azure.com/openai/v1?api-version=preview",
+        ),
+        ("wss://[::1]:444/responses", "https://[::1]:444"),
+        ("ws://a/other", "http://a/other"),
+        ("ws://a", "http://a/"),
+    ],
+)
+def test_the_base_follows_from_the_upstream(upstream: str, base: str) -> None:
+    config = Config(upstream=UpstreamUrl.parse(upstream))
+    assert config.http_base == HttpUrl.parse(base)
+    other = HttpUrl.parse("http://other/v1")
+    assert attrs.evolve(config, upstream_http=other).http_base == other
+
+
+def test_wrong_values_of_a_config_are_refused() -> None:
+    for value in ("models", 7, ["/models"]):
+        with pytest.raises(ConfigError, match="pass_through"):
+            Config(upstream=URL, pass_through=value)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(ConfigError, match=r"HttpUrl\.parse"):
+        Config(upstream=URL, upstream_http="https://a/v1")  # type: ignore[arg-type]  # as above

@@ -269,3 +269,62 @@ def test_only_a_full_history_counts_as_repeating(
         family = held.ask(items, anchor, prompt_cache_key="k").family
         assert family is not None
         assert family.repeats is repeats
+
+
+# ------------------------------------------------------------------ deleted responses
+
+
+@pytest.mark.parametrize("continuity", Continuity)
+@pytest.mark.parametrize("name", ["completed", "created"])
+def test_a_deleted_response_is_unknown_under_both_ids(name: str, continuity: Continuity) -> None:
+    held = book(continuity)
+    held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
+    held.memory.forget("another scope", name)
+    assert held.ask([user("b")], name).named is not None
+    held.memory.forget(SCOPE, name)
+    for each in ("completed", "created"):
+        recall = held.ask([user("b")], each)
+        assert (recall.standing, recall.anchor, recall.node) == (Standing.UNKNOWN, each, None)
+        held.memory.belongs(recall, 7)
+        assert held.ask([user("b")], each).alias is None
+    assert held.memory.size == 0
+
+
+def test_what_continues_a_deleted_response_keeps_its_context() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "one", output=[said("A")])
+    held.hold(held.ask([user("b")], "one"), "two", output=[said("B")])
+    held.memory.forget(SCOPE, "one")
+    assert held.ask([user("c")], "one").node is None
+    full = sent(held.ask([user("c")], "two"), RequestForm.REHYDRATED)
+    assert [item["content"] for item in full["input"]] == ["a", "A", "b", "B", "c"]
+    # A history that goes on after the deleted response is not anchored there.
+    assert held.ask([user("a"), said("A"), user("d")]).candidates == []
+
+
+def test_a_deleted_response_does_not_come_back_from_a_store() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "one", output=[said("A")])
+    held.hold(held.ask([user("b")], "one"), "two", output=[said("B")])
+    unstored = held.memory.unstored(SCOPE, ["two"], 0)
+    assert unstored is not None
+    path = [response.payload for response in unstored.responses]
+    other = book()
+    other.memory.forget(SCOPE, "one")
+    other.memory.restore(SCOPE, path[:1], 1, 0)
+    other.memory.learn(SCOPE, "one", "one", stored=True)
+    assert other.ask([user("c")], "one").alias is None
+    other.memory.restore(SCOPE, path, 1, 0)
+    assert other.ask([user("c")], "one").node is None
+    assert other.ask([user("a"), said("A"), user("d")]).candidates == []
+    assert other.ask([user("c")], "two").node is not None
+
+
+def test_a_new_response_under_a_deleted_id_can_be_continued() -> None:
+    held = book()
+    held.hold(held.ask([user("a")]), "one", output=[said("A")])
+    held.memory.forget(SCOPE, "one")
+    held.memory.forget(SCOPE, "one")
+    held.hold(held.ask([user("b")]), "one", output=[said("B")])
+    full = sent(held.ask([user("c")], "one"), RequestForm.REHYDRATED)
+    assert [item["content"] for item in full["input"]] == ["b", "B", "c"]

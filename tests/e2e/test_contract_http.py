@@ -212,7 +212,7 @@ def test_a_client_that_asks_for_the_end(plain: Process) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v1/responses/", "/v1/Responses", "/v1/responses/resp_1", "/v1%2Fresponses"],
+    ["/", "/v1", "/v1/responses/", "/v1/Responses", "/v1/none/resp_1", "/v1%2Fresponses"],
 )
 def test_an_unknown_path(plain: Process, path: str) -> None:
     answer = ask(plain.port, request("POST", path, b"{}"))

@@ -176,3 +176,24 @@ def test_events_of_no_request_are_refused() -> None:
         world.endpoint.handle(tp.RequestBegun(7, b"GET", b"/livez", []), world.net.now)
     with pytest.raises(LocalProtocolError, match="RequestEnded"):
         world.endpoint.handle(tp.RequestEnded(7), world.net.now)
+
+
+def test_a_request_for_another_path_is_passed_through() -> None:
+    world = World()
+    response = json.loads(ask(world, {**TURN, "store": True}).body)["id"]
+    target = b"/v1/responses/" + response.encode()
+    client = world.net.request(world.endpoint, b"GET", target, HEADERS)
+    client.end()
+    assert (client.status, client.ended) == (200, True)
+    assert json.loads(client.body)["id"] == response
+    assert world.endpoint.clients == 0
+
+
+def test_the_body_of_a_request_that_is_passed_through_is_not_collected() -> None:
+    world = World(max_body=1000)
+    client = world.net.request(world.endpoint, b"POST", b"/v1/responses/input_tokens/x", HEADERS)
+    for _ in range(10):
+        client.send(b" " * 1000)
+    assert world.endpoint.clients == 1
+    client.end()
+    assert (client.status, client.ended) == (404, True)

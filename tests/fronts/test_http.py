@@ -20,6 +20,9 @@ from bridgecore.messages import (
 )
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire import request_heads
+from bridgecore.wire.http import BodyPart, RequestBody
+from bridgecore.wire.http_client import AnswerHead
+from bridgecore.wire.passing import PassedRequest
 from bridgecore.wire.responses import EventKind, UpstreamEvent, keepalive_event
 from tests.endpoint_world import Answer, read_answers, request
 
@@ -167,3 +170,78 @@ def test_a_slow_head_is_answered_408_once() -> None:
     connection.timeout()
     assert said(connection).status == 408
     assert (connection.closing, connection.lingering, connection.deadline) == (True, True, None)
+
+
+# ------------------------------------------------------------------ passed requests
+
+
+def uploading(*, body: bytes = b"ab") -> HttpConnection:
+    """A connection whose client has sent ``body`` of a body of four bytes for another path."""
+    connection = HttpConnection(CONFIG, 0)
+    connection.receive(request(None, path="/v1/files", headers="content-length: 4\r\n") + body)
+    assert connection.next_request(1, 10, draining=False) is None
+    return connection
+
+
+def passes(connection: HttpConnection) -> PassedRequest | None:
+    """What it passes through, by a call: type checkers assume that an attribute does not change."""
+    return connection.passing
+
+
+def test_a_passed_request_is_handed_over_by_parts() -> None:
+    connection = uploading()
+    passed, part = connection.passed
+    assert isinstance(passed, PassedRequest)
+    assert passes(connection) is passed
+    assert (passed.method, passed.segments, passed.length) == (b"POST", ("files",), 4)
+    assert part == BodyPart(b"ab")
+    assert not connection.idle
+    connection.passed.clear()
+    connection.receive(b"cd" + request(None, method="GET", path="/livez"))
+    assert connection.next_request(1, 20, draining=False) is None
+    assert connection.passed == [RequestBody(b"cd")]
+    assert connection.deadline is None  # it is the upstream that is waited for
+    connection.begin_passed(AnswerHead(404, [(b"etag", b"e"), (b"set-cookie", b"s")], 2))
+    connection.pass_on(b"{}")
+    connection.end_passed()
+    answer = said(connection)
+    assert (answer.status, answer.body, answer.complete) == (404, b"{}", True)
+    assert answer.headers == {"content-length": "2", "etag": "e"}
+    assert (passes(connection), connection.closing) == (None, False)
+    connection.out.clear()
+    connection.next_request(1, 30, draining=False)
+    assert said(connection).json == {"status": "ok"}
+
+
+def test_the_time_for_a_passed_body_is_from_part_to_part() -> None:
+    connection = uploading()
+    assert (connection.timer, connection.deadline) == (Timer.BODY, 10 + CONFIG.body_timeout)
+    connection.receive(b"c")
+    connection.next_request(1, 20, draining=False)
+    deadlines = [connection.deadline]
+    for held in (True, False):
+        connection.hold(held, 40)
+        deadlines.append(connection.deadline)
+    assert deadlines == [20 + CONFIG.body_timeout, None, 40 + CONFIG.body_timeout]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_passed_request_that_is_too_slow(begun: bool) -> None:
+    connection = uploading()
+    if begun:
+        connection.begin_passed(AnswerHead(200, [], None))
+    connection.timeout()
+    assert connection.broken is begun  # a part must not be taken for the whole
+    if not begun:
+        assert said(connection).error["code"] == "request_timeout"
+        assert connection.closing
+
+
+def test_a_connection_that_passes_a_request_is_not_shut() -> None:
+    connection = uploading()
+    connection.shut()
+    assert (connection.closing, connection.out) == (False, [])
+    connection.refuse_passed(ERROR)
+    assert said(connection).error["code"] == "stream_incomplete"
+    # The rest of the body cannot be told from a next request.
+    assert (connection.closing, connection.lingering) == (True, True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from bridgecore.errors import LocalProtocolError
 from bridgecore.wire.http_client import (
     AnswerDone,
     AnswerHead,
     AnswerPart,
     BadAnswerError,
     HttpClient,
+    InterimHead,
 )
 
 HEADERS = [(b"host", b"a:81"), (b"x-one", b"1")]
@@ -115,3 +117,68 @@ def test_an_answer_that_is_cut_off_is_refused() -> None:
     received(client, CHUNKED[:-9])
     with pytest.raises(BadAnswerError):
         received(client, b"")
+
+
+# ------------------------------------------------------------------ requests by parts
+
+
+def begun(
+    method: bytes = b"GET", length: int | None = None, *, chunked: bool = False
+) -> tuple[HttpClient, bytes]:
+    client = HttpClient(1_000)
+    return client, client.begin(method, b"/v1/files", HEADERS, length, chunked=chunked)
+
+
+@pytest.mark.parametrize(
+    ("length", "chunked", "framing", "sent"),
+    [
+        (None, False, b"", b""),
+        (0, False, b"content-length: 0\r\n", b""),
+        (3, False, b"content-length: 3\r\n", b"abc"),
+        (None, True, b"transfer-encoding: chunked\r\n", b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"),
+    ],
+)
+def test_a_request_can_be_sent_by_parts(
+    length: int | None, chunked: bool, framing: bytes, sent: bytes
+) -> None:
+    client, head = begun(b"POST", length, chunked=chunked)
+    assert head == b"POST /v1/files HTTP/1.1\r\nhost: a:81\r\nx-one: 1\r\n" + framing + b"\r\n"
+    if sent:
+        assert client.body(b"a") + client.body(b"") + client.body(b"bc", last=True) == sent
+    else:
+        assert client.body(b"", last=True) == b""
+
+
+@pytest.mark.parametrize(("part", "last"), [(b"abcd", False), (b"ab", True)])
+def test_a_body_of_another_length_is_not_sent(part: bytes, last: bool) -> None:
+    client, _ = begun(b"POST", 3)
+    with pytest.raises(LocalProtocolError, match="another length"):
+        client.body(part, last=last)
+
+
+def test_interim_answers_are_given_for_a_request_by_parts() -> None:
+    client, _ = begun()
+    hints, head, done = received(
+        client,
+        b"HTTP/1.1 103 Early Hints\r\nlink: a\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    )
+    assert hints == InterimHead(103, [(b"link", b"a")])
+    assert head == AnswerHead(204, [])
+    assert done == AnswerDone(True)
+
+
+def test_a_change_of_protocol_is_refused() -> None:
+    with pytest.raises(BadAnswerError, match="not asked for"):
+        received(asked(), b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("framing", "length"),
+    [(b"content-length: 7", 7), (b"transfer-encoding: chunked", None), (b"x: y", None)],
+)
+def test_an_answer_to_head_has_no_body(framing: bytes, length: int | None) -> None:
+    client, _ = begun(b"HEAD")
+    head, done = received(client, b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n")
+    assert isinstance(head, AnswerHead)
+    assert head.length == length
+    assert done == AnswerDone(True)

@@ -13,6 +13,7 @@ The modules, from the top; each imports only from those below it:
   turns;
 * ``injection``: when a fault strikes a create frame, and how each kind of fault is carried out;
 * ``connection``: one connection: what is to be written, its turns, how it ends, its deadlines;
+* ``api``: the answers to requests over HTTP;
 * ``events``: the answer to a turn, written as events of the API;
 * ``turns``: a turn, its result, and what is still to be sent for it;
 * ``context``: which responses and items the service knows, and a create frame read against them;

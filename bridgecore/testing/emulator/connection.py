@@ -25,6 +25,8 @@ from bridgecore.transport import (
     Send,
     TransportEffect,
 )
+from bridgecore.wire.http import HttpServer
+from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.websocket import WebSocketServer
 
 CLOSE_GRACE = 2 * NS_PER_SECOND  # for the peer to read the last bytes and answer the close
@@ -61,12 +63,17 @@ class SlowReading:
 
 @attrs.define(eq=False)
 class Connection:
-    """An accepted TCP connection and, after the upgrade, the WebSocket on it."""
+    """An accepted TCP connection and, after the upgrade, the WebSocket on it; or HTTP on it."""
 
     number: int
     ordinal: int  # from 1, by order of acceptance
     opened_at: int  # ns
     ws: WebSocketServer
+    # What was received while it is not known whether the connection speaks HTTP or WebSocket; None
+    # from then on.
+    opening: bytearray | None = attrs.Factory(bytearray)
+    http: HttpServer | None = None  # it speaks HTTP
+    head: RequestHead | None = None  # of the HTTP request that is being received
     headers: list[tuple[bytes, bytes]] = attrs.Factory(list)
     authorization: bytes | None = None
     rejected: bool = False  # the upgrade was answered with another status than 101

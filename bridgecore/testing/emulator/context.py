@@ -40,6 +40,14 @@ class PriorResponse:
     size: int  # bytes that a model reads of the items
 
 
+@attrs.frozen
+class Resource:
+    """A stored response as it is retrieved. ``given``: the items that it was made from."""
+
+    response: Json
+    given: tuple[Json, ...]
+
+
 NO_RESPONSE = PriorResponse((), (), 0)
 """What a turn without an anchor continues."""
 
@@ -53,6 +61,8 @@ class Storage:
         factory=dict, init=False
     )
     _items: dict[tuple[bytes | None, str], Json] = attrs.field(factory=dict, init=False)
+
+    _resources: dict[tuple[bytes | None, str], Resource] = attrs.field(factory=dict, init=False)
 
     def response(self, authorization: bytes | None, response_id: str) -> PriorResponse | None:
         """The stored response with that id."""
@@ -73,6 +83,25 @@ class Storage:
         """Store ``item``, if it has an id."""
         if isinstance(item.get("id"), str):
             self._items[authorization, item["id"]] = item
+
+    def resource(self, authorization: bytes | None, response_id: str) -> Resource | None:
+        """The stored response with that id, as it is retrieved."""
+        return self._resources.get((authorization, response_id))
+
+    def add_resource(
+        self, authorization: bytes | None, prior: PriorResponse, resource: Resource
+    ) -> None:
+        """Store how ``prior`` is retrieved."""
+        for name in prior.ids:
+            self._resources[authorization, name] = resource
+
+    def delete(self, authorization: bytes | None, response_id: str) -> None:
+        """Forget the response with that id, under each id that it has."""
+        del self._resources[authorization, response_id]
+        prior = self._responses.get((authorization, response_id))
+        for name in () if prior is None else prior.ids:
+            self._responses.pop((authorization, name), None)
+            self._resources.pop((authorization, name), None)
 
     def clear_responses(self) -> None:
         """Forget all responses, as a service does with expired ones."""

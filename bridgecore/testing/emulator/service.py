@@ -7,6 +7,9 @@ As the real service: ``compaction_trigger`` as an input item gets a compaction i
 else. With ``context_management``, a context of more tokens than ``compact_threshold`` is compacted
 before the answer.
 
+Requests over HTTP are answered on the same port: a connection whose first request asks for no
+upgrade stays with HTTP.
+
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
 against its context and turns its answer into steps; ``_run`` sends the steps, as pacing and
 backpressure permit, and carries out the faults between them.
@@ -24,7 +27,7 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing import answers
 from bridgecore.testing.answers import Answer, CreateFrame, Json, Output, echo
-from bridgecore.testing.emulator import context, errors, events, injection, resource
+from bridgecore.testing.emulator import api, context, errors, events, injection, resource
 from bridgecore.testing.emulator.connection import (
     CLOSE_GRACE,
     Connection,
@@ -65,6 +68,8 @@ from bridgecore.transport import (
     WriteBlocked,
     WriteUnblocked,
 )
+from bridgecore.wire.http import BodyPart, HttpLimits, HttpServer, RequestBody
+from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.websocket import (
     CloseReceived,
     Failed,
@@ -81,6 +86,11 @@ MAX_LANES: Final = 32  # distinct named lanes of one connection
 
 _EPOCH: Final = 1_767_225_600  # Unix seconds at now=0; an arbitrary fixed date
 _STREAM_ID = re.compile(r"[A-Za-z0-9_.-]{1,256}")
+_MAX_HEAD: Final = 65_536  # bytes of the head of an HTTP request
+# The beginning of a request over HTTP, as opposed to what only ``WebSocketServer`` has to judge.
+_HTTP = re.compile(rb"([A-Z]+) ([!-~]+) HTTP/1\.[01]\r\n")
+_UPGRADE = re.compile(rb"\r\nupgrade[ \t]*:", re.IGNORECASE)
+_WRONG_KEY = Error(401, "invalid_api_key", "invalid_request_error", "Incorrect API key provided.")
 _OPENING = frozenset({"response.created", "response.in_progress"})
 
 
@@ -113,6 +123,7 @@ class Emulator:
     accepted: int = attrs.field(default=0, init=False)  # TCP connections, ended ones included
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
     rejections: int = attrs.field(default=0, init=False)  # answered with another status
+    http_requests: list[api.HttpRequest] = attrs.field(factory=list, init=False)
     malformed: int = attrs.field(default=0, init=False)  # frames that are not create frames
     pongs: int = attrs.field(default=0, init=False)  # in answer to pings of ``ReadSlowly``
 
@@ -243,6 +254,78 @@ class Emulator:
                 assert_never(event)
 
     def _receive(self, conn: Connection, data: bytes) -> None:
+        if conn.opening is not None:
+            conn.opening += data
+            is_http = self._begins_http(conn.opening)
+            if is_http is None:
+                return
+            data, conn.opening = bytes(conn.opening), None
+            if is_http:
+                conn.http = HttpServer(HttpLimits(_MAX_HEAD, self.max_message))
+        if conn.http is not None:
+            self._receive_http(conn, conn.http, data)
+        else:
+            self._receive_messages(conn, data)
+
+    def _begins_http(self, opening: bytearray) -> bool | None:
+        """Whether a connection that begins with ``opening`` speaks HTTP, and not WebSocket; None if
+        more of it has to be seen."""
+        head, end, _ = bytes(opening).partition(b"\r\n\r\n")
+        line = _HTTP.match(opening)
+        if line is None:
+            return None if opening[:1].isupper() and b"\n" not in opening and not end else False
+        if not end and len(opening) <= _MAX_HEAD:
+            return None
+        path = urlsplit(line[2].decode("ascii")).path
+        upgrade = _UPGRADE.search(head) is not None
+        return not upgrade and not (line[1] == b"GET" and path == self.path)
+
+    def _receive_http(self, conn: Connection, http: HttpServer, data: bytes) -> None:
+        http.receive(data)
+        while conn.end is None and (event := http.next_event()) is not None:
+            if isinstance(event, RequestHead):
+                conn.head = event
+                conn.out += http.wants_body()
+                continue
+            assert not isinstance(event, BodyPart), "no body is asked for by parts"
+            if isinstance(event, RequestBody):
+                assert conn.head is not None, "a body follows its head"
+                answer = self._answer_http(api.request_of(conn.head, event.data))
+            else:
+                error = Error(event.status, event.code, "invalid_request_error", event.message)
+                answer = api.refuse(error)
+            content_type = [(b"content-type", b"application/json")]
+            close = not isinstance(event, RequestBody)
+            conn.out += http.respond(answer.status, content_type, answer.body, close=close)
+            if http.must_close:
+                conn.finish(End.CLOSE)
+            else:
+                http.start_next()
+
+    def _answer_http(self, request: api.HttpRequest) -> api.HttpAnswer:
+        self.http_requests.append(request)
+        if not self._is_authorized(request.authorization):
+            return api.refuse(_WRONG_KEY)
+        web = api.HttpApi(self._storage, self._mark, self._wall_clock)
+        answer = web.answer(request)
+        if request.method == "DELETE" and answer.status == 200:
+            self._evict(request)
+        return answer
+
+    def _evict(self, request: api.HttpRequest) -> None:
+        """Drop a response that was deleted from the caches of connections, too."""
+        name = request.path.rpartition("/")[2]
+        for conn in self._connections.values():
+            if conn.authorization == request.authorization:
+                for lane, prior in list(conn.cache.items()):
+                    if name in prior.ids:
+                        del conn.cache[lane]
+
+    def _mark(self) -> str:
+        """Makes the ids of one answer over HTTP differ from all others."""
+        return f"{self._hex(self._creates)}{len(self.http_requests):08x}"
+
+    def _receive_messages(self, conn: Connection, data: bytes) -> None:
         for event in conn.ws.receive(data):
             match event:
                 case UpgradeRequested(target, headers):
@@ -295,8 +378,7 @@ class Emulator:
         if urlsplit(target).path != self.path:
             return Error(404, None, "invalid_request_error", f"Invalid URL (GET {target})")
         if not self._is_authorized(authorization):
-            message = "Incorrect API key provided."
-            return Error(401, "invalid_api_key", "invalid_request_error", message)
+            return _WRONG_KEY
         return None
 
     def _is_authorized(self, authorization: bytes | None) -> bool:
@@ -511,6 +593,9 @@ class Emulator:
         conn.cache[turn.request.lane] = finish.prior
         if finish.response["store"]:
             self._storage.add_response(conn.authorization, finish.prior)
+            if isinstance(sent, dict):
+                stored = context.Resource(sent, turn.request.context)
+                self._storage.add_resource(conn.authorization, finish.prior, stored)
 
     def _send_error(self, conn: Connection, lane: str | None, error: Error) -> None:
         conn.send(errors.frame(attrs.evolve(error, shape=self.error_shape), lane))
