@@ -23,7 +23,7 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect, FailureReply
-from bridgecore.recovery.events import Event, Standing
+from bridgecore.recovery.events import Event, Remembers, Standing
 from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
@@ -42,12 +42,14 @@ _TICKS = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONGER = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
 _QUEUE = (Standing.UNANCHORED, Standing.BOUND)
 _STORED = (Standing.UNANCHORED, Standing.HELD_STORED)
+_OVER_HTTP = (*_QUEUE, Standing.HELD)
 # In the order in which they are tried: most mutants are detected in the first, after few states.
 BOUNDS: Sequence[Bounds] = (
     Bounds("mutants", 0, tuple(Standing), _TICKS, 1, late=False),
     Bounds("mutants, a queue", 1, _QUEUE, _TICKS, 1, causes=False, late=False),
     Bounds("mutants, longer times", 0, (*_QUEUE, Standing.HELD), _LONGER, 1, late=False),
     Bounds("mutants, late events", 0, _STORED, _TICKS, 1, remote=False, causes=False),
+    Bounds("mutants, over HTTP", 0, _OVER_HTTP, _TICKS, 1, remote=False, late=False, http=True),
 )
 
 Change = Callable[[SessionState, Event, Transition], Transition]
@@ -120,11 +122,12 @@ _FIELDS = (
         "refusals",
         "past_lifetime",
         "remote",
+        "remembers",
     ),
 )
 _RUNNING = (
     *("phase", "form", "sent", "responses", "doubtful", "replays", "recovered", "fallback"),
-    "paused",
+    *("paused", "over_http"),
 )
 
 
@@ -467,7 +470,18 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
         later = [attrs.evolve(w, deadline=w.deadline + (w.deadline == now)) for w in state.waiting]
         return step(p, attrs.evolve(state, waiting=tuple(later)), event, now)
 
-    for stepper in (any_generation, any_response, too_early, strictly, never_cleared, waits_on):
+    def http_caches(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
+        """A connection that speaks HTTP is taken to have its latest response cached."""
+        transition = step(p, state, event, now)
+        after = transition.state
+        ended = [one for one in transition.effects if isinstance(one, fx.CompleteTurn)]
+        if after.remembers is not Remembers.STORED or not ended or not ended[0].responses:
+            return transition
+        cached = ended[0].responses[-1]
+        return attrs.evolve(transition, state=attrs.evolve(after, cached_response=cached))
+
+    steppers = (any_generation, any_response, too_early, strictly, never_cleared, waits_on)
+    for stepper in (*steppers, http_caches):
         yield Mutant(f"step: {stepper.__name__.replace('_', ' ')}", "step", policy, stepper)
 
 

@@ -128,6 +128,10 @@ class Property(enum.Enum):
         "a session whose owner replica cannot be reached is rebound here, but never after the "
         "owner may have sent the turn"
     )
+    FALLBACK_IS_PROVEN = (
+        "a turn goes over HTTP in place of WebSocket if the policy says so and the upstream has "
+        "refused a WebSocket, or a message of its size on one; only then, at once, and to its end"
+    )
     RECOVERY_DESCENDS = (
         "each further try of a turn uses up one of a bounded number: replays, kinds of refusal, "
         "owners"
@@ -233,6 +237,9 @@ INVARIANTS: Mapping[str, str | tuple[Property, ...]] = {
         _P.SOCKETS_ARE_ROTATED,
         _P.RECOVERED_AT_ONCE,
         _P.RECOVERED_ONCE,
+    ),
+    "HTTP in place of WebSocket is used where the upstream refuses the WebSocket": (
+        _P.FALLBACK_IS_PROVEN,
     ),
     # Circuit breaking
     "only a turn without any event counts against an upstream": _LATER + "there is no circuit",
