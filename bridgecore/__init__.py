@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bridgecore.config import (
         Config,
         Continuity,
+        Fallback,
         OnAmbiguousLoss,
         PeerUrl,
         Rotation,
@@ -92,6 +93,7 @@ __all__ = [
     "Endpoint",
     "EventKind",
     "FailureReply",
+    "Fallback",
     "Gateway",
     "InternalError",
     "LocalProtocolError",
@@ -135,6 +137,7 @@ _HOMES = {
     "Endpoint": "bridgecore.endpoint",
     "EventKind": "bridgecore.wire.responses",
     "FailureReply": "bridgecore.recovery.effects",
+    "Fallback": "bridgecore.config",
     "Gateway": "bridgecore.gateway",
     "InternalError": "bridgecore.errors",
     "LocalProtocolError": "bridgecore.errors",

@@ -71,7 +71,7 @@ class _Turn(NamedTuple):
     anchor: str | None
     due: int  # the end of its whole budget of time
     stage: _Stage = _Stage.WAITING
-    # the kinds of refusal met so far, sorted; "socket": of a WebSocket, or of a message's size on it
+    # the kinds of refusal met so far, sorted; "socket": of a WebSocket, or of a size on one
     refusals: tuple[str, ...] = ()
     ambiguous: int = 0  # resends although the upstream may have accepted it
     orphan: bool = False  # its session was rebound, and it was not sent since
