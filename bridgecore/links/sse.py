@@ -17,7 +17,13 @@ from bridgecore.messages import SendFrame
 from bridgecore.recovery.failure import Closed, Malformed, TimedOut
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.wire.headers import Headers
-from bridgecore.wire.http_client import AnswerDone, AnswerHead, BadAnswerError, HttpClient
+from bridgecore.wire.http_client import (
+    AnswerDone,
+    AnswerHead,
+    AnswerPart,
+    BadAnswerError,
+    HttpClient,
+)
 from bridgecore.wire.responses import answer_error, ends_answer, events_of_response
 from bridgecore.wire.sse import EventTooLongError, SseReader, data_of, is_error
 
@@ -90,8 +96,14 @@ class SseConnection:
     def receive(self, data: bytes, now: int) -> ReadResult:
         """Parse received bytes."""
         read = ReadResult()
+        parts: list[AnswerPart] = []
+        broken: str | None = None
         try:
-            for part in self._http.receive(data):
+            self._http.receive_into(parts, data)
+        except BadAnswerError as exc:
+            broken = str(exc)  # what came before it counts
+        try:
+            for part in parts:
                 if isinstance(part, AnswerHead):
                     self._begin(part)
                 elif isinstance(part, AnswerDone):
@@ -100,8 +112,10 @@ class SseConnection:
                     self._collect(part)
                 else:
                     self._read_events(part, read)
-        except (BadAnswerError, EventTooLongError) as exc:
-            read.loss = Loss(Malformed(str(exc)))
+        except EventTooLongError as exc:
+            broken = str(exc)
+        if broken is not None:
+            read.loss = read.loss or Loss(Malformed(broken))
         return read
 
     def receive_eof(self, now: int) -> ReadResult:

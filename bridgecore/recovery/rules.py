@@ -571,7 +571,7 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
         # The id is evicted. The upstream may still have it in storage, but the bridge holds the
         # chain, which is certain to work: the next attempt is sent in full.
         builder.count_refusal(running.turn.anchor)
-    if running.sent is fx.RequestForm.REHYDRATED and failure.kind is FailureKind.INVALID:
+    if running.sent is fx.RequestForm.REHYDRATED and failure.is_of_input:
         builder.emit(fx.StopRebuilding(running.turn.id))
     builder.recover(situation, failure)
 

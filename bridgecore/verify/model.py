@@ -541,10 +541,7 @@ class _StepCheck:
             as_is = turn.form == RequestForm.AS_IS.value
             if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
                 self._add_dead_end(turn)
-            if (
-                turn.form == RequestForm.REHYDRATED.value
-                and _kind(event.cause) is FailureKind.INVALID
-            ):
+            if turn.form == RequestForm.REHYDRATED.value and classify(event.cause).is_of_input:
                 self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == model.cached and not event.unsent:
                 model.cached = None  # a refusal evicts the id it refers to

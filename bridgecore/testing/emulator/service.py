@@ -31,6 +31,7 @@ from bridgecore.testing.emulator.connection import (
     EndedResponse,
     SlowReading,
 )
+from bridgecore.testing.emulator.http import BEGIN, HttpTurns, Posted
 from bridgecore.testing.emulator.jsontext import decode, encode
 from bridgecore.testing.emulator.turns import Finish, Outcome, RunningTurn, Turn
 from bridgecore.testing.faults import (
@@ -83,8 +84,8 @@ _OPENING = frozenset({"response.created", "response.in_progress"})
 
 @attrs.define(kw_only=True, eq=False)
 class Emulator:
-    """A Responses WebSocket-mode upstream; a ``Machine``. Its attributes may be changed at any
-    time.
+    """A Responses WebSocket-mode upstream, which takes ``POST`` requests, too; a ``Machine``. Its
+    attributes may be changed at any time.
 
     Durations are ns, sizes bytes.
     """
@@ -103,12 +104,15 @@ class Emulator:
     lifetime_grace: int | None = None  # from that refusal to the close; None: the client closes
     context_window: int | None = None  # tokens
     max_message: int = 64 * 1024 * 1024  # a larger one gets close code 1009
+    max_post: int = 64 * 1024 * 1024  # of a request's body over HTTP; a larger one gets a 413
+    ignores_stream: bool = False  # answers over HTTP are JSON, also if a stream is asked for
 
     # Observations.
     requests: list[CreateFrame] = attrs.field(factory=list, init=False)
     turns: list[Turn] = attrs.field(factory=list, init=False)
     accepted: int = attrs.field(default=0, init=False)  # TCP connections, ended ones included
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
+    posts: int = attrs.field(default=0, init=False)  # turns that came over HTTP
     rejections: int = attrs.field(default=0, init=False)  # answered with another status
     malformed: int = attrs.field(default=0, init=False)  # frames that are not create frames
     pongs: int = attrs.field(default=0, init=False)  # in answer to pings of ``ReadSlowly``
@@ -238,6 +242,35 @@ class Emulator:
                 assert_never(event)
 
     def _receive(self, conn: Connection, data: bytes) -> None:
+        if conn.first is not None:
+            data = conn.first + data
+            if len(data) < len(BEGIN) and BEGIN.startswith(data):
+                conn.first = data
+                return
+            conn.first = None
+            if data.startswith(BEGIN):
+                conn.http = HttpTurns(self.max_post, self.ignores_stream)
+        if conn.http is None:
+            self._receive_frames(conn, data)
+        else:
+            self._receive_requests(conn, conn.http, data)
+
+    def _receive_requests(self, conn: Connection, http: HttpTurns, data: bytes) -> None:
+        for request in http.receive(data):
+            error = request if isinstance(request, Error) else self._post_error(conn, request)
+            if error is not None:
+                conn.send_error(error, None)
+            elif isinstance(request, Posted):
+                self.posts += 1
+                self._message(conn, http.create_frame(request))
+        self._received_part(conn, http.mid_message)
+
+    def _post_error(self, conn: Connection, posted: Posted) -> Error | None:
+        conn.headers = posted.headers
+        conn.authorization = next((v for n, v in posted.headers if n == b"authorization"), None)
+        return self._request_error("POST", posted.path, conn.authorization)
+
+    def _receive_frames(self, conn: Connection, data: bytes) -> None:
         for event in conn.ws.receive(data):
             match event:
                 case UpgradeRequested(target, headers):
@@ -263,12 +296,16 @@ class Emulator:
             if conn.deaf or conn.end is not None:
                 return
         conn.out += conn.ws.data_to_send()
-        if conn.ws.mid_message and not conn.mute:
+        self._received_part(conn, conn.ws.mid_message)
+
+    def _received_part(self, conn: Connection, mid_message: bool) -> None:
+        """A part of a frame or request was read, or the whole of it."""
+        if mid_message and not conn.mute:
             if conn.slow is None:
                 self._fault_while_receiving(conn)
             else:
                 conn.read_slowly(conn.slow, self._now)
-        elif not conn.ws.mid_message:
+        elif not mid_message:
             conn.slow = None
         self._advance(conn)
 
@@ -278,7 +315,7 @@ class Emulator:
         for fault in self.faults.at(conn.ordinal, Point.ON_UPGRADE):
             injection.strike_before_upgrade(conn, fault.action)
         if not conn.mute and conn.end is None:
-            error = self._upgrade_error(target, conn.authorization)
+            error = self._request_error("GET", target, conn.authorization)
             if error is not None:
                 conn.reject(errors.http_answer(error))
             else:
@@ -286,9 +323,9 @@ class Emulator:
                 conn.out += conn.ws.accept()
         self.rejections += conn.rejected
 
-    def _upgrade_error(self, target: str, authorization: bytes | None) -> Error | None:
+    def _request_error(self, method: str, target: str, authorization: bytes | None) -> Error | None:
         if urlsplit(target).path != self.path:
-            return Error(404, None, "invalid_request_error", f"Invalid URL (GET {target})")
+            return Error(404, None, "invalid_request_error", f"Invalid URL ({method} {target})")
         if not self._is_authorized(authorization):
             message = "Incorrect API key provided."
             return Error(401, "invalid_api_key", "invalid_request_error", message)
@@ -367,7 +404,8 @@ class Emulator:
         return None
 
     def _is_past_lifetime(self, conn: Connection) -> bool:
-        if self.lifetime is None or self._now < conn.opened_at + self.lifetime:
+        young = self.lifetime is None or self._now < conn.opened_at + self.lifetime
+        if young or conn.http is not None:
             return False
         if self.lifetime_grace is not None and conn.retire_at is None:
             conn.retire_at = self._now + self.lifetime_grace
@@ -393,6 +431,8 @@ class Emulator:
                 if not running.steps and not running.stuck:
                     del conn.running[lane]
                     moved = True
+        if conn.http is not None and conn.http.must_close and conn.end is None:
+            conn.finish(End.CLOSE)
 
     def _start(self, conn: Connection, request: CreateFrame) -> None:
         turn = Turn(request, self.response_id(request.number))
@@ -503,12 +543,13 @@ class Emulator:
             turn.outcome = Outcome.FAILED
             return
         turn.outcome = Outcome.INCOMPLETE if finish.incomplete else Outcome.COMPLETED
-        conn.cache[turn.request.lane] = finish.prior
+        if conn.http is None:
+            conn.cache[turn.request.lane] = finish.prior
         if finish.response["store"]:
             self._storage.add_response(conn.authorization, finish.prior)
 
     def _send_error(self, conn: Connection, lane: str | None, error: Error) -> None:
-        conn.send(errors.frame(attrs.evolve(error, shape=self.error_shape), lane))
+        conn.send_error(attrs.evolve(error, shape=self.error_shape), lane)
 
     # -- faults
 
