@@ -37,7 +37,8 @@ Settings (no output; before the first command):
 Commands, one for each event. Those of a connection take ``generation=N``; default: the latest:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
   ``submit`` takes ``deadline=DURATION``: the end of the turn's budget, since the start of the run
-  ``opened [early=DURATION] [http=1]`` (it speaks HTTP)     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
+  ``opened [early=DURATION] [http=1]`` (it speaks HTTP)     ``sent``
+  ``created [RESPONSE]``     ``output [RESPONSE]``
   ``progress [RESPONSE]`` (an event of an answer without output)
   ``output`` and ``progress`` take ``room=0``: the hold-back buffer is full
   ``ended completed|incomplete [RESPONSE]``
