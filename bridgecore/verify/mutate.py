@@ -242,13 +242,19 @@ def as_read(policy: Policy, state: SessionState) -> SessionState:
     """``state`` normalised in what no rule reads in it. Tests check that the rules behave alike in
     the normalised state.
 
-    SEND_SKIPPED is equivalent to OPEN. While a connect is under way, no rule reads how far the last
-    attempt had come. While an answer is awaited, no rule reads the planned form or the fallback
-    answer: each way back to a send decides them anew.
+    SEND_SKIPPED is equivalent to OPEN. Without a connection no rule reads what it remembers, and
+    while one is opened only a policy that falls back to HTTP does. While a connect is under way, no
+    rule reads how far the last attempt had come. While an answer is awaited, no rule reads the
+    planned form or the fallback answer: each way back to a send decides them anew.
     """
     running, lifecycle = state.running, state.lifecycle
     if lifecycle is Lifecycle.SEND_SKIPPED:
         lifecycle = Lifecycle.OPEN
+    remembers = state.remembers
+    if lifecycle is Lifecycle.CLOSED or (
+        lifecycle is Lifecycle.RECONNECTING and not _falls_back(policy)
+    ):
+        remembers = Remembers.LATEST
     if running is not None and lifecycle is Lifecycle.RECONNECTING:
         running = attrs.evolve(running, phase=AttemptPhase.UNSENT)
     elif running is not None:
@@ -256,7 +262,11 @@ def as_read(policy: Policy, state: SessionState) -> SessionState:
         if phase is AttemptPhase.CREATED and _one_row(policy):
             phase = AttemptPhase.OUTPUT
         running = attrs.evolve(running, phase=phase, form=None, fallback=None)
-    return attrs.evolve(state, running=running, lifecycle=lifecycle)
+    return attrs.evolve(state, running=running, lifecycle=lifecycle, remembers=remembers)
+
+
+def _falls_back(policy: Policy) -> bool:
+    return any(remedy.action is Action.FALL_BACK for remedy in policy.cells.values())
 
 
 def _one_row(policy: Policy) -> bool:
@@ -646,6 +656,10 @@ KEPT: Mapping[Property, str] = {
     Property.REBIND_CODE_IS_PROVEN: (
         "the default policy never answers the code for a local session, so there it also breaks "
         "ANSWER_TELLS_WHAT_HAPPENED; for policies that do, as pr397, only this one checks it"
+    ),
+    Property.FALLBACK_IS_PROVEN: (
+        "the default policy never falls back; for a policy that does, it detects one that does not "
+        "stay with HTTP, or asks for it without a reason (tests/verify)"
     ),
     Property.RECOVERY_DESCENDS: (
         "a try that uses up no budget also breaks a property of forms or answers; this one proves "

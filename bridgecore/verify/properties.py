@@ -174,6 +174,7 @@ INVARIANTS: Mapping[str, str | tuple[Property, ...]] = {
         _P.RECOVERED_ONCE,
         _P.REFUSED_IS_NOT_REPEATED,
         _P.REFUSED_PLAN_ENDS,
+        _P.FALLBACK_IS_PROVEN,
         _P.REFUSALS_ARE_BOUNDED,
         _P.SILENCE_DROPS_THE_SOCKET,
     ),
@@ -237,9 +238,6 @@ INVARIANTS: Mapping[str, str | tuple[Property, ...]] = {
         _P.SOCKETS_ARE_ROTATED,
         _P.RECOVERED_AT_ONCE,
         _P.RECOVERED_ONCE,
-    ),
-    "HTTP in place of WebSocket is used where the upstream refuses the WebSocket": (
-        _P.FALLBACK_IS_PROVEN,
     ),
     # Circuit breaking
     "only a turn without any event counts against an upstream": _LATER + "there is no circuit",
