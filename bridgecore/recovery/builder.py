@@ -440,7 +440,16 @@ class TransitionBuilder:
         """Whether an earlier attempt with this anchor was answered with not-found or silence."""
         running = self.running
         unknown = FailureKind.NOT_FOUND in running.recovered
-        return unknown or dict(self.refusals).get(running.turn.anchor, 0) > 0
+        return unknown or self.was_refused(running.turn.anchor)
+
+    def was_refused(self, anchor: str | None) -> bool:
+        """Whether a refusal of ``anchor`` is counted."""
+        return dict(self.refusals).get(anchor, 0) > 0
+
+    @property
+    def rebuilds_often(self) -> bool:
+        """Whether a rebuilt input is the rule on this connection, and not what follows a loss."""
+        return self.remembers is Remembers.STORED
 
     def forgive(self, anchor: str | None) -> None:
         """Forget the refusals of ``anchor``: it worked, or its turn was answered otherwise."""

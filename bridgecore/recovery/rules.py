@@ -550,6 +550,8 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
     neither this turn nor a later one repeats what was refused (REFUSED_IS_NOT_REPEATED): the
     connection forgets the anchor, the history match is given up (``StopInjecting``), a stored
     anchor is sent in full next time, and a rebuilt input is not rebuilt again (``StopRebuilding``).
+    Over HTTP every input is rebuilt, so there what is wrong is most often what the client has
+    added: only a second refusal in a row ends the rebuilding.
     """
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
@@ -572,7 +574,10 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
         # chain, which is certain to work: the next attempt is sent in full.
         builder.count_refusal(running.turn.anchor)
     if running.sent is fx.RequestForm.REHYDRATED and failure.is_of_input:
-        builder.emit(fx.StopRebuilding(running.turn.id))
+        if builder.rebuilds_often and not builder.was_refused(running.turn.anchor):
+            builder.count_refusal(running.turn.anchor)
+        else:
+            builder.emit(fx.StopRebuilding(running.turn.id))
     builder.recover(situation, failure)
 
 

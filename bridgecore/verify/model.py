@@ -542,7 +542,11 @@ class _StepCheck:
             if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
                 self._add_dead_end(turn)
             if turn.form == RequestForm.REHYDRATED.value and classify(event.cause).is_of_input:
-                self.to_stop.add("rebuilding")
+                # Over HTTP, where every input is rebuilt, the first refusal is only counted.
+                if model.http and not self._is_known_to_fail(turn):
+                    self._add_dead_end(turn)
+                else:
+                    self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == model.cached and not event.unsent:
                 model.cached = None  # a refusal evicts the id it refers to
             if kind == "limit":

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from bridgecore.config import Fallback, Rotation
-from bridgecore.testing import Abort, CloseWith, Emulator, Fault, Point, Reject, Text
+from bridgecore.testing import CATALOGUE, Abort, CloseWith, Emulator, Fault, Point, Reject, Text
 from bridgecore.testing.faults import EVERY, Error, Freeze, Garbage, ReadSlowly, SendEvents, Silence
 from bridgecore.testing.network import WINDOW
 from tests.endpoint_clients import Historian, Talker, assert_empty, frame, heal, held, strike, user
 from tests.endpoint_world import NOT_FOUND, SECOND, World
 
 URL = "http://up/v1"
+UPGRADING = (Point.ON_CONNECT, Point.ON_UPGRADE)
 NO_WEBSOCKET = [404, 405, 426, 501]
 
 
@@ -355,4 +356,38 @@ def test_nothing_is_preloaded_over_http(url: str | None) -> None:
     assert len(world.frames) == 1
     talker.attempt(user("two"))
     assert len(world.frames) == 2
+    assert_empty(world)
+
+
+# ------------------------------------------------------------------ every named fault
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_conversation_survives_each_named_fault(name: str) -> None:
+    world = over_http(turn_timeout=200 * SECOND)
+    talker = Talker(world)
+    talker.attempt(user("one"))
+    fault = CATALOGUE[name].fault
+    nth = world.emulator.accepted if fault.point in UPGRADING else len(world.frames)
+    world.emulator.faults.add(nth + 1, fault)
+    talker.attempt(user("two"), wait=300)
+    heal(world)
+    talker.turn(user("two"))
+    talker.turn(user("three"))
+    assert_empty(world)
+
+
+def test_a_rebuilt_input_that_is_refused_twice_is_not_rebuilt_again() -> None:
+    """Once is most often what the client has added, and what it sends next is answered."""
+    world = over_http()
+    talker = Talker(world)
+    talker.attempt(user("one"))
+    refusal = Error(400, "invalid_prompt", "invalid_request_error", "No.")
+    for number in (2, 4, 5):
+        world.emulator.faults.add(number, Fault(Point.BEFORE_CREATED, refusal))
+    assert talker.attempt(user("bad")).status == 400
+    assert talker.attempt(user("good")).status == 200
+    assert [talker.attempt(user("bad")).status for _ in range(2)] == [400, 400]
+    assert talker.attempt(user("good")).status == 502
+    assert len(world.frames) == 5
     assert_empty(world)

@@ -247,12 +247,14 @@ def test_warming_and_replaying_are_watched(policy: Policy, stepper: Step, prop: 
 FEW = attrs.evolve(OVER_HTTP, standings=(Standing.UNANCHORED, Standing.HELD))
 
 
+@pytest.mark.timeout(240)
 def test_falling_back_breaks_no_property() -> None:
     report = explore(falling_back(DEFAULT), OVER_HTTP, most=ALL)
     assert report.complete
     assert report.counterexamples == []
 
 
+@pytest.mark.timeout(240)
 def test_a_replaying_policy_that_falls_back_breaks_only_no_ambiguous_resend() -> None:
     without = frozenset({Property.NO_AMBIGUOUS_RESEND})
     report = explore(falling_back(replaying(DEFAULT)), FEW, most=ALL, without=without)
