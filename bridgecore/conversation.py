@@ -612,7 +612,7 @@ class Conversation:
         self._out.append(
             OpenLink(number, self.headers, None if self.owner is None else self.owner.url, http)
         )
-        self._log(LogLevel.INFO, "session.connect")
+        self._log(LogLevel.INFO, "session.connect", **({"over": "http"} if http else {}))
 
     def _close(self) -> None:
         if self.link is not None:

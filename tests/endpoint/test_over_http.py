@@ -231,6 +231,9 @@ def test_an_upstream_without_websocket_is_reached_over_http(status: int) -> None
         assert talker.attempt(user(f"q{number}")).status == 200
         world.advance(5)
     assert (world.emulator.rejections, world.emulator.posts) == (1, 3)
+    over = [log.fields.get("over") for log in world.net.logs if log.event == "session.connect"]
+    assert over == [None, *["http"] * (len(over) - 1)]
+    assert len(over) > 1
     Talker(world).attempt(user("another conversation"))
     assert world.emulator.rejections == 1  # it is of the upstream, not of a conversation
     assert_empty(world)

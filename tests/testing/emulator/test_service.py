@@ -93,7 +93,7 @@ def test_upgrade_is_rejected(target: str, token: str | None, status: int) -> Non
     assert isinstance(w.connect(target="/v1/responses?x=1", token="good").events[0], Upgraded)
 
 
-@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("method", [b"GET", b"PUT"])
 def test_plain_http_is_426(method: bytes) -> None:
     w = world()
     link = w.accept()
