@@ -111,8 +111,11 @@ class Failure:
 
     @property
     def is_of_input(self) -> bool:
-        """Whether it says that something is wrong with the input of the turn: a 4xx, but not one
-        about the credential or the account, which another try may find in order."""
+        """Whether it says that something is wrong with the input of the turn.
+
+        A 4xx does, but not one about the credential or the account, which another try may find in
+        order.
+        """
         return self.kind is FailureKind.INVALID and self.status not in _ACCOUNT
 # fmt: on
 
