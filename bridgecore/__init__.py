@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bridgecore.config import (
         Config,
         Continuity,
+        Fallback,
         HttpUrl,
         OnAmbiguousLoss,
         PeerUrl,
@@ -93,6 +94,7 @@ __all__ = [
     "Endpoint",
     "EventKind",
     "FailureReply",
+    "Fallback",
     "Gateway",
     "HttpUrl",
     "InternalError",
@@ -137,6 +139,7 @@ _HOMES = {
     "Endpoint": "bridgecore.endpoint",
     "EventKind": "bridgecore.wire.responses",
     "FailureReply": "bridgecore.recovery.effects",
+    "Fallback": "bridgecore.config",
     "Gateway": "bridgecore.gateway",
     "InternalError": "bridgecore.errors",
     "LocalProtocolError": "bridgecore.errors",

@@ -28,7 +28,7 @@ from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.peers import Peers
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
 from bridgecore.api_error import NOT_DISPATCHED, ApiError, api_error, render_answer
-from bridgecore.config import Config, OnAmbiguousLoss, Rotation, Store
+from bridgecore.config import Config, Fallback, OnAmbiguousLoss, Rotation, Store
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
@@ -67,7 +67,8 @@ from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence, TimedOut, classify
-from bridgecore.recovery.policy import Policy, Timeouts, replaying
+from bridgecore.recovery.policy import Policy, Timeouts, falling_back, replaying
+from bridgecore.recovery.refusals import SocketRefusals
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
@@ -108,6 +109,12 @@ class Bridge:
         self._memory = Memory(config)
         self._intake = Intake(config, self._memory, config.turn_timeout, resolver)
         self._refused = RefusedFrames()
+        self._refused_http = RefusedFrames()
+        self._sockets = SocketRefusals(
+            always=config.upstream.http,
+            enabled=config.fallback is Fallback.HTTP,
+            period=config.fallback_period,
+        )
         self._shared = Shared(
             self._policy,
             self._memory,
@@ -116,6 +123,8 @@ class Bridge:
             log_level=config.log_level,
             shortcuts=config.shortcuts,
             replicated=config.store is Store.DRIVER,
+            refused_http=self._refused_http,
+            sockets=self._sockets,
         )
         self._replica: Replica | None = None
         if config.store is Store.DRIVER:
@@ -729,6 +738,8 @@ def _policy_of(config: Config) -> Policy:
     policy = config.policy
     if config.ambiguous is OnAmbiguousLoss.REPLAY:
         policy = replaying(policy)
+    if config.fallback is Fallback.HTTP:
+        policy = falling_back(policy)
     return attrs.evolve(
         policy,
         timeouts=Timeouts(

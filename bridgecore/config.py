@@ -20,23 +20,27 @@ from bridgecore.telemetry import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 
-_PORTS = {"ws": 80, "wss": 443}
+_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
 _PEER_PORTS = {"http": 80, "https": 443}
+_RESPONSES = "/responses"
 
 
 @attrs.frozen
 class UpstreamUrl:
-    """The URL of the upstream's WebSocket, parsed. Build it with ``parse``."""
+    """The URL at which the upstream takes turns, parsed. Build it with ``parse``."""
 
     host: str
     port: int
     tls: bool
-    target: str  # path and query, as the upgrade request sends them
+    target: str  # path and query, as requests send them
     authority: str  # the Host header's value
+    http: bool = False  # over HTTP only; otherwise by WebSocket
 
     @classmethod
     def parse(cls, url: str) -> UpstreamUrl:
-        """Parse ``ws://host[:port]/path`` or ``wss://...``.
+        """Parse ``ws://host[:port]/path`` or ``wss://...``, the URL of a WebSocket; or
+        ``http://host[:port]/path`` or ``https://...``, the base URL of the API, as clients have it,
+        with or without ``/responses`` at its end.
 
         Raises:
             ConfigError: ``url`` cannot be used; the message says why.
@@ -46,19 +50,23 @@ class UpstreamUrl:
             raise ConfigError("upstream URL must not carry credentials: clients send their own")
         if parts.fragment:
             raise ConfigError(
-                f"upstream URL {url!r} must not have a fragment (RFC 6455, section 3)"
+                f"upstream URL {url!r} must not have a fragment: no request carries one"
             )
         if port == 0:
             raise ConfigError(f"upstream URL {url!r}: port must be 1 to 65535")
+        http = parts.scheme in _PEER_PORTS
         target = parts.path or "/"
+        if http:
+            target = target.rstrip("/").removesuffix(_RESPONSES) + _RESPONSES
         if parts.query:
             target += "?" + parts.query
         return cls(
             host=parts.hostname or "",
             port=port,
-            tls=parts.scheme == "wss",
+            tls=parts.scheme in ("wss", "https"),
             target=target,
             authority=parts.netloc,
+            http=http,
         )
 
 
@@ -179,6 +187,13 @@ class OnAmbiguousLoss(enum.Enum):
 
     REFUSE = "refuse"  # refuse it as retriable: the client decides whether to run it again
     REPLAY = "replay"  # send it again, within the policy's budget: it may run twice
+
+
+class Fallback(enum.Enum):
+    """What to do where the upstream refuses a WebSocket, or a message for its size on one."""
+
+    NONE = "none"  # refuse the turn
+    HTTP = "http"  # send it over HTTP
 
 
 class Rotation(enum.Enum):
@@ -306,6 +321,8 @@ class Config:
     body_timeout: int = _seconds(60)  # until a request body must be complete
 
     ambiguous: OnAmbiguousLoss = OnAmbiguousLoss.REFUSE
+    # Over HTTP a turn is sent with its whole context, unless its context is stored upstream.
+    fallback: Fallback = Fallback.NONE
     rotation: Rotation = Rotation.LAZY
     continuity: Continuity = Continuity.TRANSCRIPT
     transcript_bytes: int = 256 * 1024 * 1024  # all transcripts together
@@ -351,6 +368,10 @@ class Config:
     ping_timeout: int = _seconds(20)  # from a ping to a sign of life
     client_idle: int = _seconds(300)  # until an idle client connection is closed
     close_timeout: int = _seconds(2)  # from our close to the peer's
+    # For how long what the upstream has refused over WebSocket is sent over HTTP. Long enough that
+    # the refusals cost nothing, and short enough that a proxy that was being deployed does not cost
+    # whole contexts for hours.
+    fallback_period: int = _seconds(600)
     max_sessions: int = 10_000  # conversations with a session; idle ones are evicted for new ones
     # Turns that may wait for one conversation's session; 0: a second turn is refused at once.
     max_waiting: int = attrs.field(default=64, metadata={"least": 0})

@@ -46,8 +46,14 @@ from bridgecore.recovery.failure import (
     Malformed,
     Unreachable,
 )
-from bridgecore.recovery.inflight import ANSWERING, concerns_unsent, proves_too_large
+from bridgecore.recovery.inflight import (
+    ANSWERING,
+    concerns_unsent,
+    proves_no_websocket,
+    proves_too_large,
+)
 from bridgecore.recovery.policy import Policy
+from bridgecore.recovery.refusals import SocketRefusals
 from bridgecore.recovery.rules import ENDED_RESPONSE
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase
@@ -76,10 +82,11 @@ class Numbers:
 
 @attrs.define(eq=False)
 class Shared:
-    """What all conversations of one bridge use together. ``max_held``: bytes of events that a link
-    may hold back, so that an upstream cannot fill the memory before its first output.
-    ``log_level``: log records below it are not made. ``shortcuts``: see ``Config``. ``replicated``:
-    responses are committed to a store."""
+    """What all conversations of one bridge use together. ``refused``: frames that the upstream took
+    for too large on a WebSocket, ``refused_http``: those over HTTP. ``sockets``: what else it has
+    refused on one. ``max_held``: bytes of events that a link may hold back, so that an upstream
+    cannot fill the memory before its first output. ``log_level``: log records below it are not
+    made. ``shortcuts``: see ``Config``. ``replicated``: responses are committed to a store."""
 
     policy: Policy
     memory: Memory
@@ -88,6 +95,8 @@ class Shared:
     log_level: LogLevel = LogLevel.DEBUG
     shortcuts: bool = True
     replicated: bool = False
+    refused_http: RefusedFrames = attrs.Factory(RefusedFrames)
+    sockets: SocketRefusals = attrs.Factory(SocketRefusals)
     numbers: Numbers = attrs.Factory(Numbers)
 
 
@@ -113,7 +122,8 @@ class Conversation:
     """One conversation. Its methods handle a message each and return the effects, in order.
 
     ``scope``: the tenant; the bridge never brings a turn of another one here. ``headers``: for the
-    upgrade request of the next link, from the latest turn that came while no other was running.
+    upgrade request of the next link, or for requests over HTTP, from the latest turn that came
+    while no other was running.
     ``retired``: the session is over; the bridge then drops the conversation. ``key``: names it in
     the store, empty without one. ``fenced``: another replica may own it, so nothing more is sent.
     ``owner``: the replica to which it leads, if its turns are forwarded there. Then nothing about
@@ -230,8 +240,9 @@ class Conversation:
         any frame was sent."""
         link = self._present_link
         early = _early(link.number, self.shared.policy.timeouts.lifetime)
+        remembers = ev.Remembers.STORED if link.http else ev.Remembers.LATEST
         link.reading = True
-        self._step(ev.ConnectionOpened(link.generation, early), now)
+        self._step(ev.ConnectionOpened(link.generation, early, remembers), now)
         for message in messages:
             event = read_event(message)
             if event is None:
@@ -252,7 +263,7 @@ class Conversation:
 
     def lost(self, loss: LinkLost, now: int) -> list[BridgeEffect]:
         """The link was lost, or could not be opened."""
-        self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=False)
+        self._connection_lost(self._present_link, loss.cause, loss.error, now, unsent=loss.unsent)
         return self._take()
 
     @property
@@ -284,7 +295,8 @@ class Conversation:
             if lost is None:
                 self._out += unsent
             else:
-                self._connection_lost(link, lost.cause, lost.error, now, unsent=bool(unsent))
+                held = bool(unsent) or lost.unsent
+                self._connection_lost(link, lost.cause, lost.error, now, unsent=held)
         return self._take()
 
     @property
@@ -420,7 +432,7 @@ class Conversation:
             terminal = read_terminal(upstream, streamed, shortcuts=self.shared.shortcuts)
             event = self._ended(link, turn, upstream, terminal)
         elif kind is EventKind.ERROR:
-            event = self._refused(link, turn, upstream.error)
+            event = self._refused(link, turn, upstream.error, now)
         elif kind is EventKind.OTHER and self.session.state.phase not in ANSWERING:
             event = self._unknown(link, turn, upstream)
             if event is None:
@@ -436,11 +448,13 @@ class Conversation:
         if self.session.state.phase is Phase.OUTPUT:
             link.stragglers.note(upstream)
 
-    def _refused(self, link: Generation, turn: RoutedTurn | None, error: ErrorFrame) -> ev.Event:
+    def _refused(
+        self, link: Generation, turn: RoutedTurn | None, error: ErrorFrame, now: int
+    ) -> ev.Event:
         """An error frame, as an event of the session."""
         if turn is not None:
             turn.error = error
-            self._remember_size(turn, error)
+            self._remember_size(link, turn, error, now)
         return ev.UpstreamRefused(link.generation, error)
 
     def _unknown(
@@ -496,14 +510,23 @@ class Conversation:
         if turn is not None and error is not None:
             turn.error = error
         if turn is not None and not unsent:
-            self._remember_size(turn, cause)
+            self._remember_size(link, turn, cause, now)
+        if proves_no_websocket(cause):
+            self.shared.sockets.refused(now)
         self._step(ev.ConnectionLost(link.generation, cause, unsent), now)
         self._log(LogLevel.INFO, "session.connection_lost")
 
-    def _remember_size(self, turn: RoutedTurn, cause: Evidence) -> None:
-        """If ``cause`` proves that the turn's frame is too large, do not send that frame again."""
+    def _remember_size(self, link: Generation, turn: RoutedTurn, cause: Evidence, now: int) -> None:
+        """If ``cause`` proves that the turn's frame is too large, do not send that frame again in
+        the same way."""
         if turn.frame and proves_too_large(self.session.state, cause):
-            self.shared.refused.add(turn.recall.scope, turn.frame)
+            self._too_large(link).add(turn.recall.scope, turn.frame)
+            if not link.http:
+                self.shared.sockets.too_large(len(turn.frame), now)
+
+    def _too_large(self, link: Generation) -> RefusedFrames:
+        """The frames that the upstream does not take on a link of that kind."""
+        return self.shared.refused_http if link.http else self.shared.refused
 
     # ------------------------------------------------------------ the session's effects
 
@@ -577,15 +600,19 @@ class Conversation:
     # ------------------------------------------------------------ links and frames
 
     def _open(self, effect: fx.OpenConnection, now: int) -> None:
-        if self.fenced:
-            self._step(ev.ConnectionLost(effect.generation, _NOT_OWNED), now)
+        http = effect.http or (self.owner is None and self.shared.sockets.http(now))
+        turn = self.running
+        if self.fenced or (http and turn is not None and turn.warms):
+            cause = _NOT_OWNED if self.fenced else _NOTHING_TO_PRELOAD
+            self._step(ev.ConnectionLost(effect.generation, cause), now)
             return
         number = self.shared.numbers.next()
-        self.link = Generation(number, effect.generation, HeldEvents(self.shared.max_held))
+        held = HeldEvents(self.shared.max_held)
+        self.link = Generation(number, effect.generation, held, http)
         self._out.append(
-            OpenLink(number, self.headers, None if self.owner is None else self.owner.url)
+            OpenLink(number, self.headers, None if self.owner is None else self.owner.url, http)
         )
-        self._log(LogLevel.INFO, "session.connect")
+        self._log(LogLevel.INFO, "session.connect", **({"over": "http"} if http else {}))
 
     def _close(self) -> None:
         if self.link is not None:
@@ -607,13 +634,16 @@ class Conversation:
         link.stragglers.begin()
         frame = turn.recall.frame(effect.form, self._stand_in(link, turn))
         turn.form, turn.sent, turn.frame = effect.form, len(frame), frame
-        if (turn.recall.scope, frame) in self.shared.refused:
+        known = (turn.recall.scope, frame) in self._too_large(link)
+        if known or not (link.http or self.shared.sockets.takes(len(frame), now)):
             turn.error = _TOO_LARGE
             self._step(ev.UpstreamRefused(effect.generation, _TOO_LARGE, unsent=True), now)
             return
         turn.cell = _cell(self.session, turn.id)
         out = link.unsent if link.reading else self._out
-        headers = [] if turn.sign is None else turn.sign(frame, now)
+        headers = self.headers if link.http else []
+        if turn.sign is not None:
+            headers = turn.sign(frame, now)
         out.append(SendFrame(link.number, frame, headers))
         if self.shared.log_level <= LogLevel.DEBUG:
             out.append(self._line(LogLevel.DEBUG, "turn.sent", {**_about(turn), **_sent(turn)}))
@@ -633,7 +663,7 @@ class Conversation:
         Skipped if no turn came since the last preload, or a conversation that is no longer used
         would be preloaded for ever, and each time costs its input tokens.
         """
-        if self.template is None or self.warmed:
+        if self.template is None or self.warmed or self.shared.sockets.http(now):
             return
         recall = self.shared.memory.warm_up(self.scope, anchor, self.template, now)
         if recall is None:
@@ -816,6 +846,8 @@ _TOO_LARGE: Final = ErrorFrame(
 )
 # The cause for a turn that must not be sent, because this replica does not own its conversation.
 _NOT_OWNED: Final = Unreachable("not owned")
+# The same for a preload of a connection that would speak HTTP, and remember nothing.
+_NOTHING_TO_PRELOAD: Final = Unreachable("over HTTP")
 _CONTINUABLE: Final = frozenset({ev.Outcome.COMPLETED, ev.Outcome.INCOMPLETE})
 _PLAIN: Final = frozenset({EventKind.OUTPUT, EventKind.PROGRESS, EventKind.OTHER})
 

@@ -31,6 +31,7 @@ from bridgecore.fronts.request import RequestConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.forward import ForwardConnection
+from bridgecore.links.sse import SseConnection
 from bridgecore.links.websocket import WebSocketConnection
 from bridgecore.ownership.forwards import ForwardVerifier
 from bridgecore.ownership.store import Answer
@@ -581,12 +582,13 @@ class Endpoint:
         """Pass on the result of one read: all of its messages in one event, with the loss, if
         any."""
         was_open = upstream.stage is not Stage.CLOSING
-        if read.opened:
-            self._schedule.set(conn, upstream.deadline)
+        self._schedule.set(conn, upstream.deadline)
         if read.reply:
-            self._out.append(tp.Send(conn, read.reply))
+            self._out.append(tp.Send(conn, read.reply, notify=read.sends))
         loss = read.loss
-        lost = None if loss is None else msg.LinkLost(upstream.link, loss.cause, loss.error)
+        lost = None
+        if loss is not None:
+            lost = msg.LinkLost(upstream.link, loss.cause, loss.error, upstream.unsent)
         if loss is not None:
             if loss.goodbye:
                 # Our last frame says why the link ends and is still to be sent: close, not abort.
@@ -618,7 +620,7 @@ class Endpoint:
         if relayed is None:
             return False
         plain = read.loss is None and not read.opened and self._drain_deadline is None
-        plain = plain and not read.progress
+        plain = plain and not read.progress and not read.sends
         answer = relayed.stream.take(read.messages, self._now) if plain else None
         if answer is None:
             del self._relayed[conn]
@@ -650,7 +652,7 @@ class Endpoint:
         """Forget an upstream connection, and report the loss unless the bridge closed the link."""
         upstream = self._forget_upstream(conn)
         if upstream is not None and upstream.stage is not Stage.CLOSING:
-            self._drive(msg.LinkLost(upstream.link, cause, error))
+            self._drive(msg.LinkLost(upstream.link, cause, error, upstream.unsent))
 
     def _forget_upstream(self, conn: int) -> UpstreamConnection | None:
         upstream = self._upstreams.pop(conn, None)
@@ -793,8 +795,7 @@ class Endpoint:
             if conn is not None:  # otherwise it was lost, and LinkLost is queued
                 upstream = self._upstreams[conn]
                 frame = upstream.send(effect, self._now)
-                if effect.headers:  # a request of its own: its answer has a deadline from now on
-                    self._schedule.set(conn, upstream.deadline)
+                self._schedule.set(conn, upstream.deadline)
                 if frame:  # otherwise it waits for frames that the transport has yet to take
                     self._out.append(tp.Send(conn, frame, notify=True))
         elif isinstance(effect, msg.PauseLink):
@@ -823,6 +824,8 @@ class Endpoint:
     def _new_link(self, effect: msg.OpenLink) -> UpstreamConnection:
         if effect.owner is not None:
             return ForwardConnection(self._config, effect.link, effect.owner)
+        if effect.http:
+            return SseConnection(self._config, effect.link)
         return WebSocketConnection(self._config, effect.link, effect.headers, self._now)
 
     def _answer(self, effect: msg.AnswerEffect) -> None:

@@ -56,12 +56,14 @@ class HeldEvents:
 class Generation:
     """One link as its conversation sees it.
 
-    ``number``: names it in messages; ``generation``: names it in events of the session.
+    ``number``: names it in messages; ``generation``: names it in events of the session. ``http``:
+    it speaks HTTP.
     """
 
     number: int
     generation: int
     held: HeldEvents
+    http: bool = False
     stragglers: Stragglers = attrs.Factory(Stragglers)
     noise: int = 0  # messages that are no events, since the last event
     noise_size: int = 0  # their bytes

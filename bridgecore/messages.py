@@ -26,7 +26,7 @@ from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.failure import ErrorFrame, Evidence
 from bridgecore.telemetry import Log
-from bridgecore.wire.requests import CreateRequest
+from bridgecore.wire.requests import CreateRequest, post_body
 from bridgecore.wire.responses import UpstreamEvent
 
 # ---------------------------------------------------------------- events
@@ -126,12 +126,13 @@ class LinkOpened:
 
 @attrs.define
 class LinkLost:
-    """The link was lost, or could not be opened. ``error``: the upstream's error, if it sent
-    one."""
+    """The link was lost, or could not be opened. ``error``: the upstream's error, if it sent one.
+    ``unsent``: no byte of the message of the last ``SendFrame`` was written."""
 
     link: int
     cause: Evidence
     error: ErrorFrame | None = None
+    unsent: bool = False
 
 
 @attrs.define
@@ -262,13 +263,18 @@ class ContextPrepared:
 class OpenLink:
     """Open a WebSocket to the upstream, with ``headers`` in the upgrade request.
 
-    With ``owner``, which only happens if ``Config.cluster_secrets`` is set: open a connection to
-    the replica there instead. Each message to it is an HTTP request of its own.
+    With ``http``, which only happens if the URL of the upstream has such a scheme or with
+    ``Fallback.HTTP``: open a connection that speaks HTTP. Each message is carried by a ``POST``
+    request (``SendFrame.post_body``), and the events of its answer, a stream of server-sent events,
+    are the messages of the link. With ``owner``, which only happens if ``Config.cluster_secrets``
+    is set: open a connection to the replica there instead. Each message to it is an HTTP request of
+    its own.
     """
 
     link: int
     headers: list[tuple[bytes, bytes]]
     owner: PeerUrl | None = None
+    http: bool = False
 
 
 @attrs.define
@@ -281,11 +287,16 @@ class CloseLink:
 @attrs.define
 class SendFrame:
     """Send ``data`` as one text message, then report ``LinkFrameSent``. ``headers``: of the request
-    that carries it, on a link to another replica."""
+    that carries it, on a link over HTTP or to another replica."""
 
     link: int
     data: bytes
     headers: list[tuple[bytes, bytes]] = attrs.Factory(list)
+
+    @property
+    def post_body(self) -> bytes:
+        """The body of the ``POST`` request that carries the message over HTTP."""
+        return post_body(self.data)
 
 
 @attrs.define

@@ -33,6 +33,7 @@ from bridgecore.intake import Arriving, Intake
 from bridgecore.ownership.forwards import Forward
 from bridgecore.ownership.holdings import Holdings
 from bridgecore.ownership.lease import LeaseStage
+from bridgecore.recovery.refusals import SocketRefusals
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.replica import Replica
@@ -197,6 +198,11 @@ def _holdings(holdings: Holdings) -> Value:
     )
 
 
+def _sockets(sockets: SocketRefusals) -> Value:
+    *times, size = sockets.snapshot()
+    return (*[At(time) if time else None for time in times], size)
+
+
 # Classes that are not compared field by field, and how.
 _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     Session: _session,
@@ -204,6 +210,7 @@ _WHOLE: Final[Mapping[type, Callable[[Any], Value]]] = {
     Memory: _memory,
     Holdings: _holdings,
     RefusedFrames: RefusedFrames.snapshot,
+    SocketRefusals: _sockets,
     CreateRequest: lambda request: (request.frame, request.stream),  # the rest is in the frame
     Node: lambda node: (node.response_id, node.injectable, node.rebuildable),  # else see Memory
 }

@@ -37,6 +37,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
             "PeerUrl",
             "Continuity",
             "OnAmbiguousLoss",
+            "Fallback",
             "Rotation",
             "Store",
             "Resolver",

@@ -110,7 +110,7 @@ class World:
         self.net = Network(split)
         self.emulator = Emulator() if emulator is None else emulator
         self.net.add(self.emulator, "up", 80)
-        url = UpstreamUrl.parse("ws://up/v1/responses")
+        url = UpstreamUrl.parse(settings.pop("url", "ws://up/v1/responses"))
         # Without transcripts, so that what only a lost connection knew is lost; for tests with
         # transcripts there is tests/endpoint_clients.py.
         settings.setdefault("continuity", Continuity.PASSTHROUGH)

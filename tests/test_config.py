@@ -25,7 +25,7 @@ DURATIONS = [name for name, field in FIELDS.items() if field.metadata.get("unit"
 NUMBERS = [
     name for name, field in FIELDS.items() if type(field.default) is int and name not in DURATIONS
 ]
-ENUMS = ["ambiguous", "rotation", "continuity"]
+ENUMS = ["ambiguous", "rotation", "continuity", "fallback"]
 NO_NUMBERS: list[Any] = [1.0, 2.5e9, True, "15", None, [15]]
 
 
@@ -155,6 +155,25 @@ def test_bridge_and_endpoint_require_a_config(door: Any, wrong: object) -> None:
         door(wrong)
 
 
+@pytest.mark.parametrize(
+    ("url", "port", "target"),
+    [
+        ("http://h", 80, "/responses"),
+        ("https://h/v1", 443, "/v1/responses"),
+        ("https://h:8443/v1/", 8443, "/v1/responses"),
+        ("https://h/v1/responses", 443, "/v1/responses"),
+        ("https://h/openai/v1/responses?api-version=p", 443, "/openai/v1/responses?api-version=p"),
+        ("https://h/openai/v1?api-version=p", 443, "/openai/v1/responses?api-version=p"),
+    ],
+)
+def test_the_base_url_of_an_api_is_reached_over_http(url: str, port: int, target: str) -> None:
+    found = UpstreamUrl.parse(url)
+    assert (found.http, found.port, found.target) == (True, port, target)
+    assert found.tls is url.startswith("https")
+    assert not UpstreamUrl.parse("wss://h/v1").http
+    assert UpstreamUrl.parse("wss://h/v1").target == "/v1"  # a WebSocket's URL is used as it is
+
+
 @pytest.mark.parametrize("wrong", [None, b"ws://h/", 80, URL])
 def test_a_url_is_text(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="must be a str"):
@@ -167,7 +186,7 @@ def test_all_errors_share_one_base_class() -> None:
         assert issubclass(kind, BridgecoreError)
     refusals: list[Any] = [
         lambda: Config(upstream=URL, keepalive=1),
-        lambda: UpstreamUrl.parse("http://h/"),
+        lambda: UpstreamUrl.parse("ftp://h/"),
         lambda: UpstreamUrl.parse("ws://[h/"),
         lambda: Timeouts(idle=0),
         lambda: Budgets(replays=-1),

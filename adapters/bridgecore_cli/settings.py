@@ -21,6 +21,7 @@ import attrs
 from bridgecore.config import (
     Config,
     Continuity,
+    Fallback,
     HttpUrl,
     OnAmbiguousLoss,
     PeerUrl,
@@ -131,7 +132,7 @@ def _upstream(value: Any) -> UpstreamUrl | None:
     if value == EMULATOR:
         return None
     if not isinstance(value, str):
-        raise ValueError(f"is not a ws:// or wss:// URL or {EMULATOR!r}")
+        raise ValueError(f"is not a ws://, wss://, http:// or https:// URL or {EMULATOR!r}")
     return UpstreamUrl.parse(value)
 
 
@@ -311,6 +312,12 @@ CORE = (
         "retriable (`refuse`), or send it again (`replay`)",
     ),
     _of_config(
+        "fallback",
+        _member_of(Fallback),
+        "what to do where the upstream refuses a WebSocket (with 404, 405, 426 or 501), or a "
+        "message for its size on one: refuse the turn (`none`), or send it over HTTP (`http`)",
+    ),
+    _of_config(
         "rotation",
         _member_of(Rotation),
         "when to replace a connection that was closed for its age: with the next turn (`lazy`), "
@@ -378,7 +385,13 @@ SETTINGS = (
         8080,
         "port to listen on; 0 picks a free one, which the first line of output names",
     ),
-    Setting("upstream", URL, None, "`ws://` or `wss://` URL, or `emulator` for the embedded one"),
+    Setting(
+        "upstream",
+        URL,
+        None,
+        "`ws://` or `wss://` URL of a WebSocket, `http://` or `https://` base URL of an API that "
+        "has none, or `emulator` for the embedded one",
+    ),
     Setting(
         "policy",
         _choice(*POLICIES),
@@ -602,7 +615,7 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
 def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
     """The message; a general one if the URL has a part that may be a key, which is not logged."""
     if isinstance(url, str) and any(c in url for c in "@?#"):
-        return f"not a {schemes} URL without credentials (it is not repeated here)"
+        return "not the URL of an upstream without credentials (it is not repeated here)"
     return str(exc)
 
 

@@ -2,8 +2,8 @@
 
 What belongs here: the interface between an upstream connection, whatever protocol it speaks, and
 the ``Endpoint`` that owns it. Each protocol has a module of its own: ``websocket``, to the
-upstream, and ``forward``, to another replica. ``passage`` carries no link, but one request to the
-upstream's HTTP API; ``bridgecore.passages`` owns it.
+upstream, ``sse``, to an upstream over HTTP, and ``forward``, to another replica. ``passage``
+carries no link, but one request to the upstream's HTTP API; ``bridgecore.passages`` owns it.
 A link returns bytes and never touches a socket. It reports *how* a connection was lost, as
 evidence; what follows for the turn is decided in ``recovery``.
 
@@ -57,6 +57,7 @@ class ReadResult:
     progress: bool = False
     messages: list[bytes] = attrs.Factory(list)
     reply: bytes = b""  # to send at once
+    sends: bool = False  # ``reply`` begins a message: ``frame_sent`` is called after it
     loss: Loss | None = None
 
 
@@ -82,6 +83,10 @@ class UpstreamConnection(Protocol):
         the peer."""
 
     @property
+    def unsent(self) -> bool:
+        """Whether no byte of the latest message was handed to the transport."""
+
+    @property
     def timer(self) -> Timer:
         """The timer to which ``deadline`` belongs."""
 
@@ -95,7 +100,8 @@ class UpstreamConnection(Protocol):
         """The upstream has ended its sending side; the link is lost, unless it was before."""
 
     def send(self, message: SendFrame, now: int) -> bytes:
-        """Queue a message; return the bytes of it to send now, none if earlier ones are pending."""
+        """Queue a message; return the bytes of it to send now, none if earlier ones are pending.
+        It may set ``deadline``."""
 
     def frame_sent(self, now: int) -> bytes:
         """The transport has taken the last bytes; return the next part of the message, if any."""

@@ -21,7 +21,7 @@ from bridgecore.wire.http_client import (
     HttpClient,
     InterimHead,
 )
-from bridgecore.wire.responses import EventKind, read_event
+from bridgecore.wire.responses import answer_error, ends_answer
 from bridgecore.wire.sse import EventTooLongError, SseReader
 
 
@@ -38,6 +38,7 @@ class ForwardConnection:
         *("_body", "_config", "_head", "_http", "_last", "_seen", "_sent", "_sse"),
         *("deadline", "link", "paused", "stage", "url", "whole"),
     )
+    unsent = False  # a message is handed to the transport at once
 
     def __init__(self, config: Config, link: int, owner: PeerUrl) -> None:
         self._config = config
@@ -126,8 +127,8 @@ class ForwardConnection:
             said = "rejected" if verdict is Verdict.REJECTED else "not dispatched"
             read.loss = Loss(NotDispatched(f"forward {said} ({head.status})"))
         elif head.status != 200:
-            messages.append(_error_event(head, body))
-        elif not _ends(last):
+            messages.append(answer_error(head.status, head.headers, body))
+        elif not ends_answer(last):
             read.loss = Loss(Closed(1006))
         if not done.reusable and read.loss is None:
             read.loss = Loss(Closed(1000))
@@ -174,17 +175,3 @@ class ForwardConnection:
             return TimedOut(Timer.PING)
         self.deadline = due if self._sent else None
         return b""
-
-
-def _error_event(head: AnswerHead, body: bytes) -> bytes:
-    """The error of an answer as the event that a WebSocket would have brought."""
-    waits = [value for name, value in head.headers if name == b"retry-after"]
-    wait = b'"headers":{"retry-after":"%b"},' % waits[0] if waits and waits[0].isdigit() else b""
-    error = body[1:] if body.startswith(b'{"error":') else b'"error":{}}'
-    return b'{"type":"error","status":%d,%b%b' % (head.status, wait, error)
-
-
-def _ends(message: bytes) -> bool:
-    """Whether an event is the end of an answer."""
-    event = read_event(message) if message else None
-    return event is not None and event.kind in (EventKind.ENDED, EventKind.ERROR)

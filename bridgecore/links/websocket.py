@@ -39,6 +39,7 @@ class WebSocketConnection:
         "stage",
         "url",
     )
+    unsent = False  # the first frame of a message is handed to the transport at once
 
     def __init__(
         self, config: Config, link: int, headers: list[tuple[bytes, bytes]], now: int

@@ -25,7 +25,7 @@ import attrs
 from bridgecore.errors import InternalError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
-from bridgecore.recovery.events import Standing
+from bridgecore.recovery.events import Remembers, Standing
 from bridgecore.recovery.failure import Failure, FailureKind
 from bridgecore.recovery.policy import Action, Cell, Policy, Situation
 from bridgecore.recovery.state import (
@@ -43,6 +43,7 @@ _USABLE = (Lifecycle.OPEN, Lifecycle.SEND_SKIPPED)
 _UNANSWERED = {Situation.LOST_SENDING, Situation.LOST_SENT, Situation.SILENT}
 _ANSWERING = {Situation.LOST_CREATED, Situation.LOST_OUTPUT, Situation.OWNER_LOST_OUTPUT}
 _DISPATCHED = frozenset({*_UNANSWERED, *_ANSWERING, Situation.OWNER_LOST_DISPATCHED})
+_NOT_CONNECTED = (Situation.CONNECT_FAILED, Situation.NO_WEBSOCKET)
 _FORMS = {
     Action.SEND: RequestForm.AS_IS,
     Action.REHYDRATE: RequestForm.REHYDRATED,
@@ -97,6 +98,7 @@ class TransitionBuilder:
             state.past_lifetime,
             state.remote,
         )
+        self.remembers = state.remembers
         self.timers = dict(state.timers.entries)
 
     def finish(self) -> SessionState:
@@ -104,7 +106,8 @@ class TransitionBuilder:
         timers = Timers.of(self.timers)
         socket = (self.lifecycle, self.generation, self.cached_response, self.ended)
         turns = (self.taken, self.waiting, self.refusals)
-        return SessionState(*socket, *turns, self.past_lifetime, self.remote, timers)
+        kind = (self.past_lifetime, self.remote, self.remembers)
+        return SessionState(*socket, *turns, *kind, timers)
 
     @property
     def running(self) -> Running:
@@ -153,6 +156,12 @@ class TransitionBuilder:
         if response is not None and response not in names:
             names.append(response)  # ``name`` had no room for it
         self.ended = (*[name for name in self.ended if name not in names], *names)[-_IDS_ENDED:]
+
+    def cache(self, response: str | None) -> None:
+        """Record that the connection can continue ``response``, which has ended on it, and no
+        other. A connection that speaks HTTP cannot: its next request knows only what the upstream
+        stores, as on any other connection, and that is the turn's standing."""
+        self.cached_response = response if self.remembers is Remembers.LATEST else None
 
     def set_timer(self, timer: Timer, after: int) -> None:
         """Make ``timer`` due ``after`` ns from now."""
@@ -273,10 +282,11 @@ class TransitionBuilder:
         self.taken = _changed(self.running, phase=AttemptPhase.UNSENT, doubtful=None)
         if self.policy.budgets.reconnect_uses_replay and self.generation > 0:
             self.taken = _changed(self.taken, replays=max(self.taken.replays, 1))
-        self.lifecycle = Lifecycle.RECONNECTING
+        self.lifecycle, self.remembers = Lifecycle.RECONNECTING, Remembers.LATEST
         self.generation += 1
         self.set_timer(Timer.CONNECT, self.policy.timeouts.connect)
-        self.emit(fx.OpenConnection(self.generation, self.remote))
+        http = self.taken.over_http and not self.remote
+        self.emit(fx.OpenConnection(self.generation, self.remote, http))
 
     def dispatch(self) -> None:
         """Send the running turn on the open connection, if the connection can know its anchor.
@@ -326,12 +336,17 @@ class TransitionBuilder:
         cell = self._read(situation)
         self.cells += (cell,)
         action, answer = cell.remedy.action, cell.remedy.answer
+        # If the reconnect for a resend fails, the original answer applies: the first loss decides
+        # what the client may conclude, for example that the send was ambiguous.
+        before = self.running.fallback if situation in _NOT_CONNECTED else None
         if action is Action.REBIND:
             self.emit(fx.RebindSession(failure))
             self.remote = False
         match action:
             case Action.SEND | Action.REHYDRATE | Action.SEND_FULL | Action.RESEND | Action.REBIND:
                 self._try_again(_FORMS.get(action), situation, failure, answer)
+            case Action.FALL_BACK:
+                self._fall_back(failure, before or answer, before)
             case Action.SEND_OR_REHYDRATE:
                 form = RequestForm.REHYDRATED if self._tried_in_vain() else RequestForm.AS_IS
                 self._try_again(form, situation, failure, answer)
@@ -344,9 +359,6 @@ class TransitionBuilder:
             case Action.SURFACE:
                 self.fail(FailureReply.UPSTREAM_ERROR, failure)
             case Action.REFUSE | Action.FAIL:
-                # If the reconnect for a resend fails, the original answer applies: the first loss
-                # decides what the client may conclude, for example that the send was ambiguous.
-                before = self.running.fallback if situation is Situation.CONNECT_FAILED else None
                 self.fail(before or answer, failure)
             case _:
                 assert_never(action)
@@ -383,6 +395,25 @@ class TransitionBuilder:
         self.taken = _changed(running, form=form, fallback=answer)
         self.start()
 
+    def _fall_back(
+        self, failure: Failure | None, answer: FailureReply, before: FailureReply | None
+    ) -> None:
+        """Start the turn over on a connection that speaks HTTP; if it is over HTTP that the
+        upstream refused it, fail it with ``answer``.
+
+        A turn in full stays in full. One that named a response is dispatched anew: what only the
+        WebSocket could continue is rehydrated there, or refused. ``before``: the answer if HTTP
+        cannot be reached either; None: that of a connect that failed.
+        """
+        running = self.running
+        if running.over_http or self.remembers is Remembers.STORED:
+            self.fail(answer, failure)
+            return
+        self.close()
+        form = running.form or (None if running.sent is RequestForm.AS_IS else running.sent)
+        self.taken = _changed(running, form=form, over_http=True, fallback=before)
+        self.start()
+
     def _refuse_bounded(self, answer: FailureReply, failure: Failure | None) -> None:
         """Fail the turn with ``answer``; after ``Budgets.refusals`` of its anchor, with not-found.
 
@@ -409,7 +440,16 @@ class TransitionBuilder:
         """Whether an earlier attempt with this anchor was answered with not-found or silence."""
         running = self.running
         unknown = FailureKind.NOT_FOUND in running.recovered
-        return unknown or dict(self.refusals).get(running.turn.anchor, 0) > 0
+        return unknown or self.was_refused(running.turn.anchor)
+
+    def was_refused(self, anchor: str | None) -> bool:
+        """Whether a refusal of ``anchor`` is counted."""
+        return dict(self.refusals).get(anchor, 0) > 0
+
+    @property
+    def rebuilds_often(self) -> bool:
+        """Whether a rebuilt input is the rule on this connection, and not what follows a loss."""
+        return self.remembers is Remembers.STORED
 
     def forgive(self, anchor: str | None) -> None:
         """Forget the refusals of ``anchor``: it worked, or its turn was answered otherwise."""

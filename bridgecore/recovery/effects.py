@@ -40,9 +40,14 @@ class FailureReply(enum.Enum):
 @attrs.frozen
 class OpenConnection:
     """Connect to the upstream or, if ``remote``, to the replica that owns the session. Report
-    ``ConnectionOpened`` or ``ConnectionLost`` with ``generation``."""
+    ``ConnectionOpened`` or ``ConnectionLost`` with ``generation``.
+
+    ``http``: over HTTP, because the upstream does not take the running turn over WebSocket.
+    Otherwise the caller chooses.
+    """
     generation: int
     remote: bool = False
+    http: bool = False
 
 @attrs.frozen
 class CloseConnection:

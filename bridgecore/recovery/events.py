@@ -30,6 +30,16 @@ class Standing(enum.Enum):
     UNKNOWN = "unknown"  # the bridge has never seen the id: only the upstream can tell
     INJECTED = "injected"  # the bridge put the anchor in place of history that the client sent
 
+class Remembers(enum.Enum):
+    """Which responses a connection can continue after they have ended.
+
+    There is no third value for a connection that remembers nothing at all: whether a response is
+    stored is a property of the response, and the ``Standing`` of a turn that continues it says so.
+    """
+    __hash__ = object.__hash__  # by identity: looked up for every event
+    LATEST = "latest"  # its latest one, stored or not: a WebSocket, or another replica
+    STORED = "stored"  # only those that the upstream stores: each HTTP request starts anew
+
 @attrs.frozen
 class Turn:
     """One turn: its id, its standing, and its anchor, the response id that it depends on.
@@ -70,13 +80,16 @@ class TurnAbandoned:
 
 @attrs.frozen
 class ConnectionOpened:
-    """The connect of ``generation`` succeeded: TCP, TLS and the WebSocket upgrade.
+    """The connect of ``generation`` succeeded: TCP, TLS and, except for HTTP, the WebSocket
+    upgrade.
 
     ``early``: ns by which the connection's lifetime is shortened, drawn at random by the caller, so
-    that connections opened together are not all replaced together.
+    that connections opened together are not all replaced together. ``remembers``: which responses
+    it can continue.
     """
     generation: int
     early: int = 0
+    remembers: Remembers = Remembers.LATEST
 
 @attrs.frozen
 class ConnectionLost:

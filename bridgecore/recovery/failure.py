@@ -83,6 +83,7 @@ class FailureKind(enum.Enum):
     UNREACHABLE = "unreachable"  # the connect failed
     EXHAUSTED = "exhausted"  # the connect failed for want of descriptors, ports or memory here
     REJECTED = "rejected"  # the upgrade was refused for a reason that concerns the client
+    NO_WEBSOCKET = "no_websocket"  # the upgrade was refused: no WebSocket is spoken there
     NOT_FOUND = "not_found"  # the upstream does not know the anchor
     CONNECTION_LIMIT = "connection_limit"  # the connection is past the upstream's lifetime limit
     RATE_LIMITED = "rate_limited"  # refused: too many requests or tokens
@@ -107,6 +108,15 @@ class Failure:
     detail: str
     status: int | None = None
     retry_after: int | None = None
+
+    @property
+    def is_of_input(self) -> bool:
+        """Whether it says that something is wrong with the input of the turn.
+
+        A 4xx does, but not one about the credential or the account, which another try may find in
+        order.
+        """
+        return self.kind is FailureKind.INVALID and self.status not in _ACCOUNT
 # fmt: on
 
 
@@ -245,6 +255,10 @@ _ACCOUNT = frozenset({401, 402, 403, 407})
 # Statuses of a refused upgrade that are about the client's credential, account or request, rather
 # than about the way to the upstream: the client has to see them.
 _REJECTIONS = frozenset({400, 401, 402, 403, 413, 422, 429, 451})
+# Statuses with which servers and proxies that speak HTTP, but no WebSocket, answer an upgrade: no
+# such path for GET (404), not with GET (405), what a bridge over HTTP tells clients to do (426,
+# which clients such as Codex take for "use HTTP"), not implemented (501).
+_NO_WEBSOCKET = frozenset({404, 405, 426, 501})
 
 
 def known_name(word: str) -> str | None:
@@ -279,11 +293,13 @@ def classify(evidence: Evidence) -> Failure:
         kind = FailureKind.EXHAUSTED if local else FailureKind.UNREACHABLE
         return Failure(kind, evidence.reason)
     if isinstance(evidence, UpgradeRefused):
-        # Other statuses, 404 and 426 included, are about the bridge's own configuration or the
-        # upstream's state. 413 is about the upgrade's head: no frame was sent that could be too
-        # large.
-        rejected = evidence.status in _REJECTIONS
-        kind = FailureKind.REJECTED if rejected else FailureKind.UNREACHABLE
+        # Other statuses are about the bridge's own configuration or the upstream's state. 413 is
+        # about the upgrade's head: no frame was sent that could be too large.
+        kind = FailureKind.UNREACHABLE
+        if evidence.status in _REJECTIONS:
+            kind = FailureKind.REJECTED
+        elif evidence.status in _NO_WEBSOCKET:
+            kind = FailureKind.NO_WEBSOCKET
         return Failure(kind, f"upgrade {evidence.status}", evidence.status, evidence.retry_after)
     if isinstance(evidence, ErrorFrame):
         return _classify_error_frame(evidence)

@@ -28,6 +28,11 @@ def proves_too_large(state: SessionState, cause: Evidence) -> bool:
     return state.phase in UNANSWERED and classify(cause).kind is FailureKind.TOO_LARGE
 
 
+def proves_no_websocket(cause: Evidence) -> bool:
+    """Whether ``cause`` says that the upstream takes no WebSocket connection, of any session."""
+    return classify(cause).kind is FailureKind.NO_WEBSOCKET
+
+
 def concerns_unsent(cause: Evidence) -> bool:
     """Whether an error that was read before the turn's frame was written applies to the turn.
 

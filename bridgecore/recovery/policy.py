@@ -35,6 +35,7 @@ class Situation(enum.Enum):
     SEND_SKIPPED = "socket is open but does not know the anchor"
     CONNECT_FAILED = "connect failed"
     UPGRADE_REJECTED = "upgrade rejected for a reason that concerns the client"
+    NO_WEBSOCKET = "upgrade refused: no WebSocket is spoken there"
     LOST_SENDING = "lost while sending"
     LOST_SENT = "lost after sending, before response.created"
     SILENT = "no response.created until the deadline"
@@ -63,6 +64,7 @@ class Action(enum.Enum):
     REFUSE_THEN_REHYDRATE = "refuse, next try rehydrates"
     SURFACE = "surface"  # relay the upstream's own error
     FAIL = "fail"  # end the turn with ``answer`` as ``response.failed``: its stream had begun
+    FALL_BACK = "fall back"  # start over on a connection that speaks HTTP
     REBIND = "rebind"  # take the session over from another replica, and start over
 
 @attrs.frozen
@@ -268,6 +270,8 @@ _DEFAULT_ROWS: dict[Situation, _Row] = {
     ),
     # No connection, no send: a retriable answer, so that the client keeps its id and tries again.
     Situation.CONNECT_FAILED: _row(_refuse(_UNAVAILABLE)),
+    # The same, unless the operator lets the bridge speak HTTP instead: see ``falling_back``.
+    Situation.NO_WEBSOCKET: _row(_refuse(_UNAVAILABLE)),
     # Credentials, payment or rate limits: the client has to read the upstream's own answer.
     Situation.UPGRADE_REJECTED: _row(_SURFACE),
     # From SENDING on the upstream may have accepted the turn: a resend could run it twice, tool
@@ -302,7 +306,7 @@ _DEFAULT_ROWS: dict[Situation, _Row] = {
     # know the anchor: there the row SEND_SKIPPED decides.
     Situation.CONNECTION_LIMIT: _row(_resend(_UNAVAILABLE)),
     # The upstream did not process the frame and takes none of that size; any other form of the turn
-    # is larger still.
+    # is larger still. Over HTTP its limit may be another one: see ``falling_back``.
     Situation.TOO_LARGE: _row(_SURFACE),
     # The client has to read what is wrong with its request. But an injected anchor was the bridge's
     # choice: whatever the upstream says against it, the client's own input is sent, and only an
@@ -342,6 +346,7 @@ _V1_12_ROWS: dict[Situation, _Row] = {
         _SEND, held=_WRONG_NOT_FOUND, bound=_WRONG_NOT_FOUND, injected=_SEND_FULL
     ),
     Situation.CONNECT_FAILED: _row(_WRONG_NOT_FOUND, unanchored=_refuse(_UNAVAILABLE)),
+    Situation.NO_WEBSOCKET: _row(_WRONG_NOT_FOUND, unanchored=_refuse(_UNAVAILABLE)),
     Situation.LOST_SENDING: _row(_WRONG_NOT_FOUND, unanchored=_resend(_OWNER)),
     Situation.LOST_SENT: _row(_WRONG_NOT_FOUND, unanchored=_resend(_INCOMPLETE)),
     Situation.SILENT: _row(_WRONG_NOT_FOUND, unanchored=_resend(_TIMEOUT)),
@@ -397,4 +402,19 @@ def replaying(policy: Policy) -> Policy:
             if standing is not Standing.BOUND and remedy.action not in _COUNTING:
                 again = Remedy(Action.RESEND, remedy.answer)
                 policy = policy.with_cell(situation, standing, again)
+    return policy
+
+
+# What an upstream may refuse over WebSocket and take over HTTP. Neither is ambiguous: it has
+# processed nothing.
+_OF_THE_SOCKET = (Situation.NO_WEBSOCKET, Situation.TOO_LARGE)
+
+
+def falling_back(policy: Policy) -> Policy:
+    """A copy of ``policy`` that goes on over HTTP where the upstream takes no WebSocket connection,
+    or no message of that size on one. Over HTTP, the original answer applies."""
+    for situation in _OF_THE_SOCKET:
+        for standing in Standing:
+            answer = policy.remedy(situation, standing).answer
+            policy = policy.with_cell(situation, standing, Remedy(Action.FALL_BACK, answer))
     return policy

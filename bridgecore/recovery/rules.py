@@ -298,11 +298,14 @@ def _connection_opened(builder: TransitionBuilder, event: ev.ConnectionOpened) -
     """Connected: start the connection's lifetime, and send the running turn if it can be.
 
     ``early`` shortens the lifetime by a random part, so that connections opened together are not
-    all replaced together. A new connection knows no anchor: ``dispatch`` checks that.
+    all replaced together. A connection that speaks HTTP has no lifetime: upstreams limit that of a
+    WebSocket, and between two requests its end costs nothing. A new connection knows no anchor:
+    ``dispatch`` checks that.
     """
-    builder.lifecycle = Lifecycle.OPEN
+    builder.lifecycle, builder.remembers = Lifecycle.OPEN, event.remembers
     builder.clear_timer(Timer.CONNECT)
-    builder.set_timer(Timer.LIFETIME, builder.policy.timeouts.lifetime - event.early)
+    if event.remembers is ev.Remembers.LATEST:
+        builder.set_timer(Timer.LIFETIME, builder.policy.timeouts.lifetime - event.early)
     builder.dispatch()
 
 
@@ -326,6 +329,8 @@ def _give_up_connect(builder: TransitionBuilder, cause: Evidence) -> None:
         situation = Situation.OWNER_LOST  # nothing was sent yet: taking over is safe
     elif failure.kind is FailureKind.REJECTED:
         situation = Situation.UPGRADE_REJECTED
+    elif failure.kind is FailureKind.NO_WEBSOCKET:
+        situation = Situation.NO_WEBSOCKET
     else:
         situation = Situation.CONNECT_FAILED
     builder.recover(situation, failure)
@@ -477,7 +482,7 @@ def _output(builder: TransitionBuilder, event: ev.OutputReceived) -> None:
 @_rule("ended", ev.ResponseEnded, *_IN_FLIGHT)
 def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
     """The terminal event: complete the turn, and remember the response as the connection's anchor
-    unless it failed.
+    unless it failed or the connection speaks HTTP.
 
     Upstreams let completed and incomplete responses be continued, but not failed ones. Three kinds
     of terminal event do not complete the turn:
@@ -513,9 +518,7 @@ def _ended(builder: TransitionBuilder, event: ev.ResponseEnded) -> None:
     last = event.response
     names = tuple(name for name in builder.running.responses if name != last)
     names = names if last is None else (*names, last)
-    builder.cached_response = None
-    if event.outcome is not ev.Outcome.FAILED and names:
-        builder.cached_response = names[-1]
+    builder.cache(names[-1] if event.outcome is not ev.Outcome.FAILED and names else None)
     if builder.running.phase is AttemptPhase.SENDING:
         # The answer ended before the whole frame was sent. The rest of the frame cannot be taken
         # back, and the upstream would read it as the beginning of the next one.
@@ -547,6 +550,8 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
     neither this turn nor a later one repeats what was refused (REFUSED_IS_NOT_REPEATED): the
     connection forgets the anchor, the history match is given up (``StopInjecting``), a stored
     anchor is sent in full next time, and a rebuilt input is not rebuilt again (``StopRebuilding``).
+    Over HTTP every input is rebuilt, so there what is wrong is most often what the client has
+    added: only a second refusal in a row ends the rebuilding.
     """
     failure = classify(event.cause)
     situation = _REFUSED.get(failure.kind, Situation.REFUSED)
@@ -568,8 +573,11 @@ def _refused(builder: TransitionBuilder, event: ev.UpstreamRefused) -> None:
         # The id is evicted. The upstream may still have it in storage, but the bridge holds the
         # chain, which is certain to work: the next attempt is sent in full.
         builder.count_refusal(running.turn.anchor)
-    if running.sent is fx.RequestForm.REHYDRATED and failure.kind is FailureKind.INVALID:
-        builder.emit(fx.StopRebuilding(running.turn.id))
+    if running.sent is fx.RequestForm.REHYDRATED and failure.is_of_input:
+        if builder.rebuilds_often and not builder.was_refused(running.turn.anchor):
+            builder.count_refusal(running.turn.anchor)
+        else:
+            builder.emit(fx.StopRebuilding(running.turn.id))
     builder.recover(situation, failure)
 
 

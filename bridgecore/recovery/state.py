@@ -11,7 +11,7 @@ import enum
 import attrs
 
 from bridgecore.recovery.effects import FailureReply, RequestForm
-from bridgecore.recovery.events import Turn
+from bridgecore.recovery.events import Remembers, Turn
 from bridgecore.recovery.failure import FailureKind
 from bridgecore.recovery.timers import Timers
 
@@ -64,6 +64,7 @@ class Running:
     recovered: frozenset[FailureKind] = frozenset()  # kinds of refusal that were recovered from
     fallback: FailureReply | None = None  # the answer if the current recovery fails, too
     paused: bool = False  # its client reads too slowly
+    over_http: bool = False  # the upstream did not take it over WebSocket
     deadline: int = 0  # ns: the end of its whole budget, waits and replays included
 
 @attrs.frozen
@@ -84,7 +85,8 @@ class SessionState:
 
     lifecycle: Lifecycle = Lifecycle.CLOSED
     generation: int = 0  # the number of the latest connect; 0: none yet. Grows, is never reused
-    # The response that the present connection can continue: in WebSocket mode only its latest one.
+    # The response that the present connection can continue: in WebSocket mode only its latest one,
+    # over HTTP none.
     cached_response: str | None = None
     ended: tuple[str, ...] = ()  # ids of responses that ended on this connection, latest last
     running: Running | None = None
@@ -92,6 +94,7 @@ class SessionState:
     refusals: tuple[tuple[str | None, int], ...] = ()  # refusals so far, by anchor
     past_lifetime: bool = False  # the connection is to be replaced as soon as no turn runs
     remote: bool = False  # another replica owns the session; the connection leads to that replica
+    remembers: Remembers = Remembers.LATEST  # what the latest connection does
     timers: Timers = attrs.Factory(Timers)
 
     @property

@@ -41,6 +41,7 @@ class Timer(enum.Enum):
 
     # Of an upstream connection.
     PING = "ping"  # When to ping a quiet upstream, and when to give up on the pong.
+    REUSE = "reuse"  # When to close an upstream connection over HTTP that no turn has used.
     CLOSE_HANDSHAKE = "close_handshake"  # When to stop waiting for the peer's close.
 
     # Of a client's connection.

@@ -291,7 +291,7 @@ class HttpAnswer:
         Raises:
             ReadError: it is not a stream, or the last event is incomplete.
         """
-        if self.headers["content-type"] != "text/event-stream":
+        if self.headers["content-type"].partition(";")[0] != "text/event-stream":
             raise ReadError(f"a stream of {self.headers['content-type']}")
         reader = SseReader()
         found = reader.feed(self.body)

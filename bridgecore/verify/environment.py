@@ -12,7 +12,7 @@ import attrs
 
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import FailureReply
-from bridgecore.recovery.events import Event, Outcome, Standing, Turn
+from bridgecore.recovery.events import Event, Outcome, Remembers, Standing, Turn
 from bridgecore.recovery.failure import (
     NOT_FOUND_CODE,
     Closed,
@@ -40,6 +40,7 @@ class Bounds:
     queued: tuple[Standing, ...] = (Standing.UNANCHORED, Standing.BOUND)  # of turns that wait
     remote: bool = True  # also start with a session that another replica owns
     causes: bool = True  # several causes of lost connects and refusals, else one of each
+    http: bool = False  # also connections that speak HTTP, and upgrades that say there is no other
     late: bool = True  # also late copies of events of ended responses
     depth: int | None = None  # most moves from the start; None: no limit
     max_states: int = 5_000_000
@@ -53,14 +54,19 @@ _SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
 # Each of "ci" and "nightly" is explored in parts, each wide in one dimension and narrow in the
 # others: all dimensions wide at once would be too many states.
 BOUNDS: Mapping[str, Sequence[Bounds]] = {
-    "small": (Bounds("small", 0, _ALL, _SHORT, 1),),
+    "small": (
+        Bounds("small", 0, _ALL, _SHORT, 1),
+        Bounds("small, over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
+    ),
     "ci": (
         Bounds("ci, longer times", 0, _SOME, _LONG, 1, late=False),
         Bounds("ci, a queue", 1, _ALL, _SHORT, 1),
+        Bounds("ci, over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
     ),
     "nightly": (
         Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME, late=False),
         Bounds("nightly, two that wait", 2, _SOME, _SHORT, 1),
+        Bounds("nightly, over HTTP", 1, _ALL, _SHORT, 1, http=True, late=False),
     ),
 }
 
@@ -119,6 +125,7 @@ def terms_of(policy: Policy) -> Terms:
         hands_over=hands_over,
         holds=holds,
         warm=budgets.warm,
+        falls_back=any(remedy.action is Action.FALL_BACK for remedy in policy.cells.values()),
     )
 
 
@@ -151,6 +158,10 @@ def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
     if phase is Phase.RECONNECTING:
         yield Move("opened", ev.ConnectionOpened(generation))
         yield Move("connect fails", ev.ConnectionLost(generation, Unreachable("refused")))
+        if bounds.http:
+            http = ev.ConnectionOpened(generation, remembers=Remembers.STORED)
+            yield Move("opened over HTTP", http)
+            yield Move("upgrade 404", ev.ConnectionLost(generation, UpgradeRefused(404)))
         if bounds.causes:
             yield Move("upgrade 401", ev.ConnectionLost(generation, UpgradeRefused(401)))
     elif phase is not Phase.CLOSED:

@@ -167,6 +167,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         tuple(sorted(refusals.items(), key=str)),
         state.past_lifetime,
         state.remote,
+        state.remembers,
         Timers(tuple([(timer, at - passed) for timer, at in state.timers.entries])),
     )
     return folded, _Naming(generation, tip, tuple(numbers), passed)
@@ -236,6 +237,7 @@ def key_of(state: SessionState) -> tuple[object, ...]:
             tuple(sorted([kind._value_ for kind in running.recovered])),
             None if running.fallback is None else running.fallback._value_,
             running.paused,
+            running.over_http,
         )
     return (
         state.lifecycle._value_,
@@ -248,6 +250,7 @@ def key_of(state: SessionState) -> tuple[object, ...]:
         state.refusals,
         state.past_lifetime,
         state.remote,
+        state.remembers._value_,
         tuple([(timer._value_, at) for timer, at in state.timers.entries]),
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
-from bridgecore.recovery.events import Event, Outcome, Standing
+from bridgecore.recovery.events import Event, Outcome, Remembers, Standing
 from bridgecore.recovery.failure import (
     Evidence,
     Failure,
@@ -52,6 +52,7 @@ class Terms:
     hands_over: bool = False  # the policy answers OWNER_UNREACHABLE for sessions of this replica
     holds: bool = False  # it may resend a turn that was accepted, before any output
     warm: bool = False  # it preloads a new connection with the context of the old one
+    falls_back: bool = False  # it goes on over HTTP where the upstream takes no WebSocket
     without: frozenset[Property] = frozenset()  # not checked, to see what they are worth
 
 
@@ -70,7 +71,8 @@ class _Turn(NamedTuple):
     anchor: str | None
     due: int  # the end of its whole budget of time
     stage: _Stage = _Stage.WAITING
-    refusals: tuple[str, ...] = ()  # the kinds of refusal met so far, sorted
+    # the kinds of refusal met so far, sorted; "socket": of a WebSocket, or of a size on one
+    refusals: tuple[str, ...] = ()
     ambiguous: int = 0  # resends although the upstream may have accepted it
     orphan: bool = False  # its session was rebound, and it was not sent since
     form: str = ""  # the form in which it was last sent
@@ -115,6 +117,7 @@ class Model:
     to_owner: bool = False  # the connection leads to the owner replica
     cached: str | None = None  # the response that the upstream has cached on this connection
     past_lifetime: bool = False  # the connection is past its lifetime
+    http: bool = False  # the connection speaks HTTP: it caches no response, and has no lifetime
     carried: int | None = None  # the turn sent on the connection, until it ends
     framed: bool = False  # the whole frame was handed to the operating system
     paused: bool = False  # its client does not read
@@ -136,8 +139,8 @@ class Model:
         """A hash key: equal for equal models with the same terms."""
         return (
             self.remote, self.generation, self.socket, self.to_owner, self.cached,
-            self.past_lifetime, self.carried, self.framed, self.paused, self.known, self.turns,
-            self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
+            self.past_lifetime, self.http, self.carried, self.framed, self.paused, self.known,
+            self.turns, self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
 
@@ -171,8 +174,9 @@ class Model:
             ended = one_ended([name(response) or "" for response in ended])
         return Model(
             self.terms, self.remote, generation, self.socket, self.to_owner, name(self.cached),
-            self.past_lifetime, None if self.carried is None else numbers.get(self.carried, 0),
-            self.framed, self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
+            self.past_lifetime, self.http,
+            None if self.carried is None else numbers.get(self.carried, 0), self.framed,
+            self.paused, self.known, tuple(turns), tuple(sorted(counts.items())),
             names, name(self.doubt), ended, shift(self.connect_due), shift(self.created_due),
             shift(self.idle_due), shift(self.lifetime_due), shift(self.expiry_due),
         )  # fmt: skip
@@ -214,8 +218,8 @@ class Model:
             return self
         model = Model(
             self.terms, self.remote, self.generation, self.socket, self.to_owner, self.cached,
-            self.past_lifetime, self.carried, self.framed, self.paused, self.known, self.turns,
-            self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
+            self.past_lifetime, self.http, self.carried, self.framed, self.paused, self.known,
+            self.turns, self.dead_ends, self.names, self.doubt, self.ended, self.connect_due,
             self.created_due, self.idle_due, self.lifetime_due, self.expiry_due,
         )  # fmt: skip
         check = _StepCheck(self, model, event, now)
@@ -360,8 +364,8 @@ class _StepCheck:
     """One event and its effects: the model before, and the next model in the making (``model``)."""
 
     __slots__ = ("again", "before", "declined", "delivered", "doubtful", "event", "head", "knew",
-                 "lost", "model", "must_close", "now", "refused", "retired", "stopped", "to_stop",
-                 "warmed")  # fmt: skip
+                 "lost", "model", "must_close", "now", "of_the_socket", "refused", "retired",
+                 "stopped", "to_stop", "warmed")  # fmt: skip
 
     def __init__(self, before: Model, model: Model, event: Event, now: int) -> None:
         self.before = before
@@ -378,6 +382,7 @@ class _StepCheck:
         self.knew: str | None = None  # the response cached on a connection closed for age alone
         self.warmed: str | None = None
         self.doubtful = before.carried is not None and before.in_doubt(event)
+        self.of_the_socket = False  # it refuses what may be taken over HTTP
         self.declined = False  # the owner says that it has not sent the turn
         self.to_stop: set[str] = set()  # plans that this event proved useless
         self.stopped: set[str] = set()
@@ -400,7 +405,9 @@ class _StepCheck:
             self._end(event.turn)
         elif isinstance(event, ev.ConnectionOpened):
             model.socket, model.connect_due = "open", None
-            model.lifetime_due = now + times.lifetime - event.early
+            model.http = event.remembers is Remembers.STORED
+            if not model.http:
+                model.lifetime_due = now + times.lifetime - event.early
         elif isinstance(event, ev.ConnectionLost):
             self._connection_lost(event)
         elif isinstance(event, ev.FrameSent):
@@ -457,7 +464,9 @@ class _StepCheck:
         names = model.names if last is None or last in model.names else (*model.names, last)
         model.ended = (*[name for name in model.ended if name not in names], *names)[-_ENDED:]
         failed = event.outcome is Outcome.FAILED or not model.names
-        model.cached = None if failed else event.response or model.names[-1]
+        # Over HTTP the next request continues only what the upstream stores, as everywhere.
+        forgotten = failed or model.http
+        model.cached = None if forgotten else event.response or model.names[-1]
         model.carried = model.idle_due = model.doubt = None
         model.names = ()
 
@@ -470,12 +479,15 @@ class _StepCheck:
                 model.carried = None
             elif model._is_size(event):
                 self.refused = "large"
+                self.of_the_socket = model.terms.falls_back and not model.http
                 self._put(turn._replace(stage=_Stage.WAITING))
                 model.carried = None
             elif model.to_owner and _kind(event.cause) is FailureKind.NOT_DISPATCHED:
                 self.declined = True
                 self._put(turn._replace(stage=_Stage.WAITING))
                 model.carried = None
+        elif model.socket == "connecting" and _kind(event.cause) is FailureKind.NO_WEBSOCKET:
+            self.of_the_socket = model.terms.falls_back and not model.remote
         self._possibly_accepted()
         self._forget_connection()
 
@@ -483,7 +495,7 @@ class _StepCheck:
         model = self.model
         model.names, model.doubt, model.ended = (), None, ()
         model.socket, model.to_owner, model.cached, model.carried = "none", False, None, None
-        model.past_lifetime = model.framed = model.paused = False
+        model.past_lifetime = model.framed = model.paused = model.http = False
         model.known = True
         model.connect_due = model.created_due = model.idle_due = model.lifetime_due = None
 
@@ -520,7 +532,8 @@ class _StepCheck:
             kinds, forms = turn.refusals, turn.refused
             if kind in ("limit", "not_found"):
                 kinds = tuple(sorted({*kinds, kind}))
-            if kind != "limit":
+            self.of_the_socket = kind == "large" and model.terms.falls_back and not model.http
+            if kind != "limit" and not self.of_the_socket:
                 forms = tuple(sorted({*forms, turn.form}))
             self._put(turn._replace(stage=_Stage.WAITING, refusals=kinds, refused=forms))
             if turn.source is Standing.INJECTED and kind not in ("limit", "large"):
@@ -528,11 +541,12 @@ class _StepCheck:
             as_is = turn.form == RequestForm.AS_IS.value
             if turn.source is Standing.HELD_STORED and as_is and kind not in ("limit", "large"):
                 self._add_dead_end(turn)
-            if (
-                turn.form == RequestForm.REHYDRATED.value
-                and _kind(event.cause) is FailureKind.INVALID
-            ):
-                self.to_stop.add("rebuilding")
+            if turn.form == RequestForm.REHYDRATED.value and classify(event.cause).is_of_input:
+                # Over HTTP, where every input is rebuilt, the first refusal is only counted.
+                if model.http and not self._is_known_to_fail(turn):
+                    self._add_dead_end(turn)
+                else:
+                    self.to_stop.add("rebuilding")
             if turn.anchor is not None and turn.anchor == model.cached and not event.unsent:
                 model.cached = None  # a refusal evicts the id it refers to
             if kind == "limit":
@@ -600,6 +614,7 @@ class _StepCheck:
             if effect.remote is not model.remote:
                 owner = "another replica" if model.remote else "this replica"
                 self._broken(_P.OWNER_LOSS_REBINDS, f"{effect}, but {owner} owns the session")
+            self._check_transport(effect)
             model.socket, model.generation, model.to_owner = (
                 "connecting",
                 effect.generation,
@@ -655,6 +670,21 @@ class _StepCheck:
         else:
             assert_never(effect)
 
+    def _check_transport(self, effect: fx.OpenConnection) -> None:
+        """Check that HTTP is asked for if, and only if, the upstream did not take the turn over
+        WebSocket; note that it did not."""
+        head = self.model.turns[0] if self.model.turns else None
+        if head is None:
+            return
+        before = "socket" in head.refusals
+        if self.of_the_socket and before:
+            self._broken(_P.FALLBACK_IS_PROVEN, f"{effect} after a second refusal of a WebSocket")
+        due = (before or self.of_the_socket) and not effect.remote
+        if effect.http is not due:
+            self._broken(_P.FALLBACK_IS_PROVEN, f"{effect} after {self.event}")
+        if self.of_the_socket:
+            self._put(head._replace(refusals=tuple(sorted({*head.refusals, "socket"}))))
+
     def _check_names(self, effect: fx.CompleteTurn, event: ev.ResponseEnded) -> None:
         """Check that the answer is completed with all ids of its response, in their order, the
         terminal event's own last."""
@@ -670,7 +700,7 @@ class _StepCheck:
 
     def _may_close(self) -> bool:
         model, event = self.model, self.event
-        if self.must_close is not None or model.past_lifetime:
+        if self.must_close is not None or model.past_lifetime or self.of_the_socket:
             return True
         if isinstance(event, ev.DeadlineReached):
             return event.timer in (Timer.TURN, Timer.EXPIRY)
@@ -870,12 +900,17 @@ class _StepCheck:
             )
             if first and (self.refused == "limit" or (self.refused == "not_found" and again)):
                 self._broken(_P.RECOVERED_AT_ONCE, f"{self.refused} ended turn {turn.id}")
+            if self.of_the_socket and "socket" not in turn.refusals:
+                self._broken(_P.FALLBACK_IS_PROVEN, f"turn {turn.id} was not tried over HTTP")
             if self.refused == "other" and before.source is Standing.INJECTED:
                 self._broken(_P.INJECTED_IS_INVISIBLE, f"a refusal ended turn {turn.id}")
         elif model.socket == "open" and turn.stage is _Stage.WAITING:
             known = turn.anchor is None or turn.anchor == model.cached or model.to_owner
             if known or turn.source is not Standing.BOUND:
                 self._broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused without a send")
+        elif self.of_the_socket and turn.id == _first(self.before):
+            if "socket" not in turn.refusals:
+                self._broken(_P.FALLBACK_IS_PROVEN, f"turn {turn.id} was not tried over HTTP")
         elif (
             model.remote
             and turn.stage is _Stage.WAITING
@@ -975,6 +1010,11 @@ class _StepCheck:
             model.expiry_due = None
 
 
+def _first(model: Model) -> int | None:
+    """The number of the turn that runs."""
+    return model.turns[0].id if model.turns else None
+
+
 def _tries(model: Model, number: int) -> int | None:
     """How many further tries turn ``number`` has: one if its owner may be lost, one for each kind
     of refusal, and its replays. None: it has not been tried."""
@@ -983,7 +1023,7 @@ def _tries(model: Model, number: int) -> int | None:
             continue
         dark = turn.stage is _Stage.SENT and model.carried is None  # lost, and to be resent
         injected = turn.source is Standing.INJECTED and not turn.refused
-        kinds = 2 - len(turn.refusals) + injected
+        kinds = 2 + model.terms.falls_back - len(turn.refusals) + injected
         return model.remote + model.terms.replays - turn.ambiguous - dark + kinds
     return None
 

@@ -23,7 +23,7 @@ import attrs
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect, FailureReply
-from bridgecore.recovery.events import Event, Standing
+from bridgecore.recovery.events import Event, Remembers, Standing
 from bridgecore.recovery.policy import Action, Policy, Remedy, Situation, Timeouts
 from bridgecore.recovery.rules import (
     ENDED_RESPONSE,
@@ -42,12 +42,14 @@ _TICKS = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONGER = Timeouts(connect=1, created=1, idle=1, turn=2, lifetime=2, expiry=1)
 _QUEUE = (Standing.UNANCHORED, Standing.BOUND)
 _STORED = (Standing.UNANCHORED, Standing.HELD_STORED)
+_OVER_HTTP = (*_QUEUE, Standing.HELD)
 # In the order in which they are tried: most mutants are detected in the first, after few states.
 BOUNDS: Sequence[Bounds] = (
     Bounds("mutants", 0, tuple(Standing), _TICKS, 1, late=False),
     Bounds("mutants, a queue", 1, _QUEUE, _TICKS, 1, causes=False, late=False),
     Bounds("mutants, longer times", 0, (*_QUEUE, Standing.HELD), _LONGER, 1, late=False),
     Bounds("mutants, late events", 0, _STORED, _TICKS, 1, remote=False, causes=False),
+    Bounds("mutants, over HTTP", 0, _OVER_HTTP, _TICKS, 1, remote=False, late=False, http=True),
 )
 
 Change = Callable[[SessionState, Event, Transition], Transition]
@@ -120,11 +122,12 @@ _FIELDS = (
         "refusals",
         "past_lifetime",
         "remote",
+        "remembers",
     ),
 )
 _RUNNING = (
     *("phase", "form", "sent", "responses", "doubtful", "replays", "recovered", "fallback"),
-    "paused",
+    *("paused", "over_http"),
 )
 
 
@@ -239,13 +242,19 @@ def as_read(policy: Policy, state: SessionState) -> SessionState:
     """``state`` normalised in what no rule reads in it. Tests check that the rules behave alike in
     the normalised state.
 
-    SEND_SKIPPED is equivalent to OPEN. While a connect is under way, no rule reads how far the last
-    attempt had come. While an answer is awaited, no rule reads the planned form or the fallback
-    answer: each way back to a send decides them anew.
+    SEND_SKIPPED is equivalent to OPEN. Without a connection no rule reads what it remembers, and
+    while one is opened only a policy that falls back to HTTP does. While a connect is under way, no
+    rule reads how far the last attempt had come. While an answer is awaited, no rule reads the
+    planned form or the fallback answer: each way back to a send decides them anew.
     """
     running, lifecycle = state.running, state.lifecycle
     if lifecycle is Lifecycle.SEND_SKIPPED:
         lifecycle = Lifecycle.OPEN
+    remembers = state.remembers
+    if lifecycle is Lifecycle.CLOSED or (
+        lifecycle is Lifecycle.RECONNECTING and not _falls_back(policy)
+    ):
+        remembers = Remembers.LATEST
     if running is not None and lifecycle is Lifecycle.RECONNECTING:
         running = attrs.evolve(running, phase=AttemptPhase.UNSENT)
     elif running is not None:
@@ -253,7 +262,11 @@ def as_read(policy: Policy, state: SessionState) -> SessionState:
         if phase is AttemptPhase.CREATED and _one_row(policy):
             phase = AttemptPhase.OUTPUT
         running = attrs.evolve(running, phase=phase, form=None, fallback=None)
-    return attrs.evolve(state, running=running, lifecycle=lifecycle)
+    return attrs.evolve(state, running=running, lifecycle=lifecycle, remembers=remembers)
+
+
+def _falls_back(policy: Policy) -> bool:
+    return any(remedy.action is Action.FALL_BACK for remedy in policy.cells.values())
 
 
 def _one_row(policy: Policy) -> bool:
@@ -467,7 +480,18 @@ def _mechanics(policy: Policy) -> Iterator[Mutant]:
         later = [attrs.evolve(w, deadline=w.deadline + (w.deadline == now)) for w in state.waiting]
         return step(p, attrs.evolve(state, waiting=tuple(later)), event, now)
 
-    for stepper in (any_generation, any_response, too_early, strictly, never_cleared, waits_on):
+    def http_caches(p: Policy, state: SessionState, event: Event, now: int) -> Transition:
+        """A connection that speaks HTTP is taken to have its latest response cached."""
+        transition = step(p, state, event, now)
+        after = transition.state
+        ended = [one for one in transition.effects if isinstance(one, fx.CompleteTurn)]
+        if after.remembers is not Remembers.STORED or not ended or not ended[0].responses:
+            return transition
+        cached = ended[0].responses[-1]
+        return attrs.evolve(transition, state=attrs.evolve(after, cached_response=cached))
+
+    steppers = (any_generation, any_response, too_early, strictly, never_cleared, waits_on)
+    for stepper in (*steppers, http_caches):
         yield Mutant(f"step: {stepper.__name__.replace('_', ' ')}", "step", policy, stepper)
 
 
@@ -632,6 +656,10 @@ KEPT: Mapping[Property, str] = {
     Property.REBIND_CODE_IS_PROVEN: (
         "the default policy never answers the code for a local session, so there it also breaks "
         "ANSWER_TELLS_WHAT_HAPPENED; for policies that do, as pr397, only this one checks it"
+    ),
+    Property.FALLBACK_IS_PROVEN: (
+        "the default policy never falls back; for a policy that does, it detects one that does not "
+        "stay with HTTP, or asks for it without a reason (tests/verify)"
     ),
     Property.RECOVERY_DESCENDS: (
         "a try that uses up no budget also breaks a property of forms or answers; this one proves "

@@ -128,6 +128,10 @@ class Property(enum.Enum):
         "a session whose owner replica cannot be reached is rebound here, but never after the "
         "owner may have sent the turn"
     )
+    FALLBACK_IS_PROVEN = (
+        "a turn goes over HTTP in place of WebSocket if the policy says so and the upstream has "
+        "refused a WebSocket, or a message of its size on one; only then, at once, and to its end"
+    )
     RECOVERY_DESCENDS = (
         "each further try of a turn uses up one of a bounded number: replays, kinds of refusal, "
         "owners"
@@ -170,6 +174,7 @@ INVARIANTS: Mapping[str, str | tuple[Property, ...]] = {
         _P.RECOVERED_ONCE,
         _P.REFUSED_IS_NOT_REPEATED,
         _P.REFUSED_PLAN_ENDS,
+        _P.FALLBACK_IS_PROVEN,
         _P.REFUSALS_ARE_BOUNDED,
         _P.SILENCE_DROPS_THE_SOCKET,
     ),

@@ -31,13 +31,14 @@ date replays to itself. ``rules_of`` returns the rules that a text applies, prin
 
 Settings (no output; before the first command):
   ``policy NAME [KEY=VALUE ...]``  the policy; keys are those of ``Budgets`` and ``Timeouts``, and
-                                   ``ambiguous`` as the command line has it
+                                   ``ambiguous`` and ``fallback`` as the command line has them
   ``remote``                       another replica owns the session
   ``show rules|next ...``          what is printed besides the effects, see above
 Commands, one for each event. Those of a connection take ``generation=N``; default: the latest:
   ``submit TURN [STANDING ANCHOR]``     ``abandon TURN``     ``pause TURN``     ``resume TURN``
   ``submit`` takes ``deadline=DURATION``: the end of the turn's budget, since the start of the run
-  ``opened [early=DURATION]``     ``sent``     ``created [RESPONSE]``     ``output [RESPONSE]``
+  ``opened [early=DURATION] [http=1]`` (it speaks HTTP)     ``sent``
+  ``created [RESPONSE]``     ``output [RESPONSE]``
   ``progress [RESPONSE]`` (an event of an answer without output)
   ``output`` and ``progress`` take ``room=0``: the hold-back buffer is full
   ``ended completed|incomplete [RESPONSE]``
@@ -62,7 +63,7 @@ from typing import Any, assert_never
 
 import attrs
 
-from bridgecore.config import OnAmbiguousLoss
+from bridgecore.config import Fallback, OnAmbiguousLoss
 from bridgecore.errors import BridgecoreError, LocalProtocolError
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
@@ -77,7 +78,7 @@ from bridgecore.recovery.failure import (
     Unreachable,
     UpgradeRefused,
 )
-from bridgecore.recovery.policy import POLICIES, Budgets, Policy, replaying
+from bridgecore.recovery.policy import POLICIES, Budgets, Policy, falling_back, replaying
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
@@ -322,8 +323,15 @@ def _ambiguous(policy: Policy, key: str, value: str) -> Policy:
     return replaying(policy) if value == OnAmbiguousLoss.REPLAY.value else policy
 
 
+def _fallback(policy: Policy, key: str, value: str) -> Policy:
+    if value not in {choice.value for choice in Fallback}:
+        raise _UnreadableError(f"{key} is not {value}")
+    return falling_back(policy) if value == Fallback.HTTP.value else policy
+
+
 _SETTINGS: Mapping[str, Callable[[Policy, str, str], Policy]] = {
     "ambiguous": _ambiguous,
+    "fallback": _fallback,
     **{field.name: _budget for field in attrs.fields(Budgets)},
     **{
         timer.value: _timeout
@@ -374,8 +382,10 @@ def _event(line: _Line, latest: int) -> ev.Event:
         name = response[0] if response else None
         return ev.ResponseEnded(generation, ev.Outcome(outcome), name, cause)
     if command == "opened":
-        _only(line, 0, "generation", "early")
-        return ev.ConnectionOpened(generation, _duration(line.options.get("early", "0s")))
+        _only(line, 0, "generation", "early", "http")
+        remembers = ev.Remembers.STORED if _flag(line, "http") else ev.Remembers.LATEST
+        early = _duration(line.options.get("early", "0s"))
+        return ev.ConnectionOpened(generation, early, remembers)
     if command == "sent":
         _only(line, 0, "generation", "whole")
         return ev.FrameSent(generation, _flag(line, "whole", default=True))
@@ -460,7 +470,8 @@ def _command_of(event: ev.Event) -> str:
     if isinstance(event, ev.TurnAbandoned):
         return f"abandon {event.turn}"
     if isinstance(event, ev.ConnectionOpened):
-        return f"opened early={event.early // _UNITS['ms']}ms" if event.early else "opened"
+        early = f" early={event.early // _UNITS['ms']}ms" if event.early else ""
+        return f"opened{early}{' http=1' if event.remembers is ev.Remembers.STORED else ''}"
     if isinstance(event, ev.ConnectionLost):
         return f"lost {_cause_of(event.cause)}{' unsent=1' if event.unsent else ''}"
     if isinstance(event, ev.FrameSent):
@@ -530,7 +541,8 @@ def _quoted(text: str) -> str:
 def describe(effect: fx.Effect) -> str:
     """``effect`` in a few words, as output of a command."""
     if isinstance(effect, fx.OpenConnection):
-        return f"open connection {effect.generation}{' to the owner' if effect.remote else ''}"
+        over = " to the owner" if effect.remote else " over HTTP" if effect.http else ""
+        return f"open connection {effect.generation}{over}"
     if isinstance(effect, fx.CloseConnection):
         return f"close connection {effect.generation}"
     if isinstance(effect, fx.SendTurn):

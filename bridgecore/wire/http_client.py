@@ -135,10 +135,16 @@ class HttpClient:
         Raises:
             BadAnswerError: the server broke the protocol, or closed in mid-answer.
         """
-        if not data:
-            return self._end_of_stream()
-        text = self._buffer + data if self._buffer else data
         parts: list[AnswerPart] = []
+        self.receive_into(parts, data)
+        return parts
+
+    def receive_into(self, parts: list[AnswerPart], data: bytes) -> None:
+        """``receive`` that adds to ``parts``: those before an error are in it, too."""
+        if not data:
+            self._end_of_stream(parts)
+            return
+        text = self._buffer + data if self._buffer else data
         at = 0
         while at < len(text):
             reading = self._reading
@@ -173,7 +179,6 @@ class HttpClient:
         self._buffer = text[at:]
         if len(self._buffer) > self._max_head:
             raise BadAnswerError("unreadable answer")
-        return parts
 
     # ------------------------------------------------------------ heads
 
@@ -241,13 +246,12 @@ class HttpClient:
         parts.append(AnswerDone(self._reusable))
         self._reading = _Reading.NOTHING
 
-    def _end_of_stream(self) -> list[AnswerPart]:
+    def _end_of_stream(self, parts: list[AnswerPart]) -> None:
         if self._reading is _Reading.UNTIL_CLOSE:
             self._reading = _Reading.NOTHING
-            return [AnswerDone(False)]
-        if self._reading is not _Reading.NOTHING:
+            parts.append(AnswerDone(False))
+        elif self._reading is not _Reading.NOTHING:
             raise BadAnswerError("unreadable answer")
-        return []
 
 
 def _write(headers: Headers) -> bytes:

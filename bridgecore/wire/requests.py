@@ -173,6 +173,15 @@ def replace_input(body: bytes, text: bytes) -> bytes:
     return write_object(members)
 
 
+def post_body(frame: bytes) -> bytes:
+    """The body of ``POST /responses`` for the ``response.create`` event ``frame``: without its
+    ``type``, and asking for a stream."""
+    return b'{"stream":true' + frame.removeprefix(_BEGIN)
+
+
+_BEGIN = b'{"type":' + bytes(_CREATE)
+
+
 def _read_body(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         if not body.isascii():

@@ -18,7 +18,8 @@ import attrs
 import msgspec
 
 from bridgecore.recovery.failure import ErrorFrame
-from bridgecore.wire.errors import error_among
+from bridgecore.wire.errors import error_among, find_error, longest, read_error_body, read_wait
+from bridgecore.wire.headers import Headers
 from bridgecore.wire.jsontext import (
     NULL,
     Text,
@@ -218,6 +219,60 @@ def _kind(name: str) -> tuple[EventKind, bytes] | None:
     if kind is None:
         kind = EventKind.OUTPUT if _OUTPUT.fullmatch(raw) else EventKind.OTHER
     return kind, raw
+
+
+def ends_answer(data: bytes) -> bool:
+    """Whether ``data``, the data of an event, is the end of an answer."""
+    event = read_event(data) if data else None
+    return event is not None and event.kind in (EventKind.ENDED, EventKind.ERROR)
+
+
+# ---------------------------------------------------------------- answers over HTTP
+
+
+def answer_error(status: int | None, headers: Headers, body: bytes) -> bytes:
+    """The error of an HTTP answer as the event that a WebSocket would have brought.
+
+    Args:
+        status: of the answer; None: the one in ``body``, if any.
+        headers: of the answer, names in lower case; they may say how long to wait.
+        body: the error, in any shape, or a text.
+    """
+    error = read_error_body(body)
+    status = error.status if status is None else status
+    fields = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    wait = longest(read_wait(fields), error.retry_after)
+    said = {
+        "message": error.message,
+        "type": error.type,
+        "code": error.code,
+        "param": error.param,
+    }
+    members: dict[str, Text] = {"type": b'"error"'}
+    if status is not None:
+        members["status"] = b"%d" % status
+    if wait is not None:
+        members["headers"] = b'{"retry-after":"%d"}' % wait
+    members["error"] = _with_members(said, error.more)
+    return write_object(members)
+
+
+def events_of_response(body: bytes) -> list[bytes] | None:
+    """The events of a response that came in one piece, although a stream was asked for: its
+    beginning and its end, or its error. None if ``body`` is neither."""
+    try:
+        response = read_members(body)
+    except UnreadableError:
+        return None
+    name = text_of(response.get("status", NULL))
+    if text_of(response.get("id", NULL)) is None or name not in _FINAL:
+        return None if find_error(body) is None else [answer_error(None, [], body)]
+    ended = _event_of(f"response.{name}", 1, response)
+    created = created_event(read_event(ended), "", None)
+    return [created.data, ended]
+
+
+_FINAL = frozenset({"completed", "incomplete", "failed", "cancelled", "canceled"})
 
 
 # ---------------------------------------------------------------- answers

@@ -43,7 +43,8 @@ class EventTooLongError(BridgecoreError):
 class SseReader:
     """Reads the data of events from a stream, piece by piece. ``longest``: bytes of one event.
 
-    Names of events are not read: each event of the Responses API names itself in its data.
+    Names of events are not read: each event of the Responses API names itself in its data. An error
+    may not, see ``is_error``.
     """
 
     def __init__(self, longest: int) -> None:
@@ -56,6 +57,14 @@ class SseReader:
 
     def receive(self, data: bytes) -> list[bytes]:
         """The data of the events that ``data`` completes, in order. Comments have none.
+
+        Raises:
+            EventTooLongError: an event is longer than ``longest``.
+        """
+        return [found for event in self.receive_raw(data) if (found := data_of(event))]
+
+    def receive_raw(self, data: bytes) -> list[bytes]:
+        """The events that ``data`` completes as they came, comments included: see ``data_of``.
 
         Raises:
             EventTooLongError: an event is longer than ``longest``.
@@ -76,7 +85,7 @@ class SseReader:
             self._size += len(data)
         if self._size > self._longest:
             raise EventTooLongError(f"an event of more than {self._longest:,} bytes")
-        return [found for event in whole if (found := _data_of(event))]
+        return whole
 
     def _with_line_feeds(self, data: bytes) -> bytes:
         """``data`` with its line breaks, which may be CR, LF or both, as LF."""
@@ -91,8 +100,16 @@ class SseReader:
 _LINE_BREAK = re.compile(rb"\r\n?")
 
 
-def _data_of(event: bytes) -> bytes:
-    """The data of one event; empty if it has none."""
+def is_error(event: bytes) -> bool:
+    """Whether ``event``, as ``receive_raw`` returns it, is named ``error``. Its data may not say
+    so."""
+    return event.startswith((b"event: error\n", b"event:error\n")) or event.endswith(
+        (b"\nevent: error", b"\nevent:error")
+    )
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event, as ``receive_raw`` returns it; empty if it has none."""
     head, colon, rest = event.partition(b"\ndata: ")
     if colon and b"\n" not in rest and b"\n" not in head and not head.startswith(b"data"):
         return rest  # as written here: a name and one line of data

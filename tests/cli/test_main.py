@@ -66,8 +66,9 @@ def test_usage(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str
         ([], {"BRIDGECORE_CONFIG": "/nonexistent/bridge.toml"}, "BRIDGECORE_CONFIG"),
         ([], {"BRIDGECORE_PORT": "70000"}, "BRIDGECORE_PORT: '70000'"),
         ([], {"BRIDGECORE_IDLE_TIMEOUT": "soon"}, "BRIDGECORE_IDLE_TIMEOUT: 'soon'"),
-        (["--upstream", "http://h/"], {}, "--upstream"),
-        ([], {"BRIDGECORE_UPSTREAM": "https://h/"}, "BRIDGECORE_UPSTREAM"),
+        (["--upstream", "ftp://h/"], {}, "--upstream"),
+        (["--upstream", "https://"], {}, "--upstream"),
+        ([], {"BRIDGECORE_UPSTREAM": "https://h:99999/v1"}, "BRIDGECORE_UPSTREAM"),
         (["--port", "0"], {"BRIDGECORE_PORT": "http"}, "BRIDGECORE_PORT: 'http'"),
     ],
 )

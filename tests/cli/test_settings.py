@@ -11,6 +11,7 @@ import pytest
 from bridgecore.config import (
     Config,
     Continuity,
+    Fallback,
     HttpUrl,
     OnAmbiguousLoss,
     Rotation,
@@ -53,6 +54,7 @@ PROMISED = {
     "header_timeout": 10 * S,
     "body_timeout": 60 * S,
     "ambiguous": OnAmbiguousLoss.REFUSE,
+    "fallback": Fallback.NONE,
     "rotation": Rotation.LAZY,
     "continuity": Continuity.TRANSCRIPT,
     "transcript_bytes": 256 * 1024 * 1024,
@@ -113,6 +115,7 @@ def test_the_configuration_gets_every_value() -> None:
     chosen = {
         "ambiguous": OnAmbiguousLoss.REPLAY,
         "rotation": Rotation.WARM,
+        "fallback": Fallback.HTTP,
         "continuity": Continuity.PASSTHROUGH,
     }
     flags |= {name: choice.value for name, choice in chosen.items()}
@@ -219,6 +222,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "lease_ttl": "70",
         "ambiguous": "replay",
         "rotation": "warm",
+        "fallback": "http",
         "continuity": "passthrough",
         "forward_headers": "x-tenant",
         "upstream_http": "https://api.example/v1",
@@ -268,9 +272,10 @@ def test_unknown_variables_are_ignored() -> None:
         ("max_body", "1.5", "1000"),
         ("policy", '"nope"', "default"),
         ("backend", '"curio"', "trio"),
-        ("upstream", '"http://h/"', "ws://h/"),
+        ("upstream", '"ftp://h/"', "ws://h/"),
         ("host", '"a b"', "localhost"),
         ("rotation", '"cold"', "warm"),
+        ("fallback", '"https"', "http"),
     ],
 )
 def test_an_overridden_wrong_value_is_an_error(
@@ -411,7 +416,7 @@ def test_a_wrong_value_is_named_with_its_source(name: str, value: str) -> None:
         ("policy", '"nope"'),
         ("policy", "3"),
         ("upstream", "3"),
-        ("upstream", '"http://h/"'),
+        ("upstream", '"ftp://h/"'),
     ],
 )
 def test_a_wrong_value_in_the_file_is_named_with_file_and_key(
@@ -424,7 +429,20 @@ def test_a_wrong_value_in_the_file_is_named_with_file_and_key(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://h/", "h", "ws://", "ws://h:0/", "ws://h:99999/", "ws://h/#f", "", "Emulator"]
+    "url",
+    [
+        "ftp://h/",
+        "http://",
+        "https://h:0/v1",
+        "http://h/#f",
+        "h",
+        "ws://",
+        "ws://h:0/",
+        "ws://h:99999/",
+        "ws://h/#f",
+        "",
+        "Emulator",
+    ],
 )
 def test_a_bad_upstream_is_a_matter_of_configuration_wherever_it_came_from(url: str) -> None:
     for caught, where in (
@@ -441,7 +459,8 @@ def test_a_bad_upstream_is_a_matter_of_configuration_wherever_it_came_from(url: 
         "https://user:hunter2@h/",
         "ws://user:hunter2@h/",
         "ws://user:pa/hunter2@h/",
-        "http://h/?key=hunter2",
+        "ftp://h/?key=hunter2",
+        "https://user:hunter2@h/v1",
         "ws://h/#hunter2",
         "user:hunter2@h",
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,8 +65,8 @@ def test_a_clean_policy() -> None:
     done = run("--policy", "default", "--bounds", "small")
     assert (done.returncode, done.stderr) == (0, "")
     assert "BROKEN" not in done.stdout
-    table = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if "  " in line)
-    assert int(table["states"].replace(",", "")) > 10_000
+    explored = re.findall(r"^states +([0-9,]+)", done.stdout, re.MULTILINE)
+    assert [int(states.replace(",", "")) > 5_000 for states in explored[:2]] == [True, True]
     assert "rules never fired  none" in done.stdout
     assert "holds   ONE_LIVE_OWNER" in done.stdout
     assert "holds   UNKNOWN_IS_LEFT_TO_THE_CLIENT" in done.stdout

@@ -60,14 +60,16 @@ def test_a_broken_protocol_is_a_loss_and_no_socket_is_unreachable() -> None:
         (401, K.REJECTED),
         (402, K.REJECTED),
         (403, K.REJECTED),
-        (404, K.UNREACHABLE),
+        (404, K.NO_WEBSOCKET),
+        (405, K.NO_WEBSOCKET),
         (408, K.UNREACHABLE),
         (413, K.REJECTED),  # no frame was sent that could be too large
         (422, K.REJECTED),
-        (426, K.UNREACHABLE),
+        (426, K.NO_WEBSOCKET),
         (429, K.REJECTED),
         (451, K.REJECTED),
         (500, K.UNREACHABLE),
+        (501, K.NO_WEBSOCKET),
         (503, K.UNREACHABLE),
     ],
 )
@@ -255,7 +257,14 @@ def test_an_unknown_name_is_not_taken_for_a_known_one() -> None:
 
 def test_every_kind_that_a_frame_can_show_is_in_the_table() -> None:
     others = {K.LOST, K.TIMED_OUT, K.UNREACHABLE, K.EXHAUSTED, K.REJECTED, K.NOT_DISPATCHED}
+    others.add(K.NO_WEBSOCKET)
     assert {kind for _, kind in FRAMES} == set(FailureKind) - others
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 407, 409, 422, 429, 500])
+def test_a_refusal_that_is_about_the_credential_is_not_about_the_input(status: int) -> None:
+    failure = classify(ErrorFrame(status))
+    assert failure.is_of_input is (status in (400, 404, 409, 422))
 
 
 def test_retry_after_is_kept() -> None:

@@ -17,8 +17,11 @@ from bridgecore.recovery.policy import (
     POLICIES,
     PR397,
     V1_12,
+    Action,
     Budgets,
     Policy,
+    Situation,
+    falling_back,
     replaying,
 )
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, Transition, step
@@ -40,7 +43,7 @@ from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
 
-(SMALL,) = BOUNDS["small"]
+SMALL, OVER_HTTP = BOUNDS["small"]
 # Without late events, which double the states: these tests are not about them.
 PUNCTUAL = attrs.evolve(SMALL, late=False)
 ALL = len(Property)
@@ -237,6 +240,78 @@ def test_warming_and_replaying_are_watched(policy: Policy, stepper: Step, prop: 
     without = frozenset({Property.NO_AMBIGUOUS_RESEND, Property.RECOVERY_DESCENDS})
     report = explore(policy, SMALL, stepper=stepper, without=without)
     assert set(report.broken) == {prop}
+
+
+# ------------------------------------------------------------------ connections over HTTP
+
+FEW = attrs.evolve(OVER_HTTP, standings=(Standing.UNANCHORED, Standing.HELD))
+
+
+@pytest.mark.timeout(240)
+def test_falling_back_breaks_no_property() -> None:
+    report = explore(falling_back(DEFAULT), OVER_HTTP, most=ALL)
+    assert report.complete
+    assert report.counterexamples == []
+
+
+@pytest.mark.timeout(240)
+def test_a_replaying_policy_that_falls_back_breaks_only_no_ambiguous_resend() -> None:
+    without = frozenset({Property.NO_AMBIGUOUS_RESEND})
+    report = explore(falling_back(replaying(DEFAULT)), FEW, most=ALL, without=without)
+    assert report.complete
+    assert report.counterexamples == []
+
+
+def tries_again(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """It is forgotten that a turn goes over HTTP."""
+    after = step(policy, state, event, now)
+    if after.state.running is None:
+        return after
+    running = attrs.evolve(after.state.running, over_http=False)
+    return attrs.evolve(after, state=attrs.evolve(after.state, running=running))
+
+
+def over(http: bool) -> Step:
+    """Each connection is asked for over HTTP, or none."""
+
+    def stepper(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+        after = step(policy, state, event, now)
+        told = tuple(
+            attrs.evolve(one, http=http) if isinstance(one, fx.OpenConnection) else one
+            for one in after.effects
+        )
+        return attrs.evolve(after, effects=told)
+
+    return stepper
+
+
+@pytest.mark.parametrize(
+    ("stepper", "prop", "path"),
+    [
+        (over(True), Property.FALLBACK_IS_PROVEN, ("submit unanchored",)),
+        (over(False), Property.FALLBACK_IS_PROVEN, ("submit unanchored", "upgrade 404")),
+        (
+            tries_again,
+            Property.FALLBACK_IS_PROVEN,
+            ("submit unanchored", "upgrade 404", "upgrade 404"),
+        ),
+    ],
+)
+def test_what_a_connection_speaks_is_watched(
+    stepper: Step, prop: Property, path: tuple[str, ...]
+) -> None:
+    report = explore(falling_back(DEFAULT), FEW, stepper=stepper)
+    assert {one: found.path for one, found in report.broken.items()} == {prop: path}
+
+
+@pytest.mark.parametrize("situation", [Situation.NO_WEBSOCKET, Situation.TOO_LARGE])
+def test_a_policy_that_falls_back_in_one_row_only_is_detected(situation: Situation) -> None:
+    policy = falling_back(DEFAULT)
+    for standing in Standing:
+        policy = policy.with_cell(situation, standing, DEFAULT.remedy(situation, standing))
+        assert policy.remedy(situation, standing).action is not Action.FALL_BACK
+    report = explore(policy, FEW)
+    assert set(report.broken) == {Property.FALLBACK_IS_PROVEN}
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=lambda policy: policy.name)

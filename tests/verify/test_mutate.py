@@ -60,12 +60,17 @@ def test_a_rule_that_is_dropped_is_noticed(every: list[Mutant]) -> None:
 
 @pytest.mark.parametrize(
     "what",
-    ["any generation", "any response", "too early", "strictly", "never cleared", "waits on"],
+    [
+        *("any generation", "any response", "too early", "strictly", "never cleared", "waits on"),
+        "http caches",
+    ],
 )
 def test_mutants_of_the_checks_before_every_rule_are_noticed(observed: Observed, what: str) -> None:
     found = candidates(DEFAULT, observed.seen)
     (mutant,) = (mutant for mutant in found if mutant.name == f"step: {what}")
-    bounds = {"waits on": BOUNDS[1:2], "any response": BOUNDS[3:]}.get(what, BOUNDS[:1])
+    bounds = {"waits on": BOUNDS[1:2], "any response": BOUNDS[3:], "http caches": BOUNDS[4:]}.get(
+        what, BOUNDS[:1]
+    )
     assert judge(mutant, bounds).killer is not None
 
 

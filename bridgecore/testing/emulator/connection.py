@@ -14,6 +14,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing.answers import CreateFrame, Json
 from bridgecore.testing.emulator import errors
 from bridgecore.testing.emulator.context import PriorResponse
+from bridgecore.testing.emulator.http import HttpTurns
 from bridgecore.testing.emulator.jsontext import encode
 from bridgecore.testing.emulator.turns import Outcome, RunningTurn
 from bridgecore.testing.faults import Change, Error, ReadSlowly, Reject
@@ -25,8 +26,6 @@ from bridgecore.transport import (
     Send,
     TransportEffect,
 )
-from bridgecore.wire.http import HttpServer
-from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.websocket import WebSocketServer
 
 CLOSE_GRACE = 2 * NS_PER_SECOND  # for the peer to read the last bytes and answer the close
@@ -63,7 +62,8 @@ class SlowReading:
 
 @attrs.define(eq=False)
 class Connection:
-    """An accepted TCP connection and, after the upgrade, the WebSocket on it; or HTTP on it."""
+    """An accepted TCP connection and, after the upgrade, the WebSocket on it; or, with ``http``,
+    the requests on it."""
 
     number: int
     ordinal: int  # from 1, by order of acceptance
@@ -72,8 +72,7 @@ class Connection:
     # What was received while it is not known whether the connection speaks HTTP or WebSocket; None
     # from then on.
     opening: bytearray | None = attrs.Factory(bytearray)
-    http: HttpServer | None = None  # it speaks HTTP
-    head: RequestHead | None = None  # of the HTTP request that is being received
+    http: HttpTurns | None = None
     headers: list[tuple[bytes, bytes]] = attrs.Factory(list)
     authorization: bytes | None = None
     rejected: bool = False  # the upgrade was answered with another status than 101
@@ -97,8 +96,20 @@ class Connection:
     # ------------------------------------------------------------ sending
 
     def send(self, data: bytes) -> None:
-        """Send a text frame."""
-        self.out += self.ws.send_text(data)
+        """Send a text frame, or an event of an HTTP answer."""
+        self.out += self.ws.send_text(data) if self.http is None else self.http.send(data)
+
+    def send_error(
+        self, error: Error, lane: str | None, anchor: str | None = None, response_id: str = ""
+    ) -> None:
+        """Send ``error`` as a frame; as the answer to a request, if that has not begun. The other
+        arguments are those of ``errors.frame``."""
+        answer = None if self.http is None else self.http.refuse(error)
+        if answer is None:
+            names = {"response_id": response_id} if response_id else {}
+            self.send(errors.frame(error, lane, anchor=anchor, **names))
+        else:
+            self.out += answer
 
     def send_event(self, running: RunningTurn, event: Json) -> None:
         """Send an event of a turn, numbered and with the name of its lane."""
@@ -116,14 +127,7 @@ class Connection:
         """End the turn with an error frame. A failed continuation evicts its anchor from
         the cache."""
         turn = running.turn
-        self.send(
-            errors.frame(
-                error,
-                turn.request.lane,
-                anchor=turn.request.anchor,
-                response_id=turn.response_id,
-            )
-        )
+        self.send_error(error, turn.request.lane, turn.request.anchor, turn.response_id)
         if running.end(Outcome.FAILED) and error.status >= 400:
             self.evict(turn.request)
         if error.close is not None:
@@ -144,8 +148,9 @@ class Connection:
         self.end = End.CLOSE
 
     def close(self, code: int, reason: str, now: int) -> None:
-        """Begin the closing handshake; running turns end. 1006 sends no close frame."""
-        if code == 1006:
+        """Begin the closing handshake; running turns end. 1006 sends no close frame, and HTTP has
+        none."""
+        if code == 1006 or self.http is not None:
             self.finish(End.CLOSE)
             return
         self.out += self.ws.close(code, reason)
@@ -181,7 +186,7 @@ class Connection:
         if slow.pings - slow.pongs >= slow.how.patience:
             self.close(1011, "keepalive ping timeout", now)
             return
-        if slow.pings < slow.how.pings:
+        if slow.pings < slow.how.pings and self.http is None:
             self.out += self.ws.ping()
             slow.pings += 1
         slow.due = now + slow.how.interval

@@ -87,13 +87,14 @@ def frame(
 
 
 def http_answer(error: Error) -> Reject:
-    """The HTTP answer, in place of the 101, that carries ``error``."""
+    """The HTTP answer, in place of the 101 or of a response, that carries ``error``."""
     body = {
         "error": {
             "message": error.message,
             "type": error.type,
             "param": error.param,
             "code": error.code,
+            **dict(error.members),
         }
     }
     return Reject(error.status, ((b"content-type", b"application/json"),), encode(body))

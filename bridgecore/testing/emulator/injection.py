@@ -10,7 +10,6 @@ from typing import Final, assert_never
 
 from bridgecore.testing import answers
 from bridgecore.testing.answers import CreateFrame
-from bridgecore.testing.emulator import errors
 from bridgecore.testing.emulator.connection import CLOSE_GRACE, Connection, End
 from bridgecore.testing.emulator.jsontext import encode, event_type
 from bridgecore.testing.emulator.turns import Outcome, RunningTurn
@@ -108,7 +107,7 @@ def strike(conn: Connection, running: RunningTurn | None, action: Action, now: i
             if running is not None:
                 conn.refuse(running, action, now)
             else:
-                conn.send(errors.frame(action, None))
+                conn.send_error(action, None)
                 if action.close is not None:
                     conn.close(action.close, "", now)
             return False

@@ -35,6 +35,7 @@ from bridgecore.testing.emulator.connection import (
     EndedResponse,
     SlowReading,
 )
+from bridgecore.testing.emulator.http import HttpTurns
 from bridgecore.testing.emulator.jsontext import decode, encode
 from bridgecore.testing.emulator.turns import Finish, Outcome, RunningTurn, Turn
 from bridgecore.testing.faults import (
@@ -68,8 +69,6 @@ from bridgecore.transport import (
     WriteBlocked,
     WriteUnblocked,
 )
-from bridgecore.wire.http import BodyPart, HttpLimits, HttpServer, RequestBody
-from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.websocket import (
     CloseReceived,
     Failed,
@@ -96,8 +95,8 @@ _OPENING = frozenset({"response.created", "response.in_progress"})
 
 @attrs.define(kw_only=True, eq=False)
 class Emulator:
-    """A Responses WebSocket-mode upstream; a ``Machine``. Its attributes may be changed at any
-    time.
+    """A Responses WebSocket-mode upstream, which takes ``POST`` requests, too; a ``Machine``. Its
+    attributes may be changed at any time.
 
     Durations are ns, sizes bytes.
     """
@@ -116,12 +115,15 @@ class Emulator:
     lifetime_grace: int | None = None  # from that refusal to the close; None: the client closes
     context_window: int | None = None  # tokens
     max_message: int = 64 * 1024 * 1024  # a larger one gets close code 1009
+    max_post: int = 64 * 1024 * 1024  # of a request's body over HTTP; a larger one gets a 413
+    ignores_stream: bool = False  # answers over HTTP are JSON, also if a stream is asked for
 
     # Observations.
     requests: list[CreateFrame] = attrs.field(factory=list, init=False)
     turns: list[Turn] = attrs.field(factory=list, init=False)
     accepted: int = attrs.field(default=0, init=False)  # TCP connections, ended ones included
     upgrades: int = attrs.field(default=0, init=False)  # answered with 101
+    posts: int = attrs.field(default=0, init=False)  # turns that came over HTTP
     rejections: int = attrs.field(default=0, init=False)  # answered with another status
     http_requests: list[api.HttpRequest] = attrs.field(factory=list, init=False)
     malformed: int = attrs.field(default=0, init=False)  # frames that are not create frames
@@ -261,9 +263,9 @@ class Emulator:
                 return
             data, conn.opening = bytes(conn.opening), None
             if is_http:
-                conn.http = HttpServer(HttpLimits(_MAX_HEAD, self.max_message))
+                conn.http = HttpTurns(self.max_post, self.ignores_stream)
         if conn.http is not None:
-            self._receive_http(conn, conn.http, data)
+            self._receive_requests(conn, conn.http, data)
         else:
             self._receive_messages(conn, data)
 
@@ -280,27 +282,25 @@ class Emulator:
         upgrade = _UPGRADE.search(head) is not None
         return not upgrade and not (line[1] == b"GET" and path == self.path)
 
-    def _receive_http(self, conn: Connection, http: HttpServer, data: bytes) -> None:
+    def _receive_requests(self, conn: Connection, http: HttpTurns, data: bytes) -> None:
         http.receive(data)
-        while conn.end is None and (event := http.next_event()) is not None:
-            if isinstance(event, RequestHead):
-                conn.head = event
-                conn.out += http.wants_body()
-                continue
-            assert not isinstance(event, BodyPart), "no body is asked for by parts"
-            if isinstance(event, RequestBody):
-                assert conn.head is not None, "a body follows its head"
-                answer = self._answer_http(api.request_of(conn.head, event.data))
+        while conn.end is None and (request := http.next_request()) is not None:
+            if isinstance(request, Error):
+                conn.send_error(request, None)
+            elif (request.method, request.path) != ("POST", self.path):
+                conn.out += http.answer(self._answer_http(request))
+            elif (error := self._post_error(conn, request)) is not None:
+                conn.send_error(error, None)
             else:
-                error = Error(event.status, event.code, "invalid_request_error", event.message)
-                answer = api.refuse(error)
-            content_type = [(b"content-type", b"application/json")]
-            close = not isinstance(event, RequestBody)
-            conn.out += http.respond(answer.status, content_type, answer.body, close=close)
-            if http.must_close:
-                conn.finish(End.CLOSE)
-            else:
-                http.start_next()
+                self.posts += 1
+                self._message(conn, http.create_frame(request))
+        conn.out += http.take_interim()
+        self._received_part(conn, http.mid_message)
+
+    def _post_error(self, conn: Connection, request: api.HttpRequest) -> Error | None:
+        conn.headers = request.headers
+        conn.authorization = request.authorization
+        return self._request_error("POST", request.path, conn.authorization)
 
     def _answer_http(self, request: api.HttpRequest) -> api.HttpAnswer:
         self.http_requests.append(request)
@@ -351,12 +351,16 @@ class Emulator:
             if conn.deaf or conn.end is not None:
                 return
         conn.out += conn.ws.data_to_send()
-        if conn.ws.mid_message and not conn.mute:
+        self._received_part(conn, conn.ws.mid_message)
+
+    def _received_part(self, conn: Connection, mid_message: bool) -> None:
+        """A part of a frame or request was read, or the whole of it."""
+        if mid_message and not conn.mute:
             if conn.slow is None:
                 self._fault_while_receiving(conn)
             else:
                 conn.read_slowly(conn.slow, self._now)
-        elif not conn.ws.mid_message:
+        elif not mid_message:
             conn.slow = None
         self._advance(conn)
 
@@ -366,7 +370,7 @@ class Emulator:
         for fault in self.faults.at(conn.ordinal, Point.ON_UPGRADE):
             injection.strike_before_upgrade(conn, fault.action)
         if not conn.mute and conn.end is None:
-            error = self._upgrade_error(target, conn.authorization)
+            error = self._request_error("GET", target, conn.authorization)
             if error is not None:
                 conn.reject(errors.http_answer(error))
             else:
@@ -374,9 +378,9 @@ class Emulator:
                 conn.out += conn.ws.accept()
         self.rejections += conn.rejected
 
-    def _upgrade_error(self, target: str, authorization: bytes | None) -> Error | None:
+    def _request_error(self, method: str, target: str, authorization: bytes | None) -> Error | None:
         if urlsplit(target).path != self.path:
-            return Error(404, None, "invalid_request_error", f"Invalid URL (GET {target})")
+            return Error(404, None, "invalid_request_error", f"Invalid URL ({method} {target})")
         if not self._is_authorized(authorization):
             return _WRONG_KEY
         return None
@@ -454,7 +458,8 @@ class Emulator:
         return None
 
     def _is_past_lifetime(self, conn: Connection) -> bool:
-        if self.lifetime is None or self._now < conn.opened_at + self.lifetime:
+        young = self.lifetime is None or self._now < conn.opened_at + self.lifetime
+        if young or conn.http is not None:
             return False
         if self.lifetime_grace is not None and conn.retire_at is None:
             conn.retire_at = self._now + self.lifetime_grace
@@ -480,6 +485,8 @@ class Emulator:
                 if not running.steps and not running.stuck:
                     del conn.running[lane]
                     moved = True
+        if conn.http is not None and conn.http.must_close and conn.end is None:
+            conn.finish(End.CLOSE)
 
     def _start(self, conn: Connection, request: CreateFrame) -> None:
         turn = Turn(request, self.response_id(request.number))
@@ -590,7 +597,8 @@ class Emulator:
             turn.outcome = Outcome.FAILED
             return
         turn.outcome = Outcome.INCOMPLETE if finish.incomplete else Outcome.COMPLETED
-        conn.cache[turn.request.lane] = finish.prior
+        if conn.http is None:
+            conn.cache[turn.request.lane] = finish.prior
         if finish.response["store"]:
             self._storage.add_response(conn.authorization, finish.prior)
             if isinstance(sent, dict):
@@ -598,7 +606,7 @@ class Emulator:
                 self._storage.add_resource(conn.authorization, finish.prior, stored)
 
     def _send_error(self, conn: Connection, lane: str | None, error: Error) -> None:
-        conn.send(errors.frame(attrs.evolve(error, shape=self.error_shape), lane))
+        conn.send_error(attrs.evolve(error, shape=self.error_shape), lane)
 
     # -- faults
 
