@@ -7,6 +7,7 @@ invalid value raises ``ConfigError`` when the object is built, not when it is fi
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
@@ -236,6 +237,22 @@ def _seconds(count: int) -> int:
     return attrs.field(default=count * NS_PER_SECOND, metadata={"unit": "ns"})
 
 
+def checked_origins(origins: Iterable[object]) -> tuple[str, ...]:
+    """The setting ``websocket_origins``, checked and in lower case, as browsers send them."""
+    if isinstance(origins, str) or not isinstance(origins, Iterable):
+        raise ConfigError(f"websocket_origins must be a list of origins, not {origins!r:.100}")
+    found = []
+    for origin in origins:
+        if not isinstance(origin, str) or _ORIGIN.fullmatch(origin.lower()) is None:
+            what = "is no origin: give scheme and host, and a port if it is not the usual one"
+            raise ConfigError(f"websocket_origins: {origin!r:.100} {what}")
+        found.append(origin.lower())
+    return tuple(dict.fromkeys(found))
+
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null")  # RFC 6454, section 6.2
+
+
 def _check(field: attrs.Attribute[Any], value: object) -> None:
     """Raise ``ConfigError`` unless ``value`` has the type of the default of ``field`` and, if it is
     a number, is within the bounds of its unit."""
@@ -358,6 +375,14 @@ class Config:
     pass_through: tuple[str, ...] = attrs.field(default=PASSED_PATHS, converter=_passed_paths)
     # Where they go. None: the host and path of ``upstream`` over HTTP, without its ``/responses``.
     upstream_http: HttpUrl | None = None
+
+    # Whether clients may speak WebSocket mode, too: GET of the path for turns, with an upgrade.
+    websocket: bool = False
+    websocket_idle: int = _seconds(3600)  # until a connection without a turn is closed
+    # Age at which a connection is closed after its turn. As at OpenAI, so that clients expect it.
+    websocket_lifetime: int = _seconds(3600)
+    # Pages that may connect, such as "https://chat.example". A browser lets any page try.
+    websocket_origins: tuple[str, ...] = attrs.field(default=(), converter=checked_origins)
 
     decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 

@@ -351,6 +351,9 @@ class Endpoint:
         """Read the next request of a client, if one is complete, and send pending output."""
         turn = self._turn_serial + 1
         received = client.connection.next_request(turn, self._now, draining=self._draining)
+        if received is None and (successor := client.connection.successor) is not None:
+            client.connection = successor
+            received = successor.next_request(turn, self._now, draining=self._draining)
         if received is not None:
             self._turn_serial = turn
             self._of_turn[turn] = conn
@@ -558,7 +561,7 @@ class Endpoint:
                 if client.deadline is not None:
                     self._give_up(conn, client)
                 else:
-                    client.connection.timeout()
+                    client.connection.timeout(now)
                     self._serve(conn, client)
             elif (upstream := self._upstreams.get(conn)) is not None:
                 said = upstream.timeout(now)

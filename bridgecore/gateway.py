@@ -175,8 +175,8 @@ class Gateway:
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
             return [FailAnswer(event.turn, error)]
-        if event.forward is not None:
-            request = attrs.evolve(request, stream=True)  # its sender answers its client
+        if event.streamed or event.forward is not None:  # its sender answers its client
+            request = attrs.evolve(request, stream=True)
         exchange = Exchange.of(event.turn, request, self._config, now)
         received = TurnReceived(
             event.turn,

@@ -44,6 +44,8 @@ class RequestReceived:
             connection; turns of different scopes cannot. None: it follows from the credential
             headers. Name it if your own authentication knows the tenant better.
         request_id: the id of the request in log records.
+        streamed: the answer is a stream, whatever the body says: there is no other form in the
+            client's protocol.
         forward: what another replica says about the turn, if it was forwarded by one and its
             signature was checked; it names the tenant then. The answer is always a stream.
     """
@@ -53,6 +55,7 @@ class RequestReceived:
     headers: list[tuple[bytes, bytes]]
     scope: str | None = attrs.field(default=None, kw_only=True)
     request_id: str | None = attrs.field(default=None, kw_only=True)
+    streamed: bool = attrs.field(default=False, kw_only=True)
     forward: Forward | None = attrs.field(default=None, kw_only=True)
 
 

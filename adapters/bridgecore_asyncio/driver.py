@@ -513,7 +513,7 @@ class Connection(asyncio.Protocol):
                 elif tls is None:
                     with contextlib.suppress(OSError):  # the peer has just reset it
                         transport.write_eof()
-            case wire.Respond():
+            case wire.Respond() | wire.SendClose():
                 raise AssertionError("a socket has no request that is answered without its bytes")
             case wire.PauseReading():
                 transport.pause_reading()

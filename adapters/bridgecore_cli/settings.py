@@ -28,6 +28,7 @@ from bridgecore.config import (
     Rotation,
     Store,
     UpstreamUrl,
+    checked_origins,
 )
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
@@ -192,6 +193,29 @@ def _header_names(value: Any) -> tuple[str, ...]:
         raise ValueError(f"is refused: {exc}") from None
 
 
+def _flag(value: Any) -> bool:
+    """True or False: a TOML boolean, or its text."""
+    known = {"true": True, "false": False}
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value not in known:
+        raise ValueError("is not true or false")
+    return known[value]
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    """Origins: a TOML list, or text with commas or spaces between them; ``none`` for none."""
+    if value == NONE:
+        return ()
+    names = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not names:
+        raise ValueError(f"is not a list of origins, or {NONE!r}")
+    try:
+        return checked_origins(names)
+    except ConfigError as exc:
+        raise ValueError(f"is refused: {exc}") from None
+
+
 def _paths(value: Any) -> tuple[str, ...]:
     """Paths below /v1: a TOML list, or text with commas or spaces between them; ``api`` for those
     of the API, ``none`` for none."""
@@ -223,9 +247,11 @@ TEXT = Kind("NAME", _text)
 PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 HTTP = Kind("URL", _http_base, lambda _: AUTO)
+FLAG = Kind("true|false", _flag, lambda value: str(value).lower())
 PATHS = Kind("PATHS", _paths, _show_paths)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
+ORIGINS = Kind("ORIGINS", _origins, lambda names: " ".join(names) or NONE)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
 PEER = Kind("URL", _peer, lambda url: str(url or NONE))
 STORE = Kind("URL", _store, lambda _: MEMORY)
@@ -350,6 +376,26 @@ CORE = (
         "paths below `/v1` that are passed through to `upstream_http`, with all below them: with "
         "commas or spaces between them, in TOML a list; `api` for those of OpenAI's API, `none` "
         "for none",
+    ),
+    _of_config(
+        "websocket",
+        FLAG,
+        "whether clients may speak WebSocket mode on `/v1/responses`, too; otherwise an upgrade is "
+        "answered with 426",
+    ),
+    _of_config(
+        "websocket_idle", SECONDS, "until a client's WebSocket without a turn is closed (1001)"
+    ),
+    _of_config(
+        "websocket_lifetime",
+        SECONDS,
+        "after which a client's WebSocket is closed (1001), once no turn runs",
+    ),
+    _of_config(
+        "websocket_origins",
+        ORIGINS,
+        "web pages that may open WebSockets: origins with commas or spaces between them, in TOML a "
+        "list; `none` for none. Programs send no origin",
     ),
     Setting(
         "max_sessions",

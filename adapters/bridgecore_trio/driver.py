@@ -469,7 +469,7 @@ class Connection:
             case wire.Close():
                 self.closing = True
                 self.wake_writer()
-            case wire.Respond():
+            case wire.Respond() | wire.SendClose():
                 raise AssertionError("a socket has no request that is answered without its bytes")
             case wire.PauseReading():
                 self.resumed = self.resumed or trio.Event()

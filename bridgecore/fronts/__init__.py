@@ -26,13 +26,15 @@ class ClientConnection(Protocol):
         lingering: the client may still be sending data that is not read any more. Closing at once
             would answer that with a reset, which can destroy the answer on its way, so the
             connection is half-closed first (RFC 9112, section 9.6).
-        deadline: when to call ``timeout``, ns; None: never.
     """
 
     out: list[bytes]
     closing: bool
     lingering: bool
-    deadline: int | None
+
+    @property
+    def deadline(self) -> int | None:
+        """When to call ``timeout``, ns; None: never."""
 
     @property
     def timer(self) -> Timer:
@@ -45,6 +47,10 @@ class ClientConnection(Protocol):
     @property
     def idle(self) -> bool:
         """Whether no request is being read and no answer is in progress."""
+
+    @property
+    def successor(self) -> ClientConnection | None:
+        """What the connection has become by an upgrade; it is in its place from now on."""
 
     def receive(self, data: bytes) -> None:
         """Buffer ``data``; ``next_request`` parses it."""
@@ -69,5 +75,5 @@ class ClientConnection(Protocol):
     def shut(self) -> None:
         """The server is stopping: close if idle, and refuse a request that is partly received."""
 
-    def timeout(self) -> None:
+    def timeout(self, now: int) -> None:
         """``deadline`` has passed: the client was too slow, or the connection was idle."""

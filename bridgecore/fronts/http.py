@@ -14,6 +14,8 @@ from typing import ClassVar, assert_never
 from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
 from bridgecore.config import Config
+from bridgecore.fronts import ClientConnection
+from bridgecore.fronts.websocket import WebSocketConnection
 from bridgecore.messages import (
     AnswerBody,
     AnswerEffect,
@@ -53,6 +55,7 @@ from bridgecore.wire.passing import (
 )
 from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
+from bridgecore.wire.upgrade import UpgradeError, accept_upgrade, asks_for_websocket
 
 _JSON = (b"content-type", b"application/json")
 # Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
@@ -73,9 +76,9 @@ class HttpConnection:
 
     # There may be thousands of idle connections: no instance dictionaries.
     __slots__ = (
-        *("_config", "_head", "_held", "_http", "_last", "_read", "_request_id"),
+        *("_config", "_head", "_held", "_http", "_last", "_read", "_request_id", "_since"),
         *("_request_seed", "_requests", "_timer", "broken", "closing", "deadline", "lingering"),
-        *("out", "passed", "passing", "turns"),
+        *("out", "passed", "passing", "successor", "turns"),
     )
 
     ROUTES: ClassVar[Mapping[str, tuple[bytes, ...]]] = {
@@ -104,6 +107,7 @@ class HttpConnection:
         self._head: RequestHead | None = None
         self._read = False  # the current request was received completely
         self._last = False  # close the connection after the current answer
+        self._since = now  # ns, the time of the latest input
         self._timer: Timer | None = Timer.CLIENT_IDLE
         self.deadline: int | None = now + config.header_timeout
         self.turns: list[int] = []  # at most one: HTTP/1.1 answers requests in order
@@ -113,6 +117,7 @@ class HttpConnection:
         self._held = False  # it is not read, because its upstream reads too slowly
         self.broken = False  # the connection cannot go on: its answer has begun and will not end
         self.out: list[bytes] = []
+        self.successor: ClientConnection | None = None  # after an upgrade
         self.closing = False
         self.lingering = False
 
@@ -145,7 +150,8 @@ class HttpConnection:
         None: no request is complete, or the one before it has to be answered first.
         """
         received = None
-        while received is None and not self.closing and not self.turns and not self.broken:
+        self._since = now
+        while not (received or self.closing or self.turns or self.broken or self.successor):
             event = self._http.next_event()
             if event is None:
                 break
@@ -209,10 +215,11 @@ class HttpConnection:
             message = f"Unknown path. This server serves {', '.join(self.ROUTES)}"
             message += " and paths of the API that it passes through." if self.PASSES else "."
             return api_error(404, "not_found", message), []
-        headers = dict(head.headers)
         if head.method not in methods:
             allow = [(b"allow", b", ".join(methods))]
-            if headers.get(b"upgrade", b"").lower() == b"websocket":
+            if asks_for_websocket(head.headers) and head.path == self.TURNS:
+                if self._takes_upgrade(head):
+                    return (SHUTTING_DOWN, []) if draining else self._upgrade_refusal(head)
                 # Codex tries WebSocket first; on a 426 it falls back to HTTP at once.
                 message = "This server speaks HTTP here, not WebSocket. Use POST /v1/responses."
                 error = api_error(426, "upgrade_required", message)
@@ -222,6 +229,32 @@ class HttpConnection:
         if draining and head.path != "/livez":
             return SHUTTING_DOWN, []
         return self._decode_body(head) if head.path == self.TURNS else None
+
+    def _takes_upgrade(self, head: RequestHead) -> bool:
+        """Whether a request asks for an upgrade, and clients may speak WebSocket here."""
+        asked = head.method == b"GET" and head.path == self.TURNS and self.PASSES
+        return self._config.websocket and asked and asks_for_websocket(head.headers)
+
+    def _upgrade_refusal(self, head: RequestHead) -> tuple[ApiError, Headers] | None:
+        try:
+            accept_upgrade(head.headers, self._config.websocket_origins)
+        except UpgradeError as exc:
+            return api_error(exc.status, exc.code, str(exc)), exc.headers
+        return None
+
+    def _upgrade(self, head: RequestHead) -> None:
+        """Accept an upgrade that ``_upgrade_refusal`` has found nothing against."""
+        accepted = accept_upgrade(head.headers, self._config.websocket_origins)
+        answer = self._http.switch([*accepted, self._request_id_header()])
+        self._timer = self.deadline = None
+        self.successor = self._upgraded(head, answer)
+
+    def _upgraded(self, head: RequestHead, answer: bytes) -> ClientConnection:
+        assert isinstance(self._http, HttpServer), "HttpMessages has no bytes"
+        rest = self._http.take_rest()
+        return WebSocketConnection(
+            self._config, self._since, self._request_seed, head.headers, answer=answer, rest=rest
+        )
 
     def _decode_body(self, head: RequestHead) -> tuple[ApiError, Headers] | None:
         """Set up decoding of the body by its ``Content-Encoding``; the error if it is
@@ -246,6 +279,13 @@ class HttpConnection:
             if self.passing is None:
                 self._pass(head, whole=True)
             self._pass_part(body)
+            return None
+        if self._takes_upgrade(head):
+            if body.data:
+                message = "A request for an upgrade has no body."
+                self._respond(api_error(400, "malformed_request", message), close=True)
+            else:
+                self._upgrade(head)
             return None
         if head.path != self.TURNS:
             self._send_json(200, [], b'{"status":"ok"}', close=draining)
@@ -428,7 +468,7 @@ class HttpConnection:
         else:
             self.closing = True
 
-    def timeout(self) -> None:
+    def timeout(self, now: int) -> None:
         """``deadline`` has passed: the client did not send in time."""
         timer, self._timer, self.deadline = self._timer, None, None
         if timer is Timer.CLIENT_IDLE:

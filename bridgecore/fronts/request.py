@@ -10,10 +10,11 @@ from __future__ import annotations
 from bridgecore import transport as tp
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
+from bridgecore.fronts.websocket import MessageConnection
 from bridgecore.messages import RequestReceived
-from bridgecore.wire.headers import lower_names
+from bridgecore.wire.headers import Headers, lower_names
 from bridgecore.wire.http import HttpLimits, RequestBody
-from bridgecore.wire.http_messages import HttpMessages
+from bridgecore.wire.http_messages import Head, HttpMessages
 from bridgecore.wire.request_heads import RequestHead
 
 
@@ -47,10 +48,65 @@ class RequestConnection(HttpConnection):
             effects.append(tp.Send(conn, data, notify))
         return effects
 
+    def _upgraded(self, head: RequestHead, answer: bytes) -> MessagesOnRequest:
+        accepted = self._messages.take_head()
+        assert accepted is not None, "the upgrade was just accepted"
+        return MessagesOnRequest(
+            self._config, self._since, self._request_seed, head.headers, self._scope, accepted
+        )
+
     def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
         return RequestReceived(
             turn, body.data, head.headers, scope=self._scope, request_id=self._id()
         )
+
+
+class MessagesOnRequest(MessageConnection):
+    """Messages that a server around the bridge reads and writes, after an upgrade. ``accepted``:
+    status and headers of the answer to its request. That server sends pings and awaits pongs."""
+
+    __slots__ = ("_accepted", "_goodbye")
+
+    def __init__(
+        self,
+        config: Config,
+        now: int,
+        request_seed: bytes,
+        headers: Headers,
+        scope: str | None,
+        accepted: Head,
+    ) -> None:
+        super().__init__(config, now, request_seed, headers, scope)
+        self._accepted: Head | None = accepted
+        self._goodbye: tuple[int, str] | None = None
+
+    def receive(self, data: bytes) -> None:
+        """Take a message."""
+        if not self.closing:
+            self._spend(1)
+            self._add(data)
+
+    def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:
+        """The effects that send what is in ``out``."""
+        effects: list[tp.TransportEffect] = []
+        if self._accepted is not None:
+            effects.append(tp.Respond(conn, *self._accepted))
+            self._accepted = None
+        sends = [tp.Send(conn, message) for message in self.out]
+        if sends:
+            sends[-1].notify = notify
+        effects += sends
+        if self._goodbye is not None:
+            effects.append(tp.SendClose(conn, *self._goodbye))
+            self._goodbye = None
+        self.out.clear()
+        return effects
+
+    def _send(self, messages: list[bytes]) -> None:
+        self.out += messages
+
+    def _send_close(self, code: int, reason: str) -> None:
+        self._goodbye = code, reason
 
 
 def _head_of(event: tp.RequestBegun) -> RequestHead:

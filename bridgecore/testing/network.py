@@ -293,13 +293,15 @@ class ByteClient:
 
 class RequestClient:
     """A request to a machine by way of an HTTP server around it: see ``RequestBegun``. It records
-    the answer: ``status``, ``headers``, ``body``; ``ended``: it is complete; ``cut``: it will never
-    be."""
+    the answer: ``status``, ``headers``, ``body``, or ``messages`` and ``close`` after an upgrade;
+    ``ended``: it is complete; ``cut``: it will never be."""
 
     def __init__(self, network: Network, machine: tp.Machine, conn: int) -> None:
         self.status: int | None = None
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = bytearray()
+        self.messages: list[bytes] = []
+        self.close: tuple[int, str] | None = None
         self.ended = self.cut = False
         self._network, self._machine, self._conn = network, machine, conn
 
@@ -332,9 +334,14 @@ class RequestClient:
             self.status, self.headers = effect.status, effect.headers
         elif isinstance(effect, tp.Send):
             assert self.status is not None, "a body before the head"
-            self.body += effect.data
+            if self.status == 101:
+                self.messages.append(effect.data)
+            else:
+                self.body += effect.data
             if effect.notify:
                 network.at(network.now, lambda: network._report(machine, tp.DataSent(conn)))
+        elif isinstance(effect, tp.SendClose):
+            self.close = effect.code, effect.reason
         elif isinstance(effect, tp.EndSending | tp.Close):
             self.ended = True
             network.at(network.now, lambda: network._report(machine, tp.Disconnected(conn)))
@@ -700,7 +707,7 @@ class Network:
             self._ask(driver, effect)
         elif (request := driver.requests.get(effect.conn)) is not None:
             request.take(effect)
-        elif not isinstance(effect, tp.Respond):
+        elif not isinstance(effect, tp.Respond | tp.SendClose):
             end = driver.ends.get(effect.conn)
             if end is not None:
                 self._on_connection(end, effect)

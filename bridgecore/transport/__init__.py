@@ -253,6 +253,17 @@ class Respond:
 
 
 @attrs.define
+class SendClose:
+    """Write a close frame. Only for a ``RequestBegun`` whose upgrade to WebSocket was accepted, by
+    ``Respond`` with status 101: from then on each ``DataReceived`` and each ``Send`` is one text
+    message. ``EndSending`` or ``Close`` follows."""
+
+    conn: int
+    code: int
+    reason: str
+
+
+@attrs.define
 class EndSending:
     """Flush, then half-close (TLS: close_notify, if the library can). No ``Send`` follows."""
 
@@ -298,7 +309,7 @@ class Stop:
 
 
 ConnectionEffect: TypeAlias = (
-    Send | Respond | EndSending | Close | Abort | PauseReading | ResumeReading
+    Send | Respond | SendClose | EndSending | Close | Abort | PauseReading | ResumeReading
 )
 """What is to be done with one connection."""
 
@@ -306,6 +317,7 @@ TransportEffect: TypeAlias = (
     Connect
     | Send
     | Respond
+    | SendClose
     | EndSending
     | Close
     | Abort

@@ -543,6 +543,30 @@ class HttpServer:
         self._answer = _Answer.DONE
         return head if bodiless else head + body
 
+    def switch(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The 101 answer that ends HTTP on this connection; ``take_rest`` has what was received
+        after the request.
+
+        Raises:
+            LocalProtocolError: there is no complete request, or its answer has begun.
+        """
+        if self._reading is not _Reading.NOTHING or not self._in_request:
+            raise LocalProtocolError("there is no complete request that can be upgraded")
+        if self._answer is not _Answer.NOT_BEGUN:
+            raise LocalProtocolError("the answer to this request has begun already")
+        _check_answer(200, headers)
+        self._answer = _Answer.DONE
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        head = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        return head + b"".join(lines) + b"\r\n"
+
+    def take_rest(self) -> bytes:
+        """What was received after the last request, which is not parsed as HTTP any more."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        self._close = True
+        return rest
+
     def start_stream(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of a 200 answer; ``stream`` writes its body and ``end_stream`` ends it.
 

@@ -116,6 +116,12 @@ class HttpMessages:
         self._events.clear()
         return _NOTHING if self._bodiless else body
 
+    def switch(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """The head of the answer that accepts an upgrade."""
+        self._head = 101, [*headers]
+        self._begun = self._done = self._read = True
+        return _NOTHING
+
     def start_stream(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head of an answer with status 200 whose length is not known."""
         self._head = 200, [*headers]

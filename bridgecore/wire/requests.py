@@ -173,6 +173,21 @@ def replace_input(body: bytes, text: bytes) -> bytes:
     return write_object(members)
 
 
+def parse_type(message: bytes) -> str | None:
+    """The ``type`` of a message in WebSocket mode; None if it has none that is a string.
+
+    Raises:
+        InvalidBodyError: it is not a JSON object.
+    """
+    if message.startswith(_BEGIN):
+        return "response.create"  # nearly always: the members after it need not be read for this
+    given = _read_body(message).get("type", NULL)
+    try:
+        return _read_string(given)
+    except UnreadableError:
+        return None
+
+
 def post_body(frame: bytes) -> bytes:
     """The body of ``POST /responses`` for the ``response.create`` event ``frame``: without its
     ``type``, and asking for a stream."""

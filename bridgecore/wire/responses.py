@@ -348,6 +348,13 @@ def error_body(
     return msgspec.json.encode({"error": _with_members(error, more)})
 
 
+def error_message(status: int, body: bytes, retry_after: int | None) -> bytes:
+    """An error as a message in WebSocket mode. ``body``: what ``error_body`` has returned. It
+    always has its status: Codex ignores one without, and waits in vain."""
+    wait = b"" if retry_after is None else b'"headers":{"retry-after":"%d"},' % retry_after
+    return b'{"type":"error","status":%d,%b%b' % (status, wait, body.removeprefix(b"{"))
+
+
 def _with_members(error: dict[str, str | None], more: str | None) -> msgspec.Raw:
     """``error`` as JSON with the members of ``more`` appended as text. They are not parsed, because
     an upstream may have written what cannot be read here (lone surrogates, very long numbers)."""

@@ -4,7 +4,8 @@ What belongs here: the protocol up to complete text messages, whatever they cont
 the opening handshake, reads every frame that needs care, and writes control frames. The limits on
 heads, bodies, messages and fragments are here, because wsproto has none.
 
-Both sides share ``_Peer``: the client is used for upstream connections, the server by the emulator.
+Both sides share ``_Peer``: the client is used for upstream connections, the server for clients that
+speak WebSocket mode, and by the emulator.
 Their states:
 
     opening --Upgraded / accept()--> open --close()--> closing --CloseReceived--> closed
@@ -818,6 +819,20 @@ class WebSocketServer(_Peer):
     def __init__(self, *, max_message: int) -> None:
         # There are no plain frames for a server: all that it receives are masked.
         super().__init__(_ServerOpening(), max_message, shortcuts=False)
+
+    @classmethod
+    def upgraded(cls, *, max_message: int) -> WebSocketServer:
+        """A connection whose upgrade request was read and accepted elsewhere."""
+        server = cls(max_message=max_message)
+        server._phase, server._opening = _Phase.OPEN, None
+        return server
+
+    def frames(self, texts: Sequence[bytes]) -> bytes:
+        """Several messages that are known to be UTF-8, each as one frame; ``b""`` if the connection
+        is closing or closed."""
+        if self._phase is not _Phase.OPEN:
+            return b""
+        return b"".join([_frame_head(_PLAIN_TEXT, 0, len(text)) + text for text in texts])
 
     def accept(self, headers: Headers = ()) -> bytes:
         """The 101 answer, with further fields.

@@ -68,6 +68,10 @@ PROMISED = {
     ),
     "upstream_http": None,
     "pass_through": PASSED_PATHS,
+    "websocket": False,
+    "websocket_idle": 3600 * S,
+    "websocket_lifetime": 3600 * S,
+    "websocket_origins": (),
     "max_sessions": None,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
@@ -122,6 +126,8 @@ def test_the_configuration_gets_every_value() -> None:
     flags["forward_headers"] = "x-tenant"
     flags["upstream_http"] = "https://api.example:444/v1"
     flags["pass_through"] = "models chat/completions"
+    flags["websocket"] = "true"
+    flags["websocket_origins"] = "https://a.example, http://b.example:81"
     config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024, "a")
     assert config.upstream is URL
     assert config.policy is POLICIES["pr397"]
@@ -133,6 +139,10 @@ def test_the_configuration_gets_every_value() -> None:
             value = HttpUrl.parse("https://api.example:444/v1")
         elif setting.name == "pass_through":
             value = ("models", "chat/completions")
+        elif setting.name == "websocket":
+            value = True
+        elif setting.name == "websocket_origins":
+            value = ("https://a.example", "http://b.example:81")
         assert getattr(config, setting.name) == chosen.get(setting.name, value), setting.name
 
 
@@ -227,6 +237,8 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "forward_headers": "x-tenant",
         "upstream_http": "https://api.example/v1",
         "pass_through": "models",
+        "websocket": "true",
+        "websocket_origins": "https://chat.example",
     }
     quoted = {name for name, value in values.items() if not value.isdigit()}
     lines = [f'{k} = "{v}"' if k in quoted else f"{k} = {v}" for k, v in values.items()]
@@ -276,6 +288,8 @@ def test_unknown_variables_are_ignored() -> None:
         ("host", '"a b"', "localhost"),
         ("rotation", '"cold"', "warm"),
         ("fallback", '"https"', "http"),
+        ("websocket", "1", "true"),
+        ("websocket_origins", '"chat.example"', "https://chat.example"),
     ],
 )
 def test_an_overridden_wrong_value_is_an_error(

@@ -167,7 +167,7 @@ def test_a_slow_head_is_answered_408_once() -> None:
     connection.receive(b"GET /")
     connection.next_request(1, 5, draining=False)
     assert (connection.timer, connection.deadline) == (Timer.HEADER, 5 + CONFIG.header_timeout)
-    connection.timeout()
+    connection.timeout(connection.deadline or 0)
     assert said(connection).status == 408
     assert (connection.closing, connection.lingering, connection.deadline) == (True, True, None)
 
@@ -230,7 +230,7 @@ def test_a_passed_request_that_is_too_slow(begun: bool) -> None:
     connection = uploading()
     if begun:
         connection.begin_passed(AnswerHead(200, [], None))
-    connection.timeout()
+    connection.timeout(connection.deadline or 0)
     assert connection.broken is begun  # a part must not be taken for the whole
     if not begun:
         assert said(connection).error["code"] == "request_timeout"

@@ -1,0 +1,318 @@
+"""A client that speaks WebSocket mode of the Responses API: events in both directions are messages.
+
+What belongs here: turns of a connection, one after the other; errors as messages; pings; and the
+limits after which a connection is closed. What happens to a turn when its upstream connection is
+lost is the same as over HTTP: the client's own connection stays open.
+
+A ``response.create`` that comes while a turn runs waits until that has ended, so turns of one
+connection never overlap and their events need no names to be told apart.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from typing import ClassVar, Final, assert_never
+
+from bridgecore import transport as tp
+from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
+from bridgecore.config import Config
+from bridgecore.messages import (
+    AnswerBody,
+    AnswerEffect,
+    AnswerEvents,
+    AnswerKeepalive,
+    BeginAnswer,
+    EndAnswer,
+    FailAnswer,
+    RequestReceived,
+)
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+from bridgecore.wire.headers import Headers, make_request_id
+from bridgecore.wire.requests import InvalidBodyError, parse_type
+from bridgecore.wire.responses import error_message
+from bridgecore.wire.websocket import CloseReceived, Failed, WebSocketServer
+
+# Messages that wait for the turns before them. As many as OpenAI lets run at a time on one
+# connection: a client written for that service does not send more before it has read an answer.
+MAX_WAITING: Final = 16
+# The rate of messages and of control frames together that a connection may have for long. A client
+# sends one message for each turn, and turns take seconds; a ping a second is a lot.
+_RATE: Final = 20  # a second
+_BURST: Final = 200
+
+GOING_AWAY: Final = 1001
+POLICY: Final = 1008
+RESTART: Final = 1012
+_CREATE: Final = "response.create"
+
+
+class MessageConnection(ABC):
+    """A client's connection, once messages can be sent; a ``ClientConnection``.
+
+    What carries the messages differs: see the subclasses. ``headers``: of the upgrade request, with
+    names in lower case; they hold for each turn. ``scope``: see ``RequestReceived``.
+    """
+
+    __slots__ = (
+        *("_config", "_credit", "_credit_at", "_headers", "_last", "_now", "_opened", "_pong_due"),
+        *("_request_seed", "_requests", "_scope", "_seen", "_since", "_waiting", "closing"),
+        *("lingering", "out", "turns"),
+    )
+
+    successor: ClassVar = None
+    """There is no further upgrade."""
+
+    def __init__(
+        self, config: Config, now: int, request_seed: bytes, headers: Headers, scope: str | None
+    ) -> None:
+        self._config = config
+        self._request_seed = request_seed
+        self._requests = 0  # turns so far
+        self._headers = headers
+        self._scope = scope
+        self._waiting: deque[bytes] = deque()
+        self._last = False  # close after the running turn
+        self._opened = self._now = self._seen = self._since = now
+        self._pong_due: int | None = None  # ns; None: no ping is unanswered
+        self._credit, self._credit_at = float(_BURST), now
+        self.turns: list[int] = []  # at most one
+        self.out: list[bytes] = []
+        self.closing = False
+        self.lingering = False
+
+    # ------------------------------------------------------------ what carries the messages
+
+    @abstractmethod
+    def receive(self, data: bytes) -> None:
+        """Take what was received."""
+
+    @abstractmethod
+    def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:
+        """The effects that send what is in ``out``."""
+
+    @abstractmethod
+    def _send(self, messages: list[bytes]) -> None:
+        """Write messages to ``out``. They are valid UTF-8."""
+
+    @abstractmethod
+    def _send_close(self, code: int, reason: str) -> None:
+        """Write a close to ``out``."""
+
+    def _ping(self) -> bool:
+        """Write a ping to ``out``; False if there are none."""
+        return False
+
+    # ------------------------------------------------------------ deadlines
+
+    def _due(self) -> tuple[int, Timer]:
+        config = self._config
+        due = self._opened + config.websocket_lifetime, Timer.LIFETIME
+        if self.turns:
+            # A connection that is past its lifetime ends with its turn.
+            due = self._now + config.turn_timeout, Timer.LIFETIME
+        else:
+            due = min(due, (self._since + config.websocket_idle, Timer.CLIENT_IDLE), key=_first)
+        alive = self._seen + config.ping_interval if self._pong_due is None else self._pong_due
+        return min(due, (alive, Timer.PING), key=_first)
+
+    @property
+    def deadline(self) -> int | None:
+        """When to call ``timeout``, ns; None: never."""
+        return None if self.closing else self._due()[0]
+
+    @property
+    def timer(self) -> Timer:
+        """The timer to which ``deadline`` belongs."""
+        return self._due()[1]
+
+    def timeout(self, now: int) -> None:
+        """``deadline`` has passed: the client is silent, or the connection is too old."""
+        self._now = now
+        _, timer = self._due()
+        if timer is Timer.PING:
+            if self._pong_due is not None:
+                self._close(GOING_AWAY, "no answer to a ping")
+                return
+            self._pong_due = now + self._config.ping_timeout
+            if not self._ping():
+                self._alive()  # who carries the messages looks after that
+        elif timer is Timer.CLIENT_IDLE:
+            self._close(GOING_AWAY, "idle for too long")
+        elif not self.turns:
+            self._close(GOING_AWAY, "open for too long: connect again")
+
+    def _alive(self) -> None:
+        self._seen, self._pong_due = self._now, None
+
+    # ------------------------------------------------------------ turns
+
+    @property
+    def idle(self) -> bool:
+        """Whether no turn runs or waits."""
+        return not self.turns and not self._waiting
+
+    def _add(self, message: bytes) -> None:
+        """Take a message of the client."""
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(message)
+        else:
+            self._close(POLICY, f"more than {MAX_WAITING} messages wait for an answer")
+
+    def _spend(self, count: int) -> None:
+        """Count messages and control frames against the rate that a client may have."""
+        passed = (self._now - self._credit_at) * _RATE / NS_PER_SECOND
+        self._credit = min(_BURST, self._credit + passed) - count
+        self._credit_at = self._now
+        if self._credit < 0:
+            self._close(POLICY, f"more than {_RATE} messages a second")
+
+    def next_request(self, turn: int, now: int, *, draining: bool) -> RequestReceived | None:
+        """The next message that begins a turn. Others are answered with an error."""
+        self._now = now
+        while self._waiting and not self.turns and not self.closing:
+            message = self._waiting.popleft()
+            self._since = now
+            if draining:
+                self._fail(SHUTTING_DOWN)
+                self._close(RESTART, "the server is restarting")
+            elif (error := _refusal(message)) is not None:
+                self._fail(error)
+            else:
+                self.turns = [turn]
+                self._requests += 1
+                request_id = make_request_id(self._request_seed, self._requests)
+                return RequestReceived(
+                    turn,
+                    message,
+                    self._headers,
+                    scope=self._scope,
+                    request_id=request_id,
+                    streamed=True,
+                )
+        return None
+
+    def answer(self, effect: AnswerEffect) -> None:
+        """Write an effect of the gateway to ``out``."""
+        if isinstance(effect, AnswerEvents):
+            self._send([event.data for event in effect.events])
+        elif isinstance(effect, AnswerKeepalive):
+            if effect.event is not None:
+                self._send([effect.event.data])
+        elif isinstance(effect, EndAnswer):
+            self._ended()
+        elif isinstance(effect, FailAnswer):
+            self._fail(effect.error)
+            self._ended()
+        elif isinstance(effect, BeginAnswer | AnswerBody):
+            pass  # messages have no head; and each answer is a stream
+        else:
+            assert_never(effect)
+
+    def _ended(self) -> None:
+        self.turns = []
+        self._since = self._now
+        if self._last:
+            self._close(RESTART, "the server is restarting")
+        elif self._opened + self._config.websocket_lifetime <= self._now:
+            self._close(GOING_AWAY, "open for too long: connect again")
+
+    def _fail(self, error: ApiError) -> None:
+        self._send([error_message(error.status, error.body, error.retry_after)])
+
+    # ------------------------------------------------------------ the end
+
+    def _close(self, code: int, reason: str) -> None:
+        """Close the connection, after what was written before."""
+        if not self.closing:
+            self._send_close(code, reason)
+            # The client answers with a close of its own, which must not meet a closed connection.
+            self.closing = self.lingering = True
+            self._waiting.clear()
+
+    def close_after_answers(self) -> None:
+        """Close the connection once the answer in progress is complete."""
+        self._last = True
+
+    def shut(self) -> None:
+        """The server is stopping: close, unless a turn runs."""
+        if not self.turns:
+            self._close(RESTART, "the server is restarting")
+
+
+def _first(due: tuple[int, Timer]) -> int:
+    return due[0]
+
+
+def _refusal(message: bytes) -> ApiError | None:
+    """The error for a message that is no ``response.create``."""
+    try:
+        kind = parse_type(message)
+    except InvalidBodyError as exc:
+        return api_error(400, "invalid_request_body", exc.message, param=exc.param)
+    if kind == _CREATE:
+        return None
+    flaw = "has no string 'type'" if kind is None else "has an unknown 'type'"
+    text = f"The message {flaw}. This server takes JSON objects of type {_CREATE!r}."
+    return api_error(400, "unknown_message", text, param="type")
+
+
+class WebSocketConnection(MessageConnection):
+    """The same over the bytes of a WebSocket, after its upgrade. ``answer``: that to the upgrade
+    request; ``rest``: what was received after that request."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(
+        self,
+        config: Config,
+        now: int,
+        request_seed: bytes,
+        headers: Headers,
+        *,
+        answer: bytes,
+        rest: bytes,
+    ) -> None:
+        super().__init__(config, now, request_seed, headers, None)
+        # A message has a body and its type.
+        self._socket = WebSocketServer.upgraded(max_message=config.max_body + 64)
+        self.out.append(answer)
+        if rest:
+            self.receive(rest)
+
+    def receive(self, data: bytes) -> None:
+        """Parse received bytes."""
+        if self.closing:
+            return
+        found = self._socket.receive_raw(data)
+        self._alive()
+        replies = self._socket.data_to_send()
+        if replies:
+            self.out.append(replies)
+        self._spend(len(found) + bool(replies))
+        for item in found:
+            if isinstance(item, bytes):
+                self._add(item)
+            elif isinstance(item, CloseReceived | Failed):
+                # The close frame that answers it, or says what is wrong, is written.
+                self.closing = True
+                self.lingering = isinstance(item, Failed)
+                self._waiting.clear()
+
+    def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:
+        """The effects that send what is in ``out``."""
+        if not self.out:
+            return []
+        data = b"".join(self.out)
+        self.out.clear()
+        return [tp.Send(conn, data, notify)]
+
+    def _send(self, messages: list[bytes]) -> None:
+        self.out.append(self._socket.frames(messages))
+
+    def _send_close(self, code: int, reason: str) -> None:
+        self.out.append(self._socket.close(code, reason))
+
+    def _ping(self) -> bool:
+        self.out.append(self._socket.ping())
+        return True
