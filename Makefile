@@ -22,7 +22,7 @@ help:
 	@echo "make generate   write the files that are generated from the code"
 	@echo "make docs       build the documentation into docs/_build/html"
 	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
-	@echo "make verify-nightly  the slower suites: larger bounds, every mutant, ten million simulated events"
+	@echo "make verify-nightly  the slower suites: larger bounds, mutants, ten million events, Autobahn"
 	@echo "make mutation   mutate the function bodies of recovery/ and admission/ (part of the above)"
 	@echo "make clean      remove what builds, tools and tests left behind"
 
@@ -65,6 +65,7 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore simulate --conversations 23000 --turns 20 --faults 3 --seed 77
 	$(BIN)/bridgecore simulate --conversations 960 --turns 20 --faults 3 --warm
 	$(BIN)/bridgecore simulate --conversations 1280 --turns 20 --faults 3 --seed 77 --replicas 3
+	$(BIN)/python tests/autobahn/run.py
 	$(BIN)/python tests/mutation/run.py
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
 
