@@ -15,7 +15,7 @@ from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN, ApiError, api_error
 from bridgecore.config import Config
 from bridgecore.fronts import ClientConnection
-from bridgecore.fronts.websocket import WebSocketConnection
+from bridgecore.fronts.websocket import MessagesOnSocket
 from bridgecore.messages import (
     AnswerBody,
     AnswerEffect,
@@ -252,7 +252,7 @@ class HttpConnection:
     def _upgraded(self, head: RequestHead, answer: bytes) -> ClientConnection:
         assert isinstance(self._http, HttpServer), "HttpMessages has no bytes"
         rest = self._http.take_rest()
-        return WebSocketConnection(
+        return MessagesOnSocket(
             self._config, self._since, self._request_seed, head.headers, answer=answer, rest=rest
         )
 

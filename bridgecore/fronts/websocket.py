@@ -257,7 +257,7 @@ def _refusal(message: bytes) -> ApiError | None:
     return api_error(400, "unknown_message", text, param="type")
 
 
-class WebSocketConnection(MessageConnection):
+class MessagesOnSocket(MessageConnection):
     """The same over the bytes of a WebSocket, after its upgrade. ``answer``: that to the upgrade
     request; ``rest``: what was received after that request."""
 
