@@ -31,7 +31,7 @@ from bridgecore.transport.addresses import (
     by_turns,
     in_one,
 )
-from bridgecore.transport.driver import Driver, StoreClient
+from bridgecore.transport.driver import DrivenConnection, Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
     EXHAUSTED,
@@ -51,7 +51,7 @@ async def serve(
     machine: Config | wire.Machine,
     *,
     host: str = "127.0.0.1",
-    port: int = 0,
+    port: int | None = 0,
     sockets: Sequence[socket.socket] = (),
     upstream_ssl: ssl.SSLContext | None = None,
     listener_ssl: ssl.SSLContext | None = None,
@@ -68,7 +68,8 @@ async def serve(
     Args:
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
-        port: 0 picks a free one; ``Server.port`` has the number.
+        port: 0 picks a free one; ``Server.port`` has the number. None: listen nowhere; requests
+            come by ``Server.report`` (see ``RequestBegun``), from a server around the bridge.
         sockets: to accept on, instead of listening on ``host``:``port``; they are closed when no
             more connections are accepted. Several processes may accept on one socket: each takes
             one connection at a time.
@@ -114,9 +115,9 @@ async def serve(
         raise (group if len(group.exceptions) > 1 else group.exceptions[0]) from None
 
 
-class Server(Driver["Connection"]):
-    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on;
-    ``peer_port``: the port for other replicas, if there is one."""
+class Server(Driver[DrivenConnection]):
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on, if it
+    listens; ``peer_port``: the port for other replicas, if there is one."""
 
     host, port = "", 0
     peer_port: int | None = None
@@ -165,12 +166,15 @@ class Server(Driver["Connection"]):
         await self._stopped.wait()
 
     async def _listen(
-        self, host: str, port: int, sockets: Sequence[socket.socket], peer_port: int | None
+        self, host: str, port: int | None, sockets: Sequence[socket.socket], peer_port: int | None
     ) -> None:
         """Listen, without accepting: the machine must hear that it is started before anything."""
-        listeners = sockets or await self._open(host, port)
+        listeners = sockets
+        if not sockets and port is not None:
+            listeners = await self._open(host, port)
         self._listeners.update(dict.fromkeys(listeners, False))
-        self.host, self.port = listeners[0].getsockname()[:2]
+        if listeners:
+            self.host, self.port = listeners[0].getsockname()[:2]
         if peer_port is not None:
             peers = await self._open(host, peer_port)
             self._listeners.update(dict.fromkeys(peers, True))
@@ -504,6 +508,8 @@ class Connection(asyncio.Protocol):
                 elif tls is None:
                     with contextlib.suppress(OSError):  # the peer has just reset it
                         transport.write_eof()
+            case wire.Respond():
+                pass  # of a request without a socket, never of this connection
             case wire.PauseReading():
                 transport.pause_reading()
             case wire.ResumeReading():
