@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import httpx2
 
     Request: TypeAlias = httpx2.Request | httpx.Request
+    AsyncTransport: TypeAlias = httpx2.AsyncBaseTransport | httpx.AsyncBaseTransport
+    Transport: TypeAlias = httpx2.BaseTransport | httpx.BaseTransport
 
     class AsyncTransportBase(httpx2.AsyncBaseTransport, httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: Request) -> Any: ...
@@ -42,7 +44,7 @@ else:
         """A class that either library takes for its own ``name``."""
         return type(name, tuple(getattr(module, name) for module in LIBRARIES), {})
 
-    Request = Any
+    Request = AsyncTransport = Transport = Any
     AsyncTransportBase, TransportBase = _base("AsyncBaseTransport"), _base("BaseTransport")
     AsyncStreamBase, StreamBase = _base("AsyncByteStream"), _base("SyncByteStream")
 

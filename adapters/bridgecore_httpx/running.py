@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -78,7 +77,9 @@ def _trio(token: Any) -> EventLoop:
 
     # A system task: it lives as long as the run. A nursery of ``__aenter__`` would turn every
     # exception that leaves the client's context into an exception group.
-    spawn = partial(trio.lowlevel.spawn_system_task, name="bridgecore")
+    def spawn(function: Callable[[], Awaitable[None]]) -> None:
+        trio.lowlevel.spawn_system_task(function, name="bridgecore")
+
     return EventLoop(token, bridgecore_trio.serve, spawn, token.run_sync_soon)
 
 

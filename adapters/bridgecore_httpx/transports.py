@@ -25,9 +25,11 @@ from bridgecore.transport.driver import StoreClient
 from bridgecore_httpx.exchange import Exchange
 from bridgecore_httpx.libraries import (
     AsyncStreamBase,
+    AsyncTransport,
     AsyncTransportBase,
     Request,
     StreamBase,
+    Transport,
     TransportBase,
     library_of,
 )
@@ -141,14 +143,14 @@ class BridgeTransport(AsyncTransportBase):
         self,
         config: Config,
         *,
-        inner: AsyncTransportBase | Any = None,
+        inner: AsyncTransport | None = None,
         store: StoreClient | None = None,
         upstream_ssl: ssl.SSLContext | None = None,
         log: Callable[[Log], None] | None = None,
         scope: str | None = None,
     ) -> None:
         self._settings = Settings(config, store, upstream_ssl, log, scope)
-        self._inner = inner
+        self._inner: Any = inner  # takes the requests of either library, or of one
         self._running: Running | None = None
         self._closed = False
 
@@ -242,9 +244,9 @@ class _Answer(AsyncStreamBase):
     def _wake(self) -> None:
         self._changed.set()
 
-    async def _wait(self, timeout: float | None) -> bool:
+    async def _wait(self, seconds: float | None) -> bool:
         """Wait until the exchange has changed since ``_changed`` was replaced; False: in vain."""
-        with anyio.move_on_after(timeout) as scope:
+        with anyio.move_on_after(seconds) as scope:
             await self._changed.wait()
         return not scope.cancelled_caught
 
@@ -307,14 +309,14 @@ class SyncBridgeTransport(TransportBase):
         self,
         config: Config,
         *,
-        inner: TransportBase | Any = None,
+        inner: Transport | None = None,
         store: StoreClient | None = None,
         upstream_ssl: ssl.SSLContext | None = None,
         log: Callable[[Log], None] | None = None,
         scope: str | None = None,
     ) -> None:
         self._settings = Settings(config, store, upstream_ssl, log, scope)
-        self._inner = inner
+        self._inner: Any = inner  # takes the requests of either library, or of one
         self._lock = threading.Lock()  # of the next two, and of ``inner``
         self._thread: _Thread | None = None
         self._closed = False

@@ -1,0 +1,205 @@
+"""Measures a bridge in the client's process against the same bridge behind ``bridgecore serve``.
+
+What belongs here: the processor time that a turn takes with ``bridgecore_httpx``, of the client and
+the bridge together, as a ratio to the same client with a server beside it. In either case the
+bridge keeps transcripts and writes no log.
+
+* clients: openai-python, and httpx2 alone, whose own cost hides less of the difference;
+* answers: a stream whose events come one by one, one whose events come together, and JSON.
+
+Run ``python benchmarks/in_process.py``; it exits with 1 if the worst median is above ``MAX_RATIO``.
+Each round measures both ways of one case in turn, and medians are of the ratios of rounds, so that
+other load makes both slower alike. The emulator has a process of its own, which is not counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from statistics import median
+from typing import IO, Any, cast
+
+import attrs
+import httpx2
+import openai
+
+import bridgecore_asyncio
+from bridgecore import NS_PER_SECOND, Config, UpstreamUrl
+from bridgecore.testing import Emulator
+from bridgecore_httpx import BridgeTransport
+
+MAX_RATIO = 0.9
+ROUNDS = 7
+TURNS = 60  # of a measurement, as a conversation
+EVENTS = "repeat 100"  # text deltas of a turn
+KEY = "sk-a-credential-of-a-client"
+_COMMAND = "import sys; from bridgecore_cli.entry import run; sys.exit(run())"
+_PORT = re.compile(r"http://127\.0\.0\.1:(\d+)")
+
+Turn = Callable[[httpx2.AsyncClient, str | None], Awaitable[str]]
+
+
+@attrs.frozen
+class Case:
+    """One kind of turn. ``interval``: between two text deltas, in ns."""
+
+    name: str
+    stream: bool
+    interval: int = 0
+
+
+CASES = [
+    Case("a stream, event by event", stream=True, interval=NS_PER_SECOND // 1000),
+    Case("a stream, in one piece", stream=True),
+    Case("JSON", stream=False),
+]
+
+
+# ------------------------------------------------------------------ clients
+
+
+def of_openai(case: Case) -> Turn:
+    """A turn of openai-python; returns the id of the response."""
+
+    async def turn(http: httpx2.AsyncClient, before: str | None) -> str:
+        sdk = openai.AsyncOpenAI(api_key=KEY, base_url="http://bridge/v1", http_client=http)
+        ask: Any = sdk.responses.create
+        asked = {"model": "m", "input": EVENTS, "previous_response_id": before}
+        if not case.stream:
+            return cast(str, (await ask(**asked)).id)
+        ended = ""
+        async for event in await ask(**asked, stream=True):
+            if event.type == "response.completed":
+                ended = event.response.id
+        assert ended, "the stream has no end"
+        return ended
+
+    return turn
+
+
+def of_httpx(case: Case) -> Turn:
+    """The same of httpx2 alone, without parsing the events."""
+
+    async def turn(http: httpx2.AsyncClient, before: str | None) -> str:
+        body = {"model": "m", "input": EVENTS, "stream": case.stream}
+        if before is not None:
+            body["previous_response_id"] = before
+        headers = {"authorization": f"Bearer {KEY}"}
+        url = "http://bridge/v1/responses"
+        async with http.stream("POST", url, json=body, headers=headers) as response:
+            last = b""
+            async for part in response.aiter_raw():
+                last = last + part if not case.stream else part
+            assert response.status_code == 200, response
+        return re.findall(rb'"id": ?"(resp_\w+)"', last)[-1].decode()
+
+    return turn
+
+
+CLIENTS: dict[str, Callable[[Case], Turn]] = {"openai": of_openai, "httpx2": of_httpx}
+
+
+# ------------------------------------------------------------------ the two ways
+
+
+@asynccontextmanager
+async def within(upstream: int) -> AsyncIterator[tuple[httpx2.AsyncClient, Callable[[], int]]]:
+    """A client with the bridge in this process, and a clock of the time taken, ns."""
+    url = UpstreamUrl.parse(f"ws://127.0.0.1:{upstream}/v1/responses")
+    transport = BridgeTransport(Config(upstream=url))
+    async with httpx2.AsyncClient(transport=transport, timeout=60) as http:
+        yield http, time.process_time_ns
+
+
+@asynccontextmanager
+async def beside(upstream: int) -> AsyncIterator[tuple[httpx2.AsyncClient, Callable[[], int]]]:
+    """The same with the bridge in a process of its own."""
+    url = f"ws://127.0.0.1:{upstream}/v1/responses"
+    quiet = ("--port", "0", "--upstream", url, "--log-level", "error")
+    with child("-c", _COMMAND, "serve", *quiet) as (pid, port):
+
+        async def to_bridge(request: httpx2.Request) -> None:
+            request.url = request.url.copy_with(host="127.0.0.1", port=port)
+
+        hooks: Any = {"request": [to_bridge]}
+        async with httpx2.AsyncClient(timeout=60, event_hooks=hooks) as http:
+            yield http, lambda: time.process_time_ns() + taken_by(pid)
+
+
+def taken_by(pid: int) -> int:
+    """The processor time of another process, ns."""
+    with open(f"/proc/{pid}/schedstat") as file:  # its main thread; the others do nothing here
+        return int(file.read().split()[0])
+
+
+@contextmanager
+def child(*command: str) -> Iterator[tuple[int, int]]:
+    """Python with a ``command`` that prints where it listens; its pid and port."""
+    popen = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        line = cast(IO[str], popen.stdout).readline()
+        found = _PORT.search(line)
+        assert found, f"{command}: {line!r}"
+        yield popen.pid, int(found[1])
+    finally:
+        popen.kill()
+        popen.communicate()
+
+
+async def emulate(interval: int) -> None:
+    """The emulator, until it is killed."""
+    emulator = Emulator()
+    emulator.delta_interval = interval
+    async with bridgecore_asyncio.serve(emulator) as server:
+        print(f"http://127.0.0.1:{server.port}", flush=True)
+        await server.wait_stopped()
+
+
+async def measure(way: Any, upstream: int, turn: Turn) -> float:
+    """The processor time of a turn, ms."""
+    async with way(upstream) as (http, clock):
+        before = None
+        for _ in range(5):  # imports, caches, the connection
+            before = await turn(http, before)
+        start = clock()
+        for _ in range(TURNS):
+            before = await turn(http, before)
+        return cast(float, (clock() - start) / TURNS / 1e6)
+
+
+def main(rounds: int = ROUNDS) -> int:
+    """Measure all cases; 1 if the goal is missed."""
+    worst = 0.0
+    for case in CASES:
+        with child(__file__, "emulate", str(case.interval)) as (_, upstream):
+            for client, kind in CLIENTS.items():
+                pairs = [
+                    [asyncio.run(measure(way, upstream, kind(case))) for way in (within, beside)]
+                    for _ in range(rounds)
+                ]
+                ratio = median(inside / outside for inside, outside in pairs)
+                worst = max(worst, ratio)
+                inside, outside = (median(column) for column in zip(*pairs, strict=True))
+                print(
+                    f"{client}, {case.name}: {inside:.2f} ms within, {outside:.2f} ms beside, "
+                    f"ratio {ratio:.2f}",
+                    flush=True,
+                )
+    print(f"worst {worst:.2f}, at most {MAX_RATIO}: {'held' if worst <= MAX_RATIO else 'missed'}")
+    return int(worst > MAX_RATIO)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["emulate"]:
+        asyncio.run(emulate(int(sys.argv[2])))
+    else:
+        os.environ.setdefault("PYTHONPATH", os.pathsep.join(sys.path))
+        sys.exit(main(*map(int, sys.argv[1:])))
