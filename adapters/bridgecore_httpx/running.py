@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import ssl
 import sys
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import attrs
@@ -33,11 +34,23 @@ if TYPE_CHECKING:
 _tasks: set[asyncio.Task[None]] = set()
 
 
+class Signal(Protocol):
+    """Wakes the one task that waits for it. anyio's events and timeouts do the same at several
+    times the cost, once for each part of an answer."""
+
+    def wake(self) -> None:
+        """Wake the task, if it waits."""
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Wait for the next ``wake``; False if none came in time."""
+
+
 @attrs.frozen
 class EventLoop:
     """What is needed of asyncio or trio, and anyio does not have."""
 
     identity: object  # differs from one run of an event loop to another
+    signal: Callable[[], Signal]
     serve: Callable[..., AbstractAsyncContextManager[Server]]
     spawn: Callable[[Callable[[], Awaitable[None]]], None]  # in the background
     post: Callable[[Callable[[], object]], object]  # from any thread; RuntimeError: it has ended
@@ -57,6 +70,38 @@ def event_loop() -> EventLoop:
     return _asyncio(found) if isinstance(found, asyncio.AbstractEventLoop) else _trio(found)
 
 
+# ------------------------------------------------------------------ asyncio
+
+
+class _AsyncioSignal:
+    __slots__ = ("_loop", "_waiter")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[bool] | None = None
+
+    def wake(self) -> None:
+        if self._waiter is not None:
+            _finish(self._waiter, True)
+
+    async def wait(self, seconds: float | None) -> bool:
+        waiter = self._waiter = self._loop.create_future()
+        timer = None
+        if seconds is not None:
+            timer = self._loop.call_later(seconds, _finish, waiter, False)
+        try:
+            return await waiter
+        finally:
+            self._waiter = None
+            if timer is not None:
+                timer.cancel()
+
+
+def _finish(waiter: asyncio.Future[bool], result: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(result)
+
+
 def _asyncio(loop: asyncio.AbstractEventLoop) -> EventLoop:
     def spawn(function: Callable[[], Awaitable[None]]) -> None:
         async def main() -> None:
@@ -67,7 +112,11 @@ def _asyncio(loop: asyncio.AbstractEventLoop) -> EventLoop:
         _tasks.add(task)
         task.add_done_callback(_tasks.discard)
 
-    return EventLoop(loop, bridgecore_asyncio.serve, spawn, loop.call_soon_threadsafe)
+    post = loop.call_soon_threadsafe
+    return EventLoop(loop, _AsyncioSignal, bridgecore_asyncio.serve, spawn, post)
+
+
+# ------------------------------------------------------------------ trio
 
 
 def _trio(token: Any) -> EventLoop:
@@ -75,12 +124,31 @@ def _trio(token: Any) -> EventLoop:
 
     import bridgecore_trio
 
+    class TrioSignal:
+        __slots__ = ("_event",)
+
+        def __init__(self) -> None:
+            self._event = trio.Event()
+
+        def wake(self) -> None:
+            self._event.set()
+
+        async def wait(self, seconds: float | None) -> bool:
+            self._event = trio.Event()
+            with trio.move_on_after(math.inf if seconds is None else seconds):
+                await self._event.wait()
+            woken: bool = self._event.is_set()
+            return woken
+
     # A system task: it lives as long as the run. A nursery of ``__aenter__`` would turn every
     # exception that leaves the client's context into an exception group.
     def spawn(function: Callable[[], Awaitable[None]]) -> None:
         trio.lowlevel.spawn_system_task(function, name="bridgecore")
 
-    return EventLoop(token, bridgecore_trio.serve, spawn, token.run_sync_soon)
+    return EventLoop(token, TrioSignal, bridgecore_trio.serve, spawn, token.run_sync_soon)
+
+
+# ------------------------------------------------------------------ the bridge
 
 
 @attrs.frozen

@@ -238,17 +238,8 @@ class _Answer(AsyncStreamBase):
     def __init__(self, request: Request, running: Running) -> None:
         self._request, self._running = request, running
         self._read_timeout = timeout_of(request, "read")
-        self._changed = anyio.Event()
-        self.exchange = running.exchange(self._wake)
-
-    def _wake(self) -> None:
-        self._changed.set()
-
-    async def _wait(self, seconds: float | None) -> bool:
-        """Wait until the exchange has changed since ``_changed`` was replaced; False: in vain."""
-        with anyio.move_on_after(seconds) as scope:
-            await self._changed.wait()
-        return not scope.cancelled_caught
+        self._changed = running.loop.signal()
+        self.exchange = running.exchange(self._changed.wake)
 
     async def begin(self, scope: str | None) -> None:
         """Send the request; return when the head of the answer has come."""
@@ -257,16 +248,14 @@ class _Answer(AsyncStreamBase):
         async for part in request.stream:  # type: ignore[union-attr]  # of an AsyncClient
             exchange.receive(part)
             while exchange.paused and not exchange.over:
-                self._changed = anyio.Event()
-                if not await self._wait(timeout_of(request, "write")):
+                if not await self._changed.wait(timeout_of(request, "write")):
                     raise timed_out(request, "write", "no part of the request was taken")
             if exchange.head is not None or exchange.over:
                 break  # it is refused before it is complete
         else:
             exchange.end()
         while not has_head(request, exchange):
-            self._changed = anyio.Event()
-            if not await self._wait(self._read_timeout):
+            if not await self._changed.wait(self._read_timeout):
                 raise timed_out(request, "read", "no answer came")
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -280,8 +269,7 @@ class _Answer(AsyncStreamBase):
                     exchange.unblock()
                 if part:
                     return part
-                self._changed = anyio.Event()
-                if not await self._wait(self._read_timeout):
+                if not await self._changed.wait(self._read_timeout):
                     raise timed_out(self._request, "read", "no part of the answer came")
         except BaseException:
             self._running.forget(exchange)
