@@ -85,7 +85,8 @@ class _AsyncioSignal:
             _finish(self._waiter, True)
 
     async def wait(self, seconds: float | None) -> bool:
-        waiter = self._waiter = self._loop.create_future()
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiter = waiter
         timer = None
         if seconds is not None:
             timer = self._loop.call_later(seconds, _finish, waiter, False)
