@@ -396,14 +396,13 @@ class _Thread(threading.Thread):
 
     async def _main(self) -> None:
         running = Running(self._settings)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(running.run())
-            await running.started.wait()
-            if running.failed_to_start is not None:
-                raise running.failed_to_start
-            self.up.set_result(running)
-            await running.closing.wait()
-            await running.drain()
+        running.loop.spawn(running.run)
+        await running.started.wait()
+        if running.failed_to_start is not None:
+            raise running.failed_to_start
+        self.up.set_result(running)
+        await running.closing.wait()
+        await running.drain()
 
     def stop_soon(self) -> None:
         """Have it stop at once, when it runs; without waiting."""
