@@ -10,10 +10,10 @@ import asyncio
 import ssl
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
-from itertools import islice
+from itertools import chain
 from types import TracebackType
 from typing import Any
 
@@ -245,15 +245,20 @@ class _Answer(AsyncStreamBase):
         """Send the request; return when the head of the answer has come."""
         request, exchange = self._request, self.exchange
         exchange.begin(request.method.encode(), target_of(request), request.headers.raw, scope)
-        async for part in request.stream:  # type: ignore[union-attr]  # of an AsyncClient
-            exchange.receive(part)
-            while exchange.paused and not exchange.over:
-                if not await self._changed.wait(timeout_of(request, "write")):
-                    raise timed_out(request, "write", "no part of the request was taken")
-            if exchange.head is not None or exchange.over:
-                break  # it is refused before it is complete
-        else:
-            exchange.end()
+        body = aiter(request.stream)  # type: ignore[arg-type]  # of an AsyncClient, so it is async
+        try:
+            async for part in body:
+                exchange.receive(part)
+                while exchange.paused and not exchange.over:
+                    if not await self._changed.wait(timeout_of(request, "write")):
+                        raise timed_out(request, "write", "no part of the request was taken")
+                if exchange.head is not None or exchange.over:
+                    break  # it is refused before it is complete
+            else:
+                exchange.end()
+        finally:
+            if isinstance(body, AsyncGenerator):
+                await body.aclose()  # trio warns of generators that are left to be collected
         while not has_head(request, exchange):
             if not await self._changed.wait(self._read_timeout):
                 raise timed_out(request, "read", "no answer came")
@@ -443,29 +448,23 @@ class _SyncAnswer(StreamBase):
     def begin(self, scope: str | None) -> None:
         """Send the request; return when the head of the answer has come."""
         request, exchange, post = self._request, self.exchange, self._running.post
-        body = iter(request.stream)  # type: ignore[arg-type]  # a ``SyncByteStream`` of a Client
-        parts = list(islice(body, 2))
-        whole = len(parts) < 2  # as almost always: then the event loop is woken once
+        body = iter(request.stream)  # type: ignore[arg-type]  # of a Client, so it is not async
+        start, after = next(body, b""), next(body, None)
 
         def first() -> None:
             method = request.method.encode()
             exchange.begin(method, target_of(request), request.headers.raw, scope)
-            for part in parts:
-                exchange.receive(part)
-            if whole:
+            exchange.receive(start)
+            if after is None:  # as almost always: then the event loop is woken once
                 exchange.end()
 
         post(first)
-        if not whole:
-            for part in body:
-                post(partial(exchange.receive, part))
-                self._changed.clear()
-                while exchange.paused and not exchange.over:
-                    if not self._changed.wait(timeout_of(request, "write")):
-                        raise timed_out(request, "write", "no part of the request was taken")
-                    self._changed.clear()
+        if after is not None:
+            for part in chain([after], body):
+                self._await_room()
                 if exchange.head is not None or exchange.over:
                     break  # it is refused before it is complete
+                post(partial(exchange.receive, part))
             else:
                 post(exchange.end)
         self._changed.clear()
@@ -473,6 +472,20 @@ class _SyncAnswer(StreamBase):
             if not self._changed.wait(self._read_timeout):
                 raise timed_out(request, "read", "no answer came")
             self._changed.clear()
+
+    def _await_room(self) -> None:
+        """Wait until the bridge takes more of the request."""
+        request, exchange = self._request, self.exchange
+        handled = threading.Event()
+        self._running.post(handled.set)  # after what was posted before
+        seconds = timeout_of(request, "write")
+        in_time = handled.wait(seconds)
+        self._changed.clear()
+        while in_time and exchange.paused and not exchange.over:
+            in_time = self._changed.wait(seconds)
+            self._changed.clear()
+        if not in_time:
+            raise timed_out(request, "write", "no part of the request was taken")
 
     def __iter__(self) -> Iterator[bytes]:
         request, exchange = self._request, self.exchange

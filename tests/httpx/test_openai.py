@@ -14,8 +14,8 @@ import httpx2
 import openai
 import pytest
 
-from bridgecore_httpx import BridgeTransport, SyncBridgeTransport
 from bridgecore.testing import EVERY, Abort, CloseWith, Fault, Point
+from bridgecore_httpx import BridgeTransport, SyncBridgeTransport
 from tests.e2e.conftest import KEY, TIME_LIMIT, Json, Upstream, eventually
 from tests.httpx.conftest import config_of
 
@@ -198,13 +198,15 @@ def test_leaving_a_stream_ends_its_turn(backend: Backend, upstream: Upstream) ->
     async def body() -> None:
         async with asyncly(httpx2, upstream) as client:
             kept = await client.responses.create(model="m", input="hi", store=False)
-            async with client.responses.stream(
-                model="m", input="repeat 1000", store=False, previous_response_id=kept.id
-            ) as stream:
-                async with contextlib.aclosing(aiter(stream)) as events:  # trio asks for it
-                    async for event in events:
-                        if event.type == "response.output_text.delta":
-                            break
+            async with (
+                client.responses.stream(
+                    model="m", input="repeat 1000", store=False, previous_response_id=kept.id
+                ) as stream,
+                contextlib.aclosing(aiter(stream)) as events,
+            ):  # trio asks for it
+                async for event in events:
+                    if event.type == "response.output_text.delta":
+                        break
             await backend.in_thread(eventually, lambda: upstream.emulator.connections == 0)
             again: Any = client.responses.create
             answer = await again(

@@ -3,15 +3,16 @@ bridges."""
 
 from __future__ import annotations
 
-import _thread
 import asyncio
+import contextlib
 import gc
 import gzip
 import json
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,7 @@ from bridgecore import transport as tp
 from bridgecore.config import Store
 from bridgecore.recovery.timers import Deadline
 from bridgecore.testing import Fault, Point, Silence
+from bridgecore.transport.driver import StoreClient
 from bridgecore.transport.sockets import HIGH_WATER
 from bridgecore_httpx import BridgeTransport, SyncBridgeTransport
 from tests.e2e.conftest import Json, Upstream, eventually, eventually_in
@@ -116,11 +118,9 @@ def test_an_answer_sync(library: Any, upstream: Upstream) -> None:
         assert (types[0], types[-1]) == ("response.created", "response.completed")
 
 
-def test_a_query_reaches_the_bridge(upstream: Upstream) -> None:
+def test_a_query_does_no_harm(upstream: Upstream) -> None:
     with sync_client_of(httpx2, SyncBridgeTransport(config_of(upstream))) as client:
-        answer = client.post(URL, params={"api-version": "1"}, json=TURN)
-        assert answer.status_code == 400
-        assert "query" in answer.json()["error"]["message"]
+        assert client.post(URL, params={"api-version": "1"}, json=TURN).status_code == 200
 
 
 def test_a_body_in_parts(backend: Backend, library: Any, upstream: Upstream) -> None:
@@ -154,17 +154,19 @@ def test_a_body_that_is_too_large_is_not_sent_to_its_end(
 
     def some() -> Iterator[bytes]:
         nonlocal taken
-        for taken in range(1, 1001):
+        while taken < 1000:
+            taken += 1
             yield b" " * 1000
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes, None]:
         for part in some():
             yield part
 
     async def body() -> None:
         transport = BridgeTransport(config_of(upstream, max_body=10_000))
         async with client_of(httpx2, transport) as client:
-            answer = await client.post(URL, content=parts())
+            async with contextlib.aclosing(parts()) as content:
+                answer = await client.post(URL, content=content)
             assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
             assert taken < 20
 
@@ -293,16 +295,19 @@ def pausing(event: tp.TransportEvent) -> list[tp.TransportEffect]:
 
 
 def test_write_timeout(backend: Backend, library: Any) -> None:
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes, None]:
         yield b"a"
         yield b"b"
         yield b"c"
 
     async def body() -> None:
         machine = Machine(pausing)
-        async with client_of(library, BridgeTransport(machine.config), timeout=0.05) as client:
+        async with (
+            client_of(library, BridgeTransport(machine.config), timeout=0.05) as client,
+            contextlib.aclosing(parts()) as content,
+        ):
             with pytest.raises(library.WriteTimeout, match="no part of the request was taken"):
-                await client.post(URL, content=parts())
+                await client.post(URL, content=content)
         assert machine.kinds()[:3] == ["RequestBegun", "DataReceived", "Disconnected"]
 
     backend.run(body)
@@ -316,11 +321,11 @@ def test_write_timeout(backend: Backend, library: Any) -> None:
 
 def test_a_request_goes_on_when_the_bridge_takes_it_again(backend: Backend) -> None:
     def answer(event: tp.TransportEvent) -> list[tp.TransportEffect]:
-        match event:
-            case tp.DataReceived(conn, b"a"):
-                return [tp.PauseReading(conn), tp.ResumeReading(conn)]
-            case tp.RequestEnded(conn):
-                return [tp.Respond(conn, 200, []), tp.Send(conn, b"hi"), tp.EndSending(conn)]
+        if isinstance(event, tp.DataReceived) and event.data == b"a":
+            return [tp.PauseReading(event.conn), tp.ResumeReading(event.conn)]
+        if isinstance(event, tp.RequestEnded):
+            conn = event.conn
+            return [tp.Respond(conn, 200, []), tp.Send(conn, b"hi"), tp.EndSending(conn)]
         return []
 
     async def parts() -> AsyncIterator[bytes]:
@@ -337,8 +342,9 @@ def test_a_request_goes_on_when_the_bridge_takes_it_again(backend: Backend) -> N
     backend.run(body)
 
 
-def test_connect_timeout(backend: Backend, library: Any, upstream: Upstream) -> None:
-    """There is nothing to connect to but the bridge, which takes a moment to start."""
+def test_connect_timeout(library: Any, upstream: Upstream) -> None:
+    """There is nothing to connect to but the bridge, which takes a moment to start. (On asyncio it
+    does not, and in any case the start is not given up.)"""
 
     async def body() -> None:
         transport = BridgeTransport(config_of(upstream))
@@ -348,7 +354,24 @@ def test_connect_timeout(backend: Backend, library: Any, upstream: Upstream) -> 
         assert (await client.post(URL, json=TURN, headers=HEADERS)).status_code == 200
         await client.aclose()
 
-    backend.run(body)
+    trio.run(body)
+
+
+def test_connect_timeout_sync(library: Any) -> None:
+    may_start = threading.Event()
+
+    def answer(event: tp.TransportEvent) -> list[tp.TransportEffect]:
+        if isinstance(event, tp.Started):
+            may_start.wait()
+        return crashing(event)
+
+    store = cast(StoreClient, object())  # having one, the bridge is told that it has started
+    transport = SyncBridgeTransport(Machine(answer).config, store=store)
+    client = library.Client(transport=transport, timeout=library.Timeout(5, connect=0.01))
+    with pytest.raises(library.ConnectTimeout, match="the bridge did not start"):
+        client.post(URL, json=TURN)
+    may_start.set()
+    client.close()
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -357,19 +380,23 @@ def test_an_answer_that_is_cut_off(backend: Backend, library: Any, head: bool) -
         if not isinstance(event, tp.RequestEnded):
             return []
         conn = event.conn
-        begun = [tp.Respond(conn, 200, []), tp.Send(conn, b"part")] if head else []
-        return [*begun, tp.Abort(conn)]
+        begun: list[tp.TransportEffect] = [tp.Respond(conn, 200, []), tp.Send(conn, b"part")]
+        return [*(begun if head else []), tp.Abort(conn)]
 
     said = "before the answer was complete" if head else "without an answer"
 
     async def body() -> None:
         async with client_of(library, BridgeTransport(Machine(answer).config)) as client:
-            got = b""
-            with pytest.raises(library.RemoteProtocolError, match=said):
+            got: list[bytes] = []
+
+            async def ask() -> None:
                 async with client.stream("POST", URL, json=TURN) as response:
                     async for part in response.aiter_raw():
-                        got += part
-            assert got == (b"part" if head else b"")
+                        got.append(part)
+
+            with pytest.raises(library.RemoteProtocolError, match=said):
+                await ask()
+            assert got == ([b"part"] if head else [])
 
     backend.run(body)
     with (
@@ -381,7 +408,7 @@ def test_an_answer_that_is_cut_off(backend: Backend, library: Any, head: bool) -
 
 # ------------------------------------------------------------------ slow readers
 
-LONG: Json = {**STREAM, "input": "repeat 20000"}  # some megabytes
+LONG: Json = {**STREAM, "input": "repeat 6000"}  # more than a megabyte
 
 
 def test_a_slow_reader_stops_the_upstream(backend: Backend, upstream: Upstream) -> None:
@@ -393,12 +420,13 @@ def test_a_slow_reader_stops_the_upstream(backend: Backend, upstream: Upstream) 
         ):
             (exchange,) = exchanges(transport)
             await eventually_in(backend, lambda: exchange.blocked)
+            waiting = 0
             for _ in range(10):  # nothing more comes, however long it waits
                 waiting = exchange._waiting
                 await backend.in_thread(threading.Event().wait, 0.005)
             assert HIGH_WATER < waiting == exchange._waiting < 8 * HIGH_WATER
             types = types_in(await response.aread())
-            assert types.count("response.output_text.delta") == 20000
+            assert types.count("response.output_text.delta") == 6000
             assert types[-1] == "response.completed"
 
     backend.run(body)
@@ -413,13 +441,13 @@ def test_a_slow_reader_in_another_thread(upstream: Upstream) -> None:
         (exchange,) = exchanges(transport)
         eventually(lambda: exchange.blocked)
         types = types_in(response.read())
-        assert types.count("response.output_text.delta") == 20000
+        assert types.count("response.output_text.delta") == 6000
         assert types[-1] == "response.completed"
 
 
 def test_a_large_answer_in_one_piece(backend: Backend, upstream: Upstream) -> None:
     """Its end follows only after it was taken."""
-    asked = {**TURN, "input": "repeat 50000"}
+    asked = {**TURN, "input": "repeat 20000"}
 
     async def body() -> None:
         async with client_of(httpx2, BridgeTransport(config_of(upstream))) as client:
@@ -464,9 +492,11 @@ def test_cancellation_ends_the_turn(
 
 
 def test_ctrl_c_ends_the_turn(upstream: Upstream) -> None:
+    main = threading.get_ident()
+
     def interrupt() -> None:
         upstream.await_turns(1)
-        _thread.interrupt_main()
+        signal.pthread_kill(main, signal.SIGINT)
 
     silent(upstream, Point.BEFORE_CREATED)
     transport = SyncBridgeTransport(config_of(upstream))
@@ -490,7 +520,7 @@ def test_many_threads_share_a_transport(upstream: Upstream) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             for number, text in enumerate(pool.map(ask, range(40))):
-                assert f"turn 1: number {number}\\n" in text or f"number {number}" in text
+                assert f'turn 1: number {number}"' in text
                 assert "response.completed" in text
 
 
@@ -590,12 +620,8 @@ def test_the_end_of_the_loop_ends_the_bridge(upstream: Upstream) -> None:
         client = cast(Any, run)(body if run is trio.run else body())
         eventually(lambda: upstream.emulator.connections == 0)
         gc.collect()
-        for again in (client.post(URL, json=TURN), client.get("http://127.0.0.1:1/")):
-            if again.cr_code.co_name == "get":
-                again.close()
-                continue
-            with pytest.raises(RuntimeError, match="one transport for each event loop"):
-                asyncio.run(again)
+        with pytest.raises(RuntimeError, match="one transport for each event loop"):
+            asyncio.run(client.post(URL, json=TURN))
         asyncio.run(client.aclose())
 
 
