@@ -198,12 +198,10 @@ def test_leaving_a_stream_ends_its_turn(backend: Backend, upstream: Upstream) ->
     async def body() -> None:
         async with asyncly(httpx2, upstream) as client:
             kept = await client.responses.create(model="m", input="hi", store=False)
-            async with (
-                client.responses.stream(
-                    model="m", input="repeat 1000", store=False, previous_response_id=kept.id
-                ) as stream,
-                contextlib.aclosing(aiter(stream)) as events,
-            ):  # trio asks for it
+            manager: Any = client.responses.stream(
+                model="m", input="repeat 1000", store=False, previous_response_id=kept.id
+            )
+            async with manager as stream, contextlib.aclosing(aiter(stream)) as events:
                 async for event in events:
                     if event.type == "response.output_text.delta":
                         break

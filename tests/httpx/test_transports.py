@@ -704,7 +704,7 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 @pytest.mark.parametrize("more", ["", FORK], ids=["forgotten", "forked"])
 def test_the_interpreter_ends_with_a_bridge_that_runs(upstream: Upstream, more: str) -> None:
     silent(upstream, Point.MID_OUTPUT)
-    command = [sys.executable, "-W", "error", "-X", "dev", "-c", SCRIPT + more, upstream.url]
+    command = [sys.executable, "-W", "error", "-c", SCRIPT + more, upstream.url]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
