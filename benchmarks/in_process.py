@@ -50,7 +50,7 @@ Turn = Callable[[str | None], Awaitable[str]]
 
 @attrs.frozen
 class Case:
-    """One kind of turn. ``interval``: between two text deltas, ns; ``promised``: its ratio counts."""
+    """One kind of turn. ``interval``: between two deltas, ns; ``promised``: its ratio counts."""
 
     name: str
     stream: bool

@@ -675,7 +675,7 @@ def test_a_forgotten_transport_ends_its_thread(upstream: Upstream) -> None:
     del client
     gc.collect()
     eventually(lambda: "bridgecore" not in [thread.name for thread in threading.enumerate()])
-    assert upstream.emulator.connections == 0
+    eventually(lambda: upstream.emulator.connections == 0)
 
 
 SCRIPT = """
