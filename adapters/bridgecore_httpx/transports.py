@@ -11,7 +11,7 @@ import ssl
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from itertools import chain
 from types import TracebackType
@@ -371,12 +371,11 @@ class SyncBridgeTransport(TransportBase):
                 thread = self._thread = _Thread(self._settings)
                 thread.start()
                 weakref.finalize(self, thread.stop_soon).atexit = False
-        try:
-            running = thread.up.result(None if request is None else timeout_of(request, "connect"))
-        except TimeoutError:
-            if request is None or thread.up.done():
-                raise
-            raise timed_out(request, "connect", "the bridge did not start") from None
+        if request is not None and not thread.up.done():
+            wait([thread.up], timeout_of(request, "connect"))
+            if not thread.up.done():
+                raise timed_out(request, "connect", "the bridge did not start")
+        running = thread.up.result()
         if not thread.is_alive():  # in a child of ``os.fork``, which has no thread of its parent
             raise stopped()
         return running

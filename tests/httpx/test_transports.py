@@ -578,6 +578,30 @@ def test_closing_ends_turns_at_the_deadline_sync(upstream: Upstream) -> None:
     assert "bridgecore" not in [thread.name for thread in threading.enumerate()]
 
 
+def test_ctrl_c_while_closing_ends_turns_at_once(upstream: Upstream) -> None:
+    """The default would let the turn run for 30 s."""
+    main = threading.get_ident()
+    records: list[tp.Log] = []
+
+    def interrupt() -> None:
+        eventually(lambda: [record for record in records if record.event == "drain.started"])
+        signal.pthread_kill(main, signal.SIGINT)
+
+    silent(upstream, Point.MID_OUTPUT)
+    transport = SyncBridgeTransport(config_of(upstream), log=records.append)
+    client = httpx2.Client(transport=transport, headers=HEADERS, timeout=10)
+    with client.stream("POST", URL, json=STREAM) as response:
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            transport.close()
+        thread.join()
+        with pytest.raises(httpx2.RemoteProtocolError):
+            response.read()
+    client.close()
+    eventually(lambda: upstream.emulator.connections == 0)
+
+
 def test_an_exception_ends_turns_at_once(backend: Backend, upstream: Upstream) -> None:
     """The default would let the turn run for 30 s. It is not in an exception group either."""
     silent(upstream, Point.MID_OUTPUT)
