@@ -72,7 +72,7 @@ def test_the_end_of_an_answer_needs_no_reader(
     backend.run(body)
 
 
-def test_effects_after_the_end_are_ignored(backend: Backend) -> None:
+def test_a_client_that_gives_up_is_reported(backend: Backend) -> None:
     async def body() -> None:
         machine = Machine(lambda _: [])
         transport = BridgeTransport(machine.config)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import httpx2
 import openai
 import pytest
@@ -43,7 +44,9 @@ def syncly(library: Any, upstream: Upstream, **more: Any) -> openai.OpenAI:
     return openai.OpenAI(api_key=KEY, base_url=BASE, http_client=http, **more)
 
 
-LOSSES = [None, Abort(), CloseWith(1001)]
+# Either library without a loss, and the losses with one of them.
+LOSSES = [(httpx2, None), (httpx, None), (httpx2, Abort()), (httpx2, CloseWith(1001))]
+NAMES = ["httpx2", "httpx", "reset", "closed"]
 
 
 def lose(upstream: Upstream, loss: Any) -> int:
@@ -59,7 +62,7 @@ def lost(upstream: Upstream, loss: Any) -> None:
     eventually(lambda: loss is None or upstream.emulator.connections == 0)
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=["kept", "reset", "closed"])
+@pytest.mark.parametrize(("library", "loss"), LOSSES, ids=NAMES)
 def test_three_turns(backend: Backend, library: Any, upstream: Upstream, loss: Any) -> None:
     connections = lose(upstream, loss)
 
@@ -85,7 +88,7 @@ def test_three_turns(backend: Backend, library: Any, upstream: Upstream, loss: A
     assert upstream.emulator.accepted == connections
 
 
-@pytest.mark.parametrize("loss", LOSSES, ids=["kept", "reset", "closed"])
+@pytest.mark.parametrize(("library", "loss"), LOSSES, ids=NAMES)
 def test_three_turns_sync(library: Any, upstream: Upstream, loss: Any) -> None:
     connections = lose(upstream, loss)
     with syncly(library, upstream) as client:
