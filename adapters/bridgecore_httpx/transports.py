@@ -196,7 +196,7 @@ class BridgeTransport(AsyncTransportBase):
                 self._inner = library_of(request).AsyncHTTPTransport()
             return await self._inner.handle_async_request(request)
         running = await self._started(request)
-        answer = _Answer(request, running)
+        answer = _Answer(request, running, self)
         try:
             await answer.begin(self._settings.scope)
         except BaseException:
@@ -233,10 +233,11 @@ class BridgeTransport(AsyncTransportBase):
 
 
 class _Answer(AsyncStreamBase):
-    """The answer to a turn, read in the event loop of its bridge."""
+    """The answer to a turn, read in the event loop of its bridge. It keeps ``owner``, because the
+    bridge ends when that is collected as garbage."""
 
-    def __init__(self, request: Request, running: Running) -> None:
-        self._request, self._running = request, running
+    def __init__(self, request: Request, running: Running, owner: BridgeTransport) -> None:
+        self._request, self._running, self._owner = request, running, owner
         self._read_timeout = timeout_of(request, "read")
         self._changed = running.loop.signal()
         self.exchange = running.exchange(self._changed.wake)
@@ -295,7 +296,8 @@ class SyncBridgeTransport(TransportBase):
 
     As ``BridgeTransport``, with the same arguments. The bridge runs in a thread of its own, on
     asyncio, from the first turn or the context's start to ``close``; any thread may use it. The
-    thread does not keep the interpreter from ending. ``inner``: by default ``HTTPTransport()``.
+    thread does not keep the interpreter from ending. A child of ``os.fork`` needs a transport of
+    its own, because it has no threads of its parent. ``inner``: by default ``HTTPTransport()``.
     """
 
     def __init__(
@@ -354,7 +356,7 @@ class SyncBridgeTransport(TransportBase):
                     self._inner = library_of(request).HTTPTransport()
             return self._inner.handle_request(request)
         running = self._started(request)
-        answer = _SyncAnswer(request, running)
+        answer = _SyncAnswer(request, running, self)
         try:
             answer.begin(self._settings.scope)
         except BaseException:
@@ -436,10 +438,11 @@ class _Thread(threading.Thread):
 
 
 class _SyncAnswer(StreamBase):
-    """The answer to a turn, read in another thread than that of its bridge."""
+    """The same, read in another thread than that of its bridge."""
 
-    def __init__(self, request: Request, running: Running) -> None:
-        self._request, self._running = request, running
+    def __init__(self, request: Request, running: Running, owner: SyncBridgeTransport) -> None:
+        self._request, self._running, self._owner = request, running, owner
+        self._closed = False
         self._read_timeout = timeout_of(request, "read")
         self._changed = threading.Event()
         self.exchange = running.exchange(self._changed.set)
@@ -503,4 +506,6 @@ class _SyncAnswer(StreamBase):
 
     def close(self) -> None:
         """End the turn, if it still runs."""
-        self._running.post(partial(self._running.forget, self.exchange))
+        if not self._closed:  # a client closes also what was read to its end
+            self._closed = True
+            self._running.post(partial(self._running.forget, self.exchange))

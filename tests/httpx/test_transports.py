@@ -696,6 +696,39 @@ def test_a_forgotten_transport_ends_its_bridge(backend: Backend, upstream: Upstr
     backend.run(body)
 
 
+def test_an_answer_keeps_its_bridge(backend: Backend, upstream: Upstream) -> None:
+    """Although its client is forgotten."""
+    upstream.emulator.delta_interval = NS_PER_SECOND // 100
+
+    async def body() -> None:
+        client: Any = httpx2.AsyncClient(transport=BridgeTransport(config_of(upstream)))
+        request = client.build_request("POST", URL, json=STREAM)
+        response = await client.send(request, stream=True)
+        del client
+        gc.collect()
+        assert types_in(await response.aread())[-1] == "response.completed"
+        del response
+        gc.collect()
+        await eventually_in(backend, lambda: upstream.emulator.connections == 0)
+        for _ in range(5):
+            await backend.tick()  # the last steps of the background task
+
+    backend.run(body)
+
+
+def test_an_answer_keeps_its_thread(upstream: Upstream) -> None:
+    upstream.emulator.delta_interval = NS_PER_SECOND // 100
+    client: Any = httpx2.Client(transport=SyncBridgeTransport(config_of(upstream)))
+    request = client.build_request("POST", URL, json=STREAM)
+    response = client.send(request, stream=True)
+    del client
+    gc.collect()
+    assert types_in(response.read())[-1] == "response.completed"
+    del response
+    gc.collect()
+    eventually(lambda: "bridgecore" not in [thread.name for thread in threading.enumerate()])
+
+
 def test_a_forgotten_transport_ends_its_thread(upstream: Upstream) -> None:
     client: Any = httpx2.Client(transport=SyncBridgeTransport(config_of(upstream)))
     assert client.post(URL, json=TURN).status_code == 200
