@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
     # Of other projects, whose indexes cannot be looked up here: a build needs no network.
     (
         "py:.*",
-        r"(abc|asyncio|collections|contextlib|enum|hypothesis|msgspec|os|socket|ssl|trio|typing)\..*",
+        r"(abc|asyncio|collections|contextlib|enum|hypothesis|httpx2?|msgspec|os|socket|ssl|trio|typing)\..*",
     ),
 ]
 

@@ -83,6 +83,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore_asyncio": _all_but(),
     "bridgecore_trio": _all_but(),
     "bridgecore_stores": _all_but(),
+    "bridgecore_httpx": _all_but(),
     "bridgecore.testing": _all_but(),
     "bridgecore.testing.client": _all_but(),
     "bridgecore.testing.network": _all_but(),

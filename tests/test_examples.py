@@ -1,28 +1,32 @@
 """The programs in ``docs/examples``, run as a reader would run them.
 
-What belongs here: one test for each door. They use sockets of 127.0.0.1 on ports that the system
-chooses, and are type-checked with the rest (``mypy.ini``).
+What belongs here: one test for each door, and for a bridge in a client. They use sockets of
+127.0.0.1 on ports that the system chooses, and are type-checked with the rest (``mypy.ini``).
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bridgecore.testing import EVERY, CloseWith, Fault, Point
+from tests.e2e.conftest import emulating
+
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "examples"
 
 
-def run(name: str) -> Any:
+def run(name: str, *arguments: str) -> Any:
     """What ``main`` of an example returns."""
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main()
+    return module.main(*arguments)
 
 
 def test_door_1_sends_a_lost_turn_again_as_its_policy_says() -> None:
@@ -35,3 +39,10 @@ def test_the_other_doors_answer_a_request(name: str) -> None:
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"event: response.created\n" in answer
     assert b"event: response.completed\n" in answer
+
+
+def test_a_client_with_a_bridge_in_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    with emulating() as upstream:
+        upstream.emulator.faults.add(EVERY, Fault(Point.AFTER_TERMINAL, CloseWith(1001)))
+        assert asyncio.run(run("openai_in_process", upstream.url)) == "turn 2: And?"

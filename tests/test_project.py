@@ -38,6 +38,7 @@ PACKAGES = {
     "bridgecore": ROOT / "bridgecore",
     "bridgecore_asyncio": ROOT / "adapters" / "bridgecore_asyncio",
     "bridgecore_cli": ROOT / "adapters" / "bridgecore_cli",
+    "bridgecore_httpx": ROOT / "adapters" / "bridgecore_httpx",
     "bridgecore_stores": ROOT / "adapters" / "bridgecore_stores",
     "bridgecore_trio": ROOT / "adapters" / "bridgecore_trio",
 }
@@ -217,6 +218,7 @@ def unmirrored(path: str, source: str, modules: Container[str]) -> list[str]:
 _TESTED_IN = {
     "adapters/": ("adapters/bridgecore_asyncio/", "adapters/bridgecore_trio/"),
     "cli/": ("adapters/bridgecore_cli/",),
+    "httpx/": ("adapters/bridgecore_httpx/",),
     "stores/": ("adapters/bridgecore_stores/",),
 }
 

@@ -22,13 +22,14 @@ import pytest
 import bridgecore
 import bridgecore_asyncio
 import bridgecore_cli
+import bridgecore_httpx
 import bridgecore_trio
 from docs import surface
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "generated" / "api.rst"
 PUBLIC = [(module, name) for module in surface.SURFACE for name in surface.names_of(module)]
-PACKAGES = (bridgecore, bridgecore_asyncio, bridgecore_trio, bridgecore_cli)
+PACKAGES = (bridgecore, bridgecore_asyncio, bridgecore_trio, bridgecore_httpx, bridgecore_cli)
 
 
 def modules() -> Iterator[ModuleType]:

@@ -68,9 +68,8 @@ async def serve(
     Args:
         machine: what to run. A ``Config`` runs a bridge with these settings.
         host: address or name; a name that has several addresses is listened to on all of them.
-        port: 0 picks a free one; ``Server.port`` has the number. None: there is no listener for
-            clients, because the caller has a server of its own, and reports their requests by
-            ``RequestBegun``.
+        port: 0 picks a free one; ``Server.port`` has the number. None: listen nowhere; requests
+            come by ``Server.report`` (see ``RequestBegun``), from a server around the bridge.
         sockets: to accept on, instead of listening on ``host``:``port``; they are closed when no
             more connections are accepted. Several processes may accept on one socket: each takes
             one connection at a time.
@@ -117,8 +116,8 @@ async def serve(
 
 
 class Server(Driver[DrivenConnection]):
-    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on;
-    ``peer_port``: the port for other replicas, if there is one."""
+    """A running machine; created by ``serve``. ``host``, ``port``: the address listened on, if it
+    listens; ``peer_port``: the port for other replicas, if there is one."""
 
     host, port = "", 0
     peer_port: int | None = None
@@ -167,18 +166,14 @@ class Server(Driver[DrivenConnection]):
         await self._stopped.wait()
 
     async def _listen(
-        self,
-        host: str,
-        port: int | None,
-        sockets: Sequence[socket.socket],
-        peer_port: int | None,
+        self, host: str, port: int | None, sockets: Sequence[socket.socket], peer_port: int | None
     ) -> None:
         """Listen, without accepting: the machine must hear that it is started before anything."""
         listeners = sockets
-        if not listeners and port is not None:
+        if not sockets and port is not None:
             listeners = await self._open(host, port)
+        self._listeners.update(dict.fromkeys(listeners, False))
         if listeners:
-            self._listeners.update(dict.fromkeys(listeners, False))
             self.host, self.port = listeners[0].getsockname()[:2]
         if peer_port is not None:
             peers = await self._open(host, peer_port)

@@ -14,7 +14,7 @@ import ssl
 import struct
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import pytest
 import trio
@@ -32,6 +32,7 @@ from bridgecore.transport import (
     Connected,
     ConnectError,
     ConnectFailed,
+    ConnectionEffect,
     DataReceived,
     DataSent,
     Disconnected,
@@ -41,6 +42,7 @@ from bridgecore.transport import (
     Log,
     LogLevel,
     PauseReading,
+    RequestBegun,
     ResumeReading,
     Send,
     Stop,
@@ -736,6 +738,31 @@ def test_a_mock_clock_drives_an_hour_on_trio(backend: Backend) -> None:
     trio.run(body, clock=MockClock(autojump_threshold=0))
     assert machine.seen == [TimeoutReached()]
     assert machine.times == [hour]
+
+
+def test_without_a_listener_requests_come_by_report(backend: Backend) -> None:
+    class Request:
+        conn = -1
+        effects: ClassVar[list[ConnectionEffect]] = []
+
+        def carry_out(self, effect: ConnectionEffect) -> None:
+            self.effects.append(effect)
+
+    def answer(event: TransportEvent) -> list[TransportEffect]:
+        return [Send(event.conn, b"hi")] if isinstance(event, RequestBegun) else []
+
+    async def body() -> None:
+        machine, request = Machine(backend, answer), Request()
+        async with backend.serve(machine, port=None) as server:
+            assert (server.host, server.port, server.open_connections) == ("", 0, 0)
+            begun = RequestBegun(-1, b"GET", b"/livez", [])
+            server.report(begun, request)
+            server.request_drain()
+            await machine.saw(DrainRequested)
+        assert machine.seen == [begun, DrainRequested()]
+        assert (begun.conn, request.conn, request.effects) == (1, 1, [Send(1, b"hi")])
+
+    backend.run(body)
 
 
 # ------------------------------------------------------------------ connecting
