@@ -7,8 +7,9 @@ lack an effect.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 
@@ -27,6 +28,9 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 """How an ASGI application gives a message to the server."""
+
+# Seconds for middleware to take a message. If its client does not read, it never does.
+_SPOILING: Final = 1.0
 
 
 class AnswerCutError(BridgecoreError):
@@ -90,8 +94,15 @@ class Exchange:
             # and the driver drops what it gets about a connection that is gone.
             self._report(tp.Disconnected(self.conn))
         if self._cut and not self._left:
+            await self._spoil()
             raise AnswerCutError("the answer was cut off: the server has to close the connection")
         return True
+
+    async def _spoil(self) -> None:
+        """Make middleware fail that would complete the answer although the application raises, as
+        Starlette's ``BaseHTTPMiddleware`` does: by a message that cannot be part of an answer."""
+        with anyio.move_on_after(_SPOILING), contextlib.suppress(Exception):
+            await self._send({"type": "bridgecore.cut", "more_body": True})
 
     def cut(self) -> None:
         """End the exchange at once, without completing the answer."""

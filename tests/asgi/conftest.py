@@ -21,8 +21,10 @@ import pytest
 import trio
 import uvicorn
 
-from bridgecore import Config, UpstreamUrl
+from bridgecore import NS_PER_SECOND, Config, UpstreamUrl
 from tests.e2e.conftest import TIME_LIMIT, Upstream, emulating, eventually
+
+SETTINGS = {"drain_timeout": 5 * NS_PER_SECOND}
 
 App = Any  # an ASGI application; each server has types of its own for the same thing
 
@@ -77,7 +79,8 @@ class Hypercorn(Serving):
 
     def config(self) -> hypercorn.config.Config:
         config = hypercorn.config.Config()
-        config.bind = [f"fd://{self.listener.fileno()}"]
+        config.bind = [f"fd://{self.listener.detach()}"]  # hypercorn closes it
+        config.errorlog = None  # into pytest's capture, not to standard error
         for name, value in self.options.items():
             setattr(config, name, value)
         return config
@@ -155,4 +158,4 @@ def upstream() -> Iterator[Upstream]:
 
 def config(upstream: Upstream, **settings: Any) -> Config:
     """The settings of a bridge on ``upstream``."""
-    return Config(upstream=UpstreamUrl.parse(upstream.url), **settings)
+    return Config(upstream=UpstreamUrl.parse(upstream.url), **{**SETTINGS, **settings})
