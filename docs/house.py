@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 _PACKAGES = {
     "bridgecore": ROOT / "bridgecore",
     **{name: ROOT / "adapters" / name for name in
-       ("bridgecore_asyncio", "bridgecore_trio", "bridgecore_stores", "bridgecore_cli")},
+       ("bridgecore_asyncio", "bridgecore_trio", "bridgecore_stores", "bridgecore_cli",
+        "bridgecore_asgi")},
 }  # fmt: skip
 
 

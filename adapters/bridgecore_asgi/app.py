@@ -20,8 +20,14 @@ from bridgecore.api_error import SHUTTING_DOWN, api_error
 from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
 from bridgecore.transport.driver import StoreClient
-from bridgecore_asgi.exchange import ClosingExchange, Exchange, Receive, Scope, Send
-from bridgecore_asgi.exchange import WebSocketExchange
+from bridgecore_asgi.exchange import (
+    ClosingExchange,
+    Exchange,
+    Receive,
+    Scope,
+    Send,
+    WebSocketExchange,
+)
 
 if TYPE_CHECKING:
     import bridgecore_asyncio

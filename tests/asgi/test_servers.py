@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import anyio.lowlevel
 import openai
 import pytest
 from starlette.applications import Starlette
@@ -221,7 +223,7 @@ def test_a_mount_that_was_not_started_says_how_to(
 
 # ------------------------------------------------------------------ WebSocket
 
-HANDSHAKE = {
+HANDSHAKE: dict[str, Any] = {
     "upgrade": "websocket",
     "connection": "Upgrade",
     "sec_websocket_version": "13",
@@ -284,21 +286,24 @@ def test_a_drain_refuses_new_turns_and_ends_hung_ones(kind: str, upstream: Upstr
 
 
 class Breaking:
-    """A host whose lifespan ends with an exception once ``broken`` is set, while it goes on."""
+    """A host in which the bridge's lifespan ends with an exception, while it goes on."""
 
     def __init__(self, bridge: BridgeApp) -> None:
-        self.bridge, self.broken = bridge, False
+        self.bridge = bridge
+
+    def break_down(self) -> None:
+        anyio.from_thread.run_sync(self.broken.set, token=self.token)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             await self.bridge(scope, receive, send)
             return
         await receive()
+        self.token, self.broken = anyio.lowlevel.current_token(), anyio.Event()
         try:
             async with self.bridge.lifespan():
                 await send({"type": "lifespan.startup.complete"})
-                while not self.broken:
-                    await anyio.sleep(0.01)
+                await self.broken.wait()
                 raise RuntimeError("the host is broken")
         except RuntimeError:
             await receive()
@@ -319,7 +324,7 @@ def test_an_answer_that_is_cut_off_does_not_look_complete(
         assert raw.head().status == 200
         events = raw.events()
         assert next(events).name == "response.created"
-        host.broken = True
+        host.break_down()
         with pytest.raises(EOFError):
             list(events)
         assert ask(server.port, post(TURN)).code == "bridge_failed"
