@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -28,6 +27,7 @@ from bridgecore_asgi.exchange import (
     Send,
     WebSocketExchange,
 )
+from bridgecore_asgi.tasks import AsyncioTasks, TrioTasks, in_trio
 
 if TYPE_CHECKING:
     import bridgecore_asyncio
@@ -129,7 +129,7 @@ class BridgeApp:
     def _run(self) -> AbstractAsyncContextManager[_Server]:
         """A driver without a listener, for the library that runs this task."""
         serve: Callable[..., AbstractAsyncContextManager[Any]]
-        if "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task():
+        if in_trio():
             from bridgecore_trio import serve
         else:
             from bridgecore_asyncio import serve
@@ -185,7 +185,8 @@ class BridgeApp:
     ) -> None:
         server = self._server
         if server is not None:
-            exchange = kind(server, receive, send)
+            tasks = TrioTasks() if in_trio() else AsyncioTasks()
+            exchange = kind(server, tasks, receive, send)
             self._exchanges.add(exchange)
             try:
                 if await exchange.run(self._begun(scope, method)):

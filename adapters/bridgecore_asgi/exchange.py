@@ -11,14 +11,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
-import anyio
-
 from bridgecore import transport as tp
 from bridgecore.api_error import ApiError
 from bridgecore.errors import BridgecoreError
 from bridgecore.transport.driver import DrivenConnection, Driver
 from bridgecore.transport.sockets import HIGH_WATER
 from bridgecore.wire.headers import Headers
+from bridgecore_asgi.tasks import Event, Tasks
 
 Scope: TypeAlias = MutableMapping[str, Any]
 """What an ASGI server says about a connection or a request."""
@@ -51,14 +50,16 @@ class Exchange:
 
     __slots__ = (
         *("_blocked", "_cut", "_data", "_ended", "_head", "_left", "_marks", "_receive"),
-        *("_resumed", "_scope", "_send", "_server", "_waiting", "_wake", "conn"),
+        *("_resumed", "_send", "_server", "_tasks", "_waiting", "_wake", "conn"),
     )
     START, BODY = "http.response.start", "http.response.body"  # types of messages
 
-    def __init__(self, server: Driver[DrivenConnection], receive: Receive, send: Send) -> None:
+    def __init__(
+        self, server: Driver[DrivenConnection], tasks: Tasks, receive: Receive, send: Send
+    ) -> None:
         self.conn = -1
         self._server, self._receive, self._send = server, receive, send
-        self._scope = anyio.CancelScope()  # around reading and writing
+        self._tasks = tasks  # run ``_read`` and ``_write``
         self._head: tp.Respond | None = None  # not yet given to the server, like ``_data``
         self._data: list[bytes] = []
         self._waiting = 0  # bytes that the server has not taken: in ``_data``, or being sent
@@ -67,8 +68,8 @@ class Exchange:
         self._ended = False  # nothing follows ``_data``
         self._left = False  # the client is gone
         self._cut = False  # the answer must not be completed
-        self._wake = anyio.Event()  # there is something to write, or nothing more will be
-        self._resumed: anyio.Event | None = None  # reading is paused until it is set
+        self._wake: Event | None = None  # awaited: something to write, or that nothing more will be
+        self._resumed: Event | None = None  # reading is paused until it is set
 
     async def run(self, begun: tp.RequestBegun) -> bool:
         """Report the request and carry it through to the end of its answer.
@@ -82,13 +83,7 @@ class Exchange:
         if self.conn == -1:
             return False
         try:
-            with self._scope:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(self._read)
-                    await self._write()
-                    tasks.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            raise (group if len(group.exceptions) > 1 else group.exceptions[0]) from None
+            await self._tasks.run(self._read, self._write)
         finally:
             # Also if the server has cancelled this task, or raised. Else it was reported already,
             # and the driver drops what it gets about a connection that is gone.
@@ -101,13 +96,17 @@ class Exchange:
     async def _spoil(self) -> None:
         """Make middleware fail that would complete the answer although the application raises, as
         Starlette's ``BaseHTTPMiddleware`` does: by a message that cannot be part of an answer."""
-        with anyio.move_on_after(_SPOILING), contextlib.suppress(Exception):
-            await self._send({"type": "bridgecore.cut", "more_body": True})
+
+        async def spoil() -> None:
+            with contextlib.suppress(Exception):
+                await self._send({"type": "bridgecore.cut", "more_body": True})
+
+        await self._tasks.within(_SPOILING, spoil)
 
     def cut(self) -> None:
         """End the exchange at once, without completing the answer."""
         self._cut = True
-        self._scope.cancel()
+        self._tasks.cancel()
 
     def carry_out(self, effect: tp.ConnectionEffect) -> None:
         """Carry out an effect on this request."""
@@ -119,18 +118,19 @@ class Exchange:
             if self._waiting > HIGH_WATER and not self._blocked:
                 self._blocked = True
                 self._report(tp.WriteBlocked(self.conn))
-            self._wake.set()
+            self._awaken()
             return
         match effect:
             case tp.Respond():
                 self._head = effect
+                self._awaken()
             case tp.EndSending() | tp.Close():
                 self._ended = True
-                self._wake.set()
+                self._awaken()
             case tp.Abort():
                 self.cut()
             case tp.PauseReading():
-                self._resumed = self._resumed or anyio.Event()
+                self._resumed = self._resumed or self._tasks.event()
             case tp.ResumeReading():
                 if self._resumed is not None:
                     self._resumed.set()
@@ -138,6 +138,10 @@ class Exchange:
 
     def _report(self, event: tp.TransportEvent) -> None:
         self._server.report(event, self)
+
+    def _awaken(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
 
     # ------------------------------------------------------------ what the client sends
 
@@ -162,7 +166,7 @@ class Exchange:
         """The client is gone."""
         self._left = True
         self._report(tp.Disconnected(self.conn))
-        self._wake.set()
+        self._awaken()
 
     # ------------------------------------------------------------ what is sent to it
 
@@ -170,18 +174,28 @@ class Exchange:
         """Give the server what ``carry_out`` has collected, until the end of the answer, or until
         there is nobody to send it to."""
         ended = False
-        while not ended and not self._left:
-            await self._wake.wait()
-            self._wake = anyio.Event()
+        while not ended and not self._over:
+            if not self._pending:
+                self._wake = self._tasks.event()
+                await self._wake.wait()
+                self._wake = None
             try:
                 ended = await self._write_all()
             except OSError:  # how servers say that the client is gone (ASGI 2.4)
                 self._leave()
 
+    @property
+    def _over(self) -> bool:
+        return self._left or self._cut
+
+    @property
+    def _pending(self) -> bool:
+        return bool(self._head or self._data or self._ended)
+
     async def _write_all(self) -> bool:
         """Give the server all that is waiting. Whether that is the end of the answer."""
         ended = False
-        while not ended and (self._head or self._data or self._ended) and not self._left:
+        while not ended and self._pending and not self._over:
             head, self._head = self._head, None
             if head is not None:
                 await self._send_head(self._send, head.status, head.headers)

@@ -106,8 +106,9 @@ def test_the_openai_client(port: int) -> None:
             model="m", input="two", previous_response_id=first.id
         ) as stream:
             assert stream.get_final_response().output_text == "turn 2: two"
+        assert client.responses.retrieve(first.id).id == first.id  # passed on to the upstream
         with pytest.raises(openai.NotFoundError, match="Unknown path"):
-            client.models.list()
+            client.post("/nowhere", cast_to=object)
 
 
 def weather(frame: CreateFrame) -> list[Output]:
