@@ -9,7 +9,7 @@ from bridgecore_cli.main import fail
 
 def _run() -> int:
     if importlib.util.find_spec("uvicorn") is None:
-        message = "uvicorn is not installed: pip install 'bridgecore[uvicorn]'"
+        message = "uvicorn is not installed: pip install 'bridgecore[asgi]'"
         return fail(message, CONFIGURATION)
     from bridgecore_asgi.command import main
 

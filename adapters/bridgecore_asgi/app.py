@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote
 
 from bridgecore import transport as tp
 from bridgecore.api_error import SHUTTING_DOWN, api_error
@@ -221,12 +221,12 @@ def target_of(scope: Scope) -> bytes:
         below = path[len(root) :]
     raw: bytes | None = scope.get("raw_path")
     prefix = path[: len(path) - len(below)].count("/")
-    target = quote(below, _PLAIN).encode("ascii")
+    target = quote(below, _PLAIN, errors="surrogateescape").encode("ascii")
     if raw is not None:
         # As many segments less as the mount has. It is not looked for in the raw path, where it
         # may be written in other ways.
         rest = b"".join(b"/" + each for each in raw.split(b"/")[1 + prefix :])
-        if unquote_to_bytes(rest) == below.encode("utf-8", "surrogateescape"):
+        if unquote(rest.decode("latin-1")) == below:  # else middleware has rewritten the path
             target = rest
     query = scope.get("query_string", b"")
     return (target or b"/") + (b"?" + query if query else b"")

@@ -130,7 +130,8 @@ class Exchange:
             case tp.Abort():
                 self.cut()
             case tp.PauseReading():
-                self._resumed = self._resumed or self._tasks.event()
+                if self._resumed is None:
+                    self._resumed = self._tasks.event()
             case tp.ResumeReading():
                 if self._resumed is not None:
                     self._resumed.set()
@@ -147,9 +148,11 @@ class Exchange:
 
     async def _read(self) -> None:
         """Report what the server has read, until the client is gone."""
-        while self._received(await self._receive()):
+        while True:
             if self._resumed is not None:
                 await self._resumed.wait()
+            if not self._received(await self._receive()):
+                break
         self._leave()
 
     def _received(self, message: MutableMapping[str, Any]) -> bool:
