@@ -93,8 +93,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def fail(message: str, exit_code: int, command: str = "") -> int:
+    """Write ``message`` as one line to standard error; return the exit code."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    hint = f" (see bridgecore {command} --help)" if exit_code == USAGE else ""
+    hint = f" (see bridgecore {command} --help)" if command and exit_code == USAGE else ""
     with contextlib.suppress(OSError, ValueError):
         print(f"bridgecore: error: {line}{hint}", file=sys.stderr, flush=True)
     return exit_code
