@@ -46,6 +46,14 @@ FAILED: Final = api_error(
 )
 _DENIAL: Final = "websocket.http.response"  # the extension that answers a handshake by HTTP
 _PLAIN: Final = "/!$&'()*+,;=:@-._~"  # not encoded in a path (RFC 3986, section 3.3)
+# A handshake as the core reads it. The server has checked the one of the client, and answers it;
+# that of HTTP/2 has none of these headers (RFC 8441).
+_HANDSHAKE: Final = (
+    (b"connection", b"Upgrade"),
+    (b"upgrade", b"websocket"),
+    (b"sec-websocket-version", b"13"),
+    (b"sec-websocket-key", b"AAAAAAAAAAAAAAAAAAAAAA=="),
+)
 
 
 class BridgeApp:
@@ -200,8 +208,9 @@ class BridgeApp:
 
     def _begun(self, scope: Scope, method: str) -> tp.RequestBegun:
         headers = [(name, value) for name, value in scope["headers"]]
-        if scope["type"] == "websocket" and not any(name == b"upgrade" for name, _ in headers):
-            headers.append((b"upgrade", b"websocket"))  # HTTP/2 has no such header (RFC 8441)
+        if scope["type"] == "websocket":
+            replaced = dict(_HANDSHAKE)
+            headers = [each for each in headers if each[0] not in replaced] + [*_HANDSHAKE]
         tenant = None if self._scope_of is None else self._scope_of(scope)
         if isinstance(tenant, bytes):
             tenant = tenant.decode("latin-1")

@@ -114,6 +114,8 @@ class _Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 timeout_graceful_shutdown=settings.core["drain_timeout"] // NS_PER_SECOND + _MORE,
+                ws_max_size=settings.core["max_body"],
+                ws_per_message_deflate=False,
                 h11_max_incomplete_event_size=settings.core["max_header"],
             )
         )

@@ -129,6 +129,8 @@ class Exchange:
                 self._awaken()
             case tp.Abort():
                 self.cut()
+            case tp.SendClose():
+                raise AssertionError("only an accepted WebSocket has a close frame")
             case tp.PauseReading():
                 if self._resumed is None:
                     self._resumed = self._tasks.event()
@@ -201,15 +203,22 @@ class Exchange:
         while not ended and self._pending and not self._over:
             head, self._head = self._head, None
             if head is not None:
-                await self._send_head(self._send, head.status, head.headers)
-            data = b"".join(self._data)
-            self._data.clear()
+                await self._begin(head)
             ended = self._ended
-            if data or ended:
-                await self._send_data(self._send, data, ended)
-                self._waiting -= len(data)
+            if self._data or ended:
+                await self._pass_on(ended)
         self._taken()
         return ended
+
+    async def _begin(self, head: tp.Respond) -> None:
+        await self._send_head(self._send, head.status, head.headers)
+
+    async def _pass_on(self, ended: bool) -> None:
+        """Give the server what is in ``_data``. ``ended``: nothing follows it."""
+        data = b"".join(self._data)
+        self._data.clear()
+        await self._send_data(self._send, data, ended)
+        self._waiting -= len(data)
 
     def _taken(self) -> None:
         """The server has taken all that was waiting: report what is due then."""
@@ -242,25 +251,71 @@ class Exchange:
         await cls._send_data(send, b"" if method == "HEAD" else body, ended=True)
 
 
+# Headers of an upgrade that the server writes itself.
+_OF_HANDSHAKE: Final = frozenset({b"connection", b"sec-websocket-accept", b"upgrade"})
+
+
 class WebSocketExchange(Exchange):
-    """A WebSocket handshake, which the core sees as a GET with ``Upgrade``, and its answer by HTTP.
+    """A WebSocket handshake, which the core sees as a GET with ``Upgrade``. It is answered by HTTP,
+    or accepted, and then each ``Send`` and each ``DataReceived`` is a text message.
 
     For servers that have the extension ``websocket.http.response``.
     """
 
-    __slots__ = ()
+    __slots__ = ("_accepted", "_goodbye")
     START, BODY = "websocket.http.response.start", "websocket.http.response.body"
 
+    def __init__(
+        self, server: Driver[DrivenConnection], tasks: Tasks, receive: Receive, send: Send
+    ) -> None:
+        super().__init__(server, tasks, receive, send)
+        self._accepted = False
+        self._goodbye = tp.SendClose(-1, 1000, "")  # the close frame
+
+    def carry_out(self, effect: tp.ConnectionEffect) -> None:
+        """Carry out an effect on this connection."""
+        if isinstance(effect, tp.SendClose):
+            self._goodbye = effect
+        else:
+            super().carry_out(effect)
+
     def _received(self, message: MutableMapping[str, Any]) -> bool:
-        if message["type"] == "websocket.connect":
-            self._report(tp.RequestEnded(self.conn))
-        left: bool = message["type"] == "websocket.disconnect"
-        return not left
+        match message["type"]:
+            case "websocket.connect":
+                self._report(tp.RequestEnded(self.conn))
+            case "websocket.receive":
+                text = message.get("text")
+                data = message.get("bytes") or b"" if text is None else text.encode()
+                if data:
+                    self._report(tp.DataReceived(self.conn, data))
+            case _:
+                return False
+        return True
+
+    async def _begin(self, head: tp.Respond) -> None:
+        self._accepted = head.status == 101
+        if self._accepted:
+            headers = [field for field in head.headers if field[0] not in _OF_HANDSHAKE]
+            await self._send({"type": "websocket.accept", "headers": headers})
+        else:
+            await super()._begin(head)
+
+    async def _pass_on(self, ended: bool) -> None:
+        if not self._accepted:
+            await super()._pass_on(ended)
+            return
+        messages, self._data = self._data, []
+        for message in messages:
+            await self._send({"type": "websocket.send", "text": message.decode()})
+            self._waiting -= len(message)
+        if ended:
+            code, reason = self._goodbye.code, self._goodbye.reason
+            await self._send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 class ClosingExchange(WebSocketExchange):
-    """The same with other servers, whose only other answer is to refuse: with a 403, whatever the
-    core says."""
+    """The same with other servers, which can only refuse a handshake with a 403, whatever the core
+    answers."""
 
     __slots__ = ()
 

@@ -18,6 +18,8 @@ import anyio.from_thread
 import anyio.lowlevel
 import openai
 import pytest
+import websockets.exceptions
+import websockets.sync.client
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -38,7 +40,18 @@ from bridgecore.testing import (
 from bridgecore.transport.sockets import HIGH_WATER, READ_SIZE
 from bridgecore_asgi import BridgeApp, Receive, Scope, Send
 from tests.asgi.conftest import SERVERS, config, serving
-from tests.e2e.conftest import Json, Raw, Upstream, ask, emulating, eventually, post, request, sdk
+from tests.e2e.conftest import (
+    TIME_LIMIT,
+    Json,
+    Raw,
+    Upstream,
+    ask,
+    emulating,
+    eventually,
+    post,
+    request,
+    sdk,
+)
 
 TURN: Json = {"model": "m", "input": "hi"}
 STREAM: Json = {**TURN, "stream": True}
@@ -249,6 +262,55 @@ def test_a_websocket_is_refused_by_servers_without_the_extension(
 
     with serving(kind, app) as server:
         assert ask(server.port, request("GET", "/v1/responses", **HANDSHAKE)).status == 403
+
+
+def connect(port: int, path: str = "/v1/responses") -> Any:
+    return websockets.sync.client.connect(
+        f"ws://127.0.0.1:{port}{path}",
+        additional_headers={"authorization": "Bearer k"},
+        proxy=None,
+        max_size=None,
+    )
+
+
+def turn_on(ws: Any, **more: Any) -> list[Json]:
+    """The events of a turn on a WebSocket."""
+    ws.send(json.dumps({"type": "response.create", **TURN, **more}))
+    events = [json.loads(ws.recv(TIME_LIMIT))]
+    while events[-1]["type"] not in ("response.completed", "error"):
+        events.append(json.loads(ws.recv(TIME_LIMIT)))
+    return events
+
+
+def test_turns_over_a_websocket(kind: str, upstream: Upstream) -> None:
+    app = mounted(BridgeApp(config(upstream, websocket=True)))
+    with serving(kind, app) as server, connect(server.port, "/llm/v1/responses") as ws:
+        first = turn_on(ws)
+        assert first[0]["type"] == "response.created"
+        second = turn_on(ws, previous_response_id=first[-1]["response"]["id"])
+        assert second[-1]["response"]["output"][0]["content"][0]["text"] == "turn 2: hi"
+        (error,) = turn_on(ws, model=7)
+        assert error["error"]["param"] == "model"
+
+
+def test_a_websocket_client_that_leaves_ends_its_turn(kind: str, upstream: Upstream) -> None:
+    upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    with serving(kind, BridgeApp(config(upstream, websocket=True))) as server:
+        with connect(server.port) as ws:
+            ws.send(json.dumps({"type": "response.create", **TURN}))
+            assert json.loads(ws.recv(TIME_LIMIT))["type"] == "response.created"
+        eventually(lambda: upstream.emulator.connections == 0)
+
+
+def test_a_drain_closes_websockets(kind: str, upstream: Upstream) -> None:
+    bridge = BridgeApp(config(upstream, websocket=True))
+    with serving(kind, bridge) as server, connect(server.port) as ws:
+        turn_on(ws)
+        bridge.request_drain()
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            ws.recv(TIME_LIMIT)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason[:10]) == (1012, "the server")
 
 
 # ------------------------------------------------------------------ the end
