@@ -82,6 +82,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.transport.driver": _all_but("C"),
     "bridgecore_asyncio": _all_but(),
     "bridgecore_trio": _all_but(),
+    "bridgecore_asgi": _all_but(),
     "bridgecore_stores": _all_but(),
     "bridgecore_httpx": _all_but(),
     "bridgecore.testing": _all_but(),

@@ -36,6 +36,7 @@ from bridgecore_cli.settings import SETTINGS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = {
     "bridgecore": ROOT / "bridgecore",
+    "bridgecore_asgi": ROOT / "adapters" / "bridgecore_asgi",
     "bridgecore_asyncio": ROOT / "adapters" / "bridgecore_asyncio",
     "bridgecore_cli": ROOT / "adapters" / "bridgecore_cli",
     "bridgecore_httpx": ROOT / "adapters" / "bridgecore_httpx",
@@ -217,6 +218,7 @@ def unmirrored(path: str, source: str, modules: Container[str]) -> list[str]:
 
 _TESTED_IN = {
     "adapters/": ("adapters/bridgecore_asyncio/", "adapters/bridgecore_trio/"),
+    "asgi/": ("adapters/bridgecore_asgi/",),
     "cli/": ("adapters/bridgecore_cli/",),
     "httpx/": ("adapters/bridgecore_httpx/",),
     "stores/": ("adapters/bridgecore_stores/",),

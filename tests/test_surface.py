@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 
 import bridgecore
+import bridgecore_asgi
 import bridgecore_asyncio
 import bridgecore_cli
 import bridgecore_httpx
@@ -29,7 +30,14 @@ from docs import surface
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "generated" / "api.rst"
 PUBLIC = [(module, name) for module in surface.SURFACE for name in surface.names_of(module)]
-PACKAGES = (bridgecore, bridgecore_asyncio, bridgecore_trio, bridgecore_httpx, bridgecore_cli)
+PACKAGES = (
+    bridgecore,
+    bridgecore_asgi,
+    bridgecore_asyncio,
+    bridgecore_cli,
+    bridgecore_httpx,
+    bridgecore_trio,
+)
 
 
 def modules() -> Iterator[ModuleType]:

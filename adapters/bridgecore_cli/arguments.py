@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
 def _serve(parser: argparse.ArgumentParser) -> None:
     from bridgecore_cli.settings import SETTINGS
 
-    _add_settings(parser, SETTINGS)
+    add_settings(parser, SETTINGS)
 
 
 def _store(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +145,7 @@ def _store(parser: argparse.ArgumentParser) -> None:
 def _store_settings(parser: argparse.ArgumentParser) -> None:
     from bridgecore_cli.settings import SETTINGS
 
-    _add_settings(parser, [s for s in SETTINGS if s.name in ("store", "cluster_keys")])
+    add_settings(parser, [s for s in SETTINGS if s.name in ("store", "cluster_keys")])
 
 
 def _store_check(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +177,7 @@ def _store_purge(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
+def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
     for setting in settings:
         default = setting.kind.show(setting.default)

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return NO_READER
     except OSError as exc:
-        return _fail(f"cannot write standard output: {exc.strerror}", FAILURE)
+        return fail(f"cannot write standard output: {exc.strerror}", FAILURE)
     finally:
         give_up_stdout_if_broken()
     return code
@@ -53,7 +53,7 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         return _run(options)
     except CommandError as exc:
-        return _fail(str(exc), exc.exit_code, options.command)
+        return fail(str(exc), exc.exit_code, options.command)
     except Exception as exc:
         if isinstance(exc, BrokenPipeError) and options.command != "serve":
             raise  # the reader of standard output is gone, as after ``| head -1``
@@ -62,7 +62,7 @@ def _main(arguments: Sequence[str]) -> int:
         # A bug. Its message may contain what a client sent, so only the place in the code is shown.
         frames = traceback.extract_tb(exc.__traceback__)[-3:]
         places = " < ".join(f"{os.path.basename(f.filename)}:{f.lineno}" for f in frames[::-1])
-        return _fail(f"internal error: {type(exc).__name__} at {places}", FAILURE)
+        return fail(f"internal error: {type(exc).__name__} at {places}", FAILURE)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -92,9 +92,10 @@ def _run(options: argparse.Namespace) -> int:
     return verify.run(options)
 
 
-def _fail(message: str, exit_code: int, command: str = "") -> int:
+def fail(message: str, exit_code: int, command: str = "") -> int:
+    """Write ``message`` as one line to standard error; return the exit code."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-    hint = f" (see bridgecore {command} --help)" if exit_code == USAGE else ""
+    hint = f" (see bridgecore {command} --help)" if command and exit_code == USAGE else ""
     with contextlib.suppress(OSError, ValueError):
         print(f"bridgecore: error: {line}{hint}", file=sys.stderr, flush=True)
     return exit_code

@@ -70,10 +70,10 @@ def run(options: argparse.Namespace) -> int:
         try:
             listeners = workers.listen(settings.host, settings.port)
         except (OSError, UnicodeError) as exc:
-            raise _listen_error(settings.host, settings.port, exc) from None
+            raise listen_error(settings.host, settings.port, exc) from None
         port = listeners[0].getsockname()[1]
         supervisor = workers.Supervisor(settings, count, listeners, _serve, notifier)
-        return supervisor.run(lambda: _print_where(settings.host, port))
+        return supervisor.run(lambda: print_where(settings.host, port))
 
 
 def _serve(settings: Settings, sockets: Sequence[socket.socket], notifier: Notifier) -> int:
@@ -163,7 +163,7 @@ def _run_asyncio(
     notifier: Notifier,
     run_bridge: _RunBridge,
 ) -> None:
-    new_loop = _new_uvloop() if settings.loop == "uvloop" else None
+    new_loop = new_uvloop() if settings.loop == "uvloop" else None
 
     import asyncio
 
@@ -181,7 +181,7 @@ def _run_asyncio(
         runner.run(bridge())
 
 
-def _new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
+def new_uvloop() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         uvloop = importlib.import_module("uvloop")  # by name: it has no types where it is missing
     except ImportError:
@@ -232,7 +232,7 @@ async def _bridge(
 
     Awaits only what both backends offer, so that one function serves asyncio and trio.
     """
-    files = _raise_file_limit(log)
+    files = raise_file_limit(log)
     async with contextlib.AsyncExitStack() as stack:
 
         async def listen(machine: Any, host: str, port: int, **options: Any) -> _Server:
@@ -241,7 +241,7 @@ async def _bridge(
                     serve(machine, host=host, port=port, **options)
                 )
             except (OSError, UnicodeError) as exc:
-                raise _listen_error(host, port, exc) from None
+                raise listen_error(host, port, exc) from None
 
         upstream = settings.upstream
         if upstream is None:
@@ -261,7 +261,7 @@ async def _bridge(
             log=log,
         )
         if not cluster.sockets:  # else the process that has started the workers says it
-            _print_where(settings.host, server.port)
+            print_where(settings.host, server.port)
         _announce(settings, config, server, log)
         notifier.ready()
 
@@ -273,7 +273,7 @@ async def _bridge(
         await server.wait_stopped()
 
 
-def _listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandError:
+def listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandError:
     """The error for an address that cannot be listened on."""
     reason = getattr(why, "strerror", None) or str(why)
     # The text of the system, since ``socket.create_server`` adds the address to its own. A failed
@@ -283,7 +283,7 @@ def _listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandE
     return CommandError(f"cannot listen on {_authority(host, port)}: {reason}", FAILURE)
 
 
-def _raise_file_limit(log: _WriteLog) -> int | None:
+def raise_file_limit(log: _WriteLog) -> int | None:
     """Raise this process's limit on open files to the highest that it may have; None: no limit.
 
     Systems set it to 1,024 at first for the sake of programs that use ``select``, which cannot
@@ -309,7 +309,7 @@ def _make_name() -> str:
     return f"{os.uname().nodename}-{os.urandom(4).hex()}"
 
 
-def _print_where(host: str, port: int) -> None:
+def print_where(host: str, port: int) -> None:
     """Print where the bridge can be reached."""
     _print(f"bridgecore running on http://{_authority(host, port)} (Press CTRL+C to quit)")
 
@@ -328,10 +328,10 @@ def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLo
         # Not the URL: it may hold a password.
         fields |= {"store": settings.store.partition(":")[0], "replica": config.replica}
     log(Log(LogLevel.INFO, "serving", fields))
-    _warn(settings, server.host, log)
+    warn_of(settings, server.host, log)
 
 
-def _warn(settings: Settings, address: str, log: _WriteLog) -> None:
+def warn_of(settings: Settings, address: str, log: _WriteLog) -> None:
     """Warn of settings that are valid but rarely intended. ``address``: listened on."""
     if not _is_loopback(address):
         # The bridge has neither TLS nor a login of its own: it passes credentials on, unchecked.

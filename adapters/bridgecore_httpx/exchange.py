@@ -106,6 +106,8 @@ class Exchange:
                 self._report_sent()
                 self._driver.report(tp.Disconnected(self.conn), self)
                 self.over = True
+            case tp.SendClose():
+                raise AssertionError("a POST request cannot become a WebSocket")
             case tp.Abort():
                 self.cut = self.over = True
             case tp.PauseReading():

@@ -82,7 +82,7 @@ class Case:
     settings: Sequence[str] = ()  # of bridgecore
 
 
-BRIDGES = ("bridgecore", "trio", "uvloop", "before")
+BRIDGES = ("bridgecore", "trio", "uvloop", "asgi", "before")
 PYTHON = (*BRIDGES, "null", "relay")
 ALL = (*PYTHON, "nginx")
 OWN = ("bridgecore", "before")
@@ -251,6 +251,10 @@ def _trio(figure: str = "cpu_us_per_turn") -> Goal:
     return Goal("trio / asyncio", figure, 1.3, "bridgecore", subject="trio")
 
 
+def _asgi(figure: str = "cpu_us_per_turn") -> Goal:
+    return Goal("uvicorn / asyncio", figure, 1.5, "bridgecore", subject="asgi")
+
+
 PASSTHROUGH = ("--continuity", "passthrough")
 
 CASES: Sequence[Case] = (
@@ -260,6 +264,7 @@ CASES: Sequence[Case] = (
             Goal("CPU per turn / nginx", "cpu_us_per_turn", 0.8, "nginx"),
             Goal("CPU per turn / null bridge", "cpu_us_per_turn", 0.35, "null"),
             _trio(),
+            _asgi(),
         ),
         deltas=300,
     ),
@@ -269,16 +274,17 @@ CASES: Sequence[Case] = (
             Goal("CPU per turn / nginx", "cpu_us_per_turn", 0.8, "nginx"),
             Goal("CPU per turn / null bridge", "cpu_us_per_turn", 0.35, "null"),
             _trio(),
+            _asgi(),
         ),
         deltas=300, batch=8,
     ),
     Case(
         "delta5", "5 deltas a turn, closed loop", ALL, closed_loop,
-        (Goal("CPU per turn / null bridge", "cpu_us_per_turn", 1.0, "null"), _trio()),
+        (Goal("CPU per turn / null bridge", "cpu_us_per_turn", 1.0, "null"), _trio(), _asgi()),
     ),
     Case(
         "delta5-batch8", "5 deltas a turn, 8 events a send, closed loop", ALL, closed_loop,
-        (Goal("CPU per turn / null bridge", "cpu_us_per_turn", 1.0, "null"), _trio()),
+        (Goal("CPU per turn / null bridge", "cpu_us_per_turn", 1.0, "null"), _trio(), _asgi()),
         batch=8,
     ),
     Case(
@@ -288,6 +294,7 @@ CASES: Sequence[Case] = (
             Goal("CPU per event / bare relay", "cpu_us_per_event", 1.7, "relay"),
             Goal("transit p99 / null bridge", "transit_p99_us", 1.0, "null"),
             _trio("cpu_us_per_event"),
+            _asgi("cpu_us_per_event"),
         ),
     ),
     Case(

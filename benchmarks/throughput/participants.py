@@ -93,6 +93,20 @@ class Bridgecore(Server, Command):
 
 
 @dataclass(frozen=True)
+class Asgi(Server):
+    """The same bridge as an ASGI application under uvicorn, with httptools."""
+
+    def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
+        url = f"ws://127.0.0.1:{upstream}/v1/responses"
+        flags = ["--port", "0", "--upstream", url, "--log-level", "info"]
+        return [sys.executable, "-m", "bridgecore_asgi", *flags, *settings]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return _importing(ROOT, ROOT / "adapters")
+
+
+@dataclass(frozen=True)
 class Script(Server):
     """A floor of this folder, written in Python."""
 
@@ -165,6 +179,8 @@ def find_all(against: Path | None) -> dict[str, Participant]:
         found.append(Bridgecore("trio", "bridgecore, trio", options=("--backend", "trio")))
     if importlib.util.find_spec("uvloop") is not None and _knows("--loop"):
         found.append(Bridgecore("uvloop", "bridgecore, uvloop", options=("--loop", "uvloop")))
+    if importlib.util.find_spec("uvicorn") is not None:
+        found.append(Asgi("asgi", "bridgecore, uvicorn"))
     if against is not None:
         found.append(Bridgecore("before", "bridgecore, before", checkout=against.resolve()))
     found.append(Script("null", "null bridge, h11 + wsproto", HERE / "null_bridge.py"))

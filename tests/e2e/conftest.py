@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -131,15 +131,17 @@ def running(
     *arguments: str,
     environ: Mapping[str, str] | None = None,
     files: tuple[int, int] | None = None,
+    command: Sequence[str] = _COMMAND,
 ) -> Iterator[Process]:
     """``bridgecore serve --port 0`` with ``arguments``, ready; killed at the end if necessary.
 
     ``files``: the soft and the hard limit on open files that it starts with; None: as here.
+    ``command``: another one with the same settings and output.
     """
     limited = [] if files is None else ["sh", "-c", _LIMIT.format(*files), "sh"]
     with tempfile.TemporaryFile() as errors:
         popen = subprocess.Popen(
-            [*limited, *_COMMAND, "--port", "0", *arguments],
+            [*limited, *command, "--port", "0", *arguments],
             env=environment(environ),
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -1,0 +1,120 @@
+"""``python -m bridgecore_asgi`` as a process."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bridgecore.testing import Fault, Point, Silence
+from tests.e2e.conftest import (
+    TIME_LIMIT,
+    Process,
+    Raw,
+    Upstream,
+    ask,
+    environment,
+    post,
+    request,
+    running,
+    sdk,
+)
+
+COMMAND = (sys.executable, "-W", "error", "-m", "bridgecore_asgi")
+STREAM = {"model": "m", "input": "hi", "stream": True}
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[Process]:
+    with running(*arguments, command=COMMAND) as process:
+        yield process
+
+
+def test_the_first_run_needs_no_upstream() -> None:
+    with started() as process:
+        with sdk(process.port) as client:
+            answer = client.responses.create(model="m", input="hello")
+            assert answer.output_text == "turn 1: hello"
+        process.terminate()
+        assert process.exit_code() == 0
+
+
+def test_a_signal_drains(upstream: Upstream) -> None:
+    upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    settings = ("--upstream", upstream.url, "--drain-timeout", "1")
+    with started(*settings) as process, Raw(process.port) as raw:
+        raw.send(post(STREAM))
+        assert raw.head().status == 200
+        events = raw.events()
+        assert next(events).name == "response.created"
+        process.terminate()
+        assert list(events)[-1].name == "response.failed"
+        assert process.exit_code() == 0
+        assert "drain.started by=SIGTERM" in process.logged()
+        assert "Traceback" not in process.logged()
+
+
+def test_a_second_signal_ends_it_at_once(upstream: Upstream) -> None:
+    upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    with started("--upstream", upstream.url) as process, Raw(process.port) as raw:
+        raw.send(post(STREAM))
+        assert raw.head().status == 200
+        assert next(raw.events()).name == "response.created"
+        process.terminate()
+        while "drain.started" not in process.logged():
+            assert process.popen.poll() is None
+        process.terminate()
+        assert process.exit_code() == 128 + 15
+
+
+def test_a_websocket_gets_the_answer_of_the_core() -> None:
+    with started() as process:
+        handshake = {
+            "upgrade": "websocket",
+            "connection": "Upgrade",
+            "sec_websocket_version": "13",
+            "sec_websocket_key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        }
+        answer = ask(process.port, request("GET", "/v1/responses", b"", **handshake))
+        assert answer.status == 426
+        assert "server" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--backend", "trio"), 78, "backend: only bridgecore serve has this setting"),
+        (("--workers", "2"), 78, "workers: only bridgecore serve has this setting"),
+        (("--port", "70000"), 2, "--port: '70000' is not a port"),
+        (("--upstream", "http:"), 78, "--upstream: "),
+    ],
+)
+def test_settings_that_it_cannot_have(arguments: tuple[str, ...], code: int, said: str) -> None:
+    done = refused(*arguments)
+    assert done.returncode == code
+    assert done.stderr.startswith("bridgecore: error: ")
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = refused("--port", str(port))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"cannot listen on 127.0.0.1:{port}: " in done.stderr
+
+
+def refused(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT,
+        check=False,
+    )
