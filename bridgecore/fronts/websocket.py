@@ -73,7 +73,8 @@ class MessageConnection(ABC):
         self._scope = scope
         self._waiting: deque[bytes] = deque()
         self._last = False  # close after the running turn
-        self._opened = self._now = self._seen = self._since = now
+        self._opened = self._now = self._seen = now
+        self._since: int | None = now  # ns, when it became idle; None: with the next input
         self._pong_due: int | None = None  # ns; None: no ping is unanswered
         self._credit, self._credit_at = float(_BURST), now
         self.turns: list[int] = []  # at most one
@@ -112,7 +113,8 @@ class MessageConnection(ABC):
             # A connection that is past its lifetime ends with its turn.
             due = self._now + config.turn_timeout, Timer.LIFETIME
         else:
-            due = min(due, (self._since + config.websocket_idle, Timer.CLIENT_IDLE), key=_first)
+            since = self._now if self._since is None else self._since
+            due = min(due, (since + config.websocket_idle, Timer.CLIENT_IDLE), key=_first)
         alive = self._seen + config.ping_interval if self._pong_due is None else self._pong_due
         return min(due, (alive, Timer.PING), key=_first)
 
@@ -129,7 +131,9 @@ class MessageConnection(ABC):
     def timeout(self, now: int) -> None:
         """``deadline`` has passed: the client is silent, or the connection is too old."""
         self._now = now
-        _, timer = self._due()
+        due, timer = self._due()
+        if due > now:
+            return  # it has moved on since it was asked for
         if timer is Timer.PING:
             if self._pong_due is not None:
                 self._close(GOING_AWAY, "no answer to a ping")
@@ -154,10 +158,13 @@ class MessageConnection(ABC):
 
     def _add(self, message: bytes) -> None:
         """Take a message of the client."""
-        if len(self._waiting) < MAX_WAITING:
-            self._waiting.append(message)
-        else:
+        size = sum(map(len, self._waiting)) + len(message)
+        if len(self._waiting) >= MAX_WAITING:
             self._close(POLICY, f"more than {MAX_WAITING} messages wait for an answer")
+        elif self._waiting and size > self._config.max_body:
+            self._close(POLICY, "the messages that wait for an answer are too large together")
+        else:
+            self._waiting.append(message)
 
     def _spend(self, count: int) -> None:
         """Count messages and control frames against the rate that a client may have."""
@@ -170,6 +177,8 @@ class MessageConnection(ABC):
     def next_request(self, turn: int, now: int, *, draining: bool) -> RequestReceived | None:
         """The next message that begins a turn. Others are answered with an error."""
         self._now = now
+        if self._since is None:
+            self._since = now
         while self._waiting and not self.turns and not self.closing:
             message = self._waiting.popleft()
             self._since = now
@@ -210,8 +219,7 @@ class MessageConnection(ABC):
             assert_never(effect)
 
     def _ended(self) -> None:
-        self.turns = []
-        self._since = self._now
+        self.turns, self._since = [], None
         if self._last:
             self._close(RESTART, "the server is restarting")
         elif self._opened + self._config.websocket_lifetime <= self._now:

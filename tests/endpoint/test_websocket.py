@@ -265,6 +265,31 @@ def test_too_many_waiting_messages() -> None:
     assert socket.closed() == 1008
 
 
+def test_waiting_messages_that_are_too_large_together() -> None:
+    world = new_world(max_body=1000)
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    socket = opened(world)
+    for _ in range(2):
+        socket.send(input="x" * 600)
+    assert socket.closed() is None
+    socket.send(input="x" * 600)
+    assert socket.closed() == 1008
+
+
+def test_a_connection_is_idle_from_the_end_of_its_turn() -> None:
+    world = new_world(websocket_idle=30 * SECOND)
+    world.emulator.delta_interval = 5 * SECOND
+    socket = opened(world)
+    socket.send()
+    while "response.completed" not in types(socket.take()):
+        world.advance(5)
+    for _ in range(2):
+        world.advance(14)
+        assert socket.closed() is None
+    world.advance(3)
+    assert socket.closed() == 1001
+
+
 def test_too_many_pings() -> None:
     socket = opened(new_world())
     for _ in range(201):
