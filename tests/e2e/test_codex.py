@@ -85,7 +85,7 @@ name = "local"
 base_url = "http://127.0.0.1:{port}/v1"
 wire_api = "responses"
 env_key = "LOCAL_API_KEY"
-supports_websockets = false
+supports_websockets = {websocket}
 """
 # The built-in provider of Codex, OpenAI, at another address. Codex tries WebSocket first. With a
 # login it sends more requests than turns, to the other URL.
@@ -120,14 +120,17 @@ class SetUp:
     # Codex 0.171 does not know the model "gpt-5.4", so it uses plain function tools. For
     # "gpt-6.2-sol" the tools are an item of the input, and code calls them.
     model: str = "gpt-5.4"
+    websocket: bool = False  # it speaks WebSocket mode to the bridge
 
     def write(self, home: Path, port: int) -> None:
         """Write the configuration to ``home``, for a bridge at ``port``."""
         custom = self.name == "custom"
+        websocket = str(self.websocket).lower()
         provider = 'model_provider = "local"' if custom else BUILT_IN.format(port=port)
         settings = COMMON.format(model=self.model, provider=provider)
         (home / "config.toml").write_text(
-            settings + (CUSTOM.format(port=port) if custom else ""), encoding="utf-8"
+            settings + (CUSTOM.format(port=port, websocket=websocket) if custom else ""),
+            encoding="utf-8",
         )
         if not custom:
             auth = login() if self.compresses else {"OPENAI_API_KEY": KEY}
@@ -276,7 +279,7 @@ def with_codex(backend: Backend, set_up: SetUp, body: Callable[[Run], Awaitable[
         emulator = Emulator(answer=answer)
         async with backend.serve(emulator) as upstream:
             url = UpstreamUrl.parse(f"ws://127.0.0.1:{upstream.port}/v1/responses")
-            bridge = Observed(Endpoint(Config(upstream=url)))
+            bridge = Observed(Endpoint(Config(upstream=url, websocket=set_up.websocket)))
             async with backend.serve(bridge) as server:
                 set_up.write(home, server.port)
                 run = Run(backend, emulator, bridge, home)
@@ -292,7 +295,7 @@ def check(run: Run, set_up: SetUp) -> None:
     thread."""
     received = b"\n".join(run.bridge.received.values())
     posts = re.findall(rb"POST (\S+) HTTP/1\.1\r\n", received)
-    assert set(posts) == {b"/v1/responses"}
+    assert set(posts) == (set() if set_up.websocket else {b"/v1/responses"})
     codings = re.findall(rb"\r\ncontent-encoding: (\S+)\r\n", received)
     assert codings == [b"zstd"] * len(posts) * set_up.compresses
     # A service drops encrypted reasoning in another context than the one it was made in.
@@ -373,3 +376,19 @@ def test_connections_lost_after_every_turn(backend: Backend, set_up: SetUp) -> N
         assert not any(request.anchor for request in run.emulator.requests[2:])
 
     with_codex(backend, set_up, body)
+
+
+def test_a_client_of_websocket_mode_whose_upstream_is_lost_after_every_turn(
+    backend: Backend,
+) -> None:
+    """Codex keeps its own connection for the turns of one process, and continues them by id."""
+
+    async def body(run: Run) -> None:
+        run.emulator.faults.add(EVERY, IDLE_CLOSE)
+        for turn in range(len(THREAD)):
+            await run.codex(turn)
+            await run.sockets_are_gone()
+        assert not run.logged("turn.refused")
+        assert "held" in run.standings  # an id whose connection at the upstream was gone
+
+    with_codex(backend, SetUp("custom", websocket=True), body)
