@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -28,6 +29,15 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 def library(request: pytest.FixtureRequest) -> Any:
     """One of the libraries that a client may come from."""
     return importlib.import_module(request.param)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the shell has started this process in the
+    background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def config_of(upstream: Upstream, **settings: Any) -> Config:

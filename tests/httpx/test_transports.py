@@ -494,6 +494,7 @@ def test_cancellation_ends_the_turn(
     backend.run(body)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_the_turn(upstream: Upstream) -> None:
     main = threading.get_ident()
 
@@ -581,6 +582,7 @@ def test_closing_ends_turns_at_the_deadline_sync(upstream: Upstream) -> None:
     assert "bridgecore" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_while_closing_ends_turns_at_once(upstream: Upstream) -> None:
     """The default would let the turn run for 30 s."""
     main = threading.get_ident()
