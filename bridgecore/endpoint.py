@@ -463,7 +463,10 @@ class Endpoint:
         if client is not None:
             client.blocked = blocked
             if client.closing is not None:
-                self._still_sends(conn, client) if blocked else self._all_sent(conn, client)
+                if blocked:
+                    self._still_sends(conn, client)
+                else:
+                    self._all_sent(conn, client)
             for turn in client.connection.turns:
                 self._drive(msg.TurnBlocked(turn, blocked))
             if (passage := self._passages.of_client(conn)) is not None:

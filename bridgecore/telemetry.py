@@ -1,4 +1,4 @@
-"""Log records: what an embedder, or whoever runs the command, is told about what happened.
+"""Log records, for embedders and for those who run the command.
 
 What belongs here: the form of a record. Records are effects like all others, so that they keep
 their place among them; writing them is the adapter's.

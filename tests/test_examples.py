@@ -64,7 +64,7 @@ def test_the_application_separates_its_tenants(monkeypatch: pytest.MonkeyPatch) 
     with emulating() as upstream:
         monkeypatch.setenv("UPSTREAM", upstream.url)
         with serving("uvicorn", load("fastapi_app").app) as server:
-            assert ask(server.port, turn("nobody")).status == 401
+            assert ask(server.port, turn("unknown-key")).status == 401
             first = ask(server.port, turn("key-of-ann")).json["id"]
             anns = turn("key-of-ann", previous_response_id=first)
             bobs = turn("key-of-bob", previous_response_id=first)

@@ -1,7 +1,8 @@
 """The bridge as an ASGI application: its life, and the requests of a server around it.
 
-What belongs here: when the bridge runs, and what the core is told about a request: its target below
-the mount, and its tenant. What is received and sent for one request is in ``exchange.py``.
+What belongs here: starting and ending the bridge, and the events by which the core gets a request:
+its target below the mount, and its tenant. What is received and sent for one request is in
+``exchange.py``.
 """
 
 from __future__ import annotations
@@ -186,6 +187,7 @@ class BridgeApp:
             exchange = WebSocketExchange if denial else ClosingExchange
             await self._answer(scope, exchange, "GET", receive, send)
         else:
+            # As the ASGI specification requires for kinds that an application does not know.
             raise NotImplementedError(f"the bridge has no answer to the ASGI scope {kind!r}")
 
     async def _answer(

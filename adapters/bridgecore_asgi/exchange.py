@@ -176,8 +176,8 @@ class Exchange:
     # ------------------------------------------------------------ what is sent to it
 
     async def _write(self) -> None:
-        """Give the server what ``carry_out`` has collected, until the end of the answer, or until
-        there is nobody to send it to."""
+        """Give the server what ``carry_out`` has collected, until the answer ends or the client is
+        gone."""
         ended = False
         while not ended and not self._over:
             if not self._pending:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from operator import itemgetter
 from typing import ClassVar, Final, assert_never
 
 from bridgecore import transport as tp
@@ -39,7 +40,8 @@ MAX_WAITING: Final = 16
 # The rate of messages and of control frames together that a connection may have for long. A client
 # sends one message for each turn, and turns take seconds; a ping a second is a lot.
 _RATE: Final = 20  # a second
-_BURST: Final = 200
+_BURST: Final = 200  # at once, after as many seconds of silence as they take at that rate
+_COST: Final = NS_PER_SECOND // _RATE  # of one, in ns: what a connection saves up is time
 
 GOING_AWAY: Final = 1001
 POLICY: Final = 1008
@@ -76,7 +78,7 @@ class MessageConnection(ABC):
         self._opened = self._now = self._seen = now
         self._since: int | None = now  # ns, when it became idle; None: with the next input
         self._pong_due: int | None = None  # ns; None: no ping is unanswered
-        self._credit, self._credit_at = float(_BURST), now
+        self._credit, self._credit_at = _BURST * _COST, now
         self.turns: list[int] = []  # at most one
         self.out: list[bytes] = []
         self.closing = False
@@ -101,22 +103,24 @@ class MessageConnection(ABC):
         """Write a close to ``out``."""
 
     def _ping(self) -> bool:
-        """Write a ping to ``out``; False if there are none."""
+        """Write a ping to ``out``; False if what carries the messages sends pings by itself."""
         return False
 
     # ------------------------------------------------------------ deadlines
 
     def _due(self) -> tuple[int, Timer]:
         config = self._config
-        due = self._opened + config.websocket_lifetime, Timer.LIFETIME
+        ping = self._seen + config.ping_interval if self._pong_due is None else self._pong_due
         if self.turns:
-            # A connection that is past its lifetime ends with its turn.
-            due = self._now + config.turn_timeout, Timer.LIFETIME
-        else:
-            since = self._now if self._since is None else self._since
-            due = min(due, (since + config.websocket_idle, Timer.CLIENT_IDLE), key=_first)
-        alive = self._seen + config.ping_interval if self._pong_due is None else self._pong_due
-        return min(due, (alive, Timer.PING), key=_first)
+            return ping, Timer.PING  # past its lifetime, a connection ends with its turn
+        since = self._now if self._since is None else self._since
+        # Of two at the same time the first counts: a connection that is closed is not pinged before.
+        dues = [
+            (since + config.websocket_idle, Timer.CLIENT_IDLE),
+            (self._opened + config.websocket_lifetime, Timer.LIFETIME),
+            (ping, Timer.PING),
+        ]
+        return min(dues, key=itemgetter(0))
 
     @property
     def deadline(self) -> int | None:
@@ -143,7 +147,7 @@ class MessageConnection(ABC):
                 self._alive()  # who carries the messages looks after that
         elif timer is Timer.CLIENT_IDLE:
             self._close(GOING_AWAY, "idle for too long")
-        elif not self.turns:
+        else:
             self._close(GOING_AWAY, "open for too long: connect again")
 
     def _alive(self) -> None:
@@ -168,8 +172,8 @@ class MessageConnection(ABC):
 
     def _spend(self, count: int) -> None:
         """Count messages and control frames against the rate that a client may have."""
-        passed = (self._now - self._credit_at) * _RATE / NS_PER_SECOND
-        self._credit = min(_BURST, self._credit + passed) - count
+        saved = self._credit + self._now - self._credit_at
+        self._credit = min(_BURST * _COST, saved) - count * _COST
         self._credit_at = self._now
         if self._credit < 0:
             self._close(POLICY, f"more than {_RATE} messages a second")
@@ -245,11 +249,7 @@ class MessageConnection(ABC):
     def shut(self) -> None:
         """The server is stopping: close, unless a turn runs."""
         if not self.turns:
-            self._close(RESTART, "the server is restarting")
-
-
-def _first(due: tuple[int, Timer]) -> int:
-    return due[0]
+            self._close(RESTART, "connect again")
 
 
 def _refusal(message: bytes) -> ApiError | None:

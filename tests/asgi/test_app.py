@@ -122,7 +122,7 @@ def test_a_host_that_fails_ends_the_bridge_at_once(backend: Backend) -> None:
             async with app.lifespan():
                 raise KeyError
         assert (await get(app, "/livez"))[1]["error"]["code"] == "bridge_failed"
-        app.request_drain("nobody listens")
+        app.request_drain("before the start")
 
     backend.run(body)
 

@@ -90,7 +90,7 @@ def test_a_connection_lost_between_turns_is_no_loss(end: str) -> None:
     assert_empty(world)
 
 
-def test_an_id_that_nobody_holds_is_not_found_in_the_end() -> None:
+def test_an_unknown_id_is_not_found_in_the_end() -> None:
     world = over_http()
     answer = world.ask("next", store=False, previous_response_id="resp_foreign")
     assert (answer.status, answer.error["code"]) == (400, NOT_FOUND)

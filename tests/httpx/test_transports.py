@@ -370,7 +370,7 @@ def test_connect_timeout_sync(library: Any) -> None:
             may_start.wait()
         return crashing(event)
 
-    store = cast(StoreClient, object())  # having one, the bridge is told that it has started
+    store = cast(StoreClient, object())  # with a store, the driver reports Started
     transport = SyncBridgeTransport(Machine(answer).config, store=store)
     client = library.Client(transport=transport, timeout=library.Timeout(5, connect=0.01))
     with pytest.raises(library.ConnectTimeout, match="the bridge did not start"):
@@ -638,7 +638,7 @@ def test_an_exception_ends_turns_at_once_sync(upstream: Upstream) -> None:
 
 
 def test_the_end_of_the_loop_ends_the_bridge(upstream: Upstream) -> None:
-    """Of a transport that nobody closes."""
+    """Of a transport that is not closed."""
 
     async def body() -> object:
         client = httpx2.AsyncClient(transport=BridgeTransport(config_of(upstream)))
