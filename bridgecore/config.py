@@ -7,8 +7,7 @@ invalid value raises ``ConfigError`` when the object is built, not when it is fi
 from __future__ import annotations
 
 import enum
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,7 +17,7 @@ from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.telemetry import LogLevel
-from bridgecore.wire.headers import FORWARDED_HEADERS, forwarded_names
+from bridgecore.wire.headers import FORWARDED_HEADERS, allowed_origins, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 
 _PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
@@ -211,46 +210,38 @@ _LONGEST = 10**9 * NS_PER_SECOND
 _LARGEST = 10**15 - 1  # bytes or a count: more than any machine has
 
 
-def _header_names(names: Iterable[str]) -> tuple[str, ...]:
-    """``names`` in lower case. Raises ConfigError, with the name, if one must not be forwarded."""
-    # A str is an iterable, too, of but of single letters.
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise ConfigError(f"forward_headers must be a list of header names, not {names!r:.100}")
-    try:
-        return forwarded_names(names)
-    except ValueError as exc:
-        raise ConfigError(f"forward_headers: {exc}") from None
+def _header_names(value: Iterable[str]) -> tuple[str, ...]:
+    return _list("forward_headers", "header names", value, forwarded_names)
 
 
-def _passed_paths(paths: Iterable[str]) -> tuple[str, ...]:
-    """``paths``, checked. Raises ConfigError, with the path, if one cannot be passed through."""
-    if isinstance(paths, str) or not isinstance(paths, Iterable):
-        raise ConfigError(f"pass_through must be a list of paths below /v1, not {paths!r:.100}")
+def _passed_paths(value: Iterable[str]) -> tuple[str, ...]:
+    return _list("pass_through", "paths below /v1", value, passed_paths)
+
+
+def _origins(value: Iterable[str]) -> tuple[str, ...]:
+    return _list("websocket_origins", "origins", value, allowed_origins)
+
+
+def _list(
+    name: str,
+    what: str,
+    value: Iterable[object],
+    read: Callable[[Iterable[object]], tuple[str, ...]],
+) -> tuple[str, ...]:
+    """``value`` of the setting ``name``, as ``read`` returns it. Raises ConfigError if it is no
+    list, or if ``read`` raises ValueError."""
+    # A str is an iterable, too, but of single letters.
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name} must be a list of {what}, not {value!r:.100}")
     try:
-        return passed_paths(paths)
+        return read(value)
     except ValueError as exc:
-        raise ConfigError(f"pass_through: {exc}") from None
+        raise ConfigError(f"{name}: {exc}") from None
 
 
 def _seconds(count: int) -> int:
     """A field of ``Config`` for a duration; ``count``: its default in seconds, stored as ns."""
     return attrs.field(default=count * NS_PER_SECOND, metadata={"unit": "ns"})
-
-
-def checked_origins(origins: Iterable[object]) -> tuple[str, ...]:
-    """The setting ``websocket_origins``, checked and in lower case, as browsers send them."""
-    if isinstance(origins, str) or not isinstance(origins, Iterable):
-        raise ConfigError(f"websocket_origins must be a list of origins, not {origins!r:.100}")
-    found = []
-    for origin in origins:
-        if not isinstance(origin, str) or _ORIGIN.fullmatch(origin.lower()) is None:
-            what = "is no origin: give scheme and host, and a port if it is not the usual one"
-            raise ConfigError(f"websocket_origins: {origin!r:.100} {what}")
-        found.append(origin.lower())
-    return tuple(dict.fromkeys(found))
-
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null")  # RFC 6454, section 6.2
 
 
 def _check(field: attrs.Attribute[Any], value: object) -> None:
@@ -382,7 +373,7 @@ class Config:
     # Age at which a connection is closed after its turn. As at OpenAI, so that clients expect it.
     websocket_lifetime: int = _seconds(3600)
     # Pages that may connect, such as "https://chat.example". A browser lets any page try.
-    websocket_origins: tuple[str, ...] = attrs.field(default=(), converter=checked_origins)
+    websocket_origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
 
     decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 

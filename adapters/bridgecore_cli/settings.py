@@ -28,13 +28,12 @@ from bridgecore.config import (
     Rotation,
     Store,
     UpstreamUrl,
-    checked_origins,
 )
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import POLICIES
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
-from bridgecore.wire.headers import forwarded_names
+from bridgecore.wire.headers import allowed_origins, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 
@@ -177,20 +176,32 @@ def _file(value: Any) -> str | None:
     return None if value == NONE else value
 
 
-def _header_names(value: Any) -> tuple[str, ...]:
-    """Header names: a TOML list, or text with commas or spaces between them; ``none`` for none."""
-    if isinstance(value, str):
-        names: list[Any] = [] if value == NONE else value.replace(",", " ").split()
-        valid = bool(names) or value == NONE
-    else:
-        names = value if isinstance(value, list) else []
-        valid = isinstance(value, list) and all(isinstance(name, str) for name in names)
-    if not valid:
-        raise ValueError(f"is not a list of header names, or {NONE!r}")
+def _list(
+    value: Any, what: str, words: dict[str, tuple[str, ...]], read: Callable[[Any], tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The parts of a TOML list, or of text with commas or spaces between them, as ``read`` returns
+    them; ``what`` they are. ``words``: a word for a whole list, and that list."""
+    if isinstance(value, str) and value in words:
+        return words[value]
+    parts = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(parts, list) or (isinstance(value, str) and not parts):
+        raise ValueError(f"is not a list of {what}, or " + " or ".join(map(repr, words)))
     try:
-        return forwarded_names(names)
+        return read(parts)
     except ValueError as exc:
         raise ValueError(f"is refused: {exc}") from None
+
+
+def _header_names(value: Any) -> tuple[str, ...]:
+    return _list(value, "header names", {NONE: ()}, forwarded_names)
+
+
+def _paths(value: Any) -> tuple[str, ...]:
+    return _list(value, "paths below /v1", {API: PASSED_PATHS, NONE: ()}, passed_paths)
+
+
+def _origins(value: Any) -> tuple[str, ...]:
+    return _list(value, "origins", {NONE: ()}, allowed_origins)
 
 
 def _flag(value: Any) -> bool:
@@ -201,38 +212,6 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, str) or value not in known:
         raise ValueError("is not true or false")
     return known[value]
-
-
-def _origins(value: Any) -> tuple[str, ...]:
-    """Origins: a TOML list, or text with commas or spaces between them; ``none`` for none."""
-    if value == NONE:
-        return ()
-    names = value.replace(",", " ").split() if isinstance(value, str) else value
-    if not names:
-        raise ValueError(f"is not a list of origins, or {NONE!r}")
-    try:
-        return checked_origins(names)
-    except ConfigError as exc:
-        raise ValueError(f"is refused: {exc}") from None
-
-
-def _paths(value: Any) -> tuple[str, ...]:
-    """Paths below /v1: a TOML list, or text with commas or spaces between them; ``api`` for those
-    of the API, ``none`` for none."""
-    if value == API:
-        return PASSED_PATHS
-    if isinstance(value, str):
-        paths: list[Any] = [] if value == NONE else value.replace(",", " ").split()
-        valid = bool(paths) or value == NONE
-    else:
-        paths = value if isinstance(value, list) else []
-        valid = isinstance(value, list)
-    if not valid:
-        raise ValueError(f"is not a list of paths below /v1, {API!r} or {NONE!r}")
-    try:
-        return passed_paths(paths)
-    except ValueError as exc:
-        raise ValueError(f"is refused: {exc}") from None
 
 
 def _show_paths(paths: tuple[str, ...]) -> str:

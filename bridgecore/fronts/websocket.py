@@ -114,7 +114,7 @@ class MessageConnection(ABC):
         if self.turns:
             return ping, Timer.PING  # past its lifetime, a connection ends with its turn
         since = self._now if self._since is None else self._since
-        # Of two at the same time the first counts: a connection that is closed is not pinged before.
+        # Of two at the same time the first counts: a connection is not pinged just to be closed.
         dues = [
             (since + config.websocket_idle, Timer.CLIENT_IDLE),
             (self._opened + config.websocket_lifetime, Timer.LIFETIME),

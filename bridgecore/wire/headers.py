@@ -17,6 +17,7 @@ __all__ = [
     "FORWARDED_HEADERS",
     "VALUE",
     "Headers",
+    "allowed_origins",
     "check_headers",
     "credential_names",
     "forwarded_names",
@@ -66,6 +67,7 @@ FORWARDED_HEADERS = tuple(
 # keep.
 VALUE = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _NAME = re.compile(r"[-!#$%&'*+.^_`|~0-9A-Za-z]+")  # RFC 9110, section 5.6.2
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+|null")  # RFC 6454, section 6.2
 _REFUSED = frozenset(
     {
         # Valid for this connection or this message only (RFC 9110, sections 7.6.1 and 8; 10.1.1).
@@ -94,6 +96,22 @@ def forwarded_names(names: Iterable[object]) -> tuple[str, ...]:
         if lowered[-1] in _REFUSED or lowered[-1].startswith("sec-websocket-"):
             raise ValueError(f"{name!r:.100} names a header that must not be forwarded")
     return tuple(dict.fromkeys(lowered))
+
+
+def allowed_origins(origins: Iterable[object]) -> tuple[str, ...]:
+    """The setting ``websocket_origins``, checked: ``origins`` in lower case, as browsers send them,
+    each once, in their order.
+
+    Raises:
+        ValueError: one is no origin; the text names it.
+    """
+    found = []
+    for origin in origins:
+        if not isinstance(origin, str) or _ORIGIN.fullmatch(origin.lower()) is None:
+            what = "is no origin: give scheme and host, and a port if it is not the usual one"
+            raise ValueError(f"{origin!r:.100} {what}")
+        found.append(origin.lower())
+    return tuple(dict.fromkeys(found))
 
 
 def check_headers(headers: Iterable[object], whose: str) -> None:

@@ -248,13 +248,8 @@ def answer_error(status: int | None, headers: Headers, body: bytes) -> bytes:
         "code": error.code,
         "param": error.param,
     }
-    members: dict[str, Text] = {"type": b'"error"'}
-    if status is not None:
-        members["status"] = b"%d" % status
-    if wait is not None:
-        members["headers"] = b'{"retry-after":"%d"}' % wait
-    members["error"] = _with_members(said, error.more)
-    return write_object(members)
+    known = msgspec.json.encode({"error": _with_members(said, error.more)})
+    return error_message(status, known, wait)
 
 
 def events_of_response(body: bytes) -> list[bytes] | None:
@@ -348,11 +343,18 @@ def error_body(
     return msgspec.json.encode({"error": _with_members(error, more)})
 
 
-def error_message(status: int, body: bytes, retry_after: int | None) -> bytes:
-    """An error as a message in WebSocket mode. ``body``: what ``error_body`` has returned. It
-    always has its status: Codex ignores one without, and waits in vain."""
+def error_message(status: int | None, body: bytes, retry_after: int | None) -> bytes:
+    """An error as a message in WebSocket mode.
+
+    Args:
+        status: of the HTTP answer that it would be. One for a client must have it: Codex ignores a
+            message without, and waits in vain.
+        body: of that answer, as ``error_body`` returns it.
+        retry_after: seconds, if a retry may help.
+    """
+    known = b"" if status is None else b'"status":%d,' % status
     wait = b"" if retry_after is None else b'"headers":{"retry-after":"%d"},' % retry_after
-    return b'{"type":"error","status":%d,%b%b' % (status, wait, body.removeprefix(b"{"))
+    return b'{"type":"error",%b%b%b' % (known, wait, body.removeprefix(b"{"))
 
 
 def _with_members(error: dict[str, str | None], more: str | None) -> msgspec.Raw:
