@@ -494,8 +494,9 @@ class Endpoint:
             elif passage is None:
                 pass  # it was given up
             elif passage.request.whole:
-                about = passage.request.headers
-                self._drive(msg.ContextRequested(passage.number, each.data, about))
+                about, scope = each.data, passage.request.scope
+                headers = passage.request.headers
+                self._drive(msg.ContextRequested(passage.number, about, headers, scope=scope))
             else:
                 self._out += self._passages.pass_part(passage, each, self._now)
         passage = self._passages.of_client(conn)
@@ -512,7 +513,8 @@ class Endpoint:
         """Send what a passage has written for its client; after a complete answer, serve the next
         request."""
         if passage.deleted is not None:
-            self._drive(msg.ResponseDeleted(passage.deleted, passage.request.headers))
+            request = passage.request
+            self._drive(msg.ResponseDeleted(passage.deleted, request.headers, scope=request.scope))
             passage.deleted = None
         if not passage.over:
             client = self._clients[passage.client]

@@ -76,9 +76,19 @@ class HttpConnection:
 
     # There may be thousands of idle connections: no instance dictionaries.
     __slots__ = (
-        *("_config", "_head", "_held", "_http", "_last", "_read", "_request_id", "_since"),
+        *(
+            "_config",
+            "_head",
+            "_held",
+            "_http",
+            "_last",
+            "_read",
+            "_request_id",
+            "_scope",
+            "_since",
+        ),
         *("_request_seed", "_requests", "_timer", "broken", "closing", "deadline", "lingering"),
-        *("out", "passed", "passing", "successor", "turns"),
+        *("out", "passed", "passing", "successor", "turns", "_since"),
     )
 
     ROUTES: ClassVar[Mapping[str, tuple[bytes, ...]]] = {
@@ -97,6 +107,7 @@ class HttpConnection:
     def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
         self._config = config
         self._request_seed = request_seed
+        self._scope: str | None = None  # the tenant; None: it follows from the credential
         self._requests = 0  # answered so far
         self._request_id: str | None = None  # the x-request-id of the current request
         limits = HttpLimits(config.max_header + self.ROOM, config.max_body + self.ROOM)
@@ -300,7 +311,9 @@ class HttpConnection:
 
     def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
         """The turn of a complete request; None if it was refused."""
-        return RequestReceived(turn, body.data, head.headers, request_id=self._id())
+        return RequestReceived(
+            turn, body.data, head.headers, scope=self._scope, request_id=self._id()
+        )
 
     # ------------------------------------------------------------ requests that are passed through
 
@@ -329,6 +342,7 @@ class HttpConnection:
             head.chunked and not whole,
             self._id(),
             whole,
+            self._scope,
         )
         self.passed.append(self.passing)
 

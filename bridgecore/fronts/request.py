@@ -11,9 +11,8 @@ from bridgecore import transport as tp
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.websocket import MessageConnection
-from bridgecore.messages import RequestReceived
 from bridgecore.wire.headers import Headers, lower_names
-from bridgecore.wire.http import HttpLimits, RequestBody
+from bridgecore.wire.http import HttpLimits
 from bridgecore.wire.http_messages import Head, HttpMessages
 from bridgecore.wire.request_heads import RequestHead
 
@@ -22,7 +21,7 @@ class RequestConnection(HttpConnection):
     """One request; a ``ClientConnection`` that ends with it. ``event``: its head;
     ``request_seed``: see ``HttpConnection``."""
 
-    __slots__ = ("_messages", "_scope")
+    __slots__ = ("_messages",)
 
     def __init__(
         self, config: Config, now: int, request_seed: bytes, event: tp.RequestBegun
@@ -53,11 +52,6 @@ class RequestConnection(HttpConnection):
         assert accepted is not None, "the upgrade was just accepted"
         return MessagesOnRequest(
             self._config, self._since, self._request_seed, head.headers, self._scope, accepted
-        )
-
-    def _received(self, head: RequestHead, body: RequestBody, turn: int) -> RequestReceived | None:
-        return RequestReceived(
-            turn, body.data, head.headers, scope=self._scope, request_id=self._id()
         )
 
 

@@ -242,6 +242,7 @@ class PassedRequest:
     request_id: str
     # Its body may name a response that only this bridge knows, so it is read here as a whole.
     whole: bool = False
+    scope: str | None = None  # the tenant, if the program around the bridge names it
 
     @property
     def route(self) -> str:

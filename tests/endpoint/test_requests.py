@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bridgecore import transport as tp
+from bridgecore.config import Continuity
 from bridgecore.errors import LocalProtocolError
 from bridgecore.testing import Abort, Fault, Point, Silence
 from bridgecore.testing.network import RequestClient
@@ -196,3 +197,23 @@ def test_the_body_of_a_request_that_is_passed_through_is_not_collected() -> None
     assert world.endpoint.clients == 1
     client.end()
     assert (client.status, client.ended) == (404, True)
+
+
+def test_the_tenant_of_a_request_that_is_passed_through_is_the_named_one() -> None:
+    """A response that it has deleted is known to it no more, and a context that it names is its."""
+    world = World(continuity=Continuity.TRANSCRIPT)
+
+    def request(method: bytes, target: bytes, body: object = None) -> RequestClient:
+        client = world.net.request(world.endpoint, method, target, HEADERS, scope="tenant")
+        if body is not None:
+            client.send(json.dumps(body).encode())
+        client.end()
+        return client
+
+    kept = json.loads(request(b"POST", b"/v1/responses", {**TURN, "store": False}).body)
+    counted = {"model": "m", "previous_response_id": kept["id"], "input": "more"}
+    assert request(b"POST", b"/v1/responses/input_tokens", counted).status == 200
+    stored = json.loads(request(b"POST", b"/v1/responses", {**TURN, "store": True}).body)
+    assert request(b"DELETE", b"/v1/responses/" + stored["id"].encode()).status == 200
+    again = {**TURN, "previous_response_id": stored["id"], "store": False}
+    assert request(b"POST", b"/v1/responses", again).status != 200
