@@ -249,7 +249,7 @@ class MessageConnection(ABC):
     def shut(self) -> None:
         """The server is stopping: close, unless a turn runs."""
         if not self.turns:
-            self._close(RESTART, "connect again")
+            self._close(RESTART, "the server is restarting")
 
 
 def _refusal(message: bytes) -> ApiError | None:

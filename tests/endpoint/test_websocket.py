@@ -432,7 +432,7 @@ def test_messages_of_a_server_around_the_bridge() -> None:
     received = types([json.loads(message) for message in client.messages])
     assert received.count("response.completed") == 2
     world.drain()
-    assert (client.close, client.ended) == ((1012, "connect again"), True)
+    assert (client.close, client.ended) == ((1012, "the server is restarting"), True)
     assert world.net.stopped == [world.endpoint]
 
 
