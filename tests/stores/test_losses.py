@@ -26,9 +26,9 @@ import pytest
 import valkey
 
 from bridgecore.ownership import store as st
-from bridgecore_stores import Keys, StoreError, open_store
+from bridgecore_stores import Keys, StoreError, open_store, postgresql
+from bridgecore_stores import valkey as valkey_store
 from bridgecore_stores.backend import Backend
-from bridgecore_stores.postgresql import VERSION
 from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
 from tests.stores.asking import (
@@ -476,24 +476,28 @@ def _drop_tables(url: str) -> None:
             connection.execute(f"DROP FUNCTION {function}")
 
 
-def test_tables_of_a_newer_version_are_refused(real: Place) -> None:
-    match real.kind:
+def _write_version(place: Place, version: int) -> None:
+    """Let the store say that its tables, or keys, have this version."""
+    match place.kind:
         case "sqlite":
-            with contextlib.closing(sqlite3.connect(real.file)) as database, database:
-                database.execute("UPDATE meta SET version = 99")
+            with contextlib.closing(sqlite3.connect(place.file)) as database, database:
+                database.execute("UPDATE meta SET version = ?", (version,))
         case "postgresql":
-            with psycopg.connect(real.url) as connection:
-                connection.execute("UPDATE bridgecore_meta SET version = 99")
+            with psycopg.connect(place.url) as connection:
+                connection.execute("UPDATE bridgecore_meta SET version = %s", (version,))
         case _:
-            with valkey.Valkey.from_url(real.url) as client:
-                client.set("{bridgecore}:version", 99)
+            with valkey.Valkey.from_url(place.url) as client:
+                client.set("{bridgecore}:version", version)
+
+
+def test_tables_of_a_newer_version_are_refused(real: Place) -> None:
+    _write_version(real, 99)
     try:
         with pytest.raises(StoreError, match=r"have version 99, this program uses version \d: all"):
             real.open()
-    finally:
-        if real.kind == "postgresql":
-            with psycopg.connect(real.url) as connection:
-                connection.execute("UPDATE bridgecore_meta SET version = %s", (VERSION,))
+    finally:  # the other tests use the same server
+        version = valkey_store.VERSION if real.kind == "valkey" else postgresql.VERSION
+        _write_version(real, version)
 
 
 @pytest.mark.parametrize(
