@@ -51,7 +51,8 @@ def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "policies.py").write_text(OWN, encoding="utf-8")
     drawing = tmp_path / "found.svg"
-    done = run("--policy", "policies:careless", "--svg", str(drawing), folder=tmp_path)
+    arguments = ("--policy", "policies:careless", "--bounds", "quick", "--svg", str(drawing))
+    done = run(*arguments, folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == ""  # progress is for terminals
     assert "BROKEN  NO_AMBIGUOUS_RESEND" in done.stdout
@@ -62,12 +63,11 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(200)
 def test_a_clean_policy() -> None:
-    done = run("--policy", "default", "--bounds", "small")
+    done = run("--policy", "default", "--bounds", "quick")
     assert (done.returncode, done.stderr) == (0, "")
     assert "BROKEN" not in done.stdout
     explored = re.findall(r"^states +([0-9,]+)", done.stdout, re.MULTILINE)
-    assert [int(states.replace(",", "")) > 5_000 for states in explored[:2]] == [True, True]
-    assert "rules never fired  none" in done.stdout
+    assert [int(states.replace(",", "")) > 2_000 for states in explored[:2]] == [True, True]
     assert "holds   ONE_LIVE_OWNER" in done.stdout
     assert "holds   UNKNOWN_IS_LEFT_TO_THE_CLIENT" in done.stdout
 
