@@ -21,6 +21,7 @@ from bridgecore import __version__
 
 if TYPE_CHECKING:
     from bridgecore import Policy
+    from bridgecore.verify.properties import Property
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
@@ -306,6 +307,20 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="draw the shortest counterexample here, if there is one",
     )
     parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="LOG",
+        help="check this log from production instead: a decision log, or one of another bridge",
+    )
+    parser.add_argument(
+        "--allow",
+        type=_broken_on_purpose,
+        action="append",
+        default=[],
+        metavar="PROPERTY",
+        help="with --trace: a property that this bridge breaks on purpose; can be repeated",
+    )
+    parser.add_argument(
         "--mutants",
         action="store_true",
         help="also change each rule and check that a property notices",
@@ -379,6 +394,16 @@ def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+
+
+def _broken_on_purpose(name: str) -> Property:
+    """The property called ``name``, in any case."""
+    from bridgecore.verify.properties import Property
+
+    try:
+        return Property[name.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
 
 
 def _at_least(low: int) -> Any:

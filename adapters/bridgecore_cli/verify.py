@@ -62,6 +62,7 @@ from bridgecore.verify.ownership_world import OwnershipProperty
 from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, explain, tell
+from bridgecore_cli import trace
 from bridgecore_cli.progress import bar, show
 
 P = TypeVar("P", bound=enum.Enum)
@@ -69,6 +70,8 @@ P = TypeVar("P", bound=enum.Enum)
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
+    if args.trace is not None:
+        return trace.run(args)
     policy: Policy = args.policy
     reports: list[Report] = []
     stories: dict[Property, Story] = {}

@@ -7,7 +7,7 @@ history is a ``Story`` of story.py; the transitions between phases are collected
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 import attrs
@@ -19,7 +19,7 @@ from bridgecore.recovery.events import Event
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.scenario import command_of, describe
-from bridgecore.verify.story import Story, reasons
+from bridgecore.verify.story import Seen, Story, reasons
 
 
 class Lane(enum.Enum):
@@ -42,9 +42,14 @@ class Arrow:
 
 def arrows(story: Story) -> Iterator[Arrow]:
     """The arrows of a story in order: events, the cells of the table that decided, effects."""
-    for one in story.seen:
+    yield from arrows_of(story.seen)
+
+
+def arrows_of(seen: Iterable[Seen]) -> Iterator[Arrow]:
+    """The arrows of a history."""
+    for one in seen:
         source = _speaker(one.event)
-        yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event))
+        yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event) + one.note)
         for reason in reasons(one.transition):
             yield Arrow(one.at, Lane.BRIDGE, Lane.BRIDGE, reason)
         for effect in one.transition.effects:
@@ -83,9 +88,14 @@ _WIDTH = 26  # characters between two lanes
 
 def text(story: Story) -> str:
     """The diagram as text, one line for each arrow."""
+    return "\n".join([*text_of(story.seen), "", f"broken: {story.text}"])
+
+
+def text_of(seen: Iterable[Seen]) -> list[str]:
+    """The lines of the diagram of a history."""
     heads = "".join(lane.name.lower().ljust(_WIDTH + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
-    for arrow in arrows(story):
+    for arrow in arrows_of(seen):
         low, high = sorted((arrow.source.value, arrow.target.value))
         cells = ["|" + " " * _WIDTH for _ in Lane]
         if low == high:
@@ -96,8 +106,7 @@ def text(story: Story) -> str:
             cells[low] = "|<" + "-" * (_WIDTH - 1)
         row = "".join(cells)[: 2 * (_WIDTH + 1) + 1]
         lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {arrow.text}")
-    lines += ["", f"broken: {story.text}"]
-    return "\n".join(lines)
+    return lines
 
 
 _GAP, _LEFT, _TOP, _ROW = 360, 120, 88, 30
@@ -110,17 +119,22 @@ _STYLE = (
 
 def svg(story: Story) -> str:
     """The diagram as an SVG document without references to other files."""
-    rows = list(arrows(story))
+    return svg_of(story.prop.name, story.seen, story.text)
+
+
+def svg_of(title: str, seen: Iterable[Seen], broken: str) -> str:
+    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end."""
+    rows = list(arrows_of(seen))
     bottom = _TOP + _ROW * (len(rows) + 1)
     width = _LEFT + 2 * _GAP + 280
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 60}" '
         f'width="{width}" height="{bottom + 60}" role="img">',
-        f"<title>{_escaped(story.prop.name)}</title><style>{_STYLE}</style>",
+        f"<title>{_escaped(title)}</title><style>{_STYLE}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 8 4 0 8z" fill="#52606d"/></marker></defs>',
         f'<rect width="{width}" height="{bottom + 60}" fill="#fff"/>',
-        f'<text x="16" y="28" class="head">{_escaped(story.prop.name)}</text>',
+        f'<text x="16" y="28" class="head">{_escaped(title)}</text>',
     ]
     for lane in Lane:
         x = _x(lane)
@@ -139,7 +153,7 @@ def svg(story: Story) -> str:
             f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
             f'<text x="{(start + end) // 2}" y="{y - 5}" text-anchor="middle">{label}</text>'
         )
-    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(story.text)}</text>')
+    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(broken)}</text>')
     return "\n".join([*out, "</svg>", ""])
 
 
