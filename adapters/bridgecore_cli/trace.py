@@ -14,6 +14,7 @@ import argparse
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 from bridgecore.verify import diagram
@@ -23,6 +24,7 @@ from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_d
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 
 _WIDTH = 79  # columns of what is printed as prose
+_LONGEST = 500  # characters of the wrong line that are printed
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     except MalformedLog as exc:
         raise SettingsError(f"{path}, {exc}", CONFIGURATION) from None
     if report.wrong is not None:
-        _print("\n".join(_tell(report.wrong)))
+        _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
         if args.svg is not None:
             _draw(args.svg, report.wrong)
     for line in _coverage(report):
@@ -58,6 +60,17 @@ def _all(first: bytes, others: Iterable[bytes]) -> Iterable[bytes]:
     yield from others
 
 
+def _line(path: Path, number: int) -> str:
+    """The line of the file with that number; empty if it cannot be read again."""
+    try:
+        with path.open("rb") as lines:
+            found = next(islice(lines, number - 1, None), b"")
+    except OSError:  # a pipe that is gone
+        return ""
+    text = found.decode(errors="replace").strip()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
 def _draw(path: Path, wrong: Wrong) -> None:
     text = diagram.svg_of(wrong.title, wrong.seen, wrong.text)
     try:
@@ -66,9 +79,11 @@ def _draw(path: Path, wrong: Wrong) -> None:
         raise CommandError(f"cannot write {path}: {exc.strerror}", FAILURE) from None
 
 
-def _tell(wrong: Wrong) -> list[str]:
-    """What is wrong, with the history of the session."""
+def _tell(wrong: Wrong, text: str) -> list[str]:
+    """What is wrong with the line ``text``, with the history of its session."""
     lines = [f"line {wrong.line}, session {wrong.session}: {wrong.title}"]
+    if text:
+        lines.append(f"  {text}")
     if wrong.prop is not None:
         lines += [f"  {line}" for line in textwrap.wrap(wrong.prop.value, _WIDTH - 2)]
     lines += ["", *diagram.text_of(wrong.seen), ""]

@@ -19,6 +19,7 @@ that does not end is not a matter of this search: it is stuck after ``Header.wed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import attrs
@@ -46,6 +47,8 @@ and no effects that only concern the bridge's memory. That an anchor which was r
 injected again (REFUSED_PLAN_ENDS) is judged here."""
 
 _BEHIND = 3  # logged events that the bridge may not have noticed yet
+_FREE = 2  # unlogged events between two lines that cost nothing, because the log never has them
+_COST, _FREE_COST = 100, 1  # of an unlogged event; of one that this log never has
 _MOST = 512  # states kept; beyond them, those with the most unlogged events are dropped
 _SHOWN = 60  # steps of the history that a diagram shows
 # Deadlines that may have passed without a line. The lifetime is one of the connection's age.
@@ -188,12 +191,13 @@ def _standings(observed: Sequence[Observed]) -> Mapping[tuple[str, str], Turn]:
             turns[key] = Turn(number, standing, injected)
         else:
             holds = one.fields.get("holds", False) or None in forms
-            turns[key] = Turn(number, _STANDINGS[stored.get(anchor), holds], anchor)
+            made = stored.get(anchor) if one.fields.get("knows", True) else None
+            turns[key] = Turn(number, _STANDINGS[made, holds], anchor)
     return turns
 
 
 _STANDINGS: Mapping[tuple[bool | None, bool], Standing] = {
-    (None, False): Standing.UNKNOWN,  # the log has no response with that id
+    (None, False): Standing.UNKNOWN,  # the bridge has seen no response with that id
     (None, True): Standing.HELD,
     (False, False): Standing.BOUND,
     (False, True): Standing.HELD,
@@ -243,9 +247,10 @@ class _Logged(NamedTuple):
 class _Guess(NamedTuple):
     """One state that the lines so far allow.
 
-    ``model``: before ``event``, which is being handled with ``effects`` so far; None: nothing is.
-    ``refused``: anchors that were refused when the bridge had injected them. ``cost``: the unlogged
-    events on the way here. ``past`` does not tell states apart.
+    ``line``: the last one about what is being handled. ``model``: before ``event``, which is being
+    handled with ``effects`` so far; None: nothing is. ``refused``: anchors that were refused when
+    the bridge had injected them. ``cost``: of the unlogged events on the way here. ``past`` does
+    not tell states apart.
     """
 
     model: Model
@@ -259,10 +264,14 @@ class _Guess(NamedTuple):
     cost: int
     past: _Step | None
 
-    @property
-    def key(self) -> tuple[object, ...]:
-        """Equal for states that allow the same future."""
-        return self.model.key, self.at, self.event, self.effects, self.queue, self.refused
+    def key(self, now: int) -> tuple[object, ...]:
+        """Equal for states that allow the same future after ``now``. Deadlines that have passed are
+        alike, whenever that was, and so are the numbers of connections."""
+        base = self.model.generation
+        return (
+            self.model.key_after(now), self.at, _relative(self.event, base),
+            tuple([_relative(effect, base) for effect in self.effects]), self.queue, self.refused,
+        )  # fmt: skip
 
     @property
     def step(self) -> _Step | None:
@@ -273,11 +282,16 @@ class _Guess(NamedTuple):
 
 
 class _Failure(NamedTuple):
-    """A course that breaks a property at ``line``. The least one is shown: the course with the
-    fewest unlogged events, and of those one in which the bridge has noticed the most."""
+    """A course that breaks a property at ``line``.
 
+    The least one is shown: one that explains the line (see ``_ODD``), with the fewest unlogged
+    events, and of those the one in which the bridge has noticed the most, and which fails last.
+    """
+
+    odd: bool
     cost: int
     behind: int
+    earliness: int  # the line, negative
     order: int
     line: int
     violation: ViolationError
@@ -285,10 +299,13 @@ class _Failure(NamedTuple):
 
 
 class _Conversation:
-    """The states that the lines of one conversation allow.
+    """One conversation of the log: its lines, and the search for a course that explains them.
 
-    ``wrong``: the first wrong line. ``latest``: the line that came last. ``most``, ``total``: how
-    many states there were, at a time and over all lines.
+    The search first explains them without unlogged events, as most of any log can be. If that
+    fails, it begins again and tries unlogged events, too.
+
+    ``wrong``: the first wrong line. ``most``, ``total``: how many states there were, at a time and
+    over all lines.
     """
 
     def __init__(
@@ -300,31 +317,35 @@ class _Conversation:
         turns: Mapping[tuple[str, str], Turn],
         without: frozenset[Property],
     ) -> None:
-        self.wrong: Wrong | None = None
-        self.latest = 0
-        self.most = self.total = 0
-        self._name = name
-        self._header = header
+        own = {turn: value for (session, turn), value in turns.items() if session == name}
+        self._make = partial(_Search, name, header, silence, terms, own, without)
+        self._search = self._make(0)
+        self._unlogged = header.unlogged
         self._silence = silence
-        self._turns = {
-            name: turn for (session, name), turn in turns.items() if session == self._name
-        }
-        self._numbered = {turn.id: turn for turn in self._turns.values()}
-        self._names = {turn.id: name for name, turn in self._turns.items()}
-        self._without = without
-        self._guesses = [
-            _Guess(Model(terms), 0, 0, None, (), (), frozenset(), False, 0, None)
-        ]  # fmt: skip
-        self._failures: list[_Failure] = []
-        self._lacking: _Failure | None = None  # the latest course that was given up as too late
+        self._taken: list[Observed] = []
         self._open: set[str] = set()  # the turns that have not ended
         # Lines of a connection that was made before there was a turn for it. The model connects
         # only for a turn, so they are taken right after the next one.
         self._spare: list[Observed] = []
+        self._earlier = (0, 0)
+
+    @property
+    def wrong(self) -> Wrong | None:
+        """The first wrong line."""
+        return self._search.wrong
+
+    @property
+    def most(self) -> int:
+        """The most states at a time."""
+        return max(self._earlier[0], self._search.most)
+
+    @property
+    def total(self) -> int:
+        """The states over all lines."""
+        return self._earlier[1] + self._search.total
 
     def take(self, one: Observed) -> None:
         """Take the next line."""
-        self.latest = one.line
         if not self._open and one.kind in ("connect", "upstream_opened"):
             self._spare.append(one)
             return
@@ -343,12 +364,72 @@ class _Conversation:
             self._open.discard(one.turn)
 
     def _feed(self, one: Observed) -> None:
+        self._taken.append(one)
+        self._search.feed(one)
+        if self._search.wrong is not None:
+            self._search_again(one.at)
+
+    def expire(self, now: int) -> None:
+        """Require the reactions to all events that are longer ago than the bridge may take."""
+        self._search.expire(now)
+        if self._search.wrong is not None:
+            self._search_again(now)
+
+    def stuck(self, now: int, text: str) -> Wrong:
+        """What is wrong if a turn has not ended by ``now``, as ``text`` says."""
+        self.expire(now)
+        return self._search.stuck(text)
+
+    def _search_again(self, now: int) -> None:
+        """Search with unlogged events, unless that was done already."""
+        unlogged, self._unlogged = self._unlogged, 0
+        if not unlogged:
+            return
+        self._earlier = self.most, self.total
+        self._search = self._make(unlogged)
+        for one in self._taken:
+            self._search.feed(one)
+        self._search.expire(now)
+
+
+class _Search:
+    """The states that the lines of one conversation allow, with ``unlogged`` events without a line
+    between two lines at most."""
+
+    def __init__(
+        self,
+        name: str,
+        header: Header,
+        silence: _Silence,
+        terms: Terms,
+        turns: Mapping[str, Turn],
+        without: frozenset[Property],
+        unlogged: int,
+    ) -> None:
+        self.wrong: Wrong | None = None
+        self.most = self.total = 0
+        self._latest = 0  # the line that came last
+        self._name = name
+        self._header = header
+        self._silence = silence
+        self._turns = turns
+        self._numbered = {turn.id: turn for turn in turns.values()}
+        self._names = {turn.id: name for name, turn in turns.items()}
+        self._without = without
+        self._unlogged = unlogged
+        self._guesses = [_Guess(Model(terms), 0, 0, None, (), (), frozenset(), False, 0, None)]
+        self._failures: list[_Failure] = []
+        self._lacking: _Failure | None = None  # the latest course that was given up as too late
+
+    def feed(self, one: Observed) -> None:
+        """Take the next line."""
+        self._latest = one.line
         if self.wrong is not None:
             return
         self.expire(one.at)
         if self.wrong is None:
             found = self._noticed(one) if one.kind in _EFFECTS else self._happened(one)
-            self._keep(found)
+            self._keep(found, one.at)
 
     def expire(self, now: int) -> None:
         """Require the reactions to all events that are longer ago than the bridge may take."""
@@ -367,15 +448,16 @@ class _Conversation:
                 else:
                     found.append(one)
         self._lacking = min(self._failures, default=self._lacking)
-        self._keep(found)
+        self._keep(found, now)
 
-    def _keep(self, found: Iterable[_Guess]) -> None:
+    def _keep(self, found: Iterable[_Guess], now: int) -> None:
         """Go on with the states of ``found``. If there are none, the line is wrong."""
         best: dict[tuple[object, ...], _Guess] = {}
         for guess in found:
-            before = best.setdefault(guess.key, guess)
+            key = guess.key(now)
+            before = best.setdefault(key, guess)
             if guess.cost < before.cost:
-                best[guess.key] = guess
+                best[key] = guess
         kept = sorted(best.values(), key=lambda guess: (guess.cost, len(guess.queue)))[:_MOST]
         self.most = max(self.most, len(kept))
         self.total += len(kept)
@@ -389,10 +471,9 @@ class _Conversation:
         violation, seen = failure.violation, self._seen(failure.step)
         return Wrong(failure.line, self._name, violation.prop, violation.text, (), seen)
 
-    def stuck(self, now: int, text: str) -> Wrong:
-        """What is wrong if a turn has not ended by ``now``, as ``text`` says: what the course with
+    def stuck(self, text: str) -> Wrong:
+        """What is wrong if a turn has not ended in time, as ``text`` says: what the course with
         the fewest unlogged events lacks or, if it lacks nothing, the end of the turn."""
-        self.expire(now)
         if self.wrong is not None:
             return self.wrong
         guess = self._guesses[0]
@@ -402,8 +483,8 @@ class _Conversation:
         step = guess.step
         for logged in guess.queue:
             step = _Step(logged.at, logged.event, (), False, step)
-        text = f"{text}; line {self.latest} is the last of its session"
-        return Wrong(self.latest, self._name, _P.TURNS_END, text, (), self._seen(step))
+        text = f"{text}; line {self._latest} is the last of its session"
+        return Wrong(self._latest, self._name, _P.TURNS_END, text, (), self._seen(step))
 
     def _seen(self, step: _Step | None) -> tuple[Seen, ...]:
         """The end of the history that leads to ``step``, as a diagram takes it."""
@@ -439,7 +520,7 @@ class _Conversation:
             connecting = _after(guess).socket == "connecting"
             event = event_of(one, turn, connecting)
             waits = guess._replace(queue=(*guess.queue, _Logged(one.line, one.at, event)))
-            if waits.event is None or self._is_quiet(waits):
+            if isinstance(event, _PROGRESS) and (waits.event is None or self._is_quiet(waits)):
                 yield from self._on(waits)
             elif len(waits.queue) > _BEHIND:
                 yield from self._moved(waits, one.at, less=True)
@@ -475,17 +556,27 @@ class _Conversation:
         queue = tuple(others)
         yield from self._handle(guess._replace(queue=queue), logged, assumed=False)
 
+    def _overtaken(self, guess: _Guess) -> Iterator[_Guess]:
+        """Begin to handle an event before an earlier one that waits: what clients and what the
+        upstream did may be noticed in another order."""
+        first = isinstance(guess.queue[0].event, _OF_CLIENTS)
+        for place, logged in enumerate(guess.queue):
+            if isinstance(logged.event, _OF_CLIENTS) is not first:
+                queue = (*guess.queue[:place], *guess.queue[place + 1 :])
+                later = guess._replace(queue=queue, cost=guess.cost + _FREE_COST)
+                yield from self._handle(later, logged, assumed=False)
+                return
+
     def _handle(self, guess: _Guess, logged: _Logged, *, assumed: bool) -> Iterator[_Guess]:
         model, line, at, event = guess.model, logged.line, logged.at, logged.event
         unsent = isinstance(event, ev.ConnectionLost) and event.unsent
         if self._silence.frame_sent and not unsent and not isinstance(event, ev.FrameSent):
             frame = ev.FrameSent(model.generation)
-            if model.requires_reaction(frame, at):
-                model = model.after(frame, (), at, None)
+            if guess.past is not None and model.requires_reaction(frame, at):
+                model = model.after(frame, (), guess.past.at, None)  # when it was sent
         event = _of_connection(event, model.generation)
         begun = guess._replace(
             model=model, line=line, at=at, event=event, effects=(), assumed=assumed,
-            cost=guess.cost + assumed,
         )  # fmt: skip
         answers = isinstance(event, ev.ResponseCreated | ev.OutputReceived)
         if not answers or not self._silence.delivered or not model.requires_reaction(event, at):
@@ -502,13 +593,16 @@ class _Conversation:
         """The event was handled: nothing more of it will come."""
         event = guess.event
         assert event is not None
+        if isinstance(event, ev.EvictionRequested) and not guess.effects:
+            return  # assumed for nothing
         first: ViolationError | None = None
         for more in self._more(guess):
             effects = guess.effects + more
             try:
                 model = guess.model.after(event, effects, guess.at, None)
             except ViolationError as violation:
-                first = first or violation
+                if first is None or (first.prop in _ODD and violation.prop not in _FILLED):
+                    first = violation
                 continue
             refused = guess.refused
             injected = guess.model.injected()
@@ -541,26 +635,25 @@ class _Conversation:
         waits, and events that the log does not have happen. ``less``: only those with a queue that
         is not too long."""
         frontier = [guess]
-        for depth in range(self._header.unlogged + len(guess.queue) + 1):
+        for _ in range(_FREE + self._unlogged + len(guess.queue) + 1):
             after: list[_Guess] = []
             for one in frontier:
                 if not less or len(one.queue) <= _BEHIND:
                     yield one
                     if less:
                         continue
-                after += self._next(one, now, one.cost - guess.cost < self._header.unlogged)
+                after += self._next(one, now, one.cost - guess.cost < self._unlogged * _COST)
             frontier = after
-            if not frontier or depth > _BEHIND + self._header.unlogged:
-                return
 
     def _next(self, guess: _Guess, now: int, assume: bool) -> Iterator[_Guess]:
         settled = [guess] if guess.event is None else list(self._settled(guess))
         for one in settled:
             if one.queue:
                 yield from self._begun(one)
+                yield from self._overtaken(one)
             for event, cost in self._assumable(one.model, now):
-                if assume or not cost:
-                    logged = _Logged(self.latest, now, event)
+                if assume or cost == _FREE_COST:
+                    logged = _Logged(self._latest, now, event)
                     for begun in self._handle(one, logged, assumed=True):
                         yield begun._replace(cost=one.cost + cost)
 
@@ -568,30 +661,36 @@ class _Conversation:
         """The events that may have happened without a line, and what each costs."""
         generation = model.generation
         if model.socket == "connecting":
-            cost = 0 if self._silence.upstream_opened else 1
-            yield ev.ConnectionOpened(generation), cost
-            yield ev.ConnectionLost(generation, Unreachable("not logged")), 1
+            if self._silence.upstream_opened:
+                yield ev.ConnectionOpened(generation), _FREE_COST
+            yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
         elif model.socket == "open":
-            yield ev.ConnectionLost(generation, Closed(1006)), 1
+            yield ev.ConnectionLost(generation, Closed(1006)), _COST
             frame = ev.FrameSent(generation)
-            if model.requires_reaction(frame, now):
-                yield frame, 0
+            if not self._silence.frame_sent and model.requires_reaction(frame, now):
+                yield frame, _FREE_COST
+            if not model.turns:
+                yield ev.EvictionRequested(), _FREE_COST  # idle connections are closed at some time
         for timer in _UNLOGGED:
             due = model.due(timer)
             if due is not None and due <= now:
-                yield ev.DeadlineReached(timer), 1
+                yield ev.DeadlineReached(timer), _COST
 
     # ------------------------------------------------------------ effects
 
     def _noticed(self, one: Observed) -> Iterator[_Guess]:
         """The states after a line that says what the bridge did."""
         for guess in self._guesses:
-            for reached in self._moved(guess, one.at):
-                if reached.event is not None:
-                    yield from self._attached(reached, one)
-                elif reached is guess:
-                    text = f"{one.kind} follows from nothing that happened"
-                    self._fail(guess, one.line, ViolationError(_UNCAUSED[one.kind], text))
+            reached = list(self._moved(guess, one.at))
+            if guess.event is None:
+                text = f"{one.kind} follows from nothing that happened"
+                self._fail(guess, one.line, ViolationError(_UNCAUSED[one.kind], text))
+            # The most usual first: a bridge that has noticed everything.
+            for state in sorted(reached, key=lambda state: (state.cost, len(state.queue))):
+                found = [] if state.event is None else list(self._attached(state, one))
+                yield from found
+                if found and not self._unlogged:
+                    break  # if this leads nowhere, the search begins again
 
     def _attached(self, guess: _Guess, one: Observed) -> Iterator[_Guess]:
         """``guess`` with what the bridge did as an effect of the event that it is handling."""
@@ -609,7 +708,7 @@ class _Conversation:
                 except ViolationError as violation:
                     first, tried = first or violation, tried or effects
                     continue
-                yield guess._replace(effects=effects)
+                yield guess._replace(effects=effects, line=one.line)
                 return
         if first is not None:
             self._fail(guess._replace(effects=tried), one.line, first)
@@ -651,19 +750,53 @@ class _Conversation:
     def _fail(self, guess: _Guess, line: int, violation: ViolationError) -> None:
         order = len(self._failures)
         self._failures.append(
-            _Failure(guess.cost, len(guess.queue), order, line, violation, guess.step)
+            _Failure(
+                violation.prop in _ODD,
+                guess.cost,
+                len(guess.queue),
+                -line,
+                order,
+                line,
+                violation,
+                guess.step,
+            )
         )
 
 
+# What breaks first if a line is explained by an event that was not its cause. Anything else says
+# more about the bridge.
+_ODD = frozenset(
+    {
+        _P.SPURIOUS_IS_NOTHING,
+        _P.LIVE_GENERATION,
+        _P.ONE_END,
+        _P.NOTHING_IS_STRANDED,
+        _P.OPEN_IS_OPEN,
+    }
+)
+# What may break because a filled in effect was not one of the bridge's.
+_FILLED = _ODD | {_P.SOUND_SOCKETS_STAY}
 # The property that an action without a cause breaks.
 _UNCAUSED: Mapping[str, Property] = {
     "connect": _P.NOTHING_IS_STRANDED,
     "upstream_closed": _P.SOUND_SOCKETS_STAY,
-    "sent": _P.NO_AMBIGUOUS_RESEND,
+    "sent": _P.OPEN_IS_OPEN,
     "delivered": _P.DELIVERED_TO_ITS_TURN,
     "answered": _P.ONE_END,
 }
+_OF_CLIENTS = (ev.TurnSubmitted, ev.TurnAbandoned)
+# Events in whose place nothing else can have happened that a later action would need.
+_PROGRESS = (ev.FrameSent, ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded)
 _EFFECTS = frozenset(name for name, kind in LINES.items() if kind.says is Says.DONE)
+
+
+def _relative(value: Event | Effect | None, base: int) -> object:
+    """``value`` with the number of its connection counted from ``base``."""
+    generation = getattr(value, "generation", None)
+    if value is None or generation is None:
+        return value
+    changed: Any = value
+    return attrs.evolve(changed, generation=generation - base)
 
 
 def _of_connection(event: Event, generation: int) -> Event:

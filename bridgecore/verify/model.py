@@ -181,6 +181,19 @@ class Model:
             shift(self.idle_due), shift(self.lifetime_due), shift(self.expiry_due),
         )  # fmt: skip
 
+    def key_after(self, now: int) -> tuple[object, ...]:
+        """Equal for models that behave alike from ``now`` on: deadlines that have passed are alike,
+        whenever that was, and so are the numbers of connections."""
+        turns = tuple([turn._replace(due=max(turn.due, now)) for turn in self.turns])
+        dues = (
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
+        )  # fmt: skip
+        return (
+            self.remote, self.socket, self.to_owner, self.cached, self.past_lifetime, self.http,
+            self.carried, self.framed, self.paused, self.known, turns, self.dead_ends, self.names,
+            self.doubt, self.ended, tuple([None if due is None else max(due, now) for due in dues]),
+        )  # fmt: skip
+
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
         """If ``event`` loses a turn that may have been accepted: everything that may influence the
         remedy, so that turns lost in the same way can be compared. None otherwise."""

@@ -65,9 +65,13 @@ class Kind:
 
 _TURN = Field(str, "the turn, by a name of your choice", required=True)
 _RESPONSE = Field(str, "the response id that the upstream's event has")
-_STATUS = Field(int, "the HTTP status in it")
-_CODE = Field(str, "the error code in it")
-_MESSAGE = Field(str, "the text in it, if only that says what is wrong")
+_ERROR: Mapping[str, Field] = {
+    "status": Field(int, "the HTTP status in it"),
+    "code": Field(str, "the error code in it"),
+    "type": Field(str, "the error type in it"),
+    "message": Field(str, "the text in it, if only that says what is wrong"),
+    "param": Field(str, "the parameter in it"),
+}
 
 LINES: Mapping[str, Kind] = {
     "turn_submitted": Kind(
@@ -78,6 +82,11 @@ LINES: Mapping[str, Kind] = {
             "turn": _TURN,
             "previous_response_id": Field(str, "as the client sent it; absent: it sent none"),
             "store": Field(bool, "whether the upstream stores its response; absent: true"),
+            "knows": Field(
+                bool,
+                "false: the bridge has never seen that id for this client; absent: it has if the "
+                "log has",
+            ),
             "holds": Field(bool, "whether the bridge has the whole context; absent: false"),
         },
     ),
@@ -134,22 +143,14 @@ LINES: Mapping[str, Kind] = {
         {
             "response": _RESPONSE,
             "outcome": Field(str, "completed, incomplete or failed; absent: completed"),
-            "status": _STATUS,
-            "code": _CODE,
-            "message": _MESSAGE,
+            **_ERROR,
         },
     ),
     "upstream_error": Kind(
         Says.HAPPENED,
         "an error frame came",
         "UpstreamRefused",
-        {
-            "status": _STATUS,
-            "code": _CODE,
-            "type": Field(str, "the error type in it"),
-            "message": _MESSAGE,
-            "param": Field(str, "the parameter in it"),
-        },
+        _ERROR,
     ),
     "timed_out": Kind(
         Says.HAPPENED,
