@@ -428,7 +428,9 @@ class _Search:
             return
         self.expire(one.at)
         if self.wrong is None:
-            found = self._noticed(one) if one.kind in _EFFECTS else self._happened(one)
+            found = list(self._noticed(one) if one.kind in _EFFECTS else self._happened(one))
+            if not found and not self._failures:
+                self._uncaused(self._guesses[0], one)
             self._keep(found, one.at)
 
     def expire(self, now: int) -> None:
@@ -651,6 +653,8 @@ class _Search:
             if one.queue:
                 yield from self._begun(one)
                 yield from self._overtaken(one)
+            if any(not isinstance(logged.event, _OF_CLIENTS) for logged in one.queue):
+                continue  # what the upstream has sent already was there before
             for event, cost in self._assumable(one.model, now):
                 if assume or cost == _FREE_COST:
                     logged = _Logged(self._latest, now, event)
@@ -683,14 +687,18 @@ class _Search:
         for guess in self._guesses:
             reached = list(self._moved(guess, one.at))
             if guess.event is None:
-                text = f"{one.kind} follows from nothing that happened"
-                self._fail(guess, one.line, ViolationError(_UNCAUSED[one.kind], text))
+                self._uncaused(guess, one)
             # The most usual first: a bridge that has noticed everything.
             for state in sorted(reached, key=lambda state: (state.cost, len(state.queue))):
                 found = [] if state.event is None else list(self._attached(state, one))
                 yield from found
                 if found and not self._unlogged:
                     break  # if this leads nowhere, the search begins again
+
+    def _uncaused(self, guess: _Guess, one: Observed) -> None:
+        prop = _UNCAUSED.get(one.kind, _P.SPURIOUS_IS_NOTHING)
+        text = f"{one.kind} follows from nothing that happened"
+        self._fail(guess, one.line, ViolationError(prop, text))
 
     def _attached(self, guess: _Guess, one: Observed) -> Iterator[_Guess]:
         """``guess`` with what the bridge did as an effect of the event that it is handling."""
@@ -839,6 +847,9 @@ def _answers(guess: _Guess, turn: int, one: Observed) -> Iterator[Effect]:
             names = model.names_at_end(event)
         yield fx.CompleteTurn(turn, names)
         return
+    sent = any(isinstance(effect, fx.SendTurn) for effect in guess.effects)
+    if sent or isinstance(event, ev.FrameSent | ev.ResponseCreated | ev.OutputReceived):
+        return  # no reason to fail a turn
     assert event is not None
     failed = (Outcome.FAILED,) if model.begun or status >= 400 else ()
     if isinstance(event, ev.ResponseEnded) and event.outcome in failed:
@@ -871,6 +882,7 @@ def _replies(event: Event, status: int, code: str | None) -> Iterator[FailureRep
         yield FailureReply.REQUEST_TIMEOUT
     yield FailureReply.UPSTREAM_UNAVAILABLE
     yield FailureReply.STREAM_INCOMPLETE
-    if failure is None or failure.kind not in _LASTING or status in _OVER:
+    whole = isinstance(event, ev.ResponseEnded) and event.outcome is not Outcome.FAILED
+    if not whole and (failure is None or failure.kind not in _LASTING or status in _OVER):
         yield FailureReply.UPSTREAM_ERROR
     yield FailureReply.OVERLOADED
