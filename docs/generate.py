@@ -28,7 +28,9 @@ from bridgecore.verify.bugs import BUGS
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
 from bridgecore.verify.mutate import KEPT
+from bridgecore.verify.observed import HEADER, LINES
 from bridgecore.verify.properties import INVARIANTS, Property
+from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
 from docs import house, surface
@@ -107,6 +109,39 @@ def render_bugs() -> str:
             (bug.name, bug.users_saw, f"`{found.prop.name}`", f"{len(found.path)} moves", way)
         )
     return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+
+
+def render_reported() -> str:
+    """The bugs that were reported in public, with the verdict on each."""
+    rows = [("bug", "what the bridge did", "found by", "to blame")]
+    for one in REPORTED:
+        bug, story = one.bug, one.story()
+        if story is None:
+            raise ValueError(f"not found in {bug.bounds.max_states} states: {bug.name}")
+        kind = "cell" if "=" in one.blamed else "rule"
+        found_by, blamed = f"`{story.prop.name}`", f"{kind} `{blamed_in(story)}`"
+        rows.append((f"{bug.name} ({one.report})", bug.users_saw, found_by, blamed))
+    for log in LOGGED:
+        wrong = log.check().wrong
+        if wrong is None or wrong.prop is None:
+            raise ValueError(f"not found: {log.name}")
+        found_by, blamed = f"`{wrong.prop.name}`", f"line {wrong.line} of its log"
+        rows.append((f"{log.name} ({log.report})", log.users_saw, found_by, blamed))
+    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+
+
+def render_trace() -> str:
+    """The lines and the header of the log of another bridge."""
+    rows = [("event", "meaning", "members", "is our")]
+    for name, kind in LINES.items():
+        members = "; ".join(
+            f"`{field}`{'' if what.required else ' (optional)'}: {what.doc}"
+            for field, what in kind.fields.items()
+        )
+        rows.append((f"`{name}`", f"{kind.says.value}: {kind.doc}", members, kind.means))
+    header = [("member of the header", "meaning (default)")]
+    header += [(f"`{name}`", what.doc) for name, what in HEADER.items()]
+    return "\n".join([*_HEAD, *list_table(rows), "", *list_table(header)]).rstrip() + "\n"
 
 
 def render_properties() -> str:
@@ -194,6 +229,8 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "states.svg": render_svg,
     "properties.rst": render_properties,
     "bugs.rst": render_bugs,
+    "reported.rst": render_reported,
+    "trace.rst": render_trace,
     "faults.rst": render_faults,
     "api.rst": render_api,
     "house.svg": house.draw,
