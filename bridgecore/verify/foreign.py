@@ -467,6 +467,10 @@ class _Search:
         if kept:
             self._guesses = kept
             return
+        if not failures:
+            violation = ViolationError(_P.SPURIOUS_IS_NOTHING, "nothing explains the lines so far")
+            self._fail(self._guesses[0], self._latest, violation)
+            failures = self._failures
         self.wrong = self._shown(min(failures))
 
     def _shown(self, failure: _Failure) -> Wrong:

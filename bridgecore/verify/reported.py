@@ -107,7 +107,7 @@ def _only(standing: Standing) -> Bounds:
     """Bounds for a bug that shows with turns of one standing, on a connection of one's own."""
     small = BOUNDS["small"][0]
     return attrs.evolve(
-        small, name=f"only {standing.value}", standings=(standing,), remote=False, max_states=1000
+        small, name=f"only {standing.value}", standings=(standing,), remote=False, max_states=500
     )
 
 
