@@ -80,6 +80,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.transport": _all_but(),
     "bridgecore.telemetry": _all_but(),
     "bridgecore.transport.driver": _all_but("C"),
+    "bridgecore.transport.request": _all_but("Headers"),
     "bridgecore_asyncio": _all_but(),
     "bridgecore_trio": _all_but(),
     "bridgecore_asgi": _all_but(),
