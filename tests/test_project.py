@@ -87,8 +87,8 @@ CORE_LIBRARIES = frozenset({"attrs", "h11", "msgspec", "wsproto"})
 # zstd is in the standard library from Python 3.14 on; sys, for its version number, tells which.
 ZSTD = frozenset({"backports.zstd", "compression.zstd", "sys"})
 
-# What the conformance checks need to be the other end of a driver, and to wait for it: the one place
-# in the core with I/O. No other module of the core imports it (`pyproject.toml`, "protected").
+# What the conformance checks need to be the other end of a driver, and to wait for it: the one
+# place in the core with I/O. Nothing else in the core imports it (`pyproject.toml`, "conformance").
 SOCKETS = frozenset(
     {"os", "pathlib", "queue", "resource", "socket", "ssl", "threading", "time", "unittest"}
 )

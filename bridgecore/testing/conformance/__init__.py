@@ -10,11 +10,13 @@ Public are the names here; the modules are internal. How to use them: docs, "Tes
 
 from bridgecore.testing.conformance.checks import CheckReport, ConformanceError, run_checks
 from bridgecore.testing.conformance.driver import DriverConformance, RunningDriver
+from bridgecore.testing.conformance.store import StoreConformance
 
 __all__ = [
     "CheckReport",
     "ConformanceError",
     "DriverConformance",
     "RunningDriver",
+    "StoreConformance",
     "run_checks",
 ]
