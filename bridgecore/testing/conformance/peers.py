@@ -28,7 +28,7 @@ class Certificates:
     """Certificates of an authority that no system trusts, and whose key does not exist any more.
 
     ``this_host``: for a listener on 127.0.0.1 or localhost; ``another_host``: for one with another
-    name; ``trust``: for a client that trusts the authority.
+    name; ``trust``: for a client that trusts the authority; ``authority``: its certificate, as PEM.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ class Certificates:
         self.this_host.load_cert_chain(folder / "this_host.pem")
         self.another_host = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.another_host.load_cert_chain(folder / "another_host.pem")
-        self.trust = ssl.create_default_context(cafile=str(folder / "authority.pem"))
+        self.authority = (folder / "authority.pem").read_text(encoding="ascii")
+        self.trust = ssl.create_default_context(cadata=self.authority)
 
 
 @functools.cache

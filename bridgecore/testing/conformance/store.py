@@ -7,6 +7,7 @@ the last check compares a store with it.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -463,14 +464,16 @@ def _numbered(
 
 
 class _Draw:
-    """Numbers that follow from a seed: Knuth's linear congruential generator, its upper bits."""
+    """Numbers that follow from a seed."""
 
     def __init__(self, seed: int) -> None:
-        self._state = seed
+        self._seed = seed
+        self._count = 0
 
     def below(self, count: int) -> int:
-        self._state = (self._state * 6364136223846793005 + 1442695040888963407) % (1 << 64)
-        return (self._state >> 33) % count
+        self._count += 1
+        digest = hashlib.sha256(f"{self._seed}/{self._count}".encode()).digest()
+        return int.from_bytes(digest[:8]) % count
 
     def of(self, values: Sequence[T]) -> T:
         return values[self.below(len(values))]
@@ -479,50 +482,56 @@ class _Draw:
 def sequence(seed: int) -> list[st.Question]:
     """Questions about few owners, conversations and responses, so that they meet."""
     draw = _Draw(seed)
-    # Without leases nothing can be resumed, so most sequences would be about nothing.
-    first: list[st.Question] = [st.Join(A, None, LONG), st.Join(B, "u", LONG)]
-    return first + [_question(draw) for _ in range(draw.below(31))]
+    # Without leases nothing can be resumed, and without responses nothing be found: most sequences
+    # would be about nothing.
+    first: list[st.Question] = [
+        st.Join(A, None, LONG),
+        st.Join(B, "u", LONG),
+        attrs.evolve(_commit(draw, A), conversation=key_of("c"), epoch=0),
+    ]
+    return first + [_question(draw) for _ in range(10 + draw.below(21))]
 
 
 def _question(draw: _Draw) -> st.Question:
-    owner = draw.of((A, B, AGAIN))
-    match draw.below(10):
-        case 0:
+    owner = draw.of((A, A, B, AGAIN))
+    match draw.below(20):
+        case 0 | 1:
             return st.Join(owner, draw.of((None, "u")), LONG)
-        case 1:
-            return st.Renew(owner, LONG)
         case 2:
-            return st.Leave(owner)
+            return st.Renew(owner, LONG)
         case 3:
+            return st.Leave(owner)
+        case 4:
             pairs = (key_of(draw.of("cd")), 1 + draw.below(3)), (key_of("c"), 1 + draw.below(3))
             return st.Release(owner, pairs[: draw.below(3)])
-        case 4:
+        case 5:
             return st.Sweep(owner, draw.of((0, LONG)))
-        case 5 | 6 | 7:
-            name = draw.of((None, "1", "2", "3", "4", "5", "6", "same", "other"))
+        case number if number < 14:
+            name = draw.of((None, None, "1", "2", "3", "4", "5", "6", "same", "other"))
             contexts = (draw.of((b"x", b"y")), draw.of((b"x", b"y")))[: draw.below(3)]
-            scope, load = draw.of((SCOPE, "other")), draw.of((True, False))
-            return st.Resume(owner, scope, name, contexts, draw.below(4), load)
+            scope, load = draw.of((SCOPE, SCOPE, SCOPE, "other")), draw.of((True, True, False))
+            return st.Resume(owner, scope, name, contexts, draw.of((0, 0, 1, 3)), load)
         case _:
             return _commit(draw, owner)
 
 
 def _commit(draw: _Draw, owner: st.Owner) -> st.Commit:
-    scope = draw.of((SCOPE, "other"))
-    names = sorted({1 + draw.below(6) for _ in range(draw.below(4))})
+    scope = draw.of((SCOPE, SCOPE, SCOPE, "other"))
+    names = sorted({1 + draw.below(6) for _ in range(draw.below(6))})
     responses = tuple(
         response(
             # The scope is part of the key, as no response is in two.
             f"{scope}{name}",
             # A parent is a smaller one, so that there is no circle.
-            f"{scope}{1 + draw.below(name - 1)}" if name > 1 and draw.below(2) else None,
+            f"{scope}{1 + draw.below(name - 1)}" if name > 1 and draw.below(4) else None,
             ids=(str(name), draw.of(("same", "other"))),
             context=draw.of((None, b"x", b"y")),
             scope=scope,
+            payload=b"%d" % draw.below(100),
         )
         for name in names
     )
-    return st.Commit(owner, key_of(draw.of("cd")), draw.below(4), responses)
+    return st.Commit(owner, key_of(draw.of("cd")), draw.of((0, 1, 1, 2)), responses)
 
 
 def _sound(question: st.Question, model: StoreModel) -> st.Question:
