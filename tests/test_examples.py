@@ -1,8 +1,8 @@
 """The programs in ``docs/examples``, run as a reader would run them.
 
-What belongs here: one test for each door, for the application, and for a bridge in a client. They
-use sockets of 127.0.0.1 on ports that the system chooses, and are type-checked with the rest
-(``mypy.ini``).
+What belongs here: one test for each door, for the application, for a bridge in a client, and for a
+store. They use sockets of 127.0.0.1 on ports that the system chooses, and are type-checked with
+the rest (``mypy.ini``).
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ def load(name: str) -> Any:
 
 def test_door_1_sends_a_lost_turn_again_as_its_policy_says() -> None:
     assert run("door1_decisions") == ["decided by lost_sent/unanchored=resend", "Hello!"]
+
+
+def test_a_store_passes_the_checks() -> None:
+    lines = run("own_store").splitlines()
+    assert len(lines) == 30
+    assert {line.split()[0] for line in lines} == {"passed"}
 
 
 @pytest.mark.parametrize("name", ["door2_messages", "door3_bytes"])

@@ -1,3 +1,5 @@
+"""Tests of testing/conformance/checks.py: running checks, and what a report says of them."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,3 +1,5 @@
+"""Tests of testing/conformance/recording.py: the rules that hold for the events of every check."""
+
 from __future__ import annotations
 
 import pytest
