@@ -516,12 +516,12 @@ class DriverConformance(ABC):
         with self._running(machine) as driver, self._connect(driver) as peer:
             peer.send(b"pause")
             machine.saw(tp.DataReceived)
-            peer.sock.settimeout(0.2)
-            try:
-                peer.sock.sendall(BIG * 2)
-            except TimeoutError:
-                return
-            raise ConformanceError("a paused connection must not be read from")
+            peer.sock.settimeout(0.3)
+            sent = 0
+            with contextlib.suppress(TimeoutError):  # the buffers of the system are full
+                while sent < len(BIG):
+                    sent += peer.sock.send(BIG[sent : sent + 65536])
+            expect(sent < len(BIG), "a paused connection must not be read from")
 
     def test_resuming_after_the_end_does_not_report_it_again(self) -> None:
         """The machine pauses and resumes without knowing whether the stream has ended."""
@@ -553,7 +553,7 @@ class DriverConformance(ABC):
 
         def answer(event: tp.TransportEvent) -> list[tp.TransportEffect]:
             if isinstance(event, tp.DrainRequested):
-                machine.due = machine.times[-1] + 50 * MS
+                machine.due = machine.times[-1] + 100 * MS
             elif isinstance(event, tp.TimeoutReached) and machine.times[-1] >= (machine.due or 0):
                 fired.append(time.monotonic_ns())
                 machine.due = None
@@ -565,7 +565,7 @@ class DriverConformance(ABC):
             begun = time.monotonic_ns()
             driver.request_drain()
             expect(driver.wait_stopped(self.patience), "TimeoutReached must be reported")
-        expect(fired[0] - begun >= 49 * MS, "TimeoutReached must not be reported early")
+        expect(fired and fired[0] - begun >= 99 * MS, "TimeoutReached must not be reported early")
         expect(len(machine.of(tp.TimeoutReached)) < 10, "TimeoutReached must not be reported often")
 
     def test_a_deadline_that_moves_is_followed(self) -> None:
