@@ -42,10 +42,7 @@ CONN = 77  # the number of a connection that a machine of a check opens
 
 
 class RunningDriver(Protocol):
-    """A driver that runs a machine, as a check sees it. Used from the thread of the check.
-
-    ``port``: where it listens, on 127.0.0.1.
-    """
+    """A driver that runs a machine, as a check sees it. Used from the thread of the check."""
 
     @property
     def port(self) -> int:

@@ -27,6 +27,9 @@ T = TypeVar("T")
 class Certificates:
     """Certificates of an authority that no system trusts, and whose key does not exist any more.
 
+    They end in the year 9999. The keys of the two hosts are public, as they protect nothing. They
+    are files because a check must not need a package that makes certificates.
+
     ``this_host``: for a listener on 127.0.0.1 or localhost; ``another_host``: for one with another
     name; ``trust``: for a client that trusts the authority; ``authority``: its certificate, as PEM.
     """
