@@ -89,6 +89,8 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.testing": _all_but(),
     "bridgecore.testing.client": _all_but(),
     "bridgecore.testing.network": _all_but(),
+    "bridgecore.testing.store": {"": ("StoreModel",)},
+    "bridgecore.testing.conformance": _all_but(),
     "bridgecore.testing.strategies": _all_but("Json", "CONNECTION_POINTS"),
     "bridgecore.simulate": _all_but(),
     "bridgecore.verify.monitor": _all_but(),

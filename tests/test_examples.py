@@ -88,6 +88,12 @@ def test_door_1_sends_a_lost_turn_again_as_its_policy_says() -> None:
     assert run("door1_decisions") == ["decided by lost_sent/unanchored=resend", "Hello!"]
 
 
+def test_a_store_passes_the_checks() -> None:
+    lines = run("own_store").splitlines()
+    assert len(lines) == 30
+    assert {line.split()[0] for line in lines} == {"passed"}
+
+
 @pytest.mark.parametrize("name", ["door2_messages", "door3_bytes"])
 def test_the_other_doors_answer_a_request(name: str) -> None:
     answer = run(name)
