@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from bridgecore import __version__
 
@@ -216,10 +216,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=_policies,
-        default=[DEFAULT],
         metavar="NAME|MODULE:ATTR",
         help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR; "
-        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
+        f"conversation, {DEFAULT.name} for the others)",
     )
     parser.add_argument(
         "--turns",
@@ -237,10 +237,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults",
         type=_every,
-        default=(1, 4),
-        metavar="K|none",
-        help="inject a fault into one turn in K (default: each turn of the long conversation, "
-        "one in 4 of the others)",
+        default=((1, 1), 4),
+        metavar="K|M/K|none",
+        help="inject a fault into one turn in K, or M of K turns of the long conversation "
+        "(default: each turn of the long conversation, one in 4 of the others)",
     )
     parser.add_argument(
         "--warm",
@@ -420,9 +420,20 @@ def _replicas(text: str) -> int:
 _MOST_REPLICAS: Final = 9
 
 
-def _every(text: str) -> tuple[int | None, int | None]:
-    """K, twice: faults hit one in K turns of the long conversation and of the others."""
+Faults: TypeAlias = "tuple[tuple[int, int | None], int | str | None]"
+
+
+def _every(text: str) -> Faults:
+    """Which turns faults hit: M of K turns of the long conversation, as (M, K), and one in K turns
+    of the others. For the others ``SEVERAL`` if M is not 1: their faults are drawn one by one."""
     if text == "none":
-        return None, None
-    value: int = _at_least(1)(text)
-    return value, value
+        return (1, None), None
+    first, slash, second = text.partition("/")
+    run: int = _at_least(1)(first) if slash else 1
+    every: int = _at_least(1)(second if slash else first)
+    if run > every:
+        raise argparse.ArgumentTypeError(f"{run} of {every} turns are too many")
+    return (run, every), every if run == 1 else SEVERAL
+
+
+SEVERAL: Final = "several"
