@@ -64,6 +64,15 @@ def parser() -> argparse.ArgumentParser:
         "key log_level in the file. Times are decimal seconds.",
     )
     commands.add_parser(
+        "demo",
+        flags=_demo,
+        help="see what three policies make of lost connections, in a few seconds",
+        description="Run the same client behind three bridges, with the policies v1_12, pr397 and "
+        "default, and an upstream that loses its connections; show the context and what was sent "
+        "as it grows, and say in four lines what it came to. Everything is in this process, over "
+        "real sockets on 127.0.0.1.",
+    )
+    commands.add_parser(
         "rules",
         flags=_rules,
         help="print the table of a policy and the rules of the state machine",
@@ -188,6 +197,26 @@ def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -
             metavar=setting.kind.metavar,
             help=f"{setting.doc.replace('`', '')} (default: {default})",
         )
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--turns",
+        type=_at_least(2),
+        default=40,
+        metavar="N",
+        help="turns of each conversation (default: 40)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    parser.add_argument(
+        "--html",
+        type=_writable,
+        metavar="FILE",
+        help="write a page with the plot, sequence diagrams of one loss, and the numbers here",
+    )
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:

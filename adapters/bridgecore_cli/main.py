@@ -83,6 +83,10 @@ def _run(options: argparse.Namespace) -> int:
         from bridgecore_cli import replay
 
         return replay.run(options)
+    if options.command == "demo":
+        from bridgecore_cli.demo import command
+
+        return command.run(options)
     if options.command == "simulate":
         from bridgecore_cli import simulate
 

@@ -146,7 +146,7 @@ def headline(growth: Growth) -> str:
     parts = [_short_window_part(growth)]
     if len(growth.rows) > 1:
         parts.append(f"{growth.per_turn:,.0f} tokens a turn")
-    told, turns = _told(growth)
+    told, turns = times_told(growth)
     if told:
         parts.append(f"whole history sent in {told} of {turns} turns")
     return f"{growth.experiment.policy.name}: {', '.join(parts)}"
@@ -182,7 +182,7 @@ def _growth_part(growth: Growth) -> str:
     return f"the context grows by {growth.per_turn:,.0f} tokens a turn"
 
 
-def _told(growth: Growth) -> tuple[int, int]:
+def times_told(growth: Growth) -> tuple[int, int]:
     """In how many turns after the first the client was told that its conversation is lost, and of
     how many."""
     turns = max(0, len(growth.rows) - 1) + bool(growth.unanswered)
@@ -190,7 +190,7 @@ def _told(growth: Growth) -> tuple[int, int]:
 
 
 def _client_part(growth: Growth) -> str:
-    told, turns = _told(growth)
+    told, turns = times_told(growth)
     new = growth.experiment.new_tokens - OUTPUT_TOKENS
     sent = f"{growth.sent_per_turn:,.0f} tokens a turn"
     if told:
@@ -249,7 +249,7 @@ def why_not_as_in_production(growth: Growth) -> str | None:
     appended = [row.grown for row in growth.disowned if row.grown > own.new_tokens]
     if growth.full in (None, _PRODUCTION_FULL) or not appended or not same:
         return None
-    hit, turns = _told(growth)
+    hit, turns = times_told(growth)
     before = _PRODUCTION_FULL - 1
     room = own.window - growth.rows[0].context - before * own.new_tokens
     hits = round(room / (_PRODUCTION_GROWTH - own.new_tokens))
