@@ -146,8 +146,8 @@ class Growth:
 
     @property
     def full_at(self) -> int | None:
-        """The turn at which the window is full: ``full``, or, where the rows end before it, the one
-        that they lead to. None: they are too few to tell, or it is far away.
+        """``full``, or, where the rows end before the window is full, the turn that they lead to.
+        None if they are too few to tell, or that is far away.
 
         The growth of a turn is extrapolated from the turns at the same place in the two rounds of
         ``Experiment.fault_every`` before it, because a history that is appended is longer each

@@ -264,7 +264,8 @@ def why_not_as_in_production(growth: Growth) -> str | None:
 # ------------------------------------------------------------------ the plot
 
 
-_COLOURS: Final = ("#1a6fb5", "#c8371b", "#3a8f3a", "#8a5fb0")
+_COLOURS: Final = ("#8a5fb0", "#b5761a", "#1a9c9c", "#666")
+_OF_POLICIES: Final = {"default": "#1a6fb5", "v1_12": "#c8371b", "pr397": "#3a8f3a"}
 _WIDTH, _HEIGHT = 860, 480
 _LEFT, _RIGHT, _BOTTOM = 84, 24, 64  # margins around the plot; the legend is above it
 
@@ -313,11 +314,16 @@ def plot(growths: Sequence[Growth]) -> str:
     parts.append(line(_LEFT, y(window), _WIDTH - _RIGHT, y(window), dashed))
     label = f"window, {window // 1000:,} K"
     parts.append(text(_WIDTH - _RIGHT, y(window) - 6, label, "end", ' fill="#777"'))
+    drawn: set[str] = set()
     for index, growth in enumerate(growths):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = _OF_POLICIES.get(growth.experiment.policy.name, _COLOURS[index % len(_COLOURS)])
         points = " ".join(f"{x(row.turn):.1f},{y(row.context):.1f}" for row in growth.rows)
+        # Dashed on a line that is the same, so that both are seen.
+        dashes = ' stroke-dasharray="10 10"' if points in drawn else ""
+        drawn.add(points)
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"'
+            f"{dashes}/>"
         )
         if growth.full is not None and growth.rows:
             end = growth.rows[-1]

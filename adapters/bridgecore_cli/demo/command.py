@@ -39,10 +39,7 @@ def run(args: argparse.Namespace) -> int:
         def update(conversations: Sequence[Conversation]) -> None:
             view.update(_results(conversations))
 
-        try:
-            conversations = asyncio.run(play(experiments, update))
-        except OSError as exc:
-            raise CommandError(f"cannot listen on 127.0.0.1: {exc.strerror}", FAILURE) from None
+        conversations = asyncio.run(play(experiments, update))
         results = _results(conversations)
         lines = story(results)
         view.end(results, lines)
@@ -58,8 +55,8 @@ def _introduction(experiment: Experiment) -> str:
     return (
         f"{experiment.turns} turns of the same client behind three bridges. The upstream loses "
         "its connection after each answer, and once more before the next one begins. A system "
-        f"prompt of {experiment.system_tokens:,} tokens, {experiment.new_tokens:,} new ones a turn. "
-        f"Waits before retries are a {HURRY}th of what the bridge asks for."
+        f"prompt of {experiment.system_tokens:,} tokens, {experiment.new_tokens:,} new ones a "
+        f"turn. Waits before retries are a {HURRY}th of what the bridge asks for."
     )
 
 

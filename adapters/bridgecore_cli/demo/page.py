@@ -24,6 +24,7 @@ th:first-child, td:first-child { text-align: left; }
 summary { cursor: pointer; margin: .6rem 0; }
 figure { margin: 1.5rem 0; } .small { font-size: 14px; color: #52606d; }
 """
+_NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 _TURN_COLUMNS = (
     "turn",
     "sent, tokens",
@@ -88,7 +89,8 @@ def page(
         ]
         parts.append(f"<details><summary>{escape(name)}, store={str(store).lower()}</summary>")
         parts += [_table(_TURN_COLUMNS, figures), "</details>"]
-    return "\n".join([*parts, "</body></html>", ""])
+    # In HTML the elements of SVG need no namespace.
+    return "\n".join([*parts, "</body></html>", ""]).replace(_NAMESPACE, "")
 
 
 _HEADINGS = {

@@ -32,11 +32,13 @@ from bridgecore.telemetry import Log
 from bridgecore.testing.answers import CreateFrame, count_tokens
 from bridgecore.testing.emulator import Outcome
 from bridgecore.testing.faults import CloseWith, Fault, FaultPlan, Point
-from bridgecore_asyncio import serve
+from bridgecore_asyncio import Server, serve
 from bridgecore_cli.demo.timeline import Arrow, Lane, words_of
+from bridgecore_cli.serve import listen_error
 
 HURRY: Final = 50
 """The client waits that part of the time which an error asks for, so that the demo is short."""
+_HOST = "127.0.0.1"
 _INTERVAL = 0.1  # seconds between two updates of the view
 _NOTICE = 5  # seconds until the bridge must have noticed a lost connection; it takes some ms
 _PATIENCE = 60  # seconds for an answer
@@ -59,12 +61,16 @@ class Conversation:
 
     def run(self, port: int) -> None:
         """Have the conversation with the bridge on ``port``."""
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_PATIENCE)
+        connection = http.client.HTTPConnection(_HOST, port, timeout=_PATIENCE)
         try:
             while not self.dialogue.done and not self._stopping.is_set():
                 self._step(connection)
         finally:
             connection.close()
+
+    def wake(self) -> None:
+        """Have it wait no longer for a loss to be noticed."""
+        self._noticed.set()
 
     def _step(self, connection: http.client.HTTPConnection) -> None:
         """One request and its answer."""
@@ -154,14 +160,11 @@ class Conversation:
 
 def _response(content_type: str, data: bytes) -> dict[str, Any]:
     """The response object of an answer: that of its last event, or the body of JSON."""
-    if content_type.startswith("text/event-stream"):
-        last = data.strip().rsplit(b"\n\n", 1)[-1]
-        data = last.partition(b"data: ")[2]
-        found: dict[str, Any] = json.loads(data)
-        response: dict[str, Any] = found["response"]
-        return response
-    found = json.loads(data)
-    return found
+    streamed = content_type.startswith("text/event-stream")
+    if streamed:
+        data = data.strip().rsplit(b"\n\n", 1)[-1].partition(b"data: ")[2]
+    found: dict[str, Any] = json.loads(data)
+    return found["response"] if streamed else found
 
 
 # ------------------------------------------------------------------ the upstream
@@ -259,16 +262,22 @@ async def play(
     and storage only.
 
     Raises:
-        OSError: no port could be listened on.
+        CommandError: no port can be listened on.
     """
     stopping = threading.Event()
     conversations = [Conversation(one, stopping) for one in experiments]
     pool = ThreadPoolExecutor(len(conversations))
     try:
         async with AsyncExitStack() as stack:
-            upstream = Upstream(experiments[0], conversations)
-            there = await stack.enter_async_context(serve(upstream))
-            url = UpstreamUrl.parse(f"ws://127.0.0.1:{there.port}/v1/responses")
+
+            async def listen(machine: Config | tp.Machine, **options: Any) -> Server:
+                try:
+                    return await stack.enter_async_context(serve(machine, host=_HOST, **options))
+                except OSError as exc:
+                    raise listen_error(_HOST, 0, exc) from None
+
+            there = await listen(Upstream(experiments[0], conversations))
+            url = UpstreamUrl.parse(f"ws://{_HOST}:{there.port}/v1/responses")
             ports: dict[str, int] = {}
             for policy in {one.policy.name: one.policy for one in experiments}.values():
                 own = {
@@ -277,8 +286,7 @@ async def play(
                     if one.experiment.policy is policy
                 }
                 config = Config(upstream=url, policy=policy)
-                bridge = await stack.enter_async_context(serve(config, log=_Watcher(own)))
-                ports[policy.name] = bridge.port
+                ports[policy.name] = (await listen(config, log=_Watcher(own))).port
             loop = asyncio.get_running_loop()
             runs = [
                 loop.run_in_executor(pool, one.run, ports[one.experiment.policy.name])
@@ -292,7 +300,10 @@ async def play(
                 for run in runs:
                     run.result()
             finally:
-                stopping.set()  # and the servers, which stop now, abort what a client waits for
+                # What else a client waits for, the servers abort, which stop now.
+                stopping.set()
+                for one in conversations:
+                    one.wake()
     finally:
         pool.shutdown()
     return conversations

@@ -27,8 +27,8 @@ COLUMNS: Final = (
     "upstream",
 )
 LEGEND: Final = (
-    "context: tokens; full at: the turn at which the window is full, (N) if it goes on;",
-    "errors: what the client got before its answers; to bridge, upstream: sent so far.",
+    "context: in tokens; full at: turn at which the window is full, (N) if it goes on",
+    "errors: what the client got before its answers; to bridge, upstream: bytes sent",
 )
 
 
@@ -156,7 +156,7 @@ def _instead(results: Results, usual: Growth) -> str:
     times, turns = times_told(usual)
     if times:
         return f"default told its client the same, in {times} of {turns} turns."
-    got = ", ".join(counted(errors_of(usual)))
+    got = ", ".join(counted([error for row in usual.rows for error in row.errors]))
     mean = f"{usual.sent_per_turn:,.0f} tokens a turn"
     text = f"default answered no error: {mean}."
     if got:

@@ -90,7 +90,8 @@ def svg(title: str, arrows: Sequence[Arrow]) -> str:
         if start == end:
             out.append(f'<circle cx="{start}" cy="{y - 4}" r="3" fill="{_DARK}"/>')
             out.append(
-                f'<text x="{start + 8}" y="{y}" font-size="11" fill="#7b8794">{label}</text>'
+                f'<text x="{start + 8}" y="{y}" font-size="11" fill="#7b8794" stroke="#fff" '
+                f'stroke-width="4" paint-order="stroke">{label}</text>'
             )
             continue
         stroke = _RED if arrow.bad else _DARK

@@ -19,9 +19,11 @@ from bridgecore_cli.demo.story import COLUMNS, LEGEND, Results, plain_table, row
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.live import Live
     from rich.text import Text
 
 _HEIGHT: Final = 12  # rows of the plot
+_WIDEST: Final = 100  # characters of it
 _PLAIN_WIDTH: Final = 78  # of the plot, where there is no terminal
 _STYLES: Final = {"x": "bold red", "+": "yellow", "o": "bold green", "-": "dim"}
 
@@ -59,18 +61,18 @@ def _stored(results: Results) -> dict[str, Growth]:
     return {name: growth for (name, store), growth in results.items() if store}
 
 
-def _plot(results: Results, width: int) -> list[str]:
+def _plot(results: Results, width: int, height: int = _HEIGHT) -> list[str]:
     stored = _stored(results)
     experiment = next(iter(stored.values())).experiment
     lines = [[row.context for row in growth.rows] for growth in stored.values()]
-    size = {"width": width, "height": _HEIGHT}
+    size = {"width": width, "height": height}
     return chart(lines, turns=experiment.turns, window=experiment.window, **size)
 
 
 def _plot_title(results: Results) -> str:
     stored = _stored(results)
     marks = ", ".join(f"{mark} {name}" for mark, name in zip(MARKS, stored, strict=True))
-    return f"Tokens of context by turn, store=true: {marks} (a later one hides an earlier one)"
+    return f"Context by turn, store=true: {marks} (where equal, the last)"
 
 
 # ------------------------------------------------------------------ lines
@@ -125,10 +127,7 @@ def _at(growth: Growth, turn: int) -> str:
 class _Screen:
     """A table and a plot that are drawn again and again, with rich."""
 
-    def __init__(self, console: Console, live: object) -> None:
-        from rich.live import Live
-
-        assert isinstance(live, Live)
+    def __init__(self, console: Console, live: Live) -> None:
         self._console, self._live = console, live
 
     def update(self, results: Results) -> None:
@@ -154,7 +153,12 @@ class _Screen:
             table.add_row(*row, style=_STYLES[marks[row[0]]].removeprefix("bold "))
         legend = [Text(line, style="dim") for line in LEGEND]
         title = Text(_plot_title(results))
-        plot = [self._coloured(line) for line in _plot(results, min(100, self._console.width - 1))]
+        width, height = self._console.size
+        room = (
+            height - len(results) - len(legend) - 5
+        )  # the rest: three other lines, two empty ones
+        lines = _plot(results, min(_WIDEST, width - 1), max(6, min(_HEIGHT, room)))
+        plot = [self._coloured(line) for line in lines]
         return Group("", table, *legend, "", title, *plot)
 
     @staticmethod
