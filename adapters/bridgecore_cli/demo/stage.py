@@ -109,7 +109,6 @@ class Conversation:
         seconds = dialogue.answered(answer.status, found, answer.headers.get("retry-after"))
         failed = answer.status != 200
         said = dialogue.errors[-1] if failed else "200, response.completed"
-        # Of the turn that has just ended, too.
         self._see(Lane.BRIDGE, Lane.CLIENT, said, bad=failed)
         return seconds
 
@@ -177,7 +176,7 @@ class Upstream:
     def __init__(self, experiment: Experiment, conversations: Sequence[Conversation]) -> None:
         self._of = {one.credential.encode(): one for one in conversations}
         self._emulator = upstream_of(experiment)
-        self._emulator.faults = self._faults = _Faults(self)
+        self._emulator.faults = _Faults(self)
         self.lost_before_created = LostBeforeCreated(experiment, self._emulator)
         self.experiment = experiment
 

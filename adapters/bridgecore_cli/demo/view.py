@@ -154,9 +154,8 @@ class _Screen:
         legend = [Text(line, style="dim") for line in LEGEND]
         title = Text(_plot_title(results))
         width, height = self._console.size
-        room = (
-            height - len(results) - len(legend) - 5
-        )  # the rest: three other lines, two empty ones
+        # Beside the table and the legend there are three lines, and two empty ones.
+        room = height - len(results) - len(legend) - 5
         lines = _plot(results, min(_WIDEST, width - 1), max(6, min(_HEIGHT, room)))
         plot = [self._coloured(line) for line in lines]
         return Group("", table, *legend, "", title, *plot)
