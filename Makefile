@@ -10,11 +10,12 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run test bench check format generate docs changelog clean mutation verify-nightly
+.PHONY: help run demo test bench check format generate docs changelog clean mutation verify-nightly
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
+	@echo "make demo       see what three policies make of lost connections (ARGS='--html demo.html')"
 	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make bench      measure against floors (ARGS='--rounds 1 --only delta300 --even-if-busy')"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
@@ -29,6 +30,9 @@ help:
 # One simple command, so that make runs the bridge itself and signals reach it.
 run: $(VENV)/.ready-to-run
 	@$(BIN)/bridgecore serve $(ARGS)
+
+demo: $(VENV)/.ready-to-run
+	@$(BIN)/bridgecore demo $(ARGS)
 
 test: $(VENV)/.ready-to-develop
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
