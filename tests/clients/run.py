@@ -82,15 +82,73 @@ ONE: Final = (STREAMED,)
 
 
 def _python(name: str, variant: str, **more: Any) -> Client:
-    return Client(f"openai-python, {name}", "openai_python.py", variant, packages=("openai",), **more)
+    return Client(f"openai-python: {name}", "openai_python.py", variant, packages=("openai",), **more)
+
+
+def _node(name: str, program: str, variant: str, *packages: str, **more: Any) -> Client:
+    more = {"environment": "node", "inside": NODE, **more}
+    return Client(name, program, variant, packages=packages, **more)
+
+
+def _agents(name: str, variant: str, **more: Any) -> Client:
+    packages = ("openai-agents", "openai")
+    return Client(f"openai-agents: {name}", "openai_agents.py", variant, packages=packages, **more)
+
+
+def _langchain(name: str, variant: str) -> Client:
+    packages = ("langchain", "langchain-openai", "openai")
+    return Client(f"LangChain: {name}", "langchain_chat.py", variant, packages=packages)
+
+
+def _pydantic(name: str, variant: str, **more: Any) -> Client:
+    packages = ("pydantic-ai-slim", "openai")
+    return Client(f"pydantic-ai: {name}", "pydantic_agent.py", variant, packages=packages, **more)
+
+
+def _llama_index(name: str, variant: str) -> Client:
+    packages = ("llama-index-core", "llama-index-llms-openai", "openai")
+    return Client(
+        f"LlamaIndex: {name}", "llama_index_chat.py", variant, "llama_index", packages
+    )
+
+
+def _litellm(name: str, variant: str) -> Client:
+    return Client(f"LiteLLM: {name}", "litellm_client.py", variant, packages=("litellm",))
+
+
+def _codex(name: str, variant: str) -> Client:
+    inside = "it is a program of its own"
+    return Client(
+        f"Codex: {name}", "codex.py", variant, "node", ("@openai/codex",), ONE, inside=inside
+    )
 
 
 CLIENTS: Final = (
-    _python("sync", "sync"),
-    _python("async", "async"),
-    _python("helpers", "helpers"),
-    _python("connect", "connect", modes=ONE, inside=SOCKET),
-    _python("async connect", "connect-async", modes=ONE, inside=SOCKET),
+    _python("OpenAI", "sync"),
+    _python("AsyncOpenAI", "async"),
+    _python("responses.stream, responses.parse", "helpers"),
+    _python("responses.connect", "connect", modes=ONE, inside=SOCKET),
+    _python("responses.connect, async", "connect-async", modes=ONE, inside=SOCKET),
+    _node("openai-node: responses.create", "openai_node.mjs", "http", "openai"),
+    _node("openai-node: ResponsesWS", "openai_node.mjs", "ws", "openai", "ws", modes=ONE),
+    _agents("auto_previous_response_id", "id"),
+    _agents("SQLiteSession", "session"),
+    _agents("OpenAIResponsesCompactionSession", "compaction"),
+    _agents("auto_previous_response_id, WebSocket", "id-ws", inside=SOCKET),
+    _agents("SQLiteSession, WebSocket", "session-ws", inside=SOCKET),
+    _codex("HTTP", "http"),
+    _codex("WebSocket", "websocket"),
+    _node("Vercel AI SDK: messages", "ai_sdk.mjs", "history", "ai", "@ai-sdk/openai"),
+    _node("Vercel AI SDK: previousResponseId", "ai_sdk.mjs", "id", "ai", "@ai-sdk/openai"),
+    _langchain("messages", "history"),
+    _langchain("use_previous_response_id", "id"),
+    _pydantic("message_history", "history"),
+    _pydantic("openai_previous_response_id", "id"),
+    _pydantic("openai_transport", "websocket", inside=SOCKET),
+    _llama_index("FunctionAgent", "history"),
+    _llama_index("track_previous_responses", "id"),
+    _litellm("input", "history"),
+    _litellm("previous_response_id", "id"),
 )
 
 
@@ -106,13 +164,14 @@ class Work:
     def command(self, client: Client) -> list[str]:
         """The command that runs the program of ``client``, without its task."""
         home = self.folder / client.environment
-        if client.environment == "node":
+        if client.program.endswith(".mjs"):
             return ["node", str(home / client.program)]
-        return [str(home / "bin" / "python"), str(PROGRAMS / client.program)]
+        python = sys.executable if client.environment == "node" else str(home / "bin" / "python")
+        return [python, str(PROGRAMS / client.program)]
 
     def versions(self, client: Client) -> dict[str, str]:
         """The versions of its packages, which are those of the pins."""
-        if client.environment == "node" or client.program == "codex.py":
+        if client.environment == "node":
             pins = json.loads((PINS / "node" / "package.json").read_text("utf-8"))["dependencies"]
         else:
             text = (PINS / f"{client.environment}.txt").read_text("utf-8")
@@ -237,8 +296,7 @@ def environment_of(work: Work, target: Target) -> dict[str, str]:
         "CODEX": str(work.folder / "node" / "node_modules" / ".bin" / "codex"),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # or it asks another machine for prices
         "OPENAI_AGENTS_DISABLE_TRACING": "1",  # traces go to another machine
-        "AI_SDK_LOG_WARNINGS": "false",
-    }
+        }
 
 
 def run(work: Work, client: Client, mode: str, target: Target, upstream: Upstream) -> Run:
