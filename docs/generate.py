@@ -154,9 +154,6 @@ def draw_performance() -> str:
     return as_svg(Report.load(PERFORMANCE))
 
 
-_SHOWN = {"streamed": "streamed", "whole": "not streamed"}
-
-
 def render_clients() -> str:
     """Which clients were run, in which versions, what came out, and what the upstream received."""
     data = json.loads(CLIENTS.read_text(encoding="utf-8"))
@@ -170,38 +167,37 @@ def render_clients() -> str:
         return f"({notes.index(text) + 1})"
 
     def cell(outcome: str | dict[str, str] | None) -> str:
+        """Of one way: what passed; what did not, or why it cannot be, as the number of a note."""
         if outcome is None:
             return "not run"
-        if isinstance(outcome, str):  # why it cannot be
-            return f"- {note(outcome)}"
-        bad = {mode: said for mode, said in outcome.items() if said != "passed"}
-        good = [_SHOWN[mode] for mode in outcome if mode not in bad]
-        return "\n".join(
-            [*good, *(f"**fails** {_SHOWN[mode]} {note(said)}" for mode, said in bad.items())]
-        )
+        if isinstance(outcome, str):
+            return f"none {note(outcome)}"
+        bad = [f"**not** {mode} {note(said)}" for mode, said in outcome.items() if said != "passed"]
+        good = [mode for mode, said in outcome.items() if said == "passed"]
+        return "\n".join(["both"] if len(good) == 2 else [*good, *bad])
 
-    rows = [("client", "version", *ways)]
-    turns = [("client", "continues by", "received", "sent", "items", "sent after a loss")]
+    rows = [("client", *ways)]
+    turns = [("client", "speaks", "store", "continues by", "received", "sent", "items", "rebuilt")]
     for name, one in found.items():
-        versions = "\n".join(f"{package} {version}" for package, version in one["packages"].items())
-        rows.append((name, versions, *(cell(one["ways"].get(way)) for way in ways)))
+        versions = [f"{package} {version}" for package, version in one["packages"].items()]
+        cells = [cell(one["ways"].get(way)) for way in ways]
+        rows.append(("\n".join([name, *versions]), *cells))
         last = one["last_turn"]
-        if isinstance(last, str):
-            turns.append((name, f"**fails** {note(last)}", "", "", "", ""))
+        if last:
+            figures = [last[key] for key in ("received", "sent", "items", "rebuilt")]
+            shown = ["" if figure is None else f"{figure:,}" for figure in figures]
+            turns.append((name, one["speaks"], last["store"], last["continues"], *shown))
         else:
-            figures = (f"{last[key]:,}" for key in ("received", "sent", "items", "rebuilt"))
-            turns.append((name, last["continues"], *figures))
+            failed = ["**not passed** " + note(one["kept"]), *[""] * 5]
+            turns.append((name, one["speaks"], *failed))
     lines = [
         *_HEAD,
-        f"Run with Python {data['python']} and Node.js {data['node']}.",
+        f"Python {data['python']}, Node.js {data['node']}:",
         "",
-        *list_table(rows, widths=(22, 18, *(12 for _ in ways))),
-        *(f"({number}) {text}\n" for number, text in enumerate(notes, 1)),
-        "The third question, on a connection that was kept: the bytes of the request that the bridge "
-        "received, of the one that it sent, and the input items in that; and the bytes sent where the "
-        "connection had been lost.",
+        *list_table(rows, widths=(36, *(12 for _ in ways))),
+        *(f"{number}. {text}" for number, text in enumerate(notes, 1)),
         "",
-        *list_table(turns),
+        *list_table(turns, widths=(30, 11, 10, 11, 10, 10, 8, 10)),
     ]
     return "\n".join(lines).rstrip() + "\n"
 

@@ -90,16 +90,13 @@ def say(request: CreateFrame, text: str) -> Text:
     return Text(text)
 
 
-
-
-def complaint(requests: Sequence[CreateFrame], said: Sequence[str], *, lost: bool) -> str | None:
-    """What is wrong with a run; None if nothing is.
+def complaint(requests: Sequence[CreateFrame], said: Sequence[str]) -> str | None:
+    """What is wrong with a conversation; None if nothing is.
 
     Args:
         requests: what the upstream received, requests without an answer (``generate: false``) left
             out.
         said: the answers that the client had.
-        lost: whether the upstream has closed each connection after its answer.
     """
     for number, request in enumerate(requests[: len(ENDS)]):
         seen, wanted = labels(request.context), list(WHOLE[: ENDS[number]])
@@ -107,13 +104,10 @@ def complaint(requests: Sequence[CreateFrame], said: Sequence[str], *, lost: boo
             return f"request {number + 1} had {', '.join(seen)} instead of {', '.join(wanted)}"
         calls = {item["call_id"] for item in request.context if is_call(item)}
         outputs = {item.get("call_id") for item in request.context if is_output(item)}
-        if outputs - calls:
-            return f"request {number + 1} had an output without its call"
+        if outputs != calls:
+            return f"request {number + 1} had an output of another call"
     if len(requests) != len(ENDS):
         return f"{len(requests)} requests instead of {len(ENDS)}"
     if list(said) != ANSWERS:
-        return f"the client had the answers {list(said)}"
-    connections = len({request.conn for request in requests})
-    if connections != (len(requests) if lost else 1):
-        return f"{connections} upstream connections"
+        return f"the client had the answers {', '.join(map(repr, said))}"
     return None

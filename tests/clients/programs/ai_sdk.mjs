@@ -1,8 +1,8 @@
 // Vercel AI SDK: generateText and streamText with the provider @ai-sdk/openai, which calls tools by
 // itself.
 //
-// Variants: "history" (the messages are sent again; the provider's default) and "id"
-// (previousResponseId, with the new messages only).
+// Variants: "history" (the messages are sent again; `store` is left out), "history-unstored" (the
+// same with store: false) and "id" (previousResponseId with the new messages only, store: false).
 
 import { createOpenAI } from "@ai-sdk/openai";
 import { generateText, isStepCount, streamText, tool } from "ai";
@@ -20,6 +20,7 @@ const tools = {
     execute: async (given) => getWeather(given),
   }),
 };
+const settings = TASK.variant === "history" ? {} : { store: false };
 const byId = TASK.variant === "id";
 
 async function run(settings) {
@@ -37,13 +38,14 @@ let messages = [];
 let previous;
 for (const question of CONVERSATION.questions) {
   const asked = { role: "user", content: question };
+  const continued = byId && previous ? { previousResponseId: previous } : {};
   const result = await run({
     model,
     tools,
     maxRetries: 0,
     messages: byId ? [asked] : [...messages, asked],
     stopWhen: isStepCount(3),
-    providerOptions: { openai: byId && previous ? { previousResponseId: previous } : {} },
+    providerOptions: { openai: { ...settings, ...continued } },
   });
   messages = [...messages, asked, ...result.messages];
   previous = result.steps.at(-1).providerMetadata.openai.responseId;

@@ -1,7 +1,7 @@
 """Codex: ``codex exec``, and ``codex exec resume --last`` for the turns after it.
 
-Variants: ``http`` and ``websocket``. It always streams, and calls its own tool, which runs commands.
-The environment variable CODEX names the program.
+Variants: ``http`` and ``websocket``. It always streams, and calls a tool of its own, which runs
+commands. The environment variable CODEX names the program.
 """
 
 from __future__ import annotations

@@ -33,7 +33,9 @@ def main() -> list[str]:
         messages.append({"role": "user", "content": question})
         if STREAM:
             # Each state is the whole one after a step; the deltas arrive in between.
-            for kind, part in agent.stream({"messages": messages}, stream_mode=["values", "messages"]):
+            for kind, part in agent.stream(
+                {"messages": messages}, stream_mode=["values", "messages"]
+            ):
                 if kind == "values":
                     messages = list(part["messages"])
         else:

@@ -38,7 +38,10 @@ def model(**more: Any) -> OpenAIResponses:
 async def with_agent() -> list[str]:
     http = async_http(httpx.AsyncClient)
     agent = FunctionAgent(
-        llm=model(async_http_client=http), tools=[get_weather], streaming=STREAM, system_prompt="Help."
+        llm=model(async_http_client=http),
+        tools=[get_weather],
+        streaming=STREAM,
+        system_prompt="Help.",
     )
     memory = Memory.from_defaults()
     answers = [str(await agent.run(question, memory=memory)) for question in QUESTIONS]
