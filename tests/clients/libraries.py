@@ -177,8 +177,9 @@ class Work:
             found["litellm[proxy]"] = pins_of(PROXY)["litellm"]
         return found
 
-    def install(self, environment: str) -> None:
-        """Install a set of libraries, unless these pins are installed already."""
+    def install(self, environment: str) -> bool:
+        """Install a set of libraries, unless these pins are installed already; whether it went
+        well."""
         node = environment == "node"
         source = NODE_PINS if node else PINS / f"{environment}.txt"
         home = self.folder / environment
@@ -187,18 +188,26 @@ class Work:
             print(f"installing {environment} ...", flush=True)
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
-            if node:
-                shutil.copy(source, home)
-                quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error")
-                _do("npm", "install", *quiet, cwd=home)
-            else:
-                _do(sys.executable, "-m", "venv", str(home))
-                pip = (str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
-                _do(*pip, "install", "--quiet", "--no-deps", "--requirement", str(source))
+            try:
+                self._install(source, home)
+            except (OSError, subprocess.SubprocessError) as exc:
+                print(exc, file=sys.stderr)
+                return False
             stamp.write_text(pins, encoding="utf-8")
         if node:  # a module finds its packages in folders above its own
             for file in [*PROGRAMS.glob("*.mjs"), *PROGRAMS.glob("*.json")]:
                 shutil.copy(file, home)
+        return True
+
+    def _install(self, source: Path, home: Path) -> None:
+        if source == NODE_PINS:
+            shutil.copy(source, home)
+            quiet = ("--no-audit", "--no-fund", "--no-package-lock", "--loglevel=error")
+            _do("npm", "install", *quiet, cwd=home)
+        else:
+            _do(sys.executable, "-m", "venv", str(home))
+            pip = (str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check")
+            _do(*pip, "install", "--quiet", "--no-deps", "--requirement", str(source))
 
 
 def pins_of(environment: str) -> dict[str, str]:

@@ -111,7 +111,7 @@ def ask(work: Work, client: Client, mode: str, target: Target, key: str) -> tupl
         return json.loads(lines[-1])["answers"], ""
     print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
     written = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
-    return [], written[-1].strip()[:REASON]
+    return [], written[-1].strip().replace(str(work.folder), "...")[:REASON]
 
 
 _keys = itertools.count(1)
@@ -231,16 +231,37 @@ def main() -> int:
     args = parser.parse_args()
     clients = [one for one in CLIENTS if not args.only or re.search(args.only, one.name)]
     work = Work(args.work.resolve())
-    wanted = [client.environment for client in clients]
-    wanted += [PROXY for client in clients if client.upstream == PROXY]
-    for environment in dict.fromkeys(wanted):
-        work.install(environment)
-    good = True
-    for name, result in judge(work, clients, args.way or list(WAYS)):
+    ways = args.way or list(WAYS)
+    missing = {one for one in needed(clients) if not work.install(one)}
+    good = not missing
+    for client in clients:
+        if missing & needed([client]) and not args.dry:
+            write(client.name, not_run(work, client, ways, "it could not be installed"))
+    ready = [client for client in clients if not missing & needed([client])]
+    for name, result in judge(work, ready, ways):
         good = good and passed(result)
         if not args.dry:
             write(name, result)
     return 0 if good else 1
+
+
+def needed(clients: Iterable[Client]) -> set[str]:
+    """The environments that ``clients`` need."""
+    found = set()
+    for client in clients:
+        found |= {client.environment} | ({PROXY} if client.upstream == PROXY else set())
+    return found
+
+
+def not_run(work: Work, client: Client, ways: Sequence[str], why: str) -> dict[str, Any]:
+    """The results of a client that was not run."""
+    return {
+        "packages": work.versions(client),
+        "speaks": client.speaks,
+        "ways": dict.fromkeys(ways, why),
+        "kept": why,
+        "last_turn": {},
+    }
 
 
 def passed(result: dict[str, Any]) -> bool:

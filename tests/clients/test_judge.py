@@ -1,11 +1,14 @@
 """That the judge of clients finds what is wrong with a conversation, and answers as a model does.
 
-What belongs here: requests as an upstream receives them, whole and with a mistake each.
+What belongs here: requests as an upstream receives them, whole and with a mistake each; and that
+the results that were written down are those of the clients that there are.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ import pytest
 from bridgecore.testing import CreateFrame, Text, ToolCall
 from tests.clients.judge import ANSWERS, CONVERSATION, ENDS, QUESTIONS, answer, complaint
 from tests.clients.libraries import CLIENTS, Work
+from tests.clients.run import DATA
 
 Json = dict[str, Any]
 
@@ -125,7 +129,10 @@ def test_codex_is_asked_to_run_a_command() -> None:
     assert call == ToolCall("exec_command", '{"cmd": "echo rain in Bergen"}')
 
 
-def test_each_package_of_a_client_is_pinned(tmp_path: Any) -> None:
+def test_the_results_are_those_of_the_clients_and_of_the_pinned_versions(tmp_path: Path) -> None:
+    """If not: ``make clients && make generate``."""
+    results = json.loads(DATA.read_text("utf-8"))["clients"]
     work = Work(tmp_path)
-    for client in CLIENTS:
-        assert all(work.versions(client).values())
+    assert {name: result["packages"] for name, result in results.items()} == {
+        client.name: work.versions(client) for client in CLIENTS
+    }
