@@ -17,7 +17,7 @@ help:
 	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
 	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make bench      measure against floors (ARGS='--rounds 1 --only delta300 --even-if-busy')"
-	@echo "make clients    run client libraries through the bridge (ARGS='--only langchain' selects); installs them"
+	@echo "make clients    run client libraries through the bridge (ARGS='--only LangChain' selects); installs them"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
