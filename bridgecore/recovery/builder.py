@@ -339,7 +339,7 @@ class TransitionBuilder:
         # If the reconnect for a resend fails, the original answer applies: the first loss decides
         # what the client may conclude, for example that the send was ambiguous.
         before = self.running.fallback if situation in _NOT_CONNECTED else None
-        if action is Action.REBIND:
+        if action is Action.REBIND and self.remote:  # otherwise there is nothing to take over
             self.emit(fx.RebindSession(failure))
             self.remote = False
         match action:

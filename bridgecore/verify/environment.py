@@ -51,17 +51,23 @@ _SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONG = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=1)
 _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 _SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
-# Each of "ci" and "nightly" is explored in parts, each wide in one dimension and narrow in the
-# others: all dimensions wide at once would be too many states.
+_FEW = (Standing.UNANCHORED, Standing.HELD)
+_SMALL = (
+    Bounds("every standing", 0, _ALL, _SHORT, 1),
+    Bounds("over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
+)
+# All are explored in parts, each wide in one dimension and narrow in the others: all dimensions
+# wide at once would be too many states.
 BOUNDS: Mapping[str, Sequence[Bounds]] = {
-    "small": (
-        Bounds("small", 0, _ALL, _SHORT, 1),
-        Bounds("small, over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
+    "quick": (
+        Bounds("quick", 0, _SOME, _SHORT, 1, late=False),
+        Bounds("quick, over HTTP", 0, _FEW, _SHORT, 1, remote=False, http=True, late=False),
     ),
+    "small": _SMALL,
     "ci": (
-        Bounds("ci, longer times", 0, _SOME, _LONG, 1, late=False),
-        Bounds("ci, a queue", 1, _ALL, _SHORT, 1),
-        Bounds("ci, over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
+        *_SMALL,
+        Bounds("longer times", 0, _SOME, _LONG, 1, late=False),
+        Bounds("a queue", 1, _SOME, _SHORT, 1),
     ),
     "nightly": (
         Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME, late=False),

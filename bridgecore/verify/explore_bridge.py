@@ -823,6 +823,10 @@ def _read(item: Mapping[str, Any]) -> Item:
 
 _T, _PASS = Continuity.TRANSCRIPT, Continuity.PASSTHROUGH
 BRIDGE_BOUNDS: Mapping[str, Sequence[BridgeBounds]] = {
+    "quick": (
+        BridgeBounds("one session", 2, 1, _T, 5),
+        BridgeBounds("two sessions", 2, 2, _PASS, 4),
+    ),
     "small": (
         BridgeBounds("one session", 2, 1, _T, 6),
         BridgeBounds("two sessions", 2, 2, _PASS, 5),

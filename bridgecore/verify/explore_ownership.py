@@ -193,10 +193,12 @@ _SLOW, _PAUSE, _BACK = frozenset({"slow"}), frozenset({"pause"}), frozenset({"ro
 _ONCE = OwnershipBounds("anything goes wrong once", 1, 2, 1, FAULTS - _BACK)
 _CLOCK = OwnershipBounds("a slow clock", 1, 2, 1, _PAUSE, skew=1)
 _NAME = OwnershipBounds("two processes of one name", 1, 2, 1, joined=False, one_name=True)
+_ONE_TURN = OwnershipBounds("a slow clock", 1, 1, 1, _PAUSE, skew=1)
 OWNERSHIP_BOUNDS: Mapping[str, Sequence[OwnershipBounds]] = {
+    "quick": (_ONCE, _ONE_TURN),
     "small": (
         _ONCE,
-        OwnershipBounds("a slow clock", 1, 1, 1, _PAUSE, skew=1),
+        _ONE_TURN,
         OwnershipBounds("two conversations", 2, 2, 1, frozenset({"crash"})),
         OwnershipBounds("the store is rolled back", 1, 2, 1, _BACK),
     ),

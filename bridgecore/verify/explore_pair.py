@@ -148,6 +148,7 @@ def _both(one: str, other: str) -> PairBounds:
 
 _RETRIED = PairBounds("anything goes wrong once", 1, 2, 3, 1)
 PAIR_BOUNDS: Mapping[str, Sequence[PairBounds]] = {
+    "quick": (PairBounds("a replica crashes", 1, 2, 2, 1, frozenset({"crash"})),),
     "small": (attrs.evolve(_RETRIED, attempts=2),),
     "ci": (
         _RETRIED,

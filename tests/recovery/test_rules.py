@@ -241,6 +241,20 @@ def test_a_resend_of_a_sent_turn_uses_a_replay_whatever_the_cell(
     assert [type(effect) for effect in ended] == [fx.FailTurn]
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_only_a_session_of_another_replica_is_taken_over(remote: bool) -> None:
+    """A policy may have this action in any cell. Here, a turn is only started over."""
+    remedy = Remedy(Action.REBIND, FailureReply.UPSTREAM_UNAVAILABLE)
+    cells = {(s, standing): remedy for s in Situation for standing in Standing}
+    refused = ev.UpstreamRefused(1, ErrorFrame(400, "previous_response_not_found"))
+    history: list[Event] = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)]
+    steps = [Step(0, event) for event in (*history, refused)]
+    *_, last = replay(Policy("mine", "", cells), steps, SessionState(remote=remote))
+    rebound = [effect for effect in last.effects if isinstance(effect, fx.RebindSession)]
+    assert len(rebound) == remote
+    assert not any(isinstance(effect, fx.FailTurn) for effect in last.effects)
+
+
 # ------------------------------------------------------------------ bounded refusals
 
 

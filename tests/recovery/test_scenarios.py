@@ -163,6 +163,10 @@ def test_every_row_of_pr397_has_its_scenarios() -> None:
         assert (FailureReply.NOT_FOUND.value in read(name)) is name.startswith("v1_12")
 
 
+# Where no other replica owns the session, to rebind is to resend.
+_SAME = {Action.RESEND: {Action.RESEND, Action.REBIND}}
+
+
 def others(remedy: Remedy) -> Iterator[Remedy]:
     """Other remedies for the cell; each has to be noticed."""
     candidates = [
@@ -172,7 +176,7 @@ def others(remedy: Remedy) -> Iterator[Remedy]:
         Remedy(Action.REBIND, FailureReply.OVERLOADED),
     ]
     for candidate in candidates:
-        if candidate.action is not remedy.action:
+        if candidate.action not in _SAME.get(remedy.action, {remedy.action}):
             yield candidate
     if remedy.action in (Action.REFUSE, Action.REFUSE_BOUNDED, Action.FAIL):
         yield attrs.evolve(remedy, answer=FailureReply.OVERLOADED)

@@ -26,24 +26,13 @@ import pytest
 import valkey
 
 from bridgecore.ownership import store as st
-from bridgecore_stores import Keys, StoreError, open_store
+from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
+from bridgecore_stores import Keys, StoreError, open_store, postgresql
+from bridgecore_stores import valkey as valkey_store
 from bridgecore_stores.backend import Backend
-from bridgecore_stores.postgresql import VERSION
 from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
-from tests.stores.asking import (
-    KEYS,
-    NS,
-    PATIENCE,
-    A,
-    Asking,
-    B,
-    Place,
-    commit,
-    key_of,
-    response,
-    resume,
-)
+from tests.stores.asking import KEYS, NS, PATIENCE, Asking, Place
 
 OLD = b"an older secret that is long enough"
 POSTGRESQL = pytest.mark.xdist_group("server-postgresql")
@@ -357,7 +346,8 @@ def test_one_replica_sweeps_at_a_time(real: Place) -> None:
 OWNER_SCRIPT = """
 import sys, threading
 from bridgecore.ownership import store as st
-from tests.stores.asking import NS, A, Place, response
+from bridgecore.testing.conformance.asking import A, response
+from tests.stores.asking import NS, Place
 ask = Place("sqlite", sys.argv[1]).open()
 ask.join(A, 1000 * NS)
 ask.begin(A, "c", response("1"))
@@ -476,24 +466,28 @@ def _drop_tables(url: str) -> None:
             connection.execute(f"DROP FUNCTION {function}")
 
 
-def test_tables_of_a_newer_version_are_refused(real: Place) -> None:
-    match real.kind:
+def _write_version(place: Place, version: int) -> None:
+    """Let the store say that its tables, or keys, have this version."""
+    match place.kind:
         case "sqlite":
-            with contextlib.closing(sqlite3.connect(real.file)) as database, database:
-                database.execute("UPDATE meta SET version = 99")
+            with contextlib.closing(sqlite3.connect(place.file)) as database, database:
+                database.execute("UPDATE meta SET version = ?", (version,))
         case "postgresql":
-            with psycopg.connect(real.url) as connection:
-                connection.execute("UPDATE bridgecore_meta SET version = 99")
+            with psycopg.connect(place.url) as connection:
+                connection.execute("UPDATE bridgecore_meta SET version = %s", (version,))
         case _:
-            with valkey.Valkey.from_url(real.url) as client:
-                client.set("{bridgecore}:version", 99)
+            with valkey.Valkey.from_url(place.url) as client:
+                client.set("{bridgecore}:version", version)
+
+
+def test_tables_of_a_newer_version_are_refused(real: Place) -> None:
+    _write_version(real, 99)
     try:
         with pytest.raises(StoreError, match=r"have version 99, this program uses version \d: all"):
             real.open()
-    finally:
-        if real.kind == "postgresql":
-            with psycopg.connect(real.url) as connection:
-                connection.execute("UPDATE bridgecore_meta SET version = %s", (VERSION,))
+    finally:  # the other tests use the same server
+        version = valkey_store.VERSION if real.kind == "valkey" else postgresql.VERSION
+        _write_version(real, version)
 
 
 @pytest.mark.parametrize(
