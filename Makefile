@@ -10,7 +10,7 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run demo test bench check format generate docs changelog clean mutation verify-nightly
+.PHONY: help run demo test bench check format generate docs changelog clean mutation clients verify-nightly
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make demo       see what three policies make of lost connections (ARGS='--html demo.html')"
 	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make bench      measure against floors (ARGS='--rounds 1 --only delta300 --even-if-busy')"
+	@echo "make clients    run client libraries through the bridge (ARGS='--only LangChain' selects); installs them"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
@@ -40,6 +41,10 @@ test: $(VENV)/.ready-to-develop
 # On a machine that does nothing else: it refuses to report on a busy one.
 bench: $(VENV)/.ready-to-develop
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+# It installs other people's libraries, in build/clients, and needs Node.js and npm.
+clients: $(VENV)/.ready-to-develop
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 check: $(VENV)/.ready-to-develop
 	$(BIN)/ruff check .
