@@ -25,9 +25,13 @@ from bridgecore.tables import list_table, render_rst
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
+from bridgecore.verify.cost import Rank
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
+from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.mutate import KEPT
+from bridgecore.verify.ownership_world import OwnershipProperty
+from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
@@ -129,6 +133,23 @@ def render_properties() -> str:
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
 
 
+def render_costs() -> str:
+    """The ranks with their properties, and what a violation of each costs a user."""
+    lines = [*_HEAD]
+    kinds = {
+        "sessions": Property,
+        "bridges": BridgeProperty,
+        "ownership": OwnershipProperty,
+        "pairs": PairProperty,
+    }
+    for rank in Rank:
+        rows = [("property", "of", "costs")]
+        for of, kind in kinds.items():
+            rows += [(f"`{prop.name}`", of, prop.cost) for prop in kind if prop.rank is rank]
+        lines += [f"Rank {int(rank)}: {rank.words}.", "", *list_table(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def render_faults() -> str:
     """The named faults, and where in a turn each strikes."""
     rows = [("name", "strikes", "what a client of the emulator sees")]
@@ -193,6 +214,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "states.rst": render_states,
     "states.svg": render_svg,
     "properties.rst": render_properties,
+    "costs.rst": render_costs,
     "bugs.rst": render_bugs,
     "faults.rst": render_faults,
     "api.rst": render_api,

@@ -1,7 +1,7 @@
 """``bridgecore verify``: checks every property of a policy in every reachable state, within bounds.
 
-What belongs here: printing results and counterexamples, and the exit code. The exploration itself
-is ``bridgecore.verify``; this module reads the clock and writes the files.
+What belongs here: the order of the command, what it prints of its results, and the files that it
+writes. What is explored is verify_sections.py; the exploration itself is ``bridgecore.verify``.
 
 Exit codes: 0: every property holds, and of the mutants, if they were asked for, at most 1 %
 survive; 1: otherwise; 2: wrong flags.
@@ -10,107 +10,72 @@ survive; 1: otherwise; 2: wrong flags.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Sequence
+import json
 
-from bridgecore.recovery.policy import Policy
-from bridgecore.recovery.timers import Timer
 from bridgecore.verify import diagram
-from bridgecore.verify.environment import BOUNDS, Bounds
-from bridgecore.verify.explore import (
-    PAIRS,
-    Counterexample,
-    Report,
-    explore,
-    never_fired,
-    never_met,
-)
-from bridgecore.verify.properties import Property
-from bridgecore.verify.story import Story, explain, tell
+from bridgecore.verify.junit import junit
+from bridgecore.verify.results import Finding, Results
+from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import write_file
-from bridgecore_cli.progress import bar, show
 from bridgecore_cli.verify_mutants import judge_mutants
-from bridgecore_cli.verify_sections import SECTIONS, explore_section
+from bridgecore_cli.verify_sections import explore_sections
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    policy: Policy = args.policy
-    reports: list[Report] = []
-    stories: dict[Property, Story] = {}
-    print(f"policy             {policy.name}", flush=True)
-    for part in BOUNDS[args.bounds]:
-
-        def tell_at_once(found: Counterexample, part: Bounds = part) -> None:
-            if found.prop not in stories:
-                stories[found.prop] = tell(policy, part, found)
-                show("")
-                print(f"\n{explain(stories[found.prop])}", flush=True)
-
-        began = time.perf_counter()
-        report = explore(policy, part, most=len(Property), progress=_show, found=tell_at_once)
-        show("")
-        reports.append(report)
-        print(_figures(report, time.perf_counter() - began), flush=True)
-    print(_summary(reports))
-    if stories:
-        shortest = min(stories.values(), key=lambda story: len(story.seen))
-        print(f"\n{diagram.text(shortest)}")
-        if args.svg is not None and not write_file(args.svg, diagram.svg(shortest)):
-            return 1
-    sound = not stories and all(report.complete for report in reports)
-    if sound:
-        held = [explore_section(section, policy, args.bounds) for section in SECTIONS]
-        sound = all(held)
+    say = _nothing if args.json else _line
+    say(f"policy {args.policy.name}")
+    sections = explore_sections(args.policy, args.bounds, args.property or (), say)
+    results = Results(args.policy.name, args.bounds, sections)
+    for number, found in enumerate(results.findings):
+        say(_told(found, drawn=number == 0))
+    say(f"\n{paint(results.verdict, Colour.GOOD if results.sound else Colour.BAD)}")
+    if args.json:
+        print(json.dumps(results.as_data(), indent=1))
+    sound = _written(args, results) and results.sound
     if args.mutants and sound:
-        sound = judge_mutants(policy, args.jobs, args.report)
+        sound = judge_mutants(args.policy, args.jobs, args.report)
     return 0 if sound else 1
 
 
-def _show(report: Report) -> None:
-    """Show the progress: the part of the states found so far that has been explored."""
-    done = (report.states - report.ahead) / report.states
-    show(f"{bar(done)} {report.states:,} states, {report.edges:,} edges")
+def _line(text: str) -> None:
+    print(text, flush=True)
 
 
-def _figures(report: Report, seconds: float) -> str:
-    rows = [
-        ("bounds", f"{report.bounds.name}: {_bounds(report.bounds)}"),
-        ("states", f"{report.states:,}{'' if report.complete else ', not all that there are'}"),
-        ("edges", f"{report.edges:,}"),
-        ("seconds", f"{seconds:.1f}"),
-    ]
-    return "\n".join(f"{name:<18} {value}" for name, value in rows)
+def _nothing(_: str) -> None:
+    """Say nothing: standard output is for one JSON object."""
 
 
-def _summary(reports: Sequence[Report]) -> str:
-    fired = set().union(*[report.rules_fired for report in reports])
-    rows = [
-        ("total states", f"{sum(report.states for report in reports):,}"),
-        ("rules fired", str(len(fired))),
-        ("rules never fired", ", ".join(never_fired(reports)) or "none"),
-        ("pairs ruled", f"{PAIRS} of {PAIRS}; never met: {_pairs(reports)}"),
-    ]
-    lines = [f"{name:<18} {value}" for name, value in rows]
-    broken = {prop for report in reports for prop in report.broken}
-    lines.append("")
-    lines += [f"{'BROKEN' if prop in broken else 'holds ':<7} {prop.name}" for prop in Property]
+def _told(found: Finding, *, drawn: bool) -> str:
+    """A violation as text. The first one is drawn, too."""
+    head = paint(f"rank {int(found.prop.rank)}: {found.prop.rank.words}", Colour.HEAD)
+    lines = ["", head, _coloured(found.told())]
+    if drawn and found.story is not None:
+        lines += ["", diagram.text(found.story)]
     return "\n".join(lines)
 
 
-def _pairs(reports: Sequence[Report]) -> str:
-    """The pairs of phase and event that no exploration has met, by name."""
-    pairs = [
-        f"{phase.value}/{key.value if isinstance(key, Timer) else key.__name__}"
-        for phase, key in never_met(reports)
-    ]
-    return ", ".join(pairs) or "none"
+def _coloured(told: str) -> str:
+    colours = {"broken": Colour.BAD, "because": Colour.WARN, "would hold": Colour.GOOD}
+    lines = []
+    for line in told.split("\n"):
+        word, colon, rest = line.partition(":")
+        colour = colours.get(word)
+        lines.append(line if colour is None else f"{paint(word + colon, colour)}{rest}")
+    return "\n".join(lines)
 
 
-def _bounds(bounds: Bounds) -> str:
-    times = bounds.timeouts
-    return (
-        f"{bounds.waiting} waiting, {bounds.refusals} bounded refusals, ticks: connect "
-        f"{times.connect}, created {times.created}, idle {times.idle}, turn {times.turn}, "
-        f"lifetime {times.lifetime}, expiry {times.expiry}"
-    )
+def _written(args: argparse.Namespace, results: Results) -> bool:
+    """Write the files that were asked for; whether all could be written.
+
+    What is drawn is the costliest violation that has a story. Without one no drawing is written.
+    """
+    stories = [found.story for found in results.findings if found.story is not None]
+    written = True
+    if args.svg is not None and stories:
+        written = write_file(args.svg, diagram.svg(stories[0])) and written
+    if args.mermaid is not None and stories:
+        written = write_file(args.mermaid, diagram.mermaid(stories[0])) and written
+    if args.junit is not None:
+        written = write_file(args.junit, junit(results)) and written
+    return written
