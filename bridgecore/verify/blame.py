@@ -37,7 +37,7 @@ from bridgecore.verify.properties import Property, ViolationError
 ALL = frozenset(Property)
 # States that may be explored: for all counterexamples of a policy together (some seconds), for one
 # of them, and for one remedy.
-EFFORT, _EFFORT_FOR_ONE, _EFFORT_OF_ONE_TRIAL = 6000, 1500, 500
+EFFORT, _EFFORT_FOR_ONE, _EFFORT_OF_ONE_TRIAL = 7000, 2500, 500
 
 
 class Extent(enum.Enum):
@@ -88,10 +88,10 @@ class Blame:
         if self.extent is None:
             return ""
         most = max((trial.states for trial in self.holding), default=0)
-        if not most:
-            return self.extent.value
         what = "no property" if self.extent is Extent.DEFAULT else "this property not"
-        return f"{what} broken in {most:,} states, {self.extent.value}"
+        seen = f"{what} broken in {most:,} states, " if most else ""
+        partly = "" if self.complete else "; not every remedy was tried"
+        return f"{seen}{self.extent.value}{partly}"
 
     def lines(self) -> list[str]:
         """What is responsible and what would hold in its place, as lines of text."""
