@@ -25,10 +25,14 @@ from bridgecore.tables import list_table, render_rst
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
+from bridgecore.verify.cost import Rank
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
+from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.observed import HEADER, LINES
+from bridgecore.verify.ownership_world import OwnershipProperty
+from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of
@@ -166,6 +170,23 @@ def render_properties() -> str:
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
 
 
+def render_costs() -> str:
+    """The ranks with their properties, and what a violation of each costs a user."""
+    lines = [*_HEAD]
+    kinds = {
+        "sessions": Property,
+        "bridges": BridgeProperty,
+        "ownership": OwnershipProperty,
+        "pairs": PairProperty,
+    }
+    for rank in Rank:
+        rows = [("property", "of", "costs")]
+        for of, kind in kinds.items():
+            rows += [(f"`{prop.name}`", of, prop.cost) for prop in kind if prop.rank is rank]
+        lines += [f"Rank {int(rank)}: {rank.words}.", "", *list_table(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def render_faults() -> str:
     """The named faults, and where in a turn each strikes."""
     rows = [("name", "strikes", "what a client of the emulator sees")]
@@ -278,6 +299,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "states.rst": render_states,
     "states.svg": render_svg,
     "properties.rst": render_properties,
+    "costs.rst": render_costs,
     "bugs.rst": render_bugs,
     "reported.rst": render_reported,
     "trace.rst": render_trace,

@@ -21,7 +21,9 @@ from bridgecore.verify import diagram
 from bridgecore.verify.foreign import check_trace, is_decision_log
 from bridgecore.verify.replay import MalformedLog
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
-from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
+from bridgecore_cli.colour import Colour, paint
+from bridgecore_cli.errors import CONFIGURATION, SettingsError
+from bridgecore_cli.output import write_file
 
 _WIDTH = 79  # columns of what is printed as prose
 _LONGEST = 500  # characters of the wrong line that are printed
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the file and print the result; return the exit code.
 
     Raises:
-        CommandError: the file cannot be read or is no log, or the drawing cannot be written.
+        SettingsError: the file cannot be read or is no log.
     """
     path: Path = args.trace
     try:
@@ -47,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
     if report.wrong is not None:
         _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
         if args.svg is not None:
-            _draw(args.svg, report.wrong)
+            wrong = report.wrong
+            write_file(args.svg, diagram.svg_of(wrong.title, wrong.seen, wrong.text))
     for line in _coverage(report):
         _print(line)
-    _print(_verdict(path, report))
+    colour = Colour.GOOD if report.wrong is None else Colour.BAD
+    print(paint(_plain(_verdict(path, report)), colour))
     return 0 if report.wrong is None else 1
 
 
@@ -69,14 +73,6 @@ def _line(path: Path, number: int) -> str:
         return ""
     text = found.decode(errors="replace").strip()
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
-
-
-def _draw(path: Path, wrong: Wrong) -> None:
-    text = diagram.svg_of(wrong.title, wrong.seen, wrong.text)
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as exc:
-        raise CommandError(f"cannot write {path}: {exc.strerror}", FAILURE) from None
 
 
 def _tell(wrong: Wrong, text: str) -> list[str]:
@@ -120,5 +116,9 @@ def _verdict(path: Path, report: TraceReport) -> str:
 
 
 def _print(text: str) -> None:
-    """Print ``text`` with control characters escaped: the file may contain terminal commands."""
-    print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
+    print(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """``text`` with control characters escaped: the file may contain terminal commands."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
