@@ -66,11 +66,14 @@ def render_rules() -> str:
 
 
 def render_states() -> str:
-    """How phases follow each other, and by which rules, as a table."""
-    rows = [("from", "to", "by the rules")]
-    for (source, target), rules in _edges().items():
-        rows.append((source.value, target.value, ", ".join(rules)))
-    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+    """How phases follow each other, and by which rules, as a table with the numbers of the arrows
+    in the drawing."""
+    edges = _edges()
+    rows = [("arrow", "from, to", "by the rules")]
+    for (source, target), number in diagram.numbered(edges).items():
+        rules = ", ".join(f"`{rule}`" for rule in edges[source, target])
+        rows.append((str(number), f"{source.value} to {target.value}", rules))
+    return "\n".join([*_HEAD, *list_table(rows, widths=(10, 30, 60))]).rstrip() + "\n"
 
 
 def render_svg() -> str:
