@@ -7,7 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from docutils import nodes  # type: ignore[import-untyped]
+from docutils import nodes  # type: ignore[import-untyped]  # has no stubs
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 

@@ -1,4 +1,7 @@
-"""Tests of docs/check_pages.py: what a browser reports about small pages with known faults."""
+"""Tests of docs/check_pages.py: what a browser reports about small pages with known faults.
+
+What belongs here: the checker. The real pages are checked by ``make check-pages``.
+"""
 
 from __future__ import annotations
 
