@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
-from docs import house, surface
+from docs import house, losses, surface
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -155,6 +155,11 @@ def draw_performance() -> str:
     return as_svg(Report.load(PERFORMANCE))
 
 
+def render_losses() -> str:
+    """What the client sees of each loss, under two policies."""
+    return "\n".join([*_HEAD, *losses.table()]).rstrip() + "\n"
+
+
 def _setting_rows() -> list[tuple[str, str, str]]:
     """Name, meaning and default of each setting. Large numbers and lists get commas."""
     rows = []
@@ -204,6 +209,12 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "performance.rst": render_performance,
     "performance.svg": draw_performance,
     "../../README.md": render_readme,
+    "losses.rst": render_losses,
+    **{
+        f"losses/{loss.name}-{policy.name}.svg": partial(losses.svg, loss, policy)
+        for loss in losses.LOSSES
+        for policy in losses.SHOWN
+    },
 }
 
 
@@ -219,7 +230,7 @@ def main() -> int:
             continue
         stale.append(page)
         if not check:
-            FOLDER.mkdir(exist_ok=True)
+            page.parent.mkdir(exist_ok=True)
             page.write_text(text, encoding="utf-8")
     for page in stale:
         print(f"{page}: {'out of date, run: make generate' if check else 'written'}")
