@@ -55,8 +55,8 @@ html_css_files = ["pages.css"]
 class _Translator(HTML5Translator):
     """Prepares tables for ``_static/pages.css``.
 
-    Each cell says in which column it is, because on narrow screens a row is shown as a list. Names
-    in code can be broken where a reader would: after ``_``, ``.`` and ``/``.
+    Each cell says in which column it is, because on narrow screens a row is shown as a list. Long
+    names can be broken where a reader would: after ``_``, ``.`` and ``/``, or before a capital.
     """
 
     def visit_entry(self, node: nodes.Element) -> None:
@@ -70,14 +70,18 @@ class _Translator(HTML5Translator):
     def depart_entry(self, node: nodes.Element) -> None:
         super().depart_entry(node)
         for index in range(node["begins"], len(self.body)):
-            self.body[index] = _IN_CODE.sub(_breakable, self.body[index])
+            part = self.body[index]
+            words = _IN_CODE if part.startswith("<span") else _LONG if "<" not in part else _NEVER
+            self.body[index] = words.sub(_breakable, part)
 
 
 _IN_CODE = re.compile(r'(?<=<span class="pre">)[^<]+')
+_LONG = re.compile(r"[\w./]{20,}")
+_NEVER = re.compile(r"(?!)")
 
 
 def _breakable(found: re.Match[str]) -> str:
-    return re.sub(r"(?<=[\w][_./])(?=\w)", "<wbr>", found[0])
+    return re.sub(r"(?<=\w[_./])(?=\w)|(?<=[a-z])(?=[A-Z])", "<wbr>", found[0])
 
 
 def _column(entry: nodes.Element) -> str:
