@@ -12,7 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
-from docs import house, surface
+from docs import house, losses, surface
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -78,11 +78,14 @@ def render_rules() -> str:
 
 
 def render_states() -> str:
-    """How phases follow each other, and by which rules, as a table."""
-    rows = [("from", "to", "by the rules")]
-    for (source, target), rules in _edges().items():
-        rows.append((source.value, target.value, ", ".join(rules)))
-    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+    """How phases follow each other, and by which rules, as a table with the numbers of the arrows
+    in the drawing."""
+    edges = _edges()
+    rows = [("arrow", "from, to", "by the rules")]
+    for (source, target), number in diagram.numbered(edges).items():
+        rules = ", ".join(f"`{rule}`" for rule in edges[source, target])
+        rows.append((str(number), f"{source.value} to {target.value}", rules))
+    return "\n".join([*_HEAD, *list_table(rows, widths=(10, 30, 60))]).rstrip() + "\n"
 
 
 def render_svg() -> str:
@@ -219,6 +222,11 @@ def draw_performance() -> str:
     return as_svg(Report.load(PERFORMANCE))
 
 
+def render_losses() -> str:
+    """What the client sees of each loss, under two policies."""
+    return "\n".join([*_HEAD, *losses.table()]).rstrip() + "\n"
+
+
 def render_clients() -> str:
     """Which clients were run, in which versions, what came out, and what the upstream received."""
     data = json.loads(CLIENTS.read_text(encoding="utf-8"))
@@ -326,6 +334,12 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "context.svg": draw_context,
     "clients.rst": render_clients,
     "../../README.md": render_readme,
+    "losses.rst": render_losses,
+    **{
+        f"losses/{loss.name}-{policy.name}.svg": partial(losses.svg, loss, policy)
+        for loss in losses.LOSSES
+        for policy in losses.SHOWN
+    },
 }
 
 
@@ -341,7 +355,7 @@ def main() -> int:
             continue
         stale.append(page)
         if not check:
-            FOLDER.mkdir(exist_ok=True)
+            page.parent.mkdir(exist_ok=True)
             page.write_text(text, encoding="utf-8")
     for page in stale:
         print(f"{page}: {'out of date, run: make generate' if check else 'written'}")
