@@ -30,7 +30,7 @@ from bridgecore.config import (
     UpstreamUrl,
 )
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import allowed_origins, forwarded_names
@@ -204,6 +204,25 @@ def _origins(value: Any) -> tuple[str, ...]:
     return _list(value, "origins", {NONE: ()}, allowed_origins)
 
 
+def _policy(value: Any) -> Policy:
+    """A policy by name; of a module or a file; or from the table of the configuration file."""
+    if isinstance(value, str) and value in POLICIES:
+        return POLICIES[value]
+
+    from bridgecore_cli.policies import load_policy, own_policy  # for policies of one's own only
+
+    if isinstance(value, str):
+        return load_policy(value)
+    if isinstance(value, Mapping):
+        return own_policy(value)
+    raise ValueError(f"{value} is no policy: neither a text nor a table")
+
+
+def is_named(policy: Policy) -> bool:
+    """Whether it is one of ``POLICIES``, unchanged."""
+    return policy is POLICIES.get(policy.name)
+
+
 def _flag(value: Any) -> bool:
     """True or False: a TOML boolean, or its text."""
     known = {"true": True, "false": False}
@@ -227,6 +246,7 @@ PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 HTTP = Kind("URL", _http_base, lambda _: AUTO)
 FLAG = Kind("true|false", _flag, lambda value: str(value).lower())
+POLICY = Kind("NAME|MODULE:ATTR|FILE.toml", _policy, lambda policy: policy.name)
 PATHS = Kind("PATHS", _paths, _show_paths)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
@@ -419,9 +439,18 @@ SETTINGS = (
     ),
     Setting(
         "policy",
-        _choice(*POLICIES),
-        "default",
-        "what to do about lost connections; `bridgecore rules` prints each policy",
+        POLICY,
+        DEFAULT,
+        "what to do about lost connections: `default`, `pr397`, `v1_12`, or a policy of your own, "
+        "as `MODULE:ATTR`, as a TOML file, or as a table `[policy]` of the configuration file; "
+        "`bridgecore rules` prints each",
+    ),
+    Setting(
+        "verify",
+        FLAG,
+        True,
+        "whether a policy of your own is checked when the bridge starts: each property that it "
+        "breaks is a warning in the log; `--no-verify` to skip it",
     ),
     Setting(
         "backend",
@@ -500,7 +529,8 @@ class Settings:
     host: str
     port: int
     upstream: UpstreamUrl | None
-    policy: str
+    policy: Policy
+    verify: bool
     backend: str
     loop: str
     workers: int | None  # None: one for each core
@@ -529,11 +559,13 @@ class Settings:
             secrets: those in ``cluster_keys``.
         """
         core = dict(self.core)
+        # No setting of the command: a policy's own number counts.
+        core["max_waiting"] = self.policy.budgets.waiting
         if core["max_sessions"] is None:
             core["max_sessions"] = sessions_for(files, emulator=self.upstream is None)
         return Config(
             upstream=upstream,
-            policy=POLICIES[self.policy],
+            policy=self.policy,
             decisions=self.decision_log is not None,
             log_level=LogLevel[self.log_level.upper()],
             store=Store.MEMORY if self.store == MEMORY else Store.DRIVER,
@@ -577,7 +609,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     path, path_from = flags.get("config"), "--config"
     if path is None:
         path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
-    file = {} if path is None else _read_file(path, path_from)
+    file = {} if path is None else read_file(path, f"{path_from}: ")
     for setting in SETTINGS:  # in order of precedence, the lowest first
         if setting.name in file:
             where = f"{path}: {setting.name}"
@@ -594,6 +626,8 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     except ConfigError as exc:
         by_flags = "advertise" in given or any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
+    if not is_named(settings.policy):
+        _require_servable(settings.policy, USAGE if "policy" in given else CONFIGURATION)
     if settings.store != MEMORY and settings.cluster_keys is None:
         raise SettingsError(
             "store: what is stored is encrypted, so cluster_keys must name a file with a secret, "
@@ -608,6 +642,15 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
             USAGE if {"advertise", "cluster_certificate"} & given.keys() else CONFIGURATION,
         )
     return settings
+
+
+def _require_servable(policy: Policy, exit_code: int) -> None:
+    from bridgecore_cli.policies import require_servable
+
+    try:
+        require_servable(policy)
+    except ConfigError as exc:
+        raise SettingsError(str(exc), exit_code) from None
 
 
 def _read_variable(setting: Setting, text: str) -> Any:
@@ -627,6 +670,10 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
     try:
         return setting.kind.read(value)
     except ValueError as exc:
+        if setting.kind is POLICY:  # whole sentences
+            if isinstance(value, Mapping):  # with a place that begins with the setting's name
+                where = where.removesuffix(f": {setting.name}")
+            raise SettingsError(f"{where}: {exc}", exit_code) from None
         if setting.kind is STORE:  # a URL may hold a password
             raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
         if setting.kind in (URL, HTTP):  # whole sentences, and a URL may hold a secret
@@ -644,21 +691,26 @@ def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
     return str(exc)
 
 
-def _read_file(path: str, where: str) -> dict[str, Any]:
+def read_file(path: str, where: str = "") -> dict[str, Any]:
+    """The table of the configuration file at ``path``. ``where``: begins the text of errors.
+
+    Raises:
+        SettingsError: it cannot be read, or has keys that are no settings.
+    """
     import tomllib  # without a file nothing else needs it
 
     try:
         with Path(path).open("rb") as file:
             table = tomllib.load(file, parse_float=Decimal)
     except OSError as exc:
-        raise SettingsError(f"{where}: cannot read {path}: {exc.strerror}", CONFIGURATION) from None
+        raise SettingsError(f"{where}cannot read {path}: {exc.strerror}", CONFIGURATION) from None
     except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {path} is not UTF-8", CONFIGURATION) from None
+        raise SettingsError(f"{where}{path} is not UTF-8", CONFIGURATION) from None
     except (ValueError, ArithmeticError, RecursionError) as exc:
         message = " ".join(str(exc).split())
-        raise SettingsError(f"{where}: {path} is not TOML: {message}", CONFIGURATION) from None
+        raise SettingsError(f"{where}{path} is not TOML: {message}", CONFIGURATION) from None
     unknown = sorted(table.keys() - {setting.name for setting in SETTINGS})
     if unknown:
         names = ", ".join(map(repr, unknown))
-        raise SettingsError(f"{where}: {path} has unknown keys: {names}", CONFIGURATION)
+        raise SettingsError(f"{where}{path} has unknown keys: {names}", CONFIGURATION)
     return table

@@ -68,6 +68,21 @@ class Action(enum.Enum):
     # Take the session over from another replica, and start over; here already: only start over.
     REBIND = "rebind"
 
+# For which standings a bridge can do something: only a held context can be rehydrated, and the
+# client's full input can be sent only if the client sent it.
+_HELD = (Standing.HELD, Standing.HELD_STORED)
+NEEDS: Mapping[Action, tuple[Standing, ...]] = {
+    Action.REHYDRATE: _HELD,
+    Action.SEND_OR_REHYDRATE: _HELD,
+    Action.REFUSE_THEN_REHYDRATE: _HELD,
+    Action.SEND_FULL: (Standing.INJECTED,),
+}
+
+def can_carry_out(action: Action, standing: Standing) -> bool:
+    """Whether a bridge can do ``action`` for a turn with ``standing``. A ``Session`` by itself
+    takes any table; what it then asks for may be impossible."""
+    return standing in NEEDS.get(action, Standing)
+
 @attrs.frozen
 class Remedy:
     """The content of a cell: what to do for a turn, and how to end it if that fails.

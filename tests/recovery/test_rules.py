@@ -247,7 +247,8 @@ def test_only_a_session_of_another_replica_is_taken_over(remote: bool) -> None:
     remedy = Remedy(Action.REBIND, FailureReply.UPSTREAM_UNAVAILABLE)
     cells = {(s, standing): remedy for s in Situation for standing in Standing}
     refused = ev.UpstreamRefused(1, ErrorFrame(400, "previous_response_not_found"))
-    history = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1), refused]
+    history: list[Event] = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)]
+    history.append(refused)
     steps = [Step(0, event) for event in history]
     *_, last = replay(Policy("mine", "", cells), steps, SessionState(remote=remote))
     rebound = [effect for effect in last.effects if isinstance(effect, fx.RebindSession)]
