@@ -359,7 +359,7 @@ def load_policy(text: str) -> Policy:
     Raises:
         argparse.ArgumentTypeError: there is none, or it is wrong.
     """
-    from bridgecore import POLICIES
+    from bridgecore import POLICIES, ConfigError
 
     if text in POLICIES:
         return POLICIES[text]
@@ -368,7 +368,7 @@ def load_policy(text: str) -> Policy:
 
     try:
         return policies.load_policy(text)
-    except policies.PolicyError as exc:
+    except ConfigError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
 
 

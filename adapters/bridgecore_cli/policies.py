@@ -26,21 +26,19 @@ from bridgecore.recovery.policy import (
     Timeouts,
     can_carry_out,
     falling_back,
+    is_named,
     replaying,
 )
 from bridgecore.recovery.policy_table import (
+    KEYS,
     policy_from,
     policy_table,
     summary_of,
 )
+from bridgecore_cli.configfile import read_file
 from bridgecore_cli.errors import SettingsError
-from bridgecore_cli.settings import is_named, read_file
 
 SUFFIX: Final = ".toml"
-
-
-class PolicyError(ValueError):
-    """There is no such policy, or it cannot be used. The message, one line, says why."""
 
 
 def load_policy(text: str) -> Policy:
@@ -51,7 +49,7 @@ def load_policy(text: str) -> Policy:
     the configuration file of ``serve``: its other settings are not used.
 
     Raises:
-        PolicyError: there is none, or it is wrong.
+        ConfigError: there is none, or it is wrong. The message, one line, says why.
     """
     if text in POLICIES:
         return POLICIES[text]
@@ -62,21 +60,9 @@ def load_policy(text: str) -> Policy:
     close = difflib.get_close_matches(text, POLICIES, 1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     named = ", ".join(POLICIES)
-    raise PolicyError(
+    raise ConfigError(
         f"{text!r} is no policy{hint} There are {named}; your own is MODULE:ATTR or FILE{SUFFIX}"
     )
-
-
-def own_policy(table: Mapping[str, Any], name: str = "own") -> Policy:
-    """The policy that the table ``[policy]`` of a file describes; ``name``: if it has none.
-
-    Raises:
-        PolicyError: the table is wrong. The message begins with the place in it.
-    """
-    try:
-        return policy_from(table, name=name)
-    except ConfigError as exc:
-        raise PolicyError(str(exc)) from None
 
 
 def require_servable(policy: Policy) -> None:
@@ -138,20 +124,20 @@ def _of_module(text: str) -> Policy:
     module, _, attribute = text.partition(":")
     if module.endswith(".py"):
         likely = f"{module.removesuffix('.py').replace(os.sep, '.')}:{attribute}"
-        raise PolicyError(f"cannot load {text!r}: a module, not a file: did you mean {likely!r}?")
+        raise ConfigError(f"cannot load {text!r}: a module, not a file: did you mean {likely!r}?")
     if not module or not attribute:
-        raise PolicyError(f"{text!r} does not have the form MODULE:ATTR")
+        raise ConfigError(f"{text!r} does not have the form MODULE:ATTR")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as exc:  # whatever a module of the user's raises
         said = str(exc) if isinstance(exc, ImportError | AttributeError) else f"{exc!r}"
-        raise PolicyError(f"cannot load {text!r}: {' '.join(said.split())}") from None
+        raise ConfigError(f"cannot load {text!r}: {' '.join(said.split())}") from None
     finally:
         sys.path.remove(here)
     if not isinstance(found, Policy):
-        raise PolicyError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
+        raise ConfigError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
     if found.name in POLICIES and not is_named(found):
         # Made from a named one with ``with_cell``, which keeps the name: it would be taken for it.
         summary = summary_of(found, POLICIES[found.name])
@@ -161,17 +147,22 @@ def _of_module(text: str) -> Policy:
 
 def _of_file(path: str) -> Policy:
     try:
-        found = read_file(path).get("policy")
+        table = read_file(path)
     except SettingsError as exc:
-        raise PolicyError(str(exc)) from None
+        raise ConfigError(str(exc)) from None
+    found = table.get("policy")
+    for key, value in table.items():
+        # Other keys are settings of ``serve``, none of which is a table or has such a name.
+        if key in KEYS or (isinstance(value, Mapping) and value is not found):
+            raise ConfigError(f"{path}: {key!r} is not in a table [policy], where it belongs")
     if isinstance(found, Mapping):
         try:
-            return own_policy(found, PurePath(path).stem)
-        except PolicyError as exc:
-            raise PolicyError(f"{path}: {exc}") from None
+            return policy_from(found, name=PurePath(path).stem)
+        except ConfigError as exc:
+            raise ConfigError(f"{path}: {exc}") from None
     if isinstance(found, str) and not found.endswith(SUFFIX):  # else a file could name itself
         return load_policy(found)
-    raise PolicyError(f"{path} has no table [policy]")
+    raise ConfigError(f"{path} has no table [policy]")
 
 
 # ------------------------------------------------------------------ writing

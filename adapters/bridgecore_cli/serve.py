@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from bridgecore.config import Config, OnAmbiguousLoss, UpstreamUrl
-from bridgecore.recovery.policy import V1_12
+from bridgecore.recovery.policy import V1_12, is_named
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.driver import StoreClient
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.notify import Notifier
 from bridgecore_cli.output import give_up_stdout_if_broken
-from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, is_named, load
+from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load
 
 if TYPE_CHECKING:
     import asyncio

@@ -13,7 +13,6 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -30,7 +29,7 @@ from bridgecore.config import (
     UpstreamUrl,
 )
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy, is_named
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import allowed_origins, forwarded_names
@@ -206,21 +205,18 @@ def _origins(value: Any) -> tuple[str, ...]:
 
 def _policy(value: Any) -> Policy:
     """A policy by name; of a module or a file; or from the table of the configuration file."""
-    if isinstance(value, str) and value in POLICIES:
-        return POLICIES[value]
-
-    from bridgecore_cli.policies import load_policy, own_policy  # for policies of one's own only
-
     if isinstance(value, str):
+        if value in POLICIES:
+            return POLICIES[value]
+
+        from bridgecore_cli.policies import load_policy  # for policies of one's own only
+
         return load_policy(value)
     if isinstance(value, Mapping):
-        return own_policy(value)
+        from bridgecore.recovery.policy_table import policy_from
+
+        return policy_from(value)
     raise ValueError(f"{value} is no policy: neither a text nor a table")
-
-
-def is_named(policy: Policy) -> bool:
-    """Whether it is one of ``POLICIES``, unchanged."""
-    return policy is POLICIES.get(policy.name)
 
 
 def _flag(value: Any) -> bool:
@@ -609,7 +605,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
     path, path_from = flags.get("config"), "--config"
     if path is None:
         path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
-    file = {} if path is None else read_file(path, f"{path_from}: ")
+    file = {} if path is None else _read_file(path, path_from)
     for setting in SETTINGS:  # in order of precedence, the lowest first
         if setting.name in file:
             where = f"{path}: {setting.name}"
@@ -691,26 +687,12 @@ def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
     return str(exc)
 
 
-def read_file(path: str, where: str = "") -> dict[str, Any]:
-    """The table of the configuration file at ``path``. ``where``: begins the text of errors.
+def _read_file(path: str, where: str) -> dict[str, Any]:
+    from bridgecore_cli.configfile import read_file  # without a file nothing else needs it
 
-    Raises:
-        SettingsError: it cannot be read, or has keys that are no settings.
-    """
-    import tomllib  # without a file nothing else needs it
-
-    try:
-        with Path(path).open("rb") as file:
-            table = tomllib.load(file, parse_float=Decimal)
-    except OSError as exc:
-        raise SettingsError(f"{where}cannot read {path}: {exc.strerror}", CONFIGURATION) from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{where}{path} is not UTF-8", CONFIGURATION) from None
-    except (ValueError, ArithmeticError, RecursionError) as exc:
-        message = " ".join(str(exc).split())
-        raise SettingsError(f"{where}{path} is not TOML: {message}", CONFIGURATION) from None
+    table = read_file(path, f"{where}: ")
     unknown = sorted(table.keys() - {setting.name for setting in SETTINGS})
     if unknown:
         names = ", ".join(map(repr, unknown))
-        raise SettingsError(f"{where}{path} has unknown keys: {names}", CONFIGURATION)
+        raise SettingsError(f"{where}: {path} has unknown keys: {names}", CONFIGURATION)
     return table

@@ -390,6 +390,11 @@ POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR
 """The policies by name, as the setting ``policy`` has them."""
 
 
+def is_named(policy: Policy) -> bool:
+    """Whether it is one of ``POLICIES``, unchanged."""
+    return policy is POLICIES.get(policy.name)
+
+
 # The ambiguous losses: the upstream may have run the turn, and the client has seen no output. A
 # resend is possible there without the client noticing, but it may run the turn twice.
 _AMBIGUOUS = (

@@ -56,7 +56,8 @@ ACTIONS: Final[Mapping[str, Action]] = {action.name.lower(): action for action i
 ANSWERS: Final[Mapping[str, FailureReply]] = {answer.value: answer for answer in FailureReply}
 """The answers, likewise: the error codes that clients get."""
 
-_KEYS = ("name", "summary", "base", "budgets", "timeouts", "cells")
+KEYS: Final = ("name", "summary", "base", "budgets", "timeouts", "cells")
+"""The keys of a table."""
 _BUDGETS = tuple(field.name for field in attrs.fields(Budgets))
 _TIMEOUTS = tuple(field.name for field in attrs.fields(Timeouts))
 _REMEDY = re.compile(r"([^()]*?) *(?:\(([^()]*)\))?")
@@ -87,7 +88,7 @@ def policy_from(table: Mapping[str, Any], *, name: str = "own") -> Policy:
         ConfigError: the table cannot be used. The message begins with the place in it, such as
             ``policy.cells.lost_sent.held``, and lists the names that are possible there.
     """
-    _require_names("policy", "key", table, _KEYS)
+    _require_names("policy", "key", table, KEYS)
     base = POLICIES[_member("policy.base", "policy", table.get("base", DEFAULT.name), POLICIES)]
     cells = _cells(base, table.get("cells", {}))
     budgets, timeouts = _budgets(base, table), _timeouts(base, table)
