@@ -404,8 +404,8 @@ class Config:
 
     @property
     def session_policy(self) -> Policy:
-        """The policy of all sessions: ``policy`` with its table as ``ambiguous`` and ``fallback``
-        change it, and with the times and budgets of this configuration."""
+        """What all sessions of a bridge follow. That is ``policy``, its table as ``ambiguous`` and
+        ``fallback`` change it, with the times and budgets of this configuration."""
         policy = self.policy
         if self.ambiguous is OnAmbiguousLoss.REPLAY:
             policy = replaying(policy)

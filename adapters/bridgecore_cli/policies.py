@@ -6,6 +6,7 @@ only files and modules need. What a table in a file may say is ``bridgecore.reco
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -29,12 +30,7 @@ from bridgecore.recovery.policy import (
     is_named,
     replaying,
 )
-from bridgecore.recovery.policy_table import (
-    KEYS,
-    policy_from,
-    policy_table,
-    summary_of,
-)
+from bridgecore.recovery.policy_table import KEYS, policy_from, policy_table, summary_of
 from bridgecore_cli.configfile import read_file
 from bridgecore_cli.errors import SettingsError
 
@@ -135,7 +131,8 @@ def _of_module(text: str) -> Policy:
         said = str(exc) if isinstance(exc, ImportError | AttributeError) else f"{exc!r}"
         raise ConfigError(f"cannot load {text!r}: {' '.join(said.split())}") from None
     finally:
-        sys.path.remove(here)
+        with contextlib.suppress(ValueError):  # the module has removed it
+            sys.path.remove(here)
     if not isinstance(found, Policy):
         raise ConfigError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
     if found.name in POLICIES and not is_named(found):

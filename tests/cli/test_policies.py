@@ -24,6 +24,7 @@ from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situat
 from bridgecore.recovery.policy_table import policy_from
 from bridgecore.testing.strategies import policies
 from bridgecore.wire.decisions import Recorder
+from bridgecore_cli.arguments import parser
 from bridgecore_cli.main import main
 from bridgecore_cli.policies import as_toml, load_policy
 
@@ -205,6 +206,10 @@ def test_rules_prints_a_file_to_begin_with(folder: Path, capfd: pytest.CaptureFi
     (folder / "again.toml").write_text(text, encoding="utf-8")
     assert main(["rules", "--policy", "again.toml", "--diff", "modulepolicies:changed"]) == 0
     assert "nothing differs" in " ".join(capfd.readouterr().out.split())
+
+
+def test_verify_takes_one(folder: Path) -> None:
+    assert parser().parse_args(["verify", "--policy", "own.toml"]).policy.name == "mine"
 
 
 def test_simulate_runs_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
