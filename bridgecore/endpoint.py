@@ -152,6 +152,11 @@ class Endpoint:
         return self._gateway.bridge
 
     @property
+    def turns(self) -> int:
+        """How many turns are not answered to their end yet."""
+        return len(self._of_turn)
+
+    @property
     def clients(self) -> int:
         """How many client connections are open or closing."""
         return len(self._clients)

@@ -9,6 +9,7 @@ takes ``backend`` runs once for each; its body is an async function that it pass
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import ssl
@@ -152,6 +153,11 @@ class Backend(ABC):
     async def gather(self, *functions: Callable[[], Awaitable[object]]) -> None:
         """Run async functions side by side until all are done."""
 
+    @abstractmethod
+    def caller(self) -> Callable[[Callable[[], object]], None]:
+        """A function for other threads, which has this event loop call a function soon. If the loop
+        has ended, nothing is called."""
+
     async def connect(
         self,
         host: str,
@@ -212,6 +218,15 @@ class AsyncioBackend(Backend):
             for function in functions:
                 group.create_task(call(function))
 
+    def caller(self) -> Callable[[Callable[[], object]], None]:
+        loop = asyncio.get_running_loop()
+
+        def call(function: Callable[[], object]) -> None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(function)
+
+        return call
+
 
 class TrioBackend(Backend):
     name = "trio"
@@ -239,6 +254,15 @@ class TrioBackend(Backend):
         async with trio.open_nursery() as nursery:
             for function in functions:
                 nursery.start_soon(function)
+
+    def caller(self) -> Callable[[Callable[[], object]], None]:
+        token = trio.lowlevel.current_trio_token()
+
+        def call(function: Callable[[], object]) -> None:
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(function)
+
+        return call
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"asyncio": AsyncioBackend, "trio": TrioBackend}

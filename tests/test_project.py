@@ -87,6 +87,12 @@ CORE_LIBRARIES = frozenset({"attrs", "h11", "msgspec", "wsproto"})
 # zstd is in the standard library from Python 3.14 on; sys, for its version number, tells which.
 ZSTD = frozenset({"backports.zstd", "compression.zstd", "sys"})
 
+# What the conformance checks need to be the other end of a driver, and to wait for it: the one
+# place in the core with I/O. Nothing else in the core imports it (`pyproject.toml`, "conformance").
+SOCKETS = frozenset(
+    {"os", "pathlib", "queue", "resource", "socket", "ssl", "threading", "time", "unittest"}
+)
+
 # Builtins with side effects, for which a pure module needs no import.
 IMPURE_CALLS = frozenset(
     {"__import__", "breakpoint", "compile", "eval", "exec", "input", "open", "print"}
@@ -144,6 +150,8 @@ def allowed_imports(path: str) -> tuple[frozenset[str], frozenset[str]]:
             return PURE_STDLIB | {"importlib.util", "runpy", "sys"}, frozenset()
         case ["testing", "strategies.py"]:
             return PURE_STDLIB | CORE_LIBRARIES | {"hypothesis"}, frozenset({"bridgecore"})
+        case ["testing", "conformance", *_]:
+            return PURE_STDLIB | CORE_LIBRARIES | SOCKETS, frozenset({"bridgecore"})
         case ["wire", "codings.py"]:
             return PURE_STDLIB | CORE_LIBRARIES | ZSTD, frozenset({"bridgecore"})
         case _:
@@ -532,6 +540,9 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         ("bridgecore/bridge.py", "from bridgecore_asyncio import serve", "bridgecore_asyncio"),
         ("bridgecore/bridge.py", "import hypothesis", "hypothesis"),
         ("bridgecore/testing/emulator/service.py", "import hypothesis", "hypothesis"),
+        ("bridgecore/testing/network.py", "import socket", "socket"),
+        ("bridgecore/testing/conformance/driver.py", "import asyncio", "asyncio"),
+        ("bridgecore/testing/conformance/driver.py", "import pytest", "pytest"),
         ("bridgecore/bridge.py", "from . import config", "."),
         ("bridgecore/bridge.py", "def f():\n    open('x')", "open()"),
         ("bridgecore/bridge.py", "import backports.zstd as zstd", "backports.zstd"),
@@ -570,6 +581,7 @@ def test_an_impure_module_is_found(path: str, source: str, offence: str) -> None
         ("bridgecore/bridge.py", "archive.open('x')"),
         ("bridgecore/wire/codings.py", "import sys, zlib\nimport compression.zstd as zstd"),
         ("bridgecore/testing/strategies.py", "from hypothesis import strategies"),
+        ("bridgecore/testing/conformance/peers.py", "import socket, ssl, threading, time"),
         ("bridgecore/recovery/rules.py", "import attrs\nfrom bridgecore.recovery import timers"),
     ],
 )

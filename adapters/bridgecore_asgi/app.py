@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -47,6 +48,7 @@ FAILED: Final = api_error(
 )
 _DENIAL: Final = "websocket.http.response"  # the extension that answers a handshake by HTTP
 _PLAIN: Final = "/!$&'()*+,;=:@-._~"  # not encoded in a path (RFC 3986, section 3.3)
+_ABSOLUTE: Final = re.compile("https?://[^/]*", re.IGNORECASE)
 # A handshake as the core reads it. The server has checked the one of the client, and answers it;
 # that of HTTP/2 has none of these headers (RFC 8441).
 _HANDSHAKE: Final = (
@@ -224,9 +226,11 @@ def target_of(scope: Scope) -> bytes:
     """Path and query of a request, as they were sent, below the mount that ``root_path`` names.
 
     ``path`` and ``raw_path`` of a scope begin with ``root_path``, except with hypercorn's setting
-    of that name.
+    of that name. If the request's target was in absolute form, servers that parse with h11 (uvicorn
+    with that setting, hypercorn) have all of it there.
     """
-    path, root = scope["path"], scope.get("root_path", "")
+    root = scope.get("root_path", "")
+    path = _in_origin_form(scope["path"], root)
     below = path
     if root and path.startswith(root) and path[len(root) :][:1] in ("", "/"):
         below = path[len(root) :]
@@ -236,8 +240,16 @@ def target_of(scope: Scope) -> bytes:
     if raw is not None:
         # As many segments less as the mount has. It is not looked for in the raw path, where it
         # may be written in other ways.
+        raw = _in_origin_form(raw.decode("latin-1"), root).encode("latin-1")
         rest = b"".join(b"/" + each for each in raw.split(b"/")[1 + prefix :])
         if unquote(rest.decode("latin-1")) == below:  # else middleware has rewritten the path
             target = rest
     query = scope.get("query_string", b"")
     return (target or b"/") + (b"?" + query if query else b"")
+
+
+def _in_origin_form(path: str, root: str) -> str:
+    """``path``, without scheme and authority if it has them (RFC 9112, section 3.2.2)."""
+    rest = path.removeprefix(root)
+    found = _ABSOLUTE.match(rest)
+    return path if found is None else path[: -len(rest)] + (rest[found.end() :] or "/")

@@ -16,7 +16,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from types import FrameType
-from typing import Final
+from typing import Final, Literal
 
 import uvicorn
 
@@ -61,20 +61,29 @@ def main(arguments: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     add_settings(parser, SETTINGS)
+    parser.add_argument(
+        "--http",
+        choices=("h11", "httptools"),
+        default="h11",
+        help="parser of uvicorn: httptools takes less CPU time, but loses the body of a request "
+        "with 'Upgrade: h2c'",
+    )
     try:
-        settings = load(vars(parser.parse_args(arguments)), os.environ)
+        given = vars(parser.parse_args(arguments))
+        http = given.pop("http")
+        settings = load(given, os.environ)
         for name, value in _FIXED.items():
             if getattr(settings, name) != value:
                 message = f"{name}: only bridgecore serve has this setting, leave it out"
                 raise SettingsError(message, CONFIGURATION)
         loop = new_uvloop() if settings.loop == "uvloop" else None
         with asyncio.Runner(loop_factory=loop) as runner:
-            return runner.run(_serve(settings))
+            return runner.run(_serve(settings, http))
     except CommandError as exc:
         return fail(str(exc), exc.exit_code)
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, http: Literal["h11", "httptools"]) -> int:
     log = LineLog(sys.stderr, settings.log_level)
     loop = asyncio.get_running_loop()
     log.later = loop.call_soon
@@ -91,7 +100,7 @@ async def _serve(settings: Settings) -> int:
         stack.callback(
             check_policy(settings, config, lambda record: loop.call_soon_threadsafe(log, record))
         )
-        server = _Server(bridge, settings)
+        server = _Server(bridge, settings, http)
         await server.serve(sockets=listeners)
         return 0 if server.started else FAILURE
 
@@ -110,10 +119,13 @@ class _Server(uvicorn.Server):
     """uvicorn with the bridge. It tells the bridge when it begins to stop: the lifespan of an
     application ends only when its last connection has."""
 
-    def __init__(self, bridge: BridgeApp, settings: Settings) -> None:
+    def __init__(
+        self, bridge: BridgeApp, settings: Settings, http: Literal["h11", "httptools"]
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 bridge,
+                http=http,
                 lifespan="on",
                 log_config=None,
                 access_log=False,

@@ -11,11 +11,12 @@ import argparse
 import errno
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from bridgecore import __version__
+from bridgecore_cli.errors import USAGE, did_you_mean
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -27,27 +28,84 @@ _BOTH: Final = "both"
 _POLICY: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
-class _Command(argparse.ArgumentParser):
+class _Help(argparse.HelpFormatter):
+    """Wraps text to the terminal, but leaves lines that begin with a space as they are: those are
+    commands to copy."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = re.split(r"(?m)((?:^ .*\n?)+)", text)
+        kept = [p if p.startswith(" ") else super(_Help, self)._fill_text(p, width, indent) + "\n"
+                for p in parts if p.strip()]  # fmt: skip
+        return "".join(kept).rstrip("\n")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the name that was probably meant."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong and where the help is; the usage alone may be a page."""
+        found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if found is not None:
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        self.exit(USAGE, f"bridgecore: error: {line} (see {self.prog} --help)\n")
+
+    def refuse(self, unknown: Sequence[str]) -> None:
+        """Report arguments that no flag takes, if there are any."""
+        if unknown:
+            flags = [name for action in self._actions for name in action.option_strings]
+            word = unknown[0].partition("=")[0]
+            meant = did_you_mean(word, flags) if word.startswith("-") else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+
+
+class _Command(_Parser):
     """The parser of one command; ``flags`` adds its flags when the command is chosen."""
 
-    def __init__(self, *, flags: Callable[[argparse.ArgumentParser], None], **options: Any) -> None:
-        super().__init__(allow_abbrev=False, **options)
-        self._flags: Callable[[argparse.ArgumentParser], None] | None = flags
+    def __init__(self, *, flags: Callable[[_Command], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._flags: Callable[[_Command], None] | None = flags
 
-    def parse_known_args(self, *args: Any, **options: Any) -> Any:
-        """As in the base class, which calls it for the command that was chosen."""
+    def complete(self) -> None:
+        """Add the flags, unless they were."""
         if self._flags is not None:
             add, self._flags = self._flags, None
             add(self)
-        return super().parse_known_args(*args, **options)
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As in the base class, which calls it for the command that was chosen."""
+        self.complete()
+        known, unknown = super().parse_known_args(*args, **options)
+        self.refuse(unknown)
+        return known, unknown
+
+
+def whole_parser() -> argparse.ArgumentParser:
+    """The parser with the flags of every command."""
+    whole = parser()
+    ahead = [whole]
+    while ahead:
+        for action in ahead.pop()._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for command in action.choices.values():
+                    command.complete()
+                    ahead.append(command)
+    return whole
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line; ``command`` is the name of the command."""
-    whole = argparse.ArgumentParser(
+    whole = _Parser(
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
-        allow_abbrev=False,
+        epilog="The first steps:\n"
+        "  bridgecore serve                    a bridge in front of an emulated upstream\n"
+        "  bridgecore serve --upstream wss://api.openai.com/v1/responses\n"
+        "  bridgecore rules                    what it does about each loss\n"
+        "  bridgecore verify --bounds quick    whether that keeps its promises\n",
     )
     whole.add_argument("--version", action="version", version=f"bridgecore {__version__}")
     commands = whole.add_subparsers(
@@ -57,10 +115,26 @@ def parser() -> argparse.ArgumentParser:
         "serve",
         flags=_serve,
         help="run the bridge",
+        usage="bridgecore serve [--config FILE.toml] [--SETTING VALUE ...]",
         description="Run the bridge. A flag overrides the environment variable of the same "
         "setting, which overrides its key in the configuration file.",
         epilog="The setting --log-level is the environment variable BRIDGECORE_LOG_LEVEL and the "
-        "key log_level in the file. Times are decimal seconds.",
+        "key log_level in the file. Times are decimal seconds. Examples:\n"
+        "  bridgecore serve --port 9000\n"
+        "  bridgecore serve --upstream wss://api.openai.com/v1/responses --websocket true\n"
+        "  bridgecore serve --config bridge.toml --log-level debug\n",
+    )
+    commands.add_parser(
+        "check-config",
+        flags=_check_config,
+        help="print the settings that serve would have, and where each came from",
+        usage="bridgecore check-config [--config FILE.toml] [--SETTING VALUE ...]",
+        description="Read flags, environment variables and configuration file as 'serve' does, "
+        "and print every setting with its value and its source, as a file that --config takes. "
+        "Exit code 0 if 'serve' would take them, 78 or 2 with the first error if not.",
+        epilog="Examples:\n"
+        "  bridgecore check-config --config bridge.toml\n"
+        "  BRIDGECORE_PORT=9000 bridgecore check-config > bridge.toml\n",
     )
     commands.add_parser(
         "rules",
@@ -102,13 +176,32 @@ def parser() -> argparse.ArgumentParser:
         help="check a store, count what it has, delete from it, change its keys",
         description="Look after the store that processes of 'serve' share. They can run meanwhile.",
     )
+    commands.add_parser(
+        "completion",
+        flags=_completion,
+        help="print a script with which a shell completes commands and flags",
+        description="Print a script with which a shell completes commands and flags.",
+        epilog="Examples:\n"
+        '  eval "$(bridgecore completion bash)"\n'
+        '  bridgecore completion zsh > "${fpath[1]}/_bridgecore"\n',
+    )
     return whole
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
-    from bridgecore_cli.settings import SETTINGS
+    from bridgecore_cli.settings import GROUPS, SETTINGS
 
-    add_settings(parser, SETTINGS)
+    parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        _add_flags(group, [setting for setting in SETTINGS if setting.name in names])
+
+
+_check_config = _serve
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
 
 
 def _store(parser: argparse.ArgumentParser) -> None:
@@ -182,16 +275,20 @@ def _store_purge(parser: argparse.ArgumentParser) -> None:
 
 def add_settings(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> None:
     parser.add_argument("--config", metavar="FILE.toml", help="configuration file")
+    _add_flags(parser, settings)
+
+
+def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -> None:
     for setting in settings:
         default = setting.kind.show(setting.default)
-        parser.add_argument(
+        where.add_argument(
             setting.flag,
             dest=setting.name,
             metavar=setting.kind.metavar,
             help=f"{setting.doc.replace('`', '')} (default: {default})",
         )
         if setting.default is True:
-            parser.add_argument(
+            where.add_argument(
                 setting.flag.replace("--", "--no-", 1),
                 dest=setting.name,
                 action="store_const",

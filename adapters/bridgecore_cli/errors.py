@@ -6,6 +6,8 @@ is imported that takes time to load.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Final
 
 from bridgecore.errors import BridgecoreError
@@ -26,3 +28,9 @@ class CommandError(BridgecoreError):
 
 class SettingsError(CommandError):
     """A setting cannot be used. The message, one line, names the setting, its source and why."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """A question that names the one of ``names`` most like ``word``; empty if none is like it."""
+    close = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

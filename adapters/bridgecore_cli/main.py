@@ -74,6 +74,14 @@ def _run(options: argparse.Namespace) -> int:
         from bridgecore_cli import serve
 
         return serve.run(options)
+    if options.command == "check-config":
+        from bridgecore_cli import check_config
+
+        return check_config.run(options)
+    if options.command == "completion":
+        from bridgecore_cli import completion
+
+        return completion.run(options)
     if options.command == "store":
         from bridgecore_cli import store
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -31,7 +30,7 @@ from bridgecore.recovery.policy import (
     replaying,
 )
 from bridgecore.recovery.policy_table import KEYS, policy_from, policy_table, summary_of
-from bridgecore_cli.configfile import read_file
+from bridgecore_cli.configfile import read_file, toml_value
 from bridgecore_cli.errors import SettingsError
 
 SUFFIX: Final = ".toml"
@@ -54,7 +53,7 @@ def load_policy(text: str) -> Policy:
     if ":" in text:
         return _of_module(text)
     close = difflib.get_close_matches(text, POLICIES, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    hint = f"; did you mean {close[0]}?" if close else "."
     named = ", ".join(POLICIES)
     raise ConfigError(
         f"{text!r} is no policy{hint} There are {named}; your own is MODULE:ATTR or FILE{SUFFIX}"
@@ -120,7 +119,7 @@ def _of_module(text: str) -> Policy:
     module, _, attribute = text.partition(":")
     if module.endswith(".py"):
         likely = f"{module.removesuffix('.py').replace(os.sep, '.')}:{attribute}"
-        raise ConfigError(f"cannot load {text!r}: a module, not a file: did you mean {likely!r}?")
+        raise ConfigError(f"cannot load {text!r}: a module, not a file: did you mean {likely}?")
     if not module or not attribute:
         raise ConfigError(f"{text!r} does not have the form MODULE:ATTR")
     here = os.getcwd()
@@ -182,13 +181,7 @@ def as_toml(policy: Policy, base: Policy | None = None) -> str:
 
 def _assignments(prefix: str, table: Mapping[str, Any]) -> list[str]:
     return [
-        f"{prefix}{name} = {_toml(value)}"
+        f"{prefix}{name} = {toml_value(value)}"
         for name, value in table.items()
         if not isinstance(value, Mapping)
     ]
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, bool | str):
-        return json.dumps(value, ensure_ascii=False)  # the text has no control characters
-    return f"{value:f}" if not isinstance(value, int) else str(value)

@@ -29,11 +29,12 @@ from bridgecore.config import Config, OnAmbiguousLoss, UpstreamUrl
 from bridgecore.recovery.policy import V1_12, is_named
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.driver import StoreClient
+from bridgecore_cli.check_config import unknown
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.notify import Notifier
 from bridgecore_cli.output import give_up_stdout_if_broken
-from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load
+from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load, unknown_variables
 
 if TYPE_CHECKING:
     import asyncio
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 class _Server(Protocol):
     host: str
     port: int
+    machine: Any  # an ``Endpoint``, or the emulator
 
     def request_drain(self, by: str = "") -> None: ...
     async def wait_stopped(self) -> None: ...
@@ -272,6 +274,8 @@ async def _bridge(
 
         def drain(by: str) -> None:
             notifier.stopping()
+            if by == signal.SIGINT.name and not cluster.sockets:
+                _print_draining(server.machine.turns)
             server.request_drain(by)
 
         signals.on_first(drain)
@@ -319,6 +323,11 @@ def print_where(host: str, port: int) -> None:
     _print(f"bridgecore running on http://{_authority(host, port)} (Press CTRL+C to quit)")
 
 
+def _print_draining(turns: int) -> None:
+    """Print that the end has begun, and how many turns run."""
+    _print(f"draining, {turns} turn{'' if turns == 1 else 's'} left; CTRL+C again to quit")
+
+
 def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLog) -> None:
     """Log how the bridge runs."""
     fields: dict[str, str | int] = {
@@ -333,6 +342,8 @@ def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLo
         # Not the URL: it may hold a password.
         fields |= {"store": settings.store.partition(":")[0], "replica": config.replica}
     log(Log(LogLevel.INFO, "serving", fields))
+    for name in unknown_variables(os.environ):
+        log(Log(LogLevel.WARNING, "settings.unknown", {"detail": unknown(name)}))
     warn_of(settings, server.host, log)
 
 

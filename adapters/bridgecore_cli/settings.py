@@ -29,12 +29,13 @@ from bridgecore.config import (
     UpstreamUrl,
 )
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy, is_named
+from bridgecore.recovery.policy import DEFAULT as DEFAULT_POLICY
+from bridgecore.recovery.policy import POLICIES, Policy, is_named
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import allowed_origins, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
-from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
+from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError, did_you_mean
 
 NONE = "none"  # value of a setting: no file, no headers
 EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
@@ -77,7 +78,7 @@ def _text(value: Any) -> str:
 def _one_of(*names: str) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
-            raise ValueError("is not one of " + ", ".join(names))
+            raise ValueError(f"is not one of {', '.join(names)}{did_you_mean(str(value), names)}")
         return value
 
     return read
@@ -436,7 +437,7 @@ SETTINGS = (
     Setting(
         "policy",
         POLICY,
-        DEFAULT,
+        DEFAULT_POLICY,
         "what to do about lost connections: `default`, `pr397`, `v1_12`, or a policy of your own, "
         "as `MODULE:ATTR`, as a TOML file, or as a table `[policy]` of the configuration file; "
         "`bridgecore rules` prints each",
@@ -518,6 +519,33 @@ SETTINGS = (
 )
 
 
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "where to listen, and the upstream": (
+        *("host", "port", "upstream", "upstream_http", "pass_through", "forward_headers"),
+    ),
+    "lost connections": ("policy", "verify", "ambiguous", "fallback", "rotation"),
+    "what is kept of conversations": (
+        *("continuity", "transcript_bytes", "transcript_scope_bytes", "transcript_age"),
+        "max_sessions",
+    ),
+    "time limits": (
+        *("connect_timeout", "created_timeout", "idle_timeout", "turn_timeout", "head_timeout"),
+        *("keepalive", "upstream_lifetime", "session_idle", "drain_timeout", "header_timeout"),
+        "body_timeout",
+    ),
+    "sizes": ("max_header", "max_body", "max_message"),
+    "clients that speak WebSocket mode": (
+        *("websocket", "websocket_idle", "websocket_lifetime", "websocket_origins"),
+    ),
+    "the process and its logs": ("backend", "loop", "workers", "log_level", "decision_log"),
+    "several replicas, and restarts": (
+        *("store", "replica", "cluster_keys", "advertise", "cluster_certificate"),
+        *("lease_ttl", "lease_margin", "store_timeout"),
+    ),
+}
+"""The names of the settings by subject, in the order of the help."""
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """The checked settings of one ``bridgecore serve``. ``upstream``: None for the emulator."""
@@ -593,26 +621,68 @@ def sessions_for(files: int | None, *, emulator: bool) -> int:
     return max(1, min(most, room // (3 if emulator else 2)))
 
 
+DEFAULT = "default"  # the source of a setting that no source has
+
+
+@attrs.frozen
+class Chosen:
+    """The value of a setting that counts, as ``Kind.read`` returns it, and where it came from: a
+    flag, a variable, a key of a file, or ``DEFAULT``. ``given``: as it was written there."""
+
+    value: Any
+    source: str = DEFAULT
+    given: Any = None
+
+
 def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Settings:
     """The settings from all sources. ``flags``: by name of the setting, None if not given.
 
     Raises:
         SettingsError: for the first value that cannot be used; flags are read first.
     """
-    values = {setting.name: setting.default for setting in SETTINGS}
-    given = {s.name: s for s in SETTINGS if flags.get(s.name) is not None}
-    chosen = {n: _read(s, flags[n], s.flag, USAGE) for n, s in given.items()}
+    return checked(read_sources(flags, environ))
+
+
+def read_sources(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> dict[str, Chosen]:
+    """What counts for each setting, by its name; each value by itself is valid.
+
+    Raises:
+        SettingsError: for the first value that cannot be used; flags are read first.
+    """
+    chosen = {setting.name: Chosen(setting.default) for setting in SETTINGS}
+    by_flag = {
+        s.name: Chosen(_read(s, flags[s.name], s.flag, USAGE), s.flag, flags[s.name])
+        for s in SETTINGS
+        if flags.get(s.name) is not None
+    }
     path, path_from = flags.get("config"), "--config"
     if path is None:
         path, path_from = environ.get(PREFIX + "CONFIG"), PREFIX + "CONFIG"
     file = {} if path is None else _read_file(path, path_from)
     for setting in SETTINGS:  # in order of precedence, the lowest first
-        if setting.name in file:
-            where = f"{path}: {setting.name}"
-            values[setting.name] = _read(setting, file[setting.name], where, CONFIGURATION)
+        name = setting.name
+        if name in file:
+            value = _read(setting, file[name], f"{path}: {name}", CONFIGURATION)
+            chosen[name] = Chosen(value, f"{path}", file[name])
         if (text := environ.get(setting.variable)) is not None:
-            values[setting.name] = _read_variable(setting, text)
-    values |= chosen
+            chosen[name] = Chosen(_read_variable(setting, text), setting.variable, text)
+    return chosen | by_flag
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """The variables that begin like those of settings and are none: probably misspelled."""
+    known = {PREFIX + "CONFIG", *(setting.variable for setting in SETTINGS)}
+    return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+
+
+def checked(chosen: Mapping[str, Chosen]) -> Settings:
+    """The settings, after a check that they do not contradict each other.
+
+    Raises:
+        SettingsError: they do.
+    """
+    given = {name for name, each in chosen.items() if each.source.startswith("--")}
+    values = {name: each.value for name, each in chosen.items()}
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
     try:
@@ -635,7 +705,7 @@ def load(flags: Mapping[str, str | None], environ: Mapping[str, str]) -> Setting
         raise SettingsError(
             "cluster_certificate: a certificate is needed for, and only for, an advertise that "
             "begins with https://",
-            USAGE if {"advertise", "cluster_certificate"} & given.keys() else CONFIGURATION,
+            USAGE if {"advertise", "cluster_certificate"} & given else CONFIGURATION,
         )
     return settings
 
@@ -688,11 +758,13 @@ def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
 
 
 def _read_file(path: str, where: str) -> dict[str, Any]:
-    from bridgecore_cli.configfile import read_file  # without a file nothing else needs it
+    from bridgecore_cli.configfile import read_file
 
     table = read_file(path, f"{where}: ")
-    unknown = sorted(table.keys() - {setting.name for setting in SETTINGS})
+    known = [setting.name for setting in SETTINGS]
+    unknown = sorted(table.keys() - set(known))
     if unknown:
         names = ", ".join(map(repr, unknown))
-        raise SettingsError(f"{where}: {path} has unknown keys: {names}", CONFIGURATION)
+        meant = did_you_mean(unknown[0], known)
+        raise SettingsError(f"{where}: {path} has unknown keys: {names}{meant}", CONFIGURATION)
     return table

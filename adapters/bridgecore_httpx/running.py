@@ -23,7 +23,7 @@ import bridgecore_asyncio
 from bridgecore.config import Config
 from bridgecore.transport import Log
 from bridgecore.transport.driver import DrivenConnection, Driver, StoreClient
-from bridgecore_httpx.exchange import Exchange
+from bridgecore.transport.request import InProcessRequest
 
 if TYPE_CHECKING:
     import bridgecore_trio
@@ -178,7 +178,7 @@ class Running:
         self._server: Server | None = None
         self._stopping = anyio.Event()
         self._lock = threading.Lock()  # of the next one and ``driver``: there may be many threads
-        self._exchanges: set[Exchange] = set()
+        self._exchanges: set[InProcessRequest] = set()
 
     @property
     def failed_to_start(self) -> Exception | None:
@@ -210,7 +210,7 @@ class Running:
             self.started.set()
             self.ended.set()
 
-    def exchange(self, wake: Callable[[], None]) -> Exchange:
+    def exchange(self, wake: Callable[[], None]) -> InProcessRequest:
         """A new exchange with the bridge; ``forget`` it at its end. From any thread.
 
         Raises:
@@ -218,12 +218,12 @@ class Running:
         """
         with self._lock:
             if self.driver is not None:
-                exchange = Exchange(self.driver, wake)
+                exchange = InProcessRequest(self.driver, wake, threading.Lock())
                 self._exchanges.add(exchange)
                 return exchange
         raise stopped() from self.error
 
-    def forget(self, exchange: Exchange) -> None:
+    def forget(self, exchange: InProcessRequest) -> None:
         """The client has the whole answer, or wants no more of it."""
         exchange.leave()
         with self._lock:

@@ -22,7 +22,7 @@ import anyio
 from bridgecore.config import Config
 from bridgecore.transport import Log
 from bridgecore.transport.driver import StoreClient
-from bridgecore_httpx.exchange import Exchange
+from bridgecore.transport.request import InProcessRequest
 from bridgecore_httpx.libraries import (
     AsyncStreamBase,
     AsyncTransport,
@@ -72,7 +72,7 @@ def broken(request: Request, *, begun: bool) -> Exception:
     return error
 
 
-def has_head(request: Request, exchange: Exchange) -> bool:
+def has_head(request: Request, exchange: InProcessRequest) -> bool:
     """Whether the head of the answer has come.
 
     Raises:
@@ -84,7 +84,7 @@ def has_head(request: Request, exchange: Exchange) -> bool:
     return exchange.head is not None
 
 
-def part_of(request: Request, exchange: Exchange) -> bytes | None:
+def part_of(request: Request, exchange: InProcessRequest) -> bytes | None:
     """The next part of the answer; empty if it has not come yet, None at the end.
 
     Raises:
@@ -98,7 +98,7 @@ def part_of(request: Request, exchange: Exchange) -> bytes | None:
     return None
 
 
-def response_to(request: Request, exchange: Exchange, stream: object) -> Any:
+def response_to(request: Request, exchange: InProcessRequest, stream: object) -> Any:
     """The response whose head has come."""
     assert exchange.head is not None
     status, headers = exchange.head

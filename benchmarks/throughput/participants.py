@@ -99,7 +99,7 @@ class Asgi(Server):
     def serve(self, upstream: int, port: int, folder: Path, settings: Sequence[str]) -> list[str]:
         url = f"ws://127.0.0.1:{upstream}/v1/responses"
         flags = ["--port", "0", "--upstream", url, "--log-level", "info"]
-        return [sys.executable, "-m", "bridgecore_asgi", *flags, *settings]
+        return [sys.executable, "-m", "bridgecore_asgi", "--http", "httptools", *flags, *settings]
 
     @property
     def environment(self) -> dict[str, str]:

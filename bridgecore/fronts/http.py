@@ -264,7 +264,13 @@ class HttpConnection:
         assert isinstance(self._http, HttpServer), "HttpMessages has no bytes"
         rest = self._http.take_rest()
         return MessagesOnSocket(
-            self._config, self._since, self._request_seed, head.headers, answer=answer, rest=rest
+            self._config,
+            self._since,
+            self._request_seed,
+            head.headers,
+            requests=self._requests,
+            answer=answer,
+            rest=rest,
         )
 
     def _decode_body(self, head: RequestHead) -> tuple[ApiError, Headers] | None:

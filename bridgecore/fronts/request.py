@@ -12,9 +12,9 @@ from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.websocket import MessageConnection
 from bridgecore.wire.headers import Headers, lower_names
-from bridgecore.wire.http import HttpLimits
+from bridgecore.wire.http import BadRequest, HttpLimits
 from bridgecore.wire.http_messages import Head, HttpMessages
-from bridgecore.wire.request_heads import RequestHead
+from bridgecore.wire.request_heads import RefusedError, RequestHead, check_framing
 
 
 class RequestConnection(HttpConnection):
@@ -29,7 +29,7 @@ class RequestConnection(HttpConnection):
         super().__init__(config, now, request_seed)
         self._scope = event.scope
         limits = HttpLimits(config.max_header, config.max_body)
-        self._http = self._messages = HttpMessages(limits, _head_of(event), self._comes_by_parts)
+        self._http = self._messages = HttpMessages(limits, _read(event), self._comes_by_parts)
 
     def end(self) -> None:
         """The body is complete."""
@@ -103,16 +103,19 @@ class MessagesOnRequest(MessageConnection):
         self._goodbye = code, reason
 
 
-def _head_of(event: tp.RequestBegun) -> RequestHead:
+def _read(event: tp.RequestBegun) -> RequestHead | BadRequest:
     path, _, query = event.target.partition(b"?")
     headers = lower_names(event.headers)
-    length = dict(headers).get(b"content-length", b"")
+    try:
+        length = check_framing(headers)
+    except RefusedError as refused:
+        return BadRequest(refused.status, refused.code, str(refused))
     return RequestHead(
         event.method,
         path.decode("latin-1"),
         query,
         headers,
-        content_length=int(length) if length.isdigit() else None,
-        chunked=not length.isdigit(),
+        content_length=length,
+        chunked=length is None,
         expects_continue=False,
     )

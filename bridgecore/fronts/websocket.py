@@ -70,7 +70,7 @@ class MessageConnection(ABC):
     ) -> None:
         self._config = config
         self._request_seed = request_seed
-        self._requests = 0  # turns so far
+        self._requests = 0  # turns so far, and what was requested before the upgrade
         self._headers = headers
         self._scope = scope
         self._waiting: deque[bytes] = deque()
@@ -266,8 +266,9 @@ def _refusal(message: bytes) -> ApiError | None:
 
 
 class MessagesOnSocket(MessageConnection):
-    """The same over the bytes of a WebSocket, after its upgrade. ``answer``: that to the upgrade
-    request; ``rest``: what was received after that request."""
+    """The same over the bytes of a WebSocket, after its upgrade. ``requests``: those that the
+    connection had before, which took as many ids; ``answer``: that to the upgrade request;
+    ``rest``: what was received after that request."""
 
     __slots__ = ("_socket",)
 
@@ -278,10 +279,12 @@ class MessagesOnSocket(MessageConnection):
         request_seed: bytes,
         headers: Headers,
         *,
+        requests: int,
         answer: bytes,
         rest: bytes,
     ) -> None:
         super().__init__(config, now, request_seed, headers, None)
+        self._requests = requests
         # A message has a body and its type.
         self._socket = WebSocketServer.upgraded(max_message=config.max_body + 64)
         self.out.append(answer)

@@ -65,8 +65,7 @@ class Action(enum.Enum):
     SURFACE = "surface"  # relay the upstream's own error
     FAIL = "fail"  # end the turn with ``answer`` as ``response.failed``: its stream had begun
     FALL_BACK = "fall back"  # start over on a connection that speaks HTTP
-    # Take the session over from another replica, and start over; here already: only start over.
-    REBIND = "rebind"
+    REBIND = "rebind"  # take the session over from another replica, if it has it, and start over
 
 # For which standings a bridge can do something: only a held context can be rehydrated, and the
 # client's full input can be sent only if the client sent it.

@@ -255,7 +255,7 @@ def _member(place: str, noun: str, found: object, names: Iterable[str], hint: st
     known = list(names)
     if not isinstance(found, str) or found not in known:
         close = difflib.get_close_matches(found, known, 1) if isinstance(found, str) else []
-        likely = f"; did you mean {hint or close[0]!r}?" if hint or close else "."
+        likely = f"; did you mean {hint or close[0]}?" if hint or close else "."
         nouns = {"policy": "policies"}.get(noun, f"{noun}s")
         _refuse(place, found, f"is no {noun}{likely} The {nouns} are {', '.join(known)}")
     return found

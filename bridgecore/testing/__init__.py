@@ -3,8 +3,9 @@
 What belongs here: what tests of embedders and of this project share. In ``bridgecore`` only the
 simulator imports it.
 
-Public are the names here and the modules ``client``, ``network`` and ``strategies``; the other
-modules are internal.
+Public are the names here, the modules ``client``, ``network`` and ``strategies``, the package
+``conformance`` and ``StoreModel`` in ``store``; the other modules are internal. ``conformance`` is
+the only package of ``bridgecore`` that does I/O.
 """
 
 from bridgecore.testing.answers import (

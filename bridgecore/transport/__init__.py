@@ -22,7 +22,7 @@ An adapter must:
   run out, and not accept again until a connection has ended or a second has passed: the machine may
   close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
 * or, if it has an HTTP server of its own, report ``RequestBegun`` for each request in place of an
-  ``Accepted``, see there;
+  ``Accepted``, see there. (``bridgecore.transport.request.InProcessRequest`` does most of it.);
 * forget ``conn`` after reporting ``Disconnected(conn)`` or carrying out ``Abort(conn)``, and ignore
   effects for a connection that is gone.
 
@@ -33,7 +33,8 @@ gone* is ignored: the adapter may have queued it before it carried out the ``Abo
 
 These classes are built for every read and write, so they are plain slotted ones, not frozen.
 
-Public are the names here and the module ``driver``; ``addresses`` and ``sockets`` are internal.
+Public are the names here and the modules ``driver`` and ``request``; ``addresses`` and ``sockets``
+are internal.
 """
 
 from __future__ import annotations

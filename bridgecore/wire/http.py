@@ -35,6 +35,7 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
 )
 from bridgecore.wire.request_heads import (
+    ANY_LENGTH,
     TOKEN,
     RefusedError,
     RequestHead,
@@ -142,10 +143,6 @@ class BadRequest:
 HttpEvent: TypeAlias = RequestHead | BodyPart | RequestBody | BodyRefused | BadRequest
 ByParts: TypeAlias = Callable[[RequestHead], bool]
 """Whether the body of a request is given by parts."""
-
-# Bytes of a body that is given by parts, according to its Content-Length, at most: any that
-# 63 bits can count.
-_ANY_LENGTH = 2**63 - 1
 
 
 class _Reading(enum.Enum):
@@ -347,7 +344,7 @@ class HttpServer:
         except RefusedError as refused:
             if refused.status != HTTPStatus.REQUEST_ENTITY_TOO_LARGE or self._by_parts is None:
                 raise
-            head, self._close = parse_head(raw, line, _ANY_LENGTH)
+            head, self._close = parse_head(raw, line, ANY_LENGTH)
             if not self._by_parts(head):
                 raise refused from None
         self._framed = line.version == b"1.1"

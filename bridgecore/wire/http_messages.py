@@ -17,6 +17,7 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
 )
 from bridgecore.wire.http import (
+    BadRequest,
     BodyPart,
     BodyRefused,
     ByParts,
@@ -35,13 +36,22 @@ _NOTHING: Final = b""
 
 class HttpMessages:
     """One request. Its methods are those of ``HttpServer``; what they return is a part of the
-    answer's body, and ``take_head`` has the head."""
+    answer's body, and ``take_head`` has the head.
 
-    def __init__(self, limits: HttpLimits, head: RequestHead, by_parts: ByParts) -> None:
+    ``head``: or why the request is refused, because the end of its body is in doubt. Then the
+    server is asked to close the connection, as what follows on it is in doubt, too. That is a
+    connection of HTTP/1.1: other versions do not mark the end of a body by headers.
+    """
+
+    def __init__(
+        self, limits: HttpLimits, head: RequestHead | BadRequest, by_parts: ByParts
+    ) -> None:
         self._limits = limits
-        self._parting = by_parts(head)
+        self._refused = isinstance(head, BadRequest)
+        self._parting = not isinstance(head, BadRequest) and by_parts(head)
         self._events: deque[HttpEvent] = deque([head])
-        self._bodiless = head.method == b"HEAD"
+        # Of a refused one, it is the server that leaves out the body of an answer to HEAD.
+        self._bodiless = not isinstance(head, BadRequest) and head.method == b"HEAD"
         self._body = bytearray()
         self._decoder: BodyDecoder | None = None
         self._read = False  # the request is complete, or its rest is dropped
@@ -111,7 +121,8 @@ class HttpMessages:
         self, status: int, headers: list[tuple[bytes, bytes]], body: bytes, *, close: bool = False
     ) -> bytes:
         """A complete answer."""
-        self._head = status, [*headers, (b"content-length", b"%d" % len(body))]
+        closing = [(b"connection", b"close")] if self._refused else []
+        self._head = status, [*headers, *closing, (b"content-length", b"%d" % len(body))]
         self._begun = self._done = self._read = True
         self._events.clear()
         return _NOTHING if self._bodiless else body

@@ -122,6 +122,9 @@ _VERSION = re.compile(rb"HTTP/([0-9]\.[0-9])")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
 _SCHEME = re.compile(rb"https?://", re.IGNORECASE)
 
+ANY_LENGTH = 2**63 - 1
+"""The limit, in bytes, of bodies that are not kept: any that 63 bits can count."""
+
 # RFC 3986, section 3.2.2, without userinfo. A name may contain a comma, but it is refused here: an
 # intermediary may have joined two Host fields with it.
 _HOST = re.compile(
@@ -307,6 +310,17 @@ def _body_framing(fields: _Fields, version: bytes, max_body: int) -> tuple[int |
     if len(significant) > _MAX_LENGTH_DIGITS or int(significant) > max_body:
         raise body_too_large(max_body)
     return int(significant), False
+
+
+def check_framing(fields: list[tuple[bytes, bytes]]) -> int | None:
+    """The declared length, in bytes, of the body of a request that another program has parsed; None
+    if there is none. ``fields``: its header, with names in lower case.
+
+    Raises:
+        RefusedError: two programs may disagree about the end of the body.
+    """
+    length, _ = _body_framing(_Fields(fields), b"1.1", ANY_LENGTH)
+    return length
 
 
 def parse_head(raw: bytes, line: RequestLine, max_body: int) -> tuple[RequestHead, bool]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bridgecore.testing.conformance.peers import closed_port
 from bridgecore.transport import (
     Abort,
     Accepted,
@@ -25,7 +26,7 @@ from bridgecore.transport import (
     TransportEvent,
 )
 from bridgecore.transport.addresses import REMEMBERED
-from tests.adapters.test_driver import Machine, closed_port
+from tests.adapters.test_driver import Machine
 
 if TYPE_CHECKING:
     from tests.conftest import Backend, Served

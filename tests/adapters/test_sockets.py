@@ -1,8 +1,8 @@
 """Tests of the drivers at the limits of sockets: slow readers, no descriptor left, cancelled
 connects.
 
-What belongs here: what ``test_driver.py`` tests with sufficient sockets and fast peers, with too
-few sockets, or with a slow operating system.
+What belongs here: what the conformance checks do not, because it depends on steps of the event loop
+or on the trust store, or is about a whole bridge.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import resource
 import socket
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +23,7 @@ import trustme
 import bridgecore_asyncio
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
+from bridgecore.testing.conformance.peers import no_descriptor_left
 from bridgecore.transport import (
     Accepted,
     AcceptFailed,
@@ -42,7 +40,6 @@ from bridgecore.transport import (
     StopListening,
     TransportEffect,
     TransportEvent,
-    WriteBlocked,
 )
 from bridgecore.wire.websocket import MessageReceived, PongReceived, WebSocketServer
 from tests.adapters.test_driver import BIG, Machine, dial, echo
@@ -127,42 +124,6 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
     backend.run(body)
     # A fragment, what the system may buffer unsent, and what it buffers for a reader of this size.
     assert found[0] < size // pings
-
-
-@pytest.mark.parametrize("blocked", [True, False])
-def test_data_received_before_a_reset_is_reported_although_a_write_failed(
-    backend: Backend, blocked: bool
-) -> None:
-    """A peer that sends why it closes, and resets because it does not read on: the reason was
-    received before the next write fails."""
-
-    def answer(event: TransportEvent) -> list[TransportEffect]:
-        match event:
-            case DataReceived(data=b"go"):
-                return [Send(event.conn, BIG if blocked else b"unread")]
-            case DrainRequested():
-                return [Send(len(machine.of(Accepted)), LATE, notify=True)]
-            case _:
-                return []
-
-    async def body() -> None:
-        async with backend.serve(machine) as server:
-            for turn in range(1, 11):
-                peer = await backend.connect(server.host, server.port)
-                await peer.send(b"go")
-                if blocked:
-                    await machine.saw(WriteBlocked, turn)
-                else:
-                    await backend.in_thread(peer.sock.recv, 1)
-                server.request_drain()
-                peer.sock.sendall(b"why")
-                peer.sock.close()  # with bytes unread: the system sends RST
-                await machine.saw(Disconnected, turn)
-        assert machine.data() == b"gowhy" * 10
-        assert machine.of(DataSent) == []
-
-    machine = Machine(backend, answer)
-    backend.run(body)
 
 
 def test_sends_to_a_connection_that_is_being_reset(backend: Backend) -> None:
@@ -250,72 +211,9 @@ def test_a_send_that_waited_for_a_handshake_and_fails_after_it_is_not_sent(
 # ------------------------------------------------------------------ no descriptor left
 
 
-@contextlib.contextmanager
-def no_descriptor_left() -> Iterator[list[int]]:
-    """This process can open no descriptor; closing one of the yielded ones permits one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    held = [os.dup(0)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 16, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        yield held
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for descriptor in held:
-            os.close(descriptor)
-
-
 async def dialled(peer: socket.socket, port: int, backend: Backend) -> None:
     """The operating system has set the connection up; it need not be accepted."""
     await backend.in_thread(peer.connect, ("127.0.0.1", port))
-
-
-def test_a_client_beyond_the_descriptors_is_accepted_when_another_connection_ends(
-    backend: Backend,
-) -> None:
-    async def body() -> None:
-        machine = Machine(backend, echo)
-        with socket.socket() as late:
-            async with (
-                backend.serve(machine) as server,
-                await backend.connect(server.host, server.port) as first,
-            ):
-                await machine.saw(Accepted)
-                with no_descriptor_left():
-                    begun = time.monotonic()
-                    await dialled(late, server.port, backend)
-                    failed = await machine.saw(AcceptFailed)
-                    assert "open files" in failed.detail
-                    for _ in range(100):  # it is served, and the listener pauses meanwhile
-                        await first.send(b"x")
-                        assert await first.receive_exactly(1) == b"x"
-                    attempts = len(machine.of(AcceptFailed))
-                    assert attempts <= 1 + (time.monotonic() - begun)
-                    first.end_sending()
-                    await machine.saw(Disconnected)
-                    await machine.saw(Accepted, 2)
-                    await backend.in_thread(late.sendall, b"here")
-                    assert await backend.in_thread(late.recv, 4) == b"here"
-
-    backend.run(body)
-
-
-def test_the_listener_tries_again_by_itself(backend: Backend) -> None:
-    """Descriptors are freed that are not of its connections."""
-
-    async def body() -> None:
-        machine = Machine(backend, echo)
-        with socket.socket() as late:
-            async with backend.serve(machine) as server:
-                with no_descriptor_left() as held:
-                    await dialled(late, server.port, backend)
-                    await machine.saw(AcceptFailed)
-                    os.close(held.pop())
-                    await machine.saw(Accepted)
-
-    backend.run(body)
 
 
 def test_a_listener_waiting_to_accept_again_can_be_stopped(backend: Backend) -> None:
@@ -332,21 +230,6 @@ def test_a_listener_waiting_to_accept_again_can_be_stopped(backend: Backend) -> 
                     server.request_drain()
                     await server.wait_stopped()
             assert machine.of(Accepted) == []
-
-    backend.run(body)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_connect_without_descriptors_fails_as_local(backend: Backend, host: str) -> None:
-    async def body() -> None:
-        async with backend.listen() as listener:
-            machine = Machine(backend, dial(listener.port, host=host))
-            async with backend.serve(machine) as server:
-                with no_descriptor_left():
-                    server.request_drain()
-                    failed = await machine.saw(ConnectFailed)
-                assert failed.error is ConnectError.LOCAL
-                assert "open files" in failed.detail
 
     backend.run(body)
 

@@ -38,6 +38,14 @@ NOWHERE = UpstreamUrl.parse("ws://127.0.0.1:1/v1/responses")
         ("/m/\ufffd", b"/m/%ff", "/m", b"/%ff"),
         ("/m/\udcff", None, "/m", b"/%FF"),
         ("/v1/rewritten", b"/v1/original", "", b"/v1/rewritten"),
+        # Absolute form, which h11 gives to uvicorn and hypercorn as it came.
+        ("http://h:8/v1/responses", b"http://h:8/v1/responses", "", b"/v1/responses"),
+        ("http://h/v1/a b", b"HTTP://%68/v1/a%20b", "", b"/v1/a%20b"),
+        ("https://h/v1", None, "", b"/v1"),
+        ("http://h", b"http://h", "", b"/"),
+        ("/llmhttp://h/v1", b"/llmhttp://h/v1", "/llm", b"/v1"),  # uvicorn's own root_path
+        ("http://h/v1", b"http://h/v1", "/llm", b"/v1"),  # hypercorn's
+        ("/http://h/v1", b"/http://h/v1", "", b"/http://h/v1"),
     ],
 )
 def test_targets_are_below_the_mount(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -45,7 +46,7 @@ def test_the_first_run_needs_no_upstream() -> None:
 
 def test_a_signal_drains(upstream: Upstream) -> None:
     upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
-    settings = ("--upstream", upstream.url, "--drain-timeout", "1")
+    settings = ("--upstream", upstream.url, "--drain-timeout", "1", "--http", "httptools")
     with started(*settings) as process, Raw(process.port) as raw:
         raw.send(post(STREAM))
         assert raw.head().status == 200
@@ -82,6 +83,27 @@ def test_a_websocket_gets_the_answer_of_the_core() -> None:
         answer = ask(process.port, request("GET", "/v1/responses", b"", **handshake))
         assert answer.status == 426
         assert "server" not in answer.headers
+
+
+def test_requests_that_not_every_parser_takes() -> None:
+    """In absolute form, as to a proxy; and with an offer of HTTP/2, as from Java's HttpClient."""
+    offer = {
+        "connection": "Upgrade, HTTP2-Settings",
+        "upgrade": "h2c",
+        "http2_settings": "AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA",
+    }
+    body = json.dumps(STREAM).encode()
+    with started() as process:
+        for data in (
+            request("POST", "http://bridge/v1/responses", body),
+            request("POST", "/v1/responses", body, **offer),
+            request("POST", "/v1/responses", b"", transfer_encoding="chunked", **offer)
+            + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+        ):
+            with Raw(process.port) as raw:
+                raw.send(data)
+                assert raw.head().status == 200
+                assert list(raw.events())[-1].name == "response.completed"
 
 
 @pytest.mark.parametrize(

@@ -58,12 +58,15 @@ STREAM: Json = {**TURN, "stream": True}
 MIB = 2**20
 
 
-@pytest.fixture(scope="module", params=list(SERVERS))
+@pytest.fixture(scope="module", params=[*SERVERS, "uvicorn-h11"])
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
-    """A bridge with a small ``max_body`` on each of the servers."""
+    """A bridge with a small ``max_body`` on each of the servers, and with the other parser of
+    uvicorn, which uses httptools if it is installed."""
+    kind = request.param.removesuffix("-h11")
+    options = {} if kind == request.param else {"http": "h11"}
     with (
         emulating() as upstream,
-        serving(request.param, BridgeApp(config(upstream, max_body=100_000))) as server,
+        serving(kind, BridgeApp(config(upstream, max_body=100_000)), **options) as server,
     ):
         yield server.port
 
@@ -89,6 +92,8 @@ def test_a_stream_and_a_json_answer_on_one_connection(port: int) -> None:
     [
         (request("GET", "/livez"), 200, None),
         (request("GET", "/readyz?x=1"), 200, None),
+        (request("GET", "http://other:80/readyz?x=1"), 200, None),
+        (request("POST", "http://other/v1/responses", json.dumps(TURN).encode()), 200, None),
         (request("GET", "/nowhere?x=%2F"), 404, "not_found"),
         (request("POST", "/v1/%72esponses", b"{}"), 404, "not_found"),
         (request("GET", "/v1/responses"), 405, "method_not_allowed"),
@@ -103,6 +108,15 @@ def test_statuses_and_errors(port: int, data: bytes, status: int, code: str | No
     answer = ask(port, data)
     assert answer.status == status
     assert code is None or answer.code == code
+
+
+def test_a_body_whose_end_is_in_doubt_ends_the_connection(port: int) -> None:
+    """h11 takes it: a proxy before the server may have found another end."""
+    data = request("POST", "/v1/responses", content_length="5", transfer_encoding="chunked")
+    with Raw(port) as raw:
+        raw.send(data)
+        while not raw.ended():
+            assert raw.answer().status == 400
 
 
 def test_head(port: int) -> None:

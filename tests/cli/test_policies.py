@@ -91,7 +91,7 @@ def test_a_configuration_file_can_name_a_policy(folder: Path) -> None:
     [
         (
             "pr379",
-            "'pr379' is no policy; did you mean 'pr397'? There are default, pr397, v1_12; your own "
+            "'pr379' is no policy; did you mean pr397? There are default, pr397, v1_12; your own "
             "is MODULE:ATTR or FILE.toml",
         ),
         (
@@ -113,7 +113,7 @@ def test_a_configuration_file_can_name_a_policy(folder: Path) -> None:
         (
             "modulepolicies.py:named",
             "cannot load 'modulepolicies.py:named': a module, not a file: did you mean "
-            "'modulepolicies:named'?",
+            "modulepolicies:named?",
         ),
         ("modulepolicies:number", "'modulepolicies:number' is no Policy, but a value of type int"),
         ("missing.toml", "cannot read missing.toml: No such file or directory"),
@@ -156,7 +156,7 @@ def test_a_wrong_policy_is_a_wrong_flag(folder: Path, capfd: pytest.CaptureFixtu
         assert caught.value.code == 2
         out, err = capfd.readouterr()
         assert out == ""
-        assert "did you mean 'default'?" in err.splitlines()[-1]
+        assert "did you mean default?" in err.splitlines()[-1]
 
 
 # ------------------------------------------------------------------ what is written

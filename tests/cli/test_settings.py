@@ -292,8 +292,8 @@ def test_the_budgets_of_a_policy_are_those_of_the_bridge(tmp_path: Path) -> None
     ("text", "said"),
     [
         ("policy = 3", ": policy: 3 is no policy: neither a text nor a table"),
-        ('policy = "pr379"', ": policy: 'pr379' is no policy; did you mean 'pr397'?"),
-        ("[policy.cells.silnt]", ": policy.cells.silnt: 'silnt' is no row; did you mean 'silent'?"),
+        ('policy = "pr379"', ": policy: 'pr379' is no policy; did you mean pr397?"),
+        ("[policy.cells.silnt]", ": policy.cells.silnt: 'silnt' is no row; did you mean silent?"),
         ('[policy.cells.silent]\nheld = "wait"', ": policy.cells.silent.held: 'wait' is no action"),
     ],
 )

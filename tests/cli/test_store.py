@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 
 from bridgecore.ownership import store as st
+from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
 from bridgecore_cli.main import main
 from bridgecore_stores import read_keys
 from tests.cli.process import COMMAND, TIME_LIMIT, environment, run
 from tests.stores import servers
-from tests.stores.asking import NS, A, Asking, B, Place, commit, key_of, response, resume
+from tests.stores.asking import NS, Asking, Place
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OLD, NEW = "an older secret that is long enough", "a newer secret that is long enough!"

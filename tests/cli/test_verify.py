@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,22 +17,11 @@ from bridgecore.verify.explore_bridge import BRIDGE_BOUNDS
 from bridgecore.verify.explore_ownership import OWNERSHIP_BOUNDS
 from bridgecore.verify.explore_pair import PAIR_BOUNDS
 from bridgecore_cli.arguments import BOUNDS_NAMES
+from tests.test_tutorial import EXAMPLES, VERIFY, blocks, expected
 
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
 TIME_LIMIT = 150  # seconds
-OWN = """
-from bridgecore.recovery.policy import DEFAULT, Action, FailureReply, Remedy, Situation, Standing
-
-import attrs
-
-careless = attrs.evolve(
-    DEFAULT.with_cell(
-        Situation.LOST_SENT, Standing.HELD, Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
-    ),
-    name="careless",
-)
-number = 7
-"""
+OWN = EXAMPLES / "policies.py"  # the tutorial's policy
 
 
 def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -49,15 +39,16 @@ def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProc
 
 @pytest.mark.timeout(200)
 def test_a_policy_of_ones_own(tmp_path: Path) -> None:
-    (tmp_path / "policies.py").write_text(OWN, encoding="utf-8")
+    """The last command of the tutorial."""
+    shutil.copy(OWN, tmp_path)
     drawing = tmp_path / "found.svg"
-    arguments = ("--policy", "policies:careless", "--bounds", "quick", "--svg", str(drawing))
-    done = run(*arguments, folder=tmp_path)
+    done = run(*VERIFY.split()[5:], "--svg", str(drawing), folder=tmp_path)
     assert done.returncode == 1
     assert done.stderr == ""  # progress is for terminals
     assert "BROKEN  NO_AMBIGUOUS_RESEND" in done.stdout
     assert "holds   NOT_FOUND_IS_EARNED" in done.stdout
     assert "submit 1 held resp_0" in done.stdout
+    assert expected(blocks()[-1][1]).search(done.stdout)
     assert ElementTree.fromstring(drawing.read_text(encoding="utf-8")).tag.endswith("svg")
 
 
@@ -74,7 +65,7 @@ def test_a_clean_policy() -> None:
 
 @pytest.mark.parametrize("policy", ["nobody", "no_such_module:policy", "policies:number", ":x"])
 def test_no_such_policy(policy: str, tmp_path: Path) -> None:
-    (tmp_path / "policies.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "policies.py").write_text("number = 7\n", encoding="utf-8")
     done = run("--policy", policy, folder=tmp_path)
     assert done.returncode == 2
     assert policy in done.stderr

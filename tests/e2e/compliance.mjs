@@ -1,15 +1,22 @@
 // Checks a server of the Responses API against the Open Responses specification.
 //
-//   node compliance.mjs BASE_URL [TEST...]     BASE_URL ends with /v1; Node 18 or newer, no packages
+//   node --experimental-websocket compliance.mjs [--keeps-context] BASE_URL [TEST...]
 //
-// What belongs here: the HTTP tests of the specification's compliance suite and its schemas, in our
-// own words (openresponses.org; its repository has the originals under src/lib and schema/). Every
-// response object and every event of a stream is held against a schema; a stream has to begin with
-// response.created, number its events upwards, and end with its terminal event. One line on standard
-// output for each test; exit code 1 if one fails.
+// BASE_URL ends with /v1. Node 20.10 or newer, no packages; Node 22 needs no flag.
 //
-// Left out: the tests of POST /responses/compact, which is another endpoint, and those of hosted
-// search tools, which the suite skips, too, unless it is told what to search.
+// What belongs here: the tests of the specification's compliance suite (over HTTP, over WebSocket,
+// and of compaction) and its schemas, in our own words (openresponses.org; its repository has the
+// originals under src/lib and schema/). Every response object and every event of a stream is held
+// against a schema; a stream has to begin with response.created, number its events upwards, and end
+// with its terminal event. One line on standard output for each test; exit code 1 if one fails.
+//
+// --keeps-context: the server promises more than the specification about responses with
+// `store: false`: they can be continued on another connection, and after a continuation that failed.
+// In the two tests about that, where the specification asks for previous_response_not_found, the
+// turn then has to succeed, with the whole context.
+//
+// Left out: the tests of hosted search tools, which the suite skips, too, unless it is told what to
+// search; and that of the phases of output messages, which asks no server.
 
 // ---------------------------------------------------------------- schemas
 //
@@ -153,7 +160,6 @@ const response = object({
       summary: nullable(oneOf("concise", "detailed", "auto")),
     }),
   ),
-  user: nullable(string),
   usage: nullable(usage),
   max_output_tokens: nullable(integer),
   max_tool_calls: nullable(integer),
@@ -205,14 +211,33 @@ const eventsOf = {
     }),
   },
 };
-const event = byType(
-  Object.fromEntries(
-    Object.entries(eventsOf).map(([type, members]) => [
-      type,
-      object({ sequence_number: integer, ...members }),
-    ]),
-  ),
+const schemaOfEvent = Object.fromEntries(
+  Object.entries(eventsOf).map(([type, members]) => [
+    type,
+    object({ sequence_number: integer, ...members }),
+  ]),
 );
+const event = byType(schemaOfEvent);
+// The same over WebSocket, where errors are no part of a stream.
+const messageOfSocket = byType({
+  ...schemaOfEvent,
+  error: object({
+    status: integer,
+    error: object({
+      "type?": string,
+      code: string,
+      message: string,
+      "param?": nullable(string),
+    }),
+  }),
+});
+const compacted = object({
+  id: string,
+  object: oneOf("response.compaction"),
+  created_at: integer,
+  output: list(item),
+  usage,
+});
 const TERMINAL = ["response.completed", "response.failed", "response.incomplete"];
 
 // ---------------------------------------------------------------- asking
@@ -228,15 +253,22 @@ function conforms(schema, value, name) {
   check(wrong.length === 0, wrong.join("; "));
 }
 
-async function send(body) {
-  const answer = await fetch(`${base}/responses`, {
+const authorization = "Bearer sk-compliance";
+
+async function post(path, body) {
+  const answer = await fetch(`${base}${path}`, {
     method: "POST",
-    headers: { "content-type": "application/json", authorization: "Bearer sk-compliance" },
-    body: JSON.stringify({ model: "emulator", ...body }),
+    headers: { "content-type": "application/json", authorization },
+    body: JSON.stringify(body),
   });
-  const text = await answer.text();
-  check(answer.status === 200, `HTTP ${answer.status}: ${text}`);
-  return { text, type: answer.headers.get("content-type") ?? "" };
+  const type = answer.headers.get("content-type") ?? "";
+  return { status: answer.status, text: await answer.text(), type };
+}
+
+async function send(body, path = "/responses") {
+  const answer = await post(path, { model: "emulator", ...body });
+  check(answer.status === 200, `HTTP ${answer.status}: ${answer.text}`);
+  return answer;
 }
 
 // The response object of a JSON answer.
@@ -252,9 +284,16 @@ async function ask(body) {
 async function stream(body) {
   const { text, type } = await send({ ...body, stream: true });
   check(type.startsWith("text/event-stream"), `the content type is ${type}`);
-  const events = text.split("\n\n").filter((block) => /^data:/m.test(block)).map(readEvent);
+  const blocks = text.split("\n\n").filter((block) => /^data:/m.test(block));
+  if (blocks.at(-1)?.trim() === "data: [DONE]") blocks.pop(); // some servers end streams with it
+  const events = blocks.map(readEvent);
+  return { events, answer: endOf(events, event) };
+}
+
+// The response object at the end of `events`, each of which has to conform to `schema`.
+function endOf(events, schema) {
   check(events.length > 0, "the stream has no events");
-  events.forEach((found, index) => conforms(event, found, `event ${index}`));
+  events.forEach((found, index) => conforms(schema, found, `event ${index}`));
   const numbers = events.map((found) => found.sequence_number);
   check(
     numbers.every((found, index) => index === 0 || found > numbers[index - 1]),
@@ -263,7 +302,7 @@ async function stream(body) {
   check(events[0].type === "response.created", `the first event is ${events[0].type}`);
   const ends = events.filter((found) => TERMINAL.includes(found.type));
   check(ends.length === 1 && ends[0] === events.at(-1), "there is not one terminal event at the end");
-  return { events, answer: ends[0].response };
+  return ends[0].response;
 }
 
 function readEvent(block) {
@@ -274,6 +313,96 @@ function readEvent(block) {
   check(of("event")[0] === found.type, `event: ${of("event")}, but its data is ${found.type}`);
   return found;
 }
+
+// The compaction object of a JSON answer.
+async function compact(input) {
+  const { text } = await send({ input }, "/responses/compact");
+  const answer = JSON.parse(text);
+  conforms(compacted, answer, "compaction");
+  check(answer.output.some((found) => found.type === "compaction"), "there is no compaction item");
+  return answer;
+}
+
+// A WebSocket connection. A turn is over with its terminal event, or with an error.
+class Connection {
+  constructor() {
+    this.messages = [];
+    this.wake = () => {};
+    // Node takes headers here, as an addition to the standard of browsers.
+    this.socket = new WebSocket(`${base.replace(/^http/, "ws")}/responses`, {
+      headers: { authorization },
+    });
+    this.socket.onmessage = ({ data }) => this.add(JSON.parse(data));
+    this.socket.onclose = ({ code, reason }) => this.add(new Failed(`closed: ${code} ${reason}`));
+    this.opened = new Promise((resolve, reject) => {
+      this.socket.onopen = resolve;
+      this.socket.onerror = () => reject(new Failed("the WebSocket does not open"));
+    });
+  }
+
+  add(message) {
+    this.messages.push(message);
+    this.wake();
+  }
+
+  async message() {
+    while (this.messages.length === 0) {
+      await new Promise((resolve, reject) => {
+        this.wake = resolve;
+        setTimeout(() => reject(new Failed("no message for 30 seconds")), 30_000).unref();
+      });
+    }
+    const message = this.messages.shift();
+    if (message instanceof Failed) throw message;
+    return message;
+  }
+
+  // What a turn ends with: `answer`, its response object, or `error`, an error message.
+  async turn(body) {
+    await this.opened;
+    this.socket.send(JSON.stringify({ type: "response.create", model: "emulator", ...body }));
+    const events = [];
+    for (;;) {
+      const message = await this.message();
+      if (message.type === "error") return { error: message };
+      events.push(message);
+      if (TERMINAL.includes(message.type)) return { events, answer: endOf(events, messageOfSocket) };
+    }
+  }
+
+  // The response object of a turn that must not fail.
+  async ask(body) {
+    const { answer, error } = await this.turn(body);
+    check(answer, JSON.stringify(error));
+    return answer;
+  }
+}
+
+async function connected(use) {
+  const connection = new Connection();
+  try {
+    return await use(connection);
+  } finally {
+    connection.socket.close();
+  }
+}
+
+const isMissing = ({ error }) => {
+  check(error, "the response was found");
+  conforms(messageOfSocket, error, "error");
+  check(error.error.code === "previous_response_not_found", JSON.stringify(error));
+};
+// A response with `store: false` is not found where the server does not know it any more; or its
+// continuation has the context of `first`, if the server promises so.
+const isMissingUnlessKept = (turn, first) => {
+  if (!keepsContext) return isMissing(turn);
+  check(turn.answer, JSON.stringify(turn.error));
+  continues(turn.answer, first);
+};
+const continues = (answer, first) => {
+  completed(answer);
+  check(answer.usage.input_tokens > first.usage.input_tokens, "the context did not grow");
+};
 
 const completed = (answer) => {
   check(answer.status === "completed", `the status is ${answer.status}`);
@@ -395,17 +524,107 @@ const tests = {
   "previous-response-id": async () => {
     const first = await ask({ input: "The word is pear. Just say yes." });
     const second = await ask({ input: "What is the word?", previous_response_id: first.id });
-    completed(second);
     check(second.previous_response_id === first.id, "previous_response_id is not shown");
-    check(second.usage.input_tokens > first.usage.input_tokens, "the context did not grow");
+    continues(second, first);
+  },
+
+  "compact-response": async () => {
+    await compact([
+      message("user", "The meeting is on Monday, and Ada brings the plan."),
+      message("assistant", "Monday it is, and the plan comes from Ada."),
+    ]);
+  },
+
+  "compact-missing-model": async () => {
+    const answer = await post("/responses/compact", { input: [message("user", "Be brief.")] });
+    check([400, 422].includes(answer.status), `HTTP ${answer.status}: ${answer.text}`);
+  },
+
+  "websocket-response": async () => {
+    await connected(async (connection) => {
+      const input = [message("user", "Count to two.")];
+      const { events, answer, error } = await connection.turn({ input });
+      check(answer, JSON.stringify(error));
+      completed(answer);
+      const deltas = events.filter((found) => found.type === "response.output_text.delta");
+      check(deltas.map((found) => found.delta).join("") === said(answer), "the deltas differ");
+    });
+  },
+
+  "websocket-sequential-responses": async () => {
+    await connected(async (connection) => {
+      completed(await connection.ask({ store: false, input: "Say one." }));
+      completed(await connection.ask({ store: false, input: "Say two." }));
+    });
+  },
+
+  "websocket-continuation": async () => {
+    await connected(async (connection) => {
+      const first = await connection.ask({ store: false, input: "The word is plum. Just say yes." });
+      const next = { store: false, previous_response_id: first.id, input: "What is the word?" };
+      continues(await connection.ask(next), first);
+    });
+  },
+
+  "websocket-generate-false": async () => {
+    await connected(async (connection) => {
+      const body = { store: false, generate: false, input: "You will be asked for a word." };
+      const first = await connection.ask(body);
+      check(first.output.length === 0, "there is output");
+      const next = { store: false, previous_response_id: first.id, input: "A word, please." };
+      completed(await connection.ask(next));
+    });
+  },
+
+  "websocket-previous-response-not-found": async () => {
+    await connected(async (connection) => {
+      const anchor = `resp_of_nobody_${Date.now()}`;
+      isMissing(await connection.turn({ store: false, previous_response_id: anchor, input: "Go on." }));
+    });
+  },
+
+  "websocket-reconnect-store-false-recovery": async () => {
+    const input = "The word is fig. Just say yes.";
+    const first = await connected((connection) => connection.ask({ store: false, input }));
+    await connected(async (connection) => {
+      const next = { store: false, previous_response_id: first.id, input: "What is the word?" };
+      isMissingUnlessKept(await connection.turn(next), first);
+      completed(await connection.ask({ store: false, input: [message("user", "Start afresh.")] }));
+    });
+  },
+
+  "websocket-failed-continuation-evicts-cache": async () => {
+    await connected(async (connection) => {
+      const first = await connection.ask({ store: false, input: "The word is nut. Just say yes." });
+      const next = { store: false, previous_response_id: first.id };
+      const output = { type: "function_call_output", call_id: "call_of_nobody", output: "42" };
+      const { error, answer } = await connection.turn({ ...next, input: [output] });
+      check(error || answer.status === "failed", "an output without its call was accepted");
+      const again = await connection.turn({ ...next, input: "What is the word?" });
+      isMissingUnlessKept(again, first);
+    });
+  },
+
+  "websocket-compact-new-chain": async () => {
+    const { output } = await compact([
+      message("user", [{ type: "input_text", text: "The word is oat." }]),
+      message("assistant", [{ type: "output_text", text: "Yes." }]),
+      message("user", [{ type: "input_text", text: "Put this in a few words, to go on later." }]),
+    ]);
+    const input = [...output, message("user", "What is the word?")];
+    await connected(async (connection) => {
+      completed(await connection.ask({ store: false, input, tools: [] }));
+    });
   },
 };
 
 // ---------------------------------------------------------------- running
 
-const [base, ...wanted] = process.argv.slice(2);
+const given = process.argv.slice(2);
+const keepsContext = given[0] === "--keeps-context";
+const [base, ...wanted] = keepsContext ? given.slice(1) : given;
 if (!base) {
-  console.error("usage: node compliance.mjs BASE_URL [TEST...]");
+  console.error("usage: node compliance.mjs [--keeps-context] BASE_URL [TEST...]");
   process.exit(2);
 }
 let failed = 0;

@@ -64,6 +64,30 @@ def test_a_conversation_goes_on_although_its_upstream_connection_is_lost() -> No
 
 
 @pytest.mark.parametrize(
+    "framing",
+    [
+        [(b"content-length", b"2"), (b"transfer-encoding", b"chunked")],
+        [(b"content-length", b"2"), (b"content-length", b"3")],
+        [(b"content-length", b"2, 2")],
+        [(b"transfer-encoding", b"gzip, chunked")],
+    ],
+)
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+def test_a_body_whose_end_could_be_read_in_two_ways(
+    method: bytes, framing: list[tuple[bytes, bytes]]
+) -> None:
+    """Servers take some of these; a proxy before them may have found another end."""
+    world = World()
+    client = world.net.request(world.endpoint, method, b"/v1/responses", [*HEADERS, *framing])
+    assert (client.status, client.ended) == (400, True)
+    assert fields(client)[b"connection"] == b"close"
+    assert error(client)["code"] == "malformed_request"
+    client.send(b"{}")
+    client.end()
+    assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)
+
+
+@pytest.mark.parametrize(
     ("method", "target", "status"),
     [
         (b"GET", b"/livez", 200),

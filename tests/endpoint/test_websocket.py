@@ -24,7 +24,7 @@ from bridgecore.wire.websocket import (
     WebSocketClient,
     WebSocketEvent,
 )
-from tests.endpoint_world import KEY, SECOND, World
+from tests.endpoint_world import KEY, SECOND, World, request
 
 HEADERS = [(b"authorization", b"Bearer " + KEY.encode())]
 CREATE = {"type": "response.create", "model": "m", "input": "hi"}
@@ -154,6 +154,25 @@ def test_a_request_id_and_no_extension_are_in_the_answer() -> None:
         b"upgrade",
         b"x-request-id",
     ]
+
+
+def test_an_upgrade_after_other_requests_on_a_connection_has_ids_of_its_own() -> None:
+    """As fetch and WebSocket of Node do it, which share connections."""
+    world = new_world()
+    client = world.client()
+    for _ in range(2):
+        client.send(request({"model": "m", "input": "hi"}))
+        client.take()
+    ws = WebSocketClient(
+        authority="bridge", target="/v1/responses", headers=HEADERS, max_message=1 << 24
+    )
+    client.send(ws.connect())
+    socket = Socket(client, ws)
+    socket.read()
+    socket.turn()
+    socket.turn()
+    ids = [log.fields["request_id"] for log in world.net.logs if log.event == "turn.completed"]
+    assert len(ids) == len(set(ids)) == 4
 
 
 # ------------------------------------------------------------------ turns

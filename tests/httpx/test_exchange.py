@@ -1,4 +1,7 @@
-"""Tests of one exchange: which events it reports, and in which order."""
+"""Tests of one request of a client: which events it reports, and in which order.
+
+What belongs here: ``bridgecore.transport.request`` as the transports of this adapter use it.
+"""
 
 from __future__ import annotations
 

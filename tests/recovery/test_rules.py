@@ -248,8 +248,7 @@ def test_only_a_session_of_another_replica_is_taken_over(remote: bool) -> None:
     cells = {(s, standing): remedy for s in Situation for standing in Standing}
     refused = ev.UpstreamRefused(1, ErrorFrame(400, "previous_response_not_found"))
     history: list[Event] = [TurnSubmitted(Turn(1)), ev.ConnectionOpened(1), ev.FrameSent(1)]
-    history.append(refused)
-    steps = [Step(0, event) for event in history]
+    steps = [Step(0, event) for event in (*history, refused)]
     *_, last = replay(Policy("mine", "", cells), steps, SessionState(remote=remote))
     rebound = [effect for effect in last.effects if isinstance(effect, fx.RebindSession)]
     assert len(rebound) == remote

@@ -1,71 +1,29 @@
-"""Asking a store and waiting for its answer, alike for the model and for the real ones.
+"""Stores for the tests, alike for the model and for the real ones.
 
-What belongs here: what the tests of stores need beside a server: questions in short, and a place
-where a store is kept, that can be emptied and opened again.
+What belongs here: a place where a store is kept, that can be emptied and opened again. Asking it is
+``bridgecore.testing.conformance.asking``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import queue
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import psycopg
 import valkey
 
 from bridgecore.ownership import store as st
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.testing.conformance import asking
 from bridgecore.testing.store import StoreModel
 from bridgecore_stores import Keys, Store, open_store
 
-NS = 1_000_000_000
+NS = NS_PER_SECOND
 TIMEOUT = 5 * NS  # of a store whose time is not what a test is about
 PATIENCE = 20.0  # seconds that a test waits for what must come
 
 KEYS = Keys([b"the first secret of these tests, 32+"])
-
-A, B = st.Owner("a", "first"), st.Owner("b", "second")
-SCOPE = "scope of a tenant"
-
-AnswerT = TypeVar("AnswerT", bound=st.Answer)
-
-
-def key_of(name: str) -> bytes:
-    """The key of a response, or of a conversation, that a test calls ``name``."""
-    return hashlib.sha256(name.encode()).digest()[:16]
-
-
-def response(
-    name: str,
-    parent: str | None = None,
-    *,
-    ids: tuple[str, ...] | None = None,
-    context: bytes | None = None,
-    scope: str = SCOPE,
-    payload: bytes | None = None,
-) -> st.StoredResponse:
-    """A response with the id ``name``, unless ``ids`` are given."""
-    return st.StoredResponse(
-        key_of(name),
-        scope,
-        (name,) if ids is None else ids,
-        None if parent is None else key_of(parent),
-        context,
-        f"payload of {name}".encode() if payload is None else payload,
-    )
-
-
-def commit(
-    owner: st.Owner, conversation: str, epoch: int, *responses: st.StoredResponse
-) -> st.Commit:
-    return st.Commit(owner, key_of(conversation), epoch, responses)
-
-
-def resume(owner: st.Owner, name: str | None, **options: Any) -> st.Resume:
-    return st.Resume(owner, options.pop("scope", SCOPE), name, **options)
 
 
 class ModelClient:
@@ -83,32 +41,13 @@ class ModelClient:
         """Nothing is to be closed."""
 
 
-class Asking:
-    """A client of a store, whose answers are waited for."""
+class Asking(asking.Asking):
+    """A client of a store that can be closed."""
+
+    client: Store | ModelClient
 
     def __init__(self, client: Store | ModelClient) -> None:
-        self.client = client
-
-    def __call__(self, question: st.Question) -> st.Answer:
-        answers: queue.SimpleQueue[st.Answer] = queue.SimpleQueue()
-        self.client.ask(question, answers.put)
-        return answers.get(timeout=PATIENCE)
-
-    def until(self, question: st.Question, kind: type[AnswerT]) -> AnswerT:
-        """Ask again and again, until the answer is of this kind: a store does not report that a
-        lease has ended."""
-        end = time.monotonic() + PATIENCE
-        while not isinstance(answer := self(question), kind):
-            assert time.monotonic() < end, answer
-            time.sleep(0.002)
-        return answer
-
-    def join(self, owner: st.Owner, ttl: int = 1000 * NS, advertise: str | None = None) -> None:
-        assert self(st.Join(owner, advertise, ttl)) == st.Joined()
-
-    def begin(self, owner: st.Owner, conversation: str, *responses: st.StoredResponse) -> None:
-        """Store the first responses of a conversation."""
-        assert self(commit(owner, conversation, 0, *responses)) == st.Committed(1)
+        super().__init__(client, PATIENCE)
 
     def close(self) -> None:
         self.client.close(TIMEOUT)

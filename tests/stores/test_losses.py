@@ -26,24 +26,13 @@ import pytest
 import valkey
 
 from bridgecore.ownership import store as st
+from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
 from bridgecore_stores import Keys, StoreError, open_store, postgresql
 from bridgecore_stores import valkey as valkey_store
 from bridgecore_stores.backend import Backend
 from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
-from tests.stores.asking import (
-    KEYS,
-    NS,
-    PATIENCE,
-    A,
-    Asking,
-    B,
-    Place,
-    commit,
-    key_of,
-    response,
-    resume,
-)
+from tests.stores.asking import KEYS, NS, PATIENCE, Asking, Place
 
 OLD = b"an older secret that is long enough"
 POSTGRESQL = pytest.mark.xdist_group("server-postgresql")
@@ -357,7 +346,8 @@ def test_one_replica_sweeps_at_a_time(real: Place) -> None:
 OWNER_SCRIPT = """
 import sys, threading
 from bridgecore.ownership import store as st
-from tests.stores.asking import NS, A, Place, response
+from bridgecore.testing.conformance.asking import A, response
+from tests.stores.asking import NS, Place
 ask = Place("sqlite", sys.argv[1]).open()
 ask.join(A, 1000 * NS)
 ask.begin(A, "c", response("1"))

@@ -13,6 +13,7 @@ import pytest
 import valkey
 
 from bridgecore.ownership import store as st
+from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
 from bridgecore_stores import Keys, StoreError, StoreUnavailableError, open_maintenance
 from bridgecore_stores.maintenance import (
     GROUP_ROWS,
@@ -25,7 +26,7 @@ from bridgecore_stores.maintenance import (
 )
 from bridgecore_stores.sqlite import Sqlite
 from tests.stores import servers
-from tests.stores.asking import NS, TIMEOUT, A, Asking, B, Place, commit, key_of, response, resume
+from tests.stores.asking import NS, TIMEOUT, Asking, Place
 
 OLD, NEW = b"an older secret that is long enough", b"a newer secret that is long enough!"
 ONLY_OLD, BOTH, ONLY_NEW = Keys([OLD]), Keys([NEW, OLD]), Keys([NEW])

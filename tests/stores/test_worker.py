@@ -10,9 +10,10 @@ import attrs
 import pytest
 
 from bridgecore.ownership import store as st
+from bridgecore.testing.conformance.asking import A, commit, resume
 from bridgecore_stores import Store, worker
 from bridgecore_stores.backend import ConnectionLostError, Connector
-from tests.stores.asking import NS, PATIENCE, A, commit, resume
+from tests.stores.asking import NS, PATIENCE
 
 
 class Gate:

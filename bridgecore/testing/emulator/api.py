@@ -85,9 +85,9 @@ class HttpApi:
                 found = name in MODELS
                 return _said(_model(name)) if found else refuse(_unknown("model", name))
             case "POST", ("v1", "responses", "compact"):
-                return self._of_context(request, self._compact)
+                return self._of_context(request, {}, self._compact)
             case "POST", ("v1", "responses", "input_tokens"):
-                return self._of_context(request, self._count)
+                return self._of_context(request, {"model": "emulator"}, self._count)
             case _, ("v1", "responses", name, *rest):
                 return self._of_response(request, name, rest)
             case _:
@@ -118,13 +118,13 @@ class HttpApi:
     # ------------------------------------------------------------ contexts
 
     def _of_context(
-        self, request: HttpRequest, compute: Callable[[CreateFrame], Json]
+        self, request: HttpRequest, defaults: Json, compute: Callable[[CreateFrame], Json]
     ) -> HttpAnswer:
         """What ``compute`` says about the context that a request describes."""
         body = decode(request.body)
         if not isinstance(body, dict):
             return refuse(resource.bad("invalid_json", "The body is not a JSON object."))
-        frame = CreateFrame(0, 0, request.headers, request.body, {"model": "emulator", **body}, 0)
+        frame = CreateFrame(0, 0, request.headers, request.body, {**defaults, **body}, 0)
         error = resource.invalid(frame.body)
         if error is not None:
             return refuse(error)
@@ -144,20 +144,9 @@ class HttpApi:
     def _compact(self, frame: CreateFrame) -> Json:
         """What the user said, and one item for the rest."""
         said = [item for item in frame.context if item.get("role") == "user"]
-        seal = answers.seal({"users": answers.count_users(frame.context)})
-        mark = self.mark()
-        compaction = {"id": f"cmp_{mark}", "type": "compaction", "encrypted_content": seal}
-        return {
-            "id": f"resp_{mark}",
-            "object": "response.compaction",
-            "created_at": self.wall_clock(),
-            "output": [*said, compaction],
-            "usage": {
-                "input_tokens": frame.context_tokens,
-                "output_tokens": 0,
-                "total_tokens": frame.context_tokens,
-            },
-        }
+        sealed = answers.seal({"users": answers.count_users(frame.context)})
+        context, mark = frame.context_tokens, self.mark()
+        return resource.compaction(said, sealed, context, mark, self.wall_clock())
 
 
 def _model(name: str) -> Json:

@@ -69,8 +69,8 @@ class Connection:
     ordinal: int  # from 1, by order of acceptance
     opened_at: int  # ns
     ws: WebSocketServer
-    # What was received while it is not known whether the connection speaks HTTP or WebSocket; None
-    # from then on.
+    # What was received while it is not known whether a request asks for an upgrade; None from then
+    # on, until the next request.
     opening: bytearray | None = attrs.Factory(bytearray)
     http: HttpTurns | None = None
     headers: list[tuple[bytes, bytes]] = attrs.Factory(list)

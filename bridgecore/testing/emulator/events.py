@@ -1,7 +1,7 @@
 """The answer to a turn, written as the events of the API.
 
-What belongs here: the order and members of events, what ``max_output_tokens`` cuts off, the usage,
-and how a ``Change`` alters a turn's events. What is answered is decided by the emulator's
+What belongs here: the order and members of events, what ``max_output_tokens`` cuts off, and
+how a ``Change`` alters a turn's events. What is answered is decided by the emulator's
 ``answer``; when an event is sent, by ``service``.
 
 As the real service: what exceeds ``max_output_tokens`` is cut off, and the response is incomplete.
@@ -19,7 +19,7 @@ import attrs
 from bridgecore.testing import answers
 from bridgecore.testing.answers import CreateFrame, Json, Output, Reasoning, Text, ToolCall
 from bridgecore.testing.emulator.context import Prepared, PriorResponse, digest
-from bridgecore.testing.emulator.resource import in_progress
+from bridgecore.testing.emulator.resource import in_progress, usage
 from bridgecore.testing.emulator.turns import Finish, RunningTurn, Step
 from bridgecore.testing.faults import Change, Fault, Point
 
@@ -71,14 +71,14 @@ def write(
     whole = len(shown) == len(request.context) + len(output)
     # Adding to the context's size keeps the cost independent of the conversation's length.
     prior_size = prepared.size + size if whole else answers.read_size(shown)
-    usage = _usage(request.context_tokens, prepared.cached, output, answers.tokens(size))
+    spent = usage(request.context_tokens, prepared.cached, output, answers.tokens(size))
     prior = PriorResponse(ids, tuple(shown), prior_size)
     return [
         {"type": "response.created", "response": begun},
         *style.faults(Point.AFTER_CREATED),
         *said,
         *style.faults(Point.BEFORE_TERMINAL),
-        Finish(output, usage, prior, base, incomplete),
+        Finish(output, spent, prior, base, incomplete),
         *style.faults(Point.AFTER_TERMINAL),
     ]
 
@@ -99,18 +99,6 @@ def terminal(running: RunningTurn, finish: Finish, now: int) -> Json:
     for change in sorted(running.changes, key=lambda one: one.value):
         _change_terminal(event, change)
     return event
-
-
-def _usage(context: int, cached: int, output: list[Json], produced: int) -> Json:
-    """The usage, in tokens, of a turn that read ``context`` and wrote ``produced``."""
-    reasoning = [item for item in output if item.get("type") == "reasoning"]
-    return {
-        "input_tokens": context,
-        "input_tokens_details": {"cached_tokens": min(cached, context), "cache_write_tokens": 0},
-        "output_tokens": produced,
-        "output_tokens_details": {"reasoning_tokens": answers.count_tokens(reasoning)},
-        "total_tokens": context + produced,
-    }
 
 
 # ------------------------------------------------------------------ output items

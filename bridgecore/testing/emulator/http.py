@@ -89,6 +89,14 @@ class HttpTurns:
         """Whether a part of a request's body was received."""
         return self._server.phase is HttpPhase.BODY
 
+    @property
+    def between_requests(self) -> bool:
+        """Whether all requests are answered, nothing of another one was received, and one may
+        follow."""
+        server = self._server
+        done = server.answer_done and not server.must_close
+        return (done or server.phase is HttpPhase.IDLE) and not server.buffered
+
     # ------------------------------------------------------------ answers
 
     @property

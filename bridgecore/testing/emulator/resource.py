@@ -1,15 +1,17 @@
-"""The response object of the Responses API, with every member that its schema requires.
+"""The objects of the Responses API, with every member that their schemas require.
 
 What belongs here: how a request's settings appear in the response, the defaults of absent settings,
-and which settings are refused. Source: the Open Responses specification (openresponses.org),
-``ResponseResource`` and the models that it names.
+and which settings are refused; the usage; and the result of a compaction. Source: the Open
+Responses specification (openresponses.org), ``ResponseResource``, ``CompactResource`` and the
+models that they name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
+from bridgecore.testing import answers
 from bridgecore.testing.answers import Json, is_function
 from bridgecore.testing.faults import Error
 
@@ -122,6 +124,46 @@ def in_progress(body: Mapping[str, Any], response_id: str, created_at: int) -> J
         "usage": None,
         **_settings(body),
     }
+
+
+def usage(context: int, cached: int, output: Iterable[Json], produced: int) -> Json:
+    """The usage, in tokens, of a turn that read ``context`` and wrote ``produced``."""
+    reasoning = [item for item in output if item.get("type") == "reasoning"]
+    return {
+        "input_tokens": context,
+        "input_tokens_details": {"cached_tokens": min(cached, context), "cache_write_tokens": 0},
+        "output_tokens": produced,
+        "output_tokens_details": {"reasoning_tokens": answers.count_tokens(reasoning)},
+        "total_tokens": context + produced,
+    }
+
+
+def compaction(said: Iterable[Json], sealed: str, context: int, mark: str, created_at: int) -> Json:
+    """The answer to a request to compact a context.
+
+    Args:
+        said: the messages that stay, in any form in which a client may send them.
+        sealed: the ``encrypted_content`` that stands for the rest.
+        context: tokens of the context.
+        mark: a part of the ids, unique for the request.
+        created_at: Unix seconds.
+    """
+    kept = [_message(item, f"msg_{mark}{index:02x}") for index, item in enumerate(said)]
+    rest = {"id": f"cmp_{mark}", "type": "compaction", "encrypted_content": sealed}
+    return {
+        "id": f"resp_{mark}",
+        "object": "response.compaction",
+        "created_at": created_at,
+        "output": [*kept, rest],
+        "usage": usage(context, 0, [], 0),
+    }
+
+
+def _message(item: Json, name: str) -> Json:
+    """An input message with the members that it has in an answer."""
+    content = item.get("content")
+    parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
+    return {"id": name, "type": "message", "status": "completed", **item, "content": parts}
 
 
 def _settings(body: Mapping[str, Any]) -> Json:

@@ -7,8 +7,8 @@ As the real service: ``compaction_trigger`` as an input item gets a compaction i
 else. With ``context_management``, a context of more tokens than ``compact_threshold`` is compacted
 before the answer.
 
-Requests over HTTP are answered on the same port: a connection whose first request asks for no
-upgrade stays with HTTP.
+Requests over HTTP are answered on the same port: a connection speaks HTTP until one of its requests
+asks for an upgrade.
 
 The path of a create frame: ``_message`` reads it and queues it for its lane; ``_start`` checks it
 against its context and turns its answer into steps; ``_run`` sends the steps, as pacing and
@@ -256,13 +256,17 @@ class Emulator:
                 assert_never(event)
 
     def _receive(self, conn: Connection, data: bytes) -> None:
+        if conn.http is not None and conn.http.between_requests and conn.opening is None:
+            conn.opening = bytearray()  # clients with a pool also reuse connections for upgrades
         if conn.opening is not None:
             conn.opening += data
             is_http = self._begins_http(conn.opening)
             if is_http is None:
                 return
             data, conn.opening = bytes(conn.opening), None
-            if is_http:
+            if not is_http:
+                conn.http = None
+            elif conn.http is None:
                 conn.http = HttpTurns(self.max_post, self.ignores_stream)
         if conn.http is not None:
             self._receive_requests(conn, conn.http, data)
@@ -270,8 +274,8 @@ class Emulator:
             self._receive_messages(conn, data)
 
     def _begins_http(self, opening: bytearray) -> bool | None:
-        """Whether a connection that begins with ``opening`` speaks HTTP, and not WebSocket; None if
-        more of it has to be seen."""
+        """Whether ``opening`` begins a request that asks for no upgrade; None if more of it has to
+        be seen."""
         head, end, _ = bytes(opening).partition(b"\r\n\r\n")
         line = _HTTP.match(opening)
         if line is None:

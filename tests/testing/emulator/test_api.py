@@ -10,6 +10,7 @@ import pytest
 from bridgecore.testing import Emulator
 from bridgecore.testing.client import HttpAnswer, read_answers
 from bridgecore.testing.network import ByteClient, Network
+from bridgecore.wire.websocket import MessageReceived, Upgraded, WebSocketClient
 
 
 def connected(emulator: Emulator | None = None) -> tuple[Network, ByteClient]:
@@ -82,8 +83,8 @@ def test_a_malformed_request_ends_the_connection() -> None:
     ("body", "code"),
     [
         ([], "invalid_json"),
-        ({"input": 7}, "invalid_type"),
-        ({"previous_response_id": "resp_x"}, "previous_response_not_found"),
+        ({"model": "m", "input": 7}, "invalid_type"),
+        ({"model": "m", "previous_response_id": "resp_x"}, "previous_response_not_found"),
     ],
 )
 @pytest.mark.parametrize("path", ["compact", "input_tokens"])
@@ -91,3 +92,55 @@ def test_a_context_that_cannot_be_read_is_refused(path: str, body: Any, code: st
     _, client = connected()
     answer = ask(client, "POST", f"/v1/responses/{path}", body)
     assert (answer.status, answer.error["code"]) == (400, code)
+
+
+def test_a_compaction_needs_a_model_and_a_count_does_not() -> None:
+    _, client = connected()
+    refused = ask(client, "POST", "/v1/responses/compact", {"input": "hi"})
+    assert (refused.status, refused.error["param"]) == (400, "model")
+    assert ask(client, "POST", "/v1/responses/input_tokens", {"input": "hi"}).status == 200
+
+
+@pytest.mark.parametrize("content", ["hi", [{"type": "input_text", "text": "hi"}]])
+def test_a_compaction_has_whole_items(content: Any) -> None:
+    _, client = connected()
+    given = [{"role": "user", "content": content}, {"role": "assistant", "content": "yes"}]
+    body = {"model": "m", "input": given}
+    answer = ask(client, "POST", "/v1/responses/compact", body).json
+    said, rest = answer["output"]
+    assert said.pop("id")[:4] == "msg_"
+    assert said == {
+        "type": "message",
+        "role": "user",
+        "status": "completed",
+        "content": [{"type": "input_text", "text": "hi"}],
+    }
+    assert rest["type"] == "compaction"
+    assert answer["usage"]["input_tokens_details"]["cached_tokens"] == 0
+    assert answer["usage"]["output_tokens_details"]["reasoning_tokens"] == 0
+
+
+def test_an_upgrade_may_follow_requests_on_their_connection() -> None:
+    emulator = Emulator()
+    _, client = connected(emulator)
+    for _ in range(2):
+        assert ask(client, "GET", "/v1/models").status == 200
+    ws = WebSocketClient(authority="up", target="/v1/responses", headers=[], max_message=1 << 20)
+    upgrade = ws.connect()
+    client.send(upgrade[:30])
+    client.send(upgrade[30:])
+    (upgraded,) = ws.receive(client.take())
+    assert isinstance(upgraded, Upgraded)
+    client.send(ws.send_text(b'{"type": "response.create", "model": "m", "input": "hi"}'))
+    *_, last = ws.receive(client.take())
+    assert isinstance(last, MessageReceived)
+    assert json.loads(last.data)["type"] == "response.completed"
+
+
+def test_a_request_that_follows_at_once_is_no_upgrade() -> None:
+    emulator = Emulator()
+    _, client = connected(emulator)
+    one = b"GET /v1/models HTTP/1.1\r\nhost: up\r\n\r\n"
+    client.send(one + one[:9])
+    client.send(one[9:])
+    assert [answer.status for answer in read_answers(client.take())] == [200, 200]

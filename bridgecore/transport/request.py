@@ -1,30 +1,37 @@
-"""One turn of a client in this process: its request to the bridge, and the answer to be read.
+"""A request that comes without a socket: from an HTTP server or a client around the bridge.
 
-What belongs here: carrying out the effects of a connection without a socket, and reporting its
-events. The answer waits in memory until its reader takes it, in the same thread or another one.
+What belongs here: what each adapter of such a server or client would otherwise implement again, and
+needs no event loop. See ``bridgecore.transport.RequestBegun``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from threading import Lock
+from contextlib import AbstractContextManager, nullcontext
 
 from bridgecore import transport as tp
 from bridgecore.transport.driver import DrivenConnection, Driver
 from bridgecore.transport.sockets import HIGH_WATER
 
 Headers = list[tuple[bytes, bytes]]
+"""Names and values, as ``RequestBegun`` and ``Respond`` have them."""
 
 
-class Exchange:
-    """A request and its answer; a ``DrivenConnection``.
+class InProcessRequest:
+    """A request and its answer, which waits here until it is taken; a ``DrivenConnection``.
+
+    Call ``begin``, then ``receive`` for each part of the body, then ``end``. When ``wake`` is
+    called, look at ``head``, ``paused`` and ``cut``, and ``take`` what has come of the body of the
+    answer; ``unblock`` when that is written. Call ``leave`` at the end in any case.
 
     All methods except ``take`` are called in the thread of the event loop. ``over`` is the last
     thing that changes; a reader in another thread looks at it first.
 
     Args:
-        driver: of the bridge.
-        wake: called after each change that the reader may wait for; in the event loop's thread.
+        driver: of the bridge: the server that ``serve(config, port=None)`` runs.
+        wake: called after each change of what is here, in the event loop's thread.
+        lock: held for a moment where ``take`` may be called in another thread meanwhile: a
+            ``threading.Lock``. Not needed in one thread.
     """
 
     __slots__ = (
@@ -32,23 +39,30 @@ class Exchange:
         *("conn", "cut", "head", "over", "paused"),
     )
 
-    def __init__(self, driver: Driver[DrivenConnection], wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        driver: Driver[DrivenConnection],
+        wake: Callable[[], None],
+        lock: AbstractContextManager[object] | None = None,
+    ) -> None:
         self.conn = -1
         self.head: tuple[int, Headers] | None = None  # status and headers of the answer
         self.over = False  # nothing will follow what waits
-        self.cut = False  # and the answer is incomplete
+        self.cut = False  # and the answer is incomplete: it must not look complete to the client
         self.paused = False  # the bridge wants no more of the request for now
         self.blocked = False  # too much waits: call ``unblock`` after ``take``
         self._driver, self._wake = driver, wake
-        self._lock = Lock()  # of the next three, which the reader's thread uses too
+        self._lock = nullcontext() if lock is None else lock  # of the next three
         self._parts: list[bytes] = []  # of the answer, that the reader has not taken
         self._waiting = 0  # bytes in them
         self._marks = 0  # DataSent to report once all is taken
 
-    # ------------------------------------------------------------ for the client
+    # ------------------------------------------------------------ for the server or client
 
-    def begin(self, method: bytes, target: bytes, headers: Headers, scope: str | None) -> None:
-        """Report the head of the request."""
+    def begin(
+        self, method: bytes, target: bytes, headers: Headers, scope: str | None = None
+    ) -> None:
+        """Report the head of the request. See ``RequestBegun`` for the arguments."""
         self._driver.report(tp.RequestBegun(-1, method, target, headers, scope), self)
 
     def receive(self, part: bytes) -> None:
@@ -76,7 +90,7 @@ class Exchange:
         return (parts[0] if len(parts) == 1 else b"".join(parts)), over
 
     def unblock(self) -> None:
-        """The reader has taken what waited."""
+        """The reader has written what it took. May be called at any time."""
         if self._waiting > HIGH_WATER:
             return  # and more has come since, which it will take too
         if self.blocked and not self.over:
@@ -99,6 +113,8 @@ class Exchange:
         match effect:
             case tp.Send():
                 self._send(effect)
+            case tp.Respond(status=101):
+                self.leave()  # a WebSocket, which is no answer with a body: see Config.websocket
             case tp.Respond():
                 self.head = (effect.status, effect.headers)
             case tp.Close() | tp.EndSending():
@@ -107,7 +123,7 @@ class Exchange:
                 self._driver.report(tp.Disconnected(self.conn), self)
                 self.over = True
             case tp.SendClose():
-                raise AssertionError("a POST request cannot become a WebSocket")
+                raise AssertionError("only a WebSocket has a close frame")
             case tp.Abort():
                 self.cut = self.over = True
             case tp.PauseReading():
