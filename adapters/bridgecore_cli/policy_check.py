@@ -193,8 +193,12 @@ def main(lines: IO[str], without: Sequence[str]) -> None:
 
 
 def _end_with(lines: IO[str]) -> None:
-    """End this process when its input ends: the bridge is no more, or wants no answer."""
-    lines.read()
+    """End this process when its input ends: the bridge is no more, or wants no answer.
+
+    Read without the object's lock, which the interpreter needs when it ends.
+    """
+    while os.read(lines.fileno(), 1):
+        pass
     os._exit(0)
 
 
