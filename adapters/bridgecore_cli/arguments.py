@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
@@ -102,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
+        "  bridgecore demo                     what losses cost under three policies\n"
         "  bridgecore serve                    a bridge in front of an emulated upstream\n"
         "  bridgecore serve --upstream wss://api.openai.com/v1/responses\n"
         "  bridgecore rules                    what it does about each loss\n"
@@ -135,6 +136,16 @@ def parser() -> argparse.ArgumentParser:
         epilog="Examples:\n"
         "  bridgecore check-config --config bridge.toml\n"
         "  BRIDGECORE_PORT=9000 bridgecore check-config > bridge.toml\n",
+    )
+    commands.add_parser(
+        "demo",
+        flags=_demo,
+        help="see what three policies make of lost connections, in a few seconds",
+        description="Run the same client behind three bridges, with the policies v1_12, pr397 and "
+        "default, and an upstream that loses its connections; show the context and what was sent "
+        "as it grows, and say in four lines what it came to. Everything is in this process, over "
+        "real sockets on 127.0.0.1.",
+        epilog="Example:\n  bridgecore demo --html demo.html\n",
     )
     commands.add_parser(
         "rules",
@@ -297,6 +308,26 @@ def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -
             )
 
 
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--turns",
+        type=_at_least(2),
+        default=40,
+        metavar="N",
+        help="turns of each conversation (default: 40)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    parser.add_argument(
+        "--html",
+        type=_writable,
+        metavar="FILE",
+        help="write a page with the plot, sequence diagrams of one loss, and the numbers here",
+    )
+
+
 def _rules(parser: argparse.ArgumentParser) -> None:
     from bridgecore import DEFAULT
 
@@ -342,10 +373,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=_policies,
-        default=[DEFAULT],
         metavar=_POLICY,
         help=f"{_policy_help()}; "
-        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
+        f"conversation, {DEFAULT.name} for the others)",
     )
     parser.add_argument(
         "--turns",
@@ -363,10 +394,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults",
         type=_every,
-        default=(1, 4),
-        metavar="K|none",
-        help="inject a fault into one turn in K (default: each turn of the long conversation, "
-        "one in 4 of the others)",
+        default=((1, 1), 4),
+        metavar="K|M/K|none",
+        help="inject a fault into one turn in K, or M of K turns of the long conversation "
+        "(default: each turn of the long conversation, one in 4 of the others)",
     )
     parser.add_argument(
         "--warm",
@@ -547,9 +578,20 @@ def _replicas(text: str) -> int:
 _MOST_REPLICAS: Final = 9
 
 
-def _every(text: str) -> tuple[int | None, int | None]:
-    """K, twice: faults hit one in K turns of the long conversation and of the others."""
+Faults: TypeAlias = "tuple[tuple[int, int | None], int | str | None]"
+
+
+def _every(text: str) -> Faults:
+    """Which turns faults hit: M of K turns of the long conversation, as (M, K), and one in K turns
+    of the others. For the others ``SEVERAL`` if M is not 1: their faults are drawn one by one."""
     if text == "none":
-        return None, None
-    value: int = _at_least(1)(text)
-    return value, value
+        return (1, None), None
+    first, slash, second = text.partition("/")
+    run: int = _at_least(1)(first) if slash else 1
+    every: int = _at_least(1)(second if slash else first)
+    if run > every:
+        raise argparse.ArgumentTypeError(f"{run} of {every} turns are too many")
+    return (run, every), every if run == 1 else SEVERAL
+
+
+SEVERAL: Final = "several"

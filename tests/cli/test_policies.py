@@ -214,7 +214,7 @@ def test_verify_takes_one(folder: Path) -> None:
 
 def test_simulate_runs_one(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["simulate", "--policy", "own.toml", "--turns", "2"]) == 0
-    assert "policy mine: one conversation" in capfd.readouterr().out
+    assert "policy mine: One conversation" in capfd.readouterr().out
 
 
 def test_a_log_of_one_replays_by_itself_and_against_another(
