@@ -16,11 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks.throughput.report import Report, as_rst, as_svg
-from bridgecore.recovery.events import Event
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.events import Event, Standing
+from bridgecore.recovery.policy import DEFAULT, V1_12, Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.simulate import Experiment, grow
+from bridgecore.simulate.growth_report import plot
 from bridgecore.tables import list_table, render_rst
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
@@ -95,7 +99,12 @@ def _edges() -> diagram.Edges:
             met.setdefault((state.phase, transition.state.phase), set()).add(transition.rule)
         return transition
 
-    explore(DEFAULT, BOUNDS["small"][0], stepper=watching)
+    quick = BOUNDS["quick"]
+    # In these a connection is too old before its session expires; so once the other way round.
+    longer = attrs.evolve(quick[0].timeouts, lifetime=2)
+    idle = attrs.evolve(quick[0], standings=(Standing.BOUND,), timeouts=longer, remote=False)
+    for part in (*quick, idle):
+        explore(DEFAULT, part, stepper=watching)
     order = list(Phase)
     places = sorted(met, key=lambda edge: (order.index(edge[0]), order.index(edge[1])))
     return {edge: sorted(met[edge]) for edge in places}
@@ -223,6 +232,11 @@ def render_clients() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def draw_context() -> str:
+    """The context of a long conversation under two policies, which README.md shows."""
+    return plot([grow(Experiment(policy=policy)) for policy in (DEFAULT, V1_12)])
+
+
 def _setting_rows() -> list[tuple[str, str, str]]:
     """Name, meaning and default of each setting. Large numbers and lists get commas."""
     rows = []
@@ -272,6 +286,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "settings.rst": render_settings,
     "performance.rst": render_performance,
     "performance.svg": draw_performance,
+    "context.svg": draw_context,
     "clients.rst": render_clients,
     "../../README.md": render_readme,
 }
