@@ -16,18 +16,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks.throughput.report import Report, as_rst, as_svg
-from bridgecore.recovery.events import Event
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.events import Event, Standing
+from bridgecore.recovery.policy import DEFAULT, V1_12, Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.simulate import Experiment, grow
+from bridgecore.simulate.growth_report import plot
 from bridgecore.tables import list_table, render_rst
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
+from bridgecore.verify.cost import Rank
 from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
+from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.mutate import KEPT
+from bridgecore.verify.ownership_world import OwnershipProperty
+from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
@@ -91,7 +99,12 @@ def _edges() -> diagram.Edges:
             met.setdefault((state.phase, transition.state.phase), set()).add(transition.rule)
         return transition
 
-    explore(DEFAULT, BOUNDS["small"][0], stepper=watching)
+    quick = BOUNDS["quick"]
+    # In these a connection is too old before its session expires; so once the other way round.
+    longer = attrs.evolve(quick[0].timeouts, lifetime=2)
+    idle = attrs.evolve(quick[0], standings=(Standing.BOUND,), timeouts=longer, remote=False)
+    for part in (*quick, idle):
+        explore(DEFAULT, part, stepper=watching)
     order = list(Phase)
     places = sorted(met, key=lambda edge: (order.index(edge[0]), order.index(edge[1])))
     return {edge: sorted(met[edge]) for edge in places}
@@ -129,6 +142,23 @@ def render_properties() -> str:
         where = entry if isinstance(entry, str) else ", ".join(f"`{p.name}`" for p in entry)
         places.append((requirement, where))
     return "\n".join([*lines, *list_table(places)]).rstrip() + "\n"
+
+
+def render_costs() -> str:
+    """The ranks with their properties, and what a violation of each costs a user."""
+    lines = [*_HEAD]
+    kinds = {
+        "sessions": Property,
+        "bridges": BridgeProperty,
+        "ownership": OwnershipProperty,
+        "pairs": PairProperty,
+    }
+    for rank in Rank:
+        rows = [("property", "of", "costs")]
+        for of, kind in kinds.items():
+            rows += [(f"`{prop.name}`", of, prop.cost) for prop in kind if prop.rank is rank]
+        lines += [f"Rank {int(rank)}: {rank.words}.", "", *list_table(rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def render_faults() -> str:
@@ -202,6 +232,11 @@ def render_clients() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def draw_context() -> str:
+    """The context of a long conversation under two policies, which README.md shows."""
+    return plot([grow(Experiment(policy=policy)) for policy in (DEFAULT, V1_12)])
+
+
 def _setting_rows() -> list[tuple[str, str, str]]:
     """Name, meaning and default of each setting. Large numbers and lists get commas."""
     rows = []
@@ -243,6 +278,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "states.rst": render_states,
     "states.svg": render_svg,
     "properties.rst": render_properties,
+    "costs.rst": render_costs,
     "bugs.rst": render_bugs,
     "faults.rst": render_faults,
     "api.rst": render_api,
@@ -250,6 +286,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "settings.rst": render_settings,
     "performance.rst": render_performance,
     "performance.svg": draw_performance,
+    "context.svg": draw_context,
     "clients.rst": render_clients,
     "../../README.md": render_readme,
 }

@@ -178,8 +178,9 @@ def parser() -> argparse.ArgumentParser:
         flags=_verify,
         help="check every property in every state that a policy can reach",
         description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. A property that is broken is printed with a shortest "
-        "sequence of events that breaks it.",
+        "and check every property in each. Broken ones are printed with a shortest sequence of "
+        "events that breaks them, the cell or rule that is responsible, and what would hold there; "
+        "those that cost a user most come first.",
     )
     commands.add_parser(
         "store",
@@ -456,12 +457,33 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="how much to explore (default: small)",
     )
     parser.add_argument(
+        "--property",
+        type=_property,
+        action="append",
+        metavar="NAME",
+        help="judge this property only; may be given several times",
+    )
+    parser.add_argument(
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the shortest counterexample here, if there is one",
+        help="draw the costliest counterexample here, if there is one",
     )
     parser.add_argument(
+        "--mermaid",
+        type=_writable,
+        metavar="FILE",
+        help="write it here as a sequence diagram of Mermaid",
+    )
+    parser.add_argument(
+        "--junit",
+        type=_writable,
+        metavar="FILE",
+        help="write the results here as JUnit's XML, with a test case for each property",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object instead")
+    output.add_argument(
         "--mutants",
         action="store_true",
         help="also change each rule and check that a property notices",
@@ -531,6 +553,21 @@ def _writable(text: str) -> Path:
     if reason:
         raise argparse.ArgumentTypeError(f"cannot write {text!r}: {os.strerror(reason)}")
     return path
+
+
+def _property(name: str) -> str:
+    """The name of a property.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such property.
+    """
+    from bridgecore_cli.verify_sections import names
+
+    known = names()
+    if name in known:
+        return name
+    meant = did_you_mean(name.upper().replace("-", "_"), known)
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
 
 
 def _policies(name: str) -> list[Policy]:
