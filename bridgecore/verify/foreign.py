@@ -1,7 +1,7 @@
 """Checks the log of another bridge: is there a course of events in which it does nothing wrong?
 
 What belongs here: the search for such a course. A log (observed.py) is silent about much: a loss
-that nobody wrote down, a deadline, the moment at which a frame was gone, and how late the bridge
+that was not logged, a deadline, the moment at which a frame was gone, and how late the bridge
 noticed what had happened. So the reference model (model.py) is kept not in one state but in every
 state that the lines so far allow, each with the fewest unlogged events that lead to it. The
 properties judge events and effects alone; our rules and policies have no part in this.
@@ -157,7 +157,7 @@ _OPTIONAL = _Silence._fields
 
 
 def _terms(header: Header, without: frozenset[Property]) -> Terms:
-    """What the model is told of the bridge. A deadline that is not stated may pass at any time."""
+    """What the model knows of the bridge. A deadline that is not stated may pass at any time."""
     times = {timer.value: header.timeouts.get(timer, 1) for timer in _UNLOGGED}
     return Terms(
         Timeouts(**times, expiry=1),
