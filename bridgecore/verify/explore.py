@@ -360,7 +360,9 @@ class _Search:
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns, and submission
         self.fresh_moves: dict[object, tuple[Move, ...]] = {}
-        self.resent: dict[tuple[object, ...], bool] = {}
+        # Each way in which a turn was lost: its number, and whether the first such turn was resent.
+        self.resent: dict[tuple[object, ...], tuple[int, bool]] = {}
+        self.losses: dict[int, int] = {}  # packed (model, outcome) to that number, negative: failed
         self.broken: set[Property] = set()
 
     def run(self) -> Report:
@@ -429,6 +431,10 @@ class _Search:
             checked = edge.error or self.after.get(model << _BITS | edge.outcome)
             if checked is None:
                 checked = self._model_after(model, edge.outcome)
+                if not isinstance(checked, ViolationError):
+                    unlike = self._unlike(model, edge.outcome)
+                    if unlike is not None and not self._violated(index, label, _COMPARED, unlike):
+                        return False
             if isinstance(checked, ViolationError):
                 if not self._violated(index, label, checked.prop, str(checked)):
                     return False
@@ -511,7 +517,6 @@ class _Search:
             after = model
             if outcome.event is not None:
                 after = model.after(outcome.event, outcome.effects, 0, outcome.deadline)
-                self._compare(model, outcome.event, outcome.effects)
             if outcome.naming is not _SAME:
                 after = _renamed(after, outcome.naming)
             checked = self._model(after)
@@ -520,18 +525,22 @@ class _Search:
         self.after[number << _BITS | outcome_number] = checked
         return checked
 
-    def _compare(self, model: Model, event: Event, effects: tuple[fx.Effect, ...]) -> None:
-        """Check that turns lost in the same way get the same remedy."""
-        if not effects or type(event) not in _LOSSES:
-            return
+    def _unlike(self, number: int, outcome_number: int) -> str | None:
+        """What differs, if the outcome loses a turn, and one lost in the same way got another
+        remedy; to be asked once for each outcome of a model."""
+        model, outcome = self.models[number], self.numbered[outcome_number]
+        event, effects = outcome.event, outcome.effects
+        if not effects or not isinstance(event, _LOSSES):
+            return None
         loss = model.loss_of(event, 0)
         if loss is None:
-            return
+            return None
         again = not any(type(effect) is fx.FailTurn for effect in effects)
-        unlike = self.resent.setdefault(loss, again) is not again and not again
-        if unlike and Property.RECONNECT_COSTS_NO_REPLAY not in self.without:
-            text = "a turn lost in the same way after as many replays was sent again"
-            raise ViolationError(Property.RECONNECT_COSTS_NO_REPLAY, text)
+        kind, first = self.resent.setdefault(loss, (len(self.resent) + 1, again))
+        self.losses[number << _BITS | outcome_number] = kind if again else -kind
+        if first is again:
+            return None
+        return f"a turn lost in the same way after as many replays was {_REMEDY[first]}"
 
     def _violated(self, index: int, label: str, prop: Property, text: str) -> bool:
         """Record a violation; False: enough violations were found."""
@@ -607,6 +616,8 @@ class _Search:
 _ACCEPTS, _REFUSES_ANCHOR = "created", "refused: not found"
 _STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
+_COMPARED = Property.RECONNECT_COSTS_NO_REPLAY
+_REMEDY = {True: "sent again", False: "not sent again"}
 _INERT = (fx.Ignored, fx.FailTurn)  # the effects of an ignored event and of a rejected turn
 _BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE})
 

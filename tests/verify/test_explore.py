@@ -115,6 +115,22 @@ def test_a_reconnect_uses_the_replay_only_if_the_budget_says_so() -> None:
     assert Property.RECONNECT_COSTS_NO_REPLAY not in report.broken
 
 
+def resends_later(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """A turn that is lost on the first connection is refused, on any later one it is resent."""
+    return step(replaying(policy) if state.generation > 1 else policy, state, event, now)
+
+
+def test_it_does_not_matter_which_remedy_is_met_first() -> None:
+    report = explore(DEFAULT, attrs.evolve(TINY, depth=9), stepper=resends_later, most=ALL)
+    found = report.broken[Property.RECONNECT_COSTS_NO_REPLAY]
+    assert found.text.endswith(
+        "a turn lost in the same way after as many replays was not sent again"
+    )
+    # What the owner replica says it has not sent is not lost, and is sent from here at once.
+    remote = attrs.evolve(TINY, remote=True)
+    assert set(explore(DEFAULT, remote, stepper=step, most=ALL).broken) == set()
+
+
 def test_the_broken_policy_loses_a_chain_with_its_socket() -> None:
     found = find("v1_12").broken[Property.NOT_FOUND_IS_EARNED]
     assert found.path == ("submit held old", "opened")
