@@ -23,7 +23,7 @@ has to be answered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -304,6 +304,7 @@ class _Edge:
     move: Move
     outcome: int
     after: int | None
+    rule: str = ""
     inert: bool = False  # nothing changed: the event is ignored or its turn rejected
     ended: str | None = None
     error: ViolationError | None = None
@@ -343,6 +344,9 @@ class _Search:
         self.most = most
         self.reduced = reduced
         self.without = without
+        # Whether to save time where a result is known beforehand: what a session ignores in all
+        # states of one signature, which states are canonical, which are equal.
+        self.shortcuts = reduced
         self.progress: Callable[[Report], None] | None = None
         self.found_one: Callable[[Counterexample], None] | None = None
         self.report = Report(policy.name, bounds)
@@ -395,7 +399,8 @@ class _Search:
             self.progress(self.report)
 
     def _state(self, state: SessionState) -> int:
-        number = self.state_numbers.setdefault(key_of(state), len(self.states))
+        key: object = key_of(state) if self.shortcuts else state
+        number = self.state_numbers.setdefault(key, len(self.states))
         if number == len(self.states):
             self.states.append(state)
             self.edges.append(None)
@@ -415,7 +420,7 @@ class _Search:
         fresh = None
         if edges is None:
             signature = _signature(self.states[state])
-            found = self.fresh_moves.get(signature) if self.reduced else None
+            found = self.fresh_moves.get(signature) if self.shortcuts else None
             if found is None:
                 found, fresh = tuple(moves(self.states[state], self.bounds)), signature
             edges = self.edges[state] = tuple([self._happen(state, move) for move in found])
@@ -478,18 +483,19 @@ class _Search:
         ended = _ending(effects, turn)
         if len(effects) == 1 and type(effects[0]) in _INERT and after == state:
             outcome = self._outcome(event, effects, deadline, _SAME)
-            return _Edge(move, outcome, number, inert=True, ended=ended)
+            return _Edge(move, outcome, number, rule, inert=True, ended=ended)
         if effects and type(effects[-1]) is fx.RetireSession:
             # The session was retired: nothing more can happen to it.
             outcome = self._outcome(event, effects, deadline, _SAME)
-            return _Edge(move, outcome, None, ended=ended)
+            return _Edge(move, outcome, None, rule, ended=ended)
         folded, naming = after, _SAME
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
-        if not (_is_canonical(after) and tip == state.cached_response and tip in (None, "tip")):
+        plain = self.shortcuts and _is_canonical(after)
+        if not (plain and tip == state.cached_response and tip in (None, "tip")):
             folded, naming = self._folded(after, 0)
         outcome = self._outcome(event, effects, deadline, naming)
-        return _Edge(move, outcome, self._state(folded), ended=ended)
+        return _Edge(move, outcome, self._state(folded), rule, ended=ended)
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
@@ -594,7 +600,7 @@ class _Search:
 
     def _retry(self, index: int, label: str, ends: dict[int, _Ending | None]) -> int | None:
         """Submit the turn until an answer is not retriable; None: one was."""
-        most = self.policy.budgets.refusals + 2
+        most = self.policy.budgets.refusals + _TRIES
         for _ in range(most):
             submissions = self.quiet.get(index, {})
             # The retry names the same response, but the connection may not have it cached any more.
@@ -615,6 +621,7 @@ class _Search:
 
 _ACCEPTS, _REFUSES_ANCHOR = "created", "refused: not found"
 _STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
+_TRIES = 2  # that a client may need beyond the budget of refusals
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
 _COMPARED = Property.RECONNECT_COSTS_NO_REPLAY
 _REMEDY = {True: "sent again", False: "not sent again"}
@@ -659,4 +666,91 @@ def _signature(state: SessionState) -> tuple[object, ...]:
         state.remote,
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,
+    )
+
+
+# ---------------------------------------------------------------- for other checkers
+
+
+class TabledMove(NamedTuple):
+    """What a session does at one move. ``after`` is None when it is retired; ``ended`` is how the
+    turn ended that the move is about, "" if it did not end; ``broken`` is set if the session broke
+    a property that needs no model, and then ``outcome`` and ``after`` say nothing."""
+
+    label: str
+    rule: str  # "" for time that passes
+    outcome: int
+    after: int | None
+    ended: str
+    inert: bool
+    broken: Property | None
+
+
+class TabledCheck(NamedTuple):
+    """What the model says of an outcome: its next state, or the property that it finds broken.
+
+    ``loss`` numbers the ways in which a turn can be lost that are to have the same remedy, from 1:
+    positive if the turn was sent again, negative if it failed, 0 if no turn was lost.
+    """
+
+    after: int | None
+    broken: Property | None
+    loss: int
+
+
+@attrs.frozen
+class Tables:
+    """An explored policy as two tables, of which a world is the product: a session's state and a
+    model. States, models and outcomes are numbered from 0."""
+
+    policy: str
+    bounds: str
+    states: tuple[SessionState, ...]
+    moves: tuple[tuple[TabledMove, ...], ...]  # by state
+    checks: tuple[Mapping[int, TabledCheck], ...]  # by model, then by outcome
+    starts: tuple[tuple[int, int], ...]  # worlds
+    healthy: tuple[str | None, ...]  # by state: the next move of a healthy upstream
+    knowing: frozenset[int]  # models whose upstream knows the anchor that it was sent
+    tries: int  # after that many refusals a client's retries have to have ended
+
+
+def tabulate(policy: Policy, bounds: Bounds, *, stepper: Step = step) -> Tables | None:
+    """The tables of ``policy``; None if ``bounds`` end the search before its end.
+
+    Nothing is taken for known beforehand here: every move is tried in every state, every state is
+    brought into canonical form, and states are compared as they are. So a checker that works on
+    these tables checks the shortcuts of ``explore``, too.
+    """
+    search = _Search(bounded(policy, bounds), bounds, step, len(Property), True, frozenset())
+    search.stepper, search.shortcuts = stepper, False
+    report = search.run()
+    if not report.complete or bounds.depth is not None:
+        return None
+    checks: list[dict[int, TabledCheck]] = [{} for _ in search.models]
+    for packed, after in search.after.items():
+        loss = search.losses.get(packed, 0)
+        if isinstance(after, ViolationError):
+            check = TabledCheck(None, after.prop, loss)
+        else:
+            check = TabledCheck(after, None, loss)
+        checks[packed >> _BITS][packed & _MASK] = check
+    starts = [(0, 0), (1, 1)] if bounds.remote else [(0, 0)]
+    return Tables(
+        policy.name,
+        bounds.name,
+        tuple(search.states),
+        tuple([tuple(map(_tabled, edges or ())) for edges in search.edges]),
+        tuple(checks),
+        tuple(starts),
+        tuple(search.healthy_moves),
+        frozenset([number for number, model in enumerate(search.models) if model.known]),
+        search.policy.budgets.refusals + _TRIES,
+    )
+
+
+def _tabled(edge: _Edge) -> TabledMove:
+    broken = None if edge.error is None else edge.error.prop
+    return TabledMove(
+        *(edge.move.label, edge.rule, edge.outcome, edge.after),
+        *(edge.ended or "", edge.inert, broken),
     )
