@@ -10,13 +10,15 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run test bench check format generate docs changelog clean mutation verify-nightly
+.PHONY: help run demo test bench check format generate docs changelog clean mutation clients verify-nightly
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
+	@echo "make demo       see what three policies make of lost connections (ARGS='--html demo.html')"
 	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make bench      measure against floors (ARGS='--rounds 1 --only delta300 --even-if-busy')"
+	@echo "make clients    run client libraries through the bridge (ARGS='--only LangChain' selects); installs them"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
@@ -30,12 +32,19 @@ help:
 run: $(VENV)/.ready-to-run
 	@$(BIN)/bridgecore serve $(ARGS)
 
+demo: $(VENV)/.ready-to-run
+	@$(BIN)/bridgecore demo $(ARGS)
+
 test: $(VENV)/.ready-to-develop
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # On a machine that does nothing else: it refuses to report on a busy one.
 bench: $(VENV)/.ready-to-develop
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+# It installs other people's libraries, in build/clients, and needs Node.js and npm.
+clients: $(VENV)/.ready-to-develop
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 check: $(VENV)/.ready-to-develop
 	$(BIN)/ruff check .

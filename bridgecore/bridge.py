@@ -244,8 +244,10 @@ class Bridge:
                 self._obey(self._replica.start(event.peer_port, now), now)
         elif isinstance(event, ResponseDeleted):
             scope, _ = self._intake.identify(event.headers, event.scope)
-            self._memory.forget(scope, event.response)
+            deleted = self._memory.forget(scope, event.response, now)
             self._schedule.set(_MEMORY, self._memory.next_expiry())
+            if replica is not None:
+                self._obey(replica.forget(deleted, now), now)
         elif isinstance(event, ContextRequested):
             scope, headers = self._intake.identify(event.headers, event.scope)
             body = self._memory.whole_request(scope, event.body, headers, now)

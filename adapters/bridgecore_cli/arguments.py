@@ -15,7 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
+        "  bridgecore demo                     what lost connections cost under three policies\n"
         "  bridgecore serve                    a bridge in front of an emulated upstream\n"
         "  bridgecore serve --upstream wss://api.openai.com/v1/responses\n"
         "  bridgecore rules                    what it does about each loss\n"
@@ -138,6 +139,16 @@ def parser() -> argparse.ArgumentParser:
         "  BRIDGECORE_PORT=9000 bridgecore check-config > bridge.toml\n",
     )
     commands.add_parser(
+        "demo",
+        flags=_demo,
+        help="see what three policies make of lost connections, in a few seconds",
+        description="Run the same client behind three bridges, with the policies v1_12, pr397 and "
+        "default, and an upstream that loses its connections; show the context and what was sent "
+        "as it grows, and say in four lines what it came to. Everything is in this process, over "
+        "real sockets on 127.0.0.1.",
+        epilog="Example:\n  bridgecore demo --html demo.html\n",
+    )
+    commands.add_parser(
         "rules",
         flags=_rules,
         help="print the table of a policy and the rules of the state machine",
@@ -165,8 +176,9 @@ def parser() -> argparse.ArgumentParser:
         flags=_verify,
         help="check every property in every state that a policy can reach",
         description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. A property that is broken is printed with a shortest "
-        "sequence of events that breaks it.",
+        "and check every property in each. Broken ones are printed with a shortest sequence of "
+        "events that breaks them, the cell or rule that is responsible, and what would hold there; "
+        "those that cost a user most come first.",
     )
     commands.add_parser(
         "store",
@@ -287,6 +299,26 @@ def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -
         )
 
 
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--turns",
+        type=_at_least(2),
+        default=40,
+        metavar="N",
+        help="turns of each conversation (default: 40)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    parser.add_argument(
+        "--html",
+        type=_writable,
+        metavar="FILE",
+        help="write a page with the plot, sequence diagrams of one loss, and the numbers here",
+    )
+
+
 def _rules(parser: argparse.ArgumentParser) -> None:
     from bridgecore import POLICIES
 
@@ -313,10 +345,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=_policies,
-        default=[DEFAULT],
         metavar="NAME|MODULE:ATTR",
         help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR; "
-        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
+        f"conversation, {DEFAULT.name} for the others)",
     )
     parser.add_argument(
         "--turns",
@@ -334,10 +366,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults",
         type=_every,
-        default=(1, 4),
-        metavar="K|none",
-        help="inject a fault into one turn in K (default: each turn of the long conversation, "
-        "one in 4 of the others)",
+        default=((1, 1), 4),
+        metavar="K|M/K|none",
+        help="inject a fault into one turn in K, or M of K turns of the long conversation "
+        "(default: each turn of the long conversation, one in 4 of the others)",
     )
     parser.add_argument(
         "--warm",
@@ -397,12 +429,33 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="how much to explore (default: small)",
     )
     parser.add_argument(
+        "--property",
+        type=_property,
+        action="append",
+        metavar="NAME",
+        help="judge this property only; may be given several times",
+    )
+    parser.add_argument(
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the shortest counterexample here, if there is one",
+        help="draw the costliest counterexample here, if there is one",
     )
     parser.add_argument(
+        "--mermaid",
+        type=_writable,
+        metavar="FILE",
+        help="write it here as a sequence diagram of Mermaid",
+    )
+    parser.add_argument(
+        "--junit",
+        type=_writable,
+        metavar="FILE",
+        help="write the results here as JUnit's XML, with a test case for each property",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object instead")
+    output.add_argument(
         "--mutants",
         action="store_true",
         help="also change each rule and check that a property notices",
@@ -472,6 +525,21 @@ def _writable(text: str) -> Path:
     return path
 
 
+def _property(name: str) -> str:
+    """The name of a property.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such property.
+    """
+    from bridgecore_cli.verify_sections import names
+
+    known = names()
+    if name in known:
+        return name
+    meant = did_you_mean(name.upper().replace("-", "_"), known)
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
+
+
 def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
@@ -517,9 +585,20 @@ def _replicas(text: str) -> int:
 _MOST_REPLICAS: Final = 9
 
 
-def _every(text: str) -> tuple[int | None, int | None]:
-    """K, twice: faults hit one in K turns of the long conversation and of the others."""
+Faults: TypeAlias = "tuple[tuple[int, int | None], int | str | None]"
+
+
+def _every(text: str) -> Faults:
+    """Which turns faults hit: M of K turns of the long conversation, as (M, K), and one in K turns
+    of the others. For the others ``SEVERAL`` if M is not 1: their faults are drawn one by one."""
     if text == "none":
-        return None, None
-    value: int = _at_least(1)(text)
-    return value, value
+        return (1, None), None
+    first, slash, second = text.partition("/")
+    run: int = _at_least(1)(first) if slash else 1
+    every: int = _at_least(1)(second if slash else first)
+    if run > every:
+        raise argparse.ArgumentTypeError(f"{run} of {every} turns are too many")
+    return (run, every), every if run == 1 else SEVERAL
+
+
+SEVERAL: Final = "several"

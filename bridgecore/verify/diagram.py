@@ -1,4 +1,4 @@
-"""Draws counterexamples as sequence diagrams (text, SVG) and the phases of a session (SVG).
+"""Draws counterexamples (text, SVG, Mermaid) and the phases of a session (SVG).
 
 What belongs here: which lane an event comes from and an effect goes to, and the drawing. The
 history is a ``Story`` of story.py; the transitions between phases are collected by the caller.
@@ -141,6 +141,31 @@ def svg(story: Story) -> str:
         )
     out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(story.text)}</text>')
     return "\n".join([*out, "</svg>", ""])
+
+
+def mermaid(story: Story) -> str:
+    """The diagram as a sequence diagram of Mermaid, which many sites draw from its text."""
+    out = ["sequenceDiagram", f"    title {_plain(story.prop.name)}"]
+    out += [f"    participant {lane.name.lower()}" for lane in Lane]
+    at = -1
+    for arrow in arrows(story):
+        source, target = arrow.source.name.lower(), arrow.target.name.lower()
+        if arrow.at != at:
+            at = arrow.at
+            out.append(f"    Note left of client: {at / NS_PER_SECOND:.3f} s")
+        if source == target:
+            out.append(f"    Note over {source}: {_plain(arrow.text)}")
+        else:
+            out.append(f"    {source}->>{target}: {_plain(arrow.text)}")
+    out.append(f"    Note over client,upstream: broken: {_plain(story.text)}")
+    return "\n".join([*out, ""])
+
+
+def _plain(text: str) -> str:
+    """``text`` on one line, with codes for what Mermaid takes for the end of a statement, a comment
+    or HTML."""
+    codes = {"#": "#35;", ";": "#59;", "<": "#lt;", ">": "#gt;", "%": "#37;"}
+    return " ".join("".join(codes.get(c, c) for c in text).split())
 
 
 def _escaped(text: str) -> str:

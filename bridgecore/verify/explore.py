@@ -266,6 +266,7 @@ def explore(
     most: int = 1,
     reduced: bool = True,
     without: frozenset[Property] = frozenset(),
+    local_first: bool = False,
     progress: Callable[[Report], None] | None = None,
     found: Callable[[Counterexample], None] | None = None,
 ) -> Report:
@@ -278,12 +279,15 @@ def explore(
         reduced: False: no symmetry reduction except for times, and every move is tried in every
             world; ``bounds.depth`` has to end the search. ``states`` still counts canonical ones.
         without: properties that are not checked.
+        local_first: explore everything that a session of this replica can reach before one that
+            another replica owns. A counterexample is then ``remote`` only if there is no other for
+            its property; otherwise, if it is the shortest one.
         progress: called every few thousand states.
         found: called for each counterexample as soon as it is found.
     """
     search = _Search(bounded(policy, bounds), bounds, stepper, most, reduced, without)
     search.progress, search.found_one = progress, found
-    return search.run()
+    return search.run(local_first)
 
 
 _DONE, _FINAL, _RETRY = "done", "final", "retry"
@@ -368,20 +372,28 @@ class _Search:
         self.resent: dict[tuple[object, ...], tuple[int, bool]] = {}
         self.losses: dict[int, int] = {}  # packed (model, outcome) to that number, negative: failed
         self.broken: set[Property] = set()
+        self.remote_start: int | None = None  # the number of that world
 
-    def run(self) -> Report:
+    def run(self, local_first: bool = False) -> Report:
         """Explore, then check liveness."""
         report, bounds = self.report, self.bounds
         terms = attrs.evolve(terms_of(self.policy), without=self.without)
         self._begin(SessionState(), Model(terms))
+        if local_first:
+            self._run()
         if bounds.remote:
+            self.remote_start = len(self.worlds)
             self._begin(SessionState(remote=True), Model(terms, remote=True))
-        self.worlds.run(self._expand, self._progressed, every=2048)
+        self._run()
         report.complete = self.worlds.complete
         report.states = len(self.worlds) if self.reduced else len(self.reached())
         if report.complete and bounds.depth is None and len(self.broken) < self.most:
             self._judge_liveness()
         return report
+
+    def _run(self) -> None:
+        if len(self.broken) < self.most:
+            self.worlds.run(self._expand, self._progressed, every=2048)
 
     def reached(self) -> set[tuple[object, object]]:
         """The keys of the canonical forms of all worlds."""
@@ -554,7 +566,7 @@ class _Search:
             self.broken.add(prop)
             start, way = self.worlds.way(index)
             path = (*way, label) if label else way
-            found = Counterexample(prop, text, path, remote=start == 1)
+            found = Counterexample(prop, text, path, remote=start == self.remote_start)
             self.report.counterexamples.append(found)
             if self.found_one is not None:
                 self.found_one(found)

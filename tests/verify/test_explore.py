@@ -136,6 +136,17 @@ def test_the_broken_policy_loses_a_chain_with_its_socket() -> None:
     assert found.path == ("submit held old", "opened")
 
 
+def test_a_path_without_other_replicas_is_preferred() -> None:
+    few = attrs.evolve(BOUNDS["quick"][0], standings=(Standing.UNANCHORED,))
+    remote = {}
+    for first in (False, True):
+        report = explore(V1_12, few, most=ALL, local_first=first)
+        assert report.complete
+        remote[first] = {prop for prop, found in report.broken.items() if found.remote}
+    assert remote[False] == {Property.OWNER_LOSS_REBINDS, Property.RECONNECT_COSTS_NO_REPLAY}
+    assert remote[True] == {Property.OWNER_LOSS_REBINDS}
+
+
 def test_a_counterexample_names_the_cells_that_decided() -> None:
     found = find("v1_12").broken[Property.NOT_FOUND_IS_EARNED]
     story = tell(V1_12, SMALL, found)
