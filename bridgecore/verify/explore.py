@@ -726,15 +726,23 @@ class Tables:
     tries: int  # after that many refusals a client's retries have to have ended
 
 
-def tabulate(policy: Policy, bounds: Bounds, *, stepper: Step = step) -> Tables | None:
-    """The tables of ``policy``; None if ``bounds`` end the search before its end.
+def tabulate(
+    policy: Policy,
+    bounds: Bounds,
+    *,
+    stepper: Step = step,
+    without: frozenset[Property] = frozenset(),
+    progress: Callable[[Report], None] | None = None,
+) -> Tables | None:
+    """The tables of ``policy``; None if ``bounds`` end the search before its end. For the
+    arguments see ``explore``.
 
     Nothing is taken for known beforehand here: every move is tried in every state, every state is
     brought into canonical form, and states are compared as they are. So a checker that works on
     these tables checks the shortcuts of ``explore``, too.
     """
-    search = _Search(bounded(policy, bounds), bounds, step, len(Property), True, frozenset())
-    search.stepper, search.shortcuts = stepper, False
+    search = _Search(bounded(policy, bounds), bounds, stepper, len(Property), True, without)
+    search.progress, search.shortcuts = progress, False
     report = search.run()
     if not report.complete or bounds.depth is not None:
         return None

@@ -31,25 +31,23 @@ def tla(tables: Tables, module: str = "Session") -> str:
     """The TLA+ module named ``module``. After its end, which TLC does not read, comes the
     configuration file that TLC needs beside it."""
     kinds: dict[tuple[str, int, str, str], int] = {}
-    moves = []
-    for number, row in enumerate(tables.moves):
+    moves: list[str] = []
+    for state, row in zip(tables.states, tables.moves, strict=True):
         pairs = []
         for move in row:
             broken = "" if move.broken is None else move.broken.name
             kind = (move.label, move.outcome + 1, move.ended, broken)
             place = kinds.setdefault(kind, len(kinds) + 1)
-            after = 0 if move.after is None else move.after + 1
-            pairs.append(f"<<{place},{after}>>")
-        moves.append(f"{{{','.join(pairs)}}}  \\* {number + 1}: {tables.states[number].phase.value}")
-    checks = [
-        "{%s}"
-        % ",".join(
-            f"<<{outcome + 1},{0 if check.after is None else check.after + 1},"
-            f"{_text('' if check.broken is None else check.broken.name)},{check.loss}>>"
-            for outcome, check in sorted(row.items())
-        )
-        for row in tables.checks
-    ]
+            pairs.append(f"<<{place},{0 if move.after is None else move.after + 1}>>")
+        moves.append(f"{_set(pairs)}  \\* {len(moves) + 1}: {state.phase.value}")
+    checks = []
+    for judged in tables.checks:
+        entries = []
+        for outcome, check in sorted(judged.items()):
+            after = 0 if check.after is None else check.after + 1
+            broken = _text("" if check.broken is None else check.broken.name)
+            entries.append(f"<<{outcome + 1},{after},{broken},{check.loss}>>")
+        checks.append(_set(entries))
     labels = sorted({label for label, *_ in kinds})
     submissions = [label for label in labels if label.startswith("submit ")]
     older = [f"{_text(one)} :> {_text(one.replace(' tip', ' old'))}" for one in submissions]
@@ -57,7 +55,7 @@ def tla(tables: Tables, module: str = "Session") -> str:
         line="-" * 20,
         end="=" * 60,
         module=module,
-        policy=tables.policy,
+        policy=_line(tables.policy),
         bounds=tables.bounds,
         starts=_set(f"<<{state + 1},{model + 1}>>" for state, model in tables.starts),
         kinds=_table(
@@ -90,7 +88,12 @@ def config() -> str:
 
 
 def _text(text: str) -> str:
-    return f'"{text}"'
+    escaped = _line(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _set(members: Iterable[str]) -> str:
@@ -145,9 +148,9 @@ Fault(move) == Kinds[move[1]][4]
 Moves == {moves}
 After(move) == move[2]
 
-\\* For each model what it says of an outcome: the number of the outcome, the next model, the property
-\\* that is broken ("" if none), and the way in which a turn was lost (0: none was): the number of
-\\* the way if the turn was sent again, its negative if the turn failed.
+\\* For each model what it says of an outcome: the number of the outcome, the next model, the
+\\* property that is broken ("" if none), and the way in which a turn was lost (0: none was): the
+\\* number of the way if the turn was sent again, its negative if the turn failed.
 Checks == {checks}
 Check(m, move) == CHOOSE check \\in Checks[m] : check[1] = Outcome(move)
 Broken(m, move) == IF Fault(move) # "" THEN Fault(move) ELSE Check(m, move)[3]
@@ -282,8 +285,8 @@ def dot(tables: Tables) -> str:
     lines = [f"digraph {_text(tables.policy)} {{", "  node [shape=box, style=rounded];"]
     lines += [f"  {_text(name)};" for name in _phases(tables)]
     for (source, target), rules in _changes(tables).items():
-        label = "\\l".join([*rules, ""])
-        lines.append(f"  {_text(source)} -> {_text(target)} [label={_text(label)}];")
+        label = "".join(f"{rule}\\l" for rule in rules)  # \\l ends a line, aligned to the left
+        lines.append(f'  {_text(source)} -> {_text(target)} [label="{label}"];')
     return "\n".join([*lines, "}", ""])
 
 
