@@ -1,6 +1,7 @@
 """Tests of the comparison with TLC: what it reads, what it says, and what it needs.
 
-The comparison itself takes minutes and Java: ``make verify-tlc``.
+What belongs here: what shows that ``run.py`` notices a difference. The comparison itself takes
+minutes and Java: ``make verify-tlc``.
 """
 
 from __future__ import annotations
