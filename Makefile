@@ -10,7 +10,8 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run demo test bench check check-pages format generate docs changelog clean mutation clients verify-nightly
+.PHONY: help run demo test bench check check-pages format generate docs changelog clean mutation clients \
+	verify-tlc verify-nightly
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +27,7 @@ help:
 	@echo "make check-pages  look at each page in Chromium: nothing cut off, at two widths"
 	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
 	@echo "make verify-nightly  the slower suites: larger bounds, mutants, ten million events, Autobahn"
+	@echo "make verify-tlc compare verify's explorer with TLC, which needs Java (part of the above)"
 	@echo "make mutation   mutate the function bodies of recovery/ and admission/ (part of the above)"
 	@echo "make clean      remove what builds, tools and tests left behind"
 
@@ -82,8 +84,13 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore simulate --conversations 1280 --turns 20 --faults 3 --seed 77 --replicas 3
 	$(BIN)/python tests/autobahn/run.py
 	$(BIN)/python tests/mutation/run.py
+	$(BIN)/python -m tests.tlc.run
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
 	$(MAKE) check-pages
+
+# A second opinion on the explorer. It names what is missing if there is no Java.
+verify-tlc: $(VENV)/.ready-for-nightly
+	$(BIN)/python -m tests.tlc.run $(ARGS)
 
 mutation: $(VENV)/.ready-for-nightly
 	$(BIN)/python tests/mutation/run.py

@@ -513,6 +513,22 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=_writable, metavar="FILE", help="write the results of --mutants as JSON"
     )
+    parser.add_argument(
+        "--export",
+        choices=("tla", "mermaid", "dot", "json"),
+        help="write what a session can do instead: every state and move as TLA+ or JSON, or the "
+        "phases and rules as a diagram for Mermaid or Graphviz (dot)",
+    )
+    parser.add_argument(
+        "--part",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="the part of the bounds that --export explores (default: 1)",
+    )
+    parser.add_argument(
+        "--output", type=_writable, metavar="FILE", help="write the export here (default: print it)"
+    )
 
 
 # ------------------------------------------------------------------ values

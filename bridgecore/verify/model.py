@@ -203,7 +203,15 @@ class Model:
         lost = isinstance(event, ev.ConnectionLost) and not event.unsent
         if turn.stage is not _Stage.SENT or not (silent or (lost and not self._is_size(event))):
             return None
+        if self._is_declined(event):
+            return None  # provably not accepted
         return (turn.source, self.framed, silent, self.to_owner, turn.ambiguous)
+
+    def _is_declined(self, event: Event) -> bool:
+        """Whether ``event`` says that the owner replica has not sent the turn."""
+        if not isinstance(event, ev.ConnectionLost) or not self.to_owner:
+            return False
+        return _kind(event.cause) is FailureKind.NOT_DISPATCHED
 
     def _is_size(self, event: Event) -> bool:
         """Whether ``event`` says that the frame is larger than the upstream accepts."""
@@ -528,7 +536,7 @@ class _StepCheck:
                 self.of_the_socket = model.terms.falls_back and not model.http
                 self._put(turn._replace(stage=_Stage.WAITING))
                 model.carried = None
-            elif model.to_owner and _kind(event.cause) is FailureKind.NOT_DISPATCHED:
+            elif model._is_declined(event):
                 self.declined = True
                 self._put(turn._replace(stage=_Stage.WAITING))
                 model.carried = None
