@@ -139,8 +139,8 @@ def _start(without: Sequence[str]) -> subprocess.Popen[str]:
 def check(
     policy: Policy, parts: Iterable[Bounds], without: Iterable[str], emit: Callable[[Found], None]
 ) -> None:
-    """Explore ``policy`` and ``emit`` what is found: for each property that is broken, at once, the
-    cell that decided and a shortest path to it; then the figures.
+    """Explore ``policy`` and ``emit`` what is found: for each broken property, at once, what is
+    responsible, what it costs a user, and a shortest path to it; then the figures.
 
     Args:
         policy: what is checked.
@@ -148,9 +148,9 @@ def check(
         without: names of properties that are not checked.
         emit: called with each finding.
     """
+    from bridgecore.verify.blame import Blamer
     from bridgecore.verify.explore import Counterexample, explore
     from bridgecore.verify.properties import Property
-    from bridgecore.verify.story import tell
 
     began, states, complete = time.monotonic(), 0, True
     left_out = frozenset(Property[name] for name in without)
@@ -161,13 +161,18 @@ def check(
             if found.prop.name in broken:
                 return
             broken.append(found.prop.name)
-            seen = tell(policy, part, found).seen
-            cells = [str(cell) for one in seen for cell in one.transition.cells]
+            blame = Blamer(policy, effort=0).blame(part, found)
+            responsible = (
+                ("cell", str(blame.cell or "")),
+                ("budget", blame.budget),
+                ("rule", blame.rule),
+            )
             emit(
                 {
                     "property": found.prop.name,
-                    **({"cell": cells[-1]} if cells else {}),
+                    **{name: text for name, text in responsible if text},
                     "detail": found.prop.value,
+                    "cost": found.prop.cost,
                     "path": ", ".join(found.path),
                 }
             )

@@ -134,10 +134,20 @@ def test_each_property_that_is_broken_is_found_once() -> None:
     prop = Property.NO_AMBIGUOUS_RESEND
     assert first["property"] == prop.name
     assert first["detail"] == prop.value
+    assert first["cost"] == prop.cost
     assert first["cell"] == "lost_sending/unanchored=resend"
     assert figures["broken"] == 1
     (figures,) = found_in(replaying(DEFAULT), bounds, prop.name)
     assert figures["broken"] == 0
+
+
+def test_what_is_responsible_need_not_be_a_cell() -> None:
+    """This budget has a reconnect use up the only replay."""
+    budgets = attrs.evolve(DEFAULT.budgets, reconnect_uses_replay=True)
+    policy = attrs.evolve(replaying(DEFAULT), budgets=budgets)
+    *found, _ = found_in(policy, TINY, "NO_AMBIGUOUS_RESEND")
+    responsible = {each["property"]: each.get("budget") for each in found}
+    assert responsible == {"RECONNECT_COSTS_NO_REPLAY": "reconnect_uses_replay=True"}
 
 
 def test_an_exploration_that_does_not_end_proves_nothing() -> None:
