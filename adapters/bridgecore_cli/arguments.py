@@ -20,6 +20,7 @@ from bridgecore_cli.errors import USAGE, did_you_mean
 
 if TYPE_CHECKING:
     from bridgecore import Policy
+    from bridgecore.verify.properties import Property
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
@@ -470,6 +471,20 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="draw the costliest counterexample here, if there is one",
     )
     parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="LOG",
+        help="check this log from production instead: a decision log, or one of another bridge",
+    )
+    parser.add_argument(
+        "--allow",
+        type=_broken_on_purpose,
+        action="append",
+        default=[],
+        metavar="PROPERTY",
+        help="with --trace: a property that this bridge breaks on purpose; can be repeated",
+    )
+    parser.add_argument(
         "--mermaid",
         type=_writable,
         metavar="FILE",
@@ -574,6 +589,16 @@ def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+
+
+def _broken_on_purpose(name: str) -> Property:
+    """The property called ``name``, in any case."""
+    from bridgecore.verify.properties import Property
+
+    try:
+        return Property[name.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
 
 
 def _at_least(low: int) -> Any:

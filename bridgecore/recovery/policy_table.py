@@ -81,7 +81,7 @@ def policy_from(table: Mapping[str, Any], *, name: str = "own") -> Policy:
             ``summary``, ``budgets`` and ``timeouts`` (by the fields of those classes), and
             ``cells``: for each row a table from columns to remedies, ``"ACTION"`` or
             ``"ACTION (ANSWER)"``. Without an answer, that of the base's cell is kept. ``usually``
-            stands for all columns of the row that are not named.
+            is the remedy of all columns of the row that are not named.
         name: of the policy, if the table has none.
 
     Raises:

@@ -135,7 +135,7 @@ class PairProperty(CostedProperty):
         "each attempt ends once at its client, with the answer that was made for it or an "
         "error; without further faults it ends",
         Rank.LOSS,
-        "a client that is told two ends of its turn, or none",
+        "a client that gets two ends of its turn, or none",
     )
     LIVENESS = (
         "without further faults, a client that retries at one sound replica, after the time "
