@@ -43,7 +43,7 @@ from bridgecore.ownership.holdings import (
     Settled,
 )
 from bridgecore.ownership.store import AskStore
-from bridgecore.testing.store import StoreModel
+from bridgecore.verify.store_model import StoreModel
 
 
 class OwnershipProperty(enum.Enum):
