@@ -80,9 +80,9 @@ from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import Timer
 from bridgecore.statevalue import LINK, QUESTION, Ref
 from bridgecore.telemetry import LogLevel
-from bridgecore.testing.store import StoreModel
 from bridgecore.verify.cost import CostedProperty, Rank
 from bridgecore.verify.pair_machine import FAR, INCARNATION, TICK, Digest, MachineState
+from bridgecore.verify.store_model import StoreModel
 from bridgecore.wire.requests import CreateRequest, parse_create
 from bridgecore.wire.responses import EventKind, created_event, failed_event
 
