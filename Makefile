@@ -10,19 +10,24 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run test bench check format generate docs changelog clean mutation verify-nightly
+.PHONY: help run demo test bench check check-pages format generate docs changelog clean mutation clients \
+	verify-tlc verify-nightly
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make run        start the bridge on the embedded emulator (ARGS='--port 9000' adds flags)"
+	@echo "make demo       see what three policies make of lost connections (ARGS='--html demo.html')"
 	@echo "make test       run the tests, on every core (ARGS='tests/wire -k chunked' selects, -n0: on one)"
 	@echo "make bench      measure against floors (ARGS='--rounds 1 --only delta300 --even-if-busy')"
+	@echo "make clients    run client libraries through the bridge (ARGS='--only LangChain' selects); installs them"
 	@echo "make check      linter, formatter, types, import contracts, generated files, documentation"
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
 	@echo "make docs       build the documentation into docs/_build/html"
+	@echo "make check-pages  look at each page in Chromium: nothing cut off, at two widths"
 	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
 	@echo "make verify-nightly  the slower suites: larger bounds, mutants, ten million events, Autobahn"
+	@echo "make verify-tlc compare verify's explorer with TLC, which needs Java (part of the above)"
 	@echo "make mutation   mutate the function bodies of recovery/ and admission/ (part of the above)"
 	@echo "make clean      remove what builds, tools and tests left behind"
 
@@ -30,12 +35,19 @@ help:
 run: $(VENV)/.ready-to-run
 	@$(BIN)/bridgecore serve $(ARGS)
 
+demo: $(VENV)/.ready-to-run
+	@$(BIN)/bridgecore demo $(ARGS)
+
 test: $(VENV)/.ready-to-develop
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # On a machine that does nothing else: it refuses to report on a busy one.
 bench: $(VENV)/.ready-to-develop
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+# It installs other people's libraries, in build/clients, and needs Node.js and npm.
+clients: $(VENV)/.ready-to-develop
+	$(BIN)/python tests/clients/run.py $(ARGS)
 
 check: $(VENV)/.ready-to-develop
 	$(BIN)/ruff check .
@@ -55,6 +67,11 @@ generate: $(VENV)/.ready-to-develop
 docs: generate
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
+# Where Chromium is not installed, this says so and succeeds.
+check-pages: $(VENV)/.ready-to-develop
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	$(BIN)/python docs/check_pages.py $(ARGS)
+
 changelog: $(VENV)/.ready-to-develop
 	$(BIN)/towncrier build --draft
 
@@ -67,7 +84,13 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/bridgecore simulate --conversations 1280 --turns 20 --faults 3 --seed 77 --replicas 3
 	$(BIN)/python tests/autobahn/run.py
 	$(BIN)/python tests/mutation/run.py
+	$(BIN)/python -m tests.tlc.run
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
+	$(MAKE) check-pages
+
+# A second opinion on the explorer. It names what is missing if there is no Java.
+verify-tlc: $(VENV)/.ready-for-nightly
+	$(BIN)/python -m tests.tlc.run $(ARGS)
 
 mutation: $(VENV)/.ready-for-nightly
 	$(BIN)/python tests/mutation/run.py

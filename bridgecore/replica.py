@@ -97,6 +97,17 @@ class _Ending:
     alone: bool = False  # in a conversation of its own, because its own one was fenced
 
 
+@attrs.frozen
+class _Owed:
+    """A response that is not durable: its scope and ids, and the key of its conversation.
+    ``deletion``: that it was deleted is what is not durable."""
+
+    scope: str
+    ids: tuple[str, ...]
+    conversation: bytes
+    deletion: Unstored | None
+
+
 class Replica:
     """This process as a replica. Methods take ``now`` in ns and return the effects, in order."""
 
@@ -115,8 +126,7 @@ class Replica:
         self._keys: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}
         self._unused: set[bytes] = set()  # keys to be given back once their commits are over
-        # Responses that are not durable: scope, ids, and key of the conversation, by their keys.
-        self._owed: OrderedDict[bytes, tuple[str, tuple[str, ...], bytes]] = OrderedDict()
+        self._owed: OrderedDict[bytes, _Owed] = OrderedDict()  # by the key of the response
         self._paid = 0  # commits of such responses; their numbers take the place of a turn's
         self._drawn = 0  # keys of conversations
         self._durable = True  # the latest commit was
@@ -263,6 +273,13 @@ class Replica:
         effects = self._holdings.commit(turn, ending.conversation, responses, now)
         return self._carry_out(effects, now)
 
+    def forget(self, deleted: Unstored, now: int) -> list[ReplicaEffect]:
+        """Commit that a client has deleted a response; by itself, whosever its conversation is."""
+        self._paid += 1
+        ending = _Ending(None, deleted, self._begin(), alone=True)
+        self._unused.add(ending.conversation)
+        return self._commit(-self._paid, ending, now)
+
     def left(self, turn: int) -> None:
         """The client of a turn has left: its commit goes on, its terminal event is dropped. Also
         for a turn whose claim is being asked for."""
@@ -405,7 +422,8 @@ class Replica:
     def _owe(self, ending: _Ending) -> None:
         """Remember a response that is to be committed once the store answers again."""
         last = ending.unstored.responses[-1]
-        self._owed[last.key] = last.scope, last.ids, ending.conversation
+        deletion = ending.unstored if ending.unstored.alias.deleted else None
+        self._owed[last.key] = _Owed(last.scope, last.ids, ending.conversation, deletion)
         if len(self._owed) > _MOST_OWED:
             self._owed.popitem(last=False)
 
@@ -414,12 +432,16 @@ class Replica:
         replica's, else as one of its own."""
         owed, self._owed = self._owed, OrderedDict()
         out: list[ReplicaEffect] = []
-        for scope, ids, key in owed.values():
-            unstored = self._memory.unstored(scope, ids, now)
+        for each in owed.values():
+            unstored = self._memory.unstored(each.scope, each.ids, now)
+            if each.deletion is not None:
+                if unstored is None:  # else the upstream has used the id again
+                    out += self.forget(each.deletion, now)
+                continue
             if unstored is None or unstored.alias.durable:
-                continue  # evicted; or committed with a later turn
-            ending = _Ending(None, unstored, key)
-            if not self._holdings.may_send(key, now):
+                continue  # evicted, or deleted; or committed with a later turn
+            ending = _Ending(None, unstored, each.conversation)
+            if not self._holdings.may_send(each.conversation, now):
                 ending.alone, ending.conversation = True, self._begin()
                 self._unused.add(ending.conversation)
             self._paid += 1

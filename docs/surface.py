@@ -56,6 +56,8 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
             "Budgets",
             "Timeouts",
             "Cell",
+            "policy_from",
+            "policy_table",
             "render_rules",
         ),
         "Decisions": ("step", "Transition", "SessionState"),

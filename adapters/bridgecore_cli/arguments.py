@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
 
 if TYPE_CHECKING:
     from bridgecore import Policy
+    from bridgecore.verify.properties import Property
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
 BOUNDS_NAMES: Final = ("quick", "small", "ci", "nightly")
 _BOTH: Final = "both"
+_POLICY: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
 class _Help(argparse.HelpFormatter):
@@ -103,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
+        "  bridgecore demo                     what losses cost under three policies\n"
         "  bridgecore serve                    a bridge in front of an emulated upstream\n"
         "  bridgecore serve --upstream wss://api.openai.com/v1/responses\n"
         "  bridgecore rules                    what it does about each loss\n"
@@ -138,9 +139,22 @@ def parser() -> argparse.ArgumentParser:
         "  BRIDGECORE_PORT=9000 bridgecore check-config > bridge.toml\n",
     )
     commands.add_parser(
+        "demo",
+        flags=_demo,
+        help="see what three policies make of lost connections, in a few seconds",
+        description="Run the same client behind three bridges, with the policies v1_12, pr397 and "
+        "default, and an upstream that loses its connections; show the context and what was sent "
+        "as it grows, and say in four lines what it came to. Everything is in this process, over "
+        "real sockets on 127.0.0.1.",
+        epilog="Example:\n  bridgecore demo --html demo.html\n",
+    )
+    commands.add_parser(
         "rules",
         flags=_rules,
-        help="print the table of a policy and the rules of the state machine",
+        help="print the table of a policy, or what differs from another one",
+        description="Print the table of a policy: a row for each thing that can happen to a turn, "
+        "with the usual action and the columns that differ. The names are those of decision logs "
+        "and of TOML files.",
     )
     commands.add_parser(
         "replay",
@@ -165,8 +179,9 @@ def parser() -> argparse.ArgumentParser:
         flags=_verify,
         help="check every property in every state that a policy can reach",
         description="Explore every state that a session can reach under a policy, within bounds, "
-        "and check every property in each. A property that is broken is printed with a shortest "
-        "sequence of events that breaks it.",
+        "and check every property in each. Broken ones are printed with a shortest sequence of "
+        "events that breaks them, the cell or rule that is responsible, and what would hold there; "
+        "those that cost a user most come first.",
     )
     commands.add_parser(
         "store",
@@ -285,38 +300,85 @@ def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -
             metavar=setting.kind.metavar,
             help=f"{setting.doc.replace('`', '')} (default: {default})",
         )
+        if setting.default is True:
+            where.add_argument(
+                setting.flag.replace("--", "--no-", 1),
+                dest=setting.name,
+                action="store_const",
+                const="false",
+                help=f"the same as {setting.flag} false",
+            )
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--turns",
+        type=_at_least(2),
+        default=40,
+        metavar="N",
+        help="turns of each conversation (default: 40)",
+    )
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    parser.add_argument(
+        "--html",
+        type=_writable,
+        metavar="FILE",
+        help="write a page with the plot, sequence diagrams of one loss, and the numbers here",
+    )
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import POLICIES
+    from bridgecore import DEFAULT
 
     parser.add_argument(
         "--policy",
-        choices=sorted(POLICIES),
-        default="default",
-        help="the policy to print (default: default)",
+        type=load_policy,
+        default=DEFAULT,
+        metavar=_POLICY,
+        help=f"the policy to print: {_policy_help()} (default: {DEFAULT.name})",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--diff",
+        type=load_policy,
+        nargs="?",
+        const=DEFAULT,
+        metavar=_POLICY,
+        help="print only what differs from this policy (without a value: default)",
+    )
+    what.add_argument(
+        "--all",
+        action="store_true",
+        help="print the table in words, and the rules of the state machine",
+    )
+    what.add_argument(
+        "--toml", action="store_true", help="print a TOML file that describes the policy"
     )
 
 
 def _replay(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import POLICIES
-
     parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
     parser.add_argument(
-        "--policy", choices=sorted(POLICIES), help="compare with the decisions of this policy"
+        "--policy",
+        type=load_policy,
+        metavar=_POLICY,
+        help=f"compare with the decisions of this policy: {_policy_help()}",
     )
 
 
 def _simulate(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import DEFAULT, POLICIES, V1_12
+    from bridgecore import DEFAULT, V1_12
 
     parser.add_argument(
         "--policy",
         type=_policies,
-        default=[DEFAULT],
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR; "
-        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {DEFAULT.name})",
+        metavar=_POLICY,
+        help=f"{_policy_help()}; "
+        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
+        f"conversation, {DEFAULT.name} for the others)",
     )
     parser.add_argument(
         "--turns",
@@ -334,10 +396,10 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faults",
         type=_every,
-        default=(1, 4),
-        metavar="K|none",
-        help="inject a fault into one turn in K (default: each turn of the long conversation, "
-        "one in 4 of the others)",
+        default=((1, 1), 4),
+        metavar="K|M/K|none",
+        help="inject a fault into one turn in K, or M of K turns of the long conversation "
+        "(default: each turn of the long conversation, one in 4 of the others)",
     )
     parser.add_argument(
         "--warm",
@@ -380,15 +442,14 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import DEFAULT, POLICIES
+    from bridgecore import DEFAULT
 
     parser.add_argument(
         "--policy",
         type=load_policy,
         default=DEFAULT,
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR "
-        "(default: default)",
+        metavar=_POLICY,
+        help=f"{_policy_help()} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--bounds",
@@ -397,12 +458,47 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="how much to explore (default: small)",
     )
     parser.add_argument(
+        "--property",
+        type=_property,
+        action="append",
+        metavar="NAME",
+        help="judge this property only; may be given several times",
+    )
+    parser.add_argument(
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the shortest counterexample here, if there is one",
+        help="draw the costliest counterexample here, if there is one",
     )
     parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="LOG",
+        help="check this log from production instead: a decision log, or one of another bridge",
+    )
+    parser.add_argument(
+        "--allow",
+        type=_broken_on_purpose,
+        action="append",
+        default=[],
+        metavar="PROPERTY",
+        help="with --trace: a property that this bridge breaks on purpose; can be repeated",
+    )
+    parser.add_argument(
+        "--mermaid",
+        type=_writable,
+        metavar="FILE",
+        help="write it here as a sequence diagram of Mermaid",
+    )
+    parser.add_argument(
+        "--junit",
+        type=_writable,
+        metavar="FILE",
+        help="write the results here as JUnit's XML, with a test case for each property",
+    )
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object instead")
+    output.add_argument(
         "--mutants",
         action="store_true",
         help="also change each rule and check that a property notices",
@@ -417,35 +513,53 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--report", type=_writable, metavar="FILE", help="write the results of --mutants as JSON"
     )
+    parser.add_argument(
+        "--export",
+        choices=("tla", "mermaid", "dot", "json"),
+        help="write what a session can do instead: every state and move as TLA+ or JSON, or the "
+        "phases and rules as a diagram for Mermaid or Graphviz (dot)",
+    )
+    parser.add_argument(
+        "--part",
+        type=_at_least(1),
+        default=1,
+        metavar="N",
+        help="the part of the bounds that --export explores (default: 1)",
+    )
+    parser.add_argument(
+        "--output", type=_writable, metavar="FILE", help="write the export here (default: print it)"
+    )
 
 
 # ------------------------------------------------------------------ values
 
 
-def load_policy(name: str) -> Policy:
-    """The policy called ``name``, or the one that ``module:attr`` names. The working directory is
-    searched for the module first, as ``python -m`` does.
+def load_policy(text: str) -> Policy:
+    """The policy that ``text`` names: see ``bridgecore_cli.policies``.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such policy.
+        argparse.ArgumentTypeError: there is none, or it is wrong.
     """
-    from bridgecore import POLICIES, Policy
+    from bridgecore import POLICIES, ConfigError
 
-    if name in POLICIES:
-        return POLICIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise argparse.ArgumentTypeError(f"no policy is named {name!r}")
-    sys.path.insert(0, os.getcwd())
+    if text in POLICIES:
+        return POLICIES[text]
+
+    from bridgecore_cli import policies
+
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise argparse.ArgumentTypeError(f"cannot load {name!r}: {exc}") from None
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, Policy):
-        raise argparse.ArgumentTypeError(f"{name!r} is no Policy")
-    return found
+        return policies.load_policy(text)
+    except ConfigError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _policy_help() -> str:
+    from bridgecore import POLICIES
+
+    return (
+        f"{', '.join(sorted(POLICIES))}, or one of your own, as MODULE:ATTR or a file with a "
+        "table [policy]"
+    )
 
 
 def _writable(text: str) -> Path:
@@ -472,10 +586,35 @@ def _writable(text: str) -> Path:
     return path
 
 
+def _property(name: str) -> str:
+    """The name of a property.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such property.
+    """
+    from bridgecore_cli.verify_sections import names
+
+    known = names()
+    if name in known:
+        return name
+    meant = did_you_mean(name.upper().replace("-", "_"), known)
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
+
+
 def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+
+
+def _broken_on_purpose(name: str) -> Property:
+    """The property called ``name``, in any case."""
+    from bridgecore.verify.properties import Property
+
+    try:
+        return Property[name.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
 
 
 def _at_least(low: int) -> Any:
@@ -517,9 +656,20 @@ def _replicas(text: str) -> int:
 _MOST_REPLICAS: Final = 9
 
 
-def _every(text: str) -> tuple[int | None, int | None]:
-    """K, twice: faults hit one in K turns of the long conversation and of the others."""
+Faults: TypeAlias = "tuple[tuple[int, int | None], int | str | None]"
+
+
+def _every(text: str) -> Faults:
+    """Which turns faults hit: M of K turns of the long conversation, as (M, K), and one in K turns
+    of the others. For the others ``SEVERAL`` if M is not 1: their faults are drawn one by one."""
     if text == "none":
-        return None, None
-    value: int = _at_least(1)(text)
-    return value, value
+        return (1, None), None
+    first, slash, second = text.partition("/")
+    run: int = _at_least(1)(first) if slash else 1
+    every: int = _at_least(1)(second if slash else first)
+    if run > every:
+        raise argparse.ArgumentTypeError(f"{run} of {every} turns are too many")
+    return (run, every), every if run == 1 else SEVERAL
+
+
+SEVERAL: Final = "several"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -57,6 +58,8 @@ def _main(arguments: Sequence[str]) -> int:
     except Exception as exc:
         if isinstance(exc, BrokenPipeError) and options.command != "serve":
             raise  # the reader of standard output is gone, as after ``| head -1``
+        if isinstance(exc, OSError) and exc.errno == errno.ENOSPC and options.command != "serve":
+            raise  # of standard output, too: commands report it of their files themselves
         import traceback
 
         # A bug. Its message may contain what a client sent, so only the place in the code is shown.
@@ -67,10 +70,9 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command == "rules":
-        from bridgecore import POLICIES, render_rules
+        from bridgecore_cli import rules
 
-        print(render_rules(POLICIES[options.policy]).rstrip("\n"))
-        return 0
+        return rules.run(options)
     if options.command == "serve":
         from bridgecore_cli import serve
 
@@ -91,6 +93,10 @@ def _run(options: argparse.Namespace) -> int:
         from bridgecore_cli import replay
 
         return replay.run(options)
+    if options.command == "demo":
+        from bridgecore_cli.demo import command
+
+        return command.run(options)
     if options.command == "simulate":
         from bridgecore_cli import simulate
 

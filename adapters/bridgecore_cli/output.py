@@ -1,6 +1,6 @@
-"""Standard output whose reader has closed the pipe, as ``| head -1`` does.
+"""What a command writes: files, and a standard output whose reader may have closed the pipe.
 
-What belongs here: what every command, and the process at its end, does about that.
+What belongs here: what is the same for every command, and what the process does at its end.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from pathlib import Path
 
 
 def give_up_stdout_if_broken() -> None:
@@ -22,3 +23,13 @@ def give_up_stdout_if_broken() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
+
+
+def write_file(path: Path, text: str) -> bool:
+    """Write the file at ``path``; False, after printing the reason, if it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as exc:
+        print(f"bridgecore: error: cannot write {path}: {exc.strerror}", file=sys.stderr)
+        return False
+    return True

@@ -3,14 +3,19 @@
 What belongs here: printing results, and the exit code. The simulation itself is
 ``bridgecore.simulate``; this module reads the clock and writes the files.
 
-Exit codes: 0: the context window sufficed, every turn completed, and no property was violated; 1:
-otherwise (with ``--policy both`` this is judged for the first, safe policy only); 2: wrong flags.
+Without ``--policy`` the growth under ``default`` and under ``v1_12`` is compared, and crowds run
+under ``default`` alone.
+
+Exit codes: 0: the context window sufficed, every turn completed, the client was never told that its
+conversation is lost, and no property was violated; 1: otherwise (of several policies this is judged
+for the first, safe one only); 2: wrong flags.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import textwrap
 import time
@@ -18,7 +23,7 @@ from typing import Any
 
 import attrs
 
-from bridgecore.recovery.policy import Policy
+from bridgecore.recovery.policy import DEFAULT, V1_12, Policy
 from bridgecore.simulate import (
     Experiment,
     Growth,
@@ -26,21 +31,33 @@ from bridgecore.simulate import (
     Report,
     Scenario,
     Shrunk,
+    TurnFigures,
     grow,
     run_many,
     shrink,
 )
-from bridgecore.simulate.growth_report import plot, summary, table
+from bridgecore.simulate.growth_report import (
+    comparison,
+    plot,
+    setting,
+    side_by_side,
+    summary,
+    table,
+    why_not_as_in_production,
+)
+from bridgecore_cli.arguments import SEVERAL
+from bridgecore_cli.errors import USAGE, CommandError
 from bridgecore_cli.progress import bar, show
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    policies: list[Policy] = args.policy
-    growths = [grow(_experiment(args, policy)) for policy in policies]
+    if args.faults[1] == SEVERAL and args.conversations:
+        raise CommandError("--faults M/K is for the long conversation only", USAGE)
+    policies: list[Policy] = args.policy or [DEFAULT, V1_12]
+    growths = [_grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
-        for growth in growths:
-            print(f"{_setting(growth.experiment)}\n\n{table(growth)}\n\n{summary(growth)}\n")
+        print(_text(growths))
     if args.svg is not None:
         try:
             args.svg.write_text(plot(growths), encoding="utf-8")
@@ -49,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
             return 1
     sound = growths[0].sound
     storms: dict[str, Any] = {}
-    for policy in policies if args.conversations else ():
+    crowds: list[Policy] = args.policy or [DEFAULT]
+    for policy in crowds if args.conversations else ():
         storm = _Storm(args, policy)
         if not args.json:
             print(storm.text())
@@ -62,10 +80,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _experiment(args: argparse.Namespace, policy: Policy) -> Experiment:
+    run, every = args.faults[0]
     return Experiment(
         policy=policy,
         turns=args.turns or 200,
-        fault_every=args.faults[0],
+        fault_every=every,
+        fault_run=run,
         seed=args.seed,
         store=args.store,
         window=args.window,
@@ -73,26 +93,57 @@ def _experiment(args: argparse.Namespace, policy: Policy) -> Experiment:
     )
 
 
-def _setting(experiment: Experiment) -> str:
-    every = experiment.fault_every
-    hit = (
-        "no turn is" if every is None else f"1 turn in {every} is" if every > 1 else "each turn is"
-    )
-    return (
-        f"policy {experiment.policy.name}: one conversation, store={str(experiment.store).lower()},"
-        f" a system prompt of {experiment.system_tokens:,} tokens, about {experiment.new_tokens:,}"
-        f" new ones a turn;\n{hit} hit: the socket is lost before the turn, and again before"
-        " response.created. Tokens:"
-    )
+def _grow(experiment: Experiment) -> Growth:
+    """Run the experiment, with a progress bar."""
+
+    def progress(row: TurnFigures) -> None:
+        show(
+            f"{bar(row.turn / experiment.turns)} {experiment.policy.name}: turn {row.turn:,} of "
+            f"{experiment.turns:,}"
+        )
+
+    growth = grow(experiment, progress=progress)
+    show("")
+    return growth
+
+
+def _text(growths: list[Growth]) -> str:
+    """The results, and what follows from them."""
+    policies = " and ".join(growth.experiment.policy.name for growth in growths)
+    sentences = [summary(growth) for growth in growths]
+    sentences += comparison(growths)
+    sentences += [why for growth in growths if (why := why_not_as_in_production(growth))]
+    parts = [
+        _wrapped(f"policy {policies}: {setting(growths[0].experiment)}"),
+        "",
+        table(growths[0]) if len(growths) == 1 else side_by_side(growths),
+        "",
+        *map(_wrapped, sentences),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _wrapped(text: str) -> str:
+    """``text``, wrapped if standard output is a terminal."""
+    if not sys.stdout.isatty():
+        return text
+    width = max(40, shutil.get_terminal_size().columns)
+    return textwrap.fill(text, width, subsequent_indent="  ")
 
 
 def _figures(growth: Growth) -> dict[str, Any]:
     return {
         "turns": [attrs.asdict(row) for row in growth.rows],
         "tokens_per_turn": growth.per_turn,
+        "tokens_sent_per_turn": growth.sent_per_turn,
+        "bytes_from_client": growth.client,
         "bytes_upstream": growth.upstream,
+        "tokens_upstream": growth.upstream_tokens,
+        "conversation_lost_turns": len(growth.disowned),
         "window": growth.experiment.window,
         "full_at_turn": growth.full,
+        "projected_full_at_turn": growth.full_at,
         "stuck_at_turn": growth.stuck,
     }
 

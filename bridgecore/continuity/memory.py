@@ -19,7 +19,7 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
-from bridgecore.continuity.stored import pack, unpack
+from bridgecore.continuity.stored import deletion, pack, unpack
 from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
 from bridgecore.ownership.store import StoredResponse
@@ -319,11 +319,16 @@ class Memory:
             known = Alias(conversation, standing, response=response)
             self._aliases.put(scope, named, known)
 
-    def forget(self, scope: str, response: str) -> None:
-        """Let ``response`` be continued no more: a client has deleted it."""
+    def forget(self, scope: str, response: str, now: int) -> Unstored:
+        """Let ``response`` be continued no more: a client has deleted it. Returns what is to be
+        committed to a store, if there is one, so that it has no such response either."""
         name = self._aliases.delete(scope, response)
         if self._transcripts is not None:
             self._transcripts.forget(scope, name)
+        ids = (response, name) if name != response else (response,)
+        alias = Alias(NOWHERE, Standing.UNKNOWN, deleted=True)
+        until = now + self._stays
+        return Unstored((deletion(scope, ids),), (), alias, whole=False, until=until)
 
     def whole_request(
         self, scope: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], now: int
@@ -443,7 +448,9 @@ class Memory:
     def _packed(self, scope: str, node: Node) -> StoredResponse:
         name = node.response_id
         alias = self._aliases.peek(scope, name) or Alias(NOWHERE, Standing.BOUND, response=name)
-        return pack(scope, [name], alias, node)
+        packed = pack(scope, [name], alias, node)
+        # Of one that was deleted, only what others continue is kept.
+        return attrs.evolve(packed, ids=()) if self._aliases.is_deleted(scope, name) else packed
 
     def restore(self, scope: str, path: Sequence[bytes], conversation: int, now: int) -> None:
         """Take back a response from a store. What cannot be read stays unknown.

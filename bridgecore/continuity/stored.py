@@ -78,6 +78,15 @@ def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> Sto
     )
 
 
+def deletion(scope: str, ids: Sequence[str]) -> StoredResponse:
+    """What takes the place of a response that a client has deleted. In a store the latest response
+    of an id counts; this one has no content, so ``unpack`` gives nothing for it. What it replaces
+    has no id any more, and is deleted when it was unused for long enough."""
+    payload = Payload(VERSION, [], False, 0, None)
+    key = _key(scope, ids[0], b"deleted")
+    return StoredResponse(key, scope, tuple(ids), None, None, _encode(payload))
+
+
 def _segment(node: Node) -> Segment:
     start = ROOT if node.parent is None else node.parent.end
     chain = b"" if node.end == start and not node.encoded else node.chain + node.end
@@ -110,7 +119,7 @@ class Unpacked:
 
 
 def unpack(payload: bytes) -> Unpacked | None:
-    """Read a payload; None if it is of another version, or damaged."""
+    """Read a payload; None if it is of another version, damaged, or that of a ``deletion``."""
     try:
         found = _decode(payload)
     except msgspec.DecodeError:  # ValidationError included

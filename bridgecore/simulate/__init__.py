@@ -15,7 +15,8 @@ exhaustively by ``bridgecore.verify``.
 Public are the names here; the modules are internal.
 """
 
-from bridgecore.simulate.growth import Experiment, Growth, TurnFigures, grow
+from bridgecore.simulate.experiment import Experiment, Growth, TurnFigures
+from bridgecore.simulate.growth import grow
 from bridgecore.simulate.outages import Outage
 from bridgecore.simulate.profiles import PROFILES, Profile
 from bridgecore.simulate.report import Report, Violation

@@ -1,62 +1,271 @@
-"""Presents the result of the growth experiment: a table, a sentence, a plot.
+"""Presents results of the growth experiment: tables, sentences, a plot.
 
-What belongs here: text and SVG. The figures are measured in ``growth.py``.
+What belongs here: text and SVG. The figures are measured elsewhere, and every sentence is derived
+from them: what the rows do not show is not said. No line of a table is longer than 80 characters;
+sentences are not wrapped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from bridgecore.simulate.growth import MAX_TRIES, Growth
+from bridgecore.simulate.experiment import (
+    MAX_TRIES,
+    NOT_FOUND,
+    OUTPUT_TOKENS,
+    Experiment,
+    Growth,
+    TurnFigures,
+)
 
 _ALL_ROWS: Final = 30  # up to that many turns are all shown, of more a selection
+# Of the production system in README.md: at which turn its window was full, and by how many tokens
+# its context grew in a turn that lost its connection.
+_PRODUCTION_FULL: Final = 17
+_PRODUCTION_GROWTH: Final = 70_000
+
+
+# ------------------------------------------------------------------ tables
 
 
 def table(growth: Growth) -> str:
     """The turns as a table; a selection of them if they are many."""
-    rows = growth.rows
-    shown = rows
-    if len(rows) > _ALL_ROWS:
-        step = max(1, len(rows) // 15)
-        shown = tuple(
-            row for row in rows if row.turn <= 8 or row.turn % step == 0 or row == rows[-1]
-        )
     lines = [
-        f"{'turn':>5} {'sent':>9} {'grown':>9} {'context':>9} {'bytes up':>12}"
-        "  errors before the answer"
+        f"{'turn':>4} {'sent':>8} {'grown':>8} {'context':>8} {'client B':>10} {'upstream B':>11} "
+        f"{'tokens up':>9}  errors"
     ]
+    shown = _selection([growth])
     lines += [
-        f"{row.turn:>5} {row.sent:>9,} {row.grown:>9,} {row.context:>9,} {row.upstream:>12,}"
-        f"  {_errors(row.errors)}"
-        for row in shown
+        f"{row.turn:>4} {row.sent:>8,} {row.grown:>8,} {row.context:>8,} {row.client:>10,} "
+        f"{row.upstream:>11,} {row.upstream_tokens:>9,}  {statuses(row.errors)}"
+        for row in growth.rows
+        if row.turn in shown
     ]
+    codes = _codes(error for row in growth.rows for error in row.errors)
+    return "\n".join([line.rstrip() for line in lines] + codes)
+
+
+def side_by_side(growths: Sequence[Growth]) -> str:
+    """The turns of several results beside each other, as one table."""
+    shown = _selection(growths)
+    names = "".join(f" {growth.experiment.policy.name:>30}" for growth in growths)
+    lines = [
+        f"    {names}",
+        "turn" + f" {'sent':>9} {'context':>9} {'upstream B':>10}" * len(growths),
+    ]
+    rows = [{row.turn: row for row in growth.rows} for growth in growths]
+    for turn in shown:
+        parts = [
+            _three(own.get(turn), growth.full == turn)
+            for own, growth in zip(rows, growths, strict=True)
+        ]
+        lines.append(f"{turn:>4}{''.join(parts)}".rstrip())
+    lines.append("")
+    for growth in growths:
+        errors = [error for row in growth.rows for error in row.errors] + [*growth.unanswered]
+        said = ", ".join(counted(errors)) or "none"
+        lines.append(f"errors that {growth.experiment.policy.name} answered: {said}")
     return "\n".join(lines)
 
 
-def _errors(errors: tuple[str, ...]) -> str:
-    parts: list[str] = []
+def _three(row: TurnFigures | None, full: bool) -> str:
+    if row is None:
+        return f" {'full' if full else '':>30}"
+    return f" {row.sent:>9,} {row.context:>9,} {row.upstream:>10,}"
+
+
+def _selection(growths: Sequence[Growth]) -> list[int]:
+    """The turns to show: all, or, of many, the first ones, the last of each, and some between."""
+    last = [len(growth.rows) for growth in growths]
+    ends = {growth.full for growth in growths if growth.full is not None} | {*last}
+    highest = max(ends, default=0)
+    step = max(1, highest // 15)
+    return [
+        turn
+        for turn in range(1, highest + 1)
+        if highest <= _ALL_ROWS or turn <= 8 or turn % step == 0 or turn in ends
+    ]
+
+
+def counted(errors: Sequence[str]) -> list[str]:
+    """Each error once, with the number of times that it occurs."""
+    return [
+        error if errors.count(error) == 1 else f"{errors.count(error):,} x {error}"
+        for error in dict.fromkeys(errors)
+    ]
+
+
+def statuses(errors: Sequence[str]) -> str:
+    """The same in short: without the codes."""
+    return " ".join(part.replace(" x ", "x") for part in counted([e.split()[0] for e in errors]))
+
+
+def _codes(errors: Iterable[str]) -> list[str]:
+    """A line that says which codes the statuses had; none if there are no errors."""
+    found: dict[str, list[str]] = {}
     for error in dict.fromkeys(errors):
-        count = errors.count(error)
-        parts.append(error if count == 1 else f"{count} x {error}")
-    return ", ".join(parts)
+        status, _, code = error.partition(" ")
+        found.setdefault(status, []).append(code)
+    said = [f"{status}: {' or '.join(codes)}" for status, codes in found.items()]
+    return ["", *said] if said else []
+
+
+# ------------------------------------------------------------------ sentences
+
+
+def setting(experiment: Experiment) -> str:
+    """What was done, in a sentence."""
+    every, run = experiment.fault_every, experiment.fault_run
+    if every is None or experiment.hits == 0:
+        hit = "no connection is lost"
+    else:
+        who = "each turn after the first" if run >= every else f"{run} of {every} turns"
+        hit = f"{who} loses its connection, before it and again before response.created"
+        if run < every and run > 1:
+            hit = hit.replace("turns loses its connection", "turns lose their connection")
+    return (
+        f"One conversation, store={str(experiment.store).lower()}, a system prompt of "
+        f"{experiment.system_tokens:,} tokens, about {experiment.new_tokens:,} new ones a turn; "
+        f"{hit}."
+    )
 
 
 def summary(growth: Growth) -> str:
-    """The result in one sentence."""
-    name = growth.experiment.policy.name
-    turns = len(growth.rows)
+    """The result in one sentence, which says no more than the rows show."""
+    parts = [_window_part(growth), _growth_part(growth), _client_part(growth)]
+    parts.append(
+        f"{growth.client:,} bytes from the client, {growth.upstream:,} bytes and "
+        f"{growth.upstream_tokens:,} tokens upstream"
+    )
+    return f"{growth.experiment.policy.name}: {'; '.join(part for part in parts if part)}"
+
+
+def headline(growth: Growth) -> str:
+    """The result in a few words."""
+    parts = [_short_window_part(growth)]
+    if len(growth.rows) > 1:
+        parts.append(f"{growth.per_turn:,.0f} tokens a turn")
+    told, turns = times_told(growth)
+    if told:
+        parts.append(f"whole history sent in {told} of {turns} turns")
+    return f"{growth.experiment.policy.name}: {', '.join(parts)}"
+
+
+def _window_part(growth: Growth) -> str:
     window = growth.experiment.window
-    mean = f"{growth.per_turn:,.0f} tokens a turn, {growth.upstream:,} bytes upstream"
     if growth.full is not None:
-        return f"{name}: the window of {window:,} tokens is full at turn {growth.full}; {mean}"
+        return f"the window of {window:,} tokens is full at turn {growth.full}"
     if growth.stuck is not None:
-        return f"{name}: turn {growth.stuck} did not succeed in {MAX_TRIES} tries; {mean}"
-    context = growth.rows[-1].context if growth.rows else 0
-    return f"{name}: {turns} turns use {context:,} of {window:,} tokens; {mean}"
+        return f"turn {growth.stuck} did not succeed in {MAX_TRIES} tries"
+    turns = len(growth.rows)
+    if not turns:
+        return "no turn was completed"
+    used = growth.rows[-1].context
+    text = f"{turns} turn{' uses' if turns == 1 else 's use'} {used:,} of {window:,} tokens"
+    return (
+        text if growth.full_at is None else f"{text}, full at turn {growth.full_at} if it goes on"
+    )
 
 
-_COLOURS: Final = ("#1a6fb5", "#c8371b", "#3a8f3a", "#8a5fb0")
+def _short_window_part(growth: Growth) -> str:
+    if growth.full is not None:
+        return f"full at turn {growth.full}"
+    if growth.full_at is not None:
+        return f"full at turn {growth.full_at} if it goes on"
+    return _window_part(growth)
+
+
+def _growth_part(growth: Growth) -> str:
+    if len(growth.rows) < 2:
+        return ""
+    return f"the context grows by {growth.per_turn:,.0f} tokens a turn"
+
+
+def times_told(growth: Growth) -> tuple[int, int]:
+    """In how many turns after the first the client was told that its conversation is lost, and of
+    how many."""
+    turns = max(0, len(growth.rows) - 1) + bool(growth.unanswered)
+    return len(growth.disowned) + (NOT_FOUND in growth.unanswered), turns
+
+
+def _client_part(growth: Growth) -> str:
+    told, turns = times_told(growth)
+    new = growth.experiment.new_tokens - OUTPUT_TOKENS
+    sent = f"{growth.sent_per_turn:,.0f} tokens a turn"
+    if told:
+        text = f"in {told} of {turns} turns the client was told that its conversation is lost"
+        rest = f" and sent its whole history: {sent}, {new:,} of them new"
+        return text + (rest if len(growth.rows) > 1 else " and sent its whole history")
+    return f"the client sends {sent}" if len(growth.rows) > 1 else ""
+
+
+def comparison(growths: Sequence[Growth]) -> list[str]:
+    """What each of the later results cost over the turns that it has in common with the first."""
+    first, *others = growths
+    lines = []
+    for other in others:
+        turns = min(len(first.rows), len(other.rows))
+        if not turns:
+            continue
+        own, usual = other.rows[:turns], first.rows[:turns]
+        costs = (
+            _times(own[-1].context, usual[-1].context, "context", " tokens"),
+            _times(_sum(own, "client"), _sum(usual, "client"), "bytes from the client"),
+            _times(_sum(own, "upstream"), _sum(usual, "upstream"), "bytes upstream"),
+        )
+        names = other.experiment.policy.name, first.experiment.policy.name
+        text = ", ".join(costs)
+        lines.append(f"Over {_turns(turns)}, {names[0]} needs, against {names[1]}: {text}.")
+    return lines
+
+
+def _turns(number: int) -> str:
+    return "the first turn" if number == 1 else f"the first {number} turns"
+
+
+def _sum(rows: Iterable[TurnFigures], name: str) -> int:
+    return sum(getattr(row, name) for row in rows)
+
+
+def _times(value: int, usual: int, what: str, unit: str = "") -> str:
+    if value == usual:
+        return f"the same {what} ({value:,}{unit})"
+    times = value / usual
+    shown = f"{times:.1f}" if abs(times - 1) >= 0.1 else f"{times:.4f}"
+    return f"{shown} times the {what} ({value:,} against {usual:,}{unit})"
+
+
+def why_not_as_in_production(growth: Growth) -> str | None:
+    """Why the window was full at another turn than that of the production system in README.md; None
+    if it was not, or the settings are not those of that system."""
+    usual = Experiment()
+    own = growth.experiment
+    same = (own.window, own.system_tokens, own.new_tokens) == (
+        usual.window,
+        usual.system_tokens,
+        usual.new_tokens,
+    )
+    appended = [row.grown for row in growth.disowned if row.grown > own.new_tokens]
+    if growth.full in (None, _PRODUCTION_FULL) or not appended or not same:
+        return None
+    hit, turns = times_told(growth)
+    before = _PRODUCTION_FULL - 1
+    room = own.window - growth.rows[0].context - before * own.new_tokens
+    hits = round(room / (_PRODUCTION_GROWTH - own.new_tokens))
+    return (
+        f"Why turn {growth.full}, and turn {_PRODUCTION_FULL} in production: here {hit} of "
+        f"{turns} turns after the first were hit, and each appended {min(appended):,} to "
+        f"{max(appended):,} tokens; at the {_PRODUCTION_GROWTH:,} of production it takes "
+        f"about {hits} hits in {before} turns (try --faults 5/7)."
+    )
+
+
+# ------------------------------------------------------------------ the plot
+
+
+_COLOURS: Final = ("#8a5fb0", "#b5761a", "#1a9c9c", "#666")
+_OF_POLICIES: Final = {"default": "#1a6fb5", "v1_12": "#c8371b", "pr397": "#3a8f3a"}
 _WIDTH, _HEIGHT = 860, 480
 _LEFT, _RIGHT, _BOTTOM = 84, 24, 64  # margins around the plot; the legend is above it
 
@@ -105,11 +314,16 @@ def plot(growths: Sequence[Growth]) -> str:
     parts.append(line(_LEFT, y(window), _WIDTH - _RIGHT, y(window), dashed))
     label = f"window, {window // 1000:,} K"
     parts.append(text(_WIDTH - _RIGHT, y(window) - 6, label, "end", ' fill="#777"'))
+    drawn: set[str] = set()
     for index, growth in enumerate(growths):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = _OF_POLICIES.get(growth.experiment.policy.name, _COLOURS[index % len(_COLOURS)])
         points = " ".join(f"{x(row.turn):.1f},{y(row.context):.1f}" for row in growth.rows)
+        # Dashed on a line that is the same, so that both are seen.
+        dashes = ' stroke-dasharray="10 10"' if points in drawn else ""
+        drawn.add(points)
         parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
+            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"'
+            f"{dashes}/>"
         )
         if growth.full is not None and growth.rows:
             end = growth.rows[-1]
@@ -119,7 +333,7 @@ def plot(growths: Sequence[Growth]) -> str:
         row = 48 + 20 * index
         style = f'stroke="{colour}" stroke-width="3"'
         parts.append(line(_LEFT, row - 4, _LEFT + 24, row - 4, style))
-        parts.append(text(_LEFT + 32, row, summary(growth), "start"))
+        parts.append(text(_LEFT + 32, row, headline(growth), "start"))
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
 

@@ -50,7 +50,7 @@ _ALL = tuple(Standing)
 _SHORT = Timeouts(connect=1, created=1, idle=1, turn=1, lifetime=1, expiry=1)
 _LONG = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=1)
 _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
-_SOME = (Standing.UNANCHORED, Standing.BOUND, Standing.HELD)
+_SOME = (Standing.UNANCHORED, Standing.HELD, Standing.BOUND)
 _FEW = (Standing.UNANCHORED, Standing.HELD)
 _SMALL = (
     Bounds("every standing", 0, _ALL, _SHORT, 1),

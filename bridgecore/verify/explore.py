@@ -23,7 +23,7 @@ has to be answered.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import attrs
@@ -266,6 +266,7 @@ def explore(
     most: int = 1,
     reduced: bool = True,
     without: frozenset[Property] = frozenset(),
+    local_first: bool = False,
     progress: Callable[[Report], None] | None = None,
     found: Callable[[Counterexample], None] | None = None,
 ) -> Report:
@@ -278,12 +279,15 @@ def explore(
         reduced: False: no symmetry reduction except for times, and every move is tried in every
             world; ``bounds.depth`` has to end the search. ``states`` still counts canonical ones.
         without: properties that are not checked.
+        local_first: explore everything that a session of this replica can reach before one that
+            another replica owns. A counterexample is then ``remote`` only if there is no other for
+            its property; otherwise, if it is the shortest one.
         progress: called every few thousand states.
         found: called for each counterexample as soon as it is found.
     """
     search = _Search(bounded(policy, bounds), bounds, stepper, most, reduced, without)
     search.progress, search.found_one = progress, found
-    return search.run()
+    return search.run(local_first)
 
 
 _DONE, _FINAL, _RETRY = "done", "final", "retry"
@@ -304,6 +308,7 @@ class _Edge:
     move: Move
     outcome: int
     after: int | None
+    rule: str = ""
     inert: bool = False  # nothing changed: the event is ignored or its turn rejected
     ended: str | None = None
     error: ViolationError | None = None
@@ -343,6 +348,9 @@ class _Search:
         self.most = most
         self.reduced = reduced
         self.without = without
+        # Whether to save time where a result is known beforehand: what a session ignores in all
+        # states of one signature, which states are canonical, which are equal.
+        self.shortcuts = reduced
         self.progress: Callable[[Report], None] | None = None
         self.found_one: Callable[[Counterexample], None] | None = None
         self.report = Report(policy.name, bounds)
@@ -360,22 +368,32 @@ class _Search:
         self.healthy: dict[int, _Ending] = {}
         self.quiet: dict[int, dict[str, _Ending]] = {}  # by world without turns, and submission
         self.fresh_moves: dict[object, tuple[Move, ...]] = {}
-        self.resent: dict[tuple[object, ...], bool] = {}
+        # Each way in which a turn was lost: its number, and whether the first such turn was resent.
+        self.resent: dict[tuple[object, ...], tuple[int, bool]] = {}
+        self.losses: dict[int, int] = {}  # packed (model, outcome) to that number, negative: failed
         self.broken: set[Property] = set()
+        self.remote_start: int | None = None  # the number of that world
 
-    def run(self) -> Report:
+    def run(self, local_first: bool = False) -> Report:
         """Explore, then check liveness."""
         report, bounds = self.report, self.bounds
         terms = attrs.evolve(terms_of(self.policy), without=self.without)
         self._begin(SessionState(), Model(terms))
+        if local_first:
+            self._run()
         if bounds.remote:
+            self.remote_start = len(self.worlds)
             self._begin(SessionState(remote=True), Model(terms, remote=True))
-        self.worlds.run(self._expand, self._progressed, every=2048)
+        self._run()
         report.complete = self.worlds.complete
         report.states = len(self.worlds) if self.reduced else len(self.reached())
         if report.complete and bounds.depth is None and len(self.broken) < self.most:
             self._judge_liveness()
         return report
+
+    def _run(self) -> None:
+        if len(self.broken) < self.most:
+            self.worlds.run(self._expand, self._progressed, every=2048)
 
     def reached(self) -> set[tuple[object, object]]:
         """The keys of the canonical forms of all worlds."""
@@ -393,7 +411,8 @@ class _Search:
             self.progress(self.report)
 
     def _state(self, state: SessionState) -> int:
-        number = self.state_numbers.setdefault(key_of(state), len(self.states))
+        key: object = key_of(state) if self.shortcuts else state
+        number = self.state_numbers.setdefault(key, len(self.states))
         if number == len(self.states):
             self.states.append(state)
             self.edges.append(None)
@@ -413,7 +432,7 @@ class _Search:
         fresh = None
         if edges is None:
             signature = _signature(self.states[state])
-            found = self.fresh_moves.get(signature) if self.reduced else None
+            found = self.fresh_moves.get(signature) if self.shortcuts else None
             if found is None:
                 found, fresh = tuple(moves(self.states[state], self.bounds)), signature
             edges = self.edges[state] = tuple([self._happen(state, move) for move in found])
@@ -429,6 +448,10 @@ class _Search:
             checked = edge.error or self.after.get(model << _BITS | edge.outcome)
             if checked is None:
                 checked = self._model_after(model, edge.outcome)
+                if not isinstance(checked, ViolationError):
+                    unlike = self._unlike(model, edge.outcome)
+                    if unlike is not None and not self._violated(index, label, _COMPARED, unlike):
+                        return False
             if isinstance(checked, ViolationError):
                 if not self._violated(index, label, checked.prop, str(checked)):
                     return False
@@ -472,18 +495,19 @@ class _Search:
         ended = _ending(effects, turn)
         if len(effects) == 1 and type(effects[0]) in _INERT and after == state:
             outcome = self._outcome(event, effects, deadline, _SAME)
-            return _Edge(move, outcome, number, inert=True, ended=ended)
+            return _Edge(move, outcome, number, rule, inert=True, ended=ended)
         if effects and type(effects[-1]) is fx.RetireSession:
             # The session was retired: nothing more can happen to it.
             outcome = self._outcome(event, effects, deadline, _SAME)
-            return _Edge(move, outcome, None, ended=ended)
+            return _Edge(move, outcome, None, rule, ended=ended)
         folded, naming = after, _SAME
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
-        if not (_is_canonical(after) and tip == state.cached_response and tip in (None, "tip")):
+        plain = self.shortcuts and _is_canonical(after)
+        if not (plain and tip == state.cached_response and tip in (None, "tip")):
             folded, naming = self._folded(after, 0)
         outcome = self._outcome(event, effects, deadline, naming)
-        return _Edge(move, outcome, self._state(folded), ended=ended)
+        return _Edge(move, outcome, self._state(folded), rule, ended=ended)
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
@@ -511,7 +535,6 @@ class _Search:
             after = model
             if outcome.event is not None:
                 after = model.after(outcome.event, outcome.effects, 0, outcome.deadline)
-                self._compare(model, outcome.event, outcome.effects)
             if outcome.naming is not _SAME:
                 after = _renamed(after, outcome.naming)
             checked = self._model(after)
@@ -520,18 +543,22 @@ class _Search:
         self.after[number << _BITS | outcome_number] = checked
         return checked
 
-    def _compare(self, model: Model, event: Event, effects: tuple[fx.Effect, ...]) -> None:
-        """Check that turns lost in the same way get the same remedy."""
-        if not effects or type(event) not in _LOSSES:
-            return
+    def _unlike(self, number: int, outcome_number: int) -> str | None:
+        """What differs, if the outcome loses a turn, and one lost in the same way got another
+        remedy; to be asked once for each outcome of a model."""
+        model, outcome = self.models[number], self.numbered[outcome_number]
+        event, effects = outcome.event, outcome.effects
+        if not effects or not isinstance(event, _LOSSES):
+            return None
         loss = model.loss_of(event, 0)
         if loss is None:
-            return
+            return None
         again = not any(type(effect) is fx.FailTurn for effect in effects)
-        unlike = self.resent.setdefault(loss, again) is not again and not again
-        if unlike and Property.RECONNECT_COSTS_NO_REPLAY not in self.without:
-            text = "a turn lost in the same way after as many replays was sent again"
-            raise ViolationError(Property.RECONNECT_COSTS_NO_REPLAY, text)
+        kind, first = self.resent.setdefault(loss, (len(self.resent) + 1, again))
+        self.losses[number << _BITS | outcome_number] = kind if again else -kind
+        if first is again:
+            return None
+        return f"a turn lost in the same way after as many replays was {_REMEDY[first]}"
 
     def _violated(self, index: int, label: str, prop: Property, text: str) -> bool:
         """Record a violation; False: enough violations were found."""
@@ -539,7 +566,7 @@ class _Search:
             self.broken.add(prop)
             start, way = self.worlds.way(index)
             path = (*way, label) if label else way
-            found = Counterexample(prop, text, path, remote=start == 1)
+            found = Counterexample(prop, text, path, remote=start == self.remote_start)
             self.report.counterexamples.append(found)
             if self.found_one is not None:
                 self.found_one(found)
@@ -585,7 +612,7 @@ class _Search:
 
     def _retry(self, index: int, label: str, ends: dict[int, _Ending | None]) -> int | None:
         """Submit the turn until an answer is not retriable; None: one was."""
-        most = self.policy.budgets.refusals + 2
+        most = self.policy.budgets.refusals + _TRIES
         for _ in range(most):
             submissions = self.quiet.get(index, {})
             # The retry names the same response, but the connection may not have it cached any more.
@@ -606,7 +633,10 @@ class _Search:
 
 _ACCEPTS, _REFUSES_ANCHOR = "created", "refused: not found"
 _STEPS = 8  # moves of a healthy upstream that one turn may take, with reconnect, refusal, resend
+_TRIES = 2  # that a client may need beyond the budget of refusals
 _LOSSES = (ev.ConnectionLost, ev.DeadlineReached)
+_COMPARED = Property.RECONNECT_COSTS_NO_REPLAY
+_REMEDY = {True: "sent again", False: "not sent again"}
 _INERT = (fx.Ignored, fx.FailTurn)  # the effects of an ignored event and of a rejected turn
 _BEFORE_THE_TABLE = frozenset({STALE_GENERATION, SPURIOUS_DEADLINE, ENDED_RESPONSE})
 
@@ -648,4 +678,99 @@ def _signature(state: SessionState) -> tuple[object, ...]:
         state.remote,
         tuple([(timer._value_, at > 0) for timer, at in state.timers.entries]),
         None if (first := state.timers.next()) is None else first.reason._value_,
+    )
+
+
+# ---------------------------------------------------------------- for other checkers
+
+
+class TabledMove(NamedTuple):
+    """What a session does at one move. ``after`` is None when it is retired; ``ended`` is how the
+    turn ended that the move is about, "" if it did not end; ``broken`` is set if the session broke
+    a property that needs no model, and then ``outcome`` and ``after`` say nothing."""
+
+    label: str
+    rule: str  # "" for time that passes
+    outcome: int
+    after: int | None
+    ended: str
+    inert: bool
+    broken: Property | None
+
+
+class TabledCheck(NamedTuple):
+    """What the model says of an outcome: its next state, or the property that it finds broken.
+
+    ``loss`` numbers the ways in which a turn can be lost that are to have the same remedy, from 1:
+    positive if the turn was sent again, negative if it failed, 0 if no turn was lost.
+    """
+
+    after: int | None
+    broken: Property | None
+    loss: int
+
+
+@attrs.frozen
+class Tables:
+    """An explored policy as two tables, of which a world is the product: a session's state and a
+    model. States, models and outcomes are numbered from 0."""
+
+    policy: str
+    bounds: str
+    states: tuple[SessionState, ...]
+    moves: tuple[tuple[TabledMove, ...], ...]  # by state
+    checks: tuple[Mapping[int, TabledCheck], ...]  # by model, then by outcome
+    starts: tuple[tuple[int, int], ...]  # worlds
+    healthy: tuple[str | None, ...]  # by state: the next move of a healthy upstream
+    knowing: frozenset[int]  # models whose upstream knows the anchor that it was sent
+    tries: int  # after that many refusals a client's retries have to have ended
+
+
+def tabulate(
+    policy: Policy,
+    bounds: Bounds,
+    *,
+    stepper: Step = step,
+    without: frozenset[Property] = frozenset(),
+    progress: Callable[[Report], None] | None = None,
+) -> Tables | None:
+    """The tables of ``policy``; None if ``bounds`` end the search before its end. For the
+    arguments see ``explore``.
+
+    Nothing is taken for known beforehand here: every move is tried in every state, every state is
+    brought into canonical form, and states are compared as they are. So a checker that works on
+    these tables checks the shortcuts of ``explore``, too.
+    """
+    search = _Search(bounded(policy, bounds), bounds, stepper, len(Property), True, without)
+    search.progress, search.shortcuts = progress, False
+    report = search.run()
+    if not report.complete or bounds.depth is not None:
+        return None
+    checks: list[dict[int, TabledCheck]] = [{} for _ in search.models]
+    for packed, after in search.after.items():
+        loss = search.losses.get(packed, 0)
+        if isinstance(after, ViolationError):
+            check = TabledCheck(None, after.prop, loss)
+        else:
+            check = TabledCheck(after, None, loss)
+        checks[packed >> _BITS][packed & _MASK] = check
+    starts = [(0, 0), (1, 1)] if bounds.remote else [(0, 0)]
+    return Tables(
+        policy.name,
+        bounds.name,
+        tuple(search.states),
+        tuple([tuple(map(_tabled, edges or ())) for edges in search.edges]),
+        tuple(checks),
+        tuple(starts),
+        tuple(search.healthy_moves),
+        frozenset([number for number, model in enumerate(search.models) if model.known]),
+        search.policy.budgets.refusals + _TRIES,
+    )
+
+
+def _tabled(edge: _Edge) -> TabledMove:
+    broken = None if edge.error is None else edge.error.prop
+    return TabledMove(
+        *(edge.move.label, edge.rule, edge.outcome, edge.after),
+        *(edge.ended or "", edge.inert, broken),
     )

@@ -16,12 +16,11 @@ remember; none of them reads the state by which the bridge decides.
 
 from __future__ import annotations
 
-import enum
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import attrs
 
@@ -54,60 +53,111 @@ from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.statevalue import LINK, QUERY, At, Ref
 from bridgecore.telemetry import Log
+from bridgecore.verify.cost import CostedProperty, Rank
 from bridgecore.verify.explore import later
 from bridgecore.verify.search import Search
 from bridgecore.wire.requests import parse_create
 from bridgecore.wire.responses import EventKind
 
 
-class BridgeProperty(enum.Enum):
+class BridgeProperty(CostedProperty):
     """The properties of a bridge. The value says what must hold."""
 
     CONTEXT_IS_MEANT = (
-        "the context that the upstream has for a turn equals the context that the client means, "
-        "in whatever form the turn was sent"
+        "the context that the upstream has for a turn equals the context that the client "
+        "means, in whatever form the turn was sent",
+        Rank.HARM,
+        "the model answers in the context of another conversation, or without a part of its own",
     )
     OUTPUTS_HAVE_CALLS = (
-        "the output of a tool call is sent upstream only if its call is in the same context"
+        "the output of a tool call is sent upstream only if its call is in the same context",
+        Rank.LOSS,
+        "the upstream refuses the turn: a tool output without its call",
     )
     CALLS_ARE_TOLD_ONCE = (
-        "each tool call is delivered to a client once, as part of the turn that made it"
+        "each tool call is delivered to a client once, as part of the turn that made it",
+        Rank.HARM,
+        "a tool runs twice, or not at all",
     )
     CREDENTIALS_ARE_KEPT_APART = (
         "a turn is sent only on a link of its own credential, and never names a response made "
-        "under another credential"
+        "under another credential",
+        Rank.HARM,
+        "one tenant's conversation is sent under the credential of another",
     )
     FOREIGN_IS_UNKNOWN = (
-        "a response id of another credential has exactly the effects of an id that does not exist"
+        "a response id of another credential has exactly the effects of an id that does not exist",
+        Rank.HARM,
+        "a tenant finds out which responses another tenant has",
     )
     HELD_IS_ANSWERED = (
         "a turn whose context the bridge holds is answered, unless something was lost on its "
-        "way, and never gets previous_response_not_found"
+        "way, and never gets previous_response_not_found",
+        Rank.HARM,
+        "a turn fails although the bridge has its whole context; after a not-found its client "
+        "sends all of it again",
     )
-    ONE_TURN_A_LINK = "a link carries one turn at a time"
-    ONE_END = "each turn ends once, and nothing is delivered or sent for it afterwards"
+    ONE_TURN_A_LINK = (
+        "a link carries one turn at a time",
+        Rank.HARM,
+        "two answers on one connection cannot be told apart: a user may read another's",
+    )
+    ONE_END = (
+        "each turn ends once, and nothing is delivered or sent for it afterwards",
+        Rank.LOSS,
+        "a client that gets two ends of its turn, or events after the end",
+    )
     ANSWER_IS_ITS_OWN = (
         "an event from a link is delivered to the turn that the link carries; an event of a "
-        "response that has ended is delivered to no turn"
+        "response that has ended is delivered to no turn",
+        Rank.HARM,
+        "a client reads the answer to another turn",
     )
-    SESSIONS_ARE_LIMITED = "there are never more conversations than the limit"
-    REJECTED_ONLY_WHEN_FULL = "a turn is rejected for lack of room only if no conversation is idle"
+    SESSIONS_ARE_LIMITED = (
+        "there are never more conversations than the limit",
+        Rank.WASTE,
+        "memory and connections beyond the limit that the operator set",
+    )
+    REJECTED_ONLY_WHEN_FULL = (
+        "a turn is rejected for lack of room only if no conversation is idle",
+        Rank.LOSS,
+        "a turn is rejected although there is room",
+    )
     IDLE_MAKES_ROOM = (
-        "only an idle conversation is evicted to make room, the least recently used one"
+        "only an idle conversation is evicted to make room, the least recently used one",
+        Rank.LOSS,
+        "a running turn is cut off, or a conversation in use loses its connection",
     )
-    REJECTED_INJECTION_ENDS = "an injected anchor that the upstream rejected is not injected again"
+    REJECTED_INJECTION_ENDS = (
+        "an injected anchor that the upstream rejected is not injected again",
+        Rank.WASTE,
+        "each turn is sent twice: with the rejected anchor, then without",
+    )
     REJECTED_REBUILD_ENDS = (
-        "an input that was rebuilt for an anchor and rejected by the upstream is not rebuilt again"
+        "an input that was rebuilt for an anchor and rejected by the upstream is not rebuilt again",
+        Rank.STUCK,
+        "the same rejected input is uploaded with each retry: the client gets no further",
     )
-    SIZE_IS_NOT_REPEATED = "a frame that is larger than the upstream accepts is not sent again"
+    SIZE_IS_NOT_REPEATED = (
+        "a frame that is larger than the upstream accepts is not sent again",
+        Rank.WASTE,
+        "a frame of many megabytes is uploaded again, to be refused again",
+    )
     NOTHING_IS_LEFT = (
-        "after all turns have ended and all timers have run out, no conversation, link or memory"
-        " is left"
+        "after all turns have ended and all timers have run out, no conversation, link or "
+        "memory is left",
+        Rank.WASTE,
+        "memory and connections that are never freed",
     )
-    NO_ERROR = "the bridge raises no exception for an event that can happen"
+    NO_ERROR = (
+        "the bridge raises no exception for an event that can happen",
+        Rank.LOSS,
+        "the turn ends with an internal error, and its conversation with it",
+    )
 
 
 _P = BridgeProperty
+ALL: Final = frozenset(BridgeProperty)
 Item = tuple[str, ...]  # an item as a model reads it: its text, without ids and status
 
 
@@ -851,9 +901,11 @@ def explore_bridge(
     bounds: BridgeBounds,
     *,
     make: Callable[..., Bridge] = Bridge,
+    judged: Collection[BridgeProperty] = ALL,
     progress: Callable[[BridgeReport], None] | None = None,
 ) -> BridgeReport:
-    """Explore bridges made by ``make``, until the first violation or the end of the bounds."""
+    """Explore bridges made by ``make``, until the first violation of a property in ``judged`` or
+    the end of the bounds. What comes after a violation of another property is not explored."""
     report = BridgeReport(bounds)
     search: Search[object, Move] = Search(most=bounds.max_worlds)
     search.reach(World(bounds, make).key())
@@ -870,6 +922,8 @@ def explore_bridge(
                 if world.submitted == bounds.turns and not world.turns:
                     World(bounds, make, way, report.checked).fade()
             except BridgeViolationError as violation:
+                if violation.prop not in judged:
+                    continue
                 names = tuple(map(str, way))
                 shown = BridgeCounterexample(violation.prop, violation.text, names)
                 report.counterexamples.append(shown)

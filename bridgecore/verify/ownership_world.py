@@ -43,45 +43,69 @@ from bridgecore.ownership.holdings import (
     Settled,
 )
 from bridgecore.ownership.store import AskStore
+from bridgecore.verify.cost import CostedProperty, Rank
 from bridgecore.verify.store_model import StoreModel
 
 
-class OwnershipProperty(enum.Enum):
+class OwnershipProperty(CostedProperty):
     """The properties of ownership. The value says what must hold."""
 
     ONE_LIVE_OWNER = (
-        "two replicas never may send turns of one stored conversation at the same moment, if no "
-        "clock falls behind by more than the margin during a lease and the store has lost nothing;"
-        " in any case a replica that the store tells of another owner sends nothing more"
+        "two replicas never may send turns of one stored conversation at the same moment, if "
+        "no clock falls behind by more than the margin during a lease and the store has lost "
+        "nothing; in any case a replica that the store tells of another owner sends nothing "
+        "more",
+        Rank.HARM,
+        "two replicas run turns of one conversation at the same time: it splits in two",
     )
     EPOCHS_ONLY_GROW = (
-        "a replica believes only a claim whose epoch is above all that it has heard of for the "
-        "conversation, even after the store has lost memory; in the store an epoch grows with "
-        "each new owner and never shrinks"
+        "a replica believes only a claim whose epoch is above all that it has heard of for "
+        "the conversation, even after the store has lost memory; in the store an epoch grows "
+        "with each new owner and never shrinks",
+        Rank.HARM,
+        "a former owner overwrites what the present one has stored",
     )
     STALE_EPOCH_CHANGES_NOTHING = (
         "a commit or a release under another epoch than the present one, or by another owner, "
-        "leaves the store as it is"
+        "leaves the store as it is",
+        Rank.HARM,
+        "a former owner overwrites what the present one has stored",
     )
     NO_SEND_WITHOUT_A_LEASE = (
-        "a replica may send turns of a conversation that the store can know only until its lease "
-        "ends, counted from the question; a lease that has ended is not renewed; a claim that "
-        "ends without being given back is followed by a fence"
+        "a replica may send turns of a conversation that the store can know only until its "
+        "lease ends, counted from the question; a lease that has ended is not renewed; a "
+        "claim that ends without being given back is followed by a fence",
+        Rank.HARM,
+        "a replica runs turns of a conversation that another one has taken over",
     )
     UNKNOWN_IS_NOT_GRANTED = (
-        "a claim counts as granted only if the store has granted it under the present lease while "
-        "its turn waits; one that is granted late is given back"
+        "a claim counts as granted only if the store has granted it under the present lease "
+        "while its turn waits; one that is granted late is given back",
+        Rank.HARM,
+        "a replica runs a turn of a conversation that it does not own",
     )
-    DURABLE_IS_STORED = "a response is called durable only if the store has it"
+    DURABLE_IS_STORED = (
+        "a response is called durable only if the store has it",
+        Rank.HARM,
+        "a response that was called durable is gone after a crash, and the conversation with it",
+    )
     EVERY_TURN_IS_RESOLVED = (
-        "each turn that waits for a claim or a commit gets its result exactly once"
+        "each turn that waits for a claim or a commit gets its result exactly once",
+        Rank.STUCK,
+        "a turn waits for the store until its deadline, or is answered twice",
     )
     LIVENESS = (
-        "without further faults, a client that retries at one sound replica soon gets a stored "
-        "conversation, or the name of a live owner that has it or gets it when it is asked; what a "
-        "dead replica owned is free when its lease has ended"
+        "without further faults, a client that retries at one sound replica soon gets a "
+        "stored conversation, or the name of a live owner that has it or gets it when it is "
+        "asked; what a dead replica owned is free when its lease has ended",
+        Rank.STUCK,
+        "a conversation that no replica serves, however often its client retries",
     )
-    NO_ERROR = "a replica raises no exception for an event that can happen"
+    NO_ERROR = (
+        "a replica raises no exception for an event that can happen",
+        Rank.LOSS,
+        "the replica fails with an internal error, and its turns with it",
+    )
 
 
 _P = OwnershipProperty

@@ -29,6 +29,7 @@ class Seen:
     event: Event
     before: Phase
     transition: Transition
+    note: str = ""  # printed behind the event, such as that it is assumed
 
 
 @attrs.frozen
@@ -161,16 +162,5 @@ def explain(story: Story) -> str:
         lines.append(f"         {one.before.value} -> {after} by {one.transition.rule}")
         lines += [f"           {reason}" for reason in reasons(one.transition)]
         lines += [f"           {describe(effect)}" for effect in one.transition.effects]
-    lines += ["", f"broken: {story.text}"]
-    if story.prop in _COSTS:
-        lines.append(f"costs:  {_COSTS[story.prop]}")
+    lines += ["", f"broken: {story.text}", f"costs:  {story.prop.cost}"]
     return "\n".join(lines)
-
-
-# The cost to users, where the property does not name it.
-_COSTS = {
-    Property.NOT_FOUND_IS_EARNED: "context growth: the client drops its anchor and sends its whole "
-    "history again, each time that a connection is lost",
-    Property.NO_AMBIGUOUS_RESEND: "a turn that runs twice: its tool calls, side effects and tokens",
-    Property.REFUSALS_ARE_BOUNDED: "the same 502, however often the client retries",
-}

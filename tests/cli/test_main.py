@@ -348,6 +348,7 @@ NEEDS_A_LOG = "LOG"  # replaced by the path of a decision log
         ["rules"],
         ["simulate", "--turns", "2"],
         ["simulate", "--turns", "2", "--json"],
+        ["demo", "--turns", "2"],
         ["replay", NEEDS_A_LOG],
         ["verify"],
     ],
@@ -372,7 +373,11 @@ def test_a_closed_pipe_on_standard_output_is_no_error(arguments: list[str], tmp_
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-@pytest.mark.parametrize("arguments", [["rules"], ["simulate", "--turns", "2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["rules"], ["simulate", "--turns", "2"], ["demo", "--turns", "2"]],
+    ids=" ".join,
+)
 def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
@@ -384,8 +389,8 @@ def test_a_full_disk_is_an_error(arguments: list[str]) -> None:
             check=False,
         )
     assert result.returncode == 1
-    assert result.stderr.count(b"\n") == 1
-    assert b"Traceback" not in result.stderr
+    expected = b"bridgecore: error: cannot write standard output: No space left on device\n"
+    assert result.stderr == expected
 
 
 # A module that is loaded while the command starts, and is interrupted then.

@@ -10,6 +10,7 @@ import pytest
 
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
+from bridgecore_cli.errors import CommandError
 
 
 def invoke(*arguments: str) -> int:
@@ -23,8 +24,32 @@ def test_the_command_shows_both_policies(
     assert invoke("--policy", "both", "--turns", "20", "--svg", str(svg)) == 0
     out = capsys.readouterr().out
     assert "default: 20 turns use" in out
+    assert "full at turn 360 if it goes on" in out
     assert "v1_12: the window of 876,000 tokens is full at turn 14" in out
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_both_policies_are_compared_unless_one_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--turns", "3", "--conversations", "2") == 0
+    out = capsys.readouterr().out
+    assert "Over the first 3 turns, v1_12 needs, against default: 2.9 times the context" in out
+    assert "policy default: 2 conversations" in out
+    assert "policy v1_12: 2 conversations" not in out
+
+
+def test_a_told_loss_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    """Although the context is as small as it can be."""
+    assert invoke("--policy", "v1_12", "--no-store", "--turns", "3") == 1
+    assert "in 2 of 2 turns the client was told" in capsys.readouterr().out
+
+
+def test_a_share_of_turns_can_be_hit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke("--turns", "6", "--faults", "2/3", "--policy", "default") == 0
+    out = capsys.readouterr().out
+    assert "2 of 3 turns lose their connection" in out
+    assert out.count(" 502\n") == 4
+    with pytest.raises(CommandError, match="long conversation only"):
+        invoke("--faults", "2/3", "--conversations", "1")
 
 
 def test_the_command_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,6 +61,8 @@ def test_the_command_speaks_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["sound"] is False
     assert len(found["growth"]["v1_12"]["turns"]) == 8
     storm = found["conversations"]["v1_12"]
+    assert found["growth"]["v1_12"]["conversation_lost_turns"] == 4
+    assert found["growth"]["v1_12"]["projected_full_at_turn"] == 22
     assert storm["violations"]
     assert storm["conversation_hours_per_minute"] > 0
     assert "VIOLATION" in storm["shrunk"]
@@ -65,7 +92,14 @@ def test_the_command_fails_if_the_plot_cannot_be_written_after_all(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--turns", "0"], ["--faults", "often"], ["--seed", "-1"], ["--policy", "none"]]
+    "arguments",
+    [
+        ["--turns", "0"],
+        ["--faults", "often"],
+        ["--faults", "4/3"],
+        ["--seed", "-1"],
+        ["--policy", "none"],
+    ],
 )
 def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -279,9 +279,9 @@ def test_only_a_full_history_counts_as_repeating(
 def test_a_deleted_response_is_unknown_under_both_ids(name: str, continuity: Continuity) -> None:
     held = book(continuity)
     held.hold(held.ask([user("a")]), "completed", "created", output=[said("A")])
-    held.memory.forget("another scope", name)
+    held.memory.forget("another scope", name, 0)
     assert held.ask([user("b")], name).named is not None
-    held.memory.forget(SCOPE, name)
+    held.memory.forget(SCOPE, name, 0)
     for each in ("completed", "created"):
         recall = held.ask([user("b")], each)
         assert (recall.standing, recall.anchor, recall.node) == (Standing.UNKNOWN, each, None)
@@ -294,7 +294,7 @@ def test_what_continues_a_deleted_response_keeps_its_context() -> None:
     held = book()
     held.hold(held.ask([user("a")]), "one", output=[said("A")])
     held.hold(held.ask([user("b")], "one"), "two", output=[said("B")])
-    held.memory.forget(SCOPE, "one")
+    held.memory.forget(SCOPE, "one", 0)
     assert held.ask([user("c")], "one").node is None
     full = sent(held.ask([user("c")], "two"), RequestForm.REHYDRATED)
     assert [item["content"] for item in full["input"]] == ["a", "A", "b", "B", "c"]
@@ -310,7 +310,7 @@ def test_a_deleted_response_does_not_come_back_from_a_store() -> None:
     assert unstored is not None
     path = [response.payload for response in unstored.responses]
     other = book()
-    other.memory.forget(SCOPE, "one")
+    other.memory.forget(SCOPE, "one", 0)
     other.memory.restore(SCOPE, path[:1], 1, 0)
     other.memory.learn(SCOPE, "one", "one", stored=True)
     assert other.ask([user("c")], "one").alias is None
@@ -323,8 +323,8 @@ def test_a_deleted_response_does_not_come_back_from_a_store() -> None:
 def test_a_new_response_under_a_deleted_id_can_be_continued() -> None:
     held = book()
     held.hold(held.ask([user("a")]), "one", output=[said("A")])
-    held.memory.forget(SCOPE, "one")
-    held.memory.forget(SCOPE, "one")
+    held.memory.forget(SCOPE, "one", 0)
+    held.memory.forget(SCOPE, "one", 0)
     held.hold(held.ask([user("b")]), "one", output=[said("B")])
     full = sent(held.ask([user("c")], "one"), RequestForm.REHYDRATED)
     assert [item["content"] for item in full["input"]] == ["b", "B", "c"]

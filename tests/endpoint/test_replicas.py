@@ -209,6 +209,36 @@ def test_what_was_not_used_for_too_long_is_deleted() -> None:
     assert len(cluster.model) == len(kept.outcomes)  # only a path that is still used
 
 
+@pytest.mark.parametrize("outage", [False, True], ids=["at once", "after an outage"])
+@pytest.mark.parametrize("last", [True, False], ids=["the last response", "an earlier one"])
+def test_a_deleted_response_is_not_continued_by_another_replica(last: bool, outage: bool) -> None:
+    cluster = Cluster()
+    replica = cluster.start("a")
+    talker = Talker(replica, store=True)
+    say(talker, "one")
+    gone = first = talker.last
+    say(talker, "two")
+    if last:
+        gone = talker.last
+    replica.store.answers = not outage
+    client = replica.client()
+    client.send(request(None, method="DELETE", path=f"/v1/responses/{gone}"))
+    assert b'"deleted":true' in bytes(client.received)
+    if outage:
+        replica.advance(5)  # the store does not answer in time
+        replica.store.answers = True
+        say(Talker(replica, key="sk-other"), "hello")  # and its commit shows that the store is back
+    replica.drain()
+    other = cluster.start("b")
+    moved(talker, other)
+    refused = other.ask("three", previous_response_id=gone)
+    assert (refused.status, refused.error["code"]) == (400, "previous_response_not_found")
+    if last:
+        assert talker.attempt(user("four"), after=first).status == 200
+    else:  # the context of the response after it still has its items
+        say(talker, "three")
+
+
 def test_a_turn_that_outlives_what_it_continues_stores_all_of_it() -> None:
     """The store deletes a response that is not used there, while it is used here."""
     cluster = Cluster()

@@ -1,15 +1,28 @@
-"""Tests of simulate/growth.py and growth_report.py: the growth of contexts, and its
-presentation."""
+"""Tests of simulate/growth.py, experiment.py and growth_report.py: the growth of contexts, its
+projection, and what is said about it."""
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree
 
 import attrs
+import pytest
 
-from bridgecore.recovery.policy import V1_12
-from bridgecore.simulate import Experiment, grow
-from bridgecore.simulate.growth_report import plot, summary, table
+from bridgecore.recovery.policy import DEFAULT, PR397, V1_12, Policy
+from bridgecore.simulate import Experiment, Growth, TurnFigures, grow
+from bridgecore.simulate.chance import Rng
+from bridgecore.simulate.experiment import NOT_FOUND
+from bridgecore.simulate.growth_report import (
+    comparison,
+    headline,
+    plot,
+    setting,
+    side_by_side,
+    summary,
+    table,
+    why_not_as_in_production,
+)
 
 
 def test_the_context_grows_by_what_is_new_under_default() -> None:
@@ -51,6 +64,149 @@ def test_without_storage_the_context_equals_the_history() -> None:
     assert all(row.grown == 2_300 and row.sent == 2_000 for row in growth.rows[1:])
 
 
+@pytest.mark.parametrize("policy", [V1_12, PR397], ids=lambda policy: policy.name)
+def test_without_storage_a_lost_conversation_is_told_although_the_context_is_small(
+    policy: Policy,
+) -> None:
+    """The context grows as under ``default``; what it costs is in other columns."""
+    growth = grow(Experiment(turns=6, store=False, policy=policy))
+    assert growth.per_turn == 2_300
+    assert len(growth.disowned) == 5
+    assert not growth.sound
+    assert "in 5 of 5 turns the client was told that its conversation is lost" in summary(growth)
+    assert "58,900 tokens a turn, 2,000 of them new" in summary(growth)
+
+
+def test_production_filled_its_window_later_because_fewer_turns_were_hit() -> None:
+    """``why_not_as_in_production`` says so."""
+    assert grow(Experiment(policy=V1_12, fault_every=7, fault_run=5)).full == 17
+    said = why_not_as_in_production(grow(Experiment(policy=V1_12)))
+    assert said is not None
+    assert said.startswith("Why turn 14, and turn 17 in production: here 13 of 13 turns")
+    assert "12 hits in 16 turns (try --faults 5/7)" in said
+    assert why_not_as_in_production(grow(Experiment(turns=20))) is None
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize(("every", "run"), [(None, 1), (1, 1), (3, 1), (5, 3)])
+@pytest.mark.parametrize("policy", [DEFAULT, V1_12], ids=lambda policy: policy.name)
+def test_the_projection_is_what_happens(
+    policy: Policy, every: int | None, run: int, store: bool
+) -> None:
+    whole = grow(
+        Experiment(
+            policy=policy,
+            fault_every=every,
+            fault_run=run,
+            store=store,
+            window=60_000,
+            system_tokens=3_000,
+            turns=40,
+        )
+    )
+    assert whole.full is not None
+    least = 1 + 2 * (every or 1)
+    for turns in range(1, len(whole.rows)):
+        part = attrs.evolve(whole, rows=whole.rows[:turns], full=None, unanswered=())
+        assert part.full_at == (whole.full if turns >= least else None)
+
+
+def test_a_context_that_does_not_grow_is_never_full() -> None:
+    growth = grow(Experiment(turns=3))
+    rows = tuple(attrs.evolve(row, grown=0, context=100) for row in growth.rows)
+    assert attrs.evolve(growth, rows=rows).full_at is None
+
+
+ERRORS = (NOT_FOUND, "502 stream_incomplete", "502 upstream_unavailable", "lost connection")
+LARGEST = (1, 3_000, 999_999)
+
+
+def some_growth(*key: int) -> Growth:
+    """A result that the experiment may not be able to have; but in turn 1 nothing can be lost."""
+    rng = Rng(*key)
+    most = rng.pick(LARGEST)
+
+    def errors(highest: int) -> tuple[str, ...]:
+        return tuple(rng.pick(ERRORS) for _ in range(rng.between(0, highest)))
+
+    def row(turn: int) -> TurnFigures:
+        numbers = [rng.between(1, most) for _ in range(6)]
+        sent, grown, context, upstream, tokens, client = numbers
+        said = errors(4) if turn > 1 else ()
+        return TurnFigures(turn, sent, grown, context, said, upstream, tokens, client)
+
+    rows = tuple(row(turn) for turn in range(1, 1 + rng.between(0, 12)))
+    end = rng.between(1, 3) if rows else 3
+    return Growth(
+        Experiment(policy=rng.pick((DEFAULT, V1_12)), window=rng.between(0, 10**7)),
+        rows,
+        full=len(rows) + 1 if end == 1 else None,
+        stuck=len(rows) + 1 if end == 2 else None,
+        unanswered=() if end == 3 else errors(3),
+    )
+
+
+def number(pattern: str, text: str) -> int | None:
+    """The number where ``pattern`` has ``N``; None if the text does not say it."""
+    found = re.search(pattern.replace("N", r"([\d,]+)"), text)
+    return None if found is None else int(found[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_summary_says_what_the_rows_say(seed: int) -> None:
+    growth = some_growth(seed)
+    said, rows = summary(growth), growth.rows
+    assert number("is full at turn N", said) == growth.full
+    assert number(": turn N did not", said) == growth.stuck
+    assert number("N bytes from the client", said) == sum(row.client for row in rows)
+    assert number("N bytes and", said) == sum(row.upstream for row in rows)
+    assert number("N tokens upstream", said) == sum(row.upstream_tokens for row in rows)
+    told = sum(NOT_FOUND in row.errors for row in rows) + (NOT_FOUND in growth.unanswered)
+    assert number("in N of [0-9]+ turns the client was told", said) == (told or None)
+    assert ("whole history" in said) == ("whole history" in headline(growth)) == (told > 0)
+    if len(rows) > 1:
+        mean = sum(row.sent for row in rows[1:]) / (len(rows) - 1)
+        assert number("(?:sends|history:) N tokens a turn", said) == int(f"{mean:.0f}")
+    if told or growth.full is not None or growth.stuck is not None:
+        assert not growth.sound
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_comparison_says_what_the_rows_say(seed: int) -> None:
+    pair = [some_growth(seed, 0), some_growth(seed, 1)]
+    usual, other = pair
+    turns = min(len(usual.rows), len(other.rows))
+    lines = comparison(pair)
+    assert len(lines) == (turns > 0)
+    for line in lines:
+        ours, theirs = (sum(row.client for row in one.rows[:turns]) for one in (other, usual))
+        if ours == theirs:
+            assert f"the same bytes from the client ({ours:,})" in line
+        elif theirs:
+            assert f"times the bytes from the client ({ours:,} against {theirs:,})" in line
+            assert " 1.0 times" not in line
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_tables_fit_a_terminal_and_have_the_rows(seed: int) -> None:
+    pair = [some_growth(seed, 0), some_growth(seed, 1)]
+    for text in (side_by_side(pair), *map(table, pair)):
+        numbers = [line for line in text.splitlines() if re.match(r" *\d+ ", line)]
+        assert all(len(line) <= 80 for line in numbers)
+    for growth in pair:
+        lines = table(growth).splitlines()[1:]
+        for row, line in zip(growth.rows, lines, strict=False):
+            assert f"{row.context:,}" in line.split()
+
+
+def test_the_setting_says_what_was_done() -> None:
+    assert "no connection is lost" in setting(Experiment(fault_every=None))
+    assert "no connection is lost" in setting(Experiment(turns=1))
+    assert "; each turn after the first loses its connection" in setting(Experiment())
+    assert "; 1 of 3 turns loses its connection" in setting(Experiment(fault_every=3))
+    assert "; 5 of 7 turns lose their" in setting(Experiment(fault_every=7, fault_run=5))
+
+
 def test_the_plot_can_be_read() -> None:
     growths = [
         grow(Experiment(turns=30, fault_every=3)),
@@ -60,7 +216,7 @@ def test_the_plot_can_be_read() -> None:
     space = "{http://www.w3.org/2000/svg}"
     texts = ["".join(text.itertext()) for text in root.iter(f"{space}text")]
     assert {"turn", "context, tokens", "window, 876 K", "0 K", "0"} <= set(texts)
-    assert all(summary(growth) in texts for growth in growths)
+    assert all(headline(growth) in texts for growth in growths)
     lines = [line.attrib["points"].split() for line in root.iter(f"{space}polyline")]
     assert [len(line) for line in lines] == [len(growth.rows) for growth in growths]
     # Larger values are higher up, and all points are inside the plot.
@@ -77,6 +233,7 @@ def test_the_plot_can_be_read() -> None:
 def test_a_long_table_is_shortened() -> None:
     growth = grow(Experiment(turns=60, new_tokens=500, system_tokens=500))
     lines = table(growth).splitlines()
-    assert len(lines) < 32
+    assert len(lines) < 34
     assert lines[1].split()[0] == "1"
-    assert lines[-1].split()[0] == "60"
+    assert lines[-1] == "502: stream_incomplete"
+    assert lines[-3].split()[0] == "60"

@@ -10,7 +10,6 @@ import attrs
 import pytest
 
 from bridgecore.recovery import effects as fx
-from bridgecore.recovery.builder import TransitionBuilder
 from bridgecore.recovery.events import Event, Standing
 from bridgecore.recovery.policy import (
     DEFAULT,
@@ -26,7 +25,6 @@ from bridgecore.recovery.policy import (
 )
 from bridgecore.recovery.rules import EVENT_KEYS, RULES, Transition, step
 from bridgecore.recovery.state import Phase, SessionState
-from bridgecore.recovery.timers import Timer
 from bridgecore.verify import diagram
 from bridgecore.verify.environment import BOUNDS, Bounds, bounded
 from bridgecore.verify.explore import (
@@ -42,6 +40,7 @@ from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.scenario import replay
 from bridgecore.verify.story import explain, tell
+from tests.verify.endless import opens_for_ever, refuses_longer
 
 SMALL, OVER_HTTP = BOUNDS["small"]
 # Without late events, which double the states: these tests are not about them.
@@ -115,9 +114,36 @@ def test_a_reconnect_uses_the_replay_only_if_the_budget_says_so() -> None:
     assert Property.RECONNECT_COSTS_NO_REPLAY not in report.broken
 
 
+def resends_later(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
+    """A turn that is lost on the first connection is refused, on any later one it is resent."""
+    return step(replaying(policy) if state.generation > 1 else policy, state, event, now)
+
+
+def test_it_does_not_matter_which_remedy_is_met_first() -> None:
+    report = explore(DEFAULT, attrs.evolve(TINY, depth=9), stepper=resends_later, most=ALL)
+    found = report.broken[Property.RECONNECT_COSTS_NO_REPLAY]
+    assert found.text.endswith(
+        "a turn lost in the same way after as many replays was not sent again"
+    )
+    # What the owner replica says it has not sent is not lost, and is sent from here at once.
+    remote = attrs.evolve(TINY, remote=True)
+    assert set(explore(DEFAULT, remote, stepper=step, most=ALL).broken) == set()
+
+
 def test_the_broken_policy_loses_a_chain_with_its_socket() -> None:
     found = find("v1_12").broken[Property.NOT_FOUND_IS_EARNED]
     assert found.path == ("submit held old", "opened")
+
+
+def test_a_path_without_other_replicas_is_preferred() -> None:
+    few = attrs.evolve(BOUNDS["quick"][0], standings=(Standing.UNANCHORED,))
+    remote = {}
+    for first in (False, True):
+        report = explore(V1_12, few, most=ALL, local_first=first)
+        assert report.complete
+        remote[first] = {prop for prop, found in report.broken.items() if found.remote}
+    assert remote[False] == {Property.OWNER_LOSS_REBINDS, Property.RECONNECT_COSTS_NO_REPLAY}
+    assert remote[True] == {Property.OWNER_LOSS_REBINDS}
 
 
 def test_a_counterexample_names_the_cells_that_decided() -> None:
@@ -166,11 +192,6 @@ def test_a_replaying_policy_breaks_only_no_ambiguous_resend() -> None:
     assert report.counterexamples == []
 
 
-def refuses_longer(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-    budgets = attrs.evolve(policy.budgets, refusals=4)
-    return step(attrs.evolve(policy, budgets=budgets), state, event, now)
-
-
 @pytest.mark.timeout(240)
 def test_endless_retries_are_detected_on_the_graph() -> None:
     """Liveness is checked on the graph, without the count of refusals."""
@@ -181,19 +202,6 @@ def test_endless_retries_are_detected_on_the_graph() -> None:
     assert {prop: found.path for prop, found in report.broken.items()} == {
         Property.RETRIES_END: ("submit bound old",)
     }
-
-
-def opens_for_ever(policy: Policy, state: SessionState, event: Event, now: int) -> Transition:
-    """Each connection is closed as soon as it is open, and another one is opened."""
-    after = step(policy, state, event, now)
-    if after.rule != "connection-opened":
-        return after
-    builder = TransitionBuilder(policy, state, now)
-    builder.generation += 1
-    builder.set_timer(Timer.CONNECT, policy.timeouts.connect)
-    builder.emit(fx.CloseConnection(state.generation))
-    builder.emit(fx.OpenConnection(builder.generation, builder.remote))
-    return Transition(builder.finish(), tuple(builder.effects), after.rule)
 
 
 def test_an_endless_turn_is_detected_on_the_graph() -> None:

@@ -176,6 +176,16 @@ def test_a_broken_bridge_is_found(
     assert found.path
 
 
+def test_a_property_that_is_not_judged_ends_nothing() -> None:
+    few = attrs.evolve(SHALLOW, sessions=1, depth=4)
+    (found,) = explore_bridge(few, make=AlwaysRoom).counterexamples
+    assert found.prop is BridgeProperty.SESSIONS_ARE_LIMITED
+    others = frozenset(BridgeProperty) - {found.prop}
+    report = explore_bridge(few, make=AlwaysRoom, judged=others)
+    assert report.complete
+    assert found.prop not in {one.prop for one in report.counterexamples}
+
+
 def test_the_least_recently_used_conversation_is_evicted() -> None:
     way = ["fresh", "opened", "answers"] * 2 + ["fresh"]
     for make in (Bridge, MostRecentFirst):

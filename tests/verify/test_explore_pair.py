@@ -243,6 +243,7 @@ def test_each_property_detects_a_mutant() -> None:
 # ------------------------------------------------------------------ ours are clean
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("bounds", PAIR_BOUNDS["small"], ids=lambda bounds: bounds.name)
 def test_our_bridges_are_clean(bounds: PairBounds, monkeypatch: pytest.MonkeyPatch) -> None:
     happens, happened = World.happens, set()

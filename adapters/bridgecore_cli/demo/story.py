@@ -1,0 +1,177 @@
+"""The results of the demo as rows of a table and as four sentences.
+
+What belongs here: text. Every number is of the run, and a sentence is said only if the rows show
+it; otherwise the opposite is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+
+from bridgecore.simulate import Growth, TurnFigures
+from bridgecore.simulate.experiment import NOT_FOUND
+from bridgecore.simulate.growth_report import counted, statuses, times_told
+
+Results: TypeAlias = Mapping[tuple[str, bool], Growth]
+"""By the name of the policy, and whether the upstream stores the responses."""
+
+COLUMNS: Final = (
+    "policy",
+    "store",
+    "turn",
+    "context",
+    "full at",
+    "errors",
+    "to bridge",
+    "upstream",
+)
+LEGEND: Final = (
+    "context: in tokens; full at: turn at which the window is full, (N) if it goes on",
+    "errors: what the client got before its answers; to bridge, upstream: bytes sent",
+)
+
+
+def rows(results: Results) -> list[tuple[str, ...]]:
+    """A row of the table for each conversation."""
+    return [_row(name, store, growth) for (name, store), growth in results.items()]
+
+
+def _row(name: str, store: bool, growth: Growth) -> tuple[str, ...]:
+    turn = growth.full or len(growth.rows)
+    context = growth.rows[-1].context if growth.rows else 0
+    if growth.full is not None:
+        full = str(growth.full)
+    else:
+        full = "" if growth.full_at is None else f"({growth.full_at})"
+    return (
+        name,
+        str(store).lower(),
+        str(turn),
+        f"{context:,}",
+        full,
+        statuses(errors_of(growth)),
+        size(growth.client),
+        size(growth.upstream),
+    )
+
+
+def errors_of(growth: Growth) -> list[str]:
+    """All errors that the client got."""
+    return [error for row in growth.rows for error in row.errors] + [*growth.unanswered]
+
+
+def plain_table(results: Results) -> list[str]:
+    """The table as lines of at most 80 characters."""
+    cells = [COLUMNS, *rows(results)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
+    lines = []
+    for row in cells:
+        name, *numbers = (
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([name, *numbers]).rstrip())
+    return lines
+
+
+def size(number: int) -> str:
+    """Bytes, in a unit that can be read."""
+    return f"{number / 1e6:,.1f} MB" if number >= 1_000_000 else f"{number / 1e3:,.0f} KB"
+
+
+# ------------------------------------------------------------------ the story
+
+
+def story(results: Results) -> list[str]:
+    """What happened, in four sentences: what the broken bridge told its client, what that cost,
+    when its window is full, and what ``default`` did instead."""
+    broken, usual = results["v1_12", True], results["default", True]
+    turns = min(len(broken.rows), len(usual.rows))
+    return [
+        _told(broken),
+        _cost(broken.rows[:turns], usual.rows[:turns]),
+        _windows(broken, usual),
+        _instead(results, usual),
+    ]
+
+
+def _told(broken: Growth) -> str:
+    times, turns = times_told(broken)
+    code = NOT_FOUND
+    if not times:
+        return f"v1_12 never told its client {code!r}."
+    text = f"v1_12 told its client {code!r} in {times} of the {turns} turns after the first"
+    kept = sum(row.grown > broken.experiment.new_tokens for row in broken.disowned)
+    if not kept:
+        return f"{text}, so the client sent its whole history."
+    whose = "each time" if kept == len(broken.disowned) else f"in {kept} of them"
+    return (
+        f"{text}, but the upstream had the response {whose}: the client's whole history was added "
+        "to it."
+    )
+
+
+def _cost(broken: Sequence[TurnFigures], usual: Sequence[TurnFigures]) -> str:
+    if not usual:
+        return "No turn was completed, so there is nothing to compare."
+    ours, theirs = _costs(broken), _costs(usual)
+    turns = "1 turn" if len(usual) == 1 else f"{len(usual)} turns"
+    return (
+        f"In {turns} that came to {ours[0]} tokens of context (default: {theirs[0]}), {ours[1]} "
+        f"from client to bridge (default: {theirs[1]}), and {ours[2]} tokens, {ours[3]}, from "
+        f"bridge to upstream (default: {theirs[2]}, {theirs[3]})."
+    )
+
+
+def _costs(figures: Sequence[TurnFigures]) -> tuple[str, str, str, str]:
+    """Context, bytes of the client, tokens and bytes upstream."""
+    return (
+        f"{figures[-1].context:,}",
+        size(_sum(figures, "client")),
+        f"{_sum(figures, 'upstream_tokens'):,}",
+        size(_sum(figures, "upstream")),
+    )
+
+
+def _sum(figures: Sequence[TurnFigures], name: str) -> int:
+    return sum(getattr(row, name) for row in figures)
+
+
+def _windows(broken: Growth, usual: Growth) -> str:
+    window = broken.experiment.window
+    return f"A window of {window:,} tokens: v1_12 {_window(broken)}; default {_window(usual)}."
+
+
+def _window(growth: Growth) -> str:
+    if growth.full is not None:
+        return f"had filled it at turn {growth.full}"
+    used = growth.rows[-1].context if growth.rows else 0
+    turns = "1 turn" if len(growth.rows) == 1 else f"{len(growth.rows)} turns"
+    text = f"used {used:,} in {turns}"
+    return text if growth.full_at is None else f"{text} and would fill it at turn {growth.full_at}"
+
+
+def _instead(results: Results, usual: Growth) -> str:
+    times, turns = times_told(usual)
+    if times:
+        return f"default told its client the same, in {times} of {turns} turns."
+    got = ", ".join(counted([error for row in usual.rows for error in row.errors]))
+    mean = f"{usual.sent_per_turn:,.0f} tokens a turn"
+    text = f"default answered no error: {mean}."
+    if got:
+        text = f"default answered {got} instead, and the client sent the same again: {mean}."
+    own = results.get(("default", False))
+    if own is None:
+        return text
+    found = {name: _not_founds(growth) for (name, store), growth in results.items() if not store}
+    others = ", ".join(f"{name}: {count:,}" for name, count in found.items() if name != "default")
+    itself = " sent the context itself," if own.upstream > 2 * own.client else ""
+    return (
+        f"{text} With store=false it{itself or ' sent'} {size(own.upstream)} upstream for "
+        f"{size(own.client)} from the client, which got {found['default']:,} not-founds ({others})."
+    )
+
+
+def _not_founds(growth: Growth) -> int:
+    return errors_of(growth).count(NOT_FOUND)

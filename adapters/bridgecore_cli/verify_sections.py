@@ -1,0 +1,346 @@
+"""What ``bridgecore verify`` explores, section by section: sessions, bridges, ownership, pairs.
+
+What belongs here: one description of each section, and one function that explores any of them and
+prints what it does. The explorations themselves are ``bridgecore.verify``; what their results mean
+is ``bridgecore.verify.results``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from bridgecore.bridge import Bridge
+from bridgecore.recovery.policy import Policy
+from bridgecore.recovery.timers import Timer
+from bridgecore.verify.blame import Blamer
+from bridgecore.verify.cost import CostedProperty
+from bridgecore.verify.environment import BOUNDS, Bounds
+from bridgecore.verify.explore import (
+    PAIRS,
+    Counterexample,
+    Report,
+    explore,
+    never_fired,
+    never_met,
+)
+from bridgecore.verify.explore_bridge import (
+    BRIDGE_BOUNDS,
+    BridgeBounds,
+    BridgeProperty,
+    BridgeReport,
+    explore_bridge,
+)
+from bridgecore.verify.explore_ownership import (
+    OWNERSHIP_BOUNDS,
+    OwnershipReport,
+    explore_ownership,
+)
+from bridgecore.verify.explore_pair import PAIR_BOUNDS, PairReport, explore_pair
+from bridgecore.verify.ownership_world import OwnershipBounds, OwnershipProperty
+from bridgecore.verify.pair_world import PairBounds, PairProperty
+from bridgecore.verify.properties import Property
+from bridgecore.verify.results import Finding, SectionResult, Status, by_cost
+from bridgecore.verify.story import tell
+from bridgecore_cli.colour import Colour, paint
+from bridgecore_cli.progress import bar, show
+
+Say: TypeAlias = Callable[[str], None]  # prints a line; with --json it prints nothing
+_Report: TypeAlias = Report | BridgeReport | OwnershipReport | PairReport
+
+
+@attrs.frozen
+class Part:
+    """What was found within the bounds of one part of a section."""
+
+    bounds: Any
+    report: _Report
+    states: int
+    findings: Sequence[Finding]
+    checked: Mapping[Any, int] = attrs.Factory(dict)
+
+
+@attrs.frozen
+class Work:
+    """What a part needs: the policy, the properties to judge, and whom to tell of a violation."""
+
+    policy: Policy
+    judged: frozenset[Any]
+    found: Callable[[Finding], None]
+
+
+@attrs.frozen
+class Section:
+    """One kind of subject that is explored, in parts, each with bounds of its own.
+
+    ``limits`` says what the bounds of a part are. ``closer`` is called with all parts at the end
+    and returns further lines to print. ``explain`` adds to the findings what takes longer to find
+    out.
+    """
+
+    name: str
+    title: str
+    properties: Iterable[CostedProperty]
+    bounds: Mapping[str, Sequence[Any]]
+    explore: Callable[[Work, Any], Part]
+    limits: Callable[[Any], str]
+    closer: Callable[[Sequence[Part]], Iterable[str]] = lambda _: ()
+    explain: Callable[[Policy, list[tuple[Finding, Any]]], list[Finding]] = lambda _, found: [
+        one for one, _ in found
+    ]
+
+
+# ---------------------------------------------------------------- sessions
+
+
+def _session(work: Work, part: Bounds) -> Part:
+    report = explore(
+        work.policy,
+        part,
+        most=len(work.judged),
+        without=frozenset(Property) - work.judged,
+        local_first=True,
+        progress=_show_session,
+        found=lambda one: work.found(_of_session(one)),
+    )
+    return Part(part, report, report.states, [_of_session(one) for one in report.counterexamples])
+
+
+def _of_session(found: Counterexample) -> Finding:
+    return Finding(found.prop, found.text, found.path, found.remote)
+
+
+def _show_session(report: Report) -> None:
+    """Show the progress: the part of the states found so far that has been explored."""
+    done = (report.states - report.ahead) / report.states
+    show(f"{bar(done)} {report.states:,} states, {report.edges:,} edges")
+
+
+def _session_limits(part: Bounds) -> str:
+    times = part.timeouts
+    return (
+        f"{part.waiting} waiting, {part.refusals} bounded refusals, ticks: connect "
+        f"{times.connect}, created {times.created}, idle {times.idle}, turn {times.turn}, "
+        f"lifetime {times.lifetime}, expiry {times.expiry}"
+    )
+
+
+def _session_closer(parts: Sequence[Part]) -> Iterable[str]:
+    """Which rules and which pairs of phase and event occurred."""
+    reports = [part.report for part in parts if isinstance(part.report, Report)]
+    fired = set().union(*[report.rules_fired for report in reports])
+    pairs = [
+        f"{phase.value}/{key.value if isinstance(key, Timer) else key.__name__}"
+        for phase, key in never_met(reports)
+    ]
+    yield f"rules fired: {len(fired)}; never fired: {', '.join(never_fired(reports)) or 'none'}"
+    yield f"pairs ruled: {PAIRS} of {PAIRS}; never met: {', '.join(pairs) or 'none'}"
+
+
+def _explain_sessions(policy: Policy, found: list[tuple[Finding, Any]]) -> list[Finding]:
+    """Each finding with its story and with what is responsible for it."""
+    blamer = Blamer(policy)
+    explained = []
+    for number, (one, part) in enumerate(found, 1):
+        show(f"what is responsible, {number} of {len(found)}")
+        assert isinstance(one.prop, Property)
+        counterexample = Counterexample(one.prop, one.text, one.path, one.remote)
+        story = tell(policy, part, counterexample)
+        blame = blamer.blame(part, counterexample)
+        explained.append(attrs.evolve(one, story=story, blame=blame))
+    show("")
+    return explained
+
+
+# ---------------------------------------------------------------- bridges and replicas
+
+
+def _bridge(work: Work, part: BridgeBounds) -> Part:
+    make = _made_with(work.policy)
+    return _part(part, explore_bridge(part, make=make, judged=work.judged, progress=_show_worlds))
+
+
+def _bridge_limits(part: BridgeBounds) -> str:
+    return f"{part.turns} turns, {part.depth} moves, {part.continuity.value}"
+
+
+def _ownership(work: Work, part: OwnershipBounds) -> Part:
+    return _part(part, explore_ownership(part, judged=work.judged, progress=_show_worlds))
+
+
+def _ownership_limits(part: OwnershipBounds) -> str:
+    return f"{part.turns} turns, {part.faults} faults"
+
+
+def _pair(work: Work, part: PairBounds) -> Part:
+    make = _made_with(work.policy)
+    return _part(part, explore_pair(part, make=make, judged=work.judged, progress=_show_worlds))
+
+
+def _pair_limits(part: PairBounds) -> str:
+    return (
+        f"{part.clients} clients, {part.turns} turns, {part.attempts} attempts, "
+        f"{part.faults} faults"
+    )
+
+
+def _made_with(policy: Policy) -> Callable[..., Bridge]:
+    return lambda config, **more: Bridge(attrs.evolve(config, policy=policy), **more)
+
+
+def _part(bounds: Any, report: BridgeReport | OwnershipReport | PairReport) -> Part:
+    findings = [Finding(one.prop, one.text, one.path) for one in report.counterexamples]
+    return Part(bounds, report, report.worlds, findings, report.checked)
+
+
+def _show_worlds(report: BridgeReport | OwnershipReport | PairReport) -> None:
+    show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
+
+
+# ---------------------------------------------------------------- all of them
+
+_SESSIONS: Final = Section(
+    "sessions",
+    "sessions: every event in every state",
+    Property,
+    BOUNDS,
+    _session,
+    _session_limits,
+    _session_closer,
+    _explain_sessions,
+)
+SECTIONS: Final = (
+    _SESSIONS,
+    Section(
+        "bridges",
+        "bridges: a few turns of two clients",
+        BridgeProperty,
+        BRIDGE_BOUNDS,
+        _bridge,
+        _bridge_limits,
+    ),
+    Section(
+        "ownership",
+        "ownership: two replicas over one store",
+        OwnershipProperty,
+        OWNERSHIP_BOUNDS,
+        _ownership,
+        _ownership_limits,
+    ),
+    Section(
+        "pairs",
+        "pairs: two bridges over one store",
+        PairProperty,
+        PAIR_BOUNDS,
+        _pair,
+        _pair_limits,
+    ),
+)
+
+
+def names() -> list[str]:
+    """The names of all properties, each once."""
+    return sorted({prop.name for section in SECTIONS for prop in section.properties})
+
+
+def explore_sections(
+    policy: Policy,
+    bounds: str,
+    judged: Collection[str],
+    say: Say,
+    sections: Sequence[Section] = SECTIONS,
+) -> list[SectionResult]:
+    """Explore every section that has a property in ``judged`` (names; empty: all).
+
+    The sections after that of sessions are skipped if it is not sound: a bridge whose sessions do
+    the wrong thing breaks its own properties, too, and says less about the reason.
+    """
+    results: list[SectionResult] = []
+    for section in sections:
+        wanted = [prop for prop in section.properties if not judged or prop.name in judged]
+        if not wanted:
+            continue
+        if results and results[0].name == _SESSIONS.name and not results[0].sound:
+            why = (
+                "a property of sessions is broken"
+                if results[0].findings
+                else "not all sessions were explored"
+            )
+            results.append(SectionResult(section.name, tuple(wanted), skipped=why))
+            continue
+        results.append(_explore_section(section, policy, bounds, wanted, say))
+    skipped = [result for result in results if result.skipped]
+    if skipped:
+        say(f"\nnot explored: {', '.join(one.name for one in skipped)}, as {skipped[0].skipped}")
+    return results
+
+
+def _explore_section(
+    section: Section, policy: Policy, bounds: str, wanted: Sequence[CostedProperty], say: Say
+) -> SectionResult:
+    """Explore the parts of ``section`` and print what each was; its properties at the end."""
+    began = time.perf_counter()
+    announced: set[CostedProperty] = set()
+
+    def found(one: Finding) -> None:
+        if one.prop not in announced:
+            announced.add(one.prop)
+            show("")
+            say(f"  {paint('broken', Colour.BAD)} after {len(one.path)} moves: {one.prop.name}")
+
+    say(f"\n{paint(section.title, Colour.HEAD)}")
+    parts: list[Part] = []
+    for limits in section.bounds[bounds]:
+        part_began = time.perf_counter()
+        part = section.explore(Work(policy, frozenset(wanted), found), limits)
+        show("")
+        for one in part.findings:
+            found(one)
+        say(f"  {limits.name:<28} {_figures(part, time.perf_counter() - part_began)}")
+        say(f"    {section.limits(limits)}")
+        parts.append(part)
+    for line in section.closer(parts):
+        say(f"  {line}")
+    complete = all(part.report.complete for part in parts)
+    best = _best(parts)
+    result = SectionResult(
+        section.name,
+        tuple(wanted),
+        states=sum(part.states for part in parts),
+        edges=sum(part.report.edges for part in parts),
+        complete=complete,
+        findings=section.explain(policy, best),
+    )
+    result.seconds = time.perf_counter() - began
+    _say_properties(result, parts, say)
+    return result
+
+
+def _figures(part: Part, seconds: float) -> str:
+    partly = "" if part.report.complete else ", not all that there are"
+    return f"{part.states:,} states{partly}, {part.report.edges:,} edges, {seconds:.1f} s"
+
+
+def _best(parts: Sequence[Part]) -> list[tuple[Finding, Any]]:
+    """For each broken property the best path of all parts, with the bounds of its part; the
+    costliest first."""
+    places = {id(one): part.bounds for part in parts for one in part.findings}
+    best: dict[CostedProperty, Finding] = {}
+    for one in by_cost(one for part in parts for one in part.findings):
+        best.setdefault(one.prop, one)
+    return [(one, places[id(one)]) for one in best.values()]
+
+
+def _say_properties(result: SectionResult, parts: Sequence[Part], say: Say) -> None:
+    checked: Counter[Any] = Counter()
+    for part in parts:
+        checked.update(part.checked)
+    for prop in result.properties:
+        broken = result.status(prop) is Status.BROKEN
+        word = paint("BROKEN", Colour.BAD) if broken else paint("holds ", Colour.GOOD)
+        count = f" ({checked[prop]:,} checks)" if checked else ""
+        say(f"{word}  {prop.name}{count}")

@@ -1,0 +1,354 @@
+"""Tests of ``bridgecore demo``.
+
+What belongs here: the command as a process in a pipe and in a terminal, its files, and what it says
+against what it measured. That its experiment is right is tested in ``tests/simulate``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from functools import cache
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from bridgecore import DEFAULT, PR397, V1_12
+from bridgecore.simulate import Experiment, Growth, grow
+from bridgecore_cli.demo.chart import MARKS, chart
+from bridgecore_cli.demo.stage import Conversation, play
+from bridgecore_cli.demo.story import plain_table, size, story
+from bridgecore_cli.demo.timeline import Arrow, Lane, in_order, svg, words_of
+from tests.cli.process import COMMAND, TIME_LIMIT, environment, pipe, run
+
+POLICIES = (V1_12, PR397, DEFAULT)
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])(?:;[0-9;]*)?m")
+
+
+def experiments(turns: int) -> list[Experiment]:
+    return [
+        Experiment(policy=policy, store=store, turns=turns)
+        for store in (True, False)
+        for policy in POLICIES
+    ]
+
+
+@pytest.fixture(scope="module")
+def conversations() -> list[Conversation]:
+    return asyncio.run(play(experiments(4), lambda _: None))
+
+
+# ------------------------------------------------------------------ what is measured
+
+
+def test_real_sockets_give_the_figures_of_virtual_time(conversations: list[Conversation]) -> None:
+    """Tokens, bytes and errors of each turn: so the experiment is the same."""
+    for one in conversations:
+        assert one.dialogue.growth() == grow(one.experiment)
+
+
+def test_the_recorded_turn_tells_what_the_policy_did(conversations: list[Conversation]) -> None:
+    told = {}
+    for one in conversations:
+        arrows = in_order(one.arrows)
+        assert arrows[0].text == "connection lost between turns"
+        assert arrows[-1].text == "200, response.completed"
+        key = one.experiment.policy.name, one.experiment.store
+        told[key] = [a.text for a in arrows if a.target is Lane.CLIENT][:-1]
+        losses = [a for a in arrows if a.source is Lane.UPSTREAM and a.bad]
+        assert len(losses) == 2  # between the turns, and before response.created
+        # A decision about a loss is told after the loss, and before what the client got.
+        for a, b in pairwise(arrows):
+            if a.text.startswith("lost after sending"):
+                assert (b.source, b.target) == (Lane.BRIDGE, Lane.CLIENT)
+    not_found = "400 previous_response_not_found"
+    assert told["v1_12", True] == [not_found]
+    assert told["v1_12", False] == [not_found] * 2
+    assert told["default", True] == told["default", False] == ["502 stream_incomplete"]
+    assert told["pr397", True] == ["502 stream_incomplete"]
+    assert told["pr397", False] == ["502 upstream_unavailable"] * 3 + [not_found] * 2
+
+
+def arrow(attempt: int, at: int, source: Lane, target: Lane, *, bad: bool = False) -> Arrow:
+    return Arrow(at, attempt, source, target, "text", bad)
+
+
+def test_arrows_that_were_recorded_late_are_put_in_order() -> None:
+    lost = arrow(1, 5, Lane.UPSTREAM, Lane.BRIDGE, bad=True)
+    decided = arrow(1, 4, Lane.BRIDGE, Lane.BRIDGE)
+    answer = arrow(1, 2, Lane.BRIDGE, Lane.CLIENT, bad=True)
+    asked, again = (arrow(n, 3 * n - 2, Lane.CLIENT, Lane.BRIDGE) for n in (1, 2))
+    assert in_order([asked, answer, again, decided, lost]) == [asked, lost, decided, answer, again]
+
+
+def test_a_cell_is_told_in_the_words_of_the_table() -> None:
+    assert words_of("lost_sent/held=refuse") == (
+        "lost after sending, before response.created / held: refuse"
+    )
+
+
+def test_a_diagram_can_be_read() -> None:
+    lost = arrow(1, 5, Lane.UPSTREAM, Lane.BRIDGE, bad=True)
+    root = ElementTree.fromstring(svg("a <b>", [lost]))
+    assert "a <b>" in "".join(root.itertext())
+
+
+# ------------------------------------------------------------------ what is said
+
+
+def numbers(pattern: str, text: str) -> tuple[str, ...]:
+    """What is where ``pattern`` has ``N``."""
+    found = re.search(re.escape(pattern).replace("N", r"([\d,.]+(?: [KM]B)?)"), text)
+    assert found, text
+    return found.groups()
+
+
+@cache
+def results(turns: int, every: int, run: int) -> dict[tuple[str, bool], Growth]:
+    found = {}
+    for policy in POLICIES:
+        for store in (True, False):
+            experiment = Experiment(
+                policy=policy,
+                store=store,
+                turns=turns,
+                window=30_000,
+                system_tokens=3_000,
+                fault_every=every,
+                fault_run=run,
+            )
+            found[policy.name, store] = grow(experiment)
+    return found
+
+
+@pytest.mark.parametrize(("turns", "every", "run"), [(2, 1, 1), (5, 2, 1), (9, 5, 3), (13, 1, 1)])
+def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) -> None:
+    found = results(turns, every, run)
+    broken, usual = found["v1_12", True], found["default", True]
+    first, second, third, fourth = story(found)
+    told = len(broken.disowned) + bool(broken.unanswered)
+    assert numbers("in N of the N turns", first)[0] == str(told)
+    assert "the upstream had the response each time" in first
+    assert all(row.grown > row.sent for row in broken.disowned)
+    n = len(broken.rows) if broken.full else turns
+    ours, theirs = broken.rows[:n], usual.rows[:n]
+    contexts = f"{ours[-1].context:,}", f"{theirs[-1].context:,}"
+    assert numbers("N tokens of context (default: N)", second) == contexts
+    clients = [size(sum(row.client for row in rows)) for rows in (ours, theirs)]
+    assert numbers("N from client to bridge (default: N)", second) == (*clients,)
+    up = [size(sum(row.upstream for row in rows)) for rows in (ours, theirs)]
+    tokens = [f"{sum(row.upstream_tokens for row in rows):,}" for rows in (ours, theirs)]
+    costs = tokens[0], up[0], tokens[1], up[1]
+    assert numbers("N tokens, N, from bridge to upstream (default: N, N)", second) == costs
+    if broken.full:
+        assert numbers("v1_12 had filled it at turn N;", third) == (str(broken.full),)
+    elif broken.full_at:
+        assert f"v1_12 used {contexts[0]} in {turns} turns and would fill it" in third
+    if usual.full is None:
+        assert f"default used {usual.rows[-1].context:,} in {turns} turns" in third
+    assert not usual.disowned
+    hits = sum(bool(row.errors) for row in usual.rows)
+    answered = f"default answered {f'{hits} x ' if hits > 1 else ''}502 stream_incomplete instead"
+    assert fourth.startswith(answered)
+    missed = {
+        name: sum(error.startswith("400 prev") for row in growth.rows for error in row.errors)
+        + sum(error.startswith("400 prev") for error in growth.unanswered)
+        for (name, store), growth in found.items()
+        if not store
+    }
+    assert f"{missed['default']} not-founds (v1_12: {missed['v1_12']}, pr397: " in fourth
+    own = found["default", False]
+    assert f"{size(own.upstream)} upstream for {size(own.client)} from the client" in fourth
+
+
+def test_without_losses_nothing_is_said_of_them() -> None:
+    calm = {
+        (policy.name, store): grow(
+            Experiment(policy=policy, store=store, turns=3, system_tokens=500, fault_every=None)
+        )
+        for policy in POLICIES
+        for store in (True, False)
+    }
+    first, *_, fourth = story(calm)
+    assert first == "v1_12 never told its client '400 previous_response_not_found'."
+    assert fourth.startswith("default answered no error: 2,000 tokens a turn.")
+    assert "sent the context itself" not in fourth
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 12), (40, 6), (200, 30), (1, 1)])
+def test_the_plot_has_its_marks_where_the_numbers_are(width: int, height: int) -> None:
+    lines = [[100_000 * n for n in range(1, 9)], [], [50_000] * 40]
+    rows = chart(lines, turns=40, window=876_000, width=width, height=height)
+    assert len({len(row) <= max(width, 20) for row in rows}) == 1
+    plot = [row.partition("|")[2] for row in rows if "|" in row]
+    assert rows[0].startswith("   876 K|")
+    # The first line rises from left to right until turn 8, the last one is level.
+    columns = [row.find(MARKS[0]) for row in plot if MARKS[0] in row]
+    assert columns == sorted(columns, reverse=True)
+    assert max(max(row.rfind(MARKS[0]) for row in plot), 0) <= len(rows[-2]) * 8 / 39
+    assert sum(MARKS[2] in row for row in plot) == 1
+    assert not any(MARKS[1] in row for row in plot)
+
+
+# ------------------------------------------------------------------ the command in a pipe
+
+
+class Page(HTMLParser):
+    """What of a page refers to something else, and what kinds of elements it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.kinds: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.kinds.append(tag)
+        self.references += [name for name, _ in attrs if name in ("href", "src", "xlink:href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_in_a_pipe_it_writes_lines_and_files(tmp_path: Path) -> None:
+    html, plot = tmp_path / "demo.html", tmp_path / "demo.svg"
+    result = run("demo", "--turns", "15", "--html", str(html), "--svg", str(plot))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\x1b" not in result.stdout
+    lines = result.stdout.rstrip("\n").split("\n")
+    *_, first, second, third, fourth = lines
+    table = {tuple(line.split()[:2]): line.split()[2:] for line in lines if " true " in line}
+    assert table["v1_12", "true"][:3] == ["14", "859,300", "14"]
+    assert table["default", "true"][:3] == ["15", "84,500", "(360)"]
+    assert "in 13 of the 13 turns" in first
+    sent = " ".join(table["v1_12", "true"][-4:-2])
+    assert f"859,300 tokens of context (default: 79,900), {sent} from client" in second
+    assert "v1_12 had filled it at turn 14; default used 84,500 in 15 turns" in third
+    assert f"default answered {table['default', 'true'][3].partition('x')[0]} x 502" in fourth
+
+    root = ElementTree.parse(plot).getroot()
+    assert root.tag.endswith("svg")
+    assert "v1_12: full at turn 14" in "".join(root.itertext())
+    page = Page()
+    page.feed(html.read_text(encoding="utf-8"))
+    page.close()
+    assert page.references == []
+    assert "http" not in html.read_text(encoding="utf-8")
+    assert page.kinds.count("svg") == 7  # the plot, and a diagram for each conversation
+    assert all(line in page.text for line in (first, second, third, fourth))
+    assert page.text.count("connection lost between turns") == 6
+
+
+def test_a_file_that_cannot_be_written_is_reported_first(tmp_path: Path) -> None:
+    result = run("demo", "--html", str(tmp_path / "missing" / "x.html"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "cannot write" in result.stderr
+
+
+def test_ctrl_c_ends_it_without_a_word() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--turns", "500"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert "500 turns of the same client" in pipe(process.stdout).readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=TIME_LIMIT)
+    finally:
+        process.kill()
+        process.communicate()
+    assert (process.returncode, err) == (130, "")
+    assert "told its client" not in out
+
+
+# ------------------------------------------------------------------ the command in a terminal
+
+
+def in_a_terminal(
+    *arguments: str, interrupt_at: str = "", before: str = "", environ: Mapping[str, str]
+) -> tuple[int, str]:
+    """Run the command in a terminal of 80 columns; its exit code, and all that it wrote. It gets
+    SIGINT from the terminal when it has written ``interrupt_at``. ``before``: a line of Python that
+    is run first."""
+    main, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", IN_A_TERMINAL.replace("BEFORE", before), *arguments],
+        env=environment({"TERM": "xterm-256color", **environ}),
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        start_new_session=True,
+    )
+    os.close(child)
+    written = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
+        while piece := os.read(main, 65_536):
+            written += piece
+            if interrupt_at and interrupt_at.encode() in written:
+                os.write(main, b"\x03")
+                interrupt_at = ""
+    os.close(main)
+    return process.wait(TIME_LIMIT), written.decode()
+
+
+# Makes the terminal the controlling one, whose Ctrl-C is a signal.
+IN_A_TERMINAL = """
+import fcntl, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from bridgecore_cli.entry import run
+sys.argv[1:1] = ["demo"]
+BEFORE
+sys.exit(run())
+"""
+
+
+@pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
+def test_in_a_terminal_no_line_is_too_wide(environ: dict[str, str]) -> None:
+    code, written = in_a_terminal("--turns", "3", environ=environ)
+    assert code == 0
+    assert (COLOURS.search(written) is not None) == (not environ)
+    lines = ESCAPES.sub("", written).replace("\r", "").split("\n")
+    assert max(map(len, lines)) <= 80
+    text = " ".join(lines)
+    assert "v1_12 told its client '400 previous_response_not_found' in 2 of the 2 turns" in text
+    assert written.count("\x1b[?25h") == 1  # the cursor is shown again
+
+
+def test_ctrl_c_in_a_terminal_shows_the_cursor_again() -> None:
+    code, written = in_a_terminal("--turns", "500", interrupt_at="to bridge", environ={})
+    assert code == 130
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
+    assert "Traceback" not in written
+
+
+def test_without_rich_it_writes_lines() -> None:
+    """The extra ``cli`` has it; the command works without."""
+    code, written = in_a_terminal("--turns", "2", environ={}, before="sys.modules['rich'] = None")
+    assert code == 0
+    assert "\x1b" not in written
+    assert max(map(len, written.replace("\r", "").split("\n"))) <= 80
+    assert "turn 2: v1_12 106,900 tokens" in written
+
+
+def test_tables_fit_a_terminal() -> None:
+    found = results(9, 5, 3)
+    assert all(len(line) <= 80 for line in plain_table(found))
