@@ -45,7 +45,7 @@ class UpstreamServer:
 
     @property
     def faults(self) -> FaultPlan:
-        """The faults that it will have: ``add(2, Fault(...))`` plans one for the second turn."""
+        """The faults that it will have. ``add(2, Fault(...))`` plans one for the second turn."""
         return self.emulator.faults
 
     @property

@@ -10,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+import attrs
+
 from bridgecore.errors import BridgecoreError
 from bridgecore.recovery.policy import Policy
 
 if TYPE_CHECKING:
     from bridgecore.verify.environment import Bounds
-    from bridgecore.verify.explore import Counterexample
     from bridgecore.verify.properties import Property
-    from bridgecore.verify.story import Story
+    from bridgecore.verify.results import Finding
 
 
 class PolicyError(BridgecoreError, AssertionError):
@@ -63,40 +64,50 @@ def check(
         PolicyError: a property is broken, or a part has more states than it may.
     """
     __tracebackhide__ = True
+    from bridgecore.verify.blame import Blamer
     from bridgecore.verify.explore import explore
     from bridgecore.verify.properties import Property
+    from bridgecore.verify.results import Finding, by_cost
     from bridgecore.verify.story import tell
 
     judged = [prop for prop in Property if prop not in without]
-    found: dict[Property, tuple[Bounds, Counterexample]] = {}
+    blamer = Blamer(policy, effort=0)  # what would hold instead takes longer to find out
+    best: dict[Property, Finding] = {}
     states = 0
     whole = True
     for part in parts:
-        report = explore(policy, part, most=len(judged), without=frozenset(without))
+        report = explore(
+            policy, part, most=len(judged), without=frozenset(without), local_first=True
+        )
         states += report.states
         whole = whole and report.complete
-        for prop, one in report.broken.items():
-            found.setdefault(prop, (part, one))
+        for one in report.counterexamples:
+            found = Finding(one.prop, one.text, one.path, one.remote)
+            if one.prop not in best or by_cost([best[one.prop], found])[0] is found:
+                story, blame = tell(policy, part, one), blamer.blame(part, one)
+                best[one.prop] = attrs.evolve(found, story=story, blame=blame)
     where = f"within the bounds {name!r}, in {states:,} states"
-    if found:
-        # A path on which another replica owns the session is harder to read.
-        first = sorted(found.values(), key=lambda each: (each[1].remote, len(each[1].path)))
-        stories = [tell(policy, part, one) for part, one in first]
-        names = ", ".join(story.prop.name for story in stories)
-        head = f"policy {policy.name!r} breaks {len(found)} of {len(judged)} properties: {names}"
-        text = "\n\n".join([f"{head} ({where})", *_told(stories)])
-        raise PolicyError(text, tuple(story.prop for story in stories))
+    if best:
+        ranked = by_cost(best.values())
+        broken = tuple(sorted(best, key=lambda prop: ranked.index(best[prop])))
+        names = ", ".join(prop.name for prop in broken)
+        head = f"policy {policy.name!r} breaks {len(broken)} of {len(judged)} properties: {names}"
+        told = [_told(one, in_full=one is ranked[0]) for one in ranked]
+        raise PolicyError("\n\n".join([f"{head} ({where})", *told]), broken)
     if not whole:
         text = f"policy {policy.name!r} is not proven: not all states were explored {where}"
         raise PolicyError(text, ())
 
 
-def _told(stories: Sequence[Story]) -> list[str]:
-    """The first story by its rules and as a diagram, the others as diagrams."""
+def _told(found: Finding, *, in_full: bool) -> str:
+    """A violation as a diagram, with what it costs and what is responsible. ``in_full``: with the
+    rules and phases on the way, too."""
     from bridgecore.verify import diagram
-    from bridgecore.verify.story import explain
 
-    drawn = [diagram.text(story) for story in stories]
-    heads = [f"{story.prop.name}: {story.prop.value}" for story in stories]
-    others = [f"{head}\n\n{each}" for head, each in zip(heads[1:], drawn[1:], strict=True)]
-    return [explain(stories[0]), drawn[0], *others]
+    drawn = "" if found.story is None else diagram.text(found.story)
+    if in_full:
+        return f"{found.told()}\n\n{drawn}"
+    lines = [f"{found.prop.name}: {found.prop.value}", "", drawn, f"costs:  {found.prop.cost}"]
+    if found.blame is not None:
+        lines += found.blame.lines()
+    return "\n".join(lines)

@@ -40,8 +40,16 @@ def test_a_broken_policy_is_told_and_drawn() -> None:
     assert "  0.000  |------------------------->|                          |  submit 1" in rest
 
 
-def test_paths_without_replicas_are_told_first() -> None:
-    assert broken_by(V1_12).broken[-1] is Property.OWNER_LOSS_REBINDS
+def test_the_costliest_is_told_first_and_in_full() -> None:
+    error = broken_by(V1_12)
+    assert error.broken[0] is Property.NOT_FOUND_IS_EARNED
+    ranks = [prop.rank for prop in error.broken]
+    assert ranks == sorted(ranks)
+    first, second = str(error).split(f"{error.broken[1].name}: {error.broken[1].value}")
+    assert "closed -> reconnecting by submit" in first
+    assert "closed -> reconnecting" not in second
+    for text, prop in ((first, error.broken[0]), (second, error.broken[1])):
+        assert f"\ncosts:  {prop.cost}\nbecause: " in text
 
 
 def test_a_property_can_be_left_out() -> None:

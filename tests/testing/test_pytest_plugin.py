@@ -63,7 +63,7 @@ def test_a_broken_property_is_drawn_in_the_report(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert ">       policies.check(V1_12," in done.stdout
     assert "client                     bridge                     upstream" in done.stdout
-    assert "|------------------------->|                          |  submit 1 bound" in done.stdout
+    assert "|------------------------->|                          |  submit 1 held" in done.stdout
     assert "testing/policies.py" not in done.stdout  # the failure is at the line of the test
     assert "1 failed" in done.stdout
 
