@@ -10,7 +10,8 @@ PINS := pyproject.toml constraints.txt
 # takes as long as all others. A group (marker xdist_group) stays in one process, for what it shares.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
-.PHONY: help run demo test bench check format generate docs changelog clean mutation clients verify-tlc verify-nightly
+.PHONY: help run demo test bench check check-pages format generate docs changelog clean mutation clients \
+	verify-tlc verify-nightly
 .DEFAULT_GOAL := help
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make format     format the code and apply the linter's safe fixes"
 	@echo "make generate   write the files that are generated from the code"
 	@echo "make docs       build the documentation into docs/_build/html"
+	@echo "make check-pages  look at each page in Chromium: nothing cut off, at two widths"
 	@echo "make changelog  show what the fragments in changes/ will say in CHANGELOG.md"
 	@echo "make verify-nightly  the slower suites: larger bounds, mutants, ten million events, Autobahn"
 	@echo "make verify-tlc compare verify's explorer with TLC, which needs Java (part of the above)"
@@ -65,6 +67,11 @@ generate: $(VENV)/.ready-to-develop
 docs: generate
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 
+# Where Chromium is not installed, this says so and succeeds.
+check-pages: $(VENV)/.ready-to-develop
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	$(BIN)/python docs/check_pages.py $(ARGS)
+
 changelog: $(VENV)/.ready-to-develop
 	$(BIN)/towncrier build --draft
 
@@ -79,6 +86,7 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/python tests/mutation/run.py
 	$(BIN)/python -m tests.tlc.run
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
+	$(MAKE) check-pages
 
 # A second opinion on the explorer. It names what is missing if there is no Java.
 verify-tlc: $(VENV)/.ready-for-nightly

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Situation,
         Timeouts,
     )
+    from bridgecore.recovery.policy_table import policy_from, policy_table
     from bridgecore.recovery.rules import Transition, step
     from bridgecore.recovery.session import Session
     from bridgecore.recovery.state import SessionState
@@ -117,6 +118,8 @@ __all__ = [
     "UpstreamEvent",
     "UpstreamUrl",
     "__version__",
+    "policy_from",
+    "policy_table",
     "render_rules",
     "step",
 ]
@@ -165,6 +168,8 @@ _HOMES = {
     "PeerUrl": "bridgecore.config",
     "UpstreamUrl": "bridgecore.config",
     "V1_12": "bridgecore.recovery.policy",
+    "policy_from": "bridgecore.recovery.policy_table",
+    "policy_table": "bridgecore.recovery.policy_table",
     "render_rules": "bridgecore.tables",
     "step": "bridgecore.recovery.rules",
 }

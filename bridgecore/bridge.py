@@ -21,14 +21,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TypeAlias, assert_never, get_args
 
-import attrs
-
 from bridgecore.admission.families import Families, LatestTurn
 from bridgecore.admission.limits import Full, Resident, admit, longest_spare
 from bridgecore.admission.peers import Peers
 from bridgecore.admission.placement import Arrival, Branch, Kin, Seat, route
 from bridgecore.api_error import NOT_DISPATCHED, ApiError, api_error, render_answer
-from bridgecore.config import Config, Fallback, OnAmbiguousLoss, Rotation, Store
+from bridgecore.config import Config, Fallback, Store
 from bridgecore.continuity.accounts import Accounts
 from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
@@ -67,7 +65,6 @@ from bridgecore.ownership.store import Answer
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence, TimedOut, classify
-from bridgecore.recovery.policy import Policy, Timeouts, falling_back, replaying
 from bridgecore.recovery.refusals import SocketRefusals
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase, SessionState
@@ -105,7 +102,7 @@ class Bridge:
         if not isinstance(config, Config):
             raise ConfigError(f"a Bridge needs a Config, not {config!r:.100}")
         self._config = config
-        self._policy = _policy_of(config)
+        self._policy = config.session_policy
         self._memory = Memory(config)
         self._intake = Intake(config, self._memory, config.turn_timeout, resolver)
         self._refused = RefusedFrames()
@@ -733,31 +730,6 @@ COMPARED = Compared(
         "_out": "empty between two calls",
     },
 )
-
-
-def _policy_of(config: Config) -> Policy:
-    """The policy of all sessions: the configured one with the times and budgets of ``config``."""
-    policy = config.policy
-    if config.ambiguous is OnAmbiguousLoss.REPLAY:
-        policy = replaying(policy)
-    if config.fallback is Fallback.HTTP:
-        policy = falling_back(policy)
-    return attrs.evolve(
-        policy,
-        timeouts=Timeouts(
-            connect=config.connect_timeout,
-            created=config.created_timeout,
-            idle=config.idle_timeout,
-            turn=config.turn_timeout,
-            lifetime=config.upstream_lifetime,
-            expiry=config.session_idle,
-        ),
-        budgets=attrs.evolve(
-            config.policy.budgets,
-            waiting=config.max_waiting,
-            warm=config.rotation is Rotation.WARM,
-        ),
-    )
 
 
 def _arrival(recall: TurnContext) -> Arrival:

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 import attrs
 
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts, falling_back, replaying
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.telemetry import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, allowed_origins, forwarded_names
@@ -401,6 +401,32 @@ class Config:
         """The base of the upstream's HTTP API."""
         given = self.upstream_http
         return HttpUrl.beside(self.upstream) if given is None else given
+
+    @property
+    def session_policy(self) -> Policy:
+        """What all sessions of a bridge follow. That is ``policy``, its table as ``ambiguous`` and
+        ``fallback`` change it, with the times and budgets of this configuration."""
+        policy = self.policy
+        if self.ambiguous is OnAmbiguousLoss.REPLAY:
+            policy = replaying(policy)
+        if self.fallback is Fallback.HTTP:
+            policy = falling_back(policy)
+        return attrs.evolve(
+            policy,
+            timeouts=Timeouts(
+                connect=self.connect_timeout,
+                created=self.created_timeout,
+                idle=self.idle_timeout,
+                turn=self.turn_timeout,
+                lifetime=self.upstream_lifetime,
+                expiry=self.session_idle,
+            ),
+            budgets=attrs.evolve(
+                policy.budgets,
+                waiting=self.max_waiting,
+                warm=policy.budgets.warm or self.rotation is Rotation.WARM,
+            ),
+        )
 
     def __attrs_post_init__(self) -> None:
         for field in attrs.fields(Config):

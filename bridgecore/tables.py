@@ -1,8 +1,9 @@
 """Renders policies and rules for people, as plain text and as reStructuredText.
 
-``bridgecore rules`` prints the plain text; the documentation includes the reStructuredText. Both
-are made from the tables that the state machine itself reads (policy.py, rules.py), so they cannot
-disagree with what it does.
+``bridgecore rules`` prints the plain text: by default a table on one screen, in the names of log
+records and TOML files; with ``--all`` everything in words, and the rules of the state machine. The
+documentation includes the reStructuredText. All are made from the tables that the state machine
+itself reads (policy.py, rules.py), so they cannot disagree with what it does.
 
 Most cells of a row hold the same remedy. So a row is shown as its usual action, then the standings
 that differ: seven columns of text would not fit on a screen, and the exceptions are what a reader
@@ -13,16 +14,28 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import attrs
 
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import POLICIES, Action, Policy, Remedy, Situation
+from bridgecore.recovery.policy import (
+    POLICIES,
+    Action,
+    Budgets,
+    Policy,
+    Remedy,
+    Situation,
+    Timeouts,
+)
+from bridgecore.recovery.policy_table import differences, written
 from bridgecore.recovery.rules import RULES, Handling, Rule
 from bridgecore.recovery.timers import Timer
 
-_WIDTH = 100  # columns of the plain text, the width of this project's own sources
+H = TypeVar("H", bound=Hashable)
+
+_WIDTH = 80  # columns of the plain text, those of most terminals
 _USUALLY, _ALWAYS = "usually", "always"
 _LEGEND = (
     "For each situation: the usual action, then the standings for which it differs. In brackets: "
@@ -32,18 +45,14 @@ _LEGEND = (
 
 
 def render_rules(policy: Policy) -> str:
-    """The policy's table, its budgets and the rules of the state machine, 100 columns wide."""
-    budgets = policy.budgets
-    summary = (
-        f"Budgets: {budgets.replays} replay(s) a turn, {budgets.refusals} bounded refusals an "
-        f"anchor, {budgets.waiting} waiting turns a session"
-        + (", a reconnect uses up the replay." if budgets.reconnect_uses_replay else ".")
-    )
+    """The policy's table, its budgets and the rules of the state machine, 80 columns wide."""
     parts = [
         _wrap(f"Policy {policy.name}: {policy.summary}"),
         _wrap(_LEGEND),
         "\n".join(_row_text(_row_of(policy, situation)) for situation in Situation),
-        _wrap(summary),
+        _wrap(_budgets(policy)),
+        "Names of the situations and actions in log records and TOML files:",
+        "\n".join(_names()),
         "Rules of the state machine (the same for every policy):",
         "\n".join(_rule_text(rule) for rule in _rules()),
     ]
@@ -88,7 +97,111 @@ def _first_three(names: Sequence[str]) -> str:
     return "\n".join(f"`{name}`" for name in names[:3])
 
 
-# ------------------------------------------------------------------ policies
+def _names() -> Iterator[str]:
+    """The name of each row and action, with its words."""
+    for named in (*Situation, *Action):
+        head = f"    {named.name.lower():<{_NAMES}}"
+        yield _wrap(head + named.value, indent=" " * len(head))
+
+
+def _budgets(policy: Policy) -> str:
+    budgets = policy.budgets
+    return (
+        f"Budgets: {budgets.replays} replay(s) a turn, {budgets.refusals} bounded refusals an "
+        f"anchor, {budgets.waiting} waiting turns a session"
+        + (", a reconnect uses up the replay" if budgets.reconnect_uses_replay else "")
+        + (", connections are preloaded" if budgets.warm else "")
+        + ("." if budgets.transcripts else ", no transcripts.")
+    )
+
+
+# ------------------------------------------------------------------ policies, by names
+
+
+def render_table(policy: Policy) -> str:
+    """The policy's table and budgets on one screen, 80 columns wide: a row with its usual remedy,
+    then the columns that differ. Names are those of log records and of TOML files."""
+    lines = [_wrap(f"Policy {policy.name}: {policy.summary}"), ""]
+    for row in Situation:
+        by_column = {column: _shown(policy.remedy(row, column)) for column in Standing}
+        ((usual, _),) = Counter(by_column.values()).most_common(1)
+        lines.append(f"{row.name.lower():<{_NAMES}}{usual}")
+        reply = usual.partition(" ")[2]
+        others = [
+            f"{', '.join(columns)}: {remedy.removesuffix(f' {reply}') if reply else remedy}"
+            for remedy, columns in _grouped(by_column).items()
+            if remedy != usual
+        ]
+        lines += _packed(others, " " * _NAMES)
+    return "\n".join([*lines, "", _wrap(_budgets(policy))]) + "\n"
+
+
+def render_diff(policy: Policy, other: Policy) -> str:
+    """What differs in ``policy`` from ``other``, 80 columns wide: row by row the columns with both
+    remedies, that of ``other`` first; then the budgets and timeouts (ns)."""
+    cells, budgets, timeouts = differences(policy, other)
+    rows: dict[Situation, dict[Standing, tuple[str, str]]] = {}
+    for row, column in cells:
+        pair = _shown(other.remedy(row, column)), _shown(policy.remedy(row, column))
+        if pair[0] != pair[1]:  # of a relayed error the answer makes no difference
+            rows.setdefault(row, {})[column] = pair
+    if not rows and not budgets and not timeouts:
+        return _wrap(f"{policy.name} decides as {other.name} does: nothing differs.") + "\n"
+    lines = [_wrap(f"- {other.name}"), _wrap(f"+ {policy.name}")]
+    for row, pairs in rows.items():
+        lines += ["", row.name.lower()]
+        for pair, columns in _grouped(pairs).items():
+            every = len(columns) == len(Standing)
+            where = "every column" if every else ", ".join(columns)
+            lines += [_wrap(f"  {where}", indent="  "), *_both(*pair)]
+    for title, names, one, two in (
+        ("budgets", budgets, other.budgets, policy.budgets),
+        ("timeouts", timeouts, other.timeouts, policy.timeouts),
+    ):
+        lines += ["", title] if names else []
+        for name in names:
+            lines += [f"  {name}", *_both(_value(one, name), _value(two, name))]
+    return "\n".join(lines) + "\n"
+
+
+_NAMES = 2 + max(len(row.name) for row in Situation)  # columns of the names of rows
+
+
+def _shown(remedy: Remedy) -> str:
+    return "surface" if remedy.action is Action.SURFACE else written(remedy)
+
+
+def _grouped(by_column: Mapping[Standing, H]) -> dict[H, list[str]]:
+    """The names of the columns that have the same value, by that value."""
+    groups: dict[H, list[str]] = {}
+    for column, value in by_column.items():
+        groups.setdefault(value, []).append(column.value)
+    return groups
+
+
+def _packed(entries: Sequence[str], indent: str) -> list[str]:
+    """``entries`` in lines, with semicolons between them: as many whole ones in each as fit."""
+    lines: list[str] = []
+    for entry in entries:
+        if lines and len(lines[-1]) + len(entry) + 3 <= _WIDTH:
+            lines[-1] += f"; {entry}"
+        else:
+            if lines:
+                lines[-1] += ";"
+            lines.append(indent + entry)
+    return [_wrap(line, indent=indent + "  ") for line in lines]
+
+
+def _both(before: str, after: str) -> list[str]:
+    return [f"    - {before}", f"    + {after}"]
+
+
+def _value(numbers: Budgets | Timeouts, name: str) -> str:
+    value = getattr(numbers, name)
+    return str(value).lower() if isinstance(value, bool) else f"{value:,}"
+
+
+# ------------------------------------------------------------------ policies, in words
 
 
 @attrs.frozen

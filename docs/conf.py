@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
 import tomllib
 from pathlib import Path
+
+from docutils import nodes  # type: ignore[import-untyped]  # has no stubs
+from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 from bridgecore import __version__
 
@@ -42,3 +48,54 @@ html_theme = "furo"
 html_title = f"bridgecore {release}"
 html_copy_source = False
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+
+
+class _Translator(HTML5Translator):
+    """Prepares tables for ``_static/pages.css``.
+
+    Each cell says in which column it is, because on narrow screens a row is shown as a list. Long
+    names can be broken where a reader would: after ``_``, ``.`` and ``/``, or before a capital.
+    """
+
+    def visit_entry(self, node: nodes.Element) -> None:
+        node["begins"] = len(self.body)
+        super().visit_entry(node)
+        name = _column(node)
+        if name:
+            label = f' data-column="{html.escape(name)}"'
+            self.body[node["begins"]] = self.body[node["begins"]].replace("<td", f"<td{label}", 1)
+
+    def depart_entry(self, node: nodes.Element) -> None:
+        super().depart_entry(node)
+        for index in range(node["begins"], len(self.body)):
+            part = self.body[index]
+            words = _IN_CODE if part.startswith("<span") else _LONG if "<" not in part else _NEVER
+            self.body[index] = words.sub(_breakable, part)
+
+
+_IN_CODE = re.compile(r'(?<=<span class="pre">)[^<]+')
+_LONG = re.compile(r"[\w./]{20,}")
+_NEVER = re.compile(r"(?!)")
+
+
+def _breakable(found: re.Match[str]) -> str:
+    return re.sub(r"(?<=\w[_./])(?=\w)|(?<=[a-z])(?=[A-Z])", "<wbr>", found[0])
+
+
+def _column(entry: nodes.Element) -> str:
+    """The heading of the column of ``entry``; empty if there is none."""
+    row = entry.parent
+    group = row.parent.parent
+    heads = [head for head in group.findall(nodes.thead) if head.parent is group]
+    if isinstance(row.parent, nodes.thead) or not heads:
+        return ""
+    headings = heads[0][0].children
+    index = row.index(entry)
+    return headings[index].astext() if index < len(headings) else ""
+
+
+def setup(app: Sphinx) -> None:
+    """Use the translator above for HTML."""
+    app.set_translator("html", _Translator)

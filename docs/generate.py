@@ -12,15 +12,19 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from benchmarks.throughput.report import Report, as_rst, as_svg
-from bridgecore.recovery.events import Event
-from bridgecore.recovery.policy import DEFAULT, Policy
+from bridgecore.recovery.events import Event, Standing
+from bridgecore.recovery.policy import DEFAULT, V1_12, Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.simulate import Experiment, grow
+from bridgecore.simulate.growth_report import plot
 from bridgecore.tables import list_table, render_rst
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
@@ -30,12 +34,14 @@ from bridgecore.verify.environment import BOUNDS
 from bridgecore.verify.explore import explore
 from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.mutate import KEPT
+from bridgecore.verify.observed import HEADER, LINES
 from bridgecore.verify.ownership_world import OwnershipProperty
 from bridgecore.verify.pair_world import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
+from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
-from docs import house, surface
+from docs import house, losses, surface
 
 DOCS = Path(__file__).resolve().parent
 SCENARIOS = DOCS.parent / "tests" / "scenarios"
@@ -72,11 +78,14 @@ def render_rules() -> str:
 
 
 def render_states() -> str:
-    """How phases follow each other, and by which rules, as a table."""
-    rows = [("from", "to", "by the rules")]
-    for (source, target), rules in _edges().items():
-        rows.append((source.value, target.value, ", ".join(rules)))
-    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+    """How phases follow each other, and by which rules, as a table with the numbers of the arrows
+    in the drawing."""
+    edges = _edges()
+    rows = [("arrow", "from, to", "by the rules")]
+    for (source, target), number in diagram.numbered(edges).items():
+        rules = ", ".join(f"`{rule}`" for rule in edges[source, target])
+        rows.append((str(number), f"{source.value} to {target.value}", rules))
+    return "\n".join([*_HEAD, *list_table(rows, widths=(10, 30, 60))]).rstrip() + "\n"
 
 
 def render_svg() -> str:
@@ -95,7 +104,12 @@ def _edges() -> diagram.Edges:
             met.setdefault((state.phase, transition.state.phase), set()).add(transition.rule)
         return transition
 
-    explore(DEFAULT, BOUNDS["small"][0], stepper=watching)
+    quick = BOUNDS["quick"]
+    # In these a connection is too old before its session expires; so once the other way round.
+    longer = attrs.evolve(quick[0].timeouts, lifetime=2)
+    idle = attrs.evolve(quick[0], standings=(Standing.BOUND,), timeouts=longer, remote=False)
+    for part in (*quick, idle):
+        explore(DEFAULT, part, stepper=watching)
     order = list(Phase)
     places = sorted(met, key=lambda edge: (order.index(edge[0]), order.index(edge[1])))
     return {edge: sorted(met[edge]) for edge in places}
@@ -113,6 +127,39 @@ def render_bugs() -> str:
             (bug.name, bug.users_saw, f"`{found.prop.name}`", f"{len(found.path)} moves", way)
         )
     return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+
+
+def render_reported() -> str:
+    """The bugs that were reported in public, with the verdict on each."""
+    rows = [("bug", "what the bridge did", "found by", "to blame")]
+    for one in REPORTED:
+        bug, story = one.bug, one.story()
+        if story is None:
+            raise ValueError(f"not found in {bug.bounds.max_states} states: {bug.name}")
+        kind = "cell" if "=" in one.blamed else "rule"
+        found_by, blamed = f"`{story.prop.name}`", f"{kind} `{blamed_in(story)}`"
+        rows.append((f"{bug.name} ({one.report})", bug.users_saw, found_by, blamed))
+    for log in LOGGED:
+        wrong = log.check().wrong
+        if wrong is None or wrong.prop is None:
+            raise ValueError(f"not found: {log.name}")
+        found_by, blamed = f"`{wrong.prop.name}`", f"line {wrong.line} of its log"
+        rows.append((f"{log.name} ({log.report})", log.users_saw, found_by, blamed))
+    return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
+
+
+def render_trace() -> str:
+    """The lines and the header of the log of another bridge."""
+    rows = [("event", "meaning", "members", "is our")]
+    for name, kind in LINES.items():
+        members = "; ".join(
+            f"`{field}`{'' if what.required else ' (optional)'}: {what.doc}"
+            for field, what in kind.fields.items()
+        )
+        rows.append((f"`{name}`", f"{kind.says.value}: {kind.doc}", members, kind.means))
+    header = [("member of the header", "meaning (default)")]
+    header += [(f"`{name}`", what.doc) for name, what in HEADER.items()]
+    return "\n".join([*_HEAD, *list_table(rows), "", *list_table(header)]).rstrip() + "\n"
 
 
 def render_properties() -> str:
@@ -175,6 +222,11 @@ def draw_performance() -> str:
     return as_svg(Report.load(PERFORMANCE))
 
 
+def render_losses() -> str:
+    """What the client sees of each loss, under two policies."""
+    return "\n".join([*_HEAD, *losses.table()]).rstrip() + "\n"
+
+
 def render_clients() -> str:
     """Which clients were run, in which versions, what came out, and what the upstream received."""
     data = json.loads(CLIENTS.read_text(encoding="utf-8"))
@@ -223,6 +275,11 @@ def render_clients() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def draw_context() -> str:
+    """The context of a long conversation under two policies, which README.md shows."""
+    return plot([grow(Experiment(policy=policy)) for policy in (DEFAULT, V1_12)])
+
+
 def _setting_rows() -> list[tuple[str, str, str]]:
     """Name, meaning and default of each setting. Large numbers and lists get commas."""
     rows = []
@@ -266,14 +323,23 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "properties.rst": render_properties,
     "costs.rst": render_costs,
     "bugs.rst": render_bugs,
+    "reported.rst": render_reported,
+    "trace.rst": render_trace,
     "faults.rst": render_faults,
     "api.rst": render_api,
     "house.svg": house.draw,
     "settings.rst": render_settings,
     "performance.rst": render_performance,
     "performance.svg": draw_performance,
+    "context.svg": draw_context,
     "clients.rst": render_clients,
     "../../README.md": render_readme,
+    "losses.rst": render_losses,
+    **{
+        f"losses/{loss.name}-{policy.name}.svg": partial(losses.svg, loss, policy)
+        for loss in losses.LOSSES
+        for policy in losses.SHOWN
+    },
 }
 
 
@@ -289,7 +355,7 @@ def main() -> int:
             continue
         stale.append(page)
         if not check:
-            FOLDER.mkdir(exist_ok=True)
+            page.parent.mkdir(exist_ok=True)
             page.write_text(text, encoding="utf-8")
     for page in stale:
         print(f"{page}: {'out of date, run: make generate' if check else 'written'}")

@@ -18,7 +18,7 @@ _PACKAGES = {
     "bridgecore": ROOT / "bridgecore",
     **{name: ROOT / "adapters" / name for name in
        ("bridgecore_asyncio", "bridgecore_trio", "bridgecore_stores", "bridgecore_httpx",
-        "bridgecore_cli", "bridgecore_asgi")},
+        "bridgecore_pytest", "bridgecore_cli", "bridgecore_asgi")},
 }  # fmt: skip
 
 

@@ -40,6 +40,7 @@ PACKAGES = {
     "bridgecore_asyncio": ROOT / "adapters" / "bridgecore_asyncio",
     "bridgecore_cli": ROOT / "adapters" / "bridgecore_cli",
     "bridgecore_httpx": ROOT / "adapters" / "bridgecore_httpx",
+    "bridgecore_pytest": ROOT / "adapters" / "bridgecore_pytest",
     "bridgecore_stores": ROOT / "adapters" / "bridgecore_stores",
     "bridgecore_trio": ROOT / "adapters" / "bridgecore_trio",
 }
@@ -229,6 +230,7 @@ _TESTED_IN = {
     "asgi/": ("adapters/bridgecore_asgi/",),
     "cli/": ("adapters/bridgecore_cli/",),
     "httpx/": ("adapters/bridgecore_httpx/",),
+    "plugin/": ("adapters/bridgecore_pytest/",),
     "stores/": ("adapters/bridgecore_stores/",),
 }
 

@@ -24,6 +24,7 @@ import bridgecore_asgi
 import bridgecore_asyncio
 import bridgecore_cli
 import bridgecore_httpx
+import bridgecore_pytest
 import bridgecore_trio
 from docs import surface
 
@@ -36,6 +37,7 @@ PACKAGES = (
     bridgecore_asyncio,
     bridgecore_cli,
     bridgecore_httpx,
+    bridgecore_pytest,
     bridgecore_trio,
 )
 

@@ -2,19 +2,104 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
 
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, POLICIES, Policy, Situation, replaying
+from bridgecore.recovery.policy import DEFAULT, POLICIES, Action, Policy, Situation, replaying
+from bridgecore.recovery.policy_table import policy_from, written
 from bridgecore.recovery.rules import RULES
-from bridgecore.tables import list_table, render_rst, render_rules
+from bridgecore.tables import list_table, render_diff, render_rst, render_rules, render_table
+from bridgecore.testing.strategies import policies
 
 
 @pytest.mark.parametrize("policy", [*POLICIES.values(), replaying(DEFAULT)])
-def test_the_text_is_at_most_100_columns_wide(policy: Policy) -> None:
-    assert max(map(len, render_rules(policy).splitlines())) <= 100
+def test_no_line_is_wider_than_80_columns(policy: Policy) -> None:
+    texts = [render_rules(policy), render_table(policy)]
+    texts += [render_diff(policy, other) for other in POLICIES.values()]
+    for text in texts:
+        assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("policy", [*POLICIES.values(), replaying(DEFAULT)])
+def test_the_table_fits_on_a_screen(policy: Policy) -> None:
+    assert len(render_table(policy).splitlines()) <= 40
+
+
+@given(policies())
+@settings(max_examples=50)
+def test_every_cell_can_be_read_from_the_table(policy: Policy) -> None:
+    text = " ".join(render_table(policy).split("\n\n")[1].split())
+    names = "|".join(row.name.lower() for row in Situation)
+    found = re.findall(rf"(?:^| )({names}) (.*?)(?=(?: (?:{names}) )|$)", text)
+    assert [name for name, _ in found] == [row.name.lower() for row in Situation]
+    for name, remedies in found:
+        usual, *rest = re.split(r" (?=[a-z_]+(?:, [a-z_]+)*: )", remedies, maxsplit=1)
+        reply = usual.partition(" ")[2]
+        read = dict.fromkeys((column.value for column in Standing), usual)
+        for other in rest[0].split("; ") if rest else ():
+            columns, _, remedy = other.partition(": ")
+            complete = "(" in remedy or remedy == "surface"
+            whole = remedy if complete else f"{remedy} {reply}"
+            read |= dict.fromkeys(columns.split(", "), whole)
+        for column in Standing:
+            remedy = policy.remedy(Situation[name.upper()], column)
+            surface = remedy.action is Action.SURFACE
+            assert read[column.value] == ("surface" if surface else written(remedy))
+
+
+def test_the_difference_has_each_cell_and_budget_with_both_values() -> None:
+    table = {
+        "name": "mine",
+        "cells": {
+            "silent": {"bound": "refuse", "stored": "refuse", "held": "resend"},
+            "lost_output": {"usually": "refuse (bridge_overloaded)"},
+            "refused": {"held": "surface (stream_incomplete)"},
+        },
+        "budgets": {"waiting": 1000, "warm": True},
+        "timeouts": {"idle": 3},
+    }
+    assert render_diff(policy_from(table), DEFAULT) == (
+        "- default\n"
+        "+ mine\n"
+        "\n"
+        "silent\n"
+        "  held\n"
+        "    - refuse (upstream_request_timeout)\n"
+        "    + resend (upstream_request_timeout)\n"
+        "  stored, bound\n"
+        "    - refuse_bounded (upstream_request_timeout)\n"
+        "    + refuse (upstream_request_timeout)\n"
+        "\n"
+        "lost_output\n"
+        "  every column\n"
+        "    - fail (stream_incomplete)\n"
+        "    + refuse (bridge_overloaded)\n"
+        "\n"
+        "budgets\n"
+        "  waiting\n"
+        "    - 64\n"
+        "    + 1,000\n"
+        "  warm\n"
+        "    - false\n"
+        "    + true\n"
+        "\n"
+        "timeouts\n"
+        "  idle\n"
+        "    - 300,000,000,000\n"
+        "    + 3,000,000,000\n"
+    )
+    only = policy_from({"name": "mine", "cells": {"refused": {"held": "surface"}}})
+    assert render_diff(only, DEFAULT) == "mine decides as default does: nothing differs.\n"
+
+
+def test_the_words_of_each_name_are_in_the_long_form() -> None:
+    text = " ".join(render_rules(DEFAULT).split())
+    for named in (*Situation, *Action):
+        assert f" {named.name.lower()} {named.value} " in text
 
 
 def rows(text: str) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:

@@ -31,6 +31,7 @@ from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, Settings
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.main import fail
 from bridgecore_cli.serve import (
+    check_policy,
     listen_error,
     new_uvloop,
     print_where,
@@ -84,16 +85,21 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _serve(settings: Settings, http: Literal["h11", "httptools"]) -> int:
     log = LineLog(sys.stderr, settings.log_level)
-    log.later = asyncio.get_running_loop().call_soon
+    loop = asyncio.get_running_loop()
+    log.later = loop.call_soon
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(log.flush)
         upstream = settings.upstream
         if upstream is None:
             emulator = await stack.enter_async_context(bridgecore_asyncio.serve(Emulator()))
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
-        bridge = BridgeApp(settings.config(upstream, raise_file_limit(log), "asgi"), log=log)
+        config = settings.config(upstream, raise_file_limit(log), "asgi")
+        bridge = BridgeApp(config, log=log)
         listeners = _listen(settings)
         warn_of(settings, listeners[0].getsockname()[0], log)
+        stack.callback(
+            check_policy(settings, config, lambda record: loop.call_soon_threadsafe(log, record))
+        )
         server = _Server(bridge, settings, http)
         await server.serve(sockets=listeners)
         return 0 if server.started else FAILURE

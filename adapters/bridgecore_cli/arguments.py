@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -22,11 +20,13 @@ from bridgecore_cli.errors import USAGE, did_you_mean
 
 if TYPE_CHECKING:
     from bridgecore import Policy
+    from bridgecore.verify.properties import Property
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
 BOUNDS_NAMES: Final = ("quick", "small", "ci", "nightly")
 _BOTH: Final = "both"
+_POLICY: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
 class _Help(argparse.HelpFormatter):
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
-        "  bridgecore demo                     what lost connections cost under three policies\n"
+        "  bridgecore demo                     what losses cost under three policies\n"
         "  bridgecore serve                    a bridge in front of an emulated upstream\n"
         "  bridgecore serve --upstream wss://api.openai.com/v1/responses\n"
         "  bridgecore rules                    what it does about each loss\n"
@@ -151,7 +151,10 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "rules",
         flags=_rules,
-        help="print the table of a policy and the rules of the state machine",
+        help="print the table of a policy, or what differs from another one",
+        description="Print the table of a policy: a row for each thing that can happen to a turn, "
+        "with the usual action and the columns that differ. The names are those of decision logs "
+        "and of TOML files.",
     )
     commands.add_parser(
         "replay",
@@ -297,6 +300,14 @@ def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -
             metavar=setting.kind.metavar,
             help=f"{setting.doc.replace('`', '')} (default: {default})",
         )
+        if setting.default is True:
+            where.add_argument(
+                setting.flag.replace("--", "--no-", 1),
+                dest=setting.name,
+                action="store_const",
+                const="false",
+                help=f"the same as {setting.flag} false",
+            )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -320,33 +331,52 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import POLICIES
+    from bridgecore import DEFAULT
 
     parser.add_argument(
         "--policy",
-        choices=sorted(POLICIES),
-        default="default",
-        help="the policy to print (default: default)",
+        type=load_policy,
+        default=DEFAULT,
+        metavar=_POLICY,
+        help=f"the policy to print: {_policy_help()} (default: {DEFAULT.name})",
+    )
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--diff",
+        type=load_policy,
+        nargs="?",
+        const=DEFAULT,
+        metavar=_POLICY,
+        help="print only what differs from this policy (without a value: default)",
+    )
+    what.add_argument(
+        "--all",
+        action="store_true",
+        help="print the table in words, and the rules of the state machine",
+    )
+    what.add_argument(
+        "--toml", action="store_true", help="print a TOML file that describes the policy"
     )
 
 
 def _replay(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import POLICIES
-
     parser.add_argument("file", metavar="FILE", type=Path, help="the decision log")
     parser.add_argument(
-        "--policy", choices=sorted(POLICIES), help="compare with the decisions of this policy"
+        "--policy",
+        type=load_policy,
+        metavar=_POLICY,
+        help=f"compare with the decisions of this policy: {_policy_help()}",
     )
 
 
 def _simulate(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import DEFAULT, POLICIES, V1_12
+    from bridgecore import DEFAULT, V1_12
 
     parser.add_argument(
         "--policy",
         type=_policies,
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR; "
+        metavar=_POLICY,
+        help=f"{_policy_help()}; "
         f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
         f"conversation, {DEFAULT.name} for the others)",
     )
@@ -412,15 +442,14 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    from bridgecore import DEFAULT, POLICIES
+    from bridgecore import DEFAULT
 
     parser.add_argument(
         "--policy",
         type=load_policy,
         default=DEFAULT,
-        metavar="NAME|MODULE:ATTR",
-        help=f"one of {', '.join(sorted(POLICIES))}, or a Policy of your own as MODULE:ATTR "
-        "(default: default)",
+        metavar=_POLICY,
+        help=f"{_policy_help()} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--bounds",
@@ -440,6 +469,20 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         type=_writable,
         metavar="FILE",
         help="draw the costliest counterexample here, if there is one",
+    )
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="LOG",
+        help="check this log from production instead: a decision log, or one of another bridge",
+    )
+    parser.add_argument(
+        "--allow",
+        type=_broken_on_purpose,
+        action="append",
+        default=[],
+        metavar="PROPERTY",
+        help="with --trace: a property that this bridge breaks on purpose; can be repeated",
     )
     parser.add_argument(
         "--mermaid",
@@ -491,30 +534,32 @@ def _verify(parser: argparse.ArgumentParser) -> None:
 # ------------------------------------------------------------------ values
 
 
-def load_policy(name: str) -> Policy:
-    """The policy called ``name``, or the one that ``module:attr`` names. The working directory is
-    searched for the module first, as ``python -m`` does.
+def load_policy(text: str) -> Policy:
+    """The policy that ``text`` names: see ``bridgecore_cli.policies``.
 
     Raises:
-        argparse.ArgumentTypeError: there is no such policy.
+        argparse.ArgumentTypeError: there is none, or it is wrong.
     """
-    from bridgecore import POLICIES, Policy
+    from bridgecore import POLICIES, ConfigError
 
-    if name in POLICIES:
-        return POLICIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise argparse.ArgumentTypeError(f"no policy is named {name!r}")
-    sys.path.insert(0, os.getcwd())
+    if text in POLICIES:
+        return POLICIES[text]
+
+    from bridgecore_cli import policies
+
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as exc:
-        raise argparse.ArgumentTypeError(f"cannot load {name!r}: {exc}") from None
-    finally:
-        sys.path.pop(0)
-    if not isinstance(found, Policy):
-        raise argparse.ArgumentTypeError(f"{name!r} is no Policy")
-    return found
+        return policies.load_policy(text)
+    except ConfigError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
+
+
+def _policy_help() -> str:
+    from bridgecore import POLICIES
+
+    return (
+        f"{', '.join(sorted(POLICIES))}, or one of your own, as MODULE:ATTR or a file with a "
+        "table [policy]"
+    )
 
 
 def _writable(text: str) -> Path:
@@ -560,6 +605,16 @@ def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+
+
+def _broken_on_purpose(name: str) -> Property:
+    """The property called ``name``, in any case."""
+    from bridgecore.verify.properties import Property
+
+    try:
+        return Property[name.upper()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
 
 
 def _at_least(low: int) -> Any:

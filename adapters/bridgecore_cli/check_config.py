@@ -12,8 +12,10 @@ import os
 import re
 import sys
 import textwrap
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from bridgecore_cli.configfile import toml_value
 from bridgecore_cli.errors import did_you_mean
 from bridgecore_cli.settings import (
     DEFAULT,
@@ -78,6 +80,8 @@ def _shown(setting: Setting, chosen: Chosen) -> str:
     """The value as TOML."""
     if chosen.source == DEFAULT:
         text = setting.kind.show(setting.default)
+    elif isinstance(chosen.given, Mapping):  # a policy
+        return toml_value(chosen.given)
     elif isinstance(chosen.given, list):
         text = " ".join(map(str, chosen.given))
     else:

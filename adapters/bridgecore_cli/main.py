@@ -70,10 +70,9 @@ def _main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.command == "rules":
-        from bridgecore import POLICIES, render_rules
+        from bridgecore_cli import rules
 
-        print(render_rules(POLICIES[options.policy]).rstrip("\n"))
-        return 0
+        return rules.run(options)
     if options.command == "serve":
         from bridgecore_cli import serve
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.policy import Policy
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
 from bridgecore_cli.errors import CONFIGURATION, SettingsError
@@ -99,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from bridgecore.verify.replay import MalformedLog, replay
 
-    other = None if options.policy is None else POLICIES[options.policy]
+    other: Policy | None = options.policy
+    name = None if other is None else other.name
     try:
         with options.file.open("rb") as lines:
             report = replay(lines, other)
@@ -111,10 +112,10 @@ def run(options: argparse.Namespace) -> int:
     if report.divergence is not None:
         _print("first divergence: " + _tell(report.divergence, "recorded", "replayed"))
     for difference in report.differences[:_SHOWN]:
-        _print("difference: " + _tell(difference, "recorded", options.policy))
+        _print("difference: " + _tell(difference, "recorded", name or ""))
     if len(report.differences) > _SHOWN:
         _print(f"and {len(report.differences) - _SHOWN} more")
-    _print(_summary(report, options.policy))
+    _print(_summary(report, name))
     return 0 if report.same else 1
 
 

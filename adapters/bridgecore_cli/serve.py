@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from bridgecore.config import Config, UpstreamUrl
-from bridgecore.recovery.policy import V1_12
+from bridgecore.config import Config, OnAmbiguousLoss, UpstreamUrl
+from bridgecore.recovery.policy import V1_12, is_named
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.driver import StoreClient
 from bridgecore_cli.check_config import unknown
@@ -51,7 +51,9 @@ class _Server(Protocol):
 
 _Serve = Callable[..., AbstractAsyncContextManager[_Server]]
 _WriteLog = Callable[[Log], None]
-_RunBridge = Callable[[_Serve], Coroutine[Any, Any, None]]
+# Has the event loop call a function soon, with its arguments; any thread may do so.
+_CallSoon = Callable[..., object]
+_RunBridge = Callable[[_Serve, _CallSoon], Coroutine[Any, Any, None]]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -176,7 +178,7 @@ def _run_asyncio(
         signals.wake(loop)
         lines.later = loop.call_soon
         watchdog = loop.create_task(notifier.keep_alive(asyncio.sleep))
-        await run_bridge(serve)
+        await run_bridge(serve, loop.call_soon_threadsafe)
         watchdog.cancel()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:
@@ -212,17 +214,19 @@ def _run_trio(
     from bridgecore_trio import serve
 
     async def bridge() -> None:
-        lines.later = trio.lowlevel.current_trio_token().run_sync_soon
+        call_soon = trio.lowlevel.current_trio_token().run_sync_soon
+        lines.later = call_soon
         # A task of the system ends with the run, and needs no nursery around the bridge, which
         # would wrap its errors.
         trio.lowlevel.spawn_system_task(notifier.keep_alive, trio.sleep)
-        await run_bridge(serve)
+        await run_bridge(serve, call_soon)
 
     trio.run(bridge)
 
 
 async def _bridge(
     serve: _Serve,
+    call_soon: _CallSoon,
     *,
     settings: Settings,
     log: _WriteLog,
@@ -265,6 +269,7 @@ async def _bridge(
         if not cluster.sockets:  # else the process that has started the workers says it
             print_where(settings.host, server.port)
         _announce(settings, config, server, log)
+        stack.callback(check_policy(settings, config, lambda record: call_soon(log, record)))
         notifier.ready()
 
         def drain(by: str) -> None:
@@ -327,7 +332,7 @@ def _announce(settings: Settings, config: Config, server: _Server, log: _WriteLo
     """Log how the bridge runs."""
     fields: dict[str, str | int] = {
         "upstream": EMULATOR if settings.upstream is None else settings.upstream.authority,
-        "policy": settings.policy,
+        "policy": config.policy.name,
         "max_sessions": config.max_sessions,
         "backend": settings.backend,
     }
@@ -352,12 +357,33 @@ def warn_of(settings: Settings, address: str, log: _WriteLog) -> None:
             "listen on 127.0.0.1"
         )
         log(Log(LogLevel.WARNING, "listening.open", {"host": settings.host, "detail": detail}))
-    if settings.policy == V1_12.name:
+    if settings.policy is V1_12:
         detail = (
             "this policy answers lost connections with previous_response_not_found, so that "
             "clients resend their whole history; it exists for demonstration, use default"
         )
-        log(Log(LogLevel.WARNING, "policy.broken", {"policy": settings.policy, "detail": detail}))
+        fields: dict[str, str | int] = {"policy": settings.policy.name, "detail": detail}
+        log(Log(LogLevel.WARNING, "policy.broken", fields))
+    elif not is_named(settings.policy):
+        from bridgecore_cli.policies import overridden
+
+        for setting, cells in overridden(settings.policy, settings.core):
+            fields = {"policy": settings.policy.name, "setting": setting, "cells": ",".join(cells)}
+            log(Log(LogLevel.WARNING, "policy.overridden", fields))
+
+
+def check_policy(
+    settings: Settings, config: Config, log: Callable[[Log], object]
+) -> Callable[[], None]:
+    """Begin to check a policy of one's own, unless the settings say otherwise. ``log``: any thread
+    may call it. Returns a function that ends the check."""
+    if is_named(settings.policy) or not settings.verify:
+        return lambda: None
+
+    from bridgecore_cli.policy_check import PolicyCheck
+
+    deliberate = ["NO_AMBIGUOUS_RESEND"] if config.ambiguous is OnAmbiguousLoss.REPLAY else []
+    return PolicyCheck(config.session_policy, log, deliberate).end
 
 
 def _is_loopback(address: str) -> bool:

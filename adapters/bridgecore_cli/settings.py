@@ -13,7 +13,6 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -30,7 +29,8 @@ from bridgecore.config import (
     UpstreamUrl,
 )
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.policy import DEFAULT as DEFAULT_POLICY
+from bridgecore.recovery.policy import POLICIES, Policy, is_named
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import allowed_origins, forwarded_names
@@ -204,6 +204,22 @@ def _origins(value: Any) -> tuple[str, ...]:
     return _list(value, "origins", {NONE: ()}, allowed_origins)
 
 
+def _policy(value: Any) -> Policy:
+    """A policy by name; of a module or a file; or from the table of the configuration file."""
+    if isinstance(value, str):
+        if value in POLICIES:
+            return POLICIES[value]
+
+        from bridgecore_cli.policies import load_policy  # for policies of one's own only
+
+        return load_policy(value)
+    if isinstance(value, Mapping):
+        from bridgecore.recovery.policy_table import policy_from
+
+        return policy_from(value)
+    raise ValueError(f"{value} is no policy: neither a text nor a table")
+
+
 def _flag(value: Any) -> bool:
     """True or False: a TOML boolean, or its text."""
     known = {"true": True, "false": False}
@@ -227,6 +243,7 @@ PORT = Kind("PORT", _port)
 URL = Kind("URL", _upstream, lambda _: EMULATOR)
 HTTP = Kind("URL", _http_base, lambda _: AUTO)
 FLAG = Kind("true|false", _flag, lambda value: str(value).lower())
+POLICY = Kind("NAME|MODULE:ATTR|FILE.toml", _policy, lambda policy: policy.name)
 PATHS = Kind("PATHS", _paths, _show_paths)
 SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
@@ -419,9 +436,18 @@ SETTINGS = (
     ),
     Setting(
         "policy",
-        _choice(*POLICIES),
-        "default",
-        "what to do about lost connections; `bridgecore rules` prints each policy",
+        POLICY,
+        DEFAULT_POLICY,
+        "what to do about lost connections: `default`, `pr397`, `v1_12`, or a policy of your own, "
+        "as `MODULE:ATTR`, as a TOML file, or as a table `[policy]` of the configuration file; "
+        "`bridgecore rules` prints each",
+    ),
+    Setting(
+        "verify",
+        FLAG,
+        True,
+        "whether a policy of your own is checked when the bridge starts: each property that it "
+        "breaks is a warning in the log; `--no-verify` to skip it",
     ),
     Setting(
         "backend",
@@ -497,7 +523,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "where to listen, and the upstream": (
         *("host", "port", "upstream", "upstream_http", "pass_through", "forward_headers"),
     ),
-    "lost connections": ("policy", "ambiguous", "fallback", "rotation"),
+    "lost connections": ("policy", "verify", "ambiguous", "fallback", "rotation"),
     "what is kept of conversations": (
         *("continuity", "transcript_bytes", "transcript_scope_bytes", "transcript_age"),
         "max_sessions",
@@ -527,7 +553,8 @@ class Settings:
     host: str
     port: int
     upstream: UpstreamUrl | None
-    policy: str
+    policy: Policy
+    verify: bool
     backend: str
     loop: str
     workers: int | None  # None: one for each core
@@ -556,11 +583,13 @@ class Settings:
             secrets: those in ``cluster_keys``.
         """
         core = dict(self.core)
+        # No setting of the command: a policy's own number counts.
+        core["max_waiting"] = self.policy.budgets.waiting
         if core["max_sessions"] is None:
             core["max_sessions"] = sessions_for(files, emulator=self.upstream is None)
         return Config(
             upstream=upstream,
-            policy=POLICIES[self.policy],
+            policy=self.policy,
             decisions=self.decision_log is not None,
             log_level=LogLevel[self.log_level.upper()],
             store=Store.MEMORY if self.store == MEMORY else Store.DRIVER,
@@ -663,6 +692,8 @@ def checked(chosen: Mapping[str, Chosen]) -> Settings:
     except ConfigError as exc:
         by_flags = "advertise" in given or any(setting.name in given for setting in CORE)
         raise SettingsError(str(exc), USAGE if by_flags else CONFIGURATION) from None
+    if not is_named(settings.policy):
+        _require_servable(settings.policy, USAGE if "policy" in given else CONFIGURATION)
     if settings.store != MEMORY and settings.cluster_keys is None:
         raise SettingsError(
             "store: what is stored is encrypted, so cluster_keys must name a file with a secret, "
@@ -677,6 +708,15 @@ def checked(chosen: Mapping[str, Chosen]) -> Settings:
             USAGE if {"advertise", "cluster_certificate"} & given else CONFIGURATION,
         )
     return settings
+
+
+def _require_servable(policy: Policy, exit_code: int) -> None:
+    from bridgecore_cli.policies import require_servable
+
+    try:
+        require_servable(policy)
+    except ConfigError as exc:
+        raise SettingsError(str(exc), exit_code) from None
 
 
 def _read_variable(setting: Setting, text: str) -> Any:
@@ -696,6 +736,10 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
     try:
         return setting.kind.read(value)
     except ValueError as exc:
+        if setting.kind is POLICY:  # whole sentences
+            if isinstance(value, Mapping):  # with a place that begins with the setting's name
+                where = where.removesuffix(f": {setting.name}")
+            raise SettingsError(f"{where}: {exc}", exit_code) from None
         if setting.kind is STORE:  # a URL may hold a password
             raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
         if setting.kind in (URL, HTTP):  # whole sentences, and a URL may hold a secret
@@ -714,18 +758,9 @@ def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
 
 
 def _read_file(path: str, where: str) -> dict[str, Any]:
-    import tomllib  # without a file nothing else needs it
+    from bridgecore_cli.configfile import read_file
 
-    try:
-        with Path(path).open("rb") as file:
-            table = tomllib.load(file, parse_float=Decimal)
-    except OSError as exc:
-        raise SettingsError(f"{where}: cannot read {path}: {exc.strerror}", CONFIGURATION) from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{where}: {path} is not UTF-8", CONFIGURATION) from None
-    except (ValueError, ArithmeticError, RecursionError) as exc:
-        message = " ".join(str(exc).split())
-        raise SettingsError(f"{where}: {path} is not TOML: {message}", CONFIGURATION) from None
+    table = read_file(path, f"{where}: ")
     known = [setting.name for setting in SETTINGS]
     unknown = sorted(table.keys() - set(known))
     if unknown:

@@ -15,7 +15,7 @@ import json
 from bridgecore.verify import diagram
 from bridgecore.verify.junit import junit
 from bridgecore.verify.results import Finding, Results
-from bridgecore_cli import export
+from bridgecore_cli import export, trace
 from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import write_file
 from bridgecore_cli.verify_mutants import judge_mutants
@@ -24,6 +24,8 @@ from bridgecore_cli.verify_sections import explore_sections
 
 def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
+    if args.trace is not None:
+        return trace.run(args)
     if args.export is not None:
         return export.run(args)
     say = _nothing if args.json else _line

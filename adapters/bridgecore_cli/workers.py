@@ -301,4 +301,5 @@ def worker_settings(settings: Settings, number: int) -> Settings:
         replica=None if settings.replica is None else f"{settings.replica}-{number}",
         advertise=attrs.evolve(url, port=port),
         decision_log=None if log is None else f"{log}.{number}",
+        verify=settings.verify and number == 0,  # once is enough
     )

@@ -67,6 +67,21 @@ class Action(enum.Enum):
     FALL_BACK = "fall back"  # start over on a connection that speaks HTTP
     REBIND = "rebind"  # take the session over from another replica, if it has it, and start over
 
+# For which standings a bridge can do something: only a held context can be rehydrated, and the
+# client's full input can be sent only if the client sent it.
+_HELD = (Standing.HELD, Standing.HELD_STORED)
+NEEDS: Mapping[Action, tuple[Standing, ...]] = {
+    Action.REHYDRATE: _HELD,
+    Action.SEND_OR_REHYDRATE: _HELD,
+    Action.REFUSE_THEN_REHYDRATE: _HELD,
+    Action.SEND_FULL: (Standing.INJECTED,),
+}
+
+def can_carry_out(action: Action, standing: Standing) -> bool:
+    """Whether a bridge can do ``action`` for a turn with ``standing``. A ``Session`` by itself
+    takes any table; what it then asks for may be impossible."""
+    return standing in NEEDS.get(action, Standing)
+
 @attrs.frozen
 class Remedy:
     """The content of a cell: what to do for a turn, and how to end it if that fails.
@@ -372,6 +387,11 @@ V1_12 = Policy("v1_12", _V1_12_SUMMARY, _table(_V1_12_ROWS), _OLD_BUDGETS)
 """Answers lost connections with previous_response_not_found. Broken; to demonstrate."""
 POLICIES: Mapping[str, Policy] = {policy.name: policy for policy in (DEFAULT, PR397, V1_12)}
 """The policies by name, as the setting ``policy`` has them."""
+
+
+def is_named(policy: Policy) -> bool:
+    """Whether it is one of ``POLICIES``, unchanged."""
+    return policy is POLICIES.get(policy.name)
 
 
 # The ambiguous losses: the upstream may have run the turn, and the client has seen no output. A

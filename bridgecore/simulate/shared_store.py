@@ -1,7 +1,7 @@
 """The store of simulated replicas, and the way of each of them to it.
 
 What belongs here: latencies, lost questions and answers, and failovers to an older copy. What a
-store answers is defined by ``bridgecore.testing.store``.
+store answers is defined by ``StoreModel``.
 """
 
 from __future__ import annotations

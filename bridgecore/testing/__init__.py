@@ -3,9 +3,9 @@
 What belongs here: what tests of embedders and of this project share. In ``bridgecore`` only the
 simulator imports it.
 
-Public are the names here, the modules ``client``, ``network`` and ``strategies``, the package
-``conformance`` and ``StoreModel`` in ``store``; the other modules are internal. ``conformance`` is
-the only package of ``bridgecore`` that does I/O.
+Public are the names here, the modules ``client``, ``network``, ``strategies`` and ``virtual``, the
+plugin ``pytest_plugin``, the package ``conformance`` and ``StoreModel`` in ``store``; the other
+modules are internal. ``conformance`` is the only package of ``bridgecore`` that does I/O.
 """
 
 from bridgecore.testing.answers import (
@@ -41,6 +41,7 @@ from bridgecore.testing.faults import (
     StaleEvent,
     When,
 )
+from bridgecore.testing.policies import PolicyError, assert_policy_holds
 
 __all__ = [
     "CATALOGUE",
@@ -61,6 +62,7 @@ __all__ = [
     "Outcome",
     "Output",
     "Point",
+    "PolicyError",
     "ReadSlowly",
     "Reasoning",
     "Reject",
@@ -72,6 +74,7 @@ __all__ = [
     "ToolCall",
     "Turn",
     "When",
+    "assert_policy_holds",
     "count_tokens",
     "echo",
 ]

@@ -50,6 +50,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
     Timeouts,
+    can_carry_out,
 )
 from bridgecore.recovery.rules import step
 from bridgecore.recovery.state import Lifecycle, Phase, SessionState
@@ -189,24 +190,13 @@ def budgets() -> st.SearchStrategy[Budgets]:
     )
 
 
-_HELD = (Standing.HELD, Standing.HELD_STORED)
-_NEEDS = {
-    Action.REHYDRATE: _HELD,
-    Action.SEND_OR_REHYDRATE: _HELD,
-    Action.REFUSE_THEN_REHYDRATE: _HELD,
-    Action.SEND_FULL: (Standing.INJECTED,),
-}
-
-
 def remedies(standing: Standing | None = None) -> st.SearchStrategy[Remedy]:
     """Cells of a policy's table; with a ``standing``, those that a bridge can carry out for it.
 
     Only a held context can be rehydrated, and full input can be sent only if the client sent it: a
     bridge cannot carry out such a cell for another standing.
     """
-    actions = [
-        action for action in Action if standing is None or standing in _NEEDS.get(action, Standing)
-    ]
+    actions = [action for action in Action if standing is None or can_carry_out(action, standing)]
     return st.builds(Remedy, st.sampled_from(actions), st.sampled_from(FailureReply))
 
 

@@ -7,7 +7,7 @@ history is a ``Story`` of story.py; the transitions between phases are collected
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
 import attrs
@@ -19,7 +19,7 @@ from bridgecore.recovery.events import Event
 from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.scenario import command_of, describe
-from bridgecore.verify.story import Story, reasons
+from bridgecore.verify.story import Seen, Story, reasons
 
 
 class Lane(enum.Enum):
@@ -42,9 +42,14 @@ class Arrow:
 
 def arrows(story: Story) -> Iterator[Arrow]:
     """The arrows of a story in order: events, the cells of the table that decided, effects."""
-    for one in story.seen:
+    yield from arrows_of(story.seen)
+
+
+def arrows_of(seen: Iterable[Seen]) -> Iterator[Arrow]:
+    """The arrows of a history."""
+    for one in seen:
         source = _speaker(one.event)
-        yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event))
+        yield Arrow(one.at, source, Lane.BRIDGE, command_of(one.event) + one.note)
         for reason in reasons(one.transition):
             yield Arrow(one.at, Lane.BRIDGE, Lane.BRIDGE, reason)
         for effect in one.transition.effects:
@@ -83,9 +88,14 @@ _WIDTH = 26  # characters between two lanes
 
 def text(story: Story) -> str:
     """The diagram as text, one line for each arrow."""
+    return "\n".join([*text_of(story.seen), "", f"broken: {story.text}"])
+
+
+def text_of(seen: Iterable[Seen]) -> list[str]:
+    """The lines of the diagram of a history."""
     heads = "".join(lane.name.lower().ljust(_WIDTH + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
-    for arrow in arrows(story):
+    for arrow in arrows_of(seen):
         low, high = sorted((arrow.source.value, arrow.target.value))
         cells = ["|" + " " * _WIDTH for _ in Lane]
         if low == high:
@@ -96,8 +106,7 @@ def text(story: Story) -> str:
             cells[low] = "|<" + "-" * (_WIDTH - 1)
         row = "".join(cells)[: 2 * (_WIDTH + 1) + 1]
         lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {arrow.text}")
-    lines += ["", f"broken: {story.text}"]
-    return "\n".join(lines)
+    return lines
 
 
 _GAP, _LEFT, _TOP, _ROW = 360, 120, 88, 30
@@ -110,17 +119,22 @@ _STYLE = (
 
 def svg(story: Story) -> str:
     """The diagram as an SVG document without references to other files."""
-    rows = list(arrows(story))
+    return svg_of(story.prop.name, story.seen, story.text)
+
+
+def svg_of(title: str, seen: Iterable[Seen], broken: str) -> str:
+    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end."""
+    rows = list(arrows_of(seen))
     bottom = _TOP + _ROW * (len(rows) + 1)
     width = _LEFT + 2 * _GAP + 280
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 60}" '
         f'width="{width}" height="{bottom + 60}" role="img">',
-        f"<title>{_escaped(story.prop.name)}</title><style>{_STYLE}</style>",
+        f"<title>{_escaped(title)}</title><style>{_STYLE}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 8 4 0 8z" fill="#52606d"/></marker></defs>',
         f'<rect width="{width}" height="{bottom + 60}" fill="#fff"/>',
-        f'<text x="16" y="28" class="head">{_escaped(story.prop.name)}</text>',
+        f'<text x="16" y="28" class="head">{_escaped(title)}</text>',
     ]
     for lane in Lane:
         x = _x(lane)
@@ -139,7 +153,7 @@ def svg(story: Story) -> str:
             f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
             f'<text x="{(start + end) // 2}" y="{y - 5}" text-anchor="middle">{label}</text>'
         )
-    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(story.text)}</text>')
+    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(broken)}</text>')
     return "\n".join([*out, "</svg>", ""])
 
 
@@ -180,74 +194,122 @@ def _x(lane: Lane) -> int:
 
 Edges = Mapping[tuple[Phase, Phase], Sequence[str]]  # (from, to): the ids of the rules
 
-_BOX_WIDTH, _BOX_HEIGHT = 130, 40
-# Connecting on the left, the phases of a turn from left to right, idle below.
-_PLACES: Mapping[Phase, tuple[int, int]] = {
-    Phase.CLOSED: (60, 330),
-    Phase.RECONNECTING: (60, 90),
-    Phase.SENDING: (330, 90),
-    Phase.SENT: (560, 90),
-    Phase.CREATED: (790, 90),
-    Phase.OUTPUT: (1020, 90),
-    Phase.SEND_SKIPPED: (330, 330),
-    Phase.OPEN: (790, 330),
-}
+# From top to bottom as a turn goes: an arrow that leads on runs at the right, one back at the left.
+_ORDER = (
+    Phase.CLOSED,
+    Phase.RECONNECTING,
+    Phase.SEND_SKIPPED,
+    Phase.SENDING,
+    Phase.SENT,
+    Phase.CREATED,
+    Phase.OUTPUT,
+    Phase.OPEN,
+)
+# Small enough for a telephone, so that the text need not be scaled down there.
+_PAGE_WIDTH, _PITCH = 360, 96
+_BOX_LEFT, _BOX_RIGHT, _BOX_HEIGHT = 122, 238, 56
+_PORT, _LINE, _FIRST_LINE, _BEND = 13, 21, 40, 7  # distances in pixels
 _PHASE_STYLE = (
     "text{font:13px ui-monospace,monospace;fill:#1f2933;text-anchor:middle}"
-    ".count{font-size:11px;fill:#7b8794}rect.phase{fill:#f5f7fa;stroke:#52606d}"
-    "path{fill:none;stroke:#9aa5b1}path.tip{fill:#9aa5b1}"
+    ".number{font-size:11px;paint-order:stroke;stroke:#fff;stroke-width:4px}"
+    "rect.phase{fill:#f5f7fa;stroke:#52606d}"
+    "path{fill:none;stroke:#7b8794}path.tip{fill:#52606d;stroke:none}"
 )
+
+
+def numbered(edges: Edges) -> dict[tuple[Phase, Phase], int]:
+    """The number that each arrow of the drawing has, from 1 on."""
+    drawn = [edge for edge in edges if edge[0] is not edge[1]]
+    return {edge: number for number, edge in enumerate(drawn, 1)}
 
 
 def phases(edges: Edges) -> str:
     """The phases of a session and their transitions, as an SVG document without references to other
-    files. Each arrow has the number of its rules, and their names as a tooltip."""
-    width, height = 1210, 460
+    files. Each arrow has its number of ``numbered``, and the names of its rules as a tooltip."""
+    numbers = numbered(edges)
+    height = _PITCH * len(_ORDER)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        f'width="{width}" height="{height}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_PAGE_WIDTH} {height}" '
+        f'width="{_PAGE_WIDTH}" height="{height}" role="img">',
         f"<title>The phases of a session</title><style>{_PHASE_STYLE}</style>",
-        '<defs><marker id="to" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" '
-        'markerHeight="9" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+        '<defs><marker id="to" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
+        'markerHeight="8" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
+        f'<rect width="{_PAGE_WIDTH}" height="{height}" fill="#fff"/>',
     ]
-    for (source, target), rules in edges.items():
-        if source is not target:
-            out += _curve(source, target, rules)
-    for phase, (x, y) in _PLACES.items():
+    paths = _paths(numbers)
+    for edge, (path, _, _) in paths.items():
+        title = _escaped(f"{edge[0].value} to {edge[1].value}: {', '.join(edges[edge])}")
+        out.append(f'<path d="{path}" marker-end="url(#to)"><title>{title}</title></path>')
+    for phase in _ORDER:
+        middle, top = (_BOX_LEFT + _BOX_RIGHT) // 2, _top(phase)
         out.append(
-            f'<rect class="phase" x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" '
-            f'rx="8"/><text x="{x + _BOX_WIDTH // 2}" y="{y + 25}">{phase.value}</text>'
+            f'<rect class="phase" x="{_BOX_LEFT}" y="{top}" width="{_BOX_RIGHT - _BOX_LEFT}" '
+            f'height="{_BOX_HEIGHT}" rx="8"/>'
+            f'<text x="{middle}" y="{top + _BOX_HEIGHT // 2 + 4}">{phase.value}</text>'
         )
+    for edge, (_, x, y) in paths.items():
+        out.append(f'<text class="number" x="{x}" y="{y + 4}">{numbers[edge]}</text>')
     return "\n".join([*out, "</svg>", ""])
 
 
-def _curve(source: Phase, target: Phase, rules: Sequence[str]) -> list[str]:
-    """An arrow that bends to its right, so that it does not cover the one in the other
-    direction."""
-    (x1, y1), (x2, y2) = (_middle(phase) for phase in (source, target))
-    dx, dy = x2 - x1, y2 - y1
-    length = max(1, round((dx * dx + dy * dy) ** 0.5))
-    bend = max(24, length // 7)
-    bx, by = (x1 + x2) // 2 - dy * bend // length, (y1 + y2) // 2 + dx * bend // length
-    (ax, ay), (cx, cy) = _edge(x1, y1, bx, by), _edge(x2, y2, bx, by)
-    title = _escaped(f"{source.value} to {target.value}: {', '.join(rules)}")
-    mx, my = (ax + 2 * bx + cx) // 4, (ay + 2 * by + cy) // 4
-    return [
-        f'<g><title>{title}</title><path d="M{ax} {ay} Q{bx} {by} {cx} {cy}" '
-        f'marker-end="url(#to)"/><text class="count" x="{mx}" y="{my + 4}">{len(rules)}</text></g>'
-    ]
+def _top(phase: Phase) -> int:
+    return (_PITCH - _BOX_HEIGHT) // 2 + _PITCH * _ORDER.index(phase)
 
 
-def _middle(phase: Phase) -> tuple[int, int]:
-    x, y = _PLACES[phase]
-    return x + _BOX_WIDTH // 2, y + _BOX_HEIGHT // 2
+def _paths(edges: Iterable[tuple[Phase, Phase]]) -> dict[tuple[Phase, Phase], tuple[str, int, int]]:
+    """For each edge the SVG path of its arrow, and where its number stands."""
+    paths = {}
+    sides: dict[bool, list[tuple[Phase, Phase]]] = {True: [], False: []}
+    for source, target in edges:
+        way = _ORDER.index(target) - _ORDER.index(source)
+        if abs(way) > 1:
+            sides[way > 0].append((source, target))
+            continue
+        # Neighbours: a straight arrow.
+        down = way > 0
+        x = (_BOX_LEFT + _BOX_RIGHT) // 2 + (20 if down else -20)
+        start, end = _top(source) + _BOX_HEIGHT * down, _top(target) + _BOX_HEIGHT * (not down)
+        number = (x + (12 if down else -12), (start + end) // 2)
+        paths[source, target] = (f"M{x} {start} V{end + (-2 if down else 2)}", *number)
+    for down, some in sides.items():
+        paths.update(_around(some, down=down))
+    return paths
 
 
-def _edge(x: int, y: int, towards_x: int, towards_y: int) -> tuple[int, int]:
-    """The point at which the line from the centre of a box to another point leaves the box."""
-    dx, dy = towards_x - x, towards_y - y
-    half_x, half_y = _BOX_WIDTH // 2 + 2, _BOX_HEIGHT // 2 + 2
-    if abs(dx) * half_y > abs(dy) * half_x:
-        return x + (half_x if dx > 0 else -half_x), y + dy * half_x // abs(dx)
-    return x + dx * half_y // max(1, abs(dy)), y + (half_y if dy > 0 else -half_y)
+def _around(
+    edges: Sequence[tuple[Phase, Phase]], *, down: bool
+) -> Iterator[tuple[tuple[Phase, Phase], tuple[str, int, int]]]:
+    """The same for arrows that pass by other phases: down at the right of the boxes, up at their
+    left. Arrows to one phase share a vertical line, the longest of which is the outermost."""
+    sign = 1 if down else -1
+    side = _BOX_RIGHT if down else _BOX_LEFT
+    reach = {
+        target: max(sign * (_ORDER.index(target) - _ORDER.index(source)) for source in sources)
+        for target in {edge[1] for edge in edges}
+        if (sources := [edge[0] for edge in edges if edge[1] is target])
+    }
+    lines = sorted(reach, key=lambda target: (reach[target], _ORDER.index(target)))
+
+    def port(phase: Phase, place: int, places: int) -> int:
+        middle = _top(phase) + _BOX_HEIGHT // 2
+        return middle + sign * (2 * place - places + 1) * _PORT // 2
+
+    # In the direction of the arrows: first the one that comes in, then those to the outer lines.
+    leaving = {
+        phase: sorted(
+            (target for source, target in edges if source is phase), key=lines.index, reverse=True
+        )
+        for phase in _ORDER
+    }
+    for source, target in edges:
+        x = side + sign * (_FIRST_LINE + _LINE * lines.index(target))
+        entered = source in reach
+        places = len(leaving[source]) + entered
+        start = port(source, leaving[source].index(target) + entered, places)
+        end = port(target, 0, len(leaving[target]) + 1)
+        near, far = x - sign * _BEND, sign * _BEND
+        path = (
+            f"M{side} {start} H{near} Q{x} {start} {x} {start + far} V{end - far} "
+            f"Q{x} {end} {near} {end} H{side + 2 * sign}"
+        )
+        yield (source, target), (path, side + sign * 14, start)

@@ -105,7 +105,7 @@ class BridgeProperty(CostedProperty):
     ONE_END = (
         "each turn ends once, and nothing is delivered or sent for it afterwards",
         Rank.LOSS,
-        "a client that is told two ends of its turn, or events after the end",
+        "a client that gets two ends of its turn, or events after the end",
     )
     ANSWER_IS_ITS_OWN = (
         "an event from a link is delivered to the turn that the link carries; an event of a "

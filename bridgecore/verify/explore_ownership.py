@@ -16,7 +16,6 @@ import attrs
 from bridgecore.ownership import lease as ls
 from bridgecore.ownership import store as st
 from bridgecore.ownership.holdings import Holdings
-from bridgecore.testing.store import StoreModel
 from bridgecore.verify.ownership_value import key, state
 from bridgecore.verify.ownership_world import (
     ALL,
@@ -32,6 +31,7 @@ from bridgecore.verify.ownership_world import (
     key_of,
 )
 from bridgecore.verify.search import Search
+from bridgecore.verify.store_model import StoreModel
 
 
 @attrs.frozen

@@ -181,6 +181,19 @@ class Model:
             shift(self.idle_due), shift(self.lifetime_due), shift(self.expiry_due),
         )  # fmt: skip
 
+    def key_after(self, now: int) -> tuple[object, ...]:
+        """Equal for models that behave alike from ``now`` on: deadlines that have passed are alike,
+        whenever that was, and so are the numbers of connections."""
+        turns = tuple([turn._replace(due=max(turn.due, now)) for turn in self.turns])
+        dues = (
+            self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
+        )  # fmt: skip
+        return (
+            self.remote, self.socket, self.to_owner, self.cached, self.past_lifetime, self.http,
+            self.carried, self.framed, self.paused, self.known, turns, self.dead_ends, self.names,
+            self.doubt, self.ended, tuple([None if due is None else max(due, now) for due in dues]),
+        )  # fmt: skip
+
     def loss_of(self, event: Event, now: int) -> tuple[object, ...] | None:
         """If ``event`` loses a turn that may have been accepted: everything that may influence the
         remedy, so that turns lost in the same way can be compared. None otherwise."""
@@ -209,10 +222,16 @@ class Model:
     # ------------------------------------------------------------ folding
 
     def after(
-        self, event: Event, effects: tuple[Effect, ...], now: int, deadline: Deadline | None
+        self,
+        event: Event,
+        effects: tuple[Effect, ...],
+        now: int,
+        deadline: Deadline | None,
+        whole: bool = True,
     ) -> Model:
         """The model after ``event`` caused ``effects`` at ``now`` (ns); this very model if the
-        event must be ignored. ``deadline`` is the session's next one.
+        event must be ignored. ``deadline`` is the session's next one. ``whole``: these are all its
+        effects; otherwise more may follow.
 
         Raises:
             ViolationError: a property does not hold.
@@ -234,8 +253,9 @@ class Model:
         check.apply_event()
         for effect in effects:
             check.apply_effect(effect)
-        check.check_after_effects()
-        model._check_deadline(deadline)
+        if whole:
+            check.check_after_effects()
+            model._check_deadline(deadline)
         return model
 
     def _broken(self, prop: Property, text: str) -> None:
@@ -262,7 +282,7 @@ class Model:
         """Whether ``event`` at ``now`` requires anything of the session; if not, it must be
         ignored."""
         if isinstance(event, ev.DeadlineReached):
-            due = self._due(event.timer)
+            due = self.due(event.timer)
             return due is not None and due <= now
         if isinstance(event, ev.TurnSubmitted):
             return True
@@ -307,6 +327,32 @@ class Model:
             return False
         return self.doubt is not None and event.response in (None, self.doubt)
 
+    def names_at_end(self, event: ev.ResponseEnded) -> tuple[str, ...]:
+        """The ids of the carried turn's response after its terminal event, which has the last."""
+        last = event.response
+        names = tuple([name for name in self.names if name != last])
+        if last is not None:
+            return (*names, last)
+        if self.doubt is not None and len(names) < _NAMES and self.doubt not in names:
+            return (*names, self.doubt)
+        return names
+
+    def refusal(self, event: Event) -> str | None:
+        """If ``event`` refuses the carried turn, the kind of the refusal: not_found, limit, large
+        or other."""
+        event = self._by_its_name(event)
+        if not isinstance(event, ev.UpstreamRefused) or self.carried is None:
+            return None
+        return _refusal(event)
+
+    def injected(self) -> str | None:
+        """The anchor that the carried turn was sent with, if the bridge injected it."""
+        if self.carried is None:
+            return None
+        turn = self._carried_turn()
+        as_is = turn.form == RequestForm.AS_IS.value
+        return turn.anchor if as_is and turn.standing is Standing.INJECTED else None
+
     @property
     def begun(self) -> bool:
         """Whether the connection carries a turn whose answer has begun."""
@@ -323,7 +369,7 @@ class Model:
             else next(turn for turn in self.turns if turn.id == self.carried)
         )
 
-    def _due(self, timer: Timer) -> int | None:
+    def due(self, timer: Timer) -> int | None:
         """The time at which ``timer`` is due; None: it is not set."""
         if timer is Timer.TURN:
             return min([turn.due for turn in self.turns], default=None)
@@ -331,7 +377,7 @@ class Model:
         return due
 
     def _check_deadline(self, deadline: Deadline | None) -> None:
-        owed = self._due(Timer.TURN)
+        owed = self.due(Timer.TURN)
         for due in (
             self.connect_due, self.created_due, self.idle_due, self.lifetime_due, self.expiry_due
         ):  # fmt: skip
@@ -340,7 +386,7 @@ class Model:
         if deadline is None:
             if owed is not None:
                 self._broken(_P.DEADLINES_ARE_KEPT, f"no deadline is set, {owed} is due")
-        elif deadline.at != owed or self._due(deadline.reason) != owed:
+        elif deadline.at != owed or self.due(deadline.reason) != owed:
             text = f"{deadline.reason.value} is set to {deadline.at}, should be {owed}"
             self._broken(_P.DEADLINES_ARE_KEPT, text)
 
@@ -696,12 +742,7 @@ class _StepCheck:
     def _check_names(self, effect: fx.CompleteTurn, event: ev.ResponseEnded) -> None:
         """Check that the answer is completed with all ids of its response, in their order, the
         terminal event's own last."""
-        before, last = self.before, event.response
-        names = tuple([name for name in before.names if name != last])
-        if last is not None:
-            names = (*names, last)
-        elif before.doubt is not None and len(names) < _NAMES and before.doubt not in names:
-            names = (*names, before.doubt)
+        names = self.before.names_at_end(event)
         if effect.responses != names:
             text = f"the response's ids are {names}, the effect has {effect.responses}"
             self._broken(_P.DELIVERED_TO_ITS_TURN, text)
@@ -884,7 +925,7 @@ class _StepCheck:
     def _check_evidence(self, effect: fx.FailTurn, turn: _Turn) -> None:
         """Check that the failure reported with the answer is that of the event; none if nothing
         failed."""
-        reported, happened = effect.failure, _evidence(self.event)
+        reported, happened = effect.failure, evidence_of(self.event)
         own = self.refused is not None and self.before.carried == turn.id
         unsent = self.model.socket == "open" and not own and turn.stage is _Stage.WAITING
         if isinstance(self.event, ev.OutputReceived):  # buffer full before response.created
@@ -986,7 +1027,9 @@ class _StepCheck:
             if ended in [turn.id for turn in model.turns]:
                 self._broken(_P.ANSWER_IS_WHOLE, f"turn {ended} goes on after its end")
         if model.turns and model.carried is None and model.socket != "connecting":
-            self._broken(_P.NOTHING_IS_STRANDED, f"{model.turns} wait, but no turn runs")
+            numbers = ", ".join(str(turn.id) for turn in model.turns)
+            text = f"turn {numbers} waits, but no turn runs and no connect is under way"
+            self._broken(_P.NOTHING_IS_STRANDED, text)
         if not model.turns and model.socket == "connecting":
             self._broken(_P.NOTHING_IS_STRANDED, "a connect is under way for no turn")
         if model.past_lifetime and model.carried is None and model.socket == "open":
@@ -1063,7 +1106,7 @@ def _rejected(event: ev.ConnectionLost) -> bool:
     return _kind(event.cause) is FailureKind.REJECTED
 
 
-def _evidence(event: Event) -> Failure | None:
+def evidence_of(event: Event) -> Failure | None:
     """The failure that may be reported for ``event``; None: none may."""
     if isinstance(event, ev.DeadlineReached):
         return classify(TimedOut(event.timer))

@@ -43,8 +43,8 @@ from bridgecore.ownership.holdings import (
     Settled,
 )
 from bridgecore.ownership.store import AskStore
-from bridgecore.testing.store import StoreModel
 from bridgecore.verify.cost import CostedProperty, Rank
+from bridgecore.verify.store_model import StoreModel
 
 
 class OwnershipProperty(CostedProperty):

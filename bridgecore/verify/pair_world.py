@@ -80,9 +80,9 @@ from bridgecore.recovery.policy import DEFAULT, Policy
 from bridgecore.recovery.timers import Timer
 from bridgecore.statevalue import LINK, QUESTION, Ref
 from bridgecore.telemetry import LogLevel
-from bridgecore.testing.store import StoreModel
 from bridgecore.verify.cost import CostedProperty, Rank
 from bridgecore.verify.pair_machine import FAR, INCARNATION, TICK, Digest, MachineState
+from bridgecore.verify.store_model import StoreModel
 from bridgecore.wire.requests import CreateRequest, parse_create
 from bridgecore.wire.responses import EventKind, created_event, failed_event
 
@@ -135,7 +135,7 @@ class PairProperty(CostedProperty):
         "each attempt ends once at its client, with the answer that was made for it or an "
         "error; without further faults it ends",
         Rank.LOSS,
-        "a client that is told two ends of its turn, or none",
+        "a client that gets two ends of its turn, or none",
     )
     LIVENESS = (
         "without further faults, a client that retries at one sound replica, after the time "

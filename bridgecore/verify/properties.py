@@ -134,7 +134,7 @@ class Property(CostedProperty):
     ONE_END = (
         "each turn ends exactly once, and causes no effect after its end",
         Rank.LOSS,
-        "a client that is told two ends of its turn, or events after the end",
+        "a client that gets two ends of its turn, or events after the end",
     )
     QUEUE_IS_BOUNDED = (
         "turns wait in a bounded queue, first in, first out; a turn is rejected at once if "
@@ -198,7 +198,7 @@ class Property(CostedProperty):
         "if the policy answers bridge_owner_unreachable at all, it does so for each turn that "
         "was provably not sent",
         Rank.MISLED,
-        "nobody is told that another replica may take over: the client retries where it failed",
+        "no client learns that another replica may take over: the client retries where it failed",
     )
     OWNER_LOSS_REBINDS = (
         "a session whose owner replica cannot be reached is rebound here, but never after the "

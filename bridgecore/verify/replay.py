@@ -20,7 +20,7 @@ checks the sessions inside a bridge, whose transitions are visible only in the d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import attrs
 
@@ -31,6 +31,7 @@ from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import SessionState
 from bridgecore.verify.monitor import Monitor
+from bridgecore.verify.properties import Property
 from bridgecore.wire.decisions import Decision, cell_names, read_line, show
 
 
@@ -73,6 +74,17 @@ class Divergence:
     event: Event
     expected: Decided  # as recorded
     actual: Decided
+
+
+@attrs.frozen
+class Taken:
+    """A decision of the log, and the ``transition`` that the core makes for it from the state
+    ``before``; None if the core cannot handle the event. ``run`` counts from 1."""
+
+    run: int
+    decision: Decision
+    before: SessionState
+    transition: Transition | None
 
 
 @attrs.frozen
@@ -123,11 +135,21 @@ class Replay:
 
     ``other``: a policy to compare with. ``watched``: the reference model checks each session,
     whatever its policy: violations by a policy that is known to be unsafe are reported, too.
-    ``lines``: how many were taken.
+    ``without``: properties that the model does not check. ``told`` is called with each decision,
+    before it is judged. ``lines``: how many were taken.
     """
 
-    def __init__(self, other: Policy | None = None, *, watched: bool = False) -> None:
+    def __init__(
+        self,
+        other: Policy | None = None,
+        *,
+        watched: bool = False,
+        without: frozenset[Property] = frozenset(),
+        told: Callable[[Taken], None] | None = None,
+    ) -> None:
         self.lines = 0
+        self._without = without
+        self._told = told
         self._divergence: Divergence | None = None
         self._watched = watched
         self._wanted = other
@@ -188,7 +210,7 @@ class Replay:
         session = self._sessions.get(decision.session)
         if session is None:
             remote = _leads_to_a_replica(decision)
-            monitor = Monitor(self._policy, remote=remote) if self._watched else None
+            monitor = self._monitor(self._policy, remote) if self._watched else None
             state = SessionState(remote=remote)
             session = self._sessions[decision.session] = _Session(monitor, 0, state, state)
             self._count += 1
@@ -198,6 +220,8 @@ class Replay:
         self._transitions += 1
         expected = Decided(decision.rule, decision.cells, decision.effects)
         actual, transition = _decide(self._policy, session.state, decision)
+        if self._told is not None:
+            self._told(Taken(self._runs, decision, session.state, transition))
         if transition is None or actual != expected:
             self._divergence = self._differing(line, decision, expected, actual)
             return
@@ -213,6 +237,9 @@ class Replay:
             del self._sessions[decision.session]  # session numbers are not reused
         if session.monitor is not None:
             session.monitor.watch(before, decision.event, transition, decision.at)
+
+    def _monitor(self, policy: Policy, remote: bool) -> Monitor:
+        return Monitor(policy, remote=remote, without=self._without)
 
     def _differing(
         self, line: int, decision: Decision, expected: Decided, actual: Decided

@@ -29,6 +29,7 @@ class Seen:
     event: Event
     before: Phase
     transition: Transition
+    note: str = ""  # printed behind the event, such as that it is assumed
 
 
 @attrs.frozen

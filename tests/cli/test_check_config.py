@@ -35,6 +35,18 @@ def test_what_is_printed_is_a_file_with_the_same_settings(tmp_path: Path) -> Non
     assert checked(read_sources({"config": str(file), "port": "1"}, {})).port == 1
 
 
+def test_a_policy_of_ones_own_is_printed_as_its_table(tmp_path: Path) -> None:
+    file = tmp_path / "bridge.toml"
+    text = 'port = 1\n[policy]\nname = "mine"\n[policy.cells.silent]\nheld = "fail"\n'
+    file.write_text(text + "[policy.budgets]\nrefusals = 5\nwarm = true\n", encoding="utf-8")
+    chosen = read_sources({"config": str(file)}, {})
+    file.write_text(render(chosen), encoding="utf-8")
+    first, again = checked(chosen), checked(read_sources({"config": str(file)}, {}))
+    assert again.policy.name == "mine"
+    assert again.policy.cells == first.policy.cells
+    assert again.policy.budgets == first.policy.budgets
+
+
 def test_each_value_has_its_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,20 +18,37 @@ from bridgecore.config import (
     UpstreamUrl,
 )
 from bridgecore.errors import ConfigError
-from bridgecore.recovery.policy import POLICIES
+from bridgecore.recovery.events import Standing
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    POLICIES,
+    Action,
+    Budgets,
+    Situation,
+    Timeouts,
+)
 from bridgecore.wire.passing import PASSED_PATHS
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 from bridgecore_cli.settings import CORE, HEADERS, SECONDS, SETTINGS, SIZE, Settings, load
 
 URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
 S = 1_000_000_000
+TIMES = {
+    "connect": "connect_timeout",
+    "created": "created_timeout",
+    "idle": "idle_timeout",
+    "turn": "turn_timeout",
+    "lifetime": "upstream_lifetime",
+    "expiry": "session_idle",
+}
 
 # Names, and defaults in seconds and bytes, as documented.
 PROMISED = {
     "host": "127.0.0.1",
     "port": 8080,
     "upstream": None,
-    "policy": "default",
+    "policy": DEFAULT,
+    "verify": True,
     "backend": "asyncio",
     "loop": "asyncio",
     "workers": 1,
@@ -218,6 +235,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "port": "9000",
         "upstream": "wss://api.example.com/v1/responses?v=1",
         "policy": "v1_12",
+        "verify": "false",
         "backend": "trio",
         "loop": "uvloop",
         "workers": "auto",
@@ -249,6 +267,77 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
     assert set(effective(from_flags)) == set(PROMISED)
     for name, value in effective(from_flags).items():
         assert value != PROMISED[name], name
+
+
+def test_a_policy_of_ones_own_in_the_configuration_file(tmp_path: Path) -> None:
+    text = 'port = 1\n[policy.cells]\nsilent.bound = "refuse"\n[policy.budgets]\nwaiting = 5\n'
+    path = write(tmp_path, text)
+    policy = load({"config": path}, {}).policy
+    assert policy.name == "own"
+    assert policy.remedy(Situation.SILENT, Standing.BOUND).action is Action.REFUSE
+    assert load({"policy": path}, {}).policy.name == "bridge"  # of the file
+    assert load({"config": path, "policy": "pr397"}, {}).policy is POLICIES["pr397"]
+    assert load({"config": path}, {"BRIDGECORE_POLICY": "pr397"}).policy is POLICIES["pr397"]
+
+
+def test_the_budgets_of_a_policy_are_those_of_the_bridge(tmp_path: Path) -> None:
+    path = write(tmp_path, "[policy.budgets]\nwaiting = 5\nrefusals = 0\nwarm = true\n")
+    for rotation in ("lazy", "warm"):
+        config = load({"policy": path, "rotation": rotation}, {}).config(URL, None, "a")
+        assert config.session_policy.budgets == Budgets(waiting=5, refusals=0, warm=True)
+        assert config.max_waiting == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("policy = 3", ": policy: 3 is no policy: neither a text nor a table"),
+        ('policy = "pr379"', ": policy: 'pr379' is no policy; did you mean pr397?"),
+        ("[policy.cells.silnt]", ": policy.cells.silnt: 'silnt' is no row; did you mean silent?"),
+        ('[policy.cells.silent]\nheld = "wait"', ": policy.cells.silent.held: 'wait' is no action"),
+    ],
+)
+def test_a_wrong_policy_is_an_error_with_its_place(text: str, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text + "\n")
+    for flags in ({"config": path}, {"config": path, "policy": "default"}):
+        caught = error(flags)
+        assert str(caught).startswith(path + said)
+        assert caught.exit_code == CONFIGURATION
+    caught = error({"policy": path})
+    assert caught.exit_code == USAGE
+    assert str(caught).startswith("--policy: ")
+
+
+@pytest.mark.parametrize(("name", "setting"), TIMES.items())
+def test_times_of_a_policy_are_settings_of_the_bridge(
+    name: str, setting: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, f"[policy.timeouts]\n{name} = 5\n")
+    caught = error({"config": path})
+    assert caught.exit_code == CONFIGURATION
+    assert str(caught) == (
+        f"policy own: timeouts.{name} has no effect here, the times are settings of their own: set "
+        f"{setting} instead"
+    )
+    assert error({"policy": path}).exit_code == USAGE
+    assert setting in PROMISED
+    assert name in {field.name for field in attrs.fields(Timeouts)}
+
+
+def test_a_policy_that_no_bridge_can_carry_out_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "impossible_policy.py").write_text(
+        "from bridgecore import *\n"
+        "mine = DEFAULT.with_cell(Situation.LOST_SENT, Standing.BOUND,"
+        " Remedy(Action.REHYDRATE, FailureReply.NOT_FOUND))\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    assert str(error({"policy": "impossible_policy:mine"})) == (
+        "policy impossible_policy:mine: lost_sent.bound = 'rehydrate': a bridge has nothing to do "
+        "that with for a turn that is bound"
+    )
 
 
 def test_a_store_needs_keys_and_its_url_is_not_repeated() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bridgecore_cli.workers import available_cpus
+from bridgecore_cli.settings import load
+from bridgecore_cli.workers import available_cpus, worker_settings
 from tests.cli.process import run
 
 
@@ -27,6 +28,13 @@ def test_a_system_that_cannot_tell_has_all_its_cpus(monkeypatch: pytest.MonkeyPa
     assert available_cpus() == 6
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert available_cpus() == 1
+
+
+def test_one_worker_checks_the_policy_for_all() -> None:
+    settings = load({}, {})
+    assert [worker_settings(settings, number).verify for number in range(3)] == [True, False, False]
+    none = load({"verify": "false"}, {})
+    assert not worker_settings(none, 0).verify
 
 
 def test_a_port_in_use_is_reported_once_and_as_without_workers(tmp_path: Path) -> None:

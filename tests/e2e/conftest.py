@@ -104,9 +104,13 @@ class Process:
         return self.popen.wait(timeout)
 
     def logged(self) -> str:
-        """All of standard error so far."""
-        self._errors.seek(0)
-        return self._errors.read().decode()
+        """All of standard error so far.
+
+        Read without moving the position in the file, which the process that writes it shares: it
+        would write over what it has written.
+        """
+        number = self._errors.fileno()
+        return os.pread(number, os.fstat(number).st_size, 0).decode()
 
     def output(self) -> str:
         """All of its output on either stream; the process must have ended."""

@@ -15,8 +15,8 @@ import pytest
 from bridgecore.ownership import store as st
 from bridgecore.testing.conformance import ConformanceError, StoreConformance
 from bridgecore.testing.conformance.store import sequence
-from bridgecore.testing.store import StoreModel, _Conversation, _Lease, _Row
 from bridgecore.transport.driver import StoreClient
+from bridgecore.verify.store_model import StoreModel, _Conversation, _Lease, _Row
 
 MS = 1_000_000
 

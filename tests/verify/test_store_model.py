@@ -1,9 +1,9 @@
-"""Tests of testing/store.py: what the model of a store answers to each question."""
+"""Tests of verify/store_model.py: what the model of a store answers to each question."""
 
 from __future__ import annotations
 
 from bridgecore.ownership import store as st
-from bridgecore.testing.store import StoreModel
+from bridgecore.verify.store_model import StoreModel
 
 A, B = st.Owner("a", "1"), st.Owner("b", "1")
 A_AGAIN = st.Owner("a", "2")

@@ -1,0 +1,124 @@
+"""``bridgecore verify --trace LOG``: checks a log from production, prints its first wrong line.
+
+What belongs here: reading the file, and printing the verdict, the coverage and the diagram. The
+check itself is ``bridgecore.verify.trace`` and, for the log of another bridge,
+``bridgecore.verify.foreign``.
+
+Exit codes: 0: the log is accepted; 1: a line is wrong; 2: wrong flags; 78: the file cannot be read
+or is no log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections import Counter
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from bridgecore.verify import diagram
+from bridgecore.verify.foreign import check_trace, is_decision_log
+from bridgecore.verify.replay import MalformedLog
+from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
+from bridgecore_cli.colour import Colour, paint
+from bridgecore_cli.errors import CONFIGURATION, SettingsError
+from bridgecore_cli.output import write_file
+
+_WIDTH = 79  # columns of what is printed as prose
+_LONGEST = 500  # characters of the wrong line that are printed
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the file and print the result; return the exit code.
+
+    Raises:
+        SettingsError: the file cannot be read or is no log.
+    """
+    path: Path = args.trace
+    try:
+        with path.open("rb") as lines:
+            first = lines.readline()
+            check = check_decisions if is_decision_log(first) else check_trace
+            report = check(_all(first, lines), frozenset(args.allow))
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise SettingsError(f"cannot read {path}: {reason}", CONFIGURATION) from None
+    except MalformedLog as exc:
+        raise SettingsError(f"{path}, {exc}", CONFIGURATION) from None
+    if report.wrong is not None:
+        _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
+        if args.svg is not None:
+            wrong = report.wrong
+            write_file(args.svg, diagram.svg_of(wrong.title, wrong.seen, wrong.text))
+    for line in _coverage(report):
+        _print(line)
+    colour = Colour.GOOD if report.wrong is None else Colour.BAD
+    print(paint(_plain(_verdict(path, report)), colour))
+    return 0 if report.wrong is None else 1
+
+
+def _all(first: bytes, others: Iterable[bytes]) -> Iterable[bytes]:
+    if first:
+        yield first
+    yield from others
+
+
+def _line(path: Path, number: int) -> str:
+    """The line of the file with that number; empty if it cannot be read again."""
+    try:
+        with path.open("rb") as lines:
+            found = next(islice(lines, number - 1, None), b"")
+    except OSError:  # a pipe that is gone
+        return ""
+    text = found.decode(errors="replace").strip()
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _tell(wrong: Wrong, text: str) -> list[str]:
+    """What is wrong with the line ``text``, with the history of its session."""
+    lines = [f"line {wrong.line}, session {wrong.session}: {wrong.title}"]
+    if text:
+        lines.append(f"  {text}")
+    if wrong.prop is not None:
+        lines += [f"  {line}" for line in textwrap.wrap(wrong.prop.value, _WIDTH - 2)]
+    lines += ["", *diagram.text_of(wrong.seen), ""]
+    lines += textwrap.wrap(f"wrong: {wrong.text}", _WIDTH, break_on_hyphens=False)
+    if wrong.blamed:
+        lines.append(f"decided by: {', then '.join(wrong.blamed)}")
+    return [*lines, ""]
+
+
+def _coverage(report: TraceReport) -> list[str]:
+    """How many rules and cells the log has met, and how often; nothing for another bridge."""
+    if not report.policies:
+        return []
+    return [
+        *_counted(f"rules met {len(report.rules)} of {len(RULE_IDS)}", report.rules),
+        *_counted(f"cells met {len(report.cells)} of {CELLS}", report.cells),
+    ]
+
+
+def _counted(title: str, counts: Counter[str]) -> list[str]:
+    names = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
+    text = f"{title}: {names}" if names else title
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _verdict(path: Path, report: TraceReport) -> str:
+    steps = f"{report.steps:,} events of {report.sessions:,} sessions"
+    under = f" under {', '.join(report.policies)}" if report.policies else ""
+    if report.wrong is None:
+        return f"accepted: {path}: {steps}{under}, {report.lines:,} lines"
+    return (
+        f"rejected: {path}, line {report.wrong.line}: {report.wrong.title} ({steps}{under} so far)"
+    )
+
+
+def _print(text: str) -> None:
+    print(_plain(text))
+
+
+def _plain(text: str) -> str:
+    """``text`` with control characters escaped: the file may contain terminal commands."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)

@@ -1,0 +1,892 @@
+"""Checks the log of another bridge: is there a course of events in which it does nothing wrong?
+
+What belongs here: the search for such a course. A log (observed.py) is silent about much: a loss
+that was not logged, a deadline, the moment at which a frame was gone, and how late the bridge
+noticed what had happened. So the reference model (model.py) is kept not in one state but in every
+state that the lines so far allow, each with the fewest unlogged events that lead to it. The
+properties judge events and effects alone; our rules and policies have no part in this.
+
+A state (``_Guess``) is a model, the event that the bridge is handling with the effects that the log
+has shown of it so far, and the logged events that it has not noticed yet. A line that says what the
+bridge did is an effect of the event being handled, of one in the queue, or of an unlogged one; each
+of these that breaks no property is another state. A log is wrong at the first line that leaves no
+state. The violation that is then shown is that of the course with the fewest unlogged events.
+
+Optional lines that a log never has are filled in where they are needed: see ``_Silence``. A turn
+that does not end is not a matter of this search: it is stuck after ``Header.wedged_after``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import attrs
+
+from bridgecore.recovery import effects as fx
+from bridgecore.recovery import events as ev
+from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
+from bridgecore.recovery.events import Event, Outcome, Standing, Turn
+from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, FailureKind, Unreachable, classify
+from bridgecore.recovery.policy import Timeouts
+from bridgecore.recovery.rules import Transition
+from bridgecore.recovery.state import Phase, SessionState
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+from bridgecore.verify.model import Model, Terms, evidence_of
+from bridgecore.verify.observed import LINES, Header, Observed, Says, event_of, read_log
+from bridgecore.verify.properties import Property, ViolationError
+from bridgecore.verify.story import Seen
+from bridgecore.verify.trace import TraceReport, Wrong
+from bridgecore.wire.jsontext import UnreadableError, read_value
+
+_P = Property
+HIDDEN = frozenset({_P.DEADLINES_ARE_KEPT, _P.REFUSED_PLAN_ENDS, _P.IDLE_IS_RETIRED})
+"""Properties that the model cannot judge from such a log: it has no timers, no end of a session,
+and no effects that only concern the bridge's memory. That an anchor which was refused is not
+injected again (REFUSED_PLAN_ENDS) is judged here."""
+
+_BEHIND = 3  # logged events that the bridge may not have noticed yet
+_FREE = 2  # unlogged events between two lines that cost nothing, because the log never has them
+_COST, _FREE_COST = 100, 1  # of an unlogged event; of one that this log never has
+_MOST = 512  # states kept; beyond them, those with the most unlogged events are dropped
+_SHOWN = 60  # steps of the history that a diagram shows
+# Deadlines that may have passed without a line. The lifetime is one of the connection's age.
+_UNLOGGED = (Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.TURN, Timer.LIFETIME)
+_ASSUMED = " (not in the log)"
+
+
+def is_decision_log(first: bytes) -> bool:
+    """Whether a log that begins with the line ``first`` is a decision log of this project."""
+    try:
+        value = read_value(first)
+    except UnreadableError:
+        return False
+    return isinstance(value, dict) and "log" in value
+
+
+def check_trace(lines: Iterable[bytes], without: frozenset[Property] = frozenset()) -> TraceReport:
+    """Check the log of another bridge up to its first wrong line. ``without``: properties that it
+    breaks on purpose.
+
+    Raises:
+        MalformedLog: a line is not one of such a log; the error has its number.
+    """
+    header, observed = read_log(lines)
+    logged = {one.kind for one in observed} | header.logs
+    silence = _Silence(*[name not in logged for name in _OPTIONAL])
+    terms = _terms(header, without | HIDDEN)
+    turns = _standings(observed)
+    conversations: dict[str, _Conversation] = {}
+    running: dict[tuple[str, str], Observed] = {}  # turns that have not ended, by submission
+    steps = last = 0
+    wrong: Wrong | None = None
+    for one in observed:
+        last = one.line
+        steps += LINES[one.kind].says is not Says.ABOUT
+        wrong = None if _P.TURNS_END in without else _stuck(running, conversations, header, one)
+        if wrong is None and one.kind == "log_ended":
+            wrong = _first(conversations.values(), one.at)
+        elif wrong is None:
+            conversation = conversations.get(one.session)
+            if conversation is None:
+                conversation = _Conversation(one.session, header, silence, terms, turns, without)
+                conversations[one.session] = conversation
+            conversation.take(one)
+            wrong = conversation.wrong
+            if one.kind == "turn_submitted":
+                running[one.session, one.turn] = one
+            elif one.kind in ("answered", "turn_abandoned"):
+                running.pop((one.session, one.turn), None)
+        if wrong is not None:
+            break
+    if wrong is None and observed:
+        wrong = _first(conversations.values(), max(one.at for one in observed))
+    return TraceReport(
+        last,
+        len(conversations),
+        steps,
+        wrong,
+        states=(
+            max((one.most for one in conversations.values()), default=0),
+            sum(one.total for one in conversations.values()),
+        ),
+    )
+
+
+def _first(conversations: Iterable[_Conversation], now: int) -> Wrong | None:
+    """The first line that is wrong because nothing that it requires was done by ``now``."""
+    found = []
+    for conversation in conversations:
+        conversation.expire(now)
+        if conversation.wrong is not None:
+            found.append(conversation.wrong)
+    return min(found, key=lambda wrong: wrong.line, default=None)
+
+
+def _stuck(
+    running: Mapping[tuple[str, str], Observed],
+    conversations: Mapping[str, _Conversation],
+    header: Header,
+    now: Observed,
+) -> Wrong | None:
+    """The turn that has not ended in time, if there is one."""
+    first = next(iter(running.values()), None)
+    if first is None or now.at - first.at <= header.wedged_after:
+        return None
+    limit = header.wedged_after // NS_PER_SECOND
+    text = f"turn {first.turn} of line {first.line} has not ended after {limit} s"
+    return conversations[first.session].stuck(now.at, text)
+
+
+# ---------------------------------------------------------------- what the log leaves open
+
+
+class _Silence(NamedTuple):
+    """Which optional lines the whole log never has. Then what they would say is filled in where a
+    property needs it, at no cost."""
+
+    connect: bool
+    upstream_opened: bool
+    upstream_closed: bool
+    frame_sent: bool
+    delivered: bool
+
+
+_OPTIONAL = _Silence._fields
+
+
+def _terms(header: Header, without: frozenset[Property]) -> Terms:
+    """What the model knows of the bridge. A deadline that is not stated may pass at any time."""
+    times = {timer.value: header.timeouts.get(timer, 1) for timer in _UNLOGGED}
+    return Terms(
+        Timeouts(**times, expiry=1),
+        header.refusals,
+        header.waiting,
+        max(1, header.replays),  # with 0 any is NO_AMBIGUOUS_RESEND, see ``strict``
+        strict=header.replays == 0,
+        holds=header.replays > 0,
+        without=without,
+    )
+
+
+def _standings(observed: Sequence[Observed]) -> Mapping[tuple[str, str], Turn]:
+    """Each turn as the model takes it, with a number, and with what the log shows that the bridge
+    has for it: it has the context if it says so, or if it sends it."""
+    submitted: dict[tuple[str, str], Observed] = {}
+    sent: dict[tuple[str, str], list[Any]] = {}
+    for one in observed:
+        if one.kind == "turn_submitted":
+            submitted.setdefault((one.session, one.turn), one)
+        elif one.kind == "sent":
+            anchor = one.fields.get("previous_response_id")
+            sent.setdefault((one.session, one.turn), []).append(anchor)
+    stored = _stored(observed, submitted)
+    turns = {}
+    for number, (key, one) in enumerate(submitted.items(), 1):
+        anchor, forms = one.fields.get("previous_response_id"), sent.get(key, [])
+        if anchor is None:
+            injected = next(filter(None, forms), None)
+            standing = Standing.UNANCHORED if injected is None else Standing.INJECTED
+            turns[key] = Turn(number, standing, injected)
+        else:
+            holds = one.fields.get("holds", False) or None in forms
+            made = stored.get(anchor) if one.fields.get("knows", True) else None
+            turns[key] = Turn(number, _STANDINGS[made, holds], anchor)
+    return turns
+
+
+_STANDINGS: Mapping[tuple[bool | None, bool], Standing] = {
+    (None, False): Standing.UNKNOWN,  # the bridge has seen no response with that id
+    (None, True): Standing.HELD,
+    (False, False): Standing.BOUND,
+    (False, True): Standing.HELD,
+    (True, False): Standing.STORED,
+    (True, True): Standing.HELD_STORED,
+}
+
+
+def _stored(
+    observed: Sequence[Observed], submitted: Mapping[tuple[str, str], Observed]
+) -> Mapping[str, bool]:
+    """Whether the upstream stores each response of the log. A response belongs to the turn that was
+    sent last in its conversation."""
+    latest: dict[str, Observed | None] = {}
+    stored: dict[str, bool] = {}
+    for one in observed:
+        if one.kind == "sent":
+            latest[one.session] = submitted.get((one.session, one.turn))
+        elif one.kind in ("response_created", "response_ended"):
+            turn, response = latest.get(one.session), one.fields.get("response")
+            if turn is not None and response is not None:
+                stored.setdefault(response, turn.fields.get("store", True))
+    return stored
+
+
+# ---------------------------------------------------------------- the search
+
+
+class _Step(NamedTuple):
+    """One event of a course, with its effects; a list that leads back to the beginning."""
+
+    at: int
+    event: Event
+    effects: tuple[Effect, ...]
+    assumed: bool
+    before: _Step | None
+
+
+class _Logged(NamedTuple):
+    """An event of the log that the bridge has not noticed yet."""
+
+    line: int
+    at: int
+    event: Event
+
+
+class _Guess(NamedTuple):
+    """One state that the lines so far allow.
+
+    ``line``: the last one about what is being handled. ``model``: before ``event``, which is being
+    handled with ``effects`` so far; None: nothing is. ``refused``: anchors that were refused when
+    the bridge had injected them. ``cost``: of the unlogged events on the way here. ``past`` does
+    not tell states apart.
+    """
+
+    model: Model
+    line: int
+    at: int
+    event: Event | None
+    effects: tuple[Effect, ...]
+    queue: tuple[_Logged, ...]
+    refused: frozenset[str]
+    assumed: bool
+    cost: int
+    past: _Step | None
+
+    def key(self, now: int) -> tuple[object, ...]:
+        """Equal for states that allow the same future after ``now``. Deadlines that have passed are
+        alike, whenever that was, and so are the numbers of connections."""
+        base = self.model.generation
+        return (
+            self.model.key_after(now), self.at, _relative(self.event, base),
+            tuple([_relative(effect, base) for effect in self.effects]), self.queue, self.refused,
+        )  # fmt: skip
+
+    @property
+    def step(self) -> _Step | None:
+        """The history, with the event that is being handled."""
+        if self.event is None:
+            return self.past
+        return _Step(self.at, self.event, self.effects, self.assumed, self.past)
+
+
+class _Failure(NamedTuple):
+    """A course that breaks a property at ``line``.
+
+    The least one is shown: one that explains the line (see ``_ODD``), with the fewest unlogged
+    events, and of those the one in which the bridge has noticed the most, and which fails last.
+    """
+
+    odd: bool
+    cost: int
+    behind: int
+    earliness: int  # the line, negative
+    order: int
+    line: int
+    violation: ViolationError
+    step: _Step | None
+
+
+class _Conversation:
+    """One conversation of the log: its lines, and the search for a course that explains them.
+
+    The search first explains them without unlogged events, as most of any log can be. If that
+    fails, it begins again and tries unlogged events, too.
+
+    ``wrong``: the first wrong line. ``most``, ``total``: how many states there were, at a time and
+    over all lines.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        header: Header,
+        silence: _Silence,
+        terms: Terms,
+        turns: Mapping[tuple[str, str], Turn],
+        without: frozenset[Property],
+    ) -> None:
+        own = {turn: value for (session, turn), value in turns.items() if session == name}
+        self._make = partial(_Search, name, header, silence, terms, own, without)
+        self._search = self._make(0)
+        self._unlogged = header.unlogged
+        self._silence = silence
+        self._taken: list[Observed] = []
+        self._open: set[str] = set()  # the turns that have not ended
+        # Lines of a connection that was made before there was a turn for it. The model connects
+        # only for a turn, so they are taken right after the next one.
+        self._spare: list[Observed] = []
+        self._earlier = (0, 0)
+
+    @property
+    def wrong(self) -> Wrong | None:
+        """The first wrong line."""
+        return self._search.wrong
+
+    @property
+    def most(self) -> int:
+        """The most states at a time."""
+        return max(self._earlier[0], self._search.most)
+
+    @property
+    def total(self) -> int:
+        """The states over all lines."""
+        return self._earlier[1] + self._search.total
+
+    def take(self, one: Observed) -> None:
+        """Take the next line."""
+        if not self._open and one.kind in ("connect", "upstream_opened"):
+            self._spare.append(one)
+            return
+        if self._spare and one.kind in ("upstream_lost", "upstream_closed"):
+            self._spare.clear()
+            return
+        self._feed(one)
+        if one.kind == "turn_submitted":
+            self._open.add(one.turn)
+            spare, self._spare = self._spare, []
+            if spare and spare[0].kind != "connect" and not self._silence.connect:
+                spare.insert(0, attrs.evolve(spare[0], kind="connect", fields={}))
+            for earlier in spare:
+                self._feed(attrs.evolve(earlier, at=one.at))
+        elif one.kind in ("answered", "turn_abandoned"):
+            self._open.discard(one.turn)
+
+    def _feed(self, one: Observed) -> None:
+        self._taken.append(one)
+        self._search.feed(one)
+        if self._search.wrong is not None:
+            self._search_again(one.at)
+
+    def expire(self, now: int) -> None:
+        """Require the reactions to all events that are longer ago than the bridge may take."""
+        self._search.expire(now)
+        if self._search.wrong is not None:
+            self._search_again(now)
+
+    def stuck(self, now: int, text: str) -> Wrong:
+        """What is wrong if a turn has not ended by ``now``, as ``text`` says."""
+        self.expire(now)
+        return self._search.stuck(text)
+
+    def _search_again(self, now: int) -> None:
+        """Search with unlogged events, unless that was done already."""
+        unlogged, self._unlogged = self._unlogged, 0
+        if not unlogged:
+            return
+        self._earlier = self.most, self.total
+        self._search = self._make(unlogged)
+        for one in self._taken:
+            self._search.feed(one)
+        self._search.expire(now)
+
+
+class _Search:
+    """The states that the lines of one conversation allow, with ``unlogged`` events without a line
+    between two lines at most."""
+
+    def __init__(
+        self,
+        name: str,
+        header: Header,
+        silence: _Silence,
+        terms: Terms,
+        turns: Mapping[str, Turn],
+        without: frozenset[Property],
+        unlogged: int,
+    ) -> None:
+        self.wrong: Wrong | None = None
+        self.most = self.total = 0
+        self._latest = 0  # the line that came last
+        self._name = name
+        self._header = header
+        self._silence = silence
+        self._turns = turns
+        self._numbered = {turn.id: turn for turn in turns.values()}
+        self._names = {turn.id: name for name, turn in turns.items()}
+        self._without = without
+        self._unlogged = unlogged
+        self._guesses = [_Guess(Model(terms), 0, 0, None, (), (), frozenset(), False, 0, None)]
+        self._failures: list[_Failure] = []
+        self._lacking: _Failure | None = None  # the latest course that was given up as too late
+
+    def feed(self, one: Observed) -> None:
+        """Take the next line."""
+        self._latest = one.line
+        if self.wrong is not None:
+            return
+        self.expire(one.at)
+        if self.wrong is None:
+            found = list(self._noticed(one) if one.kind in _EFFECTS else self._happened(one))
+            if not found and not self._failures:
+                self._uncaused(self._guesses[0], one)
+            self._keep(found, one.at)
+
+    def expire(self, now: int) -> None:
+        """Require the reactions to all events that are longer ago than the bridge may take."""
+        if self.wrong is not None:
+            return
+        late = now - self._header.late
+        found = []
+        for guess in self._guesses:
+            current: list[_Guess] = [guess]
+            while current:
+                one = current.pop()
+                if one.event is not None and one.at < late:
+                    current += self._settled(one)
+                elif one.event is None and one.queue and one.queue[0].at < late:
+                    current += self._begun(one)
+                else:
+                    found.append(one)
+        self._lacking = min(self._failures, default=self._lacking)
+        self._keep(found, now)
+
+    def _keep(self, found: Iterable[_Guess], now: int) -> None:
+        """Go on with the states of ``found``. If there are none, the line is wrong."""
+        best: dict[tuple[object, ...], _Guess] = {}
+        for guess in found:
+            key = guess.key(now)
+            before = best.setdefault(key, guess)
+            if guess.cost < before.cost:
+                best[key] = guess
+        kept = sorted(best.values(), key=lambda guess: (guess.cost, len(guess.queue)))[:_MOST]
+        self.most = max(self.most, len(kept))
+        self.total += len(kept)
+        failures, self._failures = self._failures, []
+        if kept:
+            self._guesses = kept
+            return
+        if not failures:
+            violation = ViolationError(_P.SPURIOUS_IS_NOTHING, "nothing explains the lines so far")
+            self._fail(self._guesses[0], self._latest, violation)
+            failures = self._failures
+        self.wrong = self._shown(min(failures))
+
+    def _shown(self, failure: _Failure) -> Wrong:
+        violation, seen = failure.violation, self._seen(failure.step)
+        return Wrong(failure.line, self._name, violation.prop, violation.text, (), seen)
+
+    def stuck(self, text: str) -> Wrong:
+        """What is wrong if a turn has not ended in time, as ``text`` says: what the course with
+        the fewest unlogged events lacks or, if it lacks nothing, the end of the turn."""
+        if self.wrong is not None:
+            return self.wrong
+        guess = self._guesses[0]
+        lacking = self._lacking
+        if lacking is not None and lacking.cost < guess.cost:
+            return self._shown(lacking)
+        step = guess.step
+        for logged in guess.queue:
+            step = _Step(logged.at, logged.event, (), False, step)
+        text = f"{text}; line {self._latest} is the last of its session"
+        return Wrong(self._latest, self._name, _P.TURNS_END, text, (), self._seen(step))
+
+    def _seen(self, step: _Step | None) -> tuple[Seen, ...]:
+        """The end of the history that leads to ``step``, as a diagram takes it."""
+        steps: list[_Step] = []
+        while step is not None and len(steps) < _SHOWN:
+            steps.append(step)
+            step = step.before
+        return tuple(
+            Seen(
+                one.at,
+                one.event,
+                Phase.CLOSED,
+                Transition(SessionState(), one.effects, ""),
+                _ASSUMED if one.assumed else self._note(one.event),
+            )
+            for one in reversed(steps)
+        )
+
+    def _note(self, event: Event) -> str:
+        """The name that the log has for a turn, which is a number in the diagram."""
+        if not isinstance(event, ev.TurnSubmitted):
+            return ""
+        name = self._names[event.turn.id]
+        return "" if name == str(event.turn.id) else f" ({name})"
+
+    # ------------------------------------------------------------ events
+
+    def _happened(self, one: Observed) -> Iterator[_Guess]:
+        """The states after an event of the log: it waits to be noticed. Old ones are noticed if too
+        many wait, and so is one that calls for no action that the log would show."""
+        turn = self._turns.get(one.fields.get("turn", ""))
+        for guess in self._guesses:
+            connecting = _after(guess).socket == "connecting"
+            event = event_of(one, turn, connecting)
+            waits = guess._replace(queue=(*guess.queue, _Logged(one.line, one.at, event)))
+            if isinstance(event, _PROGRESS) and (waits.event is None or self._is_quiet(waits)):
+                yield from self._on(waits)
+            elif len(waits.queue) > _BEHIND:
+                yield from self._moved(waits, one.at, less=True)
+            else:
+                yield waits
+
+    def _on(self, guess: _Guess) -> Iterator[_Guess]:
+        """Notice waiting events as long as nothing else is being handled."""
+        if guess.event is not None:
+            if not (self._is_quiet(guess) and guess.queue):
+                yield guess
+                return
+            for settled in self._settled(guess):
+                yield from self._on(settled)
+        elif guess.queue:
+            for begun in self._begun(guess):
+                yield from self._on(begun)
+        else:
+            yield guess
+
+    def _is_quiet(self, guess: _Guess) -> bool:
+        """Whether the event that is being handled has no further effects that the log could
+        show."""
+        if isinstance(guess.event, ev.FrameSent):
+            return True
+        return self._silence.delivered and isinstance(
+            guess.event, ev.ResponseCreated | ev.OutputReceived
+        )
+
+    def _begun(self, guess: _Guess) -> Iterator[_Guess]:
+        """Begin to handle the first event that waits."""
+        logged, *others = guess.queue
+        queue = tuple(others)
+        yield from self._handle(guess._replace(queue=queue), logged, assumed=False)
+
+    def _overtaken(self, guess: _Guess) -> Iterator[_Guess]:
+        """Begin to handle an event before an earlier one that waits: what clients and what the
+        upstream did may be noticed in another order."""
+        first = isinstance(guess.queue[0].event, _OF_CLIENTS)
+        for place, logged in enumerate(guess.queue):
+            if isinstance(logged.event, _OF_CLIENTS) is not first:
+                queue = (*guess.queue[:place], *guess.queue[place + 1 :])
+                later = guess._replace(queue=queue, cost=guess.cost + _FREE_COST)
+                yield from self._handle(later, logged, assumed=False)
+                return
+
+    def _handle(self, guess: _Guess, logged: _Logged, *, assumed: bool) -> Iterator[_Guess]:
+        model, line, at, event = guess.model, logged.line, logged.at, logged.event
+        unsent = isinstance(event, ev.ConnectionLost) and event.unsent
+        if self._silence.frame_sent and not unsent and not isinstance(event, ev.FrameSent):
+            frame = ev.FrameSent(model.generation)
+            if guess.past is not None and model.requires_reaction(frame, at):
+                model = model.after(frame, (), guess.past.at, None)  # when it was sent
+        event = _of_connection(event, model.generation)
+        begun = guess._replace(
+            model=model, line=line, at=at, event=event, effects=(), assumed=assumed,
+        )  # fmt: skip
+        answers = isinstance(event, ev.ResponseCreated | ev.OutputReceived)
+        if not answers or not self._silence.delivered or not model.requires_reaction(event, at):
+            yield begun
+            return
+        assert model.carried is not None
+        shown = fx.DeliverEvent(model.carried, held=model.in_doubt(event))
+        yield begun._replace(effects=(shown,))
+        bearing = isinstance(event, ev.OutputReceived) and event.bearing
+        if model.terms.holds and not shown.held and not bearing:
+            yield begun._replace(effects=(attrs.evolve(shown, held=True),))
+
+    def _settled(self, guess: _Guess) -> Iterator[_Guess]:
+        """The event was handled: nothing more of it will come."""
+        event = guess.event
+        assert event is not None
+        if isinstance(event, ev.EvictionRequested) and not guess.effects:
+            return  # assumed for nothing
+        first: ViolationError | None = None
+        for more in self._more(guess):
+            effects = guess.effects + more
+            try:
+                model = guess.model.after(event, effects, guess.at, None)
+            except ViolationError as violation:
+                if first is None or (first.prop in _ODD and violation.prop not in _FILLED):
+                    first = violation
+                continue
+            refused = guess.refused
+            injected = guess.model.injected()
+            if injected is not None and guess.model.refusal(event) in ("not_found", "other"):
+                refused |= {injected}
+            past = _Step(guess.at, event, effects, guess.assumed, guess.past)
+            yield guess._replace(
+                model=model, event=None, effects=(), refused=refused, past=past, assumed=False
+            )
+            return
+        assert first is not None
+        self._fail(guess, guess.line, first)
+
+    def _more(self, guess: _Guess) -> Iterator[tuple[Effect, ...]]:
+        """Effects that the log does not show, but that may belong to what is being handled."""
+        yield ()
+        after = _after(guess)
+        close = fx.CloseConnection(after.generation)
+        opened = fx.OpenConnection(after.generation + 1)
+        early = not after.turns and after.socket == "connecting"  # goes on without a turn
+        if (self._silence.upstream_closed or early) and after.socket != "none":
+            yield (close,)
+            if self._silence.connect:
+                yield (close, opened)
+        if self._silence.connect and after.socket == "none":
+            yield (opened,)
+
+    def _moved(self, guess: _Guess, now: int, *, less: bool = False) -> Iterator[_Guess]:
+        """The states that ``guess`` can go on to without a line, up to ``now``: it notices what
+        waits, and events that the log does not have happen. ``less``: only those with a queue that
+        is not too long."""
+        frontier = [guess]
+        for _ in range(_FREE + self._unlogged + len(guess.queue) + 1):
+            after: list[_Guess] = []
+            for one in frontier:
+                if not less or len(one.queue) <= _BEHIND:
+                    yield one
+                    if less:
+                        continue
+                after += self._next(one, now, one.cost - guess.cost < self._unlogged * _COST)
+            frontier = after
+
+    def _next(self, guess: _Guess, now: int, assume: bool) -> Iterator[_Guess]:
+        settled = [guess] if guess.event is None else list(self._settled(guess))
+        for one in settled:
+            if one.queue:
+                yield from self._begun(one)
+                yield from self._overtaken(one)
+            if any(not isinstance(logged.event, _OF_CLIENTS) for logged in one.queue):
+                continue  # what the upstream has sent already was there before
+            for event, cost in self._assumable(one.model, now):
+                if assume or cost == _FREE_COST:
+                    logged = _Logged(self._latest, now, event)
+                    for begun in self._handle(one, logged, assumed=True):
+                        yield begun._replace(cost=one.cost + cost)
+
+    def _assumable(self, model: Model, now: int) -> Iterator[tuple[Event, int]]:
+        """The events that may have happened without a line, and what each costs."""
+        generation = model.generation
+        if model.socket == "connecting":
+            if self._silence.upstream_opened:
+                yield ev.ConnectionOpened(generation), _FREE_COST
+            yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
+        elif model.socket == "open":
+            yield ev.ConnectionLost(generation, Closed(1006)), _COST
+            frame = ev.FrameSent(generation)
+            if not self._silence.frame_sent and model.requires_reaction(frame, now):
+                yield frame, _FREE_COST
+            if not model.turns:
+                yield ev.EvictionRequested(), _FREE_COST  # idle connections are closed at some time
+        for timer in _UNLOGGED:
+            due = model.due(timer)
+            if due is not None and due <= now:
+                yield ev.DeadlineReached(timer), _COST
+
+    # ------------------------------------------------------------ effects
+
+    def _noticed(self, one: Observed) -> Iterator[_Guess]:
+        """The states after a line that says what the bridge did."""
+        for guess in self._guesses:
+            reached = list(self._moved(guess, one.at))
+            if guess.event is None:
+                self._uncaused(guess, one)
+            # The most usual first: a bridge that has noticed everything.
+            for state in sorted(reached, key=lambda state: (state.cost, len(state.queue))):
+                found = [] if state.event is None else list(self._attached(state, one))
+                yield from found
+                if found and not self._unlogged:
+                    break  # if this leads nowhere, the search begins again
+
+    def _uncaused(self, guess: _Guess, one: Observed) -> None:
+        prop = _UNCAUSED.get(one.kind, _P.SPURIOUS_IS_NOTHING)
+        text = f"{one.kind} follows from nothing that happened"
+        self._fail(guess, one.line, ViolationError(prop, text))
+
+    def _attached(self, guess: _Guess, one: Observed) -> Iterator[_Guess]:
+        """``guess`` with what the bridge did as an effect of the event that it is handling."""
+        first: ViolationError | None = None
+        tried: tuple[Effect, ...] = ()
+        event = guess.event
+        assert event is not None
+        for more in self._more(guess):
+            earlier = guess.effects + more
+            for effect in self._effects(guess, earlier, one):
+                effects = (*earlier, effect)
+                try:
+                    self._check_injection(guess, effect)
+                    guess.model.after(event, effects, guess.at, None, whole=False)
+                except ViolationError as violation:
+                    first, tried = first or violation, tried or effects
+                    continue
+                yield guess._replace(effects=effects, line=one.line)
+                return
+        if first is not None:
+            self._fail(guess._replace(effects=tried), one.line, first)
+
+    def _check_injection(self, guess: _Guess, effect: Effect) -> None:
+        if not isinstance(effect, fx.SendTurn) or effect.form is not RequestForm.AS_IS:
+            return
+        turn = self._numbered.get(effect.turn)
+        if turn is None or turn.standing is not Standing.INJECTED:
+            return
+        if turn.anchor in guess.refused and _P.REFUSED_PLAN_ENDS not in self._without:
+            text = f"{turn.anchor} is injected again, after the upstream refused it"
+            raise ViolationError(_P.REFUSED_PLAN_ENDS, text)
+
+    def _effects(
+        self, guess: _Guess, earlier: tuple[Effect, ...], one: Observed
+    ) -> Iterator[Effect]:
+        """The effects of ours that a line can be, the most usual first."""
+        after = _after(guess, earlier)
+        if one.kind == "connect":
+            yield fx.OpenConnection(after.generation + 1)
+            return
+        if one.kind == "upstream_closed":
+            yield fx.CloseConnection(after.generation)
+            return
+        turn = self._turns.get(one.turn) or Turn(0)
+        if one.kind == "delivered":
+            yield fx.DeliverEvent(turn.id, held=False)
+        elif one.kind == "sent":
+            full = one.fields.get("previous_response_id") is None
+            form = RequestForm.AS_IS
+            if full and turn.anchor is not None:
+                injected = turn.standing is Standing.INJECTED
+                form = RequestForm.CLIENT_FULL if injected else RequestForm.REHYDRATED
+            yield fx.SendTurn(after.generation, turn.id, form)
+        else:
+            yield from _answers(guess, turn.id, one)
+
+    def _fail(self, guess: _Guess, line: int, violation: ViolationError) -> None:
+        order = len(self._failures)
+        self._failures.append(
+            _Failure(
+                violation.prop in _ODD,
+                guess.cost,
+                len(guess.queue),
+                -line,
+                order,
+                line,
+                violation,
+                guess.step,
+            )
+        )
+
+
+# What breaks first if a line is explained by an event that was not its cause. Anything else says
+# more about the bridge.
+_ODD = frozenset(
+    {
+        _P.SPURIOUS_IS_NOTHING,
+        _P.LIVE_GENERATION,
+        _P.ONE_END,
+        _P.NOTHING_IS_STRANDED,
+        _P.OPEN_IS_OPEN,
+    }
+)
+# What may break because a filled in effect was not one of the bridge's.
+_FILLED = _ODD | {_P.SOUND_SOCKETS_STAY}
+# The property that an action without a cause breaks.
+_UNCAUSED: Mapping[str, Property] = {
+    "connect": _P.NOTHING_IS_STRANDED,
+    "upstream_closed": _P.SOUND_SOCKETS_STAY,
+    "sent": _P.OPEN_IS_OPEN,
+    "delivered": _P.DELIVERED_TO_ITS_TURN,
+    "answered": _P.ONE_END,
+}
+_OF_CLIENTS = (ev.TurnSubmitted, ev.TurnAbandoned)
+# Events in whose place nothing else can have happened that a later action would need.
+_PROGRESS = (ev.FrameSent, ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded)
+_EFFECTS = frozenset(name for name, kind in LINES.items() if kind.says is Says.DONE)
+
+
+def _relative(value: Event | Effect | None, base: int) -> object:
+    """``value`` with the number of its connection counted from ``base``."""
+    generation = getattr(value, "generation", None)
+    if value is None or generation is None:
+        return value
+    changed: Any = value
+    return attrs.evolve(changed, generation=generation - base)
+
+
+def _of_connection(event: Event, generation: int) -> Event:
+    """``event``, of the connection of ``generation`` if it is of one."""
+    if isinstance(event, ev.TurnSubmitted | ev.TurnAbandoned | ev.DeadlineReached):
+        return event
+    if isinstance(event, ev.RelayPaused | ev.EvictionRequested):
+        return event
+    return attrs.evolve(event, generation=generation)
+
+
+def _after(guess: _Guess, effects: tuple[Effect, ...] | None = None) -> Model:
+    """The model after what is being handled has had ``effects``, by default those so far."""
+    if guess.event is None:
+        return guess.model
+    effects = guess.effects if effects is None else effects
+    try:
+        return guess.model.after(guess.event, effects, guess.at, None, whole=False)
+    except ViolationError:
+        return guess.model
+
+
+# ---------------------------------------------------------------- answers
+
+_OVER = (200, 499)  # the client got all of it, or was not there any more
+_RETRIABLE = frozenset({408, 425, 429})
+# Failures about the request itself, which no other try will cure.
+_LASTING = frozenset({FailureKind.TOO_LARGE, FailureKind.INVALID, FailureKind.REJECTED})
+_TIMEOUTS = frozenset({408, 504})
+
+
+def _answers(guess: _Guess, turn: int, one: Observed) -> Iterator[Effect]:
+    """What an ``answered`` line can be: each bridge has codes of its own, so all answers of ours
+    that tell the client the same."""
+    status, code = one.fields["status"], one.fields.get("code")
+    event, model = guess.event, guess.model
+    if status in _OVER and code is None:
+        names: tuple[str, ...] = ()
+        if isinstance(event, ev.ResponseEnded):
+            names = model.names_at_end(event)
+        yield fx.CompleteTurn(turn, names)
+        return
+    sent = any(isinstance(effect, fx.SendTurn) for effect in guess.effects)
+    if sent or isinstance(event, ev.FrameSent | ev.ResponseCreated | ev.OutputReceived):
+        return  # no reason to fail a turn
+    assert event is not None
+    failed = (Outcome.FAILED,) if model.begun or status >= 400 else ()
+    if isinstance(event, ev.ResponseEnded) and event.outcome in failed:
+        yield fx.CompleteTurn(turn, model.names_at_end(event))
+    own = model.carried == turn
+    kind = model.refusal(event) if own else None
+    failure = evidence_of(event)
+    if isinstance(event, ev.ResponseEnded) and kind is not None and event.cause is not None:
+        failure = classify(event.cause)
+    if code == NOT_FOUND_CODE:
+        replies = [FailureReply.NOT_FOUND]
+        if kind == "not_found":
+            replies.insert(0, FailureReply.UPSTREAM_ERROR)
+    else:
+        replies = list(_replies(event, status, code))
+    for reply in replies:
+        yield fx.FailTurn(turn, reply, failure)
+        if failure is not None:
+            yield fx.FailTurn(turn, reply, None)
+
+
+def _replies(event: Event, status: int, code: str | None) -> Iterator[FailureReply]:
+    failure = evidence_of(event)
+    retriable = status >= 500 or status in _RETRIABLE or status in _OVER
+    if not retriable:
+        yield FailureReply.UPSTREAM_ERROR
+        return
+    deadline = isinstance(event, ev.DeadlineReached)
+    if status in _TIMEOUTS or (code is not None and "timeout" in code) or deadline:
+        yield FailureReply.REQUEST_TIMEOUT
+    yield FailureReply.UPSTREAM_UNAVAILABLE
+    yield FailureReply.STREAM_INCOMPLETE
+    whole = isinstance(event, ev.ResponseEnded) and event.outcome is not Outcome.FAILED
+    if not whole and (failure is None or failure.kind not in _LASTING or status in _OVER):
+        yield FailureReply.UPSTREAM_ERROR
+    yield FailureReply.OVERLOADED
