@@ -723,7 +723,8 @@ class Tables:
     starts: tuple[tuple[int, int], ...]  # worlds
     healthy: tuple[str | None, ...]  # by state: the next move of a healthy upstream
     knowing: frozenset[int]  # models whose upstream knows the anchor that it was sent
-    tries: int  # after that many refusals a client's retries have to have ended
+    steps: int  # moves of a healthy upstream, within which a turn has to end
+    tries: int  # of a client, within which it has to get an answer that is not retriable
 
 
 def tabulate(
@@ -748,7 +749,7 @@ def tabulate(
         return None
     checks: list[dict[int, TabledCheck]] = [{} for _ in search.models]
     for packed, after in search.after.items():
-        loss = search.losses.get(packed, 0)
+        loss = 0 if _COMPARED in without else search.losses.get(packed, 0)
         if isinstance(after, ViolationError):
             check = TabledCheck(None, after.prop, loss)
         else:
@@ -764,6 +765,7 @@ def tabulate(
         tuple(starts),
         tuple(search.healthy_moves),
         frozenset([number for number, model in enumerate(search.models) if model.known]),
+        _STEPS + 1,
         search.policy.budgets.refusals + _TRIES,
     )
 

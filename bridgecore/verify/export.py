@@ -72,6 +72,7 @@ def tla(tables: Tables, module: str = "Session") -> str:
             str(number + 1) for number, state in enumerate(tables.states) if state.running is None
         ),
         older=" @@ ".join(older),
+        steps=tables.steps,
         tries=tables.tries,
         safety="\n".join(
             f"{prop.name} == broken # {_text(prop.name)}"
@@ -192,7 +193,7 @@ Named(s, m, name) == {{move \\in Moves[s] : Label(move) = name /\\ Broken(m, mov
 
 \\* How the running turn ends if the upstream is healthy: the world, and its end. "" if there is no
 \\* turn or a move breaks a property; "never" if it takes more than that many moves.
-Most == 9
+Most == {steps}
 RECURSIVE Finish(_, _, _)
 Finish(s, m, left) ==
   LET moves == Named(s, m, HealthyMove(s, m)) IN
