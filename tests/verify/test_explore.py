@@ -45,6 +45,7 @@ from tests.verify.endless import opens_for_ever, refuses_longer
 SMALL, OVER_HTTP = BOUNDS["small"]
 # Without late events, which double the states: these tests are not about them.
 PUNCTUAL = attrs.evolve(SMALL, late=False)
+HERE = attrs.evolve(PUNCTUAL, remote=False)  # what another replica owns is not preloaded or resent
 ALL = len(Property)
 SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
 TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote=False, depth=6)
@@ -187,7 +188,7 @@ def test_a_replaying_policy_breaks_only_no_ambiguous_resend() -> None:
     few = attrs.evolve(PUNCTUAL, max_states=4000)  # the first resend comes early
     assert set(explore(replaying(DEFAULT), few, most=ALL).broken) == {Property.NO_AMBIGUOUS_RESEND}
     without = frozenset({Property.NO_AMBIGUOUS_RESEND})
-    report = explore(replaying(DEFAULT), PUNCTUAL, most=ALL, without=without)
+    report = explore(replaying(DEFAULT), HERE, most=ALL, without=without)
     assert report.complete
     assert report.counterexamples == []
 
@@ -216,7 +217,7 @@ def test_an_endless_turn_is_detected_on_the_graph() -> None:
 
 def test_preloading_breaks_no_property() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
-    report = explore(warm, PUNCTUAL, most=ALL)
+    report = explore(warm, HERE, most=ALL)
     assert report.complete
     assert report.counterexamples == []
 

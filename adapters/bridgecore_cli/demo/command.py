@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from bridgecore import DEFAULT, PR397, V1_12
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         def update(conversations: Sequence[Conversation]) -> None:
             view.update(_results(conversations))
 
-        conversations = asyncio.run(play(experiments, update))
+        conversations = _run(lambda: play(experiments, update))
         results = _results(conversations)
         lines = story(results)
         view.end(results, lines)
@@ -49,6 +50,21 @@ def run(args: argparse.Namespace) -> int:
         arrows = {_key(one): one.arrows for one in conversations}
         _write(args.html, page(introduction, results, lines, arrows))
     return 0
+
+
+def _run(start: Callable[[], Coroutine[None, None, list[Conversation]]]) -> list[Conversation]:
+    """Run what ``start`` returns in an event loop.
+
+    An interrupt waits until the loop runs: one that came while it is made would leave half of a
+    loop behind, which complains when it is collected.
+    """
+
+    async def run() -> list[Conversation]:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        return await start()
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    return asyncio.run(run())
 
 
 def _introduction(experiment: Experiment) -> str:
