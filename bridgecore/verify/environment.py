@@ -71,6 +71,7 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
     ),
     "nightly": (
         Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME, late=False),
+        Bounds("nightly, a queue", 1, _ALL, _SHORT, 1),
         Bounds("nightly, two that wait", 2, _SOME, _SHORT, 1),
         Bounds("nightly, over HTTP", 1, _ALL, _SHORT, 1, http=True, late=False),
     ),

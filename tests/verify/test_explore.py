@@ -45,7 +45,6 @@ from tests.verify.endless import opens_for_ever, refuses_longer
 SMALL, OVER_HTTP = BOUNDS["small"]
 # Without late events, which double the states: these tests are not about them.
 PUNCTUAL = attrs.evolve(SMALL, late=False)
-HERE = attrs.evolve(PUNCTUAL, remote=False)  # what another replica owns is not preloaded or resent
 ALL = len(Property)
 SHORT = attrs.evolve(SMALL.timeouts, turn=1, lifetime=1)
 TINY = Bounds("tiny", 0, (Standing.UNANCHORED, Standing.BOUND), SHORT, 1, remote=False, depth=6)
@@ -188,7 +187,7 @@ def test_a_replaying_policy_breaks_only_no_ambiguous_resend() -> None:
     few = attrs.evolve(PUNCTUAL, max_states=4000)  # the first resend comes early
     assert set(explore(replaying(DEFAULT), few, most=ALL).broken) == {Property.NO_AMBIGUOUS_RESEND}
     without = frozenset({Property.NO_AMBIGUOUS_RESEND})
-    report = explore(replaying(DEFAULT), HERE, most=ALL, without=without)
+    report = explore(replaying(DEFAULT), PUNCTUAL, most=ALL, without=without)
     assert report.complete
     assert report.counterexamples == []
 
@@ -198,7 +197,7 @@ def test_endless_retries_are_detected_on_the_graph() -> None:
     """Liveness is checked on the graph, without the count of refusals."""
     without = frozenset({Property.REFUSALS_ARE_BOUNDED})
     few = (Standing.UNANCHORED, Standing.BOUND)
-    bounds = attrs.evolve(PUNCTUAL, standings=few, remote=False)
+    bounds = attrs.evolve(PUNCTUAL, standings=few)
     report = explore(DEFAULT, bounds, stepper=refuses_longer, without=without, most=ALL)
     assert {prop: found.path for prop, found in report.broken.items()} == {
         Property.RETRIES_END: ("submit bound old",)
@@ -217,7 +216,7 @@ def test_an_endless_turn_is_detected_on_the_graph() -> None:
 
 def test_preloading_breaks_no_property() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
-    report = explore(warm, HERE, most=ALL)
+    report = explore(warm, PUNCTUAL, most=ALL)
     assert report.complete
     assert report.counterexamples == []
 
