@@ -20,7 +20,8 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final, TypeAlias, assert_never
+from types import NoneType
+from typing import Any, Final, TypeAlias, assert_never
 
 import psycopg
 from psycopg import conninfo, pq
@@ -473,15 +474,11 @@ class Postgresql:
         connection = self._connection
         assert connection is not None
         for statement, arguments in calls:
-            values = [_encoded(argument) for argument in arguments]
-            formats = [
-                pq.Format.TEXT if isinstance(argument, int | str) else pq.Format.BINARY
-                for argument in arguments
-            ]
+            encoded = [_ENCODERS[type(argument)](argument) for argument in arguments]
             connection.send_query_params(
                 statement.encode(),
-                values,
-                param_formats=formats,
+                [value for _, value in encoded],
+                param_formats=[form for form, _ in encoded],
                 result_format=pq.Format.BINARY,
             )
         connection.pipeline_sync()
@@ -621,6 +618,8 @@ _REASONS: Final = {
 
 _OID_BYTEA = 17
 _NULL = b"\xff\xff\xff\xff"  # the length -1
+_NO_ELEMENTS = struct.pack(">iiI", 0, 0, _OID_BYTEA)
+_ONE_ELEMENT = struct.pack(">iiIii", 1, 0, _OID_BYTEA, 1, 1)
 
 
 def _microseconds(ns: int) -> int:
@@ -632,33 +631,31 @@ def _conversation_of(question: st.Question) -> bytes:
     return question.conversation if isinstance(question, st.Commit) else b""
 
 
-def _encoded(value: _Value) -> bytes | None:
-    """An argument in the format that ``_send`` declares: numbers and texts as text, others in the
-    binary format of the server."""
-    match value:
-        case None | bytes():
-            return value
-        case bool():
-            return b"true" if value else b"false"
-        case int():
-            return b"%d" % value
-        case str():
-            return value.encode()
-        case _:
-            return _array(value)
-
-
 def _array(values: Sequence[bytes | None]) -> bytes:
     """An array of bytea in binary format (array_send in the source of the server): the number of
     dimensions, whether there are nulls, the type; its size and first index; then each element after
     its length."""
     if not values:
-        return struct.pack(">iiI", 0, 0, _OID_BYTEA)
+        return _NO_ELEMENTS
+    if len(values) == 1 and (value := values[0]) is not None:
+        return b"".join((_ONE_ELEMENT, len(value).to_bytes(4, "big"), value))
     parts = [struct.pack(">iiIii", 1, int(None in values), _OID_BYTEA, len(values), 1)]
-    for value in values:
-        parts.append(_NULL if value is None else struct.pack(">i", len(value)))
-        parts.append(value or b"")
+    for each in values:
+        parts.append(_NULL if each is None else len(each).to_bytes(4, "big"))
+        parts.append(each or b"")
     return b"".join(parts)
+
+
+# An argument as the server takes it, by its class: numbers and texts as text, others in the binary
+# format of their type.
+_ENCODERS: Final[dict[type, Callable[[Any], tuple[pq.Format, bytes | None]]]] = {
+    NoneType: lambda value: (pq.Format.BINARY, value),
+    bytes: lambda value: (pq.Format.BINARY, value),
+    bool: lambda value: (pq.Format.TEXT, b"true" if value else b"false"),
+    int: lambda value: (pq.Format.TEXT, b"%d" % value),
+    str: lambda value: (pq.Format.TEXT, value.encode()),
+    list: lambda values: (pq.Format.BINARY, _array(values)),
+}
 
 
 def _number(value: bytes | None) -> int:

@@ -35,9 +35,11 @@ QUEUE_SIZE: Final = 10_000
 GROUP: Final = 64
 """Commits carried out together. It bounds how long one of them waits for the others."""
 
-GATHER: Final = 2_000_000
-"""Time between the beginnings of two groups of commits, in ns. Carrying out each commit as it comes
-takes twice the CPU time, most of it for waking up threads. Whoever commits rarely does not wait."""
+GATHER: Final = 4_000_000
+"""Time between the beginnings of two groups of commits, in ns, while there are several at a time.
+Carrying out each commit as it comes takes twice the CPU time, most of it for waking up threads. A
+commit that comes alone after another one does not wait: nothing would come that it could wait for.
+"""
 
 
 @attrs.define(eq=False)
@@ -100,7 +102,7 @@ class _Lane:
         self._timeout = timeout
         self._queue: deque[_Entry] = deque()
         self._gathering = False  # the thread waits for more commits, and looks for them by itself
-        self._group = 0  # ns, when the latest group of commits was taken
+        self._gather_until = 0  # ns, when the next group of commits is taken
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -172,18 +174,19 @@ class _Lane:
             taken: list[_Entry] = []
             while len(taken) < GROUP and self._next_commits():
                 taken.append(self._queue.popleft())
-            self._group = time.monotonic_ns()
+            if len(taken) > 1:
+                self._gather_until = time.monotonic_ns() + GATHER
             return taken
 
     def _next_commits(self) -> bool:
         return bool(self._queue) and isinstance(self._queue[0].question, st.Commit)
 
     def _gather(self) -> None:
-        """Wait for more commits, until ``GATHER`` after the latest group, or until something else
-        comes, which waits for them."""
+        """Wait for more commits, until ``GATHER`` after the latest group of several, or until
+        something else comes, which waits for them."""
         self._gathering = True
         while not self._stopping and len(self._queue) < GROUP:
-            left = self._group + GATHER - time.monotonic_ns()
+            left = self._gather_until - time.monotonic_ns()
             if left <= 0 or self._changed.wait(left / 1e9):
                 break
         self._gathering = False

@@ -102,10 +102,9 @@ def node_key(scope: str, node: Node) -> bytes:
 def _key(scope: str, response: str, end: bytes) -> bytes:
     """A digest that names a response for ever: of its id, which some upstreams use again, and of
     its context."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (scope.encode(), response.encode(errors="surrogatepass"), end):
-        digest.update(b"%d:%b" % (len(part), part))
-    return digest.digest()
+    one, two = scope.encode(), response.encode(errors="surrogatepass")
+    framed = b"%d:%b%d:%b%d:%b" % (len(one), one, len(two), two, len(end), end)
+    return hashlib.blake2b(framed, digest_size=16).digest()
 
 
 @attrs.frozen
