@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -70,6 +71,19 @@ def test_a_second_signal_ends_it_at_once(upstream: Upstream) -> None:
             assert process.popen.poll() is None
         process.terminate()
         assert process.exit_code() == 128 + 15
+
+
+@pytest.mark.parametrize("parser", ["h11", "httptools"])
+def test_no_event_is_held_back_to_fill_segments(parser: str) -> None:
+    """With Nagle's algorithm what follows the head of an answer waits 40 ms for the client's
+    acknowledgement, from the second answer of a connection on."""
+    with started("--http", parser) as process, Raw(process.port) as raw:
+        begun = time.monotonic()
+        for _ in range(25):
+            raw.send(post(STREAM))
+            assert raw.head().status == 200
+            assert [*raw.events()][-1].name == "response.completed"
+        assert time.monotonic() - begun < 25 * 0.04
 
 
 def test_a_websocket_gets_the_answer_of_the_core() -> None:
