@@ -34,7 +34,14 @@ from bridgecore_stores.backend import (
     StoreUnavailableError,
 )
 from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
-from bridgecore_stores.sealing import HEAD_SIZE, Keys, named_by, names_of, unseal_path
+from bridgecore_stores.sealing import (
+    HEAD_SIZE,
+    Keys,
+    alias_name,
+    named_by,
+    names_of,
+    unseal_path,
+)
 
 SWEEP_BATCH: Final = 200
 """Responses that one transaction of a sweep looks at. Measured: 20 ms if all are deleted, on a
@@ -243,6 +250,8 @@ class Postgresql:
             case st.Resume():
                 names = names_of(self._keys, question)
                 return _RESUME, [*owner, names, question.floor, question.load]
+            case st.LookUp():
+                return _LOOK_UP, [alias_name(question.scope, question.response), question.load]
             case st.Commit():
                 responses = question.responses
                 # In one order in all replicas, as above.
@@ -281,6 +290,11 @@ class Postgresql:
                 return st.Done()
             case st.Resume():
                 return self._resumed(question, rows)
+            case st.LookUp():
+                path = unseal_path(
+                    self._keys, [(row[1] or b"", row[2], row[3] or b"") for row in rows]
+                )
+                return st.NotStored() if path is None else st.Found(rows[0][0] or b"", path)
             case st.Commit():
                 epoch = _number(rows[0][0])
                 return st.Committed(epoch) if epoch > 0 else st.Fenced(-1 - epoch)
@@ -552,6 +566,17 @@ _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
 _RENEW = "SELECT bridgecore_renew_1($1, $2, $3::bigint)"
 _LEAVE = "SELECT bridgecore_leave_1($1, $2)"
 _RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"
+# One statement, and so one transaction. The update locks the response: from then on a sweep deletes
+# neither it nor what it continues.
+_LOOK_UP = (
+    "WITH RECURSIVE found AS (UPDATE bridgecore_response SET used = clock_timestamp() "
+    "WHERE key = (SELECT response FROM bridgecore_name WHERE name = $1::bytea) "
+    "RETURNING conversation, key, CASE WHEN $2::boolean THEN parent END AS parent, payload), "
+    "path AS (SELECT conversation, key, parent, payload, 0 AS depth FROM found UNION ALL "
+    "SELECT path.conversation, r.key, r.parent, r.payload, path.depth + 1 "
+    "FROM path JOIN bridgecore_response r ON r.key = path.parent) "
+    "SELECT conversation, key, parent, payload FROM path ORDER BY depth DESC"
+)
 _COMMIT = (
     "SELECT bridgecore_commit_2($1, $2, $3::bytea, $4::bigint, "
     "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[])"

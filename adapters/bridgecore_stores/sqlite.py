@@ -39,6 +39,7 @@ from bridgecore_stores.sealing import (
     NAME_SIZE,
     Keys,
     Named,
+    alias_name,
     named_by,
     names_of,
     unseal_path,
@@ -284,6 +285,8 @@ class Sqlite:
                 return st.Done()
             case st.Resume():
                 return self._resume(database, question)
+            case st.LookUp():
+                return self._look_up(database, question)
             case st.Commit():
                 assert sealed is not None
                 return self._commit(database, question, sealed)
@@ -370,8 +373,20 @@ class Sqlite:
                 "UPDATE conversation SET epoch = ?, replica = ?, incarnation = ? WHERE id = ?",
                 (epoch, me.replica, me.incarnation, conversation),
             )
-        database.execute("UPDATE response SET used = ? WHERE key = ?", (time.time_ns(), key))
+        self._use(database, key)
         return st.Claimed(conversation, epoch, path)
+
+    def _look_up(self, database: sqlite3.Connection, look_up: st.LookUp) -> st.Answer:
+        key = self._find(database, [alias_name(look_up.scope, look_up.response)])
+        row = database.execute("SELECT conversation FROM response WHERE key = ?", (key,)).fetchone()
+        path = self._load(database, key, look_up.load)
+        if row is None or path is None:
+            return st.NotStored()
+        self._use(database, key)
+        return st.Found(row[0], path)
+
+    def _use(self, database: sqlite3.Connection, key: bytes | None) -> None:
+        database.execute("UPDATE response SET used = ? WHERE key = ?", (time.time_ns(), key))
 
     def _find(self, database: sqlite3.Connection, names: Iterable[bytes]) -> bytes | None:
         for name in names:

@@ -27,7 +27,14 @@ from bridgecore_stores.backend import (
     StoreUnavailableError,
 )
 from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
-from bridgecore_stores.sealing import HEAD_SIZE, Keys, named_by, names_of, unseal_path
+from bridgecore_stores.sealing import (
+    HEAD_SIZE,
+    Keys,
+    alias_name,
+    named_by,
+    names_of,
+    unseal_path,
+)
 
 PREFIX: Final = "{bridgecore}"
 """What all keys begin with. The braces keep them in one slot of a cluster."""
@@ -167,6 +174,9 @@ class Valkey:
             case st.Resume():
                 names = names_of(self._keys, question)
                 return "resume", [*owner, question.floor, int(question.load), *names]
+            case st.LookUp():
+                name = alias_name(question.scope, question.response)
+                return "look_up", [int(question.load), name]
             case st.Commit():
                 arguments: _Arguments = [*owner, question.conversation, question.epoch]
                 for each in question.responses:
@@ -197,6 +207,9 @@ class Valkey:
                 return st.Done()
             case st.Resume():
                 return self._resumed(question, result)
+            case st.LookUp():
+                payloads = self._unsealed(result[1:])
+                return st.NotStored() if payloads is None else st.Found(result[0], payloads)
             case st.Commit():
                 return st.Committed(result) if result > 0 else st.Fenced(-1 - result)
             case st.Sweep():
@@ -219,10 +232,7 @@ class Valkey:
                     max(1, remaining) * _MS,
                 )
             case [b"claimed", conversation, epoch, taken, *path]:
-                rows = [
-                    (key, None, sealed) for key, sealed in zip(path[::2], path[1::2], strict=True)
-                ]
-                payloads = unseal_path(self._keys, rows[::-1])
+                payloads = self._unsealed(path)
                 if payloads is not None:
                     return st.Claimed(conversation, epoch, payloads)
                 if taken:  # who cannot read it must not keep others from it
@@ -230,6 +240,12 @@ class Valkey:
                 return st.NotStored()
             case _:
                 return st.NotStored()
+
+    def _unsealed(self, path: list[Any]) -> tuple[bytes, ...] | None:
+        """The payloads of a path, of which a script has returned key and payload of each response,
+        the last one first; None if it is empty or cannot be read."""
+        rows = [(key, None, sealed) for key, sealed in zip(path[::2], path[1::2], strict=True)]
+        return unseal_path(self._keys, rows[::-1])
 
     def _sweep(self, owner: st.Owner, age: int, progress: Callable[[int], None]) -> int:
         sweeper = _sweeper(owner)
@@ -421,6 +437,7 @@ _SCRIPTS: Final = {
         "renew",
         "leave",
         "resume",
+        "look_up",
         "commit",
         "release",
         "take_sweep",

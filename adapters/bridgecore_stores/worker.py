@@ -8,7 +8,7 @@ with its own threads and connections:
 * **commits** (Commit, Release): one thread, which carries out waiting commits together. Most of a
   commit is the end of its transaction, the round trip and the change of threads, and a thread that
   is always the same one finds its connection warm;
-* **reads** (Resume): as many threads as the back end can use;
+* **reads** (Resume, LookUp): as many threads as the back end can use;
 * **upkeep** (Sweep): one thread, because it can take long.
 
 What is committed or released is carried out in the order in which it was asked: of two responses
@@ -73,7 +73,7 @@ class Store:
                 self._leases.add(question, answered)
             case st.Commit() | st.Release():
                 self._commits.add(question, answered)
-            case st.Resume():
+            case st.Resume() | st.LookUp():
                 self._reads.add(question, answered)
             case _:
                 self._upkeep.add(question, answered)

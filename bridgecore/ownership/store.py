@@ -106,6 +106,22 @@ class Resume:
 
 
 @attrs.frozen
+class LookUp:
+    """Look up a response by its id, for a request that is about its context and continues nothing.
+
+    Nothing is claimed: it does not matter who owns the conversation, and ``owner`` needs no lease.
+    It counts as a use, like a claim: whoever is answered may rely on the response being stored for
+    as long as one that was just used. ``load``: answer with the whole transcript. Answers:
+    ``Found``, ``NotStored``.
+    """
+
+    owner: Owner
+    scope: str
+    response: str
+    load: bool = True
+
+
+@attrs.frozen
 class Commit:
     """Store responses of a conversation that ``owner`` holds with ``epoch``.
 
@@ -138,7 +154,7 @@ class Sweep:
     age: int
 
 
-Question: TypeAlias = Join | Renew | Leave | Resume | Commit | Release | Sweep
+Question: TypeAlias = Join | Renew | Leave | Resume | LookUp | Commit | Release | Sweep
 """What a driver passes to a store."""
 
 # ---------------------------------------------------------------- answers
@@ -191,6 +207,14 @@ class OwnedElsewhere:
 
 
 @attrs.frozen
+class Found:
+    """The response is stored, in ``conversation``. ``path``: as that of ``Claimed``."""
+
+    conversation: bytes
+    path: tuple[bytes, ...] = attrs.field(repr=False)
+
+
+@attrs.frozen
 class NotStored:
     """No such response is stored for that scope, or it cannot be read with the present keys."""
 
@@ -237,6 +261,7 @@ Answer: TypeAlias = (
     | LeaseEnded
     | Claimed
     | OwnedElsewhere
+    | Found
     | NotStored
     | Committed
     | Fenced

@@ -123,6 +123,8 @@ class StoreModel:
                 return st.Done()
             case st.Resume():
                 return self._resume(question, now)
+            case st.LookUp():
+                return self._look_up(question, now)
             case st.Commit():
                 return self._commit(question, now)
             case st.Release():
@@ -171,6 +173,17 @@ class StoreModel:
         self._conversations[key] = _Conversation(epoch, resume.owner)
         self._rows[row.response.key] = attrs.evolve(row, used=now)
         return st.Claimed(key, epoch, tuple(each.response.payload for each in path))
+
+    def _look_up(self, look_up: st.LookUp, now: int) -> st.Answer:
+        key = self._named.get((look_up.scope, look_up.response))
+        if key is None:
+            return st.NotStored()
+        row = self._rows[key]
+        path = self._path(row) if look_up.load else [row]
+        if path is None:
+            return st.NotStored()
+        self._rows[key] = attrs.evolve(row, used=now)
+        return st.Found(row.conversation, tuple(each.response.payload for each in path))
 
     def _path(self, row: _Row) -> list[_Row] | None:
         """The responses up to ``row``; None if one of them was swept: half a transcript is none."""

@@ -26,7 +26,7 @@ import pytest
 import valkey
 
 from bridgecore.ownership import store as st
-from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
+from bridgecore.testing.conformance.asking import A, B, commit, key_of, look_up, response, resume
 from bridgecore_stores import Keys, StoreError, open_store, postgresql
 from bridgecore_stores import valkey as valkey_store
 from bridgecore_stores.backend import Backend
@@ -77,6 +77,7 @@ def test_what_cannot_be_read_is_a_miss_and_is_not_kept_from_others(real: Place) 
     writer.begin(A, "c", response("1", context=b"x"))
     writer(st.Release(A, ((key_of("c"), 1),)))
     assert stranger(resume(B, "1")) == st.NotStored()
+    assert stranger(look_up(B, "1")) == st.NotStored()
     assert stranger(resume(B, None, contexts=(b"x",))) == st.NotStored()
     found = writer(resume(A, "1"))
     assert isinstance(found, st.Claimed)

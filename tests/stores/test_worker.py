@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from bridgecore.ownership import store as st
-from bridgecore.testing.conformance.asking import A, commit, resume
+from bridgecore.testing.conformance.asking import A, commit, look_up, resume
 from bridgecore_stores import Store, worker
 from bridgecore_stores.backend import ConnectionLostError, Connector
 from tests.stores.asking import NS, PATIENCE
@@ -92,13 +92,14 @@ def test_waiting_commits_are_carried_out_together_and_in_order() -> None:
     store.close(NS)
 
 
-def test_a_claim_does_not_wait_for_commits() -> None:
+@pytest.mark.parametrize("question", [resume(A, "x"), look_up(A, "x")], ids=["claim", "look-up"])
+def test_reading_does_not_wait_for_commits(question: st.Question) -> None:
     gate, answers = Gate(), Answers()
     store = _store(gate)
     store.ask(commit(A, "c", 1), answers.put)
     assert isinstance(gate.next()[0], st.Commit)
-    store.ask(resume(A, "x"), answers.put)
-    assert isinstance(gate.next()[0], st.Resume)
+    store.ask(question, answers.put)
+    assert gate.next() == [question]
     gate.let(10)
     _get(answers)
     _get(answers)

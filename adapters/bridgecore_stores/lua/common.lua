@@ -35,6 +35,20 @@ local function no_responses(conversation)
     redis.call('ZADD', EMPTY, whole(now()), conversation)
 end
 
+-- Key and payload of a response, and, if `load`, of those that it continues; the last one first.
+-- Nothing if one of them is missing: half a transcript would be continued wrongly.
+local function path_to(key, payload, parent, load)
+    local path = {key, payload}
+    while load and parent do
+        local next = redis.call('HMGET', key_of('response', parent), 'p', 'd')
+        if not next[2] then return nil end
+        path[#path + 1] = parent
+        path[#path + 1] = next[2]
+        parent = next[1]
+    end
+    return path
+end
+
 -- Deletes a response; returns the key of what it continued, or false.
 local function delete(key)
     local found = redis.call('HMGET', key_of('response', key), 'c', 'p', 'm')

@@ -22,15 +22,9 @@ if taken and held[2] and is_live(held[2], held[3]) then
     return {'elsewhere', conversation, epoch, held[2], held[3], advertise,
             redis.call('PTTL', lease)}
 end
-local path = {key, found[3]}
 -- Before it is claimed: what was evicted or lost is missing as a whole.
-while ARGV[4] == '1' and parent do
-    local next = redis.call('HMGET', key_of('response', parent), 'p', 'd')
-    if not next[2] then return {'missing'} end
-    path[#path + 1] = parent
-    path[#path + 1] = next[2]
-    parent = next[1]
-end
+local path = path_to(key, found[3], parent, ARGV[4] == '1')
+if not path then return {'missing'} end
 if taken or epoch <= floor then
     epoch = math.max(epoch, floor) + 1
     redis.call('HSET', key_of('conversation', conversation),

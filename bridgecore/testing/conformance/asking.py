@@ -58,6 +58,11 @@ def resume(owner: st.Owner, name: str | None, **options: Any) -> st.Resume:
     return st.Resume(owner, options.pop("scope", SCOPE), name, **options)
 
 
+def look_up(owner: st.Owner, name: str, **options: Any) -> st.LookUp:
+    """Look up the response with the id ``name``, and claim nothing."""
+    return st.LookUp(owner, options.pop("scope", SCOPE), name, **options)
+
+
 class Asking:
     """A client of a store, whose answers are waited for, up to ``patience`` seconds."""
 

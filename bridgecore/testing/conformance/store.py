@@ -25,6 +25,7 @@ from bridgecore.testing.conformance.asking import (
     B,
     commit,
     key_of,
+    look_up,
     response,
     resume,
 )
@@ -146,6 +147,43 @@ class StoreConformance(ABC):
             ask.gets(st.Leave(A), st.Done(), "Leave is always Done")
             ask.gets(st.Leave(A), st.Done(), "Leave can be repeated")
             ask.gets(st.Renew(A, NS), st.LeaseEnded(), "Leave ends the lease")
+
+    # ------------------------------------------------------------ looking up
+
+    def test_a_response_is_looked_up_whoever_owns_it(self) -> None:
+        """A request about a context continues nothing, so it needs neither the conversation nor a
+        lease. With ``load=False`` only the payload of the response itself is needed."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1", ids=("1", "one")), response("2", "1"))
+            for name, expected in (("2", (ONE, TWO)), ("one", (ONE,))):
+                for owner in (A, B):  # B has no lease
+                    found = st.Found(key_of("c"), expected)
+                    ask.gets(look_up(owner, name), found, "the path begins with the first")
+            alone = look_up(B, "2", load=False)
+            ask.gets(alone, st.Found(key_of("c"), (TWO,)), "without load: one payload")
+            ask.gets(look_up(A, "unknown"), st.NotStored(), "what is no id names nothing")
+            other = look_up(A, "1", scope="other")
+            ask.gets(other, st.NotStored(), "scopes are kept apart")
+            ask(commit(A, "c", 1, response("3", "swept")))
+            ask.gets(look_up(A, "3"), st.NotStored(), "half a transcript is not stored")
+            ask.gets(st.Leave(A), st.Done(), "Leave is always Done")
+            whole = st.Found(key_of("c"), (ONE, TWO))
+            ask.gets(look_up(A, "2"), whole, "a look-up needs no lease")
+
+    def test_what_was_looked_up_belongs_to_whom_it_belonged(self) -> None:
+        """A look-up changes no owner and no epoch: the owner's next commit must not be fenced."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1"))
+            ask.begin(A, "d", response("2"))
+            ask.gets(st.Release(A, ((key_of("d"), 1),)), st.Done(), "Release is always Done")
+            for name in "12":
+                ask.gets_one_of(look_up(B, name), st.Found, "the response is stored")
+            ask.gets(commit(A, "c", 1, response("3", "1")), st.Committed(1), "the owner stays")
+            ask.join(B)
+            claimed = st.Claimed(key_of("d"), 2, (TWO,))
+            ask.gets(resume(B, "2"), claimed, "what has no owner can be claimed")
 
     # ------------------------------------------------------------ resuming and claims
 
@@ -403,6 +441,26 @@ class StoreConformance(ABC):
             for name in "45":
                 ask.gets(resume(A, name), st.NotStored(), "what was not used is swept")
 
+    def test_what_is_looked_up_is_used(self) -> None:
+        """Who has looked up a response relies on it as on one that was just claimed."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1"), response("2", "1"), response("3"))
+            ask.gets(st.Release(A, ((key_of("c"), 1),)), st.Done(), "Release is always Done")
+            # Asked again and again, with an age that only what is not used exceeds.
+            swept = 0
+            for _ in range(int(self.patience / 0.002)):
+                alone = look_up(B, "2", load=False)
+                ask.gets_one_of(alone, st.Found, "what is looked up is kept")
+                answer = ask.gets_one_of(st.Sweep(A, NS // 10), st.Swept, "a sweep is answered")
+                swept += answer.count
+                if swept:
+                    break
+            equal(swept, 1, "what is not used, and nothing continues, is swept")
+            whole = st.Found(key_of("c"), (ONE, TWO))
+            ask.gets(look_up(B, "2"), whole, "what is looked up is kept whole")
+            ask.gets(look_up(B, "3"), st.NotStored(), "what was not used is swept")
+
     def test_a_sweep_of_many_is_complete(self) -> None:
         """Also if a store deletes in batches, and in the middle of chains."""
         with self._asking() as ask:
@@ -489,7 +547,19 @@ def sequence(seed: int) -> list[st.Question]:
         st.Join(B, "u", LONG),
         attrs.evolve(_commit(draw, A), conversation=key_of("c"), epoch=0),
     ]
-    return first + [_question(draw) for _ in range(10 + draw.below(21))]
+    questions = first + [_question(draw) for _ in range(10 + draw.below(21))]
+    # Drawn apart, because they change nothing that the others ask about.
+    draw = _Draw(-1 - seed)
+    for place in range(len(questions), 0, -1):
+        if not draw.below(4):
+            questions.insert(place, _look_up(draw))
+    return questions
+
+
+def _look_up(draw: _Draw) -> st.LookUp:
+    name = draw.of(("1", "2", "3", "4", "5", "6", "same", "other"))
+    scope, load = draw.of((SCOPE, SCOPE, SCOPE, "other")), draw.of((True, True, False))
+    return st.LookUp(draw.of((A, B, AGAIN)), scope, name, load)
 
 
 def _question(draw: _Draw) -> st.Question:

@@ -183,6 +183,30 @@ class StaysInItsConversation(StoreModel):
         return path and [each for each in path if each.conversation == row.conversation]
 
 
+class LooksUpOnlyWhatIsFree(StoreModel):
+    def _look_up(self, look_up: st.LookUp, now: int) -> st.Answer:
+        found = self.conversation_of(look_up.scope, look_up.response)
+        if found is not None and self.owner(found, now) is not None:
+            return st.NotStored()
+        return super()._look_up(look_up, now)
+
+
+class LookingUpReleases(StoreModel):
+    def _look_up(self, look_up: st.LookUp, now: int) -> st.Answer:
+        found = self.conversation_of(look_up.scope, look_up.response)
+        if found is not None:
+            self._conversations[found] = _Conversation(self.epoch(found) + 1, None)
+        return super()._look_up(look_up, now)
+
+
+class LookingUpIsNoUse(StoreModel):
+    def _look_up(self, look_up: st.LookUp, now: int) -> st.Answer:
+        rows = dict(self._rows)
+        answer = super()._look_up(look_up, now)
+        self._rows = rows
+        return answer
+
+
 class TakesFromTheLiving(StoreModel):
     def _resume(self, resume: st.Resume, now: int) -> st.Answer:
         answer = super()._resume(resume, now)
@@ -320,6 +344,8 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "of_two_responses_with_one_id_the_later_counts": TheFirstOfTwo,
     "a_response_that_is_stored_stays_as_it_is_and_gets_new_ids": Overwrites,
     "branches_share_their_beginning_across_conversations": StaysInItsConversation,
+    "a_response_is_looked_up_whoever_owns_it": LooksUpOnlyWhatIsFree,
+    "what_was_looked_up_belongs_to_whom_it_belonged": LookingUpReleases,
     "a_conversation_of_a_live_owner_stays_with_it": TakesFromTheLiving,
     "an_owner_without_a_lease_claims_nothing": ClaimsWithoutALease,
     "a_conversation_is_claimed_when_its_owner_has_left": KeepsTheEpoch,
@@ -332,6 +358,7 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "a_conversation_of_another_is_not_begun_again": BeginsAnew,
     "a_sweep_deletes_leaves_first_and_everything_that_is_old": SweepsOneLayer,
     "what_a_used_response_continues_is_kept": SweepsWhatIsContinued,
+    "what_is_looked_up_is_used": LookingUpIsNoUse,
     "a_sweep_of_many_is_complete": SweepsABatch,
     "a_swept_conversation_without_an_owner_is_forgotten": NeverForgets,
     "answers_are_those_of_the_model": ReversesPaths,
@@ -345,6 +372,7 @@ BEYOND_COMPARISON = {
     RenewsWhatHasEnded,
     OnlyExtends,
     HalfTranscripts,
+    LookingUpIsNoUse,
     NeverClaims,
     SweepsABatch,
     SweepsWhatIsContinued,
