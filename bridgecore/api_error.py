@@ -101,7 +101,7 @@ OWNERSHIP_LOST = api_error(
 STORE_UNAVAILABLE = api_error(
     503,
     "bridge_store_unavailable",
-    "The store that knows this response did not answer; the turn was not sent. Retry as is.",
+    "The store that knows this response did not answer; nothing was sent upstream. Retry as is.",
 )
 OWNER_LOST = api_error(
     502,

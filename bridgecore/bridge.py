@@ -69,6 +69,7 @@ from bridgecore.recovery.refusals import SocketRefusals
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import Deadline, Timer
+from bridgecore.reference import Reference
 from bridgecore.relay import Relay
 from bridgecore.replica import (
     FenceConversation,
@@ -246,9 +247,7 @@ class Bridge:
             if replica is not None:
                 self._obey(replica.forget(deleted, now), now)
         elif isinstance(event, ContextRequested):
-            scope, headers = self._intake.identify(event.headers, event.scope)
-            body = self._memory.whole_request(scope, event.body, headers, now)
-            self._out.append(ContextPrepared(event.query, body))
+            self._context_requested(event, now)
         elif isinstance(event, DrainStarted):
             self._draining = True
             for conversation in list(self._conversations.values()):
@@ -467,7 +466,20 @@ class Bridge:
                 if conversation is not None:  # else it was evicted by an effect before this one
                     self._follow(conversation, conversation.fence(now), now)
             else:
+                if isinstance(effect, ContextPrepared):  # from what was read from the store
+                    self._schedule.set(_MEMORY, self._memory.next_expiry())
                 self._out.append(effect)
+
+    def _context_requested(self, event: ContextRequested, now: int) -> None:
+        """Prepare a request about a context; if there is a store, once that was asked."""
+        scope, headers = self._intake.identify(event.headers, event.scope)
+        reference = Reference.read(event.query, scope, event.body, headers)
+        if reference is None:
+            self._out.append(ContextPrepared(event.query, event.body))
+        elif self._replica is None:
+            self._out.append(reference.prepare(self._memory, now))
+        else:
+            self._obey(self._replica.look_up(reference, now), now)
 
     # ------------------------------------------------------------ turns of other replicas
 

@@ -827,6 +827,11 @@ class Endpoint:
             passage = self._passages.get(effect.query)
             if passage is not None:  # otherwise its client has left
                 self._out += self._passages.replace_body(passage, effect.body)
+        elif isinstance(effect, msg.ContextUnavailable):
+            passage = self._passages.get(effect.query)
+            if passage is not None:
+                self._out += self._passages.refuse(passage, effect.error, self._now)
+                self._after(passage)
         elif isinstance(effect, msg.ResolveTurn):
             raise InternalError("ResolveTurn, but the bridge of an endpoint resolves from memory")
         elif isinstance(effect, tp.Log | tp.AskStore):

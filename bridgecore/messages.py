@@ -179,7 +179,8 @@ class ContextRequested:
     """A request other than a turn may name a response that only this gateway knows: it is about
     the response's context (``POST /v1/responses/compact`` and ``.../input_tokens``).
 
-    Answered at once by ``ContextPrepared`` with the same ``query``, a number of the driver.
+    Answered by ``ContextPrepared`` or ``ContextUnavailable`` with the same ``query``, a number of
+    the driver: at once, or, with a store, once that has said what it knows of the response.
     ``body``, ``headers``, ``scope``: of the client's request, as for ``RequestReceived``.
     """
 
@@ -260,6 +261,15 @@ class ContextPrepared:
 
     query: int
     body: bytes
+
+
+@attrs.define
+class ContextUnavailable:
+    """The request of the ``ContextRequested`` with this ``query`` is to be answered with ``error``,
+    and not sent: the store that may know the response did not answer in time."""
+
+    query: int
+    error: ApiError
 
 
 @attrs.define
@@ -365,9 +375,16 @@ AnswerEffect: TypeAlias = (
 )
 """What is to be sent to a client."""
 GatewayEffect: TypeAlias = (
-    ResolveTurn | ContextPrepared | AskStore | LinkEffect | AnswerEffect | Log
+    ResolveTurn | ContextPrepared | ContextUnavailable | AskStore | LinkEffect | AnswerEffect | Log
 )
 """What ``Gateway.handle`` returns."""
 BridgeEffect: TypeAlias = (
-    ResolveTurn | ContextPrepared | AskStore | LinkEffect | AnswerEvents | FailAnswer | Log
+    ResolveTurn
+    | ContextPrepared
+    | ContextUnavailable
+    | AskStore
+    | LinkEffect
+    | AnswerEvents
+    | FailAnswer
+    | Log
 )

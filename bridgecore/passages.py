@@ -244,6 +244,10 @@ class Passages:
         error = api_error(503, FailureReply.OVERLOADED.value, message)
         return self._fail(passage, error, error.code, now, gone=True)
 
+    def refuse(self, passage: Passage, error: ApiError, now: int) -> list[tp.TransportEffect]:
+        """A request whose whole body was needed first cannot be sent: answer it with ``error``."""
+        return self._fail(passage, error, error.code, now, gone=False)
+
     def _fail(
         self, passage: Passage, error: ApiError, cause: str, now: int, *, gone: bool
     ) -> list[tp.TransportEffect]:

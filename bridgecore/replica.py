@@ -25,13 +25,21 @@ from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
 from bridgecore.conversation import ForwardTarget
 from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
-from bridgecore.messages import AnswerEvents
+from bridgecore.messages import AnswerEvents, ContextPrepared, ContextUnavailable
 from bridgecore.ownership import holdings as hd
 from bridgecore.ownership.lease import LeaseTimes
-from bridgecore.ownership.store import Answer, AskStore, NotStored, OwnedElsewhere
+from bridgecore.ownership.store import (
+    Answer,
+    AskStore,
+    Claimed,
+    Found,
+    NotStored,
+    OwnedElsewhere,
+)
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.reference import Reference
 from bridgecore.telemetry import Log, LogLevel
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers
@@ -81,9 +89,17 @@ class FenceConversation:
 
 
 ReplicaEffect: TypeAlias = (
-    AskStore | AnswerEvents | Log | PlaceTurn | ForwardTurn | RefuseTurn | FenceConversation
+    AskStore
+    | AnswerEvents
+    | ContextPrepared
+    | ContextUnavailable
+    | Log
+    | PlaceTurn
+    | ForwardTurn
+    | RefuseTurn
+    | FenceConversation
 )
-"""What the bridge has to do: the first three are the bridge's own effects."""
+"""What the bridge has to do: the first five are the bridge's own effects."""
 
 
 @attrs.define(eq=False)
@@ -121,13 +137,17 @@ class Replica:
         self._forwarding = Forwarding(config.cluster_secrets)
         # Turns that wait for a claim, with what was asked for them.
         self._resuming: dict[int, tuple[Arriving, Lookup]] = {}
+        # Requests about contexts that wait for the store, and whether their transcript is loaded.
+        self._looking_up: dict[int, tuple[Reference, bool]] = {}
         self._endings: dict[int, _Ending] = {}  # by turn
         # The conversations that have a session here: their keys by their numbers, and the inverse.
         self._keys: dict[int, bytes] = {}
         self._numbers: dict[bytes, int] = {}
         self._unused: set[bytes] = set()  # keys to be given back once their commits are over
         self._owed: OrderedDict[bytes, _Owed] = OrderedDict()  # by the key of the response
-        self._paid = 0  # commits of such responses; their numbers take the place of a turn's
+        # Commits and look-ups that are not those of a turn. Their numbers take the place of a
+        # turn's, and are negative, because those of turns are not.
+        self._others = 0
         self._drawn = 0  # keys of conversations
         self._durable = True  # the latest commit was
         self._age = config.transcript_age
@@ -228,10 +248,8 @@ class Replica:
         if not named:
             contexts = self._memory.contexts(turn.scope, turn.request, turn.received, now)
             return Lookup(None, contexts) if contexts else None
-        alias = self._memory.alias(turn.scope, named)
-        key = None if alias is None else self._keys.get(alias.conversation)
-        owned = key is not None and self._holdings.may_send(key, now)
-        known = self._knows(turn, now)
+        known = self._knows(turn.scope, named, now)
+        owned = self._owns(turn.scope, named, now)
         return None if owned and known else Lookup(named, load=not known)
 
     def resume(self, turn: Arriving, lookup: Lookup, now: int) -> list[ReplicaEffect]:
@@ -249,14 +267,19 @@ class Replica:
         )
         return self._carry_out(asked, now)
 
-    def _knows(self, turn: Arriving, now: int) -> bool:
-        """Whether all that can be known about what ``turn`` continues is in memory. A response that
-        was not found before is not known: it can have been stored since."""
-        named = turn.request.previous_response_id
-        alias = self._memory.alias(turn.scope, named) if named else None
+    def _knows(self, scope: str, response: str, now: int) -> bool:
+        """Whether all that can be known about a response is in memory. One that was not found
+        before is not known: it can have been stored since."""
+        alias = self._memory.alias(scope, response)
         if alias is None or alias.standing is Standing.UNKNOWN:
             return False
-        return self._memory.holds(turn.scope, alias, now)
+        return self._memory.holds(scope, alias, now)
+
+    def _owns(self, scope: str, response: str, now: int) -> bool:
+        """Whether a response is known to be of a conversation that is this replica's."""
+        alias = self._memory.alias(scope, response)
+        key = None if alias is None else self._keys.get(alias.conversation)
+        return key is not None and self._holdings.may_send(key, now)
 
     def commit(
         self, answer: AnswerEvents, scope: str, ids: list[str], conversation: bytes, now: int
@@ -275,10 +298,14 @@ class Replica:
 
     def forget(self, deleted: Unstored, now: int) -> list[ReplicaEffect]:
         """Commit that a client has deleted a response; by itself, whosever its conversation is."""
-        self._paid += 1
         ending = _Ending(None, deleted, self._begin(), alone=True)
         self._unused.add(ending.conversation)
-        return self._commit(-self._paid, ending, now)
+        return self._commit(self._number(), ending, now)
+
+    def _number(self) -> int:
+        """A number for something that is not a turn's."""
+        self._others += 1
+        return -self._others
 
     def left(self, turn: int) -> None:
         """The client of a turn has left: its commit goes on, its terminal event is dropped. Also
@@ -287,6 +314,51 @@ class Replica:
             ending.answer = None
         elif self._resuming.pop(turn, None) is not None:
             self._holdings.forget(turn)
+
+    # ------------------------------------------------------------ requests about contexts
+
+    def look_up(self, reference: Reference, now: int) -> list[ReplicaEffect]:
+        """Prepare a request about the context of a response. Answered by ``ContextPrepared`` or
+        ``ContextUnavailable``.
+
+        The store is asked also for what is owned and held here, because only it knows whether the
+        response was deleted at another replica. Nothing is claimed: the request continues nothing,
+        and its conversation stays on the connection that its owner has.
+        """
+        alias = self._memory.alias(reference.scope, reference.response)
+        if alias is not None and alias.standing is Standing.STORED:
+            # The upstream has it and is asked about it under its id, whatever the store says.
+            return [reference.prepare(self._memory, now)]
+        known = self._knows(reference.scope, reference.response, now)
+        return self._look_up(reference, now, load=not known)
+
+    def _look_up(self, reference: Reference, now: int, *, load: bool) -> list[ReplicaEffect]:
+        number = self._number()
+        self._looking_up[number] = reference, load
+        asked = self._holdings.look_up(number, reference.scope, reference.response, now, load=load)
+        return self._carry_out(asked, now)
+
+    def _looked_up(self, looked_up: hd.LookedUp, now: int) -> list[ReplicaEffect]:
+        """The store has said what it knows of a response, or has not said it in time. What is owned
+        and held here does not depend on it, as for a turn."""
+        reference, load = self._looking_up.pop(looked_up.turn)
+        scope, named, answer = reference.scope, reference.response, looked_up.answer
+        here = self._owns(scope, named, now) and self._knows(scope, named, now)
+        if answer is None and not here:
+            return [ContextUnavailable(reference.query, STORE_UNAVAILABLE)]
+        if isinstance(answer, Found):
+            if self._memory.forget_deleted(scope, named, answer.path[-1], now):
+                pass
+            elif load:
+                self._restore(scope, answer, now)
+            elif self._is_stale(scope, named, answer.path[-1], now):
+                return self._look_up(reference, now, load=True)
+        return [reference.prepare(self._memory, now)]
+
+    def _restore(self, scope: str, answer: Claimed | Found, now: int) -> None:
+        """Keep what the store has loaded."""
+        number = self._numbers.get(answer.conversation, NOWHERE)
+        self._memory.restore(scope, answer.path, number, now)
 
     # ------------------------------------------------------------ forwards
 
@@ -325,6 +397,8 @@ class Replica:
                         out.append(FenceConversation(number))
                 case hd.Resolved():
                     out += self._resolved(effect, now)
+                case hd.LookedUp():
+                    out += self._looked_up(effect, now)
                 case hd.Settled():
                     out += self._settled(effect, now)
                 case hd.LeaseChanged():
@@ -360,12 +434,17 @@ class Replica:
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
         if lookup.load:
-            number = self._numbers.get(answer.conversation, NOWHERE)
-            self._memory.restore(turn.scope, answer.path, number, now)
-        elif not self._knows(turn, now):
+            self._restore(turn.scope, answer, now)
+        elif lookup.response and not self._knows(turn.scope, lookup.response, now):
             # It was evicted in the meantime: read it back.
             return self._ask(turn, attrs.evolve(lookup, load=True), now)
         return [PlaceTurn(turn.id, answer.conversation)]
+
+    def _is_stale(self, scope: str, response: str, payload: bytes, now: int) -> bool:
+        """Whether what the store has of a response, ``payload``, has to be read with all before it:
+        it was evicted in the meantime, or another replica has gone on under its id."""
+        known = self._knows(scope, response, now)
+        return not known or self._memory.differs(scope, response, payload, now)
 
     def _without_claim(
         self, turn: Arriving, owner: OwnedElsewhere | None
@@ -444,8 +523,7 @@ class Replica:
             if not self._holdings.may_send(each.conversation, now):
                 ending.alone, ending.conversation = True, self._begin()
                 self._unused.add(ending.conversation)
-            self._paid += 1
-            out += self._commit(-self._paid, ending, now)
+            out += self._commit(self._number(), ending, now)
         return out
 
     def _sweep(self, now: int) -> list[ReplicaEffect]:

@@ -173,3 +173,15 @@ class World:
 
     def drain(self) -> None:
         self.net.handle(self.endpoint, tp.DrainRequested())
+
+
+def call(
+    world: World, method: str, path: str, body: object = None, *, key: str = KEY, headers: str = ""
+) -> Answer:
+    """A request of a new client that is no turn, answered without time passing."""
+    client = world.client()
+    client.send(request(body, method=method, path=path, key=key, headers=headers))
+    (answer,) = read_answers(bytes(client.received))
+    assert answer.complete
+    client.half_close()
+    return answer

@@ -19,7 +19,7 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
-from bridgecore.continuity.stored import deletion, pack, unpack
+from bridgecore.continuity.stored import deletion, is_deletion, pack, unpack
 from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
 from bridgecore.ownership.store import StoredResponse
@@ -28,9 +28,7 @@ from bridgecore.recovery.events import Standing
 from bridgecore.wire.jsontext import Text
 from bridgecore.wire.requests import (
     CreateRequest,
-    InvalidBodyError,
     parse_create,
-    parse_reference,
     replace_input,
 )
 
@@ -331,21 +329,20 @@ class Memory:
         return Unstored((deletion(scope, ids),), (), alias, whole=False, until=until)
 
     def whole_request(
-        self, scope: str, body: bytes, headers: Iterable[tuple[bytes, bytes]], now: int
+        self,
+        scope: str,
+        request: CreateRequest,
+        body: bytes,
+        headers: Iterable[tuple[bytes, bytes]],
+        now: int,
     ) -> bytes:
         """The body of a request about the context of a response, such as one to count its tokens:
         with the whole input in place of ``previous_response_id``, if only this bridge has that.
 
-        Unchanged if it names none, if the upstream stores that one (the id is shorter, and the
-        upstream is the authority), if it is not held, or if it cannot be read here. Arguments as
-        for ``recall``.
+        Unchanged if the upstream stores that one (the id is shorter, and the upstream is the
+        authority), or if it is not held. ``request``: ``body``, parsed; the other arguments as for
+        ``recall``.
         """
-        try:
-            request = parse_reference(body)
-        except InvalidBodyError:
-            return body  # the upstream will say what is wrong with it
-        if not request.previous_response_id:
-            return body
         recall = self.recall(scope, request, headers, now)
         if recall.standing is not Standing.HELD or recall.node is None or recall.prompt is None:
             return body
@@ -451,6 +448,30 @@ class Memory:
         packed = pack(scope, [name], alias, node)
         # Of one that was deleted, only what others continue is kept.
         return attrs.evolve(packed, ids=()) if self._aliases.is_deleted(scope, name) else packed
+
+    def differs(self, scope: str, response: str, payload: bytes, now: int) -> bool:
+        """Whether ``payload``, which a store has under the id of a response, is that of another one
+        than the one that is held: some upstreams use one id for all responses of a chain, and
+        another replica can have gone on with it."""
+        alias = self._aliases.peek(scope, response)
+        if self._transcripts is None or alias is None or not alias.durable or not alias.response:
+            return False
+        node = self._transcripts.peek(scope, alias.response, now)
+        found = unpack(payload)
+        if node is None or found is None or found.segment is None:
+            return False
+        return found.segment.end != node.end
+
+    def forget_deleted(self, scope: str, response: str, payload: bytes, now: int) -> bool:
+        """Whether ``payload``, which a store has under the id of a response, says that a client has
+        deleted it, at another replica. Then it is forgotten here, too, unless no store has had it
+        yet: the upstream has used the id again."""
+        if not is_deletion(payload):
+            return False
+        alias = self._aliases.peek(scope, response)
+        if alias is not None and alias.durable:
+            self.forget(scope, response, now)
+        return True
 
     def restore(self, scope: str, path: Sequence[bytes], conversation: int, now: int) -> None:
         """Take back a response from a store. What cannot be read stays unknown.

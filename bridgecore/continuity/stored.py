@@ -107,6 +107,12 @@ def _key(scope: str, response: str, end: bytes) -> bytes:
     return hashlib.blake2b(framed, digest_size=16).digest()
 
 
+def is_deletion(payload: bytes) -> bool:
+    """Whether a payload is that of a ``deletion``."""
+    found = _read(payload)
+    return found is not None and not found.ids
+
+
 @attrs.frozen
 class Unpacked:
     """A response that came back from a store. ``segment``: its transcript, if it is known."""
@@ -119,10 +125,15 @@ class Unpacked:
 
 def unpack(payload: bytes) -> Unpacked | None:
     """Read a payload; None if it is of another version, damaged, or that of a ``deletion``."""
+    found = _read(payload)
+    if found is None or not found.ids:
+        return None
+    return Unpacked(tuple(found.ids), found.stored, found.tokens, found.segment)
+
+
+def _read(payload: bytes) -> Payload | None:
     try:
         found = _decode(payload)
     except msgspec.DecodeError:  # ValidationError included
         return None
-    if found.version != VERSION or not found.ids:
-        return None
-    return Unpacked(tuple(found.ids), found.stored, found.tokens, found.segment)
+    return found if found.version == VERSION else None

@@ -2,7 +2,7 @@
 
 What belongs here: joining the rules of ``lease`` and of ``claims``. ``Holdings`` numbers the
 questions, gives up those that are not answered in time, and tells what that means for a turn that
-waits for a claim or a commit. It knows turns and conversations by their names only.
+waits for a claim, a look-up or a commit. It knows turns and conversations by their names only.
 
 A question without an answer is unknown: a claim counts as not granted, a commit as not durable. If
 the answer comes after that, the claim is given back. The driver reports one answer to each question
@@ -44,6 +44,15 @@ class Settled:
 
 
 @attrs.frozen
+class LookedUp:
+    """What the store says about the response that was looked up for ``turn``. ``None``: it did not
+    say it in time."""
+
+    turn: int
+    answer: st.Found | st.NotStored | None
+
+
+@attrs.frozen
 class Fence:
     """Send no turn of ``conversation`` any more: it is not this replica's."""
 
@@ -77,7 +86,15 @@ class Gone:
 
 
 HoldingsEffect: TypeAlias = (
-    st.AskStore | Resolved | Settled | Fence | LeaseChanged | NameInUse | StoreDistrusted | Gone
+    st.AskStore
+    | Resolved
+    | LookedUp
+    | Settled
+    | Fence
+    | LeaseChanged
+    | NameInUse
+    | StoreDistrusted
+    | Gone
 )
 
 # ---------------------------------------------------------------- questions
@@ -274,6 +291,14 @@ class Holdings:
             self._out.append(Resolved(turn, None))
         return self._take()
 
+    def look_up(
+        self, turn: int, scope: str, response: str, now: int, *, load: bool
+    ) -> list[HoldingsEffect]:
+        """Look up a response for ``turn`` without claiming anything, with or without a lease;
+        answered by ``LookedUp``."""
+        self._ask(st.LookUp(self.owner, scope, response, load), turn, now)
+        return self._take()
+
     def forget(self, turn: int) -> None:
         """``turn`` is gone: answers to its questions are not reported any more."""
         self._next_known = False
@@ -340,6 +365,10 @@ class Holdings:
             present = False
         if isinstance(asked.question, st.Resume):
             self._resumed(asked, asked.question, answer, now, present=present)
+        elif isinstance(asked.question, st.LookUp):
+            if asked.turn is not None:
+                found = answer if isinstance(answer, st.Found | st.NotStored) else None
+                self._out.append(LookedUp(asked.turn, found))
         elif isinstance(asked.question, st.Commit):
             self._committed(asked, asked.question, answer, present=present)
         return self._take()
@@ -387,6 +416,8 @@ class Holdings:
             return
         if isinstance(asked.question, st.Resume):
             self._out.append(Resolved(turn, None))
+        elif isinstance(asked.question, st.LookUp):
+            self._out.append(LookedUp(turn, None))
         elif isinstance(asked.question, st.Commit):
             self._out.append(Settled(turn, durable=False))
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import openai
 import pytest
 
 from tests.e2e.conftest import Process, Upstream, running, sdk
@@ -71,6 +72,29 @@ def test_a_conversation_goes_on_after_each_end_of_its_bridge(
     contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
     # Each turn has the whole context: the messages and the answers before it.
     assert contexts == [1, 3, 5, 7, 9, 11]
+
+
+def test_a_context_is_known_after_each_end_of_its_bridge(
+    options: tuple[str, ...], upstream: Upstream
+) -> None:
+    """The upstream stores nothing of it. A look-up needs no lease, so it waits for none."""
+    with running(*options) as bridge:
+        last = say(bridge, "one", None, [])
+        bridge.popen.kill()
+        bridge.popen.wait(20)
+    with running(*options) as bridge, sdk(bridge.port) as client:
+        counted = client.responses.input_tokens.count(
+            model="m", input="more", previous_response_id=last
+        )
+        compacted = client.responses.compact(model="m", input="more", previous_response_id=last)
+        with sdk(bridge.port, key="sk-other") as stranger, pytest.raises(openai.BadRequestError):
+            stranger.responses.compact(model="m", input="more", previous_response_id=last)
+        again = client.responses.create(model="m", input="more", store=False)
+    assert again.usage is not None
+    assert counted.input_tokens > again.usage.input_tokens  # the context before is counted, too
+    assert [item.type for item in compacted.output] == ["message", "message", "compaction"]
+    about = [one.body for one in upstream.emulator.http_requests]
+    assert [b"previous_response_id" in body for body in about] == [False, False, True]
 
 
 def test_nothing_that_was_said_can_be_read_in_the_file(

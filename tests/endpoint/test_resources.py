@@ -14,7 +14,7 @@ import pytest
 from bridgecore.config import Continuity
 from bridgecore.testing import Emulator
 from bridgecore.testing.client import HttpAnswer
-from tests.endpoint_world import KEY, World, read_answers, request
+from tests.endpoint_world import KEY, World, call, read_answers, request
 
 OTHER = "sk-another"
 
@@ -22,17 +22,6 @@ OTHER = "sk-another"
 def world(**settings: Any) -> World:
     settings.setdefault("continuity", Continuity.TRANSCRIPT)
     return World(**settings)
-
-
-def call(
-    world: World, method: str, path: str, body: object = None, *, key: str = KEY, headers: str = ""
-) -> HttpAnswer:
-    client = world.client()
-    client.send(request(body, method=method, path=path, key=key, headers=headers))
-    (answer,) = read_answers(bytes(client.received))
-    assert answer.complete
-    client.half_close()
-    return answer
 
 
 def test_models_are_those_of_the_upstream() -> None:

@@ -12,6 +12,7 @@ from bridgecore.ownership.holdings import (
     Holdings,
     HoldingsEffect,
     LeaseChanged,
+    LookedUp,
     NameInUse,
     Resolved,
     Settled,
@@ -71,6 +72,29 @@ def test_an_answer_after_the_timeout_is_given_back() -> None:
     effects = holdings.answered(2, claimed(3), 3)
     assert question(effects) == st.Release(holdings.owner, ((b"c", 3),))
     assert not holdings.may_send(b"c", 3)
+
+
+def test_a_look_up_needs_no_lease_and_claims_nothing() -> None:
+    holdings = started()
+    effects = holdings.look_up(-1, "tenant", "r", 1, load=False)
+    assert effects == [AskStore(2, st.LookUp(holdings.owner, "tenant", "r", load=False))]
+    found = st.Found(b"c", (b"",))
+    assert holdings.answered(2, found, 2) == [LookedUp(-1, found)]
+    assert holdings.claims == 0
+    assert not holdings.may_send(b"c", 2)
+    holdings.look_up(-2, "tenant", "r", 2, load=True)
+    assert holdings.answered(3, st.NotStored(), 2) == [LookedUp(-2, st.NotStored())]
+
+
+def test_a_look_up_that_failed_or_is_late_has_found_nothing_out() -> None:
+    holdings = joined()
+    holdings.look_up(-1, "tenant", "r", 0, load=True)
+    assert holdings.answered(2, st.Failed("no connection"), 1) == [LookedUp(-1, None)]
+    holdings.look_up(-2, "tenant", "r", 1, load=True)
+    assert holdings.next_timeout() == 3
+    assert holdings.timeout(2) == []
+    assert holdings.timeout(3) == [LookedUp(-2, None)]
+    assert holdings.answered(3, st.Found(b"c", (b"",)), 3) == []
 
 
 def test_a_turn_whose_client_left_takes_no_claim() -> None:

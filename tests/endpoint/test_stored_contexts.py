@@ -1,0 +1,369 @@
+"""Requests about a context that only the store has: compacting it, or counting its tokens.
+
+What belongs here: ``POST /v1/responses/compact`` and ``.../input_tokens`` at endpoints that share a
+store, in virtual time. Wherever a turn could continue a response, they work with its id; where a
+turn is refused, they are. What goes upstream in place of the id is tested in test_resources.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridgecore import transport as tp
+from bridgecore.config import HttpUrl
+from bridgecore.ownership.store import LookUp
+from bridgecore.testing import Fault, Point
+from bridgecore.testing.client import HttpAnswer
+from bridgecore.testing.faults import Alter, Change
+from bridgecore.testing.network import ByteClient
+from tests.endpoint_clients import AGE, Talker, user
+from tests.endpoint_world import KEY, SECOND, World, call, request
+from tests.http_upstream import HttpUpstream
+from tests.replica_world import Cluster, Replica
+
+PATHS = ["/v1/responses/compact", "/v1/responses/input_tokens"]
+COUNT = PATHS[1]
+NOT_FOUND = (400, "previous_response_not_found")
+UNAVAILABLE = (503, "bridge_store_unavailable")
+
+
+def conversation(world: World, turns: int = 2, **fields: Any) -> Talker:
+    """A client with a conversation that the upstream does not store."""
+    talker = Talker(world, **fields)
+    for number in range(1, turns + 1):
+        talker.attempt(user(f"say {number}"))
+    return talker
+
+
+def about(talker: Talker, response: str | None = None) -> dict[str, Any]:
+    return {"model": "m", "input": "more", "previous_response_id": response or talker.last}
+
+
+def begin(world: World, body: dict[str, Any], path: str = COUNT, key: str = KEY) -> ByteClient:
+    client = world.client()
+    client.send(request(body, path=path, key=key))
+    return client
+
+
+def refusal(answer: HttpAnswer) -> tuple[int, str]:
+    return answer.status, answer.error["code"]
+
+
+def looked_up(replica: Replica) -> list[bool]:
+    """For each look-up of a replica, whether it has asked for the whole transcript."""
+    return [asked.load for asked in replica.store.asked if isinstance(asked, LookUp)]
+
+
+def whole(talker: Talker) -> list[str]:
+    """The texts of the latest request about a context, as the upstream got it."""
+    body = HttpAnswer(200, {}, talker.world.emulator.http_requests[-1].body).json
+    assert "previous_response_id" not in body
+    contents = [item["content"] for item in body["input"]]
+    return [each if isinstance(each, str) else each[0]["text"] for each in contents]
+
+
+def texts(turns: int) -> list[str]:
+    said = [(f"say {n}", f"turn {n}: say {n}") for n in range(1, turns + 1)]
+    return [*(text for pair in said for text in pair), "more"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("end", ["drain", "kill"])
+def test_a_context_is_known_after_a_restart(path: str, end: str) -> None:
+    cluster = Cluster()
+    first = cluster.start()
+    talker = conversation(first)
+    getattr(first, end)()
+    second = cluster.start()  # after a kill it waits for a lease, which reading does not need
+    answer = call(second, "POST", path, about(talker))
+    assert answer.status == 200, answer.body
+    assert whole(talker) == texts(2)
+
+
+@pytest.mark.parametrize("forwards", [False, True])
+def test_a_context_is_known_to_each_replica_and_stays_its_owners(forwards: bool) -> None:
+    cluster = Cluster(forwards=forwards)
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    frames = len(cluster.emulator.requests)
+    for turns in (2, 3):
+        assert call(second, "POST", COUNT, about(talker)).status == 200
+        assert whole(talker) == texts(turns)
+        if turns == 2:
+            talker.attempt(user("say 3"))  # its owner has kept the conversation
+    # The upstream knew what was continued: the connection of the first turns was used.
+    assert cluster.emulator.requests[frames].body["previous_response_id"]
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_a_context_that_was_evicted_is_read_back() -> None:
+    cluster = Cluster()
+    replica = cluster.start(transcript_bytes=300_000, transcript_scope_bytes=100_000)
+    talker = conversation(replica)
+    for number in range(10):  # other clients, until there is no room for the first
+        Talker(replica, key=f"sk-{number}").attempt(user("x" * 30_000))
+    assert call(replica, "POST", COUNT, about(talker)).status == 200
+    assert whole(talker) == texts(2)
+    assert looked_up(replica) == [True]  # it was not there
+    frames = len(cluster.emulator.requests)
+    talker.attempt(user("say 3"))
+    assert talker.outcomes == ["200"] * 3
+    # On the connection that has the context: reading it back has not parted it from its session.
+    assert cluster.emulator.requests[frames].body["previous_response_id"]
+
+
+def test_a_context_that_was_read_is_kept() -> None:
+    """The next request does not load it again, and a turn finds it, too."""
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    for _ in range(2):
+        assert call(second, "POST", COUNT, about(talker)).status == 200
+    assert looked_up(second) == [True, False]
+    first.drain()
+    talker.world = second
+    talker.attempt(user("say 3"))
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_a_context_that_was_read_is_forgotten_when_its_time_is_over() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    assert call(second, "POST", COUNT, about(talker)).status == 200
+    assert second.endpoint.bridge.memory.size > 0
+    second.advance(AGE + 1)
+    assert second.endpoint.bridge.memory.size == 0
+
+
+def test_a_store_that_is_silent_is_a_503_and_sends_nothing() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    second.store.answers = False
+    client = begin(second, about(talker))
+    second.advance(1.9)
+    assert not client.received
+    second.advance(0.2)
+    refused = second.read(client)
+    assert refusal(refused) == UNAVAILABLE
+    assert "retry-after" in refused.headers
+    assert "passage.failed" in second.logged()
+    assert cluster.emulator.http_requests == []
+    client.send(request({"model": "m", "input": "x"}, path=COUNT))  # the connection is kept
+    assert second.net.open_connections(second.endpoint) > 0
+    second.store.answers = True
+    assert call(second, "POST", COUNT, about(talker)).status == 200
+
+
+def test_an_answer_that_comes_too_late_is_ignored() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    second.store.latency = 2 * SECOND
+    client = begin(second, about(talker))
+    second.advance(5)
+    assert refusal(second.read(client)) == UNAVAILABLE
+    assert cluster.emulator.http_requests == []
+
+
+def test_what_is_owned_here_does_not_depend_on_the_store() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    talker = conversation(replica)
+    replica.store.answers = False
+    client = begin(replica, about(talker))
+    replica.advance(2.1)
+    assert replica.read(client).status == 200
+    assert whole(talker) == texts(2)
+    replica.advance(20)  # the lease is over: another replica may have gone on with it
+    client = begin(replica, about(talker))
+    replica.advance(2.1)
+    assert refusal(replica.read(client)) == UNAVAILABLE
+
+
+def test_what_the_upstream_stores_is_its_own_to_know() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    talker = conversation(replica, store=True)
+    replica.store.answers = False
+    assert call(replica, "POST", COUNT, about(talker)).status == 200
+    sent = HttpAnswer(200, {}, cluster.emulator.http_requests[-1].body).json
+    assert sent["previous_response_id"] == talker.last
+
+
+def test_what_is_not_durable_yet_is_known_where_it_is() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    replica.store.answers = False
+    talker = Talker(replica)
+    client = talker.begin([user("say 1")], None)
+    replica.advance(2.1)
+    talker.end(client, [user("say 1")], None)
+    replica.store.answers = True
+    assert len(cluster.model) == 0
+    assert call(replica, "POST", COUNT, about(talker)).status == 200
+    assert whole(talker) == texts(1)
+
+
+def test_a_foreign_credential_sees_what_an_unknown_id_shows() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    foreign = call(second, "POST", COUNT, about(talker), key="sk-other")
+    unknown = call(second, "POST", COUNT, about(talker, "resp_unknown"), key="sk-other")
+    assert refusal(foreign) == refusal(unknown) == NOT_FOUND
+    last = str(talker.last).encode()
+    assert foreign.body.replace(last, b"ID") == unknown.body.replace(b"resp_unknown", b"ID")
+    assert second.endpoint.bridge.memory.size == 0
+
+
+# ------------------------------------------------------------------ deleting
+
+
+@pytest.mark.parametrize("at", ["its owner", "another"])
+@pytest.mark.parametrize("path", PATHS)
+def test_a_response_that_was_deleted_at_one_replica_is_not_found_at_another(
+    at: str, path: str
+) -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first, store=True)
+    here, there = (first, second) if at == "its owner" else (second, first)
+    deleted = call(here, "DELETE", f"/v1/responses/{talker.last}")
+    assert deleted.json["deleted"] is True
+    assert refusal(call(there, "POST", path, about(talker))) == NOT_FOUND
+
+
+class Agreeable(Cluster):
+    """Replicas ``a`` and ``b`` with an HTTP API beside the upstream that agrees to each request,
+    also to delete what it does not store. Then only the bridge knows that a response is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.api = HttpUpstream()
+        self.net.add(self.api, "api", 80)
+        base = {"upstream_http": HttpUrl.parse("http://api/v1")}
+        self.a, self.b = self.start("a", **base), self.start("b", **base)
+
+    def agree(self, replica: Replica, method: str, path: str, body: object = None) -> Any:
+        """Carry out a request; its body as the API got it."""
+        client = replica.client()
+        client.send(request(body, method=method, path=path))
+        sent = bytes(self.api.received[self.api.latest])
+        agreed = tp.Send(self.api.latest, b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+        self.net.carry_out(self.api, [agreed, tp.Close(self.api.latest)])
+        assert replica.read(client).status == 200
+        content = sent.partition(b"\r\n\r\n")[2]
+        return HttpAnswer(200, {}, content).json if content else None
+
+    def delete(self, replica: Replica, response: str | None) -> None:
+        self.agree(replica, "DELETE", f"/v1/responses/{response}")
+
+    def has(self, replica: Replica, talker: Talker) -> bool:
+        """Whether a replica puts the whole context in place of the id of the latest response."""
+        sent = self.agree(replica, "POST", COUNT, about(talker))
+        assert ("previous_response_id" in sent) is (sent["input"] == "more")
+        return "previous_response_id" not in sent
+
+
+@pytest.mark.parametrize("at", ["its owner", "another"])
+@pytest.mark.parametrize("read", [False, True], ids=["not read before", "read before"])
+def test_no_replica_sends_a_context_that_was_deleted_at_another(at: str, read: bool) -> None:
+    cluster = Agreeable()
+    talker = conversation(cluster.a)
+    if read:  # the other replica has it in memory, too
+        assert cluster.has(cluster.b, talker)
+    cluster.delete(cluster.a if at == "its owner" else cluster.b, talker.last)
+    assert not cluster.has(cluster.b, talker)
+    assert not cluster.has(cluster.a, talker)
+
+
+def test_an_owner_that_has_seen_a_deletion_continues_no_more() -> None:
+    cluster = Agreeable()
+    talker = conversation(cluster.a)
+    cluster.delete(cluster.b, talker.last)
+    assert not cluster.has(cluster.a, talker)
+    refused = cluster.a.ask("say 3", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
+
+
+def test_a_response_under_the_id_of_a_deleted_one_is_kept() -> None:
+    """The upstream has used the id again, and the store does not have the later response yet."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a, 1)
+    cluster.delete(cluster.b, talker.last)
+    cluster.a.store.answers = False
+    again = Fault(Point.BEFORE_CREATED, Alter(Change.CHAIN_ID))
+    cluster.emulator.faults.add(2, again)
+    client = cluster.a.start("say 2", store=False, previous_response_id=talker.last)
+    cluster.a.advance(2.1)
+    assert cluster.a.read(client).response["id"] == talker.last
+    cluster.a.store.answers = True
+    assert cluster.has(cluster.a, talker)
+
+
+# ------------------------------------------------------------------ one id for a chain
+
+
+def test_what_another_replica_has_added_under_the_same_id_is_read() -> None:
+    """Some upstreams use one id for all responses of a chain: what is held under it can be old."""
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first, 1)
+    assert call(second, "POST", COUNT, about(talker)).status == 200
+    assert whole(talker) == texts(1)
+    cluster.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, Alter(Change.CHAIN_ID)))
+    again = first.ask("say 2", store=False, previous_response_id=talker.last).response
+    assert again["id"] == talker.last
+    assert call(second, "POST", COUNT, about(talker)).status == 200
+    assert whole(talker) == texts(2)
+
+
+# ------------------------------------------------------------------ clients and drains
+
+
+def test_a_client_that_leaves_while_the_store_is_asked_leaves_nothing() -> None:
+    cluster = Cluster(latency=SECOND // 2)
+    first, second = cluster.start("a"), cluster.start("b")
+    first.advance(2)
+    talker = Talker(first)
+    client = talker.begin([user("say 1")], None)
+    first.advance(2)
+    talker.end(client, [user("say 1")], None)
+    client = begin(second, about(talker))
+    client.abort()
+    second.advance(5)
+    assert cluster.emulator.http_requests == []
+    assert second.endpoint.clients == 0
+    assert second.net.open_connections(second.endpoint) == 0
+
+
+def test_requests_on_one_connection_wait_for_each_other() -> None:
+    cluster = Cluster(latency=SECOND // 2)
+    first, second = cluster.start("a"), cluster.start("b")
+    first.advance(2)
+    talker = Talker(first)
+    client = talker.begin([user("say 1")], None)
+    first.advance(2)
+    talker.end(client, [user("say 1")], None)
+    client = second.client()
+    for path in PATHS:
+        client.send(request(about(talker), path=path))
+    second.advance(5)
+    assert [one.path for one in cluster.emulator.http_requests] == PATHS
+
+
+def test_a_drain_waits_for_a_request_whose_store_is_asked() -> None:
+    cluster = Cluster()
+    first, second = cluster.start("a"), cluster.start("b")
+    talker = conversation(first)
+    second.store.latency = SECOND // 2
+    client = begin(second, about(talker))
+    second.drain()
+    assert second.endpoint not in cluster.net.stopped
+    second.advance(3)
+    assert second.read(client).status == 200
+    assert second.endpoint in cluster.net.stopped
