@@ -433,10 +433,12 @@ class Replica:
             return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
-        if lookup.load:
+        named, last = lookup.response, answer.path[-1]
+        if named is not None and self._memory.forget_deleted(turn.scope, named, last, now):
+            pass
+        elif lookup.load:
             self._restore(turn.scope, answer, now)
-        elif lookup.response and not self._knows(turn.scope, lookup.response, now):
-            # It was evicted in the meantime: read it back.
+        elif named is not None and self._is_stale(turn.scope, named, last, now):
             return self._ask(turn, attrs.evolve(lookup, load=True), now)
         return [PlaceTurn(turn.id, answer.conversation)]
 

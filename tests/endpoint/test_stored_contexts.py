@@ -281,6 +281,16 @@ def test_no_replica_sends_a_context_that_was_deleted_at_another(at: str, read: b
     assert not cluster.has(cluster.a, talker)
 
 
+def test_a_turn_does_not_continue_from_memory_what_was_deleted_elsewhere() -> None:
+    """A replica has the context of a session that has ended, and claims its conversation again."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a)
+    cluster.a.advance(901)
+    cluster.delete(cluster.b, talker.last)
+    refused = cluster.a.ask("say 3", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
+
+
 def test_an_owner_that_has_seen_a_deletion_continues_no_more() -> None:
     cluster = Agreeable()
     talker = conversation(cluster.a)
@@ -308,7 +318,8 @@ def test_a_response_under_the_id_of_a_deleted_one_is_kept() -> None:
 # ------------------------------------------------------------------ one id for a chain
 
 
-def test_what_another_replica_has_added_under_the_same_id_is_read() -> None:
+@pytest.mark.parametrize("then", ["request", "turn"])
+def test_what_another_replica_has_added_under_the_same_id_is_read(then: str) -> None:
     """Some upstreams use one id for all responses of a chain: what is held under it can be old."""
     cluster = Cluster()
     first, second = cluster.start("a"), cluster.start("b")
@@ -318,8 +329,15 @@ def test_what_another_replica_has_added_under_the_same_id_is_read() -> None:
     cluster.emulator.faults.add(2, Fault(Point.BEFORE_CREATED, Alter(Change.CHAIN_ID)))
     again = first.ask("say 2", store=False, previous_response_id=talker.last).response
     assert again["id"] == talker.last
-    assert call(second, "POST", COUNT, about(talker)).status == 200
-    assert whole(talker) == texts(2)
+    if then == "request":
+        assert call(second, "POST", COUNT, about(talker)).status == 200
+        assert whole(talker) == texts(2)
+    else:
+        first.drain()
+        answer = second.ask("more", store=False, previous_response_id=talker.last)
+        assert answer.status == 200
+        said = [item["content"] for item in cluster.emulator.requests[-1].body["input"]]
+        assert len(said) == len(texts(2))
 
 
 # ------------------------------------------------------------------ clients and drains
