@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridgecore import transport as tp
 from bridgecore.config import HttpUrl
@@ -60,8 +62,12 @@ def whole(talker: Talker) -> list[str]:
     """The texts of the latest request about a context, as the upstream got it."""
     body = HttpAnswer(200, {}, talker.world.emulator.http_requests[-1].body).json
     assert "previous_response_id" not in body
-    contents = [item["content"] for item in body["input"]]
-    return [each if isinstance(each, str) else each[0]["text"] for each in contents]
+    return [text for item in body["input"] for text in texts_of(item)]
+
+
+def texts_of(item: dict[str, Any]) -> list[str]:
+    content = item["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
 
 
 def texts(turns: int) -> list[str]:
@@ -385,3 +391,56 @@ def test_a_drain_waits_for_a_request_whose_store_is_asked() -> None:
     second.advance(3)
     assert second.read(client).status == 200
     assert second.endpoint in cluster.net.stopped
+
+
+# ------------------------------------------------------------------ whatever happens before
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["turn", "turn", "request", "branch"]), st.integers(0, 1)),
+            st.tuples(st.sampled_from(["drain", "kill"]), st.integers(0, 1)),
+            st.tuples(st.just("wait"), st.sampled_from([1, 20, 901])),
+            st.tuples(st.just("crowd"), st.integers(0, 1)),
+        ),
+        max_size=20,
+    ),
+    st.booleans(),
+)
+def test_every_replica_knows_every_context_at_any_time(
+    steps: list[tuple[str, int]], forwards: bool
+) -> None:
+    """What a request about a context sends upstream is the history that its client has seen."""
+    cluster = Cluster(forwards=forwards)
+    limits = {"transcript_bytes": 200_000, "transcript_scope_bytes": 100_000}
+    replicas = [cluster.start(name, **limits) for name in "ab"]
+    talker, others = Talker(replicas[0]), 0
+    for number, (what, at) in enumerate(steps):
+        if what == "wait":
+            replicas[0].advance(at)
+            continue
+        replica = talker.world = replicas[at]
+        if what == "turn":
+            talker.attempt(user(f"say {number}"))
+        elif what == "branch":
+            talker.attempt(user(f"say {number}"), after=next(iter([*talker.past][1:]), None))
+        elif what == "crowd":
+            for _ in range(4):
+                others += 1
+                Talker(replica, key=f"sk-{others}").attempt(user("x" * 30_000))
+        elif what != "request":
+            getattr(replica, what)()
+            # Under a name of its own: it has a lease at once, and what it answers is durable.
+            replicas[at] = cluster.start(f"{number}", **limits)
+        elif talker.last is not None:
+            assert call(replica, "POST", COUNT, about(talker)).status == 200
+            believed = [*talker.past[talker.last], user("more")]
+            assert whole(talker) == [text for each in believed for text in texts_of(each)]
+    replicas[0].advance(20)
+    for replica in replicas:
+        for response, past in talker.past.items():
+            if response is not None:
+                assert call(replica, "POST", COUNT, about(talker, response)).status == 200
+                assert whole(talker)[:-1] == [text for each in past for text in texts_of(each)]
