@@ -356,6 +356,7 @@ class _Search:
         self.report = Report(policy.name, bounds)
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
+        self.foldings: dict[object, tuple[int, _Naming]] = {}  # by state, not yet in that form
         self.edges: list[tuple[_Edge, ...] | None] = []  # by state
         self.healthy_moves: list[str | None] = []  # by state: the next move of a healthy upstream
         self.models: list[Model] = []
@@ -500,14 +501,26 @@ class _Search:
             # The session was retired: nothing more can happen to it.
             outcome = self._outcome(event, effects, deadline, _SAME)
             return _Edge(move, outcome, None, rule, ended=ended)
-        folded, naming = after, _SAME
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
         plain = self.shortcuts and _is_canonical(after)
-        if not (plain and tip == state.cached_response and tip in (None, "tip")):
-            folded, naming = self._folded(after, 0)
+        if plain and tip == state.cached_response and tip in (None, "tip"):
+            reached, naming = self._state(after), _SAME
+        else:
+            reached, naming = self._fold(after)
         outcome = self._outcome(event, effects, deadline, naming)
-        return _Edge(move, outcome, self._state(folded), rule, ended=ended)
+        return _Edge(move, outcome, reached, rule, ended=ended)
+
+    def _fold(self, state: SessionState) -> tuple[int, _Naming]:
+        """The number of the canonical form of ``state``, and the renaming that leads to it."""
+        key: object = key_of(state) if self.shortcuts else None
+        found = self.foldings.get(key)
+        if found is None:
+            folded, naming = self._folded(state, 0)
+            found = self._state(folded), naming
+            if self.shortcuts:
+                self.foldings[key] = found
+        return found
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
