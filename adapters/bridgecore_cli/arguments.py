@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
+from bridgecore_cli.output import printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        line = printable(message)
         self.exit(USAGE, f"bridgecore: error: {line} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: Sequence[str]) -> None:
