@@ -128,7 +128,8 @@ def config_of(replica: int, policy: Policy = DEFAULT) -> Config:
 
 
 class World:
-    """Two bridges and their environment.
+    """Two bridges and their environment. A new one has just started both processes; what they do
+    first is under way (``pair_moves.started`` lets it happen).
 
     Args:
         bounds: what can happen.
@@ -176,7 +177,7 @@ class World:
         other.trail = []
         return other
 
-    # ------------------------------------------------------------ questions
+    # ------------------------------------------------------------ what is known of a replica
 
     def takes_turns(self, replica: int) -> bool:
         """Whether clients reach ``replica``."""
