@@ -48,6 +48,7 @@ from bridgecore.recovery.state import Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Deadline, Timers
 from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
 from bridgecore.verify.model import Model, one_ended, own_names
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.search import Search
 
@@ -547,7 +548,7 @@ class _Search:
         try:
             after = model
             if outcome.event is not None:
-                after = model.after(outcome.event, outcome.effects, 0, outcome.deadline)
+                after = check_step(model, outcome.event, outcome.effects, 0, outcome.deadline)
             if outcome.naming is not _SAME:
                 after = _renamed(after, outcome.naming)
             checked = self._model(after)

@@ -143,7 +143,7 @@ def compaction(said: Iterable[Json], sealed: str, context: int, mark: str, creat
 
     Args:
         said: the messages that stay, in any form in which a client may send them.
-        sealed: the ``encrypted_content`` that stands for the rest.
+        sealed: the ``encrypted_content`` of the item that replaces all others.
         context: tokens of the context.
         mark: a part of the ids, unique for the request.
         created_at: Unix seconds.
