@@ -209,6 +209,11 @@ class HttpApi:
             message = f"Previous response with id '{frame.anchor}' not found."
             code = "previous_response_not_found"
             return refuse(resource.bad(code, message, "previous_response_id"))
+        if (name := resource.conversation_in(frame.body)) is not None:
+            found = self.storage.conversation(request.authorization, name)
+            if found is None:
+                return refuse(conversations.unknown(name))
+            parent = context.context_of(found)
         prepared = context.prepare(frame, parent, (), self.storage, request.authorization)
         return refuse(prepared) if isinstance(prepared, Error) else _said(compute(frame))
 

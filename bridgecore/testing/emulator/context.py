@@ -53,6 +53,11 @@ NO_RESPONSE = PriorResponse((), (), 0)
 """What a turn without an anchor continues."""
 
 
+def context_of(conversation: Conversation) -> PriorResponse:
+    """What a turn in ``conversation`` continues."""
+    return PriorResponse((), tuple(conversation.items), conversation.size)
+
+
 @attrs.define(eq=False)
 class Storage:
     """Responses and items that outlive their connection (``store``), and conversations, apart for

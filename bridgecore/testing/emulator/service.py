@@ -533,7 +533,7 @@ class Emulator:
             found = self._enter(conn, running, name)
             if isinstance(found, Error):
                 return found
-            parent = context.PriorResponse((), tuple(found.items), found.size)
+            parent = context.context_of(found)
         cached = conn.cache.values()
         prepared = context.prepare(request, parent, cached, self._storage, conn.authorization)
         if isinstance(prepared, Error):
