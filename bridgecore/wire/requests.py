@@ -70,7 +70,9 @@ class CreateRequest:
     def conversation(self) -> str | None:
         """The id of the conversation, kept by the upstream, that the turn belongs to; None if it
         names none, or not as the API demands."""
-        given = self.members.get("conversation", NULL)
+        given = self.members.get("conversation")
+        if given is None:
+            return None
         if begins(given, b"{"):
             try:
                 given = read_members(given).get("id", NULL)
