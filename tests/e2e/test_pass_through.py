@@ -177,6 +177,11 @@ def test_the_embedded_emulator_answers_other_paths(backend: Backend, shared: Sha
     bridge = shared("--backend", backend.name)
     assert ask(bridge.port, request("GET", "/models")).json["object"] == "list"
     assert ask(bridge.port, request("GET", "/v1/unknown")).code == "not_found"
+    with sdk(bridge.port) as client:
+        made = client.conversations.create()
+        for text in ("one", "two"):
+            client.responses.create(model="m", input=text, conversation=made.id)
+        assert len(client.conversations.items.list(made.id).data) == 4
 
 
 def test_nothing_is_passed_through_if_it_is_switched_off(shared: Shared) -> None:

@@ -105,7 +105,7 @@ def _listed(item: Json, mark: str) -> Json:
     kind, name = item.get("type"), item.get("id")
     if not isinstance(kind, str):
         kind = "message"
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         name = f"{_PREFIXES.get(kind, 'item')}_{mark}"
     listed = {"id": name, "type": kind, "status": "completed", **item}
     if kind == "message" and isinstance(text := item.get("content"), str):

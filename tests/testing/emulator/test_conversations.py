@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.conversations import Conversation, ConversationItemList
 
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Emulator
@@ -84,6 +85,7 @@ def test_a_conversation_is_created_changed_and_deleted(client: ByteClient) -> No
     }
     assert name.startswith("conv_")
     path = f"{PATH}/{name}"
+    Conversation.model_validate(made, strict=True)
     assert ask(client, "GET", path).json == made
     assert ask(client, "HEAD", path).status == 200
     changed = ask(client, "POST", path, {"metadata": {"topic": "names"}}).json
@@ -177,7 +179,9 @@ def test_items_are_listed_with_every_member(client: ByteClient) -> None:
     given: list[Json] = [SAID, CALL, OUTPUT, {"type": "reasoning", "id": "rs_1", "summary": []}]
     added = ask(client, "POST", f"{PATH}/{name}/items", {"items": given}).json
     assert (added["object"], added["has_more"]) == ("list", False)
-    user, *rest = items_of(client, name, "?order=asc")
+    user, *rest = ConversationItemList.model_validate(
+        ask(client, "GET", f"{PATH}/{name}/items?order=asc").json, strict=True
+    ).model_dump(exclude_unset=True)["data"]
     assert rest == added["data"]
     assert [added["first_id"], added["last_id"]] == [rest[0]["id"], "rs_1"]
     ids = [item.pop("id") for item in (user, *rest)]
