@@ -124,16 +124,30 @@ def test_a_turn_that_was_cut_off_is_in_the_conversation_once(
     assert_empty(w)
 
 
-def test_a_loss_that_was_not_noticed_before_the_next_turn_costs_nothing(url: str) -> None:
-    w = world(url=url)
+def test_a_connection_past_its_lifetime_is_replaced_within_the_turn() -> None:
+    """The upstream refuses the turn there, so that it is in the conversation once."""
+    w = world()
     name = begin(w)
     w.ask("one", conversation=name, store=False)
-    strike(w, Point.BEFORE_CREATED, CloseWith(1001))
-    w.emulator.lifetime = 1 * SECOND
-    w.emulator.faults.clear()
+    w.emulator.lifetime = SECOND
     w.advance(2)
     assert w.ask("two", conversation=name, store=False).text == "turn 2: two"
+    assert names(w, name) == [name] * 3
     assert len(listed(w, name)) == 4
+
+
+def test_a_client_that_leaves_does_not_keep_the_conversation_locked(url: str) -> None:
+    """Its retry is answered at once, and what it left is not in the conversation."""
+    w = world(url=url, emulator=Emulator(delta_interval=SECOND))
+    name = begin(w)
+    left = w.start("one two three", conversation=name, store=False)
+    w.advance(1.5)
+    assert b"response.output_text.delta" in left.received
+    left.abort()
+    again = w.start("one", conversation=name, store=False)
+    w.advance(10)
+    assert w.read(again).text == "turn 1: one"
+    assert listed(w, name) == ["user: one", "assistant: turn 1: one"]
 
 
 def test_the_turns_of_a_conversation_use_one_connection(continuity: Continuity) -> None:
