@@ -12,9 +12,9 @@ import pytest
 
 from bridgecore.config import Continuity
 from bridgecore.testing import EVERY, Abort, CloseWith, Emulator, Fault, FaultPlan, Point
-from tests.endpoint.test_resources import OTHER, call
+from tests.endpoint.test_resources import OTHER
 from tests.endpoint_clients import assert_empty, context, output_for, strike, user
-from tests.endpoint_world import SECOND, Json, World, in_segments, read_answers
+from tests.endpoint_world import SECOND, Json, World, call, in_segments, read_answers
 
 URLS = ["ws://up/v1/responses", "http://up/v1"]
 
