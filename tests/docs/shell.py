@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import IO
 
 import attrs
 
@@ -56,7 +57,7 @@ class Service:
     ready: str
 
 
-RUNNING = r"running on http://127\.0\.0\.1:(\d+)"
+RUNNING = r"[Rr]unning on http://127\.0\.0\.1:(\d+)"
 
 
 class Shell:
@@ -93,33 +94,19 @@ class Shell:
 
     def run(self, command: str, status: int = 0, limit: float = 3 * TIME_LIMIT) -> None:
         """Run a command that has to end with ``status``, in ``limit`` seconds."""
-        done = subprocess.run(
-            ["bash", "-e", "-o", "pipefail", "-c", self.here(command)],
-            cwd=self.folder,
-            env=self._environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-        self.printed = done.stdout
-        assert done.returncode == status, f"{command}: exit {done.returncode}\n{done.stdout}"
+        with self._popen(command, subprocess.PIPE) as process:
+            try:
+                printed, _ = process.communicate(timeout=limit)
+            finally:
+                _end(process)
+        self.printed = printed.decode()
+        assert process.returncode == status, f"{command}: exit {process.returncode}\n{self.printed}"
 
     def start(self, command: str, service: Service) -> int:
         """Start a command that goes on running, and wait until it is ready; its port."""
         log = self.folder / f"{service.port}-{len(self._running)}.log"
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                ["bash", "-c", self.here(command)],
-                cwd=self.folder,
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
+            process = self._popen(command, file)
         self.stack.callback(_end, process)
         self._running.append((process, log))
 
@@ -144,9 +131,18 @@ class Shell:
             # make and uvicorn end by the signal itself, once what they run has ended well.
             assert code in (0, -signal.SIGTERM), f"exit {code}\n{log.read_text(encoding='utf-8')}"
 
-    def _environment(self) -> dict[str, str]:
+    def _popen(self, command: str, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a command in a session of its own, so that all that it starts can be ended."""
         ours = {name: text for name, text in environment().items() if name not in _OF_MAKE}
-        return {**ours, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        return subprocess.Popen(
+            ["bash", "-e", "-o", "pipefail", "-c", self.here(command)],
+            cwd=self.folder,
+            env={**ours, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
