@@ -1,7 +1,7 @@
 """Routes turns to conversations and upstream links: messages in, effects out.
 
 What belongs here: registries and dispatch. A ``Bridge`` knows which conversation a turn or a link
-belongs to, which conversations form a family (the same credential and cache key), and the earliest
+belongs to, which conversations form a family (see ``continuity.memory.Family``), and the earliest
 deadline of each. It hands each event to the conversation concerned and keeps the registries in step
 with the effects that come back. It decides nothing itself:
 
@@ -622,7 +622,7 @@ class Bridge:
         return Seat(found.id, state.idle, state.cached_response)
 
     def _kin(self, recall: TurnContext, now: int) -> Iterator[Kin]:
-        """The sessions of the turn's family (same credential and cache key), latest used first."""
+        """The sessions of the turn's family, latest used first."""
         members = self._families.members(recall.family.key) if recall.family is not None else ()
         for key in members:
             conversation, latest = self._conversations[key], self._families.latest(key)

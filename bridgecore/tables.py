@@ -28,6 +28,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
     Timeouts,
+    name_of,
 )
 from bridgecore.recovery.policy_table import differences, written
 from bridgecore.recovery.rules import RULES, Handling, Rule
@@ -100,7 +101,7 @@ def _first_three(names: Sequence[str]) -> str:
 def _names() -> Iterator[str]:
     """The name of each row and action, with its words."""
     for named in (*Situation, *Action):
-        head = f"    {named.name.lower():<{_NAMES}}"
+        head = f"    {name_of(named):<{_NAMES}}"
         yield _wrap(head + named.value, indent=" " * len(head))
 
 
@@ -125,7 +126,7 @@ def render_table(policy: Policy) -> str:
     for row in Situation:
         by_column = {column: _shown(policy.remedy(row, column)) for column in Standing}
         ((usual, _),) = Counter(by_column.values()).most_common(1)
-        lines.append(f"{row.name.lower():<{_NAMES}}{usual}")
+        lines.append(f"{name_of(row):<{_NAMES}}{usual}")
         reply = usual.partition(" ")[2]
         others = [
             f"{', '.join(columns)}: {remedy.removesuffix(f' {reply}') if reply else remedy}"
@@ -149,7 +150,7 @@ def render_diff(policy: Policy, other: Policy) -> str:
         return _wrap(f"{policy.name} decides as {other.name} does: nothing differs.") + "\n"
     lines = [_wrap(f"- {other.name}"), _wrap(f"+ {policy.name}")]
     for row, pairs in rows.items():
-        lines += ["", row.name.lower()]
+        lines += ["", name_of(row)]
         for pair, columns in _grouped(pairs).items():
             every = len(columns) == len(Standing)
             where = "every column" if every else ", ".join(columns)
@@ -164,7 +165,7 @@ def render_diff(policy: Policy, other: Policy) -> str:
     return "\n".join(lines) + "\n"
 
 
-_NAMES = 2 + max(len(row.name) for row in Situation)  # columns of the names of rows
+_NAMES = 2 + max(len(name_of(row)) for row in Situation)  # columns of the names of rows
 
 
 def _shown(remedy: Remedy) -> str:
@@ -175,7 +176,7 @@ def _grouped(by_column: Mapping[Standing, H]) -> dict[H, list[str]]:
     """The names of the columns that have the same value, by that value."""
     groups: dict[H, list[str]] = {}
     for column, value in by_column.items():
-        groups.setdefault(value, []).append(column.value)
+        groups.setdefault(value, []).append(name_of(column))
     return groups
 
 

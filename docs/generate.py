@@ -36,7 +36,7 @@ from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.mutate import KEPT
 from bridgecore.verify.observed import HEADER, LINES
 from bridgecore.verify.ownership_world import OwnershipProperty
-from bridgecore.verify.pair_world import PairProperty
+from bridgecore.verify.pair_properties import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
 from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of

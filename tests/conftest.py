@@ -277,6 +277,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_finish() -> None:
+    """Keep what exists before the first test out of garbage collections.
+
+    ``Backend.run`` collects after each use of an event loop. With the 9,000 tests and all modules
+    to look through that takes a tenth of a second, a third of the time of the whole suite.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--backend")

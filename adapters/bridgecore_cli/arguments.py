@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
+from bridgecore_cli.output import printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -51,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        line = printable(message)
         self.exit(USAGE, f"bridgecore: error: {line} (see {self.prog} --help)\n")
 
     def refuse(self, unknown: Sequence[str]) -> None:
@@ -266,7 +267,7 @@ def _store_check(parser: argparse.ArgumentParser) -> None:
 
 def _store_stats(parser: argparse.ArgumentParser) -> None:
     _store_settings(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_json(parser)
 
 
 def _store_purge(parser: argparse.ArgumentParser) -> None:
@@ -310,6 +311,23 @@ def _add_flags(where: argparse._ActionsContainer, settings: Iterable[Setting]) -
             )
 
 
+# Flags that mean the same for every command that has them.
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
+    )
+
+
+def _add_plot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+
+
+def _add_json(where: argparse._ActionsContainer) -> None:
+    where.add_argument("--json", action="store_true", help="print one JSON object instead")
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--turns",
@@ -318,10 +336,8 @@ def _demo(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="turns of each conversation (default: 40)",
     )
-    parser.add_argument(
-        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
-    )
-    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
+    _add_seed(parser)
+    _add_plot(parser)
     parser.add_argument(
         "--html",
         type=_writable,
@@ -414,9 +430,7 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
         help="on the faulty network, N replicas that share a store serve all conversations; they "
         "crash, are replaced, paused and cut off (default: 1, without a store)",
     )
-    parser.add_argument(
-        "--seed", type=_at_least(0), default=0, metavar="S", help="random seed (default: 0)"
-    )
+    _add_seed(parser)
     parser.add_argument(
         "--store",
         action=argparse.BooleanOptionalAction,
@@ -437,8 +451,8 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="size of the system prompt in tokens (default: 50000)",
     )
-    parser.add_argument("--svg", type=_writable, metavar="FILE", help="plot the context here")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_plot(parser)
+    _add_json(parser)
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
@@ -497,7 +511,7 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         help="write the results here as JUnit's XML, with a test case for each property",
     )
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON object instead")
+    _add_json(output)
     output.add_argument(
         "--mutants",
         action="store_true",

@@ -1,4 +1,4 @@
-"""What a command writes: files, and a standard output whose reader may have closed the pipe.
+"""What a command writes: files, text for a terminal, and a standard output that may be closed.
 
 What belongs here: what is the same for every command, and what the process does at its end.
 """
@@ -23,6 +23,12 @@ def give_up_stdout_if_broken() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, sys.stdout.fileno())
             os.close(nowhere)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """``text`` with control characters escaped: what comes from a file, a database or a user may
+    contain commands to the terminal. ``lines``: line breaks stay."""
+    return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
 
 
 def write_file(path: Path, text: str) -> bool:

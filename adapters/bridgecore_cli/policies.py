@@ -25,8 +25,10 @@ from bridgecore.recovery.policy import (
     Policy,
     Timeouts,
     can_carry_out,
+    cell_name,
     falling_back,
     is_named,
+    name_of,
     replaying,
 )
 from bridgecore.recovery.policy_table import KEYS, policy_from, policy_table, summary_of
@@ -68,8 +70,7 @@ def require_servable(policy: Policy) -> None:
     """
     for (row, column), remedy in policy.cells.items():
         if not can_carry_out(remedy.action, column):
-            action = remedy.action.name.lower()
-            what = f"{row.name.lower()}.{column.value} = {action!r}"
+            what = f"{name_of(row)}.{name_of(column)} = {name_of(remedy.action)!r}"
             raise ConfigError(
                 f"policy {policy.name}: {what}: a bridge has nothing to do that with for a turn "
                 f"that is {column.value}"
@@ -92,7 +93,7 @@ def overridden(policy: Policy, core: Mapping[str, Any]) -> Iterator[tuple[str, l
         if core[name] is value:
             changed = change(policy)
             cells = [
-                f"{row.name.lower()}/{column.value}"
+                cell_name(row, column)
                 for (row, column), remedy in policy.cells.items()
                 if remedy.action is not DEFAULT.remedy(row, column).action
                 and remedy.action is not changed.remedy(row, column).action

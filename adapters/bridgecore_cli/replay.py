@@ -12,16 +12,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from bridgecore.recovery.policy import Policy
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
 from bridgecore_cli.errors import CONFIGURATION, SettingsError
+from bridgecore_cli.output import printable
 
-if TYPE_CHECKING:  # loading it takes time, which only ``replay`` should spend
+if TYPE_CHECKING:  # loading it takes time, which ``serve`` should not spend
     from bridgecore.verify.replay import Divergence, Report
 
 _SHOWN = 20  # differences that are printed; of the others only the number
@@ -88,6 +90,26 @@ class DecisionLog:
             self._log(Log(LogLevel.WARNING, "decision_log.stopped", fields))
 
 
+@contextlib.contextmanager
+def opened_log(path: Path) -> Iterator[BinaryIO]:
+    """The log at ``path``, of this bridge or of another one, open for reading.
+
+    Raises:
+        SettingsError: the file cannot be read, or what reads it in the context finds that it is no
+            log.
+    """
+    from bridgecore.verify.replay import MalformedLog
+
+    try:
+        with path.open("rb") as lines:
+            yield lines
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise SettingsError(f"cannot read {path}: {reason}", CONFIGURATION) from None
+    except MalformedLog as exc:
+        raise SettingsError(f"{path}, {exc}", CONFIGURATION) from None
+
+
 # ------------------------------------------------------------------ replay
 
 
@@ -97,18 +119,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         SettingsError: the file cannot be read or is not a decision log.
     """
-    from bridgecore.verify.replay import MalformedLog, replay
+    from bridgecore.verify.replay import replay
 
     other: Policy | None = options.policy
     name = None if other is None else other.name
-    try:
-        with options.file.open("rb") as lines:
-            report = replay(lines, other)
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-        raise SettingsError(f"cannot read {options.file}: {reason}", CONFIGURATION) from None
-    except MalformedLog as exc:
-        raise SettingsError(f"{options.file}, {exc}", CONFIGURATION) from None
+    with opened_log(options.file) as lines:
+        report = replay(lines, other)
     if report.divergence is not None:
         _print("first divergence: " + _tell(report.divergence, "recorded", "replayed"))
     for difference in report.differences[:_SHOWN]:
@@ -151,5 +167,4 @@ def _count(number: int, noun: str) -> str:
 
 
 def _print(text: str) -> None:
-    """Print ``text`` with control characters escaped: the file may contain terminal commands."""
-    print("".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text))
+    print(printable(text, lines=True))

@@ -13,7 +13,7 @@ import enum
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -37,6 +37,8 @@ from bridgecore.wire.headers import allowed_origins, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError, did_you_mean
 
+U = TypeVar("U")
+
 NONE = "none"  # value of a setting: no file, no headers
 EMULATOR = "emulator"  # value of ``upstream``: the embedded emulator, which needs no API key
 AUTO = "auto"  # value of a limit, a name or a URL: computed from what else is known
@@ -49,6 +51,7 @@ _LONGEST = 10**9  # seconds, about thirty years, as in Config
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
 
 
+_HTTP_SCHEMES = "an http:// or https://"
 _STORES = ("sqlite", "postgresql", "postgres", "valkey", "valkeys", "redis", "rediss")
 
 # Stands in for the emulator's URL, unknown before it listens, while settings are checked together.
@@ -127,31 +130,18 @@ def _seconds(value: Any) -> int:
     return int(number * NS_PER_SECOND)
 
 
-def _upstream(value: Any) -> UpstreamUrl | None:
-    """The upstream's URL; None for the emulator."""
-    if value == EMULATOR:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"is not a ws://, wss://, http:// or https:// URL or {EMULATOR!r}")
-    return UpstreamUrl.parse(value)
+def _url_or(word: str, schemes: str, parse: Callable[[str], U]) -> Callable[[Any], U | None]:
+    """A reader of URLs with ``parse``; ``word`` is read as None. ``schemes``: with which a URL may
+    begin, in words."""
 
+    def read(value: Any) -> U | None:
+        if value == word:
+            return None
+        if not isinstance(value, str):
+            raise ValueError(f"is not {schemes} URL or {word!r}")
+        return parse(value)
 
-def _http_base(value: Any) -> HttpUrl | None:
-    """The base of the upstream's HTTP API; None for ``auto``."""
-    if value == AUTO:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"is not an http:// or https:// URL or {AUTO!r}")
-    return HttpUrl.parse(value)
-
-
-def _peer(value: Any) -> PeerUrl | None:
-    """The URL for other replicas; None for ``none``."""
-    if value == NONE:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"is not an http:// or https:// URL or {NONE!r}")
-    return PeerUrl.parse(value)
+    return read
 
 
 def _store(value: Any) -> str:
@@ -240,8 +230,12 @@ def _show_seconds(value: int) -> str:
 
 TEXT = Kind("NAME", _text)
 PORT = Kind("PORT", _port)
-URL = Kind("URL", _upstream, lambda _: EMULATOR)
-HTTP = Kind("URL", _http_base, lambda _: AUTO)
+URL = Kind(
+    "URL",
+    _url_or(EMULATOR, "a ws://, wss://, http:// or https://", UpstreamUrl.parse),
+    lambda _: EMULATOR,
+)
+HTTP = Kind("URL", _url_or(AUTO, _HTTP_SCHEMES, HttpUrl.parse), lambda _: AUTO)
 FLAG = Kind("true|false", _flag, lambda value: str(value).lower())
 POLICY = Kind("NAME|MODULE:ATTR|FILE.toml", _policy, lambda policy: policy.name)
 PATHS = Kind("PATHS", _paths, _show_paths)
@@ -249,7 +243,7 @@ SECONDS = Kind("SECONDS", _seconds, _show_seconds)
 SIZE = Kind("BYTES", _size)
 ORIGINS = Kind("ORIGINS", _origins, lambda names: " ".join(names) or NONE)
 HEADERS = Kind("NAMES", _header_names, lambda names: " ".join(names) or NONE)
-PEER = Kind("URL", _peer, lambda url: str(url or NONE))
+PEER = Kind("URL", _url_or(NONE, _HTTP_SCHEMES, PeerUrl.parse), lambda url: str(url or NONE))
 STORE = Kind("URL", _store, lambda _: MEMORY)
 REPLICA = Kind("NAME", _replica, lambda name: name or AUTO)
 LIMIT = Kind("N", _limit, lambda limit: AUTO if limit is None else str(limit))
@@ -743,14 +737,13 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
         if setting.kind is STORE:  # a URL may hold a password
             raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
         if setting.kind in (URL, HTTP):  # whole sentences, and a URL may hold a secret
-            schemes = "ws:// or wss://" if setting.kind is URL else "http:// or https://"
-            said = _without_secrets(exc, value, schemes)
+            said = _without_secrets(exc, value)
             raise SettingsError(f"{where}: {said}", CONFIGURATION) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)
         raise SettingsError(f"{where}: {shown[:100]} {exc}", exit_code) from None
 
 
-def _without_secrets(exc: ValueError, url: object, schemes: str) -> str:
+def _without_secrets(exc: ValueError, url: object) -> str:
     """The message; a general one if the URL has a part that may be a key, which is not logged."""
     if isinstance(url, str) and any(c in url for c in "@?#"):
         return "not the URL of an upstream without credentials (it is not repeated here)"

@@ -6,9 +6,9 @@ What belongs here: printing results, and the exit code. The simulation itself is
 Without ``--policy`` the growth under ``default`` and under ``v1_12`` is compared, and crowds run
 under ``default`` alone.
 
-Exit codes: 0: the context window sufficed, every turn completed, the client was never told that its
-conversation is lost, and no property was violated; 1: otherwise (of several policies this is judged
-for the first, safe one only); 2: wrong flags.
+Exit codes: 0: the context window sufficed, every turn completed, the bridge never answered that a
+response was not found, and no property was violated; 1: otherwise (of several policies this is
+judged for the first, safe one only); 2: wrong flags.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _figures(growth: Growth) -> dict[str, Any]:
         "bytes_from_client": growth.client,
         "bytes_upstream": growth.upstream,
         "tokens_upstream": growth.upstream_tokens,
-        "conversation_lost_turns": len(growth.disowned),
+        "conversation_lost_turns": len(growth.not_found),
         "window": growth.experiment.window,
         "full_at_turn": growth.full,
         "projected_full_at_turn": growth.full_at,

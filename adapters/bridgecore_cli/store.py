@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from bridgecore.ownership.store import Owner
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, USAGE, CommandError, SettingsError
+from bridgecore_cli.output import printable
 from bridgecore_cli.progress import show
 from bridgecore_cli.settings import MEMORY, Settings, load
 
@@ -238,7 +239,7 @@ def _leases(leases: list[LiveLease]) -> list[tuple[str, str]]:
     for lease in leases:
         left = f"{lease.remaining / NS_PER_SECOND:.1f} s left"
         where = lease.advertise or "no URL for forwards"
-        rows.append(("replica", _printable(f"{lease.replica}: {left}, {where}")))
+        rows.append(("replica", printable(f"{lease.replica}: {left}, {where}")))
     return rows or [("replica", "none has a lease")]
 
 
@@ -284,8 +285,3 @@ def _time(ns: int | None) -> str | None:
         return None
     at = datetime.datetime.fromtimestamp(ns // NS_PER_SECOND, datetime.UTC)
     return at.isoformat().replace("+00:00", "Z")
-
-
-def _printable(text: str) -> str:
-    """The text, which comes from the database, without what could command a terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,8 +1,7 @@
 """``bridgecore verify --trace LOG``: checks a log from production, prints its first wrong line.
 
-What belongs here: reading the file, and printing the verdict, the coverage and the diagram. The
-check itself is ``bridgecore.verify.trace`` and, for the log of another bridge,
-``bridgecore.verify.foreign``.
+What belongs here: printing the verdict, the coverage and the diagram. The check itself is
+``bridgecore.verify.trace`` and, for the log of another bridge, ``bridgecore.verify.foreign``.
 
 Exit codes: 0: the log is accepted; 1: a line is wrong; 2: wrong flags; 78: the file cannot be read
 or is no log.
@@ -19,11 +18,10 @@ from pathlib import Path
 
 from bridgecore.verify import diagram
 from bridgecore.verify.foreign import check_trace, is_decision_log
-from bridgecore.verify.replay import MalformedLog
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
 from bridgecore_cli.colour import Colour, paint
-from bridgecore_cli.errors import CONFIGURATION, SettingsError
-from bridgecore_cli.output import write_file
+from bridgecore_cli.output import printable, write_file
+from bridgecore_cli.replay import opened_log
 
 _WIDTH = 79  # columns of what is printed as prose
 _LONGEST = 500  # characters of the wrong line that are printed
@@ -36,16 +34,10 @@ def run(args: argparse.Namespace) -> int:
         SettingsError: the file cannot be read or is no log.
     """
     path: Path = args.trace
-    try:
-        with path.open("rb") as lines:
-            first = lines.readline()
-            check = check_decisions if is_decision_log(first) else check_trace
-            report = check(_all(first, lines), frozenset(args.allow))
-    except OSError as exc:
-        reason = exc.strerror or str(exc)
-        raise SettingsError(f"cannot read {path}: {reason}", CONFIGURATION) from None
-    except MalformedLog as exc:
-        raise SettingsError(f"{path}, {exc}", CONFIGURATION) from None
+    with opened_log(path) as lines:
+        first = lines.readline()
+        check = check_decisions if is_decision_log(first) else check_trace
+        report = check(_all(first, lines), frozenset(args.allow))
     if report.wrong is not None:
         _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
         if args.svg is not None:
@@ -54,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     for line in _coverage(report):
         _print(line)
     colour = Colour.GOOD if report.wrong is None else Colour.BAD
-    print(paint(_plain(_verdict(path, report)), colour))
+    print(paint(printable(_verdict(path, report), lines=True), colour))
     return 0 if report.wrong is None else 1
 
 
@@ -116,9 +108,4 @@ def _verdict(path: Path, report: TraceReport) -> str:
 
 
 def _print(text: str) -> None:
-    print(_plain(text))
-
-
-def _plain(text: str) -> str:
-    """``text`` with control characters escaped: the file may contain terminal commands."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    print(printable(text, lines=True))

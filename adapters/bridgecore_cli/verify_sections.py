@@ -42,7 +42,8 @@ from bridgecore.verify.explore_ownership import (
 )
 from bridgecore.verify.explore_pair import PAIR_BOUNDS, PairReport, explore_pair
 from bridgecore.verify.ownership_world import OwnershipBounds, OwnershipProperty
-from bridgecore.verify.pair_world import PairBounds, PairProperty
+from bridgecore.verify.pair_properties import PairProperty
+from bridgecore.verify.pair_records import PairBounds
 from bridgecore.verify.properties import Property
 from bridgecore.verify.results import Finding, SectionResult, Status, by_cost
 from bridgecore.verify.story import tell

@@ -16,9 +16,10 @@ import attrs
 class LatestTurn:
     """What placement needs to know of a session's latest turn.
 
-    ``family``: a digest, equal for turns of one credential, ``prompt_cache_key`` and thread; None
-    without a key. ``continued``: the turn had an anchor. ``repeats``: it had a history, so its
-    client sends whole histories rather than ids.
+    ``family``: a digest, equal for turns that may use one connection (see
+    ``continuity.memory.Family``); None without one. ``continued``: the turn had an anchor.
+    ``repeats``: it had a history, or a conversation that the upstream keeps, so its client does not
+    go on by ids.
     """
 
     family: bytes | None

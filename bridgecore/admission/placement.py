@@ -59,11 +59,12 @@ LOOKED_AT: Final = 64  # the most recently used that are considered, to bound th
 
 @attrs.frozen
 class Idle:
-    """An idle session of a turn's family: same credential, ``prompt_cache_key`` and thread.
+    """An idle session of a turn's family: same credential and thread, and same ``conversation`` or
+    ``prompt_cache_key``.
 
     ``continued``: its latest turn had an anchor, so its client will probably continue on this
     connection. ``dispensable``: the response that its connection can continue is not needed there:
-    there is none, or it can be continued elsewhere, or its client sends whole histories.
+    there is none, or it can be continued elsewhere, or its client does not go on by ids.
     """
 
     continued: bool
@@ -74,15 +75,16 @@ def take_over(family: Sequence[Idle], *, repeats: bool) -> int | None:
     """Choose an idle session of ``family`` for a turn without an anchor; None: create one.
 
     An upstream starts a new chain on any connection, and forgets the response that it could
-    continue there. Without reuse, a client whose histories are never recognised would leave one
-    more idle connection behind with each turn. But many conversations may share one
-    ``prompt_cache_key``, and must not keep taking each other's connections. So a session that is
-    being continued is left alone unless it is old, and a turn that starts a conversation takes over
-    a session only once many have had just a single turn.
+    continue there. Without reuse, a client whose histories are never recognised, or whose
+    conversation the upstream keeps, would leave one more idle connection behind with each turn. But
+    many conversations may share one ``prompt_cache_key``, and must not keep taking each other's
+    connections. So a session that is being continued is left alone unless it is old, and a turn
+    that starts a conversation takes over a session only once many have had just a single turn.
 
     Args:
         family: the idle sessions, most recently used first.
-        repeats: the turn has a history, which was not recognised.
+        repeats: the turn has a history, which was not recognised, or a conversation that the
+            upstream keeps.
 
     Returns:
         An index into ``family``, or None.
@@ -125,7 +127,7 @@ class Arrival:
     """What placement needs to know of a turn.
 
     ``anchor``: the response that it depends on. ``recognised``: it has none, but its history was
-    found in the transcripts. ``repeats``: it has a history.
+    found in the transcripts. ``repeats``: it has a history, or a conversation at the upstream.
     """
 
     standing: Standing

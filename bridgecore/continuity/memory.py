@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import attrs
 import msgspec
@@ -68,9 +69,10 @@ class Candidate:
 class Family:
     """What a turn shares with other turns of its client, whether its history is known or not.
 
-    ``key``: a digest, equal for turns with the same credential, ``prompt_cache_key`` and thread
-    headers. ``repeats``: the turn has no anchor but has items that a model made: its client sends
-    whole histories rather than ids.
+    ``key``: a digest, equal for turns with the same credential and thread headers that name the
+    same ``conversation`` or, if they name none, the same ``prompt_cache_key``. ``repeats``: the
+    turn has no anchor but goes on with something: it has items that a model made, or it names a
+    conversation. Its client will not name the response that a connection can continue.
     """
 
     key: bytes
@@ -258,7 +260,7 @@ class Memory:
         return recall
 
     def _prompt(self, scope: str, request: CreateRequest, narrow: list[bytes]) -> Prompt | None:
-        if self._transcripts is None and "prompt_cache_key" not in request.members:
+        if self._transcripts is None and request.members.keys().isdisjoint(_OF_FAMILIES):
             return None
         start = None if self._transcripts is None else self._transcripts.known_start(scope, request)
         try:
@@ -521,12 +523,28 @@ def _can_rebuild(node: Node, prompt: Prompt) -> bool:
     return not unanswered
 
 
+# The members of a request that decide which family it belongs to.
+_OF_FAMILIES: Final = ("prompt_cache_key", "conversation")
+
+
 def _family(scope: str, prompt: Prompt, narrow: Iterable[bytes]) -> Family | None:
-    """The family of a turn; None if it has no ``prompt_cache_key``."""
-    if prompt.cache_key is None:
+    """The family of a turn; None if it has neither a ``conversation`` nor a ``prompt_cache_key``.
+
+    The turns of a conversation that the upstream keeps have no anchor, so nothing else leads them
+    to the connection of the turn before: each would open another one. They are a family of their
+    own, also where many conversations share a cache key.
+    """
+    request = prompt.request
+    kept = request.conversation
+    if kept is not None:
+        parts = [b"conversation", kept.encode(errors="surrogatepass")]
+    elif prompt.cache_key is not None:
+        parts = [bytes(prompt.cache_key)]
+    else:
         return None
     digest = hashlib.blake2b(digest_size=16)
-    for part in (scope.encode(), bytes(prompt.cache_key), *narrow):
+    for part in (scope.encode(), *parts, *narrow):
         digest.update(b"%d:%b" % (len(part), part))
-    anchored = prompt.request.previous_response_id is not None
-    return Family(digest.digest(), not anchored and prompt.repeats_answers())
+    anchored = request.previous_response_id is not None
+    goes_on = kept is not None or prompt.repeats_answers()
+    return Family(digest.digest(), not anchored and goes_on)

@@ -67,6 +67,14 @@ class Action(enum.Enum):
     FALL_BACK = "fall back"  # start over on a connection that speaks HTTP
     REBIND = "rebind"  # take the session over from another replica, if it has it, and start over
 
+def name_of(part: Situation | Standing | Action) -> str:
+    """The name of a row, a column or an action in log records and TOML files: ``lost_sent``."""
+    return part.name.lower()
+
+def cell_name(situation: Situation, standing: Standing) -> str:
+    """The name of a cell in log records: ``lost_sent/held``."""
+    return f"{name_of(situation)}/{name_of(standing)}"
+
 # For which standings a bridge can do something: only a held context can be rehydrated, and the
 # client's full input can be sent only if the client sent it.
 _HELD = (Standing.HELD, Standing.HELD_STORED)
@@ -110,8 +118,7 @@ class Cell:
     remedy: Remedy
 
     def __str__(self) -> str:
-        names = self.situation.name, self.standing.name, self.remedy.action.name
-        return "{}/{}={}".format(*map(str.lower, names))
+        return f"{cell_name(self.situation, self.standing)}={name_of(self.remedy.action)}"
 
     @property
     def words(self) -> str:

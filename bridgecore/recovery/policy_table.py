@@ -12,9 +12,9 @@ cells, by row and column, and ``budgets`` and ``timeouts`` some of those numbers
     silent.usually = "refuse (upstream_request_timeout)"
 
 What belongs here: the names, and what is wrong with a table, said with its place in it. Names are
-those of log records (``lost_sent/held=refuse``): a row is a ``Situation`` and an action an
-``Action``, by their names in lower case; a column is a ``Standing`` and an answer a
-``FailureReply``, by their values. Files are read elsewhere.
+those of log records (``lost_sent/held=refuse``): a row is a ``Situation``, a column a ``Standing``
+and an action an ``Action``, by ``name_of``; an answer is a ``FailureReply``, by its value. Files
+are read elsewhere.
 """
 
 from __future__ import annotations
@@ -42,16 +42,17 @@ from bridgecore.recovery.policy import (
     Situation,
     Timeouts,
     can_carry_out,
+    name_of,
 )
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 USUALLY: Final = "usually"
 """In place of a column: all columns of the row that are not named."""
-ROWS: Final[Mapping[str, Situation]] = {row.name.lower(): row for row in Situation}
+ROWS: Final[Mapping[str, Situation]] = {name_of(row): row for row in Situation}
 """The rows of a policy by the names that tables and log records have for them."""
-COLUMNS: Final[Mapping[str, Standing]] = {column.value: column for column in Standing}
+COLUMNS: Final[Mapping[str, Standing]] = {name_of(column): column for column in Standing}
 """The columns, likewise."""
-ACTIONS: Final[Mapping[str, Action]] = {action.name.lower(): action for action in Action}
+ACTIONS: Final[Mapping[str, Action]] = {name_of(action): action for action in Action}
 """The actions, likewise."""
 ANSWERS: Final[Mapping[str, FailureReply]] = {answer.value: answer for answer in FailureReply}
 """The answers, likewise: the error codes that clients get."""
@@ -184,7 +185,7 @@ def _require_possible(place: str, action: Action, column: Standing) -> None:
             has = "the client's own full input"
         here = "" if place.endswith(f".{column.value}") else f", here for {column.value}"
         raise ConfigError(
-            f"{place}: {action.name.lower()!r} needs {has}, so it is possible in the columns "
+            f"{place}: {name_of(action)!r} needs {has}, so it is possible in the columns "
             f"{able} only{here}"
         )
 
@@ -299,7 +300,7 @@ def policy_table(policy: Policy, base: Policy | None = None) -> dict[str, Any]:
     rows: dict[str, dict[str, str]] = {}
     for row, column in cells:
         remedy = written(policy.remedy(row, column))
-        rows.setdefault(row.name.lower(), {})[column.value] = remedy
+        rows.setdefault(name_of(row), {})[name_of(column)] = remedy
     for row_name, columns in rows.items():
         if len(columns) == len(Standing):
             ((usual, _),) = Counter(columns.values()).most_common(1)
@@ -312,4 +313,4 @@ def policy_table(policy: Policy, base: Policy | None = None) -> dict[str, Any]:
 
 def written(remedy: Remedy) -> str:
     """``remedy`` as a table has it: ``refuse (stream_incomplete)``."""
-    return f"{remedy.action.name.lower()} ({remedy.answer.value})"
+    return f"{name_of(remedy.action)} ({remedy.answer.value})"

@@ -132,17 +132,17 @@ class Growth:
         return sum(row.upstream_tokens for row in self.rows)
 
     @property
-    def disowned(self) -> tuple[TurnFigures, ...]:
-        """The turns in which the client was told that its conversation is lost, and sent its whole
+    def not_found(self) -> tuple[TurnFigures, ...]:
+        """The turns in which the bridge answered ``NOT_FOUND``, and the client sent its whole
         history."""
         return tuple(row for row in self.rows if NOT_FOUND in row.errors)
 
     @property
     def sound(self) -> bool:
-        """Whether every turn succeeded, the context stayed within the window, and the client was
-        never told that its conversation is lost."""
-        told = self.disowned or NOT_FOUND in self.unanswered
-        return self.full is None and self.stuck is None and not told
+        """Whether every turn succeeded, the context stayed within the window, and the bridge never
+        answered ``NOT_FOUND``."""
+        lost = self.not_found or NOT_FOUND in self.unanswered
+        return self.full is None and self.stuck is None and not lost
 
     @property
     def full_at(self) -> int | None:

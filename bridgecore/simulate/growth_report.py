@@ -146,9 +146,9 @@ def headline(growth: Growth) -> str:
     parts = [_short_window_part(growth)]
     if len(growth.rows) > 1:
         parts.append(f"{growth.per_turn:,.0f} tokens a turn")
-    told, turns = times_told(growth)
-    if told:
-        parts.append(f"whole history sent in {told} of {turns} turns")
+    times, turns = times_not_found(growth)
+    if times:
+        parts.append(f"whole history sent in {times} of {turns} turns")
     return f"{growth.experiment.policy.name}: {', '.join(parts)}"
 
 
@@ -182,21 +182,22 @@ def _growth_part(growth: Growth) -> str:
     return f"the context grows by {growth.per_turn:,.0f} tokens a turn"
 
 
-def times_told(growth: Growth) -> tuple[int, int]:
-    """In how many turns after the first the client was told that its conversation is lost, and of
-    how many."""
+def times_not_found(growth: Growth) -> tuple[int, int]:
+    """In how many turns after the first the bridge answered ``NOT_FOUND``, and of how many."""
     turns = max(0, len(growth.rows) - 1) + bool(growth.unanswered)
-    return len(growth.disowned) + (NOT_FOUND in growth.unanswered), turns
+    return len(growth.not_found) + (NOT_FOUND in growth.unanswered), turns
 
 
 def _client_part(growth: Growth) -> str:
-    told, turns = times_told(growth)
+    times, turns = times_not_found(growth)
     new = growth.experiment.new_tokens - OUTPUT_TOKENS
     sent = f"{growth.sent_per_turn:,.0f} tokens a turn"
-    if told:
-        text = f"in {told} of {turns} turns the client was told that its conversation is lost"
-        rest = f" and sent its whole history: {sent}, {new:,} of them new"
-        return text + (rest if len(growth.rows) > 1 else " and sent its whole history")
+    if times:
+        text = (
+            f"in {times} of {turns} turns the bridge answered {NOT_FOUND}, and the client sent its "
+            "whole history"
+        )
+        return f"{text}: {sent}, {new:,} of them new" if len(growth.rows) > 1 else text
     return f"the client sends {sent}" if len(growth.rows) > 1 else ""
 
 
@@ -246,10 +247,10 @@ def why_not_as_in_production(growth: Growth) -> str | None:
         usual.system_tokens,
         usual.new_tokens,
     )
-    appended = [row.grown for row in growth.disowned if row.grown > own.new_tokens]
+    appended = [row.grown for row in growth.not_found if row.grown > own.new_tokens]
     if growth.full in (None, _PRODUCTION_FULL) or not appended or not same:
         return None
-    hit, turns = times_told(growth)
+    hit, turns = times_not_found(growth)
     before = _PRODUCTION_FULL - 1
     room = own.window - growth.rows[0].context - before * own.new_tokens
     hits = round(room / (_PRODUCTION_GROWTH - own.new_tokens))

@@ -32,6 +32,7 @@ from bridgecore.recovery.state import SessionState
 from bridgecore.verify.environment import Bounds, bounded, moves, terms_of
 from bridgecore.verify.explore import Counterexample, Report, Step, canonical, explore
 from bridgecore.verify.model import Model
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 
 ALL = frozenset(Property)
@@ -273,7 +274,7 @@ def _replayed(
         original = transition if stepper is step else step(ticking, state, move.event, 0)
         yield transition, original
         effects = transition.effects
-        model = model.after(move.event, effects, 0, transition.state.timers.next())
+        model = check_step(model, move.event, effects, 0, transition.state.timers.next())
         if effects and type(effects[-1]) is RetireSession:
             return
         state, model = canonical(transition.state, model, 0)

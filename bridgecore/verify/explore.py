@@ -48,6 +48,7 @@ from bridgecore.recovery.state import Phase, SessionState, Waiting
 from bridgecore.recovery.timers import Deadline, Timers
 from bridgecore.verify.environment import Bounds, Move, bounded, moves, terms_of
 from bridgecore.verify.model import Model, one_ended, own_names
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.search import Search
 
@@ -356,6 +357,7 @@ class _Search:
         self.report = Report(policy.name, bounds)
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
+        self.foldings: dict[object, tuple[int, _Naming]] = {}  # by state, not yet in that form
         self.edges: list[tuple[_Edge, ...] | None] = []  # by state
         self.healthy_moves: list[str | None] = []  # by state: the next move of a healthy upstream
         self.models: list[Model] = []
@@ -500,14 +502,26 @@ class _Search:
             # The session was retired: nothing more can happen to it.
             outcome = self._outcome(event, effects, deadline, _SAME)
             return _Edge(move, outcome, None, rule, ended=ended)
-        folded, naming = after, _SAME
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
         plain = self.shortcuts and _is_canonical(after)
-        if not (plain and tip == state.cached_response and tip in (None, "tip")):
-            folded, naming = self._folded(after, 0)
+        if plain and tip == state.cached_response and tip in (None, "tip"):
+            reached, naming = self._state(after), _SAME
+        else:
+            reached, naming = self._fold(after)
         outcome = self._outcome(event, effects, deadline, naming)
-        return _Edge(move, outcome, self._state(folded), rule, ended=ended)
+        return _Edge(move, outcome, reached, rule, ended=ended)
+
+    def _fold(self, state: SessionState) -> tuple[int, _Naming]:
+        """The number of the canonical form of ``state``, and the renaming that leads to it."""
+        key: object = key_of(state) if self.shortcuts else None
+        found = self.foldings.get(key)
+        if found is None:
+            folded, naming = self._folded(state, 0)
+            found = self._state(folded), naming
+            if self.shortcuts:
+                self.foldings[key] = found
+        return found
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
@@ -534,7 +548,7 @@ class _Search:
         try:
             after = model
             if outcome.event is not None:
-                after = model.after(outcome.event, outcome.effects, 0, outcome.deadline)
+                after = check_step(model, outcome.event, outcome.effects, 0, outcome.deadline)
             if outcome.naming is not _SAME:
                 after = _renamed(after, outcome.naming)
             checked = self._model(after)

@@ -15,17 +15,11 @@ from typing import Final
 import attrs
 
 from bridgecore.bridge import Bridge
-from bridgecore.verify.pair_world import (
-    ALL,
-    REPLICAS,
-    TICKS,
-    Key,
-    Move,
-    PairBounds,
-    PairProperty,
-    PairViolationError,
-    World,
-)
+from bridgecore.verify.pair_key import Key, key_of
+from bridgecore.verify.pair_moves import at_rest, moves, settle, started, urgent_move
+from bridgecore.verify.pair_properties import ALL, PairProperty, PairViolationError
+from bridgecore.verify.pair_records import REPLICAS, TICKS, Move, PairBounds
+from bridgecore.verify.pair_world import World
 from bridgecore.verify.search import Search
 
 
@@ -75,7 +69,7 @@ class Probe:
         if not {_P.LIVENESS, _P.ONE_END} & set(world.judged) or value in self._known:
             return
         self._known.add(value)
-        if not world.at_rest():
+        if not at_rest(world):
             return
         for replica in filter(world.takes_turns, REPLICAS):
             for number, client in enumerate(world.clients):
@@ -87,9 +81,9 @@ class Probe:
     def _settle(self, trial: World) -> None:
         """Let everything happen that happens within a tick; the upstream answers."""
         while True:
-            move = trial.urgent()
+            move = urgent_move(trial)
             if move is None:
-                move = next(filter(_is_sound, trial.moves()), None)
+                move = next(filter(_is_sound, moves(trial)), None)
             if move is None:
                 return
             trial.happens(move)
@@ -178,21 +172,21 @@ def explore_pair(
     report = PairReport(bounds)
     search: Search[Key, Way] = Search(most=bounds.max_worlds)
     probe = Probe()
-    start = World(bounds, make, judged, report.checked)
-    worlds = {search.reach(start.key()): start}  # those that are not yet expanded
+    start = started(bounds, make, judged, report.checked)
+    worlds = {search.reach(key_of(start)): start}  # those that are not yet expanded
 
     def look(number: int, name: Key) -> bool:
         here = worlds.pop(number)
         world: World | None = None
         try:
             probe.look(here, name[2])
-            for move in here.moves():
+            for move in moves(here):
                 report.edges += 1
                 world = here.copy()
                 world.happens(move)
-                world.settle()
+                settle(world)
                 found = len(search)
-                if search.reach(world.key(), number, tuple(world.trail)) == found:
+                if search.reach(key_of(world), number, tuple(world.trail)) == found:
                     worlds[found] = world
                 world = None
         except PairViolationError as violation:

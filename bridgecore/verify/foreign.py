@@ -33,7 +33,9 @@ from bridgecore.recovery.policy import Timeouts
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
-from bridgecore.verify.model import Model, Terms, evidence_of
+from bridgecore.verify.evidence import evidence_of
+from bridgecore.verify.model import Model, Terms
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.observed import LINES, Header, Observed, Says, event_of, read_log
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.story import Seen
@@ -579,7 +581,7 @@ class _Search:
         if self._silence.frame_sent and not unsent and not isinstance(event, ev.FrameSent):
             frame = ev.FrameSent(model.generation)
             if guess.past is not None and model.requires_reaction(frame, at):
-                model = model.after(frame, (), guess.past.at, None)  # when it was sent
+                model = check_step(model, frame, (), guess.past.at, None)  # when it was sent
         event = _of_connection(event, model.generation)
         begun = guess._replace(
             model=model, line=line, at=at, event=event, effects=(), assumed=assumed,
@@ -605,7 +607,7 @@ class _Search:
         for more in self._more(guess):
             effects = guess.effects + more
             try:
-                model = guess.model.after(event, effects, guess.at, None)
+                model = check_step(guess.model, event, effects, guess.at, None)
             except ViolationError as violation:
                 if first is None or (first.prop in _ODD and violation.prop not in _FILLED):
                     first = violation
@@ -716,7 +718,7 @@ class _Search:
                 effects = (*earlier, effect)
                 try:
                     self._check_injection(guess, effect)
-                    guess.model.after(event, effects, guess.at, None, whole=False)
+                    check_step(guess.model, event, effects, guess.at, None, whole=False)
                 except ViolationError as violation:
                     first, tried = first or violation, tried or effects
                     continue
@@ -826,7 +828,7 @@ def _after(guess: _Guess, effects: tuple[Effect, ...] | None = None) -> Model:
         return guess.model
     effects = guess.effects if effects is None else effects
     try:
-        return guess.model.after(guess.event, effects, guess.at, None, whole=False)
+        return check_step(guess.model, guess.event, effects, guess.at, None, whole=False)
     except ViolationError:
         return guess.model
 

@@ -17,6 +17,7 @@ from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.verify.environment import terms_of
 from bridgecore.verify.model import Model
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 
 
@@ -49,7 +50,7 @@ class Monitor:
             return
         after, model = transition.state, self.model
         try:
-            self.model = model.after(event, transition.effects, now, after.timers.next())
+            self.model = check_step(model, event, transition.effects, now, after.timers.next())
             if after != before and self.model is model:
                 text = f"{event} should be ignored, but changed the state"
                 raise ViolationError(Property.SPURIOUS_IS_NOTHING, text)

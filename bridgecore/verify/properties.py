@@ -1,8 +1,8 @@
 """The named properties of a session, and what checks each requirement on a bridge.
 
 What belongs here: what must hold, in words, and what a violation costs a user; ``bridgecore
-verify`` prints both. The checks are in model.py, those that need the whole graph of states
-(liveness, replays) in explore.py.
+verify`` prints both. The checks are in model_events.py, model_effects.py and model_failures.py,
+those that need the whole graph of states (liveness, replays) in explore.py.
 """
 
 from __future__ import annotations

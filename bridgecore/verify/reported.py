@@ -135,7 +135,7 @@ REPORTED: Sequence[ReportedBug] = (
     ReportedBug(
         f"{_LB}/1529",
         Bug(
-            "a not-found by another name",
+            "a not-found with a code that no client knows",
             "The upstream did not know the id. The bridge passed that on with a code of its own, "
             "which no client recognises, and the conversation stopped.",
             _P.ANSWER_TELLS_WHAT_HAPPENED,
@@ -148,8 +148,8 @@ REPORTED: Sequence[ReportedBug] = (
         f"{_LB}/1830",
         Bug(
             "a refusal taken for a broken stream",
-            "The upstream refused the turn with an error. The client was told that the stream had "
-            "broken, retried, and was refused again, until the session was blocked.",
+            "The upstream refused the turn with an error. The bridge reported a broken stream to "
+            "its client, which retried and was refused again, until the session was blocked.",
             _P.ANSWER_TELLS_WHAT_HAPPENED,
             _cell(Situation.REFUSED, Standing.UNANCHORED, Action.REFUSE, _INCOMPLETE),
             bounds=_only(Standing.UNANCHORED),
@@ -171,7 +171,7 @@ REPORTED: Sequence[ReportedBug] = (
     ReportedBug(
         f"{_LB}/395",
         Bug(
-            "an anchor that nobody stores",
+            "an anchor that the upstream does not store",
             "Every turn was sent with store=false, and continued by its id all the same: after a "
             "reconnect the upstream had never heard of it.",
             _P.ANCHOR_IS_KNOWN,
@@ -241,7 +241,7 @@ LOGGED: Sequence[LoggedBug] = (
         f"{_LB}/857",
         "a session that stays busy after a loss",
         "A connection closed in mid-answer and the turn failed, but it still counted as running. "
-        "The turns behind it waited until the client was told that the bridge is overloaded.",
+        "The turns behind it waited, until the bridge answered that it is overloaded.",
         _P.NOTHING_IS_STRANDED,
         9,
         (

@@ -17,6 +17,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.environment import Bounds, bounded, moves, terms_of
 from bridgecore.verify.explore import Counterexample, Step, canonical
 from bridgecore.verify.model import Model
+from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.scenario import command_of, describe, replay
 
@@ -114,7 +115,9 @@ def tell(policy: Policy, bounds: Bounds, found: Counterexample, *, stepper: Step
             live.append(state.cached_response)
         transition = stepper(ticking, folded, move.event, 0)
         try:
-            watched = model.after(move.event, transition.effects, 0, transition.state.timers.next())
+            watched = check_step(
+                model, move.event, transition.effects, 0, transition.state.timers.next()
+            )
         except ViolationError:
             break
         folded, model = canonical(transition.state, watched, 0)

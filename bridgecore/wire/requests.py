@@ -25,6 +25,7 @@ from bridgecore.wire.jsontext import (
     quoted,
     read_members,
     reader,
+    text_of,
     write_object,
 )
 
@@ -64,6 +65,20 @@ class CreateRequest:
     previous_response_id: str | None
     model: str | None
     input_text: tuple[bytes, int] | None = attrs.field(repr=False)
+
+    @property
+    def conversation(self) -> str | None:
+        """The id of the conversation, kept by the upstream, that the turn belongs to; None if it
+        names none, or not as the API demands."""
+        given = self.members.get("conversation")
+        if given is None:
+            return None
+        if begins(given, b"{"):
+            try:
+                given = read_members(given).get("id", NULL)
+            except UnreadableError:
+                return None
+        return text_of(given) or None
 
     @property
     def frame(self) -> bytes:

@@ -140,10 +140,10 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     found = results(turns, every, run)
     broken, usual = found["v1_12", True], found["default", True]
     first, second, third, fourth = story(found)
-    told = len(broken.disowned) + bool(broken.unanswered)
+    told = len(broken.not_found) + bool(broken.unanswered)
     assert numbers("in N of the N turns", first)[0] == str(told)
     assert "the upstream had the response each time" in first
-    assert all(row.grown > row.sent for row in broken.disowned)
+    assert all(row.grown > row.sent for row in broken.not_found)
     n = len(broken.rows) if broken.full else turns
     ours, theirs = broken.rows[:n], usual.rows[:n]
     contexts = f"{ours[-1].context:,}", f"{theirs[-1].context:,}"
@@ -160,7 +160,7 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
         assert f"v1_12 used {contexts[0]} in {turns} turns and would fill it" in third
     if usual.full is None:
         assert f"default used {usual.rows[-1].context:,} in {turns} turns" in third
-    assert not usual.disowned
+    assert not usual.not_found
     hits = sum(bool(row.errors) for row in usual.rows)
     answered = f"default answered {f'{hits} x ' if hits > 1 else ''}502 stream_incomplete instead"
     assert fourth.startswith(answered)

@@ -37,10 +37,10 @@ def test_both_policies_are_compared_unless_one_is_named(capsys: pytest.CaptureFi
     assert "policy v1_12: 2 conversations" not in out
 
 
-def test_a_told_loss_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_not_found_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     """Although the context is as small as it can be."""
     assert invoke("--policy", "v1_12", "--no-store", "--turns", "3") == 1
-    assert "in 2 of 2 turns the client was told" in capsys.readouterr().out
+    assert "in 2 of 2 turns the bridge answered" in capsys.readouterr().out
 
 
 def test_a_share_of_turns_can_be_hit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,6 +39,8 @@ class Client:
         modes: streamed, whole or both; a WebSocket has no other answers than streamed ones.
         inside: why the bridge cannot be its transport; empty if it can.
         speaks: the protocol in which it sends its turns.
+        resources: whether it also uses other paths of the API. Where the bridge is its transport,
+            these go to the upstream.
         upstream: what is upstream of the bridge: the emulator, or LiteLLM in front of it.
     """
 
@@ -50,6 +52,7 @@ class Client:
     modes: tuple[str, ...] = (STREAMED, WHOLE)
     inside: str = ""
     speaks: str = "HTTP"
+    resources: bool = False
     upstream: str = "emulator"
 
 
@@ -126,8 +129,12 @@ CLIENTS: Final = (
     _agents("auto_previous_response_id", "id"),
     _agents("SQLiteSession", "session"),
     _agents("OpenAIResponsesCompactionSession", "compaction"),
+    _agents("OpenAIConversationsSession", "conversations", resources=True),
+    _agents("conversation_id", "conversation", resources=True),
     _agents("auto_previous_response_id, WebSocket", "id-ws", **SOCKET),
     _agents("SQLiteSession, WebSocket", "session-ws", **SOCKET),
+    _agents("OpenAIConversationsSession, WebSocket", "conversations-ws", **SOCKET),
+    _agents("conversation_id, WebSocket", "conversation-ws", **SOCKET),
     _codex("HTTP", "http"),
     _codex("WebSocket", "websocket"),
     _vercel("messages", "history"),

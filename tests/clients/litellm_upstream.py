@@ -132,13 +132,21 @@ def proxying(python: Path, upstream: int) -> Iterator[tuple[int, str]]:
 
 
 def _wait(url: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the proxy answers at ``url``. It reports that it listens only in the words of its
+    log, which differ by version, so it is asked again and again; that it has ended is noticed at
+    once.
+
+    Raises:
+        RuntimeError: it has ended, or takes too long.
+    """
     deadline = time.monotonic() + STARTING
     while True:
         try:
             with urllib.request.urlopen(url, timeout=10):
                 return
         except OSError as exc:
-            if popen.poll() is not None or time.monotonic() > deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                popen.wait(0.2)
+            if popen.returncode is not None or time.monotonic() > deadline:
                 said = log.read_text("utf-8", "replace")[-2000:]
                 raise RuntimeError(f"the proxy of LiteLLM does not start: {said}") from exc
-        time.sleep(0.2)

@@ -32,6 +32,7 @@ from typing import Any, Final, cast
 
 import attrs
 
+from bridgecore import UpstreamUrl
 from bridgecore.testing import CreateFrame
 from tests.clients.judge import complaint
 from tests.clients.libraries import CLIENTS, PROXY, STREAMED, Client, Work
@@ -86,8 +87,11 @@ def environment_of(work: Work, target: Target) -> dict[str, str]:
 
 def ask(work: Work, client: Client, mode: str, target: Target, key: str) -> tuple[list[str], str]:
     """Run the program; its answers, and why it failed, if it did."""
+    base_url = target.base_url
+    if client.resources and target.upstream is not None:
+        base_url = f"http://{UpstreamUrl.parse(target.upstream).authority}/v1"
     task = {
-        "base_url": target.base_url,
+        "base_url": base_url,
         "key": key,
         "variant": client.variant,
         "stream": mode == STREAMED,
@@ -149,7 +153,7 @@ def spoken(bridge: Observed, conns: Iterable[int]) -> str:
         data = bytes(bridge.received[conn])
         if re.match(rb"GET (?s:.*?)\r\nupgrade: websocket\r\n", data, re.IGNORECASE):
             found.add("WebSocket")
-        if re.search(rb"^POST \S+/responses HTTP", data, re.MULTILINE):
+        if re.search(rb"POST /\S*/responses HTTP/1\.1\r\n", data):
             found.add("HTTP")
     return " and ".join(sorted(found))
 
@@ -168,8 +172,11 @@ def last_turn(work: Work, client: Client, bench: Bench) -> tuple[str, dict[str, 
         return said, {}
     sent = [log.fields for log in bridge.logs[logged:] if log.event == "turn.sent"][-1]
     size, saved = cast(int, sent["bytes"]), cast(int, sent["saved"])
+    continues = "history" if sent["standing"] == "injected" else "id"
+    if "conversation" in found.answered[-1].body:
+        continues = "conversation"
     return said, {
-        "continues": "history" if sent["standing"] == "injected" else "id",
+        "continues": continues,
         "received": size + saved,
         "sent": size,
         # Behind the proxy the emulator sees requests of the proxy.

@@ -256,6 +256,21 @@ def test_families_are_of_one_key_and_one_thread() -> None:
     assert key(prompt_cache_key="k", headers=thread) != key(prompt_cache_key="k")
 
 
+def test_the_turns_of_an_upstreams_conversation_are_a_family() -> None:
+    held = book()
+
+    def key(**members: Any) -> object:
+        family = held.ask([user("a")], **members).family
+        return None if family is None else family.key
+
+    assert key(conversation=7) is None
+    assert key(conversation="c") == key(conversation={"id": "c"}, model="n")
+    assert key(conversation="c", prompt_cache_key="k") == key(conversation="c")
+    assert len({key(conversation="c"), key(conversation="d"), key(prompt_cache_key="c")}) == 3
+    thread = [(b"thread-id", b"t")]
+    assert key(conversation="c", headers=thread) != key(conversation="c")
+
+
 @pytest.mark.parametrize("continuity", Continuity)
 def test_only_a_full_history_counts_as_repeating(
     continuity: Continuity,
@@ -269,6 +284,10 @@ def test_only_a_full_history_counts_as_repeating(
         family = held.ask(items, anchor, prompt_cache_key="k").family
         assert family is not None
         assert family.repeats is repeats
+        # A turn in a conversation goes on with that, whatever its items are.
+        family = held.ask(items, anchor, conversation="c").family
+        assert family is not None
+        assert family.repeats is (anchor is None)
 
 
 # ------------------------------------------------------------------ deleted responses

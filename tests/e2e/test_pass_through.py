@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import openai
 import pytest
 import trustme
 
-from bridgecore.testing import Emulator
+from bridgecore.testing import EVERY, CloseWith, Emulator, Fault, Point
 from tests.e2e.conftest import (
     TIME_LIMIT,
     Process,
@@ -35,6 +35,8 @@ from tests.e2e.conftest import (
 )
 
 if TYPE_CHECKING:
+    from openai.types.responses import ResponseInputItemParam
+
     from tests.conftest import Backend
 
 MIB = 2**20
@@ -121,10 +123,65 @@ def test_the_sdk_counts_and_compacts_what_only_the_bridge_has(
     assert all(b"previous_response_id" not in one.body for one in upstream.emulator.http_requests)
 
 
+def test_the_sdk_keeps_a_conversation_at_the_upstream(bridge: Process, upstream: Upstream) -> None:
+    """Its connections are lost after each answer. Items go over HTTP, turns over WebSocket."""
+    lost = Fault(Point.AFTER_TERMINAL, CloseWith(1001))
+    upstream.emulator.faults.add(EVERY, lost)
+    with sdk(bridge.port) as client:
+        keep, items = client.conversations, client.conversations.items
+        made = keep.create(
+            items=[{"role": "user", "content": "before"}], metadata={"topic": "tests"}
+        )
+        said = []
+        for text in ("one", "two"):
+            answer = client.responses.create(
+                model="m", input=text, conversation=made.id, store=False
+            )
+            assert answer.conversation is not None
+            assert answer.conversation.id == made.id
+            said.append(answer.output_text)
+        assert said == ["turn 2: one", "turn 3: two"]
+        with client.responses.stream(
+            model="m", input="call tool f", conversation=made.id, store=False
+        ) as stream:
+            (call,) = stream.get_final_response().output
+        assert call.type == "function_call"
+        output = {"type": "function_call_output", "call_id": call.call_id, "output": "sun"}
+        added = items.create(made.id, items=[cast("ResponseInputItemParam", output)])
+        assert added.data[0].type == "function_call_output"
+        listed = list(items.list(made.id, order="asc", limit=3))  # in pages
+        assert [item.type for item in listed] == [
+            *(["message"] * 5),
+            *("message", "function_call", "function_call_output"),
+        ]
+        assert len({item.id for item in listed}) == 8
+        assert items.retrieve(str(call.id), conversation_id=made.id).type == "function_call"
+        assert items.delete(str(listed[0].id), conversation_id=made.id).id == made.id
+        with pytest.raises(openai.NotFoundError, match="not found in conversation"):
+            items.retrieve(str(listed[0].id), conversation_id=made.id)
+        assert keep.update(made.id, metadata={"topic": "more"}).metadata == {"topic": "more"}
+        assert keep.retrieve(made.id).metadata == {"topic": "more"}
+        with pytest.raises(openai.BadRequestError, match="Invalid 'after'"):
+            items.list(made.id, after="msg_none")
+        assert keep.delete(made.id).deleted
+        with pytest.raises(openai.NotFoundError, match="not found") as gone:
+            client.responses.create(model="m", input="hi", conversation=made.id, store=False)
+    assert gone.value.type == "invalid_request_error"
+    sent = upstream.emulator.requests
+    assert [request.body["conversation"] for request in sent] == [made.id] * 4
+    assert [len(request.input) for request in sent] == [1] * 4
+    assert [len(request.context) for request in sent[:3]] == [2, 4, 6]
+
+
 def test_the_embedded_emulator_answers_other_paths(backend: Backend, shared: Shared) -> None:
     bridge = shared("--backend", backend.name)
     assert ask(bridge.port, request("GET", "/models")).json["object"] == "list"
     assert ask(bridge.port, request("GET", "/v1/unknown")).code == "not_found"
+    with sdk(bridge.port) as client:
+        made = client.conversations.create()
+        for text in ("one", "two"):
+            client.responses.create(model="m", input=text, conversation=made.id)
+        assert len(client.conversations.items.list(made.id).data) == 4
 
 
 def test_nothing_is_passed_through_if_it_is_switched_off(shared: Shared) -> None:

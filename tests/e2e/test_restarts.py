@@ -73,6 +73,29 @@ def test_a_conversation_goes_on_after_each_end_of_its_bridge(
     assert contexts == [1, 3, 5, 7, 9, 11]
 
 
+def test_a_conversation_of_the_upstream_needs_no_bridge_of_its_own(
+    options: tuple[str, ...], upstream: Upstream
+) -> None:
+    """Any process takes any turn of it, in place of one that was killed and beside it."""
+    with running(*options) as one, running(*options) as two:
+        with sdk(one.port) as client:
+            name = client.conversations.create().id
+        statuses: list[int] = []
+        for bridge in (one, two, one, two, two):
+            with sdk(bridge.port, statuses=statuses) as client:
+                client.responses.create(model="m", input="hi", conversation=name, store=False)
+            if len(statuses) == 3:
+                one.popen.kill()
+                one.popen.wait(20)
+        with sdk(two.port) as client:
+            assert len(list(client.conversations.items.list(name))) == 10
+        assert "not_durable" not in two.logged()
+    assert statuses == [200] * 5
+    contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
+    assert contexts == [1, 3, 5, 7, 9]
+    assert upstream.emulator.upgrades == 2
+
+
 def test_nothing_that_was_said_can_be_read_in_the_file(
     upstream: Upstream, backend: Backend, tmp_path: Path
 ) -> None:

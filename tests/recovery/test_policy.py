@@ -20,6 +20,7 @@ from bridgecore.recovery.policy import (
     Remedy,
     Situation,
     Timeouts,
+    name_of,
     replaying,
 )
 
@@ -129,6 +130,11 @@ def test_a_remedy_is_printed_with_its_answer() -> None:
     refused = Remedy(Action.REFUSE, FailureReply.STREAM_INCOMPLETE)
     assert str(refused) == "refuse (stream_incomplete)"
     assert str(Remedy(Action.SURFACE, FailureReply.UPSTREAM_ERROR)) == "surface"
+
+
+@pytest.mark.parametrize("standing", Standing)
+def test_a_column_has_one_name_in_logs_and_in_words(standing: Standing) -> None:
+    assert name_of(standing) == standing.value
 
 
 def test_a_policy_that_lacks_cells_names_them_all() -> None:

@@ -65,15 +65,15 @@ def test_without_storage_the_context_equals_the_history() -> None:
 
 
 @pytest.mark.parametrize("policy", [V1_12, PR397], ids=lambda policy: policy.name)
-def test_without_storage_a_lost_conversation_is_told_although_the_context_is_small(
+def test_without_storage_a_not_found_is_reported_although_the_context_is_small(
     policy: Policy,
 ) -> None:
     """The context grows as under ``default``; what it costs is in other columns."""
     growth = grow(Experiment(turns=6, store=False, policy=policy))
     assert growth.per_turn == 2_300
-    assert len(growth.disowned) == 5
+    assert len(growth.not_found) == 5
     assert not growth.sound
-    assert "in 5 of 5 turns the client was told that its conversation is lost" in summary(growth)
+    assert "in 5 of 5 turns the bridge answered 400 previous_response_not_found" in summary(growth)
     assert "58,900 tokens a turn, 2,000 of them new" in summary(growth)
 
 
@@ -161,13 +161,13 @@ def test_a_summary_says_what_the_rows_say(seed: int) -> None:
     assert number("N bytes from the client", said) == sum(row.client for row in rows)
     assert number("N bytes and", said) == sum(row.upstream for row in rows)
     assert number("N tokens upstream", said) == sum(row.upstream_tokens for row in rows)
-    told = sum(NOT_FOUND in row.errors for row in rows) + (NOT_FOUND in growth.unanswered)
-    assert number("in N of [0-9]+ turns the client was told", said) == (told or None)
-    assert ("whole history" in said) == ("whole history" in headline(growth)) == (told > 0)
+    lost = sum(NOT_FOUND in row.errors for row in rows) + (NOT_FOUND in growth.unanswered)
+    assert number("in N of [0-9]+ turns the bridge answered", said) == (lost or None)
+    assert ("whole history" in said) == ("whole history" in headline(growth)) == (lost > 0)
     if len(rows) > 1:
         mean = sum(row.sent for row in rows[1:]) / (len(rows) - 1)
         assert number("(?:sends|history:) N tokens a turn", said) == int(f"{mean:.0f}")
-    if told or growth.full is not None or growth.stuck is not None:
+    if lost or growth.full is not None or growth.stuck is not None:
         assert not growth.sound
 
 

@@ -23,7 +23,11 @@ from bridgecore.recovery.policy import Action, Remedy, Situation
 from bridgecore.replica import Replica
 from bridgecore.verify import pair_machine
 from bridgecore.verify.explore_pair import PAIR_BOUNDS, explore_pair
-from bridgecore.verify.pair_world import FAULTS, Move, PairBounds, PairProperty, World
+from bridgecore.verify.pair_key import key_of
+from bridgecore.verify.pair_moves import moves, started
+from bridgecore.verify.pair_properties import PairProperty
+from bridgecore.verify.pair_records import FAULTS, Move, PairBounds
+from bridgecore.verify.pair_world import World
 
 P = PairProperty
 Make = Callable[..., Bridge]
@@ -273,25 +277,25 @@ WALKED = going_wrong("slow", "crash")
 
 def walk(steps: int) -> list[World]:
     """A path on which the last thing happens that can happen, and now and then the first."""
-    worlds = [World(WALKED)]
+    worlds = [started(WALKED)]
     for step in range(steps):
-        moves = list(worlds[-1].moves())
+        possible = list(moves(worlds[-1]))
         world = worlds[-1].copy()
-        world.happens(moves[0 if step % 3 else -1])
+        world.happens(possible[0 if step % 3 else -1])
         worlds.append(world)
     return worlds
 
 
 def test_a_copy_of_a_world_is_independent() -> None:
     for world in walk(40):
-        before = world.key()
-        for move in list(world.moves()):
+        before = key_of(world)
+        for move in list(moves(world)):
             world.copy().happens(move)
-            assert world.key() == before
+            assert key_of(world) == before
 
 
 def test_bridges_are_copied_as_deepcopy_copies_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = [world.key() for world in walk(40)]
+    ours = [key_of(world) for world in walk(40)]
     monkeypatch.setattr(pair_machine, "_copy", copy.deepcopy)
-    assert [world.key() for world in walk(40)] == ours
+    assert [key_of(world) for world in walk(40)] == ours
     assert len(set(ours)) > 30

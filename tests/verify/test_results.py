@@ -17,7 +17,7 @@ from bridgecore.verify.explore import Counterexample
 from bridgecore.verify.explore_bridge import BridgeProperty
 from bridgecore.verify.junit import junit
 from bridgecore.verify.ownership_world import OwnershipProperty
-from bridgecore.verify.pair_world import PairProperty
+from bridgecore.verify.pair_properties import PairProperty
 from bridgecore.verify.properties import Property
 from bridgecore.verify.results import Finding, Results, SectionResult, by_cost
 from bridgecore.verify.story import tell

@@ -43,6 +43,29 @@ def test_store(text: str | None, store: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('"conv_1"', "conv_1"),
+        ('{"id":"conv_1"}', "conv_1"),
+        ('{"x":[{}],"id":"conv\\u005f1"}', "conv_1"),
+        *[(text, None) for text in ("null", '""', "7", "[]", "{}", '{"id":7}', '{"id":{"id":""}}')],
+        ("[" * 5000 + "]" * 5000, None),
+        ('{"id":' + "[" * 5000 + "]" * 5000 + "}", None),
+    ],
+)
+def test_the_conversation_of_a_turn(text: str, found: str | None) -> None:
+    body = f'{{"model":"m","conversation":{text}}}'.encode()
+    with contextlib.suppress(InvalidBodyError):  # it may be nested too deeply to be read at all
+        request = parse_create(body)
+        assert request.conversation == found
+        assert request.frame.endswith(f'"conversation":{text}}}'.encode())
+
+
+def test_a_turn_without_a_conversation() -> None:
+    assert parse_create(b'{"model":"m"}').conversation is None
+
+
+@pytest.mark.parametrize(
     "member", ["stream", "store", "previous_response_id", "model", "background"]
 )
 @pytest.mark.parametrize("value", ["7", "[]", "{}", "1.5"])

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from bridgecore.simulate import Growth, TurnFigures
 from bridgecore.simulate.experiment import NOT_FOUND
-from bridgecore.simulate.growth_report import counted, statuses, times_told
+from bridgecore.simulate.growth_report import counted, statuses, times_not_found
 
 Results: TypeAlias = Mapping[tuple[str, bool], Growth]
 """By the name of the policy, and whether the upstream stores the responses."""
@@ -97,15 +97,15 @@ def story(results: Results) -> list[str]:
 
 
 def _told(broken: Growth) -> str:
-    times, turns = times_told(broken)
+    times, turns = times_not_found(broken)
     code = NOT_FOUND
     if not times:
         return f"v1_12 never told its client {code!r}."
     text = f"v1_12 told its client {code!r} in {times} of the {turns} turns after the first"
-    kept = sum(row.grown > broken.experiment.new_tokens for row in broken.disowned)
+    kept = sum(row.grown > broken.experiment.new_tokens for row in broken.not_found)
     if not kept:
         return f"{text}, so the client sent its whole history."
-    whose = "each time" if kept == len(broken.disowned) else f"in {kept} of them"
+    whose = "each time" if kept == len(broken.not_found) else f"in {kept} of them"
     return (
         f"{text}, but the upstream had the response {whose}: the client's whole history was added "
         "to it."
@@ -153,7 +153,7 @@ def _window(growth: Growth) -> str:
 
 
 def _instead(results: Results, usual: Growth) -> str:
-    times, turns = times_told(usual)
+    times, turns = times_not_found(usual)
     if times:
         return f"default told its client the same, in {times} of {turns} turns."
     got = ", ".join(counted([error for row in usual.rows for error in row.errors]))

@@ -11,8 +11,7 @@ from html import escape
 
 import attrs
 
-from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import Action, Situation
+from bridgecore.recovery.policy_table import ACTIONS, COLUMNS, ROWS
 
 
 class Lane(enum.Enum):
@@ -40,8 +39,7 @@ def words_of(cell: str) -> str:
     """A cell of a policy's table, as logs name it, in the words of ``bridgecore rules``."""
     row, _, rest = cell.partition("/")
     column, _, action = rest.partition("=")
-    names = Situation[row.upper()].value, Standing[column.upper()].value
-    return f"{names[0]} / {names[1]}: {Action[action.upper()].value}"
+    return f"{ROWS[row].value} / {COLUMNS[column].value}: {ACTIONS[action].value}"
 
 
 def in_order(arrows: Sequence[Arrow]) -> list[Arrow]:

@@ -135,9 +135,11 @@ class DriverConformance(ABC):
             machine.saw(tp.Accepted)
             driver.request_drain()
             end = time.monotonic() + self.patience
+            # The driver may close its listener a moment after the effect, and the operating system
+            # reports that to no client. So it is tried again and again.
             while not refuses(driver.port):
                 expect(time.monotonic() < end, "after StopListening no client may be accepted")
-                time.sleep(0.01)  # the listener may be closed a moment after the effect
+                time.sleep(0.01)
             peer.send(b"still here")
             equal(peer.receive_exactly(10), b"still here", "accepted connections must go on")
 

@@ -17,6 +17,7 @@ The modules, from the top; each imports only from those below it:
 * ``events``: the answer to a turn, written as events of the API;
 * ``turns``: a turn, its result, and what is still to be sent for it;
 * ``context``: which responses and items the service knows, and a create frame read against them;
+* ``conversations``: the items that are kept under an id, for turns that name it;
 * ``resource``: the response object, and the settings that are refused;
 * ``errors``: errors as frames and as HTTP answers, in every shape that services use;
 * ``jsontext``: reading and writing JSON.

@@ -26,6 +26,7 @@ import attrs
 
 from bridgecore.testing import answers
 from bridgecore.testing.answers import CreateFrame, Json
+from bridgecore.testing.emulator.conversations import Conversation
 from bridgecore.testing.emulator.jsontext import encode
 from bridgecore.testing.emulator.resource import bad
 from bridgecore.testing.faults import Error
@@ -52,10 +53,15 @@ NO_RESPONSE = PriorResponse((), (), 0)
 """What a turn without an anchor continues."""
 
 
+def context_of(conversation: Conversation) -> PriorResponse:
+    """What a turn in ``conversation`` continues."""
+    return PriorResponse((), tuple(conversation.items), conversation.size)
+
+
 @attrs.define(eq=False)
 class Storage:
-    """Responses and items that outlive their connection (``store``), apart for each value of
-    ``Authorization``."""
+    """Responses and items that outlive their connection (``store``), and conversations, apart for
+    each value of ``Authorization``."""
 
     _responses: dict[tuple[bytes | None, str], PriorResponse] = attrs.field(
         factory=dict, init=False
@@ -63,6 +69,9 @@ class Storage:
     _items: dict[tuple[bytes | None, str], Json] = attrs.field(factory=dict, init=False)
 
     _resources: dict[tuple[bytes | None, str], Resource] = attrs.field(factory=dict, init=False)
+    _conversations: dict[tuple[bytes | None, str], Conversation] = attrs.field(
+        factory=dict, init=False
+    )
 
     def response(self, authorization: bytes | None, response_id: str) -> PriorResponse | None:
         """The stored response with that id."""
@@ -103,6 +112,35 @@ class Storage:
             self._responses.pop((authorization, name), None)
             self._resources.pop((authorization, name), None)
 
+    def conversation(self, authorization: bytes | None, name: str) -> Conversation | None:
+        """The conversation with that id."""
+        return self._conversations.get((authorization, name))
+
+    def add_conversation(self, authorization: bytes | None, conversation: Conversation) -> None:
+        """Store ``conversation``."""
+        self._conversations[authorization, conversation.id] = conversation
+
+    def delete_conversation(self, authorization: bytes | None, name: str) -> None:
+        """Forget the conversation with that id, but not its items."""
+        del self._conversations[authorization, name]
+
+    def extend(
+        self,
+        authorization: bytes | None,
+        conversation: Conversation,
+        items: Sequence[Json],
+        mark: str,
+    ) -> list[Json]:
+        """Add ``items`` to ``conversation``, and store them; ``mark``: see ``Conversation.add``.
+
+        Returns:
+            The items as they are listed.
+        """
+        added = conversation.add(items, mark)
+        for item in added:
+            self.add_item(authorization, item)
+        return added
+
     def clear_responses(self) -> None:
         """Forget all responses, as a service does with expired ones."""
         self._responses.clear()
@@ -115,6 +153,7 @@ class Prepared:
     size: int  # bytes that a model reads of the context's items
     cached: int  # tokens of them that belong to the anchor, unless a compaction intervened
     compact_only: bool  # the input asks for a compaction and nothing else
+    given: tuple[Json, ...]  # the frame's own input, as the model reads it
     # Which reasoning items were dropped; None if the input has none with an encrypted content.
     transformations: list[Json] | None
 
@@ -159,7 +198,8 @@ def prepare(
     error = _unpaired(frame.context)
     if error is not None:
         return error
-    return Prepared(size, answers.tokens(parent.size) if whole else 0, triggered, transformations)
+    read = answers.tokens(parent.size) if whole else 0
+    return Prepared(size, read, triggered, tuple(given), transformations)
 
 
 def digest(items: Sequence[Json]) -> str:

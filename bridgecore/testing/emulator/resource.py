@@ -71,10 +71,29 @@ def invalid(body: Mapping[str, Any]) -> Error | None:
     if limit is not None and limit < MIN_OUTPUT_TOKENS:
         message = f"Invalid 'max_output_tokens': expected a value >= {MIN_OUTPUT_TOKENS}."
         return bad("integer_below_min_value", message, "max_output_tokens")
-    if body.get("conversation") is not None and body.get("previous_response_id") is not None:
-        message = "conversation cannot be combined with previous_response_id."
-        return bad("mutually_exclusive_parameters", message, "conversation")
-    return _invalid_tools(body) or _invalid_input(body.get("input"))
+    return _invalid_conversation(body) or _invalid_tools(body) or invalid_input(body.get("input"))
+
+
+def conversation_in(body: Mapping[str, Any]) -> str | None:
+    """The id of the conversation that a create frame names."""
+    named = body.get("conversation")
+    name = named.get("id") if isinstance(named, dict) else named
+    return name if isinstance(name, str) else None
+
+
+def _invalid_conversation(body: Mapping[str, Any]) -> Error | None:
+    if body.get("conversation") is None:
+        return None
+    if conversation_in(body) is None:
+        message = "Invalid type for 'conversation': expected an id, or an object with an id."
+        return bad("invalid_type", message, "conversation")
+    if body.get("previous_response_id") is not None:
+        message = (
+            "Mutually exclusive parameters: ''. "
+            "Ensure you are only providing one of: 'previous_response_id' or 'conversation'."
+        )
+        return bad("mutually_exclusive_parameters", message)
+    return None
 
 
 def _invalid_tools(body: Mapping[str, Any]) -> Error | None:
@@ -98,15 +117,16 @@ def _invalid_tools(body: Mapping[str, Any]) -> Error | None:
     return None
 
 
-def _invalid_input(given: object) -> Error | None:
+def invalid_input(given: object, param: str = "input") -> Error | None:
+    """What is wrong with the items in the parameter ``param``."""
     items = given if isinstance(given, list) else []
     if not isinstance(given, str | list | None) or not all(
         isinstance(item, dict) for item in items
     ):
-        message = "Invalid type for 'input': expected a string or a list of objects."
-        return bad("invalid_type", message, "input")
+        message = f"Invalid type for '{param}': expected a string or a list of objects."
+        return bad("invalid_type", message, param)
     if not all(isinstance(item.get("call_id", ""), str) for item in items):
-        return bad("invalid_type", "Invalid type for 'call_id': expected a string.", "input")
+        return bad("invalid_type", "Invalid type for 'call_id': expected a string.", param)
     return None
 
 
@@ -123,6 +143,7 @@ def in_progress(body: Mapping[str, Any], response_id: str, created_at: int) -> J
         "output": [],
         "usage": None,
         **_settings(body),
+        **_conversation(body),
     }
 
 
@@ -143,7 +164,7 @@ def compaction(said: Iterable[Json], sealed: str, context: int, mark: str, creat
 
     Args:
         said: the messages that stay, in any form in which a client may send them.
-        sealed: the ``encrypted_content`` that stands for the rest.
+        sealed: the ``encrypted_content`` of the item that replaces all others.
         context: tokens of the context.
         mark: a part of the ids, unique for the request.
         created_at: Unix seconds.
@@ -164,6 +185,12 @@ def _message(item: Json, name: str) -> Json:
     content = item.get("content")
     parts = [{"type": "input_text", "text": content}] if isinstance(content, str) else content
     return {"id": name, "type": "message", "status": "completed", **item, "content": parts}
+
+
+def _conversation(body: Mapping[str, Any]) -> Json:
+    """The member that names the conversation; only responses that belong to one have it."""
+    named = body.get("conversation")
+    return {} if named is None else {"conversation": {"id": conversation_in(body)}}
 
 
 def _settings(body: Mapping[str, Any]) -> Json:

@@ -27,7 +27,15 @@ from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.testing import answers
 from bridgecore.testing.answers import Answer, CreateFrame, Json, Output, echo
-from bridgecore.testing.emulator import api, context, errors, events, injection, resource
+from bridgecore.testing.emulator import (
+    api,
+    context,
+    conversations,
+    errors,
+    events,
+    injection,
+    resource,
+)
 from bridgecore.testing.emulator.connection import (
     CLOSE_GRACE,
     Connection,
@@ -35,6 +43,7 @@ from bridgecore.testing.emulator.connection import (
     EndedResponse,
     SlowReading,
 )
+from bridgecore.testing.emulator.conversations import Conversation
 from bridgecore.testing.emulator.http import HttpTurns
 from bridgecore.testing.emulator.jsontext import decode, encode
 from bridgecore.testing.emulator.turns import Finish, Outcome, RunningTurn, Turn
@@ -520,10 +529,16 @@ class Emulator:
         if parent is None:
             message = f"Previous response with id '{request.anchor}' not found."
             return resource.bad("previous_response_not_found", message, "previous_response_id")
+        if (name := resource.conversation_in(request.body)) is not None:
+            found = self._enter(conn, running, name)
+            if isinstance(found, Error):
+                return found
+            parent = context.context_of(found)
         cached = conn.cache.values()
         prepared = context.prepare(request, parent, cached, self._storage, conn.authorization)
         if isinstance(prepared, Error):
             return prepared
+        running.given = prepared.given
         if self.context_window is not None and request.context_tokens > self.context_window:
             message = (
                 "Your input exceeds the context window of this model. "
@@ -539,6 +554,21 @@ class Emulator:
         outputs = self._outputs(request, prepared.compact_only)
         running.steps.extend(events.write(running, prepared, outputs, style))
         return None
+
+    def _enter(self, conn: Connection, running: RunningTurn, name: str) -> Conversation | Error:
+        """Let a turn run in the conversation ``name``, in which none may run yet."""
+        found = self._storage.conversation(conn.authorization, name)
+        if found is None:
+            return conversations.unknown(name)
+        for other in self._connections.values():
+            for one in other.running.values():
+                if one.conversation is found and one.turn.outcome is Outcome.RUNNING:
+                    return conversations.locked()
+        error = found.duplicate(running.request.input)
+        if error is not None:
+            return error
+        running.conversation = found
+        return found
 
     def _prior_response(self, conn: Connection, anchor: str) -> context.PriorResponse | None:
         """The response with the id ``anchor``, from any lane's cache or from storage."""
@@ -603,6 +633,10 @@ class Emulator:
         turn.outcome = Outcome.INCOMPLETE if finish.incomplete else Outcome.COMPLETED
         if conn.http is None:
             conn.cache[turn.request.lane] = finish.prior
+        if running.conversation is not None:
+            items = (*running.given, *finish.output)
+            mark = self._hex(turn.request.number)
+            self._storage.extend(conn.authorization, running.conversation, items, mark)
         if finish.response["store"]:
             self._storage.add_response(conn.authorization, finish.prior)
             if isinstance(sent, dict):

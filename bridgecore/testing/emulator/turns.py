@@ -13,6 +13,7 @@ import attrs
 
 from bridgecore.testing.answers import CreateFrame, Json
 from bridgecore.testing.emulator.context import PriorResponse
+from bridgecore.testing.emulator.conversations import Conversation
 from bridgecore.testing.faults import Change, Fault
 
 
@@ -68,6 +69,9 @@ class RunningTurn:
     changes: set[Change] = attrs.field(factory=set, init=False)
     sequence: int = attrs.field(default=0, init=False)  # the next sequence_number
     stuck: bool = attrs.field(default=False, init=False)  # holds its lane for ever
+    # To which the input and the output are added at the end.
+    conversation: Conversation | None = attrs.field(default=None, init=False)
+    given: tuple[Json, ...] = attrs.field(default=(), init=False)  # the input
 
     @property
     def request(self) -> CreateFrame:

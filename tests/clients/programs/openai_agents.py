@@ -5,7 +5,10 @@ Variants, each over HTTP and, with ``-ws`` at its end, over WebSocket:
 * ``id``: ``auto_previous_response_id``, so that a run sends new items only; the last id of a run is
   passed to the next one;
 * ``session``: ``SQLiteSession``, which repeats the whole conversation;
-* ``compaction``: ``OpenAIResponsesCompactionSession`` around such a session.
+* ``compaction``: ``OpenAIResponsesCompactionSession`` around such a session;
+* ``conversations``: ``OpenAIConversationsSession``, which keeps the items at the upstream and
+  repeats them as well;
+* ``conversation``: ``conversation_id``, with which the upstream adds the earlier items itself.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import openai
 from agents import (
     Agent,
     ModelSettings,
+    OpenAIConversationsSession,
     OpenAIProvider,
     OpenAIResponsesCompactionSession,
     RunConfig,
@@ -29,8 +33,10 @@ from conversation import MODEL, QUESTIONS, STREAM, TASK, VARIANT, async_http, ge
 
 def session_of(kind: str, client: openai.AsyncOpenAI) -> Any:
     """The session of a variant, or None."""
-    if kind == "id":
+    if kind in ("id", "conversation"):
         return None
+    if kind == "conversations":
+        return OpenAIConversationsSession(openai_client=client)
     session = SQLiteSession("conversation")
     if kind == "compaction":
         return OpenAIResponsesCompactionSession("conversation", session, client=client)
@@ -57,10 +63,12 @@ async def main() -> list[str]:
         )
         more: dict[str, Any] = {"run_config": RunConfig(model_provider=provider)}
         session = session_of(kind, client)
-        if session is None:
-            more["auto_previous_response_id"] = True
-        else:
+        if session is not None:
             more["session"] = session
+        elif kind == "conversation":
+            more["conversation_id"] = (await client.conversations.create()).id
+        else:
+            more["auto_previous_response_id"] = True
         answers = []
         for question in QUESTIONS:
             if STREAM:
@@ -70,7 +78,7 @@ async def main() -> list[str]:
             else:
                 result = await Runner.run(agent, question, **more)
             answers.append(str(result.final_output))
-            if session is None:
+            if kind == "id":
                 more["previous_response_id"] = result.last_response_id
         await provider.aclose()
     return answers
