@@ -142,15 +142,16 @@ class Cannot(Entry):
 
 # ------------------------------------------------------------------ the table
 
-THE_STORE = "tests/cli/test_store.py::test_the_commands_of_the_documentation_run"
-A_CLEAN_POLICY = "tests/cli/test_verify.py::test_a_clean_policy"
+# Tests that run what entries of the table show.
+STORE = "tests/cli/test_store.py::test_the_commands_of_the_documentation_run"
+CLEAN_POLICY = "tests/cli/test_verify.py::test_a_clean_policy"
 TUTORIAL = "tests/test_tutorial.py::test_the_tutorial"
-A_UNIT = "tests/e2e/test_deploying.py::test_the_unit_is_valid"
-A_WHEEL = "tests/test_project.py::test_the_wheel_installs_and_runs"
-THE_DEMO = "tests/cli/test_demo.py::test_in_a_pipe_it_writes_lines_and_files"
-THE_EXPORT = "tests/cli/test_export.py::test_a_module_gets_its_configuration_beside_it"
+UNIT = "tests/e2e/test_deploying.py::test_the_unit_is_valid"
+WHEEL = "tests/test_project.py::test_the_wheel_installs_and_runs"
+DEMO = "tests/cli/test_demo.py::test_in_a_pipe_it_writes_lines_and_files"
+EXPORT = "tests/cli/test_export.py::test_a_module_gets_its_configuration_beside_it"
 REPLICAS = "tests/e2e/test_replicas.py::test_each_turn_may_reach_another_replica"
-THE_RATING = "tests/e2e/test_deploying.py::test_the_rating_of_the_unit"
+RATING = "tests/e2e/test_deploying.py::test_the_rating_of_the_unit"
 NIGHTLY_BOUNDS = "bridgecore verify --bounds nightly"
 QUICK = "--bounds quick --property"
 TINY = "--scale tiny --rounds 1 --even-if-busy --only delta5 --participants bridgecore"
@@ -169,16 +170,14 @@ ENTRIES: tuple[Entry, ...] = (
     Runs("bridgecore rules...", r"lost_sent"),
     Runs("bridgecore completion", r"complete .* bridgecore", instead=more("bash")),
     Runs("bridgecore store", r"rotate-keys", instead=more("--help")),
-    Elsewhere("bridgecore store ...", THE_STORE),
-    Elsewhere("export BRIDGECORE_STORE=...", THE_STORE),
-    Elsewhere("(umask 077; { openssl ...cat keys; } > keys.new; mv keys.new keys)", THE_STORE),
+    Elsewhere("bridgecore store ...", STORE),
+    Elsewhere("export BRIDGECORE_STORE=...", STORE),
+    Elsewhere("(umask 077; { openssl ...cat keys; } > keys.new; mv keys.new keys)", STORE),
     Runs("bridgecore replay", r"no divergence", instead=more("decisions.ndjson")),
     Runs("bridgecore replay decisions.ndjson", r"no divergence"),
     Runs("bridgecore replay decisions.ndjson --policy ...", r"would have decided differently", 1),
     # ---- bridgecore demo and simulate
-    Elsewhere(
-        "bridgecore demo", "tests/cli/test_demo.py::test_in_a_pipe_it_writes_lines_and_files"
-    ),
+    Elsewhere("bridgecore demo", DEMO),
     Runs("bridgecore simulate", r"default: \d+ turns use", less=more("--turns 5")),
     Runs(
         "bridgecore simulate --policy both",
@@ -225,7 +224,7 @@ ENTRIES: tuple[Entry, ...] = (
         1,
         less=more(f"{QUICK} NO_AMBIGUOUS_RESEND"),
     ),
-    Elsewhere("bridgecore verify ...--export tla --output Session.tla", THE_EXPORT),
+    Elsewhere("bridgecore verify ...--export tla --output Session.tla", EXPORT),
     Runs(
         "bridgecore verify --policy pr397",
         r"BROKEN  NO_AMBIGUOUS_RESEND",
@@ -238,8 +237,8 @@ ENTRIES: tuple[Entry, ...] = (
         1,
         less=more(f"{QUICK} NOT_FOUND_IS_EARNED"),
     ),
-    Elsewhere("bridgecore verify", A_CLEAN_POLICY, NIGHTLY_BOUNDS),
-    Elsewhere("...bridgecore verify --bounds ...", A_CLEAN_POLICY, NIGHTLY_BOUNDS),
+    Elsewhere("bridgecore verify", CLEAN_POLICY, NIGHTLY_BOUNDS),
+    Elsewhere("...bridgecore verify --bounds ...", CLEAN_POLICY, NIGHTLY_BOUNDS),
     Elsewhere(
         "java -Xss64m -cp tla2tools.jar tlc2.TLC -continue Session",
         "tests/tlc/test_run.py::test_what_tlc_counts_is_read",
@@ -330,10 +329,10 @@ ENTRIES: tuple[Entry, ...] = (
     Runs("mkdir /etc/bridgecore", ""),
     Runs("chown 10001 keys", "", needs="root"),
     Cannot("useradd ...", "it adds a user to this machine"),
-    Elsewhere("python3 -m venv /opt/bridgecore", A_WHEEL),
+    Elsewhere("python3 -m venv /opt/bridgecore", WHEEL),
     Elsewhere(
         "/opt/bridgecore/bin/pip install '.[store]'",
-        A_WHEEL,
+        WHEEL,
     ),
     Elsewhere(
         "systemctl enable --now bridgecore@...",
@@ -347,7 +346,12 @@ ENTRIES: tuple[Entry, ...] = (
         "systemd-analyze security", "tests/e2e/test_deploying.py::test_the_rating_of_the_unit"
     ),
     Elsewhere("docker ...", "tests/e2e/test_deploying.py::test_the_image_runs"),
-    Cannot("kubectl rollout restart", "it needs a cluster"),
+    Runs(
+        "kubectl rollout restart",
+        r"kubectl rollout restart",
+        instead=more("--help"),  # there is no cluster
+        needs="kubectl",
+    ),
     Cannot("nginx -s reload", "it is for the nginx of the machine"),
 )
 
