@@ -85,6 +85,9 @@ verify-nightly: $(VENV)/.ready-for-nightly
 	$(BIN)/python tests/autobahn/run.py
 	$(BIN)/python tests/mutation/run.py
 	$(BIN)/python -m tests.tlc.run
+	$(BIN)/python benchmarks/continuity.py
+	$(BIN)/python -m benchmarks.replicas --only losses
+	$(BIN)/python -m pytest --timeout 3600 tests/docs/test_commands.py --full
 	$(BIN)/python docs/generate.py --check  # fails if the mutants changed a page: make generate
 	$(MAKE) check-pages
 

@@ -12,7 +12,7 @@ side by side in one run, each relative to the same conversation without losses o
   turn's context upstream equals, item by item, the one of the unreduced run.
 
 A real endpoint and a real emulator in virtual time; all figures are measured there. Run ``python
-benchmarks/conversations.py [SEED]``; it exits with 1 if a figure is missed.
+benchmarks/conversations.py [SEED [TURNS]]``; it exits with 1 if a figure is missed.
 """
 
 from __future__ import annotations
@@ -212,4 +212,4 @@ def main(seed: int = 1, turns: int = TURNS) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:2])))
+    sys.exit(main(*map(int, sys.argv[1:3])))

@@ -11,112 +11,53 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
-import re
 import runpy
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import attrs
 import pytest
 
-from tests.e2e.conftest import environment, eventually
+from tests.docs.pages import DOCS, blocks, lines_of
+from tests.docs.shell import RUNNING, Service, Shell, checkout
 
-ROOT = Path(__file__).resolve().parent.parent
-EXAMPLES = ROOT / "docs" / "examples"
+EXAMPLES = DOCS / "examples"
 VERIFY = (
     "cd docs/examples && "
     "../../.venv/bin/bridgecore verify --policy policies:careless --bounds quick"
 )
 PYTHON = ".venv/bin/python"
 INSTALL = f"{PYTHON} -m pip install "
-
-
-@attrs.frozen
-class Service:
-    """A command that goes on running: ``port`` on the page, and the line that says it is ready."""
-
-    port: str
-    ready: str
-
-
+PAGE = blocks((DOCS / "tutorial.rst").read_text(encoding="utf-8"))
 SERVICES = {
-    "make run": Service("8080", r"running on http://127\.0\.0\.1:(\d+) "),
+    "make run": Service("8080", RUNNING),
     "upstream.py": Service("9000", r"ws://127\.0\.0\.1:(\d+)/"),
-    "uvicorn": Service("8000", r"running on http://127\.0\.0\.1:(\d+) "),
+    "uvicorn": Service("8000", RUNNING),
 }
 
 
-def blocks() -> list[tuple[str, str]]:
-    """Language and text of each block of code on the page, in order."""
-    page = (ROOT / "docs" / "tutorial.rst").read_text(encoding="utf-8")
-    found = re.findall(r"^\.\. code-block:: (\w+)\n\n((?:   .*\n|\n)+)", page, re.MULTILINE)
-    return [
-        (name, re.sub(r"^   ", "", text, flags=re.MULTILINE).strip("\n")) for name, text in found
-    ]
+class Reader(Shell):
+    """Runs the commands of the page: programs in this process, servers until the end."""
 
-
-def expected(text: str) -> re.Pattern[str]:
-    """What a block of output stands for: ``...`` is anything, and a line may be broken anywhere."""
-    words = [re.escape(word).replace(r"\.\.\.", ".*?") for word in text.split()]
-    return re.compile(r"\s+".join(words), re.DOTALL)
-
-
-class Reader:
-    """Runs the commands of the page, and keeps what they print."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder, self.stack = folder, stack
-        self.ports: dict[str, int] = {}  # on the page: here
-        self.printed = ""  # by the last command
-        self.logs: list[Path] = []  # of what goes on running
-
-    def output(self) -> str:
-        """What the last command has printed, and what goes on running."""
-        return self.printed + "".join(log.read_text(encoding="utf-8") for log in self.logs)
-
-    def find(self, text: str) -> None:
-        """Wait until ``text`` is printed: a log may be written after the answer."""
-        pattern = expected(self.here(text))
-        try:
-            eventually(lambda: pattern.search(self.output()))
-        except AssertionError:
-            raise AssertionError(f"{text}\n\nis not in\n\n{self.output()}") from None
-
-    def here(self, text: str) -> str:
-        """``text`` with the ports that were chosen here."""
-        for page, port in self.ports.items():
-            text = text.replace(f":{page}", f":{port}")
-        return text
-
-    def run(self, command: str) -> None:
-        """Run a command; one that goes on running until it is ready."""
+    def read(self, command: str) -> None:
+        """Do what one block of the page says."""
         for name, service in SERVICES.items():
-            if name in command and not command.startswith(INSTALL):
-                self.start(command, service)
+            if name in command:
+                bare = self.here(command).replace(f" {service.port}", " 0")
+                self.start(bare + (' ARGS="--port 0"' if name == "make run" else ""), service)
                 return
-        for program in EXAMPLES.glob("*.py"):
-            source = self.here(program.read_text(encoding="utf-8"))
-            (self.folder / program.name).write_text(source, encoding="utf-8")
         if command.startswith(f"{PYTHON} docs/examples/"):
-            self.printed = self.run_program(*command.split()[1:])
-            return
-        done = subprocess.run(
-            ["bash", "-c", self.here(command)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        self.printed = done.stdout
+            self.printed = self.run_program(*shlex.split(command)[1:])
+        else:
+            self.run(command)
 
     def run_program(self, program: str, *arguments: str) -> str:
         """What a program prints. It runs in this process, where its imports are loaded already."""
+        for path in EXAMPLES.glob("*.py"):
+            source = self.here(path.read_text(encoding="utf-8"))
+            (self.folder / path.name).write_text(source, encoding="utf-8")
         printed, before = io.StringIO(), (sys.argv, sys.path)
         file = str(self.folder / Path(program).name)
         sys.argv, sys.path = [file, *arguments], [str(self.folder), *sys.path]
@@ -128,44 +69,21 @@ class Reader:
             sys.modules.pop("policies", None)
         return printed.getvalue()
 
-    def start(self, command: str, service: Service) -> None:
-        command = self.here(command).replace(f" {service.port}", " 0")
-        if command == "make run":  # without its set-up
-            assert "@$(BIN)/bridgecore serve $(ARGS)" in (ROOT / "Makefile").read_text()
-            command = f"{PYTHON} -m bridgecore_cli serve --port 0"
-        log = self.folder / f"{service.port}.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                ["bash", "-c", command.replace(PYTHON, shlex.quote(sys.executable))],
-                cwd=ROOT,
-                env=environment(),
-                stdout=file,
-                stderr=file,
-                start_new_session=True,
-            )
-        self.stack.callback(process.wait)
-        self.stack.callback(os.killpg, process.pid, signal.SIGKILL)
-        self.logs.append(log)
-        eventually(lambda: re.search(service.ready, log.read_text(encoding="utf-8")))
-        found = re.search(service.ready, log.read_text(encoding="utf-8"))
-        assert found is not None
-        self.ports[service.port] = int(found[1])
-        self.printed = ""
-
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorial needs curl")
 def test_the_tutorial(tmp_path: Path) -> None:
     with ExitStack() as stack:
-        reader = Reader(tmp_path, stack)
+        reader = Reader(checkout(tmp_path), stack)
         last = ""
-        for language, text in blocks():
-            if language == "sh":
-                last = text.replace("\\\n", "")
+        for block in PAGE:
+            if block.language == "sh":
+                (last,) = lines_of(block.text)
                 if last.startswith(INSTALL):
                     for package in last.removeprefix(INSTALL).split():
                         assert importlib.util.find_spec(package) is not None, package
                 elif last != VERIFY:
-                    reader.run(last)
+                    reader.read(last)
             elif last != VERIFY:
-                reader.find(text)
+                reader.find(block.text)
+        reader.stop()
     assert last == VERIFY

@@ -23,6 +23,7 @@ from bridgecore.testing.conformance.asking import A, B, commit, key_of, response
 from bridgecore_cli.main import main
 from bridgecore_stores import read_keys
 from tests.cli.process import COMMAND, TIME_LIMIT, environment, run
+from tests.docs.pages import blocks
 from tests.stores import servers
 from tests.stores.asking import NS, Asking, Place
 
@@ -380,8 +381,7 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "operating.rst").read_text(encoding="utf-8")
     section = re.search(r"^The store command\n-+\n(.*?)^\S[^\n]*\n---", page, re.S | re.M)
     assert section is not None
-    blocks = re.findall(r"^\.\. code-block:: sh\n\n((?:   .*\n|\n)+)", section[1], re.M)
-    script = "\n".join(line[3:] for block in blocks for line in block.splitlines())
+    script = "\n".join(block.text for block in blocks(section[1], "sh"))
     shown = set(re.findall(r"bridgecore store ([\w-]+)", script))
     assert shown == {"check", "stats", "purge", "rotate-keys"}
     filled = FilledStore(tmp_path)
@@ -396,12 +396,10 @@ def test_the_commands_of_the_documentation_run(tmp_path: Path) -> None:
             timeout=TIME_LIMIT,
             check=True,
         )
-        outputs = re.findall(r"^\.\. code-block:: text\n\n((?:   .*\n|\n)+)", section[1], re.M)
         names = {
-            re.sub(r"[0-9a-f]{8}", "ID", line[3:21].strip())
-            for block in outputs
-            for line in block.splitlines()
-            if line.strip()
+            re.sub(r"[0-9a-f]{8}", "ID", line[:18].strip())
+            for block in blocks(section[1], "text")
+            for line in block.text.splitlines()
         }
         assert names <= {re.sub(r"[0-9a-f]{8}", "ID", name) for name in rows(found.stdout)}
         assert {"conversations", "responses", "key ID", "replica"} <= names

@@ -20,7 +20,8 @@ from bridgecore.verify.explore_bridge import BRIDGE_BOUNDS
 from bridgecore.verify.explore_ownership import OWNERSHIP_BOUNDS
 from bridgecore.verify.explore_pair import PAIR_BOUNDS
 from bridgecore_cli.arguments import BOUNDS_NAMES
-from tests.test_tutorial import EXAMPLES, VERIFY, blocks, expected
+from tests.docs.shell import expected
+from tests.test_tutorial import EXAMPLES, PAGE, VERIFY
 
 COMMAND = [sys.executable, "-W", "error", "-m", "bridgecore_cli", "verify"]
 TIME_LIMIT = 150  # seconds
@@ -53,7 +54,7 @@ def test_a_policy_of_ones_own(tmp_path: Path) -> None:
     assert "BROKEN  NO_AMBIGUOUS_RESEND" in done.stdout
     assert "holds   NOT_FOUND_IS_EARNED" in done.stdout
     assert "submit 1 held resp_0" in done.stdout
-    assert expected(blocks()[-1][1]).search(done.stdout)
+    assert expected(PAGE[-1].text).search(done.stdout)
     assert "\nnot explored: bridges, ownership, pairs, as a property of " in done.stdout
     for line in _examples():
         assert f"\n{line}\n" in done.stdout, line

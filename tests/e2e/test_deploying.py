@@ -64,6 +64,23 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_the_rating_of_the_unit(tmp_path: Path) -> None:
+    """As the page says; another version of systemd may rate otherwise."""
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not installed")
+    page = (ROOT / "docs" / "deploying.rst").read_text()
+    (claim,) = re.findall(
+        r"``systemd-analyze security`` .* ([\d.]+) of 10 .* systemd (\d+)\)", page
+    )
+    rating, version = claim
+    if said(program, "--version").split()[1] != version:
+        pytest.skip(f"systemd-analyze is not that of systemd {version}")
+    shutil.copy(UNIT, tmp_path)
+    printed = said(program, "security", "--offline=true", "--no-pager", str(tmp_path / UNIT.name))
+    assert f" {rating} OK" in printed.splitlines()[-1]
+
+
 def test_the_unit_fits_the_settings(tmp_path: Path) -> None:
     unit = dict(re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE))
     flags = re.findall(r"--([a-z-]+) (\S+)", unit["ExecStart"])
