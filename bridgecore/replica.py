@@ -346,10 +346,10 @@ class Replica:
         here = self._owns(scope, named, now) and self._knows(scope, named, now)
         if answer is None and not here:
             return [ContextUnavailable(reference.query, STORE_UNAVAILABLE)]
-        if isinstance(answer, Found):
-            if self._memory.forget_deleted(scope, named, answer.path[-1], now):
-                pass
-            elif load:
+        if isinstance(answer, Found) and not self._memory.forget_deleted(
+            scope, named, answer.path[-1], now
+        ):
+            if load:
                 self._restore(scope, answer, now)
             elif self._is_stale(scope, named, answer.path[-1], now):
                 return self._look_up(reference, now, load=True)
@@ -434,12 +434,11 @@ class Replica:
         if isinstance(answer, NotStored):
             return [PlaceTurn(turn.id, None)]
         named, last = lookup.response, answer.path[-1]
-        if named is not None and self._memory.forget_deleted(turn.scope, named, last, now):
-            pass
-        elif lookup.load:
-            self._restore(turn.scope, answer, now)
-        elif named is not None and self._is_stale(turn.scope, named, last, now):
-            return self._ask(turn, attrs.evolve(lookup, load=True), now)
+        if named is None or not self._memory.forget_deleted(turn.scope, named, last, now):
+            if lookup.load:
+                self._restore(turn.scope, answer, now)
+            elif named is not None and self._is_stale(turn.scope, named, last, now):
+                return self._ask(turn, attrs.evolve(lookup, load=True), now)
         return [PlaceTurn(turn.id, answer.conversation)]
 
     def _is_stale(self, scope: str, response: str, payload: bytes, now: int) -> bool:

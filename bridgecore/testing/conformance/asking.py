@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bridgecore.ownership import store as st
 from bridgecore.recovery.timers import NS_PER_SECOND
-from bridgecore.testing.conformance.checks import ConformanceError
+from bridgecore.testing.conformance.checks import ConformanceError, equal
 from bridgecore.transport.driver import StoreClient
 
 A, B = st.Owner("a", "first"), st.Owner("b", "second")
@@ -109,6 +109,20 @@ class Asking:
                 )
             time.sleep(0.002)
         return answer
+
+    def sweeps_while_used(
+        self, owner: st.Owner, use: st.Question, answered: type[AnswerT], count: int
+    ) -> None:
+        """Have ``owner`` sweep until ``count`` responses are deleted, while ``use`` uses one, which
+        must be kept. The age is one that only what is not used exceeds: a tenth of a second."""
+        end = time.monotonic() + self._patience
+        swept = 0
+        while swept < count and time.monotonic() < end:
+            self.gets_one_of(use, answered, "what is used is kept")
+            sweep = st.Sweep(owner, NS_PER_SECOND // 10)
+            swept += self.gets_one_of(sweep, st.Swept, "a sweep is answered").count
+            time.sleep(0.002)  # a store does not report that a response has become old
+        equal(swept, count, "what is not used, and nothing continues, is swept")
 
     def join(
         self, owner: st.Owner, ttl: int = 1000 * NS_PER_SECOND, advertise: str | None = None

@@ -427,15 +427,7 @@ class StoreConformance(ABC):
             chain = (response("1"), response("2", "1"), response("3", "2"), response("4", "3"))
             ask.begin(A, "c", *chain)
             ask.begin(A, "d", response("5"))
-            # Asked again and again, with an age that only what is not used exceeds.
-            swept = 0
-            for _ in range(int(self.patience / 0.002)):
-                ask.gets_one_of(resume(A, "3"), st.Claimed, "what is used is kept")
-                answer = ask.gets_one_of(st.Sweep(A, NS // 10), st.Swept, "a sweep is answered")
-                swept += answer.count
-                if swept >= 2:
-                    break
-            equal(swept, 2, "what is not used, and nothing continues, is swept")
+            ask.sweeps_while_used(A, resume(A, "3"), st.Claimed, 2)
             claimed = st.Claimed(key_of("c"), 1, (ONE, TWO, THREE))
             ask.gets(resume(A, "3"), claimed, "what a used response continues is kept")
             for name in "45":
@@ -447,16 +439,7 @@ class StoreConformance(ABC):
             ask.join(A)
             ask.begin(A, "c", response("1"), response("2", "1"), response("3"))
             ask.gets(st.Release(A, ((key_of("c"), 1),)), st.Done(), "Release is always Done")
-            # Asked again and again, with an age that only what is not used exceeds.
-            swept = 0
-            for _ in range(int(self.patience / 0.002)):
-                alone = look_up(B, "2", load=False)
-                ask.gets_one_of(alone, st.Found, "what is looked up is kept")
-                answer = ask.gets_one_of(st.Sweep(A, NS // 10), st.Swept, "a sweep is answered")
-                swept += answer.count
-                if swept:
-                    break
-            equal(swept, 1, "what is not used, and nothing continues, is swept")
+            ask.sweeps_while_used(A, look_up(B, "2", load=False), st.Found, 1)
             whole = st.Found(key_of("c"), (ONE, TWO))
             ask.gets(look_up(B, "2"), whole, "what is looked up is kept whole")
             ask.gets(look_up(B, "3"), st.NotStored(), "what was not used is swept")
