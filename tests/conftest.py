@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import signal
 import socket
 import ssl
 import struct
@@ -264,6 +265,10 @@ class TrioBackend(Backend):
 
         return call
 
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts a job in the background so, and programs that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"asyncio": AsyncioBackend, "trio": TrioBackend}
 

@@ -67,8 +67,7 @@ def test_a_second_signal_ends_it_at_once(upstream: Upstream) -> None:
         assert raw.head().status == 200
         assert next(raw.events()).name == "response.created"
         process.terminate()
-        while "drain.started" not in process.logged():
-            assert process.popen.poll() is None
+        process.await_logged("drain.started")
         process.terminate()
         assert process.exit_code() == 128 + 15
 

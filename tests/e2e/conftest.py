@@ -112,6 +112,10 @@ class Process:
         number = self._errors.fileno()
         return os.pread(number, os.fstat(number).st_size, 0).decode()
 
+    def await_logged(self, text: str) -> None:
+        """Wait until it has logged ``text``."""
+        eventually(lambda: text in self.logged())
+
     def output(self) -> str:
         """All of its output on either stream; the process must have ended."""
         return self._said + cast(IO[str], self.popen.stdout).read() + self.logged()

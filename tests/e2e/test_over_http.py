@@ -7,6 +7,7 @@ time, in tests/endpoint/test_over_http.py.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,8 +27,11 @@ TURNS = 4
 BULK = "x" * 2**21
 
 
-def converse(client: openai.OpenAI, *, large: bool = False) -> list[str]:
-    """The texts of a conversation that continues each response by its id."""
+def converse(
+    client: openai.OpenAI, *, large: bool = False, after_second: Callable[[], None] = lambda: None
+) -> list[str]:
+    """The texts of a conversation that continues each response by its id. ``after_second``: called
+    after the second turn."""
     texts: list[str] = []
     last: str | None = None
     for number in range(TURNS):
@@ -41,6 +45,8 @@ def converse(client: openai.OpenAI, *, large: bool = False) -> list[str]:
             response = stream.get_final_response()
         last = response.id
         texts.append(response.output_text)
+        if number == 1:
+            after_second()
     return texts
 
 
@@ -70,7 +76,12 @@ def test_a_conversation_over_http(backend: Backend, tls: bool, tmp_path: Path) -
         arguments = ("--upstream", url, "--backend", backend.name)
         process = stack.enter_context(running(*arguments, environ=environ))
         client = stack.enter_context(sdk(process.port))
-        assert len(converse(client, large=True)) == TURNS
+
+        def until_lost() -> None:
+            # What is sent on a connection that is just being lost may have been read: a 502.
+            process.await_logged("session.connection_lost")
+
+        assert len(converse(client, large=True, after_second=until_lost)) == TURNS
     assert_whole(emulator)
     assert emulator.accepted == 2
     assert {dict(request.headers)[b"authorization"] for request in emulator.requests} == {
