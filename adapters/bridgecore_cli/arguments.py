@@ -11,6 +11,7 @@ import argparse
 import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
@@ -584,15 +585,20 @@ def _writable(text: str) -> Path:
         argparse.ArgumentTypeError: the file could not be written now.
     """
     path = Path(text)
+    reason = 0
     try:
-        if path.is_dir():
-            reason = errno.EISDIR
-        elif path.exists():
-            reason = 0 if os.access(path, os.W_OK) else errno.EACCES
-        elif not path.parent.is_dir():
-            reason = errno.ENOTDIR if path.parent.exists() else errno.ENOENT
+        # Not Path.exists and the like: since Python 3.14 they are False for whatever is wrong.
+        try:
+            folder = stat.S_ISDIR(path.stat().st_mode)
+        except FileNotFoundError:
+            path.parent.stat()
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                reason = errno.EACCES
         else:
-            reason = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES
+            if folder:
+                reason = errno.EISDIR
+            elif not os.access(path, os.W_OK):
+                reason = errno.EACCES
     except (OSError, ValueError) as exc:  # such as a name that is too long or has a null byte
         reason = getattr(exc, "errno", None) or errno.EINVAL
     if reason:
