@@ -302,6 +302,7 @@ ENTRIES: tuple[Entry, ...] = (
         "python -m benchmarks.replicas --only memory",
         r"reached .* at the end",
         less=more("--stored 200"),
+        needs="bench",
     ),
     Elsewhere("python -m benchmarks.replicas --only losses", REPLICAS, "--only losses"),
     Elsewhere("python -m benchmarks.replicas --only costs", REPLICAS),
