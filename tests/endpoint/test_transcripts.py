@@ -7,6 +7,7 @@ contexts stay right (CONTEXT_IS_MEANT) and credentials apart (CREDENTIALS_ARE_KE
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -335,7 +336,8 @@ def test_json_at_the_nesting_limit_is_answered_or_refused(where: str) -> None:
                 again = world.ask("b", previous_response_id=answer.response["id"], store=False)
                 assert again.status in (200, 400, 502)
                 heal(world)
-    assert {200, 400} <= seen <= {200, 400, 502}
+    # Python 3.14 parses as deep as the stack is, but the emulator reads with a limit of its own.
+    assert ({400} if sys.version_info >= (3, 14) else {200, 400}) <= seen <= {200, 400, 502}
     first.attempt(user("b"))
     assert first.outcomes == ["200", "200"]
     assert_empty(world)
