@@ -336,10 +336,14 @@ def test_json_at_the_nesting_limit_is_answered_or_refused(where: str) -> None:
                 again = world.ask("b", previous_response_id=answer.response["id"], store=False)
                 assert again.status in (200, 400, 502)
                 heal(world)
-    # Python 3.14 parses as deep as the stack is, but the emulator reads with a limit of its own.
-    assert ({400} if sys.version_info >= (3, 14) else {200, 400}) <= seen <= {200, 400, 502}
-    first.attempt(user("b"))
-    assert first.outcomes == ["200", "200"]
+    if sys.version_info >= (3, 14):
+        # It parses as deep as the stack is, but the emulator has a limit of its own. So often does
+        # that refuse what continues the first response that its client has to begin anew.
+        assert {400} <= seen <= {200, 400, 502}
+    else:
+        assert {200, 400} <= seen <= {200, 400, 502}
+        first.attempt(user("b"))
+        assert first.outcomes == ["200", "200"]
     assert_empty(world)
 
 
