@@ -286,7 +286,7 @@ def pytest_collection_finish() -> None:
     """Keep what exists before the first test out of garbage collections.
 
     ``Backend.run`` collects after each use of an event loop. With the 9,000 tests and all modules
-    to look through that takes a tenth of a second, a third of the time of the whole suite.
+    to look through, each takes a tenth of a second or more: tests/adapters took 28 s, and takes 6.
     """
     gc.collect()
     gc.freeze()

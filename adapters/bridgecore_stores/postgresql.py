@@ -1,8 +1,8 @@
 """A store in PostgreSQL.
 
 What belongs here: a connection with a limit on every wait, and each question as a call of a
-function (``migrations/``). Each question is one statement, and so one round trip and one
-transaction; several commits are sent together and are one transaction, too.
+function (``migrations/``), a look-up as the query itself. Each question is one statement, and so
+one round trip and one transaction; several commits are sent together and are one transaction, too.
 
 psycopg's own cursors wait without a limit for a server that no longer answers. So this uses its
 layer below, ``psycopg.pq``, and waits by itself: a connection whose answer is late is thrown away.
@@ -566,7 +566,8 @@ _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
 _RENEW = "SELECT bridgecore_renew_1($1, $2, $3::bigint)"
 _LEAVE = "SELECT bridgecore_leave_1($1, $2)"
 _RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"
-# One statement, and so one transaction. The update locks the response: from then on a sweep deletes
+# No function, because a new one needs a migration, and with it all replicas at the same time. The
+# update locks the response: from then on a sweep deletes
 # neither it nor what it continues.
 _LOOK_UP = (
     "WITH RECURSIVE found AS (UPDATE bridgecore_response SET used = clock_timestamp() "
@@ -643,8 +644,6 @@ _REASONS: Final = {
 
 _OID_BYTEA = 17
 _NULL = b"\xff\xff\xff\xff"  # the length -1
-_NO_ELEMENTS = struct.pack(">iiI", 0, 0, _OID_BYTEA)
-_ONE_ELEMENT = struct.pack(">iiIii", 1, 0, _OID_BYTEA, 1, 1)
 
 
 def _microseconds(ns: int) -> int:
@@ -661,9 +660,7 @@ def _array(values: Sequence[bytes | None]) -> bytes:
     dimensions, whether there are nulls, the type; its size and first index; then each element after
     its length."""
     if not values:
-        return _NO_ELEMENTS
-    if len(values) == 1 and (value := values[0]) is not None:
-        return b"".join((_ONE_ELEMENT, len(value).to_bytes(4, "big"), value))
+        return struct.pack(">iiI", 0, 0, _OID_BYTEA)
     parts = [struct.pack(">iiIii", 1, int(None in values), _OID_BYTEA, len(values), 1)]
     for each in values:
         parts.append(_NULL if each is None else len(each).to_bytes(4, "big"))

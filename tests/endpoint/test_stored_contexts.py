@@ -349,7 +349,9 @@ def test_what_another_replica_has_added_under_the_same_id_is_read(then: str) -> 
 # ------------------------------------------------------------------ clients and drains
 
 
-def test_a_client_that_leaves_while_the_store_is_asked_leaves_nothing() -> None:
+def with_a_slow_store() -> tuple[Cluster, Replica, Talker]:
+    """Two replicas whose store takes half a second, the second of them, and a conversation of one
+    turn with the first."""
     cluster = Cluster(latency=SECOND // 2)
     first, second = cluster.start("a"), cluster.start("b")
     first.advance(2)
@@ -357,6 +359,11 @@ def test_a_client_that_leaves_while_the_store_is_asked_leaves_nothing() -> None:
     client = talker.begin([user("say 1")], None)
     first.advance(2)
     talker.end(client, [user("say 1")], None)
+    return cluster, second, talker
+
+
+def test_a_client_that_leaves_while_the_store_is_asked_leaves_nothing() -> None:
+    cluster, second, talker = with_a_slow_store()
     client = begin(second, about(talker))
     client.abort()
     second.advance(5)
@@ -366,13 +373,7 @@ def test_a_client_that_leaves_while_the_store_is_asked_leaves_nothing() -> None:
 
 
 def test_requests_on_one_connection_wait_for_each_other() -> None:
-    cluster = Cluster(latency=SECOND // 2)
-    first, second = cluster.start("a"), cluster.start("b")
-    first.advance(2)
-    talker = Talker(first)
-    client = talker.begin([user("say 1")], None)
-    first.advance(2)
-    talker.end(client, [user("say 1")], None)
+    cluster, second, talker = with_a_slow_store()
     client = second.client()
     for path in PATHS:
         client.send(request(about(talker), path=path))

@@ -87,7 +87,7 @@ class HttpApi:
                 return _list([_model(name) for name in MODELS])
             case "GET" | "HEAD", ("v1", "models", name):
                 found = name in MODELS
-                return _said(_model(name)) if found else refuse(_unknown("model", name))
+                return _said(_model(name)) if found else refuse(resource.unknown("model", name))
             case "POST", ("v1", "responses", "compact"):
                 return self._of_context(request, {}, self._compact)
             case "POST", ("v1", "responses", "input_tokens"):
@@ -107,7 +107,7 @@ class HttpApi:
     def _of_response(self, request: HttpRequest, name: str, rest: list[str]) -> HttpAnswer:
         stored = self.storage.resource(request.authorization, name)
         if stored is None:
-            return refuse(_unknown("Response", name))
+            return refuse(resource.unknown("Response", name))
         match request.method, rest:
             case "GET" | "HEAD", []:
                 return _said(stored.response)
@@ -278,8 +278,3 @@ def refuse(error: Error) -> HttpAnswer:
 def _not_allowed(request: HttpRequest) -> Error:
     message = f"Method {request.method} is not allowed for this path."
     return Error(405, None, "invalid_request_error", message)
-
-
-def _unknown(kind: str, name: str) -> Error:
-    message = f"{kind} with id '{name}' not found."
-    return Error(404, None, "invalid_request_error", message)

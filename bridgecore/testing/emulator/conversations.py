@@ -47,7 +47,11 @@ class Conversation:
     created_at: int  # Unix seconds
     metadata: Json
     items: list[Json] = attrs.field(factory=list, init=False)
-    size: int = attrs.field(default=0, init=False)  # bytes that a model reads of the items
+
+    @property
+    def size(self) -> int:
+        """The bytes that a model reads of the items."""
+        return answers.read_size(self.items)
 
     @property
     def resource(self) -> Json:
@@ -75,13 +79,11 @@ class Conversation:
         """
         added = [_listed(item, f"{mark}i{index:02x}") for index, item in enumerate(items)]
         self.items += added
-        self.size += answers.read_size(added)
         return added
 
     def remove(self, item: Json) -> None:
         """Remove one of the items."""
         self.items.remove(item)
-        self.size -= answers.read_size([item])
 
     def duplicate(self, items: Sequence[Json]) -> Error | None:
         """The error for ``items`` of which one is in the conversation already, or comes twice."""
@@ -120,8 +122,7 @@ def _listed(item: Json, mark: str) -> Json:
 
 def unknown(name: str) -> Error:
     """The error for a conversation that the service does not know."""
-    message = f"Conversation with id '{name}' not found."
-    return Error(404, None, "invalid_request_error", message)
+    return resource.unknown("Conversation", name)
 
 
 def unknown_item(name: str) -> Error:

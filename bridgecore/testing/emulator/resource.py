@@ -117,6 +117,11 @@ def _invalid_tools(body: Mapping[str, Any]) -> Error | None:
     return None
 
 
+def unknown(kind: str, name: str) -> Error:
+    """The error for the id of a ``kind`` of object that the service does not know."""
+    return Error(404, None, "invalid_request_error", f"{kind} with id '{name}' not found.")
+
+
 def invalid_input(given: object, param: str = "input") -> Error | None:
     """What is wrong with the items in the parameter ``param``."""
     items = given if isinstance(given, list) else []
