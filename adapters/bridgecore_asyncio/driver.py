@@ -35,6 +35,7 @@ from bridgecore.transport.driver import DrivenConnection, Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
     EXHAUSTED,
+    FIRST_READ_SIZE,
     FORBIDDEN,
     HIGH_WATER,
     READ_SIZE,
@@ -285,6 +286,7 @@ class Connection(asyncio.Protocol):
     """One socket, from accepting or connecting it until it is closed."""
 
     __slots__ = (
+        "asked",
         "blocked",
         "closing",
         "conn",
@@ -318,6 +320,8 @@ class Connection(asyncio.Protocol):
         self.tls: Tls | None = None
         self.up = False  # reported as Accepted or Connected
         self.eof = self.closing = self.blocked = False
+        # It was opened, something was sent, and nothing has been read since: see FIRST_READ_SIZE.
+        self.asked = False
         self.marks = 0  # DataSent to report once all is written: one for each Send with notify
         self.why: Exception = CUT_OFF
         server._alive.add(self)
@@ -361,8 +365,7 @@ class Connection(asyncio.Protocol):
         # With 0, asyncio calls resume_writing when its buffer is empty, which is when DataSent is
         # due. HIGH_WATER is compared here instead, because asyncio does not count what TLS holds.
         self.transport.set_write_buffer_limits(high=0)
-        if hasattr(self.transport, "max_size"):  # uvloop's has none
-            self.transport.max_size = READ_SIZE
+        read_at_most(self.transport, READ_SIZE)
         if self.task is not None and self.task.cancelling():
             self.abort()
             self.connection_lost(None)  # uvloop does not call it here
@@ -381,6 +384,9 @@ class Connection(asyncio.Protocol):
         self.pump()
 
     def data_received(self, data: bytes) -> None:
+        if self.asked and self.transport is not None:
+            self.asked = False
+            read_at_most(self.transport, READ_SIZE)
         if self.tls is None:
             self.server.report(wire.DataReceived(self.conn, data), self)
         else:
@@ -520,6 +526,9 @@ class Connection(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             return  # Disconnected will be reported
+        if self.name is not None and not self.asked:
+            self.asked = True
+            read_at_most(transport, FIRST_READ_SIZE)
         if self.tls is None:
             transport.write(data)
             if transport.is_closing():
@@ -685,6 +694,12 @@ def keep_little_unsent(sock: socket.socket) -> None:
     waits behind all of them, and without this option they may be megabytes."""
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, HIGH_WATER)
+
+
+def read_at_most(transport: asyncio.Transport, size: int) -> None:
+    """Limit what is read at once from now on, in bytes. uvloop's transports have no such limit."""
+    if hasattr(transport, "max_size"):
+        transport.max_size = size
 
 
 def require_a_descriptor() -> None:

@@ -32,6 +32,7 @@ from bridgecore.transport.driver import DrivenConnection, Driver, StoreClient
 from bridgecore.transport.sockets import (
     ACCEPTED_AT_ONCE,
     EXHAUSTED,
+    FIRST_READ_SIZE,
     FORBIDDEN,
     HIGH_WATER,
     READ_SIZE,
@@ -293,6 +294,7 @@ class Connection:
     """One socket, from accepting or connecting it until it is closed."""
 
     __slots__ = (
+        "asked",
         "blocked",
         "closing",
         "conn",
@@ -324,6 +326,8 @@ class Connection:
         self.nursery: trio.Nursery | None = None  # runs ``write``
         self.resumed: trio.Event | None = None  # reading is paused until it is set
         self.ending = self.closing = self.blocked = False
+        # It was opened, something was sent, and nothing has been read since: see FIRST_READ_SIZE.
+        self.asked = False
         self.writing = False  # ``write`` runs
         self.marks = 0  # DataSent to report once all is written: one for each Send with notify
         self.outbox, self.sending = bytearray(), bytearray()
@@ -410,8 +414,11 @@ class Connection:
         descriptor = self.stream.socket.fileno()
         while True:
             await trio.lowlevel.wait_readable(descriptor)
+            size = READ_SIZE
+            if self.asked:
+                size, self.asked = FIRST_READ_SIZE, False
             try:
-                return os.read(descriptor, READ_SIZE)
+                return os.read(descriptor, size)
             except BlockingIOError:
                 continue
 
@@ -476,6 +483,7 @@ class Connection:
     def send(self, data: bytes, notify: bool) -> None:
         if self.closing:
             return  # Disconnected will be reported
+        self.asked = self.name is not None
         large = len(data) > HIGH_WATER
         if self.stream is self.tcp is not None and not self.outbox and not self.sending:
             try:

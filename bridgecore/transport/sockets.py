@@ -18,6 +18,11 @@ HIGH_WATER: Final = 64 * 1024
 # default, is more than malloc keeps: each read would map memory and unmap it, which takes twice as
 # long as the read.
 READ_SIZE: Final = 64 * 1024
+# Bytes read at once of what an opened connection brings first after something was sent on it, which
+# is the beginning of an answer. A long answer that comes in one piece would otherwise be read and
+# passed on as a whole before anyone sees its first event: 54 KB take 0.6 ms longer, and as much
+# again in the replica that forwards them. Short answers still take one read.
+FIRST_READ_SIZE: Final = 8 * 1024
 # Connections that the OS queues until they are accepted. Beyond it, it drops or refuses them.
 BACKLOG: Final = 512
 # Connections accepted in one go. Open connections are served in between, however many arrive.

@@ -35,12 +35,14 @@ from bridgecore.transport import (
     DataSent,
     Disconnected,
     DrainRequested,
+    EofReceived,
     Send,
     Stop,
     StopListening,
     TransportEffect,
     TransportEvent,
 )
+from bridgecore.transport.sockets import FIRST_READ_SIZE
 from bridgecore.wire.websocket import MessageReceived, PongReceived, WebSocketServer
 from tests.adapters.test_driver import BIG, Machine, dial, echo
 from tests.conftest import AsyncioBackend
@@ -124,6 +126,39 @@ def test_a_slow_upstream_gets_pongs_while_it_reads_a_large_request(backend: Back
     backend.run(body)
     # A fragment, what the system may buffer unsent, and what it buffers for a reader of this size.
     assert found[0] < size // pings
+
+
+def test_the_beginning_of_a_long_answer_is_read_by_itself(backend: Backend) -> None:
+    """So that its first event is passed on before the rest is read."""
+    answer = b"x" * 6 * FIRST_READ_SIZE
+
+    def upstream(listener: socket.socket) -> None:
+        sock, _ = listener.accept()
+        with sock:
+            for _ in range(2):
+                sock.recv(1)
+                sock.sendall(answer)
+
+    def react(event: TransportEvent) -> list[TransportEffect]:
+        done = sum(len(event.data) for event in machine.of(DataReceived)) % len(answer) == 0
+        if isinstance(event, Connected) or (isinstance(event, DataReceived) and done):
+            return [Send(77, b"?")]
+        return []
+
+    async def body() -> None:
+        async with backend.serve(machine) as server:
+            server.request_drain()
+            await backend.in_thread(upstream, listener)
+            await machine.saw(EofReceived)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        machine = Machine(backend, dial(listener.getsockname()[1], then=react))
+        backend.run(body)
+    sizes = [len(event.data) for event in machine.of(DataReceived)]
+    before = [sum(sizes[:number]) % len(answer) for number in range(len(sizes))]
+    begins = [size for size, read in zip(sizes, before, strict=True) if read == 0]
+    assert len(begins) == 2
+    assert max(begins) <= FIRST_READ_SIZE
 
 
 def test_sends_to_a_connection_that_is_being_reset(backend: Backend) -> None:
