@@ -81,9 +81,10 @@ from bridgecore.replica import (
 )
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.telemetry import Log, LogLevel
+from bridgecore.telemetry import metrics as mt
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.decisions import Recorder
+from bridgecore.wire.decisions import CountedSession, Recorder
 from bridgecore.wire.headers import Headers, check_headers
 from bridgecore.wire.responses import EventKind
 
@@ -129,6 +130,7 @@ class Bridge:
             self._replica = Replica(config, self._memory, seed)
         self._draining = False
         self._recorder = Recorder(self._policy) if config.decisions else None
+        self.counts = mt.Counts() if config.metrics else None
         # Least recently used first: the order in which they are evicted.
         self._conversations: OrderedDict[int, Conversation] = OrderedDict()
         self._families = Families()
@@ -179,6 +181,29 @@ class Bridge:
     def links(self) -> int:
         """How many links are open or being opened."""
         return len(self._links)
+
+    def metrics(self) -> mt.Readings:
+        """What was counted, and how much there is at present. Empty without ``Config.metrics``."""
+        if self.counts is None:
+            return {}
+        sums = self.accounts
+        now: dict[mt.Metric, int] = {
+            mt.TURNS_RUNNING: self.turns,
+            mt.CONVERSATIONS: self.conversations,
+            mt.LINKS: self.links,
+            mt.TRANSCRIPT_BYTES: self._memory.size,
+            mt.TRANSCRIPT_RESPONSES: self._memory.responses,
+            mt.REDUCED: sums.reduced,
+            mt.REHYDRATED: sums.rehydrated,
+            mt.WARMED: sums.warmed,
+            mt.TOKENS_SAVED: sums.tokens_saved,
+            mt.TOKENS_SPENT: sums.tokens_spent,
+            mt.BYTES_SAVED: sums.bytes_saved,
+            mt.BYTES_SPENT: sums.bytes_spent,
+        }
+        if self._replica is not None:
+            now |= self._replica.metrics()
+        return self.counts.read() | {metric: {(): value} for metric, value in now.items()}
 
     def snapshot(self) -> Value:
         """The state on which the next decision depends, as a hashable value, for the explorer.
@@ -344,6 +369,8 @@ class Bridge:
         conversation = self._links.get(event.link)
         if conversation is None:
             return  # the link was closed before this was reported
+        if self.counts is not None and not isinstance(event, LinkFrameSent):
+            self._count_link(conversation, event, self.counts)
         if isinstance(event, LinkOpened):
             effects = conversation.opened(event.messages, now)
         elif isinstance(event, LinkFrameSent):
@@ -352,6 +379,18 @@ class Bridge:
             del self._links[event.link]
             effects = conversation.lost(event, now)
         self._follow(conversation, effects, now)
+
+    def _count_link(
+        self, conversation: Conversation, event: LinkOpened | LinkLost, counts: mt.Counts
+    ) -> None:
+        to = "upstream" if conversation.owner is None else "replica"
+        if isinstance(event, LinkOpened):
+            result = "opened"
+        elif conversation.session.state.phase is Phase.RECONNECTING:
+            result = "failed"
+        else:
+            result = "lost"
+        counts.add(mt.CONNECTIONS, to, result)
 
     def _turn_event(self, event: TurnLeft | TurnBlocked, now: int) -> None:
         conversation = self._turns.get(event.turn)
@@ -672,10 +711,12 @@ class Bridge:
         """A conversation with a new session, which leads to the upstream or to ``owner``."""
         number = self._shared.numbers.next()
         state = SessionState(remote=owner is not None)
-        if self._recorder is None:
-            session = Session(self._policy, state)
+        if self._recorder is not None:
+            session = self._recorder.session(number, state, self.counts)
+        elif self.counts is not None:
+            session = CountedSession(self._policy, state, self.counts)
         else:
-            session = self._recorder.session(number, state)
+            session = Session(self._policy, state)
         conversation = Conversation(number, scope, session, headers, self._shared, owner=owner)
         self._conversations[number] = conversation
         return conversation
@@ -739,6 +780,7 @@ COMPARED = Compared(
         "_peers": "an index over the conversations",
         "_schedule": "an index over the deadlines of sessions, turns and the memory",
         "_accounts": "sums for an observer",
+        "counts": "for an observer",
         "_out": "empty between two calls",
     },
 )

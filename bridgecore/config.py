@@ -375,6 +375,8 @@ class Config:
     # Pages that may connect, such as "https://chat.example". A browser lets any page try.
     websocket_origins: tuple[str, ...] = attrs.field(default=(), converter=_origins)
 
+    # Count what happens, and answer GET /metrics. Off, because whoever reaches the port reads it.
+    metrics: bool = False
     decisions: bool = False  # log every decision of every session (``bridgecore.wire.decisions``)
 
     log_level: LogLevel = LogLevel.DEBUG  # log records below it are not made

@@ -39,6 +39,7 @@ from bridgecore.passages import Passage, Passages
 from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
+from bridgecore.telemetry.metrics import CLIENT_CONNECTIONS, PASSAGES, Readings, exposition
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.http import RequestBody
 from bridgecore.wire.passing import PassedRequest
@@ -111,6 +112,8 @@ class Endpoint:
         self._request_seed = request_seed
         self._gateway = Gateway(config, seed=request_seed)
         self._verifier = ForwardVerifier(config.cluster_secrets)
+        # One bound method for all connections, of which there may be thousands.
+        self._exposition = self._write_metrics if config.metrics else None
         self._clients: dict[int, _Client] = {}
         self._upstreams: dict[int, UpstreamConnection] = {}
         self._passages = Passages(config)
@@ -165,6 +168,18 @@ class Endpoint:
     def upstreams(self) -> int:
         """How many upstream connections are being opened, open or closing."""
         return len(self._upstreams) + len(self._passages.connections)
+
+    def metrics(self) -> Readings:
+        """What was counted, and how much there is at present; the metrics are in
+        ``bridgecore.telemetry.metrics``. Empty without ``Config.metrics``."""
+        read = self._gateway.metrics()
+        if not self._config.metrics:
+            return read
+        passages = len(self._passages.connections)
+        return {**read, CLIENT_CONNECTIONS: {(): self.clients}, PASSAGES: {(): passages}}
+
+    def _write_metrics(self) -> bytes:
+        return exposition(self.metrics())
 
     def new_connection(self) -> int:
         """A number for a connection that was just accepted; report it with ``Accepted``."""
@@ -330,7 +345,7 @@ class Endpoint:
         if event.peer:
             connection = PeerConnection(self._config, self._now, seed, self._verifier)
         else:
-            connection = HttpConnection(self._config, self._now, seed)
+            connection = HttpConnection(self._config, self._now, seed, self._exposition)
         client = self._clients[conn] = _Client(connection)
         self._flush(conn, client)
 
@@ -338,7 +353,7 @@ class Endpoint:
         conn = event.conn
         self._numbered.remove(conn)
         seed = b"%d/%b" % (conn, self._request_seed)
-        connection = RequestConnection(self._config, self._now, seed, event)
+        connection = RequestConnection(self._config, self._now, seed, event, self._exposition)
         client = self._clients[conn] = _Client(connection)
         self._serve(conn, client)
 

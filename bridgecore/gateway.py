@@ -13,7 +13,7 @@ from typing import get_args
 import attrs
 
 from bridgecore.answers.exchange import Exchange
-from bridgecore.api_error import api_error
+from bridgecore.api_error import ApiError, api_error, render_failed_response
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
@@ -38,9 +38,11 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
 from bridgecore.relay import Relay
+from bridgecore.telemetry.metrics import ERRORS, TURNS, Readings
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.headers import check_headers
 from bridgecore.wire.requests import InvalidBodyError, parse_create
+from bridgecore.wire.responses import UpstreamEvent
 
 
 @attrs.define(eq=False)
@@ -117,6 +119,11 @@ class Gateway:
         """
         return self._bridge
 
+    def metrics(self) -> Readings:
+        """What was counted, and how much there is at present; the metrics are in
+        ``bridgecore.telemetry.metrics``. Empty without ``Config.metrics``."""
+        return self._bridge.metrics()
+
     def next_timeout(self) -> Deadline | None:
         """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
         found = self._bridge.next_timeout()
@@ -174,10 +181,12 @@ class Gateway:
             request = parse_create(event.body)
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
+            self._count("refused", error, forwarded=event.forward is not None)
             return [FailAnswer(event.turn, error)]
         if event.streamed or event.forward is not None:  # its sender answers its client
             request = attrs.evolve(request, stream=True)
-        exchange = Exchange.of(event.turn, request, self._config, now)
+        forwarded = event.forward is not None
+        exchange = Exchange.of(event.turn, request, self._config, now, forwarded=forwarded)
         received = TurnReceived(
             event.turn,
             request,
@@ -197,9 +206,26 @@ class Gateway:
         exchange = self._exchanges.pop(event.turn, None)
         self._schedule.set(event.turn, None)
         said: list[GatewayEffect] = []
-        if exchange is not None and event.error is not None:
-            said += exchange.fail(event.error)
+        if exchange is not None:
+            result = "abandoned" if event.error is None else exchange.result_of_failure
+            self._count(result, event.error, forwarded=exchange.forwarded)
+            if event.error is not None:
+                said += exchange.fail(event.error)
         return said + self._show(effects, now)
+
+    def _count_ended(self, last: UpstreamEvent, *, forwarded: bool) -> None:
+        result = last.type.decode("latin-1").removeprefix("response.")
+        error = render_failed_response(last.error, None) if result == "failed" else None
+        self._count(result, error, forwarded=forwarded)
+
+    def _count(self, result: str, error: ApiError | None, *, forwarded: bool) -> None:
+        """Count a turn that has ended, for the metrics."""
+        counts = self._bridge.counts
+        if counts is None:
+            return
+        counts.add(TURNS, "replica" if forwarded else "client", result)
+        if error is not None:
+            counts.add(ERRORS, error.log_code)
 
     def _timeout(self, event: BridgeTimeout, now: int) -> list[GatewayEffect]:
         effects: list[GatewayEffect] = []
@@ -221,7 +247,11 @@ class Gateway:
                 continue
             if isinstance(effect, AnswerEvents):
                 shown += exchange.deliver(effect, now)
+                if exchange.ended:
+                    self._count_ended(effect.events[-1], forwarded=exchange.forwarded)
             else:
+                result = exchange.result_of_failure
+                self._count(result, effect.error, forwarded=exchange.forwarded)
                 shown += exchange.fail(effect.error)
             if exchange.ended:
                 del self._exchanges[effect.turn]

@@ -41,6 +41,7 @@ from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.reference import Reference
 from bridgecore.telemetry import Log, LogLevel
+from bridgecore.telemetry.metrics import LEASES_LOST, NOT_DURABLE, OWNED, STORE_DURABLE, Metric
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers
 
@@ -150,6 +151,7 @@ class Replica:
         self._others = 0
         self._drawn = 0  # keys of conversations
         self._durable = True  # the latest commit was
+        self._not_durable = self._lost = 0  # turns that were not, and leases, for the metrics
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
         self.gone = False  # the lease is given up
@@ -163,6 +165,15 @@ class Replica:
     def turns(self) -> int:
         """How many turns have ended upstream and are not shown to their clients yet."""
         return sum(ending.answer is not None for ending in self._endings.values())
+
+    def metrics(self) -> dict[Metric, int]:
+        """What was counted, and how much there is at present."""
+        return {
+            STORE_DURABLE: int(self._durable),
+            NOT_DURABLE: self._not_durable,
+            OWNED: self._holdings.claims,
+            LEASES_LOST: self._lost,
+        }
 
     def __contains__(self, turn: int) -> bool:
         return turn in self._endings
@@ -405,6 +416,7 @@ class Replica:
                     event = "replica.lease_held" if effect.held else "replica.lease_lost"
                     level = LogLevel.INFO if effect.held else LogLevel.WARNING
                     out.append(self._log(level, event))
+                    self._lost += not effect.held
                     if effect.held:
                         out += self._commit_owed(now)
                 case hd.NameInUse():
@@ -496,6 +508,7 @@ class Replica:
                 "turn": settled.turn,
                 "response": hashed(ending.unstored.responses[-1].ids[0]),
             }
+            self._not_durable += 1
             out.append(self._log(LogLevel.DEBUG, "turn.not_durable", **fields))
         return out
 

@@ -26,6 +26,7 @@ from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.simulate import Experiment, grow
 from bridgecore.simulate.growth_report import plot
 from bridgecore.tables import list_table, render_rst
+from bridgecore.telemetry.metrics import METRICS
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import diagram
 from bridgecore.verify.bugs import BUGS
@@ -207,6 +208,15 @@ def render_faults() -> str:
     return "\n".join([*_HEAD, *list_table(rows)]).rstrip() + "\n"
 
 
+def render_metrics() -> str:
+    """The metrics, with their labels."""
+    rows = [("metric", "labels", "meaning")]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append((f"`{metric.name}`", labels, f"{metric.kind.value}: {metric.help}"))
+    return "\n".join([*_HEAD, *list_table(rows, widths=(40, 20, 40))]).rstrip() + "\n"
+
+
 def render_api() -> str:
     """The directives of the reference, one for each public name."""
     return "\n".join([*_HEAD, surface.render()])
@@ -329,6 +339,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "api.rst": render_api,
     "house.svg": house.draw,
     "settings.rst": render_settings,
+    "metrics.rst": render_metrics,
     "performance.rst": render_performance,
     "performance.svg": draw_performance,
     "context.svg": draw_context,

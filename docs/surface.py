@@ -81,6 +81,9 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.wire.sse": _all_but(),
     "bridgecore.transport": _all_but(),
     "bridgecore.telemetry": _all_but(),
+    "bridgecore.telemetry.metrics": {
+        "": ("Metric", "Kind", "Readings", "METRICS", "exposition", "CONTENT_TYPE")
+    },
     "bridgecore.transport.driver": _all_but("C"),
     "bridgecore.transport.request": _all_but("Headers"),
     "bridgecore_asyncio": _all_but(),

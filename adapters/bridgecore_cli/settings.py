@@ -387,6 +387,12 @@ CORE = (
         "web pages that may open WebSockets: origins with commas or spaces between them, in TOML a "
         "list; `none` for none. Programs send no origin",
     ),
+    _of_config(
+        "metrics",
+        FLAG,
+        "whether `GET /metrics` answers what is counted, in the text format of Prometheus, to "
+        "everyone who reaches the port",
+    ),
     Setting(
         "max_sessions",
         LIMIT,
@@ -531,7 +537,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "clients that speak WebSocket mode": (
         *("websocket", "websocket_idle", "websocket_lifetime", "websocket_origins"),
     ),
-    "the process and its logs": ("backend", "loop", "workers", "log_level", "decision_log"),
+    "the process and its logs": (
+        *("backend", "loop", "workers", "log_level", "decision_log", "metrics"),
+    ),
     "several replicas, and restarts": (
         *("store", "replica", "cluster_keys", "advertise", "cluster_certificate"),
         *("lease_ttl", "lease_margin", "store_timeout"),

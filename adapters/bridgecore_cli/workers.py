@@ -94,6 +94,12 @@ def check(settings: Settings) -> int:
             "workers out",
             CONFIGURATION,
         )
+    if count > 1 and settings.core["metrics"]:
+        raise SettingsError(
+            "metrics: each worker counts for itself, and a request for /metrics reaches any of "
+            "them; start one process for each port instead, each with a --replica of its own",
+            CONFIGURATION,
+        )
     return count
 
 

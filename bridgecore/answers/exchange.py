@@ -42,7 +42,7 @@ class Exchange:
     """The answer to one turn, and how much of it was sent.
 
     ``deadline``: when to call ``timeout``, ns; None: never. ``blocked``: the client reads too
-    slowly. ``ended``: the answer is complete.
+    slowly. ``ended``: the answer is complete. ``forwarded``: another replica asks, for its client.
     """
 
     turn: int
@@ -50,6 +50,7 @@ class Exchange:
     deadline: int | None
     blocked: bool = False
     ended: bool = False
+    forwarded: bool = False
     _anchor: str | None = None  # the turn's previous_response_id
     _model: str | None = None
     _keepalive: int = 0  # ns of silence before a keepalive
@@ -59,7 +60,15 @@ class Exchange:
     _spoke: int = 0  # ns, when something was last sent
 
     @classmethod
-    def of(cls, turn: int, request: CreateRequest, config: Config, now: int) -> Exchange:
+    def of(
+        cls,
+        turn: int,
+        request: CreateRequest,
+        config: Config,
+        now: int,
+        *,
+        forwarded: bool = False,
+    ) -> Exchange:
         """A new exchange for ``turn``, whose ``request`` was received at ``now``."""
         return cls(
             turn,
@@ -68,7 +77,13 @@ class Exchange:
             anchor=request.previous_response_id,
             model=request.model,
             keepalive=config.keepalive,
+            forwarded=forwarded,
         )
+
+    @property
+    def result_of_failure(self) -> str:
+        """How the metric ``TURNS`` names an error now: after the head it is part of the answer."""
+        return "failed" if self._begun else "refused"
 
     @property
     def timer(self) -> Timer:

@@ -180,6 +180,11 @@ class Memory:
         """The memory of the transcripts in bytes, overhead included."""
         return 0 if self._transcripts is None else self._transcripts.size
 
+    @property
+    def responses(self) -> int:
+        """How many responses have a transcript here."""
+        return 0 if self._transcripts is None else len(self._transcripts)
+
     def snapshot(self) -> tuple[object, ...]:
         """Aliases, least recently used first, and transcripts, as a value for the explorer."""
         held = () if self._transcripts is None else self._transcripts.snapshot()

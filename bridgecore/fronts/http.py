@@ -8,7 +8,7 @@ slowly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, assert_never
 
 from bridgecore import transport as tp
@@ -27,6 +27,7 @@ from bridgecore.messages import (
     RequestReceived,
 )
 from bridgecore.recovery.timers import Timer
+from bridgecore.telemetry.metrics import CONTENT_TYPE
 from bridgecore.wire.codings import (
     ACCEPTED,
     BodyDecoder,
@@ -57,6 +58,9 @@ from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
 from bridgecore.wire.upgrade import UpgradeError, accept_upgrade, asks_for_websocket
 
+_READ = (b"GET", b"HEAD")
+# Answered after the first signal, too: whoever watches a drain needs them most.
+_WHILE_DRAINING = frozenset({"/livez", "/metrics"})
 _JSON = (b"content-type", b"application/json")
 # Sent with a 415, so that the client can choose another coding (RFC 9110, section 15.5.16).
 _ACCEPT_ENCODING = (b"accept-encoding", ", ".join(ACCEPTED).encode("ascii"))
@@ -71,7 +75,7 @@ class HttpConnection:
     """One connection of an HTTP client; a ``ClientConnection``.
 
     ``request_seed``: unique to this connection; ids of requests without an ``x-request-id`` are
-    derived from it.
+    derived from it. ``metrics``: gives what is counted, as text; None: it is not shown.
     """
 
     # There may be thousands of idle connections: no instance dictionaries.
@@ -82,6 +86,7 @@ class HttpConnection:
             "_held",
             "_http",
             "_last",
+            "_metrics",
             "_read",
             "_request_id",
             "_scope",
@@ -93,19 +98,28 @@ class HttpConnection:
 
     ROUTES: ClassVar[Mapping[str, tuple[bytes, ...]]] = {
         "/v1/responses": (b"POST",),
-        "/livez": (b"GET", b"HEAD"),
-        "/readyz": (b"GET", b"HEAD"),
+        "/livez": _READ,
+        "/readyz": _READ,
     }
     """The methods that each path supports."""
     TURNS: ClassVar = "/v1/responses"
     """The path that takes turns; the others answer whether the server is up."""
+    METRICS: ClassVar = "/metrics"
+    """The path that answers what is counted, if the settings say so."""
     PASSES: ClassVar = True
     """Whether requests for other paths may be passed through to the upstream."""
     ROOM: ClassVar = 0
     """Bytes that a head and a body may have beyond ``max_header`` and ``max_body``."""
 
-    def __init__(self, config: Config, now: int, request_seed: bytes = b"") -> None:
+    def __init__(
+        self,
+        config: Config,
+        now: int,
+        request_seed: bytes = b"",
+        metrics: Callable[[], bytes] | None = None,
+    ) -> None:
         self._config = config
+        self._metrics = metrics
         self._request_seed = request_seed
         self._scope: str | None = None  # the tenant; None: it follows from the credential
         self._requests = 0  # answered so far
@@ -218,6 +232,8 @@ class HttpConnection:
     def _refusal(self, head: RequestHead, *, draining: bool) -> tuple[ApiError, Headers] | None:
         """The error, with extra headers, of a request that is refused for its head; else None."""
         methods = self.ROUTES.get(head.path)
+        if self._metrics is not None and head.path == self.METRICS:
+            methods = _READ
         if methods is None:
             if self._is_passed(head):
                 if draining:
@@ -237,7 +253,7 @@ class HttpConnection:
                 return error, [*allow, (b"upgrade", b"HTTP/1.1")]
             message = f"This path supports {b', '.join(methods).decode()}."
             return api_error(405, "method_not_allowed", message), allow
-        if draining and head.path != "/livez":
+        if draining and head.path not in _WHILE_DRAINING:
             return SHUTTING_DOWN, []
         return self._decode_body(head) if head.path == self.TURNS else None
 
@@ -303,6 +319,10 @@ class HttpConnection:
                 self._respond(api_error(400, "malformed_request", message), close=True)
             else:
                 self._upgrade(head)
+            return None
+        if self._metrics is not None and head.path == self.METRICS:
+            fields = [(b"content-type", CONTENT_TYPE), self._request_id_header()]
+            self._finish(self._http.respond(200, fields, self._metrics(), close=draining))
             return None
         if head.path != self.TURNS:
             self._send_json(200, [], b'{"status":"ok"}', close=draining)

@@ -7,6 +7,8 @@ bytes of HTTP. Paths, refusals, deadlines and the form of answers are the same: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bridgecore import transport as tp
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
@@ -19,14 +21,19 @@ from bridgecore.wire.request_heads import RefusedError, RequestHead, check_frami
 
 class RequestConnection(HttpConnection):
     """One request; a ``ClientConnection`` that ends with it. ``event``: its head;
-    ``request_seed``: see ``HttpConnection``."""
+    ``request_seed``, ``metrics``: see ``HttpConnection``."""
 
     __slots__ = ("_messages",)
 
     def __init__(
-        self, config: Config, now: int, request_seed: bytes, event: tp.RequestBegun
+        self,
+        config: Config,
+        now: int,
+        request_seed: bytes,
+        event: tp.RequestBegun,
+        metrics: Callable[[], bytes] | None = None,
     ) -> None:
-        super().__init__(config, now, request_seed)
+        super().__init__(config, now, request_seed, metrics)
         self._scope = event.scope
         limits = HttpLimits(config.max_header, config.max_body)
         self._http = self._messages = HttpMessages(limits, _read(event), self._comes_by_parts)

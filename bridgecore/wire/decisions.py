@@ -47,11 +47,19 @@ from bridgecore.recovery.failure import (
     known_name,
     known_param,
 )
-from bridgecore.recovery.policy import Budgets, Policy, Remedy, Situation, Timeouts
+from bridgecore.recovery.policy import (
+    Budgets,
+    Policy,
+    Remedy,
+    Situation,
+    Timeouts,
+    name_of,
+)
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.session import Session
 from bridgecore.recovery.state import SessionState
 from bridgecore.telemetry import Log, LogLevel
+from bridgecore.telemetry.metrics import DECISIONS, REMEDIES, Counts
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
 # 2: events name their response and tell whether the frame was sent; error frames have members.
@@ -96,9 +104,12 @@ class Recorder:
         self._policy = policy
         self._pending = [_log(write_header(policy))]
 
-    def session(self, number: int, state: SessionState | None = None) -> Session:
-        """A new session, in ``state``, whose transitions are recorded with ``number``."""
-        return _RecordedSession(self._policy, number, self._pending, state)
+    def session(
+        self, number: int, state: SessionState | None = None, counts: Counts | None = None
+    ) -> Session:
+        """A new session, in ``state``, whose transitions are recorded with ``number``, and counted
+        in ``counts``."""
+        return _RecordedSession(self._policy, number, self._pending, state, counts)
 
     def take(self) -> list[Log]:
         """The records since the last call, one line each. The first is the header."""
@@ -107,16 +118,40 @@ class Recorder:
         return taken
 
 
-class _RecordedSession(Session):
+class CountedSession(Session):
+    """A session that counts its decisions in ``counts``, by rule and by cell of the table."""
+
+    __slots__ = ("_counts",)
+
+    def __init__(self, policy: Policy, state: SessionState | None, counts: Counts | None) -> None:
+        super().__init__(policy, state)
+        self._counts = counts
+
+    def _take(self, event: Event, now: int, transition: Transition) -> None:
+        super()._take(event, now, transition)
+        if self._counts is None:
+            return
+        self._counts.add(DECISIONS, transition.rule)
+        for cell in transition.cells:
+            row, column = name_of(cell.situation), name_of(cell.standing)
+            self._counts.add(REMEDIES, row, column, name_of(cell.remedy.action))
+
+
+class _RecordedSession(CountedSession):
     """A session that writes a line for each transition, including those of deadlines and ``touch``,
     so that a replay needs only ``step``."""
 
     __slots__ = ("_into", "_number")
 
     def __init__(
-        self, policy: Policy, number: int, into: list[Log], state: SessionState | None
+        self,
+        policy: Policy,
+        number: int,
+        into: list[Log],
+        state: SessionState | None,
+        counts: Counts | None,
     ) -> None:
-        super().__init__(policy, state)
+        super().__init__(policy, state, counts)
         self._number = number
         self._into = into
 

@@ -89,6 +89,7 @@ PROMISED = {
     "websocket_idle": 3600 * S,
     "websocket_lifetime": 3600 * S,
     "websocket_origins": (),
+    "metrics": False,
     "max_sessions": None,
     "max_header": 65_536,
     "max_body": 64 * 1024 * 1024,
@@ -143,7 +144,7 @@ def test_the_configuration_gets_every_value() -> None:
     flags["forward_headers"] = "x-tenant"
     flags["upstream_http"] = "https://api.example:444/v1"
     flags["pass_through"] = "models chat/completions"
-    flags["websocket"] = "true"
+    flags["websocket"] = flags["metrics"] = "true"
     flags["websocket_origins"] = "https://a.example, http://b.example:81"
     config = load({**flags, "policy": "pr397"}, {}).config(URL, 1024, "a")
     assert config.upstream is URL
@@ -156,7 +157,7 @@ def test_the_configuration_gets_every_value() -> None:
             value = HttpUrl.parse("https://api.example:444/v1")
         elif setting.name == "pass_through":
             value = ("models", "chat/completions")
-        elif setting.name == "websocket":
+        elif setting.name in ("websocket", "metrics"):
             value = True
         elif setting.name == "websocket_origins":
             value = ("https://a.example", "http://b.example:81")
@@ -255,6 +256,7 @@ def test_every_setting_can_be_set_in_each_way(tmp_path: Path) -> None:
         "forward_headers": "x-tenant",
         "upstream_http": "https://api.example/v1",
         "pass_through": "models",
+        "metrics": "true",
         "websocket": "true",
         "websocket_origins": "https://chat.example",
     }
@@ -378,6 +380,7 @@ def test_unknown_variables_are_ignored() -> None:
         ("rotation", '"cold"', "warm"),
         ("fallback", '"https"', "http"),
         ("websocket", "1", "true"),
+        ("metrics", '"yes"', "true"),
         ("websocket_origins", '"chat.example"', "https://chat.example"),
     ],
 )

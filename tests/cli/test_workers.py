@@ -37,6 +37,14 @@ def test_one_worker_checks_the_policy_for_all() -> None:
     assert not worker_settings(none, 0).verify
 
 
+def test_workers_have_no_common_metrics(tmp_path: Path) -> None:
+    where = ("--store", f"sqlite:{tmp_path}/turns.db", "--cluster-keys", "keys")
+    upstream = ("--upstream", "ws://127.0.0.1:1/")
+    result = run("serve", "--workers", "2", "--metrics", "true", *where, *upstream)
+    assert (result.returncode, result.stdout) == (78, "")
+    assert "metrics: each worker counts for itself" in result.stderr
+
+
 def test_a_port_in_use_is_reported_once_and_as_without_workers(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.touch(mode=0o600)

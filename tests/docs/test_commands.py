@@ -261,6 +261,12 @@ ENTRIES: tuple[Entry, ...] = (
     # ---- the tutorial, in order
     Elsewhere("python loss.py...", TUTORIAL),
     Elsewhere("...", TUTORIAL, page="docs/tutorial.rst"),
+    Runs(
+        "curl .../metrics",
+        r"\nbridgecore_conversations 0\n",
+        needs="curl",
+        server="bridgecore serve --port 0 --metrics true",
+    ),
     Runs("curl ...", STREAMED, needs="curl", server="bridgecore serve --port 0"),
     # ---- make
     Runs("make demo", r"default answered \d+ x 502 stream_incomplete instead, .*pr397: \d+\)\.\n$"),

@@ -1,7 +1,8 @@
 """Log records, for embedders and for those who run the command.
 
 What belongs here: the form of a record. Records are effects like all others, so that they keep
-their place among them; writing them is the adapter's.
+their place among them; writing them is the adapter's. What is counted is in
+``bridgecore.telemetry.metrics``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,151 @@
+"""What a bridge counts, and how that is written for Prometheus.
+
+What belongs here: each metric with its meaning, the counts that are kept while a bridge runs
+because nothing else remembers them, and the text format. No decision depends on a count, and
+nothing is counted unless ``Config.metrics`` is set. No label has data of a request, such as an id
+or a credential.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+import attrs
+
+
+class Kind(enum.Enum):
+    """Whether a metric only grows, or goes up and down."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+
+@attrs.frozen(eq=False)
+class Metric:
+    """One metric. ``labels``: the names of its labels; ``help``: what its value means."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+Readings: TypeAlias = Mapping[Metric, Mapping[tuple[str, ...], int]]
+"""Values of metrics, by the values of their labels, which are in the order of ``Metric.labels``."""
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(f"bridgecore_{name}_total", Kind.COUNTER, text, labels)
+
+
+def _gauge(name: str, text: str) -> Metric:
+    return Metric(f"bridgecore_{name}", Kind.GAUGE, text)
+
+
+TURNS = _counter(
+    "turns",
+    "turns that were answered, by who asked (client, or replica: it was forwarded here) and by how "
+    "the answer ended: completed, incomplete, failed (after its head), refused (an error status), "
+    "abandoned (the client left)",
+    "origin",
+    "result",
+)
+ERRORS = _counter(
+    "errors", "answers to turns that are errors, by their code as the log has it", "code"
+)
+DECISIONS = _counter("decisions", "events that sessions decided about, by the rule", "rule")
+REMEDIES = _counter(
+    "remedies",
+    "decisions about turns by the policy's table: row, column, and what the cell says",
+    "situation",
+    "standing",
+    "remedy",
+)
+CONNECTIONS = _counter(
+    "upstream_connections",
+    "connections for turns to the upstream or to a replica: opened, failed (they could not be), "
+    "lost (after they were open)",
+    "to",
+    "result",
+)
+REDUCED = _counter("turns_reduced", "completed turns whose repeated history was not sent upstream")
+REHYDRATED = _counter("turns_rehydrated", "completed turns whose context was rebuilt and sent")
+WARMED = _counter("connections_warmed", "connections that were preloaded with a context")
+TOKENS_SAVED = _counter("tokens_saved", "tokens of the history that was not sent")
+TOKENS_SPENT = _counter("tokens_spent", "tokens of the contexts that were sent once more")
+BYTES_SAVED = _counter("bytes_saved", "bytes of the history that was not sent")
+BYTES_SPENT = _counter("bytes_spent", "bytes of the contexts that were sent once more")
+NOT_DURABLE = _counter(
+    "turns_not_durable", "turns that were answered although the store had not confirmed them"
+)
+LEASES_LOST = _counter("leases_lost", "times that this replica has lost its lease")
+TURNS_RUNNING = _gauge("turns_running", "turns that run, wait, or are being committed")
+CONVERSATIONS = _gauge("conversations", "conversations with a session")
+LINKS = _gauge("links", "upstream connections for turns that are open or being opened")
+CLIENT_CONNECTIONS = _gauge("client_connections", "connections of clients and replicas, open")
+PASSAGES = _gauge("passages", "upstream connections of requests that are passed through")
+TRANSCRIPT_BYTES = _gauge("transcript_bytes", "memory of all transcripts")
+TRANSCRIPT_RESPONSES = _gauge("transcript_responses", "responses whose transcript is held")
+STORE_DURABLE = _gauge("store_durable", "1 if the latest commit to the store was confirmed, else 0")
+OWNED = _gauge("conversations_owned", "conversations that this replica owns")
+
+METRICS: Final = (
+    *(TURNS, ERRORS, TURNS_RUNNING, CONVERSATIONS, DECISIONS, REMEDIES, CONNECTIONS, LINKS),
+    *(CLIENT_CONNECTIONS, PASSAGES, REDUCED, REHYDRATED, WARMED, TOKENS_SAVED, TOKENS_SPENT),
+    *(BYTES_SAVED, BYTES_SPENT, TRANSCRIPT_BYTES, TRANSCRIPT_RESPONSES, STORE_DURABLE, NOT_DURABLE),
+    *(OWNED, LEASES_LOST),
+)
+"""All metrics, in the order in which they are written."""
+
+# Sets of labels that one metric has at most. An upstream chooses the codes of its errors, and each
+# set of labels costs memory here and in every system that stores the metrics.
+_MOST_SETS: Final = 200
+_OTHER: Final = "other"
+CONTENT_TYPE: Final = b"text/plain; version=0.0.4; charset=utf-8"
+"""The media type of ``exposition``."""
+
+
+@attrs.define
+class Counts:
+    """Counters of one bridge, from its start on."""
+
+    _of: dict[Metric, dict[tuple[str, ...], int]] = attrs.Factory(dict)
+
+    def add(self, metric: Metric, *labels: str) -> None:
+        """Count one. Beyond ``_MOST_SETS`` sets of labels, new ones count as ``other``."""
+        counted = self._of.setdefault(metric, {})
+        if labels not in counted and len(counted) >= _MOST_SETS:
+            labels = tuple([_OTHER] * len(labels))
+        counted[labels] = counted.get(labels, 0) + 1
+
+    def read(self) -> dict[Metric, Mapping[tuple[str, ...], int]]:
+        """A copy of all that was counted."""
+        return {metric: dict(counted) for metric, counted in self._of.items()}
+
+
+def exposition(readings: Readings) -> bytes:
+    """``readings`` in the text format of Prometheus, version 0.0.4, in the order of ``METRICS``."""
+    lines = []
+    for metric in METRICS:
+        values = readings.get(metric)
+        if values is None:
+            continue
+        lines += [
+            f"# HELP {metric.name} {metric.help}",
+            f"# TYPE {metric.name} {metric.kind.value}",
+        ]
+        lines += [f"{metric.name}{_set(metric, labels)} {values[labels]}" for labels in values]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _set(metric: Metric, labels: tuple[str, ...]) -> str:
+    if not labels:
+        return ""
+    pairs = zip(metric.labels, labels, strict=True)
+    return "{" + ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs) + "}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
