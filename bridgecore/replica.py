@@ -106,12 +106,14 @@ ReplicaEffect: TypeAlias = (
 @attrs.define(eq=False)
 class _Ending:
     """A turn whose terminal event waits for its commit. ``answer``: the effect that shows it; None
-    if its client has left. ``conversation``: the key of what it is committed to."""
+    if its client has left. ``conversation``: the key of what it is committed to. ``whole``: it is
+    committed with all that it continues, of which the store had lost something."""
 
     answer: AnswerEvents | None
     unstored: Unstored
     conversation: bytes
     alone: bool = False  # in a conversation of its own, because its own one was fenced
+    whole: bool = False
 
 
 @attrs.frozen
@@ -150,7 +152,7 @@ class Replica:
         # turn's, and are negative, because those of turns are not.
         self._others = 0
         self._drawn = 0  # keys of conversations
-        self._durable = True  # the latest commit was
+        self._durable = True  # the store has answered the latest commit
         self._not_durable = self._lost = 0  # turns that were not, and leases, for the metrics
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
@@ -480,8 +482,19 @@ class Replica:
         A commit that is fenced belongs to a conversation that was lost while its turn ran, with the
         lease or to another replica. The response exists all the same, and its client may continue
         it: it becomes a conversation of its own.
+
+        A store that has lost what the response continues gets all of it, once. If that is not held
+        here any more, the response is not durable, and a repetition would not change that.
         """
         ending = self._endings.pop(settled.turn)
+        if settled.missing and not ending.whole:
+            ending.whole = True
+            last = ending.unstored.responses[-1]
+            whole = self._memory.unstored(last.scope, last.ids, now, whole=True)
+            if whole is not None:
+                ending.unstored = whole
+                lost = self._log(LogLevel.WARNING, "store.lost_responses", detail=_LOST)
+                return [lost, *self._commit(settled.turn, ending, now)]
         key = ending.conversation
         out: list[ReplicaEffect] = []
         if key in self._unused and not self._is_committing(key):
@@ -496,12 +509,13 @@ class Replica:
             out += self._sweep(now)
         if ending.answer is not None:
             out.append(ending.answer)
-        if settled.durable is not self._durable:
-            self._durable = settled.durable
+        answered = settled.durable or settled.missing
+        if answered is not self._durable:
+            self._durable = answered
             out.append(self._durability())
-            if settled.durable:
+            if answered:
                 out += self._commit_owed(now)
-        if not settled.durable:
+        if not answered:
             self._owe(ending)
         if not settled.durable and settled.turn >= 0:
             fields: dict[str, str | int] = {
@@ -567,6 +581,7 @@ _NAME_IN_USE = (
     "another process has a lease under this name and renews it: give each replica its own name "
     "(--replica); until then nothing that this one answers is durable"
 )
+_LOST = "the store has lost what a response continues, and gets the whole conversation once more"
 _ROLLED_BACK = "store.rolled_back"
 _DISTRUSTED = "the store has granted an epoch that it had granted before: it has lost memory"
 _UNAVAILABLE = "responses are not stored: until the store is back they are lost with this process"

@@ -297,7 +297,9 @@ class Postgresql:
                 return st.NotStored() if path is None else st.Found(rows[0][0] or b"", path)
             case st.Commit():
                 epoch = _number(rows[0][0])
-                return st.Committed(epoch) if epoch > 0 else st.Fenced(-1 - epoch)
+                if epoch <= 0:
+                    return st.Fenced(-1 - epoch)
+                return st.Committed(epoch, missing=rows[0][1] == _TRUE)
             case st.Sweep():
                 if rows[0][0] != _TRUE:
                     return st.Swept(0)
@@ -559,7 +561,7 @@ class Postgresql:
 
 # ------------------------------------------------------------ statements
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The version of the tables: how many scripts there are in ``migrations/``."""
 
 _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
@@ -579,7 +581,7 @@ _LOOK_UP = (
     "SELECT conversation, key, parent, payload FROM path ORDER BY depth DESC"
 )
 _COMMIT = (
-    "SELECT bridgecore_commit_2($1, $2, $3::bytea, $4::bigint, "
+    "SELECT * FROM bridgecore_commit_3($1, $2, $3::bytea, $4::bigint, "
     "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[])"
 )
 _RELEASE = "SELECT bridgecore_release_1($1, $2, $3::bytea[], $4::bigint[])"

@@ -431,7 +431,13 @@ class Sqlite:
             "INSERT OR REPLACE INTO name VALUES (?, ?, ?)",
             [(name, named.response, named.context) for name, named in sealed.names.items()],
         )
-        return st.Committed(wanted[0])
+        parents = {response.parent for response in commit.responses}
+        parents -= {None, *(response.key for response in commit.responses)}
+        missing = any(
+            database.execute("SELECT 1 FROM response WHERE key = ?", (parent,)).fetchone() is None
+            for parent in parents
+        )
+        return st.Committed(wanted[0], missing)
 
     # ------------------------------------------------------------ sweeping
 

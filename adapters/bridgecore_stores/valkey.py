@@ -211,6 +211,8 @@ class Valkey:
                 payloads = self._unsealed(result[1:])
                 return st.NotStored() if payloads is None else st.Found(result[0], payloads)
             case st.Commit():
+                if isinstance(result, list):
+                    return st.Committed(result[0], missing=True)
                 return st.Committed(result) if result > 0 else st.Fenced(-1 - result)
             case st.Sweep():
                 if not result:

@@ -429,17 +429,19 @@ class Memory:
             return True
         return self._transcripts.peek(scope, alias.response, now) is not None
 
-    def unstored(self, scope: str, ids: Sequence[str], now: int) -> Unstored | None:
+    def unstored(
+        self, scope: str, ids: Sequence[str], now: int, *, whole: bool = False
+    ) -> Unstored | None:
         """What a store has to be given so that the response with these ids can be continued after
-        this process: the response, and those before it that no store has yet. None if it is not
-        known."""
+        this process: the response, and those before it that no store has yet, or, for a store that
+        has lost some, all (``whole``). None if it is not known."""
         alias = self._aliases.peek(scope, ids[0])
         if alias is None:
             return None
         node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
         nodes: list[Node] = []
         each = node
-        while each is not None and each.durable <= now:
+        while each is not None and (whole or each.durable <= now):
             nodes.append(each)
             each = each.parent
         nodes.reverse()

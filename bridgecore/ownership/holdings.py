@@ -36,11 +36,13 @@ class Resolved:
 @attrs.frozen
 class Settled:
     """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: it
-    was refused, because the conversation is not this replica's any more."""
+    was refused, because the conversation is not this replica's any more. ``missing``: the store has
+    lost what it continues, so it cannot be read yet."""
 
     turn: int
     durable: bool
     fenced: bool = False
+    missing: bool = False
 
 
 @attrs.frozen
@@ -406,7 +408,8 @@ class Holdings:
             self._step_claim(question.conversation, event, 0)
         if asked.turn is not None:
             durable, fenced = isinstance(answer, st.Committed), isinstance(answer, st.Fenced)
-            self._out.append(Settled(asked.turn, durable, fenced))
+            missing = isinstance(answer, st.Committed) and answer.missing
+            self._out.append(Settled(asked.turn, durable and not missing, fenced, missing))
 
     def _give_up(self, query: int, asked: _Asked) -> None:
         """Stop waiting for an answer: what becomes of the question is unknown."""

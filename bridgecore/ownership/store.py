@@ -221,9 +221,12 @@ class NotStored:
 
 @attrs.frozen
 class Committed:
-    """The responses are stored. ``epoch``: that of the conversation."""
+    """The responses are stored. ``epoch``: that of the conversation. ``missing``: one that they
+    continue is not stored, so they cannot be read: the store has lost it, for example when it went
+    back to an older copy of itself. A commit of the whole path mends that."""
 
     epoch: int
+    missing: bool = False
 
 
 @attrs.frozen

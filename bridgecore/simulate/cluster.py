@@ -7,8 +7,8 @@ Checked here:
 
 * *ownership*: a process that is granted a conversation is the only one that would send its turns,
   unless a failover has made the store forget who owned it;
-* *not-found*: a response that a client was shown is lost only for a known reason: it, or one that
-  it continues, was lost in a failover; or the log said that it is not durable, and the store had
+* *not-found*: a response that a client was shown is lost only for a known reason: it was lost in a
+  failover (what its replica commits after that has all that it continues); or the log said that it is not durable, and the store had
   not got it since when the turn was sent; or the upstream has refused an input that was rebuilt
   from it; or there is no transcript of it, because the upstream alone knew what it continues, and
   that does not store it;
@@ -240,7 +240,7 @@ class Cluster:
         bounded = refused >= self.scenario.policy.budgets.refusals
         if ResponseFate.FORGOTTEN in (before, now):
             reason = "responses lost in a failover"
-        elif before is ResponseFate.UNKNOWN and hashed(response) in self._not_durable:
+        elif before in _NOT_STORED and hashed(response) in self._not_durable:
             reason = "responses lost that were not durable"
         elif rejected and bounded:
             reason = "responses lost as the upstream refused them"
@@ -266,11 +266,14 @@ class Cluster:
             self._not_durable.add(str(log.fields["response"]))
 
 
+# What the store may know of a response of which the log says that it is not durable.
+_NOT_STORED: Final = (ResponseFate.UNKNOWN, ResponseFate.SEVERED)
 _COUNTED: Final = {
     "turn.forwarded": "forwards",
     "turn.not_durable": "commits that failed",
     "replica.lease_lost": "leases lost",
     "store.rolled_back": "claims not believed",
+    "store.lost_responses": "conversations stored once more",
 }
 
 

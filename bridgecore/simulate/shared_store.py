@@ -29,7 +29,8 @@ class ResponseFate(enum.Enum):
 
     STORED = "the store has it and all that it continues"
     BARE = "the store has it without its transcript"
-    FORGOTTEN = "it, or one that it continues, was lost in a failover"
+    FORGOTTEN = "it was lost in a failover"
+    SEVERED = "the store has it without one that it continues, which was lost in a failover"
     INCOMPLETE = "the store has it without one that it continues"
     UNKNOWN = "the store never had it"
 
@@ -70,7 +71,9 @@ class SharedStore:
             found = None if row is None else unpack(row.payload)
             bare = found is not None and found.segment is None
             return ResponseFate.BARE if bare else ResponseFate.STORED
-        return ResponseFate.FORGOTTEN if missing in self.forgotten else ResponseFate.INCOMPLETE
+        if missing not in self.forgotten:
+            return ResponseFate.INCOMPLETE
+        return ResponseFate.FORGOTTEN if missing == key else ResponseFate.SEVERED
 
 
 def _owners(model: StoreModel) -> dict[bytes, tuple[int, st.Owner | None]]:

@@ -209,7 +209,8 @@ class StoreModel:
                 self._named[response.scope, name] = response.key
             if response.context is not None:
                 self._contexts[response.scope, response.context] = response.key
-        return st.Committed(wanted.epoch)
+        parents = {response.parent for response in commit.responses} - {None}
+        return st.Committed(wanted.epoch, missing=not parents <= self._rows.keys())
 
     def _sweep(self, before: int, now: int) -> int:
         """Delete what was last used before ``before`` (ns) and is continued by nothing, then what

@@ -163,6 +163,31 @@ def test_what_was_not_durable_is_committed_when_the_store_is_back(outage: int) -
     assert len(cluster.model) == 4
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_what_a_failover_has_lost_is_committed_again_with_what_continues_it(kept: int) -> None:
+    """The store went back to a copy without a response; its owner has shown the next one as
+    durable, and is then killed. If the conversation is lost, too, it begins anew."""
+    cluster = Cluster()
+    replica = cluster.start()
+    talker, other = Talker(replica), Talker(replica, key="sk-other")
+    say(other, "hello")
+    backups = [cluster.model.copy()]
+    say(talker, "one")
+    backups.append(cluster.model.copy())
+    say(talker, "two")
+    cluster.model = replica.store.model = backups[kept]
+    say(talker, "three")
+    say(other, "still there")
+    assert len(cluster.model) == 5
+    assert replica.logged().count("store.lost_responses") == 1
+    assert "turn.not_durable" not in replica.logged()
+    replica.kill()
+    moved(talker, cluster.start("b"))
+    talker.world.advance(16)
+    say(talker, "four")
+    assert talker.outcomes == ["200"] * 4
+
+
 def drained(cluster: Cluster) -> tuple[Talker, Replica]:
     """A client whose replica has drained after one turn, and another replica."""
     first = cluster.start("a")

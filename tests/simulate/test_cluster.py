@@ -166,7 +166,9 @@ def stored(model: StoreModel, name: str, parent: str | None = None) -> None:
         name.encode(), "s", (name,), None if parent is None else parent.encode(), None, b""
     )
     epoch = 1 if parent else 0
-    assert model.handle(Commit(OWNER, b"c", epoch, (response,)), 0) == Committed(1)
+    missing = parent is not None and model.key("s", parent) is None
+    done = model.handle(Commit(OWNER, b"c", epoch, (response,)), 0)
+    assert done == Committed(1, missing=missing)
 
 
 def test_the_store_knows_what_it_has_forgotten() -> None:
@@ -178,8 +180,8 @@ def test_the_store_knows_what_it_has_forgotten() -> None:
     assert store.fate("s", "two") is ResponseFate.STORED
     assert store.fail_over(backup) == 1
     assert store.fate("s", "two") is ResponseFate.FORGOTTEN
-    stored(store.model, "three", "two")  # its replica does not know
-    assert store.fate("s", "three") is ResponseFate.FORGOTTEN
+    stored(store.model, "three", "two")
+    assert store.fate("s", "three") is ResponseFate.SEVERED
     assert store.fate("s", "one") is ResponseFate.STORED
     assert store.fate("t", "one") is ResponseFate.UNKNOWN
     stored(store.model, "five", "four")

@@ -1,6 +1,7 @@
 -- replica, incarnation, conversation, epoch, then for each response: key, what it continues (empty:
 -- nothing), payload, names together, and what the last name, that of a context, is a digest of
--- (sealed; empty: it is an id). Returns the epoch; minus it, less one, if another has claimed it.
+-- (sealed; empty: it is an id). Returns the epoch, or a list with it if one that they continue is not
+-- stored; minus the epoch, less one, if another has claimed the conversation.
 local replica, incarnation, conversation = ARGV[1], ARGV[2], ARGV[3]
 local place, given = key_of('conversation', conversation), tonumber(ARGV[4])
 local wanted = given == 0 and 1 or given
@@ -36,4 +37,10 @@ for n = 5, #ARGV, 5 do
     if all ~= known then redis.call('HSET', response, 'm', all) end
 end
 if redis.call('HGET', place, 'n') == '0' then no_responses(conversation) end
+for n = 6, #ARGV, 5 do
+    local parent = ARGV[n]
+    if parent ~= '' and redis.call('EXISTS', key_of('response', parent)) == 0 then
+        return { wanted }
+    end
+end
 return wanted

@@ -208,9 +208,27 @@ class StoreConformance(ABC):
             ask.join(A)
             ask.begin(A, "c", response("1"))
             third = commit(A, "c", 1, response("3", "swept"))
-            ask.gets(third, st.Committed(1), "a response whose parent is gone can be committed")
+            done = st.Committed(1, missing=True)
+            ask.gets(third, done, "a response whose parent is gone can be committed")
             ask.gets(resume(A, "3"), st.NotStored(), "half a transcript is not stored")
             ask.gets_one_of(resume(A, "1"), st.Claimed, "the others are still there")
+
+    def test_a_commit_says_that_what_it_continues_is_missing(self) -> None:
+        """The store may have gone back to an older copy of itself. The owner, who has the whole
+        conversation, commits it once more, or nobody could continue what its client was shown."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1"))
+            lost = (response("3", "2"), response("4", "3"))
+            done = st.Committed(1, missing=True)
+            ask.gets(commit(A, "c", 1, *lost), done, "'2' is not stored")
+            new = commit(A, "d", 0, response("5", "2"))
+            ask.gets(new, done, "nor is it for a conversation that branches off")
+            ask.gets(resume(A, "4"), st.NotStored(), "half a transcript is not stored")
+            whole = commit(A, "c", 1, response("1"), response("2", "1"), *lost)
+            ask.gets(whole, st.Committed(1), "now nothing is missing")
+            ask.gets_one_of(resume(A, "4"), st.Claimed, "the path is whole again")
+            ask.gets_one_of(resume(A, "5"), st.Claimed, "and so is every other one")
 
     def test_every_id_of_a_response_names_it(self) -> None:
         """Some upstreams use another id in each event."""
