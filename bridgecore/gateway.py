@@ -13,12 +13,14 @@ from typing import get_args
 import attrs
 
 from bridgecore.answers.exchange import Exchange
-from bridgecore.api_error import ApiError, api_error, render_failed_response
+from bridgecore.answers.tally import Tally
+from bridgecore.api_error import ApiError, api_error
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config
 from bridgecore.errors import LocalProtocolError
 from bridgecore.intake import Resolver
 from bridgecore.messages import (
+    AnswerEffect,
     AnswerEvents,
     BridgeEffect,
     BridgeTimeout,
@@ -38,11 +40,10 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Evidence
 from bridgecore.recovery.timers import Deadline
 from bridgecore.relay import Relay
-from bridgecore.telemetry.metrics import ERRORS, TURNS, Readings
+from bridgecore.telemetry.metrics import Readings
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.headers import check_headers
 from bridgecore.wire.requests import InvalidBodyError, parse_create
-from bridgecore.wire.responses import UpstreamEvent
 
 
 @attrs.define(eq=False)
@@ -110,6 +111,8 @@ class Gateway:
         self._exchanges: dict[int, Exchange] = {}
         self._schedule: TimerQueue[int] = TimerQueue()  # by turn
         self._now = 0
+        counts = self._bridge.counts
+        self._tally = None if counts is None else Tally(counts)
 
     @property
     def bridge(self) -> Bridge:
@@ -181,7 +184,8 @@ class Gateway:
             request = parse_create(event.body)
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
-            self._count("refused", error, forwarded=event.forward is not None)
+            if self._tally is not None:
+                self._tally.refused(error, forwarded=event.forward is not None)
             return [FailAnswer(event.turn, error)]
         if event.streamed or event.forward is not None:  # its sender answers its client
             request = attrs.evolve(request, stream=True)
@@ -206,26 +210,16 @@ class Gateway:
         exchange = self._exchanges.pop(event.turn, None)
         self._schedule.set(event.turn, None)
         said: list[GatewayEffect] = []
-        if exchange is not None:
-            result = "abandoned" if event.error is None else exchange.result_of_failure
-            self._count(result, event.error, forwarded=exchange.forwarded)
-            if event.error is not None:
-                said += exchange.fail(event.error)
+        if exchange is not None and event.error is not None:
+            said += self._fail(exchange, event.error, now)
+        elif exchange is not None and self._tally is not None:
+            self._tally.abandoned(exchange, now)
         return said + self._show(effects, now)
 
-    def _count_ended(self, last: UpstreamEvent, *, forwarded: bool) -> None:
-        result = last.type.decode("latin-1").removeprefix("response.")
-        error = render_failed_response(last.error, None) if result == "failed" else None
-        self._count(result, error, forwarded=forwarded)
-
-    def _count(self, result: str, error: ApiError | None, *, forwarded: bool) -> None:
-        """Count a turn that has ended, for the metrics."""
-        counts = self._bridge.counts
-        if counts is None:
-            return
-        counts.add(TURNS, "replica" if forwarded else "client", result)
-        if error is not None:
-            counts.add(ERRORS, error.log_code)
+    def _fail(self, exchange: Exchange, error: ApiError, now: int) -> list[AnswerEffect]:
+        if self._tally is not None:
+            self._tally.failed(exchange, error, now)
+        return exchange.fail(error)
 
     def _timeout(self, event: BridgeTimeout, now: int) -> list[GatewayEffect]:
         effects: list[GatewayEffect] = []
@@ -246,13 +240,12 @@ class Gateway:
             if exchange is None:
                 continue
             if isinstance(effect, AnswerEvents):
+                began = exchange.goes_on
                 shown += exchange.deliver(effect, now)
-                if exchange.ended:
-                    self._count_ended(effect.events[-1], forwarded=exchange.forwarded)
+                if self._tally is not None:
+                    self._tally.delivered(exchange, effect.events[-1], now, began=began)
             else:
-                result = exchange.result_of_failure
-                self._count(result, effect.error, forwarded=exchange.forwarded)
-                shown += exchange.fail(effect.error)
+                shown += self._fail(exchange, effect.error, now)
             if exchange.ended:
                 del self._exchanges[effect.turn]
             self._schedule.set(effect.turn, exchange.deadline)

@@ -82,7 +82,10 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     "bridgecore.transport": _all_but(),
     "bridgecore.telemetry": _all_but(),
     "bridgecore.telemetry.metrics": {
-        "": ("Metric", "Kind", "Readings", "METRICS", "exposition", "CONTENT_TYPE")
+        "": (
+            *("Metric", "Kind", "Readings", "Distribution", "METRICS", "BOUNDS", "exposition"),
+            "CONTENT_TYPE",
+        )
     },
     "bridgecore.transport.driver": _all_but("C"),
     "bridgecore.transport.request": _all_but("Headers"),

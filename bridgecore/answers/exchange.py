@@ -43,6 +43,7 @@ class Exchange:
 
     ``deadline``: when to call ``timeout``, ns; None: never. ``blocked``: the client reads too
     slowly. ``ended``: the answer is complete. ``forwarded``: another replica asks, for its client.
+    ``asked``: when the request came, ns.
     """
 
     turn: int
@@ -51,6 +52,7 @@ class Exchange:
     blocked: bool = False
     ended: bool = False
     forwarded: bool = False
+    asked: int = 0
     _anchor: str | None = None  # the turn's previous_response_id
     _model: str | None = None
     _keepalive: int = 0  # ns of silence before a keepalive
@@ -78,12 +80,13 @@ class Exchange:
             model=request.model,
             keepalive=config.keepalive,
             forwarded=forwarded,
+            asked=now,
         )
 
     @property
-    def result_of_failure(self) -> str:
-        """How the metric ``TURNS`` names an error now: after the head it is part of the answer."""
-        return "failed" if self._begun else "refused"
+    def begun(self) -> bool:
+        """Whether the head of a stream was sent, so that a failure is an event."""
+        return self._begun
 
     @property
     def timer(self) -> Timer:

@@ -8,10 +8,10 @@ Checked here:
 * *ownership*: a process that is granted a conversation is the only one that would send its turns,
   unless a failover has made the store forget who owned it;
 * *not-found*: a response that a client was shown is lost only for a known reason: it was lost in a
-  failover (what its replica commits after that has all that it continues); or the log said that it is not durable, and the store had
-  not got it since when the turn was sent; or the upstream has refused an input that was rebuilt
-  from it; or there is no transcript of it, because the upstream alone knew what it continues, and
-  that does not store it;
+  failover (what its replica commits after that has all that it continues); or the log said that it
+  is not durable, and the store had not got it since when the turn was sent; or the upstream has
+  refused an input that was rebuilt from it; or there is no transcript of it, because the upstream
+  alone knew what it continues, and that does not store it;
 * *wait*: a client has to wait for a lost owner no longer than a lease lasts.
 
 The balancer is fair to each client by itself: its next request is sent to the next replica. If that

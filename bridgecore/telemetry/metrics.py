@@ -9,17 +9,19 @@ or a credential.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
 import attrs
 
 
 class Kind(enum.Enum):
-    """Whether a metric only grows, or goes up and down."""
+    """Whether a metric only grows, goes up and down, or is a distribution of times."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
+    HISTOGRAM = "histogram"
 
 
 @attrs.frozen(eq=False)
@@ -32,7 +34,29 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
-Readings: TypeAlias = Mapping[Metric, Mapping[tuple[str, ...], int]]
+BOUNDS: Final = tuple(
+    ms * 1_000_000
+    for ms in (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10_000, 30_000, 60_000, 300_000)
+)
+"""Upper bounds of the buckets of a histogram, in ns: from a cached answer to a long research
+task."""
+
+
+@attrs.define
+class Distribution:
+    """How many times there were in each bucket, the last one without a bound, and their sum in
+    ns."""
+
+    buckets: list[int] = attrs.Factory(lambda: [0] * (len(BOUNDS) + 1))
+    sum: int = 0
+
+    def add(self, time: int) -> None:
+        """Count ``time``, in ns."""
+        self.buckets[bisect_left(BOUNDS, time)] += 1
+        self.sum += time
+
+
+Readings: TypeAlias = Mapping[Metric, Mapping[tuple[str, ...], "int | Distribution"]]
 """Values of metrics, by the values of their labels, which are in the order of ``Metric.labels``."""
 
 
@@ -51,6 +75,16 @@ TURNS = _counter(
     "abandoned (the client left)",
     "origin",
     "result",
+)
+FIRST_EVENT = Metric(
+    "bridgecore_first_event_seconds",
+    Kind.HISTOGRAM,
+    "from a client's request for a stream to the first event of its answer",
+)
+DURATION = Metric(
+    "bridgecore_turn_seconds",
+    Kind.HISTOGRAM,
+    "from a client's request to the end of its answer, whatever that is",
 )
 ERRORS = _counter(
     "errors", "answers to turns that are errors, by their code as the log has it", "code"
@@ -92,7 +126,18 @@ STORE_DURABLE = _gauge("store_durable", "1 if the latest commit to the store was
 OWNED = _gauge("conversations_owned", "conversations that this replica owns")
 
 METRICS: Final = (
-    *(TURNS, ERRORS, TURNS_RUNNING, CONVERSATIONS, DECISIONS, REMEDIES, CONNECTIONS, LINKS),
+    *(
+        TURNS,
+        ERRORS,
+        FIRST_EVENT,
+        DURATION,
+        TURNS_RUNNING,
+        CONVERSATIONS,
+        DECISIONS,
+        REMEDIES,
+        CONNECTIONS,
+        LINKS,
+    ),
     *(CLIENT_CONNECTIONS, PASSAGES, REDUCED, REHYDRATED, WARMED, TOKENS_SAVED, TOKENS_SPENT),
     *(BYTES_SAVED, BYTES_SPENT, TRANSCRIPT_BYTES, TRANSCRIPT_RESPONSES, STORE_DURABLE, NOT_DURABLE),
     *(OWNED, LEASES_LOST),
@@ -112,6 +157,7 @@ class Counts:
     """Counters of one bridge, from its start on."""
 
     _of: dict[Metric, dict[tuple[str, ...], int]] = attrs.Factory(dict)
+    _times: dict[Metric, Distribution] = attrs.Factory(dict)
 
     def add(self, metric: Metric, *labels: str) -> None:
         """Count one. Beyond ``_MOST_SETS`` sets of labels, new ones count as ``other``."""
@@ -120,9 +166,18 @@ class Counts:
             labels = tuple([_OTHER] * len(labels))
         counted[labels] = counted.get(labels, 0) + 1
 
-    def read(self) -> dict[Metric, Mapping[tuple[str, ...], int]]:
+    def observe(self, metric: Metric, time: int) -> None:
+        """Count ``time`` (ns) in a histogram."""
+        self._times.setdefault(metric, Distribution()).add(time)
+
+    def read(self) -> dict[Metric, Mapping[tuple[str, ...], int | Distribution]]:
         """A copy of all that was counted."""
-        return {metric: dict(counted) for metric, counted in self._of.items()}
+        found: dict[Metric, Mapping[tuple[str, ...], int | Distribution]] = {}
+        for metric, counted in self._of.items():
+            found[metric] = counted.copy()
+        for metric, times in self._times.items():
+            found[metric] = {(): Distribution([*times.buckets], times.sum)}
+        return found
 
 
 def exposition(readings: Readings) -> bytes:
@@ -136,8 +191,26 @@ def exposition(readings: Readings) -> bytes:
             f"# HELP {metric.name} {metric.help}",
             f"# TYPE {metric.name} {metric.kind.value}",
         ]
-        lines += [f"{metric.name}{_set(metric, labels)} {values[labels]}" for labels in values]
+        for labels, value in values.items():
+            if isinstance(value, Distribution):
+                lines += _lines_of(metric, value)
+            else:
+                lines.append(f"{metric.name}{_set(metric, labels)} {value}")
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _lines_of(metric: Metric, times: Distribution) -> Iterator[str]:
+    """The lines of a histogram: each bucket counts what those before it do, too."""
+    total = 0
+    for bound, count in zip([*map(_seconds, BOUNDS), "+Inf"], times.buckets, strict=True):
+        total += count
+        yield f'{metric.name}_bucket{{le="{bound}"}} {total}'
+    yield f"{metric.name}_sum {_seconds(times.sum)}"
+    yield f"{metric.name}_count {total}"
+
+
+def _seconds(ns: int) -> str:
+    return repr(ns / 1e9)
 
 
 def _set(metric: Metric, labels: tuple[str, ...]) -> str:

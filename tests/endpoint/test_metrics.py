@@ -17,11 +17,25 @@ from bridgecore import transport as tp
 from bridgecore.config import Config, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.gateway import Gateway
-from bridgecore.telemetry.metrics import ERRORS, METRICS, Counts, exposition
+from bridgecore.messages import (
+    LinkFrameSent,
+    LinkOpened,
+    MessagesReceived,
+    OpenLink,
+    RequestReceived,
+)
+from bridgecore.telemetry.metrics import (
+    ERRORS,
+    METRICS,
+    Counts,
+    Distribution,
+    Kind,
+    exposition,
+)
 from bridgecore.testing import Abort, Fault, Point, Reject, Silence
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import Talker, held, strike, user
-from tests.endpoint_world import World, call, request
+from tests.endpoint_world import SECOND, World, call, request
 from tests.replica_world import PEERS, Cluster
 
 Series = dict[str, dict[tuple[str, ...], float]]
@@ -41,7 +55,7 @@ def read(text: bytes) -> Series:
     found: Series = {}
     for family in parsed(text.decode()):
         assert family.documentation
-        assert family.type in ("counter", "gauge")
+        assert family.type in ("counter", "gauge", "histogram")
         for sample in family.samples:
             series = found.setdefault(sample.name, {})
             labels = tuple(sample.labels.values())
@@ -82,6 +96,35 @@ def test_a_conversation_that_loses_its_connection() -> None:
     assert metrics["bridgecore_conversations"] == {(): 1}
     assert metrics["bridgecore_transcript_responses"] == {(): 3}
     assert metrics["bridgecore_transcript_bytes"][()] > 0
+
+
+def test_times_of_answers() -> None:
+    gateway = Gateway(Config(upstream=UpstreamUrl.parse("ws://up/v1/responses"), metrics=True))
+    body = b'{"model": "m", "input": "Hi", "stream": %b}'
+    created = b'{"type":"response.created","response":{"id":"resp_%d"}}'
+    completed = (
+        b'{"type":"response.completed","response":{"id":"resp_%d","status":"completed",'
+        b'"output":[]}}'
+    )
+    at = 0
+    turns = [(b"true", 3, 0), (b"true", 1, 70), (b"false", 0, 2)]
+    for turn, (stream, before, after) in enumerate(turns):
+        effects = gateway.handle(RequestReceived(turn, body % stream, []), at * SECOND)
+        (link,) = [each.link for each in effects if isinstance(each, OpenLink)]
+        gateway.handle(LinkOpened(link), at * SECOND)
+        gateway.handle(LinkFrameSent(link), at * SECOND)
+        at += before
+        gateway.handle(MessagesReceived(link, [created % turn]), at * SECOND)
+        at += after
+        gateway.handle(MessagesReceived(link, [completed % turn]), at * SECOND)
+    metrics = read(exposition(gateway.metrics()))
+    first, all_of = metrics["bridgecore_first_event_seconds_bucket"], "bridgecore_turn_seconds"
+    assert [first["0.5",], first["1.0",], first["2.5",], first["+Inf",]] == [0, 1, 1, 2]
+    assert metrics["bridgecore_first_event_seconds_count"] == {(): 2}  # two were streams
+    assert metrics["bridgecore_first_event_seconds_sum"] == {(): 4}
+    assert metrics[f"{all_of}_sum"] == {(): 76}
+    buckets = metrics[f"{all_of}_bucket"]
+    assert [buckets["1.0",], buckets["2.5",], buckets["60.0",], buckets["300.0",]] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -226,8 +269,14 @@ def test_each_turn_is_counted_once(turns: list[tuple[Any, bool, bool]]) -> None:
 
 def test_names_are_unique_and_follow_the_rules_of_prometheus() -> None:
     assert len({metric.name for metric in METRICS}) == len(METRICS)
-    text = exposition({metric: {("x",) * len(metric.labels): 1} for metric in METRICS})
-    assert len(read(text)) == len(METRICS)
+    values: dict[Kind, int | Distribution] = {
+        Kind.COUNTER: 1,
+        Kind.GAUGE: 1,
+        Kind.HISTOGRAM: Distribution(),
+    }
+    text = exposition({each: {("x",) * len(each.labels): values[each.kind]} for each in METRICS})
+    histograms = sum(metric.kind is Kind.HISTOGRAM for metric in METRICS)
+    assert len(read(text)) == len(METRICS) + 2 * histograms  # buckets, sum and count
 
 
 def test_an_upstream_cannot_add_labels_without_end() -> None:
