@@ -84,7 +84,7 @@ from bridgecore.telemetry import Log, LogLevel
 from bridgecore.telemetry import metrics as mt
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.decisions import CountedSession, Recorder
+from bridgecore.wire.decisions import CountedSession, Recorder, hashed
 from bridgecore.wire.headers import Headers, check_headers
 from bridgecore.wire.responses import EventKind
 
@@ -566,7 +566,8 @@ class Bridge:
         self._over(returned.turn)
         self._evict(conversation.id, now)  # it leads to a replica that is not the owner
         self._hold(arriving)
-        self._obey(replica.declined(arriving, returned.failure, now), now)
+        failure, rejected = returned.failure, returned.rejected
+        self._obey(replica.declined(arriving, failure, now, rejected=rejected), now)
 
     # ------------------------------------------------------------ intake of turns
 
@@ -734,8 +735,10 @@ class Bridge:
     def _refuse(self, turn: Arriving, error: ApiError) -> None:
         """Refuse a turn that belongs to no conversation yet."""
         self._out.append(FailAnswer(turn.id, error))
-        fields: dict[str, str | int] = {"turn": turn.id, "status": error.status, "code": error.code}
-        self._out.append(Log(LogLevel.WARNING, "turn.refused", fields))
+        anchor = turn.request.previous_response_id or None
+        fields: dict[str, str | int] = {"status": error.status, "code": error.code}
+        fields["anchor"] = "-" if anchor is None else hashed(anchor)
+        self._log_turn(LogLevel.WARNING, "turn.refused", turn, **fields)
 
 
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent

@@ -44,6 +44,7 @@ from bridgecore.recovery.failure import (
     Evidence,
     Failure,
     Malformed,
+    NotDispatched,
     Unreachable,
 )
 from bridgecore.recovery.inflight import (
@@ -111,10 +112,12 @@ class ForwardTarget:
 
 @attrs.frozen
 class Returned:
-    """The number of a turn that its owner has not sent, and how that became known."""
+    """The number of a turn that its owner has not sent, and how that became known. ``rejected``:
+    see ``NotDispatched``."""
 
     turn: int
     failure: Failure | None
+    rejected: bool = False
 
 
 @attrs.define(eq=False)
@@ -150,6 +153,7 @@ class Conversation:
     # committed before their terminal events are shown, or noted as those of another replica.
     remembered: dict[int, list[str]] = attrs.Factory(dict)
     _relay: Relay | None = None  # valid while the session has the same state
+    _rejected: bool = False  # the latest link was lost as its replica has refused a forward
     _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
 
     # ------------------------------------------------------------ properties
@@ -506,6 +510,7 @@ class Conversation:
     ) -> None:
         """Report the loss of the link. ``unsent``: the frame of the running turn was not sent."""
         self.link = None
+        self._rejected = isinstance(cause, NotDispatched) and cause.rejected
         turn = self.running
         if turn is not None and error is not None:
             turn.error = error
@@ -593,7 +598,7 @@ class Conversation:
         turn = self.running
         if turn is None:
             return
-        self.returned = Returned(turn.id, failure)
+        self.returned = Returned(turn.id, failure, self._rejected)
         del self.turns[turn.id]
         self.session.handle(ev.TurnAbandoned(turn.id), now)
 

@@ -77,14 +77,15 @@ class Forwarding:
         headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.forwarded_headers]
         return [*headers, (SIGNATURE, signer.sign(forward, headers))]
 
-    def declined(self, turn: Arriving, failure: Failure | None) -> None:
+    def declined(self, turn: Arriving, failure: Failure | None, *, rejected: bool) -> None:
         """The owner has not sent ``turn``: what was believed about it is wrong. ``failure``: how
-        that became known."""
+        that became known. ``rejected``: it has refused the forward itself, whatever it owns."""
         named = turn.request.previous_response_id
         if named:
             self._known.pop(_key(turn.scope, named), None)
-        # Else it could not be reached.
-        turn.declined = failure is not None and failure.kind is FailureKind.NOT_DISPATCHED
+        # Else it could not be reached, or takes no forward from here.
+        answered = failure is not None and failure.kind is FailureKind.NOT_DISPATCHED
+        turn.declined = answered and not rejected
 
     def ended(self, turn: int, scope: str, responses: Iterable[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``, all ids of the

@@ -156,6 +156,7 @@ class Replica:
         self._not_durable = self._lost = 0  # turns that were not, and leases, for the metrics
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
+        self._leaving = False  # the process is about to end
         self.gone = False  # the lease is given up
 
     @property
@@ -198,8 +199,16 @@ class Replica:
         return self._carry_out(self._holdings.start(now), now)
 
     def leave(self, now: int) -> list[ReplicaEffect]:
-        """The process is about to end, and no turn is left: give up the lease."""
-        return self._carry_out(self._holdings.leave(now), now)
+        """The process is about to end, and no turn is left: commit what is not durable yet, and
+        give up the lease once the store has answered or its time is over. To be called after each
+        event until then."""
+        out: list[ReplicaEffect] = []
+        if not self._leaving:
+            self._leaving = True
+            out += self._commit_owed(now)
+        if self._endings:
+            return out
+        return out + self._carry_out(self._holdings.leave(now), now)
 
     def timeout(self, now: int) -> list[ReplicaEffect]:
         """A time of ``next_timeout`` may have come."""
@@ -386,12 +395,20 @@ class Replica:
         """The headers of the forward of ``turn``, whose frame is ``frame``."""
         return self._forwarding.sign(turn, self._holdings.owner, frame, now)
 
-    def declined(self, turn: Arriving, failure: Failure | None, now: int) -> list[ReplicaEffect]:
+    def declined(
+        self, turn: Arriving, failure: Failure | None, now: int, *, rejected: bool
+    ) -> list[ReplicaEffect]:
         """The owner to which ``turn`` was forwarded has not sent it: ask who owns the conversation
-        now. ``failure``: how that became known."""
-        self._forwarding.declined(turn, failure)
+        now. ``failure``: how that became known; ``rejected``: it has refused the forward itself."""
+        self._forwarding.declined(turn, failure, rejected=rejected)
+        out: list[ReplicaEffect] = []
+        if rejected:
+            about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
+            out.append(self._log(LogLevel.WARNING, "forward.rejected", **about, detail=_REJECTED))
         lookup = self.lookup(turn, now)
-        return [PlaceTurn(turn.id, None)] if lookup is None else self.resume(turn, lookup, now)
+        if lookup is None:
+            return [*out, PlaceTurn(turn.id, None)]
+        return out + self.resume(turn, lookup, now)
 
     def forward_ended(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``."""
@@ -421,6 +438,10 @@ class Replica:
                     self._lost += not effect.held
                     if effect.held:
                         out += self._commit_owed(now)
+                case hd.LeaseRenewed():
+                    # The store answers: what it has missed can be committed, and what is too old
+                    # deleted, although no turn ends.
+                    out += self._commit_owed(now) + self._sweep(now)
                 case hd.NameInUse():
                     out.append(
                         self._log(LogLevel.ERROR, "replica.name_in_use", detail=_NAME_IN_USE)
@@ -483,14 +504,14 @@ class Replica:
         lease or to another replica. The response exists all the same, and its client may continue
         it: it becomes a conversation of its own.
 
-        A store that has lost what the response continues gets all of it, once. If that is not held
-        here any more, the response is not durable, and a repetition would not change that.
+        A store that has lost what the response continues gets all of it, once. A response that a
+        client could not continue from what is stored, because its transcript is not known or too
+        large, is not durable, and a repetition would not change that.
         """
         ending = self._endings.pop(settled.turn)
         if settled.missing and not ending.whole:
             ending.whole = True
-            last = ending.unstored.responses[-1]
-            whole = self._memory.unstored(last.scope, last.ids, now, whole=True)
+            whole = self._memory.path_of(ending.unstored)
             if whole is not None:
                 ending.unstored = whole
                 lost = self._log(LogLevel.WARNING, "store.lost_responses", detail=_LOST)
@@ -512,19 +533,27 @@ class Replica:
         answered = settled.durable or settled.missing
         if answered is not self._durable:
             self._durable = answered
-            out.append(self._durability())
+            out.append(self._durability(settled.reason))
             if answered:
                 out += self._commit_owed(now)
         if not answered:
             self._owe(ending)
-        if not settled.durable and settled.turn >= 0:
-            fields: dict[str, str | int] = {
-                "turn": settled.turn,
-                "response": hashed(ending.unstored.responses[-1].ids[0]),
-            }
+        if settled.turn >= 0 and not (settled.durable and ending.unstored.continuable):
             self._not_durable += 1
-            out.append(self._log(LogLevel.DEBUG, "turn.not_durable", **fields))
+            out.append(self._not_stored(settled, ending))
         return out
+
+    def _not_stored(self, settled: hd.Settled, ending: _Ending) -> Log:
+        """A record of a turn that is not durable. What the store causes is said once for all turns
+        (``store.unavailable``), what concerns one conversation here."""
+        cause, level = settled.reason or "store", LogLevel.DEBUG
+        if settled.durable:
+            cause, level = "no transcript", LogLevel.INFO
+        elif settled.missing:
+            cause, level = "the store has lost what it continues", LogLevel.INFO
+        response = hashed(ending.unstored.responses[-1].ids[0])
+        fields: dict[str, str | int] = {"turn": settled.turn, "response": response}
+        return self._log(level, "turn.not_durable", **fields, cause=cause)
 
     def _owe(self, ending: _Ending) -> None:
         """Remember a response that is to be committed once the store answers again."""
@@ -545,7 +574,7 @@ class Replica:
                 if unstored is None:  # else the upstream has used the id again
                     out += self.forget(each.deletion, now)
                 continue
-            if unstored is None or unstored.alias.durable:
+            if unstored is None or unstored.alias.durable or not unstored.continuable:
                 continue  # evicted, or deleted; or committed with a later turn
             ending = _Ending(None, unstored, each.conversation)
             if not self._holdings.may_send(each.conversation, now):
@@ -555,18 +584,17 @@ class Replica:
         return out
 
     def _sweep(self, now: int) -> list[ReplicaEffect]:
-        """Have the store delete what was not used for ``transcript_age``, now and then: after a
-        commit, because a store that nothing is added to does not grow."""
+        """Have the store delete what was not used for ``transcript_age``, now and then."""
         if now < self._sweep_at:
             return []
         self._sweep_at = now + min(self._age, _SWEEP)
         return self._carry_out(self._holdings.sweep(self._age, now), now)
 
-    def _durability(self) -> Log:
+    def _durability(self, reason: str) -> Log:
         """A record of a change. One, and not one for each turn: all are not durable together."""
         if self._durable:
             return self._log(LogLevel.INFO, "store.back")
-        return self._log(LogLevel.WARNING, "store.unavailable", detail=_UNAVAILABLE)
+        return self._log(LogLevel.WARNING, "store.unavailable", reason=reason, detail=_UNAVAILABLE)
 
     def _log(self, level: LogLevel, event: str, **fields: str | int) -> Log:
         return Log(level, event, {"replica": self._holdings.replica, **fields})
@@ -580,6 +608,10 @@ _SWEEP: Final = 600 * NS_PER_SECOND
 _NAME_IN_USE = (
     "another process has a lease under this name and renews it: give each replica its own name "
     "(--replica); until then nothing that this one answers is durable"
+)
+_REJECTED = (
+    "the owner of the conversation does not take forwards of this replica; its log says why. All "
+    "replicas need the same cluster_keys, and clocks are not compared"
 )
 _LOST = "the store has lost what a response continues, and gets the whole conversation once more"
 _ROLLED_BACK = "store.rolled_back"

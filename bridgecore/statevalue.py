@@ -103,6 +103,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "candidates": "used to place the turn, which has been placed",
             "family": "used to place the turn, which has been placed",
             "named": "for accounts, and compared in the alias table",
+            "base": "only for what a store is given",
         }
     ),
     Alias: Compared(names={"conversation": CONVERSATION}, left_out={"tokens": "for accounts"}),

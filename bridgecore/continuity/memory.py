@@ -15,7 +15,7 @@ from typing import Final
 import attrs
 import msgspec
 
-from bridgecore.config import Config, Continuity
+from bridgecore.config import Config, Continuity, Store
 from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
@@ -84,8 +84,9 @@ class TurnContext:
     ``anchor``: the id (that of its terminal event) of the response that the turn depends on: the
     one that the client named, or one that ``inject`` put in place of history; then ``match`` is
     set. ``alias``: of the response that the turn continues, if known. ``named``: of the response
-    that the client named, if known. ``node``: the response that the client named, if the turn can
-    be rebuilt from it. ``candidates``: the responses whose context the turn repeats.
+    that the client named, if known. ``base``: the transcript of the response that the client named,
+    if it was held when the turn came; ``node``: the same, if the turn can be rebuilt from it.
+    ``candidates``: the responses whose context the turn repeats.
     """
 
     scope: str
@@ -99,6 +100,7 @@ class TurnContext:
     candidates: Sequence[Candidate] = ()
     family: Family | None = None
     named: Alias | None = None
+    base: Node | None = None
 
     @property
     def stored(self) -> bool:
@@ -165,6 +167,11 @@ class Memory:
         # What a store deletes was not used there for ``transcript_age``. A quarter of that is for
         # clocks that differ, and for a commit on its way.
         self._stays = config.transcript_age // 4 * 3
+        # With a store: responses that are not held, because what they continue was evicted while
+        # their turns ran, until ``unstored`` takes them for their commits.
+        self._beside: dict[tuple[str, str], Node] | None = None
+        if config.store is Store.DRIVER:
+            self._beside = {}
         self._transcripts: Transcripts | None = None
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
@@ -243,6 +250,7 @@ class Memory:
         if recall.anchor is not None:
             prompt.anchor = recall.anchor
             node = self._transcripts.get(scope, recall.anchor, now)
+            recall.base = node
             if node is not None:
                 resolve(node, prompt)
         matches = self._transcripts.recognise(scope, prompt, now)
@@ -396,10 +404,16 @@ class Memory:
         alias = Alias(conversation, standing, tokens, ids[0])
         for name in ids:
             self._aliases.put(recall.scope, name, alias)
-        if self._transcripts is not None and recall.prompt is not None and output is not None:
-            self._transcripts.put(
-                recall.scope, ids[0], recall.prompt, output, now, match=recall.match, stored=stored
-            )
+        if self._transcripts is None or recall.prompt is None or output is None:
+            return
+        scope, prompt, base = recall.scope, recall.prompt, recall.base
+        held = self._transcripts.put(
+            scope, ids[0], prompt, output, now, match=recall.match, stored=stored
+        )
+        if held is None and self._beside is not None and base is not None and not base.held:
+            node = self._transcripts.beside(ids[0], base, prompt, output, stored=stored)
+            if node is not None:
+                self._beside[scope, ids[0]] = node
 
     # ------------------------------------------------------------ responses in a store
 
@@ -429,19 +443,19 @@ class Memory:
             return True
         return self._transcripts.peek(scope, alias.response, now) is not None
 
-    def unstored(
-        self, scope: str, ids: Sequence[str], now: int, *, whole: bool = False
-    ) -> Unstored | None:
+    def unstored(self, scope: str, ids: Sequence[str], now: int) -> Unstored | None:
         """What a store has to be given so that the response with these ids can be continued after
-        this process: the response, and those before it that no store has yet, or, for a store that
-        has lost some, all (``whole``). None if it is not known."""
+        this process: the response, and those before it that no store has yet. None if it is not
+        known."""
         alias = self._aliases.peek(scope, ids[0])
         if alias is None:
             return None
         node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
+        if node is None and self._beside is not None:
+            node = self._beside.pop((scope, ids[0]), None)
         nodes: list[Node] = []
         each = node
-        while each is not None and (whole or each.durable <= now):
+        while each is not None and each.durable <= now:
             nodes.append(each)
             each = each.parent
         nodes.reverse()
@@ -450,6 +464,15 @@ class Memory:
         return Unstored(
             responses, tuple(nodes), alias, whole=node is not None, until=now + self._stays
         )
+
+    def path_of(self, unstored: Unstored) -> Unstored | None:
+        """The same response with all that it continues, for a store that has lost some of it; None
+        if its transcript is not part of it."""
+        if not unstored.nodes:
+            return None
+        path, last = unstored.nodes[-1].path(), unstored.responses[-1]
+        earlier = [self._packed(last.scope, one) for one in path[:-1]]
+        return attrs.evolve(unstored, responses=(*earlier, last), nodes=tuple(path))
 
     def _packed(self, scope: str, node: Node) -> StoredResponse:
         name = node.response_id
@@ -520,6 +543,12 @@ class Unstored:
     alias: Alias
     whole: bool
     until: int
+
+    @property
+    def continuable(self) -> bool:
+        """Whether a client can continue the response from what is stored: by its transcript, or
+        because the upstream has it. Or that it cannot is what is to be stored."""
+        return self.whole or self.alias.standing is Standing.STORED or self.alias.deleted
 
     def committed(self) -> None:
         """The store has it."""

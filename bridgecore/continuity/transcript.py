@@ -254,6 +254,26 @@ class Transcripts:
         self._make_room(held, before)
         return node if fits and node.held else None
 
+    def beside(
+        self,
+        response_id: str,
+        base: Node,
+        prompt: Prompt,
+        output: Sequence[Text],
+        *,
+        stored: bool,
+    ) -> Node | None:
+        """The response to a turn that was anchored at ``base``, which was evicted while the turn
+        ran. It is not held, but it is whole: a store can be given it. None: the request has context
+        besides its items, or the conversation exceeds the limit of its credential, so that it could
+        not be taken back."""
+        if not prompt.whole:
+            return None
+        prompt.begin_chain(base.end)
+        node = self._node(response_id, base, prompt, 0, output, base.table, stored)
+        room = min(self._max_scope, self._max_bytes) - TREE_OVERHEAD
+        return node if sum(each.size for each in node.path()) <= room else None
+
     def restore(
         self, scope: str, path: Sequence[tuple[str, Segment]], now: int, durable: int
     ) -> bool:
@@ -289,14 +309,18 @@ class Transcripts:
         room = self._max_scope - TREE_OVERHEAD - held.table.size
         if not whole or sum(node.size for node in whole) > room:
             return False
+        last = whole[-1]
         for node in added:
-            # Some upstreams use one id for all responses of a chain: it names the latest of them.
-            holder = held.nodes.get(node.response_id)
-            node.named = holder is None or holder in whole or node is whole[-1]
-            if holder is not None and node.named:
-                held.unname(holder)
+            # Some upstreams use one id for all responses of a chain, which names the latest of
+            # them. Which one that is, the store has said of the last one only: the id of one before
+            # it may name a response that is not held.
+            node.named = False
             held.add(node)
-        whole[-1].used = self._now
+        if last in added and (holder := held.nodes.get(last.response_id)) is not None:
+            held.unname(holder)
+        if not last.named and last.response_id not in held.nodes:
+            held.rename(last)
+        last.used = self._now
         if fresh:
             self._keep(held)
         self._make_room(held, before)

@@ -179,6 +179,11 @@ class Tree:
         node.named = False
         del self.nodes[node.response_id]
 
+    def rename(self, node: Node) -> None:
+        """Give ``node`` its id, which names no other response now."""
+        node.named = True
+        self.nodes[node.response_id] = node
+
     def prefixes(self, prompt: Prompt, base: Node | None) -> list[tuple[int, Node]]:
         """The prefixes of the items of ``prompt`` that are held paths, shortest first, each as the
         number of items and the latest response that it leads to.

@@ -125,7 +125,9 @@ class ForwardConnection:
         self._body.clear()
         if verdict is not Verdict.TAKEN:
             said = "rejected" if verdict is Verdict.REJECTED else "not dispatched"
-            read.loss = Loss(NotDispatched(f"forward {said} ({head.status})"))
+            # One that drains rejects everything, too, and is about to give its conversations up.
+            forbidden = verdict is Verdict.REJECTED and head.status == 403
+            read.loss = Loss(NotDispatched(f"forward {said} ({head.status})", forbidden))
         elif head.status != 200:
             messages.append(answer_error(head.status, head.headers, body))
         elif not ends_answer(last):

@@ -37,12 +37,19 @@ class Resolved:
 class Settled:
     """The commit for ``turn`` is over. ``durable``: the store has it for certain. ``fenced``: it
     was refused, because the conversation is not this replica's any more. ``missing``: the store has
-    lost what it continues, so it cannot be read yet."""
+    lost what it continues, so it cannot be read yet. ``reason``: for the log, why it is not
+    durable, if the store or its silence is the reason."""
 
     turn: int
     durable: bool
     fenced: bool = False
     missing: bool = False
+    reason: str = ""
+
+
+@attrs.frozen
+class LeaseRenewed:
+    """The store has renewed the lease: it can be reached."""
 
 
 @attrs.frozen
@@ -96,6 +103,7 @@ HoldingsEffect: TypeAlias = (
     | LeaseChanged
     | NameInUse
     | StoreDistrusted
+    | LeaseRenewed
     | Gone
 )
 
@@ -264,7 +272,7 @@ class Holdings:
             if isinstance(question, st.Resume):
                 self._out.append(Resolved(turn, None))
             else:
-                self._out.append(Settled(turn, durable=False))
+                self._out.append(Settled(turn, durable=False, reason=_NO_LEASE))
         return self._take()
 
     def begin(self, conversation: bytes) -> None:
@@ -329,7 +337,7 @@ class Holdings:
         self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
     ) -> None:
         if conversation not in self._claims or not self._lease.valid(now):
-            self._out.append(Settled(turn, durable=False))
+            self._out.append(Settled(turn, durable=False, reason=_NO_LEASE))
             return
         self._step_claim(conversation, cl.Offered(), now)
         epoch = self._claims[conversation].epoch
@@ -354,6 +362,8 @@ class Holdings:
             return []  # it was answered before
         if query == self._of_lease:
             self._step_lease(ls.Answered(answer), now)
+            if isinstance(answer, st.Renewed) and self._lease.valid(now):
+                self._out.append(LeaseRenewed())
             return self._take()
         if isinstance(asked.question, st.Join | st.Renew | st.Leave):
             return []  # given up; a newer question of the lease was asked
@@ -409,7 +419,8 @@ class Holdings:
         if asked.turn is not None:
             durable, fenced = isinstance(answer, st.Committed), isinstance(answer, st.Fenced)
             missing = isinstance(answer, st.Committed) and answer.missing
-            self._out.append(Settled(asked.turn, durable and not missing, fenced, missing))
+            reason = answer.reason if isinstance(answer, st.Failed) else ""
+            self._out.append(Settled(asked.turn, durable and not missing, fenced, missing, reason))
 
     def _give_up(self, query: int, asked: _Asked) -> None:
         """Stop waiting for an answer: what becomes of the question is unknown."""
@@ -422,7 +433,7 @@ class Holdings:
         elif isinstance(asked.question, st.LookUp):
             self._out.append(LookedUp(turn, None))
         elif isinstance(asked.question, st.Commit):
-            self._out.append(Settled(turn, durable=False))
+            self._out.append(Settled(turn, durable=False, reason=_NO_ANSWER))
 
     # ------------------------------------------------------------ steps
 
@@ -513,6 +524,9 @@ class Holdings:
         return out
 
 
+# Why a commit is not durable, if the store has not said it.
+_NO_ANSWER: Final = "it did not answer in time"
+_NO_LEASE: Final = "this replica has no lease"
 _WAITING_FOR_THE_STORE = (
     ls.LeaseStage.JOINING,
     ls.LeaseStage.RENEWING,

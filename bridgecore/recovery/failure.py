@@ -68,8 +68,10 @@ class TimedOut:
 @attrs.frozen
 class NotDispatched:
     """The replica to which the turn was forwarded answered that it has not sent the turn upstream:
-    it does not own the conversation, or is about to stop. ``reason``: a short phrase."""
+    it does not own the conversation, or is about to stop. ``reason``: a short phrase. ``rejected``:
+    it takes no such forward, whatever it owns, because of its signature for example."""
     reason: str
+    rejected: bool = False
 
 Evidence: TypeAlias = (
     Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut | NotDispatched

@@ -20,7 +20,7 @@ class VirtualStore:
 
     ``latency``: ns from a question until it is carried out, and again until its answer arrives.
     ``answers``: False: nothing is carried out from now on. ``silent``: what is carried out is not
-    answered.
+    answered. ``fails``: why nothing is carried out, which is answered; empty: it is.
     """
 
     def __init__(self, network: Clock, model: StoreModel | None = None, latency: int = 0) -> None:
@@ -28,6 +28,7 @@ class VirtualStore:
         self.latency = latency
         self.answers = True
         self.silent = False
+        self.fails = ""
         self.asked: list[st.Question] = []
         self._network = network
 
@@ -40,7 +41,7 @@ class VirtualStore:
 
     def _carry_out(self, question: st.Question, answered: Callable[[st.Answer], None]) -> None:
         now = self._network.now
-        answer = self.model.handle(question, now)
+        answer = st.Failed(self.fails) if self.fails else self.model.handle(question, now)
         if not self.silent:
             self._network.at(now + self.latency, lambda: answered(answer))
 

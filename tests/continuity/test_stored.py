@@ -1,8 +1,8 @@
 """Tests of continuity/stored.py: what comes back from a store is what never left memory.
 
 What belongs here: one conversation, with branches, compactions and one id for several responses, in
-two memories. One keeps everything; the other is forgotten now and then and reads it back. Each turn
-has to be the same in both, byte for byte.
+two memories. One keeps everything; the other is forgotten now and then, also while a turn runs, and
+reads it back. Each turn has to be the same in both, byte for byte.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import attrs
 import msgspec
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bridgecore.config import Config, UpstreamUrl
+from bridgecore.config import Config, Store, UpstreamUrl
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.stored import VERSION, Payload, unpack
 from bridgecore.ownership.store import Claimed, Commit, Join, Owner, Resume
@@ -26,7 +26,8 @@ from bridgecore.wire.requests import parse_create
 Item = dict[str, Any]
 SCOPE, KEY = "scope", b"conversation"
 OWNER = Owner("a", "1")
-CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
+CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"), store=Store.DRIVER)
+SMALL = attrs.evolve(CONFIG, transcript_bytes=100_000, transcript_scope_bytes=100_000)
 CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
 OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "done"}
 SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "A"}]}
@@ -45,16 +46,23 @@ class Stored:
     """A memory whose responses are committed to a store."""
 
     store: StoreModel
-    memory: Memory = attrs.Factory(lambda: Memory(CONFIG))
+    memory: Memory = attrs.Factory(lambda: Memory(SMALL))
     epoch: int = 0
 
     def remember(self, recall: TurnContext, ids: list[str], output: list[bytes]) -> None:
         self.memory.remember(recall, ids, output, 1, 10, 0)
         unstored = self.memory.unstored(SCOPE, ids, 0)
         assert unstored is not None
+        assert unstored.whole
         self.store.handle(Commit(OWNER, KEY, self.epoch, unstored.responses), 0)
         unstored.committed()
         self.epoch = 1
+
+    def evict(self) -> None:
+        """Hold something else that takes all the room."""
+        body = {"model": "m", "input": [{"role": "user", "content": "x" * 90_000}]}
+        request = parse_create(json.dumps(body).encode())
+        self.memory.remember(self.memory.recall("other", request, [], 0), ["big"], [], 1, 10, 0)
 
     def knows(self, named: str) -> bool:
         alias = self.memory.alias(SCOPE, named)
@@ -77,7 +85,7 @@ turns = st.lists(
         st.integers(0, 9),  # which response the turn continues
         st.sampled_from(ASKED),
         st.sampled_from(ANSWERED),
-        st.sampled_from(["keep", "read", "restart"]),
+        st.sampled_from(["keep", "read", "restart", "evict"]),
         st.booleans(),  # the response has the id of the one before, or a second id: see ``chain``
     ),
     min_size=1,
@@ -85,7 +93,21 @@ turns = st.lists(
 )
 
 
+# The path of one response has another whose id has been used again, by one that was evicted.
+USED_AGAIN = [
+    (0, ASKED[0], [SAID], "keep", False),
+    (0, ASKED[0], [SAID], "keep", False),
+    (0, ASKED[0], [SAID], "keep", False),
+    (0, ASKED[1], [], "keep", False),
+    (1, ASKED[1], [SAID], "keep", True),
+    (0, ASKED[0], [SAID], "evict", True),
+    (1, ASKED[0], [SAID], "keep", True),
+    (0, ASKED[0], [SAID], "keep", False),
+]
+
+
 @given(turns, st.booleans())
+@example(USED_AGAIN, True)
 @settings(max_examples=200)
 def test_what_was_stored_is_continued_like_what_never_left(
     drawn: list[tuple[int, list[Item], list[Item], str, bool]], chain: bool
@@ -102,12 +124,14 @@ def test_what_was_stored_is_continued_like_what_never_left(
         if named is not None:
             body["previous_response_id"] = named
             if event == "restart":
-                stored.memory = Memory(CONFIG)
+                stored.memory = Memory(SMALL)
             if event == "read" or not stored.knows(named):
                 stored.resume(named)
         request = parse_create(json.dumps(body).encode())
         here, there = (one.recall(SCOPE, request, [], 0) for one in (kept, stored.memory))
         assert forms(there) == forms(here)
+        if event == "evict":  # while the turn runs
+            stored.evict()
         name = named if chain and odd and named is not None else f"r{number}"
         ids = [name, f"created{number}"] if odd and not chain else [name]
         output = [json.dumps(item).encode() for item in answered]

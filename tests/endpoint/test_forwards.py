@@ -286,6 +286,20 @@ def test_a_live_lease_is_not_taken_from_a_replica_that_drains() -> None:
     assert talker.outcomes == ["200", "502", "200"]
 
 
+def test_replicas_whose_keys_differ_say_so_and_how_long_the_owner_stays() -> None:
+    """The owner goes on, so nobody can take over at once; a replica that drains is about to end."""
+    cluster = Cluster(forwards=True)
+    a = cluster.start("a", cluster_secrets=(b"a secret that only one of them knows",))
+    b = cluster.start("b")
+    talker = Talker(a)
+    say(talker, "one")
+    refused = moved(talker, b).attempt(user("two"))
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    assert int(refused.headers["retry-after"]) > 10
+    (said,) = [log for log in cluster.net.logs if log.event == "forward.rejected"]
+    assert "cluster_keys" in str(said.fields["detail"])
+
+
 @pytest.mark.parametrize("change", [Change.TWO_IDS, Change.NO_CREATED])
 def test_each_id_that_was_shown_is_known_to_every_replica(change: Change) -> None:
     """Reported of another bridge: the id in ``response.created`` was known to one replica only."""

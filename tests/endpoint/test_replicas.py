@@ -188,6 +188,59 @@ def test_what_a_failover_has_lost_is_committed_again_with_what_continues_it(kept
     assert talker.outcomes == ["200"] * 4
 
 
+@pytest.mark.parametrize("ends", ["kill", "drain"])
+def test_a_store_that_is_back_gets_what_it_missed_without_another_turn(ends: str) -> None:
+    """The lease goes on, and no turn ends; or the process ends before it is renewed."""
+    cluster = Cluster()
+    replica = cluster.start(metrics=True)
+    talker = Talker(replica)
+    say(talker, "one")
+    replica.store.answers = False
+    with_delay(talker, "two")
+    replica.store.answers = True
+    if ends == "kill":
+        replica.advance(7)  # a third of the lease, and the time for the question that is open
+        replica.kill()
+    else:
+        replica.drain()
+        replica.advance(3)
+        assert cluster.net.stopped == [replica.endpoint]
+    moved(talker, cluster.start("b"))
+    talker.world.advance(16)
+    say(talker, "three")
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_the_log_says_why_a_turn_is_not_durable() -> None:
+    cluster = Cluster()
+    replica = cluster.start()
+    talker = Talker(replica)
+    say(talker, "one")
+    replica.store.fails = "the disk is full"
+    say(talker, "two")
+    (said,) = [log for log in cluster.net.logs if log.event == "store.unavailable"]
+    assert said.fields["reason"] == "the disk is full"
+
+
+def test_a_conversation_that_is_too_large_to_be_held_is_said_to_be_not_durable() -> None:
+    cluster = Cluster()
+    replica = cluster.start(transcript_bytes=30_000, transcript_scope_bytes=30_000)
+    talker = Talker(replica)
+    for _ in range(5):
+        say(talker, "x" * 9_000)
+    lines = [log for log in cluster.net.logs if log.event == "turn.not_durable"]
+    assert [log.fields["cause"] for log in lines] == ["no transcript"] * 4
+    assert talker.outcomes == ["200"] * 5  # its connection knows it
+
+
+def test_what_is_too_old_is_deleted_although_no_turn_ends() -> None:
+    cluster = Cluster()
+    replica = cluster.start(transcript_age=60 * SECOND)
+    say(Talker(replica), "one")
+    replica.advance(130)
+    assert len(cluster.model) == 0
+
+
 def drained(cluster: Cluster) -> tuple[Talker, Replica]:
     """A client whose replica has drained after one turn, and another replica."""
     first = cluster.start("a")

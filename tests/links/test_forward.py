@@ -93,13 +93,20 @@ def test_an_error_of_the_owner_is_an_error_event() -> None:
 
 
 @pytest.mark.parametrize(
-    ("verdict", "said"), [("rejected", "rejected"), ("not-dispatched", "not dispatched")]
+    ("verdict", "status", "cause"),
+    [
+        ("rejected", 403, NotDispatched("forward rejected (403)", rejected=True)),
+        ("rejected", 503, NotDispatched("forward rejected (503)")),  # it drains
+        ("not-dispatched", 421, NotDispatched("forward not dispatched (421)")),
+    ],
 )
-def test_a_turn_that_was_not_sent_is_said_to_be_so(verdict: str, said: str) -> None:
-    read = asked().receive(answer(421, b'{"error":{}}', verdict), 1)
+def test_a_turn_that_was_not_sent_is_said_to_be_so(
+    verdict: str, status: int, cause: NotDispatched
+) -> None:
+    read = asked().receive(answer(status, b'{"error":{}}', verdict), 1)
     assert not read.messages
     assert read.loss is not None
-    assert read.loss.cause == NotDispatched(f"forward {said} (421)")
+    assert read.loss.cause == cause
 
 
 CASES: dict[str, tuple[bytes, Any]] = {

@@ -154,7 +154,7 @@ def test_a_late_commit_answer_does_not_set_the_epoch_back() -> None:
     holdings.commit(7, b"c", RESPONSE, 0)
     holdings.answered(2, st.Committed(1), 0)
     holdings.commit(8, b"c", RESPONSE, 0)  # query 3 is slow
-    assert Settled(8, durable=False) in holdings.timeout(2)
+    assert Settled(8, durable=False, reason="it did not answer in time") in holdings.timeout(2)
     holdings.unused(b"c", 2)
     resume(holdings, 9, 2)
     holdings.answered(5, claimed(2), 2)
@@ -213,7 +213,7 @@ def test_a_commit_waits_for_a_lease_no_longer_than_for_an_answer() -> None:
     holdings.commit(7, b"c", RESPONSE, 0)
     at = holdings.next_timeout()
     assert at is not None
-    assert Settled(7, durable=False) in holdings.timeout(at)
+    assert Settled(7, durable=False, reason="this replica has no lease") in holdings.timeout(at)
 
 
 def test_a_commit_that_another_owner_refuses_fences() -> None:

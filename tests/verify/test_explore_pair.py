@@ -206,7 +206,7 @@ class NeverShows(Replica):
 class Panics(Replica):
     """Does not expect to be declined."""
 
-    def declined(self, turn: Any, failure: Any, now: int) -> Any:
+    def declined(self, turn: Any, failure: Any, now: int, **_: Any) -> Any:
         raise KeyError(turn.id)
 
 
