@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urlsplit
 
@@ -297,6 +298,11 @@ def _refuse(name: str, value: Any, why: str, *, in_ns: bool = False) -> NoReturn
     raise ConfigError(f"{name}={value!r:.100} {why}{hint}")
 
 
+def _in_seconds(ns: int) -> str:
+    """A duration as users give it: ``1.5 s``."""
+    return f"{Decimal(ns) / NS_PER_SECOND:f} s"
+
+
 def _a(value: object) -> str:
     name = type(value).__name__
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
@@ -437,9 +443,10 @@ class Config:
         short = self.lease_ttl - self.lease_margin < 3 * self.store_timeout
         if self.store is Store.DRIVER and short:
             raise ConfigError(
-                f"lease_ttl={self.lease_ttl} less lease_margin={self.lease_margin} must be at "
-                f"least three times store_timeout={self.store_timeout}: a lease must outlive two "
-                "renewals that are not answered"
+                f"lease_ttl ({_in_seconds(self.lease_ttl)}) less lease_margin "
+                f"({_in_seconds(self.lease_margin)}) must be at least three times store_timeout "
+                f"({_in_seconds(self.store_timeout)}): a lease must outlive two renewals that are "
+                "not answered"
             )
         if self.advertise is not None and (self.store is Store.MEMORY or not self.cluster_secrets):
             raise ConfigError(

@@ -39,7 +39,7 @@ from bridgecore.verify.observed import HEADER, LINES
 from bridgecore.verify.ownership_world import OwnershipProperty
 from bridgecore.verify.pair_properties import PairProperty
 from bridgecore.verify.properties import INVARIANTS, Property
-from bridgecore.verify.reported import LOGGED, REPORTED, blamed_in
+from bridgecore.verify.reported import LOGGED, OWNED, REPORTED, blamed_in
 from bridgecore.verify.scenario import rules_of
 from bridgecore_cli.settings import SETTINGS
 from docs import house, losses, surface
@@ -140,6 +140,14 @@ def render_reported() -> str:
         kind = "cell" if "=" in one.blamed else "rule"
         found_by, blamed = f"`{story.prop.name}`", f"{kind} `{blamed_in(story)}`"
         rows.append((f"{bug.name} ({one.report})", bug.users_saw, found_by, blamed))
+    for owned in OWNED:
+        found = owned.find()
+        if found is None:
+            raise ValueError(f"not found: {owned.name}")
+        path = f"`{', '.join(found.path)}`"
+        rows.append(
+            (f"{owned.name} ({owned.report})", owned.users_saw, f"`{found.prop.name}`", path)
+        )
     for log in LOGGED:
         wrong = log.check().wrong
         if wrong is None or wrong.prop is None:

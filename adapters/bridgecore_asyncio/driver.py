@@ -40,6 +40,7 @@ from bridgecore.transport.sockets import (
     HIGH_WATER,
     READ_SIZE,
     RESET_ON_CLOSE,
+    for_peers,
     open_listeners,
 )
 
@@ -84,7 +85,7 @@ async def serve(
         log: called with every log record. None: they are dropped.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the address cannot be listened on; for ``peer_port``, a ``PeerPortError``.
         ConfigError: a ``Config`` and ``store`` contradict each other.
         Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
@@ -177,18 +178,19 @@ class Server(Driver[DrivenConnection]):
         if listeners:
             self.host, self.port = listeners[0].getsockname()[:2]
         if peer_port is not None:
-            peers = await self._open(host, peer_port)
+            peers = await self._open(host, peer_port, peers=True)
             self._listeners.update(dict.fromkeys(peers, True))
             self.peer_port = peers[0].getsockname()[1]
         for listener in self._listeners:
             listener.setblocking(False)
 
-    async def _open(self, host: str, port: int) -> list[socket.socket]:
-        """Sockets that listen on ``host``:``port``."""
+    async def _open(self, host: str, port: int, *, peers: bool = False) -> list[socket.socket]:
+        """Sockets that listen on ``host``:``port``, for other replicas if ``peers``."""
         found = await self._loop.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
-        return open_listeners(found, socket.create_server)
+        with for_peers(port) if peers else contextlib.nullcontext():
+            return open_listeners(found, socket.create_server)
 
     def _accept(self, listener: socket.socket) -> None:
         """Accept up to ``_at_once`` connections; the loop calls again if more are waiting.

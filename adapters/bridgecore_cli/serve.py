@@ -29,6 +29,7 @@ from bridgecore.config import Config, OnAmbiguousLoss, UpstreamUrl
 from bridgecore.recovery.policy import V1_12, is_named
 from bridgecore.transport import Log, LogLevel
 from bridgecore.transport.driver import StoreClient
+from bridgecore.transport.sockets import PeerPortError
 from bridgecore_cli.check_config import unknown
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
@@ -289,7 +290,10 @@ def listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandEr
     # look-up has a number of the resolver, which means something else to the system.
     if isinstance(why, OSError) and why.errno and not isinstance(why, socket.gaierror):
         reason = os.strerror(why.errno)
-    return CommandError(f"cannot listen on {_authority(host, port)}: {reason}", FAILURE)
+    where = _authority(host, port)
+    if isinstance(why, PeerPortError):
+        where = f"{_authority(host, why.port)}, the port of advertise"
+    return CommandError(f"cannot listen on {where}: {reason}", FAILURE)
 
 
 def raise_file_limit(log: _WriteLog) -> int | None:

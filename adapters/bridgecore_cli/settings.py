@@ -72,6 +72,10 @@ class Kind:
     show: Callable[[Any], str] = str
 
 
+class _SentenceError(ValueError):
+    """Its text names what is wrong, so the value is not put before it."""
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str) or not value or not value.isprintable() or " " in value:
         raise ValueError("is not a name without spaces")
@@ -151,6 +155,11 @@ def _store(value: Any) -> str:
     scheme, colon, rest = value.partition(":")
     if value != MEMORY and (scheme not in _STORES or not colon or not rest):
         raise ValueError("is not memory, sqlite:PATH, postgresql://... or valkey://...")
+    if scheme == "sqlite" and "?" in rest:
+        raise ValueError(
+            "has query parameters, and sqlite: takes only the path of a file: leave out the "
+            "question mark and what follows it"
+        )
     return value
 
 
@@ -179,7 +188,7 @@ def _list(
     try:
         return read(parts)
     except ValueError as exc:
-        raise ValueError(f"is refused: {exc}") from None
+        raise _SentenceError(str(exc)) from None  # it names the part, mostly the only one
 
 
 def _header_names(value: Any) -> tuple[str, ...]:
@@ -687,6 +696,13 @@ def checked(chosen: Mapping[str, Chosen]) -> Settings:
     values = {name: each.value for name, each in chosen.items()}
     core = {setting.name: values.pop(setting.name) for setting in CORE}
     settings = Settings(core=core, **values)
+    alone = settings.store == MEMORY or settings.cluster_keys is None
+    if settings.advertise is not None and alone:  # as Config says it, of the names here
+        raise SettingsError(
+            "advertise is for replicas that share a store, and what they forward is signed: it "
+            "needs a store other than memory, and cluster_keys",
+            USAGE if "advertise" in given else CONFIGURATION,
+        )
     try:
         # Finds values that contradict each other. The secrets are read when the store is opened.
         secrets = () if settings.cluster_keys is None else (b"",)
@@ -744,17 +760,27 @@ def _read(setting: Setting, value: Any, where: str, exit_code: int) -> Any:
             raise SettingsError(f"{where}: {exc}", exit_code) from None
         if setting.kind is STORE:  # a URL may hold a password
             raise SettingsError(f"{where}: the value {exc}", CONFIGURATION) from None
-        if setting.kind in (URL, HTTP):  # whole sentences, and a URL may hold a secret
-            said = _without_secrets(exc, value)
-            raise SettingsError(f"{where}: {said}", CONFIGURATION) from None
+        if setting.kind in _URLS and isinstance(exc, ConfigError):
+            # Whole sentences about a URL, which may hold a secret.
+            said = _without_secrets(exc, value).removeprefix(f"{_URLS[setting.kind]} ")
+            code = exit_code if setting.kind is PEER else CONFIGURATION
+            raise SettingsError(f"{where}: {said}", code) from None
+        if setting.kind in (URL, HTTP):
+            exit_code = CONFIGURATION
+        if isinstance(exc, _SentenceError):
+            raise SettingsError(f"{where}: {exc}", exit_code) from None
         shown = repr(value) if isinstance(value, str | bool) else str(value)
         raise SettingsError(f"{where}: {shown[:100]} {exc}", exit_code) from None
+
+
+# What the errors of a URL begin with: the source of the value is named instead.
+_URLS: Mapping[Kind, str] = {URL: "upstream URL", HTTP: "upstream_http", PEER: "advertise"}
 
 
 def _without_secrets(exc: ValueError, url: object) -> str:
     """The message; a general one if the URL has a part that may be a key, which is not logged."""
     if isinstance(url, str) and any(c in url for c in "@?#"):
-        return "not the URL of an upstream without credentials (it is not repeated here)"
+        return "not a URL without credentials, of the form that is needed (it is not repeated here)"
     return str(exc)
 
 

@@ -37,6 +37,7 @@ from bridgecore.transport.sockets import (
     HIGH_WATER,
     READ_SIZE,
     RESET_ON_CLOSE,
+    for_peers,
     open_listeners,
 )
 
@@ -78,7 +79,7 @@ async def serve(
         log: called with every log record. None: they are dropped.
 
     Raises:
-        OSError: the address cannot be listened on.
+        OSError: the address cannot be listened on; for ``peer_port``, a ``PeerPortError``.
         ConfigError: a ``Config`` and ``store`` contradict each other.
         Exception: whatever ``machine.handle`` raised, which is a bug; the body is cancelled.
     """
@@ -166,7 +167,7 @@ class Server(Driver[DrivenConnection]):
             self.host, self.port = listeners[0].getsockname()[:2]
         if peer_port is not None:
             try:
-                peers = await self._open(host, peer_port)
+                peers = await self._open(host, peer_port, peers=True)
             except BaseException:
                 for listener in listeners:
                     listener.close()
@@ -176,13 +177,14 @@ class Server(Driver[DrivenConnection]):
         for listener in self._listeners:
             listener.setblocking(False)
 
-    async def _open(self, host: str, port: int) -> list[socket.socket]:
-        """Sockets that listen on ``host``:``port``."""
+    async def _open(self, host: str, port: int, *, peers: bool = False) -> list[socket.socket]:
+        """Sockets that listen on ``host``:``port``, for other replicas if ``peers``."""
         found = await trio.socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         # Plain sockets: accepting one by ``trio`` takes a pass of its loop, however many wait.
-        return open_listeners(found, socket.create_server)
+        with for_peers(port) if peers else contextlib.nullcontext():
+            return open_listeners(found, socket.create_server)
 
     def _start_accepting(self) -> None:
         self._tasks.start_soon(self._accept_until_stopped)

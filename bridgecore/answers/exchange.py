@@ -28,6 +28,7 @@ from bridgecore.messages import (
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire.requests import CreateRequest
 from bridgecore.wire.responses import (
+    FAILED,
     EventKind,
     UpstreamEvent,
     created_event,
@@ -35,6 +36,7 @@ from bridgecore.wire.responses import (
     final_response,
     keepalive_event,
 )
+from bridgecore.wire.terminal import lacks_error_code, with_error_code
 
 
 @attrs.define(eq=False)
@@ -102,6 +104,9 @@ class Exchange:
             self.sent(events[-1], now)
             return [effect]
         out: list[AnswerEffect] = [] if self._begun else [self._begin(now)]
+        if events[-1].type == FAILED and not self.forwarded:
+            events = [*events[:-1], self._with_code(events[-1])]
+            effect = AnswerEvents(self.turn, events)
         out.append(effect)
         if self._created is None:
             for event in events:
@@ -116,6 +121,18 @@ class Exchange:
         if events[-1].kind is EventKind.ENDED:
             out.append(self._end())
         return out
+
+    def _with_code(self, failed: UpstreamEvent) -> UpstreamEvent:
+        """``failed``, a ``response.failed``; if it has no error code, with the one that a JSON
+        answer gives the same failure.
+
+        Not for another replica: it makes the answer for its client, and reads more from an error as
+        the upstream wrote it (a ``code`` that is a number is a status).
+        """
+        if not lacks_error_code(failed):
+            return failed
+        error = render_failed_response(failed.error, self._anchor)
+        return with_error_code(failed, error.code, error.message, error.more)
 
     @property
     def goes_on(self) -> bool:
@@ -143,7 +160,7 @@ class Exchange:
         if last.kind is not EventKind.ENDED:
             return []
         self.ended = True
-        if last.type == b"response.failed":
+        if last.type == FAILED:
             error = render_failed_response(last.error, self._anchor)
             return [FailAnswer(self.turn, error)]
         return [AnswerBody(self.turn, final_response(last))]

@@ -6,9 +6,10 @@ sockets themselves are the adapters', which pass in the function that creates on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
@@ -49,6 +50,27 @@ class Closable(Protocol):
 
 
 S = TypeVar("S", bound=Closable)
+
+
+class PeerPortError(OSError):
+    """The port for other replicas cannot be listened on. ``port``: its number."""
+
+    port: int
+
+
+@contextlib.contextmanager
+def for_peers(port: int) -> Iterator[None]:
+    """Raise a failure to listen on ``port``, inside the block, as a ``PeerPortError``.
+
+    Clients and other replicas are listened to on two ports of one host, and whoever starts the
+    process has to know which of the two is taken.
+    """
+    try:
+        yield
+    except OSError as exc:
+        failed = PeerPortError(exc.errno, exc.strerror)
+        failed.port = port
+        raise failed from exc
 
 
 def open_listeners(found: Iterable[Any], create_server: Callable[..., S]) -> list[S]:

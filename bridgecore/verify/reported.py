@@ -2,8 +2,9 @@
 
 What belongs here: one entry for each report, with its address, what the bridge did, and the
 property, cell, rule or line that the verifier has to name. Each is a policy or a transition
-function, found by exploration (``Bug`` of bugs.py), or a log, found by ``verify --trace``. The
-reports are of their authors; what the bridge did is told here in other words.
+function, found by exploration (``Bug`` of bugs.py), a replica, found by the exploration of
+ownership, or a log, found by ``verify --trace``. The reports are of their authors; what the bridge
+did is told here in other words.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import TypeAlias
 
 import attrs
 
+from bridgecore.ownership import lease as ls
+from bridgecore.ownership import store as st
+from bridgecore.ownership.holdings import Holdings, HoldingsEffect, Resolved, Settled
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Event, Standing
@@ -23,7 +27,9 @@ from bridgecore.recovery.state import SessionState
 from bridgecore.recovery.timers import Timer
 from bridgecore.verify.bugs import Bug
 from bridgecore.verify.environment import BOUNDS, Bounds, due
+from bridgecore.verify.explore_ownership import OwnershipCounterexample, explore_ownership
 from bridgecore.verify.foreign import check_trace
+from bridgecore.verify.ownership_world import OwnershipBounds, OwnershipProperty
 from bridgecore.verify.properties import Property
 from bridgecore.verify.story import Story, tell
 from bridgecore.verify.trace import TraceReport
@@ -48,6 +54,24 @@ class ReportedBug:
         if found is None:
             return None
         return tell(self.bug.policy, self.bug.bounds, found, stepper=self.bug.stepper)
+
+
+@attrs.frozen(eq=False)
+class OwnershipBug:
+    """A bug of several replicas, as what one of them does with its claims. ``make``: a replica with
+    the bug; ``found_by``: the property that is judged."""
+
+    report: str
+    name: str
+    users_saw: str
+    found_by: OwnershipProperty
+    make: type[Holdings]
+    bounds: OwnershipBounds
+
+    def find(self) -> OwnershipCounterexample | None:
+        """A shortest path to the violation; None if there is none."""
+        report = explore_ownership(self.bounds, make=self.make, judged={self.found_by})
+        return next(iter(report.counterexamples), None)
 
 
 @attrs.frozen(eq=False)
@@ -208,6 +232,78 @@ REPORTED: Sequence[ReportedBug] = (
             bounds=_only(Standing.UNANCHORED),
         ),
         "idle-deadline",
+    ),
+)
+
+
+class _SoftFirst(Holdings):
+    """Keeps a turn that names the response of a live owner's conversation, because a softer key of
+    the turn leads here."""
+
+    def answered(self, query: int, answer: st.Answer, now: int) -> list[HoldingsEffect]:
+        return [
+            Resolved(effect.turn, st.NotStored())
+            if isinstance(effect, Resolved) and isinstance(effect.answer, st.OwnedElsewhere)
+            else effect
+            for effect in super().answered(query, answer, now)
+        ]
+
+
+class _OpenWhileDraining(Holdings):
+    """Is no owner to the store from the beginning of its drain, and goes on under its lease."""
+
+    @staticmethod
+    def lease_step(
+        lease: ls.Lease, event: ls.LeaseEvent, times: ls.LeaseTimes, now: int
+    ) -> ls.LeaseTransition:
+        done = ls.step(lease, event, times, now)
+        if isinstance(event, ls.LeaveRequested) and lease.valid(now):
+            return attrs.evolve(done, state=lease)
+        return done
+
+
+class _ShownFirst(Holdings):
+    """Takes a response for known to all replicas while it is being committed."""
+
+    def commit(
+        self, turn: int, conversation: bytes, responses: tuple[st.StoredResponse, ...], now: int
+    ) -> list[HoldingsEffect]:
+        asked = super().commit(turn, conversation, responses, now)
+        return [Settled(turn, durable=True), *(e for e in asked if not isinstance(e, Settled))]
+
+
+_PULLS = "https://github.com/Soju06/codex-lb/pull"
+_SOUND = OwnershipBounds("two replicas, no fault", 1, 2, 0, frozenset())
+
+OWNED: Sequence[OwnershipBug] = (
+    OwnershipBug(
+        f"{_LB}/2035",
+        "a soft key that beat hard evidence",
+        "A turn named a response of one replica and came to another, where its cache key counted "
+        "more than the id: the conversation was to begin there again, its live owner was not "
+        "asked, and the turn failed.",
+        OwnershipProperty.LIVENESS,
+        _SoftFirst,
+        _SOUND,
+    ),
+    OwnershipBug(
+        f"{_PULLS}/1722",
+        "a live lease that was stolen from a draining owner",
+        "A replica that was about to stop marked its conversations as draining and finished the "
+        "turn that ran. Another replica took the mark for a release, although the lease was valid, "
+        "and claimed the conversation of that turn.",
+        OwnershipProperty.ONE_LIVE_OWNER,
+        _OpenWhileDraining,
+        OwnershipBounds("a replica drains", 1, 2, 1, frozenset({"drain"})),
+    ),
+    OwnershipBug(
+        f"{_PULLS}/1900",
+        "an id that was shown and that no other replica knows",
+        "The id of a response was published in the memory of one replica and shown to the client, "
+        "although the store had not taken it: every other replica called it unknown.",
+        OwnershipProperty.DURABLE_IS_STORED,
+        _ShownFirst,
+        _SOUND,
     ),
 )
 

@@ -1,7 +1,7 @@
 """The last event of a response: reads it once, and mends it where upstreams leave something out.
 
-What belongs here: what the bridge needs of a terminal event, and bringing its output into line with
-the items that were streamed before it.
+What belongs here: what the bridge needs of a terminal event, bringing its output into line with the
+items that were streamed before it, and giving a failure the code that clients require.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bridgecore.wire.jsontext import (
     Text,
     UnreadableError,
     begins,
+    quoted,
     read_array,
     read_members,
     reader,
@@ -71,6 +72,7 @@ _STANDARD = {
     "cancelled": FAILED,
     "canceled": FAILED,
 }
+_CANCELS = frozenset({"cancelled", "canceled"})
 _CANCELLED = (
     b'{"code":"response_cancelled","message":"The upstream cancelled the response before its end."}'
 )
@@ -178,7 +180,7 @@ def _read_any_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Termi
         name = _STANDARD[status]
         members["type"] = b'"%b"' % name
         mended = True
-        if name == FAILED and not begins(response.get("error", NULL), b"{"):
+        if status in _CANCELS and not begins(response.get("error", NULL), b"{"):
             response["error"] = _CANCELLED
     output = _read_output(response.get("output"))
     if name != FAILED:
@@ -201,6 +203,52 @@ def _read_any_terminal(event: UpstreamEvent, streamed: Sequence[bytes]) -> Termi
         store=event.stored,
         usage=_read_usage(response.get("usage")),
     )
+
+
+def lacks_error_code(event: UpstreamEvent) -> bool:
+    """Whether the ``response.failed`` in ``event`` has no error code: a string that is not empty.
+
+    Clients decide by the code whether they try again, and SDKs require ``error.code`` and
+    ``error.message`` of a failed response.
+    """
+    return not text_of(_error_of(event).get("code")).strip()
+
+
+def with_error_code(
+    event: UpstreamEvent, code: str, message: str, more: str | None
+) -> UpstreamEvent:
+    """``event``, a ``response.failed`` without an error code, with the error completed.
+
+    What the error has is kept byte for byte: only ``code`` is set, and ``message`` if it is no text
+    or empty. If there is no error object, there is one afterwards.
+
+    Args:
+        event: see ``lacks_error_code``.
+        code: for the error.
+        message: for an error without one.
+        more: further members, for an event without an error object, as the text of a JSON object.
+    """
+    error: dict[str, Text] = dict(_error_of(event))
+    if not error and more is not None:
+        error.update(read_members(more.encode()))
+    error["code"] = quoted(code)
+    if not text_of(error.get("message")):
+        error["message"] = quoted(message)
+    response = {**(event.response_members or {}), "error": write_object(error)}
+    members = {**event.members, "response": write_object(response)}
+    completed = UpstreamEvent(
+        event.kind, event.type, write_object(members), event.response, event.item
+    )
+    completed.members, completed.response_members = members, response
+    return completed
+
+
+def _error_of(event: UpstreamEvent) -> Mapping[str, Text]:
+    """The members of the error of the response in ``event``; empty if it is no object."""
+    try:
+        return read_members((event.response_members or {}).get("error", NULL))
+    except UnreadableError:
+        return {}
 
 
 def _read_usage(raw: Text | None) -> tuple[int, int]:

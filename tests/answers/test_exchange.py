@@ -120,6 +120,32 @@ def test_a_json_answer_that_failed() -> None:
     assert shown.exchange.ended
 
 
+NO_CODE = event(
+    b'{"type":"response.failed","response":{"error":{"message":"Previous response not found"}}}'
+)
+
+
+def test_a_failed_stream_gets_the_code_that_the_json_answer_has() -> None:
+    body, stream = (Shown.of(stream=one, previous_response_id="resp_7") for one in (False, True))
+    for shown in (body, stream):
+        shown.deliver(CREATED, NO_CODE)
+    (effect,) = body.effects
+    assert isinstance(effect, FailAnswer)
+    assert effect.error.code == "previous_response_not_found"
+    error = stream.events[-1]["response"]["error"]
+    assert error == {"code": effect.error.code, "message": "Previous response not found"}
+    assert stream.exchange.ended
+
+
+@pytest.mark.parametrize("failed", [NO_CODE, FAILED])
+def test_another_replica_gets_a_failure_as_it_is(failed: UpstreamEvent) -> None:
+    """It makes the answer for its client."""
+    shown = Shown.of(stream=True)
+    shown.exchange.forwarded = True
+    shown.deliver(CREATED, failed)
+    assert shown.effects[1] == AnswerEvents(1, [CREATED, failed])
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_failure_before_the_head(stream: bool) -> None:
     shown = Shown.of(stream=stream)

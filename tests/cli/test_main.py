@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -98,6 +99,23 @@ def test_a_port_in_use_is_a_failure_that_names_it(backend: Backend) -> None:
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1:] == [
         f"bridgecore: error: cannot listen on 127.0.0.1:{port}: Address already in use"
+    ]
+    assert "Traceback" not in result.stderr
+
+
+def test_the_port_for_replicas_in_use_is_named(backend: Backend, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32), encoding="utf-8")
+    replica = ("--store", f"sqlite:{tmp_path}/turns.db", "--cluster-keys", str(keys))
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        where = ("--port", "0", "--advertise", f"http://127.0.0.1:{port}")
+        result = run("serve", "--backend", backend.name, *where, *replica)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1:] == [
+        f"bridgecore: error: cannot listen on 127.0.0.1:{port}, the port of advertise: "
+        "Address already in use"
     ]
     assert "Traceback" not in result.stderr
 

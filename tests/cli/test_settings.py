@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,7 +30,16 @@ from bridgecore.recovery.policy import (
 )
 from bridgecore.wire.passing import PASSED_PATHS
 from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
-from bridgecore_cli.settings import CORE, HEADERS, SECONDS, SETTINGS, SIZE, Settings, load
+from bridgecore_cli.settings import (
+    CORE,
+    HEADERS,
+    SECONDS,
+    SETTINGS,
+    SIZE,
+    Setting,
+    Settings,
+    load,
+)
 
 URL = UpstreamUrl.parse("ws://127.0.0.1:9/v1/responses")
 S = 1_000_000_000
@@ -362,6 +372,29 @@ def test_forwards_need_a_store_and_with_tls_a_certificate() -> None:
         assert "advertise" in str(error({**cluster, "advertise": url}))
 
 
+def test_times_that_do_not_go_together_are_shown_in_seconds() -> None:
+    replica = {"store": "sqlite:x.db", "cluster_keys": "keys"}
+    text = str(error({**replica, "lease_ttl": "3.5", "lease_margin": "3"}))
+    assert text.startswith(
+        "lease_ttl (3.5 s) less lease_margin (3 s) must be at least three times store_timeout (2 s)"
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"store": "sqlite:x.db"}, {"cluster_keys": "keys"}])
+def test_what_advertise_needs_is_called_as_a_setting(more: dict[str, str]) -> None:
+    caught = error({"advertise": "http://a:1", **more})
+    assert caught.exit_code == USAGE
+    assert str(caught).endswith("needs a store other than memory, and cluster_keys")
+    caught = error(more, {"BRIDGECORE_ADVERTISE": "http://a:1"})
+    assert caught.exit_code == CONFIGURATION
+
+
+@pytest.mark.parametrize("url", ["sqlite:relative.db?mode=ro", "sqlite:///x.db?cache=shared"])
+def test_a_file_of_sqlite_has_no_query_parameters(url: str) -> None:
+    text = str(error({"store": url, "cluster_keys": "keys"}))
+    assert text.startswith("--store: the value has query parameters, and sqlite: takes only")
+
+
 def test_unknown_variables_are_ignored() -> None:
     assert effective(load({}, {"PORT": "x", "BRIDGECORE": "x", "BRIDGE_PORT": "x"})) == PROMISED
 
@@ -501,6 +534,31 @@ def test_a_wrong_value_is_named_with_its_source(name: str, value: str) -> None:
     assert caught.exit_code == CONFIGURATION
     assert str(caught).startswith(f"{variable}: ")
     assert len(str(caught)) < 250
+
+
+WRONG = ["ftp://x", "no\x01pe", "a:1", "-1", "http://a:1/p?q#f", "70000000000000000000"]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_wrong_value_is_shown_once_and_in_the_unit_of_its_setting(
+    setting: Setting, value: str
+) -> None:
+    try:
+        load({setting.name: value}, {})
+    except SettingsError as caught:
+        text = str(caught)
+    else:
+        return  # this one is right
+    assert text.startswith((f"{setting.flag}: ", setting.name, "store: "))
+    rest = text.removeprefix(f"{setting.flag}: ")
+    assert rest.count(value) <= 1
+    assert rest.count(repr(value)) <= 1
+    assert not rest.startswith(setting.name) or not text.startswith("--")
+    others = rest.replace(value, "")
+    # No nanoseconds: the largest number in a message is the longest time, in seconds.
+    assert all(int(number) <= 10**9 for number in re.findall(r"[0-9]+", others))
+    assert "cluster_secrets" not in text
 
 
 @pytest.mark.parametrize(

@@ -253,11 +253,13 @@ def test_a_forward_may_wait_for_another_turn_of_its_conversation() -> None:
 # ------------------------------------------------------------------ reports about other bridges
 
 
-def test_an_id_counts_more_than_what_a_client_has_in_common_with_others() -> None:
-    """Reported of another bridge: a cache key (soft) led to another replica than the id (hard)."""
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_soft_key_does_not_beat_the_id_that_a_turn_names(stream: bool) -> None:
+    """https://github.com/Soju06/codex-lb/issues/2035: the cache key of a turn led to the replica
+    that it came to, which did not ask the live owner of the response that the turn names."""
     cluster, a, b = pair()
     common = {"prompt_cache_key": "k"}
-    one, other = Talker(a, fields=common), Talker(b, fields=common)
+    one, other = (Talker(each, fields=common, stream=stream) for each in (a, b))
     say(one, "one")
     say(other, "other")
     say(one, "two", b)
@@ -267,8 +269,9 @@ def test_an_id_counts_more_than_what_a_client_has_in_common_with_others() -> Non
     assert [len(frame["input"]) for frame in a.frames] == [1] * 4
 
 
-def test_a_live_lease_is_not_taken_from_a_replica_that_drains() -> None:
-    """Reported of another bridge: a second one claimed the conversation of a running turn."""
+def test_a_live_lease_is_not_stolen_from_a_draining_owner() -> None:
+    """https://github.com/Soju06/codex-lb/pull/1722: a conversation was marked as draining while a
+    turn of it ran, and another replica claimed it, although the lease was valid."""
     cluster, a, b = pair()
     talker = Talker(a)
     say(talker, "one")
@@ -279,11 +282,14 @@ def test_a_live_lease_is_not_taken_from_a_replica_that_drains() -> None:
     refused = moved(talker, b).attempt(user("also two"), after=first)
     assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
     assert refused.headers["retry-after"] == "1"  # the owner lives, and is about to end
+    b.advance(20)  # longer than a lease: the owner renews it as long as the turn runs
+    refused = talker.attempt(user("also two"), after=first)
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
     assert len(cluster.emulator.requests) == 2
     assert not running.closed
     running.abort()
     say(talker, "also two")
-    assert talker.outcomes == ["200", "502", "200"]
+    assert talker.outcomes == ["200", "502", "502", "200"]
 
 
 def test_replicas_whose_keys_differ_say_so_and_how_long_the_owner_stays() -> None:
@@ -302,7 +308,7 @@ def test_replicas_whose_keys_differ_say_so_and_how_long_the_owner_stays() -> Non
 
 @pytest.mark.parametrize("change", [Change.TWO_IDS, Change.NO_CREATED])
 def test_each_id_that_was_shown_is_known_to_every_replica(change: Change) -> None:
-    """Reported of another bridge: the id in ``response.created`` was known to one replica only."""
+    """Also if the upstream names the response differently at its beginning and at its end."""
     _, a, b = pair()
     strike(a, Point.BEFORE_CREATED, Alter(change))
     answer = a.ask("one", store=False)
@@ -311,6 +317,31 @@ def test_each_id_that_was_shown_is_known_to_every_replica(change: Change) -> Non
     for replica in (b, a, b):
         for response in sorted(shown):
             assert replica.ask("two", previous_response_id=response, store=False).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_id_that_was_shown_is_known_to_every_other_replica_at_once(
+    killed: bool, stream: bool
+) -> None:
+    """https://github.com/Soju06/codex-lb/pull/1900: an id was published in the memory of one
+    replica and shown, although the store had not taken it."""
+    cluster, a, b = pair()
+    a.advance(1)
+    a.store.latency = SECOND // 10
+    talker = Talker(a, stream=stream)
+    client = talker.begin([user("one")], None)
+    a.advance(0.199)  # the commit has to reach the store, and its answer to come back
+    assert (b"response.completed" if stream else b"HTTP") not in bytes(client.received)
+    assert len(cluster.model) == 1
+    a.advance(0.001)
+    talker.end(client, [user("one")], None)
+    a.store.latency = 0
+    if killed:
+        a.kill()
+        b.advance(16)
+    say(talker, "two", b)
+    assert talker.outcomes == ["200", "200"]
 
 
 # ------------------------------------------------------------------ clients that repeat everything

@@ -243,6 +243,43 @@ def test_response_failed(code: str, status: int) -> None:
         world.assert_idle()
 
 
+NO_CODE = {
+    "absent": b"",
+    "null": b',"error":null',
+    "text": b',"error":"Sorry."',
+    "empty": b',"error":{"code":"","message":"Sorry."}',
+    "number": b',"error":{"code":5,"message":"Sorry."}',
+    "status": b',"error":{"code":403,"message":"Sorry."}',
+    "type": b',"error":{"type":"rate_limit_error","message":"Sorry."}',
+    "details": b',"status_details":{"error":{"code":"server_error","message":"Sorry."}}',
+}
+
+
+@pytest.mark.parametrize("kind", ["failed", "done"])
+@pytest.mark.parametrize("name", NO_CODE)
+def test_response_failed_without_a_code_gets_that_of_the_json_answer(name: str, kind: str) -> None:
+    end = b'{"type":"response.%b","response":{"id":"r","status":"failed","x":1.0%b,"output":[]}}'
+    codes = []
+    for stream in (True, False):
+        world = World()
+        fault = Fault(Point.AFTER_CREATED, SendEvents((end % (kind.encode(), NO_CODE[name]),)))
+        world.emulator.faults.add(1, fault)
+        answer = world.ask(stream=stream)
+        if stream:
+            assert answer.names[-1] == "response.failed"
+            assert b'"x":1.0' in answer.events[-1].data
+            shown = answer.events[-1].json["response"]["error"]
+            assert isinstance(shown["message"], str)
+            codes.append(shown["code"])
+        else:
+            assert answer.status == {"status": 403, "type": 429}.get(name, 502)
+            codes.append(answer.error["code"])
+        world.assert_idle()
+    assert isinstance(codes[0], str)
+    assert codes[0]
+    assert codes[0] == codes[1]
+
+
 def test_response_failed_before_created_is_a_status() -> None:
     end = b'{"type":"response.failed","response":{"id":"r","error":{"code":"server_error"}}}'
     world = World()

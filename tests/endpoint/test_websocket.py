@@ -14,7 +14,7 @@ import pytest
 
 from bridgecore.config import Continuity
 from bridgecore.fronts.websocket import MAX_WAITING
-from bridgecore.testing import Abort, Fault, Point, Silence
+from bridgecore.testing import Abort, Fault, Point, SendEvents, Silence
 from bridgecore.testing.network import ByteClient, RequestClient
 from bridgecore.wire.websocket import (
     CloseReceived,
@@ -397,6 +397,18 @@ def test_at_the_deadline_of_a_drain_a_hung_turn_fails() -> None:
         socket.read()
     assert types(socket.take())[-1] == "response.failed"
     assert socket.closed() == 1012
+
+
+def test_a_failed_response_without_a_code_gets_one() -> None:
+    world = new_world()
+    end = b'{"type":"response.failed","response":{"id":"r","error":null}}'
+    world.emulator.faults.add(1, Fault(Point.AFTER_CREATED, SendEvents((end,))))
+    socket = opened(world)
+    socket.send()
+    last = socket.take()[-1]
+    assert (last["type"], last["response"]["id"]) == ("response.failed", "r")
+    assert last["response"]["error"]["code"] == "upstream_error"
+    assert last["response"]["error"]["message"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

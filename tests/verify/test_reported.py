@@ -6,9 +6,18 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from bridgecore.ownership.holdings import Holdings
 from bridgecore.recovery.policy import DEFAULT
 from bridgecore.verify.bugs import BUGS
-from bridgecore.verify.reported import LOGGED, REPORTED, LoggedBug, ReportedBug, blamed_in
+from bridgecore.verify.reported import (
+    LOGGED,
+    OWNED,
+    REPORTED,
+    LoggedBug,
+    OwnershipBug,
+    ReportedBug,
+    blamed_in,
+)
 from bridgecore.verify.trace import blamed_of
 
 
@@ -21,6 +30,14 @@ def test_a_reported_bug_is_found_and_its_cause_named(one: ReportedBug) -> None:
     assert blamed_in(story) == one.blamed
     if one.bug.policy is not DEFAULT and len(story.seen) < 4:
         assert one.blamed in blamed_of(story.seen[-1].transition)
+
+
+@pytest.mark.parametrize("one", OWNED, ids=lambda one: one.name)
+def test_a_reported_bug_of_replicas_is_found(one: OwnershipBug) -> None:
+    found = one.find()
+    assert found is not None
+    assert found.prop is one.found_by
+    assert attrs.evolve(one, make=Holdings).find() is None  # within the same bounds
 
 
 @pytest.mark.parametrize("one", LOGGED, ids=lambda one: one.name)
@@ -41,8 +58,9 @@ def test_a_logged_bug_is_none_if_the_bridge_does_it_right() -> None:
 
 
 def test_there_are_ten_with_names_and_reports_of_their_own() -> None:
-    names = [one.bug.name for one in REPORTED] + [one.name for one in LOGGED]
-    reports = [one.report for one in REPORTED] + [one.report for one in LOGGED]
+    others: list[OwnershipBug | LoggedBug] = [*OWNED, *LOGGED]
+    names = [one.bug.name for one in REPORTED] + [one.name for one in others]
+    reports = [one.report for one in REPORTED] + [one.report for one in others]
     assert len(names) == len(set(names)) == len(set(reports)) >= 10
     assert not set(names) & {bug.name for bug in BUGS}
     assert all(report.startswith("https://github.com/") for report in reports)

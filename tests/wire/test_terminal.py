@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgecore.recovery.events import Outcome
+from bridgecore.wire.jsontext import Text
 from bridgecore.wire.responses import (
     EventKind,
     UpstreamEvent,
     final_response,
     read_event,
 )
-from bridgecore.wire.terminal import Terminal, read_terminal
+from bridgecore.wire.terminal import Terminal, lacks_error_code, read_terminal, with_error_code
 
 Json = dict[str, Any]
 
@@ -129,7 +131,7 @@ def test_other_terminal_events_become_standard_ones(kind: str, status: str, expe
     told = value["response"]["status"]
     ended_as = json.loads(status)
     assert told == (STATUS[kind] if ended_as in ("in_progress", None, 7) else ended_as)
-    assert bool(value["response"].get("error")) == (expected == "failed")
+    assert bool(value["response"].get("error")) == (told in ("cancelled", "canceled"))
     assert final_response(found.event) == found.response
     assert (found.event.response, found.response_id) == ("r", "r")
 
@@ -139,6 +141,56 @@ def test_the_error_of_a_failed_response_is_kept(kind: str) -> None:
     why = '{"code":"server_error", "message":"Sorry."}'
     found = terminal(completed(f'{{"status":"failed","error":{why}}}', f"response.{kind}"))
     assert why.encode() in found.event.data
+
+
+def test_a_failure_that_is_told_elsewhere_is_no_cancelled_response() -> None:
+    """The Realtime API's shape: the error is in ``status_details``."""
+    why = '{"error":{"code":"rate_limit_exceeded","message":"Slow down."}}'
+    found = terminal(completed(f'{{"status":"failed","status_details":{why}}}', "response.done"))
+    assert found.event.error.code == "rate_limit_exceeded"
+    assert found.event.type == b"response.failed"
+
+
+def texts(members: Mapping[str, Text]) -> dict[str, bytes]:
+    return {name: bytes(value) for name, value in members.items()}
+
+
+FAILURES = {
+    "absent": "{}",
+    "null": '{"error":null}',
+    "text": '{"error":"Sorry."}',
+    "empty": '{"error":{}}',
+    "code null": '{"error":{"code":null,"message":"Sorry."}}',
+    "code empty": '{"error":{"code":"","message":"Sorry.", "z":2.50}}',
+    "code blank": '{"error":{"code":" ","message":"Sorry."}}',
+    "code number": '{"error":{"code":7,"message":null,"half":"\\ud83d"}}',
+    "code object": '{"error":{"code":{"a":1},"message":""}}',
+}
+
+
+@pytest.mark.parametrize("response", FAILURES.values(), ids=FAILURES)
+def test_a_failed_response_gets_the_code_that_it_lacks(response: str) -> None:
+    event = terminal(completed(response, "response.failed")).event
+    assert lacks_error_code(event)
+    found = with_error_code(event, "upstream_error", "It failed.", '{"y":2.0}')
+    assert not lacks_error_code(found)
+    before, after = json.loads(response).get("error"), json.loads(found.data)["response"]["error"]
+    kept = before if isinstance(before, dict) else {}
+    rest = kept or {"y": 2.0}
+    words = kept.get("message") or "It failed."
+    assert after == {**rest, "code": "upstream_error", "message": words}
+    assert ("2.50" in response) == (b'"z":2.50' in found.data)
+    assert ("half" in response) == (b'"half":"\\ud83d"' in found.data)
+    assert (found.kind, found.type, found.response) == (event.kind, event.type, event.response)
+    again = UpstreamEvent(found.kind, found.type, found.data)
+    assert texts(found.members) == texts(again.members)
+    assert texts(found.response_members or {}) == texts(again.response_members or {})
+    assert found.error.code == "upstream_error"
+
+
+def test_a_failed_response_with_a_code_lacks_none() -> None:
+    event = terminal(completed('{"error":{"code":"x"}}', "response.failed")).event
+    assert not lacks_error_code(event)
 
 
 A, B, C = message("msg_a", "a"), message("msg_b", "b"), call("fc_c", "call_c")
