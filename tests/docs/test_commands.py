@@ -606,6 +606,20 @@ def scenes() -> list[Shown]:
     return [one for one in run if not any(set(one.commands) < set(other.commands) for other in run)]
 
 
+def test_a_copy_has_what_is_in_the_repository_and_uses_it(tmp_path: Path) -> None:
+    checkout(tmp_path, copied=True)
+    links = [path for path in tmp_path.rglob("*") if path.is_symlink()]
+    assert {path.parent for path in links} == {tmp_path / ".venv"}
+    with ExitStack() as stack:
+        shell = Shell(tmp_path, stack, copied=True)
+        shell.run(
+            ".venv/bin/python -c 'import bridgecore as core, bridgecore_cli as adapter; "
+            "print(core.__file__, adapter.__file__)'"
+        )
+    packages = tmp_path / "bridgecore", tmp_path / "adapters" / "bridgecore_cli"
+    assert shell.printed.split() == [str(folder / "__init__.py") for folder in packages]
+
+
 @pytest.mark.parametrize("scene", scenes(), ids=lambda one: f"{one.page}: {one.commands[0][:60]}")
 def test_the_commands_run(
     scene: Shown,
