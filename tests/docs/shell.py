@@ -1,4 +1,4 @@
-"""Runs commands of the documentation as a reader would run them, in a checkout of links.
+"""Runs commands of the documentation as a reader would run them, in a checkout of links or a copy.
 
 What belongs here: what the tutorial's test and that of all other commands share. What a command
 must print is known by the tests.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import attrs
 
 from tests.docs.pages import ROOT
 from tests.e2e.conftest import TIME_LIMIT, environment, eventually
+from tests.test_project import tree
 
-# What `make` sets for the commands that it runs, such as these tests: none of a reader's business.
-_OF_MAKE = {"ARGS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV"}
+# What `make` and pytest set for what they run, such as these tests: none of a reader's business.
+_NOT_A_READERS = re.compile(r"ARGS|MAKEFLAGS|MAKELEVEL|MFLAGS|VENV|PYTEST_.*")
 _STAMPS = (".ready-to-run", ".ready-to-develop", ".ready-for-nightly")
 
 
@@ -31,15 +33,22 @@ def expected(text: str) -> re.Pattern[str]:
     return re.compile(r"\s+".join(words), re.DOTALL)
 
 
-def checkout(folder: Path) -> Path:
-    """A checkout of links in ``folder``, with the environment of this Python as its ``.venv``.
+def checkout(folder: Path, *, copied: bool = False) -> Path:
+    """A checkout in ``folder``, with the environment of this Python as its ``.venv``.
 
-    So a command runs as it is shown, and ``make`` without its set-up, and a file that it writes at
-    the top is not in the repository. What it writes below a linked folder would be.
+    So a command runs as it is shown, and ``make`` without its set-up. The checkout consists of
+    links: a file that a command writes at the top is not in the repository, but what it writes
+    below a linked folder would be. ``copied``: of copies, for commands that do so.
     """
-    for path in ROOT.iterdir():
-        if path.name != ".venv":
-            (folder / path.name).symlink_to(path)
+    if copied:
+        for path in tree():
+            copy = folder / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, copy)  # with its times: see the stamps below
+    else:
+        for path in ROOT.iterdir():
+            if path.name != ".venv":
+                (folder / path.name).symlink_to(path)
     (folder / ".venv").mkdir()
     for path in Path(sys.prefix).iterdir():
         if path.name not in _STAMPS:
@@ -64,12 +73,14 @@ class Shell:
     """Runs commands in a folder, and keeps what they print.
 
     Attributes:
+        copied: whether the folder is a checkout of copies. Its sources are then those that commands
+            import, though the environment has those of the repository.
         ports: the port on the page, and the one that the system chose instead.
         printed: by the last command.
     """
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.folder, self.stack = folder, stack
+    def __init__(self, folder: Path, stack: ExitStack, *, copied: bool = False) -> None:
+        self.folder, self.stack, self.copied = folder, stack, copied
         self.ports: dict[str, int] = {}
         self.printed = ""
         self._running: list[tuple[subprocess.Popen[bytes], Path]] = []
@@ -133,11 +144,16 @@ class Shell:
 
     def _popen(self, command: str, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
         """Start a command in a session of its own, so that all that it starts can be ended."""
-        ours = {name: text for name, text in environment().items() if name not in _OF_MAKE}
+        environ = {
+            name: text for name, text in environment().items() if not _NOT_A_READERS.fullmatch(name)
+        }
+        environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        if self.copied:
+            environ["PYTHONPATH"] = f"{self.folder}:{self.folder / 'adapters'}"
         return subprocess.Popen(
             ["bash", "-e", "-o", "pipefail", "-c", self.here(command)],
             cwd=self.folder,
-            env={**ours, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

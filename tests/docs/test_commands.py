@@ -4,9 +4,11 @@ What belongs here: ``ENTRIES``, the table with one entry for each command, and w
 text of a command is that of the page: an entry only recognizes it, so a page cannot drift from
 what is tested. A command that no entry recognizes fails, with a message that says what to add.
 
-Commands run in a checkout of links (``shell.py``). ``PLACEHOLDERS`` are names of the pages for
-which something of this machine is put in. Where a command takes long, its entry says by what option
-it is made small; ``--full``, which ``make verify-nightly`` gives, runs it as shown.
+Commands run in a checkout of links, or of copies if they write below its top (``shell.py``).
+``PLACEHOLDERS`` are names of the pages for which something of this machine is put in. Where a
+command takes long, its entry says by what option it is made small; ``--full``, which ``make
+verify-nightly`` gives, runs it as shown. Some run with ``--full`` only, and some are not run by
+themselves, because continuous integration or ``make verify-nightly`` run all that they do.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from bridgecore_cli.arguments import parser
 from tests.docs.pages import DOCS, ROOT, Shown, blocks, lines_of, shown, shown_in
 from tests.docs.shell import RUNNING, Service, Shell, checkout
 from tests.e2e.conftest import TIME_LIMIT, Upstream, ask, emulating, post
+from tests.e2e.test_codex import CODEX
 from tests.verify.test_replay import eventful
 from tests.verify.test_replay import lines_of as decisions
 
@@ -92,8 +95,11 @@ class Runs(Entry):
         less: what makes it small, unless ``--full`` is given.
         nightly: its part of ``make verify-nightly`` that takes the place of ``--full``.
         needs: a program, or else it is skipped; ``root``: to be root; ``bench``: what
-            ``make bench`` needs.
+            ``make bench`` needs; ``CODEX``: what tests/e2e/test_codex.py needs.
         server: what it asks has to be started before.
+        copied: it writes below the top of the checkout, which then is a copy.
+        late: why it is run with ``--full`` only. Otherwise ``make`` says what it would run, and the
+            programs and files for that have to exist.
     """
 
     prints: str
@@ -103,6 +109,8 @@ class Runs(Entry):
     nightly: str = attrs.field(default="", kw_only=True)
     needs: str = attrs.field(default="", kw_only=True)
     server: str = attrs.field(default="", kw_only=True)
+    copied: bool = attrs.field(default=False, kw_only=True)
+    late: str = attrs.field(default="", kw_only=True)
 
 
 @attrs.frozen
@@ -113,9 +121,9 @@ class Serves(Entry):
 
 
 @attrs.frozen
-class Checked(Entry):
-    """Not run, for the reason ``why``: the programs and files that it needs have to exist, and a
-    command of the bridge has to have such flags. ``make`` says what it would run."""
+class PartOf(Entry):
+    """Not run by itself, for the reason ``why``: each line that ``make`` says it would run has to
+    be one of ``make verify-nightly`` or ``.ci/run``."""
 
     why: str
 
@@ -156,7 +164,8 @@ NIGHTLY_BOUNDS = "bridgecore verify --bounds nightly"
 QUICK = "--bounds quick --property"
 TINY = "--scale tiny --rounds 1 --even-if-busy --only delta5 --participants bridgecore"
 STREAMED = r"event: response\.completed"
-IN_CI = "continuous integration runs it, and it takes a minute"
+FEW = "-n0 tests/test_timer_queue.py"  # instead of all tests, of which this is one
+SCENARIO = "tests/scenarios/default-lost-sent-bound.txt"
 
 # The first entry that knows a command is the one that counts.
 ENTRIES: tuple[Entry, ...] = (
@@ -272,25 +281,51 @@ ENTRIES: tuple[Entry, ...] = (
     Runs("make demo", r"default answered \d+ x 502 stream_incomplete instead, .*pr397: \d+\)\.\n$"),
     Runs("make demo ARGS=...", r"default answered \d+ x 502", less=more_args("--turns 3")),
     Runs('make bench ARGS="--help"', r"usage: make bench"),
-    Checked("make bench", "an hour on a machine that does nothing else; its parts are run below"),
-    Runs(
+    Runs(  # as shown, an hour on a machine that does nothing else
         "make bench...",
         r"CPU us per turn",
         instead={"&& make generate": "&& make --dry-run generate", **more_args(TINY)},
         needs="bench",
     ),
-    Checked("SHORTCUT_CASES=... make test ARGS=...", "40 minutes; make test has 200 cases"),
-    Checked("make test ARGS=...", "make test runs these tests, too"),
-    Checked("make test", "it would run this test, too"),
-    Checked("make check", IN_CI),
-    Checked("make docs", IN_CI),
-    Checked("make generate", f"it writes into the repository; with --check {IN_CI}"),
-    Checked("make format", "it writes into the repository"),
-    Checked("make clients...", "it installs libraries from the network"),
-    Checked("make check-pages", "it is a part of make verify-nightly"),
-    Checked("make verify-nightly", "it takes hours"),
-    Checked("make verify-tlc", "it is a part of make verify-nightly"),
-    Checked("make mutation", "it is a part of make verify-nightly"),
+    Runs(
+        "SHORTCUT_CASES=... make test ARGS=...",
+        r"\n\d+ passed",
+        instead={r"=\d+": "=1000"},  # 100,000 take 40 minutes; `make test` has 200
+        less={r"=\d+": "=5", r"(?=.$)": " -k change_nothing"},
+        copied=True,
+    ),
+    Runs('make test ARGS="tests/...', r"\n\d+ passed", less=more_args("-n0"), copied=True),
+    Runs("make test...", r"\n\d+ passed", instead=more_args(FEW), copied=True),
+    Runs("make check", r"Success: no issues", copied=True, late="it takes two minutes"),
+    Runs(
+        "make docs",
+        r"<title>bridgecore",
+        instead=more("&& cat docs/_build/html/index.html"),
+        copied=True,
+        late="it takes a minute",
+    ),
+    Runs(
+        "make generate",
+        r"/docs/generated/costs\.rst: written",
+        instead={"^": "rm docs/generated/costs.rst; "},
+        copied=True,
+        late="it takes a minute",
+    ),
+    Runs(
+        "make format",
+        r"\nx = \[1\]\n",
+        instead={"^": "echo 'x = [ 1 ]' > loose.py; ", "$": "; cat loose.py"},
+        # It fails if there is a finding that it cannot mend; that is for `make check` to say.
+        less={"^": "rm -r adapters benchmarks bridgecore docs tests; "},
+        copied=True,
+    ),
+    # It installs the clients that are selected, from the network, which no test uses: so none is,
+    # and it ends at once. With clients it is run by hand; docs/data/clients.json has the results.
+    Runs("make clients...", r"clients/run\.py", instead=more_args("--only NONE"), copied=True),
+    PartOf("make check-pages", "it takes minutes, and a browser"),
+    PartOf("make verify-nightly", "it takes hours, and runs this test"),
+    PartOf("make verify-tlc", "it takes minutes, and Java"),
+    PartOf("make mutation", "it takes hours"),
     # ---- figures, and what developers run
     Runs(
         "python tests/autobahn/run.py",
@@ -312,9 +347,30 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Elsewhere("python -m benchmarks.replicas --only losses", REPLICAS, "--only losses"),
     Elsewhere("python -m benchmarks.replicas --only costs", REPLICAS),
-    Checked(".venv/bin/python -m pytest tests/wire/...", "make test runs these tests, too"),
-    Checked("... pytest ... --rewrite-scenarios", "it writes into the repository"),
-    Checked("CODEX=... pytest tests/e2e/test_codex.py", "Codex has to be installed first"),
+    Runs(
+        ".venv/bin/python -m pytest tests/wire/...",
+        r"\n\d+ passed",
+        less=more("-k chunked"),
+        copied=True,
+    ),
+    Runs(
+        "... pytest ... --rewrite-scenarios",
+        r"\n\d+ passed",
+        instead={
+            "^": f"cp {SCENARIO} before; sed -i 's/complete turn/finish turn/' {SCENARIO}; ",
+            "$": f"; cmp before {SCENARIO}",
+        },
+        less={"(?=--rewrite)": "-k prints "},
+        copied=True,
+    ),
+    Runs(
+        "CODEX=... pytest tests/e2e/test_codex.py",
+        r"\n\d+ passed",
+        instead={r"^CODEX=\S+ ": ""},  # that of this test
+        less=more("--backend asyncio -k all_but_the_first"),
+        needs="CODEX",
+        copied=True,
+    ),
     Runs(
         ".venv/bin/python -m pip freeze --exclude-editable > constraints.txt",
         r"\nattrs==",
@@ -326,7 +382,13 @@ ENTRIES: tuple[Entry, ...] = (
         "tests/test_project.py::test_the_wheel_has_the_packages_and_nothing_else",
     ),
     Elsewhere("node ...compliance.mjs ...", "tests/e2e/test_compliance.py::test_the_suite"),
-    Checked(".ci/run", "it is make test and make check"),
+    Runs(
+        ".ci/run",
+        r"\n\d+ passed(.*\n)+Success: no issues",
+        instead={"^": f"ARGS='{FEW}' "},
+        copied=True,
+        late="it takes two minutes",
+    ),
     Cannot("npm install @openai/codex", "it installs from the network"),
     Cannot("apt-get install haproxy nginx", "it installs from the network, as root"),
     Cannot("pip install 'bridgecore[...]' ...", "there is no release yet to install"),
@@ -368,8 +430,9 @@ WHAT_TO_ADD = """\
     {command}
 
 Add an entry for it to ENTRIES in tests/docs/test_commands.py: Runs or Serves if a test can run it
-(with less=... if it takes more than two seconds), Elsewhere if another test does, Checked for what
-make only shows, or Cannot with the reason."""
+(with less=... if it takes more than two seconds, copied=True if it writes below the top, late=...
+if it takes minutes whatever its options), Elsewhere if another test does, PartOf if make
+verify-nightly or .ci/run do all that it does, or Cannot with the reason."""
 
 
 def entry_for(page: str, command: str) -> Entry:
@@ -493,6 +556,8 @@ class Runner:
     def run(self, entry: Entry, command: str, output: str) -> None:
         """Do what the entry says; ``output``: what the page says that the command prints."""
         match entry:
+            case Runs() if entry.late and not self.full:
+                self.recipe(command)
             case Runs():
                 self.shell.stop()
                 if entry.server:
@@ -508,24 +573,29 @@ class Runner:
                 port = self.shell.start(self.here(apply(entry.instead, command)), service)
                 answer = ask(port, post({"model": "m", "input": "hello"}))
                 assert answer.json["output"][0]["content"][0]["text"] == "turn 1: hello"
-            case Checked():
-                self.check(command)
+            case PartOf():
+                run_anyway = self.recipe("make verify-nightly") | self.recipe(".ci/run")
+                assert self.recipe(command) <= run_anyway
             case Synopsis():
                 self.check_synopsis(command)
             case _:
                 pass  # run by another test, or by none
 
-    def check(self, command: str) -> None:
-        """Check what a command would run: itself, or what ``make`` says."""
-        if "make" not in command and command != ".ci/run":
-            check_recipe(command)
-            return
-        script = (ROOT / command).read_text() if command == ".ci/run" else command
-        targets = [line for line in lines_of(script) if re.search(r"\bmake\b", line)]
+    def recipe(self, command: str) -> set[str]:
+        """What ``make`` says that a target, or those of ``.ci/run``, would run here. Each line has
+        to have a program, files and, if it is a command of the bridge, flags that exist."""
+        script = (ROOT / command).read_text(encoding="utf-8") if command == ".ci/run" else command
+        targets = [line for line in lines_of(script) if line.startswith("make ")]
         assert targets
+        found = set()
         for target in targets:
-            self.shell.run(re.sub(r"\bmake\b", "make --dry-run", target, count=1))
-            check_recipe(self.shell.printed)
+            self.shell.run(f"make --dry-run {target.removeprefix('make ')}")
+            lines = lines_of(self.shell.printed)
+            found |= {line for line in lines if line.startswith(".venv/bin/")}
+        assert found
+        for line in found:
+            check_line(line)
+        return found
 
     def check_synopsis(self, command: str) -> None:
         """Check that the help has each flag and each alternative of a synopsis."""
@@ -547,23 +617,22 @@ class Runner:
         return command
 
 
-def check_recipe(recipe: str) -> None:
-    """Raise ``AssertionError`` if a recipe has a program, a file or a flag that is not there."""
-    lines = [re.sub(r"^\w+=\S+ ", "", line) for line in lines_of(recipe)]
-    lines = [line for line in lines if line.startswith(".venv/bin/")]
-    assert lines, recipe
-    for line in lines:
-        program, *arguments = shlex.split(line)
-        assert Path(sys.executable).with_name(Path(program).name).exists(), program
-        files = [word for word in arguments if re.fullmatch(r"[\w/]+\.py|tests/\w+", word)]
-        assert [name for name in files if not (ROOT / name).exists()] == [], line
-        if program.endswith("/bridgecore"):
-            parser().parse_args(arguments)
+def check_line(line: str) -> None:
+    """Raise ``AssertionError`` if a line of a recipe has a program, a file or a flag that is not
+    there."""
+    program, *arguments = shlex.split(line)
+    assert Path(sys.executable).with_name(Path(program).name).exists(), program
+    files = [word for word in arguments if re.fullmatch(r"[\w/]+\.py|tests/\w+", word)]
+    assert [name for name in files if not (ROOT / name).exists()] == [], line
+    if program.endswith("/bridgecore"):
+        parser().parse_args(arguments)
 
 
-def prepare(folder: Path, commands: str, upstreams: Mapping[str, Upstream]) -> None:
-    """Write the files that commands name, as the pages around them say."""
-    checkout(folder)
+def prepare(
+    folder: Path, commands: str, upstreams: Mapping[str, Upstream], *, copied: bool
+) -> None:
+    """Make a checkout with the files that commands name, as the pages around them say."""
+    checkout(folder, copied=copied)
     examples = DOCS / "examples"
     shutil.copy(examples / "policies.py", folder)
     shutil.copy(examples / "policy.toml", folder)
@@ -581,7 +650,7 @@ def prepare(folder: Path, commands: str, upstreams: Mapping[str, Upstream]) -> N
     imports = "from bridgecore import Config, UpstreamUrl\nfrom bridgecore_asgi import BridgeApp\n"
     url = upstreams["UPSTREAM"].url
     module = module.replace("wss://api.openai.com/v1/responses", url)
-    (folder / "module.py").write_text(f"{imports}{module}\n", encoding="utf-8")
+    (folder / "module.py").write_text(f"{imports}\n{module}\n", encoding="utf-8")
 
 
 def available(needs: str) -> bool:
@@ -591,6 +660,8 @@ def available(needs: str) -> bool:
             return os.geteuid() == 0
         case "bench":
             return not machine.unavailable()
+        case "CODEX":
+            return CODEX is not None
         case _:
             return shutil.which(needs) is not None
 
@@ -606,6 +677,26 @@ def scenes() -> list[Shown]:
     return [one for one in run if not any(set(one.commands) < set(other.commands) for other in run)]
 
 
+def test_a_copy_has_what_is_in_the_repository_and_uses_it(tmp_path: Path) -> None:
+    checkout(tmp_path, copied=True)
+    links = [path for path in tmp_path.rglob("*") if path.is_symlink()]
+    assert {path.parent for path in links} == {tmp_path / ".venv"}
+    with ExitStack() as stack:
+        shell = Shell(tmp_path, stack, copied=True)
+        shell.run(
+            ".venv/bin/python -c 'import bridgecore as core, bridgecore_cli as adapter; "
+            "print(core.__file__, adapter.__file__)'"
+        )
+    packages = tmp_path / "bridgecore", tmp_path / "adapters" / "bridgecore_cli"
+    assert shell.printed.split() == [str(folder / "__init__.py") for folder in packages]
+
+
+def test_a_target_that_is_part_of_no_other_run_is_noticed(tmp_path: Path) -> None:
+    target = PartOf("make changelog", "it is not")
+    with ExitStack() as stack, pytest.raises(AssertionError, match="towncrier"):
+        Runner(Shell(checkout(tmp_path), stack), {}, False).run(target, target.shown, "")
+
+
 @pytest.mark.parametrize("scene", scenes(), ids=lambda one: f"{one.page}: {one.commands[0][:60]}")
 def test_the_commands_run(
     scene: Shown,
@@ -614,11 +705,12 @@ def test_the_commands_run(
     tmp_path: Path,
 ) -> None:
     full = bool(request.config.getoption("--full", default=False))
-    prepare(tmp_path, " ".join(scene.commands), upstreams)
+    entries = [entry_for(scene.page, command) for command in scene.commands]
+    copied = any(isinstance(entry, Runs) and entry.copied for entry in entries)
+    prepare(tmp_path, " ".join(scene.commands), upstreams, copied=copied)
     with ExitStack() as stack:
-        runner = Runner(Shell(tmp_path, stack), upstreams, full)
-        for command, output in zip(scene.commands, scene.outputs, strict=True):
-            entry = entry_for(scene.page, command)
+        runner = Runner(Shell(tmp_path, stack, copied=copied), upstreams, full)
+        for entry, command, output in zip(entries, scene.commands, scene.outputs, strict=True):
             needs = entry.needs if isinstance(entry, Runs) else ""
             if needs and not available(needs):
                 pytest.skip(f"{command} needs {needs}")
