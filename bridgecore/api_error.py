@@ -101,7 +101,8 @@ OWNERSHIP_LOST = api_error(
 STORE_UNAVAILABLE = api_error(
     503,
     "bridge_store_unavailable",
-    "The store that knows this response did not answer; nothing was sent upstream. Retry as is.",
+    "The store that knows this response did not answer, or has given this replica no lease yet; "
+    "nothing was sent upstream. Retry as is.",
 )
 OWNER_LOST = api_error(
     502,

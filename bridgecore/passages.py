@@ -46,7 +46,7 @@ class Passage:
     """One request on its way to the upstream, and its answer on its way back.
 
     ``number``: the connection to the upstream. ``client``, ``front``: that of the client.
-    ``deleted``: the response that the upstream has just deleted. ``over``: the answer is complete,
+    ``deleted``: the response that its client has just deleted. ``over``: the answer is complete,
     or the passage was given up.
     """
 
@@ -217,7 +217,8 @@ class Passages:
         elif isinstance(part, AnswerHead):
             passage.status = part.status
             passage.upstream_id = request_id_of(part.headers)
-            if 200 <= part.status < 300:
+            # 404: the upstream does not have it, and what is held of it here is all there is.
+            if 200 <= part.status < 300 or part.status == 404:
                 request = passage.request
                 passage.deleted = deleted_response(request.method, request.segments)
             front.begin_passed(part)

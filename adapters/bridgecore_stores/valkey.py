@@ -103,6 +103,10 @@ class Valkey:
                 "Valkey cannot be reached: check that it runs, and host and port in the URL"
             ) from None
         except exceptions.ResponseError as error:
+            if "DB index" in str(error):
+                raise StoreError(
+                    "Valkey: the server has no database with the number that the URL names"
+                ) from None
             raise StoreUnavailableError(f"Valkey: {_word(error)}") from None
         version = f"{PREFIX}:version"
         memory, found, *_ = self._send(

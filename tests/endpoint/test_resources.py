@@ -72,13 +72,28 @@ def test_a_deleted_response_is_not_continued(last: bool) -> None:
     assert call(w, "GET", f"/v1/responses/{gone}").status == 404
 
 
-def test_a_response_is_deleted_only_for_its_client_and_only_if_the_upstream_agrees() -> None:
+def test_a_response_is_deleted_only_for_its_client() -> None:
     w = world()
     first = w.ask("one", store=True).response["id"]
     assert call(w, "DELETE", f"/v1/responses/{first}", key=OTHER).status == 404
-    held = w.ask("two", store=False).response["id"]
-    assert call(w, "DELETE", f"/v1/responses/{held}").status == 404  # the upstream has no such one
     assert w.ask("three", previous_response_id=first).text.startswith("turn 2")
+
+
+def test_a_response_that_only_the_bridge_has_can_be_deleted() -> None:
+    """The upstream does not know it, and says so; here it is forgotten all the same."""
+    w = world()
+    held = w.ask("two", store=False).response["id"]
+    assert call(w, "DELETE", f"/v1/responses/{held}").status == 404
+    (answer,) = read_answers(bytes(w.start("three", previous_response_id=held).received))
+    assert (answer.status, answer.error["code"]) == (400, "previous_response_not_found")
+
+
+def test_a_response_is_kept_if_its_deletion_fails() -> None:
+    w = world()
+    held = w.ask("two", store=False).response["id"]
+    w.emulator.tokens = frozenset()
+    assert call(w, "DELETE", f"/v1/responses/{held}").status == 401
+    w.emulator.tokens = None
     assert w.ask("three", previous_response_id=held).text.startswith("turn 2")
 
 

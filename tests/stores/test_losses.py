@@ -521,6 +521,15 @@ def test_a_wrong_password_is_refused(kind: str, request: pytest.FixtureRequest) 
     assert "tests" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", [each for each in PAUSED if "valkey" in str(each)])
+def test_a_database_that_valkey_does_not_have_is_refused(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    place: Place = request.getfixturevalue(f"{kind}_place")
+    with pytest.raises(StoreError, match="no database with the number"):
+        open_store(f"{place.url.rpartition('/')[0]}/77", KEYS, timeout=2 * NS)
+
+
 @POSTGRESQL
 def test_a_read_only_database_is_refused(postgresql_place: Place) -> None:
     url = postgresql_place.url + "&options=-c%20default_transaction_read_only%3Don"
