@@ -22,7 +22,7 @@ from bridgecore_cli.output import printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
-    from bridgecore.verify.properties import Property
+    from bridgecore.verify.cost import CostedProperty
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
@@ -627,14 +627,15 @@ def _policies(name: str) -> list[Policy]:
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
 
 
-def _broken_on_purpose(name: str) -> Property:
-    """The property called ``name``, in any case."""
-    from bridgecore.verify.properties import Property
+def _broken_on_purpose(name: str) -> CostedProperty:
+    """The property called ``name``, in any case: one that a log can break."""
+    from bridgecore.verify.foreign import OF_LOGS
 
-    try:
-        return Property[name.upper()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
+    for prop in OF_LOGS:
+        if prop.name == name.upper():
+            return prop
+    meant = did_you_mean(name.upper().replace("-", "_"), [prop.name for prop in OF_LOGS])
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
 
 
 def _at_least(low: int) -> Any:

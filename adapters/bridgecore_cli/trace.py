@@ -18,6 +18,7 @@ from pathlib import Path
 
 from bridgecore.verify import diagram
 from bridgecore.verify.foreign import check_trace, is_decision_log
+from bridgecore.verify.properties import Property
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
 from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import printable, write_file
@@ -36,8 +37,12 @@ def run(args: argparse.Namespace) -> int:
     path: Path = args.trace
     with opened_log(path) as lines:
         first = lines.readline()
-        check = check_decisions if is_decision_log(first) else check_trace
-        report = check(_all(first, lines), frozenset(args.allow))
+        allowed = frozenset(args.allow)
+        if is_decision_log(first):
+            of_sessions = frozenset(prop for prop in allowed if isinstance(prop, Property))
+            report = check_decisions(_all(first, lines), of_sessions)
+        else:
+            report = check_trace(_all(first, lines), allowed)
     if report.wrong is not None:
         _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
         if args.svg is not None:

@@ -84,10 +84,22 @@ LINES: Mapping[str, Kind] = {
             "store": Field(bool, "whether the upstream stores its response; absent: true"),
             "knows": Field(
                 bool,
-                "false: the bridge has never seen that id for this client; absent: it has if the "
-                "log has",
+                "false: the bridge has never seen that id for this client, which no log can say of "
+                "a response of the same session; absent: it has if the log has",
             ),
-            "holds": Field(bool, "whether the bridge has the whole context; absent: false"),
+            "holds": Field(
+                bool,
+                "whether the bridge has the whole context; absent: if it sends it, and the log has "
+                "that response",
+            ),
+            "client": Field(
+                str, "whose credential it is, by a name of your choice; absent: not compared"
+            ),
+            "preloads": Field(
+                str,
+                "of a request of the bridge's own that gives a connection the context of this "
+                "response: the id that it then has is another one for the same response",
+            ),
         },
     ),
     "turn_abandoned": Kind(
@@ -117,7 +129,11 @@ LINES: Mapping[str, Kind] = {
         "SendTurn",
         {
             "turn": _TURN,
-            "previous_response_id": Field(str, "as it was sent; absent: the input went in full"),
+            "previous_response_id": Field(
+                str,
+                "as it was sent: what the client named, or another id for the same response; if it "
+                "named none, what is injected; absent: the input went in full",
+            ),
         },
     ),
     "frame_sent": Kind(Says.HAPPENED, "the operating system has the frame", "FrameSent", {}),
@@ -166,6 +182,9 @@ LINES: Mapping[str, Kind] = {
             "turn": _TURN,
             "status": Field(int, "the HTTP status", required=True),
             "code": Field(str, "the error code; with status 200: of response.failed"),
+            "response": Field(
+                str, "the id that the client was given for its response, if not the upstream's"
+            ),
         },
     ),
     "log_ended": Kind(Says.ABOUT, "nothing else happened until now, in any conversation", "", {}),

@@ -18,6 +18,7 @@ from bridgecore.recovery.effects import RetireSession
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import Situation
 from bridgecore.recovery.rules import RULES, Handling, Transition
+from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.replay import Divergence, MalformedLog, Replay, Taken
 from bridgecore.verify.story import Seen
@@ -41,7 +42,7 @@ class Wrong:
 
     line: int
     session: str
-    prop: Property | None
+    prop: CostedProperty | None
     text: str
     blamed: tuple[str, ...]
     seen: tuple[Seen, ...]

@@ -16,6 +16,7 @@ from bridgecore.config import Continuity
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import Closed
 from bridgecore.simulate import Scenario, checks, run
+from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.foreign import check_trace, is_decision_log
 from bridgecore.verify.observed import HEADER, LINES, Says, read_log
 from bridgecore.verify.properties import Property
@@ -60,11 +61,11 @@ class Log:
         self.add("response_ended", response=f"r-{name}")
         return self.add("answered", name, status=200)
 
-    def check(self, *without: Property) -> TraceReport:
+    def check(self, *without: CostedProperty) -> TraceReport:
         return check_trace(encoded(self.rows), frozenset(without))
 
 
-def broken(report: TraceReport) -> tuple[int, Property | None]:
+def broken(report: TraceReport) -> tuple[int, CostedProperty | None]:
     assert report.wrong is not None
     return report.wrong.line, report.wrong.prop
 
