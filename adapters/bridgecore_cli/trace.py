@@ -22,7 +22,7 @@ from bridgecore.verify.properties import Property
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
 from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import printable, write_file
-from bridgecore_cli.replay import opened_log
+from bridgecore_cli.replay import counted, cut_off, opened_log
 
 _WIDTH = 79  # columns of what is printed as prose
 _LONGEST = 500  # characters of the wrong line that are printed
@@ -36,9 +36,13 @@ def run(args: argparse.Namespace) -> int:
     """
     path: Path = args.trace
     with opened_log(path) as lines:
-        first = lines.readline()
+        first = b""
+        for line in lines:
+            first += line  # blank ones, too: they count
+            if line.strip():
+                break
         allowed = frozenset(args.allow)
-        if is_decision_log(first):
+        if is_decision_log(first.strip()):
             of_sessions = frozenset(prop for prop in allowed if isinstance(prop, Property))
             report = check_decisions(_all(first, lines), of_sessions)
         else:
@@ -48,16 +52,15 @@ def run(args: argparse.Namespace) -> int:
         if args.svg is not None:
             wrong = report.wrong
             write_file(args.svg, diagram.svg_of(wrong.title, wrong.seen, wrong.text))
-    for line in _coverage(report):
-        _print(line)
+    for text in [*_coverage(report), *cut_off(report.incomplete)]:
+        _print(text)
     colour = Colour.GOOD if report.wrong is None else Colour.BAD
     print(paint(printable(_verdict(path, report), lines=True), colour))
     return 0 if report.wrong is None else 1
 
 
 def _all(first: bytes, others: Iterable[bytes]) -> Iterable[bytes]:
-    if first:
-        yield first
+    yield from first.splitlines(keepends=True)
     yield from others
 
 
@@ -103,13 +106,22 @@ def _counted(title: str, counts: Counter[str]) -> list[str]:
 
 
 def _verdict(path: Path, report: TraceReport) -> str:
-    steps = f"{report.steps:,} events of {report.sessions:,} sessions"
+    steps = f"{counted(report.steps, 'event')} of {counted(report.sessions, 'session')}"
     under = f" under {', '.join(report.policies)}" if report.policies else ""
     if report.wrong is None:
-        return f"accepted: {path}: {steps}{under}, {report.lines:,} lines"
+        text = f"accepted: {path}: {steps}{under}, {counted(report.lines, 'line')}"
+        return text + _assumed(report)
     return (
         f"rejected: {path}, line {report.wrong.line}: {report.wrong.title} ({steps}{under} so far)"
     )
+
+
+def _assumed(report: TraceReport) -> str:
+    """What the log must lack for it to be accepted."""
+    kinds = [(report.losses, "loss"), (report.deadlines, "deadline")]
+    found = [counted(number, noun) for number, noun in kinds if number]
+    verb = "was" if report.losses + report.deadlines == 1 else "were"
+    return f", if {' and '.join(found)} {verb} not logged" if found else ""
 
 
 def _print(text: str) -> None:

@@ -41,6 +41,7 @@ from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.observed import LINES, Header, Observed, Says, event_of, read_log
 from bridgecore.verify.observed_ids import Broken, Ids
 from bridgecore.verify.properties import Property, ViolationError
+from bridgecore.verify.replay import LogLines
 from bridgecore.verify.story import Seen
 from bridgecore.verify.trace import TraceReport, Wrong
 from bridgecore.wire.jsontext import UnreadableError, read_value
@@ -74,7 +75,9 @@ def is_decision_log(first: bytes) -> bool:
         value = read_value(first)
     except UnreadableError:
         return False
-    return isinstance(value, dict) and "log" in value
+    if not isinstance(value, dict):
+        return False
+    return "log" in value or {"rule", "effects"} <= value.keys()  # its header may be lost
 
 
 def check_trace(
@@ -86,7 +89,8 @@ def check_trace(
     Raises:
         MalformedLog: a line is not one of such a log; the error has its number.
     """
-    header, observed = read_log(lines)
+    read = LogLines(lines)
+    header, observed = read_log(read)
     logged = {one.kind for one in observed} | header.logs
     silence = _Silence(*[name not in logged for name in _OPTIONAL])
     of_sessions = frozenset(prop for prop in without if isinstance(prop, Property))
@@ -117,11 +121,15 @@ def check_trace(
             break
     if wrong is None and observed:
         wrong = _first(conversations.values(), max(one.at for one in observed))
+    assumed = [one.assumed() for one in conversations.values()]
     return TraceReport(
         last,
         len(conversations),
         steps,
         wrong,
+        incomplete=tuple(read.incomplete),
+        losses=sum(losses for losses, _ in assumed),
+        deadlines=sum(deadlines for _, deadlines in assumed),
         states=(
             max((one.most for one in conversations.values()), default=0),
             sum(one.total for one in conversations.values()),
@@ -306,6 +314,10 @@ class _Conversation:
         """The states over all lines."""
         return self._earlier[1] + self._search.total
 
+    def assumed(self) -> tuple[int, int]:
+        """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
+        return self._search.assumed()
+
     def take(self, one: Observed) -> None:
         """Take the next line."""
         if not self._open and one.kind in ("connect", "upstream_opened"):
@@ -374,6 +386,7 @@ class _Search:
         self._name = name
         self._header = header
         self._silence = silence
+        self._loses = "upstream_lost" not in header.logs  # a loss may be missing in the log
         self._ids = ids
         self._turns = {
             turn: value for (session, turn), value in ids.turns.items() if session == name
@@ -441,6 +454,15 @@ class _Search:
     def _shown(self, failure: _Failure) -> Wrong:
         seen = self._seen(failure.step)
         return Wrong(failure.line, self._name, failure.prop, failure.text, (), seen)
+
+    def assumed(self) -> tuple[int, int]:
+        """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
+        step, losses, deadlines = self._guesses[0].step, 0, 0
+        while step is not None:
+            losses += step.assumed and isinstance(step.event, ev.ConnectionLost)
+            deadlines += step.assumed and isinstance(step.event, ev.DeadlineReached)
+            step = step.before
+        return losses, deadlines
 
     def stuck(self, text: str) -> Wrong:
         """What is wrong if a turn has not ended in time, as ``text`` says: what the course with
@@ -639,15 +661,17 @@ class _Search:
         if model.socket == "connecting":
             if self._silence.upstream_opened:
                 yield ev.ConnectionOpened(generation), _FREE_COST
-            yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
+            if self._loses:
+                yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
         elif model.socket == "open":
-            yield ev.ConnectionLost(generation, Closed(1006)), _COST
+            if self._loses:
+                yield ev.ConnectionLost(generation, Closed(1006)), _COST
             frame = ev.FrameSent(generation)
             if not self._silence.frame_sent and model.requires_reaction(frame, now):
                 yield frame, _FREE_COST
             if not model.turns:
                 yield ev.EvictionRequested(), _FREE_COST  # idle connections are closed at some time
-        for timer in _UNLOGGED:
+        for timer in () if "timed_out" in self._header.logs else _UNLOGGED:
             due = model.due(timer)
             if due is not None and due <= now:
                 yield ev.DeadlineReached(timer), _COST
@@ -672,7 +696,10 @@ class _Search:
         text = f"{one.kind} follows from nothing that happened"
         name = one.fields.get("turn")
         if name is not None and name not in self._turns:
-            text += f"; turn {name} was not submitted in an earlier line"
+            text += (
+                f"; turn {name} was not submitted in an earlier line: if the log does not begin with "
+                "its session, put what came before in front of it, or leave out the session"
+            )
         self._fail(guess, one.line, Broken(prop, text))
 
     def _attached(self, guess: _Guess, one: Observed) -> Iterator[_Guess]:
@@ -695,6 +722,7 @@ class _Search:
                 try:
                     self._check_injection(guess, effect, sent)
                     check_step(guess.model, event, effects, guess.at, None, whole=False)
+                    self._check_tried(guess, effect)
                 except ViolationError as violation:
                     first, tried = first or violation, tried or effects
                     continue
@@ -737,6 +765,17 @@ class _Search:
         if turn.anchor in guess.refused and _P.REFUSED_PLAN_ENDS not in self._without:
             text = f"{turn.anchor} is injected again, after the upstream refused it"
             raise ViolationError(_P.REFUSED_PLAN_ENDS, text)
+
+    def _check_tried(self, guess: _Guess, effect: Effect) -> None:
+        """Check that a turn is not given up when it is submitted, before a connect was tried for
+        it. Our rules always try, so no property of the model says that."""
+        event = guess.event
+        if not isinstance(effect, fx.FailTurn) or effect.answer is FailureReply.OVERLOADED:
+            return
+        own = isinstance(event, ev.TurnSubmitted) and event.turn.id == effect.turn
+        if own and guess.model.socket != "open" and _P.CONTINUED_AT_ONCE not in self._without:
+            text = f"turn {effect.turn} was given up before anything was tried for it"
+            raise ViolationError(_P.CONTINUED_AT_ONCE, text)
 
     def _effects(
         self, guess: _Guess, earlier: tuple[Effect, ...], one: Observed

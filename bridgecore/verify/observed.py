@@ -29,7 +29,7 @@ from bridgecore.recovery.failure import (
     UpgradeRefused,
 )
 from bridgecore.recovery.timers import NS_PER_SECOND, SESSION_TIMERS, Timer
-from bridgecore.verify.replay import MalformedLog
+from bridgecore.verify.replay import LogLines, MalformedLog
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
 FORMAT = 1
@@ -209,7 +209,8 @@ HEADER: Mapping[str, Field] = {
     "timeouts": Field(dict, "seconds of `connect`, `created`, `idle`, `turn` and `lifetime`; one "
     "that is not named may pass at any time"),
     "logs": Field(list, "kinds of lines that the bridge writes although this log has none: their "
-    "absence then means that nothing happened"),
+    "absence then means that nothing happened; with `upstream_lost` or `timed_out` among them no "
+        "loss or no deadline is assumed at all"),
 }  # fmt: skip
 """The members of the header, with their defaults."""
 
@@ -245,19 +246,20 @@ class Observed:
         return name
 
 
-def read_log(lines: Iterable[bytes]) -> tuple[Header, list[Observed]]:
-    """Read a whole log: what its bridge promises, and its lines.
+def read_log(lines: Iterable[bytes] | LogLines) -> tuple[Header, list[Observed]]:
+    """Read a whole log: what its bridge promises, and its lines. ``lines``: a ``LogLines`` tells
+    afterwards which were cut off.
 
     Raises:
         MalformedLog: a line is not one of such a log; the error has its number.
     """
     header, found = Header(), list[Observed]()
     latest: dict[str, int] = {}
-    number = 0
-    for number, line in enumerate(lines, 1):
+    first = True
+    for number, line in lines if isinstance(lines, LogLines) else LogLines(lines):
         try:
             value = _object(line)
-            if number == 1 and "trace" in value:
+            if first and "trace" in value:
                 header = _header(value)
                 continue
             observed = _observed(number, value)
@@ -269,7 +271,9 @@ def read_log(lines: Iterable[bytes]) -> tuple[Header, list[Observed]]:
             found.append(observed)
         except ValueError as exc:
             raise MalformedLog(number, str(exc)) from None
-    if number == 0:
+        finally:
+            first = False
+    if first:
         raise MalformedLog(1, "the log is empty")
     return header, found
 

@@ -20,7 +20,7 @@ from bridgecore.recovery.policy import Situation
 from bridgecore.recovery.rules import RULES, Handling, Transition
 from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.properties import Property, ViolationError
-from bridgecore.verify.replay import Divergence, MalformedLog, Replay, Taken
+from bridgecore.verify.replay import BEGUN, Divergence, LogLines, MalformedLog, Replay, Taken
 from bridgecore.verify.story import Seen
 
 CELLS = len(Situation) * len(Standing)
@@ -28,6 +28,7 @@ CELLS = len(Situation) * len(Standing)
 RULE_IDS = frozenset(rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL)
 """The rules of the table that an event can meet."""
 
+LATE = "the log does not begin with this session"
 _SHOWN = 60  # transitions of the session before the wrong line that its diagram shows
 
 
@@ -37,7 +38,8 @@ class Wrong:
 
     ``prop``: the property that does not hold; None: the decision is not one that the rules make.
     ``text``: what is wrong. ``blamed``: the cells of the table that decided, else the rule; empty
-    for another bridge. ``seen``: the history of the session, up to and with this line.
+    for another bridge. ``seen``: the history of the session, up to and with this line. ``other``:
+    the short name if there is no property.
     """
 
     line: int
@@ -46,19 +48,21 @@ class Wrong:
     text: str
     blamed: tuple[str, ...]
     seen: tuple[Seen, ...]
+    other: str = "not the decision of the rules"
 
     @property
     def title(self) -> str:
         """A short name of what is wrong."""
-        return "not the decision of the rules" if self.prop is None else self.prop.name
+        return self.other if self.prop is None else self.prop.name
 
 
 @attrs.frozen
 class TraceReport:
     """The result of a check. ``steps``: events that were checked. ``rules``, ``cells``: how often
-    each was met, by name; empty for another bridge, whose rules are not known. ``states``: how many
-    states of the model a log that is silent about something was found to allow, at most at a time
-    and in total."""
+    each was met, by name; empty for another bridge, whose rules are not known. ``losses``,
+    ``deadlines``: how many the log of another bridge lacks at least, if it does nothing wrong.
+    ``incomplete``: lines that were cut off. ``states``: how many states of the model a log that is
+    silent about something was found to allow, at most at a time and in total."""
 
     lines: int
     sessions: int
@@ -67,6 +71,9 @@ class TraceReport:
     policies: tuple[str, ...] = ()
     rules: Counter[str] = attrs.Factory(Counter)
     cells: Counter[str] = attrs.Factory(Counter)
+    losses: int = 0
+    deadlines: int = 0
+    incomplete: tuple[int, ...] = ()
     states: tuple[int, int] = (0, 0)
 
 
@@ -82,9 +89,10 @@ def check_decisions(
     histories = _Histories()
     replayed = Replay(watched=True, without=without, told=histories.add)
     wrong: Wrong | None = None
-    for line in lines:
+    read = LogLines(lines)
+    for number, line in read:
         try:
-            divergence = replayed.take(line)
+            divergence = replayed.take(line, number)
         except ViolationError as violation:
             wrong = histories.violated(replayed.lines, violation)
         else:
@@ -102,6 +110,7 @@ def check_decisions(
         report.policies,
         histories.rules,
         histories.cells,
+        incomplete=tuple(read.incomplete),
     )
 
 
@@ -156,8 +165,10 @@ class _Histories:
         last = seen[-1]
         recorded = Transition(last.transition.state, found.expected.effects, found.expected.rule)
         seen = (*seen[:-1], attrs.evolve(last, transition=recorded))
+        if found.begun:
+            return Wrong(found.line, str(session), None, BEGUN, (), seen, LATE)
         text = f"recorded {found.expected}; the rules decide {found.actual}"
-        blamed = found.actual.cells or (found.actual.rule,)
+        blamed = found.actual.cells or tuple(filter(None, [found.actual.rule]))
         return Wrong(found.line, str(session), None, text, blamed, seen)
 
 

@@ -12,6 +12,7 @@ from bridgecore_cli.errors import CONFIGURATION
 from bridgecore_cli.main import main
 from tests.verify.test_replay import eventful, lines_of
 
+Capture = pytest.CaptureFixture[str]
 TRACES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "traces"
 
 
@@ -22,9 +23,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_accepted_log_shows_what_it_has_met(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_accepted_log_shows_what_it_has_met(log: Path, capsys: Capture) -> None:
     assert main(["verify", "--trace", str(log)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -36,7 +35,7 @@ def test_an_accepted_log_shows_what_it_has_met(
 
 
 def test_an_altered_decision_is_shown_with_its_diagram(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     lines = log.read_bytes().splitlines()
     number = next(nth for nth, line in enumerate(lines) if b"CompleteTurn" in line)
@@ -64,7 +63,7 @@ def test_an_altered_decision_is_shown_with_its_diagram(
     ],
 )
 def test_the_examples_of_the_documentation(
-    name: str, status: int, words: str, capsys: pytest.CaptureFixture[str]
+    name: str, status: int, words: str, capsys: Capture
 ) -> None:
     assert main(["verify", "--trace", str(TRACES / f"{name}.jsonl")]) == status
     out = capsys.readouterr().out
@@ -72,7 +71,7 @@ def test_the_examples_of_the_documentation(
     assert "rules met" not in out
 
 
-def test_a_property_can_be_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_property_can_be_allowed(capsys: Capture) -> None:
     trace = str(TRACES / "sends_again.jsonl")
     assert main(["verify", "--trace", trace, "--allow", "no_ambiguous_resend"]) == 0
     assert "accepted" in capsys.readouterr().out
@@ -81,7 +80,45 @@ def test_a_property_can_be_allowed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no property is named 'no_such'" in capsys.readouterr().err
 
 
-def test_what_is_no_log_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_that_was_cut_off_is_checked(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "cut"
+    whole = log.read_bytes()
+    path.write_bytes(whole + b"\n" + whole.splitlines()[-1][:40])
+    number = len(whole.splitlines()) + 2
+    for command in (["verify", "--trace"], ["replay"]):
+        assert main([*command, str(path)]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert f"\nline {number} is incomplete: it was cut off" in f"\n{out}"
+
+
+def test_a_log_that_begins_in_a_session_says_what_to_do(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "rotated"
+    lines = log.read_bytes().splitlines(keepends=True)
+    number = next(nth for nth, line in enumerate(lines) if b"ResponseCreated" in line)
+    path.write_bytes(b"".join([lines[0], *lines[number:]]))
+    assert main(["verify", "--trace", str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "line 2: the log does not begin with this session" in out
+    assert "Put the files of a\nrotated log together" in out
+    assert "decided by" not in out
+    assert main(["replay", str(path)]) == 1
+    assert "Put the files of a rotated\n  log together" in capsys.readouterr().out
+    path.write_bytes(b"".join(lines[number:]))
+    for command in (["verify", "--trace"], ["replay"]):
+        assert main([*command, str(path)]) == CONFIGURATION
+        assert "Put the files of a rotated log together" in capsys.readouterr().err
+
+
+def test_the_verdict_says_what_it_assumes(capsys: Capture) -> None:
+    assert main(["verify", "--trace", str(TRACES / "sound.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "25 events of 1 session, 27 lines, if 1 loss was not logged" in out
+
+
+def test_what_is_no_log_is_named(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "log"
     assert main(["verify", "--trace", str(path)]) == CONFIGURATION
     assert f"cannot read {path}" in capsys.readouterr().err

@@ -131,9 +131,9 @@ def test_a_log_of_the_simulator_is_accepted_in_both_forms(monkeypatch: pytest.Mo
     lines: list[bytes] = []
 
     class Recording(Replay):
-        def take(self, line: bytes) -> Any:
+        def take(self, line: bytes, number: int | None = None) -> Any:
             lines.append(line)
-            return super().take(line)
+            return super().take(line, number)
 
     monkeypatch.setattr(checks, "Replay", Recording)
     run(Scenario(seed=3, clients=6, turns=5, fault_every=2))
@@ -160,6 +160,42 @@ def test_a_loss_that_nobody_wrote_down_is_assumed() -> None:
     assert report.states[0] > 1
     log.rows[0]["unlogged"] = 0
     assert broken(log.check()) == (11, Property.ONE_END)
+
+
+def _refused_for_ever(**header: Any) -> Log:
+    """After a loss all turns get the same 502, and the log shows no connect that failed."""
+    log = Log(**header).turn("1", store=False).add("upstream_lost")
+    for number in range(2, 10):
+        log.add("turn_submitted", str(number), wait=10, previous_response_id="r-1")
+        log.add("answered", str(number), status=502, code="stream_incomplete")
+    return log
+
+
+def test_the_losses_that_a_log_must_lack_are_counted() -> None:
+    """Each excuses one answer, and none is free of charge: who reads the verdict has to know."""
+    report = _refused_for_ever().check()
+    assert (report.wrong, report.losses, report.deadlines) == (None, 8, 0)
+    report = Log().turn("1").turn("2", "r-1").check()
+    assert (report.wrong, report.losses, report.deadlines) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("header", [{"logs": ["upstream_lost", "timed_out"]}, {"unlogged": 0}])
+def test_without_them_a_turn_is_not_given_up_before_it_was_tried(header: Json) -> None:
+    assert broken(_refused_for_ever(**header).check()) == (11, Property.CONTINUED_AT_ONCE)
+
+
+@pytest.mark.parametrize("logged", ["upstream_lost", "timed_out"])
+def test_what_the_bridge_always_logs_is_not_assumed(logged: str) -> None:
+    report = _refused_for_ever(logs=[logged]).check()
+    assert report.wrong is None
+    assert (report.losses, report.deadlines) == ((0, 8) if logged == "upstream_lost" else (8, 0))
+
+
+def test_the_same_refusal_on_an_open_connection_is_bounded() -> None:
+    log = _refused_for_ever(logs=["upstream_lost", "timed_out"])
+    opened = {"at": log.rows[10]["at"] - 1, "session": "s", "event": "upstream_opened"}
+    log.rows.insert(10, opened)
+    assert broken(log.check()) == (18, Property.REFUSALS_ARE_BOUNDED)
 
 
 def test_an_assumed_loss_excuses_no_resend() -> None:
@@ -268,7 +304,10 @@ def test_a_wrong_bridge_is_rejected_at_its_line(
 
 
 def test_an_action_without_any_cause_is_rejected() -> None:
-    assert broken(Log().add("sent", "1").check()) == (2, Property.OPEN_IS_OPEN)
+    report = Log().add("sent", "1").check()
+    assert broken(report) == (2, Property.OPEN_IS_OPEN)
+    assert report.wrong is not None
+    assert "turn 1 was not submitted in an earlier line: if the log does not" in report.wrong.text
 
 
 def test_the_history_tells_what_was_assumed() -> None:
@@ -288,7 +327,7 @@ def test_the_history_tells_what_was_assumed() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "it is not JSON in UTF-8"),
+        (b"{", "it is not JSON in UTF-8"),
         (b"\xff", "it is not JSON in UTF-8"),
         (b"[]", "it is not an object"),
         (b"{}", "event is None, which is no kind of line"),
@@ -315,6 +354,16 @@ def test_a_line_that_cannot_be_read_is_named(line: bytes, reason: str) -> None:
         check_trace([line])
     assert reason in str(caught.value)
     assert not is_decision_log(line)
+
+
+def test_a_line_that_was_cut_off_is_left_out() -> None:
+    log = Log().turn("1")
+    lines = encoded(log.rows)
+    report = check_trace([b"\n", *lines, b"\n", b'{"at": 9000, "ses'])
+    assert (report.wrong, report.lines) == (None, len(lines) + 1)
+    assert report.incomplete == (len(lines) + 3,)
+    with pytest.raises(MalformedLog, match="line 2: it is not JSON"):
+        check_trace([lines[0], b"{\n", *lines[1:]])
 
 
 def test_time_does_not_go_backwards_in_a_session() -> None:
