@@ -462,14 +462,12 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=load_policy,
-        default=DEFAULT,
         metavar=_POLICY,
         help=f"{_policy_help()} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--bounds",
         choices=BOUNDS_NAMES,
-        default="small",
         help="how much to explore (default: small)",
     )
     parser.add_argument(
@@ -483,13 +481,14 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the costliest counterexample here, if there is one",
+        help="draw the costliest counterexample here, if there is one; of a log, its wrong line",
     )
     parser.add_argument(
         "--trace",
         type=Path,
         metavar="LOG",
-        help="check this log from production instead: a decision log, or one of another bridge",
+        help="check this log from production instead: a decision log, or one of another bridge; "
+        "with --svg, --mermaid, --junit, --json and --allow",
     )
     parser.add_argument(
         "--allow",
@@ -521,7 +520,6 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_at_least(1),
-        default=os.cpu_count() or 1,
         metavar="N",
         help="processes for --mutants (default: one for each core)",
     )
@@ -537,7 +535,6 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         type=_at_least(1),
-        default=1,
         metavar="N",
         help="the part of the bounds that --export explores (default: 1)",
     )

@@ -36,6 +36,7 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.evidence import evidence_of
 from bridgecore.verify.explore_bridge import BridgeProperty
+from bridgecore.verify.foreign_coverage import Course, Coverage
 from bridgecore.verify.model import Model, Terms
 from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.observed import LINES, Header, Observed, Says, event_of, read_log
@@ -122,11 +123,16 @@ def check_trace(
     if wrong is None and observed:
         wrong = _first(conversations.values(), max(one.at for one in observed))
     assumed = [one.assumed() for one in conversations.values()]
+    coverage = Coverage(terms.timeouts, frames=not silence.frame_sent)
+    for conversation in conversations.values():
+        coverage.add(conversation.course())
     return TraceReport(
         last,
         len(conversations),
         steps,
         wrong,
+        rules=coverage.rules,
+        cells=coverage.cells,
         incomplete=tuple(read.incomplete),
         losses=sum(losses for losses, _ in assumed),
         deadlines=sum(deadlines for _, deadlines in assumed),
@@ -318,6 +324,10 @@ class _Conversation:
         """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
         return self._search.assumed()
 
+    def course(self) -> Course:
+        """The course with the fewest unlogged events, up to the first wrong line."""
+        return [(step.at, step.event, step.effects) for step in self._search.course()]
+
     def take(self, one: Observed) -> None:
         """Take the next line."""
         if not self._open and one.kind in ("connect", "upstream_opened"):
@@ -383,6 +393,7 @@ class _Search:
         self.wrong: Wrong | None = None
         self.most = self.total = 0
         self._latest = 0  # the line that came last
+        self._shown_step: _Step | None = None  # the end of the course that a wrong line is shown in
         self._name = name
         self._header = header
         self._silence = silence
@@ -452,17 +463,23 @@ class _Search:
         self.wrong = self._shown(min(failures))
 
     def _shown(self, failure: _Failure) -> Wrong:
+        self._shown_step = failure.step
         seen = self._seen(failure.step)
         return Wrong(failure.line, self._name, failure.prop, failure.text, (), seen)
 
     def assumed(self) -> tuple[int, int]:
         """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
-        step, losses, deadlines = self._guesses[0].step, 0, 0
+        assumed = [step.event for step in self.course() if step.assumed]
+        losses = sum(isinstance(event, ev.ConnectionLost) for event in assumed)
+        return losses, sum(isinstance(event, ev.DeadlineReached) for event in assumed)
+
+    def course(self) -> list[_Step]:
+        """The course with the fewest unlogged events; if a line is wrong, the one that is shown."""
+        step, steps = self._shown_step or self._guesses[0].step, list[_Step]()
         while step is not None:
-            losses += step.assumed and isinstance(step.event, ev.ConnectionLost)
-            deadlines += step.assumed and isinstance(step.event, ev.DeadlineReached)
+            steps.append(step)
             step = step.before
-        return losses, deadlines
+        return steps[::-1]
 
     def stuck(self, text: str) -> Wrong:
         """What is wrong if a turn has not ended in time, as ``text`` says: what the course with
@@ -476,6 +493,7 @@ class _Search:
         step = guess.step
         for logged in guess.queue:
             step = _Step(logged.at, logged.event, (), False, step)
+        self._shown_step = step
         text = f"{text}; line {self._latest} is the last of its session"
         return Wrong(self._latest, self._name, _P.TURNS_END, text, (), self._seen(step))
 
@@ -697,8 +715,8 @@ class _Search:
         name = one.fields.get("turn")
         if name is not None and name not in self._turns:
             text += (
-                f"; turn {name} was not submitted in an earlier line: if the log does not begin with "
-                "its session, put what came before in front of it, or leave out the session"
+                f"; turn {name} was not submitted in an earlier line: if the log does not begin "
+                "with its session, put what came before in front of it, or leave out the session"
             )
         self._fail(guess, one.line, Broken(prop, text))
 

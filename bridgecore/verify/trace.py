@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 
@@ -18,9 +19,11 @@ from bridgecore.recovery.effects import RetireSession
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import Situation
 from bridgecore.recovery.rules import RULES, Handling, Transition
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.replay import BEGUN, Divergence, LogLines, MalformedLog, Replay, Taken
+from bridgecore.verify.scenario import command_of, describe
 from bridgecore.verify.story import Seen
 
 CELLS = len(Situation) * len(Standing)
@@ -59,7 +62,7 @@ class Wrong:
 @attrs.frozen
 class TraceReport:
     """The result of a check. ``steps``: events that were checked. ``rules``, ``cells``: how often
-    each was met, by name; empty for another bridge, whose rules are not known. ``losses``,
+    each was met, by name; for another bridge those that ``default`` would meet there. ``losses``,
     ``deadlines``: how many the log of another bridge lacks at least, if it does nothing wrong.
     ``incomplete``: lines that were cut off. ``states``: how many states of the model a log that is
     silent about something was found to allow, at most at a time and in total."""
@@ -75,6 +78,41 @@ class TraceReport:
     deadlines: int = 0
     incomplete: tuple[int, ...] = ()
     states: tuple[int, int] = (0, 0)
+
+    def as_data(self) -> dict[str, Any]:
+        """The result as plain data, for JSON. Times are in seconds."""
+        wrong = None
+        if self.wrong is not None:
+            prop = self.wrong.prop
+            wrong = {
+                "line": self.wrong.line,
+                "session": self.wrong.session,
+                "title": self.wrong.title,
+                "property": None if prop is None else prop.name,
+                "requires": None if prop is None else prop.value,
+                "text": self.wrong.text,
+                "blamed": [*self.wrong.blamed],
+                "history": [
+                    {
+                        "at": one.at / NS_PER_SECOND,
+                        "event": command_of(one.event) + one.note,
+                        "effects": [describe(effect) for effect in one.transition.effects],
+                    }
+                    for one in self.wrong.seen
+                ],
+            }
+        return {
+            "accepted": self.wrong is None,
+            "lines": self.lines,
+            "sessions": self.sessions,
+            "events": self.steps,
+            "policies": [*self.policies],
+            "rules": dict(self.rules.most_common()),
+            "cells": dict(self.cells.most_common()),
+            "not_logged": {"losses": self.losses, "deadlines": self.deadlines},
+            "incomplete": [*self.incomplete],
+            "wrong": wrong,
+        }
 
 
 def check_decisions(

@@ -104,6 +104,29 @@ def test_what_is_seen_of_our_own_bridge_is_accepted(continuity: Continuity) -> N
     assert report.steps == len(rows)
 
 
+def test_the_cells_that_it_meets_are_those_that_decided() -> None:
+    own, foreign = check_decisions(lines_of(eventful())), check_trace(encoded(_SEEN))
+    assert foreign.cells == own.cells
+    assert foreign.rules.keys() - own.rules.keys() == {"evict-idle"}  # of ours: expiry
+    assert own.rules["submit"] == foreign.rules["submit"] > 40
+    without = check_trace(encoded(row for row in _SEEN if row["event"] != "frame_sent"))
+    assert without.cells == own.cells
+
+
+def test_what_is_met_follows_a_bridge_that_decides_otherwise() -> None:
+    """It gives up a turn where ``default`` tries again, and goes on on the connection it has."""
+    log = Log().turn("1").add("turn_submitted", "2").add("sent", "2").add("upstream_lost")
+    log.add("answered", "2", status=502, code="stream_incomplete")
+    log.add("turn_submitted", "3", wait=20).add("upstream_opened").add("sent", "3").answer("3")
+    log.add("turn_submitted", "4", previous_response_id="r-3")
+    log.add("sent", "4", previous_response_id="r-3").answer("4")
+    report = log.check()
+    assert (report.wrong, report.losses) == (None, 0)
+    assert report.cells == {"lost_sent/unanchored": 1}
+    assert (report.rules["submit"], report.rules["ended"]) == (4, 3)
+    assert report.rules["connection-opened"] == 2
+
+
 @settings(max_examples=4)
 @given(silent=st.sets(st.sampled_from([*OPTIONAL, "timed_out", "upstream_lost"])))
 def test_it_is_accepted_whatever_the_log_is_silent_about(silent: set[str]) -> None:
