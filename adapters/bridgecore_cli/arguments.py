@@ -22,7 +22,7 @@ from bridgecore_cli.output import printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
-    from bridgecore.verify.properties import Property
+    from bridgecore.verify.cost import CostedProperty
     from bridgecore_cli.settings import Setting
 
 # As in bridgecore.verify, which is slow to import.
@@ -462,14 +462,12 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=load_policy,
-        default=DEFAULT,
         metavar=_POLICY,
         help=f"{_policy_help()} (default: {DEFAULT.name})",
     )
     parser.add_argument(
         "--bounds",
         choices=BOUNDS_NAMES,
-        default="small",
         help="how much to explore (default: small)",
     )
     parser.add_argument(
@@ -483,13 +481,14 @@ def _verify(parser: argparse.ArgumentParser) -> None:
         "--svg",
         type=_writable,
         metavar="FILE",
-        help="draw the costliest counterexample here, if there is one",
+        help="draw the costliest counterexample here, if there is one; of a log, its wrong line",
     )
     parser.add_argument(
         "--trace",
         type=Path,
         metavar="LOG",
-        help="check this log from production instead: a decision log, or one of another bridge",
+        help="check this log from production instead: a decision log, or one of another bridge; "
+        "with --svg, --mermaid, --junit, --json and --allow",
     )
     parser.add_argument(
         "--allow",
@@ -521,7 +520,6 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs",
         type=_at_least(1),
-        default=os.cpu_count() or 1,
         metavar="N",
         help="processes for --mutants (default: one for each core)",
     )
@@ -537,7 +535,6 @@ def _verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part",
         type=_at_least(1),
-        default=1,
         metavar="N",
         help="the part of the bounds that --export explores (default: 1)",
     )
@@ -627,14 +624,15 @@ def _policies(name: str) -> list[Policy]:
     return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
 
 
-def _broken_on_purpose(name: str) -> Property:
-    """The property called ``name``, in any case."""
-    from bridgecore.verify.properties import Property
+def _broken_on_purpose(name: str) -> CostedProperty:
+    """The property called ``name``, in any case: one that a log can break."""
+    from bridgecore.verify.foreign import OF_LOGS
 
-    try:
-        return Property[name.upper()]
-    except KeyError:
-        raise argparse.ArgumentTypeError(f"no property is named {name!r}") from None
+    for prop in OF_LOGS:
+        if prop.name == name.upper():
+            return prop
+    meant = did_you_mean(name.upper().replace("-", "_"), [prop.name for prop in OF_LOGS])
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
 
 
 def _at_least(low: int) -> Any:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
@@ -127,12 +128,23 @@ def run(options: argparse.Namespace) -> int:
         report = replay(lines, other)
     if report.divergence is not None:
         _print("first divergence: " + _tell(report.divergence, "recorded", "replayed"))
+        if report.divergence.begun:
+            from bridgecore.verify.replay import BEGUN
+
+            _print("\n".join(textwrap.wrap(f"  {BEGUN}", 79, subsequent_indent="  ")))
     for difference in report.differences[:_SHOWN]:
         _print("difference: " + _tell(difference, "recorded", name or ""))
     if len(report.differences) > _SHOWN:
         _print(f"and {len(report.differences) - _SHOWN} more")
+    for line in cut_off(report.incomplete):
+        _print(line)
     _print(_summary(report, name))
     return 0 if report.same else 1
+
+
+def cut_off(lines: Sequence[int]) -> list[str]:
+    """What is said of the incomplete ``lines`` of a log."""
+    return [f"line {line} is incomplete: it was cut off, and is not checked" for line in lines]
 
 
 def _tell(found: Divergence, expected: str, actual: str) -> str:
@@ -145,9 +157,9 @@ def _tell(found: Divergence, expected: str, actual: str) -> str:
 
 def _summary(report: Report, other: str | None) -> str:
     parts = (
-        _count(report.runs, "run"),
-        _count(report.sessions, "session"),
-        _count(report.transitions, "transition"),
+        counted(report.runs, "run"),
+        counted(report.sessions, "session"),
+        counted(report.transitions, "transition"),
     )
     text = f"replayed {', '.join(parts)}, recorded under {', '.join(report.policies)}: "
     if report.divergence is not None:
@@ -157,13 +169,15 @@ def _summary(report: Report, other: str | None) -> str:
     sessions = {(difference.run, difference.session) for difference in report.differences}
     if not sessions:
         return text + f"{other} would have decided the same"
-    differences = _count(len(report.differences), "decision")
-    among = _count(len(sessions), "session")
+    differences = counted(len(report.differences), "decision")
+    among = counted(len(sessions), "session")
     return text + f"{other} would have decided differently in {differences} of {among}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str) -> str:
+    """The number with its noun, in the plural unless it is one."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def _print(text: str) -> None:

@@ -10,6 +10,8 @@ or is no log.
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
@@ -17,13 +19,14 @@ from itertools import islice
 from pathlib import Path
 
 from bridgecore.verify import diagram
-from bridgecore.verify.foreign import check_trace, is_decision_log
+from bridgecore.verify.foreign import HIDDEN, OF_LOGS, check_trace, is_decision_log
+from bridgecore.verify.junit import junit_of_trace
+from bridgecore.verify.properties import Property
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
 from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import printable, write_file
-from bridgecore_cli.replay import opened_log
+from bridgecore_cli.replay import counted, cut_off, opened_log
 
-_WIDTH = 79  # columns of what is printed as prose
 _LONGEST = 500  # characters of the wrong line that are printed
 
 
@@ -35,24 +38,52 @@ def run(args: argparse.Namespace) -> int:
     """
     path: Path = args.trace
     with opened_log(path) as lines:
-        first = lines.readline()
-        check = check_decisions if is_decision_log(first) else check_trace
-        report = check(_all(first, lines), frozenset(args.allow))
+        first = b""
+        for line in lines:
+            first += line  # blank ones, too: they count
+            if line.strip():
+                break
+        allowed = frozenset(args.allow)
+        if is_decision_log(first.strip()):
+            of_sessions = frozenset(prop for prop in allowed if isinstance(prop, Property))
+            report = check_decisions(_all(first, lines), of_sessions)
+        else:
+            report = check_trace(_all(first, lines), allowed)
+    verdict = _verdict(path, report)
+    told: list[str] = []
     if report.wrong is not None:
-        _print("\n".join(_tell(report.wrong, _line(path, report.wrong.line))))
-        if args.svg is not None:
-            wrong = report.wrong
-            write_file(args.svg, diagram.svg_of(wrong.title, wrong.seen, wrong.text))
-    for line in _coverage(report):
-        _print(line)
-    colour = Colour.GOOD if report.wrong is None else Colour.BAD
-    print(paint(printable(_verdict(path, report), lines=True), colour))
-    return 0 if report.wrong is None else 1
+        told = _tell(report.wrong, _line(path, report.wrong.line))
+    if args.json:
+        print(json.dumps({"log": str(path), "verdict": verdict, **report.as_data()}, indent=1))
+    else:
+        for text in [*told, *_coverage(report), *cut_off(report.incomplete)]:
+            print(printable(text))
+        colour = Colour.GOOD if report.wrong is None else Colour.BAD
+        print(paint("\n".join(_wrapped(printable(verdict), whole=True)), colour))
+    written = _written(args, report, verdict, "\n".join(told))
+    return 0 if written and report.wrong is None else 1
+
+
+def _written(args: argparse.Namespace, report: TraceReport, verdict: str, told: str) -> bool:
+    """Write the files that were asked for; whether all could be written. An accepted log has
+    nothing to draw."""
+    wrong, written = report.wrong, True
+    if args.svg is not None and wrong is not None:
+        text = diagram.svg_of(wrong.title, wrong.seen, wrong.text)
+        written = write_file(args.svg, text) and written
+    if args.mermaid is not None and wrong is not None:
+        text = diagram.mermaid_of(wrong.title, wrong.seen, wrong.text)
+        written = write_file(args.mermaid, text) and written
+    if args.junit is not None:
+        of_log = [*Property] if report.policies else [p for p in OF_LOGS if p not in HIDDEN]
+        judged = [prop for prop in of_log if prop not in args.allow]
+        text = junit_of_trace(str(args.trace), judged, report, verdict, told)
+        written = write_file(args.junit, text) and written
+    return written
 
 
 def _all(first: bytes, others: Iterable[bytes]) -> Iterable[bytes]:
-    if first:
-        yield first
+    yield from first.splitlines(keepends=True)
     yield from others
 
 
@@ -69,43 +100,64 @@ def _line(path: Path, number: int) -> str:
 
 def _tell(wrong: Wrong, text: str) -> list[str]:
     """What is wrong with the line ``text``, with the history of its session."""
-    lines = [f"line {wrong.line}, session {wrong.session}: {wrong.title}"]
+    lines = _wrapped(f"line {wrong.line}, session {wrong.session}: {wrong.title}")
     if text:
-        lines.append(f"  {text}")
+        lines += _wrapped(f"  {text}", "    ")
     if wrong.prop is not None:
-        lines += [f"  {line}" for line in textwrap.wrap(wrong.prop.value, _WIDTH - 2)]
-    lines += ["", *diagram.text_of(wrong.seen), ""]
-    lines += textwrap.wrap(f"wrong: {wrong.text}", _WIDTH, break_on_hyphens=False)
+        lines += _wrapped(f"  {wrong.prop.value}")
+    lines += ["", *diagram.text_of(wrong.seen, _columns()), ""]
+    lines += _wrapped(f"wrong: {wrong.text}", "")
     if wrong.blamed:
-        lines.append(f"decided by: {', then '.join(wrong.blamed)}")
+        lines += _wrapped(f"decided by: {', then '.join(wrong.blamed)}")
     return [*lines, ""]
 
 
 def _coverage(report: TraceReport) -> list[str]:
-    """How many rules and cells the log has met, and how often; nothing for another bridge."""
-    if not report.policies:
-        return []
+    """How many rules and cells the log has met, and how often. Those of another bridge are not
+    known: then it is what ``default`` would meet."""
+    met = "met" if report.policies else "that default would meet:"
     return [
-        *_counted(f"rules met {len(report.rules)} of {len(RULE_IDS)}", report.rules),
-        *_counted(f"cells met {len(report.cells)} of {CELLS}", report.cells),
+        *_counted(f"rules {met} {len(report.rules)} of {len(RULE_IDS)}", report.rules),
+        *_counted(f"cells {met} {len(report.cells)} of {CELLS}", report.cells),
     ]
 
 
 def _counted(title: str, counts: Counter[str]) -> list[str]:
     names = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
-    text = f"{title}: {names}" if names else title
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return _wrapped(f"{title}: {names}" if names else title)
+
+
+def _columns() -> int:
+    """How wide a line may be: one column less than the terminal, and 79 where there is none."""
+    return max(40, shutil.get_terminal_size().columns) - 1
+
+
+def _wrapped(text: str, indent: str = "  ", *, whole: bool = False) -> list[str]:
+    """``text`` in lines that fit. ``whole``: words that are longer than a line, such as the path of
+    a file, stay in one piece."""
+    return textwrap.wrap(
+        text,
+        _columns(),
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=not whole,
+    )
 
 
 def _verdict(path: Path, report: TraceReport) -> str:
-    steps = f"{report.steps:,} events of {report.sessions:,} sessions"
+    steps = f"{counted(report.steps, 'event')} of {counted(report.sessions, 'session')}"
     under = f" under {', '.join(report.policies)}" if report.policies else ""
     if report.wrong is None:
-        return f"accepted: {path}: {steps}{under}, {report.lines:,} lines"
+        text = f"accepted: {path}: {steps}{under}, {counted(report.lines, 'line')}"
+        return text + _assumed(report)
     return (
         f"rejected: {path}, line {report.wrong.line}: {report.wrong.title} ({steps}{under} so far)"
     )
 
 
-def _print(text: str) -> None:
-    print(printable(text, lines=True))
+def _assumed(report: TraceReport) -> str:
+    """What the log must lack for it to be accepted."""
+    kinds = [(report.losses, "loss"), (report.deadlines, "deadline")]
+    found = [counted(number, noun) for number, noun in kinds if number]
+    verb = "was" if report.losses + report.deadlines == 1 else "were"
+    return f", if {' and '.join(found)} {verb} not logged" if found else ""

@@ -18,12 +18,18 @@ from bridgecore.verify.results import Finding, Results
 from bridgecore_cli import export, trace
 from bridgecore_cli.colour import Colour, paint
 from bridgecore_cli.output import write_file
+from bridgecore_cli.verify_flags import settle
 from bridgecore_cli.verify_mutants import judge_mutants
 from bridgecore_cli.verify_sections import explore_sections
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
+    """Run the command; return the exit code.
+
+    Raises:
+        CommandError: flags that do not go together, or a log that cannot be checked.
+    """
+    settle(args)
     if args.trace is not None:
         return trace.run(args)
     if args.export is not None:

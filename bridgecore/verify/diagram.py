@@ -7,6 +7,7 @@ history is a ``Story`` of story.py; the transitions between phases are collected
 from __future__ import annotations
 
 import enum
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
@@ -83,7 +84,7 @@ def _listener(effect: Effect) -> Lane:
     return Lane.BRIDGE
 
 
-_WIDTH = 26  # characters between two lanes
+_WIDTH, _NARROW = 26, 10  # characters between two lanes
 
 
 def text(story: Story) -> str:
@@ -91,21 +92,34 @@ def text(story: Story) -> str:
     return "\n".join([*text_of(story.seen), "", f"broken: {story.text}"])
 
 
-def text_of(seen: Iterable[Seen]) -> list[str]:
-    """The lines of the diagram of a history."""
-    heads = "".join(lane.name.lower().ljust(_WIDTH + 1) for lane in Lane)
+def text_of(seen: Iterable[Seen], columns: int | None = None) -> list[str]:
+    """The lines of the diagram of a history. ``columns``: how wide it may be; then the lanes are
+    closer, and long texts have several lines."""
+    width = _WIDTH if columns is None else _NARROW
+    heads = "".join(lane.name.lower().ljust(width + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
     for arrow in arrows_of(seen):
         low, high = sorted((arrow.source.value, arrow.target.value))
-        cells = ["|" + " " * _WIDTH for _ in Lane]
+        cells = ["|" + " " * width for _ in Lane]
         if low == high:
-            cells[low] = "*" + " " * _WIDTH
+            cells[low] = "*" + " " * width
         elif arrow.source.value < arrow.target.value:
-            cells[low] = "|" + "-" * (_WIDTH - 1) + ">"
+            cells[low] = "|" + "-" * (width - 1) + ">"
         else:
-            cells[low] = "|<" + "-" * (_WIDTH - 1)
-        row = "".join(cells)[: 2 * (_WIDTH + 1) + 1]
-        lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {arrow.text}")
+            cells[low] = "|<" + "-" * (width - 1)
+        row = f"{arrow.at / NS_PER_SECOND:7.3f}  {''.join(cells)[: 2 * (width + 1) + 1]}  "
+        if columns is None:
+            lines.append(f"{row}{arrow.text}")
+            continue
+        more = f"{'':9}{('|' + ' ' * width) * 2}|    "
+        lines += textwrap.wrap(
+            arrow.text,
+            max(columns, len(more) + 10),
+            initial_indent=row,
+            subsequent_indent=more,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
     return lines
 
 
@@ -159,10 +173,15 @@ def svg_of(title: str, seen: Iterable[Seen], broken: str) -> str:
 
 def mermaid(story: Story) -> str:
     """The diagram as a sequence diagram of Mermaid, which many sites draw from its text."""
-    out = ["sequenceDiagram", f"    title {_plain(story.prop.name)}"]
+    return mermaid_of(story.prop.name, story.seen, story.text)
+
+
+def mermaid_of(title: str, seen: Iterable[Seen], broken: str) -> str:
+    """The same of a history; ``broken``: what is wrong at its end."""
+    out = ["sequenceDiagram", f"    title {_plain(title)}"]
     out += [f"    participant {lane.name.lower()}" for lane in Lane]
     at = -1
-    for arrow in arrows(story):
+    for arrow in arrows_of(seen):
         source, target = arrow.source.name.lower(), arrow.target.name.lower()
         if arrow.at != at:
             at = arrow.at
@@ -171,7 +190,7 @@ def mermaid(story: Story) -> str:
             out.append(f"    Note over {source}: {_plain(arrow.text)}")
         else:
             out.append(f"    {source}->>{target}: {_plain(arrow.text)}")
-    out.append(f"    Note over client,upstream: broken: {_plain(story.text)}")
+    out.append(f"    Note over client,upstream: broken: {_plain(broken)}")
     return "\n".join([*out, ""])
 
 

@@ -33,11 +33,16 @@ from bridgecore.recovery.policy import Timeouts
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
+from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.evidence import evidence_of
+from bridgecore.verify.explore_bridge import BridgeProperty
+from bridgecore.verify.foreign_coverage import Course, Coverage
 from bridgecore.verify.model import Model, Terms
 from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.observed import LINES, Header, Observed, Says, event_of, read_log
+from bridgecore.verify.observed_ids import Broken, Ids
 from bridgecore.verify.properties import Property, ViolationError
+from bridgecore.verify.replay import LogLines
 from bridgecore.verify.story import Seen
 from bridgecore.verify.trace import TraceReport, Wrong
 from bridgecore.wire.jsontext import UnreadableError, read_value
@@ -47,6 +52,13 @@ HIDDEN = frozenset({_P.DEADLINES_ARE_KEPT, _P.REFUSED_PLAN_ENDS, _P.IDLE_IS_RETI
 """Properties that the model cannot judge from such a log: it has no timers, no end of a session,
 and no effects that only concern the bridge's memory. That an anchor which was refused is not
 injected again (REFUSED_PLAN_ENDS) is judged here."""
+OF_LOGS: Sequence[CostedProperty] = (
+    *_P,
+    BridgeProperty.CONTEXT_IS_MEANT,
+    BridgeProperty.CREDENTIALS_ARE_KEPT_APART,
+)
+"""The properties that a log can break: those of a session, and those of the bridge that show in the
+response ids (observed_ids.py)."""
 
 _BEHIND = 3  # logged events that the bridge may not have noticed yet
 _FREE = 2  # unlogged events between two lines that cost nothing, because the log never has them
@@ -64,21 +76,27 @@ def is_decision_log(first: bytes) -> bool:
         value = read_value(first)
     except UnreadableError:
         return False
-    return isinstance(value, dict) and "log" in value
+    if not isinstance(value, dict):
+        return False
+    return "log" in value or {"rule", "effects"} <= value.keys()  # its header may be lost
 
 
-def check_trace(lines: Iterable[bytes], without: frozenset[Property] = frozenset()) -> TraceReport:
+def check_trace(
+    lines: Iterable[bytes], without: frozenset[CostedProperty] = frozenset()
+) -> TraceReport:
     """Check the log of another bridge up to its first wrong line. ``without``: properties that it
     breaks on purpose.
 
     Raises:
         MalformedLog: a line is not one of such a log; the error has its number.
     """
-    header, observed = read_log(lines)
+    read = LogLines(lines)
+    header, observed = read_log(read)
     logged = {one.kind for one in observed} | header.logs
     silence = _Silence(*[name not in logged for name in _OPTIONAL])
-    terms = _terms(header, without | HIDDEN)
-    turns = _standings(observed)
+    of_sessions = frozenset(prop for prop in without if isinstance(prop, Property))
+    terms = _terms(header, of_sessions | HIDDEN)
+    ids = Ids(observed)
     conversations: dict[str, _Conversation] = {}
     running: dict[tuple[str, str], Observed] = {}  # turns that have not ended, by submission
     steps = last = 0
@@ -92,7 +110,7 @@ def check_trace(lines: Iterable[bytes], without: frozenset[Property] = frozenset
         elif wrong is None:
             conversation = conversations.get(one.session)
             if conversation is None:
-                conversation = _Conversation(one.session, header, silence, terms, turns, without)
+                conversation = _Conversation(one.session, header, silence, terms, ids, without)
                 conversations[one.session] = conversation
             conversation.take(one)
             wrong = conversation.wrong
@@ -104,11 +122,20 @@ def check_trace(lines: Iterable[bytes], without: frozenset[Property] = frozenset
             break
     if wrong is None and observed:
         wrong = _first(conversations.values(), max(one.at for one in observed))
+    assumed = [one.assumed() for one in conversations.values()]
+    coverage = Coverage(terms.timeouts, frames=not silence.frame_sent)
+    for conversation in conversations.values():
+        coverage.add(conversation.course())
     return TraceReport(
         last,
         len(conversations),
         steps,
         wrong,
+        rules=coverage.rules,
+        cells=coverage.cells,
+        incomplete=tuple(read.incomplete),
+        losses=sum(losses for losses, _ in assumed),
+        deadlines=sum(deadlines for _, deadlines in assumed),
         states=(
             max((one.most for one in conversations.values()), default=0),
             sum(one.total for one in conversations.values()),
@@ -170,59 +197,6 @@ def _terms(header: Header, without: frozenset[Property]) -> Terms:
         holds=header.replays > 0,
         without=without,
     )
-
-
-def _standings(observed: Sequence[Observed]) -> Mapping[tuple[str, str], Turn]:
-    """Each turn as the model takes it, with a number, and with what the log shows that the bridge
-    has for it: it has the context if it says so, or if it sends it."""
-    submitted: dict[tuple[str, str], Observed] = {}
-    sent: dict[tuple[str, str], list[Any]] = {}
-    for one in observed:
-        if one.kind == "turn_submitted":
-            submitted.setdefault((one.session, one.turn), one)
-        elif one.kind == "sent":
-            anchor = one.fields.get("previous_response_id")
-            sent.setdefault((one.session, one.turn), []).append(anchor)
-    stored = _stored(observed, submitted)
-    turns = {}
-    for number, (key, one) in enumerate(submitted.items(), 1):
-        anchor, forms = one.fields.get("previous_response_id"), sent.get(key, [])
-        if anchor is None:
-            injected = next(filter(None, forms), None)
-            standing = Standing.UNANCHORED if injected is None else Standing.INJECTED
-            turns[key] = Turn(number, standing, injected)
-        else:
-            holds = one.fields.get("holds", False) or None in forms
-            made = stored.get(anchor) if one.fields.get("knows", True) else None
-            turns[key] = Turn(number, _STANDINGS[made, holds], anchor)
-    return turns
-
-
-_STANDINGS: Mapping[tuple[bool | None, bool], Standing] = {
-    (None, False): Standing.UNKNOWN,  # the bridge has seen no response with that id
-    (None, True): Standing.HELD,
-    (False, False): Standing.BOUND,
-    (False, True): Standing.HELD,
-    (True, False): Standing.STORED,
-    (True, True): Standing.HELD_STORED,
-}
-
-
-def _stored(
-    observed: Sequence[Observed], submitted: Mapping[tuple[str, str], Observed]
-) -> Mapping[str, bool]:
-    """Whether the upstream stores each response of the log. A response belongs to the turn that was
-    sent last in its conversation."""
-    latest: dict[str, Observed | None] = {}
-    stored: dict[str, bool] = {}
-    for one in observed:
-        if one.kind == "sent":
-            latest[one.session] = submitted.get((one.session, one.turn))
-        elif one.kind in ("response_created", "response_ended"):
-            turn, response = latest.get(one.session), one.fields.get("response")
-            if turn is not None and response is not None:
-                stored.setdefault(response, turn.fields.get("store", True))
-    return stored
 
 
 # ---------------------------------------------------------------- the search
@@ -296,7 +270,8 @@ class _Failure(NamedTuple):
     earliness: int  # the line, negative
     order: int
     line: int
-    violation: ViolationError
+    prop: CostedProperty
+    text: str
     step: _Step | None
 
 
@@ -316,11 +291,10 @@ class _Conversation:
         header: Header,
         silence: _Silence,
         terms: Terms,
-        turns: Mapping[tuple[str, str], Turn],
-        without: frozenset[Property],
+        ids: Ids,
+        without: frozenset[CostedProperty],
     ) -> None:
-        own = {turn: value for (session, turn), value in turns.items() if session == name}
-        self._make = partial(_Search, name, header, silence, terms, own, without)
+        self._make = partial(_Search, name, header, silence, terms, ids, without)
         self._search = self._make(0)
         self._unlogged = header.unlogged
         self._silence = silence
@@ -345,6 +319,14 @@ class _Conversation:
     def total(self) -> int:
         """The states over all lines."""
         return self._earlier[1] + self._search.total
+
+    def assumed(self) -> tuple[int, int]:
+        """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
+        return self._search.assumed()
+
+    def course(self) -> Course:
+        """The course with the fewest unlogged events, up to the first wrong line."""
+        return [(step.at, step.event, step.effects) for step in self._search.course()]
 
     def take(self, one: Observed) -> None:
         """Take the next line."""
@@ -404,23 +386,28 @@ class _Search:
         header: Header,
         silence: _Silence,
         terms: Terms,
-        turns: Mapping[str, Turn],
-        without: frozenset[Property],
+        ids: Ids,
+        without: frozenset[CostedProperty],
         unlogged: int,
     ) -> None:
         self.wrong: Wrong | None = None
         self.most = self.total = 0
         self._latest = 0  # the line that came last
+        self._shown_step: _Step | None = None  # the end of the course that a wrong line is shown in
         self._name = name
         self._header = header
         self._silence = silence
-        self._turns = turns
-        self._numbered = {turn.id: turn for turn in turns.values()}
-        self._names = {turn.id: name for name, turn in turns.items()}
+        self._loses = "upstream_lost" not in header.logs  # a loss may be missing in the log
+        self._ids = ids
+        self._turns = {
+            turn: value for (session, turn), value in ids.turns.items() if session == name
+        }
+        self._names = {turn.id: name for name, turn in self._turns.items()}
         self._without = without
         self._unlogged = unlogged
         self._guesses = [_Guess(Model(terms), 0, 0, None, (), (), frozenset(), False, 0, None)]
         self._failures: list[_Failure] = []
+        self._strangers: dict[str | None, str] = {}  # by id: why its events are of another turn
         self._lacking: _Failure | None = None  # the latest course that was given up as too late
 
     def feed(self, one: Observed) -> None:
@@ -470,14 +457,29 @@ class _Search:
             self._guesses = kept
             return
         if not failures:
-            violation = ViolationError(_P.SPURIOUS_IS_NOTHING, "nothing explains the lines so far")
-            self._fail(self._guesses[0], self._latest, violation)
+            broken = Broken(_P.SPURIOUS_IS_NOTHING, "nothing explains the lines so far")
+            self._fail(self._guesses[0], self._latest, broken)
             failures = self._failures
         self.wrong = self._shown(min(failures))
 
     def _shown(self, failure: _Failure) -> Wrong:
-        violation, seen = failure.violation, self._seen(failure.step)
-        return Wrong(failure.line, self._name, violation.prop, violation.text, (), seen)
+        self._shown_step = failure.step
+        seen = self._seen(failure.step)
+        return Wrong(failure.line, self._name, failure.prop, failure.text, (), seen)
+
+    def assumed(self) -> tuple[int, int]:
+        """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
+        assumed = [step.event for step in self.course() if step.assumed]
+        losses = sum(isinstance(event, ev.ConnectionLost) for event in assumed)
+        return losses, sum(isinstance(event, ev.DeadlineReached) for event in assumed)
+
+    def course(self) -> list[_Step]:
+        """The course with the fewest unlogged events; if a line is wrong, the one that is shown."""
+        step, steps = self._shown_step or self._guesses[0].step, list[_Step]()
+        while step is not None:
+            steps.append(step)
+            step = step.before
+        return steps[::-1]
 
     def stuck(self, text: str) -> Wrong:
         """What is wrong if a turn has not ended in time, as ``text`` says: what the course with
@@ -491,6 +493,7 @@ class _Search:
         step = guess.step
         for logged in guess.queue:
             step = _Step(logged.at, logged.event, (), False, step)
+        self._shown_step = step
         text = f"{text}; line {self._latest} is the last of its session"
         return Wrong(self._latest, self._name, _P.TURNS_END, text, (), self._seen(step))
 
@@ -527,6 +530,9 @@ class _Search:
         for guess in self._guesses:
             connecting = _after(guess).socket == "connecting"
             event = event_of(one, turn, connecting)
+            if one.line in self._ids.strangers and _P.DELIVERED_TO_ITS_TURN not in self._without:
+                self._strangers[one.fields.get("response")] = self._ids.strangers[one.line]
+                event = _of_connection(event, _ELSEWHERE)
             waits = guess._replace(queue=(*guess.queue, _Logged(one.line, one.at, event)))
             if isinstance(event, _PROGRESS) and (waits.event is None or self._is_quiet(waits)):
                 yield from self._on(waits)
@@ -622,7 +628,7 @@ class _Search:
             )
             return
         assert first is not None
-        self._fail(guess, guess.line, first)
+        self._fail(guess, guess.line, Broken(first.prop, first.text))
 
     def _more(self, guess: _Guess) -> Iterator[tuple[Effect, ...]]:
         """Effects that the log does not show, but that may belong to what is being handled."""
@@ -673,15 +679,17 @@ class _Search:
         if model.socket == "connecting":
             if self._silence.upstream_opened:
                 yield ev.ConnectionOpened(generation), _FREE_COST
-            yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
+            if self._loses:
+                yield ev.ConnectionLost(generation, Unreachable("not logged")), _COST
         elif model.socket == "open":
-            yield ev.ConnectionLost(generation, Closed(1006)), _COST
+            if self._loses:
+                yield ev.ConnectionLost(generation, Closed(1006)), _COST
             frame = ev.FrameSent(generation)
             if not self._silence.frame_sent and model.requires_reaction(frame, now):
                 yield frame, _FREE_COST
             if not model.turns:
                 yield ev.EvictionRequested(), _FREE_COST  # idle connections are closed at some time
-        for timer in _UNLOGGED:
+        for timer in () if "timed_out" in self._header.logs else _UNLOGGED:
             due = model.due(timer)
             if due is not None and due <= now:
                 yield ev.DeadlineReached(timer), _COST
@@ -704,7 +712,13 @@ class _Search:
     def _uncaused(self, guess: _Guess, one: Observed) -> None:
         prop = _UNCAUSED.get(one.kind, _P.SPURIOUS_IS_NOTHING)
         text = f"{one.kind} follows from nothing that happened"
-        self._fail(guess, one.line, ViolationError(prop, text))
+        name = one.fields.get("turn")
+        if name is not None and name not in self._turns:
+            text += (
+                f"; turn {name} was not submitted in an earlier line: if the log does not begin "
+                "with its session, put what came before in front of it, or leave out the session"
+            )
+        self._fail(guess, one.line, Broken(prop, text))
 
     def _attached(self, guess: _Guess, one: Observed) -> Iterator[_Guess]:
         """``guess`` with what the bridge did as an effect of the event that it is handling."""
@@ -712,30 +726,74 @@ class _Search:
         tried: tuple[Effect, ...] = ()
         event = guess.event
         assert event is not None
+        if self._is_misused(guess, one):
+            return
+        sent = self._ids.sent.get(one.line)
+        if sent is not None:
+            guess = _as_sent(guess, sent)
+            event = guess.event
+            assert event is not None
         for more in self._more(guess):
             earlier = guess.effects + more
             for effect in self._effects(guess, earlier, one):
                 effects = (*earlier, effect)
                 try:
-                    self._check_injection(guess, effect)
+                    self._check_injection(guess, effect, sent)
                     check_step(guess.model, event, effects, guess.at, None, whole=False)
+                    self._check_tried(guess, effect)
                 except ViolationError as violation:
                     first, tried = first or violation, tried or effects
                     continue
                 yield guess._replace(effects=effects, line=one.line)
                 return
         if first is not None:
-            self._fail(guess._replace(effects=tried), one.line, first)
+            self._fail(guess._replace(effects=tried), one.line, Broken(first.prop, first.text))
 
-    def _check_injection(self, guess: _Guess, effect: Effect) -> None:
+    def _is_misused(self, guess: _Guess, one: Observed) -> bool:
+        """Whether the line uses a response id for another response than its own. Then no course
+        explains it."""
+        broken = self._ids.broken.get(one.line)
+        stranger = self._stranger_to(guess, one)
+        if broken is None and stranger:
+            text = f"the answer to another turn is passed on to turn {one.turn}: {stranger}"
+            broken = Broken(_P.DELIVERED_TO_ITS_TURN, text)
+        if broken is None or broken.prop in self._without:
+            return False
+        tried = guess
+        if one.kind == "sent":
+            effects = (*guess.effects, *self._effects(guess, guess.effects, one))
+            tried = guess._replace(effects=effects)
+        self._fail(tried, one.line, broken)
+        return True
+
+    def _stranger_to(self, guess: _Guess, one: Observed) -> str:
+        """If the line passes on the event that is being handled, and that is of another turn: why;
+        else nothing."""
+        passed_on = one.kind == "delivered" or one.fields.get("status") in _OVER
+        if not passed_on or getattr(guess.event, "generation", None) != _ELSEWHERE:
+            return ""
+        name = getattr(guess.event, "response", None)
+        return self._strangers.get(name, "")
+
+    def _check_injection(self, guess: _Guess, effect: Effect, turn: Turn | None) -> None:
         if not isinstance(effect, fx.SendTurn) or effect.form is not RequestForm.AS_IS:
             return
-        turn = self._numbered.get(effect.turn)
         if turn is None or turn.standing is not Standing.INJECTED:
             return
         if turn.anchor in guess.refused and _P.REFUSED_PLAN_ENDS not in self._without:
             text = f"{turn.anchor} is injected again, after the upstream refused it"
             raise ViolationError(_P.REFUSED_PLAN_ENDS, text)
+
+    def _check_tried(self, guess: _Guess, effect: Effect) -> None:
+        """Check that a turn is not given up when it is submitted, before a connect was tried for
+        it. Our rules always try, so no property of the model says that."""
+        event = guess.event
+        if not isinstance(effect, fx.FailTurn) or effect.answer is FailureReply.OVERLOADED:
+            return
+        own = isinstance(event, ev.TurnSubmitted) and event.turn.id == effect.turn
+        if own and guess.model.socket != "open" and _P.CONTINUED_AT_ONCE not in self._without:
+            text = f"turn {effect.turn} was given up before anything was tried for it"
+            raise ViolationError(_P.CONTINUED_AT_ONCE, text)
 
     def _effects(
         self, guess: _Guess, earlier: tuple[Effect, ...], one: Observed
@@ -761,17 +819,17 @@ class _Search:
         else:
             yield from _answers(guess, turn.id, one)
 
-    def _fail(self, guess: _Guess, line: int, violation: ViolationError) -> None:
+    def _fail(self, guess: _Guess, line: int, broken: Broken) -> None:
         order = len(self._failures)
         self._failures.append(
             _Failure(
-                violation.prop in _ODD,
+                broken.prop in _ODD,
                 guess.cost,
                 len(guess.queue),
                 -line,
                 order,
                 line,
-                violation,
+                *broken,
                 guess.step,
             )
         )
@@ -801,6 +859,7 @@ _UNCAUSED: Mapping[str, Property] = {
 _OF_CLIENTS = (ev.TurnSubmitted, ev.TurnAbandoned)
 # Events in whose place nothing else can have happened that a later action would need.
 _PROGRESS = (ev.FrameSent, ev.ResponseCreated, ev.OutputReceived, ev.ResponseEnded)
+_ELSEWHERE = -1  # the generation of an event that came for another turn
 _EFFECTS = frozenset(name for name, kind in LINES.items() if kind.says is Says.DONE)
 
 
@@ -817,9 +876,28 @@ def _of_connection(event: Event, generation: int) -> Event:
     """``event``, of the connection of ``generation`` if it is of one."""
     if isinstance(event, ev.TurnSubmitted | ev.TurnAbandoned | ev.DeadlineReached):
         return event
-    if isinstance(event, ev.RelayPaused | ev.EvictionRequested):
+    if isinstance(event, ev.RelayPaused | ev.EvictionRequested) or event.generation == _ELSEWHERE:
         return event
     return attrs.evolve(event, generation=generation)
+
+
+def _as_sent(guess: _Guess, turn: Turn) -> _Guess:
+    """``guess`` with the anchor that ``turn`` is sent with now, which may be another id for the
+    response that its client named."""
+    event, model = guess.event, guess.model
+    if isinstance(event, ev.TurnSubmitted) and event.turn.id == turn.id and event.turn != turn:
+        guess = guess._replace(event=attrs.evolve(event, turn=turn))
+    turns = tuple(
+        [
+            one._replace(anchor=turn.anchor, standing=turn.standing) if one.id == turn.id else one
+            for one in model.turns
+        ]
+    )
+    if turns != model.turns:
+        model = model.copy()
+        model.turns = turns
+        guess = guess._replace(model=model)
+    return guess
 
 
 def _after(guess: _Guess, effects: tuple[Effect, ...] | None = None) -> Model:

@@ -1,15 +1,17 @@
 """Writes the results of all explorations as JUnit's XML, which every CI system can show.
 
 What belongs here: one test case for each property; a violation is its failure, with the whole story
-as the text. A section of which not all could be explored within its limit is an error.
+as the text. A section of which not all could be explored within its limit is an error. The check of
+a log is one suite.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.results import Results, SectionResult, Status
+from bridgecore.verify.trace import TraceReport
 
 
 def junit(results: Results) -> str:
@@ -31,6 +33,47 @@ def junit(results: Results) -> str:
             ]
         lines.append("</testsuite>")
     return "\n".join([*lines, "</testsuites>", ""])
+
+
+def junit_of_trace(
+    log: str, judged: Iterable[CostedProperty], report: TraceReport, verdict: str, told: str
+) -> str:
+    """The check of a log as an XML document: a test case for each property that was ``judged``, and
+    one for the decisions. What was checked only up to a wrong line is skipped. ``told``: what is
+    wrong, as text."""
+    wrong = report.wrong
+    names: list[CostedProperty | None] = [*judged]
+    if report.policies:
+        names.insert(0, None)
+    cases: list[str] = []
+    for prop in names:
+        name = "decisions" if prop is None else prop.name
+        head = f"<testcase classname={_quoted('log')} name={_quoted(name)}"
+        if wrong is None:
+            cases.append(f"{head}/>")
+        elif wrong.prop is prop:
+            cases += [f"{head}>", f"<failure message={_quoted(wrong.text)}>", _escaped(told)]
+            cases += ["</failure>", "</testcase>"]
+        else:
+            text = f"the log was checked up to line {wrong.line} only"
+            cases += [f"{head}>", f"<skipped message={_quoted(text)}/>", "</testcase>"]
+    failures = int(wrong is not None)
+    counts = (
+        f'tests="{len(names)}" failures="{failures}" errors="0" '
+        f'skipped="{(len(names) - 1) * failures}"'
+    )
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="utf-8"?>',
+            f"<testsuites name={_quoted(f'bridgecore verify --trace {log}')} {counts}>",
+            f'<testsuite name="log" {counts}>',
+            *cases,
+            f"<system-out>{_escaped(verdict)}</system-out>",
+            "</testsuite>",
+            "</testsuites>",
+            "",
+        ]
+    )
 
 
 def _counts(sections: Sequence[SectionResult]) -> str:

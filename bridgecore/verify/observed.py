@@ -29,7 +29,7 @@ from bridgecore.recovery.failure import (
     UpgradeRefused,
 )
 from bridgecore.recovery.timers import NS_PER_SECOND, SESSION_TIMERS, Timer
-from bridgecore.verify.replay import MalformedLog
+from bridgecore.verify.replay import LogLines, MalformedLog
 from bridgecore.wire.jsontext import UnreadableError, read_value
 
 FORMAT = 1
@@ -84,10 +84,22 @@ LINES: Mapping[str, Kind] = {
             "store": Field(bool, "whether the upstream stores its response; absent: true"),
             "knows": Field(
                 bool,
-                "false: the bridge has never seen that id for this client; absent: it has if the "
-                "log has",
+                "false: the bridge has never seen that id for this client, which no log can say of "
+                "a response of the same session; absent: it has if the log has",
             ),
-            "holds": Field(bool, "whether the bridge has the whole context; absent: false"),
+            "holds": Field(
+                bool,
+                "whether the bridge has the whole context; absent: if it sends it, and the log has "
+                "that response",
+            ),
+            "client": Field(
+                str, "whose credential it is, by a name of your choice; absent: not compared"
+            ),
+            "preloads": Field(
+                str,
+                "of a request of the bridge's own that gives a connection the context of this "
+                "response: the id that it then has is another one for the same response",
+            ),
         },
     ),
     "turn_abandoned": Kind(
@@ -117,7 +129,11 @@ LINES: Mapping[str, Kind] = {
         "SendTurn",
         {
             "turn": _TURN,
-            "previous_response_id": Field(str, "as it was sent; absent: the input went in full"),
+            "previous_response_id": Field(
+                str,
+                "as it was sent: what the client named, or another id for the same response; if it "
+                "named none, what is injected; absent: the input went in full",
+            ),
         },
     ),
     "frame_sent": Kind(Says.HAPPENED, "the operating system has the frame", "FrameSent", {}),
@@ -166,6 +182,9 @@ LINES: Mapping[str, Kind] = {
             "turn": _TURN,
             "status": Field(int, "the HTTP status", required=True),
             "code": Field(str, "the error code; with status 200: of response.failed"),
+            "response": Field(
+                str, "the id that the client was given for its response, if not the upstream's"
+            ),
         },
     ),
     "log_ended": Kind(Says.ABOUT, "nothing else happened until now, in any conversation", "", {}),
@@ -190,7 +209,8 @@ HEADER: Mapping[str, Field] = {
     "timeouts": Field(dict, "seconds of `connect`, `created`, `idle`, `turn` and `lifetime`; one "
     "that is not named may pass at any time"),
     "logs": Field(list, "kinds of lines that the bridge writes although this log has none: their "
-    "absence then means that nothing happened"),
+    "absence then means that nothing happened; with `upstream_lost` or `timed_out` among them no "
+        "loss or no deadline is assumed at all"),
 }  # fmt: skip
 """The members of the header, with their defaults."""
 
@@ -226,19 +246,20 @@ class Observed:
         return name
 
 
-def read_log(lines: Iterable[bytes]) -> tuple[Header, list[Observed]]:
-    """Read a whole log: what its bridge promises, and its lines.
+def read_log(lines: Iterable[bytes] | LogLines) -> tuple[Header, list[Observed]]:
+    """Read a whole log: what its bridge promises, and its lines. ``lines``: a ``LogLines`` tells
+    afterwards which were cut off.
 
     Raises:
         MalformedLog: a line is not one of such a log; the error has its number.
     """
     header, found = Header(), list[Observed]()
     latest: dict[str, int] = {}
-    number = 0
-    for number, line in enumerate(lines, 1):
+    first = True
+    for number, line in lines if isinstance(lines, LogLines) else LogLines(lines):
         try:
             value = _object(line)
-            if number == 1 and "trace" in value:
+            if first and "trace" in value:
                 header = _header(value)
                 continue
             observed = _observed(number, value)
@@ -250,7 +271,9 @@ def read_log(lines: Iterable[bytes]) -> tuple[Header, list[Observed]]:
             found.append(observed)
         except ValueError as exc:
             raise MalformedLog(number, str(exc)) from None
-    if number == 0:
+        finally:
+            first = False
+    if first:
         raise MalformedLog(1, "the log is empty")
     return header, found
 

@@ -20,19 +20,20 @@ checks the sessions inside a bridge, whose transitions are visible only in the d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import attrs
 
 from bridgecore.errors import BridgecoreError
-from bridgecore.recovery.effects import Effect, OpenConnection, RetireSession
-from bridgecore.recovery.events import Event
+from bridgecore.recovery.effects import Effect, OpenConnection, RetireSession, SendTurn
+from bridgecore.recovery.events import Event, TurnSubmitted
 from bridgecore.recovery.policy import Policy
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import SessionState
 from bridgecore.verify.monitor import Monitor
 from bridgecore.verify.properties import Property
 from bridgecore.wire.decisions import Decision, cell_names, read_line, show
+from bridgecore.wire.jsontext import UnreadableError, read_value
 
 
 class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about, not that it is an error)
@@ -41,6 +42,59 @@ class MalformedLog(BridgecoreError, ValueError):  # noqa: N818 (what it is about
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(f"line {line}: {reason}")
         self.line = line
+
+
+class LogLines:
+    """The lines of a log with their numbers, without blank ones and without those that were cut off
+    because the process that wrote them was killed.
+
+    A line is cut off if it is not JSON, and is the last one and has no line break, or the header of
+    the next run follows. ``incomplete``: the numbers of those met so far.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._lines = lines
+        self.incomplete: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        before: tuple[int, bytes] | None = None
+        count = 0
+        for number, line in enumerate(self._lines, 1):
+            if not line.strip():
+                continue
+            if before is not None:
+                if count and line.startswith(_HEADER) and not _is_json(before[1]):
+                    self.incomplete.append(before[0])
+                else:
+                    yield before
+                    count += 1
+            before = number, line
+        if before is None:
+            return
+        if count and not before[1].endswith(b"\n") and not _is_json(before[1]):
+            self.incomplete.append(before[0])
+        else:
+            yield before
+
+
+_HEADER = b'{"log"'
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        line.decode()
+        read_value(line)
+    except (UnicodeDecodeError, UnreadableError):
+        return False
+    return True
+
+
+BEGUN = (
+    "the session had begun before its first line here. Put the files of a rotated log together, "
+    "the oldest first, so that it begins where the bridge began to write; or leave out the lines "
+    "of this session"
+)
+"""What a user is told of a divergence that is ``begun``."""
 
 
 @attrs.frozen
@@ -65,7 +119,8 @@ class Decided:
 
 @attrs.frozen
 class Divergence:
-    """A line whose decision is not the recorded one. ``run`` counts from 1, ``at`` is in ns."""
+    """A line whose decision is not the recorded one. ``run`` counts from 1, ``at`` is in ns.
+    ``begun``: it is the first line of its session, which cannot begin like that."""
 
     line: int
     run: int
@@ -74,6 +129,7 @@ class Divergence:
     event: Event
     expected: Decided  # as recorded
     actual: Decided
+    begun: bool = False
 
 
 @attrs.frozen
@@ -98,6 +154,7 @@ class Report:
     policies: tuple[str, ...]  # of the runs, in order, each once
     divergence: Divergence | None
     differences: tuple[Divergence, ...]
+    incomplete: tuple[int, ...] = ()  # lines that were cut off
 
     @property
     def same(self) -> bool:
@@ -122,12 +179,13 @@ def replay(lines: Iterable[bytes], other: Policy | None = None) -> Report:
         MalformedLog: a line is not one of a decision log; the error has its number.
     """
     replayed = Replay(other)
-    for line in lines:
-        if replayed.take(line) is not None:
+    read = LogLines(lines)
+    for number, line in read:
+        if replayed.take(line, number) is not None:
             break
     if replayed.lines == 0:
         raise MalformedLog(1, "the log is empty")
-    return replayed.report()
+    return attrs.evolve(replayed.report(), incomplete=tuple(read.incomplete))
 
 
 class Replay:
@@ -136,7 +194,7 @@ class Replay:
     ``other``: a policy to compare with. ``watched``: the reference model checks each session,
     whatever its policy: violations by a policy that is known to be unsafe are reported, too.
     ``without``: properties that the model does not check. ``told`` is called with each decision,
-    before it is judged. ``lines``: how many were taken.
+    before it is judged. ``lines``: the number of the latest line.
     """
 
     def __init__(
@@ -162,9 +220,10 @@ class Replay:
         self._names: dict[str, None] = {}
         self._differences: list[Divergence] = []
 
-    def take(self, line: bytes) -> Divergence | None:
-        """Replay one more line. The result is the divergence at the first line that has one: later
-        lines are not replayed, because they may follow from it.
+    def take(self, line: bytes, number: int | None = None) -> Divergence | None:
+        """Replay one more line, which has this number; None: the next one. The result is the
+        divergence at the first line that has one: later lines are not replayed, because they may
+        follow from it.
 
         Raises:
             MalformedLog: the line is not one of a decision log, or not possible at this place.
@@ -173,7 +232,7 @@ class Replay:
         """
         if self._divergence is not None:
             return None
-        self.lines += 1
+        self.lines = self.lines + 1 if number is None else number
         try:
             found = read_line(line)
             if isinstance(found, Policy):
@@ -206,8 +265,12 @@ class Replay:
 
     def _decided(self, line: int, decision: Decision) -> None:
         if self._policy is None:
-            raise ValueError("a decision, but no header came before it")
+            raise ValueError(
+                "a decision, but no header came before it: the log does not begin with its run. "
+                "Put the files of a rotated log together, the oldest first"
+            )
         session = self._sessions.get(decision.session)
+        first = session is None
         if session is None:
             remote = _leads_to_a_replica(decision)
             monitor = self._monitor(self._policy, remote) if self._watched else None
@@ -223,7 +286,8 @@ class Replay:
         if self._told is not None:
             self._told(Taken(self._runs, decision, session.state, transition))
         if transition is None or actual != expected:
-            self._divergence = self._differing(line, decision, expected, actual)
+            found = self._differing(line, decision, expected, actual)
+            self._divergence = attrs.evolve(found, begun=first and _has_begun(decision))
             return
         before, session.state = session.state, transition.state
         if self._other is not None:
@@ -246,6 +310,13 @@ class Replay:
     ) -> Divergence:
         at, event = decision.at, decision.event
         return Divergence(line, self._runs, decision.session, at, event, expected, actual)
+
+
+def _has_begun(first: Decision) -> bool:
+    """Whether the ``first`` decision of a session in a log shows that there were earlier ones: a
+    session begins with a turn, for which it connects."""
+    sends = any(isinstance(effect, SendTurn) for effect in first.effects)
+    return sends or not isinstance(first.event, TurnSubmitted)
 
 
 def _leads_to_a_replica(first: Decision) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from typing import Any
 
 import attrs
 
@@ -18,8 +19,11 @@ from bridgecore.recovery.effects import RetireSession
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import Situation
 from bridgecore.recovery.rules import RULES, Handling, Transition
+from bridgecore.recovery.timers import NS_PER_SECOND
+from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.properties import Property, ViolationError
-from bridgecore.verify.replay import Divergence, MalformedLog, Replay, Taken
+from bridgecore.verify.replay import BEGUN, Divergence, LogLines, MalformedLog, Replay, Taken
+from bridgecore.verify.scenario import command_of, describe
 from bridgecore.verify.story import Seen
 
 CELLS = len(Situation) * len(Standing)
@@ -27,6 +31,7 @@ CELLS = len(Situation) * len(Standing)
 RULE_IDS = frozenset(rule.id for rule in RULES.values() if rule.handling is not Handling.ILLEGAL)
 """The rules of the table that an event can meet."""
 
+LATE = "the log does not begin with this session"
 _SHOWN = 60  # transitions of the session before the wrong line that its diagram shows
 
 
@@ -36,28 +41,31 @@ class Wrong:
 
     ``prop``: the property that does not hold; None: the decision is not one that the rules make.
     ``text``: what is wrong. ``blamed``: the cells of the table that decided, else the rule; empty
-    for another bridge. ``seen``: the history of the session, up to and with this line.
+    for another bridge. ``seen``: the history of the session, up to and with this line. ``other``:
+    the short name if there is no property.
     """
 
     line: int
     session: str
-    prop: Property | None
+    prop: CostedProperty | None
     text: str
     blamed: tuple[str, ...]
     seen: tuple[Seen, ...]
+    other: str = "not the decision of the rules"
 
     @property
     def title(self) -> str:
         """A short name of what is wrong."""
-        return "not the decision of the rules" if self.prop is None else self.prop.name
+        return self.other if self.prop is None else self.prop.name
 
 
 @attrs.frozen
 class TraceReport:
     """The result of a check. ``steps``: events that were checked. ``rules``, ``cells``: how often
-    each was met, by name; empty for another bridge, whose rules are not known. ``states``: how many
-    states of the model a log that is silent about something was found to allow, at most at a time
-    and in total."""
+    each was met, by name; for another bridge those that ``default`` would meet there. ``losses``,
+    ``deadlines``: how many the log of another bridge lacks at least, if it does nothing wrong.
+    ``incomplete``: lines that were cut off. ``states``: how many states of the model a log that is
+    silent about something was found to allow, at most at a time and in total."""
 
     lines: int
     sessions: int
@@ -66,7 +74,45 @@ class TraceReport:
     policies: tuple[str, ...] = ()
     rules: Counter[str] = attrs.Factory(Counter)
     cells: Counter[str] = attrs.Factory(Counter)
+    losses: int = 0
+    deadlines: int = 0
+    incomplete: tuple[int, ...] = ()
     states: tuple[int, int] = (0, 0)
+
+    def as_data(self) -> dict[str, Any]:
+        """The result as plain data, for JSON. Times are in seconds."""
+        wrong = None
+        if self.wrong is not None:
+            prop = self.wrong.prop
+            wrong = {
+                "line": self.wrong.line,
+                "session": self.wrong.session,
+                "title": self.wrong.title,
+                "property": None if prop is None else prop.name,
+                "requires": None if prop is None else prop.value,
+                "text": self.wrong.text,
+                "blamed": [*self.wrong.blamed],
+                "history": [
+                    {
+                        "at": one.at / NS_PER_SECOND,
+                        "event": command_of(one.event) + one.note,
+                        "effects": [describe(effect) for effect in one.transition.effects],
+                    }
+                    for one in self.wrong.seen
+                ],
+            }
+        return {
+            "accepted": self.wrong is None,
+            "lines": self.lines,
+            "sessions": self.sessions,
+            "events": self.steps,
+            "policies": [*self.policies],
+            "rules": dict(self.rules.most_common()),
+            "cells": dict(self.cells.most_common()),
+            "not_logged": {"losses": self.losses, "deadlines": self.deadlines},
+            "incomplete": [*self.incomplete],
+            "wrong": wrong,
+        }
 
 
 def check_decisions(
@@ -81,9 +127,10 @@ def check_decisions(
     histories = _Histories()
     replayed = Replay(watched=True, without=without, told=histories.add)
     wrong: Wrong | None = None
-    for line in lines:
+    read = LogLines(lines)
+    for number, line in read:
         try:
-            divergence = replayed.take(line)
+            divergence = replayed.take(line, number)
         except ViolationError as violation:
             wrong = histories.violated(replayed.lines, violation)
         else:
@@ -101,6 +148,7 @@ def check_decisions(
         report.policies,
         histories.rules,
         histories.cells,
+        incomplete=tuple(read.incomplete),
     )
 
 
@@ -155,8 +203,10 @@ class _Histories:
         last = seen[-1]
         recorded = Transition(last.transition.state, found.expected.effects, found.expected.rule)
         seen = (*seen[:-1], attrs.evolve(last, transition=recorded))
+        if found.begun:
+            return Wrong(found.line, str(session), None, BEGUN, (), seen, LATE)
         text = f"recorded {found.expected}; the rules decide {found.actual}"
-        blamed = found.actual.cells or (found.actual.rule,)
+        blamed = found.actual.cells or tuple(filter(None, [found.actual.rule]))
         return Wrong(found.line, str(session), None, text, blamed, seen)
 
 

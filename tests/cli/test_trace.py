@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from bridgecore_cli.errors import CONFIGURATION
+from bridgecore_cli.errors import CONFIGURATION, USAGE
 from bridgecore_cli.main import main
 from tests.verify.test_replay import eventful, lines_of
 
+Capture = pytest.CaptureFixture[str]
 TRACES = Path(__file__).resolve().parents[2] / "docs" / "examples" / "traces"
+
+
+def unwrapped(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +29,18 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_accepted_log_shows_what_it_has_met(
-    log: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_accepted_log_shows_what_it_has_met(log: Path, capsys: Capture) -> None:
     assert main(["verify", "--trace", str(log)]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "rules met " in out
     assert "cells met " in out
     assert "send_skipped/bound" in out
-    assert out.splitlines()[-1].startswith(f"accepted: {log}: ")
-    assert max(len(line) for line in out.splitlines()[:-1]) < 80
+    assert f"accepted: {log}: " in unwrapped(out)
 
 
 def test_an_altered_decision_is_shown_with_its_diagram(
-    log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    log: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     lines = log.read_bytes().splitlines()
     number = next(nth for nth, line in enumerate(lines) if b"CompleteTurn" in line)
@@ -48,9 +52,10 @@ def test_an_altered_decision_is_shown_with_its_diagram(
     assert main(["verify", "--trace", str(path), "--svg", str(drawing)]) == 1
     out = capsys.readouterr().out
     assert out.startswith(f"line {number + 1}, session {decision['session']}: not the decision")
+    out = unwrapped(out)
     assert "wrong: recorded ended: nothing to do; the rules decide ended:" in out
     assert "decided by: ended" in out
-    assert f"rejected: {path}, line {number + 1}: " in out.splitlines()[-1]
+    assert f"rejected: {path}, line {number + 1}: " in out
     assert ElementTree.fromstring(drawing.read_text(encoding="utf-8")).tag.endswith("svg")
 
 
@@ -64,15 +69,20 @@ def test_an_altered_decision_is_shown_with_its_diagram(
     ],
 )
 def test_the_examples_of_the_documentation(
-    name: str, status: int, words: str, capsys: pytest.CaptureFixture[str]
+    name: str, status: int, words: str, capsys: Capture
 ) -> None:
     assert main(["verify", "--trace", str(TRACES / f"{name}.jsonl")]) == status
     out = capsys.readouterr().out
     assert words in out
-    assert "rules met" not in out
+    assert max(len(line) for line in out.splitlines()) < 80
+    assert re.search(
+        r"^rules that default would meet: [0-9]+ of 35: submit [0-9],", out, re.MULTILINE
+    )
+    assert "\ncells that default would meet: " in out
+    assert " of 1 session" in unwrapped(out)
 
 
-def test_a_property_can_be_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_property_can_be_allowed(capsys: Capture) -> None:
     trace = str(TRACES / "sends_again.jsonl")
     assert main(["verify", "--trace", trace, "--allow", "no_ambiguous_resend"]) == 0
     assert "accepted" in capsys.readouterr().out
@@ -81,7 +91,144 @@ def test_a_property_can_be_allowed(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no property is named 'no_such'" in capsys.readouterr().err
 
 
-def test_what_is_no_log_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_that_was_cut_off_is_checked(log: Path, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "cut"
+    whole = log.read_bytes()
+    path.write_bytes(whole + b"\n" + whole.splitlines()[-1][:40])
+    number = len(whole.splitlines()) + 2
+    for command in (["verify", "--trace"], ["replay"]):
+        assert main([*command, str(path)]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        assert f"\nline {number} is incomplete: it was cut off" in f"\n{out}"
+
+
+def test_a_log_that_begins_in_a_session_says_what_to_do(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "rotated"
+    lines = log.read_bytes().splitlines(keepends=True)
+    number = next(nth for nth, line in enumerate(lines) if b"ResponseCreated" in line)
+    path.write_bytes(b"".join([lines[0], *lines[number:]]))
+    assert main(["verify", "--trace", str(path)]) == 1
+    out = unwrapped(capsys.readouterr().out)
+    assert "line 2: the log does not begin with this session" in out
+    assert "Put the files of a rotated log together" in out
+    assert "decided by" not in out
+    assert main(["replay", str(path)]) == 1
+    assert "Put the files of a rotated\n  log together" in capsys.readouterr().out
+    path.write_bytes(b"".join(lines[number:]))
+    for command in (["verify", "--trace"], ["replay"]):
+        assert main([*command, str(path)]) == CONFIGURATION
+        assert "Put the files of a rotated log together" in capsys.readouterr().err
+
+
+def test_the_verdict_says_what_it_assumes(capsys: Capture) -> None:
+    assert main(["verify", "--trace", str(TRACES / "sound.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "25 events of 1 session, 27 lines, if 1 loss was not logged" in unwrapped(out)
+    assert "send_skipped/held 2" in unwrapped(out)
+
+
+@pytest.mark.parametrize("columns", [50, 80, 200])
+def test_no_line_is_wider_than_the_terminal(
+    columns: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(TRACES)
+    for name in ("sound", "answers_not_found", "sends_again", "gets_stuck"):
+        main(["verify", "--trace", f"{name}.jsonl"])
+        out = capsys.readouterr().out
+        assert max(len(line) for line in out.splitlines()) < columns
+        assert "..." not in out
+
+
+@pytest.mark.parametrize(("name", "status"), [("sound", 0), ("sends_again", 1)])
+def test_the_result_of_another_bridges_log_for_machines(
+    name: str, status: int, tmp_path: Path, capsys: Capture
+) -> None:
+    log, files = str(TRACES / f"{name}.jsonl"), [tmp_path / "junit", tmp_path / "mermaid"]
+    flags = ["--json", "--junit", str(files[0]), "--mermaid", str(files[1])]
+    assert main(["verify", "--trace", log, *flags]) == status
+    found = json.loads(capsys.readouterr().out)
+    assert (found["accepted"], found["log"]) == (status == 0, log)
+    assert found["not_logged"] == {"losses": 1 - status, "deadlines": 0}
+    assert (
+        list(found["cells"])
+        == (["send_skipped/held", "lost_sent/bound"], ["lost_sent/held"])[status]
+    )
+    assert found["rules"]["submit"] > 0
+    cases = ElementTree.fromstring(files[0].read_text(encoding="utf-8")).findall("*/testcase")
+    failed = [case.get("name") for case in cases if case.find("failure") is not None]
+    skipped = [case for case in cases if case.find("skipped") is not None]
+    assert {"TURNS_END", "CONTEXT_IS_MEANT"} <= {case.get("name") for case in cases}
+    assert len(skipped) == (len(cases) - 1) * status
+    if status == 0:
+        assert (failed, found["wrong"], files[1].exists()) == ([], None, False)
+        return
+    assert failed == ["NO_AMBIGUOUS_RESEND"] == [found["wrong"]["property"]]
+    assert found["wrong"]["line"] == 13
+    assert found["wrong"]["history"][-1]["effects"] == ["send turn 2 rehydrated on connection 2"]
+    assert files[1].read_text(encoding="utf-8").startswith("sequenceDiagram\n")
+
+
+def test_the_result_of_a_decision_log_for_machines(
+    log: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    path, junit = tmp_path / "altered", tmp_path / "junit"
+    path.write_bytes(log.read_bytes().replace(b'"rule":"ended"', b'"rule":"end"', 1))
+    flags = ["--json", "--junit", str(junit)]
+    found: dict[str, Any] = {}
+    for trace, failed in ((log, []), (path, ["decisions"])):
+        assert main(["verify", "--trace", str(trace), *flags]) == len(failed)
+        found = json.loads(capsys.readouterr().out)
+        assert found["policies"] == ["default"]
+        assert found["accepted"] is (failed == [])
+        cases = ElementTree.fromstring(junit.read_text(encoding="utf-8")).findall("*/testcase")
+        assert [case.get("name") for case in cases if case.find("failure") is not None] == failed
+    assert found["wrong"]["blamed"] == ["ended"]
+
+
+def test_a_property_that_is_allowed_is_no_case(tmp_path: Path) -> None:
+    trace, junit = str(TRACES / "sends_again.jsonl"), tmp_path / "junit"
+    flags = ["--allow", "no_ambiguous_resend", "--junit", str(junit)]
+    assert main(["verify", "--trace", trace, *flags]) == 0
+    assert "NO_AMBIGUOUS_RESEND" not in junit.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--policy", "default"], "to compare a decision log with another policy: bridgecore"),
+        (["--bounds", "small"], "--trace explores nothing"),
+        (["--property", "TURNS_END"], "--allow leaves one out"),
+        (["--mutants"], "--trace explores nothing"),
+        (["--export", "json"], "--trace explores nothing"),
+        (["--part", "1"], "--trace explores nothing"),
+        (["--jobs", "1"], "--trace explores nothing"),
+        (["--report", "x"], "--trace explores nothing"),
+        (["--output", "x"], "--trace explores nothing"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    flags: list[str], why: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", "--trace", str(TRACES / "sound.jsonl"), *flags]) == USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{flags[0]} cannot be given with --trace: " in err
+    assert why in err
+
+
+def test_a_property_is_allowed_only_in_a_log(capsys: Capture) -> None:
+    assert main(["verify", "--bounds", "quick", "--allow", "TURNS_END"]) == USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "--allow is of use only with --trace" in err
+
+
+def test_what_is_no_log_is_named(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "log"
     assert main(["verify", "--trace", str(path)]) == CONFIGURATION
     assert f"cannot read {path}" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from bridgecore.config import Continuity
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import Closed
 from bridgecore.simulate import Scenario, checks, run
+from bridgecore.verify.cost import CostedProperty
 from bridgecore.verify.foreign import check_trace, is_decision_log
 from bridgecore.verify.observed import HEADER, LINES, Says, read_log
 from bridgecore.verify.properties import Property
@@ -60,11 +61,11 @@ class Log:
         self.add("response_ended", response=f"r-{name}")
         return self.add("answered", name, status=200)
 
-    def check(self, *without: Property) -> TraceReport:
+    def check(self, *without: CostedProperty) -> TraceReport:
         return check_trace(encoded(self.rows), frozenset(without))
 
 
-def broken(report: TraceReport) -> tuple[int, Property | None]:
+def broken(report: TraceReport) -> tuple[int, CostedProperty | None]:
     assert report.wrong is not None
     return report.wrong.line, report.wrong.prop
 
@@ -103,6 +104,29 @@ def test_what_is_seen_of_our_own_bridge_is_accepted(continuity: Continuity) -> N
     assert report.steps == len(rows)
 
 
+def test_the_cells_that_it_meets_are_those_that_decided() -> None:
+    own, foreign = check_decisions(lines_of(eventful())), check_trace(encoded(_SEEN))
+    assert foreign.cells == own.cells
+    assert foreign.rules.keys() - own.rules.keys() == {"evict-idle"}  # of ours: expiry
+    assert own.rules["submit"] == foreign.rules["submit"] > 40
+    without = check_trace(encoded(row for row in _SEEN if row["event"] != "frame_sent"))
+    assert without.cells == own.cells
+
+
+def test_what_is_met_follows_a_bridge_that_decides_otherwise() -> None:
+    """It gives up a turn where ``default`` tries again, and goes on on the connection it has."""
+    log = Log().turn("1").add("turn_submitted", "2").add("sent", "2").add("upstream_lost")
+    log.add("answered", "2", status=502, code="stream_incomplete")
+    log.add("turn_submitted", "3", wait=20).add("upstream_opened").add("sent", "3").answer("3")
+    log.add("turn_submitted", "4", previous_response_id="r-3")
+    log.add("sent", "4", previous_response_id="r-3").answer("4")
+    report = log.check()
+    assert (report.wrong, report.losses) == (None, 0)
+    assert report.cells == {"lost_sent/unanchored": 1}
+    assert (report.rules["submit"], report.rules["ended"]) == (4, 3)
+    assert report.rules["connection-opened"] == 2
+
+
 @settings(max_examples=4)
 @given(silent=st.sets(st.sampled_from([*OPTIONAL, "timed_out", "upstream_lost"])))
 def test_it_is_accepted_whatever_the_log_is_silent_about(silent: set[str]) -> None:
@@ -130,9 +154,9 @@ def test_a_log_of_the_simulator_is_accepted_in_both_forms(monkeypatch: pytest.Mo
     lines: list[bytes] = []
 
     class Recording(Replay):
-        def take(self, line: bytes) -> Any:
+        def take(self, line: bytes, number: int | None = None) -> Any:
             lines.append(line)
-            return super().take(line)
+            return super().take(line, number)
 
     monkeypatch.setattr(checks, "Replay", Recording)
     run(Scenario(seed=3, clients=6, turns=5, fault_every=2))
@@ -159,6 +183,42 @@ def test_a_loss_that_nobody_wrote_down_is_assumed() -> None:
     assert report.states[0] > 1
     log.rows[0]["unlogged"] = 0
     assert broken(log.check()) == (11, Property.ONE_END)
+
+
+def _refused_for_ever(**header: Any) -> Log:
+    """After a loss all turns get the same 502, and the log shows no connect that failed."""
+    log = Log(**header).turn("1", store=False).add("upstream_lost")
+    for number in range(2, 10):
+        log.add("turn_submitted", str(number), wait=10, previous_response_id="r-1")
+        log.add("answered", str(number), status=502, code="stream_incomplete")
+    return log
+
+
+def test_the_losses_that_a_log_must_lack_are_counted() -> None:
+    """Each excuses one answer, and none is free of charge: who reads the verdict has to know."""
+    report = _refused_for_ever().check()
+    assert (report.wrong, report.losses, report.deadlines) == (None, 8, 0)
+    report = Log().turn("1").turn("2", "r-1").check()
+    assert (report.wrong, report.losses, report.deadlines) == (None, 0, 0)
+
+
+@pytest.mark.parametrize("header", [{"logs": ["upstream_lost", "timed_out"]}, {"unlogged": 0}])
+def test_without_them_a_turn_is_not_given_up_before_it_was_tried(header: Json) -> None:
+    assert broken(_refused_for_ever(**header).check()) == (11, Property.CONTINUED_AT_ONCE)
+
+
+@pytest.mark.parametrize("logged", ["upstream_lost", "timed_out"])
+def test_what_the_bridge_always_logs_is_not_assumed(logged: str) -> None:
+    report = _refused_for_ever(logs=[logged]).check()
+    assert report.wrong is None
+    assert (report.losses, report.deadlines) == ((0, 8) if logged == "upstream_lost" else (8, 0))
+
+
+def test_the_same_refusal_on_an_open_connection_is_bounded() -> None:
+    log = _refused_for_ever(logs=["upstream_lost", "timed_out"])
+    opened = {"at": log.rows[10]["at"] - 1, "session": "s", "event": "upstream_opened"}
+    log.rows.insert(10, opened)
+    assert broken(log.check()) == (18, Property.REFUSALS_ARE_BOUNDED)
 
 
 def test_an_assumed_loss_excuses_no_resend() -> None:
@@ -267,7 +327,10 @@ def test_a_wrong_bridge_is_rejected_at_its_line(
 
 
 def test_an_action_without_any_cause_is_rejected() -> None:
-    assert broken(Log().add("sent", "1").check()) == (2, Property.OPEN_IS_OPEN)
+    report = Log().add("sent", "1").check()
+    assert broken(report) == (2, Property.OPEN_IS_OPEN)
+    assert report.wrong is not None
+    assert "turn 1 was not submitted in an earlier line: if the log does not" in report.wrong.text
 
 
 def test_the_history_tells_what_was_assumed() -> None:
@@ -287,7 +350,7 @@ def test_the_history_tells_what_was_assumed() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"", "it is not JSON in UTF-8"),
+        (b"{", "it is not JSON in UTF-8"),
         (b"\xff", "it is not JSON in UTF-8"),
         (b"[]", "it is not an object"),
         (b"{}", "event is None, which is no kind of line"),
@@ -314,6 +377,16 @@ def test_a_line_that_cannot_be_read_is_named(line: bytes, reason: str) -> None:
         check_trace([line])
     assert reason in str(caught.value)
     assert not is_decision_log(line)
+
+
+def test_a_line_that_was_cut_off_is_left_out() -> None:
+    log = Log().turn("1")
+    lines = encoded(log.rows)
+    report = check_trace([b"\n", *lines, b"\n", b'{"at": 9000, "ses'])
+    assert (report.wrong, report.lines) == (None, len(lines) + 1)
+    assert report.incomplete == (len(lines) + 3,)
+    with pytest.raises(MalformedLog, match="line 2: it is not JSON"):
+        check_trace([lines[0], b"{\n", *lines[1:]])
 
 
 def test_time_does_not_go_backwards_in_a_session() -> None:

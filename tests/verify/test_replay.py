@@ -564,8 +564,6 @@ def _line(**changes: Any) -> bytes:
 
 
 MALFORMED = [
-    (b"", "not JSON"),
-    (b"\n", "not JSON"),
     (b"\xff", "not UTF-8"),
     (b"{", "not JSON"),
     (b"[" * 100_000, "not JSON"),
@@ -614,12 +612,43 @@ MALFORMED = [
 @pytest.mark.parametrize(("line", "reason"), MALFORMED)
 def test_a_malformed_line_is_named(line: bytes, reason: str) -> None:
     with pytest.raises(MalformedLog) as caught:
-        replay([write_header(DEFAULT).encode(), line])
+        replay([write_header(DEFAULT).encode(), line + b"\n"])
     assert caught.value.line == 2
     assert str(caught.value).startswith("line 2: ")
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_line_that_was_cut_off_is_left_out(log: list[bytes]) -> None:
+    """As kill -9 leaves it: the rest is replayed, also if another run continued the file."""
+    cut, lines = b'{"at":1,"session', [b"\n", log[0] + b"\n", b" \n", *log[1:]]
+    found = replay([*lines, cut])
+    assert (found.same, found.transitions) == (True, len(log) - 1)
+    assert found.incomplete == (len(lines) + 1,)
+    found = replay([*lines, cut + b"\n", *log])
+    assert (found.same, found.runs, found.incomplete) == (True, 2, (len(lines) + 1,))
+
+
+def test_a_line_in_the_middle_is_malformed(log: list[bytes]) -> None:
+    with pytest.raises(MalformedLog, match="line 2: it is not JSON"):
+        replay([log[0], b"{\n", *log[1:]])
+    with pytest.raises(MalformedLog, match="line 1: it is not JSON"):
+        replay([b"{"])  # nothing is complete
+    with pytest.raises(MalformedLog, match="line 1: the log is empty"):
+        replay([b"\n", b""])
+
+
+def test_a_session_that_had_begun_before_is_no_fault_of_its_decisions(log: list[bytes]) -> None:
+    number = next(nth for nth, line in enumerate(log) if b"ResponseCreated" in line)
+    found = replay([log[0], *log[number:]]).divergence
+    assert found is not None
+    assert (found.line, found.begun) == (2, True)
+    line = json.loads(log[number])
+    line["effects"] = []
+    found = replay([*log[:number], json.dumps(line).encode()]).divergence
+    assert found is not None
+    assert not found.begun
 
 
 def test_a_log_begins_with_a_header() -> None:
