@@ -7,6 +7,7 @@ history is a ``Story`` of story.py; the transitions between phases are collected
 from __future__ import annotations
 
 import enum
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import assert_never
 
@@ -109,7 +110,9 @@ def text_of(seen: Iterable[Seen]) -> list[str]:
     return lines
 
 
-_GAP, _LEFT, _TOP, _ROW = 360, 120, 88, 30
+_GAP, _LEFT, _TOP, _ROW, _LINE_HEIGHT = 360, 120, 88, 30, 17  # pixels
+_WIDTH_OF_SVG, _MARGIN = _LEFT + 2 * _GAP + 280, 16
+_CHARACTER = 8.5  # at most, for text of 13 or 14 pixels in any common monospaced font
 _STYLE = (
     "text{font:13px ui-monospace,monospace;fill:#1f2933}.head{font-weight:bold;font-size:14px}"
     ".time{fill:#7b8794;font-size:11px}.bad{fill:#b42318;font-weight:bold}"
@@ -123,38 +126,66 @@ def svg(story: Story) -> str:
 
 
 def svg_of(title: str, seen: Iterable[Seen], broken: str) -> str:
-    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end."""
-    rows = list(arrows_of(seen))
-    bottom = _TOP + _ROW * (len(rows) + 1)
-    width = _LEFT + 2 * _GAP + 280
+    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end. Text that
+    is too long for its place has several lines."""
+    rows: list[str] = []
+    y = _TOP
+    for arrow in arrows_of(seen):
+        y += _ROW
+        time = f'<text class="time" x="{_MARGIN}" y="{{}}">{arrow.at / NS_PER_SECOND:.3f} s</text>'
+        start, end = _x(arrow.source), _x(arrow.target)
+        if start == end:
+            lines = _wrapped(arrow.text, _WIDTH_OF_SVG - _MARGIN - start - 10)
+            rows.append(time.format(y))
+            rows.append(f'<circle cx="{start}" cy="{y - 4}" r="3"/>')
+            rows.append(_text(lines, start + 10, y))
+            y += _LINE_HEIGHT * (len(lines) - 1)
+            continue
+        lines = _wrapped(arrow.text, _GAP - 2 * _MARGIN)
+        middle, first = (start + end) // 2, y - 5
+        y += _LINE_HEIGHT * (len(lines) - 1)  # the arrow is below its text
+        rows.append(time.format(y))
+        rows.append(
+            f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
+            + _text(lines, middle, first, 'text-anchor="middle"')
+        )
+    bottom = y + _ROW
+    ends = _wrapped(broken, _WIDTH_OF_SVG - 2 * _MARGIN)
+    height = bottom + 60 + _LINE_HEIGHT * (len(ends) - 1)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 60}" '
-        f'width="{width}" height="{bottom + 60}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH_OF_SVG} {height}" '
+        f'width="{_WIDTH_OF_SVG}" height="{height}" role="img">',
         f"<title>{_escaped(title)}</title><style>{_STYLE}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 8 4 0 8z" fill="#52606d"/></marker></defs>',
-        f'<rect width="{width}" height="{bottom + 60}" fill="#fff"/>',
-        f'<text x="16" y="28" class="head">{_escaped(title)}</text>',
+        f'<rect width="{_WIDTH_OF_SVG}" height="{height}" fill="#fff"/>',
+        f'<text x="{_MARGIN}" y="28" class="head">{_escaped(title)}</text>',
     ]
     for lane in Lane:
         x = _x(lane)
         out.append(f'<text x="{x}" y="60" text-anchor="middle">{lane.name.lower()}</text>')
         out.append(f'<line class="lane" x1="{x}" y1="70" x2="{x}" y2="{bottom}"/>')
-    for index, arrow in enumerate(rows):
-        y = _TOP + _ROW * (index + 1)
-        label = _escaped(arrow.text)
-        out.append(f'<text class="time" x="16" y="{y}">{arrow.at / NS_PER_SECOND:.3f} s</text>')
-        start, end = _x(arrow.source), _x(arrow.target)
-        if start == end:
-            out.append(f'<circle cx="{start}" cy="{y - 4}" r="3"/>')
-            out.append(f'<text x="{start + 10}" y="{y}">{label}</text>')
-            continue
-        out.append(
-            f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
-            f'<text x="{(start + end) // 2}" y="{y - 5}" text-anchor="middle">{label}</text>'
-        )
-    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(broken)}</text>')
+    out += rows
+    out.append(_text(ends, _MARGIN, bottom + 36, 'class="bad"'))
     return "\n".join([*out, "</svg>", ""])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """``text`` in lines that fit into ``width`` pixels."""
+    return textwrap.wrap(text, int(width / _CHARACTER), break_on_hyphens=False) or [""]
+
+
+def _text(lines: Sequence[str], x: int, y: int, more: str = "") -> str:
+    """A text of one or more lines, the first of which is at ``y``."""
+    attributes = f'x="{x}" y="{y}"{" " * bool(more)}{more}'
+    if len(lines) == 1:
+        return f"<text {attributes}>{_escaped(lines[0])}</text>"
+    # The space at the end of a line is for whoever copies or searches the text.
+    spans = [
+        f'<tspan x="{x}" dy="{_LINE_HEIGHT if number else 0}">{_escaped(line)}</tspan>'
+        for number, line in enumerate(lines)
+    ]
+    return f"<text {attributes}>{' '.join(spans)}</text>"
 
 
 def mermaid(story: Story) -> str:
