@@ -86,10 +86,13 @@ def test_a_clean_policy() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "BROKEN" not in done.stdout
     explored = re.findall(r"^  quick.* ([0-9,]+) states", done.stdout, re.MULTILINE)
-    assert [int(states.replace(",", "")) > 2_000 for states in explored] == [True, True]
+    assert [int(states.replace(",", "")) > 500 for states in explored] == [True] * 7
     assert "holds   ONE_LIVE_OWNER" in done.stdout
     assert "holds   UNKNOWN_IS_LEFT_TO_THE_CLIENT" in done.stdout
-    assert re.search(r"\nall 73 properties hold, [0-9,]+ states, [0-9.]+ s\n$", done.stdout)
+    *_, verdict = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"all 73 properties hold within the quick bounds, [0-9,]+ states, [0-9.]+ s", verdict
+    )
 
 
 def test_json_and_chosen_properties() -> None:
