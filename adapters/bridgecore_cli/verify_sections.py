@@ -144,7 +144,7 @@ def _session_closer(parts: Sequence[Part]) -> Iterable[str]:
 
 def _explain_sessions(policy: Policy, found: list[tuple[Finding, Any]]) -> list[Finding]:
     """Each finding with its story and with what is responsible for it."""
-    blamer = Blamer(policy)
+    blamer = Blamer(policy, findings=len(found))
     explained = []
     for number, (one, part) in enumerate(found, 1):
         show(f"what is responsible, {number} of {len(found)}")
