@@ -12,13 +12,14 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
-from bridgecore_cli.output import printable
+from bridgecore_cli.output import fitted, printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -54,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         line = printable(message)
-        self.exit(USAGE, f"bridgecore: error: {line} (see {self.prog} --help)\n")
+        text = f"bridgecore: error: {line} (see {self.prog} --help)"
+        self.exit(USAGE, fitted(text, sys.stderr) + "\n")
 
     def refuse(self, unknown: Sequence[str]) -> None:
         """Report arguments that no flag takes, if there are any."""

@@ -84,29 +84,37 @@ def _listener(effect: Effect) -> Lane:
     return Lane.BRIDGE
 
 
-_WIDTH = 26  # characters between two lanes
+_WIDTH, _NARROW = 26, 10  # characters between two lanes
+_NEEDED = 110  # characters of a line, below which the lanes are narrow
 
 
-def text(story: Story) -> str:
-    """The diagram as text, one line for each arrow."""
-    return "\n".join([*text_of(story.seen), "", f"broken: {story.text}"])
+def text(story: Story, width: int | None = None) -> str:
+    """The diagram as text, one line for each arrow, or more if it is to have ``width`` columns at
+    most."""
+    return "\n".join([*text_of(story.seen, width), "", f"broken: {story.text}"])
 
 
-def text_of(seen: Iterable[Seen]) -> list[str]:
-    """The lines of the diagram of a history."""
-    heads = "".join(lane.name.lower().ljust(_WIDTH + 1) for lane in Lane)
+def text_of(seen: Iterable[Seen], width: int | None = None) -> list[str]:
+    """The lines of the diagram of a history, of at most ``width`` columns (None: any length)."""
+    between = _WIDTH if width is None or width >= _NEEDED else _NARROW
+    heads = "".join(lane.name.lower().ljust(between + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
     for arrow in arrows_of(seen):
         low, high = sorted((arrow.source.value, arrow.target.value))
-        cells = ["|" + " " * _WIDTH for _ in Lane]
+        cells = ["|" + " " * between for _ in Lane]
         if low == high:
-            cells[low] = "*" + " " * _WIDTH
+            cells[low] = "*" + " " * between
         elif arrow.source.value < arrow.target.value:
-            cells[low] = "|" + "-" * (_WIDTH - 1) + ">"
+            cells[low] = "|" + "-" * (between - 1) + ">"
         else:
-            cells[low] = "|<" + "-" * (_WIDTH - 1)
-        row = "".join(cells)[: 2 * (_WIDTH + 1) + 1]
-        lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {arrow.text}")
+            cells[low] = "|<" + "-" * (between - 1)
+        length = 2 * (between + 1) + 1
+        row = "".join(cells)[:length]
+        bare = "".join(["|" + " " * between for _ in Lane])[:length]
+        room = len(arrow.text) if width is None else max(_NARROW, width - length - 13)
+        texts = textwrap.wrap(arrow.text, max(1, room), break_on_hyphens=False) or [""]
+        lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {texts[0]}")
+        lines += [f"{'':9}{bare}    {more}" for more in texts[1:]]
     return lines
 
 
