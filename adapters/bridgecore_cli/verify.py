@@ -17,17 +17,24 @@ from bridgecore.verify.junit import junit
 from bridgecore.verify.results import Finding, Results
 from bridgecore_cli import export, trace
 from bridgecore_cli.colour import Colour, paint
+from bridgecore_cli.errors import USAGE, CommandError
 from bridgecore_cli.output import columns, fitted, write_file
 from bridgecore_cli.verify_mutants import judge_mutants
 from bridgecore_cli.verify_sections import explore_sections
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
+    """Run the command; return the exit code.
+
+    Raises:
+        CommandError: flags that exclude each other, or a file that cannot be read.
+    """
     if args.trace is not None:
         return trace.run(args)
     if args.export is not None:
         return export.run(args)
+    if args.json and args.mutants:
+        raise CommandError("--json: not allowed with --mutants", USAGE)
     say = _nothing if args.json else _line
     say(f"policy {args.policy.name}")
     sections = explore_sections(args.policy, args.bounds, args.property or (), say)
