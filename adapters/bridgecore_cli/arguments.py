@@ -8,17 +8,19 @@ than the help of ``bridgecore`` itself takes to print.
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
 from bridgecore_cli.errors import USAGE, did_you_mean
-from bridgecore_cli.output import printable
+from bridgecore_cli.output import fitted, printable
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # As in bridgecore.verify, which is slow to import.
 BOUNDS_NAMES: Final = ("quick", "small", "ci", "nightly")
 _BOTH: Final = "both"
-_POLICY: Final = "NAME|MODULE:ATTR|FILE.toml"
+POLICY_METAVAR: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
 class _Help(argparse.HelpFormatter):
@@ -54,7 +56,8 @@ class _Parser(argparse.ArgumentParser):
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
         line = printable(message)
-        self.exit(USAGE, f"bridgecore: error: {line} (see {self.prog} --help)\n")
+        text = f"bridgecore: error: {line} (see {self.prog} --help)"
+        self.exit(USAGE, fitted(text, sys.stderr) + "\n")
 
     def refuse(self, unknown: Sequence[str]) -> None:
         """Report arguments that no flag takes, if there are any."""
@@ -63,6 +66,19 @@ class _Parser(argparse.ArgumentParser):
             word = unknown[0].partition("=")[0]
             meant = did_you_mean(word, flags) if word.startswith("-") else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{meant}")
+
+
+class _Whole(_Parser):
+    """The parser of the whole command line."""
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As in the base class, which would only say of a wrong flag that the command is
+        missing."""
+        given = sys.argv[1:] if not args or args[0] is None else args[0]
+        first = given[0] if given else ""
+        if first.startswith("-") and first not in ("--", *self._option_string_actions):
+            self.refuse([first])
+        return super().parse_known_args(*args, **options)
 
 
 class _Command(_Parser):
@@ -101,7 +117,7 @@ def whole_parser() -> argparse.ArgumentParser:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line; ``command`` is the name of the command."""
-    whole = _Parser(
+    whole = _Whole(
         prog="bridgecore",
         description="HTTP and SSE in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
@@ -157,6 +173,9 @@ def parser() -> argparse.ArgumentParser:
         description="Print the table of a policy: a row for each thing that can happen to a turn, "
         "with the usual action and the columns that differ. The names are those of decision logs "
         "and of TOML files.",
+        epilog="Examples:\n"
+        "  bridgecore rules --policy v1_12 --diff    # what differs from default\n"
+        "  bridgecore rules --toml > mine.toml       # to begin a policy of your own\n",
     )
     commands.add_parser(
         "replay",
@@ -165,6 +184,9 @@ def parser() -> argparse.ArgumentParser:
         description="Run the log that 'serve --decision-log FILE' wrote through the core again and "
         "print the first decision that differs from the recorded one. With --policy, print the "
         "decisions that another policy would have made differently.",
+        epilog="Examples:\n"
+        "  bridgecore replay decisions.ndjson\n"
+        "  bridgecore replay decisions.ndjson --policy pr397\n",
     )
     commands.add_parser(
         "simulate",
@@ -175,6 +197,9 @@ def parser() -> argparse.ArgumentParser:
         "--conversations, also run that many conversations of all kinds of clients on a network "
         "that loses, stalls and reorders, and check every property; the first violation is shrunk "
         "to a short timeline.",
+        epilog="Examples:\n"
+        "  bridgecore simulate --svg context.svg\n"
+        "  bridgecore simulate --conversations 1000 --seed 7\n",
     )
     commands.add_parser(
         "verify",
@@ -183,7 +208,13 @@ def parser() -> argparse.ArgumentParser:
         description="Explore every state that a session can reach under a policy, within bounds, "
         "and check every property in each. Broken ones are printed with a shortest sequence of "
         "events that breaks them, the cell or rule that is responsible, and what would hold there; "
-        "those that cost a user most come first.",
+        "those that cost a user most come first. Exit code 0 if every property holds, 1 if not.",
+        epilog="Examples:\n"
+        "  bridgecore verify --bounds quick\n"
+        "  bridgecore verify --policy v1_12 --svg found.svg\n"
+        "  bridgecore verify --policy mine.toml --property NO_AMBIGUOUS_RESEND\n"
+        "  bridgecore verify --property help         # the names of all properties\n"
+        "  bridgecore verify --trace decisions.ndjson\n",
     )
     commands.add_parser(
         "store",
@@ -354,7 +385,7 @@ def _rules(parser: argparse.ArgumentParser) -> None:
         "--policy",
         type=load_policy,
         default=DEFAULT,
-        metavar=_POLICY,
+        metavar=POLICY_METAVAR,
         help=f"the policy to print: {_policy_help()} (default: {DEFAULT.name})",
     )
     what = parser.add_mutually_exclusive_group()
@@ -363,7 +394,7 @@ def _rules(parser: argparse.ArgumentParser) -> None:
         type=load_policy,
         nargs="?",
         const=DEFAULT,
-        metavar=_POLICY,
+        metavar=POLICY_METAVAR,
         help="print only what differs from this policy (without a value: default)",
     )
     what.add_argument(
@@ -381,7 +412,7 @@ def _replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=load_policy,
-        metavar=_POLICY,
+        metavar=POLICY_METAVAR,
         help=f"compare with the decisions of this policy: {_policy_help()}",
     )
 
@@ -392,7 +423,7 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=_policies,
-        metavar=_POLICY,
+        metavar=POLICY_METAVAR,
         help=f"{_policy_help()}; "
         f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
         f"conversation, {DEFAULT.name} for the others)",
@@ -459,86 +490,90 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
 def _verify(parser: argparse.ArgumentParser) -> None:
     from bridgecore import DEFAULT
 
-    parser.add_argument(
+    group = parser.add_argument_group("what is explored")
+    group.add_argument(
         "--policy",
         type=load_policy,
-        metavar=_POLICY,
+        metavar=POLICY_METAVAR,
         help=f"{_policy_help()} (default: {DEFAULT.name})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--bounds",
         choices=BOUNDS_NAMES,
         help="how much to explore (default: small)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--property",
         type=_property,
         action="append",
         metavar="NAME",
-        help="judge this property only; may be given several times",
+        help="judge this property only; may be given several times; help lists them",
     )
-    parser.add_argument(
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
         "--svg",
         type=_writable,
         metavar="FILE",
         help="draw the costliest counterexample here, if there is one; of a log, its wrong line",
     )
-    parser.add_argument(
-        "--trace",
-        type=Path,
-        metavar="LOG",
-        help="check this log from production instead: a decision log, or one of another bridge; "
-        "with --svg, --mermaid, --junit, --json and --allow",
-    )
-    parser.add_argument(
-        "--allow",
-        type=_broken_on_purpose,
-        action="append",
-        default=[],
-        metavar="PROPERTY",
-        help="with --trace: a property that this bridge breaks on purpose; can be repeated",
-    )
-    parser.add_argument(
+    group.add_argument(
         "--mermaid",
         type=_writable,
         metavar="FILE",
-        help="write it here as a sequence diagram of Mermaid",
+        help="write the costliest one here as a sequence diagram of Mermaid",
     )
-    parser.add_argument(
+    group.add_argument(
         "--junit",
         type=_writable,
         metavar="FILE",
         help="write the results here as JUnit's XML, with a test case for each property",
     )
-    output = parser.add_mutually_exclusive_group()
-    _add_json(output)
-    output.add_argument(
+    _add_json(group)
+    group = parser.add_argument_group("a log from production instead")
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="LOG",
+        help="check this log from production: a decision log, or one of another bridge; with "
+        "--svg, --mermaid, --junit, --json and --allow",
+    )
+    group.add_argument(
+        "--allow",
+        type=_broken_on_purpose,
+        action="append",
+        default=[],
+        metavar="PROPERTY",
+        help="a property that this bridge breaks on purpose; can be repeated",
+    )
+    group = parser.add_argument_group("how good the properties are")
+    group.add_argument(
         "--mutants",
         action="store_true",
         help="also change each rule and check that a property notices",
     )
-    parser.add_argument(
+    group.add_argument(
         "--jobs",
         type=_at_least(1),
         metavar="N",
         help="processes for --mutants (default: one for each core)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--report", type=_writable, metavar="FILE", help="write the results of --mutants as JSON"
     )
-    parser.add_argument(
+    group = parser.add_argument_group("what a session can do instead")
+    group.add_argument(
         "--export",
         choices=("tla", "mermaid", "dot", "json"),
-        help="write what a session can do instead: every state and move as TLA+ or JSON, or the "
+        help="write what a session can do: every state and move as TLA+ or JSON, or the "
         "phases and rules as a diagram for Mermaid or Graphviz (dot)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--part",
         type=_at_least(1),
         metavar="N",
         help="the part of the bounds that --export explores (default: 1)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output", type=_writable, metavar="FILE", help="write the export here (default: print it)"
     )
 
@@ -604,18 +639,39 @@ def _writable(text: str) -> Path:
 
 
 def _property(name: str) -> str:
-    """The name of a property.
+    """The name of a property. ``help`` prints all of them and ends the process.
 
     Raises:
         argparse.ArgumentTypeError: there is no such property.
     """
-    from bridgecore_cli.verify_sections import names
+    from bridgecore_cli.verify_sections import SECTIONS, names
 
-    known = names()
-    if name in known:
-        return name
-    meant = did_you_mean(name.upper().replace("-", "_"), known)
-    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
+    if name == _LIST:
+        for section in SECTIONS:
+            print(fitted(section.title))
+            for prop in section.properties:
+                print(fitted(f"  {prop.name}: {prop.value}"))
+        raise SystemExit(0)
+    return _named(name, names())
+
+
+_LIST: Final = "help"
+
+
+def _named(name: str, known: Sequence[str]) -> str:
+    """The one of the properties ``known`` that ``name`` names, in any case."""
+    word = name.upper().replace("-", "_")
+    if word in known:
+        return word
+    meant = did_you_mean(word, known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=_NEAR)
+    if not meant and near:
+        meant = f"; the nearest: {', '.join(near)}"
+    hint = f"; bridgecore verify --property {_LIST} lists them all"
+    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}{hint}")
+
+
+_NEAR: Final = 0.4  # of 1
 
 
 def _policies(name: str) -> list[Policy]:
@@ -628,11 +684,7 @@ def _broken_on_purpose(name: str) -> CostedProperty:
     """The property called ``name``, in any case: one that a log can break."""
     from bridgecore.verify.foreign import OF_LOGS
 
-    for prop in OF_LOGS:
-        if prop.name == name.upper():
-            return prop
-    meant = did_you_mean(name.upper().replace("-", "_"), [prop.name for prop in OF_LOGS])
-    raise argparse.ArgumentTypeError(f"no property is named {name!r}{meant}")
+    return {prop.name: prop for prop in OF_LOGS}[_named(name, [prop.name for prop in OF_LOGS])]
 
 
 def _at_least(low: int) -> Any:

@@ -6,8 +6,10 @@ What belongs here: making the script. It is made from the parser, so it has ever
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from typing import Final
 
-from bridgecore_cli.arguments import whole_parser
+from bridgecore_cli.arguments import POLICY_METAVAR, whole_parser
 from bridgecore_cli.errors import FAILURE, CommandError
 
 
@@ -24,5 +26,48 @@ def run(options: argparse.Namespace) -> int:
             "completion needs a package that is not installed: pip install 'bridgecore[cli]'",
             FAILURE,
         ) from None
-    print(shtab.complete(whole_parser(), options.shell))
+    parser = whole_parser()
+    for action in _actions(parser):
+        values = _values(action)
+        if values:
+            action.choices = values  # nothing is parsed with this parser
+        elif _takes_file(action):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab looks for it
+    print(shtab.complete(parser, options.shell))
     return 0
+
+
+def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """The flags and arguments of ``parser`` and of its commands."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)
+        else:
+            yield action
+
+
+def _values(action: argparse.Action) -> list[str]:
+    """The values of ``action`` that are known by name; there may be others."""
+    if action.metavar == POLICY_METAVAR:
+        from bridgecore import POLICIES
+
+        return sorted(POLICIES)
+    if action.dest in _PROPERTIES:
+        from bridgecore_cli.verify_sections import names
+
+        return names()
+    words = str(action.metavar or "").split("|")
+    return words if len(words) > 1 and all(_is_value(word) for word in words) else []
+
+
+_PROPERTIES: Final = ("property", "allow")  # flags that take the name of a property
+
+
+def _is_value(word: str) -> bool:
+    """Whether ``word`` of a placeholder is a value itself: it is in small letters."""
+    return word.islower() and word.replace("_", "").replace("-", "").isalnum()
+
+
+def _takes_file(action: argparse.Action) -> bool:
+    return str(action.metavar or "") in ("FILE", "FILE.toml", "LOG")

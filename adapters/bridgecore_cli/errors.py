@@ -31,6 +31,13 @@ class SettingsError(CommandError):
 
 
 def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A question that names the one of ``names`` most like ``word``; empty if none is like it."""
-    close = difflib.get_close_matches(word, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    """A question that names the one of ``names`` most like ``word``; empty if none is like it.
+
+    The dashes of flags are not compared: they would make any two short flags alike.
+    """
+    bare = {name.lstrip("-"): name for name in names}
+    close = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=_ALIKE)
+    return f"; did you mean {bare[close[0]]}?" if close else ""
+
+
+_ALIKE: Final = 0.65  # of 1; with 0.6 "bogus" is like "robust"

@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
             f"not {output.name}",
             USAGE,
         )
+    if parts[args.part - 1].depth is not None:
+        raise CommandError("--part: this one limits the number of moves; export another", USAGE)
     tables = tabulate(args.policy, parts[args.part - 1], progress=_show)
     show("")
     if tables is None:

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.errors import FAILURE, USAGE, CommandError
-from bridgecore_cli.output import give_up_stdout_if_broken, printable
+from bridgecore_cli.output import fitted, give_up_stdout_if_broken, printable
 
 # The exit code of a process that SIGPIPE ended. A number, since not every system has the name.
 NO_READER = 128 + 13
@@ -107,9 +107,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def fail(message: str, exit_code: int, command: str = "") -> int:
-    """Write ``message`` as one line to standard error; return the exit code."""
+    """Write ``message`` as one line, wrapped on a terminal, to standard error; return the exit
+    code."""
     line = printable(message)
     hint = f" (see bridgecore {command} --help)" if command and exit_code == USAGE else ""
     with contextlib.suppress(OSError, ValueError):
-        print(f"bridgecore: error: {line}{hint}", file=sys.stderr, flush=True)
+        text = fitted(f"bridgecore: error: {line}{hint}", sys.stderr)
+        print(text, file=sys.stderr, flush=True)
     return exit_code

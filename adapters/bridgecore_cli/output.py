@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import IO, Final
 
 
 def give_up_stdout_if_broken() -> None:
@@ -31,11 +34,61 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or (lines and c == "\n") else ascii(c)[1:-1] for c in text)
 
 
+def columns(stream: IO[str] | None = None) -> int | None:
+    """The width of the terminal that ``stream`` (None: standard output) writes to; None if it is no
+    terminal: there lines may have any length, because programs read them."""
+    stream = sys.stdout if stream is None else stream
+    if stream is None or not stream.isatty():
+        return None
+    return max(_NARROWEST, shutil.get_terminal_size().columns)
+
+
+def fitted(text: str, stream: IO[str] | None = None) -> str:
+    """``text`` with each line wrapped between words to the width of ``columns``; further lines are
+    indented. A word is broken only if it is longer than a line. Colours take no room."""
+    width = columns(stream)
+    if width is None:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in wrapped(line, width))
+
+
+def wrapped(line: str, width: int) -> list[str]:
+    """``line`` in parts of at most ``width`` columns."""
+    if _length(line) <= width:
+        return [line]
+    body = line.lstrip(" ")
+    indent = " " * min(len(line) - len(body), width // 2)
+    parts, part, empty = [], indent, True
+    for word in body.split(" "):
+        while True:
+            longer = part + word if empty else f"{part} {word}"
+            if _length(longer) <= width:
+                part, empty = longer, False
+                break
+            if not empty:
+                parts.append(part.rstrip(" "))
+                part, empty = indent + "  ", True
+                continue
+            room = width - len(part)  # even alone it is too long
+            parts.append(part + word[:room])
+            word, part = word[room:], indent + "  "
+    return [*parts, part]
+
+
+_NARROWEST: Final = 40
+_COLOUR: Final = re.compile("\033\\[[0-9;]*m")
+
+
+def _length(text: str) -> int:
+    return len(_COLOUR.sub("", text))
+
+
 def write_file(path: Path, text: str) -> bool:
     """Write the file at ``path``; False, after printing the reason, if it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as exc:
-        print(f"bridgecore: error: cannot write {path}: {exc.strerror}", file=sys.stderr)
+        error = f"bridgecore: error: cannot write {path}: {exc.strerror}"
+        print(fitted(error, sys.stderr), file=sys.stderr)
         return False
     return True

@@ -5,7 +5,8 @@ of its own, with a lower priority, and serving does not wait for it. That proces
 its standard input, as the header of a decision log, and writes what it found as lines of JSON.
 
 Log records: a warning ``policy.breaks`` for each property that the policy breaks, or
-``policy.holds`` if there is none; a warning ``policy.unchecked`` if the check has failed.
+``policy.holds``, with the bounds, if there is none; a warning ``policy.unchecked`` if the check has
+failed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # loading it takes time, which the process that serves should
 Found: TypeAlias = dict[str, str | int]
 """What a line says: about a property, or the figures at the end."""
 
+_BOUNDS = "quick"  # of bridgecore.verify
 _NICE = 10  # as of the command nice
 _TIME = 5.0  # seconds for a process that was killed to end
 
@@ -101,7 +103,8 @@ class PolicyCheck:
             reason = "there are more states than the bounds allow"
             self._tell(Log(LogLevel.WARNING, "policy.unchecked", self._unchecked(reason)))
         elif not broken:
-            self._tell(Log(LogLevel.INFO, "policy.holds", {"policy": self._name, **found}))
+            fields = {"policy": self._name, "bounds": _BOUNDS, **found}
+            self._tell(Log(LogLevel.INFO, "policy.holds", fields))
         return True
 
     def _unchecked(self, reason: str) -> Found:
@@ -194,7 +197,7 @@ def main(lines: IO[str], without: Sequence[str]) -> None:
     assert isinstance(policy, Policy)
     threading.Thread(target=_end_with, args=(lines,), daemon=True).start()
     os.nice(_NICE)
-    check(policy, BOUNDS["quick"], without, lambda found: print(json.dumps(found), flush=True))
+    check(policy, BOUNDS[_BOUNDS], without, lambda found: print(json.dumps(found), flush=True))
 
 
 def _end_with(lines: IO[str]) -> None:

@@ -5,6 +5,7 @@ What belongs here: drawing that line. Nothing is written if standard error is no
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import Final
 
@@ -12,8 +13,10 @@ _WIDTH: Final = 30  # characters
 
 
 def show(text: str) -> None:
-    """Replace the line with ``text``; an empty text clears it."""
+    """Replace the line with ``text``; an empty text clears it. What is too long for the terminal is
+    cut off: a line that wraps cannot be replaced."""
     if sys.stderr.isatty():
+        text = text[: shutil.get_terminal_size().columns - 1]
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 

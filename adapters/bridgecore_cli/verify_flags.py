@@ -43,6 +43,8 @@ def settle(args: argparse.Namespace) -> None:
     elif args.allow:
         text = "--allow is of use only with --trace; --property says what is explored"
         raise CommandError(text, USAGE)
+    if args.json and args.mutants:
+        raise CommandError("--json: not allowed with --mutants", USAGE)
     for name, value in _DEFAULTS.items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -67,11 +67,13 @@ class Part:
 
 @attrs.frozen
 class Work:
-    """What a part needs: the policy, the properties to judge, and whom to tell of a violation."""
+    """What a part needs: the policy, the properties to judge, what takes a violation as soon as it
+    is found, and what takes the figures so far, as text, every few thousand states."""
 
     policy: Policy
     judged: frozenset[Any]
     found: Callable[[Finding], None]
+    progressed: Callable[[str], None]
 
 
 @attrs.frozen
@@ -105,7 +107,7 @@ def _session(work: Work, part: Bounds) -> Part:
         most=len(work.judged),
         without=frozenset(Property) - work.judged,
         local_first=True,
-        progress=_show_session,
+        progress=lambda report: work.progressed(_session_figures(report)),
         found=lambda one: work.found(_of_session(one)),
     )
     return Part(part, report, report.states, [_of_session(one) for one in report.counterexamples])
@@ -115,10 +117,10 @@ def _of_session(found: Counterexample) -> Finding:
     return Finding(found.prop, found.text, found.path, found.remote)
 
 
-def _show_session(report: Report) -> None:
-    """Show the progress: the part of the states found so far that has been explored."""
+def _session_figures(report: Report) -> str:
+    """The progress: how many of the states found so far have been explored."""
     done = (report.states - report.ahead) / report.states
-    show(f"{bar(done)} {report.states:,} states, {report.edges:,} edges")
+    return f"{bar(done)} {report.states:,} states, {report.edges:,} edges"
 
 
 def _session_limits(part: Bounds) -> str:
@@ -144,7 +146,7 @@ def _session_closer(parts: Sequence[Part]) -> Iterable[str]:
 
 def _explain_sessions(policy: Policy, found: list[tuple[Finding, Any]]) -> list[Finding]:
     """Each finding with its story and with what is responsible for it."""
-    blamer = Blamer(policy)
+    blamer = Blamer(policy, findings=len(found))
     explained = []
     for number, (one, part) in enumerate(found, 1):
         show(f"what is responsible, {number} of {len(found)}")
@@ -162,7 +164,8 @@ def _explain_sessions(policy: Policy, found: list[tuple[Finding, Any]]) -> list[
 
 def _bridge(work: Work, part: BridgeBounds) -> Part:
     make = _made_with(work.policy)
-    return _part(part, explore_bridge(part, make=make, judged=work.judged, progress=_show_worlds))
+    progress = _progress_of(work)
+    return _part(part, explore_bridge(part, make=make, judged=work.judged, progress=progress))
 
 
 def _bridge_limits(part: BridgeBounds) -> str:
@@ -170,7 +173,8 @@ def _bridge_limits(part: BridgeBounds) -> str:
 
 
 def _ownership(work: Work, part: OwnershipBounds) -> Part:
-    return _part(part, explore_ownership(part, judged=work.judged, progress=_show_worlds))
+    progress = _progress_of(work)
+    return _part(part, explore_ownership(part, judged=work.judged, progress=progress))
 
 
 def _ownership_limits(part: OwnershipBounds) -> str:
@@ -179,7 +183,8 @@ def _ownership_limits(part: OwnershipBounds) -> str:
 
 def _pair(work: Work, part: PairBounds) -> Part:
     make = _made_with(work.policy)
-    return _part(part, explore_pair(part, make=make, judged=work.judged, progress=_show_worlds))
+    progress = _progress_of(work)
+    return _part(part, explore_pair(part, make=make, judged=work.judged, progress=progress))
 
 
 def _pair_limits(part: PairBounds) -> str:
@@ -198,8 +203,8 @@ def _part(bounds: Any, report: BridgeReport | OwnershipReport | PairReport) -> P
     return Part(bounds, report, report.worlds, findings, report.checked)
 
 
-def _show_worlds(report: BridgeReport | OwnershipReport | PairReport) -> None:
-    show(f"{report.bounds.name}: {report.worlds:,} states, {report.edges:,} edges")
+def _progress_of(work: Work) -> Callable[[BridgeReport | OwnershipReport | PairReport], None]:
+    return lambda report: work.progressed(f"{report.worlds:,} states, {report.edges:,} edges")
 
 
 # ---------------------------------------------------------------- all of them
@@ -285,22 +290,23 @@ def _explore_section(
 ) -> SectionResult:
     """Explore the parts of ``section`` and print what each was; its properties at the end."""
     began = time.perf_counter()
-    announced: set[CostedProperty] = set()
-
-    def found(one: Finding) -> None:
-        if one.prop not in announced:
-            announced.add(one.prop)
-            show("")
-            say(f"  {paint('broken', Colour.BAD)} after {len(one.path)} moves: {one.prop.name}")
-
+    costliest = Costliest(say)
     say(f"\n{paint(section.title, Colour.HEAD)}")
     parts: list[Part] = []
     for limits in section.bounds[bounds]:
         part_began = time.perf_counter()
-        part = section.explore(Work(policy, frozenset(wanted), found), limits)
+
+        def progressed(figures: str, name: str = limits.name) -> None:
+            costliest.tell()
+            show(f"{name}: {figures}{costliest.count}")
+
+        work = Work(policy, frozenset(wanted), costliest.found, progressed)
+        show(f"{limits.name}{costliest.count}")
+        part = section.explore(work, limits)
         show("")
         for one in part.findings:
-            found(one)
+            costliest.found(one)
+        costliest.tell()
         say(f"  {limits.name:<28} {_figures(part, time.perf_counter() - part_began)}")
         say(f"    {section.limits(limits)}")
         parts.append(part)
@@ -319,6 +325,42 @@ def _explore_section(
     result.seconds = time.perf_counter() - began
     _say_properties(result, parts, say)
     return result
+
+
+class Costliest:
+    """The costliest of the violations found so far. It is told every few thousand states, not each
+    one as it is found: those found first are about a few moves, not about what costs most."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+        self._broken: set[CostedProperty] = set()
+        self._best: Finding | None = None
+        self._told: Finding | None = None
+
+    @property
+    def count(self) -> str:
+        """How many properties are broken, for a line of progress."""
+        return f", {len(self._broken)} broken" if self._broken else ""
+
+    def found(self, one: Finding) -> None:
+        """Take a violation."""
+        self._broken.add(one.prop)
+        self._best = one if self._best is None else by_cost([self._best, one])[0]
+
+    def tell(self) -> None:
+        """Print the costliest one, unless it was printed."""
+        best = self._best
+        if best is None or best is self._told:
+            return
+        if self._told is None or self._told.prop is not best.prop:
+            show("")
+            self._say(
+                f"  {paint('broken', Colour.BAD)}, the costliest so far: {best.prop.name} "
+                f"(rank {int(best.prop.rank)}), after {len(best.path)} moves"
+            )
+            self._say(f"    {'; '.join(best.path)}")
+            self._say(f"    costs: {best.prop.cost}")
+        self._told = best
 
 
 def _figures(part: Part, seconds: float) -> str:

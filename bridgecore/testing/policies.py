@@ -35,7 +35,7 @@ def assert_policy_holds(
 ) -> None:
     """Explore every state that a session with ``policy`` can reach, and check every property in it.
 
-    ``quick`` takes about 10 s. It is what ``bridgecore verify`` does first; bridges of several
+    ``quick`` takes 10 to 15 s. It is what ``bridgecore verify`` does first; bridges of several
     sessions, and replicas, are explored by that command only.
 
     Args:

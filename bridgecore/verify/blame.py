@@ -36,9 +36,9 @@ from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 
 ALL = frozenset(Property)
-# States that may be explored: for all counterexamples of a policy together (some seconds), for one
-# of them, and for one remedy.
-EFFORT, _EFFORT_FOR_ONE, _EFFORT_OF_ONE_TRIAL = 7000, 2500, 500
+# States that may be explored: for all counterexamples of a policy together (some seconds), for each
+# of them at least, and for one remedy. The least is enough to try the remedy of `default`.
+EFFORT, _LEAST_FOR_ONE, _EFFORT_OF_ONE_TRIAL = 7000, 700, 500
 
 
 class Extent(enum.Enum):
@@ -65,7 +65,10 @@ class Blame:
 
     ``holding``: the remedies by which no property is broken, one of each action. ``failing``: those
     that break another property than the one in question. ``extent``: where both were tried; None if
-    nothing was tried. ``complete``: whether every remedy was tried.
+    nothing was tried. ``complete``: whether every remedy was tried; ``shared``: whether the effort
+    was shared with other violations, so that more are tried for this one alone. ``value``: for a
+    budget, the value with which the property is not broken, such as
+    ``reconnect_uses_replay=False``, and ``states``: in how many states.
     """
 
     cell: Cell | None = None
@@ -75,6 +78,9 @@ class Blame:
     failing: tuple[Trial, ...] = ()
     extent: Extent | None = None
     complete: bool = False
+    shared: bool = False
+    value: str = ""
+    states: int = 0
 
     @property
     def because(self) -> str:
@@ -88,7 +94,7 @@ class Blame:
         """What was tried to find the remedies that would hold, in words; empty if nothing was."""
         if self.extent is None:
             return ""
-        most = max((trial.states for trial in self.holding), default=0)
+        most = max((trial.states for trial in self.holding), default=self.states)
         what = "no property" if self.extent is Extent.DEFAULT else "this property not"
         seen = f"{what} broken in {most:,} states, " if most else ""
         partly = "" if self.complete else "; not every remedy was tried"
@@ -102,8 +108,13 @@ class Blame:
         if self.holding:
             lines.append(f"would hold: {'; '.join(str(trial.remedy) for trial in self.holding)}")
             lines.append(f"  ({self.tried})")
+        elif self.value:
+            lines += [f"would hold: {self.value}", f"  ({self.tried})"]
         elif self.complete:
             lines.append(f"would hold: no other remedy, {self.tried}")
+        else:
+            hint = "; --property NAME looks for this one alone" if self.shared else ""
+            lines.append(f"would hold: none was found{hint} ({self.tried})")
         broken: dict[str, list[str]] = {}
         for trial in self.failing:
             if trial.breaks is not None:
@@ -116,18 +127,27 @@ class Blame:
 class Blamer:
     """Finds what is responsible for the counterexamples of one policy.
 
-    ``effort`` is the number of states that may be explored for all of them; once it is spent,
-    no more remedies are tried.
+    ``effort`` is the number of states that may be explored for all of them, ``findings``, together.
+    Each has its share of it, and of what those before have left. Without an effort no remedies are
+    tried.
     """
 
-    def __init__(self, policy: Policy, *, stepper: Step = step, effort: int = EFFORT) -> None:
+    def __init__(
+        self, policy: Policy, *, stepper: Step = step, effort: int = EFFORT, findings: int = 1
+    ) -> None:
         self.policy = policy
         self.stepper = stepper
         self.effort = effort
+        self._tries = effort > 0
+        self._shared = findings > 1
+        self._ahead = findings
         self._tried: dict[object, Report] = {}
 
     def blame(self, bounds: Bounds, found: Counterexample) -> Blame:
         """What is responsible for ``found``, which was found within ``bounds``."""
+        share = max(_LEAST_FOR_ONE, self.effort // max(1, self._ahead))
+        least = self.effort - share
+        self._ahead -= 1
         path: list[Transition] = []
         changed: Transition | None = None  # the last one that the original rules would not make
         with contextlib.suppress(ViolationError):
@@ -146,15 +166,16 @@ class Blamer:
             if cell.remedy == usual:
                 continue
             if not breaks(self.policy.with_cell(cell.situation, cell.standing, usual)):
-                return self._with_trials(cell, bounds, narrow, found)
+                return self._with_trials(cell, bounds, narrow, found, least)
         for name in _differing_budgets(self.policy):
             usual_budgets = attrs.evolve(
                 self.policy.budgets, **{name: getattr(DEFAULT.budgets, name)}
             )
-            if not breaks(attrs.evolve(self.policy, budgets=usual_budgets)):
-                return Blame(budget=f"{name}={getattr(self.policy.budgets, name)}")
+            other = attrs.evolve(self.policy, budgets=usual_budgets)
+            if not breaks(other):
+                return self._of_budget(name, other, narrow, found)
         if cells:
-            return self._with_trials(cells[0], bounds, narrow, found)
+            return self._with_trials(cells[0], bounds, narrow, found, least)
         return Blame(rule=path[-1].rule if path else "")
 
     def _judge_of(
@@ -184,14 +205,30 @@ class Blamer:
             self._tried[place] = report
         return self._tried[place]
 
+    def _of_budget(self, name: str, other: Policy, narrow: Bounds, found: Counterexample) -> Blame:
+        """The blame for the budget ``name``. ``other``: the policy with the value of ``default``,
+        by which the property is not broken on the path."""
+        blame = Blame(budget=f"{name}={getattr(self.policy.budgets, name)}")
+        if not self._tries:
+            return blame
+        report = self._explore(other, narrow, ALL - {found.prop})
+        sound = not report.broken
+        return attrs.evolve(
+            blame,
+            value=f"{name}={getattr(other.budgets, name)}",
+            extent=Extent.POLICY if sound else Extent.PATH,
+            states=report.states if sound else 0,
+            complete=True,
+        )
+
     def _with_trials(
-        self, cell: Cell, bounds: Bounds, narrow: Bounds, found: Counterexample
+        self, cell: Cell, bounds: Bounds, narrow: Bounds, found: Counterexample, least: int
     ) -> Blame:
-        """The blame for ``cell``, with the other remedies that were tried there."""
-        if self.effort <= 0:
+        """The blame for ``cell``, with the other remedies that were tried there until no more than
+        ``least`` is left of the effort."""
+        if not self._tries:
             return Blame(cell)
         prop, place = found.prop, (cell.situation, cell.standing)
-        least = self.effort - _EFFORT_FOR_ONE
         isolated = DEFAULT.with_cell(*place, cell.remedy)
         as_default = prop in self._explore(isolated, narrow, ALL - {prop}).broken
         base = DEFAULT if as_default else self.policy
@@ -203,7 +240,7 @@ class Blamer:
         for remedy in alternatives:
             if remedy.action in holding:
                 continue
-            if self.effort <= max(0, least):
+            if self.effort <= least:
                 complete = False
                 break
             other = base.with_cell(*place, remedy)
@@ -236,6 +273,7 @@ class Blamer:
             failing=tuple(others),
             extent=extent,
             complete=complete,
+            shared=self._shared,
         )
 
 

@@ -85,45 +85,42 @@ def _listener(effect: Effect) -> Lane:
 
 
 _WIDTH, _NARROW = 26, 10  # characters between two lanes
+_NEEDED = 110  # characters of a line, below which the lanes are narrow
 
 
-def text(story: Story) -> str:
-    """The diagram as text, one line for each arrow."""
-    return "\n".join([*text_of(story.seen), "", f"broken: {story.text}"])
+def text(story: Story, width: int | None = None) -> str:
+    """The diagram as text, one line for each arrow, or more if it is to have ``width`` columns at
+    most."""
+    return "\n".join([*text_of(story.seen, width), "", f"broken: {story.text}"])
 
 
-def text_of(seen: Iterable[Seen], columns: int | None = None) -> list[str]:
-    """The lines of the diagram of a history. ``columns``: how wide it may be; then the lanes are
-    closer, and long texts have several lines."""
-    width = _WIDTH if columns is None else _NARROW
-    heads = "".join(lane.name.lower().ljust(width + 1) for lane in Lane)
+def text_of(seen: Iterable[Seen], width: int | None = None) -> list[str]:
+    """The lines of the diagram of a history, of at most ``width`` columns (None: any length)."""
+    between = _WIDTH if width is None or width >= _NEEDED else _NARROW
+    heads = "".join(lane.name.lower().ljust(between + 1) for lane in Lane)
     lines = [f"{'':9}{heads.rstrip()}"]
     for arrow in arrows_of(seen):
         low, high = sorted((arrow.source.value, arrow.target.value))
-        cells = ["|" + " " * width for _ in Lane]
+        cells = ["|" + " " * between for _ in Lane]
         if low == high:
-            cells[low] = "*" + " " * width
+            cells[low] = "*" + " " * between
         elif arrow.source.value < arrow.target.value:
-            cells[low] = "|" + "-" * (width - 1) + ">"
+            cells[low] = "|" + "-" * (between - 1) + ">"
         else:
-            cells[low] = "|<" + "-" * (width - 1)
-        row = f"{arrow.at / NS_PER_SECOND:7.3f}  {''.join(cells)[: 2 * (width + 1) + 1]}  "
-        if columns is None:
-            lines.append(f"{row}{arrow.text}")
-            continue
-        more = f"{'':9}{('|' + ' ' * width) * 2}|    "
-        lines += textwrap.wrap(
-            arrow.text,
-            max(columns, len(more) + 10),
-            initial_indent=row,
-            subsequent_indent=more,
-            break_on_hyphens=False,
-            drop_whitespace=True,
-        )
+            cells[low] = "|<" + "-" * (between - 1)
+        length = 2 * (between + 1) + 1
+        row = "".join(cells)[:length]
+        bare = "".join(["|" + " " * between for _ in Lane])[:length]
+        room = len(arrow.text) if width is None else max(_NARROW, width - length - 13)
+        texts = textwrap.wrap(arrow.text, max(1, room), break_on_hyphens=False) or [""]
+        lines.append(f"{arrow.at / NS_PER_SECOND:7.3f}  {row}  {texts[0]}")
+        lines += [f"{'':9}{bare}    {more}" for more in texts[1:]]
     return lines
 
 
-_GAP, _LEFT, _TOP, _ROW = 360, 120, 88, 30
+_GAP, _LEFT, _TOP, _ROW, _LINE_HEIGHT = 360, 120, 88, 30, 17  # pixels
+_WIDTH_OF_SVG, _MARGIN = _LEFT + 2 * _GAP + 280, 16
+_CHARACTER = 8.5  # at most, for text of 13 or 14 pixels in any common monospaced font
 _STYLE = (
     "text{font:13px ui-monospace,monospace;fill:#1f2933}.head{font-weight:bold;font-size:14px}"
     ".time{fill:#7b8794;font-size:11px}.bad{fill:#b42318;font-weight:bold}"
@@ -137,38 +134,66 @@ def svg(story: Story) -> str:
 
 
 def svg_of(title: str, seen: Iterable[Seen], broken: str) -> str:
-    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end."""
-    rows = list(arrows_of(seen))
-    bottom = _TOP + _ROW * (len(rows) + 1)
-    width = _LEFT + 2 * _GAP + 280
+    """The diagram of a history as an SVG document; ``broken``: what is wrong at its end. Text that
+    is too long for its place has several lines."""
+    rows: list[str] = []
+    y = _TOP
+    for arrow in arrows_of(seen):
+        y += _ROW
+        time = f'<text class="time" x="{_MARGIN}" y="{{}}">{arrow.at / NS_PER_SECOND:.3f} s</text>'
+        start, end = _x(arrow.source), _x(arrow.target)
+        if start == end:
+            lines = _wrapped(arrow.text, _WIDTH_OF_SVG - _MARGIN - start - 10)
+            rows.append(time.format(y))
+            rows.append(f'<circle cx="{start}" cy="{y - 4}" r="3"/>')
+            rows.append(_text(lines, start + 10, y))
+            y += _LINE_HEIGHT * (len(lines) - 1)
+            continue
+        lines = _wrapped(arrow.text, _GAP - 2 * _MARGIN)
+        middle, first = (start + end) // 2, y - 5
+        y += _LINE_HEIGHT * (len(lines) - 1)  # the arrow is below its text
+        rows.append(time.format(y))
+        rows.append(
+            f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
+            + _text(lines, middle, first, 'text-anchor="middle"')
+        )
+    bottom = y + _ROW
+    ends = _wrapped(broken, _WIDTH_OF_SVG - 2 * _MARGIN)
+    height = bottom + 60 + _LINE_HEIGHT * (len(ends) - 1)
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {bottom + 60}" '
-        f'width="{width}" height="{bottom + 60}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH_OF_SVG} {height}" '
+        f'width="{_WIDTH_OF_SVG}" height="{height}" role="img">',
         f"<title>{_escaped(title)}</title><style>{_STYLE}</style>",
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" '
         'markerHeight="8" orient="auto"><path d="M0 0 8 4 0 8z" fill="#52606d"/></marker></defs>',
-        f'<rect width="{width}" height="{bottom + 60}" fill="#fff"/>',
-        f'<text x="16" y="28" class="head">{_escaped(title)}</text>',
+        f'<rect width="{_WIDTH_OF_SVG}" height="{height}" fill="#fff"/>',
+        f'<text x="{_MARGIN}" y="28" class="head">{_escaped(title)}</text>',
     ]
     for lane in Lane:
         x = _x(lane)
         out.append(f'<text x="{x}" y="60" text-anchor="middle">{lane.name.lower()}</text>')
         out.append(f'<line class="lane" x1="{x}" y1="70" x2="{x}" y2="{bottom}"/>')
-    for index, arrow in enumerate(rows):
-        y = _TOP + _ROW * (index + 1)
-        label = _escaped(arrow.text)
-        out.append(f'<text class="time" x="16" y="{y}">{arrow.at / NS_PER_SECOND:.3f} s</text>')
-        start, end = _x(arrow.source), _x(arrow.target)
-        if start == end:
-            out.append(f'<circle cx="{start}" cy="{y - 4}" r="3"/>')
-            out.append(f'<text x="{start + 10}" y="{y}">{label}</text>')
-            continue
-        out.append(
-            f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" marker-end="url(#tip)"/>'
-            f'<text x="{(start + end) // 2}" y="{y - 5}" text-anchor="middle">{label}</text>'
-        )
-    out.append(f'<text class="bad" x="16" y="{bottom + 36}">{_escaped(broken)}</text>')
+    out += rows
+    out.append(_text(ends, _MARGIN, bottom + 36, 'class="bad"'))
     return "\n".join([*out, "</svg>", ""])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """``text`` in lines that fit into ``width`` pixels."""
+    return textwrap.wrap(text, int(width / _CHARACTER), break_on_hyphens=False) or [""]
+
+
+def _text(lines: Sequence[str], x: int, y: int, more: str = "") -> str:
+    """A text of one or more lines, the first of which is at ``y``."""
+    attributes = f'x="{x}" y="{y}"{" " * bool(more)}{more}'
+    if len(lines) == 1:
+        return f"<text {attributes}>{_escaped(lines[0])}</text>"
+    # The space at the end of a line is for whoever copies or searches the text.
+    spans = [
+        f'<tspan x="{x}" dy="{_LINE_HEIGHT if number else 0}">{_escaped(line)}</tspan>'
+        for number, line in enumerate(lines)
+    ]
+    return f"<text {attributes}>{' '.join(spans)}</text>"
 
 
 def mermaid(story: Story) -> str:

@@ -52,6 +52,7 @@ _LONG = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=1)
 _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 _SOME = (Standing.UNANCHORED, Standing.HELD, Standing.BOUND)
 _FEW = (Standing.UNANCHORED, Standing.HELD)
+_OTHERS = tuple([standing for standing in Standing if standing not in _SOME])
 _SMALL = (
     Bounds("every standing", 0, _ALL, _SHORT, 1),
     Bounds("over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
@@ -62,6 +63,23 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "quick": (
         Bounds("quick", 0, _SOME, _SHORT, 1, late=False),
         Bounds("quick, over HTTP", 0, _FEW, _SHORT, 1, remote=False, http=True, late=False),
+        # Every column of a policy has to be read. All at once they would take half a minute. So the
+        # other standings have a session of their own each, and share one for a few moves only: by
+        # then those of HTTP and of a session of another replica have been met.
+        *[
+            Bounds(f"quick, {one.value}", 0, (one,), _SHORT, 1, remote=False, late=False)
+            for one in _OTHERS
+        ],
+        Bounds(
+            "quick, few moves",
+            0,
+            (*_OTHERS, Standing.BOUND),
+            _SHORT,
+            1,
+            http=True,
+            late=False,
+            depth=5,
+        ),
     ),
     "small": _SMALL,
     "ci": (

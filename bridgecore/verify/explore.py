@@ -51,6 +51,7 @@ from bridgecore.verify.model import Model, one_ended, own_names
 from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
 from bridgecore.verify.search import Search
+from bridgecore.verify.shown import shown
 
 Step = Callable[[Policy, SessionState, Event, int], Transition]
 
@@ -481,7 +482,7 @@ class _Search:
             transition = self.stepper(self.policy, state, event, 0)
             _ = transition.state.phase  # raises for a contradictory state
         except Exception as error:  # any exception is a bug: the event can happen
-            text = f"{event}: {type(error).__name__}: {error}"
+            text = f"{shown(event)}: {type(error).__name__}: {error}"
             return _Edge(move, 0, None, error=ViolationError(Property.NO_INTERNAL_ERROR, text))
         after, effects, rule = transition.state, transition.effects, transition.rule
         self.report.rules_fired[rule] += 1

@@ -19,6 +19,7 @@ from bridgecore.verify.model import HELD, Model, ModelTurn, TurnStage
 from bridgecore.verify.model_events import PROGRESS, ModelStep
 from bridgecore.verify.model_failures import check_failure
 from bridgecore.verify.properties import Property
+from bridgecore.verify.shown import shown
 
 _P = Property
 _ANYWHERE = (Standing.HELD_STORED, Standing.STORED)  # every connection knows such an anchor
@@ -43,7 +44,7 @@ def check_step(
     if not model.requires_reaction(event, now):
         for effect in effects:
             if type(effect) is not fx.Ignored:
-                model.broken(_P.SPURIOUS_IS_NOTHING, f"{event} caused {effect}")
+                model.broken(_P.SPURIOUS_IS_NOTHING, f"{shown(event)} caused {shown(effect)}")
         model.check_deadline(deadline)
         return model
     after = model.copy()
@@ -67,11 +68,12 @@ def _apply_effect(step: ModelStep, effect: Effect) -> None:
     elif isinstance(effect, fx.OpenConnection):
         if model.socket != "none" or effect.generation != model.generation + 1:
             step.broken(
-                _P.LIVE_GENERATION, f"{effect}, connection {model.generation} is {model.socket}"
+                _P.LIVE_GENERATION,
+                f"{shown(effect)}, connection {model.generation} is {model.socket}",
             )
         if effect.remote is not model.remote:
             owner = "another replica" if model.remote else "this replica"
-            step.broken(_P.OWNER_LOSS_REBINDS, f"{effect}, but {owner} owns the session")
+            step.broken(_P.OWNER_LOSS_REBINDS, f"{shown(effect)}, but {owner} owns the session")
         _check_transport(step, effect)
         model.socket, model.generation, model.to_owner = (
             "connecting",
@@ -82,9 +84,9 @@ def _apply_effect(step: ModelStep, effect: Effect) -> None:
         model.connect_due = step.now + model.terms.timeouts.connect
     elif isinstance(effect, fx.CloseConnection):
         if effect.generation != model.generation or model.socket == "none":
-            step.broken(_P.LIVE_GENERATION, f"{effect}, but there is no such connection")
+            step.broken(_P.LIVE_GENERATION, f"{shown(effect)}, but there is no such connection")
         if not _may_close(step):
-            step.broken(_P.SOUND_SOCKETS_STAY, f"{effect} after {step.event}")
+            step.broken(_P.SOUND_SOCKETS_STAY, f"{shown(effect)} after {shown(step.event)}")
         if model.past_lifetime and step.must_close is None:
             step.knew = model.cached
         step.forget_connection()
@@ -92,9 +94,9 @@ def _apply_effect(step: ModelStep, effect: Effect) -> None:
     elif isinstance(effect, fx.CompleteTurn):
         turn = step.turn(effect.turn)
         if not isinstance(step.event, ev.ResponseEnded) or turn.id != step.before.carried:
-            step.broken(_P.DELIVERED_TO_ITS_TURN, f"{step.event} ended {turn.id}")
+            step.broken(_P.DELIVERED_TO_ITS_TURN, f"{shown(step.event)} ended {turn.id}")
         elif isinstance(step.event.cause, Malformed):
-            step.broken(_P.ANSWER_TELLS_WHAT_HAPPENED, f"{step.event} completed the turn")
+            step.broken(_P.ANSWER_TELLS_WHAT_HAPPENED, f"{shown(step.event)} completed the turn")
         else:
             _check_names(step, effect, step.event)
         step.end(turn.id)
@@ -105,21 +107,21 @@ def _apply_effect(step: ModelStep, effect: Effect) -> None:
             step.broken(_P.IDLE_IS_RETIRED, "retired twice")
         step.retired = True
         if model.turns or model.socket != "none":
-            step.broken(_P.IDLE_IS_RETIRED, f"retired with {model.turns or model.socket}")
+            step.broken(_P.IDLE_IS_RETIRED, f"retired with {shown(model.turns or model.socket)}")
     elif isinstance(effect, fx.RebindSession):
         sent = step.lost is not None
         unsent = step.before.socket == "connecting" or step.declined
         if not model.remote or sent or not unsent:
-            step.broken(_P.OWNER_LOSS_REBINDS, f"rebound after {step.event}")
+            step.broken(_P.OWNER_LOSS_REBINDS, f"rebound after {shown(step.event)}")
         model.remote = False
         if model.turns:
             step.put(model.turns[0]._replace(orphan=True))
     elif isinstance(effect, fx.StopInjecting | fx.StopRebuilding):
         if effect.turn != step.before.carried:
-            step.broken(_P.REFUSED_PLAN_ENDS, f"{effect}, but {step.before.carried} ran")
+            step.broken(_P.REFUSED_PLAN_ENDS, f"{shown(effect)}, but {step.before.carried} ran")
         what = "injecting" if isinstance(effect, fx.StopInjecting) else "rebuilding"
         if what in step.stopped:
-            step.broken(_P.REFUSED_PLAN_ENDS, f"{effect} twice")
+            step.broken(_P.REFUSED_PLAN_ENDS, f"{shown(effect)} twice")
         step.stopped.add(what)
     elif isinstance(effect, fx.WarmSession):
         step.warmed = effect.anchor
@@ -137,10 +139,10 @@ def _check_transport(step: ModelStep, effect: fx.OpenConnection) -> None:
         return
     before = "socket" in head.refusals
     if step.of_the_socket and before:
-        step.broken(_P.FALLBACK_IS_PROVEN, f"{effect} after a second refusal of a WebSocket")
+        step.broken(_P.FALLBACK_IS_PROVEN, f"{shown(effect)} after a second refusal of a WebSocket")
     due = (before or step.of_the_socket) and not effect.remote
     if effect.http is not due:
-        step.broken(_P.FALLBACK_IS_PROVEN, f"{effect} after {step.event}")
+        step.broken(_P.FALLBACK_IS_PROVEN, f"{shown(effect)} after {shown(step.event)}")
     if step.of_the_socket:
         step.put(head._replace(refusals=tuple(sorted({*head.refusals, "socket"}))))
 
@@ -169,17 +171,19 @@ def _delivered(step: ModelStep, effect: fx.DeliverEvent) -> None:
     step.delivered += 1
     answers = isinstance(step.event, PROGRESS)
     if step.model.carried != turn.id or not answers:
-        step.broken(_P.DELIVERED_TO_ITS_TURN, f"{step.event} was delivered to turn {turn.id}")
+        step.broken(
+            _P.DELIVERED_TO_ITS_TURN, f"{shown(step.event)} was delivered to turn {turn.id}"
+        )
     if step.doubtful:
         if not effect.held:
-            text = f"{step.event} was shown before it is known to be of turn {turn.id}"
+            text = f"{shown(step.event)} was shown before it is known to be of turn {turn.id}"
             step.broken(_P.DELIVERED_TO_ITS_TURN, text)
         return
     if effect.held:
         terms, bearing = step.model.terms, getattr(step.event, "bearing", False)
         again = terms.holds and turn.ambiguous < terms.replays and not step.model.to_owner
         if not again or bearing or turn.stage is TurnStage.ANSWERED:
-            step.broken(_P.ANSWER_IS_WHOLE, f"{step.event} is held back without need")
+            step.broken(_P.ANSWER_IS_WHOLE, f"{shown(step.event)} is held back without need")
     stage = TurnStage.ACCEPTED if effect.held else TurnStage.ANSWERED
     if turn.stage is not stage:
         step.put(turn._replace(stage=stage))
@@ -189,29 +193,29 @@ def _sent(step: ModelStep, effect: fx.SendTurn) -> None:
     model = step.model
     turn = step.turn(effect.turn)
     if model.socket != "open" or effect.generation != model.generation:
-        step.broken(_P.OPEN_IS_OPEN, f"{effect}, the connection is {model.socket}")
+        step.broken(_P.OPEN_IS_OPEN, f"{shown(effect)}, the connection is {model.socket}")
     if model.carried is not None or (step.must_close is _P.ONE_AT_A_TIME):
-        step.broken(_P.ONE_AT_A_TIME, f"{effect} beside turn {step.before.carried}")
+        step.broken(_P.ONE_AT_A_TIME, f"{shown(effect)} beside turn {step.before.carried}")
     if turn.stage is TurnStage.ANSWERED:
-        step.broken(_P.NO_REPLAY_AFTER_ANSWER, f"{effect}")
+        step.broken(_P.NO_REPLAY_AFTER_ANSWER, f"{shown(effect)}")
     if model.past_lifetime and turn.id != step.before.carried:
-        step.broken(_P.SOCKETS_ARE_ROTATED, f"{effect} on a connection past its lifetime")
+        step.broken(_P.SOCKETS_ARE_ROTATED, f"{shown(effect)} on a connection past its lifetime")
     if turn.id != model.turns[0].id:
-        step.broken(_P.QUEUE_IS_BOUNDED, f"{effect} before turn {model.turns[0].id}")
+        step.broken(_P.QUEUE_IS_BOUNDED, f"{shown(effect)} before turn {model.turns[0].id}")
     if step.refused is not None and turn.id == step.before.carried:
         refusals = step.before.carried_turn().refusals
         if step.refused in refusals:
-            step.broken(_P.RECOVERED_ONCE, f"{effect} after a second {step.refused}")
+            step.broken(_P.RECOVERED_ONCE, f"{shown(effect)} after a second {step.refused}")
     ambiguous = turn.ambiguous
     if turn.stage in (TurnStage.SENT, TurnStage.ACCEPTED):
         ambiguous = min(ambiguous, model.terms.replays) + 1
         if ambiguous > model.terms.replays:
             step.broken(_P.REPLAYS_ARE_BOUNDED, f"replay {ambiguous} of {turn.id}")
         if model.terms.strict:
-            step.broken(_P.NO_AMBIGUOUS_RESEND, f"{effect}")
+            step.broken(_P.NO_AMBIGUOUS_RESEND, f"{shown(effect)}")
     _check_form(step, turn, effect.form)
     if effect.form.value in turn.refused:
-        step.broken(_P.REFUSED_IS_NOT_REPEATED, f"{effect}: that form was refused before")
+        step.broken(_P.REFUSED_IS_NOT_REPEATED, f"{shown(effect)}: that form was refused before")
     step.again = turn.id
     form = effect.form.value
     step.put(turn._replace(stage=TurnStage.SENT, ambiguous=ambiguous, orphan=False, form=form))
@@ -239,7 +243,7 @@ def _check_form(step: ModelStep, turn: ModelTurn, form: RequestForm) -> None:
         return
     able = HELD if form is RequestForm.REHYDRATED else (Standing.INJECTED,)
     if turn.standing not in able:
-        step.broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {turn}")
+        step.broken(_P.FORM_IS_POSSIBLE, f"{form.value} of {shown(turn)}")
     stored = turn.standing is Standing.HELD_STORED and not step.is_known_to_fail(turn)
     tried = turn.refusals or turn.refused or turn.ambiguous or turn.form == form.value
     if (local or stored) and not tried:
@@ -251,7 +255,7 @@ def _check_after_effects(step: ModelStep) -> None:
     """Check what must hold after all effects."""
     model, event, now = step.model, step.event, step.now
     if step.must_close is not None and model.generation == step.before.generation:
-        step.broken(step.must_close, f"after {event} the connection is still {model.socket}")
+        step.broken(step.must_close, f"after {shown(event)} the connection is still {model.socket}")
     carried = model.carried
     if carried is not None and carried not in [turn.id for turn in model.turns]:
         step.broken(_P.ONE_AT_A_TIME, f"turn {model.carried} ended, its connection is still open")
@@ -259,7 +263,7 @@ def _check_after_effects(step: ModelStep) -> None:
         step.broken(_P.QUEUE_IS_BOUNDED, f"{len(model.turns) - 1} turns wait")
     answers = isinstance(event, PROGRESS) and step.lost is None
     if answers and step.delivered != 1:
-        text = f"{event} was delivered {step.delivered} times"
+        text = f"{shown(event)} was delivered {step.delivered} times"
         step.broken(_P.ANSWER_IS_WHOLE, text)
     if isinstance(event, ev.ResponseEnded):
         ended = step.before.carried
@@ -274,7 +278,7 @@ def _check_after_effects(step: ModelStep) -> None:
     if model.past_lifetime and model.carried is None and model.socket == "open":
         step.broken(_P.SOCKETS_ARE_ROTATED, "a connection past its lifetime is kept")
     if step.stopped != step.to_stop:
-        text = f"{event} stopped {sorted(step.stopped)}, not {sorted(step.to_stop)}"
+        text = f"{shown(event)} stopped {sorted(step.stopped)}, not {sorted(step.to_stop)}"
         step.broken(_P.REFUSED_PLAN_ENDS, text)
     due = step.knew if model.terms.warm and not model.turns else None
     if step.warmed != due:
@@ -283,13 +287,15 @@ def _check_after_effects(step: ModelStep) -> None:
     expired = isinstance(event, ev.DeadlineReached) and event.timer is Timer.EXPIRY
     ends = expired or isinstance(event, ev.EvictionRequested)
     if ends is not step.retired:
-        step.broken(_P.IDLE_IS_RETIRED, f"{event}: retired is {step.retired}, should be {ends}")
+        step.broken(
+            _P.IDLE_IS_RETIRED, f"{shown(event)}: retired is {step.retired}, should be {ends}"
+        )
     # A loss before the frame was sent costs no try: the send itself has cost one.
     free = isinstance(event, ev.ConnectionOpened) or getattr(event, "unsent", False)
     if step.again is not None and not free:
         left, before = _tries(model, step.again), _tries(step.before, step.again)
         if before is not None and (left is None or left >= before):
-            text = f"after {event} turn {step.again} is tried again with {left} tries left"
+            text = f"after {shown(event)} turn {step.again} is tried again with {left} tries left"
             step.broken(_P.RECOVERY_DESCENDS, text)
     submitted = isinstance(event, ev.TurnSubmitted)
     if not model.turns and (submitted or step.before.turns):

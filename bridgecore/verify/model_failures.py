@@ -17,6 +17,7 @@ from bridgecore.verify.evidence import PASSED_ON, evidence_of, is_rejection, is_
 from bridgecore.verify.model import BEGUN, HELD, Model, ModelTurn, TurnStage
 from bridgecore.verify.model_events import ModelStep
 from bridgecore.verify.properties import Property
+from bridgecore.verify.shown import shown
 
 _P = Property
 _TERMINAL = (FailureReply.NOT_FOUND, FailureReply.UPSTREAM_ERROR)  # no retry follows them
@@ -38,7 +39,7 @@ def check_failure(step: ModelStep, effect: fx.FailTurn) -> None:
         _check_not_found(step, turn, answer)
     elif answer is FailureReply.OWNER_UNREACHABLE and not step.before.to_owner:
         if turn.stage is not TurnStage.WAITING:
-            step.broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {event}")
+            step.broken(_P.REBIND_CODE_IS_PROVEN, f"turn {turn.id}: {shown(event)}")
         if not (turn.orphan or step.model.terms.hands_over):
             text = f"turn {turn.id} got {answer.value}, its session is local"
             step.broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
@@ -100,7 +101,7 @@ def _check_not_found(step: ModelStep, turn: ModelTurn, answer: FailureReply) -> 
         return
     count = step.dead_ends(turn)
     if count < step.model.terms.bounded or not _dead_end(step, turn):
-        text = f"a {turn.source.value} anchor, {count} refusals, {step.event}"
+        text = f"a {turn.source.value} anchor, {count} refusals, {shown(step.event)}"
         step.broken(_P.NOT_FOUND_IS_EARNED, text)
 
 
@@ -115,7 +116,7 @@ def _check_evidence(step: ModelStep, effect: fx.FailTurn, turn: ModelTurn) -> No
     else:
         matches = reported == happened or (reported is None and unsent)
     if not matches:
-        text = f"{effect} reports {reported} for {step.event}"
+        text = f"{shown(effect)} reports {shown(reported)} for {shown(step.event)}"
         step.broken(_P.ANSWER_TELLS_WHAT_HAPPENED, text)
 
 
@@ -139,7 +140,7 @@ def _check_effort(step: ModelStep, turn: ModelTurn) -> None:
     elif model.socket == "open" and turn.stage is TurnStage.WAITING:
         known = turn.anchor is None or turn.anchor == model.cached or model.to_owner
         if known or turn.source is not Standing.BOUND:
-            step.broken(_P.CONTINUED_AT_ONCE, f"{turn} was refused without a send")
+            step.broken(_P.CONTINUED_AT_ONCE, f"{shown(turn)} was refused without a send")
     elif step.of_the_socket and turn.id == _first(step.before):
         if "socket" not in turn.refusals:
             step.broken(_P.FALLBACK_IS_PROVEN, f"turn {turn.id} was not tried over HTTP")

@@ -19,6 +19,7 @@ from bridgecore.verify.environment import terms_of
 from bridgecore.verify.model import Model
 from bridgecore.verify.model_effects import check_step
 from bridgecore.verify.properties import Property, ViolationError
+from bridgecore.verify.shown import shown
 
 
 class Monitor:
@@ -52,7 +53,7 @@ class Monitor:
         try:
             self.model = check_step(model, event, transition.effects, now, after.timers.next())
             if after != before and self.model is model:
-                text = f"{event} should be ignored, but changed the state"
+                text = f"{shown(event)} should be ignored, but changed the state"
                 raise ViolationError(Property.SPURIOUS_IS_NOTHING, text)
         except ViolationError as violation:
             self.violation = violation

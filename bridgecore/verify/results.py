@@ -118,9 +118,9 @@ class Results:
         if broken:
             words = f"{broken} of {judged} {_properties(judged)} broken"
         elif judged == 1:
-            words = "the property holds"
+            words = f"the property holds within the {self.bounds} bounds"
         else:
-            words = f"all {judged} properties hold"
+            words = f"all {judged} properties hold within the {self.bounds} bounds"
         partly = "" if all(one.complete for one in explored) else ", not all that there are"
         return f"{words}, {states:,} states{partly}, {seconds:.1f} s"
 
@@ -220,7 +220,8 @@ def _blame_as_data(blame: Blame) -> dict[str, Any]:
                 "states": trial.states,
             }
             for trial in blame.holding
-        ],
+        ]
+        + ([{"remedy": blame.value, "states": blame.states}] if blame.value else []),
         "would_break": [
             {"remedy": str(trial.remedy), "property": trial.breaks.name}
             for trial in blame.failing

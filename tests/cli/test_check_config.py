@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from bridgecore.recovery.policy import POLICIES
 from bridgecore_cli.arguments import whole_parser
 from bridgecore_cli.check_config import render, unknown
 from bridgecore_cli.main import main
 from bridgecore_cli.settings import GROUPS, SETTINGS, checked, read_sources, unknown_variables
+from bridgecore_cli.verify_sections import names
 
 PASSWORD = "hunter2"
 
@@ -136,6 +141,9 @@ def test_every_flag_has_a_help() -> None:
     ("arguments", "meant"),
     [
         (["srve"], "serve"),
+        (["--verison"], "--version"),
+        (["verify", "--property", "no-ambigous-resend"], "NO_AMBIGUOUS_RESEND"),
+        (["verify", "--trace", "log", "--allow", "ONE_EDN"], "ONE_END"),
         (["serve", "--prot", "1"], "--port"),
         (["serve", "--prot=1"], "--port"),
         (["serve", "--policy", "defualt"], "default"),
@@ -158,6 +166,41 @@ def test_what_was_probably_meant_is_named(
     assert "--help)" in said
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--bogus", "1"], "unrecognized arguments: --bogus 1 (see"),
+        (["verify", "--bounds", "tiny"], "quick"),
+        (["verify", "--property", "NO_SUCH"], "bridgecore verify --property help lists them all"),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_nothing_is_suggested_that_is_not_alike(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    error = capsys.readouterr().err
+    assert said in error
+    assert "did you mean" not in error
+
+
+def test_the_properties_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", "--property", "help"])
+    assert exit_.value.code == 0
+    listed = capsys.readouterr().out
+    for name in names():
+        assert f"\n  {name}: " in listed
+
+
+@pytest.mark.parametrize("command", ["serve", "verify", "simulate", "rules", "replay", "demo"])
+def test_the_help_of_a_command_has_examples(command: str) -> None:
+    (helped,) = [one for one in commands(whole_parser()) if one.prog == f"bridgecore {command}"]
+    text = helped.format_help()
+    assert f"\n  bridgecore {command} " in text.partition("Example")[2]
+
+
 def test_an_unknown_key_of_a_file_is_named_with_the_key_meant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -168,12 +211,31 @@ def test_an_unknown_key_of_a_file_is_named_with_the_key_meant(
     assert tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-def test_a_shell_completes_flags_by_the_script(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bash"]) == 0
-    script = capsys.readouterr().out
-    asked = (
-        "COMP_WORDS=(bridgecore serve --max-s); COMP_CWORD=2; COMP_LINE='bridgecore serve --max-s'"
-    )
+@pytest.fixture(scope="module")
+def script() -> str:
+    with contextlib.redirect_stdout(io.StringIO()) as written:
+        assert main(["completion", "bash"]) == 0
+    return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["serve", "--max-s"], {"--max-sessions"}),
+        (["serve", "--ambiguous", ""], {"refuse", "replay"}),
+        (["serve", "--backend", ""], {"asyncio", "trio"}),
+        (["verify", "--policy", ""], set(POLICIES)),
+        (["rules", "--diff", ""], set(POLICIES)),
+        (["verify", "--property", "NO_AMB"], {"NO_AMBIGUOUS_RESEND"}),
+    ],
+    ids=lambda given: " ".join(given) if isinstance(given, list) else "",
+)
+def test_a_shell_completes_flags_and_values_by_the_script(
+    words: list[str], completed: set[str], script: str
+) -> None:
+    line = ["bridgecore", *words]
+    asked = f"COMP_WORDS=({shlex.join(line)}); COMP_CWORD={len(words)}"
+    asked += f"; COMP_LINE={shlex.quote(' '.join(line))}"
     call = "$(complete -p bridgecore | sed 's/.*-F \\([^ ]*\\).*/\\1/')"
     done = subprocess.run(
         ["bash", "-c", f'{script}\n{asked}\n{call}\nprintf "%s\\n" "${{COMPREPLY[@]}}"'],
@@ -182,4 +244,4 @@ def test_a_shell_completes_flags_by_the_script(capsys: pytest.CaptureFixture[str
         timeout=20,
         check=False,
     )
-    assert done.stdout.split() == ["--max-sessions"], done.stderr
+    assert set(done.stdout.split()) == completed, done.stderr

@@ -222,7 +222,8 @@ def test_what_the_figures_say(
     assert (record.level, record.event) == (level, event)
     assert record.fields["policy"] == "default"
     if complete:
-        assert record.fields == {"policy": "default", "states": 9, "seconds": 1}
+        bounds = {"bounds": "quick"}
+        assert record.fields == {"policy": "default", **bounds, "states": 9, "seconds": 1}
 
 
 def test_the_process_that_checks_ends_with_the_bridge() -> None:

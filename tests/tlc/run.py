@@ -82,10 +82,15 @@ _FEW: Final = attrs.evolve(
 )
 
 
+def exportable(bounds: str) -> list[Bounds]:
+    """The parts of ``bounds`` that TLC can explore: it counts no moves."""
+    return [part for part in BOUNDS[bounds] if part.depth is None]
+
+
 def subjects(bounds: str) -> Iterator[Subject]:
     """Every exploration within ``bounds``, by name."""
     for policy in (DEFAULT, PR397, V1_12):
-        for part in BOUNDS[bounds]:
+        for part in exportable(bounds):
             yield Subject(f"{policy.name}, {part.name}", policy, part)
     yield Subject(
         *("endless retries, few standings", DEFAULT, _FEW, refuses_longer),

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from bridgecore.recovery.policy import POLICIES
-from bridgecore.verify.environment import BOUNDS
-from tests.tlc.run import MissingError, NoVerdictError, Verdict, differences, read, subjects, tlc
+from tests.tlc.run import (
+    MissingError,
+    NoVerdictError,
+    Verdict,
+    differences,
+    exportable,
+    read,
+    subjects,
+    tlc,
+)
 
 # As TLC 2.15 prints it, shortened.
 CLEAN = """\
@@ -73,9 +81,9 @@ def test_each_difference_is_said() -> None:
 
 def test_each_policy_is_judged_in_each_part_of_the_bounds() -> None:
     names = [subject.name for subject in subjects("quick")]
-    assert len(set(names)) == len(names) == len(POLICIES) * len(BOUNDS["quick"]) + 2
+    assert len(set(names)) == len(names) == len(POLICIES) * len(exportable("quick")) + 2
     for policy in POLICIES:
-        for part in BOUNDS["quick"]:
+        for part in exportable("quick"):
             assert f"{policy}, {part.name}" in names
 
 

@@ -84,9 +84,36 @@ def test_a_cell_before_the_last_one_can_be_responsible() -> None:
 
 
 def test_a_budget_can_be_responsible() -> None:
-    assert blamed(PR397, Property.RECONNECT_COSTS_NO_REPLAY).because == (
-        "the budget reconnect_uses_replay=True"
-    )
+    blame = blamed(PR397, Property.RECONNECT_COSTS_NO_REPLAY)
+    assert blame.because == "the budget reconnect_uses_replay=True"
+    assert blame.value == "reconnect_uses_replay=False"
+    assert "would hold: reconnect_uses_replay=False" in blame.lines()
+    nothing = Blamer(PR397, effort=0).blame(FEW, first(PR397, Property.RECONNECT_COSTS_NO_REPLAY))
+    assert nothing.lines() == [f"because: {blame.because}"]
+
+
+def test_no_violation_takes_the_effort_of_those_after_it() -> None:
+    """One after the other: the last one is tried with as much as the first."""
+    found = first(V1_12, Property.NOT_FOUND_IS_EARNED)
+    last = first(V1_12, Property.CONTINUED_AT_ONCE)
+    blamer = Blamer(V1_12, effort=1, findings=9)
+    for _ in range(8):
+        blamer.blame(FEW, found)
+    assert blamer.effort <= 0
+    assert "would hold: rehydrate (upstream_unavailable)" in blamer.blame(FEW, last).lines()
+
+
+@pytest.mark.parametrize(
+    ("shared", "line"),
+    [
+        (True, "would hold: none was found; --property NAME looks for this one alone (with the "),
+        (False, "would hold: none was found (with the other cells of the policy; not every "),
+    ],
+)
+def test_it_is_said_that_no_remedy_was_found(shared: bool, line: str) -> None:
+    blame = blamed(V1_12, Property.NOT_FOUND_IS_EARNED)
+    blame = Blame(blame.cell, extent=Extent.POLICY, shared=shared)
+    assert any(one.startswith(line) for one in blame.lines())
 
 
 def test_among_other_wrong_cells_a_remedy_must_break_nothing_on_the_path() -> None:

@@ -78,9 +78,14 @@ def test_verdicts(lost: Finding) -> None:
         "1 of 2 properties broken, 10,000 states, 1.2 s"
     )
     sound = Results("p", "quick", [section(), section()])
-    assert (sound.verdict, sound.sound) == ("all 4 properties hold, 20,000 states, 2.5 s", True)
+    assert (sound.verdict, sound.sound) == (
+        "all 4 properties hold within the quick bounds, 20,000 states, 2.5 s",
+        True,
+    )
     one = SectionResult("sessions", (LOST,), 1)
-    assert Results("p", "quick", [one]).verdict == "the property holds, 1 states, 0.0 s"
+    assert Results("p", "quick", [one]).verdict == (
+        "the property holds within the quick bounds, 1 states, 0.0 s"
+    )
     partly = Results("p", "quick", [section(complete=False)])
     assert ", not all that there are, " in partly.verdict
     assert not partly.sound
