@@ -138,6 +138,18 @@ class Growth:
         return tuple(row for row in self.rows if NOT_FOUND in row.errors)
 
     @property
+    def ended(self) -> tuple[int, str] | None:
+        """The turn that was not answered, and why: ``full`` or ``stuck``. None if there is none."""
+        if self.full is not None:
+            return self.full, "full"
+        return None if self.stuck is None else (self.stuck, "stuck")
+
+    @property
+    def answered_errors(self) -> list[str]:
+        """The errors that the client got before its answers, without those of ``unanswered``."""
+        return [error for row in self.rows for error in row.errors]
+
+    @property
     def sound(self) -> bool:
         """Whether every turn succeeded, the context stayed within the window, and the bridge never
         answered ``NOT_FOUND``."""

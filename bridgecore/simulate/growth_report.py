@@ -1,8 +1,9 @@
 """Presents results of the growth experiment: tables, sentences, a plot.
 
 What belongs here: text and SVG. The figures are measured elsewhere, and every sentence is derived
-from them: what the rows do not show is not said. No line of a table is longer than 80 characters;
-sentences are not wrapped.
+from the rows that a table shows: what they do not show is not said. Turns that were answered are
+counted and averaged; the one at which the conversation ended has no figures, so it is named, but
+not counted. No line of a table is longer than 80 characters; sentences are not wrapped.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def table(growth: Growth) -> str:
         for row in growth.rows
         if row.turn in shown
     ]
-    codes = _codes(error for row in growth.rows for error in row.errors)
+    if growth.ended is not None:
+        turn, end = growth.ended
+        lines.append(f"{turn:>4} {'':>8} {'':>8} {end:>8} {'':>32}  {statuses(growth.unanswered)}")
+    codes = _codes([*growth.answered_errors, *growth.unanswered])
     return "\n".join([line.rstrip() for line in lines] + codes)
 
 
@@ -57,28 +61,30 @@ def side_by_side(growths: Sequence[Growth]) -> str:
     rows = [{row.turn: row for row in growth.rows} for growth in growths]
     for turn in shown:
         parts = [
-            _three(own.get(turn), growth.full == turn)
+            _three(own.get(turn), growth.ended, turn)
             for own, growth in zip(rows, growths, strict=True)
         ]
         lines.append(f"{turn:>4}{''.join(parts)}".rstrip())
     lines.append("")
     for growth in growths:
-        errors = [error for row in growth.rows for error in row.errors] + [*growth.unanswered]
-        said = ", ".join(counted(errors)) or "none"
+        said = ", ".join(counted(growth.answered_errors)) or "none"
+        if growth.ended is not None and growth.unanswered:
+            turn, _ = growth.ended
+            said += f"; at turn {turn}, the last: {', '.join(counted(growth.unanswered))}"
         lines.append(f"errors that {growth.experiment.policy.name} answered: {said}")
     return "\n".join(lines)
 
 
-def _three(row: TurnFigures | None, full: bool) -> str:
+def _three(row: TurnFigures | None, ended: tuple[int, str] | None, turn: int) -> str:
     if row is None:
-        return f" {'full' if full else '':>30}"
+        return f" {ended[1] if ended is not None and ended[0] == turn else '':>30}"
     return f" {row.sent:>9,} {row.context:>9,} {row.upstream:>10,}"
 
 
 def _selection(growths: Sequence[Growth]) -> list[int]:
     """The turns to show: all, or, of many, the first ones, the last of each, and some between."""
     last = [len(growth.rows) for growth in growths]
-    ends = {growth.full for growth in growths if growth.full is not None} | {*last}
+    ends = {growth.ended[0] for growth in growths if growth.ended is not None} | {*last}
     highest = max(ends, default=0)
     step = max(1, highest // 15)
     return [
@@ -183,22 +189,24 @@ def _growth_part(growth: Growth) -> str:
 
 
 def times_not_found(growth: Growth) -> tuple[int, int]:
-    """In how many turns after the first the bridge answered ``NOT_FOUND``, and of how many."""
-    turns = max(0, len(growth.rows) - 1) + bool(growth.unanswered)
-    return len(growth.not_found) + (NOT_FOUND in growth.unanswered), turns
+    """In how many of the turns that were answered after the first the client got ``NOT_FOUND``
+    before, and how many those are."""
+    return len(growth.not_found), max(0, len(growth.rows) - 1)
 
 
 def _client_part(growth: Growth) -> str:
     times, turns = times_not_found(growth)
-    new = growth.experiment.new_tokens - OUTPUT_TOKENS
-    sent = f"{growth.sent_per_turn:,.0f} tokens a turn"
     if times:
-        text = (
-            f"in {times} of {turns} turns the bridge answered {NOT_FOUND}, and the client sent its "
-            "whole history"
+        new = growth.experiment.new_tokens - OUTPUT_TOKENS
+        sent = sum(row.sent for row in growth.not_found) / times
+        return (
+            f"after {NOT_FOUND} the client sent its whole history in {times} of the {turns} turns "
+            f"that were answered after the first: {sent:,.0f} tokens on average, {new:,} of them "
+            "new"
         )
-        return f"{text}: {sent}, {new:,} of them new" if len(growth.rows) > 1 else text
-    return f"the client sends {sent}" if len(growth.rows) > 1 else ""
+    if NOT_FOUND in growth.unanswered and growth.ended is not None:
+        return f"after {NOT_FOUND} the client sent its whole history at turn {growth.ended[0]}"
+    return f"the client sends {growth.sent_per_turn:,.0f} tokens a turn" if turns else ""
 
 
 def comparison(growths: Sequence[Growth]) -> list[str]:
@@ -250,15 +258,15 @@ def why_not_as_in_production(growth: Growth) -> str | None:
     appended = [row.grown for row in growth.not_found if row.grown > own.new_tokens]
     if growth.full in (None, _PRODUCTION_FULL) or not appended or not same:
         return None
-    hit, turns = times_not_found(growth)
+    _, turns = times_not_found(growth)
     before = _PRODUCTION_FULL - 1
     room = own.window - growth.rows[0].context - before * own.new_tokens
     hits = round(room / (_PRODUCTION_GROWTH - own.new_tokens))
     return (
-        f"Why turn {growth.full}, and turn {_PRODUCTION_FULL} in production: here {hit} of "
-        f"{turns} turns after the first were hit, and each appended {min(appended):,} to "
-        f"{max(appended):,} tokens; at the {_PRODUCTION_GROWTH:,} of production it takes "
-        f"about {hits} hits in {before} turns (try --faults 5/7)."
+        f"Why turn {growth.full}, and turn {_PRODUCTION_FULL} in production: here {len(appended)} "
+        f"of the {turns} turns that were answered after the first appended {min(appended):,} to "
+        f"{max(appended):,} tokens each; at the {_PRODUCTION_GROWTH:,} of production the window "
+        f"is full after about {hits} such turns among {before} (try --faults 5/7)."
     )
 
 

@@ -140,9 +140,15 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     found = results(turns, every, run)
     broken, usual = found["v1_12", True], found["default", True]
     first, second, third, fourth = story(found)
-    told = len(broken.not_found) + bool(broken.unanswered)
-    assert numbers("in N of the N turns", first)[0] == str(told)
+    told = len(broken.not_found)
+    answered = str(told), str(len(broken.rows) - 1)
+    assert numbers("in N of the N turns that it answered after the first", first) == answered
     assert "the upstream had the response each time" in first
+    # The table says the same: of v1_12 with store=true each error is one not-found.
+    cells = {tuple(line.split()[:2]): line.split() for line in plain_table(found)}
+    shown = cells["v1_12", "true"]
+    assert shown[2:4] == [str(len(broken.rows)), f"{broken.rows[-1].context:,}"]
+    assert ("400" if told == 1 else f"{told}x400") in shown
     assert all(row.grown > row.sent for row in broken.not_found)
     n = len(broken.rows) if broken.full else turns
     ours, theirs = broken.rows[:n], usual.rows[:n]
@@ -166,7 +172,6 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     assert fourth.startswith(answered)
     missed = {
         name: sum(error.startswith("400 prev") for row in growth.rows for error in row.errors)
-        + sum(error.startswith("400 prev") for error in growth.unanswered)
         for (name, store), growth in found.items()
         if not store
     }
@@ -232,9 +237,9 @@ def test_in_a_pipe_it_writes_lines_and_files(tmp_path: Path) -> None:
     lines = result.stdout.rstrip("\n").split("\n")
     *_, first, second, third, fourth = lines
     table = {tuple(line.split()[:2]): line.split()[2:] for line in lines if " true " in line}
-    assert table["v1_12", "true"][:3] == ["14", "859,300", "14"]
+    assert table["v1_12", "true"][:4] == ["13", "859,300", "14", "12x400"]
     assert table["default", "true"][:3] == ["15", "84,500", "(360)"]
-    assert "in 13 of the 13 turns" in first
+    assert "in 12 of the 12 turns that it answered after the first" in first
     sent = " ".join(table["v1_12", "true"][-4:-2])
     assert f"859,300 tokens of context (default: 79,900), {sent} from client" in second
     assert "v1_12 had filled it at turn 14; default used 84,500 in 15 turns" in third
@@ -329,7 +334,9 @@ def test_in_a_terminal_no_line_is_too_wide(environ: dict[str, str]) -> None:
     lines = ESCAPES.sub("", written).replace("\r", "").split("\n")
     assert max(map(len, lines)) <= 80
     text = " ".join(lines)
-    assert "v1_12 told its client '400 previous_response_not_found' in 2 of the 2 turns" in text
+    assert (
+        "v1_12 told its client '400 previous_response_not_found' in 2 of the 2 turns that" in text
+    )
     assert written.count("\x1b[?25h") == 1  # the cursor is shown again
 
 

@@ -40,7 +40,7 @@ def test_both_policies_are_compared_unless_one_is_named(capsys: pytest.CaptureFi
 def test_a_not_found_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     """Although the context is as small as it can be."""
     assert invoke("--policy", "v1_12", "--no-store", "--turns", "3") == 1
-    assert "in 2 of 2 turns the bridge answered" in capsys.readouterr().out
+    assert "whole history in 2 of the 2 turns" in capsys.readouterr().out
 
 
 def test_a_share_of_turns_can_be_hit(capsys: pytest.CaptureFixture[str]) -> None:

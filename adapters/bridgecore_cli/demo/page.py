@@ -71,7 +71,7 @@ def page(
     parts += [
         "<h2>The numbers</h2>",
         _table(COLUMNS, rows(results)),
-        f'<p class="small">{escape(" ".join(LEGEND))}</p>',
+        f'<p class="small">{escape("; ".join(LEGEND))}.</p>',
     ]
     for (name, store), growth in results.items():
         figures = [

@@ -19,7 +19,7 @@ Results: TypeAlias = Mapping[tuple[str, bool], Growth]
 COLUMNS: Final = (
     "policy",
     "store",
-    "turn",
+    "turns",
     "context",
     "full at",
     "errors",
@@ -27,8 +27,8 @@ COLUMNS: Final = (
     "upstream",
 )
 LEGEND: Final = (
-    "context: in tokens; full at: turn at which the window is full, (N) if it goes on",
-    "errors: what the client got before its answers; to bridge, upstream: bytes sent",
+    "turns: answered ones; errors: before those answers; to bridge, upstream: bytes",
+    "context: in tokens; full at: turn that fills the window, (N) if it goes on",
 )
 
 
@@ -38,7 +38,6 @@ def rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def _row(name: str, store: bool, growth: Growth) -> tuple[str, ...]:
-    turn = growth.full or len(growth.rows)
     context = growth.rows[-1].context if growth.rows else 0
     if growth.full is not None:
         full = str(growth.full)
@@ -47,18 +46,13 @@ def _row(name: str, store: bool, growth: Growth) -> tuple[str, ...]:
     return (
         name,
         str(store).lower(),
-        str(turn),
+        str(len(growth.rows)),
         f"{context:,}",
         full,
-        statuses(errors_of(growth)),
+        statuses(growth.answered_errors),
         size(growth.client),
         size(growth.upstream),
     )
-
-
-def errors_of(growth: Growth) -> list[str]:
-    """All errors that the client got."""
-    return [error for row in growth.rows for error in row.errors] + [*growth.unanswered]
 
 
 def plain_table(results: Results) -> list[str]:
@@ -99,9 +93,14 @@ def story(results: Results) -> list[str]:
 def _told(broken: Growth) -> str:
     times, turns = times_not_found(broken)
     code = NOT_FOUND
+    if not times and code in broken.unanswered and broken.ended is not None:
+        return f"v1_12 told its client {code!r} at turn {broken.ended[0]}, which was the last."
     if not times:
         return f"v1_12 never told its client {code!r}."
-    text = f"v1_12 told its client {code!r} in {times} of the {turns} turns after the first"
+    text = (
+        f"v1_12 told its client {code!r} in {times} of the {turns} turns that it answered after "
+        "the first"
+    )
     kept = sum(row.grown > broken.experiment.new_tokens for row in broken.not_found)
     if not kept:
         return f"{text}, so the client sent its whole history."
@@ -149,6 +148,8 @@ def _window(growth: Growth) -> str:
     used = growth.rows[-1].context if growth.rows else 0
     turns = "1 turn" if len(growth.rows) == 1 else f"{len(growth.rows)} turns"
     text = f"used {used:,} in {turns}"
+    if growth.stuck is not None:
+        return f"{text}, and turn {growth.stuck} did not succeed"
     return text if growth.full_at is None else f"{text} and would fill it at turn {growth.full_at}"
 
 
@@ -156,7 +157,7 @@ def _instead(results: Results, usual: Growth) -> str:
     times, turns = times_not_found(usual)
     if times:
         return f"default told its client the same, in {times} of {turns} turns."
-    got = ", ".join(counted([error for row in usual.rows for error in row.errors]))
+    got = ", ".join(counted(usual.answered_errors))
     mean = f"{usual.sent_per_turn:,.0f} tokens a turn"
     text = f"default answered no error: {mean}."
     if got:
@@ -174,4 +175,4 @@ def _instead(results: Results, usual: Growth) -> str:
 
 
 def _not_founds(growth: Growth) -> int:
-    return errors_of(growth).count(NOT_FOUND)
+    return growth.answered_errors.count(NOT_FOUND)
