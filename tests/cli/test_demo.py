@@ -141,8 +141,8 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     broken, usual = found["v1_12", True], found["default", True]
     first, second, third, fourth = story(found)
     told = len(broken.not_found)
-    answered = str(told), str(len(broken.rows) - 1)
-    assert numbers("in N of the N turns that it answered after the first", first) == answered
+    counted = str(told), str(len(broken.rows) - 1)
+    assert numbers("in N of the N turns that it answered after the first", first) == counted
     assert "the upstream had the response each time" in first
     # The table says the same: of v1_12 with store=true each error is one not-found.
     cells = {tuple(line.split()[:2]): line.split() for line in plain_table(found)}
