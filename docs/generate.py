@@ -25,7 +25,7 @@ from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.simulate import Experiment, grow
 from bridgecore.simulate.growth_report import plot
-from bridgecore.tables import list_table, render_rst
+from bridgecore.tables import list_table, render_remedies, render_rst, render_standings
 from bridgecore.telemetry.metrics import METRICS
 from bridgecore.testing import CATALOGUE
 from bridgecore.verify import phases
@@ -326,6 +326,8 @@ def render_readme() -> str:
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
+    "standings.rst": render_standings,
+    "remedies.rst": render_remedies,
     "states.rst": render_states,
     "states.svg": render_svg,
     "properties.rst": render_properties,
