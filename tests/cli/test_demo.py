@@ -7,17 +7,9 @@ against what it measured. That its experiment is right is tested in ``tests/simu
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
-import pty
 import re
 import signal
-import struct
 import subprocess
-import sys
-import termios
-from collections.abc import Mapping
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -30,12 +22,27 @@ from bridgecore import DEFAULT, PR397, V1_12
 from bridgecore.simulate import Experiment, Growth, grow
 from bridgecore_cli.demo.chart import MARKS, chart
 from bridgecore_cli.demo.stage import Conversation, play
-from bridgecore_cli.demo.story import plain_table, size, story
+from bridgecore_cli.demo.story import (
+    COLUMNS,
+    columns_within,
+    legend_lines,
+    plain_table,
+    rows,
+    size,
+    story,
+)
 from bridgecore_cli.demo.timeline import Arrow, Lane, in_order, svg, words_of
-from tests.cli.process import COMMAND, TIME_LIMIT, environment, pipe, run
+from tests.cli.process import (
+    COMMAND,
+    TIME_LIMIT,
+    environment,
+    in_a_terminal,
+    pipe,
+    run,
+    screen_lines,
+)
 
 POLICIES = (V1_12, PR397, DEFAULT)
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])(?:;[0-9;]*)?m")
 
 
@@ -286,52 +293,12 @@ def test_ctrl_c_ends_it_without_a_word() -> None:
 # ------------------------------------------------------------------ the command in a terminal
 
 
-def in_a_terminal(
-    *arguments: str, interrupt_at: str = "", before: str = "", environ: Mapping[str, str]
-) -> tuple[int, str]:
-    """Run the command in a terminal of 80 columns; its exit code, and all that it wrote. It gets
-    SIGINT from the terminal when it has written ``interrupt_at``. ``before``: a line of Python that
-    is run first."""
-    main, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", IN_A_TERMINAL.replace("BEFORE", before), *arguments],
-        env=environment({"TERM": "xterm-256color", **environ}),
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    os.close(child)
-    written = b""
-    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
-        while piece := os.read(main, 65_536):
-            written += piece
-            if interrupt_at and interrupt_at.encode() in written:
-                os.write(main, b"\x03")
-                interrupt_at = ""
-    os.close(main)
-    return process.wait(TIME_LIMIT), written.decode()
-
-
-# Makes the terminal the controlling one, whose Ctrl-C is a signal.
-IN_A_TERMINAL = """
-import fcntl, signal, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from bridgecore_cli.entry import run
-sys.argv[1:1] = ["demo"]
-BEFORE
-sys.exit(run())
-"""
-
-
 @pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
 def test_in_a_terminal_no_line_is_too_wide(environ: dict[str, str]) -> None:
-    code, written = in_a_terminal("--turns", "3", environ=environ)
+    code, written = in_a_terminal("demo", "--turns", "3", environ=environ)
     assert code == 0
     assert (COLOURS.search(written) is not None) == (not environ)
-    lines = ESCAPES.sub("", written).replace("\r", "").split("\n")
+    lines = screen_lines(written)
     assert max(map(len, lines)) <= 80
     text = " ".join(lines)
     assert (
@@ -341,7 +308,7 @@ def test_in_a_terminal_no_line_is_too_wide(environ: dict[str, str]) -> None:
 
 
 def test_ctrl_c_in_a_terminal_shows_the_cursor_again() -> None:
-    code, written = in_a_terminal("--turns", "500", interrupt_at="to bridge", environ={})
+    code, written = in_a_terminal("demo", "--turns", "500", interrupt_at="to bridge", environ={})
     assert code == 130
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
     assert "Traceback" not in written
@@ -349,13 +316,51 @@ def test_ctrl_c_in_a_terminal_shows_the_cursor_again() -> None:
 
 def test_without_rich_it_writes_lines() -> None:
     """The extra ``cli`` has it; the command works without."""
-    code, written = in_a_terminal("--turns", "2", environ={}, before="sys.modules['rich'] = None")
+    code, written = in_a_terminal(
+        "demo", "--turns", "2", environ={}, before="sys.modules['rich'] = None"
+    )
     assert code == 0
     assert "\x1b" not in written
     assert max(map(len, written.replace("\r", "").split("\n"))) <= 80
     assert "turn 2: v1_12 106,900 tokens" in written
 
 
-def test_tables_fit_a_terminal() -> None:
+@pytest.mark.parametrize("width", [80, 60, 50, 40])
+def test_tables_fit_a_terminal(width: int) -> None:
     found = results(9, 5, 3)
-    assert all(len(line) <= 80 for line in plain_table(found))
+    columns = columns_within(found, width)
+    table, legend = plain_table(found, width), legend_lines(columns, width)
+    assert all(len(line) <= width for line in (*table, *legend))
+    # What is shown is whole, and what is not is named.
+    for line, row in zip(table[1:], rows(found), strict=True):
+        assert re.split(r"  +", line.rstrip()) == [row[column] for column in columns if row[column]]
+    hidden = [name for index, name in enumerate(COLUMNS) if index not in columns]
+    assert (hidden == []) == (width == 80)
+    said = " ".join(" ".join(legend).split())
+    assert said.partition("no room for: ")[2] == ", ".join(hidden)
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_no_value_is_cut_off_in_a_narrow_terminal(width: int) -> None:
+    code, written = in_a_terminal("demo", "--turns", "3", columns=width, environ={})
+    assert code == 0
+    lines = screen_lines(written)
+    assert max(map(len, lines)) <= width
+    assert not any("\u2026" in line for line in lines)
+    last = max(number for number, line in enumerate(lines) if line.startswith("policy"))
+    table = [line.split() for line in lines[last + 1 : last + 7]]
+    assert [row[:2] for row in table if "2x400" in row] == [["v1_12", "true"]]
+    assert all("MB" in row or "KB" in row for row in table) == (width == 80)
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_in_a_pipe_lines_are_as_wide_as_the_environment_says(width: int) -> None:
+    result = run("demo", "--turns", "3", environ={"COLUMNS": str(width)})
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= width
+    unlimited = run("demo", "--turns", "3", environ={"COLUMNS": ""})
+    assert max(map(len, unlimited.stdout.splitlines())) > 80
+    assert (
+        " ".join(unlimited.stdout.split()).partition("v1_12 told")[2]
+        == (" ".join(result.stdout.split()).partition("v1_12 told")[2])
+    )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from bridgecore.simulate.growth_report import counted, plot
-from bridgecore_cli.demo.story import COLUMNS, LEGEND, Results, rows
+from bridgecore_cli.demo.story import COLUMNS, Results, legend, rows
 from bridgecore_cli.demo.timeline import Arrow, in_order, svg
 
 _STYLE = """
@@ -71,7 +71,7 @@ def page(
     parts += [
         "<h2>The numbers</h2>",
         _table(COLUMNS, rows(results)),
-        f'<p class="small">{escape("; ".join(LEGEND))}.</p>',
+        f'<p class="small">{escape("; ".join(legend()))}.</p>',
     ]
     for (name, store), growth in results.items():
         figures = [
