@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 import pytest
 
 from bridgecore import DEFAULT, PR397, V1_12
+from bridgecore.recovery.policy_table import ROWS
 from bridgecore.simulate import Experiment, Growth, grow
 from bridgecore_cli.demo.chart import MARKS, chart
 from bridgecore_cli.demo.stage import Conversation, play
@@ -112,6 +113,22 @@ def test_a_diagram_can_be_read() -> None:
     lost = arrow(1, 5, Lane.UPSTREAM, Lane.BRIDGE, bad=True)
     root = ElementTree.fromstring(svg("a <b>", [lost]))
     assert "a <b>" in "".join(root.itertext())
+
+
+def test_a_decision_is_not_written_across_a_lane() -> None:
+    longest = [words_of(f"{row}/held_stored=send_or_rehydrate") for row in ROWS]
+    decided = [Arrow(1, 1, Lane.BRIDGE, Lane.BRIDGE, text) for text in longest]
+    last = arrow(1, 2, Lane.BRIDGE, Lane.CLIENT)
+    root = ElementTree.fromstring(svg("title", [*decided, last]))
+    texts = [one for one in root.iter() if one.tag.endswith("text")]
+    lanes = {"".join(one.itertext()): float(one.attrib["x"]) for one in texts}
+    small = [one for one in texts if "stroke" in one.attrib]
+    assert " ".join("".join(one.itertext()) for one in small) == " ".join(longest)
+    for one in small:
+        assert float(one.attrib["x"]) + 6 * len("".join(one.itertext())) < lanes["upstream"]
+    heights = [float(one.attrib["y"]) for one in small]
+    assert heights == sorted(set(heights))
+    assert heights[-1] < float(texts[-1].attrib["y"]) < float(root.attrib["viewBox"].split()[3])
 
 
 # ------------------------------------------------------------------ what is said
@@ -260,7 +277,8 @@ def test_in_a_pipe_it_writes_lines_and_files(tmp_path: Path) -> None:
     page.close()
     assert page.references == []
     assert "http" not in html.read_text(encoding="utf-8")
-    assert page.kinds.count("svg") == 7  # the plot, and a diagram for each conversation
+    assert page.kinds.count("svg") == 8  # the plot, for two widths, and a diagram of each run
+    assert "(N) if it goes on; errors: what the client got" in page.text
     assert all(line in page.text for line in (first, second, third, fourth))
     assert page.text.count("connection lost between turns") == 6
 

@@ -272,6 +272,21 @@ def test_the_setting_says_what_was_done() -> None:
     assert "; 5 of 7 turns lose their" in setting(Experiment(fault_every=7, fault_run=5))
 
 
+@pytest.mark.parametrize("page", [380, 860])
+def test_the_words_of_a_plot_fit_its_width(page: int) -> None:
+    growths = [grow(Experiment(turns=15, policy=policy)) for policy in (DEFAULT, V1_12)]
+    root = ElementTree.fromstring(plot(growths, page=page))
+    texts = [one for one in root.iter() if one.tag.endswith("text")]
+    said = " ".join("".join(one.itertext()) for one in texts)
+    assert all(headline(growth) in said for growth in growths)
+    starting = [one for one in texts if one.attrib["text-anchor"] == "start"]
+    for one in starting:
+        wide = 9 if "font-weight" in one.attrib else 7
+        assert float(one.attrib["x"]) + wide * len("".join(one.itertext())) <= page
+    heights = [float(one.attrib["y"]) for one in starting]
+    assert heights == sorted(set(heights))
+
+
 def test_the_plot_can_be_read() -> None:
     growths = [
         grow(Experiment(turns=30, fault_every=3)),
