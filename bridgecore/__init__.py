@@ -1,4 +1,4 @@
-"""A bridge between HTTP clients of the Responses API and upstream Responses WebSocket sessions.
+"""A bridge between clients of the Responses API, over HTTP or WebSocket, and upstream sessions.
 
 This package does no I/O: each call takes an event and its time, and returns effects to carry out.
 There are three ways to use it, by how much you have already:
@@ -8,7 +8,8 @@ There are three ways to use it, by how much you have already:
 * ``Gateway``: requests in, answers out. You bring an HTTP stack and WebSocket connections. Events
   and effects: ``bridgecore.messages``.
 * ``Endpoint``: bytes in, bytes out. You bring sockets and a clock. Events and effects:
-  ``bridgecore.transport``. There are drivers for it: ``bridgecore_asyncio``, ``bridgecore_trio``.
+  ``bridgecore.transport``. There are drivers for it: ``bridgecore_asyncio``, ``bridgecore_trio``;
+  and it runs inside of others: ``bridgecore_asgi``, ``bridgecore_httpx``.
 
 What is public: the names in ``__all__`` here, and the modules that the page "Reference" of the
 documentation lists. All other modules are internal and may change with any release. Everything that

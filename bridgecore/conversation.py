@@ -862,7 +862,8 @@ def _about(turn: RoutedTurn) -> dict[str, str | int]:
 
 
 def _standing(turn: RoutedTurn) -> str:
-    return turn.recall.standing.value
+    name: str = turn.recall.standing.value
+    return name
 
 
 def _sent(turn: RoutedTurn) -> dict[str, str | int]:

@@ -25,10 +25,10 @@ from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import Phase, SessionState
 from bridgecore.simulate import Experiment, grow
 from bridgecore.simulate.growth_report import plot
-from bridgecore.tables import list_table, render_rst
+from bridgecore.tables import list_table, render_remedies, render_rst, render_standings
 from bridgecore.telemetry.metrics import METRICS
 from bridgecore.testing import CATALOGUE
-from bridgecore.verify import diagram
+from bridgecore.verify import phases
 from bridgecore.verify.bugs import BUGS
 from bridgecore.verify.cost import Rank
 from bridgecore.verify.environment import BOUNDS
@@ -79,23 +79,21 @@ def render_rules() -> str:
 
 
 def render_states() -> str:
-    """How phases follow each other, and by which rules, as a table with the numbers of the arrows
-    in the drawing."""
-    edges = _edges()
-    rows = [("arrow", "from, to", "by the rules")]
-    for (source, target), number in diagram.numbered(edges).items():
-        rules = ", ".join(f"`{rule}`" for rule in edges[source, target])
-        rows.append((str(number), f"{source.value} to {target.value}", rules))
-    return "\n".join([*_HEAD, *list_table(rows, widths=(10, 30, 60))]).rstrip() + "\n"
+    """How phases follow each other, and by which rules, as a table."""
+    rows = [("from", "to", "by the rules")]
+    for (source, target), names in _edges().items():
+        rules = ", ".join(f"`{rule}`" for rule in names)
+        rows.append((source.value, target.value, rules))
+    return "\n".join([*_HEAD, *list_table(rows, widths=(20, 20, 60))]).rstrip() + "\n"
 
 
 def render_svg() -> str:
     """The same, drawn."""
-    return diagram.phases(_edges())
+    return phases.draw(_edges())
 
 
 @cache
-def _edges() -> diagram.Edges:
+def _edges() -> phases.Edges:
     """Every change of phase in an exploration of the safe policy, and the rules that make it."""
     met: dict[tuple[Phase, Phase], set[str]] = {}
 
@@ -336,6 +334,8 @@ def render_readme() -> str:
 FOLDER = DOCS / "generated"
 PAGES: Mapping[str, Callable[[], str]] = {
     "rules.rst": render_rules,
+    "standings.rst": render_standings,
+    "remedies.rst": render_remedies,
     "states.rst": render_states,
     "states.svg": render_svg,
     "properties.rst": render_properties,

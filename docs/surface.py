@@ -192,7 +192,8 @@ def _documentation_of_value(module: str, name: str) -> str:
 
 
 def _members(kind: type[enum.Enum]) -> Iterator[tuple[str, str]]:
-    """The members of an enum, each with the comment behind it or, without one, its value."""
+    """The members of an enum, each with its meaning or the comment behind it or, without one, its
+    value."""
     source = textwrap.dedent(inspect.getsource(kind))
     comments = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -200,7 +201,8 @@ def _members(kind: type[enum.Enum]) -> Iterator[tuple[str, str]]:
         if token.type == tokenize.COMMENT and rest:
             comments[name] = token.string.lstrip("# ")
     for member in kind:
-        yield member.name, comments.get(member.name, f"``{member.value!r}``")
+        said = getattr(member, "meaning", "").replace("`", "``") or comments.get(member.name)
+        yield member.name, said or f"``{member.value!r}``"
 
 
 # ------------------------------------------------------------------ the page

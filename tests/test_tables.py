@@ -98,8 +98,14 @@ def test_the_difference_has_each_cell_and_budget_with_both_values() -> None:
 
 def test_the_words_of_each_name_are_in_the_long_form() -> None:
     text = " ".join(render_rules(DEFAULT).split())
-    for named in (*Situation, *Action):
-        assert f" {named.name.lower()} {named.value} " in text
+    for row in Situation:
+        assert f" {row.name.lower()} {row.value} " in text
+    for named in (*Standing, *Action):
+        words = "" if named.name.lower().replace("_", " ") == named.value else f"{named.value}: "
+        if words == f"{named.name.lower()}: ":
+            words = ""
+        assert f" {named.name.lower()} {words}{named.meaning} " in text
+        assert len(named.meaning.split()) > 3  # it explains, and does not repeat the name
 
 
 def rows(text: str) -> Iterator[tuple[str, str, list[tuple[str, str]]]]:

@@ -119,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command line; ``command`` is the name of the command."""
     whole = _Whole(
         prog="bridgecore",
-        description="HTTP and SSE in front of the Responses API's WebSocket mode.",
+        description="HTTP, SSE and WebSocket in front of the Responses API's WebSocket mode.",
         epilog="The first steps:\n"
         "  bridgecore demo                     what losses cost under three policies\n"
         "  bridgecore serve                    a bridge in front of an emulated upstream\n"

@@ -46,13 +46,27 @@ def columns(stream: IO[str] | None = None) -> int | None:
 def fitted(text: str, stream: IO[str] | None = None) -> str:
     """``text`` with each line wrapped between words to the width of ``columns``; further lines are
     indented. A word is broken only if it is longer than a line. Colours take no room."""
-    width = columns(stream)
+    return wrapped(text, columns(stream))
+
+
+def width_of_output() -> int | None:
+    """The columns that a line of a report may have: those of the terminal, or, anywhere, those that
+    ``COLUMNS`` in the environment says. None: as many as it needs."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return max(_NARROWEST, shutil.get_terminal_size().columns)
+    return columns()
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """``text`` with each line that has more than ``width`` columns broken between words; what goes
+    on is indented."""
     if width is None:
         return text
-    return "\n".join(part for line in text.split("\n") for part in wrapped(line, width))
+    return "\n".join(part for line in text.split("\n") for part in _parts(line, width))
 
 
-def wrapped(line: str, width: int) -> list[str]:
+def _parts(line: str, width: int) -> list[str]:
     """``line`` in parts of at most ``width`` columns."""
     if _length(line) <= width:
         return [line]
@@ -75,7 +89,7 @@ def wrapped(line: str, width: int) -> list[str]:
     return [*parts, part]
 
 
-_NARROWEST: Final = 40
+_NARROWEST: Final = 20  # columns for which text is still wrapped
 _COLOUR: Final = re.compile("\033\\[[0-9;]*m")
 
 

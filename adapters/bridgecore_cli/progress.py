@@ -5,19 +5,22 @@ What belongs here: drawing that line. Nothing is written if standard error is no
 
 from __future__ import annotations
 
-import shutil
+import os
 import sys
 from typing import Final
 
-_WIDTH: Final = 30  # characters
+_WIDTH: Final = 20  # characters
 
 
 def show(text: str) -> None:
-    """Replace the line with ``text``; an empty text clears it. What is too long for the terminal is
-    cut off: a line that wraps cannot be replaced."""
+    """Replace the line with ``text``, as much of it as fits; an empty text clears it. A terminal
+    would go on in the next line, and only that one would be cleared."""
     if sys.stderr.isatty():
-        text = text[: shutil.get_terminal_size().columns - 1]
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        try:
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        except OSError:
+            columns = 0
+        print(f"\r\033[K{text[: (columns or 80) - 1]}", end="", file=sys.stderr, flush=True)
 
 
 def bar(done: float) -> str:

@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import textwrap
 import time
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -47,7 +45,10 @@ from bridgecore.simulate.growth_report import (
 )
 from bridgecore_cli.arguments import SEVERAL
 from bridgecore_cli.errors import USAGE, CommandError
+from bridgecore_cli.output import width_of_output, wrapped
 from bridgecore_cli.progress import bar, show
+
+_CLUSTER: Final = 98  # columns of what replicas did, where lines are not wrapped
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError("--faults M/K is for the long conversation only", USAGE)
     policies: list[Policy] = args.policy or [DEFAULT, V1_12]
     growths = [_grow(_experiment(args, policy)) for policy in policies]
+    width = width_of_output()
     if not args.json:
-        print(_text(growths))
+        print(wrapped(_text(growths), width))
     if args.svg is not None:
         try:
             args.svg.write_text(plot(growths), encoding="utf-8")
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for policy in crowds if args.conversations else ():
         storm = _Storm(args, policy)
         if not args.json:
-            print(storm.text())
+            print(wrapped(storm.text(), width))
         storms[policy.name] = storm.figures()
         sound = sound and (policy is not policies[0] or not storm.report.violations)
     if args.json:
@@ -114,22 +116,14 @@ def _text(growths: list[Growth]) -> str:
     sentences += comparison(growths)
     sentences += [why for growth in growths if (why := why_not_as_in_production(growth))]
     parts = [
-        _wrapped(f"policy {policies}: {setting(growths[0].experiment)}"),
+        f"policy {policies}: {setting(growths[0].experiment)}",
         "",
         table(growths[0]) if len(growths) == 1 else side_by_side(growths),
         "",
-        *map(_wrapped, sentences),
+        *sentences,
         "",
     ]
     return "\n".join(parts)
-
-
-def _wrapped(text: str) -> str:
-    """``text``, wrapped if standard output is a terminal."""
-    if not sys.stdout.isatty():
-        return text
-    width = max(40, shutil.get_terminal_size().columns)
-    return textwrap.fill(text, width, subsequent_indent="  ")
 
 
 def _figures(growth: Growth) -> dict[str, Any]:
@@ -186,8 +180,7 @@ class _Storm:
         done = report.conversations / conversations
         return (
             f"{bar(done)} {self.policy.name}: "
-            f"{report.conversations:,} conversations, {report.events:,} events, "
-            f"{len(report.violations):,} violations, "
+            f"{report.conversations:,} conversations, {len(report.violations):,} violations, "
             f"{seconds / done - seconds:,.0f} s to go"
         )
 
@@ -252,12 +245,8 @@ class _Storm:
         return {"replicas": dict(sorted(report.cluster.items())), "outages": outages}
 
     def _cluster_lines(self) -> list[str]:
-        lines: list[str] = []
-        for name, counts in self._cluster().items():
-            text = ", ".join(
-                f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items()
-            )
-            lines += textwrap.wrap(
-                f"{name}: {text}", 98, initial_indent="  ", subsequent_indent="    "
-            )
-        return lines
+        found = {
+            name: ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items())
+            for name, counts in self._cluster().items()
+        }
+        return [wrapped(f"  {name}: {text}", _CLUSTER) for name, text in found.items()]

@@ -1,8 +1,10 @@
 """Client connections: bytes to requests, and answers to bytes.
 
 What belongs here: the interface between a client connection, whatever protocol it speaks, and the
-``Endpoint`` that owns it. Each protocol has a module of its own; so far there is ``http``. A front
-returns bytes and never touches a socket. The content of answers comes from the ``Gateway``.
+``Endpoint`` that owns it. Each protocol has a module of its own: ``http``; ``request``, for a
+server around the bridge that has read the request already; ``websocket``, for turns after an
+upgrade of either; ``peer``, for turns that another replica forwards. A front returns bytes and
+never touches a socket. The content of answers comes from the ``Gateway``.
 
 Internal: see "Reference" in the documentation for what is public.
 """

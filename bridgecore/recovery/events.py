@@ -20,15 +20,31 @@ from bridgecore.recovery.timers import Timer
 # fmt: off
 class Standing(enum.Enum):
     """What the bridge has for a turn whose anchor its connection does not know: the columns of a
-    policy. It decides whether and in which form the turn can be sent on a new connection."""
+    policy. It decides whether and in which form the turn can be sent on a new connection.
+    ``meaning`` says it in words, for ``bridgecore rules`` and the documentation."""
     __hash__ = object.__hash__  # by identity: looked up for every event
-    UNANCHORED = "unanchored"  # no anchor: the turn needs no server-side state
-    HELD = "held"  # the bridge holds the whole chain and can send it in full
-    HELD_STORED = "held_stored"  # both held and stored: the id is cheaper, the chain certain
-    STORED = "stored"  # the response was made with store=true: any connection can continue it
-    BOUND = "bound"  # made with store=false: only the connection that made it can continue it
-    UNKNOWN = "unknown"  # the bridge has never seen the id: only the upstream can tell
-    INJECTED = "injected"  # the bridge put the anchor in place of history that the client sent
+    _value_: str
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str = "") -> Standing:
+        member = object.__new__(cls)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    UNANCHORED = "unanchored", "no anchor: the turn needs no state of the upstream"
+    HELD = "held", "the bridge holds the whole chain of responses, and can send it in full"
+    HELD_STORED = "held_stored", "both held and stored: the id is cheaper, the chain certain"
+    STORED = (
+        "stored", "the response was made with store=true: any connection can continue it"
+    )
+    BOUND = (
+        "bound",
+        "the response was made with store=false: only the connection that made it can continue it",
+    )
+    UNKNOWN = "unknown", "the bridge has never seen the id: only the upstream can tell"
+    INJECTED = (
+        "injected", "the bridge has put the anchor in place of history that the client sent"
+    )
 
 class Remembers(enum.Enum):
     """Which responses a connection can continue after they have ended.

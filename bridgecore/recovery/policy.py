@@ -50,22 +50,46 @@ class Situation(enum.Enum):
     OWNER_LOST_OUTPUT = "owner failed after the answer began"
 
 class Action(enum.Enum):
-    """What to do for a turn; with a failure reply (``answer``) it is a ``Remedy``."""
-    SEND = "send"  # the turn as it is, its anchor included, on the open connection
-    REHYDRATE = "rehydrate"  # the full input from the transcript, without an anchor
-    # The turn as it is; if this anchor was not found or met silence before, the full input.
-    SEND_OR_REHYDRATE = "send, then rehydrate"
-    SEND_FULL = "send full"  # the client's own full input, without the injected anchor
-    RESEND = "resend"  # reconnect if necessary and start over, within the budget of replays
-    REFUSE = "refuse"  # end the turn with ``answer``, a retriable HTTP status
-    # Refuse up to ``Budgets.refusals`` times for one anchor, then answer not-found.
-    REFUSE_BOUNDED = "refuse, then not-found"
-    # Refuse, and let the client's retry be sent in full: the stored id is not tried again.
-    REFUSE_THEN_REHYDRATE = "refuse, next try rehydrates"
-    SURFACE = "surface"  # relay the upstream's own error
-    FAIL = "fail"  # end the turn with ``answer`` as ``response.failed``: its stream had begun
-    FALL_BACK = "fall back"  # start over on a connection that speaks HTTP
-    REBIND = "rebind"  # take the session over from another replica, if it has it, and start over
+    """What to do for a turn; with a failure reply (``answer``) it is a ``Remedy``. ``meaning`` says
+    it in words, for ``bridgecore rules`` and the documentation."""
+    _value_: str
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Action:
+        member = object.__new__(cls)
+        member._value_, member.meaning = value, meaning
+        return member
+
+    SEND = "send", "send the turn as it is, its anchor included, on the open connection"
+    REHYDRATE = "rehydrate", "send the full input from the transcript, without the anchor"
+    SEND_OR_REHYDRATE = (
+        "send, then rehydrate",
+        "send the turn as it is, because the upstream stores the response and an id costs a few "
+        "bytes; if that anchor was not found or met silence before, send the full input",
+    )
+    SEND_FULL = "send full", "send the client's own full input, without the injected anchor"
+    RESEND = "resend", "connect again if necessary and start over, within the budget of replays"
+    REFUSE = "refuse", "end the turn with a retriable status; the client retries"
+    REFUSE_BOUNDED = (
+        "refuse, then not-found",
+        "end the turn with a retriable status; after the bounded number of refusals for one "
+        "anchor, with `previous_response_not_found`",
+    )
+    REFUSE_THEN_REHYDRATE = (
+        "refuse, next try rehydrates",
+        "end the turn with a retriable status, and send the client's retry in full: the stored id "
+        "is not tried again",
+    )
+    SURFACE = "surface", "relay the upstream's own error"
+    FAIL = "fail", "end the turn with `response.failed`, because its answer had begun"
+    FALL_BACK = (
+        "fall back",
+        "start over on a connection that speaks HTTP: where the upstream takes no WebSocket, or no "
+        "message of that size on one; only with the setting `fallback`",
+    )
+    REBIND = (
+        "rebind", "take the session over from another replica, if that has it, and start over"
+    )
 
 def name_of(part: Situation | Standing | Action) -> str:
     """The name of a row, a column or an action in log records and TOML files: ``lost_sent``."""

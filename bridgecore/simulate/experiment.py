@@ -139,7 +139,7 @@ class Growth:
 
     @property
     def ended(self) -> tuple[int, str] | None:
-        """The turn that was not answered, and why: ``full`` or ``stuck``. None if there is none."""
+        """The turn that was not answered, and ``full`` or ``stuck``; None if there is none."""
         if self.full is not None:
             return self.full, "full"
         return None if self.stuck is None else (self.stuck, "stuck")

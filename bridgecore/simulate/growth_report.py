@@ -8,6 +8,7 @@ not counted. No line of a table is longer than 80 characters; sentences are not 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Final
 
@@ -275,17 +276,25 @@ def why_not_as_in_production(growth: Growth) -> str | None:
 
 _COLOURS: Final = ("#8a5fb0", "#b5761a", "#1a9c9c", "#666")
 _OF_POLICIES: Final = {"default": "#1a6fb5", "v1_12": "#c8371b", "pr397": "#3a8f3a"}
-_WIDTH, _HEIGHT = 860, 480
+_WIDTH, _HEIGHT = 860, 480  # of the plot of two results
 _LEFT, _RIGHT, _BOTTOM = 84, 24, 64  # margins around the plot; the legend is above it
 
 
-def plot(growths: Sequence[Growth]) -> str:
-    """The context over the turns, a line for each of ``growths``, as an SVG document."""
+def plot(growths: Sequence[Growth], *, page: int = _WIDTH) -> str:
+    """The context over the turns, a line for each of ``growths``, as an SVG document that is
+    ``page`` pixels wide."""
     window = max(growth.experiment.window for growth in growths)
     last = max([10, *(row.turn for growth in growths for row in growth.rows)])
     highest = max([window, *(row.context for growth in growths for row in growth.rows)]) * 1.06
-    top = 56 + 20 * len(growths)
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - top - _BOTTOM
+    narrow = page < _WIDTH
+    title = textwrap.wrap(_TITLE, int((page - _RIGHT) / 9))
+    legends = [
+        textwrap.wrap(headline(growth), int((page - (8 if narrow else _LEFT) - 40) / 7))
+        for growth in growths
+    ]
+    top = 36 + 20 * len(title) + 20 * sum(map(len, legends))
+    width, height = page - _LEFT - _RIGHT, _HEIGHT - 96 - _BOTTOM
+    whole = top + height + _BOTTOM
 
     def x(turn: float) -> float:
         return _LEFT + width * turn / last
@@ -302,28 +311,31 @@ def plot(growths: Sequence[Growth]) -> str:
 
     grid, axis = 'stroke="#ddd"', 'stroke="#333"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'width="{_WIDTH}" height="{_HEIGHT}" font-family="sans-serif" font-size="13" fill="#222">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
-        text(_LEFT, 26, "Context of one conversation when sockets are lost", "start", _BOLD),
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {page} {whole}" '
+        f'width="{page}" height="{whole}" font-family="sans-serif" font-size="13" fill="#222">',
+        f'<rect width="{page}" height="{whole}" fill="#fff"/>',
     ]
+    words_left = 8 if narrow else _LEFT
+    for number, words in enumerate(title):
+        parts.append(text(words_left, 26 + 20 * number, words, "start", _BOLD))
     for tokens in _ticks(highest):
-        parts.append(line(_LEFT, y(tokens), _WIDTH - _RIGHT, y(tokens), grid))
+        parts.append(line(_LEFT, y(tokens), page - _RIGHT, y(tokens), grid))
         parts.append(text(_LEFT - 8, y(tokens) + 4, f"{tokens // 1000:,} K", "end"))
     for turn in _ticks(last):
         parts.append(line(x(turn), y(0), x(turn), y(0) + 5, axis))
         parts.append(text(x(turn), y(0) + 20, str(turn)))
-    parts.append(line(_LEFT, y(0), _WIDTH - _RIGHT, y(0), axis))
+    parts.append(line(_LEFT, y(0), page - _RIGHT, y(0), axis))
     parts.append(line(_LEFT, top, _LEFT, y(0), axis))
-    parts.append(text(_LEFT + width / 2, _HEIGHT - 18, "turn"))
+    parts.append(text(_LEFT + width / 2, whole - 18, "turn"))
     middle = top + height / 2
     turned = f' transform="rotate(-90 20 {middle:.1f})"'
     parts.append(text(20, middle, "context, tokens", more=turned))
     dashed = 'stroke="#777" stroke-dasharray="6 4"'
-    parts.append(line(_LEFT, y(window), _WIDTH - _RIGHT, y(window), dashed))
+    parts.append(line(_LEFT, y(window), page - _RIGHT, y(window), dashed))
     label = f"window, {window // 1000:,} K"
-    parts.append(text(_WIDTH - _RIGHT, y(window) - 6, label, "end", ' fill="#777"'))
+    parts.append(text(page - _RIGHT, y(window) - 6, label, "end", ' fill="#777"'))
     drawn: set[str] = set()
+    row = 28 + 20 * len(title)
     for index, growth in enumerate(growths):
         colour = _OF_POLICIES.get(growth.experiment.policy.name, _COLOURS[index % len(_COLOURS)])
         points = " ".join(f"{x(row.turn):.1f},{y(row.context):.1f}" for row in growth.rows)
@@ -339,10 +351,11 @@ def plot(growths: Sequence[Growth]) -> str:
             parts.append(
                 f'<circle cx="{x(end.turn):.1f}" cy="{y(end.context):.1f}" r="5" fill="{colour}"/>'
             )
-        row = 48 + 20 * index
         style = f'stroke="{colour}" stroke-width="3"'
-        parts.append(line(_LEFT, row - 4, _LEFT + 24, row - 4, style))
-        parts.append(text(_LEFT + 32, row, headline(growth), "start"))
+        parts.append(line(words_left, row - 4, words_left + 24, row - 4, style))
+        for words in legends[index]:
+            parts.append(text(words_left + 32, row, words, "start"))
+            row += 20
     parts.append("</svg>")
     return "\n".join(parts) + "\n"
 
@@ -351,6 +364,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
+_TITLE: Final = "Context of one conversation when sockets are lost"
 _BOLD = ' font-size="16" font-weight="bold"'
 
 

@@ -1,14 +1,14 @@
-"""Draws counterexamples (text, SVG, Mermaid) and the phases of a session (SVG).
+"""Draws counterexamples (text, SVG, Mermaid).
 
 What belongs here: which lane an event comes from and an effect goes to, and the drawing. The
-history is a ``Story`` of story.py; the transitions between phases are collected by the caller.
+history is a ``Story`` of story.py.
 """
 
 from __future__ import annotations
 
 import enum
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import assert_never
 
 import attrs
@@ -17,7 +17,6 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect
 from bridgecore.recovery.events import Event
-from bridgecore.recovery.state import Phase
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify.scenario import command_of, describe
 from bridgecore.verify.story import Seen, Story, reasons
@@ -232,128 +231,3 @@ def _escaped(text: str) -> str:
 
 def _x(lane: Lane) -> int:
     return _LEFT + _GAP * lane.value
-
-
-# ---------------------------------------------------------------- the phases of a session
-
-Edges = Mapping[tuple[Phase, Phase], Sequence[str]]  # (from, to): the ids of the rules
-
-# From top to bottom as a turn goes: an arrow that leads on runs at the right, one back at the left.
-_ORDER = (
-    Phase.CLOSED,
-    Phase.RECONNECTING,
-    Phase.SEND_SKIPPED,
-    Phase.SENDING,
-    Phase.SENT,
-    Phase.CREATED,
-    Phase.OUTPUT,
-    Phase.OPEN,
-)
-# Small enough for a telephone, so that the text need not be scaled down there.
-_PAGE_WIDTH, _PITCH = 360, 96
-_BOX_LEFT, _BOX_RIGHT, _BOX_HEIGHT = 122, 238, 56
-_PORT, _LINE, _FIRST_LINE, _BEND = 13, 21, 40, 7  # distances in pixels
-_PHASE_STYLE = (
-    "text{font:13px ui-monospace,monospace;fill:#1f2933;text-anchor:middle}"
-    ".number{font-size:11px;paint-order:stroke;stroke:#fff;stroke-width:4px}"
-    "rect.phase{fill:#f5f7fa;stroke:#52606d}"
-    "path{fill:none;stroke:#7b8794}path.tip{fill:#52606d;stroke:none}"
-)
-
-
-def numbered(edges: Edges) -> dict[tuple[Phase, Phase], int]:
-    """The number that each arrow of the drawing has, from 1 on."""
-    drawn = [edge for edge in edges if edge[0] is not edge[1]]
-    return {edge: number for number, edge in enumerate(drawn, 1)}
-
-
-def phases(edges: Edges) -> str:
-    """The phases of a session and their transitions, as an SVG document without references to other
-    files. Each arrow has its number of ``numbered``, and the names of its rules as a tooltip."""
-    numbers = numbered(edges)
-    height = _PITCH * len(_ORDER)
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_PAGE_WIDTH} {height}" '
-        f'width="{_PAGE_WIDTH}" height="{height}" role="img">',
-        f"<title>The phases of a session</title><style>{_PHASE_STYLE}</style>",
-        '<defs><marker id="to" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" '
-        'markerHeight="8" orient="auto"><path class="tip" d="M0 0 8 4 0 8z"/></marker></defs>',
-        f'<rect width="{_PAGE_WIDTH}" height="{height}" fill="#fff"/>',
-    ]
-    paths = _paths(numbers)
-    for edge, (path, _, _) in paths.items():
-        title = _escaped(f"{edge[0].value} to {edge[1].value}: {', '.join(edges[edge])}")
-        out.append(f'<path d="{path}" marker-end="url(#to)"><title>{title}</title></path>')
-    for phase in _ORDER:
-        middle, top = (_BOX_LEFT + _BOX_RIGHT) // 2, _top(phase)
-        out.append(
-            f'<rect class="phase" x="{_BOX_LEFT}" y="{top}" width="{_BOX_RIGHT - _BOX_LEFT}" '
-            f'height="{_BOX_HEIGHT}" rx="8"/>'
-            f'<text x="{middle}" y="{top + _BOX_HEIGHT // 2 + 4}">{phase.value}</text>'
-        )
-    for edge, (_, x, y) in paths.items():
-        out.append(f'<text class="number" x="{x}" y="{y + 4}">{numbers[edge]}</text>')
-    return "\n".join([*out, "</svg>", ""])
-
-
-def _top(phase: Phase) -> int:
-    return (_PITCH - _BOX_HEIGHT) // 2 + _PITCH * _ORDER.index(phase)
-
-
-def _paths(edges: Iterable[tuple[Phase, Phase]]) -> dict[tuple[Phase, Phase], tuple[str, int, int]]:
-    """For each edge the SVG path of its arrow, and where its number stands."""
-    paths = {}
-    sides: dict[bool, list[tuple[Phase, Phase]]] = {True: [], False: []}
-    for source, target in edges:
-        way = _ORDER.index(target) - _ORDER.index(source)
-        if abs(way) > 1:
-            sides[way > 0].append((source, target))
-            continue
-        # Neighbours: a straight arrow.
-        down = way > 0
-        x = (_BOX_LEFT + _BOX_RIGHT) // 2 + (20 if down else -20)
-        start, end = _top(source) + _BOX_HEIGHT * down, _top(target) + _BOX_HEIGHT * (not down)
-        number = (x + (12 if down else -12), (start + end) // 2)
-        paths[source, target] = (f"M{x} {start} V{end + (-2 if down else 2)}", *number)
-    for down, some in sides.items():
-        paths.update(_around(some, down=down))
-    return paths
-
-
-def _around(
-    edges: Sequence[tuple[Phase, Phase]], *, down: bool
-) -> Iterator[tuple[tuple[Phase, Phase], tuple[str, int, int]]]:
-    """The same for arrows that pass by other phases: down at the right of the boxes, up at their
-    left. Arrows to one phase share a vertical line, the longest of which is the outermost."""
-    sign = 1 if down else -1
-    side = _BOX_RIGHT if down else _BOX_LEFT
-    reach = {
-        target: max(sign * (_ORDER.index(target) - _ORDER.index(source)) for source in sources)
-        for target in {edge[1] for edge in edges}
-        if (sources := [edge[0] for edge in edges if edge[1] is target])
-    }
-    lines = sorted(reach, key=lambda target: (reach[target], _ORDER.index(target)))
-
-    def port(phase: Phase, place: int, places: int) -> int:
-        middle = _top(phase) + _BOX_HEIGHT // 2
-        return middle + sign * (2 * place - places + 1) * _PORT // 2
-
-    # In the direction of the arrows: first the one that comes in, then those to the outer lines.
-    leaving = {
-        phase: sorted(
-            (target for source, target in edges if source is phase), key=lines.index, reverse=True
-        )
-        for phase in _ORDER
-    }
-    for source, target in edges:
-        x = side + sign * (_FIRST_LINE + _LINE * lines.index(target))
-        entered = source in reach
-        places = len(leaving[source]) + entered
-        start = port(source, leaving[source].index(target) + entered, places)
-        end = port(target, 0, len(leaving[target]) + 1)
-        near, far = x - sign * _BEND, sign * _BEND
-        path = (
-            f"M{side} {start} H{near} Q{x} {start} {x} {start + far} V{end - far} "
-            f"Q{x} {end} {near} {end} H{side + 2 * sign}"
-        )
-        yield (source, target), (path, side + sign * 14, start)

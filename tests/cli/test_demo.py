@@ -7,17 +7,9 @@ against what it measured. That its experiment is right is tested in ``tests/simu
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
-import os
-import pty
 import re
 import signal
-import struct
 import subprocess
-import sys
-import termios
-from collections.abc import Mapping
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -27,15 +19,31 @@ from xml.etree import ElementTree
 import pytest
 
 from bridgecore import DEFAULT, PR397, V1_12
+from bridgecore.recovery.policy_table import ROWS
 from bridgecore.simulate import Experiment, Growth, grow
 from bridgecore_cli.demo.chart import MARKS, chart
 from bridgecore_cli.demo.stage import Conversation, play
-from bridgecore_cli.demo.story import plain_table, size, story
+from bridgecore_cli.demo.story import (
+    COLUMNS,
+    columns_within,
+    legend_lines,
+    plain_table,
+    rows,
+    size,
+    story,
+)
 from bridgecore_cli.demo.timeline import Arrow, Lane, in_order, svg, words_of
-from tests.cli.process import COMMAND, TIME_LIMIT, environment, pipe, run
+from tests.cli.process import (
+    COMMAND,
+    TIME_LIMIT,
+    environment,
+    in_a_terminal,
+    pipe,
+    run,
+    screen_lines,
+)
 
 POLICIES = (V1_12, PR397, DEFAULT)
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 COLOURS = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:3[0-8]|9[0-7])(?:;[0-9;]*)?m")
 
 
@@ -107,6 +115,22 @@ def test_a_diagram_can_be_read() -> None:
     assert "a <b>" in "".join(root.itertext())
 
 
+def test_a_decision_is_not_written_across_a_lane() -> None:
+    longest = [words_of(f"{row}/held_stored=send_or_rehydrate") for row in ROWS]
+    decided = [Arrow(1, 1, Lane.BRIDGE, Lane.BRIDGE, text) for text in longest]
+    last = arrow(1, 2, Lane.BRIDGE, Lane.CLIENT)
+    root = ElementTree.fromstring(svg("title", [*decided, last]))
+    texts = [one for one in root.iter() if one.tag.endswith("text")]
+    lanes = {"".join(one.itertext()): float(one.attrib["x"]) for one in texts}
+    small = [one for one in texts if "stroke" in one.attrib]
+    assert " ".join("".join(one.itertext()) for one in small) == " ".join(longest)
+    for one in small:
+        assert float(one.attrib["x"]) + 6 * len("".join(one.itertext())) < lanes["upstream"]
+    heights = [float(one.attrib["y"]) for one in small]
+    assert heights == sorted(set(heights))
+    assert heights[-1] < float(texts[-1].attrib["y"]) < float(root.attrib["viewBox"].split()[3])
+
+
 # ------------------------------------------------------------------ what is said
 
 
@@ -140,9 +164,15 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     found = results(turns, every, run)
     broken, usual = found["v1_12", True], found["default", True]
     first, second, third, fourth = story(found)
-    told = len(broken.not_found) + bool(broken.unanswered)
-    assert numbers("in N of the N turns", first)[0] == str(told)
+    told = len(broken.not_found)
+    counted = str(told), str(len(broken.rows) - 1)
+    assert numbers("in N of the N turns that it answered after the first", first) == counted
     assert "the upstream had the response each time" in first
+    # The table says the same: of v1_12 with store=true each error is one not-found.
+    cells = {tuple(line.split()[:2]): line.split() for line in plain_table(found)}
+    shown = cells["v1_12", "true"]
+    assert shown[2:4] == [str(len(broken.rows)), f"{broken.rows[-1].context:,}"]
+    assert ("400" if told == 1 else f"{told}x400") in shown
     assert all(row.grown > row.sent for row in broken.not_found)
     n = len(broken.rows) if broken.full else turns
     ours, theirs = broken.rows[:n], usual.rows[:n]
@@ -166,7 +196,6 @@ def test_each_sentence_says_what_the_rows_say(turns: int, every: int, run: int) 
     assert fourth.startswith(answered)
     missed = {
         name: sum(error.startswith("400 prev") for row in growth.rows for error in row.errors)
-        + sum(error.startswith("400 prev") for error in growth.unanswered)
         for (name, store), growth in found.items()
         if not store
     }
@@ -232,9 +261,9 @@ def test_in_a_pipe_it_writes_lines_and_files(tmp_path: Path) -> None:
     lines = result.stdout.rstrip("\n").split("\n")
     *_, first, second, third, fourth = lines
     table = {tuple(line.split()[:2]): line.split()[2:] for line in lines if " true " in line}
-    assert table["v1_12", "true"][:3] == ["14", "859,300", "14"]
+    assert table["v1_12", "true"][:4] == ["13", "859,300", "14", "12x400"]
     assert table["default", "true"][:3] == ["15", "84,500", "(360)"]
-    assert "in 13 of the 13 turns" in first
+    assert "in 12 of the 12 turns that it answered after the first" in first
     sent = " ".join(table["v1_12", "true"][-4:-2])
     assert f"859,300 tokens of context (default: 79,900), {sent} from client" in second
     assert "v1_12 had filled it at turn 14; default used 84,500 in 15 turns" in third
@@ -248,7 +277,8 @@ def test_in_a_pipe_it_writes_lines_and_files(tmp_path: Path) -> None:
     page.close()
     assert page.references == []
     assert "http" not in html.read_text(encoding="utf-8")
-    assert page.kinds.count("svg") == 7  # the plot, and a diagram for each conversation
+    assert page.kinds.count("svg") == 8  # the plot, for two widths, and a diagram of each run
+    assert "(N) if it goes on; errors: what the client got" in page.text
     assert all(line in page.text for line in (first, second, third, fourth))
     assert page.text.count("connection lost between turns") == 6
 
@@ -281,60 +311,22 @@ def test_ctrl_c_ends_it_without_a_word() -> None:
 # ------------------------------------------------------------------ the command in a terminal
 
 
-def in_a_terminal(
-    *arguments: str, interrupt_at: str = "", before: str = "", environ: Mapping[str, str]
-) -> tuple[int, str]:
-    """Run the command in a terminal of 80 columns; its exit code, and all that it wrote. It gets
-    SIGINT from the terminal when it has written ``interrupt_at``. ``before``: a line of Python that
-    is run first."""
-    main, child = pty.openpty()
-    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    process = subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", IN_A_TERMINAL.replace("BEFORE", before), *arguments],
-        env=environment({"TERM": "xterm-256color", **environ}),
-        stdin=child,
-        stdout=child,
-        stderr=child,
-        start_new_session=True,
-    )
-    os.close(child)
-    written = b""
-    with contextlib.suppress(OSError):  # the end of a terminal is an error on Linux
-        while piece := os.read(main, 65_536):
-            written += piece
-            if interrupt_at and interrupt_at.encode() in written:
-                os.write(main, b"\x03")
-                interrupt_at = ""
-    os.close(main)
-    return process.wait(TIME_LIMIT), written.decode()
-
-
-# Makes the terminal the controlling one, whose Ctrl-C is a signal.
-IN_A_TERMINAL = """
-import fcntl, signal, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from bridgecore_cli.entry import run
-sys.argv[1:1] = ["demo"]
-BEFORE
-sys.exit(run())
-"""
-
-
 @pytest.mark.parametrize("environ", [{}, {"NO_COLOR": "1"}], ids=["colour", "no colour"])
 def test_in_a_terminal_no_line_is_too_wide(environ: dict[str, str]) -> None:
-    code, written = in_a_terminal("--turns", "3", environ=environ)
+    code, written = in_a_terminal("demo", "--turns", "3", environ=environ)
     assert code == 0
     assert (COLOURS.search(written) is not None) == (not environ)
-    lines = ESCAPES.sub("", written).replace("\r", "").split("\n")
+    lines = screen_lines(written)
     assert max(map(len, lines)) <= 80
     text = " ".join(lines)
-    assert "v1_12 told its client '400 previous_response_not_found' in 2 of the 2 turns" in text
+    assert (
+        "v1_12 told its client '400 previous_response_not_found' in 2 of the 2 turns that" in text
+    )
     assert written.count("\x1b[?25h") == 1  # the cursor is shown again
 
 
 def test_ctrl_c_in_a_terminal_shows_the_cursor_again() -> None:
-    code, written = in_a_terminal("--turns", "500", interrupt_at="to bridge", environ={})
+    code, written = in_a_terminal("demo", "--turns", "500", interrupt_at="to bridge", environ={})
     assert code == 130
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
     assert "Traceback" not in written
@@ -342,13 +334,51 @@ def test_ctrl_c_in_a_terminal_shows_the_cursor_again() -> None:
 
 def test_without_rich_it_writes_lines() -> None:
     """The extra ``cli`` has it; the command works without."""
-    code, written = in_a_terminal("--turns", "2", environ={}, before="sys.modules['rich'] = None")
+    code, written = in_a_terminal(
+        "demo", "--turns", "2", environ={}, before="sys.modules['rich'] = None"
+    )
     assert code == 0
     assert "\x1b" not in written
     assert max(map(len, written.replace("\r", "").split("\n"))) <= 80
     assert "turn 2: v1_12 106,900 tokens" in written
 
 
-def test_tables_fit_a_terminal() -> None:
+@pytest.mark.parametrize("width", [80, 60, 50, 40])
+def test_tables_fit_a_terminal(width: int) -> None:
     found = results(9, 5, 3)
-    assert all(len(line) <= 80 for line in plain_table(found))
+    columns = columns_within(found, width)
+    table, legend = plain_table(found, width), legend_lines(columns, width)
+    assert all(len(line) <= width for line in (*table, *legend))
+    # What is shown is whole, and what is not is named.
+    for line, row in zip(table[1:], rows(found), strict=True):
+        assert re.split(r"  +", line.rstrip()) == [row[column] for column in columns if row[column]]
+    hidden = [name for index, name in enumerate(COLUMNS) if index not in columns]
+    assert (hidden == []) == (width == 80)
+    said = " ".join(" ".join(legend).split())
+    assert said.partition("no room for: ")[2] == ", ".join(hidden)
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_no_value_is_cut_off_in_a_narrow_terminal(width: int) -> None:
+    code, written = in_a_terminal("demo", "--turns", "3", columns=width, environ={})
+    assert code == 0
+    lines = screen_lines(written)
+    assert max(map(len, lines)) <= width
+    assert not any("\u2026" in line for line in lines)
+    last = max(number for number, line in enumerate(lines) if line.startswith("policy"))
+    table = [line.split() for line in lines[last + 1 : last + 7]]
+    assert [row[:2] for row in table if "2x400" in row] == [["v1_12", "true"]]
+    assert all("MB" in row or "KB" in row for row in table) == (width == 80)
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_in_a_pipe_lines_are_as_wide_as_the_environment_says(width: int) -> None:
+    result = run("demo", "--turns", "3", environ={"COLUMNS": str(width)})
+    assert result.returncode == 0
+    assert max(map(len, result.stdout.splitlines())) <= width
+    unlimited = run("demo", "--turns", "3", environ={"COLUMNS": ""})
+    assert max(map(len, unlimited.stdout.splitlines())) > 80
+    assert (
+        " ".join(unlimited.stdout.split()).partition("v1_12 told")[2]
+        == (" ".join(result.stdout.split()).partition("v1_12 told")[2])
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -11,6 +12,12 @@ import pytest
 from bridgecore_cli import simulate as command
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.errors import CommandError
+from tests.cli.process import in_a_terminal, run, screen_lines
+
+
+@pytest.fixture(autouse=True)
+def _without_a_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
 
 
 def invoke(*arguments: str) -> int:
@@ -40,7 +47,7 @@ def test_both_policies_are_compared_unless_one_is_named(capsys: pytest.CaptureFi
 def test_a_not_found_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
     """Although the context is as small as it can be."""
     assert invoke("--policy", "v1_12", "--no-store", "--turns", "3") == 1
-    assert "in 2 of 2 turns the bridge answered" in capsys.readouterr().out
+    assert "whole history in 2 of the 2 turns" in capsys.readouterr().out
 
 
 def test_a_share_of_turns_can_be_hit(capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,3 +112,24 @@ def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         invoke(*arguments)
     assert caught.value.code == 2
+
+
+CROWD = ("simulate", "--turns", "3", "--conversations", "4")
+
+
+@pytest.mark.parametrize("more", [[], ["--replicas", "2"]], ids=["one", "replicas"])
+def test_no_line_is_wider_than_the_terminal(more: list[str]) -> None:
+    code, written = in_a_terminal(*CROWD, *more, environ={})
+    assert code == 0
+    lines = screen_lines(written)
+    assert max(map(len, lines)) <= 80
+    assert any(re.match(r"\[[#.]+\] default: .* violations, .* s to go$", line) for line in lines)
+    assert "4 conversations of 3 turns" in " ".join(lines)
+
+
+def test_in_a_pipe_lines_are_as_wide_as_the_environment_says() -> None:
+    results = {width: run(*CROWD, environ={"COLUMNS": width}) for width in ("80", "120", "")}
+    widest = {width: max(map(len, result.stdout.splitlines())) for width, result in results.items()}
+    assert 70 < widest["80"] <= 80 < widest["120"] <= 120 < widest[""]
+    texts = [result.stdout.split("conversation-hours")[0] for result in results.values()]
+    assert len({" ".join(text.split()) for text in texts}) == 1

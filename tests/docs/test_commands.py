@@ -193,6 +193,7 @@ ENTRIES: tuple[Entry, ...] = (
         r"v1_12: the window .* is full at turn 14\b",
         less=more("--turns 15"),
     ),
+    Runs("bridgecore simulate --policy v1_12 --faults 5/7", r"is full at turn 17\b", 1),
     Runs(
         "bridgecore simulate --policy policy.toml",
         r"policy patient: One conversation",

@@ -73,8 +73,10 @@ def test_without_storage_a_not_found_is_reported_although_the_context_is_small(
     assert growth.per_turn == 2_300
     assert len(growth.not_found) == 5
     assert not growth.sound
-    assert "in 5 of 5 turns the bridge answered 400 previous_response_not_found" in summary(growth)
-    assert "58,900 tokens a turn, 2,000 of them new" in summary(growth)
+    assert (
+        "after 400 previous_response_not_found the client sent its whole history in 5 of the 5 "
+        "turns that were answered after the first: 58,900 tokens on average, 2,000 of them new"
+    ) in summary(growth)
 
 
 def test_production_filled_its_window_later_because_fewer_turns_were_hit() -> None:
@@ -82,8 +84,8 @@ def test_production_filled_its_window_later_because_fewer_turns_were_hit() -> No
     assert grow(Experiment(policy=V1_12, fault_every=7, fault_run=5)).full == 17
     said = why_not_as_in_production(grow(Experiment(policy=V1_12)))
     assert said is not None
-    assert said.startswith("Why turn 14, and turn 17 in production: here 13 of 13 turns")
-    assert "12 hits in 16 turns (try --faults 5/7)" in said
+    assert said.startswith("Why turn 14, and turn 17 in production: here 12 of the 12 turns")
+    assert "about 12 such turns among 16 (try --faults 5/7)" in said
     assert why_not_as_in_production(grow(Experiment(turns=20))) is None
 
 
@@ -161,14 +163,77 @@ def test_a_summary_says_what_the_rows_say(seed: int) -> None:
     assert number("N bytes from the client", said) == sum(row.client for row in rows)
     assert number("N bytes and", said) == sum(row.upstream for row in rows)
     assert number("N tokens upstream", said) == sum(row.upstream_tokens for row in rows)
-    lost = sum(NOT_FOUND in row.errors for row in rows) + (NOT_FOUND in growth.unanswered)
-    assert number("in N of [0-9]+ turns the bridge answered", said) == (lost or None)
-    assert ("whole history" in said) == ("whole history" in headline(growth)) == (lost > 0)
-    if len(rows) > 1:
+    lost = [row.sent for row in rows if NOT_FOUND in row.errors]
+    at_the_end = NOT_FOUND in growth.unanswered
+    assert number("in N of the [0-9]+ turns that were answered", said) == (len(lost) or None)
+    assert ("whole history" in said) == (lost != [] or at_the_end)
+    assert ("whole history" in headline(growth)) == (lost != [])
+    if lost:
+        assert number("N tokens on average", said) == int(f"{sum(lost) / len(lost):.0f}")
+    elif not at_the_end and len(rows) > 1:
         mean = sum(row.sent for row in rows[1:]) / (len(rows) - 1)
-        assert number("(?:sends|history:) N tokens a turn", said) == int(f"{mean:.0f}")
-    if lost or growth.full is not None or growth.stuck is not None:
+        assert number("the client sends N tokens a turn", said) == int(f"{mean:.0f}")
+    if lost or at_the_end or growth.ended is not None:
         assert not growth.sound
+
+
+def columns(line: str) -> list[str]:
+    return line.replace(",", "").split()
+
+
+@pytest.mark.parametrize("store", [True, False])
+@pytest.mark.parametrize(("every", "run"), [(None, 1), (1, 1), (4, 3), (7, 5), (3, 1)])
+@pytest.mark.parametrize("policy", [DEFAULT, V1_12, PR397], ids=lambda policy: policy.name)
+def test_sentences_follow_from_the_table_that_is_printed(
+    policy: Policy, every: int | None, run: int, store: bool
+) -> None:
+    """By what a reader sees: a row is counted if it has figures, and 400 among its errors."""
+    usual = Experiment(
+        policy=policy, turns=28, store=store, fault_every=every, fault_run=run, window=600_000
+    )
+    for experiment in (usual, attrs.evolve(usual, window=876_000)):
+        growth = grow(experiment)
+        lines = [columns(line) for line in table(growth).splitlines()[1:]]
+        rows = [line for line in lines if line and line[0].isdigit() and len(line) >= 7]
+        ends = [line for line in lines if line and line[0].isdigit() and len(line) < 7]
+        hit = [row for row in rows if any("400" in error for error in row[7:])]
+        said = summary(growth)
+        assert [int(row[0]) for row in rows] == list(range(1, len(rows) + 1))
+        assert [line[:2] for line in ends] == ([[str(growth.full), "full"]] if growth.full else [])
+        if hit:
+            mean = sum(int(row[1]) for row in hit) / len(hit)
+            assert (
+                f"history in {len(hit)} of the {len(rows) - 1} turns that were answered after the "
+                f"first: {mean:,.0f} tokens on average"
+            ) in said
+            assert f"history sent in {len(hit)} of {len(rows) - 1} turns" in headline(growth)
+        else:
+            assert "history" not in said + headline(growth)
+        for column, what in (
+            (4, "bytes from the client"),
+            (5, "bytes and"),
+            (6, "tokens upstream"),
+        ):
+            assert number(f"N {what}", said) == sum(int(row[column]) for row in rows)
+        why = why_not_as_in_production(growth)
+        assert (why is not None) == (
+            policy is V1_12
+            and store
+            and growth.full not in (None, 17)
+            and experiment.window == 876_000
+        )
+        if why is not None:
+            grown = [int(row[2]) for row in hit]
+            assert f"here {len(hit)} of the {len(rows) - 1} turns that were answered" in why
+            assert f"appended {min(grown):,} to {max(grown):,} tokens each" in why
+
+
+def test_a_comparison_has_the_errors_of_the_last_turn_apart() -> None:
+    growths = [grow(Experiment(policy=policy, turns=15)) for policy in (DEFAULT, V1_12)]
+    assert side_by_side(growths).endswith(
+        "errors that v1_12 answered: 12 x 400 previous_response_not_found; at turn 14, the last: "
+        "400 previous_response_not_found, 400 context_length_exceeded"
+    )
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -205,6 +270,21 @@ def test_the_setting_says_what_was_done() -> None:
     assert "; each turn after the first loses its connection" in setting(Experiment())
     assert "; 1 of 3 turns loses its connection" in setting(Experiment(fault_every=3))
     assert "; 5 of 7 turns lose their" in setting(Experiment(fault_every=7, fault_run=5))
+
+
+@pytest.mark.parametrize("page", [380, 860])
+def test_the_words_of_a_plot_fit_its_width(page: int) -> None:
+    growths = [grow(Experiment(turns=15, policy=policy)) for policy in (DEFAULT, V1_12)]
+    root = ElementTree.fromstring(plot(growths, page=page))
+    texts = [one for one in root.iter() if one.tag.endswith("text")]
+    said = " ".join("".join(one.itertext()) for one in texts)
+    assert all(headline(growth) in said for growth in growths)
+    starting = [one for one in texts if one.attrib["text-anchor"] == "start"]
+    for one in starting:
+        wide = 9 if "font-weight" in one.attrib else 7
+        assert float(one.attrib["x"]) + wide * len("".join(one.itertext())) <= page
+    heights = [float(one.attrib["y"]) for one in starting]
+    assert heights == sorted(set(heights))
 
 
 def test_the_plot_can_be_read() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from bridgecore.simulate.growth_report import counted, plot
-from bridgecore_cli.demo.story import COLUMNS, LEGEND, Results, rows
+from bridgecore_cli.demo.story import COLUMNS, Results, legend, rows
 from bridgecore_cli.demo.timeline import Arrow, in_order, svg
 
 _STYLE = """
@@ -18,12 +18,19 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff;
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
 svg { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; } .wide svg { min-width: 42rem; }
+.hint, .narrow { display: none; }
+@media (max-width: 46em) {
+  .hint, .narrow { display: block; } .broad { display: none; }
+}
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e7eb; }
 th:first-child, td:first-child { text-align: left; }
 summary { cursor: pointer; margin: .6rem 0; }
 figure { margin: 1.5rem 0; } .small { font-size: 14px; color: #52606d; }
 """
+# Shown where the window is narrow, as are drawings of class "narrow" in place of those of "broad".
+_HINT = '<p class="hint small">Scroll the {} sideways to see all of them.</p>'
+_NARROW = 380  # pixels: of the plot on a telephone
 _NAMESPACE = ' xmlns="http://www.w3.org/2000/svg"'
 _TURN_COLUMNS = (
     "turn",
@@ -56,11 +63,13 @@ def page(
         *(f"<li>{escape(line)}</li>" for line in story),
         "</ol>",
         "<h2>Context by turn</h2>",
-        f'<figure class="wide">{plot(stored)}</figure>',
+        f'<figure class="broad">{plot(stored)}</figure>',
+        f'<figure class="narrow">{plot(stored, page=_NARROW)}</figure>',
         "<h2>One loss under each policy</h2>",
         "<p>Turn 2: the connection was lost after turn 1, and the next one is lost before "
         "<code>response.created</code>. Grey text is the row, the column and the action of the "
         "policy&#8217;s table that decided.</p>",
+        _HINT.format("diagrams"),
     ]
     for store, heading in _HEADINGS.items():
         parts.append(f"<h3>{heading}</h3>")
@@ -70,8 +79,9 @@ def page(
                 parts.append(f'<figure class="wide">{svg(title, in_order(seen))}</figure>')
     parts += [
         "<h2>The numbers</h2>",
+        _HINT.format("tables"),
         _table(COLUMNS, rows(results)),
-        f'<p class="small">{escape(" ".join(LEGEND))}</p>',
+        f'<p class="small">{escape("; ".join(legend()))}.</p>',
     ]
     for (name, store), growth in results.items():
         figures = [

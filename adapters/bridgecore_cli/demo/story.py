@@ -6,6 +6,7 @@ it; otherwise the opposite is said.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
 
@@ -16,6 +17,7 @@ from bridgecore.simulate.growth_report import counted, statuses, times_not_found
 Results: TypeAlias = Mapping[tuple[str, bool], Growth]
 """By the name of the policy, and whether the upstream stores the responses."""
 
+TABLE_WIDTH: Final = 80  # characters of the table, where nothing else is said
 COLUMNS: Final = (
     "policy",
     "store",
@@ -26,11 +28,48 @@ COLUMNS: Final = (
     "to bridge",
     "upstream",
 )
-LEGEND: Final = (
-    "turns: that were answered; context: in tokens; full at: turn at which the window",
-    "is full, (N) if it goes on; errors: what the client got before those answers;",
-    "to bridge, upstream: bytes that were sent for them",
-)
+_MEANINGS: Final = {
+    "turns": "that were answered",
+    "context": "in tokens",
+    "full at": "turn that fills the window, (N) if it goes on",
+    "errors": "what the client got before its answers",
+    "to bridge": "bytes that the client sent",
+    "upstream": "bytes that the bridge sent",
+}
+_DISPENSABLE: Final = ("to bridge", "turns", "upstream", "errors", "full at")
+"""What is left out where there is no room, the first one first."""
+
+
+def legend(columns: Sequence[int] = range(len(COLUMNS))) -> list[str]:
+    """What the columns of the table mean, and which are not shown."""
+    names = [COLUMNS[column] for column in columns]
+    hidden = [name for name in COLUMNS if name not in names]
+    found = [f"{name}: {words}" for name, words in _MEANINGS.items() if name in names]
+    return [*found, f"no room for: {', '.join(hidden)}"] if hidden else found
+
+
+def legend_lines(columns: Sequence[int], width: int) -> list[str]:
+    """The same in lines with as many whole entries as fit."""
+    lines: list[str] = []
+    for entry in legend(columns):
+        if lines and len(lines[-1]) + 2 + len(entry) < width:
+            lines[-1] += f"; {entry}"
+        else:
+            lines += textwrap.wrap(entry, width, subsequent_indent="  ")
+    return lines
+
+
+def columns_within(results: Results, width: int) -> list[int]:
+    """The columns of the table that fit into ``width`` characters, with two between them: all, or
+    all but those that a reader can do without most easily. No value is cut off."""
+    cells = [COLUMNS, *rows(results)]
+    kept = list(range(len(COLUMNS)))
+    for name in _DISPENSABLE:
+        needed = sum(max(len(row[column]) for row in cells) + 2 for column in kept) - 2
+        if needed <= width:
+            break
+        kept.remove(COLUMNS.index(name))
+    return kept
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
@@ -56,10 +95,11 @@ def _row(name: str, store: bool, growth: Growth) -> tuple[str, ...]:
     )
 
 
-def plain_table(results: Results) -> list[str]:
-    """The table as lines of at most 80 characters."""
-    cells = [COLUMNS, *rows(results)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
+def plain_table(results: Results, width: int = TABLE_WIDTH) -> list[str]:
+    """The table as lines of at most ``width`` characters."""
+    columns = columns_within(results, width)
+    cells = [[row[column] for column in columns] for row in (COLUMNS, *rows(results))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
         name, *numbers = (

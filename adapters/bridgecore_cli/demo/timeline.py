@@ -6,6 +6,7 @@ What belongs here: the arrows and their drawing as SVG. They are recorded in ``s
 from __future__ import annotations
 
 import enum
+import textwrap
 from collections.abc import Sequence
 from html import escape
 
@@ -55,14 +56,21 @@ def in_order(arrows: Sequence[Arrow]) -> list[Arrow]:
     return found
 
 
-_LEFT, _GAP, _TOP, _ROW = 90, 330, 64, 26
+_LEFT, _GAP, _TOP, _ROW, _LINE = 90, 330, 64, 26, 14
+_DECISION = 52  # characters of a decision on one line, so that it ends before the next lane
 _WIDTH = _LEFT + 2 * _GAP + 90
 _PALE, _DARK, _RED = "#cbd2d9", "#52606d", "#b42318"
 
 
 def svg(title: str, arrows: Sequence[Arrow]) -> str:
     """The diagram as an SVG element without references to anything else."""
-    bottom = _TOP + _ROW * (len(arrows) + 1)
+    decisions = {
+        number: textwrap.wrap(arrow.text, _DECISION, break_on_hyphens=False)
+        for number, arrow in enumerate(arrows)
+        if arrow.source is arrow.target
+    }
+    more = sum(len(lines) - 1 for lines in decisions.values())
+    bottom = _TOP + _ROW * (len(arrows) + 1) + _LINE * more
     marker = f"tip-{''.join(c for c in title if c.isalnum())}"
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom}" '
@@ -77,27 +85,29 @@ def svg(title: str, arrows: Sequence[Arrow]) -> str:
         out.append(f'<text x="{x}" y="44" text-anchor="middle">{lane.name.lower()}</text>')
         out.append(f'<line x1="{x}" y1="52" x2="{x}" y2="{bottom - 8}" stroke="{_PALE}"/>')
     latest = begun = arrows[0].at if arrows else 0
-    for number, arrow in enumerate(arrows, start=1):
-        y = _TOP + _ROW * number - 6
+    y = _TOP - 6
+    for number, arrow in enumerate(arrows):
+        y += _ROW
         colour = _RED if arrow.bad else "#1f2933"
         start, end = _x(arrow.source), _x(arrow.target)
         latest = max(latest, arrow.at)
         at = f"{(latest - begun) / 1e6:,.0f} ms"
         out.append(f'<text x="4" y="{y}" font-size="11" fill="#7b8794">{at}</text>')
-        label = escape(arrow.text)
         if start == end:
             out.append(f'<circle cx="{start}" cy="{y - 4}" r="3" fill="{_DARK}"/>')
-            out.append(
-                f'<text x="{start + 8}" y="{y}" font-size="11" fill="#7b8794" stroke="#fff" '
-                f'stroke-width="4" paint-order="stroke">{label}</text>'
-            )
+            for index, words in enumerate(decisions[number]):
+                y += _LINE * (index > 0)
+                out.append(
+                    f'<text x="{start + 8}" y="{y}" font-size="11" fill="#7b8794" stroke="#fff" '
+                    f'stroke-width="4" paint-order="stroke">{escape(words)}</text>'
+                )
             continue
         stroke = _RED if arrow.bad else _DARK
         out.append(
             f'<line x1="{start}" y1="{y}" x2="{end}" y2="{y}" stroke="{stroke}" '
             f'marker-end="url(#{marker})"/>'
             f'<text x="{(start + end) // 2}" y="{y - 5}" text-anchor="middle" fill="{colour}">'
-            f"{label}</text>"
+            f"{escape(arrow.text)}</text>"
         )
     return "\n".join([*out, "</svg>"])
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -15,7 +14,16 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from bridgecore.simulate import Growth
 from bridgecore_cli.demo.chart import MARKS, chart
-from bridgecore_cli.demo.story import COLUMNS, LEGEND, Results, plain_table, rows
+from bridgecore_cli.demo.story import (
+    COLUMNS,
+    TABLE_WIDTH,
+    Results,
+    columns_within,
+    legend_lines,
+    plain_table,
+    rows,
+)
+from bridgecore_cli.output import width_of_output, wrapped
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -24,7 +32,6 @@ if TYPE_CHECKING:
 
 _HEIGHT: Final = 12  # rows of the plot
 _WIDEST: Final = 100  # characters of it
-_PLAIN_WIDTH: Final = 78  # of the plot, where there is no terminal
 _STYLES: Final = {"x": "bold red", "+": "yellow", "o": "bold green", "-": "dim"}
 
 
@@ -42,8 +49,7 @@ class View(Protocol):
 def open_view(introduction: str) -> Iterator[View]:
     """A view for standard output: live in a terminal, if rich is installed; lines otherwise."""
     if not sys.stdout.isatty() or importlib.util.find_spec("rich") is None:
-        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        yield _Lines(introduction, width)
+        yield _Lines(introduction, width_of_output())
         return
     from rich.console import Console
     from rich.live import Live
@@ -79,8 +85,8 @@ def _plot_title(results: Results) -> str:
 
 
 class _Lines:
-    """Writes a line now and then, and everything at the end. ``width``: of the terminal, if it is
-    one."""
+    """Writes a line now and then, and everything at the end. ``width``: of all lines; None: of the
+    sentences as much as they need."""
 
     def __init__(self, introduction: str, width: int | None) -> None:
         self._width = width
@@ -102,17 +108,16 @@ class _Lines:
 
     def end(self, results: Results, story: list[str]) -> None:
         self.update(results)
-        width = _PLAIN_WIDTH if self._width is None else self._width - 1
+        width = TABLE_WIDTH if self._width is None else self._width
+        legend = legend_lines(columns_within(results, width), width)
         self._say("")
-        for line in (*plain_table(results), "", *LEGEND, "", _plot_title(results)):
+        for line in (*plain_table(results, width), "", *legend, "", _plot_title(results)):
             self._say(line)
-        for line in (*_plot(results, width), "", *story):
+        for line in (*_plot(results, min(_WIDEST, width - 2)), "", *story):
             self._say(line)
 
     def _say(self, line: str) -> None:
-        if self._width is not None and len(line) > self._width:
-            line = textwrap.fill(line, max(20, self._width), subsequent_indent="  ")
-        print(line, flush=True)
+        print(wrapped(line, self._width), flush=True)
 
 
 def _at(growth: Growth, turn: int) -> str:
@@ -146,16 +151,18 @@ class _Screen:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-        for column in COLUMNS:
-            table.add_column(column, justify="left" if column == "policy" else "right")
+        width, height = self._console.size
+        columns = columns_within(results, width)
+        for column in columns:
+            table.add_column(COLUMNS[column], justify="left" if column == 0 else "right")
         marks = dict(zip(_stored(results), MARKS, strict=True))
         for row in rows(results):
-            table.add_row(*row, style=_STYLES[marks[row[0]]].removeprefix("bold "))
-        legend = [Text(line, style="dim") for line in LEGEND]
-        title = Text(_plot_title(results))
-        width, height = self._console.size
-        # Beside the table and the legend there are three lines, and two empty ones.
-        room = height - len(results) - len(legend) - 5
+            cells = [row[column] for column in columns]
+            table.add_row(*cells, style=_STYLES[marks[row[0]]].removeprefix("bold "))
+        legend = [Text(line, style="dim") for line in legend_lines(columns, width)]
+        title = Text(wrapped(_plot_title(results), width))
+        # Beside the table, the legend and the title there are two lines, and two empty ones.
+        room = height - len(results) - len(legend) - title.plain.count("\n") - 5
         lines = _plot(results, min(_WIDEST, width - 1), max(6, min(_HEIGHT, room)))
         plot = [self._coloured(line) for line in lines]
         return Group("", table, *legend, "", title, *plot)
