@@ -64,21 +64,18 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
         Bounds("quick", 0, _SOME, _SHORT, 1, late=False),
         Bounds("quick, over HTTP", 0, _FEW, _SHORT, 1, remote=False, http=True, late=False),
         # Every column of a policy has to be read. All at once they would take half a minute. So the
-        # other standings have a session of their own each, and share one for a few moves only: by
-        # then those of HTTP and of a session of another replica have been met.
+        # other standings have a session of their own each, and share one for a few moves only:
+        # enough for one that another replica owns to be lost and tried again.
         *[
             Bounds(f"quick, {one.value}", 0, (one,), _SHORT, 1, remote=False, late=False)
             for one in _OTHERS
         ],
+        Bounds("quick, few moves", 0, _OTHERS, _SHORT, 1, late=False, depth=7),
         Bounds(
-            "quick, few moves",
-            0,
-            (*_OTHERS, Standing.BOUND),
-            _SHORT,
-            1,
+            *("quick, few moves over HTTP", 0, (*_OTHERS, Standing.BOUND), _SHORT, 1),
             http=True,
             late=False,
-            depth=5,
+            depth=4,
         ),
     ),
     "small": _SMALL,

@@ -182,6 +182,10 @@ def test_the_quick_bounds_have_every_column_of_a_policy(standing: Standing) -> N
             *(Situation.OWNER_LOST, Standing.UNKNOWN, Action.REFUSE),
             Property.ANSWER_TELLS_WHAT_HAPPENED,
         ),
+        (
+            *(Situation.OWNER_LOST_DISPATCHED, Standing.STORED, Action.REFUSE_BOUNDED),
+            Property.NOT_FOUND_IS_EARNED,
+        ),
     ],
 )
 def test_the_quick_bounds_find_a_wrong_cell_of_a_rare_column(
