@@ -168,8 +168,9 @@ class Memory:
         # clocks that differ, and for a commit on its way.
         self._stays = config.transcript_age // 4 * 3
         # With a store: responses that are not held, because what they continue was evicted while
-        # their turns ran, until ``unstored`` takes them for their commits.
-        self._beside: dict[tuple[str, str], Node] | None = None
+        # their turns ran, until ``unstored`` takes them for their commits. None: the context is in
+        # a conversation of the upstream's.
+        self._beside: dict[tuple[str, str], Node | None] | None = None
         if config.store is Store.DRIVER:
             self._beside = {}
         self._transcripts: Transcripts | None = None
@@ -404,6 +405,8 @@ class Memory:
         alias = Alias(conversation, standing, tokens, ids[0])
         for name in ids:
             self._aliases.put(recall.scope, name, alias)
+        if self._beside is not None and recall.request.conversation is not None:
+            self._beside[recall.scope, ids[0]] = None
         if self._transcripts is None or recall.prompt is None or output is None:
             return
         scope, prompt, base = recall.scope, recall.prompt, recall.base
@@ -451,8 +454,10 @@ class Memory:
         if alias is None:
             return None
         node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
-        if node is None and self._beside is not None:
-            node = self._beside.pop((scope, ids[0]), None)
+        elsewhere = False
+        if self._beside is not None and (scope, ids[0]) in self._beside:
+            beside = self._beside.pop((scope, ids[0]))
+            node, elsewhere = node or beside, beside is None
         nodes: list[Node] = []
         each = node
         while each is not None and each.durable <= now:
@@ -462,7 +467,12 @@ class Memory:
         earlier = [self._packed(scope, one) for one in nodes[:-1]]
         responses = (*earlier, pack(scope, ids, alias, node))
         return Unstored(
-            responses, tuple(nodes), alias, whole=node is not None, until=now + self._stays
+            responses,
+            tuple(nodes),
+            alias,
+            whole=node is not None,
+            until=now + self._stays,
+            elsewhere=elsewhere,
         )
 
     def path_of(self, unstored: Unstored) -> Unstored | None:
@@ -536,19 +546,22 @@ class Memory:
 @attrs.frozen
 class Unstored:
     """What is to be committed to a store. ``nodes``, ``alias``: what is durable once it is.
-    ``whole``: the transcript is part of it. ``until``: ns, how long it certainly stays."""
+    ``whole``: the transcript is part of it; ``elsewhere``: a conversation of the upstream's has it.
+    ``until``: ns, how long it certainly stays."""
 
     responses: tuple[StoredResponse, ...]
     nodes: tuple[Node, ...]
     alias: Alias
     whole: bool
     until: int
+    elsewhere: bool = False
 
     @property
     def continuable(self) -> bool:
         """Whether a client can continue the response from what is stored: by its transcript, or
         because the upstream has it. Or that it cannot is what is to be stored."""
-        return self.whole or self.alias.standing is Standing.STORED or self.alias.deleted
+        known = self.whole or self.elsewhere
+        return known or self.alias.standing is Standing.STORED or self.alias.deleted
 
     def committed(self) -> None:
         """The store has it."""

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
+from bridgecore.errors import BridgecoreError
+
 # Bytes waiting to be written from which a connection counts as blocked. It bounds the memory that a
 # slow reader costs, and is about as much as a socket takes at once.
 HIGH_WATER: Final = 64 * 1024
@@ -52,7 +54,7 @@ class Closable(Protocol):
 S = TypeVar("S", bound=Closable)
 
 
-class PeerPortError(OSError):
+class PeerPortError(BridgecoreError, OSError):
     """The port for other replicas cannot be listened on. ``port``: its number."""
 
     port: int

@@ -184,6 +184,7 @@ ENTRIES: tuple[Entry, ...] = (
     Elsewhere("(umask 077; { openssl ...cat keys; } > keys.new; mv keys.new keys)", STORE),
     Runs("bridgecore replay", r"no divergence", instead=more("decisions.ndjson")),
     Runs("bridgecore replay decisions.ndjson", r"no divergence"),
+    Synopsis("bridgecore replay LOG --policy POLICY"),
     Runs("bridgecore replay decisions.ndjson --policy ...", r"would have decided differently", 1),
     # ---- bridgecore demo and simulate
     Elsewhere("bridgecore demo", DEMO),
@@ -279,8 +280,11 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Runs("curl ...", STREAMED, needs="curl", server="bridgecore serve --port 0"),
     # ---- make
-    Runs("make demo", r"default answered \d+ x 502 stream_incomplete instead, .*pr397: \d+\)\.\n$"),
-    Runs("make demo ARGS=...", r"default answered \d+ x 502", less=more_args("--turns 3")),
+    Runs(
+        "make demo",
+        r"(?s)default\s+answered\s+\d+\s+x\s+502\s+stream_incomplete\s+instead,.*pr397:\s+\d+\)\.\n$",
+    ),
+    Runs("make demo ARGS=...", r"default\s+answered\s+\d+\s+x\s+502", less=more_args("--turns 3")),
     Runs('make bench ARGS="--help"', r"usage: make bench"),
     Runs(  # as shown, an hour on a machine that does nothing else
         "make bench...",

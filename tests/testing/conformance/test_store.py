@@ -127,6 +127,11 @@ class ReversesPaths(Changed):
         return answer
 
 
+class MissesNothing(Changed):
+    def answer(self, question: st.Question, answer: st.Answer) -> st.Answer:
+        return st.Committed(answer.epoch) if isinstance(answer, st.Committed) else answer
+
+
 class HalfTranscripts(StoreModel):
     def _path(self, row: _Row) -> list[_Row] | None:
         path = [row]
@@ -338,6 +343,7 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "leaving_ends_the_lease_and_only_ones_own": LeavesForOthers,
     "a_whole_transcript_comes_back": ReversesPaths,
     "half_a_transcript_is_none": HalfTranscripts,
+    "a_commit_says_that_what_it_continues_is_missing": MissesNothing,
     "every_id_of_a_response_names_it": OnlyTheFirstId,
     "an_id_of_another_scope_is_not_stored": OneScope,
     "the_first_context_that_is_known_counts": TheLastContext,
@@ -373,6 +379,7 @@ BEYOND_COMPARISON = {
     OnlyExtends,
     HalfTranscripts,
     LookingUpIsNoUse,
+    MissesNothing,
     NeverClaims,
     SweepsABatch,
     SweepsWhatIsContinued,
