@@ -131,8 +131,12 @@ class Exchange:
         """
         if not lacks_error_code(failed):
             return failed
-        error = render_failed_response(failed.error, self._anchor)
+        error = self.error_of(failed)
         return with_error_code(failed, error.code, error.message, error.more)
+
+    def error_of(self, failed: UpstreamEvent) -> ApiError:
+        """The error of ``failed``, a ``response.failed``, as a JSON answer has it."""
+        return render_failed_response(failed.error, self._anchor)
 
     @property
     def goes_on(self) -> bool:
@@ -161,8 +165,7 @@ class Exchange:
             return []
         self.ended = True
         if last.type == FAILED:
-            error = render_failed_response(last.error, self._anchor)
-            return [FailAnswer(self.turn, error)]
+            return [FailAnswer(self.turn, self.error_of(last))]
         return [AnswerBody(self.turn, final_response(last))]
 
     def fail(self, error: ApiError) -> list[AnswerEffect]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import attrs
 
 from bridgecore.answers.exchange import Exchange
-from bridgecore.api_error import ApiError, render_failed_response
+from bridgecore.api_error import ApiError
 from bridgecore.telemetry.metrics import DURATION, ERRORS, FIRST_EVENT, TURNS, Counts
-from bridgecore.wire.responses import UpstreamEvent
+from bridgecore.wire.responses import FAILED, UpstreamEvent
 
 
 @attrs.frozen
@@ -25,14 +25,14 @@ class Tally:
         """Events were sent, ``last`` at the end. ``began``: the answer had begun before."""
         if exchange.goes_on and not began and not exchange.forwarded:
             self.counts.observe(FIRST_EVENT, now - exchange.asked)
-        if exchange.ended:
+        if exchange.ended and last.type == FAILED:
+            self.failed(exchange, exchange.error_of(last), now)
+        elif exchange.ended:
             result = last.type.decode("latin-1").removeprefix("response.")
-            error = render_failed_response(last.error, None) if result == "failed" else None
-            self._ended(exchange, result, error, now)
+            self._ended(exchange, result, None, now)
 
     def failed(self, exchange: Exchange, error: ApiError, now: int) -> None:
-        """An answer is about to end with an error of the bridge: as its status, if there was none
-        yet, or as an event."""
+        """An answer ends with an error: as its status, if no head was sent, or as an event."""
         self._ended(exchange, "failed" if exchange.begun else "refused", error, now)
 
     def abandoned(self, exchange: Exchange, now: int) -> None:

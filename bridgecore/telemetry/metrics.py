@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final, TypeAlias
 
 import attrs
@@ -60,88 +61,75 @@ Readings: TypeAlias = Mapping[Metric, Mapping[tuple[str, ...], "int | Distributi
 """Values of metrics, by the values of their labels, which are in the order of ``Metric.labels``."""
 
 
-def _counter(name: str, text: str, *labels: str) -> Metric:
-    return Metric(f"bridgecore_{name}_total", Kind.COUNTER, text, labels)
+_all: list[Metric] = []
 
 
-def _gauge(name: str, text: str) -> Metric:
-    return Metric(f"bridgecore_{name}", Kind.GAUGE, text)
+def _metric(kind: Kind, name: str, text: str, *labels: str) -> Metric:
+    metric = Metric(f"bridgecore_{name}", kind, text, labels)
+    _all.append(metric)
+    return metric
 
+
+_counter, _gauge, _histogram = (partial(_metric, kind) for kind in Kind)
 
 TURNS = _counter(
-    "turns",
+    "turns_total",
     "turns that were answered, by who asked (client, or replica: it was forwarded here) and by how "
     "the answer ended: completed, incomplete, failed (after its head), refused (an error status), "
     "abandoned (the client left)",
     "origin",
     "result",
 )
-FIRST_EVENT = Metric(
-    "bridgecore_first_event_seconds",
-    Kind.HISTOGRAM,
-    "from a client's request for a stream to the first event of its answer",
-)
-DURATION = Metric(
-    "bridgecore_turn_seconds",
-    Kind.HISTOGRAM,
-    "from a client's request to the end of its answer, whatever that is",
-)
 ERRORS = _counter(
-    "errors", "answers to turns that are errors, by their code as the log has it", "code"
+    "errors_total", "answers to turns that are errors, by their code as the log has it", "code"
 )
-DECISIONS = _counter("decisions", "events that sessions decided about, by the rule", "rule")
+FIRST_EVENT = _histogram(
+    "first_event_seconds", "from a client's request for a stream to the first event of its answer"
+)
+DURATION = _histogram(
+    "turn_seconds", "from a client's request to the end of its answer, whatever that is"
+)
+TURNS_RUNNING = _gauge("turns_running", "turns that run, wait, or are being committed")
+CONVERSATIONS = _gauge("conversations", "conversations with a session")
+DECISIONS = _counter("decisions_total", "events that sessions decided about, by the rule", "rule")
 REMEDIES = _counter(
-    "remedies",
+    "remedies_total",
     "decisions about turns by the policy's table: row, column, and what the cell says",
     "situation",
     "standing",
     "remedy",
 )
 CONNECTIONS = _counter(
-    "upstream_connections",
+    "upstream_connections_total",
     "connections for turns to the upstream or to a replica: opened, failed (they could not be), "
     "lost (after they were open)",
     "to",
     "result",
 )
-REDUCED = _counter("turns_reduced", "completed turns whose repeated history was not sent upstream")
-REHYDRATED = _counter("turns_rehydrated", "completed turns whose context was rebuilt and sent")
-WARMED = _counter("connections_warmed", "connections that were preloaded with a context")
-TOKENS_SAVED = _counter("tokens_saved", "tokens of the history that was not sent")
-TOKENS_SPENT = _counter("tokens_spent", "tokens of the contexts that were sent once more")
-BYTES_SAVED = _counter("bytes_saved", "bytes of the history that was not sent")
-BYTES_SPENT = _counter("bytes_spent", "bytes of the contexts that were sent once more")
-NOT_DURABLE = _counter(
-    "turns_not_durable", "turns that were answered although the store had not confirmed them"
-)
-LEASES_LOST = _counter("leases_lost", "times that this replica has lost its lease")
-TURNS_RUNNING = _gauge("turns_running", "turns that run, wait, or are being committed")
-CONVERSATIONS = _gauge("conversations", "conversations with a session")
 LINKS = _gauge("links", "upstream connections for turns that are open or being opened")
 CLIENT_CONNECTIONS = _gauge("client_connections", "connections of clients and replicas, open")
 PASSAGES = _gauge("passages", "upstream connections of requests that are passed through")
+REDUCED = _counter(
+    "turns_reduced_total", "completed turns whose repeated history was not sent upstream"
+)
+REHYDRATED = _counter(
+    "turns_rehydrated_total", "completed turns whose context was rebuilt and sent"
+)
+WARMED = _counter("connections_warmed_total", "connections that were preloaded with a context")
+TOKENS_SAVED = _counter("tokens_saved_total", "tokens of the history that was not sent")
+TOKENS_SPENT = _counter("tokens_spent_total", "tokens of the contexts that were sent once more")
+BYTES_SAVED = _counter("bytes_saved_total", "bytes of the history that was not sent")
+BYTES_SPENT = _counter("bytes_spent_total", "bytes of the contexts that were sent once more")
 TRANSCRIPT_BYTES = _gauge("transcript_bytes", "memory of all transcripts")
 TRANSCRIPT_RESPONSES = _gauge("transcript_responses", "responses whose transcript is held")
-STORE_DURABLE = _gauge("store_durable", "1 if the latest commit to the store was confirmed, else 0")
-OWNED = _gauge("conversations_owned", "conversations that this replica owns")
-
-METRICS: Final = (
-    *(
-        TURNS,
-        ERRORS,
-        FIRST_EVENT,
-        DURATION,
-        TURNS_RUNNING,
-        CONVERSATIONS,
-        DECISIONS,
-        REMEDIES,
-        CONNECTIONS,
-        LINKS,
-    ),
-    *(CLIENT_CONNECTIONS, PASSAGES, REDUCED, REHYDRATED, WARMED, TOKENS_SAVED, TOKENS_SPENT),
-    *(BYTES_SAVED, BYTES_SPENT, TRANSCRIPT_BYTES, TRANSCRIPT_RESPONSES, STORE_DURABLE, NOT_DURABLE),
-    *(OWNED, LEASES_LOST),
+STORE_ANSWERS = _gauge("store_answers", "1 if the store has answered the latest commit, else 0")
+NOT_DURABLE = _counter(
+    "turns_not_durable_total", "turns that were shown and that no store keeps for their clients"
 )
+OWNED = _gauge("conversations_owned", "conversations that this replica owns")
+LEASES_LOST = _counter("leases_lost_total", "times that this replica has lost its lease")
+
+METRICS: Final = tuple(_all)
 """All metrics, in the order in which they are written."""
 
 # Sets of labels that one metric has at most. An upstream chooses the codes of its errors, and each

@@ -6,6 +6,7 @@ can read it, and the text format. Its oracle is the parser of Prometheus.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -32,10 +33,10 @@ from bridgecore.telemetry.metrics import (
     Kind,
     exposition,
 )
-from bridgecore.testing import Abort, Fault, Point, Reject, Silence
+from bridgecore.testing import Abort, Fault, Point, Reject, SendEvents, Silence
 from bridgecore.testing.faults import Action
 from tests.endpoint_clients import Talker, held, strike, user
-from tests.endpoint_world import SECOND, World, call, request
+from tests.endpoint_world import SECOND, Json, World, call, request
 from tests.replica_world import PEERS, Cluster
 
 Series = dict[str, dict[tuple[str, ...], float]]
@@ -147,6 +148,22 @@ def test_a_turn_that_fails(
     assert metrics[ERRORS_TOTAL] == {(code,): 1}
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("code", ["server_error", None])
+def test_a_response_that_failed_upstream(stream: bool, code: str | None) -> None:
+    """It is counted as its client sees it: with the status and the code of its answer."""
+    world = held(metrics=True)
+    error = None if code is None else {"code": code, "message": "It failed."}
+    response: Json = {"id": "%RESPONSE_ID%", "status": "failed", "output": [], "error": error}
+    failed = json.dumps({"type": "response.failed", "response": response}).encode()
+    strike(world, Point.BEFORE_TERMINAL, SendEvents((failed,)))
+    answer = world.ask("a", stream=stream)
+    shown = answer.response["error"] if stream else answer.error
+    metrics = scrape(world)
+    assert metrics[TURNS] == {("client", "failed" if stream else "refused"): 1}
+    assert metrics[ERRORS_TOTAL] == {(shown["code"],): 1}
+
+
 def test_an_upstream_that_cannot_be_reached() -> None:
     world = held(metrics=True)
     world.emulator.faults.add(1, Fault(Point.ON_UPGRADE, Reject(503)))
@@ -192,7 +209,7 @@ def test_replicas_say_what_is_forwarded_and_what_is_not_durable() -> None:
     assert talker.outcomes == ["200"] * 2
     counted = scrape(owner)
     assert counted[TURNS] == {("client", "completed"): 1, ("replica", "completed"): 1}
-    assert counted["bridgecore_store_durable"] == {(): 1}
+    assert counted["bridgecore_store_answers"] == {(): 1}
     assert counted["bridgecore_conversations_owned"] == {(): 1}
     sent = scrape(other)
     assert sent[TURNS] == {("client", "completed"): 1}
@@ -203,7 +220,7 @@ def test_replicas_say_what_is_forwarded_and_what_is_not_durable() -> None:
     owner.advance(30)
     counted = scrape(owner)
     assert counted["bridgecore_turns_not_durable_total"] == {(): 1}
-    assert counted["bridgecore_store_durable"] == {(): 0}
+    assert counted["bridgecore_store_answers"] == {(): 0}
     assert counted["bridgecore_leases_lost_total"] == {(): 1}
 
 
