@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
         if values:
             action.choices = values  # nothing is parsed with this parser
         elif _takes_file(action):
-            action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab looks for it
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  # read by shtab; argparse declares no such attribute
     print(shtab.complete(parser, options.shell))
     return 0
 

@@ -58,15 +58,16 @@ def width_of_output() -> int | None:
     return columns()
 
 
-def wrapped(text: str, width: int | None) -> str:
+def wrapped(text: str, width: int | None, *, whole: bool = False) -> str:
     """``text`` with each line that has more than ``width`` columns broken between words; what goes
-    on is indented."""
+    on is indented. ``whole``: a word that is longer than a line, such as the path of a file, stays
+    in one piece, so that it can be copied."""
     if width is None:
         return text
-    return "\n".join(part for line in text.split("\n") for part in _parts(line, width))
+    return "\n".join(part for line in text.split("\n") for part in _parts(line, width, whole))
 
 
-def _parts(line: str, width: int) -> list[str]:
+def _parts(line: str, width: int, whole: bool) -> list[str]:
     """``line`` in parts of at most ``width`` columns."""
     if _length(line) <= width:
         return [line]
@@ -83,10 +84,12 @@ def _parts(line: str, width: int) -> list[str]:
                 parts.append(part.rstrip(" "))
                 part, empty = indent + "  ", True
                 continue
-            room = width - len(part)  # even alone it is too long
+            room = len(word) if whole else width - len(part)  # even alone it is too long
             parts.append(part + word[:room])
             word, part = word[room:], indent + "  "
-    return [*parts, part]
+            if not word:
+                break
+    return parts if empty and parts else [*parts, part]
 
 
 _NARROWEST: Final = 20  # columns for which text is still wrapped

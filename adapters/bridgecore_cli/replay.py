@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -131,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
         if report.divergence.begun:
             from bridgecore.verify.replay import BEGUN
 
-            _print("\n".join(textwrap.wrap(f"  {BEGUN}", 79, subsequent_indent="  ")))
+            _print(f"  {BEGUN}")
     for difference in report.differences[:_SHOWN]:
         _print("difference: " + _tell(difference, "recorded", name or ""))
     if len(report.differences) > _SHOWN:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import textwrap
 from collections import Counter
 from collections.abc import Iterable
 from itertools import islice
@@ -24,7 +22,7 @@ from bridgecore.verify.junit import junit_of_trace
 from bridgecore.verify.properties import Property
 from bridgecore.verify.trace import CELLS, RULE_IDS, TraceReport, Wrong, check_decisions
 from bridgecore_cli.colour import Colour, paint
-from bridgecore_cli.output import printable, write_file
+from bridgecore_cli.output import printable, width_of_output, wrapped, write_file
 from bridgecore_cli.replay import counted, cut_off, opened_log
 
 _LONGEST = 500  # characters of the wrong line that are printed
@@ -50,21 +48,24 @@ def run(args: argparse.Namespace) -> int:
         else:
             report = check_trace(_all(first, lines), allowed)
     verdict = _verdict(path, report)
-    told: list[str] = []
+    width = width_of_output()
+    if width is not None:
+        width -= 1  # after a line that fills the last column, some terminals show an empty one
+    shown: list[str] = []
     if report.wrong is not None:
-        told = _tell(report.wrong, _line(path, report.wrong.line))
+        shown = _show(report.wrong, _line(path, report.wrong.line), width)
     if args.json:
         print(json.dumps({"log": str(path), "verdict": verdict, **report.as_data()}, indent=1))
     else:
-        for text in [*told, *_coverage(report), *cut_off(report.incomplete)]:
-            print(printable(text))
+        for text in [*shown, *_coverage(report), *cut_off(report.incomplete)]:
+            print(wrapped(printable(text), width))
         colour = Colour.GOOD if report.wrong is None else Colour.BAD
-        print(paint("\n".join(_wrapped(printable(verdict), whole=True)), colour))
-    written = _written(args, report, verdict, "\n".join(told))
+        print(paint(wrapped(printable(verdict), width, whole=True), colour))
+    written = _written(args, report, verdict, "\n".join(shown))
     return 0 if written and report.wrong is None else 1
 
 
-def _written(args: argparse.Namespace, report: TraceReport, verdict: str, told: str) -> bool:
+def _written(args: argparse.Namespace, report: TraceReport, verdict: str, shown: str) -> bool:
     """Write the files that were asked for; whether all could be written. An accepted log has
     nothing to draw."""
     wrong, written = report.wrong, True
@@ -77,7 +78,7 @@ def _written(args: argparse.Namespace, report: TraceReport, verdict: str, told: 
     if args.junit is not None:
         of_log = [*Property] if report.policies else [p for p in OF_LOGS if p not in HIDDEN]
         judged = [prop for prop in of_log if prop not in args.allow]
-        text = junit_of_trace(str(args.trace), judged, report, verdict, told)
+        text = junit_of_trace(str(args.trace), judged, report, verdict, shown)
         written = write_file(args.junit, text) and written
     return written
 
@@ -98,17 +99,17 @@ def _line(path: Path, number: int) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _tell(wrong: Wrong, text: str) -> list[str]:
-    """What is wrong with the line ``text``, with the history of its session."""
-    lines = _wrapped(f"line {wrong.line}, session {wrong.session}: {wrong.title}")
+def _show(wrong: Wrong, text: str, width: int | None) -> list[str]:
+    """What is wrong with the line ``text``, with the history of its session in a diagram of at most
+    ``width`` columns."""
+    lines = [f"line {wrong.line}, session {wrong.session}: {wrong.title}"]
     if text:
-        lines += _wrapped(f"  {text}", "    ")
+        lines.append(f"  {text}")
     if wrong.prop is not None:
-        lines += _wrapped(f"  {wrong.prop.value}")
-    lines += ["", *diagram.text_of(wrong.seen, _columns()), ""]
-    lines += _wrapped(f"wrong: {wrong.text}", "")
+        lines.append(f"  {wrong.prop.value}")
+    lines += ["", *diagram.text_of(wrong.seen, width), "", f"wrong: {wrong.text}"]
     if wrong.blamed:
-        lines += _wrapped(f"decided by: {', then '.join(wrong.blamed)}")
+        lines.append(f"decided by: {', then '.join(wrong.blamed)}")
     return [*lines, ""]
 
 
@@ -117,31 +118,14 @@ def _coverage(report: TraceReport) -> list[str]:
     known: then it is what ``default`` would meet."""
     met = "met" if report.policies else "that default would meet:"
     return [
-        *_counted(f"rules {met} {len(report.rules)} of {len(RULE_IDS)}", report.rules),
-        *_counted(f"cells {met} {len(report.cells)} of {CELLS}", report.cells),
+        _counted(f"rules {met} {len(report.rules)} of {len(RULE_IDS)}", report.rules),
+        _counted(f"cells {met} {len(report.cells)} of {CELLS}", report.cells),
     ]
 
 
-def _counted(title: str, counts: Counter[str]) -> list[str]:
+def _counted(title: str, counts: Counter[str]) -> str:
     names = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
-    return _wrapped(f"{title}: {names}" if names else title)
-
-
-def _columns() -> int:
-    """How wide a line may be: one column less than the terminal, and 79 where there is none."""
-    return max(40, shutil.get_terminal_size().columns) - 1
-
-
-def _wrapped(text: str, indent: str = "  ", *, whole: bool = False) -> list[str]:
-    """``text`` in lines that fit. ``whole``: words that are longer than a line, such as the path of
-    a file, stay in one piece."""
-    return textwrap.wrap(
-        text,
-        _columns(),
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-        break_long_words=not whole,
-    )
+    return f"{title}: {names}" if names else title
 
 
 def _verdict(path: Path, report: TraceReport) -> str:

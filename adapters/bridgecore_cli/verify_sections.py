@@ -328,8 +328,9 @@ def _explore_section(
 
 
 class Costliest:
-    """The costliest of the violations found so far. It is told every few thousand states, not each
-    one as it is found: those found first are about a few moves, not about what costs most."""
+    """The costliest of the violations found so far. It is printed every few thousand states, and
+    not each violation as it is found: the first ones found are those that take few moves, which may
+    cost users little."""
 
     def __init__(self, say: Say) -> None:
         self._say = say

@@ -36,11 +36,11 @@ def junit(results: Results) -> str:
 
 
 def junit_of_trace(
-    log: str, judged: Iterable[CostedProperty], report: TraceReport, verdict: str, told: str
+    log: str, judged: Iterable[CostedProperty], report: TraceReport, verdict: str, shown: str
 ) -> str:
     """The check of a log as an XML document: a test case for each property that was ``judged``, and
-    one for the decisions. What was checked only up to a wrong line is skipped. ``told``: what is
-    wrong, as text."""
+    one for the decisions. What was checked only up to a wrong line is skipped. ``shown``: what
+    is wrong, as text."""
     wrong = report.wrong
     names: list[CostedProperty | None] = [*judged]
     if report.policies:
@@ -52,7 +52,7 @@ def junit_of_trace(
         if wrong is None:
             cases.append(f"{head}/>")
         elif wrong.prop is prop:
-            cases += [f"{head}>", f"<failure message={_quoted(wrong.text)}>", _escaped(told)]
+            cases += [f"{head}>", f"<failure message={_quoted(wrong.text)}>", _escaped(shown)]
             cases += ["</failure>", "</testcase>"]
         else:
             text = f"the log was checked up to line {wrong.line} only"

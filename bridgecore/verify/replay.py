@@ -94,7 +94,7 @@ BEGUN = (
     "the oldest first, so that it begins where the bridge began to write; or leave out the lines "
     "of this session"
 )
-"""What a user is told of a divergence that is ``begun``."""
+"""The explanation of a divergence that is ``begun``, for its message."""
 
 
 @attrs.frozen

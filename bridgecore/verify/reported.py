@@ -3,8 +3,8 @@
 What belongs here: one entry for each report, with its address, what the bridge did, and the
 property, cell, rule or line that the verifier has to name. Each is a policy or a transition
 function, found by exploration (``Bug`` of bugs.py), a replica, found by the exploration of
-ownership, or a log, found by ``verify --trace``. The reports are of their authors; what the bridge
-did is told here in other words.
+ownership, or a log, found by ``verify --trace``. The descriptions of what the bridge did are ours,
+not the texts of the reports.
 """
 
 from __future__ import annotations

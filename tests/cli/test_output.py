@@ -1,4 +1,4 @@
-"""Tests of what is printed on a terminal: no line is wider, and what is found is told in order."""
+"""Tests of what is printed on a terminal: no line is wider, and findings are printed in order."""
 
 from __future__ import annotations
 
@@ -37,6 +37,13 @@ NARROW = 60
 )
 def test_a_line_is_wrapped_between_words(line: str, parts: list[str]) -> None:
     assert wrapped(line, 10).split("\n") == parts
+
+
+def test_a_long_word_can_stay_whole() -> None:
+    assert wrapped("at /a/path/of/a/file, line 3", 10, whole=True).split("\n") == [
+        *("at", "  /a/path/of/a/file,", "  line 3"),
+    ]
+    assert wrapped("at /a/path/of/a/file", 10, whole=True) == "at\n  /a/path/of/a/file"
 
 
 def test_no_part_is_longer_than_it_may_be() -> None:

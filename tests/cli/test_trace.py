@@ -116,7 +116,7 @@ def test_a_log_that_begins_in_a_session_says_what_to_do(
     assert "Put the files of a rotated log together" in out
     assert "decided by" not in out
     assert main(["replay", str(path)]) == 1
-    assert "Put the files of a rotated\n  log together" in capsys.readouterr().out
+    assert "Put the files of a rotated log together" in unwrapped(capsys.readouterr().out)
     path.write_bytes(b"".join(lines[number:]))
     for command in (["verify", "--trace"], ["replay"]):
         assert main([*command, str(path)]) == CONFIGURATION
