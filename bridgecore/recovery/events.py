@@ -14,23 +14,16 @@ import attrs
 
 from bridgecore.errors import LocalProtocolError
 from bridgecore.recovery.failure import Evidence
+from bridgecore.recovery.meant import Meant
 from bridgecore.recovery.timers import Timer
 
 
 # fmt: off
-class Standing(enum.Enum):
+class Standing(Meant):
     """What the bridge has for a turn whose anchor its connection does not know: the columns of a
     policy. It decides whether and in which form the turn can be sent on a new connection.
     ``meaning`` says it in words, for ``bridgecore rules`` and the documentation."""
     __hash__ = object.__hash__  # by identity: looked up for every event
-    _value_: str
-    meaning: str
-
-    def __new__(cls, value: str, meaning: str = "") -> Standing:
-        member = object.__new__(cls)
-        member._value_, member.meaning = value, meaning
-        return member
-
     UNANCHORED = "unanchored", "no anchor: the turn needs no state of the upstream"
     HELD = "held", "the bridge holds the whole chain of responses, and can send it in full"
     HELD_STORED = "held_stored", "both held and stored: the id is cheaper, the chain certain"

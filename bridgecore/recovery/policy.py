@@ -22,6 +22,7 @@ import attrs
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
+from bridgecore.recovery.meant import Meant
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 
@@ -49,17 +50,9 @@ class Situation(enum.Enum):
     OWNER_LOST_DISPATCHED = "owner unreachable, turn dispatched, nothing delivered"
     OWNER_LOST_OUTPUT = "owner failed after the answer began"
 
-class Action(enum.Enum):
+class Action(Meant):
     """What to do for a turn; with a failure reply (``answer``) it is a ``Remedy``. ``meaning`` says
     it in words, for ``bridgecore rules`` and the documentation."""
-    _value_: str
-    meaning: str
-
-    def __new__(cls, value: str, meaning: str) -> Action:
-        member = object.__new__(cls)
-        member._value_, member.meaning = value, meaning
-        return member
-
     SEND = "send", "send the turn as it is, its anchor included, on the open connection"
     REHYDRATE = "rehydrate", "send the full input from the transcript, without the anchor"
     SEND_OR_REHYDRATE = (
