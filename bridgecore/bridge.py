@@ -84,7 +84,7 @@ from bridgecore.telemetry import Log, LogLevel
 from bridgecore.telemetry import metrics as mt
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.decisions import CountedSession, Recorder, hashed
+from bridgecore.wire.decisions import CountedSession, Recorder, logged_id
 from bridgecore.wire.headers import Headers, check_headers
 from bridgecore.wire.responses import EventKind
 
@@ -121,7 +121,6 @@ class Bridge:
             max_held=config.max_message,
             log_level=config.log_level,
             shortcuts=config.shortcuts,
-            replicated=config.store is Store.DRIVER,
             refused_http=self._refused_http,
             sockets=self._sockets,
         )
@@ -465,18 +464,18 @@ class Bridge:
         """Show the end of a turn; if its response can be continued and there is a store, only once
         that has it."""
         ids = conversation.remembered.pop(answer.turn, None)
-        if ids is not None and self._replica is not None and conversation.owner is not None:
+        if ids is not None and self._replica is not None:  # its owner commits it
             self._replica.forward_ended(answer.turn, conversation.scope, ids)
-            ids = None  # its owner commits it
+        unstored = conversation.unstored.pop(answer.turn, None)
         self._over(answer.turn)
-        if ids is None or self._replica is None:
+        if unstored is None or self._replica is None:
             self._out.append(answer)
             return
         *before, last = answer.events
         if before:
             self._out.append(AnswerEvents(answer.turn, before))
         end = AnswerEvents(answer.turn, [last])
-        self._obey(self._replica.commit(end, conversation.scope, ids, conversation.key, now), now)
+        self._obey(self._replica.commit(end, unstored, conversation.key, now), now)
 
     def _over(self, turn: int) -> None:
         """A turn has ended, or leaves its conversation."""
@@ -735,10 +734,14 @@ class Bridge:
     def _refuse(self, turn: Arriving, error: ApiError) -> None:
         """Refuse a turn that belongs to no conversation yet."""
         self._out.append(FailAnswer(turn.id, error))
-        anchor = turn.request.previous_response_id or None
-        fields: dict[str, str | int] = {"status": error.status, "code": error.code}
-        fields["anchor"] = "-" if anchor is None else hashed(anchor)
-        self._log_turn(LogLevel.WARNING, "turn.refused", turn, **fields)
+        self._log_turn(
+            LogLevel.WARNING,
+            "turn.refused",
+            turn,
+            status=error.status,
+            code=error.code,
+            anchor=logged_id(turn.request.previous_response_id),
+        )
 
 
 _LinkEvent: TypeAlias = MessagesReceived | LinkOpened | LinkLost | LinkFrameSent

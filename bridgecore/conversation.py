@@ -23,7 +23,7 @@ import attrs
 from bridgecore.api_error import OWNER_LOST, OWNERSHIP_LOST, ApiError, render_answer
 from bridgecore.config import PeerUrl
 from bridgecore.continuity.accounts import Accounts, account_of
-from bridgecore.continuity.memory import Memory, RequestTemplate
+from bridgecore.continuity.memory import Memory, RequestTemplate, Unstored
 from bridgecore.continuity.refused import RefusedFrames
 from bridgecore.errors import InternalError
 from bridgecore.generation import Generation, HeldEvents
@@ -63,7 +63,7 @@ from bridgecore.relay import Relay
 from bridgecore.stragglers import is_answering, running_names, running_only
 from bridgecore.telemetry import Log, LogLevel
 from bridgecore.turns import RoutedTurn
-from bridgecore.wire.decisions import hashed
+from bridgecore.wire.decisions import logged_id
 from bridgecore.wire.headers import Headers
 from bridgecore.wire.responses import EventKind, UpstreamEvent, read_event
 from bridgecore.wire.terminal import Terminal, read_terminal
@@ -87,7 +87,7 @@ class Shared:
     for too large on a WebSocket, ``refused_http``: those over HTTP. ``sockets``: what else it has
     refused on one. ``max_held``: bytes of events that a link may hold back, so that an upstream
     cannot fill the memory before its first output. ``log_level``: log records below it are not
-    made. ``shortcuts``: see ``Config``. ``replicated``: responses are committed to a store."""
+    made. ``shortcuts``: see ``Config``."""
 
     policy: Policy
     memory: Memory
@@ -95,7 +95,6 @@ class Shared:
     max_held: int
     log_level: LogLevel = LogLevel.DEBUG
     shortcuts: bool = True
-    replicated: bool = False
     refused_http: RefusedFrames = attrs.Factory(RefusedFrames)
     sockets: SocketRefusals = attrs.Factory(SocketRefusals)
     numbers: Numbers = attrs.Factory(Numbers)
@@ -149,11 +148,11 @@ class Conversation:
     retired: bool = False
     accounts: Accounts = attrs.Factory(Accounts)  # tokens and bytes saved and spent in it
     unmatched: int = 0  # upstream events that belong to no turn, for the log
-    # Ids of the responses that the current call has ended and that can be continued, by turn: to be
-    # committed before their terminal events are shown, or noted as those of another replica.
+    # Of the responses that the current call has ended and that can be continued, by turn: what is
+    # to be committed before their terminal events are shown; the ids of those of another replica.
+    unstored: dict[int, Unstored] = attrs.Factory(dict)
     remembered: dict[int, list[str]] = attrs.Factory(dict)
     _relay: Relay | None = None  # valid while the session has the same state
-    _rejected: bool = False  # the latest link was lost as its replica has refused a forward
     _out: list[BridgeEffect] = attrs.Factory(list)  # effects of the current call
 
     # ------------------------------------------------------------ properties
@@ -510,7 +509,6 @@ class Conversation:
     ) -> None:
         """Report the loss of the link. ``unsent``: the frame of the running turn was not sent."""
         self.link = None
-        self._rejected = isinstance(cause, NotDispatched) and cause.rejected
         turn = self.running
         if turn is not None and error is not None:
             turn.error = error
@@ -519,6 +517,8 @@ class Conversation:
         if proves_no_websocket(cause):
             self.shared.sockets.refused(now)
         self._step(ev.ConnectionLost(link.generation, cause, unsent), now)
+        if self.returned is not None and isinstance(cause, NotDispatched):
+            self.returned = attrs.evolve(self.returned, rejected=cause.rejected)
         self._log(LogLevel.INFO, "session.connection_lost")
 
     def _remember_size(self, link: Generation, turn: RoutedTurn, cause: Evidence, now: int) -> None:
@@ -598,7 +598,7 @@ class Conversation:
         turn = self.running
         if turn is None:
             return
-        self.returned = Returned(turn.id, failure, self._rejected)
+        self.returned = Returned(turn.id, failure)
         del self.turns[turn.id]
         self.session.handle(ev.TurnAbandoned(turn.id), now)
 
@@ -757,7 +757,7 @@ class Conversation:
             **_about(turn),
             **_sent(turn),
             outcome=terminal.outcome.value,
-            response=_hashed(ids[0] if ids else None),
+            response=logged_id(ids[0] if ids else None),
             input_tokens=terminal.usage[0],
             output_tokens=terminal.usage[1],
             bytes_saved=account.bytes_saved,
@@ -780,11 +780,11 @@ class Conversation:
             return
         stored = turn.stored if terminal.store is None else terminal.store
         tokens = sum(terminal.usage)
-        self.shared.memory.remember(
+        unstored = self.shared.memory.remember(
             turn.recall, ids, terminal.output, self.id, tokens, now, stored=stored
         )
-        if self.shared.replicated:
-            self.remembered[turn.id] = ids
+        if unstored is not None:
+            self.unstored[turn.id] = unstored
         if self.shared.policy.budgets.warm:
             self.template = turn.recall.template(self.template)
 
@@ -812,7 +812,7 @@ class Conversation:
         self._out.append(FailAnswer(turn.id, error))
         self._resume(turn.id)
         fields = _sent(turn) if turn.sent else {"standing": _standing(turn)}
-        fields["anchor"] = _hashed(anchor)  # the client's own
+        fields["anchor"] = logged_id(anchor)  # the client's own
         self._log(
             LogLevel.WARNING,
             "turn.refused",
@@ -862,8 +862,7 @@ def _about(turn: RoutedTurn) -> dict[str, str | int]:
 
 
 def _standing(turn: RoutedTurn) -> str:
-    name: str = turn.recall.standing.value
-    return name
+    return str(turn.recall.standing.value)
 
 
 def _sent(turn: RoutedTurn) -> dict[str, str | int]:
@@ -874,7 +873,7 @@ def _sent(turn: RoutedTurn) -> dict[str, str | int]:
         "bytes": turn.sent,
         # Bytes less than the client sent; negative if the context was added.
         "saved": turn.recall.request.size - turn.sent,
-        "anchor": _hashed(turn.recall.anchor),
+        "anchor": logged_id(turn.recall.anchor),
         **turn.cell,
     }
 
@@ -884,11 +883,6 @@ def _cell(session: Session, turn: int) -> dict[str, str]:
     empty if a rule decided without the table."""
     cells = [cell for cell in session.cells if cell.turn == turn]
     return {"cell": str(cells[-1])} if cells else {}
-
-
-def _hashed(response: str | None) -> str:
-    """An id as logs show it: a hash, which can be compared but not used."""
-    return "-" if response is None else hashed(response)
 
 
 def _early(link: int, lifetime: int) -> int:

@@ -41,7 +41,7 @@ from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.reference import Reference
 from bridgecore.telemetry import Log, LogLevel
-from bridgecore.telemetry.metrics import LEASES_LOST, NOT_DURABLE, OWNED, STORE_DURABLE, Metric
+from bridgecore.telemetry.metrics import LEASES_LOST, NOT_DURABLE, OWNED, STORE_ANSWERS, Metric
 from bridgecore.wire.decisions import hashed
 from bridgecore.wire.headers import Headers
 
@@ -152,8 +152,8 @@ class Replica:
         # turn's, and are negative, because those of turns are not.
         self._others = 0
         self._drawn = 0  # keys of conversations
-        self._durable = True  # the store has answered the latest commit
-        self._not_durable = self._lost = 0  # turns that were not, and leases, for the metrics
+        self._answers = True  # the store has answered the latest commit
+        self._not_durable = self._leases_lost = 0  # counts for the metrics
         self._age = config.transcript_age
         self._sweep_at = 0  # ns, when the store is next asked to delete what is too old
         self._leaving = False  # the process is about to end
@@ -172,10 +172,10 @@ class Replica:
     def metrics(self) -> dict[Metric, int]:
         """What was counted, and how much there is at present."""
         return {
-            STORE_DURABLE: int(self._durable),
+            STORE_ANSWERS: int(self._answers),
             NOT_DURABLE: self._not_durable,
             OWNED: self._holdings.claims,
-            LEASES_LOST: self._lost,
+            LEASES_LOST: self._leases_lost,
         }
 
     def __contains__(self, turn: int) -> bool:
@@ -304,12 +304,9 @@ class Replica:
         return key is not None and self._holdings.may_send(key, now)
 
     def commit(
-        self, answer: AnswerEvents, scope: str, ids: list[str], conversation: bytes, now: int
+        self, answer: AnswerEvents, unstored: Unstored, conversation: bytes, now: int
     ) -> list[ReplicaEffect]:
         """Commit a turn's response, and return ``answer``, its terminal event, after that."""
-        unstored = self._memory.unstored(scope, ids, now)
-        if unstored is None:
-            return [answer]
         return self._commit(answer.turn, _Ending(answer, unstored, conversation), now)
 
     def _commit(self, turn: int, ending: _Ending, now: int) -> list[ReplicaEffect]:
@@ -435,7 +432,7 @@ class Replica:
                     event = "replica.lease_held" if effect.held else "replica.lease_lost"
                     level = LogLevel.INFO if effect.held else LogLevel.WARNING
                     out.append(self._log(level, event))
-                    self._lost += not effect.held
+                    self._leases_lost += not effect.held
                     if effect.held:
                         out += self._commit_owed(now)
                 case hd.LeaseRenewed():
@@ -531,8 +528,8 @@ class Replica:
         if ending.answer is not None:
             out.append(ending.answer)
         answered = settled.durable or settled.missing
-        if answered is not self._durable:
-            self._durable = answered
+        if answered is not self._answers:
+            self._answers = answered
             out.append(self._durability(settled.reason))
             if answered:
                 out += self._commit_owed(now)
@@ -592,7 +589,7 @@ class Replica:
 
     def _durability(self, reason: str) -> Log:
         """A record of a change. One, and not one for each turn: all are not durable together."""
-        if self._durable:
+        if self._answers:
             return self._log(LogLevel.INFO, "store.back")
         return self._log(LogLevel.WARNING, "store.unavailable", reason=reason, detail=_UNAVAILABLE)
 
@@ -610,8 +607,8 @@ _NAME_IN_USE = (
     "(--replica); until then nothing that this one answers is durable"
 )
 _REJECTED = (
-    "the owner of the conversation does not take forwards of this replica; its log says why. All "
-    "replicas need the same cluster_keys, and clocks are not compared"
+    "the owner of the conversation has refused the signature of a forward: all replicas need the "
+    "same cluster_keys"
 )
 _LOST = "the store has lost what a response continues, and gets the whole conversation once more"
 _ROLLED_BACK = "store.rolled_back"

@@ -145,7 +145,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "_url": "never changes",
             "_numbers": "an index over _keys",
             "_drawn": "the next key is only a name",
-            "_lost": "a count for an observer",
+            "_leases_lost": "a count for an observer",
             "_not_durable": "a count for an observer",
             "_age": "never changes",
         },

@@ -167,12 +167,7 @@ class Memory:
         # What a store deletes was not used there for ``transcript_age``. A quarter of that is for
         # clocks that differ, and for a commit on its way.
         self._stays = config.transcript_age // 4 * 3
-        # With a store: responses that are not held, because what they continue was evicted while
-        # their turns ran, until ``unstored`` takes them for their commits. None: the context is in
-        # a conversation of the upstream's.
-        self._beside: dict[tuple[str, str], Node | None] | None = None
-        if config.store is Store.DRIVER:
-            self._beside = {}
+        self._commits = config.store is Store.DRIVER  # responses are committed to a store, too
         self._transcripts: Transcripts | None = None
         wanted = config.continuity is Continuity.TRANSCRIPT
         if wanted and config.policy.budgets.transcripts:
@@ -385,7 +380,7 @@ class Memory:
         now: int,
         *,
         stored: bool | None = None,
-    ) -> None:
+    ) -> Unstored | None:
         """Keep a response that can be continued: a completed or incomplete one, not a failed one.
 
         Args:
@@ -398,6 +393,9 @@ class Memory:
             tokens: of its context and output, as the upstream counted.
             now: ns.
             stored: whether the upstream says that it stored the response; None: as requested.
+
+        Returns:
+            What is to be committed to the store; None if there is none.
         """
         if stored is None:
             stored = recall.request.store
@@ -405,18 +403,18 @@ class Memory:
         alias = Alias(conversation, standing, tokens, ids[0])
         for name in ids:
             self._aliases.put(recall.scope, name, alias)
-        if self._beside is not None and recall.request.conversation is not None:
-            self._beside[recall.scope, ids[0]] = None
-        if self._transcripts is None or recall.prompt is None or output is None:
-            return
-        scope, prompt, base = recall.scope, recall.prompt, recall.base
-        held = self._transcripts.put(
-            scope, ids[0], prompt, output, now, match=recall.match, stored=stored
-        )
-        if held is None and self._beside is not None and base is not None and not base.held:
-            node = self._transcripts.beside(ids[0], base, prompt, output, stored=stored)
-            if node is not None:
-                self._beside[scope, ids[0]] = node
+        node = None
+        if self._transcripts is not None and recall.prompt is not None and output is not None:
+            node = self._transcripts.put(
+                recall.scope, ids[0], recall.prompt, output, now, match=recall.match, stored=stored
+            )
+            base = recall.base
+            if node is None and self._commits and base is not None and not base.held:
+                node = self._transcripts.beside(ids[0], base, recall.prompt, output, stored=stored)
+        if not self._commits:
+            return None
+        elsewhere = recall.request.conversation is not None
+        return self._unstored(recall.scope, ids, alias, node, now, elsewhere=elsewhere)
 
     # ------------------------------------------------------------ responses in a store
 
@@ -447,17 +445,26 @@ class Memory:
         return self._transcripts.peek(scope, alias.response, now) is not None
 
     def unstored(self, scope: str, ids: Sequence[str], now: int) -> Unstored | None:
-        """What a store has to be given so that the response with these ids can be continued after
-        this process: the response, and those before it that no store has yet. None if it is not
-        known."""
+        """What a store has to be given of the response with these ids, which it did not get when
+        its turn ended. None if it is not known any more."""
         alias = self._aliases.peek(scope, ids[0])
         if alias is None:
             return None
         node = None if self._transcripts is None else self._transcripts.peek(scope, ids[0], now)
-        elsewhere = False
-        if self._beside is not None and (scope, ids[0]) in self._beside:
-            beside = self._beside.pop((scope, ids[0]))
-            node, elsewhere = node or beside, beside is None
+        return self._unstored(scope, ids, alias, node, now, elsewhere=False)
+
+    def _unstored(
+        self,
+        scope: str,
+        ids: Sequence[str],
+        alias: Alias,
+        node: Node | None,
+        now: int,
+        *,
+        elsewhere: bool,
+    ) -> Unstored:
+        """What a store has to be given so that a response can be continued after this process: the
+        response, and those before it that no store has yet. ``node``: its transcript, if known."""
         nodes: list[Node] = []
         each = node
         while each is not None and each.durable <= now:

@@ -318,7 +318,7 @@ class Transcripts:
             held.add(node)
         if last in added and (holder := held.nodes.get(last.response_id)) is not None:
             held.unname(holder)
-        if not last.named and last.response_id not in held.nodes:
+        if last.response_id not in held.nodes:
             held.rename(last)
         last.used = self._now
         if fresh:

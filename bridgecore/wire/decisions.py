@@ -94,6 +94,11 @@ def hashed(identifier: str) -> str:
     return hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
+def logged_id(response: str | None) -> str:
+    """The same of an id that there may not be, as a field of a log record."""
+    return hashed(response) if response else "-"
+
+
 # ---------------------------------------------------------------- recording
 
 

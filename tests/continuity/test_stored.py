@@ -50,8 +50,7 @@ class Stored:
     epoch: int = 0
 
     def remember(self, recall: TurnContext, ids: list[str], output: list[bytes]) -> None:
-        self.memory.remember(recall, ids, output, 1, 10, 0)
-        unstored = self.memory.unstored(SCOPE, ids, 0)
+        unstored = self.memory.remember(recall, ids, output, 1, 10, 0)
         assert unstored is not None
         assert unstored.whole
         self.store.handle(Commit(OWNER, KEY, self.epoch, unstored.responses), 0)

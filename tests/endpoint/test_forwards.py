@@ -293,7 +293,8 @@ def test_a_live_lease_is_not_stolen_from_a_draining_owner() -> None:
 
 
 def test_replicas_whose_keys_differ_say_so_and_how_long_the_owner_stays() -> None:
-    """The owner goes on, so nobody can take over at once; a replica that drains is about to end."""
+    """The owner keeps its lease, so the client has to wait for its end. That of a replica that
+    drains ends at once."""
     cluster = Cluster(forwards=True)
     a = cluster.start("a", cluster_secrets=(b"a secret that only one of them knows",))
     b = cluster.start("b")

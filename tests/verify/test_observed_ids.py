@@ -163,7 +163,7 @@ def test_what_its_own_session_has_made_is_known_to_a_bridge() -> None:
 
 
 def test_a_response_is_known_once_it_is_there() -> None:
-    """Line 2 names an id that the upstream makes only later: nobody knows it yet."""
+    """Line 2 names an id that no line before it has: the upstream makes it only later."""
     log = Log().add("turn_submitted", "1", previous_response_id="r-2", store=False)
     log.add("upstream_opened").add("sent", "1", previous_response_id="r-2")
     log.answer("1").turn("2", store=False)

@@ -214,8 +214,8 @@ class StoreConformance(ABC):
             ask.gets_one_of(resume(A, "1"), st.Claimed, "the others are still there")
 
     def test_a_commit_says_that_what_it_continues_is_missing(self) -> None:
-        """The store may have gone back to an older copy of itself. The owner, who has the whole
-        conversation, commits it once more, or nobody could continue what its client was shown."""
+        """The store may have gone back to an older copy of itself. The owner, which has the whole
+        conversation, then commits it once more, so that other replicas can continue it, too."""
         with self._asking() as ask:
             ask.join(A)
             ask.begin(A, "c", response("1"))
