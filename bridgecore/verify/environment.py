@@ -53,6 +53,9 @@ _FINE = Timeouts(connect=1, created=2, idle=2, turn=4, lifetime=4, expiry=2)
 _SOME = (Standing.UNANCHORED, Standing.HELD, Standing.BOUND)
 _FEW = (Standing.UNANCHORED, Standing.HELD)
 _OTHERS = tuple([standing for standing in Standing if standing not in _SOME])
+# The two that share a session: a turn whose anchor the bridge has injected can keep another from
+# being sent in full, which takes one that may be sent with its id, too.
+_BY_ID_OR_IN_FULL = (Standing.HELD_STORED, Standing.INJECTED)
 _SMALL = (
     Bounds("every standing", 0, _ALL, _SHORT, 1),
     Bounds("over HTTP", 0, _ALL, _SHORT, 1, remote=False, http=True, late=False),
@@ -63,12 +66,18 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "quick": (
         Bounds("quick", 0, _SOME, _SHORT, 1, late=False),
         Bounds("quick, over HTTP", 0, _FEW, _SHORT, 1, remote=False, http=True, late=False),
-        # Every column of a policy has to be read. All at once they would take half a minute. So the
-        # other standings have a session of their own each, and share one for a few moves only:
-        # enough for one that another replica owns to be lost and tried again.
+        # Every column of a policy has to be read. All at once they would take half a minute. So of
+        # the other standings two share a session, the rest have one of their own each, and all
+        # share one for a few moves only: enough for one that another replica owns to be lost and
+        # tried again.
         *[
-            Bounds(f"quick, {one.value}", 0, (one,), _SHORT, 1, remote=False, late=False)
-            for one in _OTHERS
+            Bounds(
+                "quick, " + " and ".join(one.value for one in some),
+                *(0, some, _SHORT, 1),
+                remote=False,
+                late=False,
+            )
+            for some in (_BY_ID_OR_IN_FULL, (Standing.STORED,), (Standing.UNKNOWN,))
         ],
         Bounds("quick, few moves", 0, _OTHERS, _SHORT, 1, late=False, depth=7),
         Bounds(

@@ -39,6 +39,6 @@ def test_a_name_that_is_no_module_is_refused(
 
 def test_there_has_to_be_such_a_part(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--bounds", "quick", "--export", "dot", "--part", "9"]) == 2
-    assert main(["verify", "--bounds", "quick", "--export", "dot", "--part", "7"]) == 2
+    assert main(["verify", "--bounds", "quick", "--export", "dot", "--part", "6"]) == 2
     error = capsys.readouterr().err
     assert "the bounds quick have the parts 1 (quick), 2 (quick, over HTTP)" in error

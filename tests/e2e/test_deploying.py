@@ -1,4 +1,4 @@
-"""The files of docs/deploy: systemd, Docker and Kubernetes take them, and they fit the settings.
+"""The files of docs/deploy: systemd, containers and Kubernetes take them, and they fit the settings.
 
 What belongs here: what the page docs/deploying.rst says about one process or container. Proxies are
 in test_proxies.py. A program that is not here skips its test; the rest is checked everywhere.
@@ -101,7 +101,18 @@ def test_the_unit_fits_the_settings(tmp_path: Path) -> None:
     assert unit["RestartPreventExitStatus"] == "2 78"
 
 
-# ------------------------------------------------------------------ Docker
+# ------------------------------------------------------------------ containers
+
+
+def container_tool() -> str:
+    """The program that runs containers here, Docker or Podman: what is used of them is the same."""
+    for name in ("docker", "podman"):
+        program = shutil.which(name)
+        if program is not None and not subprocess.run(
+            [program, "info"], capture_output=True, timeout=30, check=False
+        ).returncode:
+            return program
+    pytest.skip("neither Docker, with its daemon running, nor Podman is here")
 
 
 def instructions(name: str) -> list[str]:
@@ -140,18 +151,17 @@ def test_the_image_is_made_of_files_that_exist() -> None:
 
 @pytest.mark.timeout(900)  # it downloads and installs
 def test_the_image_runs() -> None:
-    docker = shutil.which("docker")
-    if docker is None:
-        pytest.skip("docker is not installed")
-    if subprocess.run([docker, "info"], capture_output=True, timeout=30, check=False).returncode:
-        pytest.skip("no Docker daemon is running")
+    tool = container_tool()
     base = instructions("FROM")[-1]
-    if subprocess.run([docker, "pull", base], capture_output=True, check=False).returncode:
-        pytest.skip(f"the image {base} cannot be had here")
-    image = said(docker, "build", "-q", "-f", str(DEPLOY / "Dockerfile"), str(ROOT), timeout=800)
-    container = said(docker, "run", "-d", "-p", "127.0.0.1::8080", image)
+    is_here = subprocess.run([tool, "image", "inspect", base], capture_output=True, check=False)
+    if is_here.returncode:
+        pulled = subprocess.run([tool, "pull", base], capture_output=True, check=False)
+        if pulled.returncode:
+            pytest.skip(f"the image {base} cannot be had here")
+    image = said(tool, "build", "-q", "-f", str(DEPLOY / "Dockerfile"), str(ROOT), timeout=800)
+    container = said(tool, "run", "-d", "-p", "127.0.0.1::8080", image)
     try:
-        port = int(said(docker, "port", container, "8080").rpartition(":")[2])
+        port = int(said(tool, "port", container, "8080").rpartition(":")[2])
 
         def is_ready() -> bool:
             try:
@@ -160,11 +170,11 @@ def test_the_image_runs() -> None:
                 return False
 
         eventually(is_ready)
-        said(docker, "stop", "-t", "45", container, timeout=60)
-        state = said(docker, "inspect", "-f", "{{.State.ExitCode}} {{.Config.User}}", container)
+        said(tool, "stop", "-t", "45", container, timeout=60)
+        state = said(tool, "inspect", "-f", "{{.State.ExitCode}} {{.Config.User}}", container)
         assert state == "0 10001:10001"
     finally:
-        said(docker, "rm", "-f", container)
+        said(tool, "rm", "-f", container)
 
 
 # ------------------------------------------------------------------ Kubernetes

@@ -186,6 +186,10 @@ def test_the_quick_bounds_have_every_column_of_a_policy(standing: Standing) -> N
             *(Situation.OWNER_LOST_DISPATCHED, Standing.STORED, Action.REFUSE_BOUNDED),
             Property.NOT_FOUND_IS_EARNED,
         ),
+        (
+            *(Situation.LOST_SENT, Standing.INJECTED, Action.REFUSE_BOUNDED),
+            Property.FORM_IS_POSSIBLE,
+        ),
     ],
 )
 def test_the_quick_bounds_find_a_wrong_cell_of_a_rare_column(
