@@ -100,6 +100,10 @@ class Forwarding:
             if len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
 
+    def forget(self, scope: str, response: str) -> None:
+        """Ask the store who owns ``response``: a client has deleted it."""
+        self._known.pop(_key(scope, response), None)
+
     @staticmethod
     def unreachable(turn: Arriving, owner: OwnedElsewhere) -> ApiError:
         """The error of a turn that its owner has not got. One that has answered is about to give

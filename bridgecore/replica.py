@@ -264,15 +264,16 @@ class Replica:
 
     def lookup(self, turn: Arriving, now: int) -> Lookup | None:
         """What has to be asked before ``turn`` is placed: it continues a response whose
-        conversation is not this replica's, or whose transcript only the store has. Or it repeats a
-        history that is not held here. None: nothing."""
+        conversation is not this replica's, or whose transcript only the store has, or which another
+        replica may have deleted. Or it repeats a history that is not held here. None: nothing."""
         named = turn.request.previous_response_id
         if not named:
             contexts = self._memory.contexts(turn.scope, turn.request, turn.received, now)
             return Lookup(None, contexts) if contexts else None
         known = self._knows(turn.scope, named, now)
+        sure = known and not self._memory.is_doubted(turn.scope, named)
         owned = self._owns(turn.scope, named, now)
-        return None if owned and known else Lookup(named, load=not known)
+        return None if owned and sure else Lookup(named, load=not known)
 
     def resume(self, turn: Arriving, lookup: Lookup, now: int) -> list[ReplicaEffect]:
         """Claim the conversation that ``turn`` continues, unless it is known to be another
@@ -317,6 +318,8 @@ class Replica:
 
     def forget(self, deleted: Unstored, now: int) -> list[ReplicaEffect]:
         """Commit that a client has deleted a response; by itself, whosever its conversation is."""
+        for response in deleted.responses[-1].ids:
+            self._forwarding.forget(deleted.responses[-1].scope, response)
         ending = _Ending(None, deleted, self._begin(), alone=True)
         self._unused.add(ending.conversation)
         return self._commit(self._number(), ending, now)
@@ -434,8 +437,11 @@ class Replica:
                     out.append(self._log(level, event))
                     self._leases_lost += not effect.held
                     if effect.held:
+                        self._memory.missed_notices()
                         out += self._commit_owed(now)
                 case hd.LeaseRenewed():
+                    for notice in effect.notices:
+                        self._memory.noticed(notice)
                     # The store answers: what it has missed can be committed, and what is too old
                     # deleted, although no turn ends.
                     out += self._commit_owed(now) + self._sweep(now)
@@ -471,6 +477,8 @@ class Replica:
                 self._restore(turn.scope, answer, now)
             elif named is not None and self._is_stale(turn.scope, named, last, now):
                 return self._ask(turn, attrs.evolve(lookup, load=True), now)
+            elif named is not None:
+                self._memory.trust(turn.scope, named)
         return [PlaceTurn(turn.id, answer.conversation)]
 
     def _is_stale(self, scope: str, response: str, payload: bytes, now: int) -> bool:

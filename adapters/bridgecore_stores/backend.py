@@ -7,12 +7,16 @@ of them. A back end is synchronous and is used by one thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import attrs
 
 from bridgecore.errors import BridgecoreError
 from bridgecore.ownership.store import Answer, Question
+from bridgecore.recovery.timers import NS_PER_SECOND
+
+NOTICES_KEPT: Final = 24 * 3600 * NS_PER_SECOND
+"""How long a notice is kept at least, in ns: for longer than any lease."""
 
 
 class StoreError(BridgecoreError):

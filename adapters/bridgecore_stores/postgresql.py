@@ -40,6 +40,7 @@ from bridgecore_stores.sealing import (
     alias_name,
     named_by,
     names_of,
+    notices_of,
     unseal_path,
 )
 
@@ -256,7 +257,7 @@ class Postgresql:
                 responses = question.responses
                 # In one order in all replicas, as above.
                 named = sorted(named_by(self._keys, responses).items(), key=lambda item: item[0])
-                return _COMMIT, [
+                arguments = [
                     *owner,
                     question.conversation,
                     question.epoch,
@@ -267,6 +268,12 @@ class Postgresql:
                     [each.response for _, each in named],
                     [each.context for _, each in named],
                 ]
+                notices = notices_of(self._keys, responses)
+                if not notices:
+                    return _COMMIT, arguments
+                noticed: list[bytes] = [key for key, _ in notices]
+                sealed: list[bytes] = [each for _, each in notices]
+                return _COMMIT_WITH_NOTICES, [*arguments, noticed, sealed]
             case st.Release():
                 conversations = sorted(question.conversations)
                 return _RELEASE, [
@@ -285,7 +292,10 @@ class Postgresql:
                 remaining = _number(rows[0][0])
                 return st.NameTaken(remaining) if remaining else st.Joined()
             case st.Renew():
-                return st.Renewed() if rows[0][0] == _TRUE else st.LeaseEnded()
+                if not rows:
+                    return st.LeaseEnded()
+                notices = [(row[0] or b"", row[1] or b"") for row in rows[1:]]
+                return st.Renewed(self._keys.unseal_notices(notices))
             case st.Leave() | st.Release():
                 return st.Done()
             case st.Resume():
@@ -561,11 +571,11 @@ class Postgresql:
 
 # ------------------------------------------------------------ statements
 
-VERSION: Final = 3
+VERSION: Final = 4
 """The version of the tables: how many scripts there are in ``migrations/``."""
 
 _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
-_RENEW = "SELECT bridgecore_renew_1($1, $2, $3::bigint)"
+_RENEW = "SELECT * FROM bridgecore_renew_4($1, $2, $3::bigint)"
 _LEAVE = "SELECT bridgecore_leave_1($1, $2)"
 _RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"
 # No function, because a new one needs a migration, and with it all replicas at the same time. The
@@ -583,6 +593,10 @@ _LOOK_UP = (
 _COMMIT = (
     "SELECT * FROM bridgecore_commit_3($1, $2, $3::bytea, $4::bigint, "
     "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[])"
+)
+_COMMIT_WITH_NOTICES = (
+    "SELECT * FROM bridgecore_commit_4($1, $2, $3::bytea, $4::bigint, $5::bytea[], $6::bytea[], "
+    "$7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[])"
 )
 _RELEASE = "SELECT bridgecore_release_1($1, $2, $3::bytea[], $4::bigint[])"
 _TAKE_SWEEP = "SELECT bridgecore_take_sweep_1($1, $2)"

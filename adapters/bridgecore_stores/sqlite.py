@@ -31,7 +31,12 @@ from typing import Any, Final, assert_never
 import attrs
 
 from bridgecore.ownership import store as st
-from bridgecore_stores.backend import Connector, StoreError, StoreUnavailableError
+from bridgecore_stores.backend import (
+    NOTICES_KEPT,
+    Connector,
+    StoreError,
+    StoreUnavailableError,
+)
 from bridgecore_stores.leaselocks import LeaseLocks
 from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
 from bridgecore_stores.sealing import (
@@ -42,6 +47,7 @@ from bridgecore_stores.sealing import (
     alias_name,
     named_by,
     names_of,
+    notices_of,
     unseal_path,
 )
 
@@ -80,6 +86,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         # Of a context: what its name is a digest of, sealed. NULL for an id, and for contexts of
         # version 1, which are not found any more when the secret that named them is removed.
         "ALTER TABLE name ADD COLUMN context BLOB",
+    ),
+    (
+        """CREATE TABLE notice (
+            key BLOB PRIMARY KEY, -- of the response
+            at INTEGER NOT NULL, -- ns of the monotonic clock
+            sealed BLOB NOT NULL
+        ) STRICT, WITHOUT ROWID""",
     ),
 )
 """The statements of each version of the tables; version n is the first n of them."""
@@ -275,7 +288,7 @@ class Sqlite:
                     "UPDATE lease SET until = ?, ttl = ? WHERE replica = ?",
                     (time.monotonic_ns() + question.ttl, question.ttl, question.owner.replica),
                 )
-                return st.Renewed()
+                return st.Renewed(self._notices(database, 2 * question.ttl))
             case st.Leave():
                 database.execute(
                     "DELETE FROM lease WHERE replica = ? AND incarnation = ?",
@@ -431,6 +444,8 @@ class Sqlite:
             "INSERT OR REPLACE INTO name VALUES (?, ?, ?)",
             [(name, named.response, named.context) for name, named in sealed.names.items()],
         )
+        for key, notice in sealed.notices:
+            self._keep_notice(database, key, notice)
         parents = {response.parent for response in commit.responses}
         parents -= {None, *(response.key for response in commit.responses)}
         missing = any(
@@ -438,6 +453,20 @@ class Sqlite:
             for parent in parents
         )
         return st.Committed(wanted[0], missing)
+
+    def _notices(self, database: sqlite3.Connection, age: int) -> tuple[bytes, ...]:
+        """The notices that are younger than ``age`` ns."""
+        now = time.monotonic_ns()
+        rows = database.execute(
+            "SELECT key, sealed FROM notice WHERE at > ? AND at <= ?", (now - age, now)
+        )
+        return self._keys.unseal_notices(rows)
+
+    def _keep_notice(self, database: sqlite3.Connection, key: bytes, notice: bytes) -> None:
+        now = time.monotonic_ns()
+        database.execute("INSERT OR REPLACE INTO notice VALUES (?, ?, ?)", (key, now, notice))
+        # Of these every replica was told. Those with a time to come are from before a reboot.
+        database.execute("DELETE FROM notice WHERE at < ? OR at > ?", (now - NOTICES_KEPT, now))
 
     # ------------------------------------------------------------ sweeping
 
@@ -660,16 +689,17 @@ class Sqlite:
 
 @attrs.frozen
 class _Sealed:
-    """What a commit stores: the sealed ``payloads`` of its responses, in their order, and their
-    ``names``."""
+    """What a commit stores: the sealed ``payloads`` of its responses, in their order, their
+    ``names``, and the sealed notices of those that have one, with their keys."""
 
     payloads: list[bytes]
     names: dict[bytes, Named]
+    notices: list[tuple[bytes, bytes]]
 
 
 def _sealed(keys: Keys, commit: st.Commit) -> _Sealed:
     payloads = [keys.seal(response.payload, response.key) for response in commit.responses]
-    return _Sealed(payloads, named_by(keys, commit.responses))
+    return _Sealed(payloads, named_by(keys, commit.responses), notices_of(keys, commit.responses))
 
 
 _HEAD = f"substr(payload, 1, {HEAD_SIZE})"

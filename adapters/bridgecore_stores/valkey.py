@@ -21,6 +21,7 @@ from valkey import exceptions
 
 from bridgecore.ownership import store as st
 from bridgecore_stores.backend import (
+    NOTICES_KEPT,
     ConnectionLostError,
     Connector,
     StoreError,
@@ -33,6 +34,7 @@ from bridgecore_stores.sealing import (
     alias_name,
     named_by,
     names_of,
+    notices_of,
     unseal_path,
 )
 
@@ -183,6 +185,10 @@ class Valkey:
                 return "look_up", [int(question.load), name]
             case st.Commit():
                 arguments: _Arguments = [*owner, question.conversation, question.epoch]
+                notices = notices_of(self._keys, question.responses)
+                arguments += [NOTICES_KEPT // 1000, len(notices)]
+                for key, notice in notices:
+                    arguments += [key, notice]
                 for each in question.responses:
                     named = named_by(self._keys, [each])
                     sealed = self._keys.seal(each.payload, each.key)
@@ -206,7 +212,10 @@ class Valkey:
             case st.Join():
                 return st.NameTaken(result * _MS) if result else st.Joined()
             case st.Renew():
-                return st.Renewed() if result else st.LeaseEnded()
+                if not result:
+                    return st.LeaseEnded()
+                notices = zip(result[1::2], result[2::2], strict=True)
+                return st.Renewed(self._keys.unseal_notices(notices))
             case st.Leave() | st.Release():
                 return st.Done()
             case st.Resume():

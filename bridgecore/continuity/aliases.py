@@ -51,7 +51,8 @@ class Alias(msgspec.Struct, gc=False):
     of its context and its output, as the upstream counted; 0: not known. ``response``: its id in
     its terminal event, if known. If the upstream used another id in ``response.created``, both ids
     have this same object. ``durable``: a store has its transcript. ``deleted``: a client has
-    deleted it; then it is unknown under each of its ids.
+    deleted it; then it is unknown under each of its ids. ``doubted``: it may have been deleted at
+    another replica; the store knows.
     """
 
     conversation: int
@@ -60,6 +61,7 @@ class Alias(msgspec.Struct, gc=False):
     response: str | None = None
     durable: bool = False
     deleted: bool = False
+    doubted: bool = False
 
 
 _LONGEST_KEY = 128  # characters; longer ids are stored as a digest
@@ -111,6 +113,28 @@ class Aliases:
         alias = self._entries.get(_key(scope, response))
         return alias is not None and alias.deleted
 
+    def doubt(self, scope: str, response: str) -> None:
+        """Another replica may have deleted ``response``."""
+        alias = self._entries.get(_key(scope, response))
+        if alias is not None:
+            alias.doubted = True
+
+    def doubt_all(self) -> None:
+        """Another replica may have deleted any of them."""
+        for alias in self._entries.values():
+            alias.doubted = True
+
+    def trust(self, scope: str, response: str) -> None:
+        """The store was asked whether ``response`` was deleted."""
+        alias = self._entries.get(_key(scope, response))
+        if alias is not None:
+            alias.doubted = False
+
+    def is_doubted(self, scope: str, response: str) -> bool:
+        """Whether the store has to be asked whether ``response`` was deleted."""
+        alias = self._entries.get(_key(scope, response))
+        return alias is not None and alias.doubted
+
     def put(self, scope: str, response: str, alias: Alias) -> None:
         """Store ``alias`` as that of ``response``, and evict as many entries as necessary."""
         key = _key(scope, response)
@@ -135,12 +159,12 @@ class Aliases:
             self.put(scope, each, alias)
         return name
 
-    def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing, bool], ...]:
+    def snapshot(self) -> tuple[tuple[tuple[str, str], int, Standing, bool, bool], ...]:
         """The entries as a value for the explorer, the least recently used first."""
         return tuple(
-            (key, alias.conversation, alias.standing, alias.durable)
+            (key, alias.conversation, alias.standing, alias.durable, alias.doubted)
             if not alias.deleted
-            else (key, 0, Standing.UNKNOWN, False)
+            else (key, 0, Standing.UNKNOWN, False, False)
             for key, alias in self._entries.items()
         )
 

@@ -20,7 +20,7 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
-from bridgecore.continuity.stored import deletion, is_deletion, pack, unpack
+from bridgecore.continuity.stored import deletion, is_deletion, pack, read_notice, unpack
 from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
 from bridgecore.ownership.store import StoredResponse
@@ -521,6 +521,29 @@ class Memory:
         if alias is not None and alias.durable:
             self.forget(scope, response, now)
         return True
+
+    def noticed(self, notice: bytes) -> None:
+        """A store has told of a deletion, at this or another replica: what it says of that response
+        counts from now on. Not forgotten at once, because the upstream may have used its id again
+        since."""
+        found = read_notice(notice)
+        if found is not None:
+            for response in found.ids:
+                self._aliases.doubt(found.scope, response)
+
+    def missed_notices(self) -> None:
+        """Notices may have been told while there was no lease: what the store says of any response
+        counts."""
+        self._aliases.doubt_all()
+
+    def is_doubted(self, scope: str, response: str) -> bool:
+        """Whether the store has to be asked before ``response`` is continued, although all that can
+        be known about it is here."""
+        return self._aliases.is_doubted(scope, response)
+
+    def trust(self, scope: str, response: str) -> None:
+        """The store has been asked, and ``response`` was not deleted."""
+        self._aliases.trust(scope, response)
 
     def restore(self, scope: str, path: Sequence[bytes], conversation: int, now: int) -> None:
         """Take back a response from a store. What cannot be read stays unknown.

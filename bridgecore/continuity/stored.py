@@ -58,8 +58,17 @@ class Payload(msgspec.Struct, array_like=True, frozen=True):
     segment: Segment | None
 
 
+class Notice(msgspec.Struct, array_like=True, frozen=True):
+    """What other replicas are told of a deletion: which response it was."""
+
+    version: int
+    scope: str
+    ids: list[str]
+
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Payload).decode
+_decode_notice = msgspec.msgpack.Decoder(Notice).decode
 
 
 def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> StoredResponse:
@@ -81,10 +90,23 @@ def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> Sto
 def deletion(scope: str, ids: Sequence[str]) -> StoredResponse:
     """What takes the place of a response that a client has deleted. In a store the latest response
     of an id counts; this one has no content, so ``unpack`` gives nothing for it. What it replaces
-    has no id any more, and is deleted when it was unused for long enough."""
+    has no id any more, and is deleted when it was unused for long enough. Its notice makes other
+    replicas ask the store, although they own the conversation and have the response in memory."""
     payload = Payload(VERSION, [], False, 0, None)
+    notice = Notice(VERSION, scope, [*ids])
     key = _key(scope, ids[0], b"deleted")
-    return StoredResponse(key, scope, tuple(ids), None, None, _encode(payload))
+    return StoredResponse(
+        key, scope, tuple(ids), None, None, _encode(payload), notice=_encode(notice)
+    )
+
+
+def read_notice(notice: bytes) -> Notice | None:
+    """Read the notice of a ``deletion``; None if it is of another version or damaged."""
+    try:
+        found = _decode_notice(notice)
+    except msgspec.DecodeError:  # ValidationError included
+        return None
+    return found if found.version == VERSION else None
 
 
 def _segment(node: Node) -> Segment:

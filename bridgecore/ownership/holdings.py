@@ -49,7 +49,9 @@ class Settled:
 
 @attrs.frozen
 class LeaseRenewed:
-    """The store has renewed the lease: it can be reached."""
+    """The store has renewed the lease: it can be reached. ``notices``: see ``Renewed``."""
+
+    notices: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
 
 @attrs.frozen
@@ -363,7 +365,7 @@ class Holdings:
         if query == self._of_lease:
             self._step_lease(ls.Answered(answer), now)
             if isinstance(answer, st.Renewed) and self._lease.valid(now):
-                self._out.append(LeaseRenewed())
+                self._out.append(LeaseRenewed(answer.notices))
             return self._take()
         if isinstance(asked.question, st.Join | st.Renew | st.Leave):
             return []  # given up; a newer question of the lease was asked

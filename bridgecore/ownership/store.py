@@ -14,7 +14,8 @@ What a store keeps:
   has a lease; the epoch grows with every claim and never shrinks;
 * **responses**: what is needed to continue each; and which response an id of a scope names. A
   response is only ever added, so a replica that has lost its lease cannot change what another has
-  written.
+  written;
+* **notices**: what every replica has to know of what another one has stored.
 
 Times are durations in ns, never times of another host's clock.
 """
@@ -45,7 +46,8 @@ class StoredResponse:
     of its terminal event first; each names this response from now on. ``parent``: the key of the
     stored response that it continues, None if it begins a transcript. ``context``: a digest of its
     whole context, by which a client that repeats its history is recognised; None if that is not
-    possible. ``payload``: what is known about it. The store encrypts it and does not read it.
+    possible. ``payload``: what is known about it. ``notice``: what every replica is told about it
+    with the renewals of its lease; None: nothing. The store encrypts both and does not read them.
     """
 
     key: bytes
@@ -54,6 +56,7 @@ class StoredResponse:
     parent: bytes | None
     context: bytes | None
     payload: bytes = attrs.field(repr=False)
+    notice: bytes | None = attrs.field(default=None, repr=False)
 
 
 # ---------------------------------------------------------------- questions
@@ -175,7 +178,11 @@ class NameTaken:
 
 @attrs.frozen
 class Renewed:
-    """The lease is extended."""
+    """The lease is extended. ``notices``: those of the responses that were stored within twice the
+    length of the lease before, whoever stored them. So a replica gets each one, before its lease
+    ends, and most of them several times."""
+
+    notices: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 
 
 @attrs.frozen

@@ -45,6 +45,7 @@ class StoreModel:
         self._rows: dict[bytes, _Row] = {}  # by key
         self._named: dict[tuple[str, str], bytes] = {}  # by scope and id
         self._contexts: dict[tuple[str, bytes], bytes] = {}  # by scope and context
+        self._notices: dict[bytes, tuple[int, bytes]] = {}  # by key: when it came (ns), and it
 
     def copy(self) -> StoreModel:
         """An independent copy: a backup to roll back to, or a state for the explorer."""
@@ -115,7 +116,9 @@ class StoreModel:
                 lease = self._leases[question.owner.replica]
                 until = now + question.ttl
                 self._leases[question.owner.replica] = attrs.evolve(lease, until=until)
-                return st.Renewed()
+                earliest = now - 2 * question.ttl
+                notices = [(at, notice) for at, notice in self._notices.values() if at > earliest]
+                return st.Renewed(tuple(notice for _, notice in sorted(notices)))
             case st.Leave():
                 left = self._leases.get(question.owner.replica)
                 if left is not None and left.owner == question.owner:
@@ -205,6 +208,8 @@ class StoreModel:
         for response in commit.responses:
             row = _Row(commit.conversation, wanted.epoch, response, now)
             self._rows.setdefault(response.key, row)
+            if response.notice is not None:
+                self._notices[response.key] = now, response.notice
             for name in response.ids:
                 self._named[response.scope, name] = response.key
             if response.context is not None:

@@ -1,4 +1,4 @@
-"""The files of docs/deploy: systemd, containers and Kubernetes take them, and they fit the settings.
+"""The files of docs/deploy: systemd, containers and Kubernetes take them; they fit the settings.
 
 What belongs here: what the page docs/deploying.rst says about one process or container. Proxies are
 in test_proxies.py. A program that is not here skips its test; the rest is checked everywhere.
@@ -108,9 +108,12 @@ def container_tool() -> str:
     """The program that runs containers here, Docker or Podman: what is used of them is the same."""
     for name in ("docker", "podman"):
         program = shutil.which(name)
-        if program is not None and not subprocess.run(
-            [program, "info"], capture_output=True, timeout=30, check=False
-        ).returncode:
+        if (
+            program is not None
+            and not subprocess.run(
+                [program, "info"], capture_output=True, timeout=30, check=False
+            ).returncode
+        ):
             return program
     pytest.skip("neither Docker, with its daemon running, nor Podman is here")
 
@@ -158,6 +161,9 @@ def test_the_image_runs() -> None:
         pulled = subprocess.run([tool, "pull", base], capture_output=True, check=False)
         if pulled.returncode:
             pytest.skip(f"the image {base} cannot be had here")
+    tried = subprocess.run([tool, "run", "--rm", base, "true"], capture_output=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"{tool} cannot run containers here")
     image = said(tool, "build", "-q", "-f", str(DEPLOY / "Dockerfile"), str(ROOT), timeout=800)
     container = said(tool, "run", "-d", "-p", "127.0.0.1::8080", image)
     try:

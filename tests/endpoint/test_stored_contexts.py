@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bridgecore import transport as tp
 from bridgecore.config import HttpUrl
-from bridgecore.ownership.store import LookUp
+from bridgecore.ownership.store import Commit, LookUp, Resume
 from bridgecore.testing import Fault, Point
 from bridgecore.testing.client import HttpAnswer
 from bridgecore.testing.faults import Alter, Change
@@ -29,6 +29,7 @@ PATHS = ["/v1/responses/compact", "/v1/responses/input_tokens"]
 COUNT = PATHS[1]
 NOT_FOUND = (400, "previous_response_not_found")
 UNAVAILABLE = (503, "bridge_store_unavailable")
+LEASE = 15  # seconds, the default of lease_ttl
 
 
 def conversation(world: World, turns: int = 2, **fields: Any) -> Talker:
@@ -247,8 +248,8 @@ class Agreeable(Cluster):
     """Replicas ``a`` and ``b`` with an HTTP API beside the upstream that agrees to each request,
     also to delete what it does not store. Then only the bridge knows that a response is gone."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, forwards: bool = False) -> None:
+        super().__init__(forwards=forwards)
         self.api = HttpUpstream()
         self.net.add(self.api, "api", 80)
         base = {"upstream_http": HttpUrl.parse("http://api/v1")}
@@ -303,6 +304,76 @@ def test_an_owner_that_has_seen_a_deletion_continues_no_more() -> None:
     cluster.delete(cluster.b, talker.last)
     assert not cluster.has(cluster.a, talker)
     refused = cluster.a.ask("say 3", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["the last response", "an earlier one"])
+def test_an_owner_is_told_of_a_deletion(last: bool) -> None:
+    """It has the response in memory and on a connection, so it would not ask the store."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a, 1)
+    gone = talker.last
+    talker.attempt(user("say 2"))
+    kept = talker.last
+    if last:
+        gone, kept = kept, gone
+    cluster.delete(cluster.b, gone)
+    cluster.a.advance(LEASE / 3)  # a renewal
+    refused = cluster.a.ask("more", store=False, previous_response_id=gone)
+    assert refusal(refused) == NOT_FOUND
+    asked = len(cluster.a.store.asked)
+    assert cluster.a.ask("more", store=False, previous_response_id=kept).status == 200
+    # Only what was deleted is asked for; a turn ends with a commit.
+    assert [type(each) for each in cluster.a.store.asked[asked:]] == [Commit]
+
+
+def test_a_deletion_is_noticed_if_the_lease_was_lost_in_the_meantime() -> None:
+    """Notices are not told for ever. A turn that began under the earlier lease still runs, so its
+    session is there, when its conversation is claimed once more."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a, 1)
+    gone = talker.last
+    talker.attempt(user("say 2"))
+    cluster.emulator.delta_interval = 400 * SECOND
+    talker.begin([user("think")], talker.last)
+    cluster.a.store.answers = False
+    cluster.a.advance(LEASE)
+    cluster.delete(cluster.b, gone)
+    cluster.b.advance(3 * LEASE)
+    cluster.a.store.answers = True
+    cluster.a.advance(LEASE)
+    cluster.emulator.delta_interval = 0
+    talker.attempt(user("say 3"))
+    refused = cluster.a.ask("more", store=False, previous_response_id=gone)
+    assert refusal(refused) == NOT_FOUND
+    assert talker.outcomes == ["200"] * 3
+
+
+def test_a_response_that_is_doubted_without_reason_is_continued() -> None:
+    """The upstream has used the id of a deleted response again. It is asked for once."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a, 1)
+    cluster.delete(cluster.b, talker.last)
+    again = Fault(Point.BEFORE_CREATED, Alter(Change.CHAIN_ID))
+    cluster.emulator.faults.add(2, again)
+    client = cluster.a.start("say 2", store=False, previous_response_id=talker.last)
+    assert cluster.a.read(client).response["id"] == talker.last
+    cluster.a.advance(LEASE / 3)
+    asked = len(cluster.a.store.asked)
+    assert cluster.a.ask("more", store=False, previous_response_id=talker.last).status == 200
+    assert cluster.a.ask("more", store=False, previous_response_id=talker.last).status == 200
+    kinds = [type(each) for each in cluster.a.store.asked[asked:]]
+    assert kinds.count(Resume) == 1
+
+
+def test_a_turn_that_is_forwarded_by_habit_continues_nothing_deleted() -> None:
+    """Where a client has deleted it, its owner is not asked any more."""
+    cluster = Agreeable(forwards=True)
+    talker = conversation(cluster.a, 1)
+    talker.world = cluster.b
+    talker.attempt(user("say 2"))  # forwarded: from now on this replica knows the owner
+    cluster.delete(cluster.b, talker.last)
+    refused = cluster.b.ask("more", store=False, previous_response_id=talker.last)
     assert refusal(refused) == NOT_FOUND
 
 

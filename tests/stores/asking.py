@@ -85,14 +85,14 @@ class Place:
                     asking.client = ModelClient(self._model)
             case "sqlite":
                 with sqlite3.connect(self.file) as database:
-                    for table in ("lease", "conversation", "response", "name", "sweeper"):
+                    for table in ("lease", "conversation", "response", "name", "sweeper", "notice"):
                         database.execute(f"DELETE FROM {table}")
                 database.close()
             case "postgresql":
                 with psycopg.connect(self.url) as connection:
                     connection.execute(
                         "TRUNCATE bridgecore_lease, bridgecore_conversation, bridgecore_response, "
-                        "bridgecore_name, bridgecore_sweeper"
+                        "bridgecore_name, bridgecore_sweeper, bridgecore_notice"
                     )
             case _:
                 with valkey.Valkey.from_url(self.url) as client:

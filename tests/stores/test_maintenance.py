@@ -348,16 +348,18 @@ def test_a_store_of_version_1_is_brought_up_to_date(real: Place) -> None:
     real.close()
     if real.kind == "sqlite":
         with contextlib.closing(sqlite3.connect(real.file)) as database, database:
+            database.execute("DROP TABLE notice")
             database.execute("ALTER TABLE name DROP COLUMN context")
             database.execute("UPDATE meta SET version = 1")
     else:
         with psycopg.connect(real.url) as connection:
             connection.execute("ALTER TABLE bridgecore_name DROP COLUMN context")
-            connection.execute("DROP FUNCTION bridgecore_commit_2")
-            connection.execute("DROP FUNCTION bridgecore_commit_3")
+            connection.execute("DROP TABLE bridgecore_notice")
+            for function in ("commit_2", "commit_3", "commit_4", "renew_4"):
+                connection.execute(f"DROP FUNCTION bridgecore_{function}")
             connection.execute("UPDATE bridgecore_meta SET version = 1")
     with (
-        pytest.raises(StoreError, match=r"version 1, this program uses version [23]"),
+        pytest.raises(StoreError, match=r"version 1, this program uses version [34]"),
         maintenance(real),
     ):
         pass

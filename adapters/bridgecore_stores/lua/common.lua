@@ -14,9 +14,12 @@
 -- used                sorted set: by the microsecond of its last use, each response
 -- empty               sorted set: by the microsecond of the last look, each conversation without
 --                     responses
+-- noticed             sorted set: by the microsecond of its commit, each response with a notice
+-- notices             hash: by the key of its response, each notice, sealed
 
 local function key_of(kind, name) return KEYS[1] .. ':' .. kind .. ':' .. name end
 local USED, EMPTY = KEYS[1] .. ':used', KEYS[1] .. ':empty'
+local NOTICED, NOTICES = KEYS[1] .. ':noticed', KEYS[1] .. ':notices'
 local NAME_SIZE = 20
 
 -- Microseconds since 1970, as the server says. A double counts them exactly until the year 2255.

@@ -34,6 +34,7 @@ def response(
     context: bytes | None = None,
     scope: str = SCOPE,
     payload: bytes | None = None,
+    notice: bytes | None = None,
 ) -> st.StoredResponse:
     """A response with the id ``name``, unless ``ids`` are given."""
     return st.StoredResponse(
@@ -43,6 +44,7 @@ def response(
         None if parent is None else key_of(parent),
         context,
         f"payload of {name}".encode() if payload is None else payload,
+        notice,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -422,6 +423,38 @@ class StoreConformance(ABC):
             ask.gets(commit(B, "c", 0, response("2")), st.Fenced(1), "it is A's")
             ask.gets(resume(B, "2"), st.NotStored(), "what is fenced is not stored")
 
+    # ------------------------------------------------------------ notices
+
+    def test_every_replica_is_told_of_a_notice(self) -> None:
+        """So each of them learns that a client has deleted a response, although it has the response
+        in memory and owns its conversation. Also if a first renewal, or its answer, was lost."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.join(B)
+            ask.begin(A, "c", response("1", notice=b"notice of 1"), response("2"))
+            told = st.Renewed((b"notice of 1",))
+            for owner in (A, B, B):
+                ask.gets(st.Renew(owner, LONG), told, "every renewal has the notices of late")
+            refused = commit(B, "c", 1, response("3", notice=b"notice of 3"))
+            ask.gets(refused, st.Fenced(1), "what another owner has is not changed")
+            ask.gets(st.Renew(A, LONG), told, "what was refused has no notice")
+            also = commit(A, "c", 1, response("4", notice=b"notice of 4"))
+            ask.gets(also, st.Committed(1), "the owner of a conversation goes on with it")
+            renewed = ask.gets_one_of(st.Renew(B, LONG), st.Renewed, "a live lease is renewed")
+            notices = sorted(renewed.notices)
+            equal(notices, [b"notice of 1", b"notice of 4"], "every renewal has the notices")
+
+    def test_old_notices_are_not_told(self) -> None:
+        """Every replica whose lease has not ended was told before: it would be told for ever."""
+        end = time.monotonic() + self.patience
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1", notice=b"notice"))
+            # A lease so short may end before it is renewed, on a busy machine.
+            while ask(st.Renew(A, SHORT)) != st.Renewed():
+                expect(time.monotonic() < end, "notices of more than twice the lease are not told")
+                ask.join(A)
+
     # ------------------------------------------------------------ sweeping
 
     def test_a_sweep_deletes_leaves_first_and_everything_that_is_old(self) -> None:
@@ -599,6 +632,7 @@ def _commit(draw: _Draw, owner: st.Owner) -> st.Commit:
             context=draw.of((None, b"x", b"y")),
             scope=scope,
             payload=b"%d" % draw.below(100),
+            notice=f"notice of {scope}{name}".encode() if name % 3 == 0 else None,
         )
         for name in names
     )
@@ -623,4 +657,6 @@ def _without_times(answer: st.Answer) -> st.Answer:
     if isinstance(answer, st.NameTaken | st.OwnedElsewhere):
         expect(0 < answer.remaining <= LONG, f"{answer} must say how long the lease lasts")
         return attrs.evolve(answer, remaining=0)
+    if isinstance(answer, st.Renewed):
+        return attrs.evolve(answer, notices=tuple(sorted(answer.notices)))  # they have no order
     return answer

@@ -320,6 +320,22 @@ class SweepsWhatIsContinued(StoreModel):
         return count
 
 
+class TellsOnce(StoreModel):
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        answer = super().handle(question, now)
+        if isinstance(question, st.Renew):
+            self._notices.clear()
+        return answer
+
+
+class TellsForEver(StoreModel):
+    def handle(self, question: st.Question, now: int) -> st.Answer:
+        if isinstance(question, st.Renew):
+            latest = {key: (now, notice) for key, (_, notice) in self._notices.items()}
+            self._notices = latest
+        return super().handle(question, now)
+
+
 class SweepsABatch(StoreModel):
     def _sweep(self, before: int, now: int) -> int:
         return min(super()._sweep(before, now), 500)
@@ -362,6 +378,8 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "commits_can_be_repeated": RefusesRepeatedCommits,
     "a_conversation_that_is_not_stored_has_no_epoch": BeginsWithAnyEpoch,
     "a_conversation_of_another_is_not_begun_again": BeginsAnew,
+    "every_replica_is_told_of_a_notice": TellsOnce,
+    "old_notices_are_not_told": TellsForEver,
     "a_sweep_deletes_leaves_first_and_everything_that_is_old": SweepsOneLayer,
     "what_a_used_response_continues_is_kept": SweepsWhatIsContinued,
     "what_is_looked_up_is_used": LookingUpIsNoUse,
@@ -383,6 +401,7 @@ BEYOND_COMPARISON = {
     NeverClaims,
     SweepsABatch,
     SweepsWhatIsContinued,
+    TellsForEver,
 }
 
 
