@@ -1,11 +1,13 @@
 """Entry point of the process: makes it interruptible without a traceback from the first moment.
 
-What belongs here: the handling of SIGINT before the command's modules are loaded and after it has
+What belongs here: the handling of signals before the command's modules are loaded and after it has
 returned. Importing them takes time, so this module imports almost nothing itself.
 """
 
+import os
 import signal
 import sys
+from types import FrameType
 
 
 def run() -> int:
@@ -15,10 +17,16 @@ def run() -> int:
     with a traceback. So before and after ``main`` SIGINT has its default action: it ends the
     process, which a shell reports as 130. If the parent ignores it (``nohup``, a background job),
     it stays ignored.
+
+    For the first process of a container Linux leaves default actions out: one that is stopped while
+    it starts would be waited for, and killed in the end. So there a handler does what they do.
     """
+    default = _end if os.getpid() == 1 else signal.SIG_DFL
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, default)
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if interruptible:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, default)
     from bridgecore_cli.main import main
 
     try:
@@ -29,4 +37,9 @@ def run() -> int:
         return 128 + signal.SIGINT
     finally:
         if interruptible:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, default)
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    """End the process at once."""
+    os._exit(128 + number)

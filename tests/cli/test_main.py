@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -283,6 +284,29 @@ def test_unusual_settings_are_warned_of(arguments: list[str], said: str) -> None
 @pytest.mark.parametrize("arguments", [["--host", "localhost"], ["--policy", "pr397"]])
 def test_usual_settings_are_not_warned_of(arguments: list[str]) -> None:
     assert " warning " not in stderr_of_a_run(*arguments)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_process_of_a_container_ends_while_it_starts(signum: int, tmp_path: Path) -> None:
+    """Linux leaves out the default action of a signal there. It is held up while it reads its
+    configuration, from a pipe that nothing is written to."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    if shutil.which("unshare") is None or subprocess.run([*apart, "true"], check=False).returncode:
+        pytest.skip("no process can be the first one of a namespace here")
+    pipe_of = tmp_path / "bridgecore.toml"
+    os.mkfifo(pipe_of)
+    process = subprocess.Popen(
+        [*apart, sys.executable, "-m", "bridgecore_cli", "serve", "--config", str(pipe_of)],
+        env=environment(),
+    )
+    try:
+        with open(pipe_of, "w"):  # waits until it is opened for reading
+            (first,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(first), signum)
+            assert process.wait(TIME_LIMIT) == 128 + signum
+    finally:
+        process.kill()
+        process.wait()
 
 
 # ------------------------------------------------------------------ what is loaded
