@@ -227,6 +227,7 @@ class Replica:
         """The key of the conversation ``number``, which has a session from now on: ``claimed``, or
         a new one if there is none or another session has it, because this turn branches off."""
         key = self._begin() if claimed is None or claimed in self._numbers else claimed
+        self._unused.discard(key)  # it was to be given back after a commit that is not over yet
         self._keys[number], self._numbers[key] = key, number
         return key
 

@@ -27,7 +27,7 @@ class Replica(World):
         self.net, self.emulator = cluster.net, cluster.emulator
         self.host = f"{name}-{cluster.started}"
         cluster.started += 1
-        self.store = VirtualStore(self.net, cluster.model, cluster.latency)
+        self.store = cluster.kind(self.net, cluster.model, cluster.latency)
         self.config = Config(
             upstream=UpstreamUrl.parse("ws://up/v1/responses"),
             store=Store.DRIVER,
@@ -63,6 +63,8 @@ class Replica(World):
 class Cluster:
     """What replicas share: the network, the upstream, the store. ``latency``: of the store, ns.
     ``forwards``: they forward turns to each other."""
+
+    kind = VirtualStore  # what each replica has of the store
 
     def __init__(self, latency: int = 0, *, forwards: bool = False) -> None:
         self.forwards = forwards

@@ -6,12 +6,15 @@ endpoints in virtual time. The rules of leases and claims are tested in tests/ow
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from bridgecore import transport as tp
 from bridgecore.errors import LocalProtocolError
-from bridgecore.ownership.store import Done
+from bridgecore.ownership.store import Answer, Commit, Done, Question
 from bridgecore.testing import Point, Silence
+from bridgecore.testing.store import VirtualStore
 from tests.endpoint_clients import Talker, strike, user
 from tests.endpoint_world import SECOND, World, request
 from tests.replica_world import Cluster, Replica
@@ -315,6 +318,44 @@ def test_a_deleted_response_is_not_continued_by_another_replica(last: bool, outa
         assert talker.attempt(user("four"), after=first).status == 200
     else:  # the context of the response after it still has its items
         say(talker, "three")
+
+
+class LateCommits(VirtualStore):
+    """Carries out commits, and answers them only when that is asked for. Other questions are
+    answered meanwhile, as by a store that has several connections."""
+
+    late: list[Callable[[], None]]
+
+    def __call__(self, question: Question, answered: Callable[[Answer], None]) -> None:
+        self.late = getattr(self, "late", [])
+        if isinstance(question, Commit) and self.answers:
+            answer = self.model.handle(question, self._network.now)
+            self.late.append(lambda: answered(answer))
+        else:
+            super().__call__(question, answered)
+
+
+def test_a_conversation_that_a_turn_has_claimed_is_not_given_back_by_an_earlier_commit() -> None:
+    """A response that was not durable is committed by itself when there is a lease again, to a
+    conversation that no session has. A turn can claim that before the commit is answered."""
+    cluster = Cluster()
+    cluster.kind = LateCommits
+    replica = cluster.start("a")
+    assert isinstance(replica.store, LateCommits)
+    replica.store.answers = False
+    talker = Talker(replica)
+    with_delay(talker, "one")
+    replica.advance(15)  # its lease is over
+    replica.store.answers = True
+    while not replica.store.late:
+        replica.advance(0.1)
+    cluster.emulator.delta_interval = SECOND
+    replica.start("two", store=False, previous_response_id=talker.last)
+    (committed,) = replica.store.late
+    committed()
+    other = cluster.start("b")
+    refused = other.ask("three", store=False, previous_response_id=talker.last)
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
 
 
 def test_a_turn_that_outlives_what_it_continues_stores_all_of_it() -> None:
