@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # As in bridgecore.verify, which is slow to import.
 BOUNDS_NAMES: Final = ("quick", "small", "ci", "nightly")
-_BOTH: Final = "both"
+BOTH: Final = "both"
 POLICY_METAVAR: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
@@ -423,9 +423,9 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         type=_policies,
-        metavar=POLICY_METAVAR,
+        metavar=f"{BOTH}|{POLICY_METAVAR}",
         help=f"{_policy_help()}; "
-        f"{_BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {_BOTH} for the long "
+        f"{BOTH} compares {DEFAULT.name} and {V1_12.name} (default: {BOTH} for the long "
         f"conversation, {DEFAULT.name} for the others)",
     )
     parser.add_argument(
@@ -677,7 +677,7 @@ _NEAR: Final = 0.4  # of 1
 def _policies(name: str) -> list[Policy]:
     from bridgecore import DEFAULT, V1_12
 
-    return [DEFAULT, V1_12] if name == _BOTH else [load_policy(name)]
+    return [DEFAULT, V1_12] if name == BOTH else [load_policy(name)]
 
 
 def _broken_on_purpose(name: str) -> CostedProperty:

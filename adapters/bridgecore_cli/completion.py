@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Iterator
 from typing import Final
 
-from bridgecore_cli.arguments import POLICY_METAVAR, whole_parser
+from bridgecore_cli.arguments import BOTH, POLICY_METAVAR, whole_parser
 from bridgecore_cli.errors import FAILURE, CommandError
 
 
@@ -49,15 +49,17 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
 
 def _values(action: argparse.Action) -> list[str]:
     """The values of ``action`` that are known by name; there may be others."""
-    if action.metavar == POLICY_METAVAR:
+    placeholder = str(action.metavar or "")
+    if placeholder.endswith(POLICY_METAVAR):
         from bridgecore import POLICIES
 
-        return sorted(POLICIES)
+        both = [BOTH] if placeholder.startswith(BOTH) else []
+        return [*both, *sorted(POLICIES)]
     if action.dest in _PROPERTIES:
         from bridgecore_cli.verify_sections import names
 
         return names()
-    words = str(action.metavar or "").split("|")
+    words = placeholder.split("|")
     return words if len(words) > 1 and all(_is_value(word) for word in words) else []
 
 

@@ -226,6 +226,7 @@ def script() -> str:
         (["serve", "--backend", ""], {"asyncio", "trio"}),
         (["verify", "--policy", ""], set(POLICIES)),
         (["rules", "--diff", ""], set(POLICIES)),
+        (["simulate", "--policy", ""], {"both", *POLICIES}),
         (["verify", "--property", "NO_AMB"], {"NO_AMBIGUOUS_RESEND"}),
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
