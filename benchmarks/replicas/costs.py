@@ -78,14 +78,15 @@ def serving(upstream: str, options: Sequence[str], core: int | None) -> Iterator
     command = [sys.executable, "-c", _COMMAND, "serve", "--port", "0", "--upstream", upstream]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("BRIDGECORE_")}
     environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "adapters")))
-    with tempfile.TemporaryFile("w+") as errors, machine.pinned(core):
-        process = subprocess.Popen(
-            [*command, *options],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env=environment,
-        )
+    with tempfile.TemporaryFile("w+") as errors:
+        with machine.pinned(core):
+            process = subprocess.Popen(
+                [*command, *options],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+            )
         try:
             assert process.stdout is not None
             found = _ADDRESS.search(process.stdout.readline())
@@ -99,6 +100,7 @@ def serving(upstream: str, options: Sequence[str], core: int | None) -> Iterator
 
 
 def measure(
+    bench: Bench,
     running: Sequence[Replica],
     at: int,
     turns: int,
@@ -112,11 +114,18 @@ def measure(
     ``count``: of the clients. ``beside``: every second one begins and goes on at the second replica
     instead.
     """
-    return asyncio.run(_measure(running, at, turns, deltas, count, beside=beside))
+    return asyncio.run(_measure(bench, running, at, turns, deltas, count, beside=beside))
 
 
 async def _measure(
-    running: Sequence[Replica], at: int, turns: int, deltas: int, count: int, *, beside: bool
+    bench: Bench,
+    running: Sequence[Replica],
+    at: int,
+    turns: int,
+    deltas: int,
+    count: int,
+    *,
+    beside: bool,
 ) -> Cost:
     clients = [Client(number) for number in range(count)]
 
@@ -136,7 +145,8 @@ async def _measure(
     await several(alone, 3, at)
     alone.first.clear()
     alone.end.clear()
-    await several(alone, 4 * turns, at)
+    with bench.giving_way():
+        await several(alone, 4 * turns, at)
     for client in (*clients, alone):
         await client.close()
     return Cost(cpu, 1000 * median(alone.first), 1000 * median(alone.end))
@@ -156,25 +166,27 @@ def one_round(bench: Bench, turns: int, deltas: int) -> dict[str, Cost]:
 
         def with_memory() -> None:
             with replicas(bench, 1, None, folder) as running:
-                found["memory"] = measure(running, 0, turns, deltas)
+                found["memory"] = measure(bench, running, 0, turns, deltas)
 
         def with_sqlite() -> None:
             with replicas(bench, 1, f"sqlite:{folder}/one.db", folder) as running:
-                found["sqlite"] = measure(running, 0, turns, deltas)
+                found["sqlite"] = measure(bench, running, 0, turns, deltas)
 
         def with_postgresql() -> None:
             if database is not None:
                 with replicas(bench, 1, database.url, folder) as running:
-                    found["postgresql"] = measure(running, 0, turns, deltas)
+                    found["postgresql"] = measure(bench, running, 0, turns, deltas)
 
         def two() -> None:
             store = f"sqlite:{folder}/two.db" if database is None else database.url
             with replicas(bench, 2, store, folder) as running:
-                found["owner"] = measure(running, 0, turns, deltas)
-                found["forwarded"] = measure(running, 1, turns, deltas)
+                found["owner"] = measure(bench, running, 0, turns, deltas)
+                found["forwarded"] = measure(bench, running, 1, turns, deltas)
                 # What replicas can carry shows when each has as much to do as it can.
-                found["full"] = measure(running, 0, turns, deltas, count=FULL)
-                found["two full"] = measure(running, 0, turns, deltas, count=2 * FULL, beside=True)
+                found["full"] = measure(bench, running, 0, turns, deltas, count=FULL)
+                found["two full"] = measure(
+                    bench, running, 0, turns, deltas, count=2 * FULL, beside=True
+                )
 
         for each in random.sample((with_memory, with_sqlite, with_postgresql, two), 4):
             each()
