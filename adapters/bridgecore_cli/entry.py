@@ -18,8 +18,8 @@ def run() -> int:
     process, which a shell reports as 130. If the parent ignores it (``nohup``, a background job),
     it stays ignored.
 
-    For the first process of a container Linux leaves default actions out: one that is stopped while
-    it starts would be waited for, and killed in the end. So there a handler does what they do.
+    The first process of a container (process 1) ignores a signal that has no handler. If it were
+    stopped while it starts, it would run on until it is killed. So it gets a handler that ends it.
     """
     default = _end if os.getpid() == 1 else signal.SIG_DFL
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

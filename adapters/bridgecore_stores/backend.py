@@ -16,7 +16,8 @@ from bridgecore.ownership.store import Answer, Question
 from bridgecore.recovery.timers import NS_PER_SECOND
 
 NOTICES_KEPT: Final = 24 * 3600 * NS_PER_SECOND
-"""How long a notice is kept at least, in ns: for longer than any lease."""
+"""How long a notice is kept at least, in ns. Renewals return those that are younger than twice the
+lease, which is far less."""
 
 
 class StoreError(BridgecoreError):

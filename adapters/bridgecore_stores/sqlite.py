@@ -465,7 +465,8 @@ class Sqlite:
     def _keep_notice(self, database: sqlite3.Connection, key: bytes, notice: bytes) -> None:
         now = time.monotonic_ns()
         database.execute("INSERT OR REPLACE INTO notice VALUES (?, ?, ?)", (key, now, notice))
-        # Of these every replica was told. Those with a time to come are from before a reboot.
+        # Renewals have returned the old ones to each replica. A time in the future is from before a
+        # reboot, at which the monotonic clock begins anew.
         database.execute("DELETE FROM notice WHERE at < ? OR at > ?", (now - NOTICES_KEPT, now))
 
     # ------------------------------------------------------------ sweeping

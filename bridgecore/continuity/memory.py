@@ -523,17 +523,17 @@ class Memory:
         return True
 
     def noticed(self, notice: bytes) -> None:
-        """A store has told of a deletion, at this or another replica: what it says of that response
-        counts from now on. Not forgotten at once, because the upstream may have used its id again
-        since."""
+        """Handle the notice of a deletion, at this or another replica: the store is asked before
+        the response is continued. It is not forgotten at once, because the upstream may have used
+        its id again since."""
         found = read_notice(notice)
         if found is not None:
             for response in found.ids:
                 self._aliases.doubt(found.scope, response)
 
     def missed_notices(self) -> None:
-        """Notices may have been told while there was no lease: what the store says of any response
-        counts."""
+        """Have the store asked before any response is continued: without a lease there were no
+        renewals, so notices may have been missed."""
         self._aliases.doubt_all()
 
     def is_doubted(self, scope: str, response: str) -> bool:

@@ -59,7 +59,7 @@ class Payload(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Notice(msgspec.Struct, array_like=True, frozen=True):
-    """What other replicas are told of a deletion: which response it was."""
+    """The notice of a deletion for other replicas: which response it was."""
 
     version: int
     scope: str

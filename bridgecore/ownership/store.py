@@ -15,7 +15,8 @@ What a store keeps:
 * **responses**: what is needed to continue each; and which response an id of a scope names. A
   response is only ever added, so a replica that has lost its lease cannot change what another has
   written;
-* **notices**: what every replica has to know of what another one has stored.
+* **notices**: short messages about responses, which reach every replica with its next renewal. A
+  deletion has one, so that an owner does not continue from memory what was deleted elsewhere.
 
 Times are durations in ns, never times of another host's clock.
 """
@@ -46,8 +47,8 @@ class StoredResponse:
     of its terminal event first; each names this response from now on. ``parent``: the key of the
     stored response that it continues, None if it begins a transcript. ``context``: a digest of its
     whole context, by which a client that repeats its history is recognised; None if that is not
-    possible. ``payload``: what is known about it. ``notice``: what every replica is told about it
-    with the renewals of its lease; None: nothing. The store encrypts both and does not read them.
+    possible. ``payload``: what is known about it. ``notice``: what renewals
+    return about it to every replica; None: nothing. The store encrypts both and reads neither.
     """
 
     key: bytes
@@ -178,9 +179,9 @@ class NameTaken:
 
 @attrs.frozen
 class Renewed:
-    """The lease is extended. ``notices``: those of the responses that were stored within twice the
-    length of the lease before, whoever stored them. So a replica gets each one, before its lease
-    ends, and most of them several times."""
+    """The lease is extended. ``notices``: those of the responses that any replica has stored within
+    the last two lengths of the lease. That covers the time since the previous renewal, also if an
+    answer was lost, so each notice arrives, and most arrive several times."""
 
     notices: tuple[bytes, ...] = attrs.field(default=(), repr=False)
 

@@ -1,8 +1,9 @@
 -- replica, incarnation, conversation, epoch, for how long notices are kept (microseconds), how many
 -- there are; for each notice: key of its response, and it; then for each response: key, what it
 -- continues (empty: nothing), payload, names together, and what the last name, that of a context, is
--- a digest of (sealed; empty: it is an id). Returns the epoch, or a list with it if one that they continue is not
--- stored; minus the epoch, less one, if another has claimed the conversation.
+-- a digest of (sealed; empty: it is an id).
+-- Returns the epoch, or a list with it if one that they continue is not stored;
+-- minus the epoch, less one, if another has claimed the conversation.
 local replica, incarnation, conversation = ARGV[1], ARGV[2], ARGV[3]
 local place, given = key_of('conversation', conversation), tonumber(ARGV[4])
 local wanted = given == 0 and 1 or given
@@ -20,7 +21,7 @@ for n = 7, 5 + 2 * notices, 2 do
     redis.call('HSET', NOTICES, ARGV[n], ARGV[n + 1])
 end
 if notices > 0 then
-    -- Of these every replica was told.
+    -- Renewals have returned these to each replica.
     local before = whole(time - ARGV[5])
     for _, key in ipairs(redis.call('ZRANGEBYSCORE', NOTICED, '-inf', before)) do
         redis.call('HDEL', NOTICES, key)

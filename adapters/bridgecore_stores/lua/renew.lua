@@ -2,12 +2,12 @@
 -- notice of each response that was stored within twice the lease.
 if not is_live(ARGV[1], ARGV[2]) then return false end
 redis.call('PEXPIRE', key_of('lease', ARGV[1]), ARGV[3])
-local told = {1}
+local result = {1}
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', NOTICED, whole(now() - 2000 * ARGV[3]), '+inf')) do
     local notice = redis.call('HGET', NOTICES, key)
     if notice then
-        told[#told + 1] = key
-        told[#told + 1] = notice
+        result[#result + 1] = key
+        result[#result + 1] = notice
     end
 end
-return told
+return result

@@ -1,4 +1,4 @@
--- Version 4 of the tables in PostgreSQL: what one replica has to know of what another has stored.
+-- Version 4 of the tables in PostgreSQL: notices, which the renewal of each lease returns.
 --
 -- What belongs here: what version 4 adds. By this a replica learns that a client has deleted a
 -- response at another one, although it has the response in memory and owns its conversation.
@@ -25,7 +25,7 @@ BEGIN
         INSERT INTO bridgecore_notice AS n
             SELECT r.key, clock_timestamp(), r.sealed FROM unnest(p_noticed, p_notices) AS r (key, sealed)
             ON CONFLICT (key) DO UPDATE SET at = EXCLUDED.at, sealed = EXCLUDED.sealed;
-        -- Of these every replica was told: no lease is that long. One that is locked is new.
+        -- Renewals have returned these to each replica. A locked row is being written anew.
         DELETE FROM bridgecore_notice WHERE key IN (
             SELECT old.key FROM bridgecore_notice AS old
             WHERE old.at < clock_timestamp() - interval '1 day' FOR UPDATE SKIP LOCKED

@@ -425,34 +425,37 @@ class StoreConformance(ABC):
 
     # ------------------------------------------------------------ notices
 
-    def test_every_replica_is_told_of_a_notice(self) -> None:
-        """So each of them learns that a client has deleted a response, although it has the response
-        in memory and owns its conversation. Also if a first renewal, or its answer, was lost."""
+    def test_renewals_return_notices_to_every_replica(self) -> None:
+        """By a notice an owner learns that a client has deleted a response at another replica.
+        Returned more than once, because the answer to a renewal can be lost."""
         with self._asking() as ask:
             ask.join(A)
             ask.join(B)
             ask.begin(A, "c", response("1", notice=b"notice of 1"), response("2"))
-            told = st.Renewed((b"notice of 1",))
+            noticed = st.Renewed((b"notice of 1",))
             for owner in (A, B, B):
-                ask.gets(st.Renew(owner, LONG), told, "every renewal has the notices of late")
+                ask.gets(st.Renew(owner, LONG), noticed, "every renewal has the notices of late")
             refused = commit(B, "c", 1, response("3", notice=b"notice of 3"))
             ask.gets(refused, st.Fenced(1), "what another owner has is not changed")
-            ask.gets(st.Renew(A, LONG), told, "what was refused has no notice")
+            ask.gets(st.Renew(A, LONG), noticed, "what was refused has no notice")
             also = commit(A, "c", 1, response("4", notice=b"notice of 4"))
             ask.gets(also, st.Committed(1), "the owner of a conversation goes on with it")
             renewed = ask.gets_one_of(st.Renew(B, LONG), st.Renewed, "a live lease is renewed")
             notices = sorted(renewed.notices)
             equal(notices, [b"notice of 1", b"notice of 4"], "every renewal has the notices")
 
-    def test_old_notices_are_not_told(self) -> None:
-        """Every replica whose lease has not ended was told before: it would be told for ever."""
+    def test_renewals_do_not_return_old_notices(self) -> None:
+        """Each live replica has had them with an earlier renewal. Without this limit every renewal
+        would return all notices that were ever stored."""
         end = time.monotonic() + self.patience
         with self._asking() as ask:
             ask.join(A)
             ask.begin(A, "c", response("1", notice=b"notice"))
             # A lease so short may end before it is renewed, on a busy machine.
             while ask(st.Renew(A, SHORT)) != st.Renewed():
-                expect(time.monotonic() < end, "notices of more than twice the lease are not told")
+                expect(
+                    time.monotonic() < end, "notices older than twice the lease are not returned"
+                )
                 ask.join(A)
 
     # ------------------------------------------------------------ sweeping

@@ -320,7 +320,7 @@ class SweepsWhatIsContinued(StoreModel):
         return count
 
 
-class TellsOnce(StoreModel):
+class ReturnsNoticesOnce(StoreModel):
     def handle(self, question: st.Question, now: int) -> st.Answer:
         answer = super().handle(question, now)
         if isinstance(question, st.Renew):
@@ -328,7 +328,7 @@ class TellsOnce(StoreModel):
         return answer
 
 
-class TellsForEver(StoreModel):
+class ReturnsOldNotices(StoreModel):
     def handle(self, question: st.Question, now: int) -> st.Answer:
         if isinstance(question, st.Renew):
             latest = {key: (now, notice) for key, (_, notice) in self._notices.items()}
@@ -378,8 +378,8 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "commits_can_be_repeated": RefusesRepeatedCommits,
     "a_conversation_that_is_not_stored_has_no_epoch": BeginsWithAnyEpoch,
     "a_conversation_of_another_is_not_begun_again": BeginsAnew,
-    "every_replica_is_told_of_a_notice": TellsOnce,
-    "old_notices_are_not_told": TellsForEver,
+    "renewals_return_notices_to_every_replica": ReturnsNoticesOnce,
+    "renewals_do_not_return_old_notices": ReturnsOldNotices,
     "a_sweep_deletes_leaves_first_and_everything_that_is_old": SweepsOneLayer,
     "what_a_used_response_continues_is_kept": SweepsWhatIsContinued,
     "what_is_looked_up_is_used": LookingUpIsNoUse,
@@ -401,7 +401,7 @@ BEYOND_COMPARISON = {
     NeverClaims,
     SweepsABatch,
     SweepsWhatIsContinued,
-    TellsForEver,
+    ReturnsOldNotices,
 }
 
 
