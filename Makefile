@@ -38,6 +38,9 @@ run: $(VENV)/.ready-to-run
 demo: $(VENV)/.ready-to-run
 	@$(BIN)/bridgecore demo $(ARGS)
 
+# The tests start hundreds of processes, each faster with compiled modules at hand: so they are kept,
+# whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.ready-to-develop
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 

@@ -282,6 +282,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, those with a time limit of their own: at the end, one process
+    would be left with such a test while the others have nothing to do."""
+
+    def limit(item: pytest.Item) -> float:
+        own = item.get_closest_marker("timeout")
+        return 0.0 if own is None else float(own.args[0])
+
+    items.sort(key=limit, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Keep what exists before the first test out of garbage collections.
 

@@ -19,6 +19,9 @@ from bridgecore.recovery.failure import Failure
 # fmt: off
 class RequestForm(enum.Enum):
     """The form in which a turn is sent upstream."""
+
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     AS_IS = "as_is"  # as the client sent it, or with an injected anchor; its anchor included
     REHYDRATED = "rehydrated"  # no anchor, the full input from the transcript
     CLIENT_FULL = "client_full"  # no anchor, the client's own full input
@@ -29,6 +32,9 @@ class FailureReply(enum.Enum):
     All but ``NOT_FOUND`` and some of ``UPSTREAM_ERROR`` ask the client to retry. NOT_FOUND makes it
     drop its ``previous_response_id`` and resend the whole conversation.
     """
+
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     UPSTREAM_UNAVAILABLE = "upstream_unavailable"
     OWNER_UNREACHABLE = "bridge_owner_unreachable"
     STREAM_INCOMPLETE = "stream_incomplete"

@@ -68,6 +68,9 @@ class Turn:
 
 class Outcome(enum.Enum):
     """How a response ended, according to its terminal event."""
+
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     COMPLETED = "completed"
     INCOMPLETE = "incomplete"
     FAILED = "failed"

@@ -80,6 +80,9 @@ Evidence: TypeAlias = (
 
 class FailureKind(enum.Enum):
     """The kinds of failure that recovery distinguishes."""
+
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     LOST = "lost"  # the connection is closed or unusable
     TIMED_OUT = "timed_out"  # a deadline passed
     UNREACHABLE = "unreachable"  # the connect failed

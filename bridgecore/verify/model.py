@@ -54,6 +54,8 @@ class Terms:
 class TurnStage(enum.Enum):
     """How far a turn has come, as far as the observer knows."""
 
+    __hash__ = object.__hash__  # by identity: looked up for every event
+
     WAITING = "waiting"  # not sent, or what was sent was provably not accepted
     SENT = "sent"  # sent, and not known whether the upstream accepted it
     ACCEPTED = "accepted"  # the answer began, but nothing of it was shown to the client

@@ -65,7 +65,14 @@ def test_a_value_as_text(value: object, text: str) -> None:
     assert shown(value) == text
 
 
-@pytest.fixture(scope="module", params=[V1_12, PR397], ids=lambda policy: policy.name)
+# One process for all tests of a policy, which is explored once then.
+POLICIES = [
+    pytest.param(policy, id=policy.name, marks=pytest.mark.xdist_group(f"shown-{policy.name}"))
+    for policy in (V1_12, PR397)
+]
+
+
+@pytest.fixture(scope="module", params=POLICIES)
 def broken(request: pytest.FixtureRequest) -> tuple[Policy, Report]:
     policy: Policy = request.param
     return policy, explore(policy, PART, most=len(Property))
