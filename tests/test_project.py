@@ -525,6 +525,14 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
         assert said == f"bridgecore {bridgecore.__version__}\n"
 
 
+@pytest.mark.xdist_group("together")
+def test_tests_of_a_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Otherwise nothing fails, but what they share, a server or an exploration, is made again in
+    each process. pytest-xdist finds the group of a test in its id."""
+    grouping = request.config.getoption("loadgroup", default=False)
+    assert request.node.nodeid.endswith("@together") is grouping
+
+
 # ------------------------------------------------------------------ the rules can fail
 
 
