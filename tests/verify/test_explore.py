@@ -263,6 +263,7 @@ def test_an_endless_turn_is_detected_on_the_graph() -> None:
     }
 
 
+@pytest.mark.timeout(240)
 def test_preloading_breaks_no_property() -> None:
     warm = attrs.evolve(DEFAULT, budgets=Budgets(warm=True))
     report = explore(warm, PUNCTUAL, most=ALL)
