@@ -258,9 +258,13 @@ async def _bridge(
             upstream = UpstreamUrl.parse(f"ws://127.0.0.1:{emulator.port}/v1/responses")
         name = settings.replica or _make_name()
         config = settings.config(upstream, files, name, cluster.secrets)
+        host = settings.host
+        here = "127.0.0.1"
+        if cluster.sockets and config.advertise is not None and config.advertise.host == here:
+            host = here  # it is for the other workers alone: clients come to the sockets
         server = await listen(
             config,
-            settings.host,
+            host,
             settings.port,
             sockets=cluster.sockets,
             peer_ssl=cluster.peer_ssl,

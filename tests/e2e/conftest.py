@@ -49,7 +49,7 @@ TIME_LIMIT = 15.0  # seconds that one wait may take
 _COMMAND = (sys.executable, "-W", "error", "-m", "bridgecore_cli", "serve")
 _LIMIT = 'ulimit -S -n {} && ulimit -H -n {} && exec "$@"'
 _RUNNING = re.compile(
-    r"bridgecore running on http://127\.0\.0\.1:(\d+) \(Press CTRL\+C to quit\)\n"
+    r"bridgecore running on http://127\.0\.0\.[12]:(\d+) \(Press CTRL\+C to quit\)\n"
 )
 _POLL = 0.003  # seconds between two checks of a condition
 

@@ -7,9 +7,12 @@ tests/endpoint/test_forwards.py, one process after another in tests/e2e/test_res
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
+import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -85,15 +88,35 @@ def children(process: Process) -> list[int]:
 
 
 @contextmanager
-def working(upstream: Upstream, backend: Backend, folder: Path) -> Iterator[Process]:
+def working(upstream: Upstream, backend: Backend, folder: Path, *more: str) -> Iterator[Process]:
     """``bridgecore serve --workers 3``."""
     keys = folder / "keys"
     keys.touch(mode=0o600)
     keys.write_text(secrets.token_hex(32))
     where = ("--store", f"sqlite:{folder}/conversations.db", "--cluster-keys", str(keys))
     options = ("--upstream", upstream.url, "--backend", backend.name, "--workers", "3")
-    with running(*options, *where) as bridge:
+    with running(*options, *where, *more) as bridge:
         yield bridge
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have 127.0.0.1 only")
+def test_workers_find_each_other_whatever_address_clients_come_to(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    with working(upstream, backend, tmp_path, "--host", "127.0.0.2") as bridge:
+        last = None
+        for _ in range(30):  # each on a connection of its own, which any worker may accept
+            body = json.dumps({"model": "m", "input": "more", "previous_response_id": last})
+            request = urllib.request.Request(
+                f"http://127.0.0.2:{bridge.port}/v1/responses",
+                body.encode(),
+                {"content-type": "application/json", "authorization": "Bearer k"},
+            )
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                last = json.load(answer)["id"]
+        bridge.terminate()
+        assert bridge.exit_code() == 0
+        assert "turn.forwarded" in bridge.logged()
 
 
 def test_workers_are_replicas_and_one_that_ends_is_replaced(
