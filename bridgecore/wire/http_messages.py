@@ -50,6 +50,13 @@ class HttpMessages:
         self._refused = isinstance(head, BadRequest)
         self._parting = not isinstance(head, BadRequest) and by_parts(head)
         self._events: deque[HttpEvent] = deque([head])
+        # Without the headers that frame a body, a request of HTTP/1.1 has none; one of a later
+        # version can have. So a head that is passed on waits for what comes: only a body is chunked
+        # upstream (servers refuse a GET that is).
+        self._unframed: RequestHead | None = None
+        if not isinstance(head, BadRequest) and self._parting and not _is_framed(head):
+            self._unframed = head
+            self._events.clear()
         # Of a refused one, it is the server that leaves out the body of an answer to HEAD.
         self._bodiless = not isinstance(head, BadRequest) and head.method == b"HEAD"
         self._body = bytearray()
@@ -71,6 +78,10 @@ class HttpMessages:
     def _take(self, data: bytes, *, last: bool) -> None:
         if self._read:
             return
+        if self._unframed is not None and (data or last):
+            self._unframed.chunked = bool(data)
+            self._events.append(self._unframed)
+            self._unframed = None
         event: HttpEvent
         if self._parting and not last:
             if data:
@@ -180,3 +191,10 @@ class HttpMessages:
         if self._done:
             return HttpPhase.CLOSED
         return HttpPhase.ANSWERING if self._read else HttpPhase.BODY
+
+
+def _is_framed(head: RequestHead) -> bool:
+    """Whether the headers say how long the body is, or that it is chunked."""
+    if head.content_length is not None:
+        return True
+    return any(name == b"transfer-encoding" for name, _ in head.headers)
