@@ -234,6 +234,14 @@ class ByteClient:
         peer = None if self._end is None else self._end.peer
         return self._lost or (self.eof and peer is not None and not peer.open)
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether the other side has closed the connection, also if this one, which does not read,
+        does not know it. What it sends then is answered with a reset, which costs it what it has
+        not read."""
+        peer = None if self._end is None else self._end.peer
+        return self.closed or (peer is not None and not peer.open)
+
     def send(self, data: bytes) -> None:
         """Send ``data``; all that follows from it now happens before the call returns."""
         self._do(tp.Send(0, data))

@@ -8,6 +8,7 @@ import pytest
 from bridgecore import transport as tp
 from bridgecore.recovery.timers import Deadline, Timer
 from bridgecore.testing.network import WINDOW, Direct, End, Fate, Network, Path
+from tests.endpoint_world import SECOND, World, request
 
 
 @attrs.define(eq=False)
@@ -365,3 +366,19 @@ def test_events_come_in_order_of_time() -> None:
     network.advance(10)
     assert [type(event) for event in machine.events] == [tp.TimeoutReached]
     assert len(seen) == 1
+
+
+def test_a_client_that_does_not_read_does_not_know_that_it_was_left() -> None:
+    """What it sends then costs it the answer that it has not read."""
+    world = World()
+    client = world.client()
+    sent = request({"model": "m", "input": "x"})
+    client.send(sent[:40])
+    client.pause()
+    assert not client.left_alone
+    world.net.advance(30 * SECOND)  # the rest of the head is awaited no longer: 408
+    assert (client.closed, client.left_alone) == (False, True)
+    client.send(sent[40:])
+    client.resume()
+    assert bytes(client.received) == b""
+    assert client.closed
