@@ -173,7 +173,7 @@ def _memory(memory: Memory) -> Value:
 
 
 def _holdings(holdings: Holdings) -> Value:
-    lease, claims, seen, asked, of_lease, waiting = holdings.snapshot()
+    lease, claims, seen, asked, of_lease, waiting, unreleased = holdings.snapshot()
     held = lease.stage in (LeaseStage.HELD, LeaseStage.RENEWING)
     asked_for = lease.stage in (LeaseStage.JOINING, LeaseStage.RENEWING)
     return (
@@ -198,6 +198,7 @@ def _holdings(holdings: Holdings) -> Value:
             for query, question, owner, turn, deadline, distrusted in asked
         ),
         tuple((turn, state_of(question), At(deadline)) for turn, question, deadline in waiting),
+        tuple(sorted(unreleased)),
     )
 
 

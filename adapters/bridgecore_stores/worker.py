@@ -5,14 +5,16 @@ with its own threads and connections:
 
 * **leases** (Join, Renew, Leave): one thread. A renewal that waits behind other work would cost
   the lease, and with it everything that the replica owns;
-* **commits** (Commit, Release): one thread, which carries out waiting commits together. Most of a
-  commit is the end of its transaction, the round trip and the change of threads, and a thread that
-  is always the same one finds its connection warm;
+* **commits** (Commit, Release): one thread, which carries out waiting commits together, and then
+  waiting releases as one. Most of a commit is the end of its transaction, the round trip and the
+  change of threads, and a thread that is always the same one finds its connection warm. A drain
+  releases thousands of conversations at once, each of which would take a transaction of its own;
 * **reads** (Resume, LookUp): as many threads as the back end can use;
 * **upkeep** (Sweep): one thread, because it can take long.
 
-What is committed or released is carried out in the order in which it was asked: of two responses
-with one id the later one counts, and a release must not overtake a commit.
+Commits are carried out in the order in which they were asked: of two responses with one id the
+later one counts. A release does not overtake a commit. It may come after later ones, because it
+names the epoch that it gives back.
 """
 
 from __future__ import annotations
@@ -34,6 +36,9 @@ QUEUE_SIZE: Final = 10_000
 
 GROUP: Final = 64
 """Commits carried out together. It bounds how long one of them waits for the others."""
+
+RELEASES: Final = 1000
+"""Releases carried out as one. It bounds how long the next commit waits for them."""
 
 GATHER: Final = 4_000_000
 """Time between the beginnings of two groups of commits, in ns, while there are several at a time.
@@ -124,7 +129,7 @@ class _Lane:
                 refusal = "queue full"
             if refusal is None:
                 self._queue.append(entry)
-                if not (self._gathering and isinstance(question, st.Commit)):
+                if not (self._gathering and isinstance(question, st.Commit | st.Release)):
                     self._changed.notify()
         if refusal is not None:
             _answer(entry, st.Failed(refusal))
@@ -151,45 +156,68 @@ class _Lane:
         try:
             while entries := self._take():
                 now = time.monotonic_ns()
-                late = [entry for entry in entries if now - entry.asked > self._timeout]
-                timely = [entry for entry in entries if now - entry.asked <= self._timeout]
+                # A release that comes late does no harm, and without it the conversation would be
+                # kept from the other replicas.
+                released, asked = _partition(entries)
+                late = [entry for entry in asked if now - entry.asked > self._timeout]
+                timely = [entry for entry in asked if now - entry.asked <= self._timeout]
                 answers = connection.carry_out([entry.question for entry in timely])
                 for entry in late:
                     _answer(entry, st.Failed("waited too long for the store"))
                 for entry, answer in zip(timely, answers, strict=True):
                     _answer(entry, answer)
+                for owner, some in released.items():
+                    gone = [pair for _, release in some for pair in release.conversations]
+                    (answer,) = connection.carry_out([st.Release(owner, tuple(gone))])
+                    for entry, _ in some:
+                        _answer(entry, answer)
         finally:
             connection.close()
 
     def _take(self) -> list[_Entry]:
-        """The next question, or commits that are carried out together; empty at the end."""
+        """The next question, or commits and releases that are carried out together; empty at the
+        end."""
         with self._changed:
             while not self._queue:
                 if self._stopping:
                     return []
                 self._changed.wait()
-            if not isinstance(self._queue[0].question, st.Commit):
+            first = self._queue[0].question
+            if not isinstance(first, st.Commit | st.Release):
                 return [self._queue.popleft()]
-            self._gather()
+            if isinstance(first, st.Commit):
+                self._gather()
             taken: list[_Entry] = []
-            while len(taken) < GROUP and self._next_commits():
+            commits = 0
+            while self._queue and commits < GROUP and len(taken) - commits < RELEASES:
                 taken.append(self._queue.popleft())
-            if len(taken) > 1:
+                commits += isinstance(taken[-1].question, st.Commit)
+            if commits > 1:
                 self._gather_until = time.monotonic_ns() + GATHER
             return taken
 
-    def _next_commits(self) -> bool:
-        return bool(self._queue) and isinstance(self._queue[0].question, st.Commit)
-
     def _gather(self) -> None:
-        """Wait for more commits, until ``GATHER`` after the latest group of several, or until
-        something else comes, which waits for them."""
+        """Wait for more commits, until ``GATHER`` after the latest group of several."""
         self._gathering = True
         while not self._stopping and len(self._queue) < GROUP:
             left = self._gather_until - time.monotonic_ns()
             if left <= 0 or self._changed.wait(left / 1e9):
                 break
         self._gathering = False
+
+
+def _partition(
+    entries: list[_Entry],
+) -> tuple[dict[st.Owner, list[tuple[_Entry, st.Release]]], list[_Entry]]:
+    """Releases, by owner, and everything else."""
+    released: dict[st.Owner, list[tuple[_Entry, st.Release]]] = {}
+    others: list[_Entry] = []
+    for entry in entries:
+        if isinstance(entry.question, st.Release):
+            released.setdefault(entry.question.owner, []).append((entry, entry.question))
+        else:
+            others.append(entry)
+    return released, others
 
 
 class _Connection:

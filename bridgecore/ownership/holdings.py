@@ -165,6 +165,8 @@ class Holdings:
         self._waiting: list[
             tuple[int, st.Resume | st.Commit, int]
         ] = []  # until the lease begins: with deadline
+        # Given back, but the store has not said that it knows: conversations with their epochs.
+        self._unreleased: dict[bytes, int] = {}
         self._queries = 0
         self._out: list[HoldingsEffect] = []
 
@@ -176,13 +178,14 @@ class Holdings:
         other._seen = self._seen.copy()
         other._asked = self._asked.copy()
         other._waiting = self._waiting.copy()
+        other._unreleased = self._unreleased.copy()
         other._out = self._out.copy()
         return other
 
     def snapshot(self) -> tuple[Any, ...]:
         """All that decides about the future, as values, for an explorer: the lease; claims, and
-        highest epochs, by conversation; open questions by query, which of them is the lease's, and
-        what waits for the lease."""
+        highest epochs, by conversation; open questions by query, which of them is the lease's, what
+        waits for the lease, and what is to be given back once more."""
         return (
             self._lease,
             tuple(self._claims.items()),
@@ -193,6 +196,7 @@ class Holdings:
             ),
             self._of_lease,
             tuple(self._waiting),
+            tuple(self._unreleased.items()),
         )
 
     # ------------------------------------------------------------ state
@@ -365,6 +369,7 @@ class Holdings:
         if query == self._of_lease:
             self._step_lease(ls.Answered(answer), now)
             if isinstance(answer, st.Renewed) and self._lease.valid(now):
+                self._release_again(now)
                 self._out.append(LeaseRenewed(answer.notices))
             return self._take()
         if isinstance(asked.question, st.Join | st.Renew | st.Leave):
@@ -385,6 +390,8 @@ class Holdings:
                 self._out.append(LookedUp(asked.turn, found))
         elif isinstance(asked.question, st.Commit):
             self._committed(asked, asked.question, answer, present=present)
+        elif isinstance(asked.question, st.Release) and isinstance(answer, st.Failed) and present:
+            self._unreleased.update(asked.question.conversations)
         return self._take()
 
     # ------------------------------------------------------------ answers
@@ -397,7 +404,8 @@ class Holdings:
             key, wanted = answer.conversation, asked.turn is not None
             effects = self._step_claim(key, cl.Granted(answer.epoch, wanted), now)
             if cl.ClaimEffect.DISTRUST in effects:
-                self._out.append(StoreDistrusted(answer.epoch, self._highest(key)))
+                if asked.distrusted or not self._is_being_released(key):
+                    self._out.append(StoreDistrusted(answer.epoch, self._highest(key)))
                 if not asked.distrusted and asked.turn is not None:
                     again = attrs.evolve(question, floor=self._highest(key))
                     self._ask(again, asked.turn, now, distrusted=True)
@@ -423,6 +431,25 @@ class Holdings:
             missing = isinstance(answer, st.Committed) and answer.missing
             reason = answer.reason if isinstance(answer, st.Failed) else ""
             self._out.append(Settled(asked.turn, durable and not missing, fenced, missing, reason))
+
+    def _release_again(self, now: int) -> None:
+        """Repeat what the store may not have carried out. It answers again, and as the lease goes
+        on, a conversation that is not given back would be kept from all other replicas."""
+        lost = tuple(
+            (key, epoch) for key, epoch in self._unreleased.items() if key not in self._claims
+        )
+        self._unreleased.clear()
+        if lost:
+            self._ask(st.Release(self.owner, lost), None, now)
+
+    def _is_being_released(self, conversation: bytes) -> bool:
+        """Whether the store may not know yet that a conversation was given back. Then it grants the
+        same epoch once more, without having lost any memory."""
+        return conversation in self._unreleased or any(
+            isinstance(asked.question, st.Release)
+            and any(key == conversation for key, _ in asked.question.conversations)
+            for asked in self._asked.values()
+        )
 
     def _give_up(self, query: int, asked: _Asked) -> None:
         """Stop waiting for an answer: what becomes of the question is unknown."""
@@ -478,6 +505,7 @@ class Holdings:
                             self._commit(turn, question.conversation, question.responses, now)
                 case ls.LeaseEffect.LOST:
                     self._out.append(LeaseChanged(held=False))
+                    self._unreleased.clear()  # it ends with the lease
                     for conversation in list(self._claims):
                         self._step_claim(conversation, cl.LeaseLost(), now)
                 case ls.LeaseEffect.NAME_TAKEN:

@@ -81,7 +81,7 @@ class _Fold:
         process, now = self.world.processes[replica], self.world.clock(replica)
         if process.holdings is None:
             return (process.behind,)
-        lease, claims, seen, asked, of_lease, waiting = process.holdings.snapshot()
+        lease, claims, seen, asked, of_lease, waiting, unreleased = process.holdings.snapshot()
         stage = lease.stage
         return (
             process.behind,
@@ -122,6 +122,7 @@ class _Fold:
                 )
                 for turn, question, deadline in waiting
             ),
+            tuple(sorted(unreleased)),
         )
 
     def message(self, query: Query) -> tuple[Any, ...]:

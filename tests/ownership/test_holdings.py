@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from bridgecore.ownership import lease as ls
 from bridgecore.ownership import store as st
 from bridgecore.ownership.holdings import (
@@ -12,6 +14,7 @@ from bridgecore.ownership.holdings import (
     Holdings,
     HoldingsEffect,
     LeaseChanged,
+    LeaseRenewed,
     LookedUp,
     NameInUse,
     Resolved,
@@ -143,9 +146,49 @@ def test_a_store_that_ignores_the_floor_is_not_believed() -> None:
     resume(holdings, 7, 0)
     holdings.answered(2, claimed(5), 0)
     holdings.unused(b"c", 0)
+    holdings.answered(3, st.Done(), 0)
     resume(holdings, 8, 1)
     assert StoreDistrusted(5, 5) in holdings.answered(4, claimed(5), 1)
     assert holdings.answered(5, claimed(5), 1) == [StoreDistrusted(5, 5), Resolved(8, None)]
+
+
+@pytest.mark.parametrize("answer", [None, st.Failed("no connection")])
+def test_a_store_that_was_not_asked_yet_to_release_has_lost_no_memory(
+    answer: st.Answer | None,
+) -> None:
+    """It grants the epoch of the claim that was given back. That is asked for again, because the
+    release may still come; but nothing is wrong with the store."""
+    holdings = joined()
+    resume(holdings, 7, 0)
+    holdings.answered(2, claimed(5), 0)
+    holdings.unused(b"c", 0)
+    if answer is not None:
+        assert holdings.answered(3, answer, 0) == []
+    resume(holdings, 8, 1)
+    asked = holdings.answered(4, claimed(5), 1)
+    assert asked == [AskStore(5, st.Resume(holdings.owner, "tenant", "r", floor=5))]
+    # Granted once more, it would be a store that does not know what it granted.
+    assert holdings.answered(5, claimed(5), 1) == [StoreDistrusted(5, 5), Resolved(8, None)]
+
+
+def test_a_release_that_failed_is_repeated_when_the_store_answers_again() -> None:
+    """The lease goes on, so otherwise no other replica could ever have the conversation."""
+    holdings = joined()
+    for turn, key in enumerate((b"c", b"d", b"e")):
+        resume(holdings, turn, 0)
+        holdings.answered(turn + 2, st.Claimed(key, 3, ()), 0)
+    for key in (b"c", b"d"):
+        holdings.unused(key, 0)
+    assert holdings.answered(5, st.Failed("no connection"), 0) == []
+    assert holdings.answered(6, st.Failed("no connection"), 0) == []
+    resume(holdings, 7, 0)  # one of them is claimed anew, with a new epoch
+    holdings.answered(7, st.Claimed(b"d", 4, ()), 0)
+    holdings.timeout(4)
+    effects = holdings.answered(8, st.Renewed(), 4)
+    assert effects == [AskStore(9, st.Release(holdings.owner, ((b"c", 3),))), LeaseRenewed()]
+    assert holdings.answered(9, st.Done(), 4) == []
+    holdings.timeout(8)
+    assert holdings.answered(10, st.Renewed(), 8) == [LeaseRenewed()]
 
 
 def test_a_late_commit_answer_does_not_set_the_epoch_back() -> None:

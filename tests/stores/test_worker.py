@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from bridgecore.ownership import store as st
-from bridgecore.testing.conformance.asking import A, commit, look_up, resume
+from bridgecore.testing.conformance.asking import A, commit, key_of, look_up, resume
 from bridgecore_stores import Store, worker
 from bridgecore_stores.backend import ConnectionLostError, Connector
 from tests.stores.asking import NS, PATIENCE
@@ -115,13 +115,37 @@ def test_commits_and_releases_keep_their_order() -> None:
     assert gate.next() == [one]
     for question in (two, release, other):
         store.ask(question, answers.put)
-    # `two` waits for `one`, the release for `two`, and `other` must not be before the release.
+    # `two` waits for `one`, and the release for `two`. That `other` is before it does no harm.
     assert gate.groups.empty()
     gate.let(10)
-    assert [gate.next(), gate.next(), gate.next()] == [[two], [release], [other]]
+    assert [gate.next(), gate.next()] == [[two, other], [release]]
     for _ in range(4):
         _get(answers)
     store.close(NS)
+
+
+def test_releases_are_carried_out_as_one_however_long_they_waited() -> None:
+    gate, answers = Gate(), Answers()
+    store = _store(gate, timeout=100 * NS)
+    store.ask(commit(A, "first", 0), answers.put)
+    gate.next()
+    other = st.Owner("a", "another lease")
+    keys = [key_of(str(number)) for number in range(worker.RELEASES + 2)]
+    for key in keys[:-1]:
+        store.ask(st.Release(A, ((key, 1),)), answers.put)
+    store.ask(st.Release(other, ((keys[-1], 1),)), answers.put)
+    gate.let(10)
+    pairs = tuple((key, 1) for key in keys)
+    assert gate.next() == [st.Release(A, pairs[: worker.RELEASES])]
+    assert gate.next() == [st.Release(A, pairs[worker.RELEASES : -1])]
+    assert gate.next() == [st.Release(other, pairs[-1:])]
+    assert [_get(answers) for _ in range(len(keys) + 1)].count(st.Done()) == len(keys)
+    store.close(NS)
+    late = _store(gate, timeout=0)
+    late.ask(st.Release(A, pairs[:1]), answers.put)
+    assert gate.next() == [st.Release(A, pairs[:1])]
+    assert _get(answers) == st.Done()
+    late.close(NS)
 
 
 def test_leases_do_not_wait_for_anything_else() -> None:
