@@ -28,6 +28,20 @@ _WITHOUT_TRACE: Final = {
     "part": _EXPLORES,
     "output": _EXPLORES,
 }
+# Why each is of no use with --export.
+_JUDGES: Final = "--export judges nothing"
+_WITHOUT_EXPORT: Final = {
+    "property": _JUDGES,
+    "svg": _JUDGES,
+    "mermaid": "it draws a counterexample, and --export judges nothing; for a diagram of the "
+    "phases: --export mermaid --output FILE",
+    "junit": _JUDGES,
+    "json": "what is printed is the export; for JSON: --export json",
+    "mutants": _JUDGES,
+    "jobs": _JUDGES,
+    "report": _JUDGES,
+}
+_OF_EXPORTS: Final = ("part", "output")
 
 
 def settle(args: argparse.Namespace) -> None:
@@ -43,6 +57,14 @@ def settle(args: argparse.Namespace) -> None:
     elif args.allow:
         text = "--allow is of use only with --trace; --property says what is explored"
         raise CommandError(text, USAGE)
+    if args.export is not None:
+        for name, why in _WITHOUT_EXPORT.items():
+            if getattr(args, name):
+                raise CommandError(f"--{name} cannot be given with --export: {why}", USAGE)
+    else:
+        for name in _OF_EXPORTS:
+            if getattr(args, name):
+                raise CommandError(f"--{name} is of use only with --export", USAGE)
     if args.json and args.mutants:
         raise CommandError("--json: not allowed with --mutants", USAGE)
     for name, value in _DEFAULTS.items():

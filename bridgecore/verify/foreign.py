@@ -28,7 +28,15 @@ from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
-from bridgecore.recovery.failure import NOT_FOUND_CODE, Closed, FailureKind, Unreachable, classify
+from bridgecore.recovery.failure import (
+    NOT_FOUND_CODE,
+    Closed,
+    ErrorFrame,
+    FailureKind,
+    Unreachable,
+    classify,
+    known_name,
+)
 from bridgecore.recovery.policy import Timeouts
 from bridgecore.recovery.rules import Transition
 from bridgecore.recovery.state import Phase, SessionState
@@ -917,6 +925,21 @@ _OVER = (200, 499)  # the client got all of it, or was not there any more
 _RETRIABLE = frozenset({408, 425, 429})
 # Failures about the request itself, which no other try will cure.
 _LASTING = frozenset({FailureKind.TOO_LARGE, FailureKind.INVALID, FailureKind.REJECTED})
+# Failures that another try may cure.
+_PASSING = frozenset({FailureKind.RATE_LIMITED, FailureKind.SERVER_ERROR})
+_SERVER_ERROR = "server_error"  # the code of response.failed, which has no status
+# Upstreams give these a 429, as if a retry would help, but an account may be out of credit for
+# good. So a client may be told either.
+_OF_THE_ACCOUNT = frozenset(
+    {
+        "insufficient_quota",
+        "quota_exceeded",
+        "credit_balance_exhausted",
+        "usage_limit_reached",
+        "usage_limit_exceeded",
+        "usage_not_included",
+    }
+)
 _TIMEOUTS = frozenset({408, 504})
 
 
@@ -936,7 +959,7 @@ def _answers(guess: _Guess, turn: int, one: Observed) -> Iterator[Effect]:
         return  # no reason to fail a turn
     assert event is not None
     failed = (Outcome.FAILED,) if model.begun or status >= 400 else ()
-    if isinstance(event, ev.ResponseEnded) and event.outcome in failed:
+    if isinstance(event, ev.ResponseEnded) and event.outcome in failed and _agrees(event, status):
         yield fx.CompleteTurn(turn, model.names_at_end(event))
     own = model.carried == turn
     kind = model.refusal(event) if own else None
@@ -948,25 +971,64 @@ def _answers(guess: _Guess, turn: int, one: Observed) -> Iterator[Effect]:
         if kind == "not_found":
             replies.insert(0, FailureReply.UPSTREAM_ERROR)
     else:
-        replies = list(_replies(event, status, code))
+        replies = list(_replies(event, status, code, own=own))
     for reply in replies:
         yield fx.FailTurn(turn, reply, failure)
         if failure is not None:
             yield fx.FailTurn(turn, reply, None)
 
 
-def _replies(event: Event, status: int, code: str | None) -> Iterator[FailureReply]:
-    failure = evidence_of(event)
-    retriable = status >= 500 or status in _RETRIABLE or status in _OVER
-    if not retriable:
-        yield FailureReply.UPSTREAM_ERROR
+def _replies(event: Event, status: int, code: str | None, *, own: bool) -> Iterator[FailureReply]:
+    """The replies that ``status`` and ``code`` can stand for. ``own``: ``event`` is about the turn
+    that is answered."""
+    whole = isinstance(event, ev.ResponseEnded) and event.outcome is not Outcome.FAILED
+    passed_on = not whole and _agrees(event, status)
+    if not _may_retry(status) and status not in _OVER:
+        # It says that the turn was refused for good. What happened may have been something else:
+        # then the reply is one that the model does not allow, so that the line is rejected.
+        about = own or isinstance(event, ev.ConnectionLost)
+        wrong = about and not passed_on
+        yield FailureReply.STREAM_INCOMPLETE if wrong else FailureReply.UPSTREAM_ERROR
         return
     deadline = isinstance(event, ev.DeadlineReached)
     if status in _TIMEOUTS or (code is not None and "timeout" in code) or deadline:
         yield FailureReply.REQUEST_TIMEOUT
     yield FailureReply.UPSTREAM_UNAVAILABLE
     yield FailureReply.STREAM_INCOMPLETE
-    whole = isinstance(event, ev.ResponseEnded) and event.outcome is not Outcome.FAILED
-    if not whole and (failure is None or failure.kind not in _LASTING or status in _OVER):
+    if passed_on:
         yield FailureReply.UPSTREAM_ERROR
     yield FailureReply.OVERLOADED
+
+
+def _may_retry(status: int) -> bool:
+    """Whether ``status`` tells a client that the same request may succeed later."""
+    return status >= 500 or status in _RETRIABLE
+
+
+def _agrees(event: Event, status: int) -> bool:
+    """Whether ``status`` tells a client about a retry what the failure in ``event`` says."""
+    lasts = _lasts(event)
+    return lasts is None or status in _OVER or lasts is not _may_retry(status)
+
+
+def _lasts(event: Event) -> bool | None:
+    """Whether no other try will cure the failure in ``event``; None: that is not said, or there
+    is no failure."""
+    cause = event.cause if isinstance(event, ev.ResponseEnded) else None
+    failure = evidence_of(event) if cause is None else classify(cause)
+    if failure is None:
+        return None
+    names = _names(event)
+    # An error with neither a status nor a known code could be any.
+    passes = _SERVER_ERROR in names if failure.status is None else _may_retry(failure.status)
+    if failure.kind in _LASTING:
+        return failure.kind is FailureKind.TOO_LARGE or not passes
+    account = any(known_name(name) in _OF_THE_ACCOUNT for name in names)
+    return False if failure.kind in _PASSING and passes and not account else None
+
+
+def _names(event: Event) -> list[str]:
+    """The code and the type of the upstream's error in ``event``."""
+    cause = event.cause if isinstance(event, ev.ResponseEnded | ev.UpstreamRefused) else None
+    names = (cause.code, cause.type) if isinstance(cause, ErrorFrame) else ()
+    return [name for name in names if name is not None]

@@ -42,3 +42,46 @@ def test_there_has_to_be_such_a_part(capsys: pytest.CaptureFixture[str]) -> None
     assert main(["verify", "--bounds", "quick", "--export", "dot", "--part", "6"]) == 2
     error = capsys.readouterr().err
     assert "the bounds quick have the parts 1 (quick), 2 (quick, over HTTP)" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        (["--property", "TURNS_END"], "--export judges nothing"),
+        (["--svg", "x"], "--export judges nothing"),
+        (["--mermaid", "x"], "for a diagram of the phases: --export mermaid --output FILE"),
+        (["--junit", "x"], "--export judges nothing"),
+        (["--json"], "for JSON: --export json"),
+        (["--mutants"], "--export judges nothing"),
+        (["--jobs", "1"], "--export judges nothing"),
+        (["--report", "x"], "--export judges nothing"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(
+    flags: list[str],
+    why: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*VERIFY, "--export", "dot", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{flags[0]} cannot be given with --export: " in err
+    assert why in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--part", "1"], ["--output", "x"]])
+def test_a_flag_of_an_export_is_of_use_only_with_one(
+    flags: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", "--bounds", "quick", *flags]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{flags[0]} is of use only with --export" in err

@@ -326,6 +326,69 @@ def test_a_wrong_bridge_is_rejected_at_its_line(
     assert broken(log.check()) == (len(log.rows) - after, prop)
 
 
+_QUOTA: Json = {"status": 429, "code": "insufficient_quota"}
+_RATE: Json = {"status": 429, "code": "rate_limit_exceeded"}
+_FAILED: Json = {"response": "r", "outcome": "failed"}
+
+
+def _answered(event: str, fields: Json, status: int, code: str = "x") -> Log:
+    """A turn that ``event`` ends, and whose client gets ``status``."""
+    log = Log(logs=["upstream_lost", "timed_out"]).add("turn_submitted", "1")
+    if event != "upstream_lost":
+        log.add("upstream_opened").add("sent", "1")
+    if event == "response_ended":
+        log.add("response_created", response="r")
+    return log.add(event, **fields).add("answered", "1", status=status, code=code)
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "status"),
+    [
+        ("response_ended", {"response": "r"}, 400),
+        ("upstream_error", _RATE, 400),
+        ("upstream_error", _RATE, 401),
+        ("upstream_error", {"status": 500, "code": "server_error"}, 400),
+        ("upstream_error", {"status": 503, "code": "overloaded"}, 422),
+        ("upstream_error", {"status": 400, "code": "invalid_prompt"}, 502),
+        ("response_ended", {**_FAILED, **_RATE}, 400),
+        ("response_ended", {**_FAILED, "code": "server_error"}, 400),
+        ("response_ended", {**_FAILED, "status": 400, "code": "invalid_prompt"}, 502),
+        ("upstream_lost", {"status": 429}, 400),
+    ],
+)
+def test_an_answer_says_of_a_retry_what_the_failure_says(
+    event: str, fields: Json, status: int
+) -> None:
+    """A client that is told the contrary gives up what would succeed, or repeats what cannot."""
+    log = _answered(event, fields, status)
+    assert broken(log.check()) == (len(log.rows), Property.ANSWER_TELLS_WHAT_HAPPENED)
+
+
+@pytest.mark.parametrize(
+    ("event", "fields", "status"),
+    [
+        ("upstream_error", _RATE, 429),
+        ("upstream_error", _QUOTA, 429),
+        ("upstream_error", _QUOTA, 402),  # no retry pays the bill
+        ("upstream_error", {**_RATE, "status": 400}, 400),  # passed on as it is
+        ("upstream_error", {"status": 408}, 408),
+        ("upstream_error", {"status": 503}, 502),
+        ("upstream_error", {"code": "unheard_of"}, 400),  # it could be anything
+        ("upstream_error", {"code": "unheard_of"}, 502),
+        ("upstream_lost", {"status": 429}, 429),
+        ("response_ended", {**_FAILED, **_RATE}, 429),
+        ("response_ended", {**_FAILED, "code": "invalid_prompt"}, 400),
+        ("response_ended", {**_FAILED, "code": "invalid_prompt"}, 200),  # in the stream
+        ("response_ended", _FAILED, 400),
+        ("response_ended", _FAILED, 502),
+    ],
+)
+def test_a_failure_may_be_told_in_the_words_of_the_bridge(
+    event: str, fields: Json, status: int
+) -> None:
+    assert _answered(event, fields, status).check().wrong is None
+
+
 def test_an_action_without_any_cause_is_rejected() -> None:
     report = Log().add("sent", "1").check()
     assert broken(report) == (2, Property.OPEN_IS_OPEN)
