@@ -19,7 +19,6 @@ import anyio.lowlevel
 import openai
 import pytest
 import websockets.exceptions
-import websockets.sync.client
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -39,7 +38,7 @@ from bridgecore.testing import (
 )
 from bridgecore.transport.sockets import HIGH_WATER, READ_SIZE
 from bridgecore_asgi import BridgeApp, Receive, Scope, Send
-from tests.asgi.conftest import SERVERS, config, serving
+from tests.asgi.conftest import SERVERS, config, connect, serving
 from tests.e2e.conftest import (
     TIME_LIMIT,
     Json,
@@ -276,15 +275,6 @@ def test_a_websocket_is_refused_by_servers_without_the_extension(
 
     with serving(kind, app) as server:
         assert ask(server.port, request("GET", "/v1/responses", **HANDSHAKE)).status == 403
-
-
-def connect(port: int, path: str = "/v1/responses") -> Any:
-    return websockets.sync.client.connect(
-        f"ws://127.0.0.1:{port}{path}",
-        additional_headers={"authorization": "Bearer k"},
-        proxy=None,
-        max_size=None,
-    )
 
 
 def turn_on(ws: Any, **more: Any) -> list[Json]:
