@@ -223,14 +223,15 @@ class BridgeApp:
 
     def _begun(self, scope: Scope, method: str) -> tp.RequestBegun:
         headers = [(name, value) for name, value in scope["headers"]]
-        if scope["type"] == "websocket":
+        messages = scope["type"] == "websocket"
+        if messages:
             replaced = dict(_HANDSHAKE)
             headers = [each for each in headers if each[0] not in replaced] + [*_HANDSHAKE]
         tenant = None if self._scope_of is None else self._scope_of(scope)
         if isinstance(tenant, bytes):
             tenant = tenant.decode("latin-1")
         target = target_of(scope)
-        return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant)
+        return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant, messages)
 
 
 def target_of(scope: Scope) -> bytes:

@@ -277,6 +277,17 @@ def test_a_websocket_is_refused_by_servers_without_the_extension(
         assert ask(server.port, request("GET", "/v1/responses", **HANDSHAKE)).status == 403
 
 
+def test_a_handshake_that_the_server_takes_for_a_request_is_refused(upstream: Upstream) -> None:
+    """Because it has no WebSockets, or because the header offers something else, too."""
+    bridge = BridgeApp(config(upstream, websocket=True))
+    several = {**HANDSHAKE, "upgrade": "websocket, foo"}
+    for options, handshake in (({"ws": "none"}, HANDSHAKE), ({}, several)):
+        for parser in ("h11", "httptools"):
+            with serving("uvicorn", bridge, http=parser, **options) as server:
+                answer = ask(server.port, request("GET", "/v1/responses", **handshake))
+                assert (answer.status, answer.code) == (426, "upgrade_required")
+
+
 def turn_on(ws: Any, **more: Any) -> list[Json]:
     """The events of a turn on a WebSocket."""
     ws.send(json.dumps({"type": "response.create", **TURN, **more}))
