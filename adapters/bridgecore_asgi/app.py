@@ -137,6 +137,17 @@ class BridgeApp:
         if self._server is not None:
             self._server.request_drain(by)
 
+    async def wait_stopped(self) -> None:
+        """Wait until the bridge has drained or its lifespan has ended; return at once if it does
+        not run. All turns have ended then, and each WebSocket got its close frame.
+
+        For a server that would close WebSockets in the middle of their turns when it stops, as
+        uvicorn does: call ``request_drain``, await this, and only then let it stop. To be awaited
+        in the event loop that the bridge runs in. Cancelling it changes nothing.
+        """
+        if self._server is not None:
+            await self._server.wait_stopped()
+
     def _run(self) -> AbstractAsyncContextManager[_Server]:
         """A driver without a listener, for the library that runs this task."""
         serve: Callable[..., AbstractAsyncContextManager[Any]]
@@ -212,14 +223,15 @@ class BridgeApp:
 
     def _begun(self, scope: Scope, method: str) -> tp.RequestBegun:
         headers = [(name, value) for name, value in scope["headers"]]
-        if scope["type"] == "websocket":
+        messages = scope["type"] == "websocket"
+        if messages:
             replaced = dict(_HANDSHAKE)
             headers = [each for each in headers if each[0] not in replaced] + [*_HANDSHAKE]
         tenant = None if self._scope_of is None else self._scope_of(scope)
         if isinstance(tenant, bytes):
             tenant = tenant.decode("latin-1")
         target = target_of(scope)
-        return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant)
+        return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant, messages)
 
 
 def target_of(scope: Scope) -> bytes:

@@ -22,7 +22,6 @@ import uvicorn
 
 import bridgecore_asyncio
 from bridgecore.config import UpstreamUrl
-from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing.emulator import Emulator
 from bridgecore.transport.sockets import open_listeners
 from bridgecore_asgi.app import BridgeApp
@@ -48,8 +47,8 @@ _FIXED: Final = {
     "decision_log": None,
     "advertise": None,
 }
-# Seconds that uvicorn waits longer than ``drain_timeout``, when the bridge ends what is left: its
-# clients have to read that.
+# Seconds that uvicorn waits after the bridge has stopped: clients have to read the end of what it
+# has sent.
 _MORE: Final = 5
 
 
@@ -122,8 +121,9 @@ def _listen(settings: Settings) -> list[socket.socket]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn with the bridge. It tells the bridge when it begins to stop: the lifespan of an
-    application ends only when its last connection has."""
+    """uvicorn with the bridge. It tells the bridge when it begins to stop, because the lifespan of
+    an application ends only when its last connection has; and it lets the bridge end connections,
+    because uvicorn would close WebSockets at once, in the middle of their turns."""
 
     def __init__(
         self, bridge: BridgeApp, settings: Settings, http: Literal["h11", "httptools"]
@@ -137,7 +137,7 @@ class _Server(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                timeout_graceful_shutdown=settings.core["drain_timeout"] // NS_PER_SECOND + _MORE,
+                timeout_graceful_shutdown=_MORE,
                 ws_max_size=settings.core["max_body"],
                 ws_per_message_deflate=False,
                 h11_max_incomplete_event_size=settings.core["max_header"],
@@ -150,6 +150,17 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if sockets:
             print_where(self._settings.host, sockets[0].getsockname()[1])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop accepting, wait until the bridge has drained, and only then end connections."""
+        for server in self.servers:
+            server.close()
+        for each in sockets or []:
+            each.close()
+        # Nothing new, if a signal has done it: but uvicorn may stop for reasons of its own.
+        self._bridge.request_drain("uvicorn")
+        await self._bridge.wait_stopped()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second one ends the process at once."""

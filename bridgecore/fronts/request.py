@@ -23,7 +23,7 @@ class RequestConnection(HttpConnection):
     """One request; a ``ClientConnection`` that ends with it. ``event``: its head;
     ``request_seed``, ``metrics``: see ``HttpConnection``."""
 
-    __slots__ = ("_messages",)
+    __slots__ = ("_carries", "_messages")
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class RequestConnection(HttpConnection):
     ) -> None:
         super().__init__(config, now, request_seed, metrics)
         self._scope = event.scope
+        self._carries = event.messages
         limits = HttpLimits(config.max_header, config.max_body)
         self._http = self._messages = HttpMessages(limits, _read(event), self._comes_by_parts)
 
@@ -53,6 +54,11 @@ class RequestConnection(HttpConnection):
         if data or notify:
             effects.append(tp.Send(conn, data, notify))
         return effects
+
+    def _takes_upgrade(self, head: RequestHead) -> bool:
+        # A server may hand over a handshake as a request like any other, because it has no
+        # WebSockets or does not take it for one. It could not do anything with a 101.
+        return self._carries and super()._takes_upgrade(head)
 
     def _upgraded(self, head: RequestHead, answer: bytes) -> MessagesOnRequest:
         accepted = self._messages.take_head()

@@ -485,12 +485,15 @@ class Network:
         headers: Iterable[tuple[bytes, bytes]] = (),
         *,
         scope: str | None = None,
+        messages: bool = False,
     ) -> RequestClient:
-        """Begin a request to ``machine`` by way of an HTTP server around it."""
+        """Begin a request to ``machine`` by way of an HTTP server around it; ``messages``: it can
+        carry them after an upgrade."""
         conn = machine.new_connection()
         client = RequestClient(self, machine, conn)
         self._drivers[id(machine)].requests[conn] = client
-        self.handle(machine, tp.RequestBegun(conn, method, target, [*headers], scope))
+        begun = tp.RequestBegun(conn, method, target, [*headers], scope, messages)
+        self.handle(machine, begun)
         return client
 
     def _report(self, machine: tp.Machine, event: tp.TransportEvent) -> None:

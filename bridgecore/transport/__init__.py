@@ -90,6 +90,8 @@ class RequestBegun:
         headers: names in lower case.
         scope: the tenant, if the program around the adapter knows it; see
             ``bridgecore.messages.RequestReceived``.
+        messages: the request is a WebSocket handshake, and the server can carry messages after it.
+            False: it is answered over HTTP in any case.
     """
 
     conn: int
@@ -97,6 +99,7 @@ class RequestBegun:
     target: bytes
     headers: list[tuple[bytes, bytes]]
     scope: str | None = None
+    messages: bool = False
 
 
 @attrs.define

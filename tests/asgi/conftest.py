@@ -20,6 +20,7 @@ import hypercorn.trio
 import pytest
 import trio
 import uvicorn
+import websockets.sync.client
 
 from bridgecore import NS_PER_SECOND, Config, UpstreamUrl
 from tests.e2e.conftest import TIME_LIMIT, Upstream, emulating, eventually
@@ -159,3 +160,13 @@ def upstream() -> Iterator[Upstream]:
 def config(upstream: Upstream, **settings: Any) -> Config:
     """The settings of a bridge on ``upstream``."""
     return Config(upstream=UpstreamUrl.parse(upstream.url), **{**SETTINGS, **settings})
+
+
+def connect(port: int, path: str = "/v1/responses") -> Any:
+    """A WebSocket to the bridge."""
+    return websockets.sync.client.connect(
+        f"ws://127.0.0.1:{port}{path}",
+        additional_headers={"authorization": "Bearer k"},
+        proxy=None,
+        max_size=None,
+    )

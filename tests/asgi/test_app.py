@@ -102,6 +102,19 @@ def test_a_failed_start_is_said_to_the_server(backend: Backend) -> None:
     backend.run(body)
 
 
+def test_its_end_can_be_awaited_before_the_lifespan_ends(backend: Backend) -> None:
+    async def body() -> None:
+        app = BridgeApp(Config(upstream=NOWHERE))
+        async with app.lifespan():
+            with anyio.move_on_after(0.01) as waiting:
+                await app.wait_stopped()
+            assert waiting.cancelled_caught
+            app.request_drain()
+            await app.wait_stopped()
+
+    backend.run(body)
+
+
 def test_a_life(backend: Backend) -> None:
     async def body() -> None:
         logged: list[tp.Log] = []
@@ -109,6 +122,7 @@ def test_a_life(backend: Backend) -> None:
         assert (await get(app, "/livez"))[0] == 500
         assert await get(app, "/livez", "HEAD") == (500, None)
         for _ in range(2):  # it can be started again
+            await app.wait_stopped()  # at once
             async with app.lifespan():
                 assert await get(app, "/livez") == (200, {"status": "ok"})
                 with pytest.raises(LocalProtocolError, match="running already"):

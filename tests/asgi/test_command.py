@@ -6,20 +6,27 @@ import json
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+import uvicorn
+import websockets.exceptions
 
-from bridgecore.testing import Fault, Point, Silence
+from bridgecore.testing import CreateFrame, Emulator, Fault, Output, Point, Silence, echo
+from bridgecore_asgi.command import main
+from tests.asgi.conftest import connect
 from tests.e2e.conftest import (
     TIME_LIMIT,
     Process,
     Raw,
     Upstream,
     ask,
+    emulating,
     environment,
+    eventually,
     post,
     request,
     running,
@@ -34,6 +41,12 @@ STREAM = {"model": "m", "input": "hi", "stream": True}
 def started(*arguments: str) -> Iterator[Process]:
     with running(*arguments, command=COMMAND) as process:
         yield process
+
+
+def accepts(port: int) -> bool:
+    """Whether a server listens on ``port``; the command does until it begins to stop."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_first_run_needs_no_upstream() -> None:
@@ -60,6 +73,46 @@ def test_a_signal_drains(upstream: Upstream) -> None:
         assert "Traceback" not in process.logged()
 
 
+def test_a_signal_lets_turns_over_a_websocket_end() -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    def answer(request: CreateFrame) -> Sequence[Output]:
+        asked.set()
+        assert go.wait(TIME_LIMIT)
+        return echo(request)
+
+    with (
+        emulating(Emulator(answer=answer)) as upstream,
+        started("--upstream", upstream.url, "--websocket", "true") as process,
+        connect(process.port) as ws,
+    ):
+        ws.send(json.dumps({"type": "response.create", "model": "m", "input": "hi"}))
+        assert asked.wait(TIME_LIMIT)
+        process.terminate()
+        eventually(lambda: not accepts(process.port))  # uvicorn has heard of it
+        go.set()
+        while json.loads(ws.recv(TIME_LIMIT))["type"] != "response.completed":
+            pass
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as closed:
+            ws.recv(TIME_LIMIT)
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason[:10]) == (1012, "the server")
+        assert process.exit_code() == 0
+        assert "drain.started by=SIGTERM" in process.logged()
+        assert "Traceback" not in process.logged()
+
+
+def test_the_bridge_drains_if_uvicorn_stops_without_a_signal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def on_tick(server: uvicorn.Server, counter: int) -> bool:
+        return True
+
+    monkeypatch.setattr(uvicorn.Server, "on_tick", on_tick)
+    assert main(["--port", "0"]) == 0
+    assert "drain.started by=uvicorn" in capfd.readouterr().err
+
+
 def test_a_second_signal_ends_it_at_once(upstream: Upstream) -> None:
     upstream.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
     with started("--upstream", upstream.url) as process, Raw(process.port) as raw:
@@ -68,6 +121,7 @@ def test_a_second_signal_ends_it_at_once(upstream: Upstream) -> None:
         assert next(raw.events()).name == "response.created"
         process.terminate()
         process.await_logged("drain.started")
+        eventually(lambda: not accepts(process.port))  # it waits for the turn
         process.terminate()
         assert process.exit_code() == 128 + 15
 

@@ -19,7 +19,6 @@ import anyio.lowlevel
 import openai
 import pytest
 import websockets.exceptions
-import websockets.sync.client
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -39,7 +38,7 @@ from bridgecore.testing import (
 )
 from bridgecore.transport.sockets import HIGH_WATER, READ_SIZE
 from bridgecore_asgi import BridgeApp, Receive, Scope, Send
-from tests.asgi.conftest import SERVERS, config, serving
+from tests.asgi.conftest import SERVERS, config, connect, serving
 from tests.e2e.conftest import (
     TIME_LIMIT,
     Json,
@@ -278,13 +277,15 @@ def test_a_websocket_is_refused_by_servers_without_the_extension(
         assert ask(server.port, request("GET", "/v1/responses", **HANDSHAKE)).status == 403
 
 
-def connect(port: int, path: str = "/v1/responses") -> Any:
-    return websockets.sync.client.connect(
-        f"ws://127.0.0.1:{port}{path}",
-        additional_headers={"authorization": "Bearer k"},
-        proxy=None,
-        max_size=None,
-    )
+def test_a_handshake_that_the_server_takes_for_a_request_is_refused(upstream: Upstream) -> None:
+    """Because it has no WebSockets, or because the header offers something else, too."""
+    bridge = BridgeApp(config(upstream, websocket=True))
+    several = {**HANDSHAKE, "upgrade": "websocket, foo"}
+    for options, handshake in (({"ws": "none"}, HANDSHAKE), ({}, several)):
+        for parser in ("h11", "httptools"):
+            with serving("uvicorn", bridge, http=parser, **options) as server:
+                answer = ask(server.port, request("GET", "/v1/responses", **handshake))
+                assert (answer.status, answer.code) == (426, "upgrade_required")
 
 
 def turn_on(ws: Any, **more: Any) -> list[Json]:

@@ -448,8 +448,10 @@ UPGRADE = [
 ]
 
 
-def around(world: World) -> RequestClient:
-    client = world.net.request(world.endpoint, b"GET", b"/v1/responses", UPGRADE, scope="tenant")
+def around(world: World, *, messages: bool = True) -> RequestClient:
+    client = world.net.request(
+        world.endpoint, b"GET", b"/v1/responses", UPGRADE, scope="tenant", messages=messages
+    )
     client.end()
     return client
 
@@ -470,6 +472,13 @@ def test_messages_of_a_server_around_the_bridge() -> None:
 def test_without_the_setting_a_server_around_the_bridge_gets_the_refusal() -> None:
     client = around(World())
     assert (client.status, client.ended) == (426, True)
+
+
+def test_a_server_around_the_bridge_that_cannot_carry_messages_gets_the_same_refusal() -> None:
+    refused = around(World())
+    client = around(new_world(), messages=False)
+    assert (client.status, client.ended) == (426, True)
+    assert (client.headers, client.body) == (refused.headers, refused.body)
 
 
 def test_a_client_of_a_server_around_the_bridge_that_leaves_ends_its_turn() -> None:
