@@ -123,12 +123,12 @@ def owner_unreachable(remaining: int) -> ApiError:
 
     Args:
         remaining: ns until the owner's lease ends, if it is not renewed: then any replica can take
-            over.
+            over. One that is alive renews it.
     """
     seconds = -(-remaining // NS_PER_SECOND)
     message = (
         "The replica that owns this conversation cannot be reached; the turn was not sent. "
-        f"Another one can take over in {seconds} s at the latest. Retry as is."
+        f"If it has ended, another one can take over in {seconds} s at the latest. Retry as is."
     )
     code = FailureReply.OWNER_UNREACHABLE.value
     return api_error(502, code, message, retry_after=seconds)

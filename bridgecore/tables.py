@@ -32,7 +32,7 @@ from bridgecore.recovery.policy import (
 )
 from bridgecore.recovery.policy_table import differences, written
 from bridgecore.recovery.rules import RULES, Handling, Rule
-from bridgecore.recovery.timers import Timer
+from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 
 H = TypeVar("H", bound=Hashable)
 
@@ -171,7 +171,7 @@ def render_table(policy: Policy) -> str:
 
 def render_diff(policy: Policy, other: Policy) -> str:
     """What differs in ``policy`` from ``other``, 80 columns wide: row by row the columns with both
-    remedies, that of ``other`` first; then the budgets and timeouts (ns)."""
+    remedies, that of ``other`` first; then the budgets and timeouts (in seconds, as in TOML)."""
     cells, budgets, timeouts = differences(policy, other)
     rows: dict[Situation, dict[Standing, tuple[str, str]]] = {}
     for row, column in cells:
@@ -231,6 +231,8 @@ def _both(before: str, after: str) -> list[str]:
 
 def _value(numbers: Budgets | Timeouts, name: str) -> str:
     value = getattr(numbers, name)
+    if isinstance(numbers, Timeouts):
+        return f"{value / NS_PER_SECOND:,g} s"
     return str(value).lower() if isinstance(value, bool) else f"{value:,}"
 
 

@@ -89,8 +89,8 @@ def test_the_difference_has_each_cell_and_budget_with_both_values() -> None:
         "\n"
         "timeouts\n"
         "  idle\n"
-        "    - 300,000,000,000\n"
-        "    + 3,000,000,000\n"
+        "    - 300 s\n"
+        "    + 3 s\n"
     )
     only = policy_from({"name": "mine", "cells": {"refused": {"held": "surface"}}})
     assert render_diff(only, DEFAULT) == "mine decides as default does: nothing differs.\n"

@@ -13,6 +13,7 @@ the lines is judged by foreign.py.
 
 from __future__ import annotations
 
+import difflib
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -300,7 +301,8 @@ def _header(value: Mapping[str, Any]) -> Header:
         timeouts[_TIMERS[name]] = int(seconds * NS_PER_SECOND)
     logs = value.get("logs", [])
     if unknown := [name for name in logs if name not in LINES]:
-        raise ValueError(f"logs has {unknown[0]!r:.40}, which is no event")
+        hint = _hint(unknown[0], LINES)
+        raise ValueError(f"logs has {unknown[0]!r:.40}, which is no event{hint}")
     numbers = {name: value[name] for name in _COUNTS if name in value}
     times = {name: value[name] * NS_PER_SECOND for name in _TIMES if name in value}
     return Header(timeouts=timeouts, logs=frozenset(logs), **numbers, **times)
@@ -309,13 +311,18 @@ def _header(value: Mapping[str, Any]) -> Header:
 _TIMERS = {timer.value: timer for timer in SESSION_TIMERS if timer is not Timer.EXPIRY}
 _COUNTS = ("unlogged", "refusals", "waiting", "replays")
 _TIMES = ("wedged_after", "late")
-_NAMES = {str: "text", int: "a whole number", bool: "true or false", dict: "an object"}
+_NAMES = {
+    str: "text",
+    int: "a whole number of at least 0",
+    bool: "true or false",
+    dict: "an object",
+}
 
 
 def _observed(number: int, value: Mapping[str, Any]) -> Observed:
     kind = value.get("event")
     if not isinstance(kind, str) or kind not in LINES:
-        raise ValueError(f"event is {kind!r:.60}, which is no kind of line")
+        raise ValueError(f"event is {kind!r:.60}, which is no kind of line{_hint(kind, LINES)}")
     common = {"at": Field(int, "", required=True), "event": Field(str, "")}
     if kind != "log_ended":
         common["session"] = Field(str, "", required=True)
@@ -335,7 +342,13 @@ def _check(what: str, value: Mapping[str, Any], fields: Mapping[str, Field]) -> 
         elif type(value[name]) is not field.kind or (field.kind is int and value[name] < 0):
             raise ValueError(f"{name} of {what} is not {_NAMES.get(field.kind, 'a list')}")
     if unknown := [name for name in value if name not in fields]:
-        raise ValueError(f"{what} has unknown {unknown[0]!r:.60}")
+        raise ValueError(f"{what} has unknown {unknown[0]!r:.60}{_hint(unknown[0], fields)}")
+
+
+def _hint(name: object, known: Iterable[str]) -> str:
+    """The name that was meant, if one is like it."""
+    close = difflib.get_close_matches(str(name)[:60], [*known], 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 # ---------------------------------------------------------------- events

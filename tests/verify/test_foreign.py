@@ -423,6 +423,11 @@ def test_the_history_tells_what_was_assumed() -> None:
         (b'{"event":"sent","at":-1,"session":"s","turn":"t"}', "at of sent is not a whole number"),
         (b'{"event":"sent","at":1,"session":2,"turn":"t"}', "session of sent is not text"),
         (b'{"event":"connect","at":1,"session":"s","why":1}', "connect has unknown 'why'"),
+        (b'{"event":"turn_submited"}', "no kind of line; did you mean turn_submitted?"),
+        (
+            b'{"event":"sent","at":1,"session":"s","trun":"t","turn":"t"}',
+            "sent has unknown 'trun'; did you mean turn?",
+        ),
         (
             b'{"event":"response_ended","at":1,"session":"s","outcome":"x"}',
             "outcome is 'x'",
