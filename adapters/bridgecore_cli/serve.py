@@ -259,9 +259,10 @@ async def _bridge(
         name = settings.replica or _make_name()
         config = settings.config(upstream, files, name, cluster.secrets)
         host = settings.host
-        here = "127.0.0.1"
-        if cluster.sockets and config.advertise is not None and config.advertise.host == here:
-            host = here  # it is for the other workers alone: clients come to the sockets
+        if cluster.sockets:  # to which clients come: only other replicas come to ``host``
+            from bridgecore_cli import workers
+
+            host = workers.peer_host(settings)
         server = await listen(
             config,
             host,

@@ -297,6 +297,14 @@ class Supervisor:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def peer_host(settings: Settings) -> str:
+    """The address at which a worker with ``settings`` takes forwards: where the workers of a
+    machine look for each other, whatever address clients come to; or that of clients, if replicas
+    on other machines are to reach it, too."""
+    url = settings.advertise
+    return _HERE if url is not None and url.host == _HERE else settings.host
+
+
 def worker_settings(settings: Settings, number: int) -> Settings:
     """The settings of a worker: what has to differ between replicas does."""
     url = settings.advertise or PeerUrl(_HERE, 0, tls=False)

@@ -235,10 +235,9 @@ class ByteClient:
         return self._lost or (self.eof and peer is not None and not peer.open)
 
     @property
-    def left_alone(self) -> bool:
-        """Whether the other side has closed the connection, also if this one, which does not read,
-        does not know it. What it sends then is answered with a reset, which costs it what it has
-        not read."""
+    def peer_closed(self) -> bool:
+        """Whether the other side has closed the connection. A client that does not read does not
+        see that: what it sends then is answered with a reset, and what it has not read is lost."""
         peer = None if self._end is None else self._end.peer
         return self.closed or (peer is not None and not peer.open)
 

@@ -29,6 +29,7 @@ from bridgecore.recovery import events as ev
 from bridgecore.recovery.effects import Effect, FailureReply, RequestForm
 from bridgecore.recovery.events import Event, Outcome, Standing, Turn
 from bridgecore.recovery.failure import (
+    ACCOUNT_LIMITS,
     NOT_FOUND_CODE,
     Closed,
     ErrorFrame,
@@ -928,18 +929,6 @@ _LASTING = frozenset({FailureKind.TOO_LARGE, FailureKind.INVALID, FailureKind.RE
 # Failures that another try may cure.
 _PASSING = frozenset({FailureKind.RATE_LIMITED, FailureKind.SERVER_ERROR})
 _SERVER_ERROR = "server_error"  # the code of response.failed, which has no status
-# Upstreams give these a 429, as if a retry would help, but an account may be out of credit for
-# good. So a client may be told either.
-_OF_THE_ACCOUNT = frozenset(
-    {
-        "insufficient_quota",
-        "quota_exceeded",
-        "credit_balance_exhausted",
-        "usage_limit_reached",
-        "usage_limit_exceeded",
-        "usage_not_included",
-    }
-)
 _TIMEOUTS = frozenset({408, 504})
 
 
@@ -1023,7 +1012,8 @@ def _lasts(event: Event) -> bool | None:
     passes = _SERVER_ERROR in names if failure.status is None else _may_retry(failure.status)
     if failure.kind in _LASTING:
         return failure.kind is FailureKind.TOO_LARGE or not passes
-    account = any(known_name(name) in _OF_THE_ACCOUNT for name in names)
+    # A retry can help an account or not, so either answer is right.
+    account = any(known_name(name) in ACCOUNT_LIMITS for name in names)
     return False if failure.kind in _PASSING and passes and not account else None
 
 

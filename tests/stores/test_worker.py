@@ -106,7 +106,7 @@ def test_reading_does_not_wait_for_commits(question: st.Question) -> None:
     store.close(NS)
 
 
-def test_commits_and_releases_keep_their_order() -> None:
+def test_a_release_does_not_overtake_a_commit() -> None:
     gate, answers = Gate(), Answers()
     store = _store(gate, workers=2)
     one, two, other = commit(A, "c", 1), commit(A, "c", 2), commit(A, "d", 3)

@@ -368,16 +368,16 @@ def test_events_come_in_order_of_time() -> None:
     assert len(seen) == 1
 
 
-def test_a_client_that_does_not_read_does_not_know_that_it_was_left() -> None:
+def test_a_client_that_does_not_read_does_not_know_that_its_peer_has_closed() -> None:
     """What it sends then costs it the answer that it has not read."""
     world = World()
     client = world.client()
     sent = request({"model": "m", "input": "x"})
     client.send(sent[:40])
     client.pause()
-    assert not client.left_alone
+    assert not client.peer_closed
     world.net.advance(30 * SECOND)  # the rest of the head is awaited no longer: 408
-    assert (client.closed, client.left_alone) == (False, True)
+    assert (client.closed, client.peer_closed) == (False, True)
     client.send(sent[40:])
     client.resume()
     assert bytes(client.received) == b""

@@ -359,7 +359,7 @@ def _answered(event: str, fields: Json, status: int, code: str = "x") -> Log:
 def test_an_answer_says_of_a_retry_what_the_failure_says(
     event: str, fields: Json, status: int
 ) -> None:
-    """A client that is told the contrary gives up what would succeed, or repeats what cannot."""
+    """After the contrary answer a client gives up what would succeed, or repeats what cannot."""
     log = _answered(event, fields, status)
     assert broken(log.check()) == (len(log.rows), Property.ANSWER_TELLS_WHAT_HAPPENED)
 
@@ -383,7 +383,7 @@ def test_an_answer_says_of_a_retry_what_the_failure_says(
         ("response_ended", _FAILED, 502),
     ],
 )
-def test_a_failure_may_be_told_in_the_words_of_the_bridge(
+def test_a_failure_may_be_answered_in_the_words_of_the_bridge(
     event: str, fields: Json, status: int
 ) -> None:
     assert _answered(event, fields, status).check().wrong is None

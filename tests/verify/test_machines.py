@@ -631,7 +631,7 @@ class EndpointMachine(RuleBasedStateMachine):
         if caller.unsent:
             piece = caller.unsent.pop(0)
             caller.requests += not caller.unsent
-            caller.cut_off = caller.cut_off or caller.client.left_alone
+            caller.cut_off = caller.cut_off or caller.client.peer_closed
             caller.client.send(piece)
 
     @precondition(lambda self: any(caller.unsent for caller in self.callers))

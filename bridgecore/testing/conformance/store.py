@@ -86,8 +86,9 @@ class StoreConformance(ABC):
 
     def test_commits_and_releases_keep_their_order(self) -> None:
         """Of two responses with one id the later one counts, and a release that overtook a commit
-        would have it refused. So they are carried out in the order in which they were asked, also
-        if they are asked without waiting for the answers."""
+        would have it refused. So commits are carried out in the order in which they were asked, and
+        a release after the commits before it, also if they are asked without waiting for the
+        answers."""
         with self._asking() as ask:
             ask.join(A)
             ask.join(B)
