@@ -99,9 +99,7 @@ def working(upstream: Upstream, backend: Backend, folder: Path, *more: str) -> I
         yield bridge
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="only Linux answers at 127.0.0.2"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at 127.0.0.2")
 def test_workers_find_each_other_whatever_address_clients_come_to(
     upstream: Upstream, backend: Backend, tmp_path: Path
 ) -> None:
