@@ -137,11 +137,12 @@ _NOT_FOUND = (
     "previous_response_expired", "response_not_found", "response_expired",
 )  # fmt: skip
 _LIMIT = ("websocket_connection_limit_reached",)
-# Limits of an account. They have the status 429, although it may be out of credit for good.
 ACCOUNT_LIMITS = (
     "usage_limit_reached", "usage_limit_exceeded", "usage_not_included", "insufficient_quota",
     "quota_exceeded", "credit_balance_exhausted",
 )  # fmt: skip
+"""Names of errors that say that an account has reached a limit of its plan or is out of credit.
+They come with the status 429, although waiting may not help."""
 _RATE = (
     "rate_limit_exceeded", "rate_limit_error", "rate_limit_reached", *ACCOUNT_LIMITS,
     "too_many_requests", "resource_exhausted", "throttling_exception",
