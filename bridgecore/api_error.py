@@ -134,6 +134,20 @@ def owner_unreachable(remaining: int) -> ApiError:
     return api_error(502, code, message, retry_after=seconds)
 
 
+def owner_misdirected(remaining: int) -> ApiError:
+    """The error of a turn that was sent to the address of the replica that owns its conversation,
+    where something answers that is no replica. ``remaining``: as for ``owner_unreachable``."""
+    seconds = -(-remaining // NS_PER_SECOND)
+    message = (
+        "What answers at the address of the replica that owns this conversation is no replica; "
+        "whether the turn has run is not known. "
+        f"If the owner has ended, another one can take over in {seconds} s at the latest. "
+        "Retry as is."
+    )
+    code = FailureReply.OWNER_UNREACHABLE.value
+    return api_error(502, code, message, retry_after=seconds)
+
+
 def render_answer(
     answer: FailureReply, failure: Failure | None, error: ErrorFrame | None, anchor: str | None
 ) -> ApiError:

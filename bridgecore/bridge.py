@@ -437,6 +437,8 @@ class Bridge:
                     self._end(conversation, effect, now)
                     continue
             elif isinstance(effect, FailAnswer):
+                if conversation.owner is not None:
+                    self._forward_failed(conversation, conversation.owner, effect.turn)
                 self._over(effect.turn)
             elif isinstance(effect, OpenLink):
                 self._links[effect.link] = conversation
@@ -556,17 +558,24 @@ class Bridge:
         self._peers.add(conversation.id, to.lease, scope)
         return conversation
 
-    def _take_back(self, conversation: Conversation, returned: Returned, now: int) -> None:
-        """Route a turn again that the owner of its conversation has not sent."""
+    def _forward_failed(self, conversation: Conversation, owner: ForwardTarget, turn: int) -> None:
+        """A turn that was forwarded to ``owner`` ends with an error."""
         replica = self._replica
         assert replica is not None, "without a store no turn is forwarded"
+        misdirected = conversation.misdirected
+        self._out += replica.forward_failed(self._forwarded[turn], owner, misdirected=misdirected)
+
+    def _take_back(self, conversation: Conversation, returned: Returned, now: int) -> None:
+        """Route a turn again that the owner of its conversation has not sent."""
+        replica, owner = self._replica, conversation.owner
+        assert replica is not None, "without a store no turn is forwarded"
+        assert owner is not None, "only what was forwarded is returned"
         conversation.returned = None
         arriving = self._forwarded[returned.turn]
         self._over(returned.turn)
         self._evict(conversation.id, now)  # it leads to a replica that is not the owner
         self._hold(arriving)
-        failure, rejected = returned.failure, returned.rejected
-        self._obey(replica.declined(arriving, failure, now, rejected=rejected), now)
+        self._obey(replica.declined(arriving, owner, returned, now), now)
 
     # ------------------------------------------------------------ intake of turns
 

@@ -20,7 +20,13 @@ from typing import Final, assert_never
 
 import attrs
 
-from bridgecore.api_error import OWNER_LOST, OWNERSHIP_LOST, ApiError, render_answer
+from bridgecore.api_error import (
+    OWNER_LOST,
+    OWNERSHIP_LOST,
+    ApiError,
+    owner_misdirected,
+    render_answer,
+)
 from bridgecore.config import PeerUrl
 from bridgecore.continuity.accounts import Accounts, account_of
 from bridgecore.continuity.memory import Memory, RequestTemplate, Unstored
@@ -40,6 +46,7 @@ from bridgecore.messages import (
 from bridgecore.recovery import effects as fx
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.failure import (
+    NO_REPLICA,
     ErrorFrame,
     Evidence,
     Failure,
@@ -103,20 +110,24 @@ class Shared:
 @attrs.frozen
 class ForwardTarget:
     """Another replica, which owns what forwarded turns continue: where it takes them, and the
-    incarnation of its lease."""
+    incarnation of its lease. ``replica``: its name; ``remaining``: ns until its lease ends unless
+    it is renewed, as the store has said it."""
 
     url: PeerUrl
     lease: str
+    replica: str = ""
+    remaining: int = 0
 
 
 @attrs.frozen
 class Returned:
-    """The number of a turn that its owner has not sent, and how that became known. ``rejected``:
-    see ``NotDispatched``."""
+    """The number of a turn that its owner has not sent, and how that became known. ``rejected``,
+    ``by``: see ``NotDispatched``."""
 
     turn: int
     failure: Failure | None
     rejected: bool = False
+    by: str | None = None
 
 
 @attrs.define(eq=False)
@@ -130,6 +141,7 @@ class Conversation:
     the store, empty without one. ``fenced``: another replica may own it, so nothing more is sent.
     ``owner``: the replica to which it leads, if its turns are forwarded there. Then nothing about
     its responses is kept here, and a turn that its owner has not sent is ``returned``.
+    ``misdirected``: what has answered there is no replica.
     """
 
     id: int
@@ -140,6 +152,7 @@ class Conversation:
     key: bytes = b""
     fenced: bool = False
     owner: ForwardTarget | None = None
+    misdirected: bool = False
     returned: Returned | None = None  # the turn that is to be routed again
     turns: dict[int, RoutedTurn] = attrs.Factory(dict)  # running and waiting, by number
     link: Generation | None = None  # the current one
@@ -516,9 +529,10 @@ class Conversation:
             self._remember_size(link, turn, cause, now)
         if proves_no_websocket(cause):
             self.shared.sockets.refused(now)
+        self.misdirected = self.owner is not None and cause == NO_REPLICA
         self._step(ev.ConnectionLost(link.generation, cause, unsent), now)
         if self.returned is not None and isinstance(cause, NotDispatched):
-            self.returned = attrs.evolve(self.returned, rejected=cause.rejected)
+            self.returned = attrs.evolve(self.returned, rejected=cause.rejected, by=cause.by)
         self._log(LogLevel.INFO, "session.connection_lost")
 
     def _remember_size(self, link: Generation, turn: RoutedTurn, cause: Evidence, now: int) -> None:
@@ -614,6 +628,7 @@ class Conversation:
         number = self.shared.numbers.next()
         held = HeldEvents(self.shared.max_held)
         self.link = Generation(number, effect.generation, held, http)
+        self.misdirected = False
         self._out.append(
             OpenLink(number, self.headers, None if self.owner is None else self.owner.url, http)
         )
@@ -806,7 +821,7 @@ class Conversation:
             return
         anchor = turn.recall.request.previous_response_id
         if effect.answer is fx.FailureReply.OWNER_UNREACHABLE and self.owner is not None:
-            error = OWNER_LOST
+            error = owner_misdirected(self.owner.remaining) if self.misdirected else OWNER_LOST
         else:
             error = render_answer(effect.answer, effect.failure, turn.error, anchor)
         self._out.append(FailAnswer(turn.id, error))

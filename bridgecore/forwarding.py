@@ -19,6 +19,7 @@ from typing import Final
 
 from bridgecore.api_error import ApiError, owner_unreachable
 from bridgecore.config import PeerUrl
+from bridgecore.conversation import ForwardTarget
 from bridgecore.errors import ConfigError
 from bridgecore.intake import Arriving
 from bridgecore.ownership.forwards import SIGNATURE, Forward, ForwardSigner, digest_of
@@ -31,6 +32,8 @@ from bridgecore.wire.headers import Headers
 _MOST_TRIES: Final = 2
 # Responses whose owner is remembered: about 10 MB.
 _MOST_KNOWN: Final = 32_768
+# Leases whose owners are known to have a wrong setting. With more, one is reported again.
+_MOST_WRONG: Final = 1024
 
 
 class Forwarding:
@@ -41,13 +44,14 @@ class Forwarding:
         self._signer = ForwardSigner(secrets) if secrets else None
         self._known: OrderedDict[bytes, OwnedElsewhere] = OrderedDict()  # by response
         self._owners: dict[int, OwnedElsewhere] = {}  # of turns that are forwarded, by turn
+        self._wrong: OrderedDict[str, None] = OrderedDict()  # leases
 
     def owner_of(self, turn: Arriving) -> OwnedElsewhere | None:
         """The replica that is believed to own what ``turn`` continues; None: ask the store."""
         named = turn.request.previous_response_id
         return self._known.get(_key(turn.scope, named)) if named else None
 
-    def forward(self, turn: Arriving, owner: OwnedElsewhere) -> PeerUrl | None:
+    def forward(self, turn: Arriving, owner: OwnedElsewhere) -> ForwardTarget | None:
         """Where to forward ``turn``, which continues what ``owner`` has; None if that cannot be
         reached or has been tried. A turn that has been forwarded to this replica stays here."""
         lease, url = owner.owner.incarnation, _url_of(owner)
@@ -57,7 +61,7 @@ class Forwarding:
             return None
         turn.tried = (*turn.tried, lease)
         self._owners[turn.id] = owner
-        return url
+        return ForwardTarget(url, lease, owner.owner.replica, owner.remaining)
 
     def sign(self, turn: Arriving, sender: Owner, frame: bytes, now: int) -> Headers:
         """The headers of the forward of ``turn``, with its signature. ``frame``: its body, which
@@ -77,15 +81,16 @@ class Forwarding:
         headers = [(b"x-request-id", turn.request_id.encode("ascii")), *turn.forwarded_headers]
         return [*headers, (SIGNATURE, signer.sign(forward, headers))]
 
-    def declined(self, turn: Arriving, failure: Failure | None, *, rejected: bool) -> None:
+    def declined(self, turn: Arriving, failure: Failure | None, *, by_owner: bool) -> None:
         """The owner has not sent ``turn``: what was believed about it is wrong. ``failure``: how
-        that became known. ``rejected``: it has refused the forward itself, whatever it owns."""
+        that became known. ``by_owner``: it has said so itself, and has not refused the forward
+        whatever it owns."""
         named = turn.request.previous_response_id
         if named:
             self._known.pop(_key(turn.scope, named), None)
         # Else it could not be reached, or takes no forward from here.
         answered = failure is not None and failure.kind is FailureKind.NOT_DISPATCHED
-        turn.declined = answered and not rejected
+        turn.declined = answered and by_owner
 
     def ended(self, turn: int, scope: str, responses: Iterable[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``, all ids of the
@@ -100,8 +105,17 @@ class Forwarding:
             if len(self._known) > _MOST_KNOWN:
                 self._known.popitem(last=False)
 
+    def note_wrong(self, lease: str) -> bool:
+        """The owner of ``lease`` has a wrong setting; whether that was not known before."""
+        if lease in self._wrong:
+            return False
+        self._wrong[lease] = None
+        if len(self._wrong) > _MOST_WRONG:
+            self._wrong.popitem(last=False)
+        return True
+
     def forget(self, scope: str, response: str) -> None:
-        """Ask the store who owns ``response``: a client has deleted it."""
+        """Ask the store who owns ``response``: a client has deleted it, or its owner has failed."""
         self._known.pop(_key(scope, response), None)
 
     @staticmethod

@@ -22,7 +22,7 @@ import attrs
 from bridgecore.api_error import NOT_DISPATCHED, STORE_UNAVAILABLE, ApiError
 from bridgecore.config import Config
 from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
-from bridgecore.conversation import ForwardTarget
+from bridgecore.conversation import ForwardTarget, Returned
 from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
 from bridgecore.messages import AnswerEvents, ContextPrepared, ContextUnavailable
@@ -37,7 +37,6 @@ from bridgecore.ownership.store import (
     OwnedElsewhere,
 )
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.failure import Failure
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.reference import Reference
 from bridgecore.telemetry import Log, LogLevel
@@ -280,8 +279,8 @@ class Replica:
         """Claim the conversation that ``turn`` continues, unless it is known to be another
         replica's. Answered by ``PlaceTurn``, ``ForwardTurn`` or ``RefuseTurn``."""
         owner = self._forwarding.owner_of(turn)
-        if owner is not None and (url := self._forwarding.forward(turn, owner)) is not None:
-            return [ForwardTurn(turn.id, ForwardTarget(url, owner.owner.incarnation))]
+        if owner is not None and (target := self._forwarding.forward(turn, owner)) is not None:
+            return [ForwardTurn(turn.id, target)]
         return self._ask(turn, lookup, now)
 
     def _ask(self, turn: Arriving, lookup: Lookup, now: int) -> list[ReplicaEffect]:
@@ -397,19 +396,46 @@ class Replica:
         return self._forwarding.sign(turn, self._holdings.owner, frame, now)
 
     def declined(
-        self, turn: Arriving, failure: Failure | None, now: int, *, rejected: bool
+        self, turn: Arriving, owner: ForwardTarget, returned: Returned, now: int
     ) -> list[ReplicaEffect]:
-        """The owner to which ``turn`` was forwarded has not sent it: ask who owns the conversation
-        now. ``failure``: how that became known; ``rejected``: it has refused the forward itself."""
-        self._forwarding.declined(turn, failure, rejected=rejected)
+        """``turn`` was forwarded to ``owner`` and was not sent: ask who owns the conversation now.
+        ``returned``: how that became known."""
+        strange = returned.by is not None and returned.by != owner.replica
         out: list[ReplicaEffect] = []
-        if rejected:
-            about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
-            out.append(self._log(LogLevel.WARNING, "forward.rejected", **about, detail=_REJECTED))
+        if returned.rejected:
+            out += self._warn(turn, owner, "forward.rejected", detail=_REJECTED)
+        elif strange:
+            itself = returned.by == self._holdings.replica
+            detail = _LEADS_BACK if itself else _LEADS_ELSEWHERE
+            answered = f"replica {returned.by}"
+            out += self._warn(turn, owner, _MISDIRECTED, answered=answered, detail=detail)
+        by_owner = not (returned.rejected or strange)
+        self._forwarding.declined(turn, returned.failure, by_owner=by_owner)
         lookup = self.lookup(turn, now)
         if lookup is None:
             return [*out, PlaceTurn(turn.id, None)]
         return out + self.resume(turn, lookup, now)
+
+    def forward_failed(
+        self, turn: Arriving, owner: ForwardTarget, *, misdirected: bool
+    ) -> list[Log]:
+        """``turn`` was forwarded to ``owner`` and ends with an error. ``misdirected``: what has
+        answered at its address is no replica. With the next try the store is asked: whoever has
+        that address now might never say that it is not the owner."""
+        if named := turn.request.previous_response_id:
+            self._forwarding.forget(turn.scope, named)
+        if not misdirected:
+            return []
+        return self._warn(turn, owner, _MISDIRECTED, answered="no replica", detail=_NO_REPLICA)
+
+    def _warn(self, turn: Arriving, owner: ForwardTarget, event: str, **fields: str) -> list[Log]:
+        """A record about the setting of ``owner``; once for its lease, because each turn of its
+        conversations meets the same."""
+        if not self._forwarding.note_wrong(owner.lease):
+            return []
+        about: dict[str, str | int] = {"turn": turn.id, "request_id": turn.request_id}
+        whose = {"owner": owner.replica, "advertise": str(owner.url)}
+        return [self._log(LogLevel.WARNING, event, **about, **whose, **fields)]
 
     def forward_ended(self, turn: int, scope: str = "", responses: Sequence[str] = ()) -> None:
         """A turn that was forwarded is over; its owner can continue ``responses``."""
@@ -465,9 +491,9 @@ class Replica:
         turn, lookup = self._resuming.pop(resolved.turn)
         answer = resolved.answer
         if isinstance(answer, OwnedElsewhere):
-            url = self._forwarding.forward(turn, answer)
-            if url is not None:
-                return [ForwardTurn(turn.id, ForwardTarget(url, answer.owner.incarnation))]
+            target = self._forwarding.forward(turn, answer)
+            if target is not None:
+                return [ForwardTurn(turn.id, target)]
         if answer is None or isinstance(answer, OwnedElsewhere):
             return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):
@@ -617,7 +643,19 @@ _NAME_IN_USE = (
 )
 _REJECTED = (
     "the owner of the conversation has refused the signature of a forward: all replicas need the "
-    "same cluster_keys"
+    "same cluster_keys; or its advertise URL leads to a replica of another cluster"
+)
+_MISDIRECTED = "forward.misdirected"
+_LEADS_BACK = (
+    "the advertise URL of the owner leads back to this replica: give each replica a URL of its own"
+)
+_LEADS_ELSEWHERE = (
+    "the advertise URL of the owner leads to another replica: give each replica a URL of its own; "
+    "if the owner was killed, its lease has to end first"
+)
+_NO_REPLICA = (
+    "what answers at the advertise URL of the owner is not a replica's port for forwards: correct "
+    "the URL at the owner; the port of the setting 'port' takes clients only"
 )
 _LOST = "the store has lost what a response continues, and gets the whole conversation once more"
 _ROLLED_BACK = "store.rolled_back"

@@ -26,7 +26,7 @@ from bridgecore.continuity.aliases import Alias
 from bridgecore.continuity.memory import Memory, TurnContext
 from bridgecore.continuity.nodes import Node
 from bridgecore.continuity.refused import RefusedFrames
-from bridgecore.conversation import Conversation
+from bridgecore.conversation import Conversation, ForwardTarget
 from bridgecore.forwarding import Forwarding
 from bridgecore.generation import Generation, HeldEvents
 from bridgecore.intake import Arriving, Intake
@@ -150,7 +150,18 @@ COMPARED: Final[Mapping[type, Compared]] = {
             "_age": "never changes",
         },
     ),
-    Forwarding: Compared(left_out={"_signer": "the next number of a forward is only a name"}),
+    Forwarding: Compared(
+        left_out={
+            "_signer": "the next number of a forward is only a name",
+            "_wrong": "for the log",
+        }
+    ),
+    ForwardTarget: Compared(
+        left_out={
+            "replica": "for the log; the lease names it, too",
+            "remaining": "for what a client is told whose turn was sent to no replica",
+        }
+    ),
     Families: Compared(
         names={"_latest": CONVERSATION},
         left_out={"_members": "an index over _latest, in the same order"},

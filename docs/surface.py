@@ -73,7 +73,9 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
     },
     "bridgecore.recovery.events": _all_but("Standing"),  # of the package itself
     "bridgecore.recovery.effects": _all_but("FailureReply"),
-    "bridgecore.recovery.failure": _all_but("NOT_FOUND_CODE", "known_name", "known_param"),
+    "bridgecore.recovery.failure": _all_but(
+        "NO_REPLICA", "NOT_FOUND_CODE", "known_name", "known_param"
+    ),
     "bridgecore.recovery.state": _all_but("SessionState"),
     "bridgecore.messages": _all_but("TurnReceived", "BridgeEvent", "BridgeEffect"),
     "bridgecore.ownership.store": _all_but(),

@@ -15,12 +15,14 @@ from bridgecore.fronts.http import HttpConnection
 from bridgecore.messages import AnswerEffect, AnswerKeepalive, RequestReceived
 from bridgecore.ownership.forwards import (
     PATH,
+    REPLICA,
     SIGNATURE,
     Forward,
     ForwardVerifier,
     Rejection,
     Verdict,
     digest_of,
+    named_replica,
     signed_headers,
 )
 from bridgecore.wire.headers import Headers
@@ -84,7 +86,10 @@ class PeerConnection(HttpConnection):
             verdict = Verdict.REJECTED  # the request was refused before it became a turn
         else:
             verdict = Verdict.NOT_DISPATCHED if error is NOT_DISPATCHED else Verdict.TAKEN
-        return [(SIGNATURE, verdict.value)]
+        headers = [(SIGNATURE, verdict.value)]
+        if verdict is Verdict.NOT_DISPATCHED:
+            headers.append((REPLICA, named_replica(self._config.replica)))
+        return headers
 
 
 _ADVICE: Final = {

@@ -11,8 +11,8 @@ from __future__ import annotations
 from bridgecore.config import Config, PeerUrl
 from bridgecore.links import Loss, ReadResult, Stage
 from bridgecore.messages import SendFrame
-from bridgecore.ownership.forwards import PATH, SIGNATURE, Verdict
-from bridgecore.recovery.failure import Closed, Malformed, NotDispatched, TimedOut
+from bridgecore.ownership.forwards import PATH, REPLICA, SIGNATURE, Verdict, read_replica
+from bridgecore.recovery.failure import NO_REPLICA, Closed, Malformed, NotDispatched, TimedOut
 from bridgecore.recovery.timers import Timer
 from bridgecore.wire.http_client import (
     AnswerDone,
@@ -35,7 +35,7 @@ class ForwardConnection:
     """
 
     __slots__ = (
-        *("_body", "_config", "_head", "_http", "_last", "_seen", "_sent", "_sse"),
+        *("_body", "_config", "_head", "_http", "_known", "_last", "_seen", "_sent", "_sse"),
         *("deadline", "link", "paused", "stage", "url", "whole"),
     )
     unsent = False  # a message is handed to the transport at once
@@ -45,6 +45,7 @@ class ForwardConnection:
         self._http = HttpClient(config.max_header)
         self._sse = SseReader(config.max_message)
         self._head: AnswerHead | None = None  # of the answer that is being read
+        self._known = False  # a replica has answered on this connection
         self._body = bytearray()  # of an answer that is no stream
         self._last = b""  # the latest event of the answer
         self._sent = False  # a forward was sent, and its answer is not complete
@@ -78,9 +79,9 @@ class ForwardConnection:
                 if isinstance(part, AnswerHead):
                     self._head = part
                     if self._verdict is None:
-                        # Something that is no replica: what it has done with the turn is unknown.
-                        read.loss = Loss(Malformed("the answer is not a replica's"))
+                        read.loss = Loss(NO_REPLICA)
                         return read
+                    self._known = True
                 elif isinstance(part, AnswerDone):
                     self._answered(part, read)
                 elif isinstance(part, InterimHead):
@@ -90,7 +91,7 @@ class ForwardConnection:
                 else:
                     self._add(part)
         except (BadAnswerError, EventTooLongError) as exc:
-            read.loss = Loss(Malformed(str(exc)))
+            read.loss = Loss(Malformed(str(exc)) if self._known else NO_REPLICA)
         if read.messages:
             self.whole, self._last = True, read.messages[-1]
         # The first event, or a keepalive before it.
@@ -107,8 +108,11 @@ class ForwardConnection:
 
     @property
     def _verdict(self) -> Verdict | None:
-        said = dict(self._head.headers).get(SIGNATURE) if self._head is not None else None
+        said = self._header(SIGNATURE)
         return next((verdict for verdict in Verdict if verdict.value == said), None)
+
+    def _header(self, name: bytes) -> bytes | None:
+        return None if self._head is None else dict(self._head.headers).get(name)
 
     def _add(self, part: bytes) -> None:
         self._body += part
@@ -118,6 +122,7 @@ class ForwardConnection:
     def _answered(self, done: AnswerDone, read: ReadResult) -> None:
         """The answer is complete: end the turn if its stream has not ended it."""
         head, verdict, body = self._head, self._verdict, bytes(self._body)
+        name = self._header(REPLICA)
         assert head is not None, "an answer ends after its head"
         messages = read.messages
         last = messages[-1] if messages else self._last
@@ -127,7 +132,8 @@ class ForwardConnection:
             said = "rejected" if verdict is Verdict.REJECTED else "not dispatched"
             # One that drains rejects everything, too, and is about to give its conversations up.
             forbidden = verdict is Verdict.REJECTED and head.status == 403
-            read.loss = Loss(NotDispatched(f"forward {said} ({head.status})", forbidden))
+            by = None if name is None else read_replica(name)
+            read.loss = Loss(NotDispatched(f"forward {said} ({head.status})", forbidden, by))
         elif head.status != 200:
             messages.append(answer_error(head.status, head.headers, body))
         elif not ends_answer(last):

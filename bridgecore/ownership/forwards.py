@@ -24,6 +24,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
+from urllib.parse import quote, unquote
 
 import attrs
 
@@ -31,6 +32,10 @@ PATH: Final = "/v1/forward"
 """The path of a forward. Other requests to the port for forwards are refused."""
 SIGNATURE: Final = b"x-bridgecore-forward"
 """The header that has the signature, in a forward, and the verdict, in its answer."""
+REPLICA: Final = b"x-bridgecore-replica"
+"""The header with the name of the replica that answers a forward which it has not carried out. So
+the sender can tell an owner that has given the conversation up from one whose URL leads to another
+replica."""
 
 
 class Verdict(enum.Enum):
@@ -61,6 +66,22 @@ class Forward:
     scope: str
     budget: int
     digest: str
+
+
+def named_replica(name: str) -> bytes:
+    """The value of the header ``REPLICA``: a name may have characters that no header can."""
+    return quote(name, safe="").encode("ascii")
+
+
+def read_replica(value: bytes) -> str:
+    """The name in the header ``REPLICA``. It comes from anybody and goes into the log, so it is
+    printable and not long."""
+    name = unquote(value.decode("latin-1"))[:_LONGEST_NAME]
+    return "".join(char if char.isprintable() else "?" for char in name)
+
+
+# Of what is read: names of replicas are host names with a suffix.
+_LONGEST_NAME = 200
 
 
 class Rejection(enum.Enum):

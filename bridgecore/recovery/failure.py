@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 import attrs
 
@@ -69,14 +69,20 @@ class TimedOut:
 class NotDispatched:
     """The replica to which the turn was forwarded answered that it has not sent the turn upstream:
     it does not own the conversation, or is about to stop. ``reason``: a short phrase. ``rejected``:
-    it takes no such forward, whatever it owns, because of its signature for example."""
+    it takes no such forward, whatever it owns, because of its signature for example. ``by``: the
+    name of the replica that has answered, if it says it."""
     reason: str
     rejected: bool = False
+    by: str | None = None
 
 Evidence: TypeAlias = (
     Closed | Malformed | Unreachable | UpgradeRefused | ErrorFrame | TimedOut | NotDispatched
 )
 """How a connection was lost, or why a turn was refused."""
+
+NO_REPLICA: Final = Malformed("the answer is not a replica's")
+"""What answers at the address of another replica is something else: what it has done with the turn
+is unknown."""
 
 class FailureKind(enum.Enum):
     """The kinds of failure that recovery distinguishes."""

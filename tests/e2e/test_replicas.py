@@ -12,17 +12,21 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import trustme
 
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.testing import Fault, Point, Silence
-from tests.e2e.conftest import Process, Raw, Upstream, eventually, post, running
+from bridgecore_stores import open_maintenance, read_keys
+from tests.e2e.conftest import KEY, Process, Raw, Upstream, ask, eventually, post, running
 from tests.e2e.test_restarts import SHORT, say
 
 if TYPE_CHECKING:
@@ -174,3 +178,112 @@ def test_a_second_signal_ends_all_workers_at_once(
 def test_workers_that_could_share_nothing_are_refused(options: tuple[str, ...], words: str) -> None:
     with pytest.raises(AssertionError, match=words), running("--workers", "2", *options):
         pass
+
+
+# ------------------------------------------------------------------ wrong addresses
+
+
+@contextmanager
+def misdirected(
+    upstream: Upstream, backend: Backend, folder: Path, port: int | None
+) -> Iterator[tuple[Process, Process, str]]:
+    """Replicas b and c, and a response of a third one, a, whose ``advertise`` leads to ``port`` of
+    127.0.0.1, None: that of b. It listens at 127.0.0.2 instead."""
+    keys = folder / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text(secrets.token_hex(32))
+    store = f"sqlite:{folder}/conversations.db"
+    common = ["--upstream", upstream.url, "--backend", backend.name]
+    common += ["--store", store, "--cluster-keys", str(keys)]
+
+    def url_of(replica: str) -> str | None:
+        with open_maintenance(store, read_keys(str(keys)), timeout=NS_PER_SECOND) as maintenance:
+            leases = {lease.replica: lease.advertise for lease in maintenance.live_leases()}
+        return leases.get(replica)
+
+    with ExitStack() as stack:
+
+        def start(name: str, *more: str) -> Process:
+            return stack.enter_context(running(*common, "--replica", name, *more))
+
+        b, c = (start(name, "--advertise", "http://127.0.0.1:0") for name in ("b", "c"))
+        eventually(lambda: url_of("b"))
+        address = url_of("b") if port is None else f"http://127.0.0.1:{port}"
+        assert address is not None
+        a = start("a", "--host", "127.0.0.2", "--advertise", address)
+        eventually(lambda: url_of("a"))
+        request = urllib.request.Request(
+            f"http://127.0.0.2:{a.port}/v1/responses",
+            json.dumps({"model": "m", "input": "one", "store": False}).encode(),
+            {"content-type": "application/json", "authorization": f"Bearer {KEY}"},
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            response = json.load(answer)["id"]
+        yield b, c, response
+
+
+def refusals(process: Process, response: str) -> list[str]:
+    """The messages of the errors with which two turns are refused."""
+    body = {"model": "m", "input": "two", "store": False, "previous_response_id": response}
+    answers = [ask(process.port, post(body)) for _ in range(2)]
+    for answer in answers:
+        assert (answer.status, answer.code) == (502, "bridge_owner_unreachable")
+        # The owner lives and keeps its lease, so a retry at once would be refused, too.
+        assert int(answer.headers["retry-after"]) > 5
+    return [answer.error["message"] for answer in answers]
+
+
+def warning(process: Process) -> str:
+    """The line of the log about a wrong address: one, however many turns have met it."""
+    process.await_logged("forward.misdirected")
+    (line,) = [each for each in process.logged().splitlines() if "forward.misdirected" in each]
+    return line
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at 127.0.0.2")
+def test_an_address_that_leads_to_another_replica_is_one_clear_line(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    with misdirected(upstream, backend, tmp_path, None) as (b, c, response):
+        for process, detail in ((c, "to another replica"), (b, "back to this replica")):
+            assert all("was not sent" in each for each in refusals(process, response))
+            line = warning(process)
+            assert "WARNING" in line.upper()
+            for said in ("owner=a", "advertise=http://127.0.0.1:", "replica b", detail):
+                assert said in line
+    assert len(upstream.emulator.turns) == 1
+
+
+class NoBridge(BaseHTTPRequestHandler):
+    """Any other HTTP server."""
+
+    def do_POST(self) -> None:
+        body = b"<h1>It works!</h1>"
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Write nothing to standard error."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux answers at 127.0.0.2")
+def test_an_address_that_leads_to_no_bridge_is_one_clear_line(
+    upstream: Upstream, backend: Backend, tmp_path: Path
+) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), NoBridge) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            port = server.server_address[1]
+            with misdirected(upstream, backend, tmp_path, port) as (b, _, response):
+                assert all("is not known" in each for each in refusals(b, response))
+                line = warning(b)
+                assert "WARNING" in line.upper()
+                for said in ("owner=a", f"advertise=http://127.0.0.1:{port}", "no replica", "port"):
+                    assert said in line
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(upstream.emulator.turns) == 1

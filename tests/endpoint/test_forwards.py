@@ -14,7 +14,7 @@ import pytest
 from bridgecore.config import Continuity, PeerUrl
 from bridgecore.continuity.aliases import credential_scope
 from bridgecore.ownership.forwards import PATH, SIGNATURE, Forward, ForwardSigner, digest_of
-from bridgecore.testing import Abort, Alter, Change, Error, Point, Silence, Text
+from bridgecore.testing import Abort, Alter, Change, Emulator, Error, Point, Silence, Text
 from tests.endpoint_clients import Historian, Talker, strike, user
 from tests.endpoint_world import SECOND, World, read_answers, request
 from tests.replica_world import PEERS, SECRET, Cluster, Replica
@@ -486,29 +486,97 @@ def test_clients_cannot_forward() -> None:
     assert not cluster.emulator.requests
 
 
-def elsewhere(port: int) -> tuple[Cluster, Talker, Replica]:
-    """A conversation whose owner advertises a wrong address, and another replica."""
+def elsewhere(to: str, port: int) -> tuple[Cluster, Talker, Replica]:
+    """A conversation whose owner advertises a wrong address, and another replica, b."""
     cluster = Cluster(forwards=True)
-    url = PeerUrl.parse(f"http://up:{port}" if port == 80 else f"http://b-1:{port}")
-    a, b = cluster.start("a", advertise=url), cluster.start("b")
+    a = cluster.start("a", advertise=PeerUrl.parse(f"http://{to}:{port}"))
+    b = cluster.start("b")
     talker = Talker(a)
     say(talker, "one")
     return cluster, moved(talker, b), a
 
 
+def warnings(cluster: Cluster, event: str = "forward.misdirected") -> list[dict[str, object]]:
+    return [dict(log.fields) for log in cluster.net.logs if log.event == event]
+
+
 def test_an_address_that_leads_to_the_sender_is_noticed() -> None:
     """The sender does not own what it is asked for, and says so to itself."""
-    cluster, talker, _ = elsewhere(PEERS)
-    answer = say(talker, "two")
-    assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
+    cluster, talker, _ = elsewhere("b-1", PEERS)
+    for _ in range(2):
+        refused = talker.attempt(user("two"))
+        assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+        # Nobody gives the conversation up soon, so there is no use in trying again at once.
+        assert int(refused.headers["retry-after"]) > 10
     assert len(cluster.emulator.requests) == 1
+    (said,) = warnings(cluster)  # not one for each turn
+    assert (said["owner"], said["advertise"]) == ("a", f"http://b-1:{PEERS}")
+    assert said["answered"] == "replica b"
+    assert "back to this replica" in str(said["detail"])
+
+
+def test_an_address_that_leads_to_another_replica_is_noticed() -> None:
+    cluster, talker, _ = elsewhere("c-2", PEERS)
+    cluster.start("c")
+    refused = talker.attempt(user("two"))
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    assert "not sent" in refused.error["message"]
+    assert int(refused.headers["retry-after"]) > 10
+    assert len(cluster.emulator.requests) == 1
+    (said,) = warnings(cluster)
+    assert (said["owner"], said["advertise"]) == ("a", f"http://c-2:{PEERS}")
+    assert said["answered"] == "replica c"
+    assert "to another replica" in str(said["detail"])
 
 
 def test_an_address_that_leads_to_something_else_is_unknown() -> None:
     """What that has done with the turn is not known, so it is left to the client."""
-    cluster, talker, _ = elsewhere(80)
-    answer = say(talker, "two")
-    assert (answer.status, answer.error["code"]) == (502, "bridge_owner_unreachable")
-    assert "not known" in answer.error["message"]
+    cluster, talker, _ = elsewhere("up", 80)
+    for _ in range(2):
+        refused = talker.attempt(user("two"))
+        assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+        assert "not known" in refused.error["message"]
+        assert int(refused.headers["retry-after"]) > 10
     lost = [log.fields for log in cluster.net.logs if log.event == "turn.refused"]
     assert lost[-1]["cause"] == "the answer is not a replica's"
+    (said,) = warnings(cluster)
+    assert (said["owner"], said["advertise"]) == ("a", "http://up:80")
+    assert said["answered"] == "no replica"
+
+
+def test_an_address_that_leads_to_the_port_for_clients_is_unknown() -> None:
+    cluster, talker, _ = elsewhere("a-0", 80)
+    refused = talker.attempt(user("two"))
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    (said,) = warnings(cluster)
+    assert "'port'" in str(said["detail"])
+    assert len(cluster.emulator.requests) == 1
+
+
+def test_a_replica_that_was_restarted_under_its_name_is_not_misdirected() -> None:
+    """It refuses what is meant for the lease before, and has nothing wrong in its settings."""
+    cluster, a, b = pair()
+    talker = Talker(b)
+    say(talker, "one")
+    say(talker, "two", a)  # a remembers which lease of b has it
+    b.kill()
+    again = cluster.start("b", advertise=None)
+    cluster.net.listen_for_peers(again.endpoint, b.host, PEERS)
+    a.advance(20)  # the lease of the killed one is over
+    say(talker, "three", a)
+    assert warnings(cluster) == []
+
+
+def test_the_store_is_asked_again_after_an_owner_has_failed() -> None:
+    """Its address may be another program's by now, which never says that it is not the owner."""
+    cluster, a, b = pair()
+    talker = Talker(b)
+    say(talker, "one")
+    say(talker, "two", a)  # a remembers who owns it
+    b.kill()
+    cluster.net.add(Emulator(), b.host, PEERS)
+    refused = talker.attempt(user("three"))
+    assert (refused.status, refused.error["code"]) == (502, "bridge_owner_unreachable")
+    a.advance(int(refused.headers["retry-after"]))
+    answer = say(talker, "three")
+    assert answer.status == 200

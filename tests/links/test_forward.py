@@ -11,7 +11,8 @@ from bridgecore.config import Config, PeerUrl, UpstreamUrl
 from bridgecore.links import ReadResult
 from bridgecore.links.forward import ForwardConnection
 from bridgecore.messages import SendFrame
-from bridgecore.recovery.failure import Closed, Malformed, NotDispatched, TimedOut
+from bridgecore.ownership.forwards import named_replica, read_replica
+from bridgecore.recovery.failure import NO_REPLICA, Closed, Malformed, NotDispatched, TimedOut
 from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 
 CONFIG = Config(upstream=UpstreamUrl.parse("ws://up/"))
@@ -109,13 +110,21 @@ def test_a_turn_that_was_not_sent_is_said_to_be_so(
     assert read.loss.cause == cause
 
 
+def test_a_replica_that_has_not_sent_a_turn_says_who_it_is() -> None:
+    """In a form that no header is too narrow for; and what comes is not put into the log as is."""
+    for name, read in [("b-1", "b-1"), ("bridge 2, \u00fc", "bridge 2, \u00fc"), ("a\nb", "a?b")]:
+        said = named_replica(name).decode("ascii")
+        more = {"x-bridgecore-replica": said}
+        loss = asked().receive(answer(421, b"{}", "not-dispatched", **more), 1).loss
+        assert loss is not None
+        assert loss.cause == NotDispatched("forward not dispatched (421)", by=read)
+    assert len(read_replica(b"a" * 10_000)) == 200
+
+
 CASES: dict[str, tuple[bytes, Any]] = {
-    "no replica": (answer(200, b"hello", None), Malformed("the answer is not a replica's")),
-    "an unknown verdict": (
-        answer(200, b"", "perhaps"),
-        Malformed("the answer is not a replica's"),
-    ),
-    "no HTTP": (b"SSH-2.0\r\n\r\n", Malformed("unreadable answer")),
+    "no replica": (answer(200, b"hello", None), NO_REPLICA),
+    "an unknown verdict": (answer(200, b"", "perhaps"), NO_REPLICA),
+    "no HTTP": (b"SSH-2.0\r\n\r\n", NO_REPLICA),
     "an end without a terminal event": (stream(DELTA) + END, Closed(1006)),
     "an end without any event": (stream() + END, Closed(1006)),
     "an error that is too long": (
@@ -132,6 +141,14 @@ def test_other_answers_are_losses(case: str) -> None:
     read = asked().receive(data, 1)
     assert read.loss is not None
     assert read.loss.cause == cause
+
+
+def test_a_replica_whose_answer_breaks_off_is_one_all_the_same() -> None:
+    link = asked()
+    link.receive(stream(DELTA), 1)
+    loss = link.receive(b"no chunk\r\n", 2).loss
+    assert loss is not None
+    assert loss.cause == Malformed("unreadable answer")
 
 
 def test_the_end_of_the_stream_is_a_loss() -> None:

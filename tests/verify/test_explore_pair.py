@@ -206,7 +206,7 @@ class NeverShows(Replica):
 class Panics(Replica):
     """Does not expect to be declined."""
 
-    def declined(self, turn: Any, failure: Any, now: int, **_: Any) -> Any:
+    def declined(self, turn: Any, owner: Any, returned: Any, now: int) -> Any:
         raise KeyError(turn.id)
 
 
