@@ -22,6 +22,7 @@ import attrs
 from bridgecore.api_error import NOT_DISPATCHED, STORE_UNAVAILABLE, ApiError
 from bridgecore.config import Config
 from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
+from bridgecore.continuity.stored import PURGE
 from bridgecore.conversation import ForwardTarget, Returned
 from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
@@ -147,6 +148,9 @@ class Replica:
         self._numbers: dict[bytes, int] = {}
         self._unused: set[bytes] = set()  # keys to be given back once their commits are over
         self._owed: OrderedDict[bytes, _Owed] = OrderedDict()  # by the key of the response
+        # What the store has had and does not have any more, until it says whether it was purged:
+        # turns that are in _resuming, requests about contexts, and commits that are in _endings.
+        self._suspects: dict[int, int | Reference | hd.Settled] = {}
         # Commits and look-ups that are not those of a turn. Their numbers take the place of a
         # turn's, and are negative, because those of turns are not.
         self._others = 0
@@ -363,11 +367,15 @@ class Replica:
     def _looked_up(self, looked_up: hd.LookedUp, now: int) -> list[ReplicaEffect]:
         """The store has said what it knows of a response, or has not said it in time. What is owned
         and held here does not depend on it, as for a turn."""
+        if (suspect := self._suspects.pop(looked_up.turn, None)) is not None:
+            return self._judge(suspect, looked_up.answer, now)
         reference, load = self._looking_up.pop(looked_up.turn)
         scope, named, answer = reference.scope, reference.response, looked_up.answer
         here = self._owns(scope, named, now) and self._knows(scope, named, now)
         if answer is None and not here:
             return [ContextUnavailable(reference.query, STORE_UNAVAILABLE)]
+        if isinstance(answer, NotStored) and self._memory.was_durable(scope, named):
+            return self._suspect(reference, now)
         if isinstance(answer, Found) and not self._memory.forget_deleted(
             scope, named, answer.path[-1], now
         ):
@@ -376,6 +384,55 @@ class Replica:
             elif self._is_stale(scope, named, answer.path[-1], now):
                 return self._look_up(reference, now, load=True)
         return [reference.prepare(self._memory, now)]
+
+    # ------------------------------------------------------------ purges
+
+    def _suspect(self, what: int | Reference | hd.Settled, now: int) -> list[ReplicaEffect]:
+        """Ask the store whether it was purged: it has lost ``what``, the turn that continues it,
+        or the request or the commit that is about it."""
+        number = self._number()
+        self._suspects[number] = what
+        asked = self._holdings.look_up(number, PURGE, PURGE, now, load=False)
+        return self._carry_out(asked, now)
+
+    def _judge(
+        self, suspect: int | Reference | hd.Settled, answer: Found | NotStored | None, now: int
+    ) -> list[ReplicaEffect]:
+        """The store has said whether it was purged, or has not said it in time: nothing is guessed
+        then. What was purged is forgotten, what the store has lost by itself is continued."""
+        purged = isinstance(answer, Found)
+        if isinstance(suspect, hd.Settled):
+            return self._judge_commit(suspect, answer, now)
+        if isinstance(suspect, Reference):
+            if answer is None:
+                return [ContextUnavailable(suspect.query, STORE_UNAVAILABLE)]
+            if purged:
+                self._memory.forget(suspect.scope, suspect.response, now)
+            return [suspect.prepare(self._memory, now)]
+        if (found := self._resuming.pop(suspect, None)) is None:
+            return []  # its client has left
+        turn, named = found[0], found[1].response
+        if answer is None:
+            return [self._without_claim(turn, None)]
+        if purged and named is not None:
+            self._memory.forget(turn.scope, named, now)
+        return [PlaceTurn(turn.id, None)]
+
+    def _judge_commit(
+        self, settled: hd.Settled, answer: Found | NotStored | None, now: int
+    ) -> list[ReplicaEffect]:
+        """The same about a response that was stored, although what it continues was missing."""
+        ending = self._endings[settled.turn]
+        if isinstance(answer, Found):
+            self._memory.forget_purged(ending.unstored, now)
+            return self._settled(settled, now)
+        whole = self._memory.path_of(ending.unstored) if answer is not None else None
+        if whole is None:
+            unknown = attrs.evolve(settled, durable=False, missing=False, reason=_NO_WORD)
+            return self._settled(unknown, now)
+        ending.unstored = whole
+        lost = self._log(LogLevel.WARNING, "store.lost_responses", detail=_LOST)
+        return [lost, *self._commit(settled.turn, ending, now)]
 
     def _restore(self, scope: str, answer: Claimed | Found, now: int) -> None:
         """Keep what the store has loaded."""
@@ -489,7 +546,7 @@ class Replica:
     def _resolved(self, resolved: hd.Resolved, now: int) -> list[ReplicaEffect]:
         """The store has said who owns what a turn continues, or has not said it in time."""
         turn, lookup = self._resuming.pop(resolved.turn)
-        answer = resolved.answer
+        answer, named = resolved.answer, lookup.response
         if isinstance(answer, OwnedElsewhere):
             target = self._forwarding.forward(turn, answer)
             if target is not None:
@@ -497,8 +554,11 @@ class Replica:
         if answer is None or isinstance(answer, OwnedElsewhere):
             return [self._without_claim(turn, answer)]
         if isinstance(answer, NotStored):
+            if named is not None and self._memory.was_durable(turn.scope, named):
+                self._resuming[turn.id] = turn, lookup
+                return self._suspect(turn.id, now)
             return [PlaceTurn(turn.id, None)]
-        named, last = lookup.response, answer.path[-1]
+        last = answer.path[-1]
         if named is None or not self._memory.forget_deleted(turn.scope, named, last, now):
             if lookup.load:
                 self._restore(turn.scope, answer, now)
@@ -536,18 +596,17 @@ class Replica:
         lease or to another replica. The response exists all the same, and its client may continue
         it: it becomes a conversation of its own.
 
-        A store that has lost what the response continues gets all of it, once. A response that a
-        client could not continue from what is stored, because its transcript is not known or too
-        large, is not durable, and a repetition would not change that.
+        A store that has lost what the response continues gets all of it, once, unless an operator
+        has purged it. A response that a client could not continue from what is stored, because its
+        transcript is not known or too large, is not durable, and a repetition would not change
+        that.
         """
-        ending = self._endings.pop(settled.turn)
+        ending = self._endings[settled.turn]
         if settled.missing and not ending.whole:
             ending.whole = True
-            whole = self._memory.path_of(ending.unstored)
-            if whole is not None:
-                ending.unstored = whole
-                lost = self._log(LogLevel.WARNING, "store.lost_responses", detail=_LOST)
-                return [lost, *self._commit(settled.turn, ending, now)]
+            if self._memory.path_of(ending.unstored) is not None:
+                return self._suspect(settled, now)
+        del self._endings[settled.turn]
         key = ending.conversation
         out: list[ReplicaEffect] = []
         if key in self._unused and not self._is_committing(key):
@@ -582,7 +641,7 @@ class Replica:
         if settled.durable:
             cause, level = "no transcript", LogLevel.INFO
         elif settled.missing:
-            cause, level = "the store has lost what it continues", LogLevel.INFO
+            cause, level = "the store does not have what it continues", LogLevel.INFO
         response = hashed(ending.unstored.responses[-1].ids[0])
         fields: dict[str, str | int] = {"turn": settled.turn, "response": response}
         return self._log(level, "turn.not_durable", **fields, cause=cause)
@@ -657,6 +716,7 @@ _NO_REPLICA = (
     "what answers at the advertise URL of the owner is not a replica's port for forwards: correct "
     "the URL at the owner; the port of the setting 'port' takes clients only"
 )
+_NO_WORD = "it did not say whether it was purged"
 _LOST = "the store has lost what a response continues, and gets the whole conversation once more"
 _ROLLED_BACK = "store.rolled_back"
 _DISTRUSTED = "the store has granted an epoch that it had granted before: it has lost memory"

@@ -16,6 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from bridgecore.continuity.stored import purge_record
 from bridgecore.ownership.store import Owner
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, USAGE, CommandError, SettingsError
@@ -125,18 +126,22 @@ def stats(store: Maintenance, keys: Keys, settings: Settings, options: argparse.
 
 
 def purge(store: Maintenance, keys: Keys, settings: Settings, options: argparse.Namespace) -> _Done:
-    """Delete what was not used for some time and what no kept response continues.
+    """Delete what was not used for some time and what no kept response continues, and tell the
+    processes that have it in memory.
 
     Raises:
         CommandError: it would delete everything and that is not confirmed, or another process
             deletes at the moment.
     """
-    age = 0 if options.all else options.older_than
-    unused_for = store.unused_for()
+    from bridgecore_stores.maintenance import purge_responses
+
+    age, record = 0 if options.all else options.older_than, purge_record()
+    unused_for = store.unused_for(record.key)
     if unused_for is not None and unused_for >= age and not options.yes:
         _confirm()
     name = f"bridgecore store purge {os.urandom(8).hex()}"
-    deleted = store.sweep(Owner(name, name), age, _progress("responses deleted"))
+    shown = _progress("responses deleted")
+    deleted = purge_responses(store, Owner(name, name), record, os.urandom(16), age, shown)
     if deleted is None:
         raise CommandError(
             "store: another process deletes what has expired at the moment, so nothing was "

@@ -1,7 +1,7 @@
 """What an operator does with a store: look at it, delete from it, change its keys.
 
 What belongs here: ``Maintenance``, which each back end offers for that, and what is the same for
-all of them: counting, reading as a test, and sealing again.
+all of them: counting, reading as a test, purging, and sealing again.
 
 All of it runs beside processes that serve, and can be ended at any time and begun again. So
 everything is in batches, each of which is a transaction: no other process waits for longer than one
@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeAlias
 
 import attrs
 
-from bridgecore.ownership.store import Owner
+from bridgecore.ownership.store import Commit, LookUp, Owner, StoredResponse
 from bridgecore_stores.backend import Backend
 from bridgecore_stores.sealing import Keys, id_of
 
@@ -112,8 +112,9 @@ class Maintenance(Backend, Protocol):
     def count_conversations(self) -> int:
         """How many conversations are stored."""
 
-    def unused_for(self) -> int | None:
-        """For how long no response was used, in ns. None if none is stored."""
+    def unused_for(self, besides: bytes = b"") -> int | None:
+        """For how long no response was used, in ns; that with the key ``besides`` does not count.
+        None if none is stored."""
 
     def responses(self) -> Iterator[list[ResponseRow]]:
         """All responses, in batches, none of which is empty. Whether those that are stored
@@ -138,7 +139,11 @@ class Maintenance(Backend, Protocol):
         the newer key has named was stored later."""
 
     def sweep(self, owner: Owner, age: int, progress: Progress) -> int | None:
-        """Do what ``Sweep`` does; how many responses were deleted, None if another owner sweeps."""
+        """Do what ``Sweep`` does; how many responses were deleted, None if another owner sweeps.
+
+        ``progress`` is called with 0 before the first one is deleted, and may ask questions:
+        whatever it uses is not deleted, because from then on the age of a response is settled.
+        """
 
     def finish(self) -> None:
         """Remove from the files what was deleted or replaced, as far as that can be asked for."""
@@ -244,6 +249,31 @@ def read_responses(store: Maintenance, keys: Keys, every: bool, progress: Progre
                 readings.older += 1
         progress(readings.total)
     return readings
+
+
+# ------------------------------------------------------------ purging
+
+
+def purge_responses(
+    store: Maintenance,
+    owner: Owner,
+    record: StoredResponse,
+    conversation: bytes,
+    age: int,
+    progress: Progress,
+) -> int | None:
+    """Do what ``Maintenance.sweep`` does, and leave ``record``, in a new ``conversation``, for the
+    processes that have in memory what is deleted. Its notice reaches them with their next renewal,
+    and it is there before anything is missing that they could look for."""
+
+    def begun(count: int) -> None:
+        if count == 0:
+            store.carry_out([Commit(owner, conversation, 0, (record,))])
+            # A record of an earlier purge stays as it is and would be deleted now; this uses it.
+            store.carry_out([LookUp(owner, record.scope, record.ids[0], load=False)])
+        progress(count)
+
+    return store.sweep(owner, age, begun)
 
 
 # ------------------------------------------------------------ changing keys

@@ -349,6 +349,7 @@ class Postgresql:
         owner: list[_Value] = [sweeper.replica, sweeper.incarnation]
         before = self._ask(_BEFORE, _microseconds(age))[0][0]
         count = 0
+        progress(count)
         last: _Row = [_BEGINNING, b""]
         while rows := self._batch(_SWEEP, [before, last[0], last[1], SWEEP_BATCH]):
             last = rows[0][:2]
@@ -408,9 +409,9 @@ class Postgresql:
         """See ``Maintenance.count_conversations``."""
         return _number(self._batch("SELECT count(*) FROM bridgecore_conversation")[0][0])
 
-    def unused_for(self) -> int | None:
+    def unused_for(self, besides: bytes = b"") -> int | None:
         """See ``Maintenance.unused_for``."""
-        found = self._batch(_UNUSED_FOR)[0][0]
+        found = self._batch(_UNUSED_FOR, [besides])[0][0]
         return None if found is None else max(0, _number(found) * 1000)
 
     def responses(self) -> Iterator[list[ResponseRow]]:
@@ -611,7 +612,7 @@ _LEASES = (
 )
 _UNUSED_FOR = (
     "SELECT (extract(epoch FROM clock_timestamp() - max(used)) * 1000000)::bigint "
-    "FROM bridgecore_response"
+    "FROM bridgecore_response WHERE key <> $1::bytea"
 )
 _HEAD = f"substring(payload FROM 1 FOR {HEAD_SIZE})"
 _RESPONSE_ROW = (

@@ -475,13 +475,16 @@ class Sqlite:
         self, owner: st.Owner, age: int, progress: Callable[[int], None] = lambda _: None
     ) -> int | None:
         """See ``Maintenance.sweep``."""
+        with self._sweep_batch(owner) as database:
+            if database is None:
+                return None
         before = time.time_ns() - age
-        count, last, began = 0, (_FIRST, b""), False
+        count, last = 0, (_FIRST, b"")
+        progress(count)
         while True:
             with self._sweep_batch(owner) as database:
                 if database is None:
-                    return count if began else None
-                began = True
+                    return count
                 rows = database.execute(
                     "SELECT used, key FROM response WHERE (used, key) > (?, ?) AND used < ? "
                     f"ORDER BY used, key LIMIT {SWEEP_BATCH}",
@@ -612,9 +615,10 @@ class Sqlite:
         """See ``Maintenance.count_conversations``."""
         return int(self._rows("SELECT count(*) FROM conversation")[0][0])
 
-    def unused_for(self) -> int | None:
+    def unused_for(self, besides: bytes = b"") -> int | None:
         """See ``Maintenance.unused_for``."""
-        used = self._rows("SELECT max(used) FROM response")[0][0]
+        (found,) = self._rows("SELECT max(used) FROM response WHERE key <> ?", besides)
+        used = found[0]
         return None if used is None else max(0, time.time_ns() - int(used))
 
     def responses(self) -> Iterator[list[ResponseRow]]:

@@ -264,9 +264,11 @@ class Valkey:
 
     def _sweep(self, owner: st.Owner, age: int, progress: Callable[[int], None]) -> int:
         sweeper = _sweeper(owner)
-        time: str | bytes = str(age // 1000)
+        # A batch of none: it only settles before which time a response must have been used.
+        time: str | bytes = self._run([("sweep", [str(age // 1000), 0, 0])])[0][0]
         count, offset, more = 0, 0, True
         leaves: _Arguments = []
+        progress(count)
         while more:
             time, deleted, offset, more, *leaves = self._run(
                 [("sweep", [time, offset, SWEEP_BATCH, *leaves])]
@@ -314,14 +316,16 @@ class Valkey:
         """See ``Maintenance.count_conversations``. A scan may come upon a key twice."""
         return len({key for batch in self._scan("conversation") for key in batch})
 
-    def unused_for(self) -> int | None:
+    def unused_for(self, besides: bytes = b"") -> int | None:
         """See ``Maintenance.unused_for``."""
         (seconds, micros), latest = self._send(
-            [("TIME",), ("ZREVRANGE", _key("used"), 0, 0, "WITHSCORES")]
+            [("TIME",), ("ZREVRANGE", _key("used"), 0, 1, "WITHSCORES")]
         )
-        if not latest:
+        pairs = zip(latest[::2], latest[1::2], strict=True)
+        times = [int(float(used)) for key, used in pairs if key != besides]
+        if not times:
             return None
-        return max(0, int(seconds) * 1_000_000 + int(micros) - int(float(latest[1]))) * 1000
+        return max(0, int(seconds) * 1_000_000 + int(micros) - times[0]) * 1000
 
     def responses(self) -> Iterator[list[ResponseRow]]:
         """See ``Maintenance.responses``."""

@@ -20,7 +20,7 @@ from bridgecore.continuity.aliases import Alias, Aliases
 from bridgecore.continuity.items import Prompt, calls, prove, read_heads
 from bridgecore.continuity.nodes import Match, Node, expand, reduce, resolve
 from bridgecore.continuity.prefixes import NEVER, SHORTEST
-from bridgecore.continuity.stored import deletion, is_deletion, pack, read_notice, unpack
+from bridgecore.continuity.stored import PURGE, deletion, is_deletion, pack, read_notice, unpack
 from bridgecore.continuity.transcript import Transcripts
 from bridgecore.errors import InternalError
 from bridgecore.ownership.store import StoredResponse
@@ -522,12 +522,31 @@ class Memory:
             self.forget(scope, response, now)
         return True
 
+    def was_durable(self, scope: str, response: str) -> bool:
+        """Whether a store has had the transcript of a response that is known here."""
+        alias = self._aliases.peek(scope, response)
+        return alias is not None and alias.durable
+
+    def forget_purged(self, unstored: Unstored, now: int) -> None:
+        """Forget a response that continues what was purged from the store, and drop what it
+        continues: what the store has of that is read from there. Any other response may be purged,
+        too."""
+        scope, ids = unstored.responses[-1].scope, unstored.responses[-1].ids
+        for response in ids:
+            self.forget(scope, response, now)
+        if self._transcripts is not None and unstored.nodes:
+            for node in reversed(unstored.nodes[-1].path()):
+                self._transcripts.forget(scope, node.response_id)
+        self._aliases.doubt_all()
+
     def noticed(self, notice: bytes) -> None:
         """Handle the notice of a deletion, at this or another replica: the store is asked before
         the response is continued. It is not forgotten at once, because the upstream may have used
-        its id again since."""
+        its id again since. After a purge, the store is asked before any response is continued."""
         found = read_notice(notice)
-        if found is not None:
+        if found is not None and found.scope == PURGE:
+            self._aliases.doubt_all()
+        elif found is not None:
             for response in found.ids:
                 self._aliases.doubt(found.scope, response)
 

@@ -100,8 +100,26 @@ def deletion(scope: str, ids: Sequence[str]) -> StoredResponse:
     )
 
 
+PURGE: Final = "purge"
+"""The scope and the id of the record of a purge. No credential has this scope, so no client can
+name it."""
+
+
+def purge_record() -> StoredResponse:
+    """What an operator leaves in a store who deletes from it beside processes that use it. It has
+    no content. By its notice they learn that what they have in memory may be gone; and one that
+    misses a response looks for this record, because a store that has lost responses by itself gets
+    them once more."""
+    payload, notice = Payload(VERSION, [], False, 0, None), Notice(VERSION, PURGE, [PURGE])
+    key = _key(PURGE, PURGE, b"")
+    return StoredResponse(
+        key, PURGE, (PURGE,), None, None, _encode(payload), notice=_encode(notice)
+    )
+
+
 def read_notice(notice: bytes) -> Notice | None:
-    """Read the notice of a ``deletion``; None if it is of another version or damaged."""
+    """Read the notice of a ``deletion`` or of a ``purge_record``; None if it is of another version
+    or damaged."""
     try:
         found = _decode_notice(notice)
     except msgspec.DecodeError:  # ValidationError included

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import openai
 import pytest
 
-from tests.e2e.conftest import Process, Upstream, running, sdk
+from tests.e2e.conftest import (
+    Answer,
+    Process,
+    Upstream,
+    ask,
+    environment,
+    eventually,
+    post,
+    running,
+    sdk,
+)
 from tests.stores import servers
 
 if TYPE_CHECKING:
@@ -118,6 +131,39 @@ def test_a_conversation_of_the_upstream_needs_no_bridge_of_its_own(
     contexts = [len(turn.request.context) for turn in upstream.emulator.turns]
     assert contexts == [1, 3, 5, 7, 9]
     assert upstream.emulator.upgrades == 2
+
+
+def continued(bridge: Process, response: str) -> Answer:
+    body = {"model": "m", "input": "more", "store": False, "previous_response_id": response}
+    return ask(bridge.port, post(body))
+
+
+def is_gone(bridge: Process, response: str) -> bool:
+    return continued(bridge, response).status == 400
+
+
+def test_a_purge_holds_beside_a_process_that_has_the_conversation_in_memory(
+    options: tuple[str, ...], upstream: Upstream, tmp_path: Path
+) -> None:
+    """It learns of it when it renews its lease, or when it stores the end of a turn."""
+    where = options[options.index("--store") :][:4]
+    purge = [sys.executable, "-m", "bridgecore_cli", "store", "purge", "--all", "--yes", *where]
+    with running(*options) as bridge:
+        last = say(bridge, "one", None, [])
+        kept = say(bridge, "another", None, [])
+        subprocess.run(purge, env=environment(), check=True, timeout=60, capture_output=True)
+        answer = continued(bridge, last)
+        # The first turn may be answered from memory; neither it nor what it continues can be
+        # continued.
+        gone = [last, kept, *([answer.json["id"]] if answer.status == 200 else [])]
+        for response in gone:
+            eventually(partial(is_gone, bridge, response))
+        say(bridge, "three", say(bridge, "anew", None, []), [])
+        bridge.popen.kill()
+        bridge.popen.wait(20)
+    with running(*options) as bridge:
+        for response in gone:
+            eventually(partial(is_gone, bridge, response))
 
 
 def test_nothing_that_was_said_can_be_read_in_the_file(

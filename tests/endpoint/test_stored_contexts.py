@@ -7,6 +7,7 @@ turn is refused, they are. What goes upstream in place of the id is tested in te
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,12 +16,15 @@ from hypothesis import strategies as st
 
 from bridgecore import transport as tp
 from bridgecore.config import HttpUrl
-from bridgecore.ownership.store import Commit, LookUp, Resume
+from bridgecore.continuity.stored import PURGE, purge_record
+from bridgecore.ownership.store import Answer as StoreAnswer
+from bridgecore.ownership.store import Commit, LookUp, Owner, Question, Resume, Sweep
 from bridgecore.testing import Fault, Point
 from bridgecore.testing.client import HttpAnswer
 from bridgecore.testing.faults import Alter, Change
 from bridgecore.testing.network import ByteClient
-from tests.endpoint_clients import AGE, Talker, user
+from bridgecore.testing.store import VirtualStore
+from tests.endpoint_clients import AGE, Historian, Talker, user
 from tests.endpoint_world import KEY, SECOND, World, call, request
 from tests.http_upstream import HttpUpstream
 from tests.replica_world import Cluster, Replica
@@ -244,9 +248,22 @@ def test_a_response_that_was_deleted_at_one_replica_is_not_found_at_another(
     assert refusal(call(there, "POST", path, about(talker))) == NOT_FOUND
 
 
+class Quiet(VirtualStore):
+    """``quiet``: it does not answer whether it was purged."""
+
+    quiet = False
+
+    def __call__(self, question: Question, answered: Callable[[StoreAnswer], None]) -> None:
+        about = question.scope if isinstance(question, LookUp) else ""
+        if not (self.quiet and about == PURGE):
+            super().__call__(question, answered)
+
+
 class Agreeable(Cluster):
     """Replicas ``a`` and ``b`` with an HTTP API beside the upstream that agrees to each request,
     also to delete what it does not store. Then only the bridge knows that a response is gone."""
+
+    kind = Quiet
 
     def __init__(self, *, forwards: bool = False) -> None:
         super().__init__(forwards=forwards)
@@ -347,6 +364,96 @@ def test_a_deletion_is_noticed_if_the_lease_was_lost_in_the_meantime() -> None:
     refused = cluster.a.ask("more", store=False, previous_response_id=gone)
     assert refusal(refused) == NOT_FOUND
     assert talker.outcomes == ["200"] * 3
+
+
+def purge(cluster: Cluster) -> None:
+    """What ``bridgecore store purge --all`` does, at this moment."""
+    now, record, purger = cluster.net.now, purge_record(), Owner("purge", "1")
+    cluster.model.handle(Sweep(purger, 0), now + 1)
+    cluster.model.handle(Commit(purger, b"purge", 0, (record,)), now + 1)
+
+
+@pytest.mark.parametrize("forwards", [False, True], ids=["owner", "forwarded"])
+def test_what_was_purged_is_not_continued_from_memory(forwards: bool) -> None:
+    """Once the owner has renewed its lease. What comes after the purge is stored as ever."""
+    cluster = Agreeable(forwards=forwards)
+    talker = conversation(cluster.a)
+    if forwards:
+        talker.world = cluster.b
+        talker.attempt(user("say 3"))  # from now on this replica knows the owner
+    purge(cluster)
+    cluster.a.advance(LEASE / 3)  # a renewal
+    refused = talker.world.ask("more", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
+    assert not cluster.has(cluster.a, talker)
+    again = conversation(cluster.a)
+    cluster.a.kill()
+    cluster.b.advance(2 * LEASE)
+    assert cluster.b.ask("more", store=False, previous_response_id=again.last).status == 200
+
+
+def test_a_turn_that_continues_what_was_purged_does_not_store_it_again() -> None:
+    """Before its owner knows. Its client is answered, and begins anew with the next turn."""
+    cluster = Agreeable(forwards=True)
+    talker = conversation(cluster.a)
+    gone = talker.last
+    purge(cluster)
+    talker.attempt(user("say 3"))
+    assert talker.outcomes[-1] == "200"
+    # The record, and what was said since, which cannot be continued.
+    assert len(cluster.model) == 2
+    for replica in (cluster.a, cluster.b):
+        for response in (talker.last, gone):
+            refused = replica.ask("more", store=False, previous_response_id=response)
+            assert refusal(refused) == NOT_FOUND
+    assert "store.lost_responses" not in cluster.a.logged()
+    assert len(cluster.model) == 2
+
+
+def test_a_history_that_is_repeated_after_a_purge_is_stored_as_a_new_one() -> None:
+    """It comes from its client, who can go on with it."""
+    cluster = Agreeable()
+    historian = Historian(cluster.a)
+    historian.attempt(user("one"))
+    purge(cluster)
+    historian.attempt(user("two"))
+    answer = historian.attempt(user("three"))
+    cluster.a.kill()
+    cluster.b.advance(2 * LEASE)
+    last = answer.response["id"]
+    assert cluster.b.ask("more", store=False, previous_response_id=last).status == 200
+
+
+@pytest.mark.parametrize("what", ["a turn", "a request", "a commit"])
+def test_nothing_is_guessed_about_a_purge_if_the_store_is_silent(what: str) -> None:
+    cluster = Agreeable()
+    talker = conversation(cluster.a)
+    purge(cluster)
+    if what != "a commit":
+        cluster.a.advance(LEASE / 3)
+    store = cluster.a.store
+    assert isinstance(store, Quiet)
+    store.quiet = True
+    if what == "a turn":
+        client = cluster.a.start("more", store=False, previous_response_id=talker.last)
+        cluster.a.advance(3)
+        assert refusal(cluster.a.read(client)) == UNAVAILABLE
+    elif what == "a request":
+        client = begin(cluster.a, about(talker))
+        cluster.a.advance(3)
+        assert refusal(cluster.a.read(client)) == UNAVAILABLE
+    else:
+        client = talker.begin([user("say 3")], talker.last)
+        cluster.a.advance(3)
+        answer = cluster.a.read(client)
+        assert answer.status == 200
+        assert "store.unavailable" in cluster.a.logged()
+    store.quiet = False
+    cluster.a.advance(LEASE)
+    # It is committed once more, and now it is known that it cannot be continued.
+    assert len(cluster.model) == 1 + (what == "a commit")
+    refused = cluster.a.ask("more", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
 
 
 def test_a_response_that_is_doubted_without_reason_is_continued() -> None:

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import valkey
 
+from bridgecore.continuity.stored import purge_record
 from bridgecore.ownership import store as st
 from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
 from bridgecore_stores import Keys, StoreError, StoreUnavailableError, open_maintenance
@@ -21,6 +22,7 @@ from bridgecore_stores.maintenance import (
     Maintenance,
     Rotation,
     count,
+    purge_responses,
     read_responses,
     rotate,
 )
@@ -277,6 +279,40 @@ def test_only_one_deletes_at_a_time(real: Place) -> None:
         assert second.sweep(B, 0, silent) == 0
     assert ask(resume(A, "2")) == st.NotStored()
     assert ask(commit(A, "c", 1, response("3"))) == st.Committed(1)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["the first purge", "the second purge"])
+def test_a_purge_leaves_word_for_those_who_have_in_memory_what_it_deletes(
+    real: Place, before: int
+) -> None:
+    """Its record is there before anything is missing, and the purge does not delete it."""
+    ask = real.open(BOTH)
+    ask.join(A, 100 * NS)
+    ask.join(B, 100 * NS)
+    ask.begin(A, "c", response("1"), response("2", "1"))
+    record = purge_record()
+    (name,) = record.ids
+    look_up = st.LookUp(B, record.scope, name)
+
+    def use(done: int) -> None:
+        assert isinstance(ask(resume(A, "3")), st.Claimed)
+        assert isinstance(ask(look_up), st.Found)
+
+    with maintenance(real) as store:
+        for n in range(before):
+            assert purge_responses(store, B, record, b"%d" % n, 0, silent) == 2
+            ask.begin(A, "d", response("1"), response("2", "1"))
+        assert purge_responses(store, B, record, b"purge", 0, silent) == 2
+        assert store.unused_for(record.key) is None
+        assert store.unused_for() is not None
+        assert [row.key for batch in store.responses() for row in batch] == [record.key]
+        ask.begin(A, "e", response("3"))
+        # Whatever is used once a purge has begun is not deleted by it.
+        assert purge_responses(store, B, record, b"again", 0, use) == 0
+    assert isinstance(ask(resume(A, "3")), st.Claimed)
+    assert isinstance(ask(look_up), st.Found)
+    assert ask(st.Renew(A, 100 * NS)) == st.Renewed((record.notice or b"",))
+    assert ask(commit(A, "e", 1, response("4", "2"))) == st.Committed(1, missing=True)
 
 
 def test_what_was_deleted_is_not_in_the_files_of_sqlite(tmp_path: Path) -> None:

@@ -459,6 +459,24 @@ class StoreConformance(ABC):
                 )
                 ask.join(A)
 
+    def test_a_notice_that_is_committed_again_is_returned_again(self) -> None:
+        """Each purge has to reach every replica, and all of them have one record in a store."""
+        end = time.monotonic() + self.patience
+        with self._asking() as ask:
+            ask.join(A)
+            ask.begin(A, "c", response("1", notice=b"notice"))
+            while ask(st.Renew(A, SHORT)) != st.Renewed():
+                expect(
+                    time.monotonic() < end, "notices older than twice the lease are not returned"
+                )
+                ask.join(A)
+            again = commit(B, "d", 0, response("1", notice=b"notice"))
+            ask(again)
+            while ask(st.Renew(A, SHORT)) != st.Renewed((b"notice",)):
+                expect(time.monotonic() < end, "what is committed again has its notice again")
+                ask.join(A)
+                ask(again)
+
     # ------------------------------------------------------------ sweeping
 
     def test_a_sweep_deletes_leaves_first_and_everything_that_is_old(self) -> None:

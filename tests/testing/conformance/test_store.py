@@ -336,6 +336,14 @@ class ReturnsOldNotices(StoreModel):
         return super().handle(question, now)
 
 
+class KeepsFirstNotices(StoreModel):
+    def _commit(self, commit: st.Commit, now: int) -> st.Answer:
+        before = self._notices.copy()
+        answer = super()._commit(commit, now)
+        self._notices |= before
+        return answer
+
+
 class SweepsABatch(StoreModel):
     def _sweep(self, before: int, now: int) -> int:
         return min(super()._sweep(before, now), 500)
@@ -380,6 +388,7 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "a_conversation_of_another_is_not_begun_again": BeginsAnew,
     "renewals_return_notices_to_every_replica": ReturnsNoticesOnce,
     "renewals_do_not_return_old_notices": ReturnsOldNotices,
+    "a_notice_that_is_committed_again_is_returned_again": KeepsFirstNotices,
     "a_sweep_deletes_leaves_first_and_everything_that_is_old": SweepsOneLayer,
     "what_a_used_response_continues_is_kept": SweepsWhatIsContinued,
     "what_is_looked_up_is_used": LookingUpIsNoUse,
@@ -402,6 +411,7 @@ BEYOND_COMPARISON = {
     SweepsABatch,
     SweepsWhatIsContinued,
     ReturnsOldNotices,
+    KeepsFirstNotices,
 }
 
 
