@@ -28,6 +28,7 @@ from psycopg import conninfo, pq
 
 from bridgecore.ownership import store as st
 from bridgecore_stores.backend import (
+    NOTICES_KEPT,
     ConnectionLostError,
     Connector,
     StoreError,
@@ -273,7 +274,8 @@ class Postgresql:
                     return _COMMIT, arguments
                 noticed: list[bytes] = [key for key, _ in notices]
                 sealed: list[bytes] = [each for _, each in notices]
-                return _COMMIT_WITH_NOTICES, [*arguments, noticed, sealed]
+                kept = _microseconds(NOTICES_KEPT)
+                return _COMMIT_WITH_NOTICES, [*arguments, noticed, sealed, kept]
             case st.Release():
                 conversations = sorted(question.conversations)
                 return _RELEASE, [
@@ -572,7 +574,7 @@ class Postgresql:
 
 # ------------------------------------------------------------ statements
 
-VERSION: Final = 4
+VERSION: Final = 5
 """The version of the tables: how many scripts there are in ``migrations/``."""
 
 _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
@@ -596,8 +598,9 @@ _COMMIT = (
     "$5::bytea[], $6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[])"
 )
 _COMMIT_WITH_NOTICES = (
-    "SELECT * FROM bridgecore_commit_4($1, $2, $3::bytea, $4::bigint, $5::bytea[], $6::bytea[], "
-    "$7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[])"
+    "SELECT * FROM bridgecore_commit_5($1, $2, $3::bytea, $4::bigint, $5::bytea[], $6::bytea[], "
+    "$7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[], "
+    "$13::bigint)"
 )
 _RELEASE = "SELECT bridgecore_release_1($1, $2, $3::bytea[], $4::bigint[])"
 _TAKE_SWEEP = "SELECT bridgecore_take_sweep_1($1, $2)"

@@ -29,7 +29,7 @@ from bridgecore.ownership import store as st
 from bridgecore.testing.conformance.asking import A, B, commit, key_of, look_up, response, resume
 from bridgecore_stores import Keys, StoreError, open_store, postgresql
 from bridgecore_stores import valkey as valkey_store
-from bridgecore_stores.backend import Backend
+from bridgecore_stores.backend import NOTICES_KEPT, Backend
 from bridgecore_stores.sqlite import Sqlite, connector
 from tests.stores import servers
 from tests.stores.asking import KEYS, NS, PATIENCE, Asking, Place
@@ -65,6 +65,53 @@ def postgresql_place(postgresql_server: servers.Server) -> Iterator[Place]:
     place.clear()
     yield place
     place.close()
+
+
+# ------------------------------------------------------------ notices
+
+
+def test_notices_are_kept_for_the_same_time_by_each_back_end(real: Place) -> None:
+    """The older ones are deleted when one more is stored."""
+    ask = real.open()
+    ask.join(A)
+    ask.begin(A, "c", response("1", notice=b"old"), response("2", notice=b"young"))
+    minute = 60 * NS
+    for name, age in (("1", NOTICES_KEPT + minute), ("2", NOTICES_KEPT - minute)):
+        _let_notice_age(real, key_of(name), age)
+    assert ask(commit(A, "c", 1, response("3", notice=b"new"))) == st.Committed(1)
+    assert _noticed(real) == {key_of("2"), key_of("3")}
+
+
+def _let_notice_age(place: Place, key: bytes, age: int) -> None:
+    match place.kind:
+        case "sqlite":
+            with contextlib.closing(sqlite3.connect(place.file)) as database, database:
+                database.execute("UPDATE notice SET at = at - ? WHERE key = ?", (age, key))
+        case "postgresql":
+            with psycopg.connect(place.url) as connection:
+                connection.execute(
+                    "UPDATE bridgecore_notice SET at = at - %s * interval '1 microsecond' "
+                    "WHERE key = %s",
+                    (age // 1000, key),
+                )
+        case _:
+            with valkey.Valkey.from_url(place.url) as client:
+                client.zincrby("{bridgecore}:noticed", -(age // 1000), key)
+
+
+def _noticed(place: Place) -> set[bytes]:
+    match place.kind:
+        case "sqlite":
+            with contextlib.closing(sqlite3.connect(place.file)) as database:
+                return {key for (key,) in database.execute("SELECT key FROM notice")}
+        case "postgresql":
+            with psycopg.connect(place.url) as connection:
+                return {
+                    bytes(key) for (key,) in connection.execute("SELECT key FROM bridgecore_notice")
+                }
+        case _:
+            with valkey.Valkey.from_url(place.url) as client:
+                return {*client.hkeys("{bridgecore}:notices")}
 
 
 # ------------------------------------------------------------ keys

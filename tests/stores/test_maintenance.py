@@ -391,11 +391,11 @@ def test_a_store_of_version_1_is_brought_up_to_date(real: Place) -> None:
         with psycopg.connect(real.url) as connection:
             connection.execute("ALTER TABLE bridgecore_name DROP COLUMN context")
             connection.execute("DROP TABLE bridgecore_notice")
-            for function in ("commit_2", "commit_3", "commit_4", "renew_4"):
+            for function in ("commit_2", "commit_3", "commit_4", "commit_5", "renew_4"):
                 connection.execute(f"DROP FUNCTION bridgecore_{function}")
             connection.execute("UPDATE bridgecore_meta SET version = 1")
     with (
-        pytest.raises(StoreError, match=r"version 1, this program uses version [34]"),
+        pytest.raises(StoreError, match=r"version 1, this program uses version [35]"),
         maintenance(real),
     ):
         pass
