@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import NoneType
 from typing import Any, Final, TypeAlias, assert_never
 
+import attrs
 import psycopg
 from psycopg import conninfo, pq
 
@@ -58,6 +59,9 @@ _OLDEST_LIBPQ = 140_000  # the first one with pipelines
 # Of the advisory lock of migrations, in a transaction: any number that no other program uses.
 _MIGRATION_LOCK = 0x62726964
 _DEADLOCK = "40P01"
+# Insufficient privilege; no schema of the search path exists or may be used.
+_NOT_ALLOWED = "42501"
+_MAY_NOT_CREATE = (_NOT_ALLOWED, "3F000")
 
 _Row: TypeAlias = list[bytes | None]
 _Value: TypeAlias = bytes | str | int | list[bytes | None] | list[bytes] | None
@@ -118,7 +122,12 @@ class Postgresql:
         self._until = time.monotonic() + self._timeout / 1e9
         self._connect()
         if first:
-            self._migrate()
+            try:
+                self._migrate()
+            except ServerError as error:
+                if error.state != _NOT_ALLOWED:
+                    raise
+                raise StoreError(f"PostgreSQL: {self.reason(error)}") from error
         else:
             self._check_version(self._version())
 
@@ -132,7 +141,7 @@ class Postgresql:
             # PgBouncer does not know `options`. The limit of this side is left.
             message = self._try_to_connect(self._dsn)
         if message is not None:
-            raise _why_not(message)
+            raise _why_not(message, self._dsn)
 
     def _try_to_connect(self, dsn: str) -> str | None:
         """What is wrong, None if nothing is."""
@@ -172,7 +181,7 @@ class Postgresql:
             # Only one at a time. The lock is that of the transaction, and ends with it.
             self._simple(f"BEGIN; SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
             if self._simple("SELECT to_regclass('bridgecore_meta')") == [[None]]:
-                self._simple("CREATE TABLE bridgecore_meta (version int NOT NULL)")
+                self._create_meta()
             version = int((self._simple("SELECT max(version) FROM bridgecore_meta")[0][0]) or 0)
             if version:
                 self._check_version(version, oldest=1)
@@ -186,6 +195,14 @@ class Postgresql:
         finally:
             if connection.transaction_status == pq.TransactionStatus.IDLE:
                 connection.enter_pipeline_mode()
+
+    def _create_meta(self) -> None:
+        try:
+            self._simple("CREATE TABLE bridgecore_meta (version int NOT NULL)")
+        except ServerError as error:
+            if error.state in _MAY_NOT_CREATE:
+                raise _may_not_create(self._dsn) from error
+            raise
 
     def _version(self) -> int:
         rows = self._ask("SELECT to_regclass('bridgecore_meta')::text")
@@ -653,7 +670,8 @@ _REASONS: Final = {
     "28P01": "wrong password",
     "28000": "the server refuses this user",
     "3D000": "there is no such database",
-    "42501": "the user may not do this in the database: grant it what bridgecore_meta's owner has",
+    "42501": "the user may not use the tables of the store: make it a member of the role that owns "
+    "them (GRANT owner TO user)",
     "53100": "disk full: make room for the database",
     "53200": "the server is out of memory",
     "53300": "the server has too many connections",
@@ -728,18 +746,97 @@ def _state(connection: pq.abc.PGconn, result: pq.abc.PGresult) -> str:
     return state
 
 
-def _why_not(message: str) -> StoreError:
-    """Why there is no connection, in short. The message of the library may name the user."""
-    if "password" in message or "authentication" in message:
-        return StoreError("PostgreSQL: wrong user or password")
-    if "does not exist" in message and "database" in message:
-        return StoreError("PostgreSQL: there is no such database")
-    if "too many" in message or "remaining connection slots" in message:
-        return StoreUnavailableError("PostgreSQL: the server has too many connections: try again")
-    if "starting up" in message or "shutting down" in message:
-        return StoreUnavailableError("PostgreSQL: the server is starting or shutting down")
-    if "certificate" in message or "SSL" in message:
-        return StoreError("PostgreSQL: TLS failed: look at sslmode and sslrootcert")
+@attrs.frozen
+class _Cause:
+    """Why a connection was refused. ``said``: what the message of the server or of libpq has then.
+    ``text``: what is wrong and what to do, with the names in the URL. ``lasting``: it stays so
+    until somebody changes something."""
+
+    said: str
+    text: str
+    lasting: bool = True
+
+
+# By what is said in English, because libpq has no code for the reason. The first one counts: a
+# later one may say the same in passing. Host names are in the message, too, so it is phrases.
+_CAUSES: Final = (
+    _Cause(
+        "no pg_hba.conf entry for .*no encryption|pg_hba.conf rejects .*no encryption",
+        "the server refuses {user} at {database} without TLS, or at all: add sslmode=require to "
+        "the URL, or an entry for this host to its pg_hba.conf",
+    ),
+    _Cause(
+        "no pg_hba.conf entry for |pg_hba.conf rejects ",
+        "the server refuses {user} at {database} from this host: add an entry to its pg_hba.conf, "
+        "and reload it",
+    ),
+    _Cause(
+        "server does not support SSL, but SSL was required",
+        "the server has no TLS, which the URL requires: set ssl = on at the server, or correct "
+        "sslmode in the URL",
+    ),
+    _Cause(
+        "password authentication failed",
+        "wrong user or password: check {user} and its password in the URL; the server does not say "
+        "which of the two it is",
+    ),
+    _Cause("no password supplied", "the server asks for a password: add that of {user} to the URL"),
+    _Cause(
+        "FATAL: +role .* does not exist",
+        "there is no {user}: create it with CREATE ROLE ... LOGIN, or correct the URL",
+    ),
+    _Cause("is not permitted to log in", "{user} may not log in: ALTER ROLE ... LOGIN allows it"),
+    _Cause(
+        "FATAL: +database .* does not exist",
+        "there is no such database as {database}: create it, or correct the URL",
+    ),
+    _Cause(
+        "permission denied for database",
+        "{user} may not connect to {database}: GRANT CONNECT ON DATABASE allows it",
+    ),
+    _Cause(
+        "authentication failed|authentication method",
+        "the server does not accept how {user} authenticates: check the entry in its pg_hba.conf",
+    ),
+    _Cause(
+        "too many connections|too many clients|remaining connection slots",
+        "the server has too many connections: try again",
+        lasting=False,
+    ),
+    _Cause(
+        "is starting up|is shutting down|not yet accepting connections",
+        "the server is starting or shutting down",
+        lasting=False,
+    ),
+    _Cause(
+        "certificate (verify failed|for |file )|private key|SSL error|SSL SYSCALL",
+        "TLS failed: look at sslmode and sslrootcert",
+    ),
+)
+
+
+def _why_not(message: str, dsn: str) -> StoreError:
+    """Why there is no connection, in short. The message itself is not shown: it has addresses."""
+    given = conninfo.conninfo_to_dict(dsn)
+    user, database = given.get("user"), given.get("dbname")
+    names = {
+        "user": "this user" if user is None else f"user {str(user)!r}",
+        "database": "the database of that name" if database is None else repr(str(database)),
+    }
+    for cause in _CAUSES:
+        if re.search(cause.said, message):
+            kind = StoreError if cause.lasting else StoreUnavailableError
+            return kind("PostgreSQL: " + cause.text.format(**names))
     return StoreUnavailableError(
         "PostgreSQL cannot be reached: check that it runs, and host and port in the URL"
+    )
+
+
+def _may_not_create(dsn: str) -> StoreError:
+    """The user may not create the tables."""
+    user = conninfo.conninfo_to_dict(dsn).get("user")
+    name = "this user" if user is None else f"user {str(user)!r}"
+    return StoreError(
+        f"PostgreSQL: {name} may not create the tables of the store: as the owner of the database, "
+        "GRANT USAGE, CREATE ON SCHEMA public (or the first one of its search_path) to it"
     )
