@@ -22,7 +22,7 @@ import attrs
 from bridgecore.api_error import NOT_DISPATCHED, STORE_UNAVAILABLE, ApiError
 from bridgecore.config import Config
 from bridgecore.continuity.memory import NOWHERE, Memory, Unstored
-from bridgecore.continuity.stored import PURGE
+from bridgecore.continuity.stored import PURGE, is_deletion
 from bridgecore.conversation import ForwardTarget, Returned
 from bridgecore.forwarding import Forwarding
 from bridgecore.intake import Arriving
@@ -148,6 +148,8 @@ class Replica:
         self._numbers: dict[bytes, int] = {}
         self._unused: set[bytes] = set()  # keys to be given back once their commits are over
         self._owed: OrderedDict[bytes, _Owed] = OrderedDict()  # by the key of the response
+        # Those whose ids are looked up before they are committed: by the number of the look-up.
+        self._late: dict[int, tuple[bytes, _Owed]] = {}
         # What the store has had and does not have any more, until it says whether it was purged:
         # turns that are in _resuming, requests about contexts, and commits that are in _endings.
         self._suspects: dict[int, int | Reference | hd.Settled] = {}
@@ -209,7 +211,7 @@ class Replica:
         if not self._leaving:
             self._leaving = True
             out += self._commit_owed(now)
-        if self._endings:
+        if self._endings or self._late:
             return out
         return out + self._carry_out(self._holdings.leave(now), now)
 
@@ -369,6 +371,8 @@ class Replica:
         and held here does not depend on it, as for a turn."""
         if (suspect := self._suspects.pop(looked_up.turn, None)) is not None:
             return self._judge(suspect, looked_up.answer, now)
+        if (late := self._late.pop(looked_up.turn, None)) is not None:
+            return self._commit_late(*late, looked_up.answer, now)
         reference, load = self._looking_up.pop(looked_up.turn)
         scope, named, answer = reference.scope, reference.response, looked_up.answer
         here = self._owns(scope, named, now) and self._knows(scope, named, now)
@@ -655,24 +659,50 @@ class Replica:
             self._owed.popitem(last=False)
 
     def _commit_owed(self, now: int) -> list[ReplicaEffect]:
-        """Commit what is not durable: each response to its conversation if that is still this
-        replica's, else as one of its own."""
+        """Commit what is not durable. A response is looked up before: its client may have deleted
+        it in the meantime, at another replica, and the latest response of an id counts."""
         owed, self._owed = self._owed, OrderedDict()
         out: list[ReplicaEffect] = []
-        for each in owed.values():
-            unstored = self._memory.unstored(each.scope, each.ids, now)
+        for key, each in owed.items():
             if each.deletion is not None:
-                if unstored is None:  # else the upstream has used the id again
+                if self._memory.alias(each.scope, each.ids[0]) is None:
                     out += self.forget(each.deletion, now)
-                continue
-            if unstored is None or unstored.alias.durable or not unstored.continuable:
-                continue  # evicted, or deleted; or committed with a later turn
-            ending = _Ending(None, unstored, each.conversation)
-            if not self._holdings.may_send(each.conversation, now):
-                ending.alone, ending.conversation = True, self._begin()
-                self._unused.add(ending.conversation)
-            out += self._commit(self._number(), ending, now)
+                continue  # else the upstream has used the id again
+            if self._missing(each, now) is not None:
+                number = self._number()
+                self._late[number] = key, each
+                asked = self._holdings.look_up(number, each.scope, each.ids[0], now, load=False)
+                out += self._carry_out(asked, now)
         return out
+
+    def _missing(self, owed: _Owed, now: int) -> Unstored | None:
+        """What the store has to be given of a response; None if it was evicted, or deleted, or was
+        committed with a later turn."""
+        unstored = self._memory.unstored(owed.scope, owed.ids, now)
+        if unstored is None or unstored.alias.durable or not unstored.continuable:
+            return None
+        return unstored
+
+    def _commit_late(
+        self, key: bytes, owed: _Owed, answer: Found | NotStored | None, now: int
+    ) -> list[ReplicaEffect]:
+        """Commit a response to its conversation if that is still this replica's, else as one of its
+        own. ``answer``: what the store has under its id."""
+        if answer is None:
+            self._owed[key] = owed  # it is silent again
+            return []
+        if isinstance(answer, Found) and is_deletion(answer.path[-1]):
+            for response in owed.ids:
+                self._memory.forget(owed.scope, response, now)
+            return []
+        unstored = self._missing(owed, now)
+        if unstored is None:
+            return []
+        ending = _Ending(None, unstored, owed.conversation)
+        if not self._holdings.may_send(owed.conversation, now):
+            ending.alone, ending.conversation = True, self._begin()
+            self._unused.add(ending.conversation)
+        return self._commit(self._number(), ending, now)
 
     def _sweep(self, now: int) -> list[ReplicaEffect]:
         """Have the store delete what was not used for ``transcript_age``, now and then."""

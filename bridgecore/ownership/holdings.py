@@ -125,8 +125,9 @@ class _Asked:
     distrusted: bool = False
 
 
-# Highest epochs that are remembered of conversations that are not owned here. They only serve to
-# notice a store that has lost memory, so forgetting the oldest costs no safety with a sound store.
+# Highest epochs that are remembered of conversations that are not owned here, besides those that
+# the store may still have to release. They only serve to notice a store that has lost memory, so
+# forgetting the oldest costs no safety with a sound store.
 _REMEMBERED: Final = 65_536
 
 
@@ -167,6 +168,8 @@ class Holdings:
         ] = []  # until the lease begins: with deadline
         # Given back, but the store has not said that it knows: conversations with their epochs.
         self._unreleased: dict[bytes, int] = {}
+        # How many open questions would release a conversation: an index over ``_asked``.
+        self._releasing: dict[bytes, int] = {}
         self._queries = 0
         self._out: list[HoldingsEffect] = []
 
@@ -179,6 +182,7 @@ class Holdings:
         other._asked = self._asked.copy()
         other._waiting = self._waiting.copy()
         other._unreleased = self._unreleased.copy()
+        other._releasing = self._releasing.copy()
         other._out = self._out.copy()
         return other
 
@@ -366,6 +370,8 @@ class Holdings:
         asked = self._asked.pop(query, None)
         if asked is None:
             return []  # it was answered before
+        if isinstance(asked.question, st.Release):
+            self._note_released(asked.question)
         if query == self._of_lease:
             self._step_lease(ls.Answered(answer), now)
             if isinstance(answer, st.Renewed) and self._lease.valid(now):
@@ -445,11 +451,13 @@ class Holdings:
     def _is_being_released(self, conversation: bytes) -> bool:
         """Whether the store may not know yet that a conversation was given back. Then it grants the
         same epoch once more, without having lost any memory."""
-        return conversation in self._unreleased or any(
-            isinstance(asked.question, st.Release)
-            and any(key == conversation for key, _ in asked.question.conversations)
-            for asked in self._asked.values()
-        )
+        return conversation in self._unreleased or conversation in self._releasing
+
+    def _note_released(self, release: st.Release) -> None:
+        for key, _ in release.conversations:
+            self._releasing[key] -= 1
+            if not self._releasing[key]:
+                del self._releasing[key]
 
     def _give_up(self, query: int, asked: _Asked) -> None:
         """Stop waiting for an answer: what becomes of the question is unknown."""
@@ -473,6 +481,9 @@ class Holdings:
         deadline = now + self.times.timeout
         asked = _Asked(question, self.owner, turn, deadline, distrusted)
         self._asked[self._queries] = asked
+        if isinstance(question, st.Release):
+            for key, _ in question.conversations:
+                self._releasing[key] = self._releasing.get(key, 0) + 1
         self._out.append(st.AskStore(self._queries, question))
         return self._queries
 
@@ -541,8 +552,13 @@ class Holdings:
         if epoch:
             self._seen[conversation] = epoch
             self._seen.move_to_end(conversation)
-            if len(self._seen) > _REMEMBERED:
-                self._seen.popitem(last=False)
+            # A release that is carried out late gives back the epoch that it names. Were the same
+            # one believed again in the meantime, it would take from this replica what it owns.
+            kept = len(self._releasing) + len(self._unreleased)
+            while len(self._seen) > _REMEMBERED + kept:
+                oldest, seen = self._seen.popitem(last=False)
+                if self._is_being_released(oldest):
+                    self._seen[oldest] = seen  # the last to be forgotten
 
     def _highest(self, conversation: bytes) -> int:
         claim = self._claims.get(conversation)

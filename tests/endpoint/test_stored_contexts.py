@@ -366,6 +366,27 @@ def test_a_deletion_is_noticed_if_the_lease_was_lost_in_the_meantime() -> None:
     assert talker.outcomes == ["200"] * 3
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["drain", "renewal"])
+def test_a_late_commit_does_not_bring_back_what_was_deleted_elsewhere(before: bool) -> None:
+    """The store did not answer at the end of the turn; another replica deletes the response before
+    it does."""
+    cluster = Agreeable()
+    talker = Talker(cluster.a)
+    talker.attempt(user("say 1"))
+    cluster.a.store.fails = "disk full"
+    talker.attempt(user("say 2"))
+    assert talker.outcomes == ["200"] * 2
+    cluster.delete(cluster.b, talker.last)
+    cluster.a.store.fails = ""
+    if before:
+        cluster.a.drain()
+    cluster.a.advance(LEASE)
+    # One that has not deleted it itself knows of it what the store says.
+    replica = cluster.start("c") if before else cluster.a
+    refused = replica.ask("more", store=False, previous_response_id=talker.last)
+    assert refusal(refused) == NOT_FOUND
+
+
 def purge(cluster: Cluster) -> None:
     """What ``bridgecore store purge --all`` does, at this moment."""
     now, record, purger = cluster.net.now, purge_record(), Owner("purge", "1")

@@ -191,6 +191,28 @@ def test_a_release_that_failed_is_repeated_when_the_store_answers_again() -> Non
     assert holdings.answered(10, st.Renewed(), 8) == [LeaseRenewed()]
 
 
+@pytest.mark.parametrize("failed", [False, True], ids=["open", "failed"])
+def test_an_epoch_is_not_forgotten_while_it_may_be_released(failed: bool) -> None:
+    """However many others are seen. Else the same epoch would be believed again, and the release,
+    carried out late, would give to others what is owned here."""
+    holdings = joined()
+    resume(holdings, 7, 1)
+    holdings.answered(2, claimed(3), 1)
+    assert question(holdings.unused(b"c", 1)) == st.Release(holdings.owner, ((b"c", 3),))
+    if failed:
+        holdings.answered(3, st.Failed("lost"), 1)
+    other, query = st.Owner("b", "1"), 3
+    for number in range(70_000):
+        resume(holdings, 8, 1)
+        query += 1
+        elsewhere = st.OwnedElsewhere(b"%d" % number, 1, other, None, 1)
+        holdings.answered(query, elsewhere, 1)
+    resume(holdings, 9, 1)
+    again = question(holdings.answered(query + 1, claimed(3), 1))
+    assert again == st.Resume(holdings.owner, "tenant", "r", floor=3)
+    assert len(holdings.snapshot()[2]) < 66_000  # the others are forgotten
+
+
 def test_a_late_commit_answer_does_not_set_the_epoch_back() -> None:
     holdings = joined()
     holdings.begin(b"c")
