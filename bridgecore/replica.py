@@ -387,6 +387,8 @@ class Replica:
                 self._restore(scope, answer, now)
             elif self._is_stale(scope, named, answer.path[-1], now):
                 return self._look_up(reference, now, load=True)
+            else:
+                self._memory.trust(scope, named)
         return [reference.prepare(self._memory, now)]
 
     # ------------------------------------------------------------ purges

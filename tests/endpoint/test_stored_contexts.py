@@ -494,6 +494,19 @@ def test_a_response_that_is_doubted_without_reason_is_continued() -> None:
     assert kinds.count(Resume) == 1
 
 
+def test_a_request_about_a_context_settles_whether_it_was_deleted_for_the_next_turn() -> None:
+    """The store has just been asked. If it fails then, the turn does not depend on it."""
+    cluster = Agreeable()
+    talker = conversation(cluster.a)
+    cluster.model.handle(Commit(Owner("p", "1"), b"p", 0, (purge_record(),)), cluster.net.now + 1)
+    cluster.a.advance(LEASE / 3)  # a renewal: from now on anything may be deleted
+    assert cluster.has(cluster.a, talker)
+    cluster.a.store.fails = "disk full"
+    talker.attempt(user("say 3"))
+    assert talker.outcomes == ["200"] * 3
+    assert Resume not in [type(each) for each in cluster.a.store.asked]
+
+
 def test_a_turn_that_is_forwarded_by_habit_continues_nothing_deleted() -> None:
     """Where a client has deleted it, its owner is not asked any more."""
     cluster = Agreeable(forwards=True)
