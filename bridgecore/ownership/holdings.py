@@ -397,7 +397,9 @@ class Holdings:
         elif isinstance(asked.question, st.Commit):
             self._committed(asked, asked.question, answer, present=present)
         elif isinstance(asked.question, st.Release) and isinstance(answer, st.Failed) and present:
-            self._unreleased.update(asked.question.conversations)
+            for key, epoch in asked.question.conversations:
+                # Of two that have failed, the later claim is what the store may still have.
+                self._unreleased[key] = max(epoch, self._unreleased.get(key, 0))
         return self._take()
 
     # ------------------------------------------------------------ answers

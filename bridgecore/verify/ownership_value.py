@@ -90,6 +90,7 @@ class _Fold:
             -1 if process.until is None else max(process.until - now, 0),
             tuple(sorted(process.offered)),
             tuple(sorted(process.heard.items())),
+            self.world.kept(replica),
             _STAGES[stage],
             max(lease.until - now, 0) if stage in _HOLDING else 0,
             now - lease.asked if stage in _WAITING else 0,

@@ -101,6 +101,12 @@ class OwnershipProperty(CostedProperty):
         Rank.STUCK,
         "a conversation that no replica serves, however often its client retries",
     )
+    RELEASES_ARE_REPEATED = (
+        "without further faults, a release that failed is repeated until it is carried out, unless "
+        "the conversation is claimed again or the lease ends",
+        Rank.STUCK,
+        "a conversation that its owner has given up is kept from all other replicas",
+    )
     NO_ERROR = (
         "a replica raises no exception for an event that can happen",
         Rank.LOSS,
@@ -165,7 +171,8 @@ class Process:
 
     ``until``: when its lease ends by its own clock, as follows from the answers delivered.
     ``offered``: conversations that it has shown to the store. ``heard``: the highest epoch of each
-    conversation that an answer has named.
+    conversation that an answer has named. ``unreleased``: conversations with the epochs that it
+    has tried to release in vain.
     """
 
     name: str
@@ -177,12 +184,14 @@ class Process:
     until: int | None = None
     offered: frozenset[bytes] = frozenset()
     heard: dict[bytes, int] = attrs.Factory(dict)
+    unreleased: frozenset[tuple[bytes, int]] = frozenset()
 
     def copy(self) -> Process:
         other = Process.__new__(Process)
         other.name, other.number, other.behind = self.name, self.number, self.behind
         other.paused, other.woken = self.paused, self.woken
         other.until, other.offered = self.until, self.offered
+        other.unreleased = self.unreleased
         other.heard = self.heard.copy()
         other.holdings = None if self.holdings is None else self.holdings.copy()
         return other
@@ -481,6 +490,7 @@ class World:
             case _:
                 process.holdings, process.paused, process.woken = None, False, False
                 process.until, process.offered, process.heard = None, frozenset(), {}
+                process.unreleased = frozenset()
                 self.turns = {
                     conversation: turn
                     for conversation, turn in self.turns.items()
@@ -631,6 +641,8 @@ class World:
         had = isinstance(answer, st.Claimed) and (
             bool(holdings.epoch(answer.conversation)) or holdings.may_send(answer.conversation, now)
         )
+        if mine and isinstance(question, st.Release) and isinstance(answer, st.Failed):
+            process.unreleased |= frozenset(question.conversations)
         valid = process.until is not None and now < process.until
         claimed = holdings.epoch(question.conversation) if isinstance(question, st.Commit) else 0
         effects = self.call(
@@ -792,6 +804,17 @@ class World:
         self.messages[query] = Message(question, waiting, now)
 
     # ------------------------------------------------------------ properties
+
+    def kept(self, replica: int) -> tuple[tuple[bytes, int], ...]:
+        """What ``replica`` has tried to release in vain, and has not claimed since, although the
+        store has it as its own."""
+        process = self.processes[replica]
+        holdings = process.holdings
+        if holdings is None or not process.unreleased:
+            return ()
+        present = {(key, epoch) for key, epoch, owner in self.content[1] if owner == holdings.owner}
+        failed = process.unreleased & present
+        return tuple(sorted(pair for pair in failed if not holdings.epoch(pair[0])))
 
     def check(self, prop: OwnershipProperty, holds: bool, *text: object) -> None:
         self.checked[prop] += 1

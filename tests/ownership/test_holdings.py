@@ -191,6 +191,24 @@ def test_a_release_that_failed_is_repeated_when_the_store_answers_again() -> Non
     assert holdings.answered(10, st.Renewed(), 8) == [LeaseRenewed()]
 
 
+@pytest.mark.parametrize("later_first", [False, True])
+def test_of_two_releases_that_failed_the_later_one_is_repeated(later_first: bool) -> None:
+    """In whatever order that becomes known: the store has the later claim."""
+    holdings = joined()
+    resume(holdings, 7, 1)
+    holdings.answered(2, claimed(3), 1)
+    assert question(holdings.unused(b"c", 1)) == st.Release(holdings.owner, ((b"c", 3),))
+    resume(holdings, 8, 1)
+    holdings.forget(8)
+    late = holdings.answered(4, claimed(4), 1)
+    assert question(late) == st.Release(holdings.owner, ((b"c", 4),))
+    for query in (5, 3) if later_first else (3, 5):
+        holdings.answered(query, st.Failed("lost"), 2)
+    assert question(holdings.timeout(4)) == st.Renew(holdings.owner, 15)
+    again = question(holdings.answered(6, st.Renewed(), 4))
+    assert again == st.Release(holdings.owner, ((b"c", 4),))
+
+
 @pytest.mark.parametrize("failed", [False, True], ids=["open", "failed"])
 def test_an_epoch_is_not_forgotten_while_it_may_be_released(failed: bool) -> None:
     """However many others are seen. Else the same epoch would be believed again, and the release,
