@@ -121,15 +121,6 @@ def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     return found
 
 
-@pytest.mark.parametrize("columns", [76, 80, 120])
-def test_no_help_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    for parser in commands(whole_parser()):
-        for line in parser.format_help().splitlines():
-            example = line.startswith("  ") and "bridgecore " in line  # one line, to be copied
-            assert len(line) <= columns or (example and len(line) <= 80), line
-
-
 def test_every_flag_has_a_help() -> None:
     for parser in commands(whole_parser()):
         for action in parser._actions:

@@ -121,6 +121,20 @@ def test_stats_count_what_is_stored(filled: FilledStore, capfd: pytest.CaptureFi
     assert 0 < lease["seconds"] <= 1000
 
 
+@pytest.mark.parametrize("action", ["check", "stats"])
+def test_no_line_is_wider_than_columns(
+    action: str,
+    filled: FilledStore,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    filled.write_keys(NEW, OLD)
+    monkeypatch.setenv("COLUMNS", "40")
+    out, _ = call([action, *filled.arguments], capfd)
+    assert "secret" in out
+    assert [line for line in out.splitlines() if len(line) > 40] == []
+
+
 def test_a_replica_cannot_command_the_terminal(
     filled: FilledStore, capfd: pytest.CaptureFixture[str]
 ) -> None:

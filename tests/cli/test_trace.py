@@ -69,9 +69,11 @@ def test_an_altered_decision_is_shown_with_its_diagram(
     ],
 )
 def test_the_examples_of_the_documentation(
-    name: str, status: int, words: str, capsys: Capture
+    name: str, status: int, words: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["verify", "--trace", str(TRACES / f"{name}.jsonl")]) == status
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(TRACES)
+    assert main(["verify", "--trace", f"{name}.jsonl"]) == status
     out = capsys.readouterr().out
     assert words in out
     assert max(len(line) for line in out.splitlines()) < 80
