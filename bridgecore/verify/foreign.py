@@ -73,6 +73,7 @@ _BEHIND = 3  # logged events that the bridge may not have noticed yet
 _FREE = 2  # unlogged events between two lines that cost nothing, because the log never has them
 _COST, _FREE_COST = 100, 1  # of an unlogged event; of one that this log never has
 _MOST = 512  # states kept; beyond them, those with the most unlogged events are dropped
+_FOR_EVER = 10**18  # ns; a bridge that may react as late as it likes
 _SHOWN = 60  # steps of the history that a diagram shows
 # Deadlines that may have passed without a line. The lifetime is one of the connection's age.
 _UNLOGGED = (Timer.CONNECT, Timer.CREATED, Timer.IDLE, Timer.TURN, Timer.LIFETIME)
@@ -131,7 +132,11 @@ def check_trace(
             break
     if wrong is None and observed:
         wrong = _first(conversations.values(), max(one.at for one in observed))
+    if wrong is not None:
+        hint = conversations[wrong.session].hint(wrong)
+        wrong = attrs.evolve(wrong, text=wrong.text + hint)
     assumed = [one.assumed() for one in conversations.values()]
+    lateness = [one.lateness() for one in conversations.values()]
     coverage = Coverage(terms.timeouts, frames=not silence.frame_sent)
     for conversation in conversations.values():
         coverage.add(conversation.course())
@@ -145,6 +150,9 @@ def check_trace(
         incomplete=tuple(read.incomplete),
         losses=sum(losses for losses, _ in assumed),
         deadlines=sum(deadlines for _, deadlines in assumed),
+        late=sum(count for count, _ in lateness),
+        latest=max((latest for _, latest in lateness), default=0),
+        to_come=sum(wrong is None and one.awaits_reaction() for one in conversations.values()),
         states=(
             max((one.most for one in conversations.values()), default=0),
             sum(one.total for one in conversations.values()),
@@ -212,13 +220,19 @@ def _terms(header: Header, without: frozenset[Property]) -> Terms:
 
 
 class _Step(NamedTuple):
-    """One event of a course, with its effects; a list that leads back to the beginning."""
+    """One event of a course, with its effects; a list that leads back to the beginning.
+
+    ``since``: the line of the event. ``line``, ``until``: the last line about it, and its time.
+    """
 
     at: int
     event: Event
     effects: tuple[Effect, ...]
     assumed: bool
     before: _Step | None
+    since: int
+    line: int
+    until: int
 
 
 class _Logged(NamedTuple):
@@ -232,7 +246,8 @@ class _Logged(NamedTuple):
 class _Guess(NamedTuple):
     """One state that the lines so far allow.
 
-    ``line``: the last one about what is being handled. ``model``: before ``event``, which is being
+    ``line``, ``until``: the last one about what is being handled, and its time; ``since``: that of
+    the event itself. ``model``: before ``event``, which is being
     handled with ``effects`` so far; None: nothing is. ``refused``: anchors that were refused when
     the bridge had injected them. ``cost``: of the unlogged events on the way here. ``past`` does
     not tell states apart.
@@ -248,6 +263,8 @@ class _Guess(NamedTuple):
     assumed: bool
     cost: int
     past: _Step | None
+    since: int = 0
+    until: int = 0
 
     def key(self, now: int) -> tuple[object, ...]:
         """Equal for states that allow the same future after ``now``. Deadlines that have passed are
@@ -263,7 +280,13 @@ class _Guess(NamedTuple):
         """The history, with the event that is being handled."""
         if self.event is None:
             return self.past
-        return _Step(self.at, self.event, self.effects, self.assumed, self.past)
+        return self.stepped(self.event, self.effects)
+
+    def stepped(self, event: Event, effects: tuple[Effect, ...]) -> _Step:
+        """The history with ``event`` and ``effects`` at its end."""
+        return _Step(
+            self.at, event, effects, self.assumed, self.past, self.since, self.line, self.until
+        )
 
 
 class _Failure(NamedTuple):
@@ -303,8 +326,9 @@ class _Conversation:
         ids: Ids,
         without: frozenset[CostedProperty],
     ) -> None:
-        self._make = partial(_Search, name, header, silence, terms, ids, without)
-        self._search = self._make(0)
+        self._make = partial(_Search, name, silence, terms, ids, without)
+        self._header = header
+        self._search = self._make(header, 0)
         self._unlogged = header.unlogged
         self._silence = silence
         self._taken: list[Observed] = []
@@ -332,6 +356,34 @@ class _Conversation:
     def assumed(self) -> tuple[int, int]:
         """How many losses, and how many deadlines, the log lacks in the course with the fewest."""
         return self._search.assumed()
+
+    def lateness(self) -> tuple[int, int]:
+        """How many events were noticed late in that course, and how late at most (ns)."""
+        return self._search.lateness()
+
+    def awaits_reaction(self) -> bool:
+        """Whether a reaction is still to come in that course."""
+        return self._search.awaits_reaction()
+
+    def hint(self, wrong: Wrong) -> str:
+        """What to change in the header if ``wrong`` is wrong only because the bridge reacts later
+        than ``Header.late`` says; else nothing."""
+        if wrong.prop is _P.TURNS_END:
+            return ""  # late enough for any bridge
+        search = self._make(attrs.evolve(self._header, late=_FOR_EVER), self._header.unlogged)
+        for one in self._taken:
+            search.feed(one)
+        late, slowest = self._header.late, search.slowest()
+        if search.wrong is not None or slowest > self._header.wedged_after:
+            return ""
+        if slowest <= late:
+            text = f"nothing followed within {late // NS_PER_SECOND} s"
+            return f"; {text}: if this bridge may take longer, state a larger `late` in the header"
+        needed = -(-slowest // NS_PER_SECOND)
+        return (
+            f"; it would be right if this bridge may take {slowest / NS_PER_SECOND:g} s to react: "
+            f"then state `late` as at least {needed} in the header, not {late // NS_PER_SECOND}"
+        )
 
     def course(self) -> Course:
         """The course with the fewest unlogged events, up to the first wrong line."""
@@ -379,7 +431,7 @@ class _Conversation:
         if not unlogged:
             return
         self._earlier = self.most, self.total
-        self._search = self._make(unlogged)
+        self._search = self._make(self._header, unlogged)
         for one in self._taken:
             self._search.feed(one)
         self._search.expire(now)
@@ -392,11 +444,11 @@ class _Search:
     def __init__(
         self,
         name: str,
-        header: Header,
         silence: _Silence,
         terms: Terms,
         ids: Ids,
         without: frozenset[CostedProperty],
+        header: Header,
         unlogged: int,
     ) -> None:
         self.wrong: Wrong | None = None
@@ -482,6 +534,42 @@ class _Search:
         losses = sum(isinstance(event, ev.ConnectionLost) for event in assumed)
         return losses, sum(isinstance(event, ev.DeadlineReached) for event in assumed)
 
+    def lateness(self) -> tuple[int, int]:
+        """How many events of that course were noticed late, and how late at most (ns): the bridge
+        did something else after such an event, which it would not have done if it had known."""
+        count = latest = line = until = 0
+        for step in self.course():
+            if step.since < line and not step.assumed:
+                count += 1
+                latest = max(latest, until - step.at)
+            if step.line > max(line, step.since):
+                line, until = step.line, step.until
+        return count, latest
+
+    def slowest(self) -> int:
+        """How long after its event the bridge did the last thing about it, at most (ns)."""
+        slowest = until = 0
+        for step in self.course():
+            until = max(until, step.until)
+            slowest = max(slowest, until - step.at)
+        return slowest
+
+    def awaits_reaction(self) -> bool:
+        """Whether something that has happened requires a reaction which the log does not have yet,
+        in the course with the fewest unlogged events."""
+        failures, self._failures = self._failures, []
+        ahead, found = [self._guesses[0]], False
+        while ahead and not found:
+            one = ahead.pop()
+            if one.event is not None:
+                ahead += self._settled(one)
+            elif one.queue:
+                ahead += self._begun(one)
+            else:
+                found = True
+        self._failures = failures
+        return not found
+
     def course(self) -> list[_Step]:
         """The course with the fewest unlogged events; if a line is wrong, the one that is shown."""
         step, steps = self._shown_step or self._guesses[0].step, list[_Step]()
@@ -501,7 +589,8 @@ class _Search:
             return self._shown(lacking)
         step = guess.step
         for logged in guess.queue:
-            step = _Step(logged.at, logged.event, (), False, step)
+            waits = (logged.line, logged.line, logged.at)
+            step = _Step(logged.at, logged.event, (), False, step, *waits)
         self._shown_step = step
         text = f"{text}; line {self._latest} is the last of its session"
         return Wrong(self._latest, self._name, _P.TURNS_END, text, (), self._seen(step))
@@ -600,6 +689,7 @@ class _Search:
         event = _of_connection(event, model.generation)
         begun = guess._replace(
             model=model, line=line, at=at, event=event, effects=(), assumed=assumed,
+            since=line, until=at,
         )  # fmt: skip
         answers = isinstance(event, ev.ResponseCreated | ev.OutputReceived)
         if not answers or not self._silence.delivered or not model.requires_reaction(event, at):
@@ -631,7 +721,7 @@ class _Search:
             injected = guess.model.injected()
             if injected is not None and guess.model.refusal(event) in ("not_found", "other"):
                 refused |= {injected}
-            past = _Step(guess.at, event, effects, guess.assumed, guess.past)
+            past = guess.stepped(event, effects)
             yield guess._replace(
                 model=model, event=None, effects=(), refused=refused, past=past, assumed=False
             )
@@ -753,7 +843,7 @@ class _Search:
                 except ViolationError as violation:
                     first, tried = first or violation, tried or effects
                     continue
-                yield guess._replace(effects=effects, line=one.line)
+                yield guess._replace(effects=effects, line=one.line, until=one.at)
                 return
         if first is not None:
             self._fail(guess._replace(effects=tried), one.line, Broken(first.prop, first.text))
