@@ -24,14 +24,18 @@ from bridgecore.recovery.policy import (
     POLICIES,
     Policy,
     Timeouts,
-    can_carry_out,
     cell_name,
     falling_back,
     is_named,
-    name_of,
     replaying,
 )
-from bridgecore.recovery.policy_table import KEYS, policy_from, policy_table, summary_of
+from bridgecore.recovery.policy_table import (
+    KEYS,
+    policy_from,
+    policy_table,
+    require_possible,
+    summary_of,
+)
 from bridgecore_cli.configfile import read_file, toml_value
 from bridgecore_cli.errors import SettingsError
 
@@ -63,18 +67,11 @@ def load_policy(text: str) -> Policy:
 
 
 def require_servable(policy: Policy) -> None:
-    """Check a policy before it is served.
+    """Check a policy, one that ``load_policy`` has returned, before it is served.
 
     Raises:
-        ConfigError: it has a cell that a bridge cannot carry out, or times of its own.
+        ConfigError: it has times of its own.
     """
-    for (row, column), remedy in policy.cells.items():
-        if not can_carry_out(remedy.action, column):
-            what = f"{name_of(row)}.{name_of(column)} = {name_of(remedy.action)!r}"
-            raise ConfigError(
-                f"policy {policy.name}: {what}: a bridge has nothing to do that with for a turn "
-                f"that is {column.value}"
-            )
     for name in (field.name for field in attrs.fields(Timeouts)):
         if getattr(policy.timeouts, name) != getattr(Timeouts(), name):
             raise ConfigError(
@@ -135,6 +132,10 @@ def _of_module(text: str) -> Policy:
             sys.path.remove(here)
     if not isinstance(found, Policy):
         raise ConfigError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
+    try:
+        require_possible(found)
+    except ConfigError as exc:
+        raise ConfigError(f"{text}: {exc}") from None
     if found.name in POLICIES and not is_named(found):
         # Made from a named one with ``with_cell``, which keeps the name: it would be taken for it.
         summary = summary_of(found, POLICIES[found.name])

@@ -179,14 +179,17 @@ def _remedy(place: str, found: object, before: Remedy) -> Remedy:
 def _require_possible(place: str, action: Action, column: Standing) -> None:
     """Raise ConfigError if no bridge can do ``action`` for a turn of ``column``."""
     if not can_carry_out(action, column):
-        able = " and ".join(each.value for each in NEEDS[action])
+        able = " and ".join(name_of(each) for each in NEEDS[action])
+        columns = "columns" if len(NEEDS[action]) > 1 else "column"
         has = "a context that the bridge holds"
         if Standing.INJECTED in NEEDS[action]:
             has = "the client's own full input"
-        here = "" if place.endswith(f".{column.value}") else f", here for {column.value}"
+        here = (
+            "" if place.endswith(f".{name_of(column)}") else f", and this is for {name_of(column)}"
+        )
         raise ConfigError(
-            f"{place}: {name_of(action)!r} needs {has}, so it is possible in the columns "
-            f"{able} only{here}"
+            f"{place}: {name_of(action)!r} needs {has}, so it is possible in the {columns} {able} "
+            f"only{here}: give the cell another action (bridgecore rules --all explains each)"
         )
 
 
@@ -222,6 +225,17 @@ def _seconds(place: str, value: object) -> int:
 
 
 # ------------------------------------------------------------------ what is wrong
+
+
+def require_possible(policy: Policy) -> None:
+    """Check that a bridge can carry out each cell of ``policy``, however that was made.
+
+    Raises:
+        ConfigError: it cannot. The message is that for the same cell in a table.
+    """
+    for (row, column), remedy in policy.cells.items():
+        place = f"policy.cells.{name_of(row)}.{name_of(column)}"
+        _require_possible(place, remedy.action, column)
 
 
 def _table_of(place: str, found: object, of: str) -> Mapping[str, Any]:
