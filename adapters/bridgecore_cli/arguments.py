@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
-from bridgecore_cli.errors import USAGE, did_you_mean
+from bridgecore.errors import did_you_mean
+from bridgecore_cli.errors import USAGE
 from bridgecore_cli.output import fitted, plain, print_text, printable, wrapped
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
+from bridgecore.errors import did_you_mean
 from bridgecore_cli.configfile import folded, toml_value
-from bridgecore_cli.errors import did_you_mean
 from bridgecore_cli.output import columns, print_error
 from bridgecore_cli.settings import (
     DEFAULT,

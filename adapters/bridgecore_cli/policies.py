@@ -7,7 +7,6 @@ only files and modules need. What a table in a file may say is ``bridgecore.reco
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -18,7 +17,7 @@ from typing import Any, Final
 import attrs
 
 from bridgecore.config import Fallback, OnAmbiguousLoss
-from bridgecore.errors import ConfigError
+from bridgecore.errors import ConfigError, did_you_mean
 from bridgecore.recovery.policy import (
     DEFAULT,
     POLICIES,
@@ -58,8 +57,7 @@ def load_policy(text: str) -> Policy:
         return _of_file(text)
     if ":" in text:
         return _of_module(text)
-    close = difflib.get_close_matches(text, POLICIES, 1)
-    hint = f"; did you mean {close[0]}?" if close else "."
+    hint = did_you_mean(text, POLICIES) or "."
     named = ", ".join(POLICIES)
     raise ConfigError(
         f"{text!r} is no policy{hint} There are {named}; your own is MODULE:ATTR or FILE{SUFFIX}"

@@ -19,7 +19,6 @@ are read elsewhere.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,7 +27,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import attrs
 
-from bridgecore.errors import ConfigError
+from bridgecore.errors import ConfigError, did_you_mean
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import (
@@ -269,8 +268,7 @@ def _member(place: str, noun: str, found: object, names: Iterable[str], hint: st
     """
     known = list(names)
     if not isinstance(found, str) or found not in known:
-        close = difflib.get_close_matches(found, known, 1) if isinstance(found, str) else []
-        likely = f"; did you mean {hint or close[0]}?" if hint or close else "."
+        likely = did_you_mean(hint or found, known) or "."
         nouns = {"policy": "policies"}.get(noun, f"{noun}s")
         _refuse(place, found, f"is no {noun}{likely} The {nouns} are {', '.join(known)}")
     return found

@@ -481,6 +481,18 @@ def test_the_history_tells_what_was_assumed() -> None:
             b'{"event":"response_ended","at":1,"session":"s","outcome":"x"}',
             "outcome is 'x'",
         ),
+        (
+            b'{"event":"response_ended","at":1,"session":"s","outcome":"complete"}',
+            "outcome is 'complete'; did you mean completed?",
+        ),
+        (
+            b'{"event":"timed_out","at":1,"session":"s","timer":"create"}',
+            "timer is 'create'; did you mean created?",
+        ),
+        (
+            b'{"trace":"bridge events","format":1,"timeouts":{"idel":1}}',
+            "timeouts has 'idel': 1; did you mean idle?",
+        ),
         (b'{"event":"timed_out","at":1,"session":"s","timer":"drain"}', "timer is 'drain'"),
         (b'{"trace":"bridge events"}', "the header lacks format"),
         (b'{"trace":"bridge events","format":9}', "it is not the header of bridge events"),
