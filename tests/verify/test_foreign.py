@@ -1,5 +1,6 @@
-"""Tests of verify/foreign.py and observed.py: the log of another bridge is accepted if there is a
-course of events in which it does nothing wrong, and else rejected at its first wrong line."""
+"""Tests of observed.py, foreign.py and its parts (foreign_search.py, foreign_courses.py and
+foreign_answers.py): the log of another bridge is accepted if there is a course of events in which
+it does nothing wrong, and else rejected at its first wrong line."""
 
 from __future__ import annotations
 
