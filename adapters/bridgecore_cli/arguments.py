@@ -113,6 +113,11 @@ class _Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and message.endswith(
+                f"required: {action.metavar}"
+            ):
+                message += f", which is one of {', '.join(action.choices)}"
         line = printable(message)
         text = f"bridgecore: error: {line} (see {self.prog} --help)"
         self.exit(USAGE, fitted(text, sys.stderr) + "\n")

@@ -160,6 +160,23 @@ def test_what_was_probably_meant_is_named(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([], "required: COMMAND, which is one of serve, check-config, demo, rules, replay, "),
+        (["store"], "required: ACTION, which is one of check, stats, purge, rotate-keys (see "),
+    ],
+    ids=["no command", "no action"],
+)
+def test_a_missing_command_is_answered_with_those_that_there_are(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["serve", "--bogus", "1"], "unrecognized arguments: --bogus 1 (see"),
         (["verify", "--bounds", "tiny"], "quick"),
         (["verify", "--property", "NO_SUCH"], "bridgecore verify --property help lists them all"),

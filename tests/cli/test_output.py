@@ -17,11 +17,14 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgecore.recovery.policy import DEFAULT
+from bridgecore.verify.environment import BOUNDS, Bounds
+from bridgecore.verify.explore import Report
 from bridgecore.verify.properties import Property
 from bridgecore.verify.results import Finding
 from bridgecore.wire.decisions import write_header
@@ -29,7 +32,7 @@ from bridgecore_cli.arguments import whole_parser
 from bridgecore_cli.configfile import folded, toml_value
 from bridgecore_cli.main import main
 from bridgecore_cli.output import columns, wrapped
-from bridgecore_cli.verify_sections import Costliest
+from bridgecore_cli.verify_sections import SECTIONS, Costliest, Part, Work, explore_sections
 from tests.cli.process import COMMAND, TIME_LIMIT, environment, in_a_terminal, run, screen_lines
 
 NARROW = 60
@@ -120,6 +123,22 @@ def test_the_costliest_violation_is_told_first() -> None:
     costliest.found(Finding(Property.REFUSED_IS_NOT_REPEATED, "", ()))
     costliest.tell()
     assert len(said) == 3
+
+
+def test_the_figures_of_all_parts_are_in_one_column() -> None:
+    """However long their names are: ``state`` is where the figures begin."""
+    said: list[str] = []
+    names = ["a", "a part with a name that is longer than those of others"]
+    bounds = {"quick": [attrs.evolve(BOUNDS["quick"][0], name=name) for name in names]}
+    section = attrs.evolve(SECTIONS[0], bounds=bounds, explore=_found_nothing, closer=lambda _: ())
+    explore_sections(DEFAULT, "quick", ["ONE_END"], said.append, [section])
+    figures = [line for line in said if "7 states" in line]
+    assert [line.split("7 states")[0].strip() for line in figures] == names
+    assert len({line.index("7 states") for line in figures}) == 1
+
+
+def _found_nothing(work: Work, bounds: Bounds) -> Part:
+    return Part(bounds, Report(work.policy.name, bounds, complete=True), 7, [])
 
 
 # ------------------------------------------------------------------ every command

@@ -73,7 +73,8 @@ def _introduction(experiment: Experiment) -> str:
         f"{experiment.turns} turns of the same client behind three bridges. The upstream loses "
         "its connection after each answer, and once more before the next one begins. A system "
         f"prompt of {experiment.system_tokens:,} tokens, {experiment.new_tokens:,} new ones a "
-        f"turn, {OUTPUT_TOKENS:,} of them in the answer. Waits before retries are a {HURRY}th of what the bridge asks for."
+        f"turn, {OUTPUT_TOKENS:,} of them in the answer. Waits before retries are a {HURRY}th of "
+        "what the bridge asks for."
     )
 
 
