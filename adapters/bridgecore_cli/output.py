@@ -69,10 +69,9 @@ def width_of_output() -> int | None:
 
 
 def print_text(text: str) -> None:
-    """Print ``text``, which people read, to standard output: no line is wider than
-    ``width_of_output``. What programs read (JSON, decision logs, scripts, log records) is printed
-    as it is."""
-    print(wrapped(text, width_of_output()), flush=True)
+    """Print ``text``, which people read, to standard output: on a terminal no line is wider than
+    that. What programs read (JSON, decision logs, scripts, log records) is printed as it is."""
+    print(fitted(text), flush=True)
 
 
 def print_error(text: str) -> None:

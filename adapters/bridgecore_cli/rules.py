@@ -11,7 +11,7 @@ import argparse
 
 from bridgecore.recovery.policy import Policy
 from bridgecore.tables import WIDTH, render_diff, render_rules, render_table
-from bridgecore_cli.output import columns, print_text, width_of_output
+from bridgecore_cli.output import columns, print_text
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
 
         print(folded(as_toml(policy), columns()), end="")
         return 0
-    width = min(WIDTH, width_of_output() or WIDTH)
+    width = min(WIDTH, columns() or WIDTH)
     if options.diff is not None:
         text = render_diff(policy, options.diff, width)
     elif options.all:

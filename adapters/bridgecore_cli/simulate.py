@@ -44,7 +44,7 @@ from bridgecore.simulate.growth_report import (
 )
 from bridgecore_cli.arguments import SEVERAL
 from bridgecore_cli.errors import USAGE, CommandError
-from bridgecore_cli.output import print_text, wrapped, write_file
+from bridgecore_cli.output import width_of_output, wrapped, write_file
 from bridgecore_cli.progress import bar, show
 
 _CLUSTER: Final = 98  # columns of what replicas did, where lines are not wrapped
@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
     if args.faults[1] == SEVERAL and args.conversations:
         raise CommandError("--faults M/K is for the long conversation only", USAGE)
     policies: list[Policy] = args.policy or [DEFAULT, V1_12]
+    width = width_of_output()
     growths = [_grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
-        print_text(_text(growths))
+        print(wrapped(_text(growths), width))
     if args.svg is not None and not write_file(args.svg, plot(growths)):
         return 1
     sound = growths[0].sound
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for policy in crowds if args.conversations else ():
         storm = _Storm(args, policy)
         if not args.json:
-            print_text(storm.text())
+            print(wrapped(storm.text(), width))
         storms[policy.name] = storm.figures()
         sound = sound and (policy is not policies[0] or not storm.report.violations)
     if args.json:

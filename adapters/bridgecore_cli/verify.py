@@ -17,7 +17,7 @@ from bridgecore.verify.junit import junit
 from bridgecore.verify.results import Finding, Results
 from bridgecore_cli import export, trace
 from bridgecore_cli.colour import Colour, paint
-from bridgecore_cli.output import print_text, width_of_output, write_file
+from bridgecore_cli.output import columns, print_text, write_file
 from bridgecore_cli.verify_flags import settle
 from bridgecore_cli.verify_mutants import judge_mutants
 from bridgecore_cli.verify_sections import explore_sections
@@ -62,7 +62,7 @@ def _told(found: Finding, *, drawn: bool) -> str:
     head = paint(f"rank {int(found.prop.rank)}: {found.prop.rank.words}", Colour.HEAD)
     lines = ["", head, _coloured(found.told())]
     if drawn and found.story is not None:
-        lines += ["", diagram.text(found.story, width_of_output())]
+        lines += ["", diagram.text(found.story, columns())]
     return "\n".join(lines)
 
 
