@@ -36,7 +36,8 @@ from bridgecore.recovery.timers import NS_PER_SECOND, Timer
 
 H = TypeVar("H", bound=Hashable)
 
-_WIDTH = 80  # columns of the plain text, those of most terminals
+WIDTH = 80
+"""Columns of the plain text if no other number is given: those of most terminals."""
 _USUALLY, _ALWAYS = "usually", "always"
 _LEGEND = (
     "For each situation: the usual action, then the standings for which it differs. In brackets: "
@@ -45,24 +46,26 @@ _LEGEND = (
 )
 
 
-def render_rules(policy: Policy) -> str:
-    """The policy's table, its budgets and the rules of the state machine, 80 columns wide."""
+def render_rules(policy: Policy, width: int = WIDTH) -> str:
+    """The policy's table, its budgets and the rules of the state machine, in lines of at most
+    ``width`` columns. Words that are longer than that are not broken."""
     parts = [
-        _wrap(f"Policy {policy.name}: {policy.summary}"),
-        _wrap(_LEGEND),
-        "\n".join(_row_text(_row_of(policy, situation)) for situation in Situation),
-        _wrap(_budgets(policy)),
-        _wrap("Names of the rows in log records and TOML files: what happened to a turn."),
-        "\n".join(_names(Situation)),
+        _wrap(f"Policy {policy.name}: {policy.summary}", width),
+        _wrap(_LEGEND, width),
+        "\n".join(_row_text(_row_of(policy, situation), width) for situation in Situation),
+        _wrap(_budgets(policy), width),
+        _wrap("Names of the rows in log records and TOML files: what happened to a turn.", width),
+        "\n".join(_names(Situation, width)),
         _wrap(
             "Names of the columns: what the bridge has for a turn whose connection does not know "
-            "its anchor, the response that the turn continues."
+            "its anchor, the response that the turn continues.",
+            width,
         ),
-        "\n".join(_names(Standing)),
-        _wrap("Names of the actions: what the bridge does."),
-        "\n".join(_names(Action)),
-        "Rules of the state machine (the same for every policy):",
-        "\n".join(_rule_text(rule) for rule in _rules()),
+        "\n".join(_names(Standing, width)),
+        _wrap("Names of the actions: what the bridge does.", width),
+        "\n".join(_names(Action, width)),
+        _wrap("Rules of the state machine (the same for every policy):", width),
+        "\n".join(_rule_text(rule, width) for rule in _rules()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -105,11 +108,10 @@ def _first_three(names: Sequence[str]) -> str:
     return "\n".join(f"`{name}`" for name in names[:3])
 
 
-def _names(kind: type[Situation | Standing | Action]) -> Iterator[str]:
+def _names(kind: type[Situation | Standing | Action], width: int) -> Iterator[str]:
     """The name of each row, column or action, and what it means."""
     for named in kind:
-        head = f"    {name_of(named):<{_NAMES}}"
-        yield _wrap(head + _meaning(named), indent=" " * len(head))
+        yield _entry(f"    {name_of(named):<{_NAMES}}", _meaning(named), width)
 
 
 def _meaning(named: Situation | Standing | Action) -> str:
@@ -151,27 +153,30 @@ def _budgets(policy: Policy) -> str:
 # ------------------------------------------------------------------ policies, by names
 
 
-def render_table(policy: Policy) -> str:
-    """The policy's table and budgets on one screen, 80 columns wide: a row with its usual remedy,
-    then the columns that differ. Names are those of log records and of TOML files."""
-    lines = [_wrap(f"Policy {policy.name}: {policy.summary}"), ""]
+def render_table(policy: Policy, width: int = WIDTH) -> str:
+    """The policy's table and budgets, on one screen of 80 columns: a row with its usual remedy,
+    then the columns that differ. Names are those of log records and of TOML files. ``width`` is as
+    for ``render_rules``."""
+    lines = [_wrap(f"Policy {policy.name}: {policy.summary}", width), ""]
+    indent = " " * (_NAMES if width >= WIDTH else len(_HANGING))
     for row in Situation:
         by_column = {column: _shown(policy.remedy(row, column)) for column in Standing}
         ((usual, _),) = Counter(by_column.values()).most_common(1)
-        lines.append(f"{name_of(row):<{_NAMES}}{usual}")
+        lines.append(_entry(f"{name_of(row):<{_NAMES}}", usual, width))
         reply = usual.partition(" ")[2]
         others = [
             f"{', '.join(columns)}: {remedy.removesuffix(f' {reply}') if reply else remedy}"
             for remedy, columns in _grouped(by_column).items()
             if remedy != usual
         ]
-        lines += _packed(others, " " * _NAMES)
-    return "\n".join([*lines, "", _wrap(_budgets(policy))]) + "\n"
+        lines += _packed(others, indent, width)
+    return "\n".join([*lines, "", _wrap(_budgets(policy), width)]) + "\n"
 
 
-def render_diff(policy: Policy, other: Policy) -> str:
-    """What differs in ``policy`` from ``other``, 80 columns wide: row by row the columns with both
-    remedies, that of ``other`` first; then the budgets and timeouts (in seconds, as in TOML)."""
+def render_diff(policy: Policy, other: Policy, width: int = WIDTH) -> str:
+    """What differs in ``policy`` from ``other``: row by row the columns with both remedies, that of
+    ``other`` first; then the budgets and timeouts (in seconds, as in TOML). ``width`` is as for
+    ``render_rules``."""
     cells, budgets, timeouts = differences(policy, other)
     rows: dict[Situation, dict[Standing, tuple[str, str]]] = {}
     for row, column in cells:
@@ -179,21 +184,21 @@ def render_diff(policy: Policy, other: Policy) -> str:
         if pair[0] != pair[1]:  # of a relayed error the answer makes no difference
             rows.setdefault(row, {})[column] = pair
     if not rows and not budgets and not timeouts:
-        return _wrap(f"{policy.name} decides as {other.name} does: nothing differs.") + "\n"
-    lines = [_wrap(f"- {other.name}"), _wrap(f"+ {policy.name}")]
+        return _wrap(f"{policy.name} decides as {other.name} does: nothing differs.", width) + "\n"
+    lines = [_wrap(f"- {other.name}", width), _wrap(f"+ {policy.name}", width)]
     for row, pairs in rows.items():
         lines += ["", name_of(row)]
         for pair, columns in _grouped(pairs).items():
             every = len(columns) == len(Standing)
             where = "every column" if every else ", ".join(columns)
-            lines += [_wrap(f"  {where}", indent="  "), *_both(*pair)]
+            lines += [_wrap(f"  {where}", width, indent="  "), *_both(*pair, width)]
     for title, names, one, two in (
         ("budgets", budgets, other.budgets, policy.budgets),
         ("timeouts", timeouts, other.timeouts, policy.timeouts),
     ):
         lines += ["", title] if names else []
         for name in names:
-            lines += [f"  {name}", *_both(_value(one, name), _value(two, name))]
+            lines += [f"  {name}", *_both(_value(one, name), _value(two, name), width)]
     return "\n".join(lines) + "\n"
 
 
@@ -212,21 +217,21 @@ def _grouped(by_column: Mapping[Standing, H]) -> dict[H, list[str]]:
     return groups
 
 
-def _packed(entries: Sequence[str], indent: str) -> list[str]:
+def _packed(entries: Sequence[str], indent: str, width: int) -> list[str]:
     """``entries`` in lines, with semicolons between them: as many whole ones in each as fit."""
     lines: list[str] = []
     for entry in entries:
-        if lines and len(lines[-1]) + len(entry) + 3 <= _WIDTH:
+        if lines and len(lines[-1]) + len(entry) + 3 <= width:
             lines[-1] += f"; {entry}"
         else:
             if lines:
                 lines[-1] += ";"
             lines.append(indent + entry)
-    return [_wrap(line, indent=indent + "  ") for line in lines]
+    return [_wrap(line, width, indent=indent + "  ") for line in lines]
 
 
-def _both(before: str, after: str) -> list[str]:
-    return [f"    - {before}", f"    + {after}"]
+def _both(before: str, after: str, width: int) -> list[str]:
+    return [_wrap(f"    {line}", width, indent=" " * 6) for line in (f"- {before}", f"+ {after}")]
 
 
 def _value(numbers: Budgets | Timeouts, name: str) -> str:
@@ -279,14 +284,12 @@ def _action(remedy: Remedy, reply: str) -> str:
     return remedy.action.value if same else str(remedy)
 
 
-def _row_text(row: _Row) -> str:
+def _row_text(row: _Row, width: int) -> str:
     head = f"{row.situation} ({row.reply})" if row.reply else row.situation
     entries = [(_USUALLY if row.exceptions else _ALWAYS, row.usual), *row.exceptions]
-    width = max(len(standings) for standings, _ in entries)
-    lines = [head]
-    for standings, action in entries:
-        label = f"    {standings.ljust(width)}  "
-        lines.append(_wrap(label + action, indent=" " * len(label)))
+    longest = max(len(standings) for standings, _ in entries)
+    lines = [_wrap(head, width, indent="  ")]
+    lines += [_entry(f"    {label.ljust(longest)}  ", action, width) for label, action in entries]
     return "\n".join(lines)
 
 
@@ -318,19 +321,32 @@ def _described(rule: Rule) -> str:
     return rule.doc if rule.handling is Handling.HANDLED else f"{rule.handling.value}: {rule.doc}"
 
 
-def _rule_text(rule: Rule) -> str:
+def _rule_text(rule: Rule, width: int) -> str:
     indent = " " * 4
-    head = _wrap(f"{rule.id}: {_event(rule)} in {_phases(rule)}", indent=indent * 2)
-    return f"{head}\n{_wrap(indent + _described(rule), indent=indent)}"
+    head = _wrap(f"{rule.id}: {_event(rule)} in {_phases(rule)}", width, indent=indent * 2)
+    return f"{head}\n{_wrap(indent + _described(rule), width, indent=indent)}"
 
 
 # ------------------------------------------------------------------ layout
 
 
-def _wrap(text: str, indent: str = "") -> str:
-    """``text`` in lines of at most ``_WIDTH`` columns; ``indent``: of all lines but the first."""
+_HANGING = "    "
+
+
+def _entry(label: str, text: str, width: int) -> str:
+    """``text`` beside ``label``, or below it where two columns would leave it too little room."""
+    if width >= WIDTH:
+        return _wrap(label + text, width, indent=" " * len(label))
+    indent = label[: len(label) - len(label.lstrip())]
+    head = _wrap(label.rstrip(), width, indent=indent + "  ")
+    below = indent + _HANGING
+    return f"{head}\n{_wrap(below + text, width, indent=below + '  ')}"
+
+
+def _wrap(text: str, width: int, indent: str = "") -> str:
+    """``text`` in lines of at most ``width`` columns; ``indent``: of all lines but the first."""
     return textwrap.fill(
-        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )
 
 

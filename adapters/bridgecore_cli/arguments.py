@@ -14,13 +14,15 @@ import os
 import re
 import stat
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from bridgecore import __version__
-from bridgecore_cli.errors import USAGE, did_you_mean
-from bridgecore_cli.output import fitted, printable
+from bridgecore.errors import did_you_mean
+from bridgecore_cli.errors import USAGE
+from bridgecore_cli.output import fitted, plain, print_text, printable, wrapped
 
 if TYPE_CHECKING:
     from bridgecore import Policy
@@ -34,14 +36,70 @@ POLICY_METAVAR: Final = "NAME|MODULE:ATTR|FILE.toml"
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps text to the terminal, but leaves lines that begin with a space as they are: those are
-    commands to copy."""
+    """Wraps everything to the terminal. Lines that begin with a space are commands to copy: each
+    keeps its line if that is wide enough."""
+
+    def format_help(self) -> str:
+        """The text. argparse does not wrap a usage that was given to it, nor what it cannot break,
+        such as a flag with a long placeholder."""
+        return wrapped(super().format_help(), self._columns)
+
+    @property
+    def _columns(self) -> int:
+        return self._width + 2  # argparse leaves that many free
+
+    def _format_usage(self, *args: Any) -> str:
+        # argparse puts every flag below the first one, which leaves a narrow terminal no room.
+        text = super()._format_usage(*args)
+        if all(len(line) <= self._columns for line in plain(text).split("\n")):
+            return text
+        line, *parts = _USAGE.findall(" ".join(plain(text).split()))
+        lines = []
+        for part in parts:
+            if len(f"{line} {part}") > self._columns:
+                lines.append(line)
+                line = f"  {part}"
+            else:
+                line += f" {part}"
+        return "\n".join([*lines, line]) + "\n\n"
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # As in the base class, which breaks the names of headers at their hyphens.
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         parts = re.split(r"(?m)((?:^ .*\n?)+)", text)
-        kept = [p if p.startswith(" ") else super(_Help, self)._fill_text(p, width, indent) + "\n"
-                for p in parts if p.strip()]  # fmt: skip
+        kept = [
+            _commands(part, self._columns)
+            if part.startswith(" ")
+            else super(_Help, self)._fill_text(part, width, indent) + "\n"
+            for part in parts
+            if part.strip()
+        ]
         return "".join(kept).rstrip("\n")
+
+
+def _commands(lines: str, width: int) -> str:
+    """The commands in ``lines``, each with a remark perhaps. If both do not fit in ``width``, the
+    remark is put below; if the command does not, it goes on after a backslash, as a shell reads
+    it."""
+    found = []
+    for line in lines.splitlines():
+        parts = re.fullmatch(r"( *\S.*?)(?:  +(.*))?", line)
+        if len(line) <= width or parts is None:
+            found.append(line)
+            continue
+        command, remark = parts.groups()
+        folded = wrapped(command, width - len(_GOES_ON), whole=True)
+        found.append(folded.replace("\n", f"{_GOES_ON}\n"))
+        if remark:
+            found.append(wrapped(f"      {remark}", width))
+    return "\n".join(found) + "\n"
+
+
+_GOES_ON: Final = " \\"
+# The parts of a usage: the command, what stands in brackets, and what is alone.
+_USAGE: Final = re.compile(r"usage:(?: [a-z][a-z-]*)+|\([^)]*\)|\[(?:[^][]|\[[^]]*\])*\]|[^ ]+")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,6 +113,11 @@ class _Parser(argparse.ArgumentParser):
         found = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
         if found is not None:
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]))
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and message.endswith(
+                f"required: {action.metavar}"
+            ):
+                message += f", which is one of {', '.join(action.choices)}"
         line = printable(message)
         text = f"bridgecore: error: {line} (see {self.prog} --help)"
         self.exit(USAGE, fitted(text, sys.stderr) + "\n")
@@ -648,9 +711,9 @@ def _property(name: str) -> str:
 
     if name == _LIST:
         for section in SECTIONS:
-            print(fitted(section.title))
+            print_text(section.title)
             for prop in section.properties:
-                print(fitted(f"  {prop.name}: {prop.value}"))
+                print_text(f"  {prop.name}: {prop.value}")
         raise SystemExit(0)
     return _named(name, names())
 

@@ -10,13 +10,13 @@ import argparse
 import json
 import os
 import re
-import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from bridgecore_cli.configfile import toml_value
-from bridgecore_cli.errors import did_you_mean
+from bridgecore.errors import did_you_mean
+from bridgecore_cli.configfile import folded, toml_value
+from bridgecore_cli.output import columns, print_error
 from bridgecore_cli.settings import (
     DEFAULT,
     GROUPS,
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     """
     chosen = read_sources(vars(options), os.environ)
     checked(chosen)
-    print(render(chosen))
+    print(render(chosen, columns()), flush=True)
     for name in unknown_variables(os.environ):
-        print(f"bridgecore: warning: {unknown(name)}", file=sys.stderr)
+        print_error(f"bridgecore: warning: {unknown(name)}")
     return 0
 
 
@@ -55,33 +55,60 @@ def unknown(name: str) -> str:
     return f"{shown} is not the variable of a setting, so it has no effect{meant}"
 
 
-def render(chosen: dict[str, Chosen]) -> str:
-    """The settings as a configuration file, each with its source in a comment."""
+def render(chosen: dict[str, Chosen], width: int | None = None) -> str:
+    """The settings as a configuration file, each with its source in a comment.
+
+    ``width``: the columns of a line at most; None: as many as a value has. The source of a long
+    value is in a line above.
+    """
     by_name = {setting.name: setting for setting in SETTINGS}
     parts = []
     for title, names in GROUPS.items():
-        lines = [(f"{n} = {_shown(by_name[n], chosen[n])}", chosen[n].source) for n in names]
-        width = max([len(line) for line, _ in lines if len(line) <= _LONGEST], default=0)
+        lines = [(_assigned(by_name[name], chosen[name], width), chosen[name]) for name in names]
+        beside = [line for line, one in lines if _has_room(line, one, 0, width)]
+        pad = max(map(len, beside), default=0)
         parts.append(f"# {title}")
-        for line, source in lines:
-            if "\n" in line or len(line) > _LONGEST:
-                parts += [f"# {source}:", line]
+        for line, one in lines:
+            if _has_room(line, one, pad, width):
+                parts.append(f"{line.ljust(pad)}  # {one.source}")
+            elif _has_room(line, one, 0, width):
+                parts.append(f"{line}  # {one.source}")
             else:
-                parts.append(f"{line.ljust(width)}  # {source}")
+                parts += [f"# {one.source}:", line]
         parts.append("")
-    return "\n".join(parts[:-1])
+    return folded("\n".join(parts[:-1]), width)
+
+
+def _has_room(line: str, one: Chosen, pad: int, width: int | None) -> bool:
+    """Whether the source of ``one`` goes beside ``line``, which is filled up to ``pad``."""
+    whole = max(pad, len(line)) + len("  # ") + len(one.source)
+    return "\n" not in line and len(line) <= _LONGEST and (width is None or whole <= width)
 
 
 _WIDTH = 80  # characters of a line
 _LONGEST = 50  # characters of a setting, beyond which its source is in a line above
 
 
-def _shown(setting: Setting, chosen: Chosen) -> str:
+def _assigned(setting: Setting, chosen: Chosen, width: int | None) -> str:
+    """The setting with its value, as TOML has it. A policy is a line for each of its keys, since a
+    table in one line can be of any length and one with a heading would have to be the last."""
+    if chosen.source != DEFAULT and isinstance(chosen.given, Mapping):
+        return "\n".join(_flat(setting.name, chosen.given))
+    return f"{setting.name} = {_shown(setting, chosen, width)}"
+
+
+def _flat(key: str, value: object) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for name, each in value.items():
+            yield from _flat(f"{key}.{name}", each)
+    else:
+        yield f"{key} = {toml_value(value)}"
+
+
+def _shown(setting: Setting, chosen: Chosen, width: int | None) -> str:
     """The value as TOML."""
     if chosen.source == DEFAULT:
         text = setting.kind.show(setting.default)
-    elif isinstance(chosen.given, Mapping):  # a policy
-        return toml_value(chosen.given)
     elif isinstance(chosen.given, list):
         text = " ".join(map(str, chosen.given))
     else:
@@ -91,7 +118,7 @@ def _shown(setting: Setting, chosen: Chosen) -> str:
     if setting.kind in (HEADERS, PATHS, ORIGINS) and " " in text:
         names = ", ".join(json.dumps(name) for name in text.replace(",", " ").split())
         listed = textwrap.fill(
-            *(names, _WIDTH),
+            *(names, min(_WIDTH, width or _WIDTH)),
             initial_indent="  ",
             subsequent_indent="  ",
             break_on_hyphens=False,

@@ -6,8 +6,6 @@ is imported that takes time to load.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Final
 
 from bridgecore.errors import BridgecoreError
@@ -28,16 +26,3 @@ class CommandError(BridgecoreError):
 
 class SettingsError(CommandError):
     """A setting cannot be used. The message, one line, names the setting, its source and why."""
-
-
-def did_you_mean(word: str, names: Iterable[str]) -> str:
-    """A question that names the one of ``names`` most like ``word``; empty if none is like it.
-
-    The dashes of flags are not compared: they would make any two short flags alike.
-    """
-    bare = {name.lstrip("-"): name for name in names}
-    close = difflib.get_close_matches(word.lstrip("-"), bare, n=1, cutoff=_ALIKE)
-    return f"; did you mean {bare[close[0]]}?" if close else ""
-
-
-_ALIKE: Final = 0.65  # of 1; with 0.6 "bogus" is like "robust"

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.errors import FAILURE, USAGE, CommandError
-from bridgecore_cli.output import fitted, give_up_stdout_if_broken, printable
+from bridgecore_cli.output import give_up_stdout_if_broken, print_error, printable
 
 # The exit code of a process that SIGPIPE ended. A number, since not every system has the name.
 NO_READER = 128 + 13
@@ -112,6 +112,5 @@ def fail(message: str, exit_code: int, command: str = "") -> int:
     line = printable(message)
     hint = f" (see bridgecore {command} --help)" if command and exit_code == USAGE else ""
     with contextlib.suppress(OSError, ValueError):
-        text = fitted(f"bridgecore: error: {line}{hint}", sys.stderr)
-        print(text, file=sys.stderr, flush=True)
+        print_error(f"bridgecore: error: {line}{hint}")
     return exit_code

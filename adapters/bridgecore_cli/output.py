@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import IO, Final
@@ -40,7 +39,20 @@ def columns(stream: IO[str] | None = None) -> int | None:
     stream = sys.stdout if stream is None else stream
     if stream is None or not stream.isatty():
         return None
-    return max(_NARROWEST, shutil.get_terminal_size().columns)
+    given = _columns_given()
+    if given is None:
+        # Of this stream, not of standard output as in ``shutil``: that may be a pipe or a file.
+        try:
+            given = os.get_terminal_size(stream.fileno()).columns
+        except (OSError, ValueError):
+            given = 0
+    return max(_NARROWEST, given or _USUAL)
+
+
+def _columns_given() -> int | None:
+    """The columns that ``COLUMNS`` in the environment says, if it says any."""
+    given = os.environ.get("COLUMNS", "")
+    return int(given) if given.isdecimal() and int(given) > 0 else None
 
 
 def fitted(text: str, stream: IO[str] | None = None) -> str:
@@ -52,10 +64,19 @@ def fitted(text: str, stream: IO[str] | None = None) -> str:
 def width_of_output() -> int | None:
     """The columns that a line of a report may have: those of the terminal, or, anywhere, those that
     ``COLUMNS`` in the environment says. None: as many as it needs."""
-    given = os.environ.get("COLUMNS", "")
-    if given.isdecimal() and int(given) > 0:
-        return max(_NARROWEST, shutil.get_terminal_size().columns)
-    return columns()
+    given = _columns_given()
+    return columns() if given is None else max(_NARROWEST, given)
+
+
+def print_text(text: str) -> None:
+    """Print ``text``, which people read, to standard output: on a terminal no line is wider than
+    that. What programs read (JSON, decision logs, scripts, log records) is printed as it is."""
+    print(fitted(text), flush=True)
+
+
+def print_error(text: str) -> None:
+    """Print ``text`` to standard error: one line in a pipe or a file, wrapped on a terminal."""
+    print(fitted(text, sys.stderr), file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, width: int | None, *, whole: bool = False) -> str:
@@ -72,7 +93,10 @@ def _parts(line: str, width: int, whole: bool) -> list[str]:
     if _length(line) <= width:
         return [line]
     body = line.lstrip(" ")
-    indent = " " * min(len(line) - len(body), width // 2)
+    # A word that has room in a line of its own is not broken for the sake of the indent.
+    longest = max([_length(word) for word in body.split(" ")])
+    room = max(0, width - 2 - longest) if longest <= width else width
+    indent = " " * min(len(line) - len(body), width // 2, room)
     parts, part, empty = [], indent, True
     for word in body.split(" "):
         while True:
@@ -93,11 +117,17 @@ def _parts(line: str, width: int, whole: bool) -> list[str]:
 
 
 _NARROWEST: Final = 20  # columns for which text is still wrapped
+_USUAL: Final = 80  # columns of a terminal that does not say how many it has
 _COLOUR: Final = re.compile("\033\\[[0-9;]*m")
 
 
+def plain(text: str) -> str:
+    """``text`` without its colours."""
+    return _COLOUR.sub("", text)
+
+
 def _length(text: str) -> int:
-    return len(_COLOUR.sub("", text))
+    return len(plain(text))
 
 
 def write_file(path: Path, text: str) -> bool:
@@ -105,7 +135,6 @@ def write_file(path: Path, text: str) -> bool:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as exc:
-        error = f"bridgecore: error: cannot write {path}: {exc.strerror}"
-        print(fitted(error, sys.stderr), file=sys.stderr)
+        print_error(f"bridgecore: error: cannot write {path}: {exc.strerror}")
         return False
     return True

@@ -7,7 +7,6 @@ only files and modules need. What a table in a file may say is ``bridgecore.reco
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import os
 import sys
@@ -18,20 +17,24 @@ from typing import Any, Final
 import attrs
 
 from bridgecore.config import Fallback, OnAmbiguousLoss
-from bridgecore.errors import ConfigError
+from bridgecore.errors import ConfigError, did_you_mean
 from bridgecore.recovery.policy import (
     DEFAULT,
     POLICIES,
     Policy,
     Timeouts,
-    can_carry_out,
     cell_name,
     falling_back,
     is_named,
-    name_of,
     replaying,
 )
-from bridgecore.recovery.policy_table import KEYS, policy_from, policy_table, summary_of
+from bridgecore.recovery.policy_table import (
+    KEYS,
+    policy_from,
+    policy_table,
+    require_possible,
+    summary_of,
+)
 from bridgecore_cli.configfile import read_file, toml_value
 from bridgecore_cli.errors import SettingsError
 
@@ -54,8 +57,7 @@ def load_policy(text: str) -> Policy:
         return _of_file(text)
     if ":" in text:
         return _of_module(text)
-    close = difflib.get_close_matches(text, POLICIES, 1)
-    hint = f"; did you mean {close[0]}?" if close else "."
+    hint = did_you_mean(text, POLICIES) or "."
     named = ", ".join(POLICIES)
     raise ConfigError(
         f"{text!r} is no policy{hint} There are {named}; your own is MODULE:ATTR or FILE{SUFFIX}"
@@ -63,18 +65,11 @@ def load_policy(text: str) -> Policy:
 
 
 def require_servable(policy: Policy) -> None:
-    """Check a policy before it is served.
+    """Check a policy, one that ``load_policy`` has returned, before it is served.
 
     Raises:
-        ConfigError: it has a cell that a bridge cannot carry out, or times of its own.
+        ConfigError: it has times of its own.
     """
-    for (row, column), remedy in policy.cells.items():
-        if not can_carry_out(remedy.action, column):
-            what = f"{name_of(row)}.{name_of(column)} = {name_of(remedy.action)!r}"
-            raise ConfigError(
-                f"policy {policy.name}: {what}: a bridge has nothing to do that with for a turn "
-                f"that is {column.value}"
-            )
     for name in (field.name for field in attrs.fields(Timeouts)):
         if getattr(policy.timeouts, name) != getattr(Timeouts(), name):
             raise ConfigError(
@@ -135,6 +130,10 @@ def _of_module(text: str) -> Policy:
             sys.path.remove(here)
     if not isinstance(found, Policy):
         raise ConfigError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
+    try:
+        require_possible(found)
+    except ConfigError as exc:
+        raise ConfigError(f"{text}: {exc}") from None
     if found.name in POLICIES and not is_named(found):
         # Made from a named one with ``with_cell``, which keeps the name: it would be taken for it.
         summary = summary_of(found, POLICIES[found.name])

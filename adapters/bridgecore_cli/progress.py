@@ -5,9 +5,12 @@ What belongs here: drawing that line. Nothing is written if standard error is no
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import Final
+
+from bridgecore_cli.output import columns
 
 _WIDTH: Final = 20  # characters
 
@@ -15,12 +18,11 @@ _WIDTH: Final = 20  # characters
 def show(text: str) -> None:
     """Replace the line with ``text``, as much of it as fits; an empty text clears it. A terminal
     would go on in the next line, and only that one would be cleared."""
-    if sys.stderr.isatty():
-        try:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
-        except OSError:
-            columns = 0
-        print(f"\r\033[K{text[: (columns or 80) - 1]}", end="", file=sys.stderr, flush=True)
+    width = columns(sys.stderr)
+    if width is not None:
+        with contextlib.suppress(OSError, ValueError):  # COLUMNS may be wrong
+            width = min(width, os.get_terminal_size(sys.stderr.fileno()).columns or width)
+        print(f"\r\033[K{text[: width - 1]}", end="", file=sys.stderr, flush=True)
 
 
 def bar(done: float) -> str:

@@ -21,7 +21,7 @@ from bridgecore.recovery.policy import Policy
 from bridgecore.transport import Log, LogLevel
 from bridgecore.wire.decisions import DECISION, show
 from bridgecore_cli.errors import CONFIGURATION, SettingsError
-from bridgecore_cli.output import fitted, printable
+from bridgecore_cli.output import print_text, printable
 
 if TYPE_CHECKING:  # loading it takes time, which ``serve`` should not spend
     from bridgecore.verify.replay import Divergence, Report
@@ -180,4 +180,4 @@ def counted(number: int, noun: str) -> str:
 
 
 def _print(text: str) -> None:
-    print(fitted(printable(text, lines=True)))
+    print_text(printable(text, lines=True))

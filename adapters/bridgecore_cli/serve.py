@@ -34,7 +34,7 @@ from bridgecore_cli.check_config import unknown
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, CommandError, SettingsError
 from bridgecore_cli.logs import LineLog
 from bridgecore_cli.notify import Notifier
-from bridgecore_cli.output import give_up_stdout_if_broken
+from bridgecore_cli.output import fitted, give_up_stdout_if_broken
 from bridgecore_cli.settings import EMULATOR, MEMORY, Settings, load, unknown_variables
 
 if TYPE_CHECKING:
@@ -453,5 +453,5 @@ def _authority(host: str, port: int) -> str:
 def _print(line: str) -> None:
     """Print a line of ``serve``. A closed standard output is ignored: serving goes on."""
     with contextlib.suppress(OSError, ValueError):
-        print(line, flush=True)
+        print(fitted(line), flush=True)
     give_up_stdout_if_broken()

@@ -28,14 +28,14 @@ from bridgecore.config import (
     Store,
     UpstreamUrl,
 )
-from bridgecore.errors import ConfigError
+from bridgecore.errors import ConfigError, did_you_mean
 from bridgecore.recovery.policy import DEFAULT as DEFAULT_POLICY
 from bridgecore.recovery.policy import POLICIES, Policy, is_named
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.transport import LogLevel
 from bridgecore.wire.headers import allowed_origins, forwarded_names
 from bridgecore.wire.passing import PASSED_PATHS, passed_paths
-from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError, did_you_mean
+from bridgecore_cli.errors import CONFIGURATION, USAGE, SettingsError
 
 U = TypeVar("U")
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from typing import Any, Final
 
@@ -45,7 +44,7 @@ from bridgecore.simulate.growth_report import (
 )
 from bridgecore_cli.arguments import SEVERAL
 from bridgecore_cli.errors import USAGE, CommandError
-from bridgecore_cli.output import width_of_output, wrapped
+from bridgecore_cli.output import width_of_output, wrapped, write_file
 from bridgecore_cli.progress import bar, show
 
 _CLUSTER: Final = 98  # columns of what replicas did, where lines are not wrapped
@@ -56,16 +55,12 @@ def run(args: argparse.Namespace) -> int:
     if args.faults[1] == SEVERAL and args.conversations:
         raise CommandError("--faults M/K is for the long conversation only", USAGE)
     policies: list[Policy] = args.policy or [DEFAULT, V1_12]
-    growths = [_grow(_experiment(args, policy)) for policy in policies]
     width = width_of_output()
+    growths = [_grow(_experiment(args, policy)) for policy in policies]
     if not args.json:
         print(wrapped(_text(growths), width))
-    if args.svg is not None:
-        try:
-            args.svg.write_text(plot(growths), encoding="utf-8")
-        except OSError as exc:
-            print(f"bridgecore: error: cannot write {args.svg}: {exc.strerror}", file=sys.stderr)
-            return 1
+    if args.svg is not None and not write_file(args.svg, plot(growths)):
+        return 1
     sound = growths[0].sound
     storms: dict[str, Any] = {}
     crowds: list[Policy] = args.policy or [DEFAULT]

@@ -20,7 +20,7 @@ from bridgecore.continuity.stored import purge_record
 from bridgecore.ownership.store import Owner
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore_cli.errors import CONFIGURATION, FAILURE, USAGE, CommandError, SettingsError
-from bridgecore_cli.output import printable
+from bridgecore_cli.output import fitted, print_error, print_text, printable
 from bridgecore_cli.progress import show
 from bridgecore_cli.settings import MEMORY, Settings, load
 
@@ -66,10 +66,12 @@ def run(options: argparse.Namespace) -> int:
         raise SettingsError(f"store: {exc}", CONFIGURATION) from None
     finally:
         show("")
-    print(text)
+    if getattr(options, "json", False):
+        print(text, flush=True)  # as the next lines: so that what both go to has them in this order
+    else:
+        print_text(text)
     for fault in faults:
-        sys.stdout.flush()  # so that what both go to has them in this order
-        print(f"bridgecore: error: store: {fault}", file=sys.stderr)
+        print_error(f"bridgecore: error: store: {fault}")
     return max((fault.exit_code for fault in faults), default=0)
 
 
@@ -197,8 +199,8 @@ def _confirm() -> None:
         raise CommandError(
             "store: this would delete every stored response: give --yes if that is wanted", USAGE
         )
-    print("This deletes every stored response. Continue? [y/N] ", end="", file=sys.stderr)
-    sys.stderr.flush()
+    question = "This deletes every stored response. Continue? [y/N]"
+    print(fitted(question, sys.stderr), end=" ", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CommandError("store: nothing was deleted", FAILURE)
 

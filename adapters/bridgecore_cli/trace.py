@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.verify import diagram
 from bridgecore.verify.foreign import HIDDEN, OF_LOGS, check_trace, is_decision_log
 from bridgecore.verify.junit import junit_of_trace
@@ -133,15 +134,28 @@ def _verdict(path: Path, report: TraceReport) -> str:
     under = f" under {', '.join(report.policies)}" if report.policies else ""
     if report.wrong is None:
         text = f"accepted: {path}: {steps}{under}, {counted(report.lines, 'line')}"
-        return text + _assumed(report)
+        return text + assumed(report)
     return (
         f"rejected: {path}, line {report.wrong.line}: {report.wrong.title} ({steps}{under} so far)"
     )
 
 
-def _assumed(report: TraceReport) -> str:
-    """What the log must lack for it to be accepted."""
+def assumed(report: TraceReport) -> str:
+    """What must be so for the log to be accepted, although it does not say so."""
     kinds = [(report.losses, "loss"), (report.deadlines, "deadline")]
     found = [counted(number, noun) for number, noun in kinds if number]
     verb = "was" if report.losses + report.deadlines == 1 else "were"
-    return f", if {' and '.join(found)} {verb} not logged" if found else ""
+    parts = [f"{' and '.join(found)} {verb} not logged"] if found else []
+    if report.late:
+        seconds = f"{report.latest / NS_PER_SECOND:g} s"
+        by = f"{seconds} " if report.late == 1 else f"up to {seconds} "
+        was = f"{_WAS[report.late == 1]} noticed {by if report.latest else ''}late"
+        parts.append(f"{counted(report.late, 'event')} {was}")
+    if report.to_come:
+        was = _WAS[report.to_come == 1]
+        parts.append(f"{counted(report.to_come, 'reaction')} {was} still to come at the end")
+    *others, last = parts or [""]
+    return f", if {', '.join(others) + ' and ' if others else ''}{last}" if parts else ""
+
+
+_WAS = ("were", "was")

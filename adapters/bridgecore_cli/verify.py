@@ -17,7 +17,7 @@ from bridgecore.verify.junit import junit
 from bridgecore.verify.results import Finding, Results
 from bridgecore_cli import export, trace
 from bridgecore_cli.colour import Colour, paint
-from bridgecore_cli.output import columns, fitted, write_file
+from bridgecore_cli.output import columns, print_text, write_file
 from bridgecore_cli.verify_flags import settle
 from bridgecore_cli.verify_mutants import judge_mutants
 from bridgecore_cli.verify_sections import explore_sections
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _line(text: str) -> None:
-    print(fitted(text), flush=True)
+    print_text(text)
 
 
 def _nothing(_: str) -> None:

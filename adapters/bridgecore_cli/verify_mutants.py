@@ -26,7 +26,7 @@ from bridgecore.verify.mutate import (
     witness,
 )
 from bridgecore.verify.properties import Property
-from bridgecore_cli.output import write_file
+from bridgecore_cli.output import print_text, write_file
 from bridgecore_cli.progress import show
 
 
@@ -51,22 +51,23 @@ def judge_mutants(policy: Policy, jobs: int, report: Path | None) -> bool:
         else:
             survivors.append(mutant.name)
     killed = len(every) - len(survivors) - len(equivalent)
-    print(f"\nmutants            {len(every):,} that change something, of {len(everything):,}")
-    print(f"killed             {killed:,}, {killed / len(every):.1%}")
-    print(f"argued equivalent  {len(equivalent)}")
+    print_text(f"\nmutants            {len(every):,} that change something, of {len(everything):,}")
+    print_text(f"killed             {killed:,}, {killed / len(every):.1%}")
+    print_text(f"argued equivalent  {len(equivalent)}")
     for name in survivors:
-        print(f"SURVIVES {name}")
+        print_text(f"SURVIVES {name}")
     tasks = [(prop, first[prop][:_TRIES]) for prop in Property]
     found = _spread(tasks, jobs, _witness, "properties")
     witnesses = {prop.name: one for prop, one in zip(Property, found, strict=True)}
     for name, one in witnesses.items():
         count = len(first[Property[name]])
-        print(f"{count:>6} first noticed by {name}{'' if one is None else f', only it: {one}'}")
+        only = "" if one is None else f", only it: {one}"
+        print_text(f"{count:>6} first noticed by {name}{only}")
     needless = [
         name for name, one in witnesses.items() if one is None and Property[name] not in KEPT
     ]
     for name in needless:
-        print(f"NEEDLESS {name}: no mutant that only it notices, and no reason to keep it")
+        print_text(f"NEEDLESS {name}: no mutant that only it notices, and no reason to keep it")
     if report is not None:
         data = {
             "policy": policy.name,

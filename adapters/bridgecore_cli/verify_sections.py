@@ -293,6 +293,7 @@ def _explore_section(
     costliest = Costliest(say)
     say(f"\n{paint(section.title, Colour.HEAD)}")
     parts: list[Part] = []
+    room = max(len(limits.name) for limits in section.bounds[bounds])
     for limits in section.bounds[bounds]:
         part_began = time.perf_counter()
 
@@ -307,7 +308,7 @@ def _explore_section(
         for one in part.findings:
             costliest.found(one)
         costliest.tell()
-        say(f"  {limits.name:<28} {_figures(part, time.perf_counter() - part_began)}")
+        say(f"  {limits.name:<{room}} {_figures(part, time.perf_counter() - part_began)}")
         say(f"    {section.limits(limits)}")
         parts.append(part)
     for line in section.closer(parts):

@@ -19,7 +19,6 @@ are read elsewhere.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -28,7 +27,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 import attrs
 
-from bridgecore.errors import ConfigError
+from bridgecore.errors import ConfigError, did_you_mean
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
 from bridgecore.recovery.policy import (
@@ -179,14 +178,17 @@ def _remedy(place: str, found: object, before: Remedy) -> Remedy:
 def _require_possible(place: str, action: Action, column: Standing) -> None:
     """Raise ConfigError if no bridge can do ``action`` for a turn of ``column``."""
     if not can_carry_out(action, column):
-        able = " and ".join(each.value for each in NEEDS[action])
+        able = " and ".join(name_of(each) for each in NEEDS[action])
+        columns = "columns" if len(NEEDS[action]) > 1 else "column"
         has = "a context that the bridge holds"
         if Standing.INJECTED in NEEDS[action]:
             has = "the client's own full input"
-        here = "" if place.endswith(f".{column.value}") else f", here for {column.value}"
+        here = (
+            "" if place.endswith(f".{name_of(column)}") else f", and this is for {name_of(column)}"
+        )
         raise ConfigError(
-            f"{place}: {name_of(action)!r} needs {has}, so it is possible in the columns "
-            f"{able} only{here}"
+            f"{place}: {name_of(action)!r} needs {has}, so it is possible in the {columns} {able} "
+            f"only{here}: give the cell another action (bridgecore rules --all explains each)"
         )
 
 
@@ -224,6 +226,17 @@ def _seconds(place: str, value: object) -> int:
 # ------------------------------------------------------------------ what is wrong
 
 
+def require_possible(policy: Policy) -> None:
+    """Check that a bridge can carry out each cell of ``policy``, however that was made.
+
+    Raises:
+        ConfigError: it cannot. The message is that for the same cell in a table.
+    """
+    for (row, column), remedy in policy.cells.items():
+        place = f"policy.cells.{name_of(row)}.{name_of(column)}"
+        _require_possible(place, remedy.action, column)
+
+
 def _table_of(place: str, found: object, of: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         _refuse(place, found, f"is not a table of {of}")
@@ -255,8 +268,7 @@ def _member(place: str, noun: str, found: object, names: Iterable[str], hint: st
     """
     known = list(names)
     if not isinstance(found, str) or found not in known:
-        close = difflib.get_close_matches(found, known, 1) if isinstance(found, str) else []
-        likely = f"; did you mean {hint or close[0]}?" if hint or close else "."
+        likely = did_you_mean(hint or found, known) or "."
         nouns = {"policy": "policies"}.get(noun, f"{noun}s")
         _refuse(place, found, f"is no {noun}{likely} The {nouns} are {', '.join(known)}")
     return found

@@ -1,8 +1,9 @@
 """Which of our rules and cells the log of another bridge has met, as ``default`` would decide.
 
-What belongs here: a session of ours that gets the events of a course that foreign.py has found. It
-decides for itself. Where the other bridge has done something else, the session is brought to where
-that bridge is, with events that do not count: its turn leaves, its connection opens or is lost.
+What belongs here: a session of ours that gets the events of a course that foreign_search.py has
+found. It decides for itself. Where the other bridge has done something else, the session is brought
+to where that bridge is, with events that do not count: its turn leaves, its connection opens or is
+lost.
 """
 
 from __future__ import annotations

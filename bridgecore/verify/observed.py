@@ -13,13 +13,13 @@ the lines is judged by foreign.py.
 
 from __future__ import annotations
 
-import difflib
 import enum
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
+from bridgecore.errors import did_you_mean
 from bridgecore.recovery import events as ev
 from bridgecore.recovery.events import Event, Outcome
 from bridgecore.recovery.failure import (
@@ -297,11 +297,12 @@ def _header(value: Mapping[str, Any]) -> Header:
     timeouts: dict[Timer, int] = {}
     for name, seconds in value.get("timeouts", {}).items():
         if name not in _TIMERS or type(seconds) not in (int, float) or seconds <= 0:
-            raise ValueError(f"timeouts has {name!r:.40}: {seconds!r:.40}")
+            hint = "" if name in _TIMERS else did_you_mean(name, _TIMERS)
+            raise ValueError(f"timeouts has {name!r:.40}: {seconds!r:.40}{hint}")
         timeouts[_TIMERS[name]] = int(seconds * NS_PER_SECOND)
     logs = value.get("logs", [])
     if unknown := [name for name in logs if name not in LINES]:
-        hint = _hint(unknown[0], LINES)
+        hint = did_you_mean(unknown[0], LINES)
         raise ValueError(f"logs has {unknown[0]!r:.40}, which is no event{hint}")
     numbers = {name: value[name] for name in _COUNTS if name in value}
     times = {name: value[name] * NS_PER_SECOND for name in _TIMES if name in value}
@@ -322,7 +323,9 @@ _NAMES = {
 def _observed(number: int, value: Mapping[str, Any]) -> Observed:
     kind = value.get("event")
     if not isinstance(kind, str) or kind not in LINES:
-        raise ValueError(f"event is {kind!r:.60}, which is no kind of line{_hint(kind, LINES)}")
+        raise ValueError(
+            f"event is {kind!r:.60}, which is no kind of line{did_you_mean(kind, LINES)}"
+        )
     common = {"at": Field(int, "", required=True), "event": Field(str, "")}
     if kind != "log_ended":
         common["session"] = Field(str, "", required=True)
@@ -342,13 +345,7 @@ def _check(what: str, value: Mapping[str, Any], fields: Mapping[str, Field]) -> 
         elif type(value[name]) is not field.kind or (field.kind is int and value[name] < 0):
             raise ValueError(f"{name} of {what} is not {_NAMES.get(field.kind, 'a list')}")
     if unknown := [name for name in value if name not in fields]:
-        raise ValueError(f"{what} has unknown {unknown[0]!r:.60}{_hint(unknown[0], fields)}")
-
-
-def _hint(name: object, known: Iterable[str]) -> str:
-    """The name that was meant, if one is like it."""
-    close = difflib.get_close_matches(str(name)[:60], [*known], 1)
-    return f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"{what} has unknown {unknown[0]!r:.60}{did_you_mean(unknown[0], fields)}")
 
 
 # ---------------------------------------------------------------- events
@@ -398,11 +395,12 @@ def _error(fields: Mapping[str, Any]) -> ErrorFrame:
     return ErrorFrame(**{name: fields[name] for name in names if name in fields})
 
 
-def _member(kind: type[Any], name: str, value: str) -> Any:
+def _member(kind: type[enum.Enum], name: str, value: str) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"{name} is {value!r:.60}") from None
+        hint = did_you_mean(value, [one.value for one in kind])
+        raise ValueError(f"{name} is {value!r:.60}{hint}") from None
 
 
 _EVENTS: Mapping[str, _Reader] = {
@@ -421,5 +419,5 @@ _EVENTS: Mapping[str, _Reader] = {
 
 def _timer(name: str) -> Timer:
     if name not in _TIMERS:
-        raise ValueError(f"timer is {name!r:.60}")
+        raise ValueError(f"timer is {name!r:.60}{did_you_mean(name, _TIMERS)}")
     return _TIMERS[name]

@@ -64,6 +64,8 @@ class TraceReport:
     """The result of a check. ``steps``: events that were checked. ``rules``, ``cells``: how often
     each was met, by name; for another bridge those that ``default`` would meet there. ``losses``,
     ``deadlines``: how many the log of another bridge lacks at least, if it does nothing wrong.
+    ``late``: how many events that bridge has noticed late then, and ``latest``: how late at most
+    (ns). ``to_come``: in how many sessions a reaction is still to come at the end.
     ``incomplete``: lines that were cut off. ``states``: how many states of the model a log that is
     silent about something was found to allow, at most at a time and in total."""
 
@@ -76,6 +78,9 @@ class TraceReport:
     cells: Counter[str] = attrs.Factory(Counter)
     losses: int = 0
     deadlines: int = 0
+    late: int = 0
+    latest: int = 0
+    to_come: int = 0
     incomplete: tuple[int, ...] = ()
     states: tuple[int, int] = (0, 0)
 
@@ -110,6 +115,11 @@ class TraceReport:
             "rules": dict(self.rules.most_common()),
             "cells": dict(self.cells.most_common()),
             "not_logged": {"losses": self.losses, "deadlines": self.deadlines},
+            "late": {
+                "reactions": self.late,
+                "seconds": self.latest / NS_PER_SECOND,
+                "to_come": self.to_come,
+            },
             "incomplete": [*self.incomplete],
             "wrong": wrong,
         }

@@ -121,15 +121,6 @@ def commands(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
     return found
 
 
-@pytest.mark.parametrize("columns", [76, 80, 120])
-def test_no_help_is_wider_than_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    for parser in commands(whole_parser()):
-        for line in parser.format_help().splitlines():
-            example = line.startswith("  ") and "bridgecore " in line  # one line, to be copied
-            assert len(line) <= columns or (example and len(line) <= 80), line
-
-
 def test_every_flag_has_a_help() -> None:
     for parser in commands(whole_parser()):
         for action in parser._actions:
@@ -164,6 +155,23 @@ def test_what_was_probably_meant_is_named(
     assert f"did you mean {meant}?" in said
     assert said.count("\n") == 1
     assert "--help)" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required: COMMAND, which is one of serve, check-config, demo, rules, replay, "),
+        (["store"], "required: ACTION, which is one of check, stats, purge, rotate-keys (see "),
+    ],
+    ids=["no command", "no action"],
+)
+def test_a_missing_command_is_answered_with_those_that_there_are(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    assert exit_.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,9 @@ def test_in_a_pipe_lines_are_as_wide_as_the_environment_says(width: int) -> None
     assert result.returncode == 0
     assert max(map(len, result.stdout.splitlines())) <= width
     unlimited = run("demo", "--turns", "3", environ={"COLUMNS": ""})
+    # The client sends the rest of them: the 2,000 tokens a turn of the last line.
+    assert "2,300 new ones a turn, 300 of them in the answer." in unlimited.stdout
+    assert "the client sent the same again: 2,000 tokens a turn." in unlimited.stdout
     assert max(map(len, unlimited.stdout.splitlines())) > 80
     assert (
         " ".join(unlimited.stdout.split()).partition("v1_12 told")[2]

@@ -37,6 +37,11 @@ changed = DEFAULT.with_cell(Situation.LOST_SENT, Standing.HELD, remedy)
 named = attrs.evolve(changed, name="named")
 number = 7
 """
+IMPOSSIBLE = """
+from bridgecore import *
+remedy = Remedy(Action.REHYDRATE, FailureReply.UPSTREAM_UNAVAILABLE)
+mine = DEFAULT.with_cell(Situation.LOST_SENT, Standing.BOUND, remedy)
+"""
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 OWN = '[policy]\nname = "mine"\n[policy.cells]\nlost_sent.stored = "resend"\n'
 
@@ -123,6 +128,39 @@ def test_no_such_policy(text: str, said: str, folder: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_policy(text)
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rules", "--policy"],
+        ["rules", "--diff"],
+        ["verify", "--policy"],
+        ["simulate", "--policy"],
+        ["replay", "log", "--policy"],
+        ["check-config", "--policy"],
+        ["serve", "--port", "0", "--policy"],
+    ],
+    ids=lambda words: " ".join(words[::2]),
+)
+@pytest.mark.parametrize("form", ["impossiblepolicies:mine", "impossible.toml"])
+def test_a_cell_that_no_bridge_can_carry_out_is_refused_by_every_command(
+    command: list[str], form: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one message, whether it is written in a file or made in a module."""
+    (folder / "impossiblepolicies.py").write_text(IMPOSSIBLE, encoding="utf-8")
+    table = '[policy.cells]\nlost_sent.bound = "rehydrate"\n'
+    (folder / "impossible.toml").write_text(table, encoding="utf-8")
+    try:
+        code: object = main([*command, form])
+    except SystemExit as exc:
+        code = exc.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert (
+        f"{form}: policy.cells.lost_sent.bound: 'rehydrate' needs a context that the bridge holds, "
+        "so it is possible in the columns held and held_stored only: give the cell another action"
+    ) in err
 
 
 @pytest.mark.parametrize(

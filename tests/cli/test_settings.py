@@ -336,22 +336,6 @@ def test_times_of_a_policy_are_settings_of_the_bridge(
     assert name in {field.name for field in attrs.fields(Timeouts)}
 
 
-def test_a_policy_that_no_bridge_can_carry_out_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "impossible_policy.py").write_text(
-        "from bridgecore import *\n"
-        "mine = DEFAULT.with_cell(Situation.LOST_SENT, Standing.BOUND,"
-        " Remedy(Action.REHYDRATE, FailureReply.NOT_FOUND))\n",
-        encoding="utf-8",
-    )
-    monkeypatch.chdir(tmp_path)
-    assert str(error({"policy": "impossible_policy:mine"})) == (
-        "policy impossible_policy:mine: lost_sent.bound = 'rehydrate': a bridge has nothing to do "
-        "that with for a turn that is bound"
-    )
-
-
 def test_a_store_needs_keys_and_its_url_is_not_repeated() -> None:
     assert "cluster_keys" in str(error({"store": "sqlite:x.db"}))
     for wrong in ("sqlite:", "mysql://user:hunter2@host/db", "postgresql", ""):

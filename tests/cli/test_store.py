@@ -22,7 +22,14 @@ from bridgecore.ownership import store as st
 from bridgecore.testing.conformance.asking import A, B, commit, key_of, response, resume
 from bridgecore_cli.main import main
 from bridgecore_stores import read_keys
-from tests.cli.process import COMMAND, TIME_LIMIT, environment, run
+from tests.cli.process import (
+    COMMAND,
+    TIME_LIMIT,
+    environment,
+    in_a_terminal,
+    run,
+    screen_lines,
+)
 from tests.docs.pages import blocks
 from tests.stores import servers
 from tests.stores.asking import NS, Asking, Place
@@ -119,6 +126,14 @@ def test_stats_count_what_is_stored(filled: FilledStore, capfd: pytest.CaptureFi
     (lease,) = data["leases"]
     assert (lease["replica"], lease["advertise"]) == ("a", "http://127.0.0.1:8081")
     assert 0 < lease["seconds"] <= 1000
+
+
+@pytest.mark.parametrize("action", ["check", "stats"])
+def test_no_line_is_wider_than_the_terminal(action: str, filled: FilledStore) -> None:
+    filled.write_keys(NEW, OLD)
+    _, written = in_a_terminal("store", action, *filled.arguments, columns=40, environ={})
+    assert "secret" in written
+    assert [line for line in screen_lines(written) if len(line) > 40] == []
 
 
 def test_a_replica_cannot_command_the_terminal(

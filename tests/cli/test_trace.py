@@ -10,8 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bridgecore.verify.trace import TraceReport
 from bridgecore_cli.errors import CONFIGURATION, USAGE
 from bridgecore_cli.main import main
+from bridgecore_cli.trace import assumed
 from tests.verify.test_replay import eventful, lines_of
 
 Capture = pytest.CaptureFixture[str]
@@ -69,9 +71,11 @@ def test_an_altered_decision_is_shown_with_its_diagram(
     ],
 )
 def test_the_examples_of_the_documentation(
-    name: str, status: int, words: str, capsys: Capture
+    name: str, status: int, words: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(["verify", "--trace", str(TRACES / f"{name}.jsonl")]) == status
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(TRACES)
+    assert main(["verify", "--trace", f"{name}.jsonl"]) == status
     out = capsys.readouterr().out
     assert words in out
     assert max(len(line) for line in out.splitlines()) < 80
@@ -128,6 +132,43 @@ def test_the_verdict_says_what_it_assumes(capsys: Capture) -> None:
     out = capsys.readouterr().out
     assert "25 events of 1 session, 27 lines, if 1 loss was not logged" in unwrapped(out)
     assert "send_skipped/held 2" in unwrapped(out)
+
+
+def test_the_verdict_says_what_was_noticed_late(tmp_path: Path, capsys: Capture) -> None:
+    """In text, in JSON and in JUnit's XML."""
+    rows = list(map(json.loads, (TRACES / "sound.jsonl").read_bytes().splitlines()))[:12]
+    assert [row.get("event") for row in rows[-3:]] == ["turn_submitted", "upstream_opened", "sent"]
+    # The connection was lost 1.25 s before, and the turn is sent on it nevertheless.
+    rows[10] = {**rows[11], "at": 65250, "previous_response_id": "resp_1"}
+    rows[11] = {"at": 65300, "session": "s1", "event": "answered", "turn": "t2", "status": 502}
+    log = tmp_path / "late.jsonl"
+    log.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["verify", "--trace", str(log), "--junit", str(tmp_path / "junit")]) == 0
+    words = "12 lines, if 1 event was noticed 1.25 s late"
+    assert unwrapped(capsys.readouterr().out).endswith(words)
+    assert words in (tmp_path / "junit").read_text(encoding="utf-8")
+    assert main(["verify", "--trace", str(log), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"].endswith(words)
+    assert found["late"] == {"reactions": 1, "seconds": 1.25, "to_come": 0}
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ({"late": 1}, ", if 1 event was noticed late"),
+        ({"late": 2, "latest": 10**9}, ", if 2 events were noticed up to 1 s late"),
+        ({"to_come": 1}, ", if 1 reaction was still to come at the end"),
+        (
+            {"losses": 1, "deadlines": 2, "late": 1, "latest": 10**6, "to_come": 2},
+            ", if 1 loss and 2 deadlines were not logged, 1 event was noticed 0.001 s late and 2 "
+            "reactions were still to come at the end",
+        ),
+        ({}, ""),
+    ],
+)
+def test_the_verdict_names_all_that_it_assumes(report: dict[str, int], words: str) -> None:
+    assert assumed(TraceReport(1, 1, 1, None, **report)) == words  # type: ignore[arg-type]  # of the fields that are numbers
 
 
 @pytest.mark.parametrize("columns", [50, 80, 200])

@@ -147,6 +147,7 @@ class Shell:
         environ = {
             name: text for name, text in environment().items() if not _NOT_A_READERS.fullmatch(name)
         }
+        environ["COLUMNS"] = "80"  # as on the pages; the runner of the tests may have set another
         environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         if self.copied:
             environ["PYTHONPATH"] = f"{self.folder}:{self.folder / 'adapters'}"

@@ -32,6 +32,7 @@ ROWS = (
     "silent, not_found, connection_limit, too_large, refused, lost_created, lost_output, "
     "owner_lost, owner_lost_dispatched, owner_lost_output"
 )
+REMEDY = "give the cell another action (bridgecore rules --all explains each)"
 COLUMNS = "unanchored, held, held_stored, stored, bound, unknown, injected"
 ACTIONS = (
     "send, rehydrate, send_or_rehydrate, send_full, resend, refuse, refuse_bounded, "
@@ -208,12 +209,12 @@ def test_the_name_of_a_named_policy_is_not_written_for_another_one() -> None:
         (
             {"cells": {"lost_sent": {"unanchored": "rehydrate"}}},
             "policy.cells.lost_sent.unanchored: 'rehydrate' needs a context that the bridge holds, "
-            "so it is possible in the columns held and held_stored only",
+            f"so it is possible in the columns held and held_stored only: {REMEDY}",
         ),
         (
             {"cells": {"lost_sent": {"usually": "send_full", "unanchored": "refuse"}}},
             "policy.cells.lost_sent.usually: 'send_full' needs the client's own full input, so it "
-            "is possible in the columns injected only, here for held",
+            f"is possible in the column injected only, and this is for held: {REMEDY}",
         ),
         ({"budgets": []}, "policy.budgets: [] is not a table of budgets"),
         (

@@ -1,5 +1,6 @@
-"""Tests of verify/foreign.py and observed.py: the log of another bridge is accepted if there is a
-course of events in which it does nothing wrong, and else rejected at its first wrong line."""
+"""Tests of observed.py, foreign.py and its parts (foreign_search.py, foreign_courses.py and
+foreign_answers.py): the log of another bridge is accepted if there is a course of events in which
+it does nothing wrong, and else rejected at its first wrong line."""
 
 from __future__ import annotations
 
@@ -240,11 +241,60 @@ def test_a_bridge_may_be_late() -> None:
     assert broken(log.check()) == (len(log.rows) - 1, Property.OPEN_IS_OPEN)
 
 
+def _noticed_late(**header: Any) -> Log:
+    """The bridge sends a turn on a connection that was lost 3.5 s before."""
+    log = Log(unlogged=0, **header).turn("1").add("upstream_lost")
+    log.add("turn_submitted", "2", wait=0).add("sent", "2").add("answered", "2", status=502)
+    log.rows[-2]["at"] += 2500
+    log.rows[-1]["at"] += 2500
+    return log
+
+
+def test_what_is_noticed_late_is_counted() -> None:
+    """It is an assumption as a loss that is not logged is: without it the log would be wrong."""
+    report = _noticed_late().check()
+    assert (report.wrong, report.late, report.latest) == (None, 1, 3_500_000_000)
+    assert report.as_data()["late"] == {"reactions": 1, "seconds": 3.5, "to_come": 0}
+
+
+@pytest.mark.parametrize("silent", [set(), {"connect"}, {"delivered"}, set(OPTIONAL)])
+def test_a_bridge_that_reacts_at_once_is_never_late(silent: set[str]) -> None:
+    report = check_trace(encoded(row for row in _SEEN if row["event"] not in silent))
+    assert (report.wrong, report.late, report.latest, report.to_come) == (None, 0, 0, 0)
+
+
+def test_a_reaction_that_is_too_late_names_the_limit_to_raise() -> None:
+    log = _noticed_late(late=2)
+    report = log.check()
+    assert broken(report) == (11, Property.OPEN_IS_OPEN)
+    assert report.wrong is not None
+    hint = "; it would be right if this bridge may take 3.5 s to react: then state `late` as "
+    assert report.wrong.text.endswith(f"{hint}at least 4 in the header, not 2")
+    log.rows[0]["late"] = 5
+    assert log.check().wrong is None
+    log.rows[0] |= {"late": 2, "wedged_after": 3}  # then it is stuck rather than late
+    report = log.check()
+    assert report.wrong is not None
+    assert "late" not in report.wrong.text
+
+
+def test_what_no_lateness_explains_names_no_limit() -> None:
+    log = Log().turn("1").add("turn_submitted", "2").add("sent", "2").add("upstream_lost")
+    report = log.add("upstream_opened").add("sent", "2").check()
+    assert report.wrong is not None
+    assert "`late`" not in report.wrong.text
+
+
 def test_a_reaction_that_does_not_come_is_missed_at_its_event() -> None:
     log = Log(unlogged=0).turn("1").add("turn_submitted", "2").add("log_ended", wait=9)
-    assert broken(log.check()) == (9, Property.NOTHING_IS_STRANDED)
+    report = log.check()
+    assert broken(report) == (9, Property.NOTHING_IS_STRANDED)
+    assert report.wrong is not None
+    assert "; nothing followed within 5 s: if this bridge may take longer" in report.wrong.text
+    assert "state a larger `late` in the header" in report.wrong.text
     log.rows[0]["late"] = 60
-    assert log.check().wrong is None
+    report = log.check()
+    assert (report.wrong, report.late, report.to_come) == (None, 0, 1)
 
 
 def test_a_turn_that_does_not_end_is_stuck() -> None:
@@ -431,6 +481,18 @@ def test_the_history_tells_what_was_assumed() -> None:
         (
             b'{"event":"response_ended","at":1,"session":"s","outcome":"x"}',
             "outcome is 'x'",
+        ),
+        (
+            b'{"event":"response_ended","at":1,"session":"s","outcome":"complete"}',
+            "outcome is 'complete'; did you mean completed?",
+        ),
+        (
+            b'{"event":"timed_out","at":1,"session":"s","timer":"create"}',
+            "timer is 'create'; did you mean created?",
+        ),
+        (
+            b'{"trace":"bridge events","format":1,"timeouts":{"idel":1}}',
+            "timeouts has 'idel': 1; did you mean idle?",
         ),
         (b'{"event":"timed_out","at":1,"session":"s","timer":"drain"}', "timer is 'drain'"),
         (b'{"trace":"bridge events"}', "the header lacks format"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bridgecore import DEFAULT, PR397, V1_12
 from bridgecore.simulate import Experiment
+from bridgecore.simulate.experiment import OUTPUT_TOKENS
 from bridgecore.simulate.growth_report import plot
 from bridgecore_cli.demo.page import page
 from bridgecore_cli.demo.stage import HURRY, Conversation, play
@@ -72,7 +73,8 @@ def _introduction(experiment: Experiment) -> str:
         f"{experiment.turns} turns of the same client behind three bridges. The upstream loses "
         "its connection after each answer, and once more before the next one begins. A system "
         f"prompt of {experiment.system_tokens:,} tokens, {experiment.new_tokens:,} new ones a "
-        f"turn. Waits before retries are a {HURRY}th of what the bridge asks for."
+        f"turn, {OUTPUT_TOKENS:,} of them in the answer. Waits before retries are a {HURRY}th of "
+        "what the bridge asks for."
     )
 
 
