@@ -27,7 +27,8 @@ from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.peer import PeerConnection
-from bridgecore.fronts.request import RequestConnection
+from bridgecore.fronts.request import MessagesOnRequest, RequestConnection
+from bridgecore.fronts.websocket import MessageConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.forward import ForwardConnection
@@ -252,6 +253,11 @@ class Endpoint:
             if client is not None and isinstance(client.connection, RequestConnection):
                 client.connection.end()
                 self._serve(event.conn, client)
+        elif isinstance(event, tp.WebSocketMessageReceived):
+            client = self._clients.get(event.conn)
+            if client is not None and isinstance(client.connection, MessagesOnRequest):
+                client.connection.receive_message(event.data, binary=event.binary)
+                self._serve(event.conn, client)
         elif isinstance(event, tp.AcceptFailed):
             self._log_exhausted("accept", event.detail)
             self._free_a_socket()
@@ -320,6 +326,18 @@ class Endpoint:
         elif isinstance(event, tp.DataReceived):
             if not event.data:
                 what = "without data: the end of a stream is EofReceived"
+                raise LocalProtocolError(f"{name}({conn}) {what}")
+            if client is not None and isinstance(client.connection, MessagesOnRequest):
+                what = "after an upgrade: a message is WebSocketMessageReceived"
+                raise LocalProtocolError(f"{name}({conn}) {what}")
+        elif isinstance(event, tp.WebSocketMessageReceived):
+            # Of a handshake that was refused, a message may have been on its way.
+            around = client is not None and isinstance(
+                client.connection, RequestConnection | MessagesOnRequest
+            )
+            known = client is not None or upstream is not None or conn in self._passages
+            if known and not around:
+                what = "is only for a RequestBegun that was upgraded"
                 raise LocalProtocolError(f"{name}({conn}) {what}")
         elif isinstance(event, tp.DataSent) and (
             (upstream is not None and upstream.stage is Stage.UPGRADING)
@@ -913,6 +931,11 @@ class Endpoint:
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
         # Conversations without a turn are given up at once, so that other replicas can take them.
         self._drive(msg.DrainStarted())
+        # So are WebSockets: their clients connect again, and not in the moment of their next turn.
+        # Clients of HTTP expect that a connection may be gone, and probes still come on theirs.
+        for conn, client in list(self._clients.items()):
+            if isinstance(client.connection, MessageConnection):
+                self._serve(conn, client)
 
     def _drain(self, deadline: int) -> None:
         """Let running turns finish, then close all connections; at the deadline, end what is

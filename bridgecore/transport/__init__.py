@@ -77,7 +77,8 @@ class RequestBegun:
     """An HTTP server that the adapter is a part of, such as an ASGI server, has read the head of a
     request. The request counts as a connection of its own, without the framing of HTTP:
 
-    * ``DataReceived`` has a part of its body, ``RequestEnded`` is its end;
+    * ``DataReceived`` has a part of its body, ``RequestEnded`` is its end; after an upgrade to
+      WebSocket there is neither, but ``WebSocketMessageReceived``;
     * ``Respond`` is the head of the answer, each ``Send`` a part of its body, and ``Close`` or
       ``EndSending`` its end, after which ``Disconnected`` is reported; ``Abort`` cuts it off;
     * ``Disconnected`` is reported when the client is gone;
@@ -154,6 +155,22 @@ class DataReceived:
 
 
 @attrs.define
+class WebSocketMessageReceived:
+    """A message was received on a ``RequestBegun`` whose upgrade to WebSocket was accepted, by
+    ``Respond`` with status 101. Unlike that of ``DataReceived``, ``data`` may be empty.
+
+    Args:
+        conn: the connection.
+        data: the whole message; of a text message, its UTF-8.
+        binary: it is a binary message (RFC 6455, section 5.6), and no text.
+    """
+
+    conn: int
+    data: bytes
+    binary: bool = False
+
+
+@attrs.define
 class EofReceived:
     """The peer has ended its sending side. The connection can still be written to."""
 
@@ -210,6 +227,7 @@ TransportEvent: TypeAlias = (
     | Connected
     | ConnectFailed
     | DataReceived
+    | WebSocketMessageReceived
     | EofReceived
     | Disconnected
     | DataSent
@@ -259,8 +277,8 @@ class Respond:
 @attrs.define
 class SendClose:
     """Write a close frame. Only for a ``RequestBegun`` whose upgrade to WebSocket was accepted, by
-    ``Respond`` with status 101: from then on each ``DataReceived`` and each ``Send`` is one text
-    message. ``EndSending`` or ``Close`` follows."""
+    ``Respond`` with status 101: from then on each ``Send`` is one text message. ``EndSending`` or
+    ``Close`` follows."""
 
     conn: int
     code: int

@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from bridgecore.config import Continuity
+from bridgecore.errors import LocalProtocolError
 from bridgecore.fronts.websocket import MAX_WAITING
 from bridgecore.testing import Abort, Fault, Point, SendEvents, Silence
 from bridgecore.testing.network import ByteClient, RequestClient
@@ -386,6 +387,32 @@ def test_a_drain_lets_the_turn_end_and_closes_with_1012() -> None:
     assert world.net.stopped == [world.endpoint]
 
 
+def test_a_drain_closes_an_idle_connection_at_once() -> None:
+    """Other turns may take long: its client connects again meanwhile."""
+    world = new_world()
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    idle, busy = opened(world), opened(world)
+    busy.send()
+    around_it = around(world)
+    world.drain()
+    assert (idle.closed(), busy.closed()) == (1012, None)
+    assert around_it.close == (1012, "the server is restarting")
+
+
+def test_at_the_end_of_the_last_turn_of_a_drain_each_message_that_waits_is_refused() -> None:
+    world = new_world()
+    world.emulator.delta_interval = SECOND
+    socket = opened(world)
+    for _ in range(3):
+        socket.send()
+    world.drain()
+    world.advance(20)
+    received = socket.take()
+    assert types(received)[-3:] == ["response.completed", "error", "error"]
+    assert {message["error"]["code"] for message in received[-2:]} == {"server_shutting_down"}
+    assert socket.closed() == 1012
+
+
 def test_at_the_deadline_of_a_drain_a_hung_turn_fails() -> None:
     world = new_world()
     world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
@@ -461,12 +488,54 @@ def test_messages_of_a_server_around_the_bridge() -> None:
     client = around(world)
     assert client.status == 101
     for _ in range(2):
-        client.send(json.dumps(CREATE).encode())
+        client.send_message(json.dumps(CREATE).encode())
     received = types([json.loads(message) for message in client.messages])
     assert received.count("response.completed") == 2
     world.drain()
     assert (client.close, client.ended) == ((1012, "the server is restarting"), True)
     assert world.net.stopped == [world.endpoint]
+
+
+@pytest.mark.parametrize(
+    ("data", "binary", "close"),
+    [
+        (json.dumps(CREATE).encode(), True, (1003, "binary messages are not understood")),
+        (b"", True, (1003, "binary messages are not understood")),
+        (b" " * 1065, False, (1009, "a message is larger than 1064 bytes")),
+    ],
+)
+def test_messages_for_which_a_server_around_the_bridge_has_to_close(
+    data: bytes, binary: bool, close: tuple[int, str]
+) -> None:
+    client = around(new_world(max_body=1000))
+    client.send_message(data, binary=binary)
+    assert (client.close, client.ended, client.messages) == (close, True, [])
+
+
+def test_an_empty_message_by_way_of_a_server_around_the_bridge_is_answered() -> None:
+    client = around(new_world())
+    client.send_message(b"")
+    (error,) = (json.loads(message) for message in client.messages)
+    assert (error["status"], error["error"]["code"]) == (400, "invalid_request_body")
+
+
+def test_after_an_upgrade_a_server_around_the_bridge_reports_messages_only() -> None:
+    world = new_world()
+    client = around(world)
+    with pytest.raises(LocalProtocolError, match="WebSocketMessageReceived"):
+        client.send(b"x")
+    client.send_message(json.dumps(CREATE).encode())
+    assert client.messages
+
+
+def test_a_message_that_crosses_with_the_refusal_of_its_upgrade_is_ignored() -> None:
+    world = World()
+    client = world.net.request(
+        world.endpoint, b"GET", b"/v1/responses", UPGRADE, scope="tenant", messages=True
+    )
+    client.send_message(b"{}")
+    client.end()
+    assert client.status == 426
 
 
 def test_without_the_setting_a_server_around_the_bridge_gets_the_refusal() -> None:
@@ -485,7 +554,7 @@ def test_a_client_of_a_server_around_the_bridge_that_leaves_ends_its_turn() -> N
     world = new_world()
     world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
     client = around(world)
-    client.send(json.dumps(CREATE).encode())
+    client.send_message(json.dumps(CREATE).encode())
     assert world.endpoint.bridge.turns == 1
     client.leave()
     assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)

@@ -75,6 +75,7 @@ from bridgecore.transport import (
     TimeoutReached,
     TransportEffect,
     TransportEvent,
+    WebSocketMessageReceived,
     WriteBlocked,
     WriteUnblocked,
 )
@@ -199,7 +200,7 @@ class Emulator:
                 pass  # it never opens a connection
             case Started() | StoreAnswered():
                 pass  # it has no store
-            case RequestBegun() | RequestEnded():
+            case RequestBegun() | RequestEnded() | WebSocketMessageReceived():
                 raise LocalProtocolError("the emulator takes connections, not requests")
             case _:
                 conn = self._connections.get(event.conn)
