@@ -181,7 +181,7 @@ class Gateway:
             raise LocalProtocolError(f"turn {event.turn}: {what}")
         check_headers(event.headers, f"turn {event.turn}")
         try:
-            request = parse_create(event.body)
+            request = parse_create(event.body, from_message=event.streamed)
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
             if self._tally is not None:

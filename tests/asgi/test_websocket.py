@@ -145,7 +145,13 @@ def test_a_binary_message_ends_the_connection(door: Opens) -> None:
         assert closed(ws) == 1003
 
 
-@pytest.mark.parametrize("message", ["", "{", "[]", '{"type":7}', '{"type":"response.create"}'])
+@pytest.mark.parametrize(
+    "message",
+    [
+        *("", "{", "[]", '{"type":7}', '{"type":"response.create"}'),
+        json.dumps({**CREATE, "stream_id": "lane"}),
+    ],
+)
 def test_a_message_that_begins_no_turn_is_answered(door: Opens, message: str) -> None:
     with door() as at, connect(at.port) as ws:
         ws.send(message)

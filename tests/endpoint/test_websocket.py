@@ -228,6 +228,16 @@ def test_a_failed_turn_is_an_error_with_its_status_and_the_next_one_works() -> N
         (b'{"type":7}', "unknown_message", "type"),
         (b'{"type":"response.cancel"}', "unknown_message", "type"),
         (b'{"type":"response.create"}', "invalid_request_body", "model"),
+        (
+            b'{"type":"response.create","model":"m","stream_id":"a"}',
+            "invalid_request_body",
+            "stream_id",
+        ),
+        (
+            b'{"model":"m", "stream_\\u0069d":7, "type":"response.create"}',
+            "invalid_request_body",
+            "stream_id",
+        ),
     ],
 )
 def test_a_message_that_begins_no_turn(message: bytes, code: str, param: str | None) -> None:
@@ -237,6 +247,10 @@ def test_a_message_that_begins_no_turn(message: bytes, code: str, param: str | N
     found = error["status"], error["error"]["code"], error["error"]["param"]
     assert found == (400, code, param)
     assert socket.turn()["status"] == "completed"
+
+
+def test_a_message_may_say_that_it_names_no_lane() -> None:
+    assert opened(new_world()).turn(stream_id=None)["status"] == "completed"
 
 
 def test_turns_of_a_connection_follow_each_other() -> None:
