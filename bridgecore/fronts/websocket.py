@@ -41,6 +41,9 @@ MAX_WAITING: Final = 16
 # sends one message for each turn, and turns take seconds; a ping a second is a lot.
 _RATE: Final = 20  # a second
 _BURST: Final = 200  # at once, after as many seconds of silence as they take at that rate
+# Fragments that count as one message. A client may well send a body of megabytes in fragments of a
+# few KiB; without a limit, it could have the bridge read any number of empty ones.
+_FRAGMENTS: Final = 256
 _COST: Final = NS_PER_SECOND // _RATE  # of one, in ns: what a connection saves up is time
 
 GOING_AWAY: Final = 1001
@@ -289,7 +292,7 @@ class MessagesOnSocket(MessageConnection):
     connection had before, which took as many ids; ``answer``: that to the upgrade request;
     ``rest``: what was received after that request."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_counted", "_socket")
 
     def __init__(
         self,
@@ -305,6 +308,7 @@ class MessagesOnSocket(MessageConnection):
         super().__init__(config, now, request_seed, headers, None)
         self._requests = requests
         self._socket = WebSocketServer.upgraded(max_message=max_message(config))
+        self._counted = 0  # frames that are no result of the parser, and counted for the rate
         self.out.append(answer)
         if rest:
             self.receive(rest)
@@ -314,10 +318,11 @@ class MessagesOnSocket(MessageConnection):
         if self.closing:
             return
         found = self._socket.receive_raw(data)
-        replies = self._socket.data_to_send()
-        if replies:
+        if replies := self._socket.data_to_send():
             self.out.append(replies)
-        self._heard(len(found) + bool(replies))
+        frames = self._socket.pings + self._socket.fragments // _FRAGMENTS
+        self._heard(len(found) + frames - self._counted)
+        self._counted = frames
         for item in found:
             if isinstance(item, bytes):
                 self._add(item)

@@ -207,6 +207,8 @@ class _Peer(ABC):
         "_reader",
         "_shortcuts",
         "_texts",
+        "fragments",
+        "pings",
     )
 
     # Writes control frames and draws the keys of masked frames. Control frames need no state, so
@@ -230,6 +232,10 @@ class _Peer(ABC):
         self._texts: deque[bytes] | None = None
         self._offset = 0
         self._pongs: tuple[bytes, ...] = ()  # payloads; at most MAX_PONGS
+        # Frames received so far that are no result of ``receive``, for whoever limits the rate of
+        # frames: they take as much time as others.
+        self.pings = 0
+        self.fragments = 0  # frames of messages, except the last one of each
         self._queued = b""
 
     # -- input
@@ -486,6 +492,7 @@ class _Peer(ABC):
             elif isinstance(payload, tuple):
                 self._close_received(int(payload[0]), payload[1], found)
             elif frame.opcode is Opcode.PING:
+                self.pings += 1
                 if self._phase is _Phase.OPEN:  # nothing may follow our close frame
                     self._pongs = (*self._pongs, bytes(payload))[-MAX_PONGS:]
             elif frame.opcode is Opcode.PONG:
@@ -532,6 +539,7 @@ class _Peer(ABC):
             else:
                 partial += part
             self._fragments += frame_done
+            self.fragments += frame_done
             if self._fragments >= MAX_FRAGMENTS:
                 self._fail(found, TOO_LARGE, f"a message has more than {MAX_FRAGMENTS} fragments")
 

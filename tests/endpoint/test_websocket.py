@@ -324,11 +324,55 @@ def test_a_connection_is_idle_from_the_end_of_its_turn() -> None:
     assert socket.closed() == 1001
 
 
-def test_too_many_pings() -> None:
+@pytest.mark.parametrize("together", [1, 3, 201])
+def test_too_many_pings(together: int) -> None:
+    """However many of them come in one read."""
     socket = opened(new_world())
-    for _ in range(201):
-        socket.client.send(socket.ws.ping())
+    for _ in range(201 // together - 1):
+        socket.client.send(b"".join(socket.ws.ping() for _ in range(together)))
+    assert socket.closed() is None
+    socket.client.send(b"".join(socket.ws.ping() for _ in range(together)))
     assert socket.closed() == 1008
+
+
+def test_after_a_silence_as_many_pings_may_come_at_once() -> None:
+    world = new_world(ping_interval=60 * SECOND)
+    socket = opened(world)
+    for _ in range(3):
+        socket.client.send(b"".join(socket.ws.ping() for _ in range(200)))
+        assert socket.closed() is None
+        world.advance(10)
+    socket.client.send(b"".join(socket.ws.ping() for _ in range(201)))
+    assert socket.closed() == 1008
+
+
+def test_too_many_fragments() -> None:
+    """Of one message there may be 16,384, which take as much time as many messages."""
+    key = bytes(4)
+    message = b"\x01\x80" + key + (b"\x00\x80" + key) * 16_000 + b"\x80\x80" + key
+    socket = opened(new_world())
+    for _ in range(3):
+        socket.client.send(message)
+    assert socket.closed() is None
+    socket.client.send(message)
+    assert socket.closed() == 1008
+
+
+def test_a_large_message_may_have_many_fragments() -> None:
+    """6 MB in fragments of 4 KiB, twice."""
+    world = new_world()
+    socket = opened(world)
+    text = json.dumps({**CREATE, "input": "x" * 6_000_000}).encode()
+    parts = [text[at : at + 4096] for at in range(0, len(text), 4096)]
+    key = bytes(4)
+    data = b"".join(
+        bytes((first, 0xFE)) + len(part).to_bytes(2, "big") + key + part
+        for first, part in zip([1, *[0] * (len(parts) - 2)], parts[:-1], strict=True)
+    )
+    data += bytes((0x80, 0xFE)) + len(parts[-1]).to_bytes(2, "big") + key + parts[-1]
+    for _ in range(2):
+        socket.client.send(data)
+        assert types(socket.take())[-1] == "response.completed"
 
 
 def test_a_message_that_is_too_large() -> None:
