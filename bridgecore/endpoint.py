@@ -20,7 +20,7 @@ import attrs
 
 from bridgecore import messages as msg
 from bridgecore import transport as tp
-from bridgecore.api_error import SHUTTING_DOWN
+from bridgecore.api_error import SHUTTING_DOWN, ApiError
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Store
 from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
@@ -41,9 +41,10 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.telemetry.metrics import CLIENT_CONNECTIONS, PASSAGES, Readings, exposition
+from bridgecore.tenancy import response_not_found
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.http import RequestBody
-from bridgecore.wire.passing import PassedRequest
+from bridgecore.wire.passing import PassedRequest, named_response
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport", *get_args(Answer))
@@ -522,6 +523,10 @@ class Endpoint:
             return
         for each in passed:
             passage = self._passages.of_client(conn)
+            if isinstance(each, PassedRequest) and (refused := self._foreign(each)) is not None:
+                front.refuse_passed(refused)
+                self._serve(conn, client)  # the next request may be complete
+                return
             if isinstance(each, PassedRequest):
                 number = self._next_number()
                 self._out += self._passages.begin(
@@ -546,6 +551,14 @@ class Endpoint:
         if front.broken:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
+
+    def _foreign(self, request: PassedRequest) -> ApiError | None:
+        """The error for a request to the path of a response that may be another tenant's."""
+        named = named_response(request.method, request.segments)
+        if named is None or not self._config.shared_credential:
+            return None
+        known = self._gateway.has(named, request.headers, self._now, scope=request.scope)
+        return None if known else response_not_found(named)
 
     def _after(self, passage: Passage) -> None:
         """Send what a passage has written for its client; after a complete answer, serve the next

@@ -266,7 +266,8 @@ class ContextPrepared:
 @attrs.define
 class ContextUnavailable:
     """The request of the ``ContextRequested`` with this ``query`` is to be answered with ``error``,
-    and not sent: the store that may know the response did not answer in time."""
+    and not sent: the store that may know the response did not answer in time, or, with
+    ``Config.shared_credential``, the response is not known to be of the tenant."""
 
     query: int
     error: ApiError
