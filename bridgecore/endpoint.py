@@ -54,6 +54,7 @@ _OF_NO_CONNECTION = (
     tp.DrainRequested,
     tp.AcceptFailed,
     tp.StoreAnswered,
+    tp.ResponseDeleted,
 )
 
 
@@ -288,7 +289,7 @@ class Endpoint:
         elif isinstance(event, tp.DrainRequested):
             if self._drain_deadline is None:
                 self._begin_drain(event.by)
-        elif isinstance(event, tp.StoreAnswered):
+        elif isinstance(event, tp.StoreAnswered | tp.ResponseDeleted):
             self._drive(event)
         elif isinstance(event, tp.Started):
             self._started(event)

@@ -23,6 +23,8 @@ An adapter must:
   close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
 * or, if it has an HTTP server of its own, report ``RequestBegun`` for each request in place of an
   ``Accepted``, see there. (``bridgecore.transport.request.InProcessRequest`` does most of it.);
+* report ``ResponseDeleted`` if it passes such requests to the upstream's HTTP API by itself, and
+  the upstream has deleted a response, or does not have it;
 * forget ``conn`` after reporting ``Disconnected(conn)`` or carrying out ``Abort(conn)``, and ignore
   effects for a connection that is gone.
 
@@ -44,6 +46,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from bridgecore.messages import ResponseDeleted as ResponseDeleted
 from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.timers import Deadline
@@ -236,6 +239,7 @@ TransportEvent: TypeAlias = (
     | TimeoutReached
     | DrainRequested
     | StoreAnswered
+    | ResponseDeleted
 )
 """What ``Endpoint.handle``, or that of another machine, takes."""
 

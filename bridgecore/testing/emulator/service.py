@@ -68,6 +68,7 @@ from bridgecore.transport import (
     EofReceived,
     RequestBegun,
     RequestEnded,
+    ResponseDeleted,
     Started,
     Stop,
     StopListening,
@@ -198,8 +199,8 @@ class Emulator:
                 pass  # there is no unused capacity to report
             case Connected() | ConnectFailed():
                 pass  # it never opens a connection
-            case Started() | StoreAnswered():
-                pass  # it has no store
+            case Started() | StoreAnswered() | ResponseDeleted():
+                pass  # it has no store, and no upstream
             case RequestBegun() | RequestEnded() | WebSocketMessageReceived():
                 raise LocalProtocolError("the emulator takes connections, not requests")
             case _:
