@@ -42,6 +42,7 @@ from bridgecore.messages import (
     CloseLink,
     ContextPrepared,
     ContextRequested,
+    ContextUnavailable,
     DrainStarted,
     FailAnswer,
     KnownResponse,
@@ -82,6 +83,7 @@ from bridgecore.replica import (
 from bridgecore.statevalue import CONVERSATION, Compared, Value, fields_of
 from bridgecore.telemetry import Log, LogLevel
 from bridgecore.telemetry import metrics as mt
+from bridgecore.tenancy import foreign_reference
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.turns import RoutedTurn
 from bridgecore.wire.decisions import CountedSession, Recorder, logged_id
@@ -510,11 +512,18 @@ class Bridge:
                     self._schedule.set(_MEMORY, self._memory.next_expiry())
                 self._out.append(effect)
 
+    def has(self, response: str, headers: Headers, scope: str | None, now: int) -> bool:
+        """Whether ``response`` is known to be of the tenant that ``headers`` or ``scope`` name."""
+        return self._memory.has(self._intake.identify(headers, scope)[0], response, now)
+
     def _context_requested(self, event: ContextRequested, now: int) -> None:
         """Prepare a request about a context; if there is a store, once that was asked."""
         scope, headers = self._intake.identify(event.headers, event.scope)
-        reference = Reference.read(event.query, scope, event.body, headers)
-        if reference is None:
+        shared = self._config.shared_credential
+        reference = Reference.read(event.query, scope, event.body, headers, shared=shared)
+        if isinstance(reference, ContextUnavailable):
+            self._out.append(reference)
+        elif reference is None:
             self._out.append(ContextPrepared(event.query, event.body))
         elif self._replica is None:
             self._out.append(reference.prepare(self._memory, now))
@@ -639,6 +648,13 @@ class Bridge:
     def _bring_in(self, arriving: Arriving, now: int, claimed: bytes | None = None) -> None:
         """Place a resolved turn, make room if it needs a session of its own, and submit it.
         ``claimed``: the conversation that was claimed for it."""
+        if self._config.shared_credential:
+            foreign = foreign_reference(self._memory, arriving.scope, arriving.request, now)
+            if foreign is not None:
+                if self._replica is not None:
+                    self._obey(self._replica.decline(claimed, now), now)
+                self._refuse(arriving, foreign)
+                return
         recall = self._intake.recall(arriving, now)
         conversation = self._place(recall, arriving.headers, now, claimed)
         if self._replica is not None:

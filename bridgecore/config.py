@@ -361,6 +361,11 @@ class Config:
     max_body: int = 64 * 1024 * 1024
     max_message: int = 16 * 1024 * 1024  # bytes of one upstream message
 
+    # Whether tenants have one credential at the upstream, which then does not keep them apart: an
+    # application that authenticates clients itself may send all turns with a key of its own. Only
+    # what this bridge knows to be of a tenant may be named then. See ``bridgecore.tenancy``.
+    shared_credential: bool = False
+
     # Headers of a client that its upgrade request carries upstream. Those of unknown meaning
     # identify the tenant, too: see ``bridgecore.wire.headers``.
     forward_headers: tuple[str, ...] = attrs.field(

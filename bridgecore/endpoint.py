@@ -20,14 +20,15 @@ import attrs
 
 from bridgecore import messages as msg
 from bridgecore import transport as tp
-from bridgecore.api_error import SHUTTING_DOWN
+from bridgecore.api_error import SHUTTING_DOWN, ApiError
 from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Store
 from bridgecore.errors import ConfigError, InternalError, LocalProtocolError
 from bridgecore.fronts import ClientConnection
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.peer import PeerConnection
-from bridgecore.fronts.request import RequestConnection
+from bridgecore.fronts.request import MessagesOnRequest, RequestConnection
+from bridgecore.fronts.websocket import MessageConnection
 from bridgecore.gateway import Gateway, StreamRelay
 from bridgecore.links import ReadResult, Stage, UpstreamConnection
 from bridgecore.links.forward import ForwardConnection
@@ -40,9 +41,10 @@ from bridgecore.recovery.checks import EventCheck, check_time
 from bridgecore.recovery.failure import Closed, ErrorFrame, Evidence, TimedOut, Unreachable
 from bridgecore.recovery.timers import NS_PER_SECOND, Deadline, Timer
 from bridgecore.telemetry.metrics import CLIENT_CONNECTIONS, PASSAGES, Readings, exposition
+from bridgecore.tenancy import response_not_found
 from bridgecore.timer_queue import TimerQueue
 from bridgecore.wire.http import RequestBody
-from bridgecore.wire.passing import PassedRequest
+from bridgecore.wire.passing import PassedRequest, named_response
 
 _ANSWERS = frozenset(get_args(msg.AnswerEffect))
 _check_event = EventCheck(tp.TransportEvent, "bridgecore.transport", *get_args(Answer))
@@ -52,6 +54,7 @@ _OF_NO_CONNECTION = (
     tp.DrainRequested,
     tp.AcceptFailed,
     tp.StoreAnswered,
+    tp.ResponseDeleted,
 )
 
 
@@ -252,6 +255,11 @@ class Endpoint:
             if client is not None and isinstance(client.connection, RequestConnection):
                 client.connection.end()
                 self._serve(event.conn, client)
+        elif isinstance(event, tp.WebSocketMessageReceived):
+            client = self._clients.get(event.conn)
+            if client is not None and isinstance(client.connection, MessagesOnRequest):
+                client.connection.receive_message(event.data, binary=event.binary)
+                self._serve(event.conn, client)
         elif isinstance(event, tp.AcceptFailed):
             self._log_exhausted("accept", event.detail)
             self._free_a_socket()
@@ -281,7 +289,7 @@ class Endpoint:
         elif isinstance(event, tp.DrainRequested):
             if self._drain_deadline is None:
                 self._begin_drain(event.by)
-        elif isinstance(event, tp.StoreAnswered):
+        elif isinstance(event, tp.StoreAnswered | tp.ResponseDeleted):
             self._drive(event)
         elif isinstance(event, tp.Started):
             self._started(event)
@@ -320,6 +328,18 @@ class Endpoint:
         elif isinstance(event, tp.DataReceived):
             if not event.data:
                 what = "without data: the end of a stream is EofReceived"
+                raise LocalProtocolError(f"{name}({conn}) {what}")
+            if client is not None and isinstance(client.connection, MessagesOnRequest):
+                what = "after an upgrade: a message is WebSocketMessageReceived"
+                raise LocalProtocolError(f"{name}({conn}) {what}")
+        elif isinstance(event, tp.WebSocketMessageReceived):
+            # Of a handshake that was refused, a message may have been on its way.
+            around = client is not None and isinstance(
+                client.connection, RequestConnection | MessagesOnRequest
+            )
+            known = client is not None or upstream is not None or conn in self._passages
+            if known and not around:
+                what = "is only for a RequestBegun that was upgraded"
                 raise LocalProtocolError(f"{name}({conn}) {what}")
         elif isinstance(event, tp.DataSent) and (
             (upstream is not None and upstream.stage is Stage.UPGRADING)
@@ -504,6 +524,10 @@ class Endpoint:
             return
         for each in passed:
             passage = self._passages.of_client(conn)
+            if isinstance(each, PassedRequest) and (refused := self._foreign(each)) is not None:
+                front.refuse_passed(refused)
+                self._serve(conn, client)  # the next request may be complete
+                return
             if isinstance(each, PassedRequest):
                 number = self._next_number()
                 self._out += self._passages.begin(
@@ -528,6 +552,14 @@ class Endpoint:
         if front.broken:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
+
+    def _foreign(self, request: PassedRequest) -> ApiError | None:
+        """The error for a request to the path of a response that may be another tenant's."""
+        named = named_response(request.method, request.segments)
+        if named is None or not self._config.shared_credential:
+            return None
+        known = self._gateway.has(named, request.headers, self._now, scope=request.scope)
+        return None if known else response_not_found(named)
 
     def _after(self, passage: Passage) -> None:
         """Send what a passage has written for its client; after a complete answer, serve the next
@@ -913,6 +945,11 @@ class Endpoint:
         self._out.append(tp.Log(tp.LogLevel.INFO, "drain.started", fields))
         # Conversations without a turn are given up at once, so that other replicas can take them.
         self._drive(msg.DrainStarted())
+        # So are WebSockets: their clients connect again, and not in the moment of their next turn.
+        # Clients of HTTP expect that a connection may be gone, and probes still come on theirs.
+        for conn, client in list(self._clients.items()):
+            if isinstance(client.connection, MessageConnection):
+                self._serve(conn, client)
 
     def _drain(self, deadline: int) -> None:
         """Let running turns finish, then close all connections; at the deadline, end what is

@@ -42,7 +42,7 @@ from bridgecore.recovery.timers import Deadline
 from bridgecore.relay import Relay
 from bridgecore.telemetry.metrics import Readings
 from bridgecore.timer_queue import TimerQueue
-from bridgecore.wire.headers import check_headers
+from bridgecore.wire.headers import Headers, check_headers
 from bridgecore.wire.requests import InvalidBodyError, parse_create
 
 
@@ -127,6 +127,15 @@ class Gateway:
         ``bridgecore.telemetry.metrics``. Empty without ``Config.metrics``."""
         return self._bridge.metrics()
 
+    def has(self, response: str, headers: Headers, now: int, *, scope: str | None = None) -> bool:
+        """Whether ``response`` is known here to be of the tenant that ``headers`` or ``scope``
+        name, as in ``RequestReceived``.
+
+        For an HTTP stack that passes on requests to paths of a response: with
+        ``Config.shared_credential`` the upstream would answer them for any tenant's.
+        """
+        return self._bridge.has(response, headers, scope, now)
+
     def next_timeout(self) -> Deadline | None:
         """When to report ``BridgeTimeout`` (ns), and why; None if there is no deadline."""
         found = self._bridge.next_timeout()
@@ -181,7 +190,7 @@ class Gateway:
             raise LocalProtocolError(f"turn {event.turn}: {what}")
         check_headers(event.headers, f"turn {event.turn}")
         try:
-            request = parse_create(event.body)
+            request = parse_create(event.body, from_message=event.streamed)
         except InvalidBodyError as exc:
             error = api_error(400, "invalid_request_body", exc.message, param=exc.param)
             if self._tally is not None:

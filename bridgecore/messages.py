@@ -44,8 +44,8 @@ class RequestReceived:
             connection; turns of different scopes cannot. None: it follows from the credential
             headers. Name it if your own authentication knows the tenant better.
         request_id: the id of the request in log records.
-        streamed: the answer is a stream, whatever the body says: there is no other form in the
-            client's protocol.
+        streamed: it came as a message in WebSocket mode: the answer is a stream, whatever the body
+            says, and a ``stream_id`` is refused.
         forward: what another replica says about the turn, if it was forwarded by one and its
             signature was checked; it names the tenant then. The answer is always a stream.
     """
@@ -266,7 +266,8 @@ class ContextPrepared:
 @attrs.define
 class ContextUnavailable:
     """The request of the ``ContextRequested`` with this ``query`` is to be answered with ``error``,
-    and not sent: the store that may know the response did not answer in time."""
+    and not sent: the store that may know the response did not answer in time, or, with
+    ``Config.shared_credential``, the response is not known to be of the tenant."""
 
     query: int
     error: ApiError

@@ -257,7 +257,7 @@ _OF_HANDSHAKE: Final = frozenset({b"connection", b"sec-websocket-accept", b"upgr
 
 class WebSocketExchange(Exchange):
     """A WebSocket handshake, which the core sees as a GET with ``Upgrade``. It is answered by HTTP,
-    or accepted, and then each ``Send`` and each ``DataReceived`` is a text message.
+    or accepted, and then each ``Send`` is a text message.
 
     For servers that have the extension ``websocket.http.response``.
     """
@@ -286,8 +286,8 @@ class WebSocketExchange(Exchange):
             case "websocket.receive":
                 text = message.get("text")
                 data = message.get("bytes") or b"" if text is None else text.encode()
-                if data:
-                    self._report(tp.DataReceived(self.conn, data))
+                binary = text is None
+                self._report(tp.WebSocketMessageReceived(self.conn, data, binary))
             case _:
                 return False
         return True

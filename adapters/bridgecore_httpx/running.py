@@ -21,7 +21,7 @@ import attrs
 
 import bridgecore_asyncio
 from bridgecore.config import Config
-from bridgecore.transport import Log
+from bridgecore.transport import Log, ResponseDeleted
 from bridgecore.transport.driver import DrivenConnection, Driver, StoreClient
 from bridgecore.transport.request import InProcessRequest
 
@@ -236,6 +236,23 @@ class Running:
         except RuntimeError:
             return False
         return True
+
+    def report(self, event: ResponseDeleted) -> None:
+        """Report what the client has had done without the bridge. From any thread, in which it
+        comes before what is begun after it."""
+
+        def report() -> None:
+            if self.driver is not None:
+                self.driver.report(event)
+
+        try:
+            here = identity() is self.loop.identity
+        except RuntimeError:
+            here = False  # a thread without an event loop
+        if here:
+            report()
+        else:
+            self.post(report)
 
     async def drain(self) -> None:
         """Let turns end that run, for ``drain_timeout`` at most, then stop."""

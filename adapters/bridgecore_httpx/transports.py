@@ -19,10 +19,12 @@ from typing import Any
 
 import anyio
 
-from bridgecore.config import Config
-from bridgecore.transport import Log
+from bridgecore.config import Config, Store
+from bridgecore.transport import Log, ResponseDeleted
 from bridgecore.transport.driver import StoreClient
 from bridgecore.transport.request import InProcessRequest
+from bridgecore.wire.passing import REBUILT, deleted_response, is_passed
+from bridgecore.wire.requests import InvalidBodyError, parse_reference
 from bridgecore_httpx.libraries import (
     AsyncStreamBase,
     AsyncTransport,
@@ -39,15 +41,51 @@ from bridgecore_httpx.running import Running, Settings, identity, stopped
 _EXTENSIONS = {"http_version": b"HTTP/1.1"}
 
 
-def is_turn(request: Request) -> bool:
-    """Whether the bridge answers a request, not the inner transport."""
-    return request.method == "POST" and request.url.path.endswith("/responses")
-
-
-def target_of(request: Request) -> bytes:
-    """The path at which the bridge takes turns, whatever the client has before ``/responses``."""
+def target_of(request: Request, config: Config, *, running: bool) -> bytes | None:
+    """The target under which the bridge gets a request, whatever the client has before
+    ``/responses``; None if it is for the inner transport. ``running``: the bridge has started."""
+    if request.method != "POST":
+        return None
+    segments = _segments(request)
+    target = b"/v1/responses"
+    if segments[-1:] != ("responses",):
+        knows = running or config.store is Store.DRIVER
+        if not (
+            knows and segments[-2:] in REBUILT and is_passed(segments[-2:], config.pass_through)
+        ):
+            return None
+        if not _names_a_response(request):
+            return None
+        target += b"/" + segments[-1].encode()
     query = request.url.query
-    return b"/v1/responses?" + query if query else b"/v1/responses"
+    return target + b"?" + query if query else target
+
+
+def _segments(request: Request) -> tuple[str, ...]:
+    """The segments of its path, as they are sent."""
+    path: bytes = request.url.raw_path
+    return tuple(path.partition(b"?")[0].decode("ascii").split("/"))
+
+
+def _names_a_response(request: Request) -> bool:
+    """Whether the body of a request about a context names a response, which only the bridge may
+    know. A body that is not in memory is not looked at, nor is a compressed one."""
+    try:
+        return bool(parse_reference(request.content).previous_response_id)
+    except (InvalidBodyError, library_of(request).RequestNotRead):
+        return False
+
+
+def deleted_by(request: Request, status: int, scope: str | None) -> ResponseDeleted | None:
+    """What to report to the bridge of a request that the inner transport has carried; None if it
+    has deleted no response. ``status``: of its answer."""
+    # 404: the upstream does not have it, and what is held of it here is all there is.
+    if not (200 <= status < 300 or status == 404):
+        return None
+    response = deleted_response(request.method.encode(), _segments(request)[-2:])
+    if response is None:
+        return None
+    return ResponseDeleted(response, request.headers.raw, scope=scope)
 
 
 def timeout_of(request: Request, which: str) -> float | None:
@@ -115,7 +153,9 @@ class BridgeTransport(AsyncTransportBase):
 
     A turn is a ``POST`` whose path ends in ``/responses``. Host and scheme of its URL are not used,
     as the bridge connects to ``config.upstream``; the ``Authorization`` header is sent there as it
-    came. All other requests are passed to ``inner``.
+    came. All other requests are passed to ``inner``, except those to compact or to count the
+    context of a response, which only the bridge may know. A response that is deleted is forgotten
+    here, too.
 
     The bridge starts with the first turn, or when the context of the client or of the transport is
     entered, in the background of the event loop that runs then, which is the only one that may use
@@ -191,18 +231,32 @@ class BridgeTransport(AsyncTransportBase):
 
     async def handle_async_request(self, request: Request) -> Any:
         """The response to ``request``; its stream has to be closed."""
-        if not is_turn(request):
-            if self._inner is None:
-                self._inner = library_of(request).AsyncHTTPTransport()
-            return await self._inner.handle_async_request(request)
+        settings = self._settings
+        target = target_of(request, settings.config, running=self._running is not None)
+        if target is None:
+            return await self._pass_on(request)
         running = await self._started(request)
-        answer = _Answer(request, running, self)
+        answer = _Answer(request, target, running, self)
         try:
             await answer.begin(self._settings.scope)
         except BaseException:
             running.forget(answer.exchange)
             raise
         return response_to(request, answer.exchange, answer)
+
+    async def _pass_on(self, request: Request) -> Any:
+        """The inner transport's response to ``request``. A response that was deleted so is
+        forgotten before the client knows, so that its next turn does not continue it."""
+        if self._inner is None:
+            self._inner = library_of(request).AsyncHTTPTransport()
+        settings = self._settings
+        if deleted_by(request, 200, None) is not None and settings.config.store is Store.DRIVER:
+            await self._started(request)  # the store may hold it, whatever this bridge does
+        response = await self._inner.handle_async_request(request)
+        deleted = deleted_by(request, response.status_code, settings.scope)
+        if deleted is not None and self._running is not None:
+            self._running.report(deleted)
+        return response
 
     async def _started(self, request: Request | None = None) -> Running:
         """The running bridge; it is started if necessary, for ``request``."""
@@ -236,8 +290,11 @@ class _Answer(AsyncStreamBase):
     """The answer to a turn, read in the event loop of its bridge. It keeps ``owner``, because the
     bridge ends when that is collected as garbage."""
 
-    def __init__(self, request: Request, running: Running, owner: BridgeTransport) -> None:
-        self._request, self._running, self._owner = request, running, owner
+    def __init__(
+        self, request: Request, target: bytes, running: Running, owner: BridgeTransport
+    ) -> None:
+        self._request, self._target = request, target
+        self._running, self._owner = running, owner
         self._read_timeout = timeout_of(request, "read")
         self._changed = running.loop.signal()
         self.exchange = running.exchange(self._changed.wake)
@@ -245,7 +302,7 @@ class _Answer(AsyncStreamBase):
     async def begin(self, scope: str | None) -> None:
         """Send the request; return when the head of the answer has come."""
         request, exchange = self._request, self.exchange
-        exchange.begin(request.method.encode(), target_of(request), request.headers.raw, scope)
+        exchange.begin(request.method.encode(), self._target, request.headers.raw, scope)
         body = aiter(request.stream)  # type: ignore[arg-type]  # of an AsyncClient, so it is async
         try:
             async for part in body:
@@ -350,19 +407,33 @@ class SyncBridgeTransport(TransportBase):
 
     def handle_request(self, request: Request) -> Any:
         """The response to ``request``; its stream has to be closed."""
-        if not is_turn(request):
-            with self._lock:
-                if self._inner is None:
-                    self._inner = library_of(request).HTTPTransport()
-            return self._inner.handle_request(request)
+        config = self._settings.config
+        target = target_of(request, config, running=self._thread is not None)
+        if target is None:
+            return self._pass_on(request)
         running = self._started(request)
-        answer = _SyncAnswer(request, running, self)
+        answer = _SyncAnswer(request, target, running, self)
         try:
             answer.begin(self._settings.scope)
         except BaseException:
             answer.close()
             raise
         return response_to(request, answer.exchange, answer)
+
+    def _pass_on(self, request: Request) -> Any:
+        """As in ``BridgeTransport``."""
+        with self._lock:
+            if self._inner is None:
+                self._inner = library_of(request).HTTPTransport()
+        settings = self._settings
+        if deleted_by(request, 200, None) is not None and settings.config.store is Store.DRIVER:
+            self._started(request)
+        response = self._inner.handle_request(request)
+        deleted = deleted_by(request, response.status_code, settings.scope)
+        thread = self._thread
+        if deleted is not None and thread is not None:
+            thread.report(deleted)
+        return response
 
     def _started(self, request: Request | None = None) -> Running:
         """The running bridge; it is started if necessary, for ``request``."""
@@ -410,6 +481,12 @@ class _Thread(threading.Thread):
         await running.closing.wait()
         await running.drain()
 
+    def report(self, event: ResponseDeleted) -> None:
+        """Report ``event`` to the bridge, before what follows from this thread. If it is starting
+        or has failed to, it knows of no response yet, or will not."""
+        if self.up.done() and self.up.exception() is None:
+            self.up.result().report(event)
+
     def stop_soon(self) -> None:
         """Have it stop at once, when it runs; without waiting."""
 
@@ -440,8 +517,11 @@ class _Thread(threading.Thread):
 class _SyncAnswer(StreamBase):
     """The same, read in another thread than that of its bridge."""
 
-    def __init__(self, request: Request, running: Running, owner: SyncBridgeTransport) -> None:
-        self._request, self._running, self._owner = request, running, owner
+    def __init__(
+        self, request: Request, target: bytes, running: Running, owner: SyncBridgeTransport
+    ) -> None:
+        self._request, self._target = request, target
+        self._running, self._owner = running, owner
         self._closed = False
         self._read_timeout = timeout_of(request, "read")
         self._changed = threading.Event()
@@ -455,7 +535,7 @@ class _SyncAnswer(StreamBase):
 
         def first() -> None:
             method = request.method.encode()
-            exchange.begin(method, target_of(request), request.headers.raw, scope)
+            exchange.begin(method, self._target, request.headers.raw, scope)
             exchange.receive(start)
             if after is None:  # as almost always: then the event loop is woken once
                 exchange.end()

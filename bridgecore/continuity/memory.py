@@ -275,6 +275,14 @@ class Memory:
         except ValueError:
             return None  # the input cannot be read; the upstream will refuse it
 
+    def has(self, scope: str, response: str, now: int) -> bool:
+        """Whether ``response`` is known to be of ``scope``: a turn of that tenant has made it."""
+        alias = self._aliases.peek(scope, response)
+        if alias is not None and alias.standing is not Standing.UNKNOWN:
+            return True
+        held = self._transcripts
+        return held is not None and held.peek(scope, response, now) is not None
+
     def keeps(self, scope: str, response: str, now: int) -> bool:
         """Whether ``response`` can be continued without the connection that made it: because it is
         held, or stored by the upstream."""

@@ -53,6 +53,7 @@ from bridgecore.wire.passing import (
     answer_headers,
     below_version,
     is_passed,
+    is_shareable,
 )
 from bridgecore.wire.request_heads import RequestHead
 from bridgecore.wire.sse import COMMENT, encode_event, encode_events
@@ -347,7 +348,10 @@ class HttpConnection:
         # TRACE would show the credential to whoever can have a browser send it.
         if not self.PASSES or head.path in self.ROUTES or head.method == b"TRACE":
             return False
-        return is_passed(below_version(head.path), self._config.pass_through)
+        segments = below_version(head.path)
+        if self._config.shared_credential and not is_shareable(head.method, segments):
+            return False
+        return is_passed(segments, self._config.pass_through)
 
     def _is_rebuilt(self, head: RequestHead) -> bool:
         return head.method == b"POST" and below_version(head.path) in REBUILT

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from bridgecore import transport as tp
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
-from bridgecore.fronts.websocket import MessageConnection
+from bridgecore.fronts.websocket import MessageConnection, max_message
 from bridgecore.wire.headers import Headers, lower_names
 from bridgecore.wire.http import BadRequest, HttpLimits
 from bridgecore.wire.http_messages import Head, HttpMessages
 from bridgecore.wire.request_heads import RefusedError, RequestHead, check_framing
+from bridgecore.wire.websocket import NO_BINARY, TOO_LARGE, UNSUPPORTED_DATA
 
 
 class RequestConnection(HttpConnection):
@@ -88,9 +89,20 @@ class MessagesOnRequest(MessageConnection):
         self._goodbye: tuple[int, str] | None = None
 
     def receive(self, data: bytes) -> None:
-        """Take a message."""
-        if not self.closing:
-            self._spend(1)
+        """Nothing: there are only whole messages, see ``receive_message``."""
+
+    def receive_message(self, data: bytes, *, binary: bool) -> None:
+        """Take a message. What ends a connection is the same as in ``WebSocketServer``, which reads
+        the bytes of those that have no server around them."""
+        limit = max_message(self._config)
+        if self.closing:
+            pass
+        elif binary:
+            self._close(UNSUPPORTED_DATA, NO_BINARY)
+        elif len(data) > limit:
+            self._close(TOO_LARGE, f"a message is larger than {limit} bytes")
+        else:
+            self._heard(1)
             self._add(data)
 
     def write(self, conn: int, *, notify: bool) -> list[tp.TransportEffect]:

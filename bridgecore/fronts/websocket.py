@@ -41,6 +41,9 @@ MAX_WAITING: Final = 16
 # sends one message for each turn, and turns take seconds; a ping a second is a lot.
 _RATE: Final = 20  # a second
 _BURST: Final = 200  # at once, after as many seconds of silence as they take at that rate
+# Fragments that count as one message. A client may well send a body of megabytes in fragments of a
+# few KiB; without a limit, it could have the bridge read any number of empty ones.
+_FRAGMENTS: Final = 256
 _COST: Final = NS_PER_SECOND // _RATE  # of one, in ns: what a connection saves up is time
 
 GOING_AWAY: Final = 1001
@@ -58,8 +61,8 @@ class MessageConnection(ABC):
 
     __slots__ = (
         *("_config", "_credit", "_credit_at", "_headers", "_last", "_now", "_opened", "_pong_due"),
-        *("_request_seed", "_requests", "_scope", "_seen", "_since", "_waiting", "closing"),
-        *("lingering", "out", "turns"),
+        *("_request_seed", "_requests", "_scope", "_seen", "_since", "_uncounted", "_waiting"),
+        *("closing", "lingering", "out", "turns"),
     )
 
     successor: ClassVar = None
@@ -79,6 +82,9 @@ class MessageConnection(ABC):
         self._since: int | None = now  # ns, when it became idle; None: with the next input
         self._pong_due: int | None = None  # ns; None: no ping is unanswered
         self._credit, self._credit_at = _BURST * _COST, now
+        # Messages and control frames that ``next_request`` has yet to count, as only that knows the
+        # time; None: nothing was received since.
+        self._uncounted: int | None = None
         self.turns: list[int] = []  # at most one
         self.out: list[bytes] = []
         self.closing = False
@@ -170,6 +176,10 @@ class MessageConnection(ABC):
         else:
             self._waiting.append(message)
 
+    def _heard(self, count: int) -> None:
+        """``count`` messages and control frames were received, or a part of one."""
+        self._uncounted = count + (self._uncounted or 0)
+
     def _spend(self, count: int) -> None:
         """Count messages and control frames against the rate that a client may have."""
         saved = self._credit + self._now - self._credit_at
@@ -181,15 +191,22 @@ class MessageConnection(ABC):
     def next_request(self, turn: int, now: int, *, draining: bool) -> RequestReceived | None:
         """The next message that begins a turn. Others are answered with an error."""
         self._now = now
+        if self._uncounted is not None:
+            count, self._uncounted = self._uncounted, None
+            self._alive()
+            self._spend(count)
         if self._since is None:
             self._since = now
+        if draining and not self.turns and not self.closing:
+            # The client connects elsewhere the sooner, the sooner it is told. It is, for each
+            # message: one without an answer might have begun a turn.
+            for _ in self._waiting:
+                self._fail(SHUTTING_DOWN)
+            self.shut()
         while self._waiting and not self.turns and not self.closing:
             message = self._waiting.popleft()
             self._since = now
-            if draining:
-                self._fail(SHUTTING_DOWN)
-                self._close(RESTART, "the server is restarting")
-            elif (error := _refusal(message)) is not None:
+            if (error := _refusal(message)) is not None:
                 self._fail(error)
             else:
                 self.turns = [turn]
@@ -252,6 +269,11 @@ class MessageConnection(ABC):
             self._close(RESTART, "the server is restarting")
 
 
+def max_message(config: Config) -> int:
+    """The bytes that a message may have: those of a body, and its type."""
+    return config.max_body + 64
+
+
 def _refusal(message: bytes) -> ApiError | None:
     """The error for a message that is no ``response.create``."""
     try:
@@ -270,7 +292,7 @@ class MessagesOnSocket(MessageConnection):
     connection had before, which took as many ids; ``answer``: that to the upgrade request;
     ``rest``: what was received after that request."""
 
-    __slots__ = ("_socket",)
+    __slots__ = ("_counted", "_socket")
 
     def __init__(
         self,
@@ -285,8 +307,8 @@ class MessagesOnSocket(MessageConnection):
     ) -> None:
         super().__init__(config, now, request_seed, headers, None)
         self._requests = requests
-        # A message has a body and its type.
-        self._socket = WebSocketServer.upgraded(max_message=config.max_body + 64)
+        self._socket = WebSocketServer.upgraded(max_message=max_message(config))
+        self._counted = 0  # frames that are no result of the parser, and counted for the rate
         self.out.append(answer)
         if rest:
             self.receive(rest)
@@ -296,11 +318,11 @@ class MessagesOnSocket(MessageConnection):
         if self.closing:
             return
         found = self._socket.receive_raw(data)
-        self._alive()
-        replies = self._socket.data_to_send()
-        if replies:
+        if replies := self._socket.data_to_send():
             self.out.append(replies)
-        self._spend(len(found) + bool(replies))
+        frames = self._socket.pings + self._socket.fragments // _FRAGMENTS
+        self._heard(len(found) + frames - self._counted)
+        self._counted = frames
         for item in found:
             if isinstance(item, bytes):
                 self._add(item)

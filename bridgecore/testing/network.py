@@ -316,6 +316,11 @@ class RequestClient:
         """Send a part of the body."""
         self._network.handle(self._machine, tp.DataReceived(self._conn, data))
 
+    def send_message(self, data: bytes, *, binary: bool = False) -> None:
+        """Send a message, after an upgrade."""
+        event = tp.WebSocketMessageReceived(self._conn, data, binary)
+        self._network.handle(self._machine, event)
+
     def end(self) -> None:
         """End the body."""
         self._network.handle(self._machine, tp.RequestEnded(self._conn))

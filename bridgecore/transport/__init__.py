@@ -23,6 +23,8 @@ An adapter must:
   close idle connections in response. (``bridgecore.transport.driver.Driver`` does the waiting.);
 * or, if it has an HTTP server of its own, report ``RequestBegun`` for each request in place of an
   ``Accepted``, see there. (``bridgecore.transport.request.InProcessRequest`` does most of it.);
+* report ``ResponseDeleted`` if it passes such requests to the upstream's HTTP API by itself, and
+  the upstream has deleted a response, or does not have it;
 * forget ``conn`` after reporting ``Disconnected(conn)`` or carrying out ``Abort(conn)``, and ignore
   effects for a connection that is gone.
 
@@ -44,6 +46,7 @@ from typing import Protocol, TypeAlias
 
 import attrs
 
+from bridgecore.messages import ResponseDeleted as ResponseDeleted
 from bridgecore.ownership.store import AskStore as AskStore
 from bridgecore.ownership.store import StoreAnswered as StoreAnswered
 from bridgecore.recovery.timers import Deadline
@@ -77,7 +80,8 @@ class RequestBegun:
     """An HTTP server that the adapter is a part of, such as an ASGI server, has read the head of a
     request. The request counts as a connection of its own, without the framing of HTTP:
 
-    * ``DataReceived`` has a part of its body, ``RequestEnded`` is its end;
+    * ``DataReceived`` has a part of its body, ``RequestEnded`` is its end; after an upgrade to
+      WebSocket there is neither, but ``WebSocketMessageReceived``;
     * ``Respond`` is the head of the answer, each ``Send`` a part of its body, and ``Close`` or
       ``EndSending`` its end, after which ``Disconnected`` is reported; ``Abort`` cuts it off;
     * ``Disconnected`` is reported when the client is gone;
@@ -154,6 +158,22 @@ class DataReceived:
 
 
 @attrs.define
+class WebSocketMessageReceived:
+    """A message was received on a ``RequestBegun`` whose upgrade to WebSocket was accepted, by
+    ``Respond`` with status 101. Unlike that of ``DataReceived``, ``data`` may be empty.
+
+    Args:
+        conn: the connection.
+        data: the whole message; of a text message, its UTF-8.
+        binary: it is a binary message (RFC 6455, section 5.6), and no text.
+    """
+
+    conn: int
+    data: bytes
+    binary: bool = False
+
+
+@attrs.define
 class EofReceived:
     """The peer has ended its sending side. The connection can still be written to."""
 
@@ -210,6 +230,7 @@ TransportEvent: TypeAlias = (
     | Connected
     | ConnectFailed
     | DataReceived
+    | WebSocketMessageReceived
     | EofReceived
     | Disconnected
     | DataSent
@@ -218,6 +239,7 @@ TransportEvent: TypeAlias = (
     | TimeoutReached
     | DrainRequested
     | StoreAnswered
+    | ResponseDeleted
 )
 """What ``Endpoint.handle``, or that of another machine, takes."""
 
@@ -259,8 +281,8 @@ class Respond:
 @attrs.define
 class SendClose:
     """Write a close frame. Only for a ``RequestBegun`` whose upgrade to WebSocket was accepted, by
-    ``Respond`` with status 101: from then on each ``DataReceived`` and each ``Send`` is one text
-    message. ``EndSending`` or ``Close`` follows."""
+    ``Respond`` with status 101: from then on each ``Send`` is one text message. ``EndSending`` or
+    ``Close`` follows."""
 
     conn: int
     code: int

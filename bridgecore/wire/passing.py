@@ -30,6 +30,8 @@ __all__ = [
     "below_version",
     "deleted_response",
     "is_passed",
+    "is_shareable",
+    "named_response",
     "passed_headers",
     "passed_paths",
     "target_of",
@@ -124,6 +126,35 @@ def is_passed(segments: tuple[str, ...], paths: tuple[str, ...]) -> bool:
 @functools.lru_cache(16)
 def _split(paths: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(path.split("/")) for path in paths)
+
+
+# Of an account that tenants share: what neither reads nor changes what is kept there. (A method and
+# the segments of a path below /v1.)
+_SHAREABLE: Final = frozenset(
+    {
+        *(("POST", ("chat", "completions")), ("POST", ("completions",))),
+        *(("POST", ("embeddings",)), ("POST", ("moderations",))),
+        *(("POST", ("audio", each)) for each in ("speech", "transcriptions", "translations")),
+        *(("POST", ("images", each)) for each in ("edits", "generations", "variations")),
+    }
+)
+
+
+def is_shareable(method: bytes, segments: tuple[str, ...]) -> bool:
+    """Whether a request can be passed through for tenants that share a credential: it names nothing
+    that the upstream keeps but a response, which is to be checked."""
+    if segments[:1] == ("responses",):
+        return True
+    if method in (b"GET", b"HEAD") and segments[:1] == ("models",):
+        return len(segments) <= 2
+    return (method.decode("latin-1"), segments) in _SHAREABLE
+
+
+def named_response(method: bytes, segments: tuple[str, ...]) -> str | None:
+    """The id of the response that the path of a request names; None if it names none."""
+    if segments[:1] != ("responses",) or (method == b"POST" and segments in REBUILT):
+        return None
+    return unquote("/".join(segments[1:2]))
 
 
 def deleted_response(method: bytes, segments: tuple[str, ...]) -> str | None:

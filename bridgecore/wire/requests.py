@@ -109,14 +109,15 @@ _HTTP_ONLY = (
 )
 
 
-def parse_create(body: bytes) -> CreateRequest:
-    """Parse a request body.
+def parse_create(body: bytes, *, from_message: bool = False) -> CreateRequest:
+    """Parse a request body. ``from_message``: a client has sent it in WebSocket mode.
 
     Raises:
         InvalidBodyError: it is not a JSON object or nested too deeply; it has neither a string
             ``model`` nor a ``prompt``; a field that routing needs has a wrong type;
             ``background`` is true, which WebSocket mode does not support;
-            ``previous_response_id`` is longer than ``MAX_RESPONSE_ID`` bytes.
+            ``previous_response_id`` is longer than ``MAX_RESPONSE_ID`` bytes; a message names a
+            lane.
     """
     members = _read_body(body)
     model = _member(members, "model", _read_string, "a string")
@@ -138,6 +139,16 @@ def parse_create(body: bytes) -> CreateRequest:
             "'background' is not supported: this server answers while the request lasts. Leave it"
             " out, or set it to false.",
             "background",
+        )
+    # Without its lane, the turn would wait for those that the client means to run beside it, and
+    # its events would come without the name by which the client tells them apart. Over HTTP the
+    # member has no meaning.
+    if from_message and members.get("stream_id", NULL) != NULL:
+        raise InvalidBodyError(
+            "'stream_id' is not supported: turns of a connection follow each other here, without"
+            " lanes. Leave it out, and open a connection for each turn that is to run beside"
+            " others.",
+            "stream_id",
         )
     size, at = _measure(members)
     input_text = None

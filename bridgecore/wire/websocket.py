@@ -62,6 +62,11 @@ FRAGMENT: Final = 65_536
 # fourth byte in one pass: that takes twice as long where the block is larger than the CPU's cache.
 _SLICE: Final = 65_536
 
+# Codes of close frames (RFC 6455, section 7.4.1), and the reason of the first.
+UNSUPPORTED_DATA: Final = 1003
+NO_BINARY: Final = "binary messages are not understood"
+TOO_LARGE: Final = 1009
+
 _LONGEST_HEAD: Final = 10  # bytes before the payload of an unmasked frame (RFC 6455, 5.2)
 _PLAIN_TEXT: Final = 0x81  # the first byte of an unfragmented text frame: FIN, no RSV bit, opcode 1
 
@@ -202,6 +207,8 @@ class _Peer(ABC):
         "_reader",
         "_shortcuts",
         "_texts",
+        "fragments",
+        "pings",
     )
 
     # Writes control frames and draws the keys of masked frames. Control frames need no state, so
@@ -225,6 +232,10 @@ class _Peer(ABC):
         self._texts: deque[bytes] | None = None
         self._offset = 0
         self._pongs: tuple[bytes, ...] = ()  # payloads; at most MAX_PONGS
+        # Frames received so far that are no result of ``receive``, for whoever limits the rate of
+        # frames: they take as much time as others.
+        self.pings = 0
+        self.fragments = 0  # frames of messages, except the last one of each
         self._queued = b""
 
     # -- input
@@ -481,12 +492,13 @@ class _Peer(ABC):
             elif isinstance(payload, tuple):
                 self._close_received(int(payload[0]), payload[1], found)
             elif frame.opcode is Opcode.PING:
+                self.pings += 1
                 if self._phase is _Phase.OPEN:  # nothing may follow our close frame
                     self._pongs = (*self._pongs, bytes(payload))[-MAX_PONGS:]
             elif frame.opcode is Opcode.PONG:
                 found.append(PongReceived())
             else:
-                self._fail(found, 1003, "binary messages are not understood")
+                self._fail(found, UNSUPPORTED_DATA, NO_BINARY)
             if self._phase is _Phase.CLOSED:
                 return
 
@@ -527,15 +539,16 @@ class _Peer(ABC):
             else:
                 partial += part
             self._fragments += frame_done
+            self.fragments += frame_done
             if self._fragments >= MAX_FRAGMENTS:
-                self._fail(found, 1009, f"a message has more than {MAX_FRAGMENTS} fragments")
+                self._fail(found, TOO_LARGE, f"a message has more than {MAX_FRAGMENTS} fragments")
 
     def _is_too_large(self, more: int) -> bool:
         """Whether ``more`` bytes would make the message in progress too large."""
         return more + (0 if self._partial is None else len(self._partial)) > self._max_message
 
     def _fail_too_large(self, found: list[Received]) -> None:
-        self._fail(found, 1009, f"a message is larger than {self._max_message} bytes")
+        self._fail(found, TOO_LARGE, f"a message is larger than {self._max_message} bytes")
 
     def _close_received(self, code: int, reason: str, found: list[Received]) -> None:
         if self._phase is _Phase.OPEN:

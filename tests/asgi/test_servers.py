@@ -40,6 +40,7 @@ from bridgecore.transport.sockets import HIGH_WATER, READ_SIZE
 from bridgecore_asgi import BridgeApp, Receive, Scope, Send
 from tests.asgi.conftest import SERVERS, config, connect, serving
 from tests.e2e.conftest import (
+    KEY,
     TIME_LIMIT,
     Json,
     Raw,
@@ -172,6 +173,28 @@ def test_tenants_are_those_of_the_application(kind: str, upstream: Upstream) -> 
         body = {**TURN, "store": False, "previous_response_id": first["id"]}
         assert ask(server.port, post(body, x_tenant="a", key="2")).status == 200
         assert ask(server.port, post(body, x_tenant="b", key="1")).status != 200
+
+
+def test_tenants_with_one_key_reach_their_own_responses_only(kind: str, upstream: Upstream) -> None:
+    def tenant(scope: Scope) -> str:
+        return bytes(dict(scope["headers"]).get(b"x-tenant", b"")).decode()
+
+    settings = config(upstream, shared_credential=True)
+    with serving(kind, BridgeApp(settings, scope_of=tenant)) as server:
+        first = ask(server.port, post(TURN, x_tenant="a")).json["id"]
+        again = {**TURN, "previous_response_id": first}
+        path = f"/v1/responses/{first}"
+
+        def asked(method: str, name: str) -> int:
+            return ask(
+                server.port, request(method, path, authorization=f"Bearer {KEY}", x_tenant=name)
+            ).status
+
+        refused = ask(server.port, post(again, x_tenant="b"))
+        assert (refused.status, refused.code) == (400, "previous_response_not_found")
+        assert [asked(method, "b") for method in ("GET", "DELETE")] == [404, 404]
+        assert ask(server.port, post(again, x_tenant="a")).status == 200
+        assert [asked(method, "a") for method in ("GET", "DELETE", "GET")] == [200, 200, 404]
 
 
 # ------------------------------------------------------------------ clients that leave, or are slow

@@ -278,10 +278,19 @@ def passed(result: dict[str, Any]) -> bool:
     return good and result["kept"] == PASSED
 
 
+def merged(earlier: dict[str, Any] | None, result: dict[str, Any]) -> dict[str, Any]:
+    """``result`` with the outcomes of the ways that were not run again, in the order of ``WAYS``.
+    Those of other versions are dropped: the table names one."""
+    if earlier is None or earlier["packages"] != result["packages"]:
+        return result
+    ways = {**earlier["ways"], **result["ways"]}
+    return {**result, "ways": {way: ways[way] for way in WAYS if way in ways}}
+
+
 def write(name: str, result: dict[str, Any]) -> None:
     """Keep the results of one client in place of its earlier ones, in the order of ``CLIENTS``."""
     known = json.loads(DATA.read_text("utf-8"))["clients"] if DATA.exists() else {}
-    known[name] = result
+    known[name] = merged(known.get(name), result)
     node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
     written = {
         "python": platform.python_version(),

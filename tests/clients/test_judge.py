@@ -16,7 +16,7 @@ import pytest
 from bridgecore.testing import CreateFrame, Text, ToolCall
 from tests.clients.judge import ANSWERS, CONVERSATION, ENDS, QUESTIONS, answer, complaint
 from tests.clients.libraries import CLIENTS, Work
-from tests.clients.run import DATA
+from tests.clients.run import DATA, merged
 
 Json = dict[str, Any]
 
@@ -127,6 +127,23 @@ def test_the_answers_need_the_whole_context() -> None:
 def test_codex_is_asked_to_run_a_command() -> None:
     (call,) = answer(request(*ITEMS[:3], tools=[{"type": "function", "name": "exec_command"}]))
     assert call == ToolCall("exec_command", '{"cmd": "echo rain in Bergen"}')
+
+
+def test_results_of_ways_that_were_not_run_again_are_kept() -> None:
+    """Unless they are those of other versions."""
+
+    def result(version: str, ways: Json) -> Json:
+        return {"packages": {"openai": version}, "ways": ways, "kept": "passed"}
+
+    earlier = result("1", {"serve": {"whole": "passed"}, "transport": "why"})
+    later = result("1", {"hypercorn, trio": {"whole": "passed"}, "serve": {"whole": "no"}})
+    assert merged(earlier, later) == result(
+        "1",
+        {"serve": {"whole": "no"}, "hypercorn, trio": {"whole": "passed"}, "transport": "why"},
+    )
+    assert list(merged(earlier, later)["ways"])[-1] == "transport"
+    assert merged(result("2", {"transport": "why"}), later) == later
+    assert merged(None, later) == later
 
 
 def test_the_results_are_those_of_the_clients_and_of_the_pinned_versions(tmp_path: Path) -> None:

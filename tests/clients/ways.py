@@ -72,6 +72,7 @@ WAYS: Final[dict[str, Way]] = {
     "serve, trio": _serve("--backend", "trio"),
     "uvicorn": _asgi("uvicorn"),
     "hypercorn": _asgi("hypercorn"),
+    "hypercorn, trio": _asgi("hypercorn-trio"),
     "transport": _transport,
 }
 

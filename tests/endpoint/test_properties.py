@@ -229,6 +229,7 @@ def about(conn: int) -> list[tp.TransportEvent]:
         tp.Connected(conn),
         tp.ConnectFailed(conn, tp.ConnectError.TLS, "x"),
         tp.DataReceived(conn, b"x"),
+        tp.WebSocketMessageReceived(conn, b"x"),
         tp.EofReceived(conn),
         tp.Disconnected(conn),
         tp.DataSent(conn),
@@ -238,7 +239,7 @@ def about(conn: int) -> list[tp.TransportEvent]:
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 1), st.integers(0, 100)), max_size=30))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1), st.integers(0, 100)), max_size=30))
 def test_stray_events(strays: list[tuple[int, int, int]]) -> None:
     """Events of closed connections have no effect; a clock may go backwards."""
     endpoint = Endpoint(Config(upstream=UpstreamUrl.parse("ws://up/")))
@@ -270,7 +271,7 @@ def mistakes(world: World) -> list[Any]:
     ]
     no_data: list[Any] = [b"", bytearray(b"x"), "x"]
     for conn, client in endpoint._clients.items():
-        found += [tp.Accepted(conn), *about(conn)[:2]]
+        found += [tp.Accepted(conn), *about(conn)[:2], tp.WebSocketMessageReceived(conn, b"x")]
         found += [tp.DataReceived(conn, data) for data in no_data]
         found += [tp.DataSent(conn)] if client.closing is None else []
     for conn, upstream in endpoint._upstreams.items():
@@ -279,7 +280,7 @@ def mistakes(world: World) -> list[Any]:
             found += [event for event in about(conn)[2:] if not isinstance(event, tp.Disconnected)]
         else:
             found += about(conn)[:2]
-            found.append(tp.DataReceived(conn, b""))
+            found += [tp.DataReceived(conn, b""), tp.WebSocketMessageReceived(conn, b"x")]
     return found
 
 

@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from bridgecore.config import Continuity
+from bridgecore.errors import LocalProtocolError
 from bridgecore.fronts.websocket import MAX_WAITING
 from bridgecore.testing import Abort, Fault, Point, SendEvents, Silence
 from bridgecore.testing.network import ByteClient, RequestClient
@@ -227,6 +228,16 @@ def test_a_failed_turn_is_an_error_with_its_status_and_the_next_one_works() -> N
         (b'{"type":7}', "unknown_message", "type"),
         (b'{"type":"response.cancel"}', "unknown_message", "type"),
         (b'{"type":"response.create"}', "invalid_request_body", "model"),
+        (
+            b'{"type":"response.create","model":"m","stream_id":"a"}',
+            "invalid_request_body",
+            "stream_id",
+        ),
+        (
+            b'{"model":"m", "stream_\\u0069d":7, "type":"response.create"}',
+            "invalid_request_body",
+            "stream_id",
+        ),
     ],
 )
 def test_a_message_that_begins_no_turn(message: bytes, code: str, param: str | None) -> None:
@@ -236,6 +247,10 @@ def test_a_message_that_begins_no_turn(message: bytes, code: str, param: str | N
     found = error["status"], error["error"]["code"], error["error"]["param"]
     assert found == (400, code, param)
     assert socket.turn()["status"] == "completed"
+
+
+def test_a_message_may_say_that_it_names_no_lane() -> None:
+    assert opened(new_world()).turn(stream_id=None)["status"] == "completed"
 
 
 def test_turns_of_a_connection_follow_each_other() -> None:
@@ -309,11 +324,55 @@ def test_a_connection_is_idle_from_the_end_of_its_turn() -> None:
     assert socket.closed() == 1001
 
 
-def test_too_many_pings() -> None:
+@pytest.mark.parametrize("together", [1, 3, 201])
+def test_too_many_pings(together: int) -> None:
+    """However many of them come in one read."""
     socket = opened(new_world())
-    for _ in range(201):
-        socket.client.send(socket.ws.ping())
+    for _ in range(201 // together - 1):
+        socket.client.send(b"".join(socket.ws.ping() for _ in range(together)))
+    assert socket.closed() is None
+    socket.client.send(b"".join(socket.ws.ping() for _ in range(together)))
     assert socket.closed() == 1008
+
+
+def test_after_a_silence_as_many_pings_may_come_at_once() -> None:
+    world = new_world(ping_interval=60 * SECOND)
+    socket = opened(world)
+    for _ in range(3):
+        socket.client.send(b"".join(socket.ws.ping() for _ in range(200)))
+        assert socket.closed() is None
+        world.advance(10)
+    socket.client.send(b"".join(socket.ws.ping() for _ in range(201)))
+    assert socket.closed() == 1008
+
+
+def test_too_many_fragments() -> None:
+    """Of one message there may be 16,384, which take as much time as many messages."""
+    key = bytes(4)
+    message = b"\x01\x80" + key + (b"\x00\x80" + key) * 16_000 + b"\x80\x80" + key
+    socket = opened(new_world())
+    for _ in range(3):
+        socket.client.send(message)
+    assert socket.closed() is None
+    socket.client.send(message)
+    assert socket.closed() == 1008
+
+
+def test_a_large_message_may_have_many_fragments() -> None:
+    """6 MB in fragments of 4 KiB, twice."""
+    world = new_world()
+    socket = opened(world)
+    text = json.dumps({**CREATE, "input": "x" * 6_000_000}).encode()
+    parts = [text[at : at + 4096] for at in range(0, len(text), 4096)]
+    key = bytes(4)
+    data = b"".join(
+        bytes((first, 0xFE)) + len(part).to_bytes(2, "big") + key + part
+        for first, part in zip([1, *[0] * (len(parts) - 2)], parts[:-1], strict=True)
+    )
+    data += bytes((0x80, 0xFE)) + len(parts[-1]).to_bytes(2, "big") + key + parts[-1]
+    for _ in range(2):
+        socket.client.send(data)
+        assert types(socket.take())[-1] == "response.completed"
 
 
 def test_a_message_that_is_too_large() -> None:
@@ -384,6 +443,32 @@ def test_a_drain_lets_the_turn_end_and_closes_with_1012() -> None:
         assert socket.closed() == 1012
         socket.client.half_close()
     assert world.net.stopped == [world.endpoint]
+
+
+def test_a_drain_closes_an_idle_connection_at_once() -> None:
+    """Other turns may take long: its client connects again meanwhile."""
+    world = new_world()
+    world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
+    idle, busy = opened(world), opened(world)
+    busy.send()
+    around_it = around(world)
+    world.drain()
+    assert (idle.closed(), busy.closed()) == (1012, None)
+    assert around_it.close == (1012, "the server is restarting")
+
+
+def test_at_the_end_of_the_last_turn_of_a_drain_each_message_that_waits_is_refused() -> None:
+    world = new_world()
+    world.emulator.delta_interval = SECOND
+    socket = opened(world)
+    for _ in range(3):
+        socket.send()
+    world.drain()
+    world.advance(20)
+    received = socket.take()
+    assert types(received)[-3:] == ["response.completed", "error", "error"]
+    assert {message["error"]["code"] for message in received[-2:]} == {"server_shutting_down"}
+    assert socket.closed() == 1012
 
 
 def test_at_the_deadline_of_a_drain_a_hung_turn_fails() -> None:
@@ -461,12 +546,54 @@ def test_messages_of_a_server_around_the_bridge() -> None:
     client = around(world)
     assert client.status == 101
     for _ in range(2):
-        client.send(json.dumps(CREATE).encode())
+        client.send_message(json.dumps(CREATE).encode())
     received = types([json.loads(message) for message in client.messages])
     assert received.count("response.completed") == 2
     world.drain()
     assert (client.close, client.ended) == ((1012, "the server is restarting"), True)
     assert world.net.stopped == [world.endpoint]
+
+
+@pytest.mark.parametrize(
+    ("data", "binary", "close"),
+    [
+        (json.dumps(CREATE).encode(), True, (1003, "binary messages are not understood")),
+        (b"", True, (1003, "binary messages are not understood")),
+        (b" " * 1065, False, (1009, "a message is larger than 1064 bytes")),
+    ],
+)
+def test_messages_for_which_a_server_around_the_bridge_has_to_close(
+    data: bytes, binary: bool, close: tuple[int, str]
+) -> None:
+    client = around(new_world(max_body=1000))
+    client.send_message(data, binary=binary)
+    assert (client.close, client.ended, client.messages) == (close, True, [])
+
+
+def test_an_empty_message_by_way_of_a_server_around_the_bridge_is_answered() -> None:
+    client = around(new_world())
+    client.send_message(b"")
+    (error,) = (json.loads(message) for message in client.messages)
+    assert (error["status"], error["error"]["code"]) == (400, "invalid_request_body")
+
+
+def test_after_an_upgrade_a_server_around_the_bridge_reports_messages_only() -> None:
+    world = new_world()
+    client = around(world)
+    with pytest.raises(LocalProtocolError, match="WebSocketMessageReceived"):
+        client.send(b"x")
+    client.send_message(json.dumps(CREATE).encode())
+    assert client.messages
+
+
+def test_a_message_that_crosses_with_the_refusal_of_its_upgrade_is_ignored() -> None:
+    world = World()
+    client = world.net.request(
+        world.endpoint, b"GET", b"/v1/responses", UPGRADE, scope="tenant", messages=True
+    )
+    client.send_message(b"{}")
+    client.end()
+    assert client.status == 426
 
 
 def test_without_the_setting_a_server_around_the_bridge_gets_the_refusal() -> None:
@@ -485,7 +612,7 @@ def test_a_client_of_a_server_around_the_bridge_that_leaves_ends_its_turn() -> N
     world = new_world()
     world.emulator.faults.add(1, Fault(Point.MID_OUTPUT, Silence()))
     client = around(world)
-    client.send(json.dumps(CREATE).encode())
+    client.send_message(json.dumps(CREATE).encode())
     assert world.endpoint.bridge.turns == 1
     client.leave()
     assert (world.endpoint.clients, world.endpoint.bridge.turns) == (0, 0)

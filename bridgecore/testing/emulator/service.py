@@ -68,6 +68,7 @@ from bridgecore.transport import (
     EofReceived,
     RequestBegun,
     RequestEnded,
+    ResponseDeleted,
     Started,
     Stop,
     StopListening,
@@ -75,6 +76,7 @@ from bridgecore.transport import (
     TimeoutReached,
     TransportEffect,
     TransportEvent,
+    WebSocketMessageReceived,
     WriteBlocked,
     WriteUnblocked,
 )
@@ -197,9 +199,9 @@ class Emulator:
                 pass  # there is no unused capacity to report
             case Connected() | ConnectFailed():
                 pass  # it never opens a connection
-            case Started() | StoreAnswered():
-                pass  # it has no store
-            case RequestBegun() | RequestEnded():
+            case Started() | StoreAnswered() | ResponseDeleted():
+                pass  # it has no store, and no upstream
+            case RequestBegun() | RequestEnded() | WebSocketMessageReceived():
                 raise LocalProtocolError("the emulator takes connections, not requests")
             case _:
                 conn = self._connections.get(event.conn)
