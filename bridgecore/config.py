@@ -16,6 +16,7 @@ import attrs
 
 from bridgecore.errors import ConfigError
 from bridgecore.recovery.policy import DEFAULT, Policy, Timeouts, falling_back, replaying
+from bridgecore.recovery.policy_table import require_possible
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.telemetry import LogLevel
 from bridgecore.wire.headers import FORWARDED_HEADERS, allowed_origins, forwarded_names
@@ -269,6 +270,7 @@ def _check(field: attrs.Attribute[Any], value: object) -> None:
         if not isinstance(value, Policy):
             what = f"a Policy such as bridgecore.DEFAULT, not {value!r:.100}"
             raise ConfigError(f"policy must be {what}")
+        require_possible(value)
     elif type(default) is str:
         if not isinstance(value, str) or not value:
             _refuse(name, value, "must be a text that is not empty")
@@ -316,7 +318,8 @@ class Config:
 
     Raises:
         ConfigError: a value has a wrong type or is out of bounds. A duration below 1 ms is out of
-            bounds, because it was probably given in seconds.
+            bounds, because it was probably given in seconds. Or ``policy`` has a cell that no
+            bridge can carry out, such as a rehydration of what the bridge does not hold.
     """
 
     upstream: UpstreamUrl

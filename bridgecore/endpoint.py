@@ -389,6 +389,19 @@ class Endpoint:
 
     def _serve(self, conn: int, client: _Client) -> None:
         """Read the next request of a client, if one is complete, and send pending output."""
+        while True:
+            received = self._next_request(conn, client)
+            front = client.connection
+            if not isinstance(front, HttpConnection) or not self._pass(conn, client, front):
+                break
+        if conn not in self._clients:
+            return
+        self._flush(conn, client)
+        if received is not None:
+            self._drive(received)
+
+    def _next_request(self, conn: int, client: _Client) -> msg.RequestReceived | None:
+        """The next turn of a client, if its request is complete."""
         turn = self._turn_serial + 1
         received = client.connection.next_request(turn, self._now, draining=self._draining)
         if received is None and (successor := client.connection.successor) is not None:
@@ -398,13 +411,7 @@ class Endpoint:
             self._turn_serial = turn
             self._of_turn[turn] = conn
             client.idle_since = None
-        if isinstance(client.connection, HttpConnection):
-            self._pass(conn, client, client.connection)
-        if conn not in self._clients:
-            return
-        self._flush(conn, client)
-        if received is not None:
-            self._drive(received)
+        return received
 
     def _flush(self, conn: int, client: _Client) -> None:
         """Send the connection's output, and set its deadline in the timer queue."""
@@ -517,17 +524,17 @@ class Endpoint:
 
     # ------------------------------------------------------------ requests that are passed through
 
-    def _pass(self, conn: int, client: _Client, front: HttpConnection) -> None:
-        """Pass on what a client's connection has read of a request that is passed through."""
+    def _pass(self, conn: int, client: _Client, front: HttpConnection) -> bool:
+        """Pass on what a client's connection has read of a request that is passed through. Whether
+        it was refused instead: then the next request may be complete."""
         passed, front.passed = front.passed, []
         if not passed and not front.broken and self._passages.of_client(conn) is None:
-            return
+            return False
         for each in passed:
             passage = self._passages.of_client(conn)
             if isinstance(each, PassedRequest) and (refused := self._foreign(each)) is not None:
                 front.refuse_passed(refused)
-                self._serve(conn, client)  # the next request may be complete
-                return
+                return True
             if isinstance(each, PassedRequest):
                 number = self._next_number()
                 self._out += self._passages.begin(
@@ -552,6 +559,7 @@ class Endpoint:
         if front.broken:
             self._out.append(tp.Abort(conn))
             self._forget_client(conn)
+        return False
 
     def _foreign(self, request: PassedRequest) -> ApiError | None:
         """The error for a request to the path of a response that may be another tenant's."""

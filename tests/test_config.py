@@ -14,8 +14,17 @@ from bridgecore.bridge import Bridge
 from bridgecore.config import Config, Rotation, Store, UpstreamUrl
 from bridgecore.endpoint import Endpoint
 from bridgecore.errors import BridgecoreError, ConfigError
+from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, Budgets, Policy, Timeouts
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    Action,
+    Budgets,
+    Policy,
+    Remedy,
+    Situation,
+    Timeouts,
+)
 from bridgecore.recovery.timers import NS_PER_SECOND
 from bridgecore.wire.requests import InvalidBodyError
 
@@ -113,6 +122,14 @@ def test_every_setting_refuses_none(name: str) -> None:
 def test_the_policy_is_a_policy() -> None:
     assert "bridgecore.DEFAULT" in refused(policy="default")
     refused(policy=Policy)
+
+
+def test_a_policy_has_only_cells_that_a_bridge_can_carry_out() -> None:
+    """It would find out in mid-turn, with nothing left to answer the client."""
+    remedy = Remedy(Action.REHYDRATE, FailureReply.UPSTREAM_UNAVAILABLE)
+    impossible = DEFAULT.with_cell(Situation.LOST_SENT, Standing.BOUND, remedy)
+    message = refused(policy=impossible)
+    assert message.startswith("policy.cells.lost_sent.bound: 'rehydrate' needs a context")
 
 
 def test_the_upstream_is_taken_apart_and_not_repeated() -> None:
