@@ -159,7 +159,7 @@ COMPARED: Final[Mapping[type, Compared]] = {
     ForwardTarget: Compared(
         left_out={
             "replica": "for the log; the lease names it, too",
-            "remaining": "for what a client is told whose turn was sent to no replica",
+            "remaining": "for the error of a turn that was sent to no replica",
         }
     ),
     Families: Compared(

@@ -198,8 +198,8 @@ class MessageConnection(ABC):
         if self._since is None:
             self._since = now
         if draining and not self.turns and not self.closing:
-            # The client connects elsewhere the sooner, the sooner it is told. It is, for each
-            # message: one without an answer might have begun a turn.
+            # At once, so that the client can connect elsewhere before it has its next turn. Each
+            # message that waits has an error: without one, it might have begun a turn.
             for _ in self._waiting:
                 self._fail(SHUTTING_DOWN)
             self.shut()

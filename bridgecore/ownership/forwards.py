@@ -74,8 +74,8 @@ def named_replica(name: str) -> bytes:
 
 
 def read_replica(value: bytes) -> str:
-    """The name in the header ``REPLICA``. It comes from anybody and goes into the log, so it is
-    printable and not long."""
+    """The name in the header ``REPLICA``. Any program may have sent it, and it goes into the log,
+    so it is made printable and is not long."""
     name = unquote(value.decode("latin-1"))[:_LONGEST_NAME]
     return "".join(char if char.isprintable() else "?" for char in name)
 
