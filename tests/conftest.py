@@ -273,6 +273,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 BACKENDS: dict[str, Callable[[], Backend]] = {"asyncio": AsyncioBackend, "trio": TrioBackend}
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long and binary values after their argument: a body in a test's id fills the screen, and
+    one with a time in it (gzip's header has one) differs from process to process, for which
+    pytest-xdist refuses to run anything."""
+    named = isinstance(val, bytes | str) and (len(val) > 200 or not val.isascii())
+    return argname if named else None
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
