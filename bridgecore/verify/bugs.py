@@ -54,7 +54,12 @@ class Bug:
 
     def find(self) -> Counterexample | None:
         """A shortest path to a violation of ``found_by``; None if there is none."""
-        report = explore(self.policy, self.bounds, stepper=self.stepper, most=len(Property))
+        report = explore(
+            *(self.policy, self.bounds),
+            stepper=self.stepper,
+            most=len(Property),
+            until=self.found_by,
+        )
         return report.broken.get(self.found_by)
 
 

@@ -12,7 +12,7 @@ time, and at a time at which a deadline is due any other event may still come fi
 The state space is made finite by symmetry reduction, so that the search ends without a bound on its
 depth: deadlines are relative to now, turns are numbered by their position, responses are reduced to
 "the one cached on the connection" and "an older one", and connection generations to whether an
-older connection can still send events. A move that a session ignores without a change of its state
+older connection can still send events, or not even to that (``Bounds.connections``). A move that a session ignores without a change of its state
 is tried once for all worlds with the same ``_signature``. All other bounds are in ``Bounds``.
 
 Liveness is checked on the explored graph: in each world one move is what a healthy upstream would
@@ -123,13 +123,16 @@ class _Naming(NamedTuple):
 _SAME = _Naming(0, None, (), 0)  # the identity: the model is not changed
 
 
-def canonical(state: SessionState, model: Model, passed: int) -> tuple[SessionState, Model]:
-    """The canonical form of a world, ``passed`` ticks later: equal for symmetric worlds."""
-    folded, naming = _folded(state, passed)
+def canonical(
+    state: SessionState, model: Model, passed: int, connections: int = 2
+) -> tuple[SessionState, Model]:
+    """The canonical form of a world, ``passed`` ticks later: equal for symmetric worlds.
+    ``connections``: see ``Bounds``."""
+    folded, naming = _folded(state, passed, connections)
     return folded, _renamed(model, naming)
 
 
-def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
+def _folded(state: SessionState, passed: int, connections: int) -> tuple[SessionState, _Naming]:
     """The canonical form of ``state``, ``passed`` ticks later, and the renaming that
     leads to it."""
     tip = state.cached_response
@@ -158,7 +161,7 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         # Old responses are merged and keep the highest refusal count among them, so that the bound
         # on refusals is reached as soon as it is for any of them.
         refusals[name(anchor)] = max(count, refusals.get(name(anchor), 0))
-    generation = min(state.generation, 2)
+    generation = min(state.generation, connections)
     folded = SessionState(
         state.lifecycle,
         generation,
@@ -175,11 +178,11 @@ def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
     return folded, _Naming(generation, tip, tuple(numbers), passed)
 
 
-def _is_canonical(state: SessionState) -> bool:
+def _is_canonical(state: SessionState, connections: int) -> bool:
     """Whether ``state`` certainly is in canonical form; a cheap check that may return False for one
     that is. It saves the rebuilding of most states."""
     running, waiting = state.running, state.waiting
-    if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
+    if state.generation > connections or len(state.refusals) > 1 or len(waiting) > 1:
         return False
     tip = state.cached_response
     if state.ended not in ((), ("old",) if tip is None else (tip,)):
@@ -266,6 +269,7 @@ def explore(
     *,
     stepper: Step = step,
     most: int = 1,
+    until: Property | None = None,
     reduced: bool = True,
     without: frozenset[Property] = frozenset(),
     local_first: bool = False,
@@ -278,6 +282,7 @@ def explore(
         stepper: the transition function; a mutated one when mutants are judged.
         most: keep the shortest counterexample of each property, and stop once this many
             properties have one.
+        until: stop, too, as soon as this property has one.
         reduced: False: no symmetry reduction except for times, and every move is tried in every
             world; ``bounds.depth`` has to end the search. ``states`` still counts canonical ones.
         without: properties that are not checked.
@@ -288,7 +293,7 @@ def explore(
         found: called for each counterexample as soon as it is found.
     """
     search = _Search(bounded(policy, bounds), bounds, stepper, most, reduced, without)
-    search.progress, search.found_one = progress, found
+    search.progress, search.found_one, search.until = progress, found, until
     return search.run(local_first)
 
 
@@ -355,6 +360,7 @@ class _Search:
         self.shortcuts = reduced
         self.progress: Callable[[Report], None] | None = None
         self.found_one: Callable[[Counterexample], None] | None = None
+        self.until: Property | None = None
         self.report = Report(policy.name, bounds)
         self.states: list[SessionState] = []
         self.state_numbers: dict[object, int] = {}
@@ -390,19 +396,19 @@ class _Search:
         self._run()
         report.complete = self.worlds.complete
         report.states = len(self.worlds) if self.reduced else len(self.reached())
-        if report.complete and bounds.depth is None and len(self.broken) < self.most:
+        if report.complete and bounds.depth is None and self._goes_on():
             self._judge_liveness()
         return report
 
     def _run(self) -> None:
-        if len(self.broken) < self.most:
+        if self._goes_on():
             self.worlds.run(self._expand, self._progressed, every=2048)
 
     def reached(self) -> set[tuple[object, object]]:
         """The keys of the canonical forms of all worlds."""
         worlds = [(self.states[one >> _BITS], self.models[one & _MASK]) for one in self.worlds]
         if not self.reduced:
-            worlds = [canonical(*world, 0) for world in worlds]
+            worlds = [canonical(*world, 0, self.bounds.connections) for world in worlds]
         return {(key_of(state), model.key) for state, model in worlds}
 
     def _begin(self, state: SessionState, model: Model) -> None:
@@ -505,7 +511,7 @@ class _Search:
             return _Edge(move, outcome, None, rule, ended=ended)
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
-        plain = self.shortcuts and _is_canonical(after)
+        plain = self.shortcuts and _is_canonical(after, self.bounds.connections)
         if plain and tip == state.cached_response and tip in (None, "tip"):
             reached, naming = self._state(after), _SAME
         else:
@@ -526,7 +532,7 @@ class _Search:
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
-            return _folded(state, passed)
+            return _folded(state, passed, self.bounds.connections)
         return later(state, passed), _Naming(state.generation, None, (), passed, plain=True)
 
     def _outcome(
@@ -585,7 +591,10 @@ class _Search:
             self.report.counterexamples.append(found)
             if self.found_one is not None:
                 self.found_one(found)
-        return len(self.broken) < self.most
+        return self._goes_on()
+
+    def _goes_on(self) -> bool:
+        return len(self.broken) < self.most and self.until not in self.broken
 
     # ------------------------------------------------------------ liveness
 
