@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import functools
 import importlib
 import ipaddress
@@ -295,10 +296,23 @@ def listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandEr
     # look-up has a number of the resolver, which means something else to the system.
     if isinstance(why, OSError) and why.errno and not isinstance(why, socket.gaierror):
         reason = os.strerror(why.errno)
-    where = _authority(host, port)
+    where, of = _authority(host, port), "port"
     if isinstance(why, PeerPortError):
-        where = f"{_authority(host, why.port)}, the port of advertise"
-    return CommandError(f"cannot listen on {where}: {reason}", FAILURE)
+        where, of = f"{_authority(host, why.port)}, the port of advertise", "advertise"
+    advice = _advice(why, of)
+    return CommandError(f"cannot listen on {where}: {reason}{advice and f'; {advice}'}", FAILURE)
+
+
+def _advice(why: OSError | UnicodeError, setting: str) -> str:
+    """What to do about an address that cannot be listened on, whose port ``setting`` gives."""
+    if isinstance(why, UnicodeError | socket.gaierror):
+        return "host has to be an address of this machine, or a name for one"
+    free = ", or 0 for a free one" if setting == "port" else ""
+    return {
+        errno.EADDRINUSE: f"end the program that listens there, or set {setting} to another{free}",
+        errno.EADDRNOTAVAIL: "host has to be an address of this machine; 0.0.0.0 is all it has",
+        errno.EACCES: f"a port below 1024 needs a privilege; set {setting} to a higher one",
+    }.get(why.errno or 0, "")
 
 
 def raise_file_limit(log: _WriteLog) -> int | None:

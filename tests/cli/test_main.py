@@ -99,7 +99,8 @@ def test_a_port_in_use_is_a_failure_that_names_it(backend: Backend) -> None:
     assert result.returncode == 1
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1:] == [
-        f"bridgecore: error: cannot listen on 127.0.0.1:{port}: Address already in use"
+        f"bridgecore: error: cannot listen on 127.0.0.1:{port}: Address already in use; end the "
+        "program that listens there, or set port to another, or 0 for a free one"
     ]
     assert "Traceback" not in result.stderr
 
@@ -116,7 +117,7 @@ def test_the_port_for_replicas_in_use_is_named(backend: Backend, tmp_path: Path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1:] == [
         f"bridgecore: error: cannot listen on 127.0.0.1:{port}, the port of advertise: "
-        "Address already in use"
+        "Address already in use; end the program that listens there, or set advertise to another"
     ]
     assert "Traceback" not in result.stderr
 
@@ -125,7 +126,14 @@ def test_a_host_without_address_is_a_failure(backend: Backend) -> None:
     result = run("serve", "--backend", backend.name, "--host", "nonexistent.invalid", "--port", "0")
     assert result.returncode == 1
     assert "cannot listen on nonexistent.invalid:0: " in result.stderr
+    assert "; host has to be an address of this machine, or a name for one\n" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_address_of_another_machine_is_a_failure(backend: Backend) -> None:
+    result = run("serve", "--backend", backend.name, "--host", "192.0.2.1", "--port", "0")
+    assert result.returncode == 1
+    assert "; host has to be an address of this machine; 0.0.0.0 is all it has\n" in result.stderr
 
 
 def test_trio_that_is_not_installed_is_named(tmp_path: Path) -> None:
