@@ -12,8 +12,9 @@ time, and at a time at which a deadline is due any other event may still come fi
 The state space is made finite by symmetry reduction, so that the search ends without a bound on its
 depth: deadlines are relative to now, turns are numbered by their position, responses are reduced to
 "the one cached on the connection" and "an older one", and connection generations to whether an
-older connection can still send events, or not even to that (``Bounds.connections``). A move that a session ignores without a change of its state
-is tried once for all worlds with the same ``_signature``. All other bounds are in ``Bounds``.
+older connection can still send events, or not even to that (``Bounds.connections``). A move that a
+session ignores without a change of its state is tried once for all worlds with the same
+``_signature``. All other bounds are in ``Bounds``.
 
 Liveness is checked on the explored graph: in each world one move is what a healthy upstream would
 do next, and along these moves every turn has to end and every client that retries as its errors say
