@@ -202,7 +202,8 @@ def main() -> int:
         print(f"no exploration has {args.only!r} in its name", file=sys.stderr)
         return 2
     same = True
-    print(f"{'':<32} {'states':>8} {'TLC':>8} {'broken':>7} {'TLC':>4} {'s':>5} {'TLC s':>6}")
+    wide = max(len(subject.name) for subject in chosen)
+    print(f"{'':<{wide}} {'states':>8} {'TLC':>8} {'broken':>7} {'TLC':>4} {'s':>5} {'TLC s':>6}")
     for subject in chosen:
         ours = of_the_explorer(subject)
         try:
@@ -210,11 +211,11 @@ def main() -> int:
                 theirs = of_tlc(subject, command, Path(folder))
         except NoVerdictError as error:
             same = False
-            print(f"{subject.name:<32} {error}", flush=True)
+            print(f"{subject.name:<{wide}} {error}", flush=True)
             continue
         counts = f"{ours.states:>8,} {theirs.states:>8,} {len(ours.broken):>7} "
         counts += f"{len(theirs.broken):>4} {ours.seconds:>5.1f} {theirs.seconds:>6.1f}"
-        print(f"{subject.name:<32} {counts}", flush=True)
+        print(f"{subject.name:<{wide}} {counts}", flush=True)
         for line in differences(ours, theirs):
             same = False
             print(f"  DIFFERS: {line}", flush=True)
