@@ -215,13 +215,15 @@ class BridgeTransport(AsyncTransportBase):
         """Let running turns end, then end the bridge.
 
         Raises:
+            RuntimeError: the bridge runs in another event loop. Nothing was closed.
             Exception: what has ended the bridge before, which is a bug.
         """
+        if self._running is not None and not self._running.ended.is_set():
+            self._refuse_other_loop(self._running)
         self._closed = True
         running, self._running = self._running, None
         try:
             if running is not None and not running.ended.is_set():
-                self._refuse_other_loop(running)
                 await running.drain()
             if running is not None and running.error is not None:
                 raise running.error

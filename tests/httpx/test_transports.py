@@ -660,14 +660,19 @@ def test_another_loop_is_refused(upstream: Upstream) -> None:
             await client.post(URL, json=TURN)
         with pytest.raises(RuntimeError, match="one transport for each event loop"):
             await transport.__aexit__(ValueError)
+        with pytest.raises(RuntimeError, match="one transport for each event loop"):
+            await transport.aclose()
 
     async def body() -> None:
         transport = BridgeTransport(config_of(upstream))
         async with client_of(httpx2, transport) as client:
             assert (await client.post(URL, json=TURN)).status_code == 200
+            running = transport._running
+            assert running is not None
             await asyncio.to_thread(lambda: asyncio.run(other(client, transport)))
             await asyncio.to_thread(trio.run, other, client, transport)
             assert (await client.post(URL, json=TURN)).status_code == 200
+        assert running.ended.is_set()  # what was refused elsewhere can still be done here
 
     asyncio.run(body())
 
