@@ -22,7 +22,7 @@ import anyio
 from bridgecore.config import Config, Store
 from bridgecore.transport import Log, ResponseDeleted
 from bridgecore.transport.driver import StoreClient
-from bridgecore.transport.request import InProcessRequest
+from bridgecore.transport.request import InProcessRequest, as_bytes
 from bridgecore.wire.passing import REBUILT, deleted_response, is_passed
 from bridgecore.wire.requests import InvalidBodyError, parse_reference
 from bridgecore_httpx.libraries import (
@@ -533,7 +533,7 @@ class _SyncAnswer(StreamBase):
         """Send the request; return when the head of the answer has come."""
         request, exchange, post = self._request, self.exchange, self._running.post
         body = iter(request.stream)  # type: ignore[arg-type]  # of a Client, so it is not async
-        start, after = next(body, b""), next(body, None)
+        start, after = as_bytes(next(body, b"")), next(body, None)
 
         def first() -> None:
             method = request.method.encode()
@@ -548,7 +548,7 @@ class _SyncAnswer(StreamBase):
                 self._await_room()
                 if exchange.head is not None or exchange.over:
                     break  # it is refused before it is complete
-                post(partial(exchange.receive, part))
+                post(partial(exchange.receive, as_bytes(part)))
             else:
                 post(exchange.end)
         self._changed.clear()
