@@ -90,7 +90,7 @@ SURFACE: Mapping[str, _Groups | frozenset[str]] = {
         )
     },
     "bridgecore.transport.driver": _all_but("C"),
-    "bridgecore.transport.request": _all_but("Headers"),
+    "bridgecore.transport.request": _all_but("Headers", "as_bytes"),
     "bridgecore_asyncio": _all_but(),
     "bridgecore_trio": _all_but(),
     "bridgecore_asgi": _all_but(),

@@ -71,7 +71,7 @@ class BridgeApp:
         scope_of: the tenant of a request, from its ASGI scope, for applications that authenticate
             clients themselves; see ``bridgecore.messages.RequestReceived``. Bytes are taken as
             ISO 8859-1. None: it follows from the credential headers. An exception that it raises
-            is the server's to answer, with a 500.
+            is the server's to answer, with a 500; so is the TypeError if it returns another type.
         upstream_ssl: for connections that the bridge opens with TLS, to the upstream and to other
             replicas. None: certificates are verified against the system's trust store.
         peer_host: where other replicas are listened to, if ``Config.advertise`` is set.
@@ -189,6 +189,7 @@ class BridgeApp:
 
         Raises:
             AnswerCutError: the server has to close the connection, as an answer is not complete.
+            TypeError: middleware or ``scope_of`` gave something of a wrong type.
         """
         kind = scope["type"]
         if kind == "lifespan":
@@ -222,7 +223,16 @@ class BridgeApp:
         await kind.refuse(self._refusal, method, send)
 
     def _begun(self, scope: Scope, method: str) -> tp.RequestBegun:
+        """The head of a request.
+
+        Raises:
+            TypeError: headers or tenant are of a wrong type. The core would take that for misuse,
+                which ends it for all requests.
+        """
         headers = [(name, value) for name, value in scope["headers"]]
+        for name, value in headers:
+            if not (isinstance(name, bytes) and isinstance(value, bytes)):
+                raise TypeError("the names and values of headers in an ASGI scope must be bytes")
         messages = scope["type"] == "websocket"
         if messages:
             replaced = dict(_HANDSHAKE)
@@ -230,6 +240,8 @@ class BridgeApp:
         tenant = None if self._scope_of is None else self._scope_of(scope)
         if isinstance(tenant, bytes):
             tenant = tenant.decode("latin-1")
+        if not isinstance(tenant, str | None):
+            raise TypeError(f"scope_of must return str or bytes, not {type(tenant).__name__}")
         target = target_of(scope)
         return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant, messages)
 

@@ -15,6 +15,7 @@ from bridgecore import transport as tp
 from bridgecore.api_error import ApiError
 from bridgecore.errors import BridgecoreError
 from bridgecore.transport.driver import DrivenConnection, Driver
+from bridgecore.transport.request import as_bytes
 from bridgecore.transport.sockets import HIGH_WATER
 from bridgecore.wire.headers import Headers
 from bridgecore_asgi.tasks import Event, Tasks
@@ -161,7 +162,7 @@ class Exchange:
         """Report one message; False if the client is gone."""
         if message["type"] == "http.disconnect":
             return False
-        if body := message.get("body", b""):
+        if body := as_bytes(message.get("body", b"")):
             self._report(tp.DataReceived(self.conn, body))
         if not message.get("more_body", False):
             self._report(tp.RequestEnded(self.conn))
@@ -285,7 +286,7 @@ class WebSocketExchange(Exchange):
                 self._report(tp.RequestEnded(self.conn))
             case "websocket.receive":
                 text = message.get("text")
-                data = message.get("bytes") or b"" if text is None else text.encode()
+                data = as_bytes(message.get("bytes") or b"") if text is None else text.encode()
                 binary = text is None
                 self._report(tp.WebSocketMessageReceived(self.conn, data, binary))
             case _:

@@ -22,7 +22,7 @@ import anyio
 from bridgecore.config import Config, Store
 from bridgecore.transport import Log, ResponseDeleted
 from bridgecore.transport.driver import StoreClient
-from bridgecore.transport.request import InProcessRequest
+from bridgecore.transport.request import InProcessRequest, as_bytes
 from bridgecore.wire.passing import REBUILT, deleted_response, is_passed
 from bridgecore.wire.requests import InvalidBodyError, parse_reference
 from bridgecore_httpx.libraries import (
@@ -215,13 +215,15 @@ class BridgeTransport(AsyncTransportBase):
         """Let running turns end, then end the bridge.
 
         Raises:
+            RuntimeError: the bridge runs in another event loop. Nothing was closed.
             Exception: what has ended the bridge before, which is a bug.
         """
+        if self._running is not None and not self._running.ended.is_set():
+            self._refuse_other_loop(self._running)
         self._closed = True
         running, self._running = self._running, None
         try:
             if running is not None and not running.ended.is_set():
-                self._refuse_other_loop(running)
                 await running.drain()
             if running is not None and running.error is not None:
                 raise running.error
@@ -531,7 +533,7 @@ class _SyncAnswer(StreamBase):
         """Send the request; return when the head of the answer has come."""
         request, exchange, post = self._request, self.exchange, self._running.post
         body = iter(request.stream)  # type: ignore[arg-type]  # of a Client, so it is not async
-        start, after = next(body, b""), next(body, None)
+        start, after = as_bytes(next(body, b"")), next(body, None)
 
         def first() -> None:
             method = request.method.encode()
@@ -546,7 +548,7 @@ class _SyncAnswer(StreamBase):
                 self._await_room()
                 if exchange.head is not None or exchange.over:
                     break  # it is refused before it is complete
-                post(partial(exchange.receive, part))
+                post(partial(exchange.receive, as_bytes(part)))
             else:
                 post(exchange.end)
         self._changed.clear()

@@ -13,7 +13,7 @@ from bridgecore import transport as tp
 from bridgecore.config import Config
 from bridgecore.fronts.http import HttpConnection
 from bridgecore.fronts.websocket import MessageConnection, max_message
-from bridgecore.wire.headers import Headers, lower_names
+from bridgecore.wire.headers import VALUE, Headers, lower_names
 from bridgecore.wire.http import BadRequest, HttpLimits
 from bridgecore.wire.http_messages import Head, HttpMessages
 from bridgecore.wire.request_heads import RefusedError, RequestHead, check_framing
@@ -130,7 +130,14 @@ class MessagesOnRequest(MessageConnection):
 
 def _read(event: tp.RequestBegun) -> RequestHead | BadRequest:
     path, _, query = event.target.partition(b"?")
-    headers = lower_names(event.headers)
+    # As a parser of HTTP reads them (RFC 9110, section 5.5). That of the server around the bridge
+    # may be less strict, and there may be none, as in a client's own process; sent upstream, such a
+    # value would be an error of this program.
+    headers = [(name, value.strip(b" \t")) for name, value in lower_names(event.headers)]
+    for name, value in headers:
+        if VALUE.fullmatch(value) is None:
+            message = "The header %s has a control character in its value; remove or encode it."
+            return BadRequest(400, "malformed_request", message % ascii(name.decode("latin-1")))
     try:
         length = check_framing(headers)
     except RefusedError as refused:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from itertools import islice
 from operator import itemgetter
 from typing import ClassVar, Final, assert_never
 
@@ -168,10 +169,12 @@ class MessageConnection(ABC):
 
     def _add(self, message: bytes) -> None:
         """Take a message of the client."""
-        size = sum(map(len, self._waiting)) + len(message)
-        if len(self._waiting) >= MAX_WAITING:
+        # While no turn runs, the first of those that came in one read does not wait: it begins one.
+        waiting = list(self._waiting if self.turns else islice(self._waiting, 1, None))
+        size = sum(map(len, waiting)) + len(message)
+        if len(waiting) >= MAX_WAITING:
             self._close(POLICY, f"more than {MAX_WAITING} messages wait for an answer")
-        elif self._waiting and size > self._config.max_body:
+        elif waiting and size > self._config.max_body:
             self._close(POLICY, "the messages that wait for an answer are too large together")
         else:
             self._waiting.append(message)

@@ -17,6 +17,16 @@ Headers = list[tuple[bytes, bytes]]
 """Names and values, as ``RequestBegun`` and ``Respond`` have them."""
 
 
+def as_bytes(part: bytes | bytearray | memoryview) -> bytes:
+    """``part`` of a body, as the bridge takes it. Programs have it in other forms, too, and one of
+    a wrong type would be misuse of the bridge, which ends it for all requests.
+
+    Raises:
+        TypeError: it is no bytes.
+    """
+    return part if type(part) is bytes else bytes(memoryview(part))
+
+
 class InProcessRequest:
     """A request and its answer, which waits here until it is taken; a ``DrivenConnection``.
 
@@ -65,10 +75,15 @@ class InProcessRequest:
         """Report the head of the request. See ``RequestBegun`` for the arguments."""
         self._driver.report(tp.RequestBegun(-1, method, target, headers, scope), self)
 
-    def receive(self, part: bytes) -> None:
-        """Report a part of its body."""
-        if part and not self.over:
-            self._driver.report(tp.DataReceived(self.conn, part), self)
+    def receive(self, part: bytes | bytearray | memoryview) -> None:
+        """Report a part of its body.
+
+        Raises:
+            TypeError: it is no bytes. Nothing was reported.
+        """
+        data = as_bytes(part)
+        if data and not self.over:
+            self._driver.report(tp.DataReceived(self.conn, data), self)
 
     def end(self) -> None:
         """Report that the body is complete."""

@@ -8,6 +8,7 @@ that server speaks, HTTP/1.1 or HTTP/2, is its own matter.
 from __future__ import annotations
 
 from collections import deque
+from http import HTTPStatus
 from typing import Final
 
 from bridgecore.wire.codings import (
@@ -154,8 +155,10 @@ class HttpMessages:
         self, status: int, headers: list[tuple[bytes, bytes]], length: int | None, *, close: bool
     ) -> bytes:
         """The head of an answer with any status, and a body of ``length`` bytes, if that is
-        known."""
-        known = [] if length is None else [(b"content-length", b"%d" % length)]
+        known. With 204 and 304 there is no body, and a server would wait for one that is
+        announced."""
+        bare = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        known = [] if length is None or bare else [(b"content-length", b"%d" % length)]
         self._head = status, [*headers, *known]
         self._begun = True
         return _NOTHING

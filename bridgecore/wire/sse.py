@@ -54,6 +54,7 @@ class SseReader:
         self._pieces: list[bytes] = []
         self._size = 0  # bytes in them
         self._after_cr = False  # the stream so far ends with CR: an LF after it ends no other line
+        self._start: bytes | None = b""  # of the stream, while it may be a mark; None: it is known
 
     def receive(self, data: bytes) -> list[bytes]:
         """The data of the events that ``data`` completes, in order. Comments have none.
@@ -69,6 +70,8 @@ class SseReader:
         Raises:
             EventTooLongError: an event is longer than ``longest``.
         """
+        if self._start is not None:
+            data = self._without_mark(data)
         if self._after_cr or b"\r" in data:
             data = self._with_line_feeds(data)
         pieces = self._pieces
@@ -87,6 +90,15 @@ class SseReader:
             raise EventTooLongError(f"an event of more than {self._longest:,} bytes")
         return whole
 
+    def _without_mark(self, data: bytes) -> bytes:
+        """``data``, from the start of the stream, without the byte order mark that may be there."""
+        data = (self._start or b"") + data
+        if len(data) < len(_MARK) and _MARK.startswith(data):
+            self._start = data
+            return b""
+        self._start = None
+        return data.removeprefix(_MARK)
+
     def _with_line_feeds(self, data: bytes) -> bytes:
         """``data`` with its line breaks, which may be CR, LF or both, as LF."""
         if self._after_cr and data:
@@ -98,13 +110,16 @@ class SseReader:
 
 
 _LINE_BREAK = re.compile(rb"\r\n?")
+_MARK = "\ufeff".encode()
+_ERROR = frozenset({b"event: error", b"event:error"})
 
 
 def is_error(event: bytes) -> bool:
     """Whether ``event``, as ``receive_raw`` returns it, is named ``error``. Its data may not say
     so."""
-    return event.startswith((b"event: error\n", b"event:error\n")) or event.endswith(
-        (b"\nevent: error", b"\nevent:error")
+    # Nearly no event has the words. In those that have, they may be in the data.
+    return (b"event: error" in event or b"event:error" in event) and not _ERROR.isdisjoint(
+        event.split(b"\n")
     )
 
 

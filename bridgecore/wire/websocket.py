@@ -47,6 +47,7 @@ from wsproto.utilities import LocalProtocolError as WsprotoLocalError
 from wsproto.utilities import RemoteProtocolError
 
 from bridgecore.errors import LocalProtocolError
+from bridgecore.wire.headers import VALUE
 
 MAX_HEAD: Final = 65_536  # bytes of an upgrade request or of its answer, up to the empty line
 MAX_REJECT_BODY: Final = 65_536  # bytes kept of the body of a refused upgrade
@@ -688,9 +689,11 @@ class WebSocketClient(_Peer):
             return b""
         if opening is None:
             raise LocalProtocolError("the upgrade is complete")
-        for name, _ in opening.request.extra_headers:
+        for name, value in opening.request.extra_headers:
             if name.lower() in _RESERVED or name.lower().startswith(b"sec-websocket-"):
                 raise LocalProtocolError(f"{name!r} belongs to the handshake")
+            if VALUE.fullmatch(value) is None:  # h11 would say so, and quote it: it may be a key
+                raise LocalProtocolError(f"{name!r} has a value that cannot be sent")
         try:
             return opening.handshake.send(opening.request)
         except (h11.LocalProtocolError, WsprotoLocalError, UnicodeError) as exc:

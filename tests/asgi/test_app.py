@@ -115,6 +115,33 @@ def test_its_end_can_be_awaited_before_the_lifespan_ends(backend: Backend) -> No
     backend.run(body)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tenant": 5},
+        {"headers": [("authorization", b"x")]},
+        {"headers": [(b"authorization", "x")]},
+        {"headers": [(b"authorization", None)]},
+    ],
+)
+def test_what_the_application_gives_wrong_fails_alone(
+    backend: Backend, wrong: dict[str, Any]
+) -> None:
+    """The number of a tenant instead of its name, or headers that middleware has added as text: the
+    core would take them for misuse by its driver, which ends it."""
+
+    async def body() -> None:
+        app = BridgeApp(Config(upstream=NOWHERE), scope_of=lambda scope: scope.get("tenant", "t"))
+        async with app.lifespan():
+            server = Server()
+            scope = {"type": "http", "method": "GET", "path": "/livez", "headers": [], **wrong}
+            with pytest.raises(TypeError, match="bytes"):
+                await app(scope, server.receive, server.send)
+            assert await get(app, "/livez") == (200, {"status": "ok"})
+
+    backend.run(body)
+
+
 def test_a_life(backend: Backend) -> None:
     async def body() -> None:
         logged: list[tp.Log] = []

@@ -132,6 +132,29 @@ def test_a_whole_exchange(backend: Backend) -> None:
     ]
 
 
+def test_a_body_that_middleware_has_collected(backend: Backend) -> None:
+    """It may be a ``bytearray``, which servers do not pass on."""
+    machine = Script((tp.RequestEnded(CONN), [HEAD, tp.Close(CONN)]))
+
+    async def body(around: Around, run: Any, server: Any) -> None:
+        assert await run()
+
+    carried(backend, machine, body, {**request(), "body": bytearray(b"x")})
+    assert machine.events[1] == tp.DataReceived(CONN, b"x")
+    assert type(machine.events[1].data) is bytes
+
+
+def test_a_body_that_has_no_bytes_fails_alone(backend: Backend) -> None:
+    machine = Script((tp.RequestEnded(CONN), [HEAD, tp.Close(CONN)]))
+
+    async def body(around: Around, run: Any, server: Any) -> None:
+        with pytest.raises(TypeError):
+            await run()
+
+    carried(backend, machine, body, {**request(), "body": "text"})
+    assert machine.events[1:] == [tp.Disconnected(CONN)]
+
+
 def test_a_head_is_not_held_back_until_there_is_a_body(backend: Backend) -> None:
     machine = Script((tp.RequestEnded(CONN), [HEAD]), (tp.Disconnected(CONN), []))
 

@@ -106,6 +106,7 @@ def test_a_stream_and_a_json_answer_on_one_connection(port: int) -> None:
         (post(b"{}", content_encoding="br"), 415, "unsupported_content_encoding"),
         (post(b" " * 100_001), 413, "body_too_large"),
         (post({**TURN, "previous_response_id": "resp_no"}), 400, "previous_response_not_found"),
+        (post(TURN, openai_beta="a=b \t"), 200, None),
     ],
 )
 def test_statuses_and_errors(port: int, data: bytes, status: int, code: str | None) -> None:

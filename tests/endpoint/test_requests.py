@@ -63,6 +63,37 @@ def test_a_conversation_goes_on_although_its_upstream_connection_is_lost() -> No
     assert ask(world, again).status == 200
 
 
+@pytest.mark.parametrize("url", ["ws://up/v1/responses", "http://up/v1"])
+def test_white_space_around_a_value_is_no_part_of_it(url: str) -> None:
+    """uvicorn with httptools leaves what follows a value."""
+    world = World(url=url)
+    for value in (b"Bearer k", b"Bearer k \t", b"\tBearer k"):
+        headers = [(b"authorization", value), (b"user-agent", b" ")]
+        client = world.net.request(world.endpoint, b"POST", b"/v1/responses", headers)
+        client.send(json.dumps(TURN).encode())
+        client.end()
+        assert (client.status, client.ended) == (200, True)
+        sent = world.emulator.requests[-1].headers
+        assert dict(sent)[b"authorization"] == b"Bearer k"
+
+
+@pytest.mark.parametrize("url", ["ws://up/v1/responses", "http://up/v1"])
+@pytest.mark.parametrize("flaw", [b"k\n", b"k\r\nx: 1", b"\0", b"a\x01b", b"\x7f", b"\x0b"])
+def test_a_header_that_cannot_be_sent_is_refused(url: str, flaw: bytes) -> None:
+    """Such as a key that was read from a file, with the end of its line. The bridge goes on."""
+    world = World(url=url)
+    headers = [(b"Authorization", b"Bearer secret" + flaw)]
+    for target in (b"/v1/responses", b"/v1/models"):
+        client = world.net.request(world.endpoint, b"POST", target, headers)
+        client.send(b"{}")
+        client.end()
+        assert (client.status, client.ended) == (400, True)
+        assert error(client)["code"] == "malformed_request"
+        assert "authorization" in error(client)["message"]
+        assert b"secret" not in client.body
+    assert ask(world, TURN).status == 200
+
+
 @pytest.mark.parametrize(
     "framing",
     [

@@ -43,6 +43,12 @@ class Socket:
         self.client.send(self.ws.send_text(json.dumps({**CREATE, **fields}).encode()))
         self.read()
 
+    def send_together(self, count: int, **fields: Any) -> None:
+        """Send ``count`` messages that are received in one read."""
+        message = json.dumps({**CREATE, **fields}).encode()
+        self.client.send(b"".join(self.ws.send_text(message) for _ in range(count)))
+        self.read()
+
     def read(self) -> None:
         data = self.client.take()
         if data:
@@ -307,6 +313,27 @@ def test_waiting_messages_that_are_too_large_together() -> None:
         socket.send(input="x" * 600)
     assert socket.closed() is None
     socket.send(input="x" * 600)
+    assert socket.closed() == 1008
+
+
+def test_the_message_that_begins_a_turn_does_not_wait() -> None:
+    """Also if all come in one read: how they are divided into reads is chance."""
+    world = new_world()
+    socket = opened(world)
+    for _ in range(2):
+        socket.send_together(MAX_WAITING + 1)
+        assert types(socket.take()).count("response.completed") == MAX_WAITING + 1
+    assert socket.closed() is None
+    socket.send_together(MAX_WAITING + 2)
+    assert socket.closed() == 1008
+
+
+def test_the_message_that_begins_a_turn_does_not_count_for_the_size_of_those_that_wait() -> None:
+    world = new_world(max_body=1000)
+    socket = opened(world)
+    socket.send_together(2, input="x" * 600)
+    assert types(socket.take()).count("response.completed") == 2
+    socket.send_together(3, input="x" * 600)
     assert socket.closed() == 1008
 
 

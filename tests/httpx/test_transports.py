@@ -137,6 +137,55 @@ def test_a_body_in_parts(backend: Backend, library: Any, upstream: Upstream) -> 
     backend.run(body)
 
 
+parts_of_any_type = pytest.mark.parametrize(
+    ("parts", "fails"),
+    [
+        ([bytearray(b'{"model":"m",'), memoryview(b'"input":"x"}')], False),
+        (["text"], True),
+        ([b"{", "text"], True),
+        ([7], True),
+    ],
+)
+
+
+@parts_of_any_type
+def test_parts_that_are_no_bytes(
+    backend: Backend, library: Any, upstream: Upstream, parts: list[Any], fails: bool
+) -> None:
+    """What has bytes is sent; else the request fails, and only that one."""
+
+    async def generated() -> AsyncGenerator[Any]:
+        for part in parts:
+            yield part
+
+    async def body() -> None:
+        async with (
+            client_of(library, BridgeTransport(config_of(upstream))) as client,
+            contextlib.aclosing(generated()) as content,
+        ):
+            if fails:
+                with pytest.raises(TypeError):
+                    await client.post(URL, content=content)
+            else:
+                assert (await client.post(URL, content=content)).status_code == 200
+            assert (await client.post(URL, json=TURN)).status_code == 200
+
+    backend.run(body)
+
+
+@parts_of_any_type
+def test_parts_that_are_no_bytes_sync(
+    library: Any, upstream: Upstream, parts: list[Any], fails: bool
+) -> None:
+    with sync_client_of(library, SyncBridgeTransport(config_of(upstream))) as client:
+        if fails:
+            with pytest.raises(TypeError):
+                client.post(URL, content=iter(parts))
+        else:
+            assert client.post(URL, content=iter(parts)).status_code == 200
+        assert client.post(URL, json=TURN).status_code == 200
+
+
 def test_a_body_in_parts_sync(library: Any, upstream: Upstream) -> None:
     def parts() -> Iterator[bytes]:
         for byte in gzip.compress(json.dumps(TURN).encode()):
@@ -660,14 +709,19 @@ def test_another_loop_is_refused(upstream: Upstream) -> None:
             await client.post(URL, json=TURN)
         with pytest.raises(RuntimeError, match="one transport for each event loop"):
             await transport.__aexit__(ValueError)
+        with pytest.raises(RuntimeError, match="one transport for each event loop"):
+            await transport.aclose()
 
     async def body() -> None:
         transport = BridgeTransport(config_of(upstream))
         async with client_of(httpx2, transport) as client:
             assert (await client.post(URL, json=TURN)).status_code == 200
+            running = transport._running
+            assert running is not None
             await asyncio.to_thread(lambda: asyncio.run(other(client, transport)))
             await asyncio.to_thread(trio.run, other, client, transport)
             assert (await client.post(URL, json=TURN)).status_code == 200
+        assert running.ended.is_set()  # what was refused elsewhere can still be done here
 
     asyncio.run(body())
 

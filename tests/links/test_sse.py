@@ -148,7 +148,17 @@ def test_an_answer_may_end_with_the_connection() -> None:
         (b"overloaded", ErrorFrame(None, None, None, "overloaded")),
     ],
 )
-@pytest.mark.parametrize("form", [b"event: error\ndata: %b\n\n", b"data: %b\nevent:error\n\n"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        b"event: error\ndata: %b\n\n",
+        b"data: %b\nevent:error\n\n",
+        b"id: 7\nevent: error\ndata: %b\n\n",
+        b": a comment\nevent:error\ndata: %b\n\n",
+        b"data: %b\nevent: error\nid: 7\n\n",
+        b"event: error\r\ndata: %b\r\n\r\n",
+    ],
+)
 def test_an_error_event_is_an_error_whatever_its_shape(
     said: bytes, error: ErrorFrame, form: bytes
 ) -> None:

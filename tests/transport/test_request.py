@@ -53,6 +53,22 @@ def test_an_answer_is_taken_in_parts_to_its_end() -> None:
     assert world.seen() == []
 
 
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_a_part_of_a_body_may_be_anything_that_has_bytes(kind: Any) -> None:
+    world = World()
+    world.request.receive(kind(b"{}"))
+    assert world.adapter.inner.seen[-1] == tp.DataReceived(1, b"{}")
+
+
+@pytest.mark.parametrize("part", ["text", 123, object()])
+def test_a_part_that_has_no_bytes_is_refused_before_it_is_reported(part: Any) -> None:
+    """The machine takes it for misuse, which would end it."""
+    world = World()
+    with pytest.raises(TypeError):
+        world.request.receive(part)
+    assert world.seen() == ["RequestBegun"]
+
+
 def test_a_body_is_paused_and_goes_on() -> None:
     world = World()
     world.carry_out(tp.PauseReading(1))

@@ -43,6 +43,15 @@ def test_a_request_without_framing_is_chunked_only_if_a_body_comes() -> None:
     assert part == BodyPart(b"{}")
 
 
+@pytest.mark.parametrize(("status", "length"), [(304, 70), (304, None), (204, 0)])
+def test_an_answer_that_has_no_body_announces_none(status: int, length: int | None) -> None:
+    """A server around the bridge would wait for it, and take the answer for one that was cut
+    off."""
+    messages = passed([(b"content-length", b"0")], 0)
+    messages.start_answer(status, [(b"etag", b"1")], length, close=False)
+    assert messages.take_head() == (status, [(b"etag", b"1")])
+
+
 @pytest.mark.parametrize(
     ("headers", "length"),
     [([(b"content-length", b"2")], 2), ([(b"transfer-encoding", b"chunked")], None)],

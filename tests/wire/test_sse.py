@@ -109,6 +109,11 @@ def read(*pieces: bytes) -> list[bytes]:
         (b"\n\n\ndata: 1\n\n", [b"1"]),
         (b"database: x\ndata: 1\n\n", [b"1"]),
         (b"data: 1\n", []),  # not complete
+        (b"\xef\xbb\xbfdata: 1\n\ndata: 2\n\n", [b"1", b"2"]),  # a byte order mark
+        (b"\xef\xbb\xbfdata: 1\r\n\r\n", [b"1"]),
+        (b"\xef\xbb\xbf\ndata: 1\n\n", [b"1"]),
+        (b"data: 1\n\n\xef\xbb\xbfdata: 2\n\n", [b"1"]),  # only one at the beginning is a mark
+        (b"\xef\xbb\xbf\xef\xbb\xbfdata: 1\n\ndata: 2\n\n", [b"2"]),
     ],
 )
 def test_the_data_of_events_is_read_however_it_is_written(text: bytes, data: list[bytes]) -> None:
