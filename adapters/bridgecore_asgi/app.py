@@ -220,7 +220,7 @@ class BridgeApp:
         elif self._refusal is NOT_RUNNING and not self._complained:
             self._complained = True
             logging.getLogger(__name__).error("%s", NOT_RUNNING.message)
-        await kind.refuse(self._refusal, method, send)
+        await kind.refuse(self._refusal, method, scope["headers"], send)
 
     def _begun(self, scope: Scope, method: str) -> tp.RequestBegun:
         """The head of a request.
@@ -237,13 +237,22 @@ class BridgeApp:
         if messages:
             replaced = dict(_HANDSHAKE)
             headers = [each for each in headers if each[0] not in replaced] + [*_HANDSHAKE]
-        tenant = None if self._scope_of is None else self._scope_of(scope)
-        if isinstance(tenant, bytes):
-            tenant = tenant.decode("latin-1")
-        if not isinstance(tenant, str | None):
-            raise TypeError(f"scope_of must return str or bytes, not {type(tenant).__name__}")
+        tenant = None if self._scope_of is None else self._tenant(self._scope_of(scope))
         target = target_of(scope)
         return tp.RequestBegun(-1, method.encode("latin-1"), target, headers, tenant, messages)
+
+    def _tenant(self, found: object) -> str:
+        """The tenant that ``scope_of`` has found. None is wrong, too: the credential headers would
+        take its place, which all tenants may have in common.
+
+        Raises:
+            TypeError: it is neither str nor bytes.
+        """
+        if isinstance(found, bytes):
+            return found.decode("latin-1")
+        if not isinstance(found, str):
+            raise TypeError(f"scope_of must return str or bytes, not {type(found).__name__}")
+        return found
 
 
 def target_of(scope: Scope) -> bytes:

@@ -8,6 +8,7 @@ lack an effect.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
@@ -17,7 +18,7 @@ from bridgecore.errors import BridgecoreError
 from bridgecore.transport.driver import DrivenConnection, Driver
 from bridgecore.transport.request import as_bytes
 from bridgecore.transport.sockets import HIGH_WATER
-from bridgecore.wire.headers import Headers
+from bridgecore.wire.headers import Headers, make_request_id, request_id_of
 from bridgecore_asgi.tasks import Event, Tasks
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -239,15 +240,19 @@ class Exchange:
         await send({"type": cls.BODY, "body": data, "more_body": not ended})
 
     @classmethod
-    async def refuse(cls, error: ApiError, method: str, send: Send) -> None:
-        """Answer a request that the core does not get, because it does not run."""
+    async def refuse(cls, error: ApiError, method: str, headers: Headers, send: Send) -> None:
+        """Answer a request with ``headers`` that the core does not get, because it does not run.
+        The answer has all that the core's own refusals have."""
         body = error.body
+        number = request_id_of(headers) or make_request_id(os.urandom(16), 0)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", number.encode("ascii")),
         ]
         if error.retry_after is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after))
+            headers.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
         await cls._send_head(send, error.status, headers)
         await cls._send_data(send, b"" if method == "HEAD" else body, ended=True)
 

@@ -115,7 +115,7 @@ class SseConnection:
                     self._collect(part)
                 else:
                     self._read_events(part, read)
-        except EventTooLongError as exc:
+        except (EventTooLongError, BadAnswerError) as exc:
             broken = str(exc)
         if broken is not None:
             read.loss = read.loss or Loss(Malformed(broken))
@@ -137,6 +137,9 @@ class SseConnection:
         return read
 
     def _begin(self, head: AnswerHead) -> None:
+        coding = dict(head.headers).get(b"content-encoding", b"identity").strip().lower()
+        if head.status < 300 and coding not in (b"identity", b""):
+            raise BadAnswerError("an answer that is compressed, although only a plain one is taken")
         self._head = head
         self._json = head.status >= 300 or not _is_stream(head)
 
@@ -219,6 +222,9 @@ class SseConnection:
             (b"host", self.url.authority.encode("ascii")),
             *[header for header in message.headers if header[0] not in _OURS],
             (b"accept", b"text/event-stream"),
+            # Without it any coding is as good (RFC 9110, section 12.5.3), and events that are
+            # compressed come late: an encoder collects some before it gives any out.
+            (b"accept-encoding", b"identity"),
             (b"content-type", b"application/json"),
         ]
         target = self.url.target.encode("ascii")
@@ -249,7 +255,7 @@ class SseConnection:
         return TimedOut(Timer.REUSE) if self.deadline is not None else b""
 
 
-_OURS: Final = frozenset({b"host", b"accept", b"content-type"})
+_OURS: Final = frozenset({b"host", b"accept", b"accept-encoding", b"content-type"})
 _TIMEOUT: Final = re.compile(rb"(?:^|[,\s])timeout=([0-9]{1,6})(?:$|[,\s])")
 
 

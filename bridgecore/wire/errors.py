@@ -34,9 +34,10 @@ read it), from the head of an HTTP answer or from ``headers`` in the message or 
 ``resets_in_seconds`` (OpenAI, usage limits); ``retryDelay`` (google.rpc.RetryInfo); "try again in
 6m0s" in the message; and, of a usage window that is used up,
 ``x-codex-primary-reset-after-seconds``.
-Times of day (``resets_at``, a ``Retry-After`` that is a date) are not read: the core has no clock
-to compare them with. Neither are headers such as ``x-ratelimit-reset-requests``: they say when a
-limit is completely reset, and the next request may be accepted long before that.
+A ``Retry-After`` that is a date counts from the ``Date`` of the same answer. Other times of day
+(``resets_at``) are not read: the core has no clock to compare them with. Neither are headers such
+as ``x-ratelimit-reset-requests``: they say when a limit is completely reset, and the next request
+may be accepted long before that.
 """
 
 from __future__ import annotations
@@ -105,6 +106,11 @@ _MOST_MORE = 16_384
 _MOST_MISTAKES = 8
 # A wait is never shortened, except one of more than a year: a number can have any length, and a
 # longer one is not meant.
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_HTTP_DATE = re.compile(
+    rf"[A-Z][a-z]{{2}}, (0[1-9]|[12][0-9]|3[01]) ({'|'.join(_MONTHS)}) ([1-9][0-9]{{3}})"
+    r" ([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60) GMT"
+)
 _LONGEST_WAIT = 366 * 86_400  # seconds
 
 # ---------------------------------------------------------------- interface
@@ -149,6 +155,7 @@ def read_wait(headers: Iterable[tuple[str, str]]) -> int | None:
     fields = {name.lower(): value for name, value in headers}
     waits = [
         read_seconds(fields.get("retry-after", "")),
+        _seconds_until(fields.get("retry-after", ""), fields.get("date", "")),
         _seconds(_number(fields.get("retry-after-ms")), 1000),
     ]
     for window in ("primary", "secondary"):
@@ -164,6 +171,26 @@ def read_seconds(text: str) -> int | None:
     """
     number = _number(text)
     return 0 if number == 0 else _seconds(number)
+
+
+def _seconds_until(date: str, now: str) -> int | None:
+    """The seconds from one HTTP date to a later one; None if one of the texts is no such date."""
+    until, since = _time_of(date), _time_of(now)
+    return None if until is None or since is None else _seconds(until - since)
+
+
+def _time_of(date: str) -> int | None:
+    """An HTTP date in the form that servers have to send (RFC 9110, section 5.6.7), as seconds from
+    a fixed day."""
+    found = _HTTP_DATE.fullmatch(date)
+    if found is None:
+        return None
+    day, year, hour, minute, second = map(int, found.group(1, 3, 4, 5, 6))
+    # Years begin in March: so a leap day is their last, and months have 30.6 days but for rounding.
+    month = (_MONTHS.index(found[2]) + 10) % 12
+    year -= month >= 10
+    days = 365 * year + year // 4 - year // 100 + year // 400 + (153 * month + 2) // 5 + day
+    return ((days * 24 + hour) * 60 + minute) * 60 + second
 
 
 def longest(*waits: int | None) -> int | None:

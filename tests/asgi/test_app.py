@@ -119,6 +119,7 @@ def test_its_end_can_be_awaited_before_the_lifespan_ends(backend: Backend) -> No
     "wrong",
     [
         {"tenant": 5},
+        {"tenant": None},
         {"headers": [("authorization", b"x")]},
         {"headers": [(b"authorization", "x")]},
         {"headers": [(b"authorization", None)]},
@@ -156,8 +157,15 @@ def test_a_life(backend: Backend) -> None:
                     async with app.lifespan():
                         pass
                 assert await get(app, "/livez") == (200, {"status": "ok"})
-            status, answer = await get(app, "/livez")
-            assert (status, answer["error"]["code"]) == (503, "server_shutting_down")
+            server = Server({"type": "http.request"})
+            named = {**http("/livez"), "headers": [(b"x-request-id", b"mine")]}
+            await app(named, server.receive, server.send)
+            start, answer = server.sent
+            assert start["status"] == 503
+            assert json.loads(answer["body"])["error"]["code"] == "server_shutting_down"
+            fields = dict(start["headers"])
+            assert fields[b"x-request-id"] == b"mine"
+            assert fields[b"retry-after-ms"] == fields[b"retry-after"] + b"000"
         drains = [record for record in logged if record.event == "drain.started"]
         assert [record.fields["by"] for record in drains] == ["lifespan", "lifespan"]
 

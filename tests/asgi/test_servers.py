@@ -271,6 +271,7 @@ def test_a_mount_that_was_not_started_says_how_to(
         for _ in range(2):
             answer = ask(server.port, request("GET", "/llm/livez"))
             assert (answer.status, answer.code) == (500, "bridge_not_running")
+            assert answer.headers["x-request-id"].startswith("req_")
             assert "async with bridge.lifespan()" in answer.error["message"]
     said = [record for record in caplog.records if record.name == "bridgecore_asgi.app"]
     assert [record.levelno for record in said] == [logging.ERROR]

@@ -82,6 +82,7 @@ def event(message: bytes) -> UpstreamEvent:
 def test_a_turn_is_a_post_request() -> None:
     link = opened()
     headers = [(b"authorization", b"Bearer k"), (b"accept", b"text/plain"), (b"user-agent", b"u")]
+    headers.append((b"accept-encoding", b"gzip"))
     sent = link.send(SendFrame(1, FRAME, headers), 0)
     lines, _, data = sent.partition(b"\r\n\r\n")
     assert lines.split(b"\r\n") == [
@@ -90,6 +91,7 @@ def test_a_turn_is_a_post_request() -> None:
         b"authorization: Bearer k",
         b"user-agent: u",
         b"accept: text/event-stream",
+        b"accept-encoding: identity",
         b"content-type: application/json",
         b"content-length: %d" % len(data),
     ]
@@ -245,6 +247,10 @@ NO_RESPONSE = "the answer is neither a stream of events nor a response"
 TOO_LONG = f"an answer of more than {CONFIG.max_message:,} bytes"
 LOSSES: dict[str, tuple[bytes, Any]] = {
     "no HTTP": (b"SSH-2.0\r\n\r\n", Malformed("unreadable answer")),
+    "a compressed stream": (
+        stream(b"\x1f\x8b\x08", content_encoding="gzip"),
+        Malformed("an answer that is compressed, although only a plain one is taken"),
+    ),
     "a page": (body(200, b"<html>", content_type="text/html"), Malformed(NO_RESPONSE)),
     "a response that runs": (body(200, b'{"id":"r","status":"queued"}'), Malformed(NO_RESPONSE)),
     "another object": (body(200, b'{"object":"list"}'), Malformed(NO_RESPONSE)),

@@ -4,6 +4,8 @@ gets."""
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
@@ -361,6 +363,48 @@ def test_a_wait_in_the_message_is_read(text: str, wait: int | None) -> None:
 def test_seconds(text: str, seconds: int | None) -> None:
     assert read_seconds(text) == seconds
     assert read_wait([("Server", "x"), ("Retry-After", text)]) == seconds
+
+
+NOW = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "seconds"),
+    [
+        ("Sun, 06 Nov 1994 08:50:07 GMT", NOW, 30),
+        ("Mon, 07 Nov 1994 08:49:37 GMT", NOW, 86_400),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", None, None),
+        ("Sun, 06 Nov 1994 08:50:07 GMT", "yesterday", None),
+        (NOW, NOW, None),
+        ("Sun, 06 Nov 1994 08:00:00 GMT", NOW, None),  # in the past
+        ("Sun, 99 Nov 1994 99:99:99 GMT", NOW, None),
+        ("Sun, 06 Xyz 1994 08:50:07 GMT", NOW, None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", NOW, YEAR),
+        ("Fri, 31 Dec 0000 23:59:59 GMT", NOW, None),
+        ("in a while", NOW, None),
+    ],
+)
+def test_a_date_counts_from_that_of_its_answer(
+    text: str, now: str | None, seconds: int | None
+) -> None:
+    dated = [] if now is None else [("Date", now)]
+    assert read_wait([*dated, ("Retry-After", text)]) == seconds
+
+
+@given(
+    *[
+        st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 31)).map(
+            lambda at: at.replace(microsecond=0)
+        )
+    ]
+    * 2
+)
+def test_dates_are_those_of_the_calendar(since: datetime, until: datetime) -> None:
+    dates = [format_datetime(at.replace(tzinfo=UTC), usegmt=True) for at in (since, until)]
+    wait = min(int((until - since).total_seconds()), YEAR)
+    assert read_wait([("Date", dates[0]), ("Retry-After", dates[1])]) == (
+        wait if wait > 0 else None
+    )
 
 
 def test_the_longest() -> None:
