@@ -354,7 +354,8 @@ class Sqlite:
         ).fetchone()
         if row is not None and row[0] != owner.incarnation:
             other = st.Owner(owner.replica, row[0])
-            if (live := self._live(database, other)) is not None:
+            live = None if row[0] == join.instead else self._live(database, other)
+            if live is not None:
                 return st.NameTaken(live[0])
             self._locks.drop(other)
         self._locks.take(owner)

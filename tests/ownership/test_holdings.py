@@ -89,6 +89,24 @@ def test_a_lease_that_the_store_has_granted_too_late_is_not_in_the_way_of_the_ne
     assert holdings.answered(2, store.handle(again, 3), 3) == [LeaseChanged(held=True)]
 
 
+def test_a_lease_that_the_store_has_extended_too_late_is_not_in_the_way_of_the_next() -> None:
+    store = StoreModel()
+    holdings = started()
+    before = holdings.owner
+    holdings.answered(1, store.handle(st.Join(before, None, 15), 0), 0)
+    renewal = question(holdings.timeout(4))
+    holdings.timeout(6)  # no answer
+    holdings.timeout(7)
+    holdings.timeout(9)
+    lost = holdings.timeout(12)
+    assert LeaseChanged(held=False) in lost
+    assert store.handle(renewal, 13) == st.Renewed()
+    again = question(lost)
+    assert again == st.Join(holdings.owner, None, 15, before.incarnation)
+    query = next(effect.query for effect in lost if isinstance(effect, AskStore))
+    assert holdings.answered(query, store.handle(again, 13), 13) == [LeaseChanged(held=True)]
+
+
 def test_a_look_up_needs_no_lease_and_claims_nothing() -> None:
     holdings = started()
     effects = holdings.look_up(-1, "tenant", "r", 1, load=False)
