@@ -39,8 +39,10 @@ class LeaseLocks:
             OSError: the file cannot be created, or another store has the lock.
         """
         with self._guard:
-            if owner in self._held:
+            if self._has(owner):
                 return
+            if (removed := self._held.pop(owner, None)) is not None:
+                os.close(removed)
             self._folder.mkdir(mode=0o700, exist_ok=True)
             descriptor = os.open(self._file(owner), os.O_RDWR | os.O_CREAT, 0o600)
             try:
@@ -62,7 +64,7 @@ class LeaseLocks:
 
     def held(self, owner: Owner) -> bool:
         """Whether the process that took the lock of ``owner`` is alive."""
-        if owner in self._held:
+        if self._has(owner):
             return True
         try:
             descriptor = os.open(self._file(owner), os.O_RDONLY)
@@ -75,6 +77,14 @@ class LeaseLocks:
         finally:
             os.close(descriptor)
         return False
+
+    def _has(self, owner: Owner) -> bool:
+        """Whether the lock is held here. One whose file was removed is not: no other process would
+        see it."""
+        descriptor = self._held.get(owner)
+        if descriptor is None:
+            return False
+        return file_identity(descriptor) == file_identity(self._file(owner))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -99,6 +109,16 @@ class LeaseLocks:
     def _file(self, owner: Owner) -> Path:
         text = f"{len(owner.replica)}:{owner.replica}{owner.incarnation}"
         return self._folder / hashlib.sha256(text.encode()).hexdigest()[:40]
+
+
+def file_identity(file: Path | int) -> tuple[int, int] | None:
+    """Which file a path leads to, or an open descriptor has: two paths lead to one file if this is
+    equal. None if there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _lock(descriptor: int) -> None:

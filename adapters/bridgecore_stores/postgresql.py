@@ -261,7 +261,10 @@ class Postgresql:
         owner: list[_Value] = [question.owner.replica, question.owner.incarnation]
         match question:
             case st.Join():
-                return _JOIN, [*owner, question.advertise, _microseconds(question.ttl)]
+                join: list[_Value] = [*owner, question.advertise, _microseconds(question.ttl)]
+                if question.instead is None:
+                    return _JOIN, join
+                return _JOIN_INSTEAD, [*join, question.instead]
             case st.Renew():
                 return _RENEW, [*owner, _microseconds(question.ttl)]
             case st.Leave():
@@ -595,6 +598,11 @@ VERSION: Final = 5
 """The version of the tables: how many scripts there are in ``migrations/``."""
 
 _JOIN = "SELECT bridgecore_join_1($1, $2, $3, $4::bigint)"
+# CASE evaluates them in this order. No function, for the same reason as with ``_LOOK_UP``.
+_JOIN_INSTEAD = (
+    "SELECT CASE WHEN bridgecore_leave_1($1, $5) IS NOT NULL "
+    "THEN bridgecore_join_1($1, $2, $3, $4::bigint) END"
+)
 _RENEW = "SELECT * FROM bridgecore_renew_4($1, $2, $3::bigint)"
 _LEAVE = "SELECT bridgecore_leave_1($1, $2)"
 _RESUME = "SELECT * FROM bridgecore_resume_1($1, $2, $3::bytea[], $4::bigint, $5::boolean)"

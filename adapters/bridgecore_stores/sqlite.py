@@ -14,6 +14,9 @@ lease also ends with its process (``leaselocks.py``). When a response was used i
 wall clock, because it has to outlast a reboot; a step of that clock makes a response seem older or
 younger by as much.
 
+*A file that is removed or replaced* while it is open goes on without a name, and what is written to
+it is lost. So each transaction first looks whether the path still leads to the open file.
+
 *Network file systems.* The write-ahead log needs memory that is shared by all processes, which
 those do not have. They are refused where ``/proc/mounts`` tells.
 """
@@ -33,11 +36,12 @@ import attrs
 from bridgecore.ownership import store as st
 from bridgecore_stores.backend import (
     NOTICES_KEPT,
+    ConnectionLostError,
     Connector,
     StoreError,
     StoreUnavailableError,
 )
-from bridgecore_stores.leaselocks import LeaseLocks
+from bridgecore_stores.leaselocks import LeaseLocks, file_identity
 from bridgecore_stores.maintenance import ContextRow, LiveLease, Renamed, Replaced, ResponseRow
 from bridgecore_stores.sealing import (
     HEAD_SIZE,
@@ -159,7 +163,7 @@ def connector(url: str, keys: Keys, timeout: int) -> Connector[Sqlite]:
 class Sqlite:
     """One connection to the file."""
 
-    errors = (sqlite3.Error,)
+    errors = (sqlite3.Error, ConnectionLostError)
 
     def __init__(self, file: Path, keys: Keys, timeout: int, locks: LeaseLocks) -> None:
         self._file = file
@@ -167,6 +171,7 @@ class Sqlite:
         self._timeout = timeout
         self._locks = locks
         self._database: sqlite3.Connection | None = None
+        self._opened_file: tuple[int, int] | None = None  # device and inode
 
     def open(self, *, first: bool = False) -> None:
         """See ``Backend.open``."""
@@ -184,11 +189,15 @@ class Sqlite:
         except OSError as error:
             raise StoreError(f"{self._file}: cannot be written: {error.strerror}") from None
         except sqlite3.Error as error:
+            if not self._file.exists():
+                raise StoreUnavailableError(f"{self._file}: {_REMOVED}") from error
             wrong = _error_code(error) == sqlite3.SQLITE_NOTADB
             kind = StoreError if wrong else StoreUnavailableError
             raise kind(f"{self._file}: {self.reason(error)}") from error
 
     def _connect(self) -> sqlite3.Connection:
+        # Looked at before it is opened: if it is replaced in between, the first transaction fails.
+        self._opened_file = file_identity(self._file)
         self._database = database = sqlite3.connect(
             self._file.as_uri() + "?mode=rw",  # one that was removed is not made anew, empty
             uri=True,
@@ -243,6 +252,8 @@ class Sqlite:
         if isinstance(error, sqlite3.Error):
             name = str(getattr(error, "sqlite_errorname", "SQLite error"))
             return _REASONS.get(_error_code(error), name)
+        if isinstance(error, ConnectionLostError):
+            return _REPLACED
         if isinstance(error, OSError):
             return f"lock of the lease: {error.strerror}"
         return type(error).__name__
@@ -266,6 +277,8 @@ class Sqlite:
         of waiting, if another process has written since."""
         database = self._database
         assert database is not None
+        if file_identity(self._file) != self._opened_file:
+            raise ConnectionLostError
         database.execute("BEGIN IMMEDIATE")
         try:
             yield database
@@ -341,7 +354,8 @@ class Sqlite:
         ).fetchone()
         if row is not None and row[0] != owner.incarnation:
             other = st.Owner(owner.replica, row[0])
-            if (live := self._live(database, other)) is not None:
+            live = None if row[0] == join.instead else self._live(database, other)
+            if live is not None:
                 return st.NameTaken(live[0])
             self._locks.drop(other)
         self._locks.take(owner)
@@ -716,6 +730,11 @@ def _error_code(error: sqlite3.Error) -> int:
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
+_REMOVED: Final = (
+    "the file of the store was removed or moved: put it back, or restart a process, which makes an "
+    "empty one"
+)
+_REPLACED: Final = "the file of the store was removed or replaced: try again"
 _REASONS: Final = {
     sqlite3.SQLITE_BUSY: "the database is locked by another process: try again",
     sqlite3.SQLITE_CANTOPEN: "the database cannot be opened: check the owner of file and folder",

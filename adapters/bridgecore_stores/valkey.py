@@ -172,7 +172,8 @@ class Valkey:
         match question:
             case st.Join():
                 url = [] if question.advertise is None else [question.advertise]
-                return "join", [*owner, _milliseconds(question.ttl), *url]
+                instead = question.instead or ""
+                return "join", [*owner, _milliseconds(question.ttl), instead, *url]
             case st.Renew():
                 return "renew", [*owner, _milliseconds(question.ttl)]
             case st.Leave():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 import attrs
 import msgspec
@@ -47,28 +47,60 @@ class Segment(msgspec.Struct, array_like=True, frozen=True):
         return self.chain[-DIGEST_SIZE:] if self.chain else self.start
 
 
+_Id: TypeAlias = str | tuple[bytes]
+"""An id as it is kept; see ``_written``."""
+
+
 class Payload(msgspec.Struct, array_like=True, frozen=True):
-    """What is kept of one response. ``segment``: None if its context is not known: the request had
-    context besides its items, or its transcript was not held."""
+    """What is kept of one response. ``ids``: see ``_written``. ``segment``: None if its context is
+    not known: the request had context besides its items, or its transcript was not held."""
 
     version: int
-    ids: list[str]
+    ids: list[_Id]
     stored: bool  # by the upstream
     tokens: int
     segment: Segment | None
 
 
-class Notice(msgspec.Struct, array_like=True, frozen=True):
-    """The notice of a deletion for other replicas: which response it was."""
+class _Notice(msgspec.Struct, array_like=True, frozen=True):
+    """A ``Notice`` as it is kept. ``ids``: see ``_written``."""
 
     version: int
     scope: str
-    ids: list[str]
+    ids: list[_Id]
+
+
+@attrs.frozen
+class Notice:
+    """The notice of a deletion for other replicas: which response it was."""
+
+    scope: str
+    ids: tuple[str, ...]
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Payload).decode
-_decode_notice = msgspec.msgpack.Decoder(Notice).decode
+_decode_notice = msgspec.msgpack.Decoder(_Notice).decode
+
+
+def _written(ids: Sequence[str]) -> list[_Id]:
+    """Ids as MessagePack can have them. An upstream can choose any JSON string, and one with half a
+    surrogate pair is no text: its bytes are kept, in an array of their own."""
+    return [each if _is_text(each) else (each.encode(errors="surrogatepass"),) for each in ids]
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_ids(ids: Sequence[_Id]) -> tuple[str, ...]:
+    return tuple(
+        each if isinstance(each, str) else each[0].decode(errors="surrogatepass") for each in ids
+    )
 
 
 def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> StoredResponse:
@@ -76,7 +108,7 @@ def pack(scope: str, ids: Sequence[str], alias: Alias, node: Node | None) -> Sto
     transcript, if that is held; those before it are kept apart."""
     stored = alias.standing is Standing.STORED
     segment = None if node is None else _segment(node)
-    payload = Payload(VERSION, [*ids], stored, alias.tokens, segment)
+    payload = Payload(VERSION, _written(ids), stored, alias.tokens, segment)
     return StoredResponse(
         key=_key(scope, ids[0], b"" if node is None else node.end),
         scope=scope,
@@ -93,7 +125,7 @@ def deletion(scope: str, ids: Sequence[str]) -> StoredResponse:
     has no id any more, and is deleted when it was unused for long enough. Its notice makes other
     replicas ask the store, although they own the conversation and have the response in memory."""
     payload = Payload(VERSION, [], False, 0, None)
-    notice = Notice(VERSION, scope, [*ids])
+    notice = _Notice(VERSION, scope, _written(ids))
     key = _key(scope, ids[0], b"deleted")
     return StoredResponse(
         key, scope, tuple(ids), None, None, _encode(payload), notice=_encode(notice)
@@ -110,7 +142,7 @@ def purge_record() -> StoredResponse:
     no content. By its notice they learn that what they have in memory may be gone; and one that
     misses a response looks for this record, because a store that has lost responses by itself gets
     them once more."""
-    payload, notice = Payload(VERSION, [], False, 0, None), Notice(VERSION, PURGE, [PURGE])
+    payload, notice = Payload(VERSION, [], False, 0, None), _Notice(VERSION, PURGE, [PURGE])
     key = _key(PURGE, PURGE, b"")
     return StoredResponse(
         key, PURGE, (PURGE,), None, None, _encode(payload), notice=_encode(notice)
@@ -122,9 +154,10 @@ def read_notice(notice: bytes) -> Notice | None:
     or damaged."""
     try:
         found = _decode_notice(notice)
-    except msgspec.DecodeError:  # ValidationError included
+        ids = _read_ids(found.ids)
+    except (msgspec.DecodeError, UnicodeDecodeError):  # ValidationError included
         return None
-    return found if found.version == VERSION else None
+    return Notice(found.scope, ids) if found.version == VERSION else None
 
 
 def _segment(node: Node) -> Segment:
@@ -168,7 +201,11 @@ def unpack(payload: bytes) -> Unpacked | None:
     found = _read(payload)
     if found is None or not found.ids:
         return None
-    return Unpacked(tuple(found.ids), found.stored, found.tokens, found.segment)
+    try:
+        ids = _read_ids(found.ids)
+    except UnicodeDecodeError:
+        return None
+    return Unpacked(ids, found.stored, found.tokens, found.segment)
 
 
 def _read(payload: bytes) -> Payload | None:

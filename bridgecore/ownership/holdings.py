@@ -215,6 +215,12 @@ class Holdings:
             self._owner = number, owner
         return owner
 
+    @property
+    def previous(self) -> str | None:
+        """The incarnation of the lease before the present one; None if this is the first."""
+        number = self._lease.incarnation - 1
+        return self._owner_under(number).incarnation if number > 0 else None
+
     def _owner_under(self, incarnation: int) -> st.Owner:
         text = b"%b/%d" % (self._seed, incarnation)
         return st.Owner(self.replica, hashlib.blake2b(text, digest_size=16).hexdigest())
@@ -501,7 +507,9 @@ class Holdings:
         for effect in transition.effects:
             match effect:
                 case ls.LeaseEffect.JOIN:
-                    join = st.Join(self.owner, self.advertise, self.times.ttl)
+                    # What the store has carried out late may have extended a lease that was lost.
+                    instead, ttl = self.previous, self.times.ttl
+                    join = st.Join(self.owner, self.advertise, ttl, instead)
                     self._of_lease = self._ask(join, None, now)
                 case ls.LeaseEffect.RENEW:
                     renew = st.Renew(self.owner, self.times.ttl)

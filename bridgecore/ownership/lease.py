@@ -153,22 +153,24 @@ _Done: TypeAlias = tuple[Lease, tuple[LeaseEffect, ...]]
 @_table.rule("start", Started, _S.OUT)
 def _start(lease: Lease, event: Started, times: LeaseTimes, now: int) -> _Done:
     """Ask for a lease under a new incarnation."""
-    return _join(lease, times, now), (_E.JOIN,)
+    return _join(_begun_anew(lease), times, now), (_E.JOIN,)
+
+
+def _begun_anew(lease: Lease) -> Lease:
+    return attrs.evolve(lease, incarnation=lease.incarnation + 1)
 
 
 def _join(lease: Lease, times: LeaseTimes, now: int) -> Lease:
-    return attrs.evolve(
-        lease,
-        stage=_S.JOINING,
-        incarnation=lease.incarnation + 1,
-        asked=now,
-        wake=now + times.timeout,
-    )
+    return attrs.evolve(lease, stage=_S.JOINING, asked=now, wake=now + times.timeout)
 
 
 @_table.rule("join-again", Due, _S.OUT)
 def _join_again(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
-    """Ask for a lease again, after an attempt that failed or a name that was taken."""
+    """Ask for a lease again, after an attempt that failed or a name that was taken.
+
+    Under the same incarnation, because nothing was owned under it: a store that has carried the
+    attempt out after all, only too late, would say of another one that its name is taken.
+    """
     return _join(lease, times, now), (_E.JOIN,)
 
 
@@ -216,7 +218,7 @@ def _renew(lease: Lease, event: Due, times: LeaseTimes, now: int) -> _Done:
 
 
 def _lost(lease: Lease, times: LeaseTimes, now: int) -> _Done:
-    return _join(lease, times, now), (_E.LOST, _E.JOIN)
+    return _join(_begun_anew(lease), times, now), (_E.LOST, _E.JOIN)
 
 
 @_table.rule("renewing-answered", Answered, _S.RENEWING)

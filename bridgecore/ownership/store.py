@@ -66,11 +66,13 @@ class StoredResponse:
 @attrs.frozen
 class Join:
     """Begin a lease of ``ttl`` for ``owner``. ``advertise``: its URL for forwards, None if it has
-    none. Answers: ``Joined``, ``NameTaken``."""
+    none. ``instead``: the incarnation of the lease that this process had before and uses no more;
+    if that has not ended in the store, it ends now. Answers: ``Joined``, ``NameTaken``."""
 
     owner: Owner
     advertise: str | None
     ttl: int
+    instead: str | None = None
 
 
 @attrs.frozen

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final
 
+import attrs
+
 from bridgecore.ownership import claims as cl
 from bridgecore.ownership import lease as ls
 from bridgecore.ownership import store as st
@@ -40,14 +42,16 @@ def _state(world: World) -> tuple[Any, ...]:
         None if world.backup is None or world.rolled_back else fold.store(world.backup.snapshot())
     )
     lost = (world.rolled_back, tuple(sorted(world.lost)))
+    content = fold.store(world.content)
     return (
         world.begun,
         processes,
         tuple(sorted(messages)),
         turns,
-        fold.store(world.content),
+        content,
         backup,
         lost,
+        tuple(fold.previous(replica) for replica in REPLICAS),
     )
 
 
@@ -73,6 +77,14 @@ class _Fold:
         if owner is None:
             return -1
         return self.owners.setdefault(owner.incarnation, len(self.owners))
+
+    def previous(self, replica: int) -> int:
+        """The lease in whose place the present one can be begun, if anything is left of it. To be
+        called last."""
+        holdings = self.world.processes[replica].holdings
+        if holdings is None or holdings.previous is None:
+            return -1
+        return self.owners.get(holdings.previous, -1)
 
     def turn(self, number: int | None) -> int:
         return -1 if number is None else self.turns.get(number, -1)
@@ -141,6 +153,8 @@ class _Fold:
             about = (question.conversation, question.epoch, self._of_row(question))
         elif isinstance(question, st.Release):
             about = question.conversations
+        elif isinstance(question, st.Join) and question.instead is not None:
+            about = (self.owner(attrs.evolve(question.owner, incarnation=question.instead)),)
         told: tuple[Any, ...] = ()
         if answer is not None:
             told = (type(answer).__name__,)

@@ -62,6 +62,12 @@ def _state_of(world: World) -> bytes:
     whole = INCARNATION.sub(
         lambda found: leases.setdefault(found[0], f"lease {len(leases)}"), "\n".join(texts)
     )
+    # The leases in whose place the next ones are begun, as far as anything is left of them.
+    before = [
+        None if each.state is None or each.before is None else leases.get(each.before)
+        for each in world.processes
+    ]
+    whole += repr(before)
     # A digest, because many states are kept.
     return hashlib.blake2b(whole.encode(), digest_size=16).digest()
 

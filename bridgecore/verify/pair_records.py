@@ -63,8 +63,9 @@ class Process:
     ``number``: how many processes of this replica there were. ``woken``: it was paused in this
     tick, so what is due may come after other events. ``cut``: it does not reach the store.
 
-    ``lease``: the incarnation that it has asked a lease for last; ``until``: the tick at which that
-    ends by its own clock, as follows from the answers delivered.
+    ``lease``: the incarnation that it has asked a lease for last; ``before``: that of the lease in
+    whose place it did; ``until``: the tick at which ``lease`` ends by its own clock, as follows
+    from the answers delivered.
     """
 
     state: MachineState | None = None
@@ -74,6 +75,7 @@ class Process:
     cut: bool = False
     draining: bool = False
     lease: str = ""
+    before: str | None = None
     until: int | None = None
 
 

@@ -582,7 +582,8 @@ class World:
     def _asks(self, replica: int, effect: AskStore) -> None:
         process, question = self.processes[replica], effect.question
         if isinstance(question, st.Join):
-            self._set(replica, lease=question.owner.incarnation, until=None)
+            lease, before = question.owner.incarnation, question.instead
+            self._set(replica, lease=lease, before=before, until=None)
         elif isinstance(question, st.Leave):
             self._set(replica, until=None)
         self.asked[replica, process.number, effect.query] = Asked(question, self.now)

@@ -146,7 +146,8 @@ class StoreModel:
 
     def _join(self, join: st.Join, now: int) -> st.Answer:
         lease = self._leases.get(join.owner.replica)
-        if lease is not None and lease.owner != join.owner and now < lease.until:
+        own = join.owner.incarnation, join.instead
+        if lease is not None and lease.owner.incarnation not in own and now < lease.until:
             return st.NameTaken(lease.until - now)
         self._leases[join.owner.replica] = _Lease(join.owner, join.advertise, now + join.ttl)
         return st.Joined()

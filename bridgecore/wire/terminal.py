@@ -7,7 +7,7 @@ items that were streamed before it, and giving a failure the code that clients r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
+from typing import Any, Final, TypeGuard
 
 import attrs
 import msgspec
@@ -259,7 +259,15 @@ def _read_usage(raw: Text | None) -> tuple[int, int]:
 
 
 def _counts(read: Any, written: Any) -> tuple[int, int]:
-    return read if _is_count(read) else 0, written if _is_count(written) else 0
+    return _tokens(read), _tokens(written)
+
+
+# More is no count, and could not be stored. The highest number that every program reads alike.
+_MOST_TOKENS: Final = 2**53 - 1
+
+
+def _tokens(value: Any) -> int:
+    return value if _is_count(value) and value <= _MOST_TOKENS else 0
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -12,12 +12,21 @@ from typing import Any
 
 import attrs
 import msgspec
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bridgecore.config import Config, Store, UpstreamUrl
 from bridgecore.continuity.memory import Memory, TurnContext
-from bridgecore.continuity.stored import VERSION, Payload, unpack
+from bridgecore.continuity.stored import (
+    VERSION,
+    Notice,
+    Payload,
+    deletion,
+    is_deletion,
+    read_notice,
+    unpack,
+)
 from bridgecore.ownership.store import Claimed, Commit, Join, Owner, Resume
 from bridgecore.recovery.effects import RequestForm
 from bridgecore.testing.store import StoreModel
@@ -137,6 +146,23 @@ def test_what_was_stored_is_continued_like_what_never_left(
         kept.remember(here, ids, output, 1, 10, 0)
         stored.remember(there, ids, output)
         names += [each for each in ids if each not in names]
+
+
+@pytest.mark.parametrize("name", ["\ud800x", "\udfff", "é\x00\n", " ", "x" * 5000])
+def test_an_upstream_may_choose_any_string_as_an_id(name: str) -> None:
+    memory = Memory(SMALL)
+    request = parse_create(json.dumps({"model": "m", "input": "hi"}).encode())
+    recall = memory.recall(SCOPE, request, [], 0)
+    unstored = memory.remember(recall, [name, "other"], [json.dumps(SAID).encode()], 1, 10, 0)
+    assert unstored is not None
+    (response,) = unstored.responses
+    found = unpack(response.payload)
+    assert found is not None
+    assert found.ids == (name, "other")
+    deleted = deletion(SCOPE, [name])
+    assert is_deletion(deleted.payload)
+    assert deleted.notice is not None
+    assert read_notice(deleted.notice) == Notice(SCOPE, (name,))
 
 
 def test_a_payload_of_another_version_or_a_damaged_one_is_unknown() -> None:

@@ -22,6 +22,7 @@ from bridgecore.ownership.holdings import (
     StoreDistrusted,
 )
 from bridgecore.ownership.store import AskStore
+from bridgecore.testing.store import StoreModel
 
 TIMES = ls.LeaseTimes(ttl=15, margin=3, timeout=2, retry=1)
 RESPONSE = (st.StoredResponse(b"k", "tenant", ("r",), None, None, b""),)
@@ -75,6 +76,35 @@ def test_an_answer_after_the_timeout_is_given_back() -> None:
     effects = holdings.answered(2, claimed(3), 3)
     assert question(effects) == st.Release(holdings.owner, ((b"c", 3),))
     assert not holdings.may_send(b"c", 3)
+
+
+def test_a_lease_that_the_store_has_granted_too_late_is_not_in_the_way_of_the_next() -> None:
+    """A server that was paused carries out what has come in the meantime."""
+    store = StoreModel()
+    holdings = started()
+    late = st.Join(holdings.owner, None, 15)
+    holdings.timeout(2)
+    assert store.handle(late, 2) == st.Joined()
+    again = question(holdings.timeout(3))
+    assert holdings.answered(2, store.handle(again, 3), 3) == [LeaseChanged(held=True)]
+
+
+def test_a_lease_that_the_store_has_extended_too_late_is_not_in_the_way_of_the_next() -> None:
+    store = StoreModel()
+    holdings = started()
+    before = holdings.owner
+    holdings.answered(1, store.handle(st.Join(before, None, 15), 0), 0)
+    renewal = question(holdings.timeout(4))
+    holdings.timeout(6)  # no answer
+    holdings.timeout(7)
+    holdings.timeout(9)
+    lost = holdings.timeout(12)
+    assert LeaseChanged(held=False) in lost
+    assert store.handle(renewal, 13) == st.Renewed()
+    again = question(lost)
+    assert again == st.Join(holdings.owner, None, 15, before.incarnation)
+    query = next(effect.query for effect in lost if isinstance(effect, AskStore))
+    assert holdings.answered(query, store.handle(again, 13), 13) == [LeaseChanged(held=True)]
 
 
 def test_a_look_up_needs_no_lease_and_claims_nothing() -> None:

@@ -94,6 +94,25 @@ def test_a_name_that_is_taken_twice_is_reported() -> None:
     first = ls.step(JOINING, taken, TIMES, 101)
     assert (first.state.stage, first.state.wake, first.effects) == (S.OUT, 108, ())
     again = ls.step(first.state, ls.Due(), TIMES, 108).state
-    assert again.incarnation == 2
     second = ls.step(again, taken, TIMES, 109)
     assert second.effects == (E.NAME_TAKEN,)
+
+
+@pytest.mark.parametrize("end", [ls.Due(), NO_ANSWER, ls.Answered(st.NameTaken(7))])
+def test_a_lease_that_was_not_gained_is_asked_for_under_the_same_incarnation(
+    end: ls.LeaseEvent,
+) -> None:
+    """The store may carry out the first question although it has not answered it in time."""
+    out = ls.step(JOINING, end, TIMES, 102).state
+    assert out.stage is S.OUT
+    assert ls.step(out, ls.Due(), TIMES, 109).state.incarnation == JOINING.incarnation
+
+
+@pytest.mark.parametrize(
+    ("held", "end"), [(HELD, ls.Refuted()), (HELD, ls.Due()), (RENEWING, ls.Due())]
+)
+def test_a_lease_that_was_lost_is_followed_by_another_incarnation(
+    held: ls.Lease, end: ls.LeaseEvent
+) -> None:
+    after = ls.step(held, end, TIMES, 112).state
+    assert (after.stage, after.incarnation) == (S.JOINING, held.incarnation + 1)

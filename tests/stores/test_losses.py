@@ -457,6 +457,69 @@ def test_a_closed_store_owns_nothing(sqlite_place: Place) -> None:
     assert isinstance(second(resume(B, "1")), st.Claimed)
 
 
+def test_a_file_that_was_removed_takes_no_commits(sqlite_place: Place) -> None:
+    """The kernel keeps what is open, but nobody would find it again."""
+    ask = sqlite_place.open()
+    ask.join(A)
+    ask.begin(A, "c", response("1"))
+    sqlite_place.file.unlink()
+    for question in (commit(A, "c", 1, response("2", "1")), resume(A, "1"), st.Renew(A, NS)):
+        answer = ask(question)
+        assert isinstance(answer, st.Failed)
+        assert answer.reason.startswith(f"{sqlite_place.file}: the file of the store was removed")
+
+
+def test_a_file_that_was_moved_away_and_back_has_everything(
+    sqlite_place: Place, tmp_path: Path
+) -> None:
+    ask = sqlite_place.open()
+    ask.join(A)
+    ask.begin(A, "c", response("1"))
+    sqlite_place.file.rename(tmp_path / "elsewhere.db")
+    assert isinstance(ask(resume(A, "1")), st.Failed)
+    (tmp_path / "elsewhere.db").rename(sqlite_place.file)
+    assert ask(resume(A, "1")) == st.Claimed(key_of("c"), 1, (b"payload of 1",))
+
+
+def test_all_processes_go_over_to_a_file_that_has_replaced_the_open_one(
+    sqlite_place: Place,
+) -> None:
+    first = sqlite_place.open()
+    first.join(A)
+    first.begin(A, "c", response("1"))
+    for file in sqlite_place.file.parent.glob("store.db*"):
+        if file.is_file():
+            file.unlink()
+    second = sqlite_place.open()  # makes an empty one
+    second.join(B)
+    second.begin(B, "d", response("3"))
+    assert first(st.Renew(A, NS)) == st.LeaseEnded()
+    assert isinstance(first(commit(A, "c", 1, response("2", "1"))), st.Fenced)
+    again = attrs.evolve(A, incarnation="again")
+    first.join(again)
+    assert isinstance(first(resume(again, "3")), st.OwnedElsewhere)
+    # The connections to the old file were closed, which has not removed the log of the new one.
+    first.begin(again, "e", response("4"))
+    first(st.Leave(again))
+    assert second(resume(B, "4")) == st.Claimed(key_of("e"), 2, (b"payload of 4",))
+
+
+def test_a_lease_ends_when_the_file_of_its_lock_was_removed(sqlite_place: Place) -> None:
+    """No other process can see then that its owner is alive."""
+    first, second = sqlite_place.open(), sqlite_place.open()
+    first.join(A)
+    second.join(B)
+    first.begin(A, "c", response("1"))
+    shutil.rmtree(sqlite_place.file.with_name("store.db.replicas"))
+    assert isinstance(second(resume(B, "1")), st.Failed | st.LeaseEnded)
+    assert first(st.Renew(A, NS)) == st.LeaseEnded()
+    again = attrs.evolve(A, incarnation="again")
+    for ask, owner in ((first, again), (second, attrs.evolve(B, incarnation="again"))):
+        ask.join(owner)
+    assert isinstance(first(resume(again, "1")), st.Claimed)
+    assert isinstance(second(resume(attrs.evolve(B, incarnation="again"), "1")), st.OwnedElsewhere)
+
+
 def test_a_full_disk_is_said_and_harms_nothing(tmp_path: Path) -> None:
     backend = _opened(tmp_path)
     assert backend.carry_out([st.Join(A, None, 1000 * NS)]) == [st.Joined()]

@@ -380,6 +380,8 @@ def test_missing_output_is_restored_from_the_stream(items: list[Json], data: st.
 @pytest.mark.parametrize(
     ("usage", "expected"),
     [
+        (f'{{"input_tokens":{2**53 - 1},"output_tokens":{2**53}}}', (2**53 - 1, 0)),
+        (f'{{"input_tokens":{10**30},"output_tokens":3}}', (0, 3)),  # no store could keep it
         ('{"input_tokens":5,"output_tokens":7}', (5, 7)),
         ('{"input_tokens":5}', (5, 0)),
         ('{"input_tokens":null,"output_tokens":null,"total_tokens":null}', (0, 0)),

@@ -118,6 +118,23 @@ class StoreConformance(ABC):
             ask.until(later, st.Joined)
             ask.gets(st.Renew(A, SHORT), st.LeaseEnded(), "a lease that was replaced has ended")
 
+    def test_a_process_can_begin_a_lease_instead_of_its_own(self) -> None:
+        """It has given up the one before, which the store may have extended too late."""
+        with self._asking() as ask:
+            ask.join(A)
+            ask.join(B)
+            ask.begin(A, "c", response("1"))
+            again = st.Owner("a", "again")
+            other = st.Join(again, None, LONG, "of another process")
+            ask.gets_one_of(other, st.NameTaken, "the name of a live lease is taken")
+            instead = st.Join(again, None, LONG, A.incarnation)
+            for _ in range(2):  # if the first answer was lost
+                ask.gets(instead, st.Joined(), "a lease can take the place of the one before")
+            ask.gets(st.Renew(A, LONG), st.LeaseEnded(), "a lease that was replaced has ended")
+            ask.gets(st.Renew(again, LONG), st.Renewed(), "the one in its place is held")
+            claimed = st.Claimed(key_of("c"), 2, (b"payload of 1",))
+            ask.gets(resume(B, "1"), claimed, "what it owned can be claimed")
+
     def test_joining_twice_is_harmless(self) -> None:
         """If the first answer was lost, the same owner joins again."""
         with self._asking() as ask:
@@ -609,7 +626,14 @@ def sequence(seed: int) -> list[st.Question]:
     for place in range(len(questions), 0, -1):
         if not draw.below(4):
             questions.insert(place, _look_up(draw))
-    return questions
+    # Drawn apart, too, so that the other questions stay as they are.
+    draw = _Draw(-1_000_000 - seed)
+    return [
+        attrs.evolve(each, instead=draw.of((None, A.incarnation, AGAIN.incarnation)))
+        if isinstance(each, st.Join)
+        else each
+        for each in questions
+    ]
 
 
 def _look_up(draw: _Draw) -> st.LookUp:

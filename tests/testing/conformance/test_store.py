@@ -88,6 +88,11 @@ class RefusesItsOwnName(StoreModel):
         return super()._join(join, now)
 
 
+class RefusesItsOwnSuccessor(StoreModel):
+    def _join(self, join: st.Join, now: int) -> st.Answer:
+        return super()._join(attrs.evolve(join, instead=None), now)
+
+
 class RenewsWhatHasEnded(StoreModel):
     def handle(self, question: st.Question, now: int) -> st.Answer:
         if isinstance(question, st.Renew):
@@ -361,6 +366,7 @@ MUTANTS: dict[str, type[StoreModel] | type[Client]] = {
     "each_question_is_answered_once": AnswersTwice,
     "commits_and_releases_keep_their_order": ReleasesFirst,
     "a_name_is_taken_as_long_as_its_lease_lasts": GivesNamesTwice,
+    "a_process_can_begin_a_lease_instead_of_its_own": RefusesItsOwnSuccessor,
     "joining_twice_is_harmless": RefusesItsOwnName,
     "a_lease_that_has_ended_is_not_renewed": RenewsWhatHasEnded,
     "a_renewal_counts_from_now": OnlyExtends,
