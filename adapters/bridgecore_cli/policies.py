@@ -121,7 +121,12 @@ def _of_module(text: str) -> Policy:
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        # What a module prints would be taken for a part of the results on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = getattr(importlib.import_module(module), attribute)
+    except SystemExit as exc:  # a script without ``if __name__ == "__main__"``
+        why = f"the module ends the process when it is imported: {exc!r}"
+        raise ConfigError(f"cannot load {text!r}: {' '.join(why.split())}") from None
     except Exception as exc:  # whatever a module of the user's raises
         said = str(exc) if isinstance(exc, ImportError | AttributeError) else f"{exc!r}"
         raise ConfigError(f"cannot load {text!r}: {' '.join(said.split())}") from None

@@ -7,6 +7,7 @@ say in tests/recovery/test_policy_table.py.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import tomllib
 from decimal import Decimal
@@ -37,6 +38,13 @@ changed = DEFAULT.with_cell(Situation.LOST_SENT, Standing.HELD, remedy)
 named = attrs.evolve(changed, name="named")
 number = 7
 """
+PRINTING = """
+import attrs
+from bridgecore import DEFAULT
+
+print("what the module prints")
+named = attrs.evolve(DEFAULT, name="printed")
+"""
 IMPOSSIBLE = """
 from bridgecore import *
 remedy = Remedy(Action.REHYDRATE, FailureReply.UPSTREAM_UNAVAILABLE)
@@ -51,6 +59,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a module of policies and files."""
     (tmp_path / "modulepolicies.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "raisingpolicies.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "exitingpolicies.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
+    (tmp_path / "printingpolicies.py").write_text(PRINTING, encoding="utf-8")
     (tmp_path / "own.toml").write_text(OWN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,6 +78,17 @@ def test_an_attribute_of_a_module(folder: Path) -> None:
     policy = load_policy("modulepolicies:named")
     assert policy.name == "named"
     assert policy.remedy(Situation.LOST_SENT, Standing.HELD).action is Action.RESEND
+
+
+def test_what_a_module_prints_is_not_printed_among_the_results(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Others may read those, such as the TOML file here."""
+    sys.modules.pop("printingpolicies", None)
+    assert main(["rules", "--toml", "--policy", "printingpolicies:named"]) == 0
+    out, err = capfd.readouterr()
+    assert tomllib.loads(out)["policy"]["name"] == "printed"
+    assert err == "what the module prints\n"
 
 
 def test_a_changed_policy_of_a_module_is_not_taken_for_the_named_one(folder: Path) -> None:
@@ -114,6 +135,11 @@ def test_a_configuration_file_can_name_a_policy(folder: Path) -> None:
         (
             "raisingpolicies:named",
             "cannot load 'raisingpolicies:named': ZeroDivisionError('division by zero')",
+        ),
+        (  # the exit code 0 would say that all is well with a policy that was not found
+            "exitingpolicies:named",
+            "cannot load 'exitingpolicies:named': the module ends the process when it is imported: "
+            "SystemExit(0)",
         ),
         (
             "modulepolicies.py:named",
