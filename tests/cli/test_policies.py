@@ -91,6 +91,36 @@ def test_what_a_module_prints_is_not_printed_among_the_results(
     assert err == "what the module prints\n"
 
 
+@pytest.mark.parametrize(
+    ("summary", "read"),
+    [
+        ("", "The table of default, with another name."),
+        ("Two\n    lines.", "Two lines."),
+    ],
+)
+def test_the_texts_of_a_policy_of_a_module_can_be_written_to_a_file(
+    summary: str, read: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{MODULE}\nnamed = attrs.evolve(DEFAULT, name='named', summary={summary!r})\n"
+    name = f"textpolicies{len(summary)}"
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    assert load_policy(f"{name}:named").summary == read
+    assert main(["rules", "--toml", "--policy", f"{name}:named"]) == 0
+    (folder / "again.toml").write_text(capfd.readouterr().out, encoding="utf-8")
+    assert load_policy("again.toml").summary == read
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "\x1b[31mred"])
+def test_a_policy_of_a_module_has_a_name_of_one_line(name: str, folder: Path) -> None:
+    module = f"namepolicies{len(name)}"
+    text = f"{MODULE}\nnamed = attrs.evolve(DEFAULT, name={name!r})\n"
+    (folder / f"{module}.py").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_policy(f"{module}:named")
+    said = f"{module}:named: policy.name: {name!r} is not a text of one line"
+    assert str(caught.value) == said
+
+
 def test_a_changed_policy_of_a_module_is_not_taken_for_the_named_one(folder: Path) -> None:
     policy = load_policy("modulepolicies:changed")
     assert policy.name == "modulepolicies:changed"
