@@ -259,6 +259,9 @@ class Blamer:
             trial = Trial(remedy, broken, 0)
             if broken is None:
                 report = self._explore(other, narrow, without)
+                if remedy.action is Action.REBIND and not (report.broken or narrow.remote):
+                    # A session of which no other replica knows does not show what it does.
+                    report = self._explore(other, attrs.evolve(narrow, remote=True), without)
                 trial = Trial(remedy, next(iter(report.broken), None), report.states)
             if trial.breaks is None:
                 holding[remedy.action] = trial

@@ -99,6 +99,20 @@ def test_what_no_bridge_can_do_there_is_not_tried(standing: Standing) -> None:
     assert [action for action in tried if not can_carry_out(action, standing)] == []
 
 
+def test_a_takeover_is_tried_where_there_is_something_to_take_over() -> None:
+    """In the session of the path, of which no other replica knows, it is another word for a
+    resend."""
+    remedy = Remedy(Action.FAIL, FailureReply.UPSTREAM_UNAVAILABLE)
+    policy = DEFAULT.with_cell(Situation.NOT_FOUND, Standing.INJECTED, remedy)
+    bounds = attrs.evolve(FEW, standings=(Standing.INJECTED,), remote=False)
+    report = explore(policy, bounds, without=ALL - {Property.RECOVERED_AT_ONCE})
+    (found,) = report.counterexamples
+    blame = Blamer(policy).blame(bounds, found)
+    assert Action.REBIND not in {trial.remedy.action for trial in blame.holding}
+    broken = {trial.remedy.action: trial.breaks for trial in blame.failing}
+    assert broken[Action.REBIND] is Property.OWNER_LOSS_REBINDS
+
+
 def test_a_cell_before_the_last_one_can_be_responsible() -> None:
     """The turn was resent after an ambiguous loss; then no connection could be opened."""
     found = first(V1_12, Property.REBIND_CODE_IS_PROVEN)
