@@ -33,6 +33,7 @@ from bridgecore.recovery.policy_table import (
     policy_from,
     policy_table,
     require_possible,
+    require_texts,
     summary_of,
 )
 from bridgecore_cli.configfile import read_file, toml_value
@@ -121,7 +122,12 @@ def _of_module(text: str) -> Policy:
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        # What a module prints would be taken for a part of the results on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            found = getattr(importlib.import_module(module), attribute)
+    except SystemExit as exc:  # a script without ``if __name__ == "__main__"``
+        why = f"the module ends the process when it is imported: {exc!r}"
+        raise ConfigError(f"cannot load {text!r}: {' '.join(why.split())}") from None
     except Exception as exc:  # whatever a module of the user's raises
         said = str(exc) if isinstance(exc, ImportError | AttributeError) else f"{exc!r}"
         raise ConfigError(f"cannot load {text!r}: {' '.join(said.split())}") from None
@@ -130,10 +136,15 @@ def _of_module(text: str) -> Policy:
             sys.path.remove(here)
     if not isinstance(found, Policy):
         raise ConfigError(f"{text!r} is no Policy, but a value of type {type(found).__name__}")
+    # A summary may be a text of some lines, as docstrings are, or empty.
+    summary = " ".join(found.summary.split()) or summary_of(found)
     try:
         require_possible(found)
+        require_texts(found.name, summary)
     except ConfigError as exc:
         raise ConfigError(f"{text}: {exc}") from None
+    if summary != found.summary:
+        found = attrs.evolve(found, summary=summary)
     if found.name in POLICIES and not is_named(found):
         # Made from a named one with ``with_cell``, which keeps the name: it would be taken for it.
         summary = summary_of(found, POLICIES[found.name])

@@ -237,6 +237,17 @@ def require_possible(policy: Policy) -> None:
         _require_possible(place, remedy.action, column)
 
 
+def require_texts(name: str, summary: str) -> None:
+    """Check the texts of a policy, however that was made: they are printed in one line, and a table
+    that ``policy_table`` makes has to be read again.
+
+    Raises:
+        ConfigError: one is no text of one line. The message is that for the same text in a table.
+    """
+    _text("policy.name", name)
+    _text("policy.summary", summary)
+
+
 def _table_of(place: str, found: object, of: str) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
         _refuse(place, found, f"is not a table of {of}")

@@ -26,7 +26,16 @@ import attrs
 
 from bridgecore.recovery.effects import FailureReply, RetireSession
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, Action, Budgets, Cell, Policy, Remedy, Situation
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    Action,
+    Budgets,
+    Cell,
+    Policy,
+    Remedy,
+    Situation,
+    can_carry_out,
+)
 from bridgecore.recovery.rules import Transition, step
 from bridgecore.recovery.state import SessionState
 from bridgecore.verify.environment import Bounds, bounded, moves, terms_of
@@ -250,6 +259,9 @@ class Blamer:
             trial = Trial(remedy, broken, 0)
             if broken is None:
                 report = self._explore(other, narrow, without)
+                if remedy.action is Action.REBIND and not (report.broken or narrow.remote):
+                    # A session of which no other replica knows does not show what it does.
+                    report = self._explore(other, attrs.evolve(narrow, remote=True), without)
                 trial = Trial(remedy, next(iter(report.broken), None), report.states)
             if trial.breaks is None:
                 holding[remedy.action] = trial
@@ -343,15 +355,18 @@ def _differing_budgets(policy: Policy) -> list[str]:
 
 
 def _alternatives(policy: Policy, cell: Cell) -> list[Remedy]:
-    """The other remedies for ``cell``: that of ``default`` first, then every action with each
-    answer that is plausible: one that ``default`` has in the row, the cell's own, and that for a
-    takeover if the policy lets other replicas take over."""
+    """The other remedies for ``cell``: that of ``default`` first, then every action that a bridge
+    can carry out there, because a policy with another one is refused, with each answer that is
+    plausible: one that ``default`` has in the row, the cell's own, and that for a takeover if the
+    policy lets other replicas take over."""
     usual = DEFAULT.remedy(cell.situation, cell.standing)
     answers = [usual.answer, *_row(cell.situation), cell.remedy.answer]
     if terms_of(policy).hands_over:
         answers.append(FailureReply.OWNER_UNREACHABLE)
     remedies = [usual]
     for action in Action:
+        if not can_carry_out(action, cell.standing):
+            continue
         if action is Action.SURFACE:
             remedies.append(Remedy(action, FailureReply.UPSTREAM_ERROR))
         else:

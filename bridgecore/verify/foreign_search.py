@@ -102,6 +102,7 @@ class Search:
             turn: value for (session, turn), value in ids.turns.items() if session == name
         }
         self._names = {turn.id: name for name, turn in self._turns.items()}
+        self._submitted: set[str] = set()  # the turns of the lines so far
         self._without = without
         self._unlogged = unlogged
         self._guesses = [Guess(Model(terms), 0, 0, None, (), (), frozenset(), False, 0, None)]
@@ -115,8 +116,12 @@ class Search:
         if self.wrong is not None:
             return
         self.expire(one.at)
+        if one.kind == "turn_submitted":
+            self._submitted.add(one.turn)
         if self.wrong is None:
-            found = list(self._noticed(one) if one.kind in _EFFECTS else self._happened(one))
+            found: list[Guess] = []
+            if not self._is_unknown(one):  # else no course explains it, and each would say why not
+                found += self._noticed(one) if one.kind in _EFFECTS else self._happened(one)
             if not found and not self._failures:
                 self._uncaused(self._guesses[0], one)
             self._keep(found, one.at)
@@ -446,14 +451,18 @@ class Search:
                 if found and not self._unlogged:
                     break  # if this leads nowhere, the search begins again
 
+    def _is_unknown(self, one: Observed) -> bool:
+        """Whether the line is about a turn that no earlier line has submitted."""
+        return "turn" in one.fields and one.turn not in self._submitted
+
     def _uncaused(self, guess: Guess, one: Observed) -> None:
         prop = _UNCAUSED.get(one.kind, _P.SPURIOUS_IS_NOTHING)
         text = f"{one.kind} follows from nothing that happened"
-        name = one.fields.get("turn")
-        if name is not None and name not in self._turns:
+        if self._is_unknown(one):
             text += (
-                f"; turn {name} was not submitted in an earlier line: if the log does not begin "
-                "with its session, put what came before in front of it, or leave out the session"
+                f"; turn {one.turn} was not submitted in an earlier line: if the log does not "
+                "begin with its session, put what came before in front of it, or leave out the "
+                "session"
             )
         self._fail(guess, one.line, Broken(prop, text))
 

@@ -14,6 +14,7 @@ the lines is judged by foreign.py.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -296,12 +297,13 @@ def _header(value: Mapping[str, Any]) -> Header:
         raise ValueError(f"it is not the header of bridge events, format {FORMAT}")
     timeouts: dict[Timer, int] = {}
     for name, seconds in value.get("timeouts", {}).items():
-        if name not in _TIMERS or type(seconds) not in (int, float) or seconds <= 0:
+        duration = seconds * NS_PER_SECOND if type(seconds) in (int, float) else 0
+        if name not in _TIMERS or not 1 <= duration < math.inf:
             hint = "" if name in _TIMERS else did_you_mean(name, _TIMERS)
             raise ValueError(f"timeouts has {name!r:.40}: {seconds!r:.40}{hint}")
-        timeouts[_TIMERS[name]] = int(seconds * NS_PER_SECOND)
+        timeouts[_TIMERS[name]] = int(duration)
     logs = value.get("logs", [])
-    if unknown := [name for name in logs if name not in LINES]:
+    if unknown := [name for name in logs if not (isinstance(name, str) and name in LINES)]:
         hint = did_you_mean(unknown[0], LINES)
         raise ValueError(f"logs has {unknown[0]!r:.40}, which is no event{hint}")
     numbers = {name: value[name] for name in _COUNTS if name in value}

@@ -7,6 +7,7 @@ say in tests/recovery/test_policy_table.py.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import tomllib
 from decimal import Decimal
@@ -37,6 +38,13 @@ changed = DEFAULT.with_cell(Situation.LOST_SENT, Standing.HELD, remedy)
 named = attrs.evolve(changed, name="named")
 number = 7
 """
+PRINTING = """
+import attrs
+from bridgecore import DEFAULT
+
+print("what the module prints")
+named = attrs.evolve(DEFAULT, name="printed")
+"""
 IMPOSSIBLE = """
 from bridgecore import *
 remedy = Remedy(Action.REHYDRATE, FailureReply.UPSTREAM_UNAVAILABLE)
@@ -51,6 +59,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with a module of policies and files."""
     (tmp_path / "modulepolicies.py").write_text(MODULE, encoding="utf-8")
     (tmp_path / "raisingpolicies.py").write_text("1 / 0\n", encoding="utf-8")
+    (tmp_path / "exitingpolicies.py").write_text("raise SystemExit(0)\n", encoding="utf-8")
+    (tmp_path / "printingpolicies.py").write_text(PRINTING, encoding="utf-8")
     (tmp_path / "own.toml").write_text(OWN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -68,6 +78,47 @@ def test_an_attribute_of_a_module(folder: Path) -> None:
     policy = load_policy("modulepolicies:named")
     assert policy.name == "named"
     assert policy.remedy(Situation.LOST_SENT, Standing.HELD).action is Action.RESEND
+
+
+def test_what_a_module_prints_is_not_printed_among_the_results(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Others may read those, such as the TOML file here."""
+    sys.modules.pop("printingpolicies", None)
+    assert main(["rules", "--toml", "--policy", "printingpolicies:named"]) == 0
+    out, err = capfd.readouterr()
+    assert tomllib.loads(out)["policy"]["name"] == "printed"
+    assert err == "what the module prints\n"
+
+
+@pytest.mark.parametrize(
+    ("summary", "read"),
+    [
+        ("", "The table of default, with another name."),
+        ("Two\n    lines.", "Two lines."),
+    ],
+)
+def test_the_texts_of_a_policy_of_a_module_can_be_written_to_a_file(
+    summary: str, read: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = f"{MODULE}\nnamed = attrs.evolve(DEFAULT, name='named', summary={summary!r})\n"
+    name = f"textpolicies{len(summary)}"
+    (folder / f"{name}.py").write_text(text, encoding="utf-8")
+    assert load_policy(f"{name}:named").summary == read
+    assert main(["rules", "--toml", "--policy", f"{name}:named"]) == 0
+    (folder / "again.toml").write_text(capfd.readouterr().out, encoding="utf-8")
+    assert load_policy("again.toml").summary == read
+
+
+@pytest.mark.parametrize("name", ["", "two\nlines", "\x1b[31mred"])
+def test_a_policy_of_a_module_has_a_name_of_one_line(name: str, folder: Path) -> None:
+    module = f"namepolicies{len(name)}"
+    text = f"{MODULE}\nnamed = attrs.evolve(DEFAULT, name={name!r})\n"
+    (folder / f"{module}.py").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_policy(f"{module}:named")
+    said = f"{module}:named: policy.name: {name!r} is not a text of one line"
+    assert str(caught.value) == said
 
 
 def test_a_changed_policy_of_a_module_is_not_taken_for_the_named_one(folder: Path) -> None:
@@ -114,6 +165,11 @@ def test_a_configuration_file_can_name_a_policy(folder: Path) -> None:
         (
             "raisingpolicies:named",
             "cannot load 'raisingpolicies:named': ZeroDivisionError('division by zero')",
+        ),
+        (  # the exit code 0 would say that all is well with a policy that was not found
+            "exitingpolicies:named",
+            "cannot load 'exitingpolicies:named': the module ends the process when it is imported: "
+            "SystemExit(0)",
         ),
         (
             "modulepolicies.py:named",

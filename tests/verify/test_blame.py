@@ -7,7 +7,16 @@ import pytest
 
 from bridgecore.recovery.effects import FailureReply
 from bridgecore.recovery.events import Standing
-from bridgecore.recovery.policy import DEFAULT, PR397, V1_12, Action, Policy, Remedy, Situation
+from bridgecore.recovery.policy import (
+    DEFAULT,
+    PR397,
+    V1_12,
+    Action,
+    Policy,
+    Remedy,
+    Situation,
+    can_carry_out,
+)
 from bridgecore.recovery.rules import step
 from bridgecore.verify.blame import ALL, Blame, Blamer, Extent
 from bridgecore.verify.bugs import BUGS, Bug
@@ -71,6 +80,37 @@ def test_one_careless_cell_is_named(
     assert (blame.cell.situation, blame.cell.standing) == (situation, standing)
     usual = DEFAULT.remedy(situation, standing)
     assert str(usual) in [str(trial.remedy) for trial in blame.holding]
+
+
+@pytest.mark.parametrize("standing", [Standing.STORED, Standing.HELD, Standing.INJECTED])
+def test_what_no_bridge_can_do_there_is_not_tried(standing: Standing) -> None:
+    """A policy with such a cell would be refused: only a held context can be rehydrated, and only
+    the full input that a client has sent can be sent."""
+    remedy = Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
+    policy = DEFAULT.with_cell(Situation.LOST_SENT, standing, remedy)
+    bounds = attrs.evolve(FEW, standings=(standing,))
+    report = explore(policy, bounds, without=ALL - {Property.NO_AMBIGUOUS_RESEND})
+    (found,) = report.counterexamples
+    blame = Blamer(policy).blame(bounds, found)
+    assert blame.cell is not None
+    assert blame.cell.standing is standing
+    tried = {trial.remedy.action for trial in (*blame.holding, *blame.failing)}
+    assert Action.REFUSE in tried
+    assert [action for action in tried if not can_carry_out(action, standing)] == []
+
+
+def test_a_takeover_is_tried_where_there_is_something_to_take_over() -> None:
+    """In the session of the path, of which no other replica knows, it is another word for a
+    resend."""
+    remedy = Remedy(Action.FAIL, FailureReply.UPSTREAM_UNAVAILABLE)
+    policy = DEFAULT.with_cell(Situation.NOT_FOUND, Standing.INJECTED, remedy)
+    bounds = attrs.evolve(FEW, standings=(Standing.INJECTED,), remote=False)
+    report = explore(policy, bounds, without=ALL - {Property.RECOVERED_AT_ONCE})
+    (found,) = report.counterexamples
+    blame = Blamer(policy).blame(bounds, found)
+    assert Action.REBIND not in {trial.remedy.action for trial in blame.holding}
+    broken = {trial.remedy.action: trial.breaks for trial in blame.failing}
+    assert broken[Action.REBIND] is Property.OWNER_LOSS_REBINDS
 
 
 def test_a_cell_before_the_last_one_can_be_responsible() -> None:

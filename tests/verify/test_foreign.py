@@ -446,6 +446,32 @@ def test_an_action_without_any_cause_is_rejected() -> None:
     assert "turn 1 was not submitted in an earlier line: if the log does not" in report.wrong.text
 
 
+@pytest.mark.parametrize(
+    ("event", "fields", "prop"),
+    [
+        ("sent", {}, Property.OPEN_IS_OPEN),
+        ("delivered", {}, Property.DELIVERED_TO_ITS_TURN),
+        ("answered", {"status": 200}, Property.ONE_END),
+        ("answered", {"status": 502, "code": "stream_incomplete"}, Property.ONE_END),
+    ],
+)
+@pytest.mark.parametrize("place", [4, 7])
+@pytest.mark.parametrize("later", [False, True])
+def test_what_is_done_for_a_turn_that_is_not_there_names_it(
+    event: str, fields: Json, prop: Property, place: int, later: bool
+) -> None:
+    """Whatever else goes on in the session: while another turn waits to be sent, or is over."""
+    log = Log().turn("1")
+    row = {"at": log.rows[place - 1]["at"], "session": "s", "event": event, "turn": "2", **fields}
+    log.rows.insert(place, row)
+    if later:
+        log.turn("2")  # the line that submits it is too late
+    report = log.check()
+    assert broken(report) == (place + 1, prop)
+    assert report.wrong is not None
+    assert "turn 2 was not submitted in an earlier line: if the log does not" in report.wrong.text
+
+
 def test_the_history_tells_what_was_assumed() -> None:
     log = Log().turn("1").add("turn_submitted", "two").add("sent", "two")
     wrong = log.add("answered", "two", status=400, code="x").check().wrong
@@ -498,8 +524,18 @@ def test_the_history_tells_what_was_assumed() -> None:
         (b'{"trace":"bridge events"}', "the header lacks format"),
         (b'{"trace":"bridge events","format":9}', "it is not the header of bridge events"),
         (b'{"trace":"bridge events","format":1,"logs":["x"]}', "logs has 'x'"),
+        (b'{"trace":"bridge events","format":1,"logs":[{}]}', "logs has {}, which is no event"),
+        (b'{"trace":"bridge events","format":1,"logs":[1]}', "logs has 1, which is no event"),
         (b'{"trace":"bridge events","format":1,"timeouts":{"x":1}}', "timeouts has 'x': 1"),
         (b'{"trace":"bridge events","format":1,"timeouts":{"idle":0}}', "timeouts has 'idle': 0"),
+        (  # less than a nanosecond
+            b'{"trace":"bridge events","format":1,"timeouts":{"idle":1e-12}}',
+            "timeouts has 'idle': 1e-12",
+        ),
+        (  # more than any
+            b'{"trace":"bridge events","format":1,"timeouts":{"idle":1e308}}',
+            "timeouts has 'idle': 1e+308",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_read_is_named(line: bytes, reason: str) -> None:
