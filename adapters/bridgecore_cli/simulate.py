@@ -54,6 +54,9 @@ def run(args: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
     if args.faults[1] == SEVERAL and args.conversations:
         raise CommandError("--faults M/K is for the long conversation only", USAGE)
+    for flag, given in (("--warm", args.warm), ("--replicas", args.replicas > 1)):
+        if given and not args.conversations:
+            raise CommandError(f"{flag} is of use only with --conversations", USAGE)
     policies: list[Policy] = args.policy or [DEFAULT, V1_12]
     width = width_of_output()
     growths = [_grow(_experiment(args, policy)) for policy in policies]

@@ -207,7 +207,8 @@ class Blamer:
     ) -> Report:
         """Explore until the first violation. One table is not explored twice."""
         cells = tuple(policy.cells[key] for key in DEFAULT.cells)
-        place = (cells, policy.budgets, bounds.standings, bounds.remote, bounds.name, without)
+        limits = bounds.standings, bounds.remote, bounds.max_states, bounds.name
+        place = (cells, policy.budgets, *limits, without)
         if place not in self._tried:
             report = explore(policy, bounds, stepper=self.stepper, without=without)
             self.effort -= report.states
@@ -259,9 +260,9 @@ class Blamer:
             trial = Trial(remedy, broken, 0)
             if broken is None:
                 report = self._explore(other, narrow, without)
-                if remedy.action is Action.REBIND and not (report.broken or narrow.remote):
-                    # A session of which no other replica knows does not show what it does.
-                    report = self._explore(other, attrs.evolve(narrow, remote=True), without)
+                wide = _wide(remedy, cell.standing, narrow)
+                if wide is not None and not report.broken:
+                    report = self._explore(other, wide, without)
                 trial = Trial(remedy, next(iter(report.broken), None), report.states)
             if trial.breaks is None:
                 holding[remedy.action] = trial
@@ -342,6 +343,21 @@ def _narrow(bounds: Bounds, found: Counterexample) -> Bounds:
         late=bounds.late and any(label.startswith("late ") for label in found.path),
         max_states=min(bounds.max_states, _EFFORT_OF_ONE_TRIAL),
     )
+
+
+def _wide(remedy: Remedy, standing: Standing, narrow: Bounds) -> Bounds | None:
+    """``narrow`` with what a path may lack that shows what ``remedy`` does; None: nothing."""
+    if remedy.action is Action.REBIND and not narrow.remote:
+        return attrs.evolve(narrow, remote=True)  # a replica to take the session over from
+    if remedy.action is Action.REFUSE_THEN_REHYDRATE and standing in _WITHOUT_CONTEXT:
+        # The transcript may be gone when the client tries again.
+        standings = dict.fromkeys((*narrow.standings, _WITHOUT_CONTEXT[standing]))
+        most = 2 * narrow.max_states  # as it takes to get there
+        return attrs.evolve(narrow, standings=tuple(standings), max_states=most)
+    return None
+
+
+_WITHOUT_CONTEXT = {Standing.HELD: Standing.BOUND, Standing.HELD_STORED: Standing.STORED}
 
 
 def _has(cells: Sequence[Cell], cell: Cell) -> bool:

@@ -114,6 +114,15 @@ def test_the_command_refuses_bad_flags(arguments: list[str]) -> None:
     assert caught.value.code == 2
 
 
+@pytest.mark.parametrize("flags", [["--warm"], ["--replicas", "3"]])
+def test_a_flag_of_the_faulty_network_needs_conversations_on_it(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CommandError, match=f"{flags[0]} is of use only with --conversations"):
+        invoke("--turns", "2", *flags)
+    assert capsys.readouterr().out == ""
+
+
 CROWD = ("simulate", "--turns", "3", "--conversations", "4")
 
 

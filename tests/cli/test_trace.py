@@ -230,6 +230,23 @@ def test_the_result_of_a_decision_log_for_machines(
     assert found["wrong"]["blamed"] == ["ended"]
 
 
+def test_the_files_are_valid_whatever_a_turn_is_called(tmp_path: Path, capsys: Capture) -> None:
+    """JSON has characters that XML cannot have, and half surrogate pairs, which no file can."""
+    log, svg, junit = tmp_path / "log", tmp_path / "svg", tmp_path / "junit"
+    rows = [
+        {"at": 0, "session": "\udfff<&>", "event": "turn_submitted", "turn": "\0\ud800\x1b]]>\n"},
+        {"at": 700_000, "event": "log_ended"},
+    ]
+    log.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    flags = ["--svg", str(svg), "--junit", str(junit), "--mermaid", str(tmp_path / "mermaid")]
+    assert main(["verify", "--trace", str(log), *flags]) == 1
+    assert capsys.readouterr().err == ""
+    assert "turn \\x00\\ud800\\x1b]]>" in "".join(ElementTree.parse(svg).getroot().itertext())
+    (found,) = ElementTree.parse(junit).getroot().iter("failure")
+    assert "turn \\x00\\ud800\\x1b]]>" in found.attrib["message"]
+    assert "\\x00\\ud800" in (tmp_path / "mermaid").read_text(encoding="utf-8")
+
+
 def test_a_property_that_is_allowed_is_no_case(tmp_path: Path) -> None:
     trace, junit = str(TRACES / "sends_again.jsonl"), tmp_path / "junit"
     flags = ["--allow", "no_ambiguous_resend", "--junit", str(junit)]

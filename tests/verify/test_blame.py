@@ -113,6 +113,18 @@ def test_a_takeover_is_tried_where_there_is_something_to_take_over() -> None:
     assert broken[Action.REBIND] is Property.OWNER_LOSS_REBINDS
 
 
+@pytest.mark.parametrize("situation", [Situation.LOST_SENDING, Situation.LOST_SENT])
+def test_a_promise_for_the_next_try_is_tried_without_the_context(situation: Situation) -> None:
+    """The transcript can be gone when the client tries again."""
+    remedy = Remedy(Action.RESEND, FailureReply.STREAM_INCOMPLETE)
+    policy = DEFAULT.with_cell(situation, Standing.HELD, remedy)
+    blame = blamed(policy, Property.NO_AMBIGUOUS_RESEND)
+    assert blame.complete
+    assert [trial.remedy.action for trial in blame.holding] == [Action.REFUSE, Action.FAIL]
+    broken = {trial.remedy.action: trial.breaks for trial in blame.failing}
+    assert broken[Action.REFUSE_THEN_REHYDRATE] is Property.NOT_FOUND_IS_EARNED
+
+
 def test_a_cell_before_the_last_one_can_be_responsible() -> None:
     """The turn was resent after an ambiguous loss; then no connection could be opened."""
     found = first(V1_12, Property.REBIND_CODE_IS_PROVEN)
