@@ -55,6 +55,16 @@ class ApiError:
         return error_body(self.message, self.type, self.code, self.param, self.more)
 
     @property
+    def wait_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers of an HTTP answer that say when to try again; none if that would not help."""
+        if self.retry_after is None:
+            return []
+        return [
+            (b"retry-after", b"%d" % self.retry_after),
+            (b"retry-after-ms", b"%d" % (self.retry_after * 1000)),  # OpenAI's SDKs read it first
+        ]
+
+    @property
     def log_code(self) -> str:
         """The code as log records show it, the same as in the answer if it looks like a name.
 

@@ -70,8 +70,9 @@ class BridgeApp:
             ``client_idle``) are the server's matter here.
         scope_of: the tenant of a request, from its ASGI scope, for applications that authenticate
             clients themselves; see ``bridgecore.messages.RequestReceived``. Bytes are taken as
-            ISO 8859-1. None: it follows from the credential headers. An exception that it raises
-            is the server's to answer, with a 500; so is the TypeError if it returns another type.
+            ISO 8859-1. Without a function the tenant follows from the credential headers. An
+            exception that it raises is the server's to answer, with a 500; so is the TypeError if
+            it returns anything else, None included.
         upstream_ssl: for connections that the bridge opens with TLS, to the upstream and to other
             replicas. None: certificates are verified against the system's trust store.
         peer_host: where other replicas are listened to, if ``Config.advertise`` is set.

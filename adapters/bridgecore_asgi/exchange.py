@@ -240,19 +240,17 @@ class Exchange:
         await send({"type": cls.BODY, "body": data, "more_body": not ended})
 
     @classmethod
-    async def refuse(cls, error: ApiError, method: str, headers: Headers, send: Send) -> None:
-        """Answer a request with ``headers`` that the core does not get, because it does not run.
-        The answer has all that the core's own refusals have."""
+    async def refuse(cls, error: ApiError, method: str, asked: Headers, send: Send) -> None:
+        """Answer a request, with the headers ``asked``, that the core does not get, because it does
+        not run. The answer has the headers of the core's own refusals."""
         body = error.body
-        number = request_id_of(headers) or make_request_id(os.urandom(16), 0)
+        name = request_id_of(asked) or make_request_id(os.urandom(16), 0)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", number.encode("ascii")),
+            (b"x-request-id", name.encode("ascii")),
+            *error.wait_headers,
         ]
-        if error.retry_after is not None:
-            headers.append((b"retry-after", b"%d" % error.retry_after))
-            headers.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
         await cls._send_head(send, error.status, headers)
         await cls._send_data(send, b"" if method == "HEAD" else body, ended=True)
 

@@ -143,7 +143,7 @@ def _of_module(text: str) -> Policy:
         require_texts(found.name, summary)
     except ConfigError as exc:
         raise ConfigError(f"{text}: {exc}") from None
-    if summary != found.summary:
+    if summary != found.summary:  # a policy that is one of ``POLICIES`` has to stay that object
         found = attrs.evolve(found, summary=summary)
     if found.name in POLICIES and not is_named(found):
         # Made from a named one with ``with_cell``, which keeps the name: it would be taken for it.

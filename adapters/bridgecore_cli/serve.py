@@ -296,22 +296,24 @@ def listen_error(host: str, port: int, why: OSError | UnicodeError) -> CommandEr
     # look-up has a number of the resolver, which means something else to the system.
     if isinstance(why, OSError) and why.errno and not isinstance(why, socket.gaierror):
         reason = os.strerror(why.errno)
-    where, of = _authority(host, port), "port"
+    where, another = _authority(host, port), "choose another port (0: any that is free)"
     if isinstance(why, PeerPortError):
-        where, of = f"{_authority(host, why.port)}, the port of advertise", "advertise"
-    advice = _advice(why, of)
+        where = f"{_authority(host, why.port)}, the port of advertise"
+        another = "give advertise another port"
+    advice = _advice(why, another)
     return CommandError(f"cannot listen on {where}: {reason}{advice and f'; {advice}'}", FAILURE)
 
 
-def _advice(why: OSError | UnicodeError, setting: str) -> str:
-    """What to do about an address that cannot be listened on, whose port ``setting`` gives."""
+def _advice(why: OSError | UnicodeError, another: str) -> str:
+    """What to do about an address that cannot be listened on. ``another``: how to name another
+    port."""
     if isinstance(why, UnicodeError | socket.gaierror):
         return "host has to be an address of this machine, or a name for one"
-    free = ", or 0 for a free one" if setting == "port" else ""
     return {
-        errno.EADDRINUSE: f"end the program that listens there, or set {setting} to another{free}",
-        errno.EADDRNOTAVAIL: "host has to be an address of this machine; 0.0.0.0 is all it has",
-        errno.EACCES: f"a port below 1024 needs a privilege; set {setting} to a higher one",
+        errno.EADDRINUSE: f"end the program that listens there, or {another}",
+        errno.EADDRNOTAVAIL: "host has to be an address of this machine, or 0.0.0.0 for all of its "
+        "addresses",
+        errno.EACCES: f"a port below 1024 needs a privilege; {another}",
     }.get(why.errno or 0, "")
 
 

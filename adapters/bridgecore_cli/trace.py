@@ -70,17 +70,21 @@ def _written(args: argparse.Namespace, report: TraceReport, verdict: str, shown:
     """Write the files that were asked for; whether all could be written. An accepted log has
     nothing to draw. Characters of the log that no file or no XML can have are escaped."""
     wrong, written = report.wrong, True
+
+    def write(path: Path, text: str) -> bool:
+        return write_file(path, printable(text, lines=True))
+
     if args.svg is not None and wrong is not None:
         text = diagram.svg_of(wrong.title, wrong.seen, wrong.text)
-        written = write_file(args.svg, printable(text, lines=True)) and written
+        written = write(args.svg, text) and written
     if args.mermaid is not None and wrong is not None:
         text = diagram.mermaid_of(wrong.title, wrong.seen, wrong.text)
-        written = write_file(args.mermaid, printable(text, lines=True)) and written
+        written = write(args.mermaid, text) and written
     if args.junit is not None:
         of_log = [*Property] if report.policies else [p for p in OF_LOGS if p not in HIDDEN]
         judged = [prop for prop in of_log if prop not in args.allow]
         text = junit_of_trace(str(args.trace), judged, report, verdict, shown)
-        written = write_file(args.junit, printable(text, lines=True)) and written
+        written = write(args.junit, text) and written
     return written
 
 

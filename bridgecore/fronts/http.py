@@ -457,11 +457,7 @@ class HttpConnection:
         *,
         close: bool = False,
     ) -> None:
-        fields = [*(headers or []), *self._extra_headers(error)]
-        if error.retry_after is not None:
-            fields.append((b"retry-after", b"%d" % error.retry_after))
-            # OpenAI's SDKs read this one before retry-after.
-            fields.append((b"retry-after-ms", b"%d" % (error.retry_after * 1000)))
+        fields = [*(headers or []), *self._extra_headers(error), *error.wait_headers]
         self._send_json(error.status, fields, error.body, close=close)
 
     def _extra_headers(self, error: ApiError | None) -> Headers:

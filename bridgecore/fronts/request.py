@@ -16,7 +16,7 @@ from bridgecore.fronts.websocket import MessageConnection, max_message
 from bridgecore.wire.headers import VALUE, Headers, lower_names
 from bridgecore.wire.http import BadRequest, HttpLimits
 from bridgecore.wire.http_messages import Head, HttpMessages
-from bridgecore.wire.request_heads import RefusedError, RequestHead, check_framing
+from bridgecore.wire.request_heads import RefusedError, RequestHead, check_framing, malformed
 from bridgecore.wire.websocket import NO_BINARY, TOO_LARGE, UNSUPPORTED_DATA
 
 
@@ -130,15 +130,15 @@ class MessagesOnRequest(MessageConnection):
 
 def _read(event: tp.RequestBegun) -> RequestHead | BadRequest:
     path, _, query = event.target.partition(b"?")
-    # As a parser of HTTP reads them (RFC 9110, section 5.5). That of the server around the bridge
-    # may be less strict, and there may be none, as in a client's own process; sent upstream, such a
-    # value would be an error of this program.
+    # White space around a value is no part of it (RFC 9110, section 5.5). The server around the
+    # bridge may have left it there, and in a client's own process nothing has parsed the value.
     headers = [(name, value.strip(b" \t")) for name, value in lower_names(event.headers)]
-    for name, value in headers:
-        if VALUE.fullmatch(value) is None:
-            message = "The header %s has a control character in its value; remove or encode it."
-            return BadRequest(400, "malformed_request", message % ascii(name.decode("latin-1")))
     try:
+        for name, value in headers:
+            if VALUE.fullmatch(value) is None:
+                # Refused here, because to send it upstream would be an error of this program.
+                text = f"the header {name.decode('latin-1')!a} has a control character in its"
+                raise malformed(f"{text} value; remove or encode it")
         length = check_framing(headers)
     except RefusedError as refused:
         return BadRequest(refused.status, refused.code, str(refused))

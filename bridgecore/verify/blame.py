@@ -346,13 +346,14 @@ def _narrow(bounds: Bounds, found: Counterexample) -> Bounds:
 
 
 def _wide(remedy: Remedy, standing: Standing, narrow: Bounds) -> Bounds | None:
-    """``narrow`` with what a path may lack that shows what ``remedy`` does; None: nothing."""
+    """``narrow`` with more of what ``remedy`` needs to show its effect, which the path that is
+    explained may do without; None: there is no more."""
     if remedy.action is Action.REBIND and not narrow.remote:
-        return attrs.evolve(narrow, remote=True)  # a replica to take the session over from
+        return attrs.evolve(narrow, remote=True)  # another replica owns the session
     if remedy.action is Action.REFUSE_THEN_REHYDRATE and standing in _WITHOUT_CONTEXT:
         # The transcript may be gone when the client tries again.
         standings = dict.fromkeys((*narrow.standings, _WITHOUT_CONTEXT[standing]))
-        most = 2 * narrow.max_states  # as it takes to get there
+        most = 2 * narrow.max_states  # twice as many turns can be submitted
         return attrs.evolve(narrow, standings=tuple(standings), max_states=most)
     return None
 

@@ -42,10 +42,6 @@ class Bounds:
     causes: bool = True  # several causes of lost connects and refusals, else one of each
     http: bool = False  # also connections that speak HTTP, and upgrades that say there is no other
     late: bool = True  # also late copies of events of ended responses
-    # Connections of a session that are told apart: 2, the first and any later one, for which a
-    # session could behave differently; 1 takes a third fewer states. Then an event of an earlier
-    # connection can come on the first one, too, where it has to be ignored as well.
-    connections: int = 2
     depth: int | None = None  # most moves from the start; None: no limit
     max_states: int = 5_000_000
 
@@ -94,8 +90,8 @@ BOUNDS: Mapping[str, Sequence[Bounds]] = {
     "small": _SMALL,
     "ci": (
         *_SMALL,
-        Bounds("longer times", 0, _SOME, _LONG, 1, late=False, connections=1),
-        Bounds("a queue", 1, _SOME, _SHORT, 1, connections=1),
+        Bounds("longer times", 0, _SOME, _LONG, 1, late=False),
+        Bounds("a queue", 1, _SOME, _SHORT, 1),
     ),
     "nightly": (
         Bounds("nightly, longer times", 1, _ALL, _FINE, 2, queued=_SOME, late=False),
@@ -214,7 +210,7 @@ def moves(state: SessionState, bounds: Bounds) -> Iterator[Move]:
         yield Move("late open", ev.ConnectionOpened(generation))
     if generation > 0 and phase in (Phase.CLOSED, Phase.RECONNECTING):
         yield from _upstream(state, bounds)
-    if generation >= bounds.connections:
+    if generation > 1:
         yield Move("stale loss", ev.ConnectionLost(generation - 1, _CLOSED))
         yield Move("stale created", ev.ResponseCreated(generation - 1))
 

@@ -12,9 +12,8 @@ time, and at a time at which a deadline is due any other event may still come fi
 The state space is made finite by symmetry reduction, so that the search ends without a bound on its
 depth: deadlines are relative to now, turns are numbered by their position, responses are reduced to
 "the one cached on the connection" and "an older one", and connection generations to whether an
-older connection can still send events, or not even to that (``Bounds.connections``). A move that a
-session ignores without a change of its state is tried once for all worlds with the same
-``_signature``. All other bounds are in ``Bounds``.
+older connection can still send events. A move that a session ignores without a change of its state
+is tried once for all worlds with the same ``_signature``. All other bounds are in ``Bounds``.
 
 Liveness is checked on the explored graph: in each world one move is what a healthy upstream would
 do next, and along these moves every turn has to end and every client that retries as its errors say
@@ -124,16 +123,13 @@ class _Naming(NamedTuple):
 _SAME = _Naming(0, None, (), 0)  # the identity: the model is not changed
 
 
-def canonical(
-    state: SessionState, model: Model, passed: int, connections: int = 2
-) -> tuple[SessionState, Model]:
-    """The canonical form of a world, ``passed`` ticks later: equal for symmetric worlds.
-    ``connections``: see ``Bounds``."""
-    folded, naming = _folded(state, passed, connections)
+def canonical(state: SessionState, model: Model, passed: int) -> tuple[SessionState, Model]:
+    """The canonical form of a world, ``passed`` ticks later: equal for symmetric worlds."""
+    folded, naming = _folded(state, passed)
     return folded, _renamed(model, naming)
 
 
-def _folded(state: SessionState, passed: int, connections: int) -> tuple[SessionState, _Naming]:
+def _folded(state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
     """The canonical form of ``state``, ``passed`` ticks later, and the renaming that
     leads to it."""
     tip = state.cached_response
@@ -162,7 +158,7 @@ def _folded(state: SessionState, passed: int, connections: int) -> tuple[Session
         # Old responses are merged and keep the highest refusal count among them, so that the bound
         # on refusals is reached as soon as it is for any of them.
         refusals[name(anchor)] = max(count, refusals.get(name(anchor), 0))
-    generation = min(state.generation, connections)
+    generation = min(state.generation, 2)
     folded = SessionState(
         state.lifecycle,
         generation,
@@ -179,11 +175,11 @@ def _folded(state: SessionState, passed: int, connections: int) -> tuple[Session
     return folded, _Naming(generation, tip, tuple(numbers), passed)
 
 
-def _is_canonical(state: SessionState, connections: int) -> bool:
+def _is_canonical(state: SessionState) -> bool:
     """Whether ``state`` certainly is in canonical form; a cheap check that may return False for one
     that is. It saves the rebuilding of most states."""
     running, waiting = state.running, state.waiting
-    if state.generation > connections or len(state.refusals) > 1 or len(waiting) > 1:
+    if state.generation > 2 or len(state.refusals) > 1 or len(waiting) > 1:
         return False
     tip = state.cached_response
     if state.ended not in ((), ("old",) if tip is None else (tip,)):
@@ -409,7 +405,7 @@ class _Search:
         """The keys of the canonical forms of all worlds."""
         worlds = [(self.states[one >> _BITS], self.models[one & _MASK]) for one in self.worlds]
         if not self.reduced:
-            worlds = [canonical(*world, 0, self.bounds.connections) for world in worlds]
+            worlds = [canonical(*world, 0) for world in worlds]
         return {(key_of(state), model.key) for state, model in worlds}
 
     def _begin(self, state: SessionState, model: Model) -> None:
@@ -512,7 +508,7 @@ class _Search:
             return _Edge(move, outcome, None, rule, ended=ended)
         tip = after.cached_response
         # Without a cached response every anchor is an old one, in the state and in the model.
-        plain = self.shortcuts and _is_canonical(after, self.bounds.connections)
+        plain = self.shortcuts and _is_canonical(after)
         if plain and tip == state.cached_response and tip in (None, "tip"):
             reached, naming = self._state(after), _SAME
         else:
@@ -533,7 +529,7 @@ class _Search:
 
     def _folded(self, state: SessionState, passed: int) -> tuple[SessionState, _Naming]:
         if self.reduced:
-            return _folded(state, passed, self.bounds.connections)
+            return _folded(state, passed)
         return later(state, passed), _Naming(state.generation, None, (), passed, plain=True)
 
     def _outcome(

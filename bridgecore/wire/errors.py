@@ -104,13 +104,13 @@ _LONGEST_CODE = 128
 _MOST_MORE = 16_384
 # Validation errors that the message lists; all of them are in the other members.
 _MOST_MISTAKES = 8
-# A wait is never shortened, except one of more than a year: a number can have any length, and a
-# longer one is not meant.
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _HTTP_DATE = re.compile(
     rf"[A-Z][a-z]{{2}}, (0[1-9]|[12][0-9]|3[01]) ({'|'.join(_MONTHS)}) ([1-9][0-9]{{3}})"
     r" ([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60) GMT"
 )
+# A wait is never shortened, except one of more than a year: a number can have any length, and a
+# longer one is not meant.
 _LONGEST_WAIT = 366 * 86_400  # seconds
 
 # ---------------------------------------------------------------- interface

@@ -48,6 +48,7 @@ from bridgecore.wire.request_heads import (
 )
 
 __all__ = [
+    "BODILESS",
     "BadRequest",
     "BodyPart",
     "BodyRefused",
@@ -62,6 +63,9 @@ __all__ = [
 # that a request can cause apart from its bytes.
 _MAX_EMPTY_LINES = 8  # before a request line; RFC 9112, section 2.2, requires one to be accepted
 _MAX_FRAMING_LINE = 1024  # bytes of one chunk-size or trailer line, without its CRLF
+
+BODILESS = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
+"""The statuses of final answers that have no body (RFC 9112, section 6.3)."""
 
 # RFC 9112, section 7.1.1. 16 digits are enough for 64 bits.
 _QUOTED = rb'"(?:[\t\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*"'
@@ -532,7 +536,7 @@ class HttpServer:
         """
         bodiless = self._bodiless
         framing = b"content-length: %d\r\n" % len(body)
-        if status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        if status in BODILESS:
             if body:
                 raise LocalProtocolError(f"an answer with status {status} cannot have a body")
             framing = b""
@@ -603,7 +607,7 @@ class HttpServer:
         """
         if not self._in_request:
             raise LocalProtocolError("there is no request to answer")
-        bare = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        bare = status in BODILESS
         framing = b""
         if length is not None and not bare:
             framing = b"content-length: %d\r\n" % length

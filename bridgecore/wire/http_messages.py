@@ -8,7 +8,6 @@ that server speaks, HTTP/1.1 or HTTP/2, is its own matter.
 from __future__ import annotations
 
 from collections import deque
-from http import HTTPStatus
 from typing import Final
 
 from bridgecore.wire.codings import (
@@ -18,6 +17,7 @@ from bridgecore.wire.codings import (
     UnsupportedCodingError,
 )
 from bridgecore.wire.http import (
+    BODILESS,
     BadRequest,
     BodyPart,
     BodyRefused,
@@ -157,7 +157,7 @@ class HttpMessages:
         """The head of an answer with any status, and a body of ``length`` bytes, if that is
         known. With 204 and 304 there is no body, and a server would wait for one that is
         announced."""
-        bare = status in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED)
+        bare = status in BODILESS
         known = [] if length is None or bare else [(b"content-length", b"%d" % length)]
         self._head = status, [*headers, *known]
         self._begun = True

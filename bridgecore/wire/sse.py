@@ -54,7 +54,9 @@ class SseReader:
         self._pieces: list[bytes] = []
         self._size = 0  # bytes in them
         self._after_cr = False  # the stream so far ends with CR: an LF after it ends no other line
-        self._start: bytes | None = b""  # of the stream, while it may be a mark; None: it is known
+        self._start: bytes | None = (
+            b""  # the first bytes, while they may be a byte order mark; else None
+        )
 
     def receive(self, data: bytes) -> list[bytes]:
         """The data of the events that ``data`` completes, in order. Comments have none.

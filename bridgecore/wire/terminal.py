@@ -262,7 +262,8 @@ def _counts(read: Any, written: Any) -> tuple[int, int]:
     return _tokens(read), _tokens(written)
 
 
-# More is no count, and could not be stored. The highest number that every program reads alike.
+# The highest integer that all readers of JSON take exactly (RFC 8259, section 6). No response has
+# more tokens, and a store could not keep a number of 2**64.
 _MOST_TOKENS: Final = 2**53 - 1
 
 

@@ -240,6 +240,27 @@ def test_a_websocket_over_http_2_is_refused_like_others(backend: Backend) -> Non
     backend.run(body)
 
 
+def test_a_message_of_a_websocket_that_is_a_bytearray_ends_that_websocket_only(
+    backend: Backend,
+) -> None:
+    """It is binary, which is refused; the core would take its type for misuse, which ends it."""
+
+    async def body() -> None:
+        app = BridgeApp(Config(upstream=NOWHERE, websocket=True))
+        scope: Scope = {"type": "websocket", "path": "/v1/responses", "headers": []}
+        async with app.lifespan():
+            server = Server(
+                {"type": "websocket.connect"},
+                {"type": "websocket.receive", "bytes": bytearray(b"x")},
+            )
+            await app(scope, server.receive, server.send)
+            assert server.sent[0]["type"] == "websocket.accept"
+            assert (server.sent[-1]["type"], server.sent[-1]["code"]) == ("websocket.close", 1003)
+            assert await get(app, "/livez") == (200, {"status": "ok"})
+
+    backend.run(body)
+
+
 def test_a_life_waits_for_running_turns(backend: Backend) -> None:
     async def body() -> None:
         emulator = Emulator(delta_interval=NS_PER_SECOND // 20)

@@ -196,7 +196,10 @@ def test_a_port_in_use() -> None:
         done = refused("--port", str(port))
     assert (done.returncode, done.stdout) == (1, "")
     assert f"cannot listen on 127.0.0.1:{port}: " in done.stderr
-    assert "; end the program that listens there, or set port to another" in done.stderr
+    assert (
+        "; end the program that listens there, or choose another port (0: any that is free)"
+        in done.stderr
+    )
 
 
 def refused(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -21,6 +22,7 @@ from bridgecore.recovery.policy import DEFAULT
 from bridgecore.wire.decisions import write_header
 from bridgecore_cli.arguments import parser
 from bridgecore_cli.main import main
+from bridgecore_cli.serve import listen_error
 from tests.cli.process import COMMAND, TIME_LIMIT, environment, pipe, run, running_port, serving
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def test_a_port_in_use_is_a_failure_that_names_it(backend: Backend) -> None:
     assert result.stdout == ""
     assert result.stderr.splitlines()[-1:] == [
         f"bridgecore: error: cannot listen on 127.0.0.1:{port}: Address already in use; end the "
-        "program that listens there, or set port to another, or 0 for a free one"
+        "program that listens there, or choose another port (0: any that is free)"
     ]
     assert "Traceback" not in result.stderr
 
@@ -117,7 +119,7 @@ def test_the_port_for_replicas_in_use_is_named(backend: Backend, tmp_path: Path)
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.splitlines()[-1:] == [
         f"bridgecore: error: cannot listen on 127.0.0.1:{port}, the port of advertise: "
-        "Address already in use; end the program that listens there, or set advertise to another"
+        "Address already in use; end the program that listens there, or give advertise another port"
     ]
     assert "Traceback" not in result.stderr
 
@@ -133,7 +135,17 @@ def test_a_host_without_address_is_a_failure(backend: Backend) -> None:
 def test_an_address_of_another_machine_is_a_failure(backend: Backend) -> None:
     result = run("serve", "--backend", backend.name, "--host", "192.0.2.1", "--port", "0")
     assert result.returncode == 1
-    assert "; host has to be an address of this machine; 0.0.0.0 is all it has\n" in result.stderr
+    assert result.stderr.endswith(
+        "; host has to be an address of this machine, or 0.0.0.0 for all of its addresses\n"
+    )
+
+
+def test_a_port_that_needs_a_privilege_is_a_failure() -> None:
+    """Of the error alone: the tests may have that privilege."""
+    error = listen_error("127.0.0.1", 80, PermissionError(errno.EACCES, "Permission denied"))
+    assert str(error).endswith(
+        "; a port below 1024 needs a privilege; choose another port (0: any that is free)"
+    )
 
 
 def test_trio_that_is_not_installed_is_named(tmp_path: Path) -> None:

@@ -57,5 +57,5 @@ def test_a_port_in_use_is_reported_once_and_as_without_workers(tmp_path: Path) -
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
         f"bridgecore: error: cannot listen on 127.0.0.1:{port}: Address already in use; end the "
-        "program that listens there, or set port to another, or 0 for a free one\n"
+        "program that listens there, or choose another port (0: any that is free)\n"
     )

@@ -458,7 +458,7 @@ def test_a_closed_store_owns_nothing(sqlite_place: Place) -> None:
 
 
 def test_a_file_that_was_removed_takes_no_commits(sqlite_place: Place) -> None:
-    """The kernel keeps what is open, but nobody would find it again."""
+    """A process that has it open can still write, but what it writes is lost when it ends."""
     ask = sqlite_place.open()
     ask.join(A)
     ask.begin(A, "c", response("1"))
